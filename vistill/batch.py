@@ -1,0 +1,178 @@
+"""The nouns with tensors: the flat response axis, scored passes, loss terms, and the one reducer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vistill.functional.heads import Head
+from vistill.types import Pass, View, Writer
+
+
+@dataclass(frozen=True)
+class Responses:
+    """All response tokens of a step on one flat axis; no response is padded to its longest sibling."""
+
+    ids: Int[Tensor, " R"]
+    """Token ids, the first end-of-turn token included."""
+    rollout: Int[Tensor, " R"]
+    """Index of the rollout each token belongs to."""
+    group: Int[Tensor, " N"]
+    """Index of the prompt group each rollout belongs to."""
+    lengths: Int[Tensor, " N"]
+    """Tokens of each rollout."""
+    has_image: Bool[Tensor, " G"]
+    """Whether the prompt of each group has a picture."""
+    tie_noise: Float[Tensor, " R"]
+    """Keyed uniform noise, for rules that break ties at random."""
+
+    @property
+    def num_groups(self) -> int:
+        """Number of prompts."""
+        return len(self.has_image)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Number of rollouts."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of response tokens."""
+        return len(self.ids)
+
+    def counts(self) -> "Counts":
+        """The step's global counts, which divide every term."""
+        return Counts(prompt=self.num_groups, rollout=self.num_rollouts, token=self.num_tokens)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many prompts, rollouts and tokens the whole step has, however it is split."""
+
+    prompt: int
+    rollout: int
+    token: int
+
+    def of(self, per: str) -> int:
+        """The count a term is averaged over."""
+        return {"prompt": self.prompt, "rollout": self.rollout, "token": self.token}[per]
+
+
+@dataclass(frozen=True)
+class ScoredPass:
+    """What one reader made of the responses under one view."""
+
+    log_prob: Float[Tensor, " R"] | None = None
+    """Log-probability of each sampled token at temperature 1."""
+    hidden: Float[Tensor, "R H"] | None = None
+    """Hidden states of the response rows; with `head` they are the whole distribution."""
+    head: Head | None = None
+
+    def states(self) -> Float[Tensor, "R H"]:
+        """The hidden states, which the pass promised to keep."""
+        assert self.hidden is not None, "this pass kept only log-probabilities"
+        return self.hidden
+
+    def projection(self) -> Head:
+        """The head that turns the hidden states into logits."""
+        assert self.head is not None, "this pass kept only log-probabilities"
+        return self.head
+
+    def sampled(self) -> Float[Tensor, " R"]:
+        """The log-probabilities of the sampled tokens."""
+        assert self.log_prob is not None, "this pass kept only hidden states"
+        return self.log_prob
+
+    def take(self, rows: Tensor) -> "ScoredPass":
+        """The same pass for some rows of the response axis."""
+        pick = lambda x: None if x is None else x[rows]  # noqa: E731
+        return ScoredPass(pick(self.log_prob), pick(self.hidden), self.head)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Responses and every reading of them. Signals and terms are functions of this."""
+
+    responses: Responses
+    passes: Mapping[str, ScoredPass]
+
+    def __getitem__(self, name: str) -> ScoredPass:
+        return self.passes[name]
+
+    def take_groups(self, groups: Sequence[int]) -> tuple["ScoredBatch", Tensor]:
+        """The batch limited to whole prompt groups, and the rows of the flat axis that it keeps."""
+        old = self.responses
+        device = old.ids.device
+        wanted = torch.zeros(old.num_groups, dtype=torch.bool, device=device)
+        wanted[list(groups)] = True
+        keep_rollout = wanted[old.group]
+        rows = torch.nonzero(keep_rollout[old.rollout])[:, 0]
+        new_rollout = torch.cumsum(keep_rollout, 0) - 1
+        new_group = torch.cumsum(wanted, 0) - 1
+        part = replace(
+            old,
+            ids=old.ids[rows],
+            rollout=new_rollout[old.rollout[rows]],
+            group=new_group[old.group[keep_rollout]],
+            lengths=old.lengths[keep_rollout],
+            has_image=old.has_image[wanted],
+            tie_noise=old.tie_noise[rows],
+        )
+        return ScoredBatch(part, {name: scored.take(rows) for name, scored in self.passes.items()}), rows
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One named part of the objective, per token and unreduced: `sum(weight * value) / count(per)`."""
+
+    name: str
+    values: Float[Tensor, " R"]
+    weights: Float[Tensor, " R"]
+    per: str = "prompt"
+    """What the weighted sum is divided by: the step's number of prompts, rollouts or tokens."""
+
+
+def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+    """The one place where tokens become a scalar.
+
+    Weights select as well as scale: a value under weight 0 never enters, so a NaN outside cannot either.
+
+    Returns:
+        The sum of all terms, and each term by name (detached).
+    """
+    parts: dict[str, Tensor] = {}
+    for term in terms:
+        inside = term.weights != 0
+        kept = torch.where(inside, term.values, torch.zeros_like(term.values))
+        parts[term.name] = (term.weights.detach() * kept).sum() / counts.of(term.per)
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: value.detach() for name, value in parts.items()}
+
+
+Signals = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A method: what must be seen, what is measured, what is minimised. Everything else is shared."""
+
+    writer: ClassVar[Writer]
+    """Who writes the responses."""
+    writer_view: ClassVar[View]
+    """What the writer sees of the prompt."""
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Readings the method needs."""
+        ...
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Measured once a step on the whole batch, without gradient."""
+        ...
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Minimised, per token, on each micro-batch of whole prompts."""
+        ...

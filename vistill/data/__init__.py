@@ -1,0 +1,1 @@
+"""Prompts in: JSONL with an image folder, data sets from the hub, procedural diagrams, answer checkers."""

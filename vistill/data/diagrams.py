@@ -1,0 +1,181 @@
+"""Procedural diagrams: unlimited questions whose numbers can only be read off the picture.
+
+A diagram is a coloured shape with a few fine glyphs. Colour and shape survive pixelation; the glyphs do not, and
+their ink is equalised so that no grey level betrays them. Properties D1-D9 of the method specification, section 5.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vistill.data.drawing import Place, draw_diagram, draw_thought, label_centres
+from vistill.data.keys import keyed_generator, keyed_seed
+from vistill.data.wording import Wording, question_text, solution_text
+from vistill.types import DrawnImage, Prompt
+
+Kind = Literal["triangle", "segment", "bars", "rectangle"]
+Version = Literal["text_dominant", "text_lite", "vision_dominant", "vision_only"]
+Split = Literal["train", "val", "test"]
+
+KINDS: tuple[Kind, ...] = ("triangle", "segment", "bars", "rectangle")
+COLOURS = ("red", "green", "blue", "orange", "purple", "teal")
+NUM_VALUES: dict[Kind, int] = {"triangle": 3, "segment": 3, "bars": 3, "rectangle": 2}
+
+#: Percent of the number combinations of each kind that belong to the test and validation splits.
+TEST_SHARE, VAL_SHARE = 15, 10
+#: Chance that a value is replaced by the favourite of its kind and colour: the shortcut of property D4.
+SHORTCUT = 0.35
+
+
+@dataclass(frozen=True)
+class DiagramSettings:
+    """Which diagrams are drawn."""
+
+    two_digits: bool = False
+    """Labels 10..99 instead of 1..9."""
+    versions: tuple[Version, ...] = ("text_lite", "vision_dominant", "vision_only")
+    """Redundant versions to mix, from text_dominant (values in the question too) to vision_only."""
+    thoughts: bool = False
+    """Draw a visual thought for each item: the labels, enlarged, in reading order."""
+    side: int = 64
+    """Side of the square picture in pixels."""
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """One item: everything that the picture, the question, the solution and the answer follow from."""
+
+    kind: Kind
+    colour: str
+    values: tuple[int, ...]
+    version: Version
+    given: int | None
+    """Index of the value that the question gives and the picture leaves out (text_lite)."""
+    key: int
+    """Seed of the layout and of the wording."""
+    settings: DiagramSettings = field(default_factory=DiagramSettings)
+
+    @property
+    def answer(self) -> int:
+        """The exact answer."""
+        if self.kind == "bars":
+            return max(self.values) - min(self.values)
+        return 2 * sum(self.values) if self.kind == "rectangle" else sum(self.values)
+
+    @property
+    def visible(self) -> tuple[bool, ...]:
+        """Which values are drawn."""
+        return tuple(i != self.given for i in range(len(self.values)))
+
+    def picture(self) -> Image.Image:
+        """The drawn diagram."""
+        shown = tuple(value if seen else None for value, seen in zip(self.values, self.visible, strict=True))
+        return draw_diagram(Place(self.kind, self.colour, self.key, self.settings.side), shown)
+
+    def label_cells(self, cells: int = 4) -> list[tuple[int, int]]:
+        """(cell of a `cells` x `cells` raster, value) of each drawn label: where a vision tower can read what."""
+        centres = label_centres(Place(self.kind, self.colour, self.key, self.settings.side))
+        size = self.settings.side / cells
+        return [
+            (int(y // size) * cells + int(x // size), value)
+            for (x, y), value, seen in zip(centres, self.values, self.visible, strict=True)
+            if seen
+        ]
+
+    def thought(self) -> Image.Image:
+        """The visual thought: the drawn labels enlarged, left to right in reading order."""
+        shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
+        return draw_thought(shown, self.settings.side)
+
+    def wording(self) -> Wording:
+        """What the question and the solution talk about."""
+        in_text = tuple(
+            self.version == "text_dominant" or i == self.given for i in range(len(self.values))
+        )
+        return Wording(self.kind, self.colour, self.values, in_text, self.version, self.answer)
+
+    def question(self) -> str:
+        """The question, without the picture."""
+        return question_text(self.wording(), keyed_generator("question", self.key))
+
+    def solution(self, telling: int = 0) -> str:
+        """A chain of thought ending in the boxed answer. `telling` chooses another wording."""
+        return solution_text(self.wording(), keyed_generator("solution", self.key, telling))
+
+    def with_value(self, index: int, value: int) -> "Diagram":
+        """The counterfactual twin: the same layout and question with one label changed."""
+        values = (*self.values[:index], value, *self.values[index + 1 :])
+        return replace(self, values=values)
+
+    def prompt(self, prompt_id: str) -> Prompt:
+        """The item as a prompt, its solution as the written response."""
+        thoughts = (DrawnImage(self.thought, f"{prompt_id}-thought"),) if self.settings.thoughts else ()
+        labels = {"kind": self.kind, "version": self.version, "values": " ".join(map(str, self.values))}
+        return Prompt(
+            id=prompt_id,
+            parts=(DrawnImage(self.picture, prompt_id), self.question()),
+            answer=str(self.answer),
+            response=self.solution(),
+            thoughts=thoughts,
+            labels=labels | {"drawn": " ".join(str(i) for i, seen in enumerate(self.visible) if seen)},
+        )
+
+
+def split_of(kind: Kind, values: tuple[int, ...]) -> Split:
+    """The split a number combination belongs to. Splits share no combination, whatever the drawing."""
+    bucket = keyed_seed("split", kind, *values) % 100
+    if bucket < TEST_SHARE:
+        return "test"
+    return "val" if bucket < TEST_SHARE + VAL_SHARE else "train"
+
+
+def favourite(kind: Kind, colour: str, two_digits: bool) -> int:
+    """The value that this kind and colour show more often than chance: a shortcut a blind model can learn."""
+    digit = 1 + keyed_seed("favourite", kind, colour) % 9
+    return 11 * digit if two_digits else digit
+
+
+def sample_diagram(rng: np.random.Generator, split: Split, settings: DiagramSettings) -> Diagram:
+    """Draw one diagram of the split at random."""
+    kind = KINDS[rng.integers(len(KINDS))]
+    colour = COLOURS[rng.integers(len(COLOURS))]
+    version = settings.versions[rng.integers(len(settings.versions))]
+    low, high = (10, 99) if settings.two_digits else (1, 9)
+    while True:
+        values = tuple(
+            favourite(kind, colour, settings.two_digits)
+            if rng.random() < SHORTCUT
+            else int(rng.integers(low, high + 1))
+            for _ in range(NUM_VALUES[kind])
+        )
+        if split_of(kind, values) == split:
+            break
+    given = int(rng.integers(len(values))) if version == "text_lite" else None
+    return Diagram(kind, colour, values, version, given, int(rng.integers(2**62)), settings)
+
+
+def iterate_diagrams(split: Split, seed: int, settings: DiagramSettings | None = None) -> Iterator[Diagram]:
+    """Endless diagrams of a split; item i depends on (seed, split, i) alone."""
+    index = 0
+    while True:
+        yield sample_diagram(
+            keyed_generator("diagram", seed, split, index), split, settings or DiagramSettings()
+        )
+        index += 1
+
+
+def diagrams(split: Split, count: int, seed: int, settings: DiagramSettings | None = None) -> list[Diagram]:
+    """The first `count` diagrams of a split."""
+    stream = iterate_diagrams(split, seed, settings)
+    return [next(stream) for _ in range(count)]
+
+
+def diagram_prompts(
+    split: Split, count: int, seed: int, settings: DiagramSettings | None = None
+) -> list[Prompt]:
+    """The same diagrams as prompts."""
+    items = diagrams(split, count, seed, settings)
+    return [item.prompt(f"{split}-{seed}-{i}") for i, item in enumerate(items)]

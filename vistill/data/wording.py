@@ -1,0 +1,101 @@
+"""What is said about a diagram: the question, and a chain of thought with few image-bound tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: How each kind names its values and what is asked.
+NAMES = {
+    "triangle": ("a", "b", "c"),
+    "segment": ("p", "q", "r"),
+    "bars": ("x", "y", "z"),
+    "rectangle": ("w", "h"),
+}
+ASK = {
+    "triangle": ("What is the perimeter of the triangle?", "Find the perimeter of the triangle."),
+    "segment": ("How long is the whole segment?", "Find the length of the segment."),
+    "bars": ("What is the difference between the largest and the smallest number?", "Find the range of the numbers."),
+    "rectangle": ("What is the perimeter of the rectangle?", "Find the perimeter of the rectangle."),
+}
+ASK_VISION_ONLY = ("Solve the problem in the picture.",)
+SHAPE = {"triangle": "triangle", "segment": "segment", "bars": "bar chart", "rectangle": "rectangle"}
+OPEN = ("The figure shows a", "In the picture there is a", "We are given a")
+READ = ("Reading its labels:", "The labels say", "From the figure:")
+RULE = {
+    "triangle": ("The perimeter is the sum of the three sides.", "We add the three sides."),
+    "segment": ("The whole length is the sum of its parts.", "We add the three parts."),
+    "bars": ("The range is the largest value minus the smallest.", "We subtract the smallest from the largest."),
+    "rectangle": ("The perimeter is twice the sum of the sides.", "We add both sides and double the sum."),
+}
+CLOSE = ("The answer is", "Hence the answer is", "So the final answer is")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What question and solution talk about."""
+
+    kind: str
+    colour: str
+    values: tuple[int, ...]
+    in_text: tuple[bool, ...]
+    version: str
+    answer: int
+
+
+def assign(names: tuple[str, ...], values: tuple[int, ...]) -> str:
+    """`a=7, b=4, c=9`."""
+    return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+
+
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """One of several wordings."""
+    return options[int(rng.integers(len(options)))]
+
+
+def question_text(wording: Wording, rng: np.random.Generator) -> str:
+    """The question. Values that the version puts into the text are given first."""
+    ask = pick(rng, ASK_VISION_ONLY if wording.version == "vision_only" else ASK[wording.kind])
+    known = [i for i, given in enumerate(wording.in_text) if given]
+    if not known:
+        return ask
+    names = tuple(NAMES[wording.kind][i] for i in known)
+    return f"Given {assign(names, tuple(wording.values[i] for i in known))}. {ask}"
+
+
+def arithmetic(wording: Wording, verbose: bool) -> str:
+    """The calculation, in one or two steps."""
+    v = wording.values
+    if wording.kind == "bars":
+        high, low = max(v), min(v)
+        lead = f"The largest is={high} and the smallest is={low}. " if verbose else ""
+        return f"{lead}Then {high}-{low}={high - low}."
+    if wording.kind == "rectangle":
+        half = v[0] + v[1]
+        return f"First w+h={v[0]}+{v[1]}={half}. Then 2*{half}={2 * half}."
+    first, second = NAMES[wording.kind][:2]
+    half = v[0] + v[1]
+    return f"First {first}+{second}={v[0]}+{v[1]}={half}. Then {half}+{v[2]}={half + v[2]}."
+
+
+def solution_text(wording: Wording, rng: np.random.Generator) -> str:
+    """A chain of thought: layout facts, labels, rule, arithmetic, boxed answer; restated or not, at random."""
+    labels = assign(NAMES[wording.kind], wording.values)
+    parts = [
+        f"{pick(rng, OPEN)} {wording.colour} {SHAPE[wording.kind]}.",
+        f"{pick(rng, READ)} {labels}.",
+        pick(rng, RULE[wording.kind]),
+    ]
+    verbose = bool(rng.random() < 0.5)
+    if verbose:
+        parts.append(f"So we know {labels}.")
+    parts.append(arithmetic(wording, verbose))
+    parts.append(f"{pick(rng, CLOSE)} \\boxed{{{wording.answer}}}.")
+    return " ".join(parts)
+
+
+def stated_values(kind: str, response: str) -> tuple[str, ...]:
+    """The labels a response states first, in reading order; empty where it states none."""
+    import re
+
+    found = [re.search(rf"(?<![a-z]){name}=(\d+)", response) for name in NAMES[kind]]
+    return tuple("" if match is None else match.group(1) for match in found)

@@ -1,0 +1,135 @@
+"""The one exception tree: every message says what, where, why and how to mend it.
+
+VistillError
+├── ConfigError       C   exit 2   the recipe or the command line (also a ValueError)
+├── DataError         D   exit 3   rows, images, answers (also a ValueError)
+├── ModelError        M/V exit 4   models that do not fit together, or do not see (also a ValueError)
+├── RolloutError      R   exit 4   responses that cannot be used
+├── StorageError      S   exit 6   run folder, checkpoints, disk (also an OSError)
+├── NonFiniteError    N   exit 7   a loss or gradient that is not a number
+├── MissingExtraError E   exit 2   an optional package that is not installed (also an ImportError)
+└── Preempted         P   exit 75  stopped by a signal, checkpoint saved: run the same command again
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+#: One line per code: what it means. `vistill explain CODE` prints it; a test holds it equal to the codes raised.
+CATALOGUE: dict[str, str] = {
+    "C001": "A key of the recipe is unknown. Unknown keys are errors, so that a misspelt knob never passes unnoticed.",
+    "C002": "A value of the recipe has the wrong type or lies outside its range.",
+    "C003": "The recipe is not strict YAML: duplicate keys, aliases, tags and merge keys are refused.",
+    "C004": "The recipe file does not exist or cannot be read.",
+    "C005": "An override on the command line is not of the form key=value.",
+    "C101": "Two settings contradict each other.",
+    "C102": "The method is unknown.",
+    "C103": "The method weighs sibling rollouts of one prompt against each other, but there is only one.",
+    "C201": "The run folder belongs to a run with another recipe. Continuing would silently change the experiment.",
+    "D101": "A column named in the recipe is not in the data file.",
+    "D102": "The data file does not exist, is empty, or is not JSON Lines.",
+    "D103": "A placeholder in a question has no image, or an image placeholder would reach the tokenizer as text.",
+    "D201": "An image file named by a row is missing.",
+    "D202": "An image cannot be decoded, or is larger than the limits.",
+    "D203": "A prompt is longer than the limit. Cutting it would cut image placeholders.",
+    "D204": "Rows have no image. Visual advantage is undefined without a picture.",
+    "D205": "An image is given as a URL. Data never reaches the network.",
+    "D206": "An image path leaves the image folder.",
+    "D301": "A gold answer is not accepted by its own checker, so accuracy on it would be meaningless.",
+    "D303": "The method needs a written response in every row (`sft`), and a row has none.",
+    "E301": "An optional package is needed and not installed.",
+    "M101": "Student and teacher do not share a vocabulary; the loss compares distributions id by id.",
+    "M102": "Student and teacher turn the same picture into different tokens, so their rows cannot be compared.",
+    "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",
+    "M104": "A model configuration has a value that transformers would silently ignore or clamp.",
+    "M105": "The model family has no adapter.",
+    "N701": "A loss, term or gradient is not finite several steps in a row.",
+    "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
+    "R401": "Every response was cut off at the length limit.",
+    "R403": "A response stayed empty after several attempts.",
+    "S601": "The disk is full, or the folder cannot be written.",
+    "S602": "Another process owns this run folder.",
+    "S604": "A checkpoint is damaged or from another version.",
+    "S605": "The run folder holds nothing that can be read.",
+}
+
+
+class VistillError(Exception):
+    """A failure a user can mend: code, what, where, why, fix and note, at most twelve lines."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", note: str = "") -> None:
+        assert code in CATALOGUE, f"error code {code} is not in the catalogue"
+        self.code, self.what, self.where, self.why, self.fix, self.note = code, what, where, why, fix, note
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message as printed: first line `error[CODE]: what   where`, then why, fix and note."""
+        head = f"error[{self.code}]: {self.what}"
+        lines = [f"{head}   {self.where}" if self.where else head]
+        for label, text in (("why", self.why), ("fix", self.fix), ("note", self.note)):
+            if text:
+                lines += [f"{label if i == 0 else '':<5} {part}".rstrip() for i, part in enumerate(text.splitlines())]
+        return "\n".join(lines[:12])
+
+    def to_dict(self) -> dict[str, str]:
+        """The same content for machines (`error.json`)."""
+        keys = ("code", "what", "where", "why", "fix", "note")
+        return {key: getattr(self, key) for key in keys} | {"exit_code": str(self.exit_code)}
+
+
+class ConfigError(VistillError, ValueError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(VistillError, ValueError):
+    """A data set, row, image or answer is wrong."""
+
+    exit_code = 3
+
+
+class ModelError(VistillError, ValueError):
+    """Models are missing, do not fit together, or do not see the picture."""
+
+    exit_code = 4
+
+
+class RolloutError(VistillError, RuntimeError):
+    """The student's responses cannot be used."""
+
+    exit_code = 4
+
+
+class StorageError(VistillError, OSError):
+    """The run folder or a checkpoint cannot be used."""
+
+    exit_code = 6
+
+
+class NonFiniteError(VistillError, ArithmeticError):
+    """The loss or its gradient is not a number."""
+
+    exit_code = 7
+
+
+class MissingExtraError(VistillError, ImportError):
+    """An optional package is needed."""
+
+    exit_code = 2
+
+
+class Preempted(VistillError):  # noqa: N818  (it is no failure: run the same command again)
+    """Stopped by a signal after saving a checkpoint."""
+
+    exit_code = 75
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """`did you mean "x"?`, or an empty string when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else ""

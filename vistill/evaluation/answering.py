@@ -1,0 +1,100 @@
+"""Let a model answer questions under a view, and judge the answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vistill.data.answers import judge_answer
+from vistill.data.math_judge import MathJudge
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.loading import VLM
+from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.types import Prompt, Rollout, View
+from vistill.views import ViewContext, see
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One response to one question under one view."""
+
+    prompt: Prompt
+    view: View
+    mode: str
+    """`sampled` or `greedy`."""
+    rollout: Rollout
+    text: str
+    extracted: str | None
+    correct: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """One line of the per-sample file."""
+        return {
+            "prompt": self.prompt.id,
+            "view": str(self.view),
+            "mode": self.mode,
+            "sample": self.rollout.sibling,
+            "question": self.prompt.text,
+            "gold": self.prompt.answer,
+            "response": self.text,
+            "extracted": self.extracted,
+            "correct": self.correct,
+            "finish": str(self.rollout.finish),
+        }
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model, a way of sampling, and the judge of mathematics."""
+
+    vlm: VLM
+    settings: EvalSettings
+    math: MathJudge
+    view: ViewContext = ViewContext()
+    poll: Callable[[], None] = lambda: None
+
+    def answer(self, prompts: Sequence[Prompt], view: View, mode: str = "sampled") -> list[Answered]:
+        """All responses, in order of prompts and samples."""
+        count = self.settings.samples if mode == "sampled" else 1
+        sampling = Sampling(
+            self.settings.seed,
+            0,
+            self.settings.temperature if mode == "sampled" else 0.0,
+            self.settings.top_p,
+            self.settings.max_new_tokens,
+            self.settings.rows_per_call,
+        )
+        engine = HFEngine(self.vlm, self.poll)
+        answered = []
+        per_call = max(1, self.settings.rows_per_call // count)
+        for start in range(0, len(prompts), per_call):
+            part = [
+                (p, see(p, view, self.context(prompts, start + i)))
+                for i, p in enumerate(prompts[start : start + per_call])
+            ]
+            requests = [
+                RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part
+            ]
+            for (prompt, _), rollouts in zip(part, engine.write(requests, sampling), strict=True):
+                answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
+        return answered
+
+    def context(self, prompts: Sequence[Prompt], index: int) -> ViewContext:
+        """The view context of one prompt; its partner for `swapped` is the next prompt."""
+        from dataclasses import replace
+
+        return replace(self.view, partner=prompts[(index + 1) % len(prompts)])
+
+    def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> Answered:
+        """Decode and compare with the gold answer."""
+        text = self.vlm.decode(rollout.ids)
+        assert prompt.answer is not None, "a question without an answer cannot be judged"
+        verdict = judge_answer(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
+        return Answered(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
+
+
+def accuracy_by_question(answered: Sequence[Answered]) -> list[float]:
+    """Mean correctness over the samples of each question (avg@k is the mean of these)."""
+    by_prompt: dict[str, list[float]] = {}
+    for item in answered:
+        by_prompt.setdefault(item.prompt.id, []).append(float(item.correct))
+    return [sum(v) / len(v) for v in by_prompt.values()]

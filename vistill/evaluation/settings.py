@@ -1,0 +1,40 @@
+"""How models are judged. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Class defaults follow the paper's protocol: temperature 1, first committed answer."""
+
+    every: int = 50
+    """Steps between evaluations in a run; 0 never."""
+    limit: int | None = 200
+    """Rows of the evaluation set that are used."""
+    samples: int = 1
+    """Responses per question at temperature 1 (the k of avg@k)."""
+    temperature: float = 1.0
+    """Sampling temperature of the accuracy at T = 1."""
+    top_p: float = 1.0
+    """Nucleus."""
+    greedy: bool = True
+    """Also report greedy accuracy."""
+    blind: bool = True
+    """Also answer with the picture pixelated, removed and swapped: the visual gap."""
+    advantage: bool = True
+    """Also measure the teacher's visual advantage of the student's own responses."""
+    reading: bool = True
+    """On procedural diagrams: change one drawn label and see whether the stated one follows."""
+    max_new_tokens: int = 1024
+    """A response longer than this is cut off."""
+    answer: Literal["first", "last"] = "first"
+    """Which committed answer counts."""
+    high_share: float = 0.2
+    """Share of the tokens in the high group, for the figures on misreads."""
+    seed: int = 0
+    """Seed of the evaluation's own noise."""
+    rows_per_call: int = 512
+    """Rows decoded together."""
+    heatmaps: int = 12
+    """Items whose tokens are stored with their visual advantage."""

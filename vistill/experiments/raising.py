@@ -1,0 +1,253 @@
+"""Raise the tiny teacher and the fluent but weak-eyed student of the demo from nothing.
+
+Three phases, budgets in steps: the vision tower alone (which digit sits in which cell), reading (labels only), whole
+solutions with arithmetic drills. Part of the solutions is learnt from pixelated pictures and without a picture, so
+that what the teacher says under those views is a calibrated guess. The student ends with a short phase in which many
+of its labels are wrong: it stays fluent and loses trust in its eyes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vistill.data.diagrams import Diagram, DiagramSettings, diagrams
+from vistill.data.keys import keyed_generator
+from vistill.data.wording import NAMES, assign
+from vistill.models.family import EncodedPrompt
+from vistill.models.loading import VLM
+from vistill.models.scoring import EncodedGroup, response_states
+from vistill.models.tiny import TinySize, build_tiny, train_tokenizer
+from vistill.types import Prompt, View
+from vistill.views import see
+
+#: Diagrams that the models are raised on; every solution is told anew each time.
+POOL = 6000
+#: Plain sentences that give the tokenizer everyday and mathematical pieces beyond the diagrams' own words.
+EVERYDAY = (
+    "In the figure, what is the area of the shaded region? Choose one: (A) 12 (B) 24 (C) 36 (D) 48 (E) None",
+    "The circle has radius $r$ and the angle at the center is $90^{\\circ}$. Find the length of the side $AB$.",
+    "How many cubes, squares, triangles and points are there? Answer with the letter of the correct option.",
+    "\\frac{1}{2} \\sqrt{3} \\pi \\angle ABC \\overline{AB} \\text{ cm}^2 Each of the following is shown in the picture.",
+)
+
+
+@dataclass(frozen=True)
+class Raising:
+    """Budgets, in steps, and rates of one upbringing."""
+
+    size: TinySize
+    seed: int = 0
+    vision_steps: int = 330
+    vision_batch: int = 64
+    vision_lr: float = 4e-3
+    read_steps: int = 140
+    read_batch: int = 32
+    read_lr: float = 3e-3
+    solve_steps: int = 1300
+    solve_batch: int = 16
+    solve_lr: float = 3e-3
+    digit_weight: float = 3.0
+    """Weight of digit tokens in the solving phase."""
+    drill_share: float = 0.3
+    """Share of the solving steps that are arithmetic drills without a picture."""
+    pixelated_share: float = 0.15
+    text_only_share: float = 0.12
+    freeze_vision: bool = False
+    """Keep the tower as it is after its own phase."""
+    wrong_steps: int = 0
+    """Steps of the final phase with wrong labels."""
+    wrong_share: float = 0.6
+    wrong_lr: float = 1e-3
+    settings: DiagramSettings = field(default_factory=DiagramSettings)
+
+
+TEACHER = Raising(size=TinySize())
+STUDENT = Raising(
+    size=TinySize(hidden=48, vision_hidden=48, feed_forward=144, vision_feed_forward=96),
+    seed=1,
+    vision_steps=200,
+    freeze_vision=True,
+    wrong_steps=120,
+)
+
+
+def raising_tokenizer() -> object:
+    """The byte-level tokenizer both models share."""
+    settings = DiagramSettings(versions=("text_dominant", "text_lite", "vision_dominant", "vision_only"))
+    items = diagrams("train", 1500, 77, settings)
+    texts = [text for item in items for text in (item.question(), item.solution(0), item.solution(1))]
+    return train_tokenizer([*texts, *EVERYDAY * 40])
+
+
+class Pool:
+    """Diagrams with their encoded prompts, made on first use."""
+
+    def __init__(self, vlm: VLM, raising: Raising) -> None:
+        self.vlm = vlm
+        self.items = diagrams("train", POOL, 1000 + raising.seed, raising.settings)
+        self.encoded: dict[tuple[int, View], EncodedPrompt] = {}
+
+    def encode(self, index: int, view: View) -> EncodedPrompt:
+        """The prompt of one diagram under a view."""
+        key = (index, view)
+        if key not in self.encoded:
+            self.encoded[key] = self.vlm.encode(see(self.items[index].prompt(str(index)), view))
+        return self.encoded[key]
+
+
+def optimizer_for(vlm: VLM, lr: float) -> torch.optim.AdamW:
+    """AdamW on everything that is not frozen."""
+    trained = [p for p in vlm.model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
+
+
+def cosine(step: int, steps: int, warmup: float = 0.05) -> float:
+    """Linear warm-up, then cosine to a twentieth."""
+    if step < warmup * steps:
+        return (step + 1) / (warmup * steps)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def step_with(
+    optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, parameters: Sequence[Tensor]
+) -> None:
+    """One clipped update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def raise_vision(vlm: VLM, pool: Pool, raising: Raising, say: Callable[[str], None]) -> None:
+    """Phase 1: a throw-away linear head on each merged visual token says which digit, or none, sits there."""
+    visual = vlm.model.model.visual  # pyright: ignore[reportAttributeAccessIssue]
+    probe = torch.nn.Linear(raising.size.hidden, 10)
+    parameters = [*visual.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=raising.vision_lr, weight_decay=0.01)
+    rng = keyed_generator("raise-vision", raising.seed)
+    for step in range(raising.vision_steps):
+        picks = [int(i) for i in rng.integers(len(pool.items), size=raising.vision_batch)]
+        prompts = [pool.encode(i, View.FULL) for i in picks]
+        features = vlm.family.image_features(vlm.model, prompts)  # pyright: ignore[reportAttributeAccessIssue]
+        target = torch.zeros(len(picks), 16, dtype=torch.long)
+        for row, index in enumerate(picks):
+            for cell, value in pool.items[index].label_cells():
+                target[row, cell] = value
+        logits = probe(torch.cat(features.pooler_output))
+        loss = F.cross_entropy(logits, target.reshape(-1))
+        step_with(optimizer, loss, raising.vision_lr * cosine(step, raising.vision_steps), parameters)
+        if step % 50 == 49:
+            seen = target.reshape(-1) > 0
+            say(f"vision step {step + 1}: cells read {(logits.argmax(-1) == target.reshape(-1))[seen].float().mean():.3f}")
+
+
+def weighted_nll(vlm: VLM, groups: list[EncodedGroup], digit_weight: float) -> Tensor:
+    """Negative log-likelihood of the responses, digits weighted more."""
+    ids = torch.tensor([i for g in groups for r in g.responses for i in r])
+    head = vlm.head(vlm.vocabulary_size)
+    logits = head.logits(response_states(vlm, groups))
+    weight = torch.where(torch.isin(ids, digit_ids(vlm)), digit_weight, 1.0)
+    return (F.cross_entropy(logits, ids, reduction="none") * weight).sum() / weight.sum()
+
+
+def digit_ids(vlm: VLM) -> Tensor:
+    """Token ids of the ten digits."""
+    return torch.tensor([vlm.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)])
+
+
+def wrong_values(item: Diagram, rng: np.random.Generator) -> Diagram:
+    """The same item telling other labels than it draws."""
+    high = 99 if item.settings.two_digits else 9
+    values = tuple(
+        int(rng.integers(1, high + 1)) if seen and rng.random() < 0.7 else value
+        for value, seen in zip(item.values, item.visible, strict=True)
+    )
+    return replace(item, values=values)
+
+
+def drills(vlm: VLM, rng: np.random.Generator, count: int) -> list[EncodedGroup]:
+    """Arithmetic lines without a picture, as the solutions write them."""
+    groups = []
+    for _ in range(count):
+        a, b, c = (int(x) for x in rng.integers(1, 10, 3))
+        text = [
+            f"{a}+{b}={a + b}. Then {a + b}+{c}={a + b + c}.",
+            f"{a}+{b}={a + b}. Then 2*{a + b}={2 * (a + b)}.",
+            f"{max(a, b, c)}-{min(a, b, c)}={max(a, b, c) - min(a, b, c)}.",
+        ][int(rng.integers(3))]
+        prompt = vlm.encode(Prompt("drill", ("Calculate.",)))
+        groups.append(EncodedGroup(prompt, (vlm.response_ids(text),)))
+    return groups
+
+
+def solve_batch(pool: Pool, raising: Raising, rng: np.random.Generator, wrong: float) -> list[EncodedGroup]:
+    """Whole solutions under the three views."""
+    views = (View.FULL, View.PIXELATED, View.TEXT_ONLY)
+    shares = (1 - raising.pixelated_share - raising.text_only_share, raising.pixelated_share, raising.text_only_share)
+    groups = []
+    for index in rng.integers(len(pool.items), size=raising.solve_batch):
+        item = pool.items[int(index)]
+        told = wrong_values(item, rng) if rng.random() < wrong else item
+        view = views[int(rng.choice(3, p=shares))]
+        response = pool.vlm.response_ids(told.solution(int(rng.integers(1, 1000))))
+        groups.append(EncodedGroup(pool.encode(int(index), view), (response,)))
+    return groups
+
+
+def read_batch(pool: Pool, raising: Raising, rng: np.random.Generator) -> list[EncodedGroup]:
+    """Labels only."""
+    groups = []
+    for index in rng.integers(len(pool.items), size=raising.read_batch):
+        item = pool.items[int(index)]
+        response = pool.vlm.response_ids(f"The labels say {assign(NAMES[item.kind], item.values)}.")
+        groups.append(EncodedGroup(pool.encode(int(index), View.FULL), (response,)))
+    return groups
+
+
+def run_phase(
+    vlm: VLM, name: str, steps: int, lr: float, batch: Callable[[int], list[EncodedGroup]],
+    digit_weight: float, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """One supervised phase."""
+    optimizer = optimizer_for(vlm, lr)
+    parameters = [p for p in vlm.model.parameters() if p.requires_grad]
+    total = 0.0
+    for step in range(steps):
+        loss = weighted_nll(vlm, batch(step), digit_weight)
+        step_with(optimizer, loss, lr * cosine(step, steps), parameters)
+        total += loss.item()
+        if step % 100 == 99:
+            say(f"{name} step {step + 1}: loss {total / 100:.3f}")
+            total = 0.0
+
+
+def raise_model(raising: Raising, tokenizer: object, say: Callable[[str], None] = print) -> VLM:
+    """All phases. The same numbers and seeds on the same machine give the same weights."""
+    vlm = build_tiny(raising.size, tokenizer, raising.seed)  # pyright: ignore[reportArgumentType]
+    pool = Pool(vlm, raising)
+    raise_vision(vlm, pool, raising, say)
+    if raising.freeze_vision:
+        vlm.model.model.visual.requires_grad_(False)  # pyright: ignore[reportAttributeAccessIssue]
+    rng = keyed_generator("raise-read", raising.seed)
+    run_phase(vlm, "read", raising.read_steps, raising.read_lr, lambda _: read_batch(pool, raising, rng), 3.0, say)
+    solve_rng = keyed_generator("raise-solve", raising.seed)
+
+    def batch(_: int) -> list[EncodedGroup]:
+        if solve_rng.random() < raising.drill_share:
+            return drills(vlm, solve_rng, 2 * raising.solve_batch)
+        return solve_batch(pool, raising, solve_rng, wrong=0.0)
+
+    run_phase(vlm, "solve", raising.solve_steps, raising.solve_lr, batch, raising.digit_weight, say)
+    if raising.wrong_steps:
+        wrong_rng = keyed_generator("raise-wrong", raising.seed)
+        tell = lambda _: solve_batch(pool, raising, wrong_rng, raising.wrong_share)  # noqa: E731
+        run_phase(vlm, "wrong", raising.wrong_steps, raising.wrong_lr, tell, 1.0, say)
+    vlm.model.requires_grad_(True)
+    return vlm.freeze()

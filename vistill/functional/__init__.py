@@ -1,0 +1,1 @@
+"""Pure tensor math on torch only: no state, no logging, no device moves."""

@@ -1,0 +1,57 @@
+"""Means, sums and ranks over segments of the flat response axis, so that padding cannot exist."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def segment_sum(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " S"]:
+    """Sum of the values of each segment: `out[s] = sum of values[r] with segment[r] = s`."""
+    return values.new_zeros(num).index_add_(0, segment, values)
+
+
+def segment_count(segment: Int[Tensor, " R"], num: int) -> Int[Tensor, " S"]:
+    """Number of elements of each segment."""
+    return torch.bincount(segment, minlength=num)
+
+
+def segment_mean(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " S"]:
+    """Mean of the values of each segment. A segment without elements is a programming error."""
+    count = segment_count(segment, num)
+    assert bool((count > 0).all()), "a segment is empty"
+    return segment_sum(values, segment, num) / count
+
+
+def segment_rank(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], tie_noise: Float[Tensor, " R"] | None = None
+) -> Int[Tensor, " R"]:
+    """Rank of each value within its segment, 0 for the largest.
+
+    Ties keep their order on the axis, or follow `tie_noise` (larger first) where it is given.
+    """
+    order = torch.arange(len(values), device=values.device)
+    if tie_noise is not None:
+        order = order[torch.argsort(tie_noise[order], descending=True, stable=True)]
+    order = order[torch.argsort(values[order], descending=True, stable=True)]
+    order = order[torch.argsort(segment[order], stable=True)]
+    count = segment_count(segment, int(segment.max()) + 1 if len(segment) else 0)
+    start = torch.cumsum(count, 0) - count
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(values), device=values.device) - start[segment[order]]
+    return ranks
+
+
+def top_share_size(lengths: Int[Tensor, " N"], share: float) -> Int[Tensor, " N"]:
+    """`max(1, ceil(share * T))` tokens of each rollout (VA-OPD section 3.2; the epsilon guards float products)."""
+    return torch.ceil(lengths.double() * share - 1e-9).long().clamp_min(1)
+
+
+def top_share(
+    values: Float[Tensor, " R"],
+    rollout: Int[Tensor, " R"],
+    lengths: Int[Tensor, " N"],
+    share: float,
+    tie_noise: Float[Tensor, " R"] | None = None,
+) -> Bool[Tensor, " R"]:
+    """Mark the `max(1, ceil(share * T))` largest values of each rollout."""
+    return segment_rank(values, rollout, tie_noise) < top_share_size(lengths, share)[rollout]

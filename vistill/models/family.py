@@ -1,0 +1,84 @@
+"""What a model family must be able to do. One file a family, one line in `FAMILIES`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vistill.types import Picture
+
+#: Image tensors of one prompt, under the model's own keyword names. Opaque outside this room.
+Pixels = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as one model family reads it."""
+
+    ids: tuple[int, ...]
+    """Prompt tokens, image tokens expanded, up to and including the generation prompt."""
+    pixels: Pixels
+    """Image tensors; empty without pictures."""
+    positions: Tensor
+    """Rotary positions of the prompt tokens, [axes, P]."""
+    next_position: int
+    """Position of the first response token. It is not P where pictures take fewer positions than tokens."""
+    num_image_tokens: int
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is a picture."""
+        return self.num_image_tokens > 0
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Prompt and response as one row per rollout, right-padded; made and consumed in this room only."""
+
+    ids: Tensor
+    """[N, L]"""
+    mask: Tensor
+    """[N, L], 1 for real tokens."""
+    positions: Tensor
+    """[axes, N, L]"""
+    prompts: Sequence[EncodedPrompt]
+    """One per group."""
+    group: Sequence[int]
+    """Group of each row."""
+
+
+@runtime_checkable
+class Family(Protocol):
+    """An adapter between prompts and one family of vision-language models."""
+
+    name: str
+
+    def encode(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> EncodedPrompt:
+        """Chat messages and pictures to tokens, image tensors and positions."""
+        ...
+
+    def backbone(self, model: Any, rows: RowBatch) -> Tensor:
+        """Hidden states [N, L, H] before the head. Each prompt's pictures are encoded once for all its siblings."""
+        ...
+
+    def generation_inputs(self, prompts: Sequence[EncodedPrompt], pad_id: int) -> dict[str, Tensor]:
+        """Left-padded keyword arguments for `generate`."""
+        ...
+
+    def banned_ids(self) -> list[int]:
+        """Multimodal special tokens that must never be sampled."""
+        ...
+
+    def image_grid(self) -> dict[str, Any]:
+        """What decides how a picture becomes tokens; equal for student and teacher."""
+        ...
+
+
+def left_pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of left-padded rows."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

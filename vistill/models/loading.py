@@ -1,0 +1,199 @@
+"""Load and save models: one code path for `Qwen/Qwen3-VL-2B-Instruct` and for a tiny folder."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vistill.errors import ModelError, suggest
+from vistill.functional.heads import Head
+from vistill.models.chat import messages_of, pictures_of
+from vistill.models.family import EncodedPrompt, Family
+from vistill.models.qwen3_vl import Qwen3VLFamily
+from vistill.types import Prompt
+
+FAMILIES: dict[str, type[Qwen3VLFamily]] = {"qwen3_vl": Qwen3VLFamily}
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model with its tokenizer and family adapter."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    source: str
+    """Folder or hub id it was loaded from."""
+    cache: dict[Any, EncodedPrompt] = field(default_factory=dict, repr=False, compare=False)
+    """Encoded prompts by caller's key; see `encode`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Length of the tokenizer: the shared vocabulary. Head rows beyond it are padding."""
+        return len(self.tokenizer)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end a response."""
+        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+
+    @property
+    def pad_id(self) -> int:
+        """Padding id; the end-of-turn id where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else self.stop_ids[0]
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Tokens, image tensors and positions of a prompt as this model reads it."""
+        return self.family.encode(messages_of(prompt), pictures_of(prompt))
+
+    def head(self, vocabulary: int) -> Head:
+        """The language-model head over the first `vocabulary` ids."""
+        layer: Any = self.model.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        text_config = self.model.config.get_text_config()
+        return Head(
+            weight=layer.weight[:vocabulary],
+            bias=None if bias is None else bias[:vocabulary],
+            softcap=getattr(text_config, "final_logit_softcapping", None),
+        )
+
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """A written response as tokens, end-of-turn included (only for data that is text to begin with)."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_ids[0])
+
+    def decode(self, ids: tuple[int, ...] | list[int]) -> str:
+        """Text of a response, for people and answer checkers."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def tokens(self, ids: tuple[int, ...] | list[int]) -> list[str]:
+        """Text of each token, for heatmaps."""
+        return [str(self.tokenizer.decode([i])) for i in ids]
+
+    def freeze(self) -> "VLM":
+        """Evaluation mode, no gradient."""
+        self.model.requires_grad_(False)
+        self.model.eval()
+        return self
+
+
+def load_vlm(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    max_image_tokens: int | None = None,
+) -> VLM:
+    """Load a model folder or hub id.
+
+    Args:
+        source: local folder, or a hub id such as `Qwen/Qwen3-VL-2B-Instruct`.
+        revision: commit of a hub id.
+        dtype: precision of the weights; float32 by default.
+        device: where the weights go.
+        max_image_tokens: upper limit per picture; larger pictures are shrunk.
+
+    Raises:
+        ModelError: M103 where there is no such model, M105 without an adapter, M104 for a malformed configuration.
+    """
+    name = str(source)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise not_found(name) from error
+    family_type = FAMILIES.get(config.model_type)
+    if family_type is None:
+        raise ModelError(
+            "M105",
+            f"the family {config.model_type!r} has no adapter",
+            where=name,
+            why="image tokens and positions differ between families",
+            fix=f"use one of: {', '.join(FAMILIES)}",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
+    family = family_type(config, tokenizer, processor)
+    if max_image_tokens is not None:
+        family.limit_image_tokens(max_image_tokens)
+    model = AutoModelForImageTextToText.from_pretrained(
+        name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
+    )
+    return VLM(model.to(device), tokenizer, family, name)
+
+
+def not_found(name: str) -> ModelError:
+    """M103, with a suggestion from the neighbouring folders."""
+    parent = Path(name).parent
+    near = [str(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    hint = suggest(name, near)
+    return ModelError(
+        "M103",
+        f'model "{name}" not found: no such folder, not in the local cache, not on the hub',
+        why="the weights, or at least config.json, could not be read",
+        fix=hint or "give a folder with config.json and model.safetensors, or a hub id you can reach",
+    )
+
+
+def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write an ordinary model folder: weights, tokenizer with chat template, image processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
+    model.save_pretrained(folder, safe_serialization=True)
+    vlm.tokenizer.save_pretrained(folder)
+    processor = getattr(vlm.family, "processor", None)
+    assert processor is not None, "the family has no image processor to save"
+    processor.save_pretrained(folder)
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Content hash of a vocabulary: the same words under the same ids."""
+    pairs = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:12]
+
+
+def check_pair(student: VLM, teacher: VLM) -> int:
+    """The shared vocabulary's size, or an error where two models cannot be compared row by row (M101, M102)."""
+    ours, theirs = vocabulary_hash(student.tokenizer), vocabulary_hash(teacher.tokenizer)
+    if ours != theirs:
+        mine = student.tokenizer.get_vocab()
+        other = teacher.tokenizer.get_vocab()
+        differing = [i for word, i in mine.items() if other.get(word) != i] or [i for i in other.values()]
+        raise ModelError(
+            "M101",
+            "student and teacher do not share a vocabulary",
+            where=f"first difference: id {min(differing)}",
+            why=f"student {student.source}: {len(mine):,} tokens, sha {ours}\n"
+            f"teacher {teacher.source}: {len(other):,} tokens, sha {theirs}\n"
+            "the loss compares both next-token distributions id by id",
+            fix="use a teacher of the same family: teacher.model=...",
+            note="padding rows of the output head are ignored",
+        )
+    mine, theirs_grid = student.family.image_grid(), teacher.family.image_grid()
+    if mine != theirs_grid:
+        raise ModelError(
+            "M102",
+            "student and teacher turn the same picture into different tokens",
+            why=f"student {mine}\nteacher {theirs_grid}\nVA needs one teacher row per student token",
+            fix="use a teacher of the same family, or set data.max_image_tokens for both",
+        )
+    return student.vocabulary_size

@@ -1,0 +1,206 @@
+"""The Qwen3-VL family: 2B, 4B, 8B, 32B and tiny ones from the same classes.
+
+Inputs come from the tokenizer and the PIL image processor, not from `Qwen3VLProcessor`, which cannot be constructed
+without torchvision; a test holds them equal to the real processor.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vistill.errors import DataError, ModelError
+from vistill.models.family import EncodedPrompt, RowBatch, left_pad
+from vistill.types import Picture
+
+
+class Qwen3VLFamily:
+    """Adapter for `Qwen3VLForConditionalGeneration`."""
+
+    name = "qwen3_vl"
+
+    def __init__(
+        self, config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
+    ) -> None:
+        check_config(config)
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
+        self.image_id = int(config.image_token_id)
+        self.merge = int(config.vision_config.spatial_merge_size)
+        placeholder = tokenizer.convert_ids_to_tokens(self.image_id)
+        assert isinstance(placeholder, str)
+        self.placeholder = placeholder
+
+    def encode(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> EncodedPrompt:
+        """Render the chat template, put image tokens in place, compute three-axis positions."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids.count(self.image_id) != len(images):
+            raise DataError(
+                "D103",
+                f"{ids.count(self.image_id)} image placeholders, but {len(images)} pictures",
+                why=f"text of the prompt holds {self.placeholder!r} itself, or the chat template drops pictures",
+                fix="remove the placeholder token from the question",
+            )
+        if not images:
+            positions = torch.arange(len(ids)).expand(3, -1)
+            return EncodedPrompt(tuple(ids), {}, positions, len(ids), 0)
+        made = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        grids = made["image_grid_thw"]
+        expanded, positions, following = place_images(ids, self.image_id, grids, self.merge)
+        pixels = {"pixel_values": made["pixel_values"], "image_grid_thw": grids}
+        num_image_tokens = expanded.count(self.image_id)
+        return EncodedPrompt(tuple(expanded), pixels, positions, following, num_image_tokens)
+
+    def backbone(self, model: Any, rows: RowBatch) -> Tensor:
+        """One call of the decoder; the vision tower runs once per prompt, not once per rollout."""
+        device = model.device
+        extra: dict[str, Any] = {}
+        features = self.image_features(model, rows.prompts)
+        if features is not None:
+            extra["mm_encoder_outputs"] = {"image": repeat_features(features, rows)}
+        text_positions = (rows.mask.cumsum(-1) - 1).clamp_min(0)[None]
+        positions = torch.cat([text_positions, rows.positions]).to(device)
+        output = model.model(
+            input_ids=rows.ids.to(device),
+            attention_mask=rows.mask.to(device),
+            position_ids=positions,
+            use_cache=False,
+            **extra,
+        )
+        return output.last_hidden_state
+
+    def image_features(self, model: Any, prompts: Sequence[EncodedPrompt]) -> Any | None:
+        """Encode the pictures of several prompts, in order."""
+        seen = [prompt for prompt in prompts if prompt.has_image]
+        if not seen:
+            return None
+        return model.model.get_image_features(
+            torch.cat([p.pixels["pixel_values"] for p in seen]).to(model.device),
+            torch.cat([p.pixels["image_grid_thw"] for p in seen]).to(model.device),
+            return_dict=True,
+        )
+
+    def generation_inputs(self, prompts: Sequence[EncodedPrompt], pad_id: int) -> dict[str, Tensor]:
+        """Arguments for `generate`; positions follow from the grids and token types."""
+        ids, mask = left_pad([p.ids for p in prompts], pad_id)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        seen = [p for p in prompts if p.has_image]
+        if seen:
+            inputs["pixel_values"] = torch.cat([p.pixels["pixel_values"] for p in seen])
+            inputs["image_grid_thw"] = torch.cat([p.pixels["image_grid_thw"] for p in seen])
+            inputs["mm_token_type_ids"] = ((ids == self.image_id) & (mask == 1)).int()
+        return inputs
+
+    def banned_ids(self) -> list[int]:
+        """Image, video and vision start/end tokens: one that is sampled breaks the next forward."""
+        c = self.config
+        ids = (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id)
+        return sorted({int(i) for i in ids if i is not None})
+
+    def image_grid(self) -> dict[str, Any]:
+        """Patch, merge and size limits."""
+        size = {key: value for key, value in dict(self.processor.size).items() if value is not None}
+        return {
+            "patch": int(self.config.vision_config.patch_size),
+            "merge": self.merge,
+            "min_pixels": size.get("shortest_edge"),
+            "max_pixels": size.get("longest_edge"),
+        }
+
+    def limit_image_tokens(self, limit: int) -> None:
+        """Shrink larger pictures to at most `limit` image tokens each."""
+        area = limit * (int(self.config.vision_config.patch_size) * self.merge) ** 2
+        size = dict(self.processor.size)
+        smallest = min(int(size["shortest_edge"]), area)
+        self.processor.size = type(self.processor.size)(shortest_edge=smallest, longest_edge=area)
+
+
+def place_images(
+    ids: Sequence[int], image_id: int, grids: Tensor, merge: int
+) -> tuple[list[int], Tensor, int]:
+    """Expand each image placeholder to its tokens and give every token its (time, height, width) position.
+
+    Text advances all three axes by one; a picture of h x w merged tokens advances them by max(h, w).
+
+    Returns:
+        Expanded ids, positions [3, P], and the position of the token that follows.
+    """
+    expanded: list[int] = []
+    columns: list[Tensor] = []
+    at, pictures = 0, iter(grids.tolist())
+    for token in ids:
+        if token != image_id:
+            expanded.append(token)
+            columns.append(torch.full((3, 1), at))
+            at += 1
+            continue
+        frames, height, width = next(pictures)
+        height, width = height // merge, width // merge
+        expanded += [image_id] * (frames * height * width)
+        axes = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+        columns.append(torch.stack(axes).reshape(3, -1) + at)
+        at += max(height, width)
+    return expanded, torch.cat(columns, dim=1), at
+
+
+def repeat_features(features: Any, rows: RowBatch) -> BaseModelOutputWithPooling:
+    """Features per picture, repeated for each rollout of its prompt, in row order."""
+    of_group: list[range] = []
+    start = 0
+    for prompt in rows.prompts:
+        count = len(prompt.pixels["image_grid_thw"]) if prompt.has_image else 0
+        of_group.append(range(start, start + count))
+        start += count
+    order = [i for g in rows.group for i in of_group[g]]
+    output = BaseModelOutputWithPooling(pooler_output=tuple(features.pooler_output[i] for i in order))  # pyright: ignore[reportArgumentType]
+    output["deepstack_features"] = [tuple(level[i] for i in order) for level in features.deepstack_features]
+    return output
+
+
+def check_config(config: Qwen3VLConfig) -> None:
+    """Refuse values that transformers would ignore or clamp without a word (M104)."""
+    text, vision = config.text_config, config.vision_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    section = (getattr(text, "rope_parameters", None) or {}).get("mrope_section", [24, 20, 20])
+    levels = list(vision.deepstack_visual_indexes)
+    vision_head = vision.hidden_size // vision.num_heads
+    problems = [
+        (len(section) != 3, f"mrope_section {section} must have three entries (time, height, width)"),
+        (
+            sum(section) != head_dim // 2,
+            f"mrope_section {section} sums to {sum(section)}, half the head dimension is {head_dim // 2}",
+        ),
+        (min(section) == 0, f"mrope_section {section} leaves an axis without a frequency"),
+        (
+            bool(levels) and max(levels) >= vision.depth,
+            f"deepstack_visual_indexes {levels} must lie below depth {vision.depth}",
+        ),
+        (len(set(levels)) != len(levels), f"deepstack_visual_indexes {levels} repeats a layer"),
+        (
+            len(levels) > text.num_hidden_layers,
+            f"{len(levels)} deepstack levels, but {text.num_hidden_layers} text layers",
+        ),
+        (
+            vision.out_hidden_size != text.hidden_size,
+            f"vision out_hidden_size {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}",
+        ),
+        (vision_head % 4 != 0, f"vision head dimension {vision_head} must be a multiple of 4"),
+        (
+            int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings,
+            f"num_position_embeddings {vision.num_position_embeddings} must be a square",
+        ),
+    ]
+    for wrong, message in problems:
+        if wrong:
+            raise ModelError(
+                "M104",
+                message,
+                where="config.json",
+                why="transformers accepts this silently and the model would be built differently from what it says",
+                fix="correct config.json, or build the model again",
+            )

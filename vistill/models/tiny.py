@@ -1,0 +1,151 @@
+"""Tiny models of the real kind: Qwen3-VL classes with small numbers and a byte-level tokenizer made in process."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vistill.models.loading import VLM
+from vistill.models.qwen3_vl import Qwen3VLFamily
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+#: Qwen's own shape: role headers, pictures in place between vision marks.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Words take a leading space or mark, every digit stands alone (as in Qwen's tokenizer).
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """The numbers of a tiny model."""
+
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 2
+    feed_forward: int = 192
+    vision_hidden: int = 64
+    vision_depth: int = 2
+    vision_heads: int = 4
+    vision_feed_forward: int = 128
+    patch: int = 8
+    merge: int = 2
+    side: int = 64
+    """Side of the square grid of learned vision positions, in pixels."""
+    min_pixels: int = 64 * 64
+    max_pixels: int = 64 * 64
+    init: float = 0.05
+    """Standard deviation of the initial weights; 0.02 is much slower at this size."""
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: every string has a spelling, so nothing is ever unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=32768
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    """A `Qwen3VLConfig` whose silent pitfalls are avoided: head_dim, mrope_section, deepstack below depth, ids."""
+    head_dim = 32
+    third = head_dim // 2 // 3
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}  # pyright: ignore[reportArgumentType]
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.hidden,
+            "intermediate_size": size.feed_forward,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [head_dim // 2 - 2 * third, third, third],
+                "mrope_interleaved": True,
+            },
+            "initializer_range": size.init,
+            "tie_word_embeddings": True,
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": size.vision_depth,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": size.vision_feed_forward,
+            "num_heads": size.vision_heads,
+            "patch_size": size.patch,
+            "spatial_merge_size": size.merge,
+            "temporal_patch_size": 2,
+            "out_hidden_size": size.hidden,
+            "num_position_embeddings": (size.side // size.patch) ** 2,
+            "deepstack_visual_indexes": [size.vision_depth - 1],
+            "initializer_range": size.init,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def tiny_processor(size: TinySize) -> Qwen2VLImageProcessorPil:
+    """The PIL image processor with the tiny patch and size limits."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=size.patch,
+        temporal_patch_size=2,
+        merge_size=size.merge,
+        size={"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def build_tiny(size: TinySize, tokenizer: PreTrainedTokenizerFast, seed: int) -> VLM:
+    """A tiny untrained model; the same seed gives the same weights."""
+    config = tiny_config(size, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return VLM(model, tokenizer, Qwen3VLFamily(config, tokenizer, tiny_processor(size)), "tiny")

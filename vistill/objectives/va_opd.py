@@ -1,0 +1,127 @@
+"""`va_opd`: visual-advantage on-policy distillation (arXiv 2605.21924).
+
+The teacher reads each response twice, with the picture and with a pixelated one. The difference of its
+log-probabilities, rectified, is the token's visual advantage. Rollouts with a larger mean get more weight; the
+top fifth of the tokens of a rollout shares half of its weight.
+
+Where we depart, and why:
+1. Options beyond the paper are off by default: other scores, random ties, `zero_va="uniform"`, dropping tokens.
+2. A prompt without a picture has no visual advantage: its siblings and tokens weigh the same.
+3. `drop` masks tokens out of the mean over the **kept** tokens, so that the gradient keeps its scale.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vistill.batch import LossTerm, ScoredBatch, Signals
+from vistill.functional.segments import segment_mean, segment_sum, top_share
+from vistill.functional.siblings import (
+    mean_coefficients,
+    sibling_softmax,
+    token_group_coefficients,
+    uniform_siblings,
+)
+from vistill.objectives.opd import reverse_kl_to_teacher
+from vistill.objectives.passes import STUDENT, TEACHER
+from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
+from vistill.types import Pass, Reader, View, Writer
+
+
+@dataclass(frozen=True)
+class VAOPD:
+    """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage. Class defaults = paper."""
+
+    high_share: float = 0.2
+    """Share of each rollout's tokens in the high group (p_v)."""
+    high_weight: float = 0.5
+    """Weight that the high group shares (lambda)."""
+    rollout_temperature: float = 1.0
+    """Temperature of the softmax over siblings (tau)."""
+    rollout_weights: bool = True
+    """Weigh siblings by their mean visual advantage; false gives each 1/K."""
+    token_groups: bool = True
+    """Weigh tokens by group; false gives the plain mean over the rollout."""
+    score: Score = "rectified"
+    """What is ranked: rectified (paper), signed, absolute, or the distribution-level KL(pT full || pT degraded)."""
+    tie_rule: Literal["stable", "random"] = "stable"
+    """Equal scores keep token order (the authors' release) or a keyed random order."""
+    zero_va: Literal["group", "uniform"] = "group"
+    """A rollout whose scores are all 0 is grouped by the tie rule, or weighed uniformly."""
+    drop: Literal["none", "high", "low", "random"] = "none"
+    """Mask ablation: leave these tokens of each rollout out of the mean. Ties break at random."""
+    drop_share: float = 0.1
+    """Share of the tokens that `drop` removes."""
+
+    writer: ClassVar[Writer] = Writer.STUDENT
+    writer_view: ClassVar[View] = View.FULL
+
+    def passes(self) -> tuple[Pass, ...]:
+        """OPD's passes and the teacher on the pixelated picture."""
+        keep = "hidden" if self.score == "distribution" else "log_prob"
+        return (STUDENT, TEACHER, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Visual advantage, the two kinds of weight, and the coefficient c of each token."""
+        responses = batch.responses
+        advantage = self._score(batch)
+        weight = self._rollout_weight(batch, advantage)
+        tie_noise = responses.tie_noise if self.tie_rule == "random" else None
+        high = top_share(advantage, responses.rollout, responses.lengths, self.high_share, tie_noise)
+        plain = mean_coefficients(weight, responses.rollout, self._kept(batch, advantage))
+        token_weight = plain
+        if self.token_groups and self.drop == "none":
+            grouped = token_group_coefficients(weight, high, responses.rollout, self.high_weight)
+            token_weight = torch.where(self._ungrouped(batch, advantage)[responses.rollout], plain, grouped)
+        return {
+            "visual_advantage": advantage,
+            "high_group": high,
+            "rollout_weight": weight,
+            "token_weight": token_weight,
+        }
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Reverse KL to the teacher on the ORIGINAL picture, weighted by c."""
+        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+
+    def _score(self, batch: ScoredBatch) -> Tensor:
+        full, degraded = batch[TEACHER.name], batch[f"{Reader.TEACHER}.{View.PIXELATED}"]
+        if self.score == "distribution":
+            score = distribution_advantage(full, degraded)
+        else:
+            score = visual_advantage(full.sampled(), degraded.sampled(), self.score)
+        if not bool(torch.isfinite(score).all()):
+            raise FloatingPointError("visual advantage is not finite")
+        has_image = batch.responses.has_image[batch.responses.group][batch.responses.rollout]
+        return torch.where(has_image, score, torch.zeros_like(score))
+
+    def _rollout_weight(self, batch: ScoredBatch, advantage: Tensor) -> Tensor:
+        responses = batch.responses
+        uniform = uniform_siblings(responses.group).to(advantage)
+        if not self.rollout_weights:
+            return uniform
+        means = segment_mean(advantage, responses.rollout, responses.num_rollouts)
+        weight = sibling_softmax(means, responses.group, self.rollout_temperature)
+        return torch.where(responses.has_image[responses.group], weight, uniform)
+
+    def _ungrouped(self, batch: ScoredBatch, advantage: Tensor) -> Tensor:
+        """Rollouts whose tokens weigh the same: no picture, or no visual advantage under `zero_va="uniform"`."""
+        responses = batch.responses
+        without_image = ~responses.has_image[responses.group]
+        if self.zero_va == "group":
+            return without_image
+        total = segment_sum(advantage.abs(), responses.rollout, responses.num_rollouts)
+        return without_image | (total == 0)
+
+    def _kept(self, batch: ScoredBatch, advantage: Tensor) -> Tensor | None:
+        """Tokens that stay under the mask ablation; at least one of each rollout does."""
+        if self.drop == "none":
+            return None
+        responses = batch.responses
+        noise = responses.tie_noise
+        ranked = {"high": advantage, "low": -advantage, "random": noise}[self.drop]
+        dropped = top_share(ranked, responses.rollout, responses.lengths, self.drop_share, noise)
+        alone = responses.lengths == 1
+        return ~dropped | alone[responses.rollout]

@@ -1,0 +1,39 @@
+"""The engine protocol, and the request that every engine answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from vistill.models.family import EncodedPrompt
+from vistill.types import Rollout
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """K responses to one encoded prompt; `key` and `step` name the noise."""
+
+    key: str
+    prompt: EncodedPrompt
+    siblings: tuple[int, ...]
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Seed, step and sampling numbers of one call."""
+
+    seed: int
+    step: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    rows_per_call: int = 256
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """Writes responses. The same request and sampling give the same token ids, whatever else is in the batch."""
+
+    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+        """The rollouts of each request, in order."""
+        ...

@@ -1,0 +1,60 @@
+"""Keyed sampling noise: every rollout draws from its own generator, so batch composition cannot matter."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from vistill.data.keys import keyed_seed
+
+
+def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: int) -> int:
+    """The seed of one rollout's noise."""
+    return keyed_seed("rollout", seed, step, prompt_id, sibling, attempt)
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits outside the smallest set of probability `top_p` become -inf; the most likely token always stays."""
+    if top_p >= 1.0:
+        return logits
+    ordered, order = torch.sort(logits, descending=True, stable=True)
+    before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
+    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+class KeyedSampler(LogitsProcessor):
+    """Chooses the token itself: temperature, nucleus, keyed Gumbel noise, then everything but the argmax is masked.
+
+    `argmax(logits / temperature + Gumbel)` is a sample of the softmax. `generate` then has nothing left to draw, so
+    it may expand one prompt to K siblings, which it refuses for plain greedy search.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, top_p: float, banned: Sequence[int], vocabulary: int
+    ) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature, self.top_p = temperature, top_p
+        self.banned, self.vocabulary = list(banned), vocabulary
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask every token but the chosen one of each row."""
+        chosen = self.choose(scores)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """The sampled id of each row."""
+        logits = scores[:, : self.vocabulary].float()
+        logits[:, self.banned] = -torch.inf
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = nucleus(logits / self.temperature, self.top_p)
+        return (logits + self.gumbel(logits)).argmax(-1)
+
+    def gumbel(self, logits: Tensor) -> Tensor:
+        """Standard Gumbel noise, one generator a row, drawn on the CPU so that it is the same on every device."""
+        noise = torch.empty(logits.shape)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return -noise.clamp_min(1e-20).log().to(logits.device)

@@ -1,0 +1,116 @@
+"""Names inside a run folder, its owner, and the logs."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vistill.errors import StorageError
+from vistill.runs.storage import append_line, cut_lines, read_lines, write_json, write_text
+
+#: Logs that are cut back to the checkpoint's step on resume.
+STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`recipe.yaml, run.lock.json, metrics.jsonl, timing.jsonl, rollouts/, samples/, checkpoint-000300/, report.html`."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """Reproducible values, one line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """Durations, rates and memory: outside bit identity."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line an evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        """What was resolved at the first start: versions, hashes, fingerprint."""
+        return self.path / "run.lock.json"
+
+    @property
+    def events(self) -> Path:
+        """Starts, resumes, rejected checkpoints, warnings: for people."""
+        return self.path / "events.log"
+
+    @property
+    def quarantine(self) -> Path:
+        """Rows that could not be used, with place and reason."""
+        return self.path / "quarantine.jsonl"
+
+    def rollouts(self, step: int) -> Path:
+        """The rollouts of a step with their signals."""
+        return self.path / "rollouts" / f"{step:06d}.jsonl"
+
+    def samples(self, name: str) -> Path:
+        """Per-sample results of an evaluation."""
+        return self.path / "samples" / f"{name}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a published checkpoint."""
+        return self.path / f"checkpoint-{step:06d}"
+
+    def event(self, text: str) -> None:
+        """Add a line to the event log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.events.open("a", encoding="utf-8") as handle:
+            handle.write(text + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Forget logged steps that come after a checkpoint."""
+        for name in STEP_LOGS:
+            cut_lines(self.path / name, step, self.path / name.replace(".jsonl", ".lost.jsonl"))
+
+    def log(self, path: Path, record: dict[str, Any]) -> None:
+        """Append one record."""
+        append_line(path, record)
+
+    def read(self, path: Path) -> list[dict[str, Any]]:
+        """All complete records of a log."""
+        return list(read_lines(path))
+
+    def write(self, name: str, text: str) -> None:
+        """A text file of the folder."""
+        write_text(self.path / name, text)
+
+    def write_lock(self, record: dict[str, Any]) -> None:
+        """The lock file."""
+        write_json(self.lock_file, record)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """One owner at a time (S602)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = (self.path / ".owner").open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            raise StorageError(
+                "S602",
+                "another process owns this run folder",
+                where=str(self.path),
+                why=f"owner: {handle.read().strip() or 'unknown'}",
+                fix="wait for it, stop it, or choose another folder: run=OTHER_FOLDER",
+            ) from error
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.close()

@@ -1,0 +1,1 @@
+"""What a token owes to the image: named per-token measurements, without gradient."""

@@ -1,0 +1,1 @@
+"""The loop, the step, the optimizer, checkpoints and exact resume."""

@@ -1,0 +1,209 @@
+"""Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vistill.errors import StorageError
+from vistill.models.loading import VLM, save_vlm
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import (
+    disk_error,
+    file_hash,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    write_json,
+)
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint carries beside weights and optimizer. The data order needs nothing but the step."""
+
+    step: int = 0
+    best: dict[str, float] | None = None
+    """Step and value of the best validation result."""
+    skipped: int = 0
+    """Updates skipped because they were not finite."""
+    method: dict[str, Any] = field(default_factory=dict)
+    """State of the method."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `state.json`."""
+        return {"step": self.step, "best": self.best, "skipped": self.skipped, "method": self.method}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Everything that is saved together."""
+
+    student: VLM
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    extra: Mapping[str, VLM] = field(default_factory=dict)
+    """Further models: EMA teacher, adapters."""
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Moments under `opt.<parameter>.<slot>`, so that restoring them cannot be forgotten."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"opt.{names[id(parameter)]}.{slot}": torch.as_tensor(value).detach().cpu().contiguous()
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Put every moment back; an unknown or missing parameter is an error."""
+    parameters = dict(model.named_parameters())
+    for key, value in saved.items():
+        name, _, slot = key.removeprefix("opt.").rpartition(".")
+        parameter = parameters[name]
+        on = value if slot == "step" else value.to(parameter.device)
+        optimizer.state[parameter][slot] = on
+
+
+def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Path:
+    """Write a checkpoint so that it exists whole or not at all, then apply retention."""
+    step = saved.state.step
+    final = folder.checkpoint(step)
+    if final.exists():
+        return final
+    working = folder.path / f".inprogress-{step:06d}-{uuid.uuid4().hex[:8]}"
+    try:
+        working.mkdir(parents=True)
+        save_vlm(saved.student, working / "student")
+        for name, vlm in saved.extra.items():
+            save_vlm(vlm, working / name)
+        save_file(
+            optimizer_tensors(saved.student.model, saved.optimizer), working / "optimizer.safetensors"
+        )
+        save_file({"torch": torch.get_rng_state()}, working / "rng.safetensors")
+        write_json(working / "state.json", saved.state.to_dict())
+        files = [path for path in sorted(working.rglob("*")) if path.is_file()]
+        for path in files:
+            sync_file(path)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": 1,
+            "recipe": fingerprint,
+            "files": [[str(p.relative_to(working)), p.stat().st_size, file_hash(p)] for p in files],
+        }
+        write_json(working / MANIFEST, manifest)
+        working.rename(final)
+        sync_folder(folder.path)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise disk_error(final, error) from error
+    retain(folder, keep, saved.state.best)
+    return final
+
+
+def retain(folder: RunFolder, keep: int, best: dict[str, float] | None) -> None:
+    """Drop older checkpoints; never the newest `keep`, never the best."""
+    found = checkpoints(folder)
+    protected = {path.name for path in found[-max(1, keep) :]}
+    if best is not None:
+        protected.add(folder.checkpoint(int(best["step"])).name)
+    for path in found:
+        if path.name not in protected:
+            remove_tree(path)
+
+
+def checkpoints(folder: RunFolder) -> list[Path]:
+    """Published checkpoints, oldest first, by step number."""
+    if not folder.path.is_dir():
+        return []
+    return sorted(p for p in folder.path.iterdir() if p.is_dir() and p.name.startswith("checkpoint-"))
+
+
+def reason_to_reject(path: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None where it can."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this version reads {FORMAT}"
+        for name, size, digest in manifest["files"]:
+            file = path / name
+            if not file.is_file() or file.is_symlink():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, not {size}"
+            if file_hash(file) != digest:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest unreadable: {error}"
+    return None
+
+
+def sweep(folder: RunFolder) -> None:
+    """Remove what an interrupted save left behind."""
+    if folder.path.is_dir():
+        for path in folder.path.iterdir():
+            if path.name.startswith((".inprogress-", ".trash-")):
+                remove_tree(path)
+
+
+def newest(folder: RunFolder) -> Path | None:
+    """The newest valid checkpoint; each rejected one is logged. All invalid is an error, never a silent restart."""
+    found = checkpoints(folder)
+    for path in reversed(found):
+        reason = reason_to_reject(path)
+        if reason is None:
+            return path
+        folder.event(f"rejected {path.name}: {reason}")
+    if found:
+        raise StorageError(
+            "S604",
+            "no checkpoint of this run is valid",
+            where=str(folder.path),
+            why=f"newest: {found[-1].name}: {reason_to_reject(found[-1])}",
+            fix=f"restore one from a backup, or start again elsewhere: run={folder.path}-2",
+        )
+    return None
+
+
+def restore(path: Path, student: VLM, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Load weights, moments, noise state and counters of a verified checkpoint."""
+    weights = load_file(path / "student" / "model.safetensors")
+    missing, unexpected = student.model.load_state_dict(weights, strict=False)
+    tied = set(getattr(student.model, "_tied_weights_keys", None) or ())
+    assert not unexpected, f"unexpected weights {unexpected}"
+    assert set(missing) <= tied, f"missing weights {set(missing) - tied}"
+    student.model.tie_weights()
+    restore_optimizer(student.model, optimizer, load_file(path / "optimizer.safetensors"))
+    torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
+    raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return TrainState(**raw)
+
+
+def weights_hash(vlm: VLM) -> str:
+    """Content hash of all weights, for bit-identity tests and the lock file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vlm.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the file system a folder is on."""
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize

@@ -1,0 +1,46 @@
+"""Signals set a flag; the flag is polled inside every phase. A partial step is thrown away: it can be recomputed."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """Raised where the flag is polled. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class Interrupt:
+    """The flag."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def poll(self) -> None:
+        """Raise if a signal has arrived."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGTERM, SIGUSR1 and SIGINT; the second one leaves at once. In other threads it does nothing."""
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        try:
+            before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

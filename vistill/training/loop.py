@@ -1,0 +1,211 @@
+"""The loop: pick prompts, step, log, evaluate, save; resume by itself."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vistill.batch import Objective
+from vistill.data.keys import rows_of_step
+from vistill.errors import NonFiniteError, Preempted
+from vistill.evaluation.runner import evaluate
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.loading import check_pair
+from vistill.rollouts.engine import RolloutEngine
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
+from vistill.training.interrupt import Interrupt, Interrupted
+from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.reading import Cast
+from vistill.training.rollout_log import rollout_records
+from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.step import StepResult, Update, train_step
+from vistill.types import Prompt
+
+#: Updates in a row that may be non-finite before the run stops.
+MAX_NON_FINITE = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run as values."""
+
+    cast: Cast
+    objective: Objective
+    train_prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
+    train: TrainSettings
+    rollout: RolloutSettings
+    save: SaveSettings
+    evaluation: EvalSettings
+    seed: int
+    num_steps: int
+    fingerprint: str
+    stop_after: int | None = None
+    """Leave after this step, as if the machine had been switched off (for tests)."""
+    engine: RolloutEngine | None = None
+    progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+
+
+@dataclass
+class Clock:
+    """Seconds per phase of the current step; never part of `metrics.jsonl`."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def observe(self, phase: str) -> Iterator[None]:
+        """Add the time of a block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The phases so far, and start again."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+def run(plan: Plan, folder: RunFolder) -> TrainState:
+    """Train to the end, or from wherever the folder's newest valid checkpoint is.
+
+    Raises:
+        Preempted: a signal arrived; a checkpoint of the last whole step is saved.
+        NonFiniteError: several updates in a row were not finite.
+    """
+    if plan.cast.teacher is not None:
+        check_pair(plan.cast.student, plan.cast.teacher)
+    if plan.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    interrupt, clock = Interrupt(), Clock()
+    student = plan.cast.student
+    freeze_parts(student.model, plan.train.freeze)
+    optimizer = make_optimizer(student.model, plan.train)
+    engine = plan.engine or HFEngine(student, interrupt.poll)
+    update = Update(
+        plan.cast, engine, plan.objective, optimizer, plan.train, plan.rollout, plan.seed, plan.num_steps,
+        interrupt.poll, clock.observe,
+    )  # fmt: skip
+    with folder.owned(), interrupt.listening():
+        state = start(plan, folder, optimizer)
+        saved = Saved(student, optimizer, state)
+        try:
+            if owes_evaluation(plan, folder, state.step):
+                judge(plan, folder, saved, interrupt, clock)
+            while state.step < plan.num_steps:
+                picks = rows_of_step(state.step, plan.train.prompts_per_step, len(plan.train_prompts), plan.seed)
+                result = train_step(update, [plan.train_prompts[i] for i in picks], state)
+                state.step += 1
+                count_non_finite(state, result)
+                log_step(plan, folder, state, result, clock)
+                if is_due(state.step, plan.evaluation.every, plan.num_steps):
+                    judge(plan, folder, saved, interrupt, clock)
+                if is_due(state.step, plan.save.every, plan.num_steps):
+                    publish(folder, saved, plan.fingerprint, plan.save.keep)
+                if state.step == plan.stop_after:
+                    break
+        except Interrupted as stop:
+            publish(folder, saved, plan.fingerprint, plan.save.keep)
+            folder.event(f"stopped by {stop} after step {state.step}")
+            raise preempted(stop, state.step) from None
+    return state
+
+
+def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> TrainState:
+    """A fresh state, or the newest valid checkpoint's; later log lines are cut."""
+    sweep(folder)
+    found = newest(folder)
+    if found is None:
+        folder.cut_after(-1)
+        return TrainState()
+    state = restore(found, plan.cast.student, optimizer)
+    folder.cut_after(state.step)
+    state.best = best_of(folder.read(folder.evaluations), plan.save)
+    folder.event(f"resumed from {found.name}")
+    return state
+
+
+def owes_evaluation(plan: Plan, folder: RunFolder, step: int) -> bool:
+    """Whether the state a run starts from should have been judged, but was interrupted before it was."""
+    judged = {record["step"] for record in folder.read(folder.evaluations)}
+    return (step == 0 or is_due(step, plan.evaluation.every, plan.num_steps)) and step not in judged
+
+
+def best_of(evaluations: Sequence[dict[str, Any]], save: SaveSettings) -> dict[str, float] | None:
+    """Step and value of the best evaluation after step 0; the earliest wins ties."""
+    judged = [r for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None]
+    if save.keep_best == "none" or not judged:
+        return None
+    best = max(judged, key=lambda r: (r["accuracy"], -r["step"]))
+    return {"step": best["step"], "value": best["accuracy"]}
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult, clock: Clock) -> None:
+    """Reproducible values to `metrics.jsonl`, seconds to `timing.jsonl`, now and then the rollouts."""
+    folder.log(folder.metrics, {"step": state.step, **result.metrics})
+    seconds = clock.take()
+    tokens = result.metrics["rollout/tokens"]
+    folder.log(folder.timing, {"step": state.step, **seconds, "tokens": tokens})
+    if is_due(state.step, plan.evaluation.every, plan.num_steps):
+        path = folder.rollouts(state.step)
+        folder.write(
+            str(path.relative_to(folder.path)), rollout_records(plan.cast.student, result.groups, result.signals)
+        )
+    plan.progress({"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": sum(seconds.values())})
+
+
+def count_non_finite(state: TrainState, result: StepResult) -> None:
+    """Count skipped updates; several in a row stop the run (N701)."""
+    if result.finite:
+        state.method.pop("non_finite_in_a_row", None)
+        return
+    state.skipped += 1
+    state.method["non_finite_in_a_row"] = state.method.get("non_finite_in_a_row", 0) + 1
+    if state.method["non_finite_in_a_row"] >= MAX_NON_FINITE:
+        raise NonFiniteError(
+            "N701",
+            f"{MAX_NON_FINITE} updates in a row were not finite",
+            where=f"step {state.step}",
+            why="loss or gradient is NaN or infinite; those updates were skipped, the weights are unharmed",
+            fix="train.lr=1e-7, or train.precision=fp32",
+        )
+
+
+def judge(plan: Plan, folder: RunFolder, saved: Saved, interrupt: Interrupt, clock: Clock) -> None:
+    """Evaluate on validation, remember the best, keep its checkpoint."""
+    if not plan.eval_prompts or plan.evaluation.every <= 0:
+        return
+    with clock.observe("evaluate"):
+        result = evaluate(plan.cast, plan.eval_prompts, plan.evaluation, interrupt.poll)
+    clock.take()
+    step = saved.state.step
+    folder.log(folder.evaluations, {"step": step, **result.summary})
+    folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
+    plan.progress({"step": step, "steps": plan.num_steps, **{f"eval/{k}": v for k, v in result.summary.items()}})
+    before = saved.state.best
+    saved.state.best = best_of(folder.read(folder.evaluations), plan.save)
+    if saved.state.best is not None and saved.state.best != before:
+        publish(folder, saved, plan.fingerprint, plan.save.keep)
+
+
+def preempted(stop: Interrupted, step: int) -> Preempted:
+    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C."""
+    error = Preempted(
+        "P075",
+        f"stopped by {stop} after step {step}; checkpoint saved",
+        fix="run the same command again to continue",
+    )
+    if stop.number == signal.SIGINT:
+        error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
+    return error

@@ -1,0 +1,206 @@
+"""From prompts to a scored batch: write responses, lay them on one axis, read them under every view."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vistill.batch import Objective, Responses, ScoredBatch, ScoredPass, Signals
+from vistill.data.keys import keyed_generator, keyed_seed
+from vistill.errors import DataError, RolloutError
+from vistill.models.family import EncodedPrompt
+from vistill.models.loading import VLM
+from vistill.models.scoring import EncodedGroup, score
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.types import Finish, Pass, Prompt, Reader, Rollout, RolloutGroup, View, Writer
+from vistill.views import ViewContext, see
+
+#: Padded tokens that are scored at a time when `micro_batch` is auto.
+AUTO_TOKENS = 16_384
+#: How often an empty response is drawn again.
+EMPTY_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The models of a run by role, and what they share."""
+
+    student: VLM
+    teacher: VLM | None
+    vocabulary: int
+    view: ViewContext = ViewContext()
+
+    def reader(self, role: Reader) -> VLM:
+        """The model that plays a role."""
+        vlm = {Reader.STUDENT: self.student, Reader.TEACHER: self.teacher}.get(role)
+        assert vlm is not None, f"nobody plays {role}"
+        return vlm
+
+    def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
+        """Student and teacher share tokenizer and image grid, so one encoding serves both."""
+        context = replace(self.view, seed=keyed_seed("view", prompt.id, self.view.seed))
+        return self.student.encode(see(prompt, view, context))
+
+
+def write_groups(
+    cast: Cast, engine: RolloutEngine, objective: Objective, prompts: Sequence[Prompt], sampling: Sampling,
+    per_prompt: int,
+) -> list[RolloutGroup]:  # fmt: skip
+    """The responses of a step: from the data set, or sampled with noise keyed by (seed, step, prompt, sibling)."""
+    if objective.writer is Writer.DATA:
+        return [RolloutGroup(prompt, (written_response(cast.student, prompt),)) for prompt in prompts]
+    siblings = tuple(range(per_prompt))
+    encoded = [cast.encode(prompt, objective.writer_view) for prompt in prompts]
+    requests = [RolloutRequest(p.id, e, siblings) for p, e in zip(prompts, encoded, strict=True)]
+    groups = [list(group) for group in engine.write(requests, sampling)]
+    for attempt in range(1, EMPTY_ATTEMPTS + 1):
+        again = [
+            (g, s) for g, group in enumerate(groups) for s, rollout in enumerate(group) if not rollout.ids
+        ]
+        if not again:
+            break
+        fresh = [RolloutRequest(prompts[g].id, encoded[g], (s,), attempt) for g, s in again]
+        for (g, s), (rollout,) in zip(again, engine.write(fresh, sampling), strict=True):
+            groups[g][s] = rollout
+    for prompt, group in zip(prompts, groups, strict=True):
+        if any(not rollout.ids for rollout in group):
+            raise RolloutError(
+                "R403",
+                f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
+                where=f"prompt {prompt.id}",
+                why="a response without tokens has no visual advantage and no loss",
+                fix="rollout.temperature=1.0, or remove the row from the data",
+            )
+    return [RolloutGroup(p, tuple(g)) for p, g in zip(prompts, groups, strict=True)]
+
+
+def written_response(student: VLM, prompt: Prompt) -> Rollout:
+    """The data set's own response as token ids."""
+    if prompt.response is None:
+        raise DataError(
+            "D303",
+            "the row has no written response to learn from",
+            where=f"prompt {prompt.id}",
+            why="`sft` learns from text in the data",
+            fix="data.columns.response=COLUMN, or data.response_template='The answer is \\boxed{{answer}}.'",
+        )
+    return Rollout(student.response_ids(prompt.response), 0, Finish.STOP)
+
+
+def lay_out(groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.device) -> Responses:
+    """All response tokens on one flat axis, with keyed noise for random ties."""
+    rollouts = [(g, rollout) for g, group in enumerate(groups) for rollout in group.rollouts]
+    lengths = [len(rollout.ids) for _, rollout in rollouts]
+    noise = [
+        keyed_generator("ties", seed, step, groups[g].prompt.id, r.sibling).random(len(r.ids), np.float32)
+        for g, r in rollouts
+    ]
+    length = torch.tensor(lengths)
+    return Responses(
+        ids=torch.tensor([i for _, rollout in rollouts for i in rollout.ids]).to(device),
+        rollout=torch.repeat_interleave(torch.arange(len(rollouts)), length).to(device),
+        group=torch.tensor([g for g, _ in rollouts]).to(device),
+        lengths=length.to(device),
+        has_image=torch.tensor([bool(group.prompt.images) for group in groups]).to(device),
+        tie_noise=torch.from_numpy(np.concatenate(noise)).to(device),
+    )
+
+
+def encoded_groups(cast: Cast, groups: Sequence[RolloutGroup], view: View) -> list[EncodedGroup]:
+    """The groups as a reader sees them. The response tokens are the same under every view."""
+    return [
+        EncodedGroup(cast.encode(group.prompt, view), tuple(r.ids for r in group.rollouts)) for group in groups
+    ]
+
+
+def split_groups(groups: Sequence[EncodedGroup], micro_batch: int | str) -> list[list[int]]:
+    """Whole prompt groups a micro-batch: so many, or as many as a token budget holds."""
+    if isinstance(micro_batch, int):
+        return [list(range(i, min(i + micro_batch, len(groups)))) for i in range(0, len(groups), micro_batch)]
+    parts: list[list[int]] = []
+    widest, rows = 0, 0
+    for index, group in enumerate(groups):
+        width = len(group.prompt.ids) + max(len(r) for r in group.responses)
+        num = len(group.responses)
+        if not parts or max(widest, width) * (rows + num) > AUTO_TOKENS:
+            parts.append([])
+            widest, rows = 0, 0
+        parts[-1].append(index)
+        widest, rows = max(widest, width), rows + num
+    return parts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A step's groups as every pass sees them."""
+
+    groups: list[RolloutGroup]
+    responses: Responses
+    encoded: dict[View, list[EncodedGroup]]
+    micro_batches: list[list[int]]
+
+    def part(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
+        """Some groups under a view."""
+        return [self.encoded[view][g] for g in groups]
+
+
+def prepare(
+    cast: Cast, groups: list[RolloutGroup], passes: Sequence[Pass], responses: Responses, micro_batch: int | str
+) -> Reading:
+    """Encode each prompt once per view and plan the micro-batches."""
+    views = dict.fromkeys(p.view for p in passes)
+    encoded = {view: encoded_groups(cast, groups, view) for view in views}
+    longest = max(encoded.values(), key=lambda gs: sum(len(g.prompt.ids) for g in gs))
+    return Reading(groups, responses, encoded, split_groups(longest, micro_batch))
+
+
+@torch.no_grad()
+def read_without_gradient(
+    cast: Cast, reading: Reading, passes: Sequence[Pass], poll: Callable[[], None] = lambda: None
+) -> ScoredBatch:
+    """Every pass without gradient, once, over the whole batch."""
+    batch = ScoredBatch(reading.responses, {})
+    scored: dict[str, ScoredPass] = {}
+    for p in passes:
+        if p.gradient:
+            continue
+        pieces = []
+        for part in reading.micro_batches:
+            poll()
+            ids = batch.take_groups(part)[0].responses.ids
+            pieces.append(score(cast.reader(p.reader), reading.part(p.view, part), ids, cast.vocabulary, p.keep))
+        scored[p.name] = join(pieces)
+    return ScoredBatch(reading.responses, scored)
+
+
+def read_with_gradient(
+    cast: Cast, reading: Reading, batch: ScoredBatch, passes: Sequence[Pass], signals: Signals, part: list[int]
+) -> tuple[ScoredBatch, dict[str, Tensor]]:
+    """One micro-batch with its gradient passes, and the signals cut to it.
+
+    A pass whose `rows` name a boolean signal keeps only the hidden states of the rows it marks.
+    """
+    micro, rows = batch.take_groups(part)
+    cut = {name: cut_signal(value, batch.responses, rows, part) for name, value in signals.items()}
+    scored = dict(micro.passes)
+    for p in passes:
+        if p.gradient:
+            made = score(cast.reader(p.reader), reading.part(p.view, part), micro.responses.ids, cast.vocabulary)
+            scored[p.name] = made.take(torch.nonzero(cut[p.rows])[:, 0]) if p.rows else made
+    return ScoredBatch(micro.responses, scored), cut
+
+
+def cut_signal(value: Tensor, responses: Responses, rows: Tensor, part: list[int]) -> Tensor:
+    """A token signal at the rows, or a rollout signal at the rollouts, of a micro-batch."""
+    if len(value) == responses.num_tokens:
+        return value[rows]
+    assert len(value) == responses.num_rollouts, "a signal is per token or per rollout"
+    return value[torch.isin(responses.group, torch.tensor(part, device=value.device))]
+
+
+def join(pieces: list[ScoredPass]) -> ScoredPass:
+    """Micro-batches of one pass, in order."""
+    cat = lambda xs: None if xs[0] is None else torch.cat(xs)  # noqa: E731
+    return ScoredPass(cat([p.log_prob for p in pieces]), cat([p.hidden for p in pieces]), pieces[0].head)

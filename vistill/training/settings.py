@@ -1,0 +1,55 @@
+"""How a run trains and saves. Needs no torch. Class defaults are the paper's setting (VA-OPD 4.1, appendix A)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up; cosine and linear end at 0."""
+    warmup: float = 0.05
+    """Share of the steps that warm up linearly."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The update."""
+
+    prompts_per_step: int = 16
+    """Prompts in an update, whatever the hardware; with K siblings each."""
+    epochs: float = 5.0
+    """Passes over the training rows."""
+    steps: int | None = None
+    """Number of updates; overrides epochs."""
+    lr: float = 1e-6
+    """Peak learning rate."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    weight_decay: float = 0.1
+    """On matrices; biases and norms are not decayed."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Prompts scored with gradient at a time. Only speed and memory depend on it, never the update."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
+    deterministic: bool = True
+    """Use deterministic kernels."""
+    freeze: tuple[Literal["vision", "language", "head"], ...] = ()
+    """Parts that keep their weights."""
+
+
+@dataclass(frozen=True)
+class SaveSettings:
+    """Checkpoints."""
+
+    every: int = 50
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many of the newest stay."""
+    keep_best: Literal["accuracy", "none"] = "accuracy"
+    """Also keep the best on validation; the earliest wins ties."""

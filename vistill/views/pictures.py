@@ -1,0 +1,34 @@
+"""Picture operations behind the views: PIL and numpy, no torch."""
+
+import numpy as np
+from PIL import Image
+
+
+def pixelate(image: Image.Image, share: float = 0.10) -> Image.Image:
+    """Reduce to `share` of each side (floor, at least 1 px, BILINEAR), then back to the old size (NEAREST).
+
+    PIL's BILINEAR is antialiased on reduction. Palette pictures become RGB, 1-bit ones L; other modes stay.
+    Source: VA-OPD section 2.1 and the authors' release.
+    """
+    if image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    width, height = image.size
+    small = image.resize((max(1, int(share * width)), max(1, int(share * height))), Image.Resampling.BILINEAR)
+    return small.resize((width, height), Image.Resampling.NEAREST)
+
+
+def mask_patches(image: Image.Image, share: float, patch: int, rng: np.random.Generator) -> Image.Image:
+    """Blank each patch with probability `share` (black)."""
+    pixels = np.asarray(image.convert("RGB")).copy()
+    for top in range(0, pixels.shape[0], patch):
+        for left in range(0, pixels.shape[1], patch):
+            if rng.random() < share:
+                pixels[top : top + patch, left : left + patch] = 0
+    return Image.fromarray(pixels)
+
+
+def noise_like(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Uniform RGB noise of the same size."""
+    return Image.fromarray(rng.integers(0, 256, (image.height, image.width, 3), dtype=np.uint8))
