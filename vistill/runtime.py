@@ -21,3 +21,21 @@ def keep_big_blocks() -> None:
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 1 << 30)
         libc.mallopt(m_top_pad, 64 << 20)
+
+
+def use_one_thread_on_cpu() -> None:
+    """One thread where there is no CUDA device; elsewhere torch's own choice stays."""
+    import torch
+
+    if not torch.cuda.is_available():
+        use_one_thread()
+
+
+def quiet() -> None:
+    """No progress bars of other libraries, no telemetry."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

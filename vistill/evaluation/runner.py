@@ -83,18 +83,21 @@ def evaluate(
         diagrams: the procedural items behind the prompts, where counterfactual twins can be drawn.
     """
     rows = [p for p in prompts if p.answer is not None][: settings.limit]
+    fewer = rows[: settings.extra_limit]
     with MathJudge() as math:
         answering = Answering(cast.student, settings, math, cast.view, poll)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
         summary = accuracy_summary(sampled, settings)
         if settings.greedy:
-            greedy = answering.answer(rows, View.FULL, "greedy")
+            greedy = answering.answer(fewer, View.FULL, "greedy")
             samples += greedy
             summary |= share_summary("greedy_accuracy", greedy)
-        pictured = [p for p in rows if p.images]
+        pictured = [p for p in fewer if p.images]
+        same_rows = {p.id for p in pictured}
         if settings.blind and pictured:
-            seen = mean(accuracy_by_question([a for a in sampled if a.prompt.images]))
+            seen = mean(accuracy_by_question([a for a in sampled if a.prompt.id in same_rows]))
+            summary["blind_rows"] = float(len(pictured))
             for view in BLIND_VIEWS:
                 blind = answering.answer(pictured, view)
                 samples += blind
@@ -105,7 +108,7 @@ def evaluate(
             summary |= counterfactual(answering, diagrams)
     tokens = []
     if settings.advantage and cast.teacher is not None and pictured:
-        first = [a for a in sampled if a.prompt.images and a.rollout.sibling == 0]
+        first = [a for a in sampled if a.prompt.id in same_rows and a.rollout.sibling == 0]
         tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)
     return EvalResult(summary, samples, tokens, settings)

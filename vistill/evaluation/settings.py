@@ -11,7 +11,11 @@ class EvalSettings:
     every: int = 50
     """Steps between evaluations in a run; 0 never."""
     limit: int | None = 200
-    """Rows of the evaluation set that are used."""
+    """Rows of the evaluation set that are used for the accuracy during the run."""
+    final_limit: int | None = None
+    """Rows used before the first and after the last step; empty takes all."""
+    extra_limit: int | None = 200
+    """Rows used for greedy accuracy, blind views and visual advantage."""
     samples: int = 1
     """Responses per question at temperature 1 (the k of avg@k)."""
     temperature: float = 1.0

@@ -4,12 +4,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from vistill.batch import Objective
+from vistill.data.diagrams import Diagram
 from vistill.data.keys import rows_of_step
 from vistill.errors import NonFiniteError, Preempted
 from vistill.evaluation.runner import evaluate
@@ -19,6 +20,7 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.optim import freeze_parts, make_optimizer
@@ -50,6 +52,8 @@ class Plan:
     stop_after: int | None = None
     """Leave after this step, as if the machine had been switched off (for tests)."""
     engine: RolloutEngine | None = None
+    diagrams: Sequence[Diagram] = ()
+    """The procedural items behind the evaluation prompts."""
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
 
 
@@ -186,12 +190,16 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, interrupt: Interrupt, clo
     """Evaluate on validation, remember the best, keep its checkpoint."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
         return
-    with clock.observe("evaluate"):
-        result = evaluate(plan.cast, plan.eval_prompts, plan.evaluation, interrupt.poll)
-    clock.take()
     step = saved.state.step
+    at_end = step in (0, plan.num_steps)
+    settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
+    result = evaluate(plan.cast, plan.eval_prompts, settings, interrupt.poll, plan.diagrams if at_end else ())
+    clock.take()
     folder.log(folder.evaluations, {"step": step, **result.summary})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
+    if at_end:
+        tokens = {"tail": result.tail(), "items": result.heatmaps(plan.cast.student)}
+        folder.write(f"tokens/step-{step:06d}.json", to_json(tokens))
     plan.progress({"step": step, "steps": plan.num_steps, **{f"eval/{k}": v for k, v in result.summary.items()}})
     before = saved.state.best
     saved.state.best = best_of(folder.read(folder.evaluations), plan.save)

@@ -1,0 +1,42 @@
+"""vistill: on-policy distillation of vision-language models that makes the student look at the picture.
+
+    run = vistill.train("recipe.yaml", overrides={"train.lr": 2e-6})
+    run = vistill.distill(student, teacher, prompts, vistill.VAOPD(), out="runs/mine")
+    va = vistill.visual_advantage(teacher, prompts[:8], responses)
+
+Names are imported on first use, so that `import vistill` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "train": "vistill.api",
+    "distill": "vistill.api",
+    "visual_advantage": "vistill.api",
+    "load": "vistill.api",
+    "Run": "vistill.api",
+    "TokenAdvantage": "vistill.api",
+    "load_recipe": "vistill.config",
+    "Recipe": "vistill.config",
+    "OPD": "vistill.objectives",
+    "SFT": "vistill.objectives",
+    "VAOPD": "vistill.objectives",
+    "Prompt": "vistill.types",
+    "View": "vistill.types",
+    "VistillError": "vistill.errors",
+}
+
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vistill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

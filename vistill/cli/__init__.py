@@ -1,0 +1,1 @@
+"""Verbs. Nothing heavy is imported before a verb needs it."""

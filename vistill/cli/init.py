@@ -1,0 +1,78 @@
+"""`vistill init`: a commented recipe, filled in."""
+
+from pathlib import Path
+
+from vistill.config import build_recipe, parse_text
+from vistill.errors import ConfigError
+
+TEMPLATE = """\
+# made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
+# every key can also be given on the command line: vistill train {file} train.lr=2e-6
+version: 1
+run: runs/{stem}                    # everything is written below this folder
+seed: 42
+
+student:
+  model: {student}
+{teacher_block}
+method: {method}                    # vistill explain {method}
+{knobs}
+data:
+  train: {data}                     # .jsonl | hf:owner/name[split] | .parquet | diagrams
+  eval: ""                          # the same; or hold training rows out:
+  holdout: 0                        # rows set aside for evaluation
+  images: ""                        # folder the image paths are relative to; empty: the data file's folder
+  columns: {{prompt: question, images: images, answer: answer{extra_column}}}
+  template: "{{prompt}}"              # {{choices}} is filled in too
+  text_only: error                  # error | drop | plain: rows without a picture
+  on_bad_row: quarantine            # quarantine | stop
+  max_image_tokens: 1024            # Qwen3-VL's own limit would be 16,384 per image
+
+rollout:
+  per_prompt: 4                     # K sibling responses
+  temperature: 0.7                  # scores are always taken at temperature 1
+  top_p: 0.95
+  max_new_tokens: 4096
+
+train:
+  prompts_per_step: 16              # 16 x 4 = 64 responses an update, whatever the hardware
+  epochs: 5
+  lr: 1.0e-6
+  schedule: {{kind: cosine, warmup: 0.05}}
+  weight_decay: 0.1
+  clip_norm: 1.0
+  micro_batch: auto                 # only speed and memory depend on it, never the update
+
+save: {{every: 50, keep: 2, keep_best: accuracy}}
+eval: {{every: 50, limit: 200, max_new_tokens: 4096}}
+"""
+KNOBS = """\
+va_opd:
+  high_share: 0.2                   # p_v: share of the tokens in the high group
+  high_weight: 0.5                  # lambda: weight the high group shares
+  rollout_temperature: 1.0          # tau of the rollout weights
+"""
+
+
+def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
+    """Write `NAME.yaml` and say what to do next. An existing file is never overwritten."""
+    stem = Path(name).stem
+    method = next((m for m in ("va_opd", "opd", "sft") if stem.replace("-", "_").startswith(m)), "va_opd")
+    file = Path(name if name.endswith(".yaml") else f"{stem.replace('-', '_')}.yaml")
+    if file.exists():
+        raise ConfigError("C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first")
+    text = TEMPLATE.format(
+        name=name,
+        student=student,
+        teacher=teacher,
+        data=data,
+        file=file,
+        stem=stem,
+        method=method,
+        teacher_block="" if method == "sft" else f"teacher:\n  model: {teacher}\n",
+        knobs=KNOBS if method == "va_opd" else "",
+        extra_column=", response: response" if method == "sft" else "",
+    )
+    build_recipe(parse_text(text, file), text, file.name)
+    file.write_text(text, encoding="utf-8")
+    return f"wrote {file}\nnext  vistill train {file}"

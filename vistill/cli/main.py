@@ -1,0 +1,160 @@
+"""The command `vistill`: verbs only, no flag per field; settings are `key=value`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vistill.errors import CATALOGUE, VistillError
+
+app = typer.Typer(
+    help="On-policy distillation of vision-language models that makes the student look at the picture.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, for example train.lr=2e-6")]
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="folder to write into")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="repeat both methods with so many seeds and report the spread")] = 1,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="raise teacher and student anew first")] = False,
+) -> None:
+    """Distil a tiny student with opd and va_opd from the same start, evaluate, write the report. No network."""
+    from vistill.experiments.demo import run_demo
+
+    run_demo(run, seeds=seeds, from_scratch=from_scratch)
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="va-opd, opd or sft; or the file to write")] = "va-opd",
+    student: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-2B-Instruct",
+    teacher: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-8B-Instruct",
+    data: Annotated[str, typer.Option(help=".jsonl, hf:owner/name[split], .parquet or diagrams")] = "data/train.jsonl",
+) -> None:
+    """Write a commented recipe."""
+    from vistill.cli.init import write_recipe
+
+    print(write_recipe(name, student, teacher, data))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="run only this stage of a recipe with stages")] = None,
+    accept: Annotated[str, typer.Option(help="on resume: changed schedule keys to accept, comma-separated")] = "",
+) -> None:
+    """Train. The same command resumes by itself."""
+    from vistill.cli.progress import Progress
+    from vistill.experiments.stages import run_stages
+
+    with Progress() as progress:
+        page = run_stages(recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show)
+    print(f"report   {page}")
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+) -> None:
+    """Accuracy, blind gaps, reading, visual advantage of a trained model."""
+    judge(target, overrides or [], as_json, advantage_only=False)
+
+
+@app.command()
+def probe(
+    target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+) -> None:
+    """Which tokens look at the picture? Visual advantage of any model on any data, without training."""
+    judge(target, overrides or [], as_json, advantage_only=True)
+
+
+def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
+    """Shared by `eval` and `probe`."""
+    from vistill.api import evaluate as measure
+    from vistill.cli.target import recipe_for
+    from vistill.cli.table import summary_table
+    from vistill.runtime import quiet, use_one_thread_on_cpu
+
+    quiet()
+    recipe = recipe_for(target, overrides, "probe" if advantage_only else "eval")
+    use_one_thread_on_cpu()
+    run = measure(recipe, advantage_only=advantage_only)
+    summary = run.evaluations[-1]
+    print(json.dumps(summary, indent=2) if as_json else summary_table(summary))
+    if not as_json:
+        print(f"report   {run.path / 'report.html'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="one or several run folders; the first is the baseline")],
+    out: Annotated[Path | None, typer.Option(help="file to write")] = None,
+) -> None:
+    """(Re)make the HTML report of a finished, running or dead run."""
+    from vistill.report.page import write_report
+
+    print(write_report(runs, out or runs[0] / "report.html"))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Versions, devices and disk in one table."""
+    from vistill.cli.doctor import examine, healthy, table
+
+    facts = examine()
+    print(json.dumps(facts, indent=2) if as_json else table(facts))
+    raise typer.Exit(0 if healthy(facts) else 1)
+
+
+@app.command()
+def explain(word: Annotated[str, typer.Argument(help="an error code such as D201, or a method such as va_opd")]) -> None:
+    """The long form of an error code, or a method with its knobs."""
+    from vistill.cli.explain import explain_word
+
+    print(explain_word(word))
+
+
+def show_error(error: VistillError) -> None:
+    """Print an error as plain text, control characters made visible."""
+    from vistill.report.heatmap import visible
+
+    print("\n".join(visible(line) for line in error.render().splitlines()), file=sys.stderr)
+
+
+def entry(arguments: list[str] | None = None) -> None:
+    """Run a verb; users' mistakes end in a message and an exit code, not in a traceback."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except VistillError as error:
+        show_error(error)
+        note_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def note_error(error: VistillError) -> None:
+    """The same content for machines, beside where the command ran, where `VISTILL_ERROR_JSON` names a file."""
+    import os
+
+    file = os.environ.get("VISTILL_ERROR_JSON")
+    if file:
+        Path(file).write_text(json.dumps(error.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def known_codes() -> dict[str, Any]:
+    """Every error code."""
+    return dict(CATALOGUE)

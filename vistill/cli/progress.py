@@ -1,0 +1,47 @@
+"""One live line on a terminal, quiet when piped."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """Shows training records: step, loss, accuracy of the last evaluation, mean VA, time left."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.start = time.monotonic()
+        self.first_step: int | None = None
+        self.last_eval: dict[str, Any] = {}
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            print(file=sys.stderr)
+
+    def show(self, record: dict[str, Any]) -> None:
+        """One record of the loop."""
+        if "eval/accuracy" in record:
+            self.last_eval = record
+            if not self.live:
+                print(f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}", file=sys.stderr)
+            return
+        if not self.live or "loss" not in record:
+            return
+        if self.first_step is None:
+            self.first_step = record["step"] - 1
+        done = record["step"] - self.first_step
+        left = (time.monotonic() - self.start) / done * (record["steps"] - record["step"])
+        parts = [f"step {record['step']}/{record['steps']}", f"loss {record['loss']:.4f}"]
+        if self.last_eval:
+            parts.append(f"accuracy {self.last_eval['eval/accuracy']:.3f}")
+        if "va/mean" in record:
+            parts.append(f"VA {record['va/mean']:.3f}")
+        rate = record["rollout/tokens"] / max(1e-9, record["seconds"])
+        parts += [f"{rate:,.0f} tokens/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
+        print("\r\x1b[K" + "   ".join(parts), end="", flush=True, file=sys.stderr)

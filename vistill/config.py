@@ -1,0 +1,364 @@
+"""The recipe: one strict file, typed, frozen, with errors that teach. Needs no torch."""
+
+import copy
+import dataclasses
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vistill.data.settings import DataSettings
+from vistill.errors import ConfigError, suggest
+from vistill.evaluation.settings import EvalSettings
+from vistill.rollouts.settings import RolloutSettings
+from vistill.strict_yaml import StrictLoader, line_of
+from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.views.settings import ViewSettings
+
+SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One model."""
+
+    model: str = ""
+    """Folder or hub id."""
+    revision: str | None = None
+    """Commit of a hub id."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. Same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
+
+    run: str
+    """Folder that everything is written into."""
+    student: ModelSettings
+    method: str
+    """sft, opd, va_opd (`vistill explain va_opd`)."""
+    version: int = 1
+    seed: int = 42
+    teacher: ModelSettings = field(default_factory=ModelSettings)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    """The method's own knobs; in the file they stand under the method's name."""
+    data: DataSettings = field(default_factory=DataSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    save: SaveSettings = field(default_factory=SaveSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, knobs under the method's name."""
+        plain = dataclasses.asdict(self)
+        plain[self.method] = plain.pop("knobs")
+        return plain
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the update."""
+        import hashlib
+
+        kept = {k: v for k, v in flatten(self.to_dict()).items() if key_class(k) != "free"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+#: Keys that change neither data nor update: changing them on resume is silent.
+FREE = ("run", "save.", "eval.", "train.micro_batch", "rollout.rows_per_call", "student.device", "teacher.device")
+#: Keys that change the course of a run: changing them on resume needs --accept.
+SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
+
+
+def key_class(key: str) -> str:
+    """`free`, `schedule` or `identity`."""
+    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        return "free"
+    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE)
+    return "schedule" if scheduled else "identity"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.lr": 1e-6, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+@cache
+def method_schemas() -> dict[str, Any]:
+    """The packaged knobs of every method."""
+    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+@cache
+def recipe_adapter() -> TypeAdapter[Recipe]:
+    """Validation of the dataclasses; unknown keys are refused."""
+    for kind in settings_types(Recipe):
+        kind.__pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # pyright: ignore[reportAttributeAccessIssue]
+    return TypeAdapter(Recipe)
+
+
+def settings_types(kind: type) -> list[type]:
+    """A dataclass and every dataclass among its fields."""
+    found = [kind]
+    for hint in typing.get_type_hints(kind).values():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found += settings_types(hint)
+    return found
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        path: a `.yaml` or `.toml` file, or the name of a shipped recipe.
+        overrides: `["train.lr=2e-6"]` or `{"train.lr": 2e-6}`.
+
+    Raises:
+        ConfigError: C001 to C005, C101 to C103.
+    """
+    stages = load_stages(path, overrides)
+    if len(stages) > 1:
+        raise ConfigError(
+            "C101", f"{path} has {len(stages)} stages", why=f"stages: {', '.join(stages)}", fix="vistill train, which runs them all"
+        )
+    return next(iter(stages.values()))
+
+
+def load_stages(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, Recipe]:
+    """A recipe with `stages:` as one recipe per stage, in order; a plain recipe is one stage named `run`.
+
+    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is the base folder.
+    """
+    file = find_recipe(path)
+    text = file.read_text(encoding="utf-8")
+    tree = parse_text(text, file)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [split_override(o) for o in overrides]
+    for key, value in pairs:
+        set_dotted(tree, key, value)
+    stages = tree.pop("stages", None)
+    if stages is None:
+        return {"run": build_recipe(tree, text, file.name)}
+    if not isinstance(stages, dict) or not stages:
+        raise ConfigError("C002", "stages: a mapping from names to the keys each changes", where=file.name)
+    made: dict[str, Recipe] = {}
+    for name, changes in stages.items():
+        branch = copy.deepcopy(tree)
+        for key, value in flatten(changes or {}).items():
+            set_dotted(branch, key, value.replace("{run}", str(tree["run"])) if isinstance(value, str) else value)
+        drop_other_methods(branch, tree)
+        branch["run"] = f"{tree.get('run')}/{name}"
+        made[name] = build_recipe(branch, text, file.name)
+    return made
+
+
+def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
+    """Knobs of other methods that stand in the shared part do not concern this stage."""
+    for method in method_schemas():
+        if method != branch.get("method") and method in base:
+            branch.pop(method, None)
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file itself, or a shipped recipe of that name."""
+    file = Path(path)
+    shipped = [RECIPES / file.name, Path(__file__).parent.parent / "recipes" / file.name]
+    for candidate in (file, *shipped):
+        if candidate.is_file():
+            return candidate
+    known = sorted({p.name for folder in shipped for p in folder.parent.glob("*.yaml")})
+    raise ConfigError(
+        "C004",
+        f'recipe "{path}" does not exist',
+        why=f"shipped recipes: {', '.join(known)}   {suggest(file.name, known)}".rstrip(),
+        fix="vistill init NAME   writes a commented recipe",
+    )
+
+
+def parse_text(text: str, file: Path) -> dict[str, Any]:
+    """Strict YAML, or TOML by suffix."""
+    if file.suffix == ".toml":
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError("C003", f"not valid TOML: {error}", where=file.name) from error
+    try:
+        tree = yaml.load(text, StrictLoader)  # noqa: S506  (a strict SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file.name}:{mark.line + 1}" if mark else file.name
+        raise ConfigError("C003", str(getattr(error, "problem", error)), where=place) from error
+    if not isinstance(tree, dict):
+        raise ConfigError("C003", "a recipe is a mapping of keys to values", where=file.name)
+    return tree
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """`train.lr=2e-6` to key and value, the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ConfigError(
+            "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
+        )
+    try:
+        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError("C005", f'the value of "{text}" is not valid: {error}') from error
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in a tree."""
+    *path, last = key.split(".")
+    for part in path:
+        node = tree.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError("C005", f'"{key}": "{part}" is a value, not a group of keys')
+        tree = node
+    tree[last] = value
+
+
+def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:
+    """Validate a tree of values."""
+    tree = dict(tree)
+    method = tree.get("method")
+    schemas = method_schemas()
+    if method not in schemas:
+        raise ConfigError(
+            "C102",
+            f'unknown method "{method}"' if method else "the recipe names no method",
+            where=place(text, name, ("method",)),
+            why=f"methods: {', '.join(schemas)}   {suggest(str(method), list(schemas))}".rstrip(),
+            fix="method=va_opd",
+        )
+    knobs = tree.pop(method, {}) or {}
+    for other in schemas:
+        if other != method and other in tree:
+            raise ConfigError(
+                "C101",
+                f'knobs of "{other}", but the method is "{method}"',
+                where=place(text, name, (other,)),
+                why="a knob belongs to the method that uses it",
+                fix=f"method={other}, or remove the block",
+            )
+    check_knobs(method, knobs, schemas[method], text, name)
+    try:
+        recipe = recipe_adapter().validate_python({**tree, "knobs": knobs})
+    except ValidationError as error:
+        raise translate(error, tree, text, name) from error
+    check_together(recipe, schemas[method], text, name)
+    return recipe
+
+
+def place(text: str, name: str, path: tuple[str, ...]) -> str:
+    """`recipe.yaml:14`."""
+    line = line_of(text, path) if text else None
+    return f"{name}:{line}" if line else name
+
+
+def check_knobs(method: str, knobs: Any, schema: dict[str, Any], text: str, name: str) -> None:
+    """Validate the method's block against the packaged schema."""
+    if not isinstance(knobs, dict):
+        raise ConfigError("C002", f'"{method}" must be a group of knobs', where=place(text, name, (method,)))
+    known = list(schema["properties"])
+    for key in knobs:
+        if key not in known:
+            raise unknown_key(f"{method}.{key}", key, known, place(text, name, (method, key)))
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(knobs):
+        key = ".".join(str(p) for p in error.absolute_path)
+        raise ConfigError(
+            "C002",
+            f"{method}.{key}: {error.message}",
+            where=place(text, name, (method, key)),
+            why=str(schema["properties"].get(key, {}).get("description", "")),
+            fix=f"{method}.{key}={json.dumps(schema['properties'][key]['default'])}",
+        )
+
+
+def unknown_key(full: str, key: str, known: Sequence[str], where: str) -> ConfigError:
+    """C001 with a suggestion."""
+    hint = suggest(key, list(known))
+    prefix = full[: -len(key)]
+    fix = f"{prefix}{hint.split(chr(34))[1]}=..." if hint else "remove the key"
+    return ConfigError(
+        "C001", f'unknown key "{full}"', where=where, why=f"known here: {', '.join(known)}   {hint}".rstrip(), fix=fix
+    )
+
+
+def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: str) -> ConfigError:
+    """The first pydantic error in our words."""
+    first = error.errors()[0]
+    path = tuple(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "literal", "function")))
+    where = place(text, name, path)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        kind: Any = Recipe
+        for part in path[:-1]:
+            kind = typing.get_type_hints(kind).get(part, kind)
+        known = [f.name for f in dataclasses.fields(kind) if f.name != "knobs"]
+        return unknown_key(".".join(path), path[-1], known, where)
+    if first["type"] in ("missing", "missing_argument"):
+        return ConfigError(
+            "C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE"
+        )
+    return ConfigError(
+        "C002",
+        f'{".".join(path)}: {first["msg"].lower()}',
+        where=where,
+        why=f"got {first.get('input')!r}",
+        fix=f"vistill explain {path[0] if path else 'recipe'}",
+    )
+
+
+def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: str) -> None:
+    """Combinations that cannot be (C101, C103)."""
+    weighs = schema["x-needs-siblings"]
+    if weighs and recipe.rollout.per_prompt == 1 and recipe.knobs.get(weighs, True):
+        raise ConfigError(
+            "C103",
+            f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
+            where=place(text, name, ("rollout", "per_prompt")),
+            why="with one rollout every weight is 1: that half of the method would be off",
+            fix=f"rollout.per_prompt=4 (paper), or say so on purpose:  {recipe.method}.{weighs}=false",
+        )
+    if schema["x-needs-teacher"] and not recipe.teacher.model:
+        raise ConfigError(
+            "C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID"
+        )
+    if recipe.rollout.per_prompt < 1 or recipe.train.prompts_per_step < 1:
+        raise ConfigError("C002", "rollout.per_prompt and train.prompts_per_step must be at least 1", where=name)
+    if recipe.version != 1:
+        raise ConfigError("C002", f"version {recipe.version} is unknown", where=name, fix="version=1")
+
+
+def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str] = ()) -> list[str]:
+    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted."""
+    before, after = flatten(old), json.loads(json.dumps(flatten(new), default=str))
+    changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and key_class(k) != "free"]
+    refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
+    if refused:
+        lines = [
+            f"{k}   {before.get(k)} -> {after.get(k)}   ({'changes the data or the update' if key_class(k) == 'identity' else 'schedule'})"
+            for k in refused[:5]
+        ]
+        allowed = [k for k in refused if key_class(k) == "schedule"]
+        fix = f"new run: run={new.get('run')}-2"
+        if len(allowed) == len(refused):
+            fix += f"     or continue knowingly: --accept {','.join(allowed)}"
+        raise ConfigError(
+            "C201", "this run was started with another recipe", where=str(new.get("run")), why="\n".join(lines), fix=fix
+        )
+    return changed

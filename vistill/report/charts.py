@@ -1,0 +1,118 @@
+"""Static SVG line charts: a few points, readable axes, colours that colour-blind readers can tell apart."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+#: Okabe and Ito.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+WIDTH, HEIGHT = 460, 260
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    arrow: bool = False
+    """Mark start (circle) and end (square), for paths in time."""
+    band: Sequence[tuple[float, float, float]] = ()
+    """(x, low, high) of an interval."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Titles and limits of a chart."""
+
+    title: str
+    x: str
+    y: str
+    y_from_zero: bool = True
+    marks: Sequence[tuple[float, str]] = ()
+    """Vertical marks."""
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover a range."""
+    if high <= low:
+        high = low + 1.0
+    raw = (high - low) / count
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw - 1e-12)
+    first = math.floor(low / step + 1e-9) * step
+    ticks = []
+    while not ticks or ticks[-1] < high - 1e-9:
+        ticks.append(round(first + len(ticks) * step, 10))
+    return ticks
+
+
+def number(value: float) -> str:
+    """A short number."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
+    """An SVG line chart with a legend; an honest empty box where there is nothing to draw."""
+    drawn = [s for s in series if s.points]
+    if not drawn:
+        return Markup('<p class="empty">{}: nothing measured.</p>').format(axes.title)
+    xs = [x for s in drawn for x, _ in s.points]
+    ys = [y for s in drawn for _, y in s.points] + [v for s in drawn for _, lo, hi in s.band for v in (lo, hi)]
+    x_ticks = nice_ticks(min(xs), max(xs))
+    y_ticks = nice_ticks(min(0.0, *ys) if axes.y_from_zero else min(ys), max(ys))
+
+    def px(x: float) -> float:
+        return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [frame(x_ticks, y_ticks, px, py, axes)]
+    for s in drawn:
+        colour = COLOURS[s.colour % len(COLOURS)]
+        if s.band:
+            up = [f"{px(x):.1f},{py(hi):.1f}" for x, _, hi in s.band]
+            down = [f"{px(x):.1f},{py(lo):.1f}" for x, lo, _ in reversed(s.band)]
+            parts.append(f'<polygon points="{" ".join(up + down)}" fill="{colour}" opacity="0.14"/>')
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        dots = s.points if len(s.points) <= 24 else ()
+        parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in dots]
+        if s.arrow:
+            (x0, y0), (x1, y1) = s.points[0], s.points[-1]
+            parts.append(f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>')
+    legend = "".join(
+        f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{escape(s.name)}</span>'
+        for s in drawn
+    )
+    svg = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
+    )
+    return Markup(f'<figure class="chart"><figcaption>{escape(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>')
+
+
+def frame(x_ticks: Sequence[float], y_ticks: Sequence[float], px: object, py: object, axes: Axes) -> str:
+    """Grid, tick numbers, axis titles and vertical marks."""
+    assert callable(px)
+    assert callable(py)
+    out = []
+    for y in y_ticks:
+        out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>')
+        out.append(f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
+    for x in x_ticks:
+        out.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
+    for x, name in axes.marks:
+        out.append(f'<line x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#888" stroke-dasharray="4 3"/>')
+        out.append(f'<text x="{px(x) + 4:.1f}" y="{HEIGHT - BOTTOM - 8}">{escape(name)}</text>')
+    out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>')
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    out.append(
+        f'<text transform="translate(12,{middle:.0f}) rotate(-90)" text-anchor="middle" class="axis">{escape(axes.y)}</text>'
+    )
+    return "".join(out)

@@ -1,0 +1,181 @@
+"""Assemble the page and write it."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vistill.report.charts import Axes, Series, line_chart
+from vistill.report.heatmap import scale_of, tokens_html
+from vistill.report.reading import RunData, read_run
+from vistill.report.verdict import interval, percent, sentence, warnings
+from vistill.runs.storage import write_text
+
+#: Items whose heatmaps are shown, and prompt groups whose siblings are.
+MAX_ITEMS, MAX_SIBLING_GROUPS = 6, 3
+
+
+def write_report(paths: Sequence[Path], out: Path) -> Path:
+    """Write one offline page over one or several runs; the first is the one others are compared with."""
+    write_text(out, render([read_run(Path(path)) for path in paths]))
+    return out
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The page's HTML. Everything that came from a model or a data set is escaped."""
+    environment = Environment(
+        loader=PackageLoader("vistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": percent, "short": short}
+    return environment.get_template("report.html.jinja").render(
+        runs=runs,
+        sentence=sentence(runs),
+        warnings=[(run, text) for run in runs for text in warnings(run)],
+        tables=evaluation_table(runs),
+        looking=looking_charts(runs),
+        tail=tail_chart(runs),
+        comparisons=comparisons(runs),
+        siblings=[group for run in runs for group in sibling_groups(run)][:MAX_SIBLING_GROUPS],
+        health=health_charts(runs),
+        costs=[cost(run) for run in runs],
+        recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
+    )
+
+
+def short(value: Any) -> str:
+    """A number for a table cell."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return "–" if value is None else str(value)
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def points(records: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
+    """(x, y) pairs of the records that have both."""
+    return [(float(r[x]), float(r[y])) for r in records if r.get(x) is not None and r.get(y) is not None]
+
+
+def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
+    """Accuracy, gap and visual advantage over steps, and the path of one against the other."""
+    accuracy, blind, advantage, path = [], [], [], []
+    for i, run in enumerate(runs):
+        ev = run.evaluations
+        band = [
+            (float(r["step"]), r["accuracy_low"], r["accuracy_high"])
+            for r in ev
+            if r.get("accuracy_low") is not None and r.get("accuracy_high") is not None
+        ]
+        accuracy.append(Series(run.name, points(ev, "step", "accuracy"), i, band=band))
+        blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
+        advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
+        path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
+    return [
+        line_chart(accuracy, Axes("Accuracy at temperature 1 (95 % interval)", "step", "accuracy")),
+        line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
+        line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
+        line_chart(path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")),
+    ]
+
+
+def tail_chart(runs: Sequence[RunData]) -> Markup:
+    """How much of the visual advantage the top tokens carry."""
+    series = []
+    for i, run in enumerate(runs):
+        last = list(run.tokens.values())[-1] if run.tokens else {}
+        curve = [(0.0, 0.0), *((float(x), float(y)) for x, y in last.get("tail", []))]
+        series.append(Series(run.name, curve if len(curve) > 1 else [], i))
+    axes = Axes("Share of all visual advantage carried by the top tokens", "share of tokens, largest first", "share of VA", marks=((0.1, "10 %"),))
+    return line_chart(series, axes)
+
+
+def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """First and last evaluation of each run."""
+    rows = []
+    for run in runs:
+        records = [run.first] if len(run.evaluations) < 2 else [run.first, run.last]
+        for record in records:
+            if record:
+                rows.append({"run": run.name, "step": record["step"], "accuracy": interval(record),
+                             "greedy": interval(record, "greedy_accuracy"), "record": record})  # fmt: skip
+    return rows
+
+
+def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """The same held-out item under the student before training and after each run, on one colour scale."""
+    if not runs or not runs[0].tokens:
+        return []
+    readers: list[tuple[str, list[dict[str, Any]]]] = []
+    first = runs[0].tokens
+    if "000000" in first:
+        readers.append(("before training", first["000000"].get("items", [])))
+    for run in runs:
+        last = list(run.tokens.items())[-1] if run.tokens else ("000000", {})
+        if last[0] != "000000":
+            readers.append((run.name, last[1].get("items", [])))
+    out = []
+    for index in range(min([MAX_ITEMS, *(len(items) for _, items in readers)])):
+        items = [(name, items[index]) for name, items in readers]
+        scale = scale_of([item["advantage"] for _, item in items])
+        panels = [(name, tokens_html(item["tokens"], item["advantage"], scale, titles(item))) for name, item in items]
+        head = items[0][1]
+        out.append({"question": head["question"], "gold": head["gold"], "panels": panels, "scale": scale,
+                    "full": runs[0].picture(head["prompt"], "full"),
+                    "pixelated": runs[0].picture(head["prompt"], "pixelated")})  # fmt: skip
+    return out
+
+
+def titles(item: dict[str, Any]) -> list[str]:
+    """What hovering over a token shows."""
+    columns = (item["advantage"], item["log_prob_full"], item["log_prob_degraded"], item["kl"])
+    return [
+        f"advantage {a:.2f}; teacher log p {f:.2f} with picture, {d:.2f} pixelated; KL {k:.2f} nats"
+        for a, f, d, k in zip(*columns, strict=True)
+    ]
+
+
+def sibling_groups(run: RunData) -> list[dict[str, Any]]:
+    """Sibling rollouts of training prompts with their weights."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in run.rollouts:
+        if "visual_advantage" in record:
+            groups.setdefault(record["prompt"], []).append(record)
+    out = []
+    for prompt, records in list(groups.items())[:MAX_SIBLING_GROUPS]:
+        scale = scale_of([r["visual_advantage"] for r in records])
+        entry = run.pictures.get(prompt, {})
+        rows = [
+            (r["rollout_weight"], tokens_html(r["tokens"], r["visual_advantage"], scale)) for r in records
+        ]
+        out.append({"run": run.name, "prompt": prompt, "rows": rows, "question": entry.get("question", prompt),
+                    "full": run.picture(prompt, "full"), "pixelated": run.picture(prompt, "pixelated")})  # fmt: skip
+    return out
+
+
+def health_charts(runs: Sequence[RunData]) -> list[Markup]:
+    """Loss, gradient norm, lengths."""
+    wanted = (
+        ("loss", "Loss", "nats"),
+        ("grad_norm", "Gradient norm before clipping", "norm"),
+        ("rollout/length_mean", "Response length", "tokens"),
+        ("rollout/truncated_share", "Share of responses cut off", "share"),
+    )
+    return [
+        line_chart(
+            [Series(run.name, points(run.metrics, "step", key), i) for i, run in enumerate(runs)],
+            Axes(title, "step", unit),
+        )
+        for key, title, unit in wanted
+    ]
+
+
+def cost(run: RunData) -> dict[str, Any]:
+    """Seconds per phase and tokens."""
+    seconds = run.seconds()
+    tokens = sum(float(r.get("rollout/tokens", 0)) for r in run.metrics)
+    steps = max(1, len(run.timing))
+    total = sum(seconds.values())
+    return {"run": run.name, "steps": len(run.metrics), "tokens": int(tokens), "seconds": total,
+            "per_step": total / steps, "phases": sorted(seconds.items(), key=lambda kv: -kv[1])}  # fmt: skip

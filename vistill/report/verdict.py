@@ -1,0 +1,78 @@
+"""The sentence at the top, made from measured numbers. It never claims more than they show."""
+
+import math
+from collections.abc import Sequence
+
+from vistill.report.reading import RunData
+
+
+def percent(value: float | None) -> str:
+    """`58.3 %`."""
+    return "not measured" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(record: dict[str, float], name: str = "accuracy") -> str:
+    """`58.3 % [55.2, 61.3]`."""
+    if name not in record:
+        return "not measured"
+    low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
+    band = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+    return percent(record[name]) + band
+
+
+def difference(run: RunData, base: RunData) -> str:
+    """How two runs compare on the same questions, in words that fit the uncertainty."""
+    a, b = run.last, base.last
+    if "accuracy" not in a or "accuracy" not in b or not a.get("rows"):
+        return ""
+    delta = a["accuracy"] - b["accuracy"]
+    error = math.sqrt(sum(r["accuracy"] * (1 - r["accuracy"]) / max(1.0, r["rows"]) for r in (a, b)))
+    points = f"{100 * abs(delta):.1f} points"
+    if abs(delta) < 1.96 * error:
+        return f"{run.name} and {base.name} do not differ beyond chance ({100 * delta:+.1f} points, s.e. {100 * error:.1f})"
+    return f"{run.name} is {points} {'above' if delta > 0 else 'below'} {base.name} (s.e. {100 * error:.1f})"
+
+
+def looks(run: RunData) -> str:
+    """What removing the picture costs."""
+    last, first = run.last, run.first
+    gap = last.get("gap/pixelated")
+    if gap is None:
+        return ""
+    before = first.get("gap/pixelated")
+    was = f" (before training: {100 * before:.1f})" if before is not None else ""
+    return f"pixelating the picture costs {run.name} {100 * gap:.1f} points{was}"
+
+
+def sentence(runs: Sequence[RunData]) -> str:
+    """One paragraph from the measured numbers of all runs."""
+    parts = []
+    for run in runs:
+        if "accuracy" in run.last:
+            start = percent(run.first.get("accuracy"))
+            parts.append(
+                f"{run.name}: accuracy {start} → {interval(run.last)} on {int(run.last.get('rows', 0)):,} questions"
+            )
+    pairs = [difference(run, runs[0]) for run in runs[1:]]
+    looking = [looks(run) for run in runs]
+    said = [text for text in [*parts, *pairs, *looking] if text]
+    return ". ".join(said) + "." if said else "Nothing has been evaluated yet."
+
+
+def warnings(run: RunData) -> list[str]:
+    """What a reader must know before believing a run."""
+    out = []
+    if run.result.get("skipped_updates"):
+        out.append(f"{run.result['skipped_updates']} updates were skipped because they were not finite")
+    if not run.result.get("finished"):
+        out.append(f"the run is not finished (last step {run.metrics[-1]['step'] if run.metrics else 0})")
+    if run.quarantine:
+        out.append(f"{len(run.quarantine)} rows were quarantined")
+    last = run.last
+    if last.get("truncated_share", 0) > 0.2:
+        out.append(f"{percent(last['truncated_share'])} of the responses were cut off at the length limit")
+    if "va/mean" in last and last["va/mean"] == 0:
+        out.append("visual advantage is 0 everywhere: the teacher does not see the picture")
+    for key in run.lock.get("accepted", []):
+        out.append(f"the setting {key} was changed during the run")
+    return out

@@ -1,0 +1,26 @@
+"""Which model a path stands for: a model folder or hub id is itself; a run folder is its chosen student."""
+
+import json
+from pathlib import Path
+
+from vistill.errors import StorageError
+
+
+def resolve_model(source: str) -> str:
+    """The model folder behind a run folder; anything else unchanged.
+
+    `vistill:teacher` and `vistill:student` are the tiny models shipped with the package.
+    """
+    if source.startswith("vistill:"):
+        return str(Path(__file__).parent.parent / "assets" / source.removeprefix("vistill:"))
+    folder = Path(source)
+    result = folder / "result.json"
+    if not result.is_file() or (folder / "config.json").exists():
+        return source
+    chosen = json.loads(result.read_text(encoding="utf-8")).get("checkpoint")
+    student = folder / str(chosen) / "student"
+    if not chosen or not student.is_dir():
+        raise StorageError(
+            "S605", "the run has no checkpoint yet", where=source, fix="train it first, or name a model folder"
+        )
+    return str(student)
