@@ -51,9 +51,12 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return ticks
 
 
-def number(value: float) -> str:
-    """A short number."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+def tick_text(value: float, ticks: Sequence[float]) -> str:
+    """A tick's number with as many decimals as tell it from its neighbours."""
+    step = ticks[1] - ticks[0]
+    decimals = max(0, math.ceil(-math.log10(step) - 1e-9)) if step < 1 else 0
+    decimals += 1 if decimals and round(step * 10**decimals, 6) % 1 else 0
+    return f"{value:,.{decimals}f}"
 
 
 def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
@@ -104,9 +107,9 @@ def frame(x_ticks: Sequence[float], y_ticks: Sequence[float], px: object, py: ob
     out = []
     for y in y_ticks:
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>')
-        out.append(f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
+        out.append(f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{tick_text(y, y_ticks)}</text>')
     for x in x_ticks:
-        out.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
+        out.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>')
     for x, name in axes.marks:
         out.append(f'<line x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#888" stroke-dasharray="4 3"/>')
         out.append(f'<text x="{px(x) + 4:.1f}" y="{HEIGHT - BOTTOM - 8}">{escape(name)}</text>')

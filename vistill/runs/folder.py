@@ -100,11 +100,13 @@ class RunFolder:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            handle.close()
             raise StorageError(
                 "S602",
                 "another process owns this run folder",
                 where=str(self.path),
-                why=f"owner: {handle.read().strip() or 'unknown'}",
+                why=f"owner: {owner}",
                 fix="wait for it, stop it, or choose another folder: run=OTHER_FOLDER",
             ) from error
         handle.truncate(0)

@@ -1,0 +1,80 @@
+"""Shared fixtures: one thread, tiny models built in process, no network, real data where it lies."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+REPO = Path(__file__).parent.parent
+SHARED = REPO.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Connections to other machines fail at once."""
+
+    def refuse(self, address, *rest):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(f"a test tried to connect to {address}")
+        return connect(self, address, *rest)
+
+    connect = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data; CI has it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data is not here: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from vistill.experiments.raising import raising_tokenizer
+
+    return raising_tokenizer()
+
+
+def build(tokenizer, seed, hidden=32):
+    from vistill.models.tiny import TinySize, build_tiny
+
+    size = TinySize(hidden=hidden, layers=2, heads=2, feed_forward=48, vision_hidden=32, vision_depth=2, vision_heads=4,
+                    vision_feed_forward=32)
+    return build_tiny(size, tokenizer, seed)
+
+
+@pytest.fixture(scope="session")
+def teacher(tokenizer):
+    """A tiny random teacher, wider than the student."""
+    return build(tokenizer, 1, hidden=48).freeze()
+
+
+@pytest.fixture
+def student(tokenizer):
+    """A fresh tiny random student."""
+    return build(tokenizer, 0)
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    from vistill.data.diagrams import diagram_prompts
+
+    return diagram_prompts("train", 12, 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizer, tmp_path_factory):
+    """A saved tiny model."""
+    from vistill.models.loading import save_vlm
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_vlm(build(tokenizer, 0), folder)
+    return folder

@@ -1,0 +1,92 @@
+"""Sampling noise is keyed by (seed, step, prompt, sibling, attempt) and independent of batch composition."""
+
+import torch
+
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine, to_rollout
+from vistill.rollouts.noise import KeyedSampler, nucleus, rollout_seed
+from vistill.rollouts.scripted import ScriptedEngine
+from vistill.types import Finish
+
+SAMPLING = Sampling(seed=3, step=7, temperature=0.7, top_p=0.95, max_new_tokens=12)
+
+
+def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
+    return [RolloutRequest(p.id, vlm.encode(p), tuple(siblings)) for p in prompts]
+
+
+def ids(groups):
+    return [[r.ids for r in group] for group in groups]
+
+
+def test_any_batch_composition_writes_the_same_responses(teacher, prompts):
+    engine = HFEngine(teacher)
+    whole = ids(engine.write(requests(teacher, prompts[:4]), SAMPLING))
+    alone = [ids(engine.write(requests(teacher, [p]), SAMPLING))[0] for p in prompts[:4]]
+    turned = ids(engine.write(requests(teacher, prompts[:4][::-1]), SAMPLING))[::-1]
+    single = [[ids(engine.write(requests(teacher, [p], (k,)), SAMPLING))[0][0] for k in range(4)] for p in prompts[:4]]
+    assert whole == alone == turned == single
+    assert len({r for group in whole for r in group}) > 8
+
+
+def test_seed_step_and_attempt_change_the_noise(teacher, prompts):
+    from dataclasses import replace
+
+    engine = HFEngine(teacher)
+    first = ids(engine.write(requests(teacher, prompts[:1]), SAMPLING))
+    for other in (replace(SAMPLING, seed=4), replace(SAMPLING, step=8)):
+        assert ids(engine.write(requests(teacher, prompts[:1]), other)) != first
+    assert rollout_seed(1, 2, "a", 0, 0) != rollout_seed(1, 2, "a", 0, 1)
+
+
+def test_sampled_frequencies_follow_the_softmax():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    draws = [int(KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0]) for i in range(8000)]
+    shares = torch.bincount(torch.tensor(draws), minlength=4) / 8000
+    assert torch.allclose(shares, torch.softmax(logits[0], -1), atol=0.02)
+
+
+def test_banned_tokens_and_tokens_outside_the_nucleus_are_never_chosen():
+    logits = torch.tensor([[5.0, 4.0, 1.0, -3.0]])
+    for i in range(300):
+        chosen = int(KeyedSampler([i], 1.0, 0.95, [0], 4).choose(logits.clone())[0])
+        assert chosen in (1, 2)
+    kept = torch.isfinite(nucleus(logits, 0.5))[0].tolist()
+    assert kept == [True, False, False, False]
+
+
+def test_temperature_zero_is_greedy(teacher, prompts):
+    from dataclasses import replace
+
+    out = HFEngine(teacher).write(requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0))[0]
+    assert len({r.ids for r in out}) == 1
+
+
+def test_multimodal_tokens_are_never_sampled(teacher, prompts):
+    from dataclasses import replace
+
+    out = HFEngine(teacher).write(requests(teacher, prompts[:6]), replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40))
+    banned = {*teacher.family.banned_ids(), teacher.pad_id}
+    assert not banned & {i for group in out for r in group for i in r.ids}
+
+
+def test_the_first_end_of_turn_token_belongs_to_the_response_and_nothing_after_it():
+    assert to_rollout([5, 9, 2, 0, 0], {2}, 1, 0).ids == (5, 9, 2)
+    cut = to_rollout([5, 9, 4], {2}, 1, 0)
+    assert cut.ids == (5, 9, 4)
+    assert cut.finish is Finish.LENGTH
+    assert cut.finish.is_truncated()
+
+
+def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts):
+    seen = []
+    hook = teacher.model.model.visual.register_forward_pre_hook(lambda module, args, kwargs: seen.append(args[0].shape[0] if args else kwargs["hidden_states"].shape[0]), with_kwargs=True)
+    HFEngine(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
+    hook.remove()
+    assert seen == [2 * 64]
+
+
+def test_engines_answer_the_same_protocol(teacher):
+    scripted = ScriptedEngine(lambda key, sibling: (1, 2), stop_id=2)
+    assert isinstance(scripted, RolloutEngine)
+    assert isinstance(HFEngine(teacher), RolloutEngine)

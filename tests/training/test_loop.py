@@ -1,0 +1,258 @@
+"""The loop: exact resume at every step, micro-batches, guards, signals."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import build
+
+from vistill.data.diagrams import diagram_prompts
+from vistill.errors import NonFiniteError, Preempted, StorageError
+from vistill.evaluation.settings import EvalSettings
+from vistill.objectives import OPD, SFT, VAOPD
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training.checkpoint import checkpoints, newest, weights_hash
+from vistill.training.loop import Plan, run
+from vistill.training.reading import Cast
+from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+
+TRAIN = diagram_prompts("train", 6, 0)
+EVAL = diagram_prompts("val", 3, 0)
+
+
+def make_plan(tokenizer, teacher, objective=None, **changes):
+    student = build(tokenizer, 0)
+    base = {
+        "cast": Cast(student, teacher, student.vocabulary_size),
+        "objective": objective or VAOPD(),
+        "train_prompts": TRAIN,
+        "eval_prompts": EVAL,
+        "train": TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5),
+        "save": SaveSettings(every=2, keep=1),
+        "evaluation": EvalSettings(every=4, limit=3, max_new_tokens=5, blind=False, greedy=False),
+        "seed": 5,
+        "num_steps": 9,
+        "fingerprint": "test",
+    }
+    return Plan(**(base | changes))
+
+
+def trace(folder):
+    return (folder.path / "metrics.jsonl").read_text(), (folder.path / "evaluations.jsonl").read_text()
+
+
+@pytest.fixture(scope="module", params=["va_opd", "opd", "sft"])
+def reference(request, tokenizer, teacher, tmp_path_factory):
+    """An uninterrupted run of three epochs."""
+    objective = {"va_opd": VAOPD(), "opd": OPD(), "sft": SFT()}[request.param]
+    folder = RunFolder(tmp_path_factory.mktemp("reference"))
+    plan = make_plan(tokenizer, teacher, objective)
+    run(plan, folder)
+    return objective, weights_hash(plan.cast.student), trace(folder)
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_stopping_at_any_step_and_resuming_gives_the_same_bits(reference, tokenizer, teacher, tmp_path, step):
+    objective, weights, lines = reference
+    folder = RunFolder(tmp_path)
+    run(make_plan(tokenizer, teacher, objective, stop_after=step), folder)
+    resumed = make_plan(tokenizer, teacher, objective)
+    run(resumed, folder)
+    assert weights_hash(resumed.cast.student) == weights
+    assert trace(folder) == lines
+
+
+def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(reference, tokenizer, teacher, tmp_path):
+    objective, weights, lines = reference
+    folder = RunFolder(tmp_path)
+    for stop in (1, 2, 3, 5, 6, 8, None):
+        plan = make_plan(tokenizer, teacher, objective, stop_after=stop)
+        run(plan, folder)
+    assert weights_hash(plan.cast.student) == weights
+    assert trace(folder) == lines
+
+
+@pytest.mark.parametrize("at", [1, 7, 20, 33])
+def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(tokenizer, teacher, tmp_path, at):
+    whole = RunFolder(tmp_path / "whole")
+    reference = make_plan(tokenizer, teacher)
+    run(reference, whole)
+    folder, polls = RunFolder(tmp_path / "stopped"), []
+
+    class Nosy:
+        """An engine that sends the process a signal in the middle of a rollout."""
+
+        def __init__(self, vlm):
+            from vistill.rollouts.hf import HFEngine
+
+            self.inner = HFEngine(vlm)
+
+        def write(self, requests, sampling):
+            polls.append(1)
+            if len(polls) == at:
+                signal.raise_signal(signal.SIGTERM)
+            return self.inner.write(requests, sampling)
+
+    plan = make_plan(tokenizer, teacher)
+    plan = make_plan(tokenizer, teacher, cast=plan.cast, engine=Nosy(plan.cast.student))
+    if at <= 9:
+        with pytest.raises(Preempted) as caught:
+            run(plan, folder)
+        assert caught.value.exit_code == 75
+        assert newest(folder) is not None
+        plan = make_plan(tokenizer, teacher)
+    run(plan, folder)
+    assert weights_hash(plan.cast.student) == weights_hash(reference.cast.student)
+    assert trace(folder) == trace(whole)
+
+
+@pytest.mark.parametrize("objective", [OPD(), VAOPD(), SFT()], ids=["opd", "va_opd", "sft"])
+def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, objective):
+    from vistill.batch import reduce_terms
+    from vistill.training.reading import lay_out, prepare, read_with_gradient, read_without_gradient, write_groups
+    from vistill.rollouts.engine import Sampling
+    from vistill.rollouts.hf import HFEngine
+
+    cast = make_plan(tokenizer, teacher).cast
+    groups = write_groups(cast, HFEngine(cast.student), objective, TRAIN[:4], Sampling(0, 0, 1.0, 1.0, 6), 3)
+    gradients = []
+    for size in (4, 1, 2, 3, "auto"):
+        responses = lay_out(groups, 0, 0, cast.student.device)
+        reading = prepare(cast, groups, objective.passes(), responses, size)
+        batch = read_without_gradient(cast, reading, objective.passes())
+        signals = objective.signals(batch)
+        cast.student.model.zero_grad()
+        for part in reading.micro_batches:
+            micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), signals, part)
+            reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in cast.student.model.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        assert float((gradients[0] - other).abs().max()) < 1e-6
+
+
+def test_only_the_student_learns_and_every_part_of_it_does(tokenizer, teacher, tmp_path):
+    before = weights_hash(teacher)
+    plan = make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[])
+    start = {k: v.clone() for k, v in plan.cast.student.model.state_dict().items()}
+    run(plan, RunFolder(tmp_path))
+    assert weights_hash(teacher) == before
+    moved = {k for k, v in plan.cast.student.model.state_dict().items() if not torch.equal(v, start[k])}
+    assert any("visual" in k for k in moved)
+    assert any("language_model" in k for k in moved)
+
+
+def test_a_frozen_part_keeps_its_weights(tokenizer, teacher, tmp_path):
+    plan = make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[], train=TrainSettings(prompts_per_step=2, lr=1e-2, freeze=("vision",)))
+    start = {k: v.clone() for k, v in plan.cast.student.model.state_dict().items()}
+    run(plan, RunFolder(tmp_path))
+    now = plan.cast.student.model.state_dict()
+    assert all(torch.equal(now[k], start[k]) for k in now if "visual" in k)
+    assert any(not torch.equal(now[k], start[k]) for k in now if "language_model" in k)
+
+
+def test_distillation_brings_the_student_to_the_teacher(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    run(make_plan(tokenizer, teacher, OPD(), num_steps=30, eval_prompts=[]), folder)
+    losses = [r["loss"] for r in folder.read(folder.metrics)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_run(tokenizer, teacher, tmp_path):
+    plan = make_plan(tokenizer, teacher, OPD(), eval_prompts=[])
+    with torch.no_grad():
+        next(iter(plan.cast.student.model.model.language_model.layers[0].parameters())).fill_(float("nan"))
+    from vistill.rollouts.scripted import ScriptedEngine
+
+    engine = ScriptedEngine(lambda key, sibling: (20, 21, plan.cast.student.stop_ids[0]), plan.cast.student.stop_ids[0])
+    plan = make_plan(tokenizer, teacher, OPD(), eval_prompts=[], cast=plan.cast, engine=engine)
+    with pytest.raises(NonFiniteError) as caught:
+        run(plan, RunFolder(tmp_path))
+    assert caught.value.exit_code == 7
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["finite"] == 0.0
+    assert record["loss"] is None
+
+
+def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_used(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    run(make_plan(tokenizer, teacher, save=SaveSettings(every=2, keep=3, keep_best="none"), num_steps=6, eval_prompts=[]), folder)
+    last = folder.checkpoint(6)
+    weights = last / "student" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    assert newest(folder) == folder.checkpoint(4)
+    assert "checkpoint-000006" in folder.events.read_text()
+    assert "changed since it was written" in folder.events.read_text()
+    for path in checkpoints(folder):
+        (path / "MANIFEST.json").write_text("{")
+    with pytest.raises(StorageError) as caught:
+        newest(folder)
+    assert caught.value.code == "S604"
+
+
+def test_leftovers_of_an_interrupted_save_are_swept_and_never_loaded(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / ".inprogress-000009-abc" / "student").mkdir(parents=True)
+    (tmp_path / ".trash-checkpoint-1").mkdir()
+    run(make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[]), folder)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith((".inprogress", ".trash"))]
+
+
+def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    run(make_plan(tokenizer, teacher, save=SaveSettings(every=1, keep=2, keep_best="none"), num_steps=5, eval_prompts=[]), folder)
+    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000005"]
+
+
+def test_two_processes_cannot_own_one_run_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.owned(), pytest.raises(StorageError) as caught, RunFolder(tmp_path).owned():
+        pass
+    assert caught.value.code == "S602"
+
+
+def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
+    keys = set(folder.read(folder.metrics)[0])
+    assert not {k for k in keys if "second" in k or "time" in k}
+    assert {"rollout", "score", "learn"} <= set(folder.read(folder.timing)[0])
+
+
+def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher):
+    """A pass whose `rows` name a signal keeps only the rows it marks, and gradient reaches only those."""
+    from dataclasses import replace
+
+    from vistill.rollouts.engine import Sampling
+    from vistill.rollouts.hf import HFEngine
+    from vistill.training.reading import lay_out, prepare, read_with_gradient, write_groups
+    from vistill.types import Pass, Reader, View
+
+    cast = make_plan(tokenizer, teacher).cast
+    groups = write_groups(cast, HFEngine(cast.student), OPD(), TRAIN[:2], Sampling(0, 0, 1.0, 1.0, 6), 2)
+    responses = lay_out(groups, 0, 0, cast.student.device)
+    gated = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
+    reading = prepare(cast, groups, (gated,), responses, "auto")
+    gate = torch.zeros(responses.num_tokens, dtype=torch.bool)
+    gate[::3] = True
+    from vistill.batch import ScoredBatch
+
+    micro, cut = read_with_gradient(cast, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate}, [0, 1])
+    hidden = micro["student.text_only"].hidden
+    assert len(hidden) == int(gate.sum())
+    assert hidden.requires_grad
+    assert replace(gated, rows="").rows == ""
+    assert len(cut["gate"]) == responses.num_tokens
+
+
+def test_removing_the_run_folder_starts_over(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
+    shutil.rmtree(folder.path)
+    state = run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
+    assert state.step == 1
