@@ -12,7 +12,9 @@ Take = Literal["first", "last"]
 THINK = re.compile(r"<think>.*?</think>", re.S)
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 #: `Answer: X`, `the answer is X`; X runs to the end of the line or sentence.
-ANSWER_LINE = re.compile(r"\banswer(?:\s+is)?\s*:?\s*(?!\s*\\boxed)([^\n]+)", re.I)
+ANSWER_LINE = re.compile(r"\banswer(?:\s+is)?\s*:?\s*([^\n]+)", re.I)
+#: Several letters: `A, C`, `A and C`, one a line.
+LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*|\s+and\s+|\s*\n\s*)\(?[A-J]\)?)*")
 LETTER = re.compile(r"(?<![A-Za-z\\])\(?([A-J])\)?(?![A-Za-z'])")
 NUMBER = re.compile(r"^[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?$")
 UNITS = re.compile(r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\\(?:,|;|!| )|cm|mm|km|m|°|\^\\circ|\^\{\\circ\}|\\%|%|\\degree)+$")
@@ -52,7 +54,9 @@ def committed(response: str, take: Take, has_choices: bool) -> str | None:
     text = THINK.sub("", response)
     candidates = boxed(text) + [(m.start(), m.group(1).strip()) for m in ANSWER_TAG.finditer(text)]
     candidates += [
-        (m.start(), m.group(1).strip().rstrip(".").strip()) for m in ANSWER_LINE.finditer(text) if m.group(1).strip()
+        (m.start(), m.group(1).strip().rstrip(".").strip())
+        for m in ANSWER_LINE.finditer(text)
+        if m.group(1).strip() and "\\boxed" not in m.group(1)
     ]
     candidates.sort(key=lambda item: item[0])
     if candidates:
@@ -64,7 +68,7 @@ def committed(response: str, take: Take, has_choices: bool) -> str | None:
 def letters_of(text: str) -> frozenset[str]:
     """The option letters an answer names: `B`, `(B)`, `A, C`."""
     bare = text.strip().strip("$.()[]{} ")
-    if re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,|and)\s*\(?[A-J]\)?)*", bare):
+    if LETTERS.fullmatch(bare):
         return frozenset(re.findall(r"[A-J]", bare))
     match = re.match(r"^\(?([A-J])[).:\s]", bare + " ")
     return frozenset(match.group(1)) if match else frozenset()
@@ -92,7 +96,7 @@ def as_fraction(text: str) -> Fraction | None:
 
 def is_letter_row(answer: str, choices: tuple[str, ...]) -> bool:
     """Whether the row asks for a letter: it has choices, and its gold answer names letters. Decided by the row."""
-    return bool(choices) and bool(re.fullmatch(r"[A-J](?:\s*(?:,|and)\s*[A-J])*", answer.strip()))
+    return bool(choices) and LETTERS.fullmatch(answer.strip()) is not None
 
 
 def judge_answer(

@@ -66,7 +66,7 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
         return Markup('<p class="empty">{}: nothing measured.</p>').format(axes.title)
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points] + [v for s in drawn for _, lo, hi in s.band for v in (lo, hi)]
-    x_ticks = nice_ticks(min(xs), max(xs))
+    x_ticks = nice_ticks(min(xs), max(xs), count=4)
     y_ticks = nice_ticks(min(0.0, *ys) if axes.y_from_zero else min(ys), max(ys))
 
     def px(x: float) -> float:

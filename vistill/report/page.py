@@ -33,7 +33,8 @@ def render(runs: Sequence[RunData]) -> str:
     environment.filters |= {"percent": percent, "short": short}
     return environment.get_template("report.html.jinja").render(
         runs=runs,
-        sentence=sentence(runs),
+        evaluated=[run for run in runs if run.evaluations],
+        sentence=sentence([run for run in runs if run.evaluations]),
         warnings=[(run, text) for run in runs for text in warnings(run)],
         tables=evaluation_table(runs),
         looking=looking_charts(runs),
@@ -105,7 +106,8 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """The same held-out item under the student before training and after each run, on one colour scale."""
-    if not runs or not runs[0].tokens:
+    runs = [run for run in runs if run.tokens]
+    if not runs:
         return []
     readers: list[tuple[str, list[dict[str, Any]]]] = []
     first = runs[0].tokens
@@ -113,7 +115,7 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         readers.append(("before training", first["000000"].get("items", [])))
     for run in runs:
         last = list(run.tokens.items())[-1] if run.tokens else ("000000", {})
-        if last[0] != "000000":
+        if last[0] != "000000" and last[1].get("items"):
             readers.append((run.name, last[1].get("items", [])))
     out = []
     for index in range(min([MAX_ITEMS, *(len(items) for _, items in readers)])):

@@ -1,0 +1,181 @@
+"""Rows to prompts: placeholders, several images, text-only policy, quarantine, faults with codes."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vistill.data.keys import num_steps, rows_of_step
+from vistill.data.loading import load_both, load_rows
+from vistill.data.rows import PLACEHOLDER, fill
+from vistill.data.settings import Columns, DataSettings
+from vistill.errors import VistillError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (40 + i, 30), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def write(folder, rows):
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def load(path, **settings):
+    return load_rows(path, DataSettings(train=path, **settings), None)
+
+
+def caught(path, **settings):
+    with pytest.raises(VistillError) as error:
+        load(path, **settings)
+    return error.value
+
+
+def row(question="What?", images=("0.png",), answer="1", **more):
+    return {"question": question, "images": list(images), "answer": answer, **more}
+
+
+def test_numbered_and_plain_placeholders_put_pictures_in_place(folder):
+    path = write(folder, [row("a <image2> b <image1> c", ["0.png", "1.png"]), row("<image> then <image>", ["2.png", "3.png"])])
+    first, second = load(path).prompts
+    assert [p if isinstance(p, str) else p.name for p in first.parts] == ["a ", "1.png", " b ", "0.png", " c"]
+    assert [p if isinstance(p, str) else p.name for p in second.parts] == ["2.png", " then ", "3.png"]
+
+
+def test_pictures_without_a_placeholder_come_first(folder):
+    prompt = load(write(folder, [row()])).prompts[0]
+    assert not isinstance(prompt.parts[0], str)
+    assert prompt.parts[1] == "What?"
+
+
+def test_choices_are_rendered_by_the_template(folder):
+    path = write(folder, [row(choices=["3", "4"]), row(choices=["A", "B"])])
+    data = load(path, columns=Columns(choices="choices"), template="{prompt}\n{choices}")
+    assert data.prompts[0].text == "What?\n(A) 3\n(B) 4"
+    assert data.prompts[1].text == "What?\nChoose from (A) (B)"
+
+
+def test_a_template_leaves_latex_braces_alone():
+    assert fill("\\boxed{{{answer}}} \\frac{1}{2} {other}", answer="x{y}") == "\\boxed{x{y}} \\frac{1}{2} {other}"
+
+
+def test_a_response_template_writes_responses_for_sft(folder):
+    data = load(write(folder, [row()]), response_template="The answer is \\boxed{{{answer}}}.")
+    assert data.prompts[0].response == "The answer is \\boxed{1}."
+
+
+def test_a_system_prompt_is_carried(folder):
+    assert load(write(folder, [row()]), system="Be brief.").prompts[0].system == "Be brief."
+
+
+@pytest.mark.parametrize(("policy", "kept", "dropped"), [("plain", 2, 0), ("drop", 1, 1)])
+def test_rows_without_a_picture_follow_the_policy(folder, policy, kept, dropped):
+    data = load(write(folder, [row(), row(images=[])]), text_only=policy)
+    assert len(data.prompts) == kept
+    assert data.dropped_text_only == dropped
+
+
+def test_bad_rows_are_set_aside_with_place_and_reason(folder):
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:40])
+    rows = [row() for _ in range(6)] + [row(images=["missing.png"]), row(images=["cut.png"])]
+    data = load(write(folder, rows), max_bad_share=0.3)
+    assert len(data.prompts) == 6
+    assert [(q.where.split("data.jsonl")[1].split()[0], q.code) for q in data.quarantined] == [(":7", "D201"), (":8", "D202")]
+
+
+def test_a_jpeg_cut_in_half_is_noticed_before_training(folder):
+    Image.effect_noise((300, 300), 90).convert("RGB").save(folder / "big.jpg")
+    data = (folder / "big.jpg").read_bytes()
+    (folder / "big.jpg").write_bytes(data[: len(data) // 2])
+    assert caught(write(folder, [row(images=["big.jpg"])])).code == "D202"
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "code"),
+    [
+        ([row()], {"columns": Columns(prompt="promt")}, "D101"),
+        ([row(images=["gone.png"])], {}, "D201"),
+        ([row(images=["http://127.0.0.1/x.png"])], {}, "D205"),
+        ([row(images=["file:///etc/passwd"])], {}, "D205"),
+        ([row(images=["../secret.png"])], {}, "D206"),
+        ([row(images=["/etc/hostname"])], {}, "D206"),
+        ([row("see <image2>")], {}, "D103"),
+        ([row(images=[])], {}, "D204"),
+        ([], {}, "D102"),
+        ([row(id="x"), row(id="x")], {"columns": Columns(id="id")}, "D102"),
+    ],
+)
+def test_bad_input_has_its_code_before_any_training(folder, rows, settings, code):
+    error = caught(write(folder, rows), **settings)
+    assert error.code == code
+    assert error.exit_code == 3
+    assert len(error.render().splitlines()) <= 12
+
+
+def test_a_wrong_column_names_the_ones_there_are_and_the_closest(folder):
+    error = caught(write(folder, [row()]), columns=Columns(prompt="questoin"))
+    assert "question" in error.render()
+    assert error.fix == "data.columns.prompt=question"
+
+
+def test_a_link_out_of_the_image_folder_is_refused(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    Image.new("RGB", (4, 4)).save(outside)
+    (folder / "link.png").symlink_to(outside)
+    assert caught(write(folder, [row(images=["link.png"])])).code == "D206"
+
+
+def test_an_image_bomb_is_refused_by_its_header(folder):
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    assert caught(write(folder, [row(images=["bomb.png"])])).code == "D202"
+
+
+def test_a_line_that_is_not_json_is_named(folder):
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps(row()) + "\n{oops\n")
+    assert "data.jsonl:2" in caught(str(path)).render()
+
+
+def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
+    path = write(folder, [row() for _ in range(20)])
+    train, held = load_both(DataSettings(train=path, holdout=5))
+    assert (len(train.prompts), len(held.prompts)) == (15, 5)
+    assert not {p.id for p in train.prompts} & {p.id for p in held.prompts}
+
+
+def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
+    datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    table = datasets.Dataset.from_list([{"problem": "<image>How many?", "images": [str(folder / "0.png")], "answer": "3"}])
+    table = table.cast_column("images", datasets.Sequence(datasets.Image()))
+    path = str(folder / "rows.parquet")
+    table.to_parquet(path)
+    data = load(path, columns=Columns(prompt="problem"))
+    assert data.prompts[0].images[0].load().size == (40, 30)
+    assert data.prompts[0].text == "How many?"
+
+
+def test_a_hub_source_that_is_malformed_is_explained():
+    assert caught("hf:not a name").code == "D102"
+
+
+def test_every_real_row_is_read_or_named(shared_data):
+    for name, expected in (("geometry_mathv", 466), ("blink_jigsaw", 120), ("geometry3k_sample", 8), ("wemath", 314)):
+        path = str(shared_data / name / "data.jsonl")
+        data = load(path, columns=Columns(choices="choices", id="id"))
+        assert (len(data.prompts), data.quarantined) == (expected, [])
+        assert not any(PLACEHOLDER.search(p.text) for p in data.prompts)
+    jigsaw = load(str(shared_data / "blink_jigsaw" / "data.jsonl")).prompts
+    assert all(len(p.images) == 3 for p in jigsaw)
+
+
+def test_every_row_occurs_once_an_epoch_and_the_order_is_a_function():
+    for n, per in ((10, 3), (12, 4), (7, 7), (5, 8)):
+        stream = [i for s in range(n * 3) for i in rows_of_step(s, per, n, seed=1)]
+        for epoch in range(3):
+            assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert rows_of_step(1_000_000, 4, 1000, 0) == rows_of_step(1_000_000, 4, 1000, 0)
+    assert num_steps(466, 16, 5) == 145

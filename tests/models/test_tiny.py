@@ -1,0 +1,171 @@
+"""Tiny models of the real kind: tokenizer, configuration pitfalls, folders, the real processor as oracle."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from vistill.data.diagrams import diagram_prompts
+from vistill.errors import DataError, ModelError
+from vistill.models.chat import messages_of, pictures_of
+from vistill.models.loading import check_pair, load_vlm, vocabulary_hash
+from vistill.models.qwen3_vl import check_config
+from vistill.models.tiny import TinySize, build_tiny, tiny_config, train_tokenizer
+from vistill.types import LoadedImage, Prompt
+
+
+def test_the_tokenizer_spells_every_real_question_and_gives_it_back(shared_data, tokenizer):
+    unknown = tokenizer.unk_token_id
+    for path in sorted(shared_data.glob("*/data.jsonl")):
+        for line in path.read_text().splitlines()[:150]:
+            text = str(json.loads(line)["question"])
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert unknown is None or unknown not in ids
+            assert tokenizer.decode(ids) == text
+
+
+def test_every_digit_is_one_token(tokenizer):
+    assert all(len(tokenizer(str(d))["input_ids"]) == 1 for d in range(10))
+    assert len(tokenizer("1234")["input_ids"]) == 4
+
+
+def test_a_saved_folder_loads_by_the_ordinary_path_with_the_same_weights(tiny_folder, student):
+    loaded = load_vlm(tiny_folder)
+    assert isinstance(loaded.model, Qwen3VLForConditionalGeneration)
+    for name, value in student.model.state_dict().items():
+        assert torch.equal(value, loaded.model.state_dict()[name]), name
+    plain = Qwen3VLForConditionalGeneration.from_pretrained(tiny_folder)
+    assert plain.config.model_type == "qwen3_vl"
+
+
+def test_the_same_seed_builds_the_same_weights(tokenizer):
+    a, b, c = (build_tiny(TinySize(layers=1), tokenizer, s).model.state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def broken(tokenizer, **changes):
+    config = tiny_config(TinySize(), tokenizer)
+    for path, value in changes.items():
+        part, name = path.split("__")
+        target = getattr(config, part)
+        if name == "mrope_section":
+            target.rope_parameters["mrope_section"] = value
+        else:
+            setattr(target, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_config__mrope_section": [24, 20, 20]},
+        {"text_config__mrope_section": [16, 0, 0]},
+        {"text_config__mrope_section": [8, 8]},
+        {"vision_config__deepstack_visual_indexes": [8, 16, 24]},
+        {"vision_config__deepstack_visual_indexes": [1, 1]},
+        {"vision_config__out_hidden_size": 32},
+        {"vision_config__num_position_embeddings": 63},
+        {"vision_config__num_heads": 32},
+    ],
+)
+def test_values_that_transformers_would_ignore_are_refused(tokenizer, changes):
+    with pytest.raises(ModelError) as caught:
+        check_config(broken(tokenizer, **changes))
+    assert caught.value.code == "M104"
+
+
+def test_a_sound_configuration_passes(tokenizer):
+    check_config(tiny_config(TinySize(), tokenizer))
+
+
+class NoVideo(Qwen3VLProcessor):
+    """The real processor without its video half, which cannot be constructed without torchvision."""
+
+    def __init__(self, image_processor, tokenizer, **kwargs):
+        from transformers.processing_utils import ProcessorMixin
+
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+        self.vision_start_token_id = tokenizer.convert_tokens_to_ids(self.vision_start_token)
+        self.vision_end_token_id = tokenizer.convert_tokens_to_ids(self.vision_end_token)
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.chat_template = tokenizer.chat_template
+        self.video_processor = None
+        assert issubclass(type(self), ProcessorMixin)
+
+    def check_argument_for_proper_class(self, *args):
+        return None
+
+
+def test_inputs_equal_those_of_the_real_processor(tiny_folder, shared_data):
+    from vistill.data.loading import load_rows
+    from vistill.data.settings import Columns, DataSettings
+
+    vlm = load_vlm(tiny_folder, max_image_tokens=64)
+    processor = NoVideo(vlm.family.processor, vlm.tokenizer)
+    real = load_rows(str(shared_data / "geometry_mathv" / "data.jsonl"), DataSettings(columns=Columns(id="id")), 6).prompts
+    jigsaw = load_rows(str(shared_data / "blink_jigsaw" / "data.jsonl"), DataSettings(columns=Columns(id="id")), 2).prompts
+    for prompt in [*diagram_prompts("train", 3, 0), *real, *jigsaw]:
+        ours = vlm.encode(prompt)
+        text = vlm.tokenizer.apply_chat_template(messages_of(prompt), tokenize=False, add_generation_prompt=True)
+        images = [i.convert("RGB") for i in pictures_of(prompt)]
+        theirs = processor(text=[text], images=images, return_tensors="pt")
+        assert list(ours.ids) == theirs["input_ids"][0].tolist()
+        assert torch.equal(ours.pixels["pixel_values"], theirs["pixel_values"])
+        assert torch.equal(ours.pixels["image_grid_thw"], theirs["image_grid_thw"])
+
+
+def test_pictures_of_every_size_stay_under_the_token_limit(tiny_folder):
+    from PIL import Image
+
+    vlm = load_vlm(tiny_folder, max_image_tokens=64)
+    for size in ((4248, 300), (30, 30), (500, 3), (640, 480)):
+        try:
+            encoded = vlm.encode(Prompt("x", (LoadedImage(Image.new("RGB", size)), "?")))
+        except ValueError as error:
+            assert "aspect ratio" in str(error)
+            continue
+        assert 0 < encoded.num_image_tokens <= 64
+
+
+def test_a_literal_placeholder_never_reaches_the_tokenizer(teacher):
+    for text in ("look at <image1>", "<|image_pad|> here", "<img> there"):
+        with pytest.raises(DataError) as caught:
+            teacher.encode(Prompt("p", (text,)))
+        assert caught.value.code == "D103"
+
+
+def test_a_system_message_and_a_text_only_prompt(teacher):
+    encoded = teacher.encode(Prompt("p", ("What is 1+1?",), system="Be brief."))
+    text = teacher.tokenizer.decode(list(encoded.ids))
+    assert text.startswith("<|im_start|>system\nBe brief.")
+    assert not encoded.has_image
+    assert encoded.next_position == len(encoded.ids)
+
+
+def test_vocabularies_are_compared_by_content_not_by_size(student, tiny_folder):
+    other = load_vlm(tiny_folder)
+    assert check_pair(student, other) == len(student.tokenizer)
+    strange = train_tokenizer(["completely different words here"] * 50, 491)
+    assert vocabulary_hash(strange) != vocabulary_hash(student.tokenizer)
+    with pytest.raises(ModelError) as caught:
+        check_pair(student, build_tiny(TinySize(layers=1), strange, 0))
+    assert caught.value.code == "M101"
+
+
+def test_different_image_grids_are_refused(student, tokenizer):
+    other = build_tiny(TinySize(layers=1, patch=16, side=128), tokenizer, 0)
+    with pytest.raises(ModelError) as caught:
+        check_pair(student, other)
+    assert caught.value.code == "M102"
+
+
+def test_a_missing_model_is_explained_with_the_closest_name(tiny_folder):
+    with pytest.raises(ModelError) as caught:
+        load_vlm(str(tiny_folder) + "y")
+    assert caught.value.code == "M103"
+    assert "tiny" in caught.value.fix
