@@ -36,11 +36,14 @@ def random_batch(lengths, group, vocabulary=5, seed=0, has_image=None):
     generator = torch.Generator().manual_seed(seed + 1)
     draw = lambda: torch.randn(r.num_tokens, vocabulary, generator=generator)
     student, full, blurred = draw().requires_grad_(), draw(), draw()
-    batch = ScoredBatch(r, {
-        "student.full": logits_pass(student),
-        "teacher.full": logits_pass(full, r.ids),
-        "teacher.pixelated": logits_pass(blurred, r.ids),
-    })
+    batch = ScoredBatch(
+        r,
+        {
+            "student.full": logits_pass(student),
+            "teacher.full": logits_pass(full, r.ids),
+            "teacher.pixelated": logits_pass(blurred, r.ids),
+        },
+    )
     return batch, student
 
 

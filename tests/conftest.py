@@ -46,8 +46,16 @@ def tokenizer():
 def build(tokenizer, seed, hidden=32):
     from vistill.models.tiny import TinySize, build_tiny
 
-    size = TinySize(hidden=hidden, layers=2, heads=2, feed_forward=48, vision_hidden=32, vision_depth=2, vision_heads=4,
-                    vision_feed_forward=32)
+    size = TinySize(
+        hidden=hidden,
+        layers=2,
+        heads=2,
+        feed_forward=48,
+        vision_hidden=32,
+        vision_depth=2,
+        vision_heads=4,
+        vision_feed_forward=32,
+    )
     return build_tiny(size, tokenizer, seed)
 
 

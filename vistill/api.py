@@ -1,12 +1,13 @@
 """The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
 
 import datetime
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -175,7 +176,9 @@ def finish(folder: RunFolder, plan: Plan, state: TrainState) -> Run:
 
 def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
     """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
-    logged = {r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)}
+    logged = {
+        r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
+    }
     answered = [p for p in plan.eval_prompts if p.answer is not None]
     return [*answered[: plan.evaluation.heatmaps], *(p for p in plan.train_prompts if p.id in logged)]
 
@@ -194,44 +197,62 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
     write_json(pictures / "index.json", index)
 
 
+class DistillOptions(TypedDict, total=False):
+    """Optional keyword arguments of `distill`; each has the class defaults of the recipe."""
+
+    eval_prompts: Sequence[Prompt]
+    train: TrainSettings
+    rollout: RolloutSettings
+    save: SaveSettings
+    evaluation: EvalSettings
+    seed: int
+    progress: Progress
+
+
 def distill(
     student: VLM,
     teacher: VLM | None,
     prompts: Sequence[Prompt],
     objective: Objective,
     out: str | Path,
-    *,
-    eval_prompts: Sequence[Prompt] = (),
-    train: TrainSettings | None = None,
-    rollout: RolloutSettings | None = None,
-    save: SaveSettings | None = None,
-    evaluation: EvalSettings | None = None,
-    seed: int = 42,
-    progress: Progress = lambda record: None,
+    **options: Unpack[DistillOptions],
 ) -> Run:
-    """Distil with your own models and prompts; the same loop, folder and resume as a recipe."""
-    settings, folder = train or TrainSettings(), RunFolder(Path(out))
-    folder.path.mkdir(parents=True, exist_ok=True)
-    check_text_only(objective, prompts)
-    vocabulary = check_pair(student, teacher) if teacher is not None else student.vocabulary_size
-    steps = settings.steps or num_steps(len(prompts), settings.prompts_per_step, settings.epochs)
-    parts = {
-        "method": type(objective).__name__, "knobs": asdict(objective), "train": asdict(settings),  # pyright: ignore[reportArgumentType]
-        "rollout": asdict(rollout or RolloutSettings()), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts],
-    }  # fmt: skip
-    lock(folder, parts, ())
-    plan = Plan(
-        Cast(student, teacher.freeze() if teacher else None, vocabulary), objective, prompts, eval_prompts, settings,
-        rollout or RolloutSettings(), save or SaveSettings(), evaluation or EvalSettings(), seed, steps, "api",
-        progress=progress,
-    )  # fmt: skip
-    return finish(folder, plan, run(plan, folder))
+    """Distil with your own models and prompts; the same loop, folder and resume as a recipe.
 
-
-def check_text_only(objective: Objective, prompts: Sequence[Prompt]) -> None:
-    """An empty list of prompts is an error, not a run without steps."""
+    Args:
+        student: learns, in place.
+        teacher: is frozen; None for methods that have none.
+        prompts: training prompts.
+        objective: `OPD()`, `VAOPD(high_share=0.2)`, `SFT()`.
+        out: run folder; an unfinished run in it is resumed.
+        **options: see `DistillOptions`.
+    """
     if not prompts:
         raise DataError("D102", "the data set is empty", fix="pass at least one prompt")
+    settings, rollout = options.get("train", TrainSettings()), options.get("rollout", RolloutSettings())
+    seed, folder = options.get("seed", 42), RunFolder(Path(out))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    vocabulary = check_pair(student, teacher) if teacher is not None else student.vocabulary_size
+    steps = settings.steps or num_steps(len(prompts), settings.prompts_per_step, settings.epochs)
+    method = type(objective).__name__
+    identity: dict[str, Any] = {"method": method, method: repr(objective), "train": asdict(settings)}
+    identity |= {"rollout": asdict(rollout), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts]}
+    lock(folder, json.loads(to_json(identity)), ())
+    plan = Plan(
+        cast=Cast(student, teacher.freeze() if teacher else None, vocabulary),
+        objective=objective,
+        train_prompts=prompts,
+        eval_prompts=options.get("eval_prompts", ()),
+        train=settings,
+        rollout=rollout,
+        save=options.get("save", SaveSettings()),
+        evaluation=options.get("evaluation", EvalSettings()),
+        seed=seed,
+        num_steps=steps,
+        fingerprint="api",
+        progress=options.get("progress", lambda record: None),
+    )
+    return finish(folder, plan, run(plan, folder))
 
 
 @torch.no_grad()
@@ -268,9 +289,7 @@ def cast_of(recipe: Recipe) -> Cast:
     context = ViewContext(pixel_share=recipe.views.pixelate, seed=recipe.seed)
 
     def load_one(source: str, revision: str | None, device: str) -> VLM:
-        return load_vlm(
-            resolve_model(source), revision=revision, device=choose_device(device), max_image_tokens=limit
-        )
+        return load_vlm(resolve_model(source), revision=revision, device=choose_device(device), max_image_tokens=limit)
 
     student = load_one(recipe.student.model, recipe.student.revision, recipe.student.device)
     if not recipe.teacher.model:
@@ -326,8 +345,6 @@ def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
 
 def lock(folder: RunFolder, recipe: Mapping[str, Any], accept: Sequence[str]) -> None:
     """`run.lock.json`: recipe, versions, machine, accepted changes."""
-    import json
-
     earlier: dict[str, Any] = {}
     if folder.lock_file.exists():
         earlier = json.loads(folder.lock_file.read_text(encoding="utf-8"))

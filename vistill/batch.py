@@ -89,7 +89,7 @@ class ScoredPass:
 
     def take(self, rows: Tensor) -> "ScoredPass":
         """The same pass for some rows of the response axis."""
-        pick = lambda x: None if x is None else x[rows]  # noqa: E731
+        pick = lambda x: None if x is None else x[rows]
         return ScoredPass(pick(self.log_prob), pick(self.hidden), self.head)
 
 

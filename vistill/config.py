@@ -80,6 +80,9 @@ FREE = ("run", "save.", "eval.", "train.micro_batch", "rollout.rows_per_call", "
 SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 
 
+MEANING = {"identity": "changes the data or the update", "schedule": "schedule", "free": "harmless"}
+
+
 def key_class(key: str) -> str:
     """`free`, `schedule` or `identity`."""
     if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
@@ -133,7 +136,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     stages = load_stages(path, overrides)
     if len(stages) > 1:
         raise ConfigError(
-            "C101", f"{path} has {len(stages)} stages", why=f"stages: {', '.join(stages)}", fix="vistill train, which runs them all"
+            "C101",
+            f"{path} has {len(stages)} stages",
+            why=f"stages: {', '.join(stages)}",
+            fix="vistill train, which runs them all",
         )
     return next(iter(stages.values()))
 
@@ -198,7 +204,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError("C003", f"not valid TOML: {error}", where=file.name) from error
     try:
-        tree = yaml.load(text, StrictLoader)  # noqa: S506  (a strict SafeLoader)
+        tree = yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file.name}:{mark.line + 1}" if mark else file.name
@@ -216,7 +222,7 @@ def split_override(text: str) -> tuple[str, Any]:
             "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
         )
     try:
-        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
+        return key, yaml.load(value, StrictLoader) if value else ""
     except yaml.YAMLError as error:
         raise ConfigError("C005", f'the value of "{text}" is not valid: {error}') from error
 
@@ -311,12 +317,10 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         known = [f.name for f in dataclasses.fields(kind) if f.name != "knobs"]
         return unknown_key(".".join(path), path[-1], known, where)
     if first["type"] in ("missing", "missing_argument"):
-        return ConfigError(
-            "C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE"
-        )
+        return ConfigError("C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE")
     return ConfigError(
         "C002",
-        f'{".".join(path)}: {first["msg"].lower()}',
+        f"{'.'.join(path)}: {first['msg'].lower()}",
         where=where,
         why=f"got {first.get('input')!r}",
         fix=f"vistill explain {path[0] if path else 'recipe'}",
@@ -335,9 +339,7 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
             fix=f"rollout.per_prompt=4 (paper), or say so on purpose:  {recipe.method}.{weighs}=false",
         )
     if schema["x-needs-teacher"] and not recipe.teacher.model:
-        raise ConfigError(
-            "C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID"
-        )
+        raise ConfigError("C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID")
     if recipe.rollout.per_prompt < 1 or recipe.train.prompts_per_step < 1:
         raise ConfigError("C002", "rollout.per_prompt and train.prompts_per_step must be at least 1", where=name)
     if recipe.version != 1:
@@ -350,10 +352,7 @@ def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequ
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and key_class(k) != "free"]
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:
-        lines = [
-            f"{k}   {before.get(k)} -> {after.get(k)}   ({'changes the data or the update' if key_class(k) == 'identity' else 'schedule'})"
-            for k in refused[:5]
-        ]
+        lines = [f"{k}   {before.get(k)} -> {after.get(k)}   ({MEANING[key_class(k)]})" for k in refused[:5]]
         allowed = [k for k in refused if key_class(k) == "schedule"]
         fix = f"new run: run={new.get('run')}-2"
         if len(allowed) == len(refused):

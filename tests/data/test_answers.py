@@ -8,8 +8,18 @@ import pytest
 from vistill.data.answers import boxed, committed, gold_response, judge_answer
 from vistill.data.math_judge import MathJudge
 
-SETS = ("geometry_mathv", "geometry3k_sample", "puzzlevqa", "mathverse", "mathvision_testmini", "wemath", "blink_jigsaw",
-        "vlms_are_blind", "annotations_hallusionbench", "annotations_ocrbench")
+SETS = (
+    "geometry_mathv",
+    "geometry3k_sample",
+    "puzzlevqa",
+    "mathverse",
+    "mathvision_testmini",
+    "wemath",
+    "blink_jigsaw",
+    "vlms_are_blind",
+    "annotations_hallusionbench",
+    "annotations_ocrbench",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +37,9 @@ def rows(shared_data, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_gold_answers_pass_their_own_checker(shared_data, math, name):
-    failed = [(a, c) for a, c in rows(shared_data, name) if not judge_answer(gold_response(a), a, c, "first", math).correct]
+    failed = [
+        (a, c) for a, c in rows(shared_data, name) if not judge_answer(gold_response(a), a, c, "first", math).correct
+    ]
     assert failed == []
 
 
@@ -85,7 +97,9 @@ def test_an_unparsed_answer_is_wrong_and_says_so():
 def test_it_works_in_a_thread():
     out = []
     with MathJudge() as judge:
-        worker = threading.Thread(target=lambda: out.append(judge_answer("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}", (), "first", judge).correct))
+        worker = threading.Thread(
+            target=lambda: out.append(judge_answer("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}", (), "first", judge).correct)
+        )
         worker.start()
         worker.join()
     assert out == [True]
@@ -101,6 +115,11 @@ def test_a_comparison_that_takes_too_long_counts_as_wrong_and_the_next_one_works
 
 def test_hostile_answers_do_nothing(math, tmp_path):
     marker = tmp_path / "marker"
-    for text in (f"__import__('pathlib').Path('{marker}').touch()", "9**9**9**9", "\\boxed{" * 50, "\x1b[2J" + "(" * 2000):
+    for text in (
+        f"__import__('pathlib').Path('{marker}').touch()",
+        "9**9**9**9",
+        "\\boxed{" * 50,
+        "\x1b[2J" + "(" * 2000,
+    ):
         assert not judge_answer(f"\\boxed{{{text}}}", "1", (), "first", math).correct
     assert not marker.exists()

@@ -67,13 +67,17 @@ def test_d6_and_d9_the_solution_ends_in_the_exact_answer_and_states_the_values(t
         assert text.endswith(f"\\boxed{{{item.answer}}}.")
         assert stated_values(item.kind, text) == tuple(map(str, item.values))
         for left, op, right, result in re.findall(r"(\d+)([-+*])(\d+)=(\d+)", text):
-            assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[op] == int(result)
+            assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[op] == int(
+                result
+            )
 
 
 def test_d7_versions_range_from_all_values_in_the_text_to_none():
     for item in diagrams("train", 300, 4, ALL):
         given = re.findall(r"=(\d+)", item.question())
-        expected = {"text_dominant": len(item.values), "text_lite": 1, "vision_dominant": 0, "vision_only": 0}[item.version]
+        expected = {"text_dominant": len(item.values), "text_lite": 1, "vision_dominant": 0, "vision_only": 0}[
+            item.version
+        ]
         assert len(given) == expected
         assert sum(item.visible) == len(item.values) - (item.version == "text_lite")
 

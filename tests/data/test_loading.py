@@ -40,7 +40,9 @@ def row(question="What?", images=("0.png",), answer="1", **more):
 
 
 def test_numbered_and_plain_placeholders_put_pictures_in_place(folder):
-    path = write(folder, [row("a <image2> b <image1> c", ["0.png", "1.png"]), row("<image> then <image>", ["2.png", "3.png"])])
+    path = write(
+        folder, [row("a <image2> b <image1> c", ["0.png", "1.png"]), row("<image> then <image>", ["2.png", "3.png"])]
+    )
     first, second = load(path).prompts
     assert [p if isinstance(p, str) else p.name for p in first.parts] == ["a ", "1.png", " b ", "0.png", " c"]
     assert [p if isinstance(p, str) else p.name for p in second.parts] == ["2.png", " then ", "3.png"]
@@ -84,7 +86,10 @@ def test_bad_rows_are_set_aside_with_place_and_reason(folder):
     rows = [row() for _ in range(6)] + [row(images=["missing.png"]), row(images=["cut.png"])]
     data = load(write(folder, rows), max_bad_share=0.3)
     assert len(data.prompts) == 6
-    assert [(q.where.split("data.jsonl")[1].split()[0], q.code) for q in data.quarantined] == [(":7", "D201"), (":8", "D202")]
+    assert [(q.where.split("data.jsonl")[1].split()[0], q.code) for q in data.quarantined] == [
+        (":7", "D201"),
+        (":8", "D202"),
+    ]
 
 
 def test_a_jpeg_cut_in_half_is_noticed_before_training(folder):
@@ -149,7 +154,9 @@ def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
 
 def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
     datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
-    table = datasets.Dataset.from_list([{"problem": "<image>How many?", "images": [str(folder / "0.png")], "answer": "3"}])
+    table = datasets.Dataset.from_list(
+        [{"problem": "<image>How many?", "images": [str(folder / "0.png")], "answer": "3"}]
+    )
     table = table.cast_column("images", datasets.Sequence(datasets.Image()))
     path = str(folder / "rows.parquet")
     table.to_parquet(path)

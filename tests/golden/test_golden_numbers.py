@@ -14,12 +14,16 @@ from vistill.objectives import VAOPD
 
 
 def test_rollout_weights_of_the_papers_worked_example_use_the_population_deviation():
-    weights = sibling_softmax(torch.tensor([0.045, 0.030, 0.020, 0.010], dtype=torch.float64), torch.zeros(4, dtype=torch.long))
+    weights = sibling_softmax(
+        torch.tensor([0.045, 0.030, 0.020, 0.010], dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    )
     assert weights.tolist() == pytest.approx([0.6558, 0.2056, 0.0949, 0.0438], abs=5e-5)
     assert weights.tolist() != pytest.approx([0.6062, 0.2220, 0.1136, 0.0582], abs=5e-3)
 
 
-@pytest.mark.parametrize(("k", "largest", "smallest"), [(2, 0.881, 0.119), (3, 0.807, 0.057), (4, 0.770, 0.032), (8, 0.746, 0.007)])
+@pytest.mark.parametrize(
+    ("k", "largest", "smallest"), [(2, 0.881, 0.119), (3, 0.807, 0.057), (4, 0.770, 0.032), (8, 0.746, 0.007)]
+)
 def test_extremes_of_rollout_weights(k, largest, smallest):
     group = torch.zeros(k, dtype=torch.long)
     one_high = torch.zeros(k, dtype=torch.float64)

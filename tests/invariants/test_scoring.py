@@ -17,7 +17,9 @@ def encoded(teacher, prompts):
 
 @pytest.fixture(scope="module")
 def responses(teacher, prompts):
-    return [tuple(teacher.response_ids(text)) for text in ("a=1, b=2.", "The answer is \\boxed{7}.", prompts[0].response)]
+    return [
+        tuple(teacher.response_ids(text)) for text in ("a=1, b=2.", "The answer is \\boxed{7}.", prompts[0].response)
+    ]
 
 
 def states(vlm, groups):
@@ -71,7 +73,9 @@ def test_positions_equal_the_models_own(teacher, prompts):
     encoded = [teacher.encode(p) for p in prompts[:2]]
     for e in encoded:
         ids = torch.tensor([e.ids])
-        own, _ = teacher.model.model.get_rope_index(ids, (ids == teacher.family.image_id).int(), e.pixels["image_grid_thw"])
+        own, _ = teacher.model.model.get_rope_index(
+            ids, (ids == teacher.family.image_id).int(), e.pixels["image_grid_thw"]
+        )
         assert torch.equal(own[:, 0], e.positions)
         assert e.next_position == int(own.max()) + 1
 
@@ -110,7 +114,11 @@ def test_several_pictures_in_a_prompt(teacher):
     encoded = teacher.encode(prompt)
     assert encoded.num_image_tokens == 32
     ids = torch.tensor([encoded.ids])
-    own, _ = teacher.model.model.get_rope_index(ids, (ids == teacher.family.image_id).int(), encoded.pixels["image_grid_thw"])
+    own, _ = teacher.model.model.get_rope_index(
+        ids, (ids == teacher.family.image_id).int(), encoded.pixels["image_grid_thw"]
+    )
     assert torch.equal(own[:, 0], encoded.positions)
-    alone = log_prob_from_hidden(states(teacher, [EncodedGroup(encoded, ((20, 21),))]), teacher.head(50), torch.tensor([20, 21]))
+    alone = log_prob_from_hidden(
+        states(teacher, [EncodedGroup(encoded, ((20, 21),))]), teacher.head(50), torch.tensor([20, 21])
+    )
     assert torch.isfinite(alone).all()

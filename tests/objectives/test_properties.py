@@ -58,7 +58,12 @@ def test_micro_batches_of_whole_prompts_add_up_to_the_whole_batch(name):
         summed = 0.0
         for part in split:
             micro, rows = batch.take_groups(part)
-            loss, _ = reduce_terms(method.terms(micro, {k: v[rows] if len(v) == len(batch.responses.ids) else v for k, v in signals.items()}), counts)
+            loss, _ = reduce_terms(
+                method.terms(
+                    micro, {k: v[rows] if len(v) == len(batch.responses.ids) else v for k, v in signals.items()}
+                ),
+                counts,
+            )
             loss.backward()
             summed += float(loss)
         assert summed == pytest.approx(total, abs=1e-6)
@@ -92,8 +97,14 @@ def test_permuting_siblings_and_prompts_changes_nothing():
     from dataclasses import replace
 
     r = batch.responses
-    moved = replace(r, ids=r.ids[rows], rollout=torch.repeat_interleave(torch.arange(4), r.lengths[order]),
-                    group=torch.tensor([0, 0, 1, 1]), lengths=r.lengths[order], tie_noise=r.tie_noise[rows])
+    moved = replace(
+        r,
+        ids=r.ids[rows],
+        rollout=torch.repeat_interleave(torch.arange(4), r.lengths[order]),
+        group=torch.tensor([0, 0, 1, 1]),
+        lengths=r.lengths[order],
+        tie_noise=r.tie_noise[rows],
+    )
     other = ScoredBatch(moved, {k: v.take(rows) for k, v in batch.passes.items()})
     for method in (OPD(), VAOPD()):
         assert float(loss_of(method, other)) == pytest.approx(float(loss_of(method, batch)), abs=1e-6)
@@ -170,7 +181,9 @@ def test_scores_that_are_not_finite_stop_the_step():
     batch, _ = random_batch([3], [0])
     broken = batch["teacher.full"].log_prob.clone()
     broken[1] = float("nan")
-    bad = ScoredBatch(batch.responses, {**batch.passes, "teacher.full": type(batch["teacher.full"])(broken, None, None)})
+    bad = ScoredBatch(
+        batch.responses, {**batch.passes, "teacher.full": type(batch["teacher.full"])(broken, None, None)}
+    )
     with pytest.raises(FloatingPointError):
         VAOPD().signals(bad)
 

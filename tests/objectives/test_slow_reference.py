@@ -28,7 +28,15 @@ def dense(batch):
     for n, length in enumerate(r.lengths.tolist()):
         rows = slice(start, start + length)
         pick = lambda name, rows=rows: batch[name].hidden[rows].double().tolist()
-        out.append((int(r.group[n]), r.ids[rows].tolist(), pick("student.full"), pick("teacher.full"), pick("teacher.pixelated")))
+        out.append(
+            (
+                int(r.group[n]),
+                r.ids[rows].tolist(),
+                pick("student.full"),
+                pick("teacher.full"),
+                pick("teacher.pixelated"),
+            )
+        )
         start += length
     return out
 
@@ -40,8 +48,10 @@ def reference_opd(batch):
 
 def reference_va_opd(batch, method, advantage_of):
     rollouts = dense(batch)
-    advantage = [[advantage_of(log_softmax(t)[i] - log_softmax(d)[i]) for i, t, d in zip(ids, T, D, strict=True)]
-                 for _, ids, _, T, D in rollouts]
+    advantage = [
+        [advantage_of(log_softmax(t)[i] - log_softmax(d)[i]) for i, t, d in zip(ids, T, D, strict=True)]
+        for _, ids, _, T, D in rollouts
+    ]
     total = 0.0
     groups = sorted({g for g, *_ in rollouts})
     for g in groups:
@@ -99,8 +109,16 @@ def test_opd_agrees_with_the_definition_in_value_and_gradient(seed):
 
 
 @pytest.mark.parametrize("score", ["rectified", "signed", "absolute"])
-@pytest.mark.parametrize("method", [VAOPD(), VAOPD(rollout_weights=False), VAOPD(token_groups=False),
-                                    VAOPD(high_share=0.5, high_weight=0.9, rollout_temperature=2.0), VAOPD(high_share=1.0)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        VAOPD(),
+        VAOPD(rollout_weights=False),
+        VAOPD(token_groups=False),
+        VAOPD(high_share=0.5, high_weight=0.9, rollout_temperature=2.0),
+        VAOPD(high_share=1.0),
+    ],
+)
 def test_va_opd_agrees_with_the_definition(method, score):
     from dataclasses import replace
 

@@ -41,7 +41,10 @@ def test_seed_step_and_attempt_change_the_noise(teacher, prompts):
 
 def test_sampled_frequencies_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    draws = [int(KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0]) for i in range(8000)]
+    draws = [
+        int(KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0])
+        for i in range(8000)
+    ]
     shares = torch.bincount(torch.tensor(draws), minlength=4) / 8000
     assert torch.allclose(shares, torch.softmax(logits[0], -1), atol=0.02)
 
@@ -65,7 +68,9 @@ def test_temperature_zero_is_greedy(teacher, prompts):
 def test_multimodal_tokens_are_never_sampled(teacher, prompts):
     from dataclasses import replace
 
-    out = HFEngine(teacher).write(requests(teacher, prompts[:6]), replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40))
+    out = HFEngine(teacher).write(
+        requests(teacher, prompts[:6]), replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40)
+    )
     banned = {*teacher.family.banned_ids(), teacher.pad_id}
     assert not banned & {i for group in out for r in group for i in r.ids}
 
@@ -80,7 +85,10 @@ def test_the_first_end_of_turn_token_belongs_to_the_response_and_nothing_after_i
 
 def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts):
     seen = []
-    hook = teacher.model.model.visual.register_forward_pre_hook(lambda module, args, kwargs: seen.append(args[0].shape[0] if args else kwargs["hidden_states"].shape[0]), with_kwargs=True)
+    hook = teacher.model.model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0].shape[0] if args else kwargs["hidden_states"].shape[0]),
+        with_kwargs=True,
+    )
     HFEngine(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
     hook.remove()
     assert seen == [2 * 64]

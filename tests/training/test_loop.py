@@ -113,9 +113,9 @@ def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(token
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), SFT()], ids=["opd", "va_opd", "sft"])
 def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, objective):
     from vistill.batch import reduce_terms
-    from vistill.training.reading import lay_out, prepare, read_with_gradient, read_without_gradient, write_groups
     from vistill.rollouts.engine import Sampling
     from vistill.rollouts.hf import HFEngine
+    from vistill.training.reading import lay_out, prepare, read_with_gradient, read_without_gradient, write_groups
 
     cast = make_plan(tokenizer, teacher).cast
     groups = write_groups(cast, HFEngine(cast.student), objective, TRAIN[:4], Sampling(0, 0, 1.0, 1.0, 6), 3)
@@ -146,7 +146,13 @@ def test_only_the_student_learns_and_every_part_of_it_does(tokenizer, teacher, t
 
 
 def test_a_frozen_part_keeps_its_weights(tokenizer, teacher, tmp_path):
-    plan = make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[], train=TrainSettings(prompts_per_step=2, lr=1e-2, freeze=("vision",)))
+    plan = make_plan(
+        tokenizer,
+        teacher,
+        num_steps=1,
+        eval_prompts=[],
+        train=TrainSettings(prompts_per_step=2, lr=1e-2, freeze=("vision",)),
+    )
     start = {k: v.clone() for k, v in plan.cast.student.model.state_dict().items()}
     run(plan, RunFolder(tmp_path))
     now = plan.cast.student.model.state_dict()
@@ -179,7 +185,12 @@ def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_r
 
 def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_used(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    run(make_plan(tokenizer, teacher, save=SaveSettings(every=2, keep=3, keep_best="none"), num_steps=6, eval_prompts=[]), folder)
+    run(
+        make_plan(
+            tokenizer, teacher, save=SaveSettings(every=2, keep=3, keep_best="none"), num_steps=6, eval_prompts=[]
+        ),
+        folder,
+    )
     last = folder.checkpoint(6)
     weights = last / "student" / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -205,7 +216,12 @@ def test_leftovers_of_an_interrupted_save_are_swept_and_never_loaded(tokenizer, 
 
 def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    run(make_plan(tokenizer, teacher, save=SaveSettings(every=1, keep=2, keep_best="none"), num_steps=5, eval_prompts=[]), folder)
+    run(
+        make_plan(
+            tokenizer, teacher, save=SaveSettings(every=1, keep=2, keep_best="none"), num_steps=5, eval_prompts=[]
+        ),
+        folder,
+    )
     assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000005"]
 
 

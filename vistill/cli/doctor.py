@@ -55,6 +55,8 @@ def table(facts: dict[str, Any]) -> str:
         lines.append(f"{name} {version or '(optional: ' + OPTIONAL[name] + ')'}")
     lines.append(f"disk {facts['disk_free_gb']} GB free here")
     if facts["torchvision_beside_cpu_torch"]:
-        lines.append("hint: torchvision beside a CPU torch often breaks `import transformers`; vistill does not need it")
+        lines.append(
+            "hint: torchvision beside a CPU torch often breaks `import transformers`; vistill does not need it"
+        )
     lines.append("ok" if healthy(facts) else "not ok: something required is missing")
     return "\n".join(lines)

@@ -83,8 +83,8 @@ def probe(
 def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
     """Shared by `eval` and `probe`."""
     from vistill.api import evaluate as measure
-    from vistill.cli.target import recipe_for
     from vistill.cli.table import summary_table
+    from vistill.cli.target import recipe_for
     from vistill.runtime import quiet, use_one_thread_on_cpu
 
     quiet()
@@ -119,7 +119,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 
 
 @app.command()
-def explain(word: Annotated[str, typer.Argument(help="an error code such as D201, or a method such as va_opd")]) -> None:
+def explain(
+    word: Annotated[str, typer.Argument(help="an error code such as D201, or a method such as va_opd")],
+) -> None:
     """The long form of an error code, or a method with its knobs."""
     from vistill.cli.explain import explain_word
 

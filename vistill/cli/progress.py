@@ -29,7 +29,9 @@ class Progress:
         if "eval/accuracy" in record:
             self.last_eval = record
             if not self.live:
-                print(f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}", file=sys.stderr)
+                print(
+                    f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}", file=sys.stderr
+                )
             return
         if not self.live or "loss" not in record:
             return

@@ -17,7 +17,9 @@ ANSWER_LINE = re.compile(r"\banswer(?:\s+is)?\s*:?\s*([^\n]+)", re.I)
 LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*|\s+and\s+|\s*\n\s*)\(?[A-J]\)?)*")
 LETTER = re.compile(r"(?<![A-Za-z\\])\(?([A-J])\)?(?![A-Za-z'])")
 NUMBER = re.compile(r"^[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?$")
-UNITS = re.compile(r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\\(?:,|;|!| )|cm|mm|km|m|°|\^\\circ|\^\{\\circ\}|\\%|%|\\degree)+$")
+UNITS = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\\(?:,|;|!| )|cm|mm|km|m|°|\^\\circ|\^\{\\circ\}|\\%|%|\\degree)+$"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Verdict:
 
 
 def boxed(text: str) -> list[tuple[int, str]]:
-    """Position and content of every balanced `\\boxed{...}`."""
+    r"""Position and content of every balanced `\boxed{...}`."""
     found = []
     for match in re.finditer(r"\\boxed\s*\{", text):
         depth, start = 1, match.end()
@@ -75,7 +77,7 @@ def letters_of(text: str) -> frozenset[str]:
 
 
 def plain(text: str) -> str:
-    """A normal form for string comparison: no dollars, spaces, units, trailing dots; `\\dfrac` is `\\frac`."""
+    r"""A normal form for string comparison: no dollars, spaces, units, trailing dots; `\dfrac` is `\frac`."""
     out = text.strip().strip("$").strip()
     out = re.sub(r"\\(?:left|right|displaystyle)", "", out).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     out = re.sub(r"\\text\{\s*([A-Za-z ]+)\s*\}", r"\1", out) if re.fullmatch(r"\\text\{[^}]*\}", out) else out

@@ -92,9 +92,7 @@ class Diagram:
 
     def wording(self) -> Wording:
         """What the question and the solution talk about."""
-        in_text = tuple(
-            self.version == "text_dominant" or i == self.given for i in range(len(self.values))
-        )
+        in_text = tuple(self.version == "text_dominant" or i == self.given for i in range(len(self.values)))
         return Wording(self.kind, self.colour, self.values, in_text, self.version, self.answer)
 
     def question(self) -> str:
@@ -161,9 +159,7 @@ def iterate_diagrams(split: Split, seed: int, settings: DiagramSettings | None =
     """Endless diagrams of a split; item i depends on (seed, split, i) alone."""
     index = 0
     while True:
-        yield sample_diagram(
-            keyed_generator("diagram", seed, split, index), split, settings or DiagramSettings()
-        )
+        yield sample_diagram(keyed_generator("diagram", seed, split, index), split, settings or DiagramSettings())
         index += 1
 
 
@@ -173,9 +169,7 @@ def diagrams(split: Split, count: int, seed: int, settings: DiagramSettings | No
     return [next(stream) for _ in range(count)]
 
 
-def diagram_prompts(
-    split: Split, count: int, seed: int, settings: DiagramSettings | None = None
-) -> list[Prompt]:
+def diagram_prompts(split: Split, count: int, seed: int, settings: DiagramSettings | None = None) -> list[Prompt]:
     """The same diagrams as prompts."""
     items = diagrams(split, count, seed, settings)
     return [item.prompt(f"{split}-{seed}-{i}") for i, item in enumerate(items)]

@@ -76,7 +76,7 @@ def label_centres(place: Place) -> list[tuple[float, float]]:
 def draw_shape(canvas: ImageDraw.ImageDraw, place: Place, rng: np.random.Generator) -> None:
     """The coloured shape: large enough to survive pixelation, and no measure of the values."""
     s, fill, edge = place.side, FILL[place.colour], (60, 60, 60)
-    wobble = lambda share: share * s + float(rng.uniform(-2, 2)) * s / 64  # noqa: E731
+    wobble = lambda share: share * s + float(rng.uniform(-2, 2)) * s / 64
     if place.kind == "triangle":
         corners = [(wobble(0.5), wobble(0.1)), (wobble(0.22), wobble(0.72)), (wobble(0.78), wobble(0.72))]
         canvas.polygon(corners, fill=fill, outline=edge)

@@ -60,7 +60,9 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
     """Set rows aside by a permutation that depends on nothing but their number."""
     if count >= len(data.prompts):
         raise DataError(
-            "D102", f"data.holdout={count}, but there are {len(data.prompts)} rows", fix="data.holdout=0, or a smaller number"
+            "D102",
+            f"data.holdout={count}, but there are {len(data.prompts)} rows",
+            fix="data.holdout=0, or a smaller number",
         )
     aside = {int(i) for i in epoch_order(0, 0, len(data.prompts))[:count]}
     kept = [p for i, p in enumerate(data.prompts) if i not in aside]
@@ -97,7 +99,9 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             continue
         good.append(prompt)
     if total == 0:
-        raise DataError("D102", "the data set is empty", where=source, fix="data.train=FILE.jsonl with at least one row")
+        raise DataError(
+            "D102", "the data set is empty", where=source, fix="data.train=FILE.jsonl with at least one row"
+        )
     check_bad_share(bad, total, settings, source)
     check_unique(good, source)
     return LoadedData(good, bad, [], without)
@@ -155,7 +159,9 @@ def hub_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a data set on the hub, or in its local cache."""
     match = HUB.match(source)
     if match is None:
-        raise DataError("D102", f'"{source}" is not of the form hf:owner/name[split]', fix="hf:hiyouga/geometry3k[train]")
+        raise DataError(
+            "D102", f'"{source}" is not of the form hf:owner/name[split]', fix="hf:hiyouga/geometry3k[train]"
+        )
     yield from dataset_rows(match["name"], split=match["split"] or "train")
 
 
@@ -169,7 +175,7 @@ def dataset_rows(name: str, **how: str) -> Iterator[tuple[int, dict[str, Any]]]:
             "this source needs the package `datasets`",
             fix='pip install "vistill[data]" -c constraints.txt',
         ) from error
-    for line, row in enumerate(datasets.load_dataset(name, **how), 1):  # pyright: ignore[reportArgumentType]
+    for line, row in enumerate(datasets.load_dataset(name, **how), 1):  # pyright: ignore[reportArgumentType,reportCallIssue]
         yield line, dict(row)
 
 
@@ -202,7 +208,5 @@ def check_unique(prompts: Sequence[Prompt], source: str) -> None:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise DataError(
-                "D102", f'two rows have the id "{prompt.id}"', where=source, fix="data.columns.id= (empty)"
-            )
+            raise DataError("D102", f'two rows have the id "{prompt.id}"', where=source, fix="data.columns.id= (empty)")
         seen.add(prompt.id)

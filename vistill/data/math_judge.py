@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 from types import TracebackType
+from typing import Any
 
 #: Seconds one comparison may take.
 TIME_LIMIT = 5.0
@@ -84,7 +85,7 @@ def serve() -> None:
     logging.disable(logging.CRITICAL)
     configs = (LatexExtractionConfig(), ExprExtractionConfig())
 
-    def read(text: str) -> list[object]:
+    def read(text: str) -> Any:
         wrapped = text if "$" in text or "\\boxed" in text else f"${text}$"
         return parse(wrapped, extraction_config=configs, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 

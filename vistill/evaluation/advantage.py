@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vistill.evaluation.answering import Answered
 from vistill.evaluation.settings import EvalSettings
-from vistill.functional.divergences import CHUNK_ROWS, reverse_kl, reverse_kl_from_hidden, Target
+from vistill.functional.divergences import CHUNK_ROWS, Target, reverse_kl, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
@@ -68,9 +68,7 @@ def read_tokens(
         lengths = [len(a.rollout.ids) for a in part]
         columns = [advantage, critical, kl, misread, seen.sampled(), blurred.sampled()]
         cut = [c.cpu().split(lengths) for c in columns]
-        out += [
-            TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)
-        ]
+        out += [TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)]
     return out
 
 

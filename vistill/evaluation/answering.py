@@ -71,9 +71,7 @@ class Answering:
                 (p, see(p, view, self.context(prompts, start + i)))
                 for i, p in enumerate(prompts[start : start + per_call])
             ]
-            requests = [
-                RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part
-            ]
+            requests = [RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part]
             for (prompt, _), rollouts in zip(part, engine.write(requests, sampling), strict=True):
                 answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return answered

@@ -52,7 +52,11 @@ def counterfactual(answering: Answering, items: Sequence[Diagram]) -> dict[str, 
         follows += new == str(changed.values[index])
         both += old == str(item.values[index]) and new == str(changed.values[index])
     n = max(1, len(chosen))
-    return {"reading/follows_swap": follows / n, "reading/counterfactual": both / n, "reading/items": float(len(chosen))}
+    return {
+        "reading/follows_swap": follows / n,
+        "reading/counterfactual": both / n,
+        "reading/items": float(len(chosen)),
+    }
 
 
 def prompt(item: Diagram, index: int, side: str) -> Prompt:

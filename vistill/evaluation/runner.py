@@ -22,9 +22,20 @@ BLIND_VIEWS = (View.PIXELATED, View.TEXT_ONLY, View.SWAPPED)
 class Judged(Protocol):
     """A student, a teacher where there is one, and the parameters of the views."""
 
-    student: VLM
-    teacher: VLM | None
-    view: ViewContext
+    @property
+    def student(self) -> VLM:
+        """The model that answers."""
+        ...
+
+    @property
+    def teacher(self) -> VLM | None:
+        """The model whose visual advantage is measured."""
+        ...
+
+    @property
+    def view(self) -> ViewContext:
+        """Parameters of the views."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,7 @@ def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
     for seed in range(seeds):
         base = run if seeds == 1 else run / f"seed-{seed}"
         settings = [f"run={base}", f"seed={seed}", f"data.diagrams.seed={seed}", *models]
-        jobs = [
-            Job(arm, vistill_command("train", "demo.yaml", *settings, "--stage", arm), base / arm) for arm in ARMS
-        ]
+        jobs = [Job(arm, vistill_command("train", "demo.yaml", *settings, "--stage", arm), base / arm) for arm in ARMS]
         label = "distilling with opd and va_opd" + (f", seed {seed}" if seeds > 1 else "")
         run_jobs(label, jobs)
         paths += [job.folder for job in jobs]
@@ -93,7 +91,9 @@ def run_jobs(label: str, jobs: Sequence[Job]) -> None:
         while any(job.code() is None for job in jobs):
             for job in jobs:
                 if job.code() not in (None, 0):
-                    raise ConfigError("C101", f"the arm {job.name} stopped", why=last_words(job), fix=" ".join(job.command))
+                    raise ConfigError(
+                        "C101", f"the arm {job.name} stopped", why=last_words(job), fix=" ".join(job.command)
+                    )
             if live:
                 text = "   ".join(job.progress() for job in jobs)
                 print(f"\r\x1b[K   {text}   {time.monotonic() - start:.0f} s", end="", flush=True, file=sys.stderr)
@@ -120,7 +120,11 @@ def raise_both(folder: Path) -> list[str]:
     """Raise teacher and student anew, in parallel, and point the recipe at them."""
     names = ("teacher", "student")
     jobs = [
-        Job(name, [sys.executable, "-m", "vistill.experiments.raising", name, str(folder / name)], folder / f"{name}-log")
+        Job(
+            name,
+            [sys.executable, "-m", "vistill.experiments.raising", name, str(folder / name)],
+            folder / f"{name}-log",
+        )
         for name in names
     ]
     for name in names:
@@ -129,9 +133,12 @@ def raise_both(folder: Path) -> list[str]:
     for name in names:
         card = json.loads((folder / name / "CARD.json").read_text())
         read = card["measured"]
-        print(f"   {name}: {percent(read['greedy'])} greedy, {percent(read['sampled'])} at T = 1, pixelated {percent(read['pixelated'])}")
+        pixelated = percent(read["pixelated"])
+        print(
+            f"   {name}: {percent(read['greedy'])} greedy, {percent(read['sampled'])} at T = 1, pixelated {pixelated}"
+        )
         if name == "teacher" and read["greedy"] < GOOD_TEACHER:
-            print(f"   note: this teacher is below {percent(GOOD_TEACHER)}; what follows is measured with it all the same")
+            print(f"   note: this teacher is below {percent(GOOD_TEACHER)}; what follows is measured with it anyway")
     return [f"{name}.model={folder / name}" for name in names]
 
 
@@ -147,7 +154,12 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
         writer = csv.DictWriter(handle, names)
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: f"'{v}" if str(v).startswith(("=", "+", "-", "@", "\t")) and isinstance(v, str) else v for k, v in row.items()})
+            writer.writerow(
+                {
+                    k: f"'{v}" if str(v).startswith(("=", "+", "-", "@", "\t")) and isinstance(v, str) else v
+                    for k, v in row.items()
+                }
+            )
 
 
 def note_cost(run: Path, seconds: float) -> None:
@@ -167,7 +179,8 @@ def spread(paths: Sequence[Path], seeds: int) -> str:
     deltas = [b - a for a, b in zip(*accuracy.values(), strict=True)]
     mean = sum(deltas) / seeds
     deviation = (sum((d - mean) ** 2 for d in deltas) / (seeds - 1)) ** 0.5
-    lines.append(f"   va_opd minus opd, paired: {100 * mean:+.1f} points, standard deviation {100 * deviation:.1f} over {seeds} seeds")
+    paired = f"{100 * mean:+.1f} points, standard deviation {100 * deviation:.1f} over {seeds} seeds"
+    lines.append(f"   va_opd minus opd, paired: {paired}")
     return "\n".join(lines)
 
 
@@ -179,5 +192,3 @@ def tell(paths: Sequence[Path], seeds: int, page: Path, seconds: float) -> None:
     print("   " + sentence([read_run(path) for path in paths[: len(ARMS)]]))
     print(f"   Open   {page}   ({page.stat().st_size / 1024:.0f} KB, works offline; {seconds:.0f} s in all)")
     print("   Next   vistill init va-opd --data YOUR.jsonl      your first recipe")
-
-

@@ -2,8 +2,8 @@
 
 Three phases, budgets in steps: the vision tower alone (which digit sits in which cell), reading (the first sentences
 of a solution), whole solutions with arithmetic drills. Once it reads, part of the solutions is learnt from pixelated
-pictures and without a picture, so that what the teacher says under those views is a calibrated guess. The student ends with a short phase in which many
-of its labels are wrong: it stays fluent and loses trust in its eyes.
+pictures and without a picture, so that what the teacher says under those views is a calibrated guess. The student ends
+with a short phase in which many of its labels are wrong: it stays fluent and loses trust in its eyes.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ EVERYDAY = (
     "In the figure, what is the area of the shaded region? Choose one: (A) 12 (B) 24 (C) 36 (D) 48 (E) None",
     "The circle has radius $r$ and the angle at the center is $90^{\\circ}$. Find the length of the side $AB$.",
     "How many cubes, squares, triangles and points are there? Answer with the letter of the correct option.",
-    "\\frac{1}{2} \\sqrt{3} \\pi \\angle ABC \\overline{AB} \\text{ cm}^2 Each of the following is shown in the picture.",
+    "\\frac{1}{2} \\sqrt{3} \\pi \\angle ABC \\overline{AB} \\text{ cm}^2 Each of these is shown in the picture.",
 )
 
 
@@ -128,9 +128,7 @@ def cosine(step: int, steps: int, warmup: float = 0.05) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def step_with(
-    optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, parameters: Sequence[Tensor]
-) -> None:
+def step_with(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, parameters: Sequence[Tensor]) -> None:
     """One clipped update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -160,7 +158,8 @@ def raise_vision(vlm: VLM, pool: Pool, raising: Raising, say: Callable[[str], No
         step_with(optimizer, loss, raising.vision_lr * cosine(step, raising.vision_steps), parameters)
         if step % 50 == 49:
             seen = target.reshape(-1) > 0
-            say(f"vision step {step + 1}: cells read {(logits.argmax(-1) == target.reshape(-1))[seen].float().mean():.3f}")
+            right = (logits.argmax(-1) == target.reshape(-1))[seen].float().mean()
+            say(f"vision step {step + 1}: cells read {right:.3f}")
 
 
 def weighted_nll(vlm: VLM, groups: list[EncodedGroup], digit_weight: float) -> Tensor:
@@ -237,20 +236,27 @@ def read_batch(pool: Pool, raising: Raising, rng: np.random.Generator) -> list[E
     return groups
 
 
-def run_phase(
-    vlm: VLM, name: str, steps: int, lr: float, batch: Callable[[int], list[EncodedGroup]],
-    digit_weight: float, say: Callable[[str], None],
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Phase:
     """One supervised phase."""
-    optimizer = optimizer_for(vlm, lr)
+
+    name: str
+    steps: int
+    lr: float
+    digit_weight: float
+
+
+def run_phase(vlm: VLM, phase: Phase, batch: Callable[[int], list[EncodedGroup]], say: Callable[[str], None]) -> None:
+    """Train on the phase's batches; every hundred steps say how it goes."""
+    optimizer = optimizer_for(vlm, phase.lr)
     parameters = [p for p in vlm.model.parameters() if p.requires_grad]
     total = 0.0
-    for step in range(steps):
-        loss = weighted_nll(vlm, batch(step), digit_weight)
-        step_with(optimizer, loss, lr * cosine(step, steps), parameters)
+    for step in range(phase.steps):
+        loss = weighted_nll(vlm, batch(step), phase.digit_weight)
+        step_with(optimizer, loss, phase.lr * cosine(step, phase.steps), parameters)
         total += loss.item()
         if step % 100 == 99:
-            say(f"{name} step {step + 1}: loss {total / 100:.3f}")
+            say(f"{phase.name} step {step + 1}: loss {total / 100:.3f}")
             total = 0.0
 
 
@@ -262,7 +268,9 @@ def raise_model(raising: Raising, tokenizer: PreTrainedTokenizerFast, say: Calla
     if raising.freeze_vision:
         vlm.model.model.visual.requires_grad_(False)  # pyright: ignore[reportAttributeAccessIssue]
     rng = keyed_generator("raise-read", raising.seed)
-    run_phase(vlm, "read", raising.read_steps, raising.read_lr, lambda _: read_batch(pool, raising, rng), 3.0, say)
+    run_phase(
+        vlm, Phase("read", raising.read_steps, raising.read_lr, 3.0), lambda _: read_batch(pool, raising, rng), say
+    )
     solve_rng = keyed_generator("raise-solve", raising.seed)
 
     def batch(step: int) -> list[EncodedGroup]:
@@ -270,11 +278,11 @@ def raise_model(raising: Raising, tokenizer: PreTrainedTokenizerFast, say: Calla
             return drills(vlm, solve_rng, 2 * raising.solve_batch)
         return solve_batch(pool, raising, solve_rng, 0.0, step / raising.solve_steps)
 
-    run_phase(vlm, "solve", raising.solve_steps, raising.solve_lr, batch, raising.digit_weight, say)
+    run_phase(vlm, Phase("solve", raising.solve_steps, raising.solve_lr, raising.digit_weight), batch, say)
     if raising.wrong_steps:
         wrong_rng = keyed_generator("raise-wrong", raising.seed)
-        tell = lambda _: solve_batch(pool, raising, wrong_rng, raising.wrong_share)  # noqa: E731
-        run_phase(vlm, "wrong", raising.wrong_steps, raising.wrong_lr, tell, 1.0, say)
+        tell = lambda _: solve_batch(pool, raising, wrong_rng, raising.wrong_share)
+        run_phase(vlm, Phase("wrong", raising.wrong_steps, raising.wrong_lr, 1.0), tell, say)
     vlm.model.requires_grad_(True)
     return vlm.freeze()
 
@@ -285,7 +293,7 @@ def measure(vlm: VLM, count: int = 512) -> dict[str, float]:
     rows = diagram_prompts("test", count, 5)
     with MathJudge() as math_judge:
         answering = Answering(vlm, settings, math_judge)
-        share = lambda view, mode: mean(accuracy_by_question(answering.answer(rows, view, mode)))  # noqa: E731
+        share = lambda view, mode: mean(accuracy_by_question(answering.answer(rows, view, mode)))
         return {
             "rows": float(count),
             "greedy": share(View.FULL, "greedy"),
@@ -303,7 +311,7 @@ def main(arguments: Sequence[str]) -> None:
     name, folder = arguments[0], Path(arguments[1])
     raising = {"teacher": TEACHER, "student": STUDENT}[name]
     started = time.process_time()
-    vlm = raise_model(raising, raising_tokenizer(), lambda text: print(text, flush=True))  # noqa: T201
+    vlm = raise_model(raising, raising_tokenizer(), lambda text: print(text, flush=True))
     seconds = time.process_time() - started
     save_vlm(vlm, folder, torch.bfloat16 if "--bf16" in arguments else None)
     stored = load_vlm(folder).freeze()

@@ -22,7 +22,9 @@ def run_stages(
     quiet()
     stages = load_stages(recipe, overrides)
     if only is not None and only not in stages:
-        raise ConfigError("C002", f'no stage "{only}"', why=f"stages: {', '.join(stages)}", fix=f"--stage {next(iter(stages))}")
+        raise ConfigError(
+            "C002", f'no stage "{only}"', why=f"stages: {', '.join(stages)}", fix=f"--stage {next(iter(stages))}"
+        )
     chosen = {name: made for name, made in stages.items() if only in (None, name)}
     use_one_thread_on_cpu()
     keep_big_blocks()

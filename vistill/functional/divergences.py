@@ -22,9 +22,7 @@ class Target(NamedTuple):
     head: Head
 
 
-def reverse_kl(
-    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]
-) -> Float[Tensor, " R"]:
+def reverse_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
     """KL(student || target) of each row, natural log, whole vocabulary.
 
     `sum_a p(a) (log p(a) - log q(a))` with p the student. Zero at equality. Gradient flows through both arguments;

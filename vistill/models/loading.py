@@ -51,7 +51,7 @@ class VLM:
     @property
     def stop_ids(self) -> list[int]:
         """Ids that end a response."""
-        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
         if ids is None:
             ids = self.tokenizer.eos_token_id
         return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
@@ -59,7 +59,7 @@ class VLM:
     @property
     def pad_id(self) -> int:
         """Padding id; the end-of-turn id where the tokenizer has none."""
-        pad = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.stop_ids[0]
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -118,7 +118,7 @@ def load_vlm(
     """
     name = str(source)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config: Any = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise not_found(name) from error
     family_type = FAMILIES.get(config.model_type)
@@ -131,11 +131,11 @@ def load_vlm(
             fix=f"use one of: {', '.join(FAMILIES)}",
         )
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
     family = family_type(config, tokenizer, processor)
     if max_image_tokens is not None:
         family.limit_image_tokens(max_image_tokens)
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
     )
     return VLM(model.to(device), tokenizer, family, name)
@@ -177,7 +177,7 @@ def check_pair(student: VLM, teacher: VLM) -> int:
     if ours != theirs:
         mine = student.tokenizer.get_vocab()
         other = teacher.tokenizer.get_vocab()
-        differing = [i for word, i in mine.items() if other.get(word) != i] or [i for i in other.values()]
+        differing = [i for word, i in mine.items() if other.get(word) != i] or list(other.values())
         raise ModelError(
             "M101",
             "student and teacher do not share a vocabulary",

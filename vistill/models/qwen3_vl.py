@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -23,9 +23,7 @@ class Qwen3VLFamily:
 
     name = "qwen3_vl"
 
-    def __init__(
-        self, config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
-    ) -> None:
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil) -> None:
         check_config(config)
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.image_id = int(config.image_token_id)
@@ -120,9 +118,7 @@ class Qwen3VLFamily:
         self.processor.size = type(self.processor.size)(shortest_edge=smallest, longest_edge=area)
 
 
-def place_images(
-    ids: Sequence[int], image_id: int, grids: Tensor, merge: int
-) -> tuple[list[int], Tensor, int]:
+def place_images(ids: Sequence[int], image_id: int, grids: Tensor, merge: int) -> tuple[list[int], Tensor, int]:
     """Expand each image placeholder to its tokens and give every token its (time, height, width) position.
 
     Text advances all three axes by one; a picture of h x w merged tokens advances them by max(h, w).
@@ -162,7 +158,7 @@ def repeat_features(features: Any, rows: RowBatch) -> BaseModelOutputWithPooling
     return output
 
 
-def check_config(config: Qwen3VLConfig) -> None:
+def check_config(config: Any) -> None:
     """Refuse values that transformers would ignore or clamp without a word (M104)."""
     text, vision = config.text_config, config.vision_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -1,7 +1,7 @@
 """Static SVG line charts: a few points, readable axes, colours that colour-blind readers can tell apart."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -88,34 +88,42 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
         parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in dots]
         if s.arrow:
             (x0, y0), (x1, y1) = s.points[0], s.points[-1]
-            parts.append(f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>')
+            parts.append(
+                f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>'
+            )
             parts.append(f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>')
     legend = "".join(
         f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{escape(s.name)}</span>'
         for s in drawn
     )
-    svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
+    return Markup(
+        f'<figure class="chart"><figcaption>{escape(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>'
     )
-    return Markup(f'<figure class="chart"><figcaption>{escape(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>')
 
 
-def frame(x_ticks: Sequence[float], y_ticks: Sequence[float], px: object, py: object, axes: Axes) -> str:
+def frame(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    px: Callable[[float], float],
+    py: Callable[[float], float],
+    axes: Axes,
+) -> str:
     """Grid, tick numbers, axis titles and vertical marks."""
-    assert callable(px)
-    assert callable(py)
+    base, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     out = []
     for y in y_ticks:
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>')
         out.append(f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{tick_text(y, y_ticks)}</text>')
-    for x in x_ticks:
-        out.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>')
+    out += [
+        f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>' for x in x_ticks
+    ]
     for x, name in axes.marks:
-        out.append(f'<line x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#888" stroke-dasharray="4 3"/>')
-        out.append(f'<text x="{px(x) + 4:.1f}" y="{HEIGHT - BOTTOM - 8}">{escape(name)}</text>')
-    out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    out.append(
-        f'<text transform="translate(12,{middle:.0f}) rotate(-90)" text-anchor="middle" class="axis">{escape(axes.y)}</text>'
-    )
+        at = f"{px(x):.1f}"
+        out.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888" stroke-dasharray="4 3"/>')
+        out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{escape(name)}</text>')
+    centre = f"{(LEFT + WIDTH - RIGHT) / 2:.0f}"
+    out.append(f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>')
+    turn = f"translate(12,{middle:.0f}) rotate(-90)"
+    out.append(f'<text transform="{turn}" text-anchor="middle" class="axis">{escape(axes.y)}</text>')
     return "".join(out)

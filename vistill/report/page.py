@@ -77,7 +77,9 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         line_chart(accuracy, Axes("Accuracy at temperature 1 (95 % interval)", "step", "accuracy")),
         line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
         line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
-        line_chart(path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")),
+        line_chart(
+            path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")
+        ),
     ]
 
 
@@ -88,7 +90,12 @@ def tail_chart(runs: Sequence[RunData]) -> Markup:
         last = list(run.tokens.values())[-1] if run.tokens else {}
         curve = [(0.0, 0.0), *((float(x), float(y)) for x, y in last.get("tail", []))]
         series.append(Series(run.name, curve if len(curve) > 1 else [], i))
-    axes = Axes("Share of all visual advantage carried by the top tokens", "share of tokens, largest first", "share of VA", marks=((0.1, "10 %"),))
+    axes = Axes(
+        "Share of all visual advantage carried by the top tokens",
+        "share of tokens, largest first",
+        "share of VA",
+        marks=((0.1, "10 %"),),
+    )
     return line_chart(series, axes)
 
 
@@ -97,10 +104,17 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         records = [run.first] if len(run.evaluations) < 2 else [run.first, run.last]
-        for record in records:
-            if record:
-                rows.append({"run": run.name, "step": record["step"], "accuracy": interval(record),
-                             "greedy": interval(record, "greedy_accuracy"), "record": record})  # fmt: skip
+        rows += [
+            {
+                "run": run.name,
+                "step": record["step"],
+                "accuracy": interval(record),
+                "greedy": interval(record, "greedy_accuracy"),
+                "record": record,
+            }
+            for record in records
+            if record
+        ]
     return rows
 
 
@@ -148,9 +162,7 @@ def sibling_groups(run: RunData) -> list[dict[str, Any]]:
     for prompt, records in list(groups.items())[:MAX_SIBLING_GROUPS]:
         scale = scale_of([r["visual_advantage"] for r in records])
         entry = run.pictures.get(prompt, {})
-        rows = [
-            (r["rollout_weight"], tokens_html(r["tokens"], r["visual_advantage"], scale)) for r in records
-        ]
+        rows = [(r["rollout_weight"], tokens_html(r["tokens"], r["visual_advantage"], scale)) for r in records]
         out.append({"run": run.name, "prompt": prompt, "rows": rows, "question": entry.get("question", prompt),
                     "full": run.picture(prompt, "full"), "pixelated": run.picture(prompt, "pixelated")})  # fmt: skip
     return out

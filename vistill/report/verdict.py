@@ -29,7 +29,8 @@ def difference(run: RunData, base: RunData) -> str:
     error = math.sqrt(sum(r["accuracy"] * (1 - r["accuracy"]) / max(1.0, r["rows"]) for r in (a, b)))
     points = f"{100 * abs(delta):.1f} points"
     if abs(delta) < 1.96 * error:
-        return f"{run.name} and {base.name} do not differ beyond chance ({100 * delta:+.1f} points, s.e. {100 * error:.1f})"
+        points = f"{100 * delta:+.1f} points"
+        return f"{run.name} and {base.name} do not differ beyond chance ({points}, s.e. {100 * error:.1f})"
     return f"{run.name} is {points} {'above' if delta > 0 else 'below'} {base.name} (s.e. {100 * error:.1f})"
 
 
@@ -73,6 +74,4 @@ def warnings(run: RunData) -> list[str]:
         out.append(f"{percent(last['truncated_share'])} of the responses were cut off at the length limit")
     if "va/mean" in last and last["va/mean"] == 0:
         out.append("visual advantage is 0 everywhere: the teacher does not see the picture")
-    for key in run.lock.get("accepted", []):
-        out.append(f"the setting {key} was changed during the run")
-    return out
+    return out + [f"the setting {key} was changed during the run" for key in run.lock.get("accepted", [])]

@@ -39,8 +39,8 @@ class HFEngine:
             per_call = max(1, sampling.rows_per_call // count)
             for start in range(0, len(indices), per_call):
                 part = indices[start : start + per_call]
-                for index, group in zip(part, self._call([requests[i] for i in part], sampling), strict=True):
-                    written[index] = group
+                groups = self._call([requests[i] for i in part], sampling)
+                written |= dict(zip(part, groups, strict=True))
         return [written[i] for i in range(len(requests))]
 
     @torch.no_grad()

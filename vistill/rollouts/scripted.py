@@ -14,9 +14,7 @@ class ScriptedEngine:
 
     def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
         """The scripted rollouts."""
-        return [
-            tuple(self._rollout(request, sibling) for sibling in request.siblings) for request in requests
-        ]
+        return [tuple(self._rollout(request, sibling) for sibling in request.siblings) for request in requests]
 
     def _rollout(self, request: RolloutRequest, sibling: int) -> Rollout:
         ids = self.script(request.key, sibling)

@@ -18,7 +18,7 @@ STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`recipe.yaml, run.lock.json, metrics.jsonl, timing.jsonl, rollouts/, samples/, checkpoint-000300/, report.html`."""
+    """`recipe.json, run.lock.json, metrics.jsonl, rollouts/, samples/, checkpoint-000300/, report.html`, ..."""
 
     path: Path
 

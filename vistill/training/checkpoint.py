@@ -88,9 +88,7 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
         save_vlm(saved.student, working / "student")
         for name, vlm in saved.extra.items():
             save_vlm(vlm, working / name)
-        save_file(
-            optimizer_tensors(saved.student.model, saved.optimizer), working / "optimizer.safetensors"
-        )
+        save_file(optimizer_tensors(saved.student.model, saved.optimizer), working / "optimizer.safetensors")
         save_file({"torch": torch.get_rng_state()}, working / "rng.safetensors")
         write_json(working / "state.json", saved.state.to_dict())
         files = [path for path in sorted(working.rglob("*")) if path.is_file()]

@@ -56,9 +56,7 @@ def write_groups(
     requests = [RolloutRequest(p.id, e, siblings) for p, e in zip(prompts, encoded, strict=True)]
     groups = [list(group) for group in engine.write(requests, sampling)]
     for attempt in range(1, EMPTY_ATTEMPTS + 1):
-        again = [
-            (g, s) for g, group in enumerate(groups) for s, rollout in enumerate(group) if not rollout.ids
-        ]
+        again = [(g, s) for g, group in enumerate(groups) for s, rollout in enumerate(group) if not rollout.ids]
         if not again:
             break
         fresh = [RolloutRequest(prompts[g].id, encoded[g], (s,), attempt) for g, s in again]
@@ -110,9 +108,7 @@ def lay_out(groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.
 
 def encoded_groups(cast: Cast, groups: Sequence[RolloutGroup], view: View) -> list[EncodedGroup]:
     """The groups as a reader sees them. The response tokens are the same under every view."""
-    return [
-        EncodedGroup(cast.encode(group.prompt, view), tuple(r.ids for r in group.rollouts)) for group in groups
-    ]
+    return [EncodedGroup(cast.encode(group.prompt, view), tuple(r.ids for r in group.rollouts)) for group in groups]
 
 
 def split_groups(groups: Sequence[EncodedGroup], micro_batch: int | str) -> list[list[int]]:
@@ -202,5 +198,5 @@ def cut_signal(value: Tensor, responses: Responses, rows: Tensor, part: list[int
 
 def join(pieces: list[ScoredPass]) -> ScoredPass:
     """Micro-batches of one pass, in order."""
-    cat = lambda xs: None if xs[0] is None else torch.cat(xs)  # noqa: E731
+    cat = lambda xs: None if xs[0] is None else torch.cat(xs)
     return ScoredPass(cat([p.log_prob for p in pieces]), cat([p.hidden for p in pieces]), pieces[0].head)

@@ -70,9 +70,7 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState) -> 
         update.rollout.max_new_tokens, update.rollout.rows_per_call,
     )  # fmt: skip
     with update.observe("rollout"):
-        groups = write_groups(
-            update.cast, update.engine, update.objective, prompts, sampling, update.per_prompt
-        )
+        groups = write_groups(update.cast, update.engine, update.objective, prompts, sampling, update.per_prompt)
     responses = lay_out(groups, update.seed, step, update.cast.student.device)
     with update.observe("encode"):
         reading = prepare(update.cast, groups, passes, responses, update.train.micro_batch)
@@ -100,9 +98,7 @@ def accumulate(
     for part in reading.micro_batches:
         update.poll()
         with autocast(update):
-            micro, cut = read_with_gradient(
-                update.cast, reading, batch, update.objective.passes(), signals, part
-            )
+            micro, cut = read_with_gradient(update.cast, reading, batch, update.objective.passes(), signals, part)
         loss, terms = reduce_terms(update.objective.terms(micro, cut), counts)
         loss.backward()
         total += loss.item()

@@ -29,9 +29,7 @@ class ViewContext:
 
 
 def _with_pictures(prompt: Prompt, change: Callable[[Image.Image, int], Image.Image]) -> Prompt:
-    images: list[ImageRef] = [
-        LoadedImage(change(ref.load(), i), ref.name) for i, ref in enumerate(prompt.images)
-    ]
+    images: list[ImageRef] = [LoadedImage(change(ref.load(), i), ref.name) for i, ref in enumerate(prompt.images)]
     return prompt.with_images(images)
 
 
@@ -56,17 +54,13 @@ def swapped(prompt: Prompt, context: ViewContext) -> Prompt:
     others = context.partner.images
     if not others:
         return prompt
-    return _with_pictures(
-        prompt, lambda image, i: others[i % len(others)].load().convert("RGB").resize(image.size)
-    )
+    return _with_pictures(prompt, lambda image, i: others[i % len(others)].load().convert("RGB").resize(image.size))
 
 
 def masked(prompt: Prompt, context: ViewContext) -> Prompt:
     """Random patches blanked (PAPO)."""
     rng = np.random.default_rng(context.seed)
-    return _with_pictures(
-        prompt, lambda image, _: mask_patches(image, context.mask_share, context.patch, rng)
-    )
+    return _with_pictures(prompt, lambda image, _: mask_patches(image, context.mask_share, context.patch, rng))
 
 
 def noise(prompt: Prompt, context: ViewContext) -> Prompt:
