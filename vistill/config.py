@@ -348,7 +348,7 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
 
 def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str] = ()) -> list[str]:
     """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted."""
-    before, after = flatten(old), json.loads(json.dumps(flatten(new), default=str))
+    before, after = (json.loads(json.dumps(flatten(tree), default=str)) for tree in (old, new))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and key_class(k) != "free"]
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:

@@ -82,12 +82,11 @@ TEACHER = Raising(size=TinySize())
 STUDENT = Raising(
     size=TinySize(hidden=48, vision_hidden=48, feed_forward=144, vision_feed_forward=96),
     seed=1,
-    vision_steps=200,
-    read_steps=300,
-    solve_steps=1000,
+    vision_steps=280,
+    solve_steps=1500,
     freeze_vision=True,
     wrong_steps=120,
-    wrong_share=0.8,
+    wrong_share=0.75,
 )
 
 

@@ -1,0 +1,45 @@
+# One definition of everything people and CI run. Needs Python 3.11 or newer and make; the rest is installed here.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-all test-oracle check bench clean
+help:            ## what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $(STAMP)
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,data]"
+	touch $(DEV_STAMP)
+
+demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write runs/demo/report.html
+	$(BIN)/vistill demo
+
+test: $(DEV_STAMP)  ## install, run the fast tests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu"
+
+test-all: $(DEV_STAMP)  ## the slow and browser tests too
+	$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu"
+
+test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); none executed is a failure
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
+	$(BIN)/python -m pytest -m oracle
+
+check: $(DEV_STAMP)  ## lint, format, import order, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json
+	$(BIN)/python benchmarks/run.py
+
+clean:           ## remove the environment and caches, never runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

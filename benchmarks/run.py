@@ -1,0 +1,164 @@
+"""`make bench`: step time and its parts, tokens/s, peak memory at the demo's sizes, beside a naive reference.
+
+One thread, both sides in one process, alternating order, best of several. Quote the ratios, not the seconds.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from naive import naive_step
+
+import vistill
+from vistill.batch import reduce_terms
+from vistill.data.diagrams import diagram_prompts
+from vistill.objectives import OPD, VAOPD
+from vistill.rollouts.engine import Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.runs.folder import RunFolder
+from vistill.runtime import keep_big_blocks, quiet, use_one_thread
+from vistill.training.checkpoint import Saved, TrainState, publish
+from vistill.training.optim import make_optimizer
+from vistill.training.reading import (
+    Cast,
+    lay_out,
+    prepare,
+    read_with_gradient,
+    read_without_gradient,
+    write_groups,
+)
+from vistill.training.settings import TrainSettings
+
+PROMPTS, SIBLINGS = 16, 4
+
+
+def our_step(cast, objective, groups):
+    """Everything after the rollouts, timed in parts."""
+    parts, start = {}, time.perf_counter()
+    cast.student.model.zero_grad()
+    responses = lay_out(groups, 0, 0, cast.student.device)
+    reading = prepare(cast, groups, objective.passes(), responses, "auto")
+    parts["encode"] = time.perf_counter() - start
+    start = time.perf_counter()
+    batch = read_without_gradient(cast, reading, objective.passes())
+    signals = objective.signals(batch)
+    parts["score"] = time.perf_counter() - start
+    start = time.perf_counter()
+    total = 0.0
+    for part in reading.micro_batches:
+        micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), signals, part)
+        loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
+        loss.backward()
+        total += loss.item()
+    parts["learn"] = time.perf_counter() - start
+    return total, parts
+
+
+def best(function, times, repeats):
+    """Run once more and keep the best total."""
+    start = time.perf_counter()
+    value = function()
+    times.append(time.perf_counter() - start)
+    return value
+
+
+def measure(repeats):
+    """All rows."""
+    student = vistill.load("vistill:student", device="cpu")
+    teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
+    cast = Cast(student, teacher, student.vocabulary_size)
+    prompts = diagram_prompts("train", PROMPTS, 0)
+    engine, sampling = HFEngine(student), Sampling(0, 0, 1.0, 1.0, 96)
+    rollouts = []
+    for _ in range(repeats):
+        groups = best(lambda: write_groups(cast, engine, OPD(), prompts, sampling, SIBLINGS), rollouts, repeats)
+    tokens = sum(len(r.ids) for g in groups for r in g.rollouts)
+    student.model.train()
+    times = {name: [] for name in ("ours_opd", "ours_va_opd", "naive_opd", "naive_va_opd")}
+    parts, losses = {}, {}
+    for _ in range(repeats):
+        for name, objective in (("opd", OPD()), ("va_opd", VAOPD())):
+            losses[f"ours_{name}"], taken = best(lambda o=objective: our_step(cast, o, groups), times[f"ours_{name}"], repeats)
+            if times[f"ours_{name}"][-1] == min(times[f"ours_{name}"]):
+                parts[name] = taken
+            losses[f"naive_{name}"] = best(
+                lambda va=name == "va_opd": naive_step(student, teacher, groups, va), times[f"naive_{name}"], repeats
+            )
+    t = {name: min(values) for name, values in times.items()}
+    for name in ("opd", "va_opd"):
+        assert abs(losses[f"ours_{name}"] - losses[f"naive_{name}"]) < 1e-4, losses
+    roll = min(rollouts)
+    rows = [
+        row("va_opd_step_over_naive", t["ours_va_opd"] / t["naive_va_opd"], "ratio", "naive VA-OPD step after the rollouts"),
+        row("opd_step_over_naive", t["ours_opd"] / t["naive_opd"], "ratio", "naive OPD step after the rollouts"),
+        row("va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"),
+        row("va_over_opd_with_rollouts", (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll), "ratio", "own OPD step"),
+        row("rollout_tokens_per_second", tokens / roll, "tokens/s", "-"),
+        row("va_opd_step_seconds_with_rollouts", t["ours_va_opd"] + roll, "s", "this machine, one thread"),
+        row("rollout_seconds", roll, "s", "this machine, one thread"),
+    ]
+    rows += [row(f"va_opd_{name}_seconds", value, "s", "part of the step") for name, value in parts["va_opd"].items()]
+    rows += [save_row(student), help_row()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [*rows, row("peak_memory_mib", peak, "MiB", "whole process, both sides")]
+
+
+def save_row(student):
+    """One checkpoint with fsync and hashes."""
+    optimizer = make_optimizer(student.model, TrainSettings())
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        publish(RunFolder(Path(folder)), Saved(student, optimizer, TrainState(step=1)), "bench", 1)
+        return row("save_seconds", time.perf_counter() - start, "s", "one checkpoint of the demo")
+
+
+def help_row():
+    """`vistill --help` from a cold process."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vistill", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    return row("help_seconds", min(times), "s", "TRL 1.16: 10.2 s for trl distillation --help")
+
+
+def row(name, value, unit, reference):
+    return {"name": name, "value": round(float(value), 4), "unit": unit, "reference": reference}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest.json")
+    args = parser.parse_args()
+    use_one_thread()
+    keep_big_blocks()
+    quiet()
+    rows = measure(2 if args.quick else 5)
+    about = {
+        "command": "make bench",
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "sizes": f"{PROMPTS} prompts x {SIBLINGS} rollouts, shipped tiny models",
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
+    width = max(len(r["name"]) for r in rows)
+    for r in rows:
+        print(f"{r['name']:<{width}}  {r['value']:>10.4g} {r['unit']:<9} beside: {r['reference']}")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

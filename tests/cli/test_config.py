@@ -1,0 +1,148 @@
+"""The recipe: strict, typed, with errors that teach."""
+
+import pytest
+
+from vistill.config import compare_recipes, key_class, load_recipe, load_stages
+from vistill.errors import ConfigError
+
+GOOD = """\
+run: runs/x
+student: {model: a}
+teacher: {model: b}
+method: va_opd
+va_opd: {high_share: 0.3}
+train:
+  lr: 1e-5
+  schedule: {kind: linear}
+data: {train: diagrams}
+"""
+
+
+def recipe(tmp_path, text=GOOD, overrides=()):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+def caught(tmp_path, text=GOOD, overrides=()):
+    with pytest.raises(ConfigError) as error:
+        recipe(tmp_path, text, overrides)
+    rendered = error.value.render()
+    assert len(rendered.splitlines()) <= 12
+    assert error.value.exit_code == 2
+    return error.value
+
+
+def test_a_recipe_is_read_typed_and_overridden(tmp_path):
+    made = recipe(
+        tmp_path, overrides=["train.lr=2e-6", "va_opd.tie_rule=random", "seed=7", "data.columns.prompt=problem"]
+    )
+    assert made.train.lr == 2e-6
+    assert made.knobs == {"high_share": 0.3, "tie_rule": "random"}
+    assert made.train.schedule.kind == "linear"
+    assert made.seed == 7
+    assert made.data.columns.prompt == "problem"
+
+
+def test_toml_is_accepted_by_suffix(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('run = "x"\nmethod = "opd"\n[student]\nmodel = "a"\n[teacher]\nmodel = "b"\n')
+    assert load_recipe(path).method == "opd"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (("lr: 1e-5", "learning_rat: 1e-5"), "C001", ["train.learning_rat", "r.yaml:7"]),
+        (("high_share", "high_shares"), "C001", ["va_opd.high_shares", "high_share", "r.yaml:5"]),
+        (("lr: 1e-5", "lr: fast"), "C002", ["train.lr", "r.yaml:7"]),
+        (("high_share: 0.3", "high_share: many"), "C002", ["va_opd.high_share"]),
+        (("method: va_opd", "method: va_odp"), "C102", ["va_opd"]),
+        (("va_opd: {high_share: 0.3}", "opd: {x: 1}"), "C101", ["opd"]),
+        (("teacher: {model: b}\n", ""), "C101", ["teacher"]),
+        (("run: runs/x\n", ""), "C002", ["run"]),
+        (("run: runs/x", "run: runs/x\nrun: runs/y"), "C003", ["twice", "r.yaml:2"]),
+        (("run: runs/x", "run: &a runs/x"), "C003", ["anchors"]),
+        (("run: runs/x", "run: !!python/object:os.system x"), "C003", ["tags"]),
+        (("data: {train: diagrams}", "data: {<<: {train: x}}"), "C003", ["merge"]),
+        (("train: diagrams", "train: diagrams, on_bad_row: skip"), "C002", ["on_bad_row"]),
+    ],
+)
+def test_mistakes_have_code_place_and_fix(tmp_path, change, code, words):
+    assert change[0] in GOOD
+    error = caught(tmp_path, GOOD.replace(*change))
+    assert error.code == code
+    for word in words:
+        assert word in error.render(), error.render()
+
+
+def test_one_rollout_with_sibling_weights_is_refused_and_the_fixes_work(tmp_path):
+    error = caught(tmp_path, overrides=["rollout.per_prompt=1"])
+    assert error.code == "C103"
+    assert recipe(tmp_path, overrides=["rollout.per_prompt=4"])
+    assert recipe(tmp_path, overrides=["rollout.per_prompt=1", "va_opd.rollout_weights=false"])
+
+
+def test_numbers_and_words_mean_what_they_look_like(tmp_path):
+    text = GOOD.replace("run: runs/x", "run: no").replace("train: diagrams", "train: 12:30")
+    made = recipe(tmp_path, text)
+    assert made.run == "no"
+    assert made.data.train == "12:30"
+    assert made.train.lr == 1e-5
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", "train lr=3", "method.x=3", "seed=[1"])
+def test_overrides_that_cannot_be_read_are_explained(tmp_path, override):
+    assert caught(tmp_path, overrides=[override]).code in ("C005", "C102")
+
+
+def test_a_missing_recipe_lists_the_shipped_ones():
+    with pytest.raises(ConfigError) as error:
+        load_recipe("dmo.yaml")
+    assert error.value.code == "C004"
+    assert "demo.yaml" in error.value.render()
+
+
+def test_stages_share_the_base_and_name_each_other(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "run: R\nmethod: sft\nstudent: {model: a}\nstages:\n  warm: {}\n  opd: {method: opd, student: {model: '{run}/warm'}, teacher: {model: t}}\n"
+    )
+    stages = load_stages(path, ["seed=3"])
+    assert list(stages) == ["warm", "opd"]
+    assert stages["opd"].student.model == "R/warm"
+    assert stages["opd"].run == "R/opd"
+    assert {r.seed for r in stages.values()} == {3}
+
+
+def test_changed_settings_on_resume_are_refused_accepted_or_free(tmp_path):
+    old = recipe(tmp_path).to_dict()
+    free = recipe(tmp_path, overrides=["save.every=7", "train.micro_batch=2"]).to_dict()
+    assert compare_recipes(old, free) == []
+    schedule = recipe(tmp_path, overrides=["train.lr=3e-5"]).to_dict()
+    with pytest.raises(ConfigError) as error:
+        compare_recipes(old, schedule)
+    assert error.value.code == "C201"
+    assert "--accept train.lr" in error.value.fix
+    assert compare_recipes(old, schedule, ["train.lr"]) == ["train.lr"]
+    with pytest.raises(ConfigError) as error:
+        compare_recipes(old, recipe(tmp_path, overrides=["rollout.temperature=0.9"]).to_dict(), ["rollout.temperature"])
+    assert "rollout.temperature" in error.value.render()
+
+
+def test_every_key_has_a_class():
+    assert key_class("student.model") == "identity"
+    assert key_class("train.schedule.kind") == "schedule"
+    assert key_class("eval.limit") == "free"
+
+
+def test_init_writes_a_recipe_that_parses(tmp_path, monkeypatch):
+    from vistill.cli.init import write_recipe
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("va-opd", "opd", "sft"):
+        write_recipe(name, "s", "t", "d.jsonl")
+        made = load_recipe(tmp_path / f"{name.replace('-', '_')}.yaml")
+        assert made.method == name.replace("-", "_")
+    with pytest.raises(ConfigError):
+        write_recipe("opd", "s", "t", "d.jsonl")

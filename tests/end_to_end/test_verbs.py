@@ -1,0 +1,142 @@
+"""Verbs as a user types them, on the shipped models and on bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+QUICK = ["data.diagrams.train=16", "data.diagrams.eval=8", "train.steps=2", "train.prompts_per_step=4", "rollout.per_prompt=2",
+         "rollout.max_new_tokens=24", "eval.every=2", "eval.limit=8", "eval.extra_limit=8", "eval.max_new_tokens=24", "save.every=1"]  # fmt: skip
+
+
+def vistill(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "vistill", *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "quick"
+    done = vistill("train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={run}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    return run / "va_opd"
+
+
+def test_train_leaves_the_whole_run_folder(trained):
+    names = {p.name for p in trained.iterdir()}
+    wanted = {"recipe.json", "run.lock.json", "metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "result.json", "report.html",
+              "rollouts", "samples", "tokens", "pictures", "quarantine.jsonl", "checkpoint-000002"}  # fmt: skip
+    assert wanted <= names
+    assert json.loads((trained / "result.json").read_text())["finished"]
+    page = (trained / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert "weight 0." in page
+
+
+def test_the_same_command_again_changes_nothing(trained):
+    before = (trained / "metrics.jsonl").read_text(), json.loads((trained / "result.json").read_text())
+    done = vistill("train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={trained.parent}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert ((trained / "metrics.jsonl").read_text(), json.loads((trained / "result.json").read_text())) == before
+
+
+def test_a_changed_recipe_is_refused_and_nothing_is_lost(trained):
+    before = (trained / "metrics.jsonl").read_text()
+    done = vistill(
+        "train",
+        REPO / "recipes" / "demo.yaml",
+        "--stage",
+        "va_opd",
+        f"run={trained.parent}",
+        *QUICK,
+        "rollout.temperature=0.5",
+    )
+    assert done.returncode == 2
+    assert "error[C201]" in done.stderr
+    assert "rollout.temperature" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_eval_and_probe_of_a_run_write_their_own_folder_and_report(trained):
+    done = vistill("eval", trained, "eval.final_limit=6", "eval.extra_limit=6", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 6
+    done = vistill("probe", trained, "eval.extra_limit=4")
+    assert done.returncode == 0, done.stderr
+    assert "mean visual advantage" in done.stdout
+    assert (trained.parent / "va_opd-probe" / "report.html").is_file()
+    assert (trained / "result.json").is_file()
+
+
+def test_report_over_several_runs(trained, tmp_path):
+    done = vistill("report", trained, trained, "--out", tmp_path / "both.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "both.html").is_file()
+
+
+def test_doctor_and_explain():
+    assert vistill("doctor").returncode == 0
+    assert "p_v" in vistill("explain", "va_opd").stdout
+    assert "URL" in vistill("explain", "D205").stdout
+    assert vistill("explain", "nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "status"),
+    [
+        (["train", "demo.yaml", "--stage", "va_opd", "rollout.per_prompt=1"], "C103", 2),
+        (["train", "demo.yaml", "train.learning_rate=1"], "C001", 2),
+        (["train", "nothing.yaml"], "C004", 2),
+        (["train", "demo.yaml", "--stage", "opd", "student.model=no/such/model"], "M103", 4),
+        (["train", "demo.yaml", "--stage", "opd", "data.train=gone.jsonl"], "D102", 3),
+        (["eval", "vistill:teacher", "data.train=gone.jsonl"], "D102", 3),
+        (["report", "nowhere"], "S605", 6),
+    ],
+)
+def test_mistakes_end_in_a_code_a_fix_and_an_exit_status(tmp_path, words, code, status):
+    done = vistill(*words, *([f"run={tmp_path / 'r'}"] if words[0] == "train" else []), cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert f"error[{code}]" in done.stderr
+    assert "fix" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 14
+
+
+def test_the_linear_example_runs_and_prints_its_steps():
+    done = subprocess.run([sys.executable, REPO / "examples" / "va_opd_from_scratch.py", "--steps", "2", "--prompts", "2", "--siblings", "2"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean VA") == 2
+
+
+def test_the_python_api_at_three_depths(tmp_path, trained):
+    import vistill as package
+    from vistill.data.diagrams import diagram_prompts
+    from vistill.evaluation.settings import EvalSettings
+    from vistill.rollouts.settings import RolloutSettings
+    from vistill.training.settings import TrainSettings
+
+    run = package.train(REPO / "recipes" / "demo.yaml", {"run": str(tmp_path / "x"), "stages": {"opd": {}}, **dict(
+        (k, int(v)) for k, v in (q.split("=") for q in QUICK))})  # fmt: skip
+    assert len(run.metrics) == 2
+    assert run.report().is_file()
+
+    student, teacher = package.load("vistill:student"), package.load("vistill:teacher", frozen=True)
+    prompts = diagram_prompts("train", 4, 0)
+    run = package.distill(student, teacher, prompts, package.VAOPD(high_share=0.3), out=tmp_path / "mine",
+                          train=TrainSettings(prompts_per_step=2, steps=2, lr=1e-4), rollout=RolloutSettings(per_prompt=2, max_new_tokens=8),
+                          evaluation=EvalSettings(every=0))  # fmt: skip
+    assert [r["step"] for r in run.metrics] == [1, 2]
+    assert run.student.is_dir()
+
+    va = package.visual_advantage(teacher, prompts[:2], [p.response for p in prompts[:2]])
+    assert len(va[0].tokens) == len(va[0].values)
+    assert max(va[0].values) > 1.0
+    assert "<span" in va[0]._repr_html_()
+    with pytest.raises(package.VistillError) as caught:
+        package.distill(student, teacher, [], package.OPD(), out=tmp_path / "empty")
+    assert caught.value.code == "D102"

@@ -1,0 +1,134 @@
+"""Evaluation: denominators, intervals, blind views, reading, visual advantage, explaining figures."""
+
+import math
+
+import pytest
+import torch
+from conftest import build
+
+from vistill.data.diagrams import diagram_prompts, diagrams
+from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, summarise_tokens
+from vistill.evaluation.reading import stated_share, twin
+from vistill.evaluation.runner import evaluate
+from vistill.evaluation.settings import EvalSettings
+from vistill.evaluation.statistics import mean_interval, wilson
+from vistill.signals.concentration import gini, top_mass_share
+from vistill.training.reading import Cast
+
+SETTINGS = EvalSettings(limit=4, extra_limit=4, samples=2, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def result(tokenizer, teacher):
+    student = build(tokenizer, 0).freeze()
+    cast = Cast(student, teacher, student.vocabulary_size)
+    return evaluate(cast, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0))
+
+
+def test_the_summary_has_every_figure_with_its_denominator(result):
+    wanted = {"accuracy", "accuracy_low", "accuracy_high", "rows", "samples", "greedy_accuracy", "accuracy/pixelated",
+              "accuracy/text_only", "accuracy/swapped", "gap/pixelated", "reading/stated", "reading/counterfactual",
+              "reading/items", "va/mean", "va/top10_share", "critical/share", "critical/kl_share", "truncated_share",
+              "unparsed_share", "kl/mean", "va/zero_share", "tokens"}  # fmt: skip
+    assert wanted <= set(result.summary)
+    assert result.summary["rows"] == 4
+    assert result.summary["samples"] == 2
+
+
+def test_every_sample_is_written_with_its_view(result):
+    counts = {}
+    for sample in result.samples:
+        counts[(str(sample.view), sample.mode)] = counts.get((str(sample.view), sample.mode), 0) + 1
+    assert counts == {("full", "sampled"): 8, ("full", "greedy"): 4, ("pixelated", "sampled"): 8,
+                      ("text_only", "sampled"): 8, ("swapped", "sampled"): 8}  # fmt: skip
+    assert len(result.to_lines().splitlines()) == len(result.samples)
+
+
+def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(tokenizer, teacher, result):
+    from dataclasses import replace
+
+    student = build(tokenizer, 0).freeze()
+    cast = Cast(student, teacher, student.vocabulary_size)
+    again = evaluate(
+        cast, diagram_prompts("val", 4, 0), replace(SETTINGS, rows_per_call=2), diagrams=diagrams("val", 4, 0)
+    )
+    assert again.to_lines() == result.to_lines()
+
+
+def test_the_student_as_its_own_teacher_has_no_kl(teacher):
+    cast = Cast(teacher, teacher, teacher.vocabulary_size)
+    out = evaluate(
+        cast, diagram_prompts("val", 2, 0), EvalSettings(limit=2, max_new_tokens=6, blind=False, greedy=False)
+    )
+    assert out.summary["kl/mean"] == pytest.approx(0, abs=1e-6)
+
+
+def reading(advantage, critical, kl, misread):
+    n = len(advantage)
+    t = lambda x: torch.tensor(x)
+    return TokenReading(
+        diagram_prompts("val", 1, 0)[0],
+        tuple(range(n)),
+        t(advantage),
+        t(critical),
+        t(kl),
+        t(misread),
+        torch.zeros(n),
+        torch.zeros(n),
+    )
+
+
+def test_explaining_figures_by_hand():
+    """Ten tokens: one critical and read, one critical and misread, the rest language."""
+    advantage = [3.0, 0.0] + [0.0] * 7 + [1.0]
+    critical = [2.0, 1.0] + [0.0] * 8
+    kl = [0.0, 6.0] + [0.25] * 8
+    misread = [False, True] + [False] * 8
+    facts = summarise_tokens([reading(advantage, critical, kl, misread)], EvalSettings())
+    assert facts["va/mean"] == pytest.approx(0.4)
+    assert facts["va/top10_share"] == pytest.approx(0.75)
+    assert facts["va/zero_share"] == pytest.approx(0.8)
+    assert facts["critical/share"] == pytest.approx(0.2)
+    assert facts["critical/kl_share"] == pytest.approx(6 / 8)
+    assert facts["critical/misread_share"] == pytest.approx(0.5)
+    assert facts["misread/in_high_group"] == 0.0
+    assert facts["kl/high_group"] == pytest.approx(0.125)
+
+
+def test_top_mass_and_gini_by_hand():
+    values = torch.tensor([0.0] * 9 + [5.0])
+    assert top_mass_share(values) == 1.0
+    assert gini(values) == pytest.approx(0.9)
+    assert gini(torch.ones(5)) == pytest.approx(0.0)
+    assert math.isnan(top_mass_share(torch.zeros(4)))
+    curve = heavy_tail_curve([reading([1.0, 3.0], [0.0, 0.0], [0.0, 0.0], [False, False])])
+    assert curve == [[0.5, 0.75], [1.0, 1.0]]
+
+
+def test_intervals_by_hand():
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = mean_interval([0.0, 1.0] * 50)
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 99), abs=1e-3)
+
+
+def test_a_twin_changes_one_drawn_label():
+    for item in diagrams("val", 30, 0):
+        other, index = twin(item, item.key)
+        assert item.visible[index]
+        assert [a == b for a, b in zip(item.values, other.values, strict=True)].count(False) == 1
+        assert other.values[index] != item.values[index]
+
+
+def test_stated_labels_are_counted_in_reading_order(teacher):
+    from vistill.evaluation.answering import Answered
+    from vistill.types import Finish, Rollout, View
+
+    prompt = diagram_prompts("val", 1, 3)[0]
+
+    def say(text):
+        return [Answered(prompt, View.FULL, "sampled", Rollout((1,), 0, Finish.STOP), text, None, False)]
+
+    assert stated_share(say(prompt.response))["reading/stated"] == 1.0
+    assert stated_share(say("nothing"))["reading/stated"] == 0.0
