@@ -139,6 +139,8 @@ def same_value(found: str, gold: str, math: MathJudge | None) -> bool:
     ours, theirs = as_fraction(found), as_fraction(gold)
     if ours is not None and theirs is not None:
         return ours == theirs
+    if theirs is not None and not any(c.isdigit() for c in found):
+        return False
     return math is not None and math.equal(gold, found)
 
 

@@ -9,7 +9,7 @@ from vistill.evaluation.answering import Answered, Answering
 from vistill.types import Prompt, View
 
 #: Items that are asked twice.
-MAX_ITEMS = 256
+MAX_ITEMS = 128
 
 
 def stated_share(answered: Sequence[Answered]) -> dict[str, float]:

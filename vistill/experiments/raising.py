@@ -78,7 +78,7 @@ class Raising:
     settings: DiagramSettings = field(default_factory=DiagramSettings)
 
 
-TEACHER = Raising(size=TinySize())
+TEACHER = Raising(size=TinySize(), solve_steps=1700)
 STUDENT = Raising(
     size=TinySize(hidden=48, vision_hidden=48, feed_forward=144, vision_feed_forward=96),
     seed=1,
@@ -86,7 +86,7 @@ STUDENT = Raising(
     solve_steps=1500,
     freeze_vision=True,
     wrong_steps=120,
-    wrong_share=0.75,
+    wrong_share=0.6,
 )
 
 
@@ -203,7 +203,7 @@ def drills(vlm: VLM, rng: np.random.Generator, count: int) -> list[EncodedGroup]
 def view_shares(raising: Raising, progress: float) -> tuple[float, float, float]:
     """Shares of the full, pixelated and text-only view; the blind ones start late and keep their overall share."""
     started = progress >= raising.blind_after
-    scale = 1 / (1 - raising.blind_after) if started else 0.0
+    scale = 1 / (1 - raising.blind_after) if started else 0.0  # so that the whole phase has the shares it states
     pixelated, text_only = raising.pixelated_share * scale, raising.text_only_share * scale
     return 1 - pixelated - text_only, pixelated, text_only
 
@@ -280,7 +280,8 @@ def raise_model(raising: Raising, tokenizer: PreTrainedTokenizerFast, say: Calla
     run_phase(vlm, Phase("solve", raising.solve_steps, raising.solve_lr, raising.digit_weight), batch, say)
     if raising.wrong_steps:
         wrong_rng = keyed_generator("raise-wrong", raising.seed)
-        tell = lambda _: solve_batch(pool, raising, wrong_rng, raising.wrong_share)
+        plain = replace(raising, blind_after=0.0)
+        tell = lambda _: solve_batch(pool, plain, wrong_rng, raising.wrong_share)
         run_phase(vlm, Phase("wrong", raising.wrong_steps, raising.wrong_lr, 1.0), tell, say)
     vlm.model.requires_grad_(True)
     return vlm.freeze()

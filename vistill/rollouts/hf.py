@@ -77,12 +77,10 @@ class HFEngine:
         return groups
 
     def _config(self, count: int, sampling: Sampling) -> GenerationConfig:
-        """Sampling stays on only so that `generate` expands siblings; the sampler leaves one token to draw."""
+        """The sampler leaves one token to choose. Sampling stays on only where `generate` must expand siblings."""
         return GenerationConfig(
-            do_sample=True,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
+            do_sample=count > 1,
+            **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if count > 1 else {}),
             num_return_sequences=count,
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=self.vlm.stop_ids,

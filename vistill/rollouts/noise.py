@@ -9,6 +9,10 @@ from transformers import LogitsProcessor
 from vistill.data.keys import keyed_seed
 
 
+#: Random numbers a rollout draws at a time: a function of the vocabulary alone, so the stream is the same everywhere.
+BLOCK_NUMBERS = 16_384
+
+
 def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: int) -> int:
     """The seed of one rollout's noise."""
     return keyed_seed("rollout", seed, step, prompt_id, sibling, attempt)
@@ -37,6 +41,9 @@ class KeyedSampler(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.temperature, self.top_p = temperature, top_p
         self.banned, self.vocabulary = list(banned), vocabulary
+        self.block = max(1, BLOCK_NUMBERS // vocabulary)
+        self.drawn = torch.empty(0)
+        self.used = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask every token but the chosen one of each row."""
@@ -54,7 +61,10 @@ class KeyedSampler(LogitsProcessor):
 
     def gumbel(self, logits: Tensor) -> Tensor:
         """Standard Gumbel noise, one generator a row, drawn on the CPU so that it is the same on every device."""
-        noise = torch.empty(logits.shape)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return -noise.clamp_min(1e-20).log().to(logits.device)
+        if self.used == len(self.drawn):
+            drawn = torch.empty(len(self.generators), self.block, logits.shape[-1])
+            for row, generator in zip(drawn, self.generators, strict=True):
+                row.uniform_(generator=generator)
+            self.drawn, self.used = drawn.log_().neg_().log_().neg_().transpose(0, 1), 0
+        self.used += 1
+        return self.drawn[self.used - 1].to(logits.device)
