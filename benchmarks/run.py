@@ -88,7 +88,9 @@ def measure(repeats):
     parts, losses = {}, {}
     for _ in range(repeats):
         for name, objective in (("opd", OPD()), ("va_opd", VAOPD())):
-            losses[f"ours_{name}"], taken = best(lambda o=objective: our_step(cast, o, groups), times[f"ours_{name}"], repeats)
+            losses[f"ours_{name}"], taken = best(
+                lambda o=objective: our_step(cast, o, groups), times[f"ours_{name}"], repeats
+            )
             if times[f"ours_{name}"][-1] == min(times[f"ours_{name}"]):
                 parts[name] = taken
             losses[f"naive_{name}"] = best(
@@ -99,7 +101,12 @@ def measure(repeats):
         assert abs(losses[f"ours_{name}"] - losses[f"naive_{name}"]) < 1e-4, losses
     roll = min(rollouts)
     rows = [
-        row("va_opd_step_over_naive", t["ours_va_opd"] / t["naive_va_opd"], "ratio", "naive VA-OPD step after the rollouts"),
+        row(
+            "va_opd_step_over_naive",
+            t["ours_va_opd"] / t["naive_va_opd"],
+            "ratio",
+            "naive VA-OPD step after the rollouts",
+        ),
         row("opd_step_over_naive", t["ours_opd"] / t["naive_opd"], "ratio", "naive OPD step after the rollouts"),
         row("va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"),
         row("va_over_opd_with_rollouts", (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll), "ratio", "own OPD step"),

@@ -116,7 +116,7 @@ for step in range(args.steps):
             answers = answer(prompt)
         right += sum(f"\\boxed{{{item.answer}}}" in tokenizer.decode(a) for a in answers)
 
-        # 2. Visual advantage: a = max(log pT(token | picture) - log pT(token | pixelated picture), 0), at temperature 1.
+        # 2. Visual advantage: a = max(log pT(token | picture) - log pT(token | pixelated picture), 0), temperature 1.
         with torch.no_grad():
             seen = [F.log_softmax(x, -1) for x in logits_of(teacher, prompt, answers)]
             blurred = [F.log_softmax(x, -1) for x in logits_of(teacher, see(prompt, View.PIXELATED), answers)]

@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -354,12 +355,18 @@ def lock(folder: RunFolder, recipe: Mapping[str, Any], accept: Sequence[str]) ->
         earlier.setdefault("accepted", []).extend(accepted)
     record = {
         "recipe": recipe,
+        "command": earlier.get("command", shown_command()),
         "versions": versions(),
         "machine": {"python": platform.python_version(), "system": platform.system(), "cpu": platform.machine()},
         "started": earlier.get("started", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         "accepted": earlier.get("accepted", []),
     }
     folder.write_lock(record)
+
+
+def shown_command() -> str:
+    """The command this process was started with, without the interpreter's path."""
+    return " ".join(["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

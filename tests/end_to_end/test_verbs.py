@@ -72,6 +72,14 @@ def test_eval_and_probe_of_a_run_write_their_own_folder_and_report(trained):
     assert (trained / "result.json").is_file()
 
 
+def test_a_run_can_be_repeated_from_its_own_recipe_to_the_same_bits(trained, tmp_path):
+    done = vistill("train", trained / "recipe.json", f"run={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    read = lambda folder: json.loads((folder / "result.json").read_text())["weights_sha256"]
+    assert read(tmp_path / "again") == read(trained)
+    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
 def test_report_over_several_runs(trained, tmp_path):
     done = vistill("report", trained, trained, "--out", tmp_path / "both.html")
     assert done.returncode == 0, done.stderr

@@ -272,3 +272,62 @@ def test_removing_the_run_folder_starts_over(tokenizer, teacher, tmp_path):
     shutil.rmtree(folder.path)
     state = run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
     assert state.step == 1
+
+
+def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(tokenizer, teacher):
+    from vistill.batch import reduce_terms
+    from vistill.rollouts.engine import Sampling
+    from vistill.rollouts.hf import HFEngine
+    from vistill.training.reading import lay_out, prepare, read_with_gradient, read_without_gradient, write_groups
+
+    cast, objective = make_plan(tokenizer, teacher).cast, VAOPD(tie_rule="random")
+    groups = write_groups(cast, HFEngine(cast.student), objective, TRAIN[:4], Sampling(0, 0, 1.0, 1.0, 6), 3)
+    turned = [type(g)(g.prompt, g.rollouts[::-1]) for g in groups[::-1]]
+    gradients = []
+    for version in (groups, turned):
+        responses = lay_out(version, 0, 0, cast.student.device)
+        reading = prepare(cast, version, objective.passes(), responses, 2)
+        batch = read_without_gradient(cast, reading, objective.passes())
+        signals = objective.signals(batch)
+        cast.student.model.zero_grad()
+        for part in reading.micro_batches:
+            micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), signals, part)
+            reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in cast.student.model.parameters() if p.grad is not None]))
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-6
+
+
+def test_bf16_autocast_trains_and_keeps_float32_weights(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    plan = make_plan(tokenizer, teacher, OPD(), num_steps=2, eval_prompts=[],
+                     train=TrainSettings(prompts_per_step=2, lr=1e-3, precision="bf16"))  # fmt: skip
+    run(plan, folder)
+    assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
+    assert all(p.dtype == torch.float32 for p in plan.cast.student.model.parameters())
+
+
+def test_the_best_evaluation_is_the_earliest_of_the_highest_and_its_checkpoint_survives(tmp_path):
+    from vistill.training.checkpoint import retain
+    from vistill.training.loop import best_of
+
+    records = [{"step": s, "accuracy": a} for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))]
+    best = best_of(records, SaveSettings())
+    assert best == {"step": 4, "value": 0.6}
+    assert best_of(records, SaveSettings(keep_best="none")) is None
+    folder = RunFolder(tmp_path)
+    for step in (2, 4, 6, 8):
+        folder.checkpoint(step).mkdir()
+    retain(folder, 1, best)
+    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000008"]
+
+
+def test_learning_rates_follow_their_schedules():
+    from vistill.training.optim import lr_factor
+
+    cosine = [lr_factor(s, 100, ScheduleSettings("cosine", 0.05)) for s in range(100)]
+    assert cosine[0] == pytest.approx(0.2)
+    assert cosine[4] == pytest.approx(1.0)
+    assert cosine[5] == pytest.approx(1.0)
+    assert cosine[-1] < 0.001
+    assert lr_factor(52, 100, ScheduleSettings("linear", 0.05)) == pytest.approx(1 - 47 / 95)
+    assert lr_factor(99, 100, ScheduleSettings("constant", 0.0)) == 1.0

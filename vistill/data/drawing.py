@@ -124,7 +124,8 @@ def draw_thought(values: list[int], side: int) -> Image.Image:
     """The labels alone, enlarged, in reading order."""
     image = Image.new("RGB", (side, side), (250, 250, 250))
     canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=side * 0.4)
+    digits = sum(len(str(value)) for value in values)
+    font = ImageFont.load_default(size=side * min(0.4, 1.5 / digits))
     for i, value in enumerate(values):
         centre = (side * (i + 0.5) / len(values), side / 2)
         canvas.text(centre, str(value), fill=(20, 20, 20), font=font, anchor="mm")

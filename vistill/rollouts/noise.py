@@ -8,7 +8,6 @@ from transformers import LogitsProcessor
 
 from vistill.data.keys import keyed_seed
 
-
 #: Random numbers a rollout draws at a time: a function of the vocabulary alone, so the stream is the same everywhere.
 BLOCK_NUMBERS = 16_384
 
