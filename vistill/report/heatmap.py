@@ -6,9 +6,9 @@ from markupsafe import Markup
 
 
 def scale_of(values: Sequence[Sequence[float]], share: float = 0.99) -> float:
-    """One colour scale for several panels: the 99th percentile of the positive values, at least a tenth of a nat."""
+    """One colour scale for several panels: the 99th percentile of the positive values, at least one nat."""
     pooled = sorted(v for row in values for v in row if v > 0)
-    return max(0.1, pooled[min(len(pooled) - 1, int(share * len(pooled)))]) if pooled else 1.0
+    return max(1.0, pooled[min(len(pooled) - 1, int(share * len(pooled)))]) if pooled else 1.0
 
 
 def tokens_html(
