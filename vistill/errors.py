@@ -45,7 +45,6 @@ CATALOGUE: dict[str, str] = {
     "M105": "The model family has no adapter.",
     "N701": "A loss, term or gradient is not finite several steps in a row.",
     "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
-    "R401": "Every response was cut off at the length limit.",
     "R403": "A response stayed empty after several attempts.",
     "S601": "The disk is full, or the folder cannot be written.",
     "S602": "Another process owns this run folder.",
