@@ -116,8 +116,29 @@ def measure(repeats):
     ]
     rows += [row(f"va_opd_{name}_seconds", value, "s", "part of the step") for name, value in parts["va_opd"].items()]
     rows += [save_row(student), help_row()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [*rows, row("peak_memory_mib", peak, "MiB", "whole process, both sides")]
+    ours, naive = (peak_memory(side) for side in ("ours", "naive"))
+    rows.append(
+        row("va_opd_peak_over_naive", ours / naive, "ratio", "peak memory of a naive VA-OPD step, own process each")
+    )
+    return [*rows, row("peak_memory_mib", ours, "MiB", f"naive: {naive:.0f} MiB")]
+
+
+def peak_memory(side):
+    """Peak resident memory of a fresh process that takes two VA-OPD steps."""
+    done = subprocess.run([sys.executable, __file__, "--side", side], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def one_side(side):
+    """Two VA-OPD steps of one side, then this process's peak memory in MiB."""
+    student = vistill.load("vistill:student", device="cpu")
+    teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
+    cast = Cast(student, teacher, student.vocabulary_size)
+    prompts = diagram_prompts("train", PROMPTS, 0)
+    groups = write_groups(cast, HFEngine(student), OPD(), prompts, Sampling(0, 0, 1.0, 1.0, 96), SIBLINGS)
+    for _ in range(2):
+        our_step(cast, VAOPD(), groups) if side == "ours" else naive_step(student, teacher, groups, va=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def save_row(student):
@@ -147,10 +168,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest.json")
+    parser.add_argument("--side", choices=("ours", "naive"), help="only measure one side's peak memory")
     args = parser.parse_args()
     use_one_thread()
-    keep_big_blocks()
     quiet()
+    if args.side:
+        one_side(args.side)
+        return
+    keep_big_blocks()
     rows = measure(2 if args.quick else 5)
     about = {
         "command": "make bench",
