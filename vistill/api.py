@@ -1,29 +1,32 @@
 """The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
 
-import datetime
 import json
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 
+from vistill.assembly import (
+    Progress,
+    cast_of,
+    choose_device,
+    lock,
+    note_data,
+    open_folder,
+    plan_of,
+    without_bad_gold,
+)
 from vistill.batch import Objective
-from vistill.config import Recipe, compare_recipes, load_recipe
-from vistill.data.answers import gold_response, judge_answer
+from vistill.config import Recipe, load_recipe
 from vistill.data.keys import num_steps
-from vistill.data.loading import LoadedData, load_both, load_source
-from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError
+from vistill.data.loading import LoadedData, load_source
+from vistill.errors import DataError, VistillError
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.models.scoring import EncodedGroup, score
-from vistill.objectives import METHODS
 from vistill.report.page import write_report
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
@@ -36,8 +39,6 @@ from vistill.training.reading import Cast
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, see
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,6 @@ def load(source: str, *, frozen: bool = False, device: str = "auto", **options: 
     return vlm.freeze() if frozen else vlm
 
 
-def choose_device(name: str) -> str:
-    """`auto` takes a CUDA device where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def train(
     recipe: Recipe | str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -108,19 +102,12 @@ def train(
     made = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = RunFolder(Path(made.run))
     open_folder(folder, made, accept)
-    train_data, eval_data = load_both(made.data)
-    eval_data = without_bad_gold(eval_data, made)
-    note_data(folder, train_data, eval_data)
-    cast = cast_of(made)
-    check_prompt_lengths(cast, [*train_data.prompts[:256], *eval_data.prompts[:64]], made.data.max_prompt_tokens)
-    settings = made.train
-    steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
-    objective: Objective = METHODS[made.method](**made.knobs)
-    plan = Plan(
-        cast, objective, train_data.prompts, eval_data.prompts, settings, made.rollout, made.save, made.eval,
-        made.seed, steps, made.fingerprint(), progress=progress, diagrams=eval_data.diagrams,
-    )  # fmt: skip
-    return finish(folder, plan, run(plan, folder))
+    try:
+        plan = plan_of(made, folder, progress)
+        return finish(folder, plan, run(plan, folder))
+    except VistillError as error:
+        write_json(folder.path / "error.json", error.to_dict())
+        raise
 
 
 def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
@@ -169,6 +156,7 @@ def finish(folder: RunFolder, plan: Plan, state: TrainState) -> Run:
         "skipped_updates": state.skipped,
     }
     write_json(folder.path / "result.json", result)
+    (folder.path / "error.json").unlink(missing_ok=True)
     store_pictures(folder, pictured_prompts(folder, plan), plan.cast.view)
     made = Run(folder.path)
     made.report()
@@ -282,112 +270,3 @@ def visual_advantage(
         values = advantage_of(*log_probs).tolist()
         out.append(TokenAdvantage(model.tokens(ids), values))
     return out
-
-
-def cast_of(recipe: Recipe) -> Cast:
-    """Load student and teacher and hold them against each other."""
-    limit = recipe.data.max_image_tokens
-    context = ViewContext(pixel_share=recipe.views.pixelate, seed=recipe.seed)
-
-    def load_one(source: str, revision: str | None, device: str) -> VLM:
-        return load_vlm(resolve_model(source), revision=revision, device=choose_device(device), max_image_tokens=limit)
-
-    student = load_one(recipe.student.model, recipe.student.revision, recipe.student.device)
-    if not recipe.teacher.model:
-        return Cast(student, None, student.vocabulary_size, context)
-    teacher = load_one(recipe.teacher.model, recipe.teacher.revision, recipe.teacher.device).freeze()
-    return Cast(student, teacher, check_pair(student, teacher), context)
-
-
-def check_prompt_lengths(cast: Cast, prompts: Sequence[Prompt], limit: int) -> None:
-    """D203 before the first step."""
-    for prompt in prompts:
-        encoded = cast.encode(prompt, View.FULL)
-        if len(encoded.ids) > limit:
-            text = len(encoded.ids) - encoded.num_image_tokens
-            raise DataError(
-                "D203",
-                f"prompt longer than the limit: {len(encoded.ids):,} tokens = {encoded.num_image_tokens:,} image"
-                f" + {text:,} text; data.max_prompt_tokens = {limit:,}",
-                where=prompt.labels.get("row", prompt.id),
-                why="cutting a prompt would cut image placeholders",
-                fix=f"data.max_image_tokens={max(16, (limit - text) // max(1, len(prompt.images)))}"
-                f"   or data.max_prompt_tokens={len(encoded.ids) + 64}",
-            )
-
-
-def without_bad_gold(data: LoadedData, recipe: Recipe) -> LoadedData:
-    """Gold answers pass their own checker, or their rows would count as wrong for ever (D301)."""
-    if data.diagrams or not data.prompts:
-        return data
-    with MathJudge() as math:
-        bad = [
-            p
-            for p in data.prompts
-            if p.answer is not None
-            and not judge_answer(gold_response(p.answer), p.answer, p.choices, recipe.eval.answer, math).correct
-        ]
-    if bad:
-        raise DataError(
-            "D301",
-            f"{len(bad)} gold answers are not accepted by their own checker",
-            where=bad[0].labels.get("row", bad[0].id),
-            why=f'first: gold answer "{bad[0].answer}", choices {list(bad[0].choices)}',
-            fix="correct the rows, or name the right columns under data.columns",
-        )
-    return data
-
-
-def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
-    """Hold the recipe against an earlier start, or write it down."""
-    lock(folder, recipe.to_dict(), accept)
-    folder.write("recipe.json", to_json(recipe.to_dict(), indent=2))
-
-
-def lock(folder: RunFolder, recipe: Mapping[str, Any], accept: Sequence[str]) -> None:
-    """`run.lock.json`: recipe, versions, machine, accepted changes."""
-    earlier: dict[str, Any] = {}
-    if folder.lock_file.exists():
-        earlier = json.loads(folder.lock_file.read_text(encoding="utf-8"))
-        accepted = compare_recipes(earlier["recipe"], recipe, accept)
-        for key in accepted:
-            folder.event(f"accepted change of {key}")
-        earlier.setdefault("accepted", []).extend(accepted)
-    record = {
-        "recipe": recipe,
-        "command": earlier.get("command", shown_command()),
-        "versions": versions(),
-        "machine": {"python": platform.python_version(), "system": platform.system(), "cpu": platform.machine()},
-        "started": earlier.get("started", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
-        "accepted": earlier.get("accepted", []),
-    }
-    folder.write_lock(record)
-
-
-def shown_command() -> str:
-    """The command this process was started with, without the interpreter's path."""
-    return " ".join(["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers."""
-    found = {}
-    for name in ("vistill", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "math-verify"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def note_data(folder: RunFolder, train_data: LoadedData, eval_data: LoadedData) -> None:
-    """Row counts and every quarantined row."""
-    bad = [*train_data.quarantined, *eval_data.quarantined]
-    folder.write("quarantine.jsonl", "".join(to_json(q.to_dict()) + "\n" for q in bad))
-    record = {
-        "train_rows": len(train_data.prompts),
-        "eval_rows": len(eval_data.prompts),
-        "quarantined": len(bad),
-        "dropped_text_only": train_data.dropped_text_only + eval_data.dropped_text_only,
-    }
-    write_json(folder.path / "data.json", record)

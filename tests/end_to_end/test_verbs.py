@@ -86,6 +86,17 @@ def test_report_over_several_runs(trained, tmp_path):
     assert (tmp_path / "both.html").is_file()
 
 
+def test_a_start_that_failed_on_bad_data_binds_nobody_to_its_recipe(tmp_path):
+    words = ["train", REPO / "recipes" / "demo.yaml", "--stage", "opd", f"run={tmp_path / 'r'}", *QUICK]
+    assert vistill(*words, "data.train=gone.jsonl").returncode == 3
+    error = json.loads((tmp_path / "r" / "opd" / "error.json").read_text())
+    assert error["code"] == "D102"
+    assert error["exit_code"] == "3"
+    done = vistill(*words)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "r" / "opd" / "error.json").exists()
+
+
 def test_doctor_and_explain():
     assert vistill("doctor").returncode == 0
     assert "p_v" in vistill("explain", "va_opd").stdout

@@ -76,6 +76,22 @@ def test_values_that_transformers_would_ignore_are_refused(tokenizer, changes):
     assert caught.value.code == "M104"
 
 
+@pytest.mark.parametrize(
+    ("hidden", "layers", "heads", "vision_hidden", "depth", "levels"),
+    [(2048, 28, 16, 1024, 24, [5, 11, 17]), (4096, 36, 32, 1152, 27, [8, 16, 24])],
+    ids=["2B", "8B"],
+)
+def test_the_published_configurations_pass(hidden, layers, heads, vision_hidden, depth, levels):
+    from transformers import Qwen3VLConfig
+
+    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
+    text = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
+            "head_dim": 128, "rope_scaling": rope, "rope_theta": 5_000_000}  # fmt: skip
+    vision = {"hidden_size": vision_hidden, "depth": depth, "num_heads": 16, "patch_size": 16, "out_hidden_size": hidden,
+              "num_position_embeddings": 2304, "deepstack_visual_indexes": levels}  # fmt: skip
+    check_config(Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
 def test_a_sound_configuration_passes(tokenizer):
     check_config(tiny_config(TinySize(), tokenizer))
 

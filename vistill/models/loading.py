@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ class VLM:
     family: Family
     source: str
     """Folder or hub id it was loaded from."""
-    cache: dict[Any, EncodedPrompt] = field(default_factory=dict, repr=False, compare=False)
-    """Encoded prompts by caller's key; see `encode`."""
 
     @property
     def device(self) -> torch.device:
