@@ -44,7 +44,9 @@ def write_run(folder, text=HARMLESS, steps=3):
         for s in range(1, steps + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
-    (folder / "timing.jsonl").write_text('{"step": 1, "rollout": 0.5, "learn": 0.5, "tokens": 40}\n')
+    (folder / "timing.jsonl").write_text(
+        '{"step": 1, "seconds": {"rollout": 0.5, "learn": 0.5}, "tokens": 40, "peak_mib": 100.0}\n'
+    )
     evaluations = [
         {
             "step": s,

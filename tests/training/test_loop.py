@@ -258,7 +258,10 @@ def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
     run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
     keys = set(folder.read(folder.metrics)[0])
     assert not {k for k in keys if "second" in k or "time" in k}
-    assert {"rollout", "score", "learn"} <= set(folder.read(folder.timing)[0])
+    timing = folder.read(folder.timing)[0]
+    assert {"rollout", "score", "learn"} <= set(timing["seconds"])
+    assert timing["tokens_per_second"] > 0
+    assert timing["peak_mib"] > 0
 
 
 def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher):

@@ -45,9 +45,12 @@ class TokenReading:
 
 @torch.no_grad()
 def read_tokens(
-    student: VLM, teacher: VLM, answered: Sequence[Answered], context: ViewContext,
+    student: VLM,
+    teacher: VLM,
+    answered: Sequence[Answered],
+    context: ViewContext,
     poll: Callable[[], None] = lambda: None,
-) -> list[TokenReading]:  # fmt: skip
+) -> list[TokenReading]:
     """Read responses with the teacher under two views and with the student under one."""
     vocabulary = student.vocabulary_size
     out: list[TokenReading] = []

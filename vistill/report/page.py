@@ -137,9 +137,16 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         scale = scale_of([item["advantage"] for _, item in items])
         panels = [(name, tokens_html(item["tokens"], item["advantage"], scale, titles(item))) for name, item in items]
         head = items[0][1]
-        out.append({"question": head["question"], "gold": head["gold"], "panels": panels, "scale": scale,
-                    "full": runs[0].picture(head["prompt"], "full"),
-                    "pixelated": runs[0].picture(head["prompt"], "pixelated")})  # fmt: skip
+        out.append(
+            {
+                "question": head["question"],
+                "gold": head["gold"],
+                "panels": panels,
+                "scale": scale,
+                "full": runs[0].picture(head["prompt"], "full"),
+                "pixelated": runs[0].picture(head["prompt"], "pixelated"),
+            }
+        )
     return out
 
 
@@ -163,8 +170,16 @@ def sibling_groups(run: RunData) -> list[dict[str, Any]]:
         scale = scale_of([r["visual_advantage"] for r in records])
         entry = run.pictures.get(prompt, {})
         rows = [(r["rollout_weight"], tokens_html(r["tokens"], r["visual_advantage"], scale)) for r in records]
-        out.append({"run": run.name, "prompt": prompt, "rows": rows, "question": entry.get("question", prompt),
-                    "full": run.picture(prompt, "full"), "pixelated": run.picture(prompt, "pixelated")})  # fmt: skip
+        out.append(
+            {
+                "run": run.name,
+                "prompt": prompt,
+                "rows": rows,
+                "question": entry.get("question", prompt),
+                "full": run.picture(prompt, "full"),
+                "pixelated": run.picture(prompt, "pixelated"),
+            }
+        )
     return out
 
 
@@ -191,5 +206,12 @@ def cost(run: RunData) -> dict[str, Any]:
     tokens = sum(float(r.get("rollout/tokens", 0)) for r in run.metrics)
     steps = max(1, len(run.timing))
     total = sum(seconds.values())
-    return {"run": run.name, "steps": len(run.metrics), "tokens": int(tokens), "seconds": total,
-            "per_step": total / steps, "phases": sorted(seconds.items(), key=lambda kv: -kv[1])}  # fmt: skip
+    return {
+        "run": run.name,
+        "steps": len(run.metrics),
+        "tokens": int(tokens),
+        "seconds": total,
+        "per_step": total / steps,
+        "peak": run.peak_mib(),
+        "phases": sorted(seconds.items(), key=lambda kv: -kv[1]),
+    }

@@ -56,10 +56,13 @@ class RunData:
         """Seconds per phase over the run."""
         total: dict[str, float] = {}
         for record in self.timing:
-            for name, value in record.items():
-                if name not in ("step", "tokens"):
-                    total[name] = total.get(name, 0.0) + float(value)
+            for name, value in record.get("seconds", {}).items():
+                total[name] = total.get(name, 0.0) + float(value)
         return total
+
+    def peak_mib(self) -> float | None:
+        """Peak memory of the run's process or device."""
+        return max((r["peak_mib"] for r in self.timing if "peak_mib" in r), default=None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -76,9 +79,12 @@ def read_run(path: Path) -> RunData:
     lock = read_json(folder.lock_file)
     if not lock and not folder.metrics.exists():
         raise StorageError(
-            "S605", "no run here", where=str(path), why="neither run.lock.json nor metrics.jsonl was found",
+            "S605",
+            "no run here",
+            where=str(path),
+            why="neither run.lock.json nor metrics.jsonl was found",
             fix="vistill report runs/NAME",
-        )  # fmt: skip
+        )
     rollouts = sorted((path / "rollouts").glob("*.jsonl"))
     tokens = {p.stem.removeprefix("step-"): read_json(p) for p in sorted((path / "tokens").glob("*.json"))}
     return RunData(

@@ -1,5 +1,6 @@
 """The loop: pick prompts, step, log, evaluate, save; resume by itself."""
 
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,9 +94,17 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
     optimizer = make_optimizer(student.model, plan.train)
     engine = plan.engine or HFEngine(student, interrupt.poll)
     update = Update(
-        plan.cast, engine, plan.objective, optimizer, plan.train, plan.rollout, plan.seed, plan.num_steps,
-        interrupt.poll, clock.observe,
-    )  # fmt: skip
+        plan.cast,
+        engine,
+        plan.objective,
+        optimizer,
+        plan.train,
+        plan.rollout,
+        plan.seed,
+        plan.num_steps,
+        interrupt.poll,
+        clock.observe,
+    )
     with folder.owned(), interrupt.listening():
         state = start(plan, folder, optimizer)
         saved = Saved(student, optimizer, state)
@@ -160,13 +169,22 @@ def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResul
     folder.log(folder.metrics, {"step": state.step, **result.metrics})
     seconds = clock.take()
     tokens = result.metrics["rollout/tokens"]
-    folder.log(folder.timing, {"step": state.step, **seconds, "tokens": tokens})
+    rate = tokens / max(1e-9, sum(seconds.values()))
+    cost = {"tokens": tokens, "tokens_per_second": rate, "peak_mib": peak_mib(plan.cast.student.device)}
+    folder.log(folder.timing, {"step": state.step, "seconds": seconds, **cost})
     if is_due(state.step, plan.evaluation.every, plan.num_steps):
         path = folder.rollouts(state.step)
         folder.write(
             str(path.relative_to(folder.path)), rollout_records(plan.cast.student, result.groups, result.signals)
         )
     plan.progress({"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": sum(seconds.values())})
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory so far: of the CUDA device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def count_non_finite(state: TrainState, result: StepResult) -> None:

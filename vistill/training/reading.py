@@ -45,9 +45,13 @@ class Cast:
 
 
 def write_groups(
-    cast: Cast, engine: RolloutEngine, objective: Objective, prompts: Sequence[Prompt], sampling: Sampling,
+    cast: Cast,
+    engine: RolloutEngine,
+    objective: Objective,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
     per_prompt: int,
-) -> list[RolloutGroup]:  # fmt: skip
+) -> list[RolloutGroup]:
     """The responses of a step: from the data set, or sampled with noise keyed by (seed, step, prompt, sibling)."""
     if objective.writer is Writer.DATA:
         return [RolloutGroup(prompt, (written_response(cast.student, prompt),)) for prompt in prompts]

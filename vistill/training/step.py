@@ -66,9 +66,13 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState) -> 
     step = state.step
     passes = update.objective.passes()
     sampling = Sampling(
-        update.seed, step, update.rollout.temperature, update.rollout.top_p,
-        update.rollout.max_new_tokens, update.rollout.rows_per_call,
-    )  # fmt: skip
+        update.seed,
+        step,
+        update.rollout.temperature,
+        update.rollout.top_p,
+        update.rollout.max_new_tokens,
+        update.rollout.rows_per_call,
+    )
     with update.observe("rollout"):
         groups = write_groups(update.cast, update.engine, update.objective, prompts, sampling, update.per_prompt)
     responses = lay_out(groups, update.seed, step, update.cast.student.device)
