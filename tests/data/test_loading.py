@@ -61,6 +61,12 @@ def test_choices_are_rendered_by_the_template(folder):
     assert data.prompts[1].text == "What?\nChoose from (A) (B)"
 
 
+def test_a_row_without_choices_leaves_no_trace_of_them(folder):
+    path = write(folder, [row(choices=None), row(choices=[])])
+    data = load(path, columns=Columns(choices="choices"), template="{prompt}\n{choices}")
+    assert [p.text for p in data.prompts] == ["What?", "What?"]
+
+
 def test_a_template_leaves_latex_braces_alone():
     assert fill("\\boxed{{{answer}}} \\frac{1}{2} {other}", answer="x{y}") == "\\boxed{x{y}} \\frac{1}{2} {other}"
 

@@ -31,7 +31,7 @@ class RowReader:
         question = str(self.column(row, columns.prompt, where))
         choices = tuple(str(c) for c in self.optional(row, columns.choices, where) or ())
         answer = self.optional(row, columns.answer, where)
-        text = fill(self.settings.template, prompt=question, choices=render_choices(choices))
+        text = fill(self.settings.template, prompt=question, choices=render_choices(choices)).rstrip()
         images = self.images(row, columns.images, where)
         response = self.optional(row, columns.response, where)
         if response is None and self.settings.response_template and answer is not None:
@@ -125,7 +125,7 @@ def fill(template: str, **values: str) -> str:
 def render_choices(choices: Sequence[str]) -> str:
     """`(A) 3` a line; options that are only their letters are named once."""
     letters = [chr(ord("A") + i) for i in range(len(choices))]
-    if [c.strip() for c in choices] == letters:
+    if choices and [c.strip() for c in choices] == letters:
         return "Choose from " + " ".join(f"({letter})" for letter in letters)
     return "\n".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True))
 
