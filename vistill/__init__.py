@@ -17,6 +17,8 @@ _HOMES = {
     "distill": "vistill.api",
     "visual_advantage": "vistill.api",
     "load": "vistill.api",
+    "load_prompts": "vistill.api",
+    "evaluate": "vistill.api",
     "Run": "vistill.api",
     "TokenAdvantage": "vistill.api",
     "load_recipe": "vistill.config",

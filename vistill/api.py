@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -21,7 +21,8 @@ from vistill.assembly import (
 from vistill.batch import Objective
 from vistill.config import Recipe, load_recipe
 from vistill.data.keys import num_steps
-from vistill.data.loading import LoadedData, load_source
+from vistill.data.loading import LoadedData, load_both, load_source
+from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
@@ -32,6 +33,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
+from vistill.runtime import quiet
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.checkpoint import TrainState, newest, weights_hash
 from vistill.training.loop import Plan, run
@@ -87,6 +89,7 @@ class TokenAdvantage:
 
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
+    quiet()
     vlm = load_vlm(resolve_model(source), device=choose_device(device), **options)
     return vlm.freeze() if frozen else vlm
 
@@ -107,6 +110,8 @@ def train(
         return finish(folder, plan, run(plan, folder))
     except VistillError as error:
         write_json(folder.path / "error.json", error.to_dict())
+        if isinstance(error, DataError) and error.bad_rows:
+            folder.write("quarantine.jsonl", "".join(to_json(row) + "\n" for row in error.bad_rows))
         raise
 
 
@@ -118,15 +123,18 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
             student measures its own.
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
     """
+    train_data, eval_data = load_both(recipe.data)
+    data = eval_data if eval_data.prompts else train_data
+    cast = cast_of(recipe)
+    data = without_bad_gold(data, recipe)
     folder = RunFolder(Path(recipe.run))
     open_folder(folder, recipe, ())
-    source = recipe.data.eval or recipe.data.train
-    data = without_bad_gold(load_source(source, recipe.data, "test", recipe.data.limit), recipe)
-    note_data(folder, LoadedData([], [], []), data)
-    cast = cast_of(recipe)
+    note_data(folder, LoadedData([], train_data.quarantined, []), replace(data, quarantined=[]))
+    if not eval_data.prompts and not advantage_only:
+        folder.event("no evaluation rows are named (data.eval, data.holdout): these are training rows")
     if cast.teacher is None:
         cast = replace(cast, teacher=cast.student)
-    settings = replace(recipe.eval, limit=recipe.eval.final_limit)
+    settings = recipe.eval
     if advantage_only:
         settings = replace(settings, greedy=False, blind=False, reading=False, limit=recipe.eval.extra_limit)
     prompts = [p if p.answer is not None else replace(p, answer="") for p in data.prompts]
@@ -135,7 +143,10 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}
     folder.write("tokens/step-000000.json", to_json(items))
-    write_json(folder.path / "result.json", {"finished": True, "step": 0})
+    trained_on = not eval_data.prompts
+    write_json(
+        folder.path / "result.json", {"finished": True, "step": 0, "kind": "evaluation", "training_rows": trained_on}
+    )
     store_pictures(folder, prompts[: settings.heatmaps], cast.view)
     made = Run(folder.path)
     made.report()
@@ -206,7 +217,7 @@ def distill(
     out: str | Path,
     **options: Unpack[DistillOptions],
 ) -> Run:
-    """Distil with your own models and prompts; the same loop, folder and resume as a recipe.
+    """Distil with your own models and prompts; the same loop and resume as a recipe.
 
     Args:
         student: learns, in place.
@@ -216,8 +227,7 @@ def distill(
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
-    if not prompts:
-        raise DataError("D102", "the data set is empty", fix="pass at least one prompt")
+    check_prompts(prompts)
     settings, rollout = options.get("train", TrainSettings()), options.get("rollout", RolloutSettings())
     seed, folder = options.get("seed", 42), RunFolder(Path(out))
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -244,6 +254,32 @@ def distill(
     return finish(folder, plan, run(plan, folder))
 
 
+def load_prompts(source: str, **settings: Any) -> list[Prompt]:
+    """Prompts from a .jsonl or .parquet file, `hf:owner/name[split]`, or `diagrams`.
+
+    Args:
+        source: as `data.train` in a recipe.
+        **settings: fields of `DataSettings`, or of its columns: `prompt="problem"`, `images="images"`, `template=...`.
+    """
+    names = {f.name for f in fields(Columns)}
+    columns = Columns(**{k: v for k, v in settings.items() if k in names and k != "images"})
+    if "images" in settings:
+        columns = replace(columns, images=settings["images"])
+    rest = {k: v for k, v in settings.items() if k not in names}
+    return load_source(source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")).prompts
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """D102 for an empty list or for something that is no prompt."""
+    if not prompts or not all(isinstance(p, Prompt) for p in prompts):
+        what = "the data set is empty" if not prompts else "prompts must be vistill.Prompt objects"
+        raise DataError(
+            "D102",
+            what,
+            fix='vistill.load_prompts("data/train.jsonl", prompt="question"), or vistill.Prompt("id", ("text",))',
+        )
+
+
 @torch.no_grad()
 def visual_advantage(
     model: VLM, prompts: Sequence[Prompt], responses: Sequence[str], degraded: float = 0.10
@@ -258,6 +294,7 @@ def visual_advantage(
         responses: one text per prompt.
         degraded: side of the reduced picture as a share of the original.
     """
+    check_prompts(prompts)
     context = ViewContext(pixel_share=degraded)
     out = []
     for prompt, text in zip(prompts, responses, strict=True):

@@ -16,7 +16,7 @@ from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, load_both
 from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError
+from vistill.errors import ConfigError, DataError
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.objectives import METHODS
 from vistill.runs.chosen import resolve_model
@@ -38,6 +38,13 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
     cast = cast_of(recipe)
     check_prompt_lengths(cast, [*train_data.prompts[:256], *eval_data.prompts[:64]], recipe.data.max_prompt_tokens)
     settings = recipe.train
+    if settings.prompts_per_step > len(train_data.prompts):
+        raise ConfigError(
+            "C101",
+            f"train.prompts_per_step = {settings.prompts_per_step}, but only {len(train_data.prompts)} rows",
+            why="a prompt would occur twice in one step, with the same noise and so the same responses",
+            fix=f"train.prompts_per_step={len(train_data.prompts)}",
+        )
     steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
     return Plan(
         cast=cast,

@@ -189,7 +189,7 @@ def find_recipe(path: str | Path) -> Path:
     raise ConfigError(
         "C004",
         f'recipe "{path}" does not exist',
-        why=f"shipped recipes: {', '.join(known)}   {suggest(file.name, known)}".rstrip(),
+        why=f"shipped recipes: {', '.join(known)}   {suggest(file.stem, [Path(k).stem for k in known])}".rstrip(),
         fix="vistill init NAME   writes a commented recipe",
     )
 
@@ -295,9 +295,21 @@ def check_knobs(method: str, knobs: Any, schema: dict[str, Any], text: str, name
         )
 
 
+#: Names other trainers taught, and ours.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "num_generations": "per_prompt",
+    "batch_size": "prompts_per_step",
+    "max_grad_norm": "clip_norm",
+    "max_completion_length": "max_new_tokens",
+}
+
+
 def unknown_key(full: str, key: str, known: Sequence[str], where: str) -> ConfigError:
     """C001 with a suggestion."""
-    hint = suggest(key, list(known))
+    hint = f'did you mean "{SYNONYMS[key]}"?' if SYNONYMS.get(key) in known else suggest(key, list(known))
     prefix = full[: -len(key)]
     fix = f"{prefix}{hint.split(chr(34))[1]}=..." if hint else "remove the key"
     return ConfigError(
@@ -308,6 +320,13 @@ def unknown_key(full: str, key: str, known: Sequence[str], where: str) -> Config
 def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: str) -> ConfigError:
     """The first pydantic error in our words."""
     first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError):
+        key = (*(str(p) for p in first["loc"]), inner.what.split(" ")[0])
+        fix = ".".join((*key[:-1], inner.fix))
+        return ConfigError(
+            inner.code, ".".join((*key[:-1], inner.what)), where=place(text, name, key), why=inner.why, fix=fix
+        )
     path = tuple(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "literal", "function")))
     where = place(text, name, path)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -323,7 +342,7 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         f"{'.'.join(path)}: {first['msg'].lower()}",
         where=where,
         why=f"got {first.get('input')!r}",
-        fix=f"vistill explain {path[0] if path else 'recipe'}",
+        fix=f"{'.'.join(path)}=VALUE of the right type (docs/configuration.md)",
     )
 
 
@@ -340,8 +359,6 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
         )
     if schema["x-needs-teacher"] and not recipe.teacher.model:
         raise ConfigError("C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID")
-    if recipe.rollout.per_prompt < 1 or recipe.train.prompts_per_step < 1:
-        raise ConfigError("C002", "rollout.per_prompt and train.prompts_per_step must be at least 1", where=name)
     if recipe.version != 1:
         raise ConfigError("C002", f"version {recipe.version} is unknown", where=name, fix="version=1")
 

@@ -13,6 +13,7 @@ VistillError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 #: One line per code: what it means. `vistill explain CODE` prints it; a test holds it equal to the codes raised.
@@ -88,6 +89,8 @@ class DataError(VistillError, ValueError):
     """A data set, row, image or answer is wrong."""
 
     exit_code = 3
+    bad_rows: Sequence[dict[str, str]] = ()
+    """Every bad row, where several stopped the run."""
 
 
 class ModelError(VistillError, ValueError):
@@ -126,9 +129,9 @@ class Preempted(VistillError):  # noqa: N818  (it is no failure: run the same co
     exit_code = 75
 
 
-def suggest(word: str, known: list[str]) -> str:
+def suggest(word: str, known: list[str], cutoff: float = 0.6) -> str:
     """`did you mean "x"?`, or an empty string when nothing is close."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f'did you mean "{close[0]}"?' if close else ""

@@ -96,6 +96,33 @@ def test_overrides_that_cannot_be_read_are_explained(tmp_path, override):
     assert caught(tmp_path, overrides=[override]).code in ("C005", "C102")
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["va_opd.high_share=2", "va_opd.high_weight=5", "va_opd.rollout_temperature=0", "rollout.temperature=-1", "train.steps=-1",
+     "train.steps=0", "eval.samples=0", "train.lr=-1", "rollout.max_new_tokens=0", "rollout.per_prompt=0", "rollout.top_p=0",
+     "train.prompts_per_step=0", "train.clip_norm=0", "views.pixelate=0", "save.keep=0", "data.max_bad_share=2", "rollout.engine=vlm"],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_with_a_fix_that_works(tmp_path, override):
+    error = caught(tmp_path, overrides=[override])
+    assert error.code == "C002"
+    assert override.split("=")[0] in error.render()
+    if error.fix.startswith(override.split("=")[0]) and "VALUE" not in error.fix:
+        assert recipe(tmp_path, overrides=[error.fix])
+
+
+def test_ranges_hold_in_python_too():
+    from vistill.objectives import VAOPD
+    from vistill.training.settings import TrainSettings
+
+    for make in (lambda: VAOPD(high_share=2.0), lambda: VAOPD(rollout_temperature=0.0), lambda: TrainSettings(lr=-1)):
+        with pytest.raises(ConfigError):
+            make()
+
+
+def test_names_that_other_trainers_taught_are_translated(tmp_path):
+    assert 'did you mean "lr"' in caught(tmp_path, overrides=["train.learning_rate=1"]).render()
+
+
 def test_a_missing_recipe_lists_the_shipped_ones():
     with pytest.raises(ConfigError) as error:
         load_recipe("dmo.yaml")

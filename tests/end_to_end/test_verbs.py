@@ -62,7 +62,7 @@ def test_a_changed_recipe_is_refused_and_nothing_is_lost(trained):
 
 
 def test_eval_and_probe_of_a_run_write_their_own_folder_and_report(trained):
-    done = vistill("eval", trained, "eval.final_limit=6", "eval.extra_limit=6", "--json")
+    done = vistill("eval", trained, "eval.limit=6", "eval.extra_limit=6", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 6
     done = vistill("probe", trained, "eval.extra_limit=4")
@@ -95,6 +95,31 @@ def test_a_start_that_failed_on_bad_data_binds_nobody_to_its_recipe(tmp_path):
     done = vistill(*words)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "r" / "opd" / "error.json").exists()
+
+
+def test_eval_of_a_run_uses_the_rows_it_held_out(tmp_path, shared_data):
+    data = shared_data / "geometry3k_sample" / "data.jsonl"
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"run: {tmp_path / 'r'}\nstudent: {{model: 'vistill:student'}}\nteacher: {{model: 'vistill:teacher'}}\nmethod: va_opd\n"
+        f"data: {{train: {data}, holdout: 3, columns: {{id: id, choices: choices}}, max_prompt_tokens: 4000}}\n"
+        "rollout: {per_prompt: 2, max_new_tokens: 6}\ntrain: {prompts_per_step: 2, steps: 1, lr: 1e-4}\neval: {every: 0, max_new_tokens: 6}\n"
+    )
+    assert vistill("train", recipe).returncode == 0
+    done = vistill("eval", tmp_path / "r", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 3
+    too_many = vistill("train", recipe, f"run={tmp_path / 's'}", "train.prompts_per_step=9")
+    assert too_many.returncode == 2
+    assert "fix   train.prompts_per_step=5" in too_many.stderr
+
+
+def test_init_makes_its_folder_and_refuses_what_is_no_method(tmp_path):
+    assert vistill("init", "new/mine.yaml", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "new" / "mine.yaml").is_file()
+    assert "C102" in vistill("init", "grop", cwd=tmp_path).stderr
+    assert vistill("--version").stdout.startswith("vistill ")
+    assert vistill("explain", "va-opd").returncode == 0
 
 
 def test_doctor_and_explain():
@@ -156,6 +181,8 @@ def test_the_python_api_at_three_depths(tmp_path, trained):
     assert len(va[0].tokens) == len(va[0].values)
     assert max(va[0].values) > 1.0
     assert "<span" in va[0]._repr_html_()
+    with pytest.raises(package.VistillError):
+        package.visual_advantage(teacher, ["no prompt"], ["text"])
     with pytest.raises(package.VistillError) as caught:
         package.distill(student, teacher, [], package.OPD(), out=tmp_path / "empty")
     assert caught.value.code == "D102"

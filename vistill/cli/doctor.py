@@ -6,7 +6,7 @@ import platform
 import shutil
 from typing import Any
 
-REQUIRED = ("torch", "transformers", "safetensors", "pillow", "pydantic", "jsonschema", "math-verify")
+REQUIRED = ("vistill", "torch", "transformers", "safetensors", "pillow", "pydantic", "jsonschema", "math-verify")
 OPTIONAL = {"datasets": 'pip install "vistill[data]"', "trl": 'pip install "vistill[oracle]"'}
 
 

@@ -11,6 +11,7 @@ def explain_word(word: str) -> str:
     if word.upper() in CATALOGUE:
         return f"{word.upper()}: {CATALOGUE[word.upper()]}"
     methods = method_schemas()
+    word = word.replace("-", "_")
     if word in methods:
         return explain_method(word, methods[word])
     known = [*methods, *CATALOGUE]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vistill.config import build_recipe, parse_text
-from vistill.errors import ConfigError
+from vistill.config import build_recipe, method_schemas, parse_text
+from vistill.errors import ConfigError, suggest
 
 TEMPLATE = """\
 # made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
@@ -57,7 +57,14 @@ va_opd:
 def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     """Write `NAME.yaml` and say what to do next. An existing file is never overwritten."""
     stem = Path(name).stem
-    method = next((m for m in ("va_opd", "opd", "sft") if stem.replace("-", "_").startswith(m)), "va_opd")
+    methods = list(method_schemas())
+    method = next((m for m in methods if stem.replace("-", "_").startswith(m)), None)
+    if method is None and not name.endswith(".yaml"):
+        why = f"methods: {', '.join(methods)}   {suggest(stem.replace('-', '_'), methods)}".rstrip()
+        raise ConfigError(
+            "C102", f'"{name}" names no method', why=why, fix="vistill init va-opd   or   vistill init FILE.yaml"
+        )
+    method = method or "va_opd"
     file = Path(name if name.endswith(".yaml") else f"{stem.replace('-', '_')}.yaml")
     if file.exists():
         raise ConfigError("C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first")
@@ -74,5 +81,6 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         extra_column=", response: response" if method == "sft" else "",
     )
     build_recipe(parse_text(text, file), text, file.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return f"wrote {file}\nnext  vistill train {file}"

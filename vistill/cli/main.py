@@ -19,6 +19,24 @@ app = typer.Typer(
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, for example train.lr=2e-6")]
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from vistill import __version__
+
+        print(f"vistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """On-policy distillation of vision-language models that makes the student look at the picture."""
+
+
 @app.command()
 def demo(
     run: Annotated[Path, typer.Option(help="folder to write into")] = Path("runs/demo"),
@@ -105,7 +123,8 @@ def report(
     """(Re)make the HTML report of a finished, running or dead run."""
     from vistill.report.page import write_report
 
-    print(write_report(runs, out or runs[0] / "report.html"))
+    beside = runs[0] if len(runs) == 1 else runs[0].parent
+    print(f"report   {write_report(runs, out or beside / 'report.html')}")
 
 
 @app.command()

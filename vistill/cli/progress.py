@@ -26,6 +26,9 @@ class Progress:
 
     def show(self, record: dict[str, Any]) -> None:
         """One record of the loop."""
+        if "event" in record:
+            print(record["event"], file=sys.stderr)
+            return
         if "eval/accuracy" in record:
             self.last_eval = record
             if not self.live:

@@ -18,6 +18,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     if stored.is_file():
         tree = json.loads(stored.read_text(encoding="utf-8"))
         tree |= {"run": f"{target.rstrip('/')}-{verb}"}
+        tree["eval"]["limit"] = tree["eval"]["final_limit"]
     else:
         tree = {"run": f"runs/{verb}-{Path(target).name.replace(':', '-')}", "method": "sft", "eval": {"limit": 200}}
         tree |= {"student": {}, "data": {"train": "diagrams"}}

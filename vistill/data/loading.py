@@ -194,13 +194,16 @@ def check_bad_share(bad: Sequence[Quarantined], total: int, settings: DataSettin
     """Stop where too many rows are bad."""
     if len(bad) > settings.max_bad_share * total:
         first = bad[0]
-        raise DataError(
+        error = DataError(
             first.code,
             f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})",
             where=first.where,
             why=f"first: {first.reason}",
             fix=f"mend the rows, or allow them: data.max_bad_share={len(bad) / total + 0.005:.2f}",
+            note="every bad row is in quarantine.jsonl of the run folder",
         )
+        error.bad_rows = [row.to_dict() for row in bad]
+        raise error
 
 
 def check_unique(prompts: Sequence[Prompt], source: str) -> None:

@@ -55,7 +55,7 @@ class RowReader:
                 "D101",
                 f'column "{name}" not in {self.source}',
                 where=where,
-                why=f"columns found: {', '.join(row)}   {suggest(name, list(row))}".rstrip(),
+                why=f"columns found: {', '.join(row)}   {suggest(name, list(row), cutoff=0.8)}".rstrip(),
                 fix=f"data.columns.prompt={suggest_name(name, list(row))}"
                 if name == self.settings.columns.prompt
                 else f"name the right column under data.columns, or leave it empty instead of {name!r}",
@@ -108,7 +108,7 @@ class BytesImage:
 
 def suggest_name(name: str, known: Sequence[str]) -> str:
     """The closest column, or a word to replace."""
-    hint = suggest(name, list(known))
+    hint = suggest(name, list(known), cutoff=0.8)
     return hint.split('"')[1] if hint else "COLUMN"
 
 

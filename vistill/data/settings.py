@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vistill.data.diagrams import DiagramSettings
+from vistill.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DataSettings:
     """A .jsonl file, `hf:owner/name[split]`, a parquet file, or `diagrams`."""
     eval: str = ""
     """The same for evaluation; empty takes none (diagrams bring their own)."""
-    holdout: int = 0
+    holdout: int = ranged(0, 0)
     """Where `eval` is empty: set so many training rows aside for evaluation, chosen by a fixed permutation."""
     images: str = ""
     """Folder that image paths are relative to and may not leave; the data file's folder by default."""
@@ -54,12 +55,15 @@ class DataSettings:
     """Rows without a picture: stop, leave out, or train as plain distillation."""
     on_bad_row: Literal["quarantine", "stop"] = "quarantine"
     """Rows that cannot be used: set aside with the reason, or stop."""
-    max_bad_share: float = 0.01
+    max_bad_share: float = ranged(0.01, 0, 1)
     """Share of bad rows above which the run stops."""
-    max_image_tokens: int | None = None
+    max_image_tokens: int | None = ranged(None, 1)
     """Upper limit of image tokens per picture; larger ones are shrunk."""
-    max_prompt_tokens: int = 8192
+    max_prompt_tokens: int = ranged(8192, 1)
     """A longer prompt is a bad row: cutting it would cut image placeholders."""
-    limit: int | None = None
+    limit: int | None = ranged(None, 1)
     """Use only so many training rows."""
     diagrams: DiagramData = field(default_factory=DiagramData)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

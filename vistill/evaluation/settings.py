@@ -3,24 +3,26 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vistill.ranges import check_ranges, ranged
+
 
 @dataclass(frozen=True)
 class EvalSettings:
     """Class defaults follow the paper's protocol: temperature 1, first committed answer."""
 
-    every: int = 50
+    every: int = ranged(50, 0)
     """Steps between evaluations in a run; 0 never."""
-    limit: int | None = 200
+    limit: int | None = ranged(200, 1)
     """Rows of the evaluation set that are used for the accuracy during the run."""
-    final_limit: int | None = None
+    final_limit: int | None = ranged(None, 1)
     """Rows used before the first and after the last step; empty takes all."""
-    extra_limit: int | None = 200
+    extra_limit: int | None = ranged(200, 1)
     """Rows used for greedy accuracy, blind views and visual advantage."""
-    samples: int = 1
+    samples: int = ranged(1, 1)
     """Responses per question at temperature 1 (the k of avg@k)."""
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, 0)
     """Sampling temperature of the accuracy at T = 1."""
-    top_p: float = 1.0
+    top_p: float = ranged(1.0, 0, 1, above=True)
     """Nucleus."""
     greedy: bool = True
     """Also report greedy accuracy."""
@@ -30,15 +32,18 @@ class EvalSettings:
     """Also measure the teacher's visual advantage of the student's own responses."""
     reading: bool = True
     """On procedural diagrams: change one drawn label and see whether the stated one follows."""
-    max_new_tokens: int = 1024
+    max_new_tokens: int = ranged(1024, 1)
     """A response longer than this is cut off."""
     answer: Literal["first", "last"] = "first"
     """Which committed answer counts."""
-    high_share: float = 0.2
+    high_share: float = ranged(0.2, 0, 1, above=True)
     """Share of the tokens in the high group, for the figures on misreads."""
     seed: int = 0
     """Seed of the evaluation's own noise."""
-    rows_per_call: int = 512
+    rows_per_call: int = ranged(512, 1)
     """Rows decoded together."""
-    heatmaps: int = 12
+    heatmaps: int = ranged(12, 0)
     """Items whose tokens are stored with their visual advantage."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

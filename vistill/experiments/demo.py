@@ -62,7 +62,7 @@ def vistill_command(*words: str) -> list[str]:
 def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
     """The whole demo; everything is written below `run`. A second call with the same folder resumes."""
     started = time.monotonic()
-    print(f"vistill demo · {os.cpu_count()} cores · no network needed · writing to {run}")
+    print(f"vistill demo · {os.cpu_count()} cores · no network needed · 2 to 3 minutes a seed · writing to {run}")
     models: list[str] = []
     if from_scratch:
         models = raise_both(run / "models")
@@ -83,7 +83,7 @@ def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
 def run_jobs(label: str, jobs: Sequence[Job]) -> None:
     """Run all jobs at once and show where they are; a failing one stops the others and shows its own message."""
     live = sys.stderr.isatty()
-    start = time.monotonic()
+    start = told = time.monotonic()
     print(f" · {label}", flush=True)
     for job in jobs:
         job.start()
@@ -94,6 +94,9 @@ def run_jobs(label: str, jobs: Sequence[Job]) -> None:
                     raise ConfigError(
                         "C101", f"the arm {job.name} stopped", why=last_words(job), fix=" ".join(job.command)
                     )
+            if not live and time.monotonic() - told > 30:
+                told = time.monotonic()
+                print("   " + "   ".join(job.progress() for job in jobs), flush=True)
             if live:
                 text = "   ".join(job.progress() for job in jobs)
                 print(f"\r\x1b[K   {text}   {time.monotonic() - start:.0f} s", end="", flush=True, file=sys.stderr)

@@ -1,10 +1,11 @@
 """Run a recipe, or every stage of one, and write one report over all of them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.api import train
+from vistill.api import Run, train
 from vistill.config import Recipe, load_stages
 from vistill.errors import ConfigError
 from vistill.report.page import write_report
@@ -28,10 +29,21 @@ def run_stages(
     chosen = {name: made for name, made in stages.items() if only in (None, name)}
     use_one_thread_on_cpu()
     keep_big_blocks()
-    runs = [train(made, accept=accept, progress=progress) for made in chosen.values()]
+    runs = []
+    for made in chosen.values():
+        runs.append(train(made, accept=accept, progress=progress))
+        tell_quarantine(runs[-1])
     if len(runs) == 1:
         return runs[0].path / "report.html"
     return stages_report(stages)
+
+
+def tell_quarantine(run: Run) -> None:
+    """Rows that were set aside are named on the screen too."""
+    bad = run.folder.read(run.folder.quarantine)
+    if bad:
+        first = f"{bad[0]['where']}: {bad[0]['reason']}"
+        print(f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}", file=sys.stderr)
 
 
 def stages_report(stages: dict[str, Recipe]) -> Path:

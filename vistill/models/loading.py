@@ -115,6 +115,8 @@ def load_vlm(
         ModelError: M103 where there is no such model, M105 without an adapter, M104 for a malformed configuration.
     """
     name = str(source)
+    if not Path(name).exists() and not looks_like_hub_id(name):
+        raise not_found(name)
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
@@ -137,6 +139,12 @@ def load_vlm(
         name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
     )
     return VLM(model.to(device), tokenizer, family, name)
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """`owner/name`, and no local folder is called like the owner; anything else is a path."""
+    owner, _, rest = name.partition("/")
+    return bool(rest) and "/" not in rest and not Path(owner).is_dir()
 
 
 def not_found(name: str) -> ModelError:

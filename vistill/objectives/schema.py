@@ -30,11 +30,22 @@ def knob_schema(annotation: Any) -> dict[str, Any]:
     return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[annotation]}
 
 
+def limits(field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    """The field's range as JSON schema."""
+    if "low" not in field.metadata:
+        return {}
+    lower = "exclusiveMinimum" if field.metadata["above"] else "minimum"
+    upper = {} if field.metadata["high"] is None else {"maximum": field.metadata["high"]}
+    return {lower: field.metadata["low"], **upper}
+
+
 def method_schema(method: type) -> dict[str, Any]:
     """Knobs, defaults and documentation of one method."""
     docs, hints = knob_docs(method), typing.get_type_hints(method)
     properties = {
-        field.name: knob_schema(hints[field.name]) | {"default": field.default, "description": docs[field.name]}
+        field.name: knob_schema(hints[field.name])
+        | limits(field)
+        | {"default": field.default, "description": docs[field.name]}
         for field in dataclasses.fields(method)
     }
     passes = [p.name for p in method().passes()]

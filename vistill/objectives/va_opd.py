@@ -26,6 +26,7 @@ from vistill.functional.siblings import (
 )
 from vistill.objectives.opd import reverse_kl_to_teacher
 from vistill.objectives.passes import STUDENT, TEACHER
+from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
 from vistill.types import Pass, Reader, View, Writer
 
@@ -34,11 +35,11 @@ from vistill.types import Pass, Reader, View, Writer
 class VAOPD:
     """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage. Class defaults = paper."""
 
-    high_share: float = 0.2
+    high_share: float = ranged(0.2, 0, 1, above=True)
     """Share of each rollout's tokens in the high group (p_v)."""
-    high_weight: float = 0.5
+    high_weight: float = ranged(0.5, 0, 1)
     """Weight that the high group shares (lambda)."""
-    rollout_temperature: float = 1.0
+    rollout_temperature: float = ranged(1.0, 0, above=True)
     """Temperature of the softmax over siblings (tau)."""
     rollout_weights: bool = True
     """Weigh siblings by their mean visual advantage; false gives each 1/K."""
@@ -52,11 +53,14 @@ class VAOPD:
     """A rollout whose scores are all 0 is grouped by the tie rule, or weighed uniformly."""
     drop: Literal["none", "high", "low", "random"] = "none"
     """Mask ablation: leave these tokens of each rollout out of the mean. Ties break at random."""
-    drop_share: float = 0.1
+    drop_share: float = ranged(0.1, 0, 1, above=True)
     """Share of the tokens that `drop` removes."""
 
     writer: ClassVar[Writer] = Writer.STUDENT
     writer_view: ClassVar[View] = View.FULL
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated picture."""

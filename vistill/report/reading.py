@@ -52,6 +52,11 @@ class RunData:
             return None
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the folder holds a recipe that can be run again."""
+        return (self.path / "recipe.json").is_file()
+
     def seconds(self) -> dict[str, float]:
         """Seconds per phase over the run."""
         total: dict[str, float] = {}

@@ -35,14 +35,21 @@ def difference(run: RunData, base: RunData) -> str:
 
 
 def looks(run: RunData) -> str:
-    """What removing the picture costs."""
+    """What removing the picture costs, with its own denominator."""
     last, first = run.last, run.first
     gap = last.get("gap/pixelated")
     if gap is None:
         return ""
-    before = first.get("gap/pixelated")
-    was = f" (before training: {100 * before:.1f})" if before is not None else ""
-    return f"pixelating the picture costs {run.name} {100 * gap:.1f} points{was}"
+    before = first.get("gap/pixelated") if len(run.evaluations) > 1 else None
+    was = f", before training {100 * before:.1f}" if before is not None else ""
+    rows = f"on the first {int(last['blind_rows']):,}" if "blind_rows" in last else ""
+    return f"Pixelating the picture costs {run.name} {100 * gap:.1f} points ({rows}{was})"
+
+
+def change(run: RunData, key: str) -> str:
+    """`22.9 % → 54.7 %`, or one value where there is one evaluation."""
+    after = percent(run.last.get(key))
+    return after if len(run.evaluations) < 2 else f"{percent(run.first.get(key))} → {after}"
 
 
 def sentence(runs: Sequence[RunData]) -> str:
@@ -50,10 +57,10 @@ def sentence(runs: Sequence[RunData]) -> str:
     parts = []
     for run in runs:
         if "accuracy" in run.last:
-            start = percent(run.first.get("accuracy"))
-            parts.append(
-                f"{run.name}: accuracy {start} → {interval(run.last)} on {int(run.last.get('rows', 0)):,} questions"
-            )
+            band = interval(run.last).partition(" [")[2]
+            greedy = f", greedy {change(run, 'greedy_accuracy')}" if "greedy_accuracy" in run.last else ""
+            rows = f"{int(run.last.get('rows', 0)):,} questions"
+            parts.append(f"{run.name}: accuracy at T = 1 {change(run, 'accuracy')} [{band} on {rows}{greedy}")
     pairs = [difference(run, runs[0]) for run in runs[1:]]
     looking = [looks(run) for run in runs]
     said = [text for text in [*parts, *pairs, *looking] if text]
@@ -65,6 +72,8 @@ def warnings(run: RunData) -> list[str]:
     out = []
     if run.result.get("skipped_updates"):
         out.append(f"{run.result['skipped_updates']} updates were skipped because they were not finite")
+    if run.result.get("training_rows"):
+        out.append("no evaluation rows were named, so these are rows of the training data")
     if not run.result.get("finished"):
         out.append(f"the run is not finished (last step {run.metrics[-1]['step'] if run.metrics else 0})")
     if run.quarantine:

@@ -1,21 +1,27 @@
 """How responses are sampled. Needs no torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from vistill.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
     """Sampling of the student's responses. Class defaults are the paper's (VA-OPD appendix A)."""
 
-    engine: str = "hf"
+    engine: Literal["hf"] = "hf"
     """Which engine writes: hf (transformers' generate)."""
-    per_prompt: int = 4
+    per_prompt: int = ranged(4, 1)
     """Sibling rollouts of each prompt (K)."""
-    temperature: float = 0.7
+    temperature: float = ranged(0.7, 0)
     """Sampling temperature. Scores are always taken at temperature 1."""
-    top_p: float = 0.95
+    top_p: float = ranged(0.95, 0, 1, above=True)
     """Nucleus: the smallest set of tokens with this probability."""
-    max_new_tokens: int = 1024
+    max_new_tokens: int = ranged(1024, 1)
     """A response longer than this is cut off and kept."""
-    rows_per_call: int = 256
+    rows_per_call: int = ranged(256, 1)
     """Rows decoded together. Only speed and memory depend on it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from vistill.errors import StorageError
+from vistill.errors import ModelError, StorageError, suggest
+
+#: The tiny models that come with the package.
+SHIPPED = ("teacher", "student")
 
 
 def resolve_model(source: str) -> str:
@@ -12,6 +15,14 @@ def resolve_model(source: str) -> str:
     `vistill:teacher` and `vistill:student` are the tiny models shipped with the package.
     """
     if source.startswith("vistill:"):
+        if source.removeprefix("vistill:") not in SHIPPED:
+            hint = suggest(source.removeprefix("vistill:"), list(SHIPPED))
+            raise ModelError(
+                "M103",
+                f'no shipped model "{source}"',
+                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED)}   {hint}".rstrip(),
+                fix="student.model=vistill:student teacher.model=vistill:teacher",
+            )
         return str(Path(__file__).parent.parent / "assets" / source.removeprefix("vistill:"))
     folder = Path(source)
     result = folder / "result.json"

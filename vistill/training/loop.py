@@ -141,6 +141,7 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
     folder.cut_after(state.step)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
     folder.event(f"resumed from {found.name}")
+    plan.progress({"event": f"resumed from {found.name}"})
     return state
 
 

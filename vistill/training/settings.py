@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vistill.ranges import check_ranges, ranged
+
 
 @dataclass(frozen=True)
 class ScheduleSettings:
@@ -10,30 +12,33 @@ class ScheduleSettings:
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up; cosine and linear end at 0."""
-    warmup: float = 0.05
+    warmup: float = ranged(0.05, 0, 1)
     """Share of the steps that warm up linearly."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """The update."""
 
-    prompts_per_step: int = 16
+    prompts_per_step: int = ranged(16, 1)
     """Prompts in an update, whatever the hardware; with K siblings each."""
-    epochs: float = 5.0
+    epochs: float = ranged(5.0, 0, above=True)
     """Passes over the training rows."""
-    steps: int | None = None
+    steps: int | None = ranged(None, 1)
     """Number of updates; overrides epochs."""
-    lr: float = 1e-6
+    lr: float = ranged(1e-6, 0)
     """Peak learning rate."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates."""
-    weight_decay: float = 0.1
+    weight_decay: float = ranged(0.1, 0)
     """On matrices; biases and norms are not decayed."""
-    clip_norm: float = 1.0
+    clip_norm: float = ranged(1.0, 0, above=True)
     """Largest gradient norm."""
-    micro_batch: int | Literal["auto"] = "auto"
+    micro_batch: int | Literal["auto"] = ranged("auto", 1)
     """Prompts scored with gradient at a time. Only speed and memory depend on it, never the update."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
@@ -42,14 +47,20 @@ class TrainSettings:
     freeze: tuple[Literal["vision", "language", "head"], ...] = ()
     """Parts that keep their weights."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 @dataclass(frozen=True)
 class SaveSettings:
     """Checkpoints."""
 
-    every: int = 50
+    every: int = ranged(50, 0)
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: int = ranged(2, 1)
     """How many of the newest stay."""
     keep_best: Literal["accuracy", "none"] = "accuracy"
     """Also keep the best on validation; the earliest wins ties."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
