@@ -155,7 +155,7 @@ def test_an_empty_folder_is_explained(tmp_path):
 def test_the_sentence_states_measured_numbers_and_does_not_call_noise_a_win(tmp_path):
     a, b = write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd")
     text = sentence([read_run(a), read_run(b)])
-    assert "opd: accuracy at T = 1 40.0 % → 70.0 % [30.0, 80.0] on 100 questions" in text
+    assert "opd: accuracy (T = 1) 40.0 % → 70.0 % [30.0, 80.0] on 100 questions" in text
     assert "do not differ beyond chance" in text
     lines = [json.loads(x) for x in (b / "evaluations.jsonl").read_text().splitlines()]
     lines[-1]["accuracy"] = 0.3

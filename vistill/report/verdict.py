@@ -60,7 +60,7 @@ def sentence(runs: Sequence[RunData]) -> str:
             band = interval(run.last).partition(" [")[2]
             greedy = f", greedy {change(run, 'greedy_accuracy')}" if "greedy_accuracy" in run.last else ""
             rows = f"{int(run.last.get('rows', 0)):,} questions"
-            parts.append(f"{run.name}: accuracy at T = 1 {change(run, 'accuracy')} [{band} on {rows}{greedy}")
+            parts.append(f"{run.name}: accuracy (T = 1) {change(run, 'accuracy')} [{band} on {rows}{greedy}")
     pairs = [difference(run, runs[0]) for run in runs[1:]]
     looking = [looks(run) for run in runs]
     said = [text for text in [*parts, *pairs, *looking] if text]
