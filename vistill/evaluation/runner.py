@@ -52,12 +52,15 @@ class EvalResult:
         return "".join(to_json(sample.to_dict()) + "\n" for sample in self.samples)
 
     def heatmaps(self, vlm: VLM) -> list[dict[str, Any]]:
-        """Token readings of the first items, for the report."""
+        """Token readings of the first items, with the verdict on each response, for the report."""
+        sampled = (s for s in self.samples if s.view is View.FULL and s.mode == "sampled" and s.rollout.sibling == 0)
+        correct = {sample.prompt.id: sample.correct for sample in sampled}
         return [
             {
                 "prompt": reading.prompt.id,
                 "question": reading.prompt.text,
                 "gold": reading.prompt.answer,
+                "correct": correct.get(reading.prompt.id),
                 "tokens": vlm.tokens(reading.ids),
                 "advantage": rounded(reading.advantage),
                 "log_prob_full": rounded(reading.log_prob_full),

@@ -135,7 +135,10 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     for index in range(min([MAX_ITEMS, *(len(items) for _, items in readers)])):
         items = [(name, items[index]) for name, items in readers]
         scale = scale_of([item["advantage"] for _, item in items])
-        panels = [(name, tokens_html(item["tokens"], item["advantage"], scale, titles(item))) for name, item in items]
+        panels = [
+            (f"{name}: {verdict(item)}", tokens_html(item["tokens"], item["advantage"], scale, titles(item)))
+            for name, item in items
+        ]
         head = items[0][1]
         out.append(
             {
@@ -148,6 +151,12 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def verdict(item: dict[str, Any]) -> str:
+    """Whether the response was right, in a word."""
+    correct = item.get("correct")
+    return "not judged" if correct is None else "right" if correct else "wrong"
 
 
 def titles(item: dict[str, Any]) -> list[str]:
