@@ -16,8 +16,8 @@ FILL = {
     "purple": (180, 130, 220),
     "teal": (100, 195, 195),
 }
-#: Glyph height as a share of the picture's side. D2 asks for about a tenth; 14 px of 64 is the least a small
-#: vision tower reads, and its strokes (1-2 px) still die under 10 % pixelation.
+#: Glyph height as a share of the picture's side. D2 asks for about a tenth; 14 px of 64 is the size that was known to
+#: be readable by a tiny vision tower, and its strokes (1-2 px) still die under 10 % pixelation (docs/lab-notes.md).
 GLYPH_SHARE = 14 / 64
 
 
