@@ -23,8 +23,8 @@ from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.loop import Plan
-from vistill.training.reading import Cast
-from vistill.types import Prompt, View
+from vistill.training.reading import Cast, check_response
+from vistill.types import Prompt, View, Writer
 from vistill.views import ViewContext
 
 Progress = Callable[[dict[str, Any]], None]
@@ -35,8 +35,6 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
     train_data, eval_data = load_both(recipe.data)
     eval_data = without_bad_gold(eval_data, recipe)
     note_data(folder, train_data, eval_data)
-    cast = cast_of(recipe)
-    check_prompt_lengths(cast, [*train_data.prompts[:256], *eval_data.prompts[:64]], recipe.data.max_prompt_tokens)
     settings = recipe.train
     if settings.prompts_per_step > len(train_data.prompts):
         raise ConfigError(
@@ -45,10 +43,17 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
             why="a prompt would occur twice in one step, with the same noise and so the same responses",
             fix=f"train.prompts_per_step={len(train_data.prompts)}",
         )
+    objective = METHODS[recipe.method](**recipe.knobs)
+    if objective.writer is Writer.DATA:
+        for prompt in train_data.prompts:
+            check_response(prompt)
+    cast = cast_of(recipe)
+    if not train_data.diagrams:
+        check_prompt_lengths(cast, [*train_data.prompts, *eval_data.prompts], recipe.data.max_prompt_tokens)
     steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
     return Plan(
         cast=cast,
-        objective=METHODS[recipe.method](**recipe.knobs),
+        objective=objective,
         train_prompts=train_data.prompts,
         eval_prompts=eval_data.prompts,
         train=settings,

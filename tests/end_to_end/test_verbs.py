@@ -114,6 +114,27 @@ def test_eval_of_a_run_uses_the_rows_it_held_out(tmp_path, shared_data):
     assert "fix   train.prompts_per_step=5" in too_many.stderr
 
 
+def test_a_late_row_that_is_too_long_or_has_no_response_is_found_before_the_first_step(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    rows = [{"question": "short", "images": ["a.png"], "answer": "1", "response": "one"} for _ in range(300)]
+    rows[-1] = {"question": "long " * 300, "images": ["a.png"], "answer": "1", "response": None}
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"run: {tmp_path / 'r'}\nstudent: {{model: 'vistill:student'}}\nmethod: sft\n"
+        f"data: {{train: {data}, max_prompt_tokens: 200, response_template: '{{answer}}'}}\ntrain: {{steps: 1, prompts_per_step: 2}}\n"
+    )
+    done = vistill("train", recipe)
+    assert "D203" in done.stderr, done.stderr
+    assert "d.jsonl:300" in done.stderr
+    done = vistill("train", recipe, "data.response_template=", "data.columns.response=response")
+    assert "D303" in done.stderr, done.stderr
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
 def test_init_makes_its_folder_and_refuses_what_is_no_method(tmp_path):
     assert vistill("init", "new/mine.yaml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "new" / "mine.yaml").is_file()

@@ -3,11 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vistill.errors import CATALOGUE, VistillError
+from vistill.errors import VistillError
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models that makes the student look at the picture.",
@@ -174,8 +174,3 @@ def note_error(error: VistillError) -> None:
     file = os.environ.get("VISTILL_ERROR_JSON")
     if file:
         Path(file).write_text(json.dumps(error.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-def known_codes() -> dict[str, Any]:
-    """Every error code."""
-    return dict(CATALOGUE)

@@ -60,7 +60,7 @@ class DataSettings:
     max_image_tokens: int | None = ranged(None, 1)
     """Upper limit of image tokens per picture; larger ones are shrunk."""
     max_prompt_tokens: int = ranged(8192, 1)
-    """A longer prompt is a bad row: cutting it would cut image placeholders."""
+    """A longer prompt stops the run before its first step: cutting it would cut image placeholders."""
     limit: int | None = ranged(None, 1)
     """Use only so many training rows."""
     diagrams: DiagramData = field(default_factory=DiagramData)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vistill.evaluation.answering import Answered
 from vistill.evaluation.settings import EvalSettings
-from vistill.functional.divergences import CHUNK_ROWS, Target, reverse_kl, reverse_kl_from_hidden
+from vistill.functional.divergences import CHUNK_ROWS, Target, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
@@ -127,6 +127,3 @@ def heavy_tail_curve(readings: Sequence[TokenReading], points: int = 200) -> lis
     mass = torch.sort(advantage, descending=True).values.cumsum(0) / total
     picks = torch.linspace(0, len(mass) - 1, min(points, len(mass))).long()
     return [[(int(i) + 1) / len(mass), float(mass[i])] for i in picks]
-
-
-__all__ = ["TokenReading", "heavy_tail_curve", "read_tokens", "reverse_kl", "summarise_tokens"]

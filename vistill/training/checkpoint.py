@@ -1,7 +1,6 @@
 """Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,9 +198,3 @@ def weights_hash(vlm: VLM) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the file system a folder is on."""
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize

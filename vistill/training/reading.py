@@ -80,6 +80,11 @@ def write_groups(
 
 def written_response(student: VLM, prompt: Prompt) -> Rollout:
     """The data set's own response as token ids."""
+    return Rollout(student.response_ids(check_response(prompt)), 0, Finish.STOP)
+
+
+def check_response(prompt: Prompt) -> str:
+    """The row's written response, or D303 where it has none."""
     if prompt.response is None:
         raise DataError(
             "D303",
@@ -88,7 +93,7 @@ def written_response(student: VLM, prompt: Prompt) -> Rollout:
             why="`sft` learns from text in the data",
             fix="data.columns.response=COLUMN, or data.response_template='The answer is \\boxed{{answer}}.'",
         )
-    return Rollout(student.response_ids(prompt.response), 0, Finish.STOP)
+    return prompt.response
 
 
 def lay_out(groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.device) -> Responses:
