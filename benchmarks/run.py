@@ -35,9 +35,9 @@ from vistill.training.reading import (
     prepare,
     read_with_gradient,
     read_without_gradient,
-    write_groups,
 )
 from vistill.training.settings import TrainSettings
+from vistill.training.writing import Desk, write_groups
 
 PROMPTS, SIBLINGS = 16, 4
 
@@ -81,7 +81,7 @@ def measure(repeats):
     engine, sampling = HFEngine(student), Sampling(0, 0, 1.0, 1.0, 96)
     rollouts = []
     for _ in range(repeats):
-        groups = best(lambda: write_groups(cast, engine, OPD(), prompts, sampling, SIBLINGS), rollouts, repeats)
+        groups = best(lambda: write_groups(cast, Desk(engine, OPD(), SIBLINGS), prompts, sampling), rollouts, repeats)
     tokens = sum(len(r.ids) for g in groups for r in g.rollouts)
     student.model.train()
     times = {name: [] for name in ("ours_opd", "ours_va_opd", "naive_opd", "naive_va_opd")}
@@ -135,7 +135,7 @@ def one_side(side):
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
     cast = Cast(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("train", PROMPTS, 0)
-    groups = write_groups(cast, HFEngine(student), OPD(), prompts, Sampling(0, 0, 1.0, 1.0, 96), SIBLINGS)
+    groups = write_groups(cast, Desk(HFEngine(student), OPD(), SIBLINGS), prompts, Sampling(0, 0, 1.0, 1.0, 96))
     for _ in range(2):
         our_step(cast, VAOPD(), groups) if side == "ours" else naive_step(student, teacher, groups, va=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

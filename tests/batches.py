@@ -4,6 +4,7 @@ import torch
 
 from vistill.batch import Responses, ScoredBatch, ScoredPass
 from vistill.functional.heads import Head
+from vistill.training.reading import cut_gradient, cut_signal
 
 
 def responses(lengths, group, vocabulary=5, has_image=None, seed=0):
@@ -17,6 +18,7 @@ def responses(lengths, group, vocabulary=5, has_image=None, seed=0):
         lengths=length,
         has_image=torch.ones(max(group) + 1, dtype=torch.bool) if has_image is None else torch.tensor(has_image),
         tie_noise=torch.rand(total, generator=generator),
+        reward=torch.rand(len(lengths), generator=generator).round(),
     )
 
 
@@ -26,7 +28,7 @@ def identity_head(vocabulary):
 
 
 def logits_pass(logits, ids=None):
-    log_prob = None if ids is None else torch.log_softmax(logits, -1).gather(-1, ids[:, None])[:, 0]
+    log_prob = None if ids is None else torch.log_softmax(logits.detach(), -1).gather(-1, ids[:, None])[:, 0]
     return ScoredPass(log_prob, logits, identity_head(logits.shape[-1]))
 
 
@@ -47,8 +49,48 @@ def random_batch(lengths, group, vocabulary=5, seed=0, has_image=None):
     return batch, student
 
 
+def method_batch(method, lengths, group, vocabulary=7, seed=0, has_image=None, spread=1.0):
+    """Every pass of a method with random logits, every pass a leaf, so that stray gradient shows."""
+    r = responses(lengths, group, vocabulary, has_image, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    leaves = {
+        p.name: (spread * torch.randn(r.num_tokens, vocabulary, generator=generator)).requires_grad_()
+        for p in method.passes()
+    }
+    return ScoredBatch(r, {name: logits_pass(leaf, r.ids) for name, leaf in leaves.items()}), leaves
+
+
+def without_gradient(method, batch):
+    """What signals may see: passes without gradient."""
+    names = {p.name for p in method.passes() if not p.gradient}
+    passes = {
+        name: ScoredPass(s.log_prob.detach(), s.hidden.detach(), s.head)
+        for name, s in batch.passes.items()
+        if name in names
+    }
+    return ScoredBatch(batch.responses, passes, batch.memory, batch.progress)
+
+
+def as_read(method, batch, signals):
+    """Passes as the loop hands them to `terms`: gradient cut where a pass's `rows` says so."""
+    passes = dict(batch.passes)
+    for p in method.passes():
+        if p.gradient:
+            made = ScoredPass(None, passes[p.name].hidden, passes[p.name].head)
+            passes[p.name] = cut_gradient(made, signals[p.rows]) if p.rows else made
+    return ScoredBatch(batch.responses, passes, batch.memory, batch.progress)
+
+
+def terms_of(method, batch, signals=None):
+    signals = method.signals(without_gradient(method, batch)) if signals is None else signals
+    return method.terms(as_read(method, batch, signals), signals)
+
+
 def loss_of(objective, batch):
     from vistill.batch import reduce_terms
 
-    signals = objective.signals(batch)
-    return reduce_terms(objective.terms(batch, signals), batch.responses.counts())[0]
+    return reduce_terms(terms_of(objective, batch), batch.responses.counts())[0]
+
+
+def cut_signals(signals, batch, rows, groups):
+    return {name: cut_signal(value, batch.responses, rows, groups) for name, value in signals.items()}

@@ -37,8 +37,9 @@ from vistill.runtime import quiet
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.checkpoint import TrainState, newest, weights_hash
 from vistill.training.loop import Plan, run
+from vistill.training.preparation import prepare_run
 from vistill.training.reading import Cast
-from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, see
 
@@ -106,7 +107,7 @@ def train(
     folder = RunFolder(Path(made.run))
     open_folder(folder, made, accept)
     try:
-        plan = plan_of(made, folder, progress)
+        plan = prepare_run(plan_of(made, folder, progress), folder)
         return finish(folder, plan, run(plan, folder))
     except VistillError as error:
         write_json(folder.path / "error.json", error.to_dict())
@@ -205,6 +206,8 @@ class DistillOptions(TypedDict, total=False):
     rollout: RolloutSettings
     save: SaveSettings
     evaluation: EvalSettings
+    reward: RewardSettings
+    views: ViewContext
     seed: int
     progress: Progress
 
@@ -221,7 +224,7 @@ def distill(
 
     Args:
         student: learns, in place.
-        teacher: is frozen; None for methods that have none.
+        teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
         prompts: training prompts.
         objective: `OPD()`, `VAOPD(high_share=0.2)`, `SFT()`.
         out: run folder; an unfinished run in it is resumed.
@@ -238,7 +241,7 @@ def distill(
     identity |= {"rollout": asdict(rollout), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts]}
     lock(folder, json.loads(to_json(identity)), ())
     plan = Plan(
-        cast=Cast(student, teacher.freeze() if teacher else None, vocabulary),
+        cast=Cast(student, teacher.freeze() if teacher else None, vocabulary, options.get("views", view_of(student))),
         objective=objective,
         train_prompts=prompts,
         eval_prompts=options.get("eval_prompts", ()),
@@ -250,8 +253,15 @@ def distill(
         num_steps=steps,
         fingerprint="api",
         progress=options.get("progress", lambda record: None),
+        reward=options.get("reward", RewardSettings()),
     )
+    plan = prepare_run(plan, folder)
     return finish(folder, plan, run(plan, folder))
+
+
+def view_of(student: VLM) -> ViewContext:
+    """The default parameters of the views, with the model's own patch size."""
+    return ViewContext(patch=int(student.family.image_grid()["patch"]))
 
 
 def load_prompts(source: str, **settings: Any) -> list[Prompt]:

@@ -11,19 +11,22 @@ from typing import Any
 
 import torch
 
+from vistill.batch import Objective
 from vistill.config import ModelSettings, Recipe, compare_recipes
 from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, load_both
 from vistill.data.math_judge import MathJudge
-from vistill.errors import ConfigError, DataError
+from vistill.errors import DataError
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.objectives import METHODS
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.loop import Plan
-from vistill.training.reading import Cast, check_response
+from vistill.training.preparation import check_enough
+from vistill.training.reading import Cast
+from vistill.training.writing import check_response
 from vistill.types import Prompt, View, Writer
 from vistill.views import ViewContext
 
@@ -36,20 +39,17 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
     eval_data = without_bad_gold(eval_data, recipe)
     note_data(folder, train_data, eval_data)
     settings = recipe.train
-    if settings.prompts_per_step > len(train_data.prompts):
-        raise ConfigError(
-            "C101",
-            f"train.prompts_per_step = {settings.prompts_per_step}, but only {len(train_data.prompts)} rows",
-            why="a prompt would occur twice in one step, with the same noise and so the same responses",
-            fix=f"train.prompts_per_step={len(train_data.prompts)}",
-        )
-    objective = METHODS[recipe.method](**recipe.knobs)
+    check_enough(settings.prompts_per_step, len(train_data.prompts))
+    objective: Objective = METHODS[recipe.method](**recipe.knobs)
     if objective.writer is Writer.DATA:
         for prompt in train_data.prompts:
             check_response(prompt)
     cast = cast_of(recipe)
     if not train_data.diagrams:
-        check_prompt_lengths(cast, [*train_data.prompts, *eval_data.prompts], recipe.data.max_prompt_tokens)
+        views = {View.FULL, *(p.view for p in objective.passes())} - {View.TEXT_ONLY}
+        for view in sorted(views - {View.PRIVILEGED_MISMATCHED}):
+            check_prompt_lengths(cast, train_data.prompts, recipe.data.max_prompt_tokens, view)
+        check_prompt_lengths(cast, eval_data.prompts, recipe.data.max_prompt_tokens)
     steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
     return Plan(
         cast=cast,
@@ -65,6 +65,7 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
         fingerprint=recipe.fingerprint(),
         progress=progress,
         diagrams=eval_data.diagrams,
+        reward=recipe.reward,
     )
 
 
@@ -78,13 +79,20 @@ def choose_device(name: str) -> str:
 def cast_of(recipe: Recipe) -> Cast:
     """Load student and teacher and hold them against each other."""
     limit = recipe.data.max_image_tokens
-    context = ViewContext(pixel_share=recipe.views.pixelate, seed=recipe.seed)
 
     def load_one(role: ModelSettings, dtype: torch.dtype) -> VLM:
         device, source = choose_device(role.device), resolve_model(role.model)
         return load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit)
 
     student = load_one(recipe.student, torch.float32)
+    context = ViewContext(
+        pixel_share=recipe.views.pixelate,
+        mask_share=recipe.views.mask_share,
+        patch=int(student.family.image_grid()["patch"]),
+        degrade=recipe.views.degrade,
+        thought=recipe.views.thought,
+        seed=recipe.seed,
+    )
     if not recipe.teacher.model:
         return Cast(student, None, student.vocabulary_size, context)
     half = choose_device(recipe.teacher.device) != "cpu" and recipe.train.precision != "fp32"
@@ -92,10 +100,10 @@ def cast_of(recipe: Recipe) -> Cast:
     return Cast(student, teacher, check_pair(student, teacher), context)
 
 
-def check_prompt_lengths(cast: Cast, prompts: Sequence[Prompt], limit: int) -> None:
+def check_prompt_lengths(cast: Cast, prompts: Sequence[Prompt], limit: int, view: View = View.FULL) -> None:
     """D203 before the first step."""
     for prompt in prompts:
-        encoded = cast.encode(prompt, View.FULL)
+        encoded = cast.encode(prompt, view)
         if len(encoded.ids) > limit:
             text = len(encoded.ids) - encoded.num_image_tokens
             raise DataError(

@@ -1,8 +1,10 @@
 """The nouns with tensors: the flat response axis, scored passes, loss terms, and the one reducer."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +30,13 @@ class Responses:
     """Whether the prompt of each group has a picture."""
     tie_noise: Float[Tensor, " R"]
     """Keyed uniform noise, for rules that break ties at random."""
+    reward: Float[Tensor, " N"] | None = None
+    """Reward of each rollout, where the method asked for it."""
+
+    def rewards(self) -> Float[Tensor, " N"]:
+        """The rewards, which the method asked for."""
+        assert self.reward is not None, "the method did not ask for rewards"
+        return self.reward
 
     @property
     def num_groups(self) -> int:
@@ -99,6 +108,10 @@ class ScoredBatch:
 
     responses: Responses
     passes: Mapping[str, ScoredPass]
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """What the method remembered of earlier steps; checkpoints carry it."""
+    progress: float = 0.0
+    """Share of the run that is done, for schedules."""
 
     def __getitem__(self, name: str) -> ScoredPass:
         return self.passes[name]
@@ -121,8 +134,9 @@ class ScoredBatch:
             lengths=old.lengths[keep_rollout],
             has_image=old.has_image[wanted],
             tie_noise=old.tie_noise[rows],
+            reward=None if old.reward is None else old.reward[keep_rollout],
         )
-        return ScoredBatch(part, {name: scored.take(rows) for name, scored in self.passes.items()}), rows
+        return replace(self, responses=part, passes={n: scored.take(rows) for n, scored in self.passes.items()}), rows
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,12 @@ class LossTerm:
     weights: Float[Tensor, " R"]
     per: str = "prompt"
     """What the weighted sum is divided by: the step's number of prompts, rollouts or tokens."""
+    minimised: bool = True
+    """A term that is only watched is reported under its name and never enters the loss."""
+
+    def scaled(self, factor: float) -> "LossTerm":
+        """The same term with all its weights times a factor."""
+        return replace(self, weights=self.weights * factor)
 
 
 def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,37 +162,102 @@ def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dic
     Weights select as well as scale: a value under weight 0 never enters, so a NaN outside cannot either.
 
     Returns:
-        The sum of all terms, and each term by name (detached).
+        The sum of the minimised terms, and every term by name (detached).
     """
     parts: dict[str, Tensor] = {}
+    learnt: list[Tensor] = []
     for term in terms:
+        assert term.name not in parts, f"two terms are called {term.name}"
         inside = term.weights != 0
         kept = torch.where(inside, term.values, torch.zeros_like(term.values))
         parts[term.name] = (term.weights.detach() * kept).sum() / counts.of(term.per)
-    total = torch.stack(list(parts.values())).sum()
+        if term.minimised:
+            learnt.append(parts[term.name])
+    total = torch.stack(learnt).sum()
     return total, {name: value.detach() for name, value in parts.items()}
 
 
 Signals = Mapping[str, Tensor]
 
 
+class Need(StrEnum):
+    """What a method cannot do without, beyond its passes. Checked before step 1."""
+
+    IMAGE = "image"
+    THOUGHTS = "thoughts"
+    REWARD = "reward"
+    SIBLINGS = "siblings"
+
+
+@dataclass(frozen=True)
+class GradientProbe:
+    """Norms of the gradients of sums of terms, measured on the whole step every so many steps, before its update."""
+
+    every: int
+    sums: tuple[tuple[str, ...], ...]
+    """Names of the terms of each sum."""
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """A method: what must be seen, what is measured, what is minimised. Everything else is shared."""
+    """A method: what must be seen, what is measured, what is minimised. Everything else is shared.
 
-    writer: ClassVar[Writer]
-    """Who writes the responses."""
-    writer_view: ClassVar[View]
-    """What the writer sees of the prompt."""
+    A class that names this one as its base inherits the defaults and states only `passes`, `signals` and `terms`.
+    """
 
+    updates: int = 1
+    """Updates a step: its prompts in so many parts, with old log-probabilities from before the first."""
+
+    @property
+    def writer(self) -> Writer:
+        """Who writes the responses."""
+        return Writer.STUDENT
+
+    @property
+    def writer_view(self) -> View:
+        """What the writer sees of the prompt."""
+        return View.FULL
+
+    @property
+    def keep_correct(self) -> bool:
+        """Of the teacher's written responses use only correct ones, another one each epoch; else all of them."""
+        return False
+
+    @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
         """Readings the method needs."""
-        ...
+        raise NotImplementedError
 
+    @abstractmethod
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Measured once a step on the whole batch, without gradient."""
-        ...
+        raise NotImplementedError
 
+    @abstractmethod
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Minimised, per token, on each micro-batch of whole prompts."""
-        ...
+        raise NotImplementedError
+
+    def needs(self) -> frozenset[Need]:
+        """What must be there before step 1."""
+        return frozenset()
+
+    def off_policy(self) -> float:
+        """Share of the prompts of a step whose responses the teacher wrote beforehand."""
+        return 1.0 if self.writer is Writer.TEACHER else 0.0
+
+    def ema_rate(self) -> float:
+        """How far the moving-average reader goes towards the student after each update."""
+        return 0.005
+
+    def probe(self) -> GradientProbe | None:
+        """Gradient norms that the method wants measured."""
+        return None
+
+    def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """What to carry to the next step, from the batch (with its memory) and its signals."""
+        return dict(batch.memory)
+
+    def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
+        """The memory after a probe's norms were measured."""
+        return dict(memory)

@@ -20,7 +20,7 @@ from vistill.errors import ConfigError, suggest
 from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.settings import RolloutSettings
 from vistill.strict_yaml import StrictLoader, line_of
-from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views.settings import ViewSettings
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
@@ -47,7 +47,7 @@ class Recipe:
     """Folder that everything is written into."""
     student: ModelSettings
     method: str
-    """sft, opd, va_opd (`vistill explain va_opd`)."""
+    """sft, kd, opd, va_opd, vgs, visual_opsd, grpo, papo, ... (`vistill explain va_opd`)."""
     version: int = 1
     seed: int = 42
     teacher: ModelSettings = field(default_factory=ModelSettings)
@@ -56,6 +56,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     save: SaveSettings = field(default_factory=SaveSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -348,16 +349,19 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: str) -> None:
     """Combinations that cannot be (C101, C103)."""
-    weighs = schema["x-needs-siblings"]
-    if weighs and recipe.rollout.per_prompt == 1 and recipe.knobs.get(weighs, True):
+    switch = next((knob for knob in ("rollout_weights",) if knob in schema["properties"]), None)
+    siblings = "siblings" in schema["x-needs"] and (switch is None or recipe.knobs.get(switch, True))
+    if siblings and recipe.rollout.per_prompt == 1:
+        purpose = f", or say so on purpose:  {recipe.method}.{switch}=false" if switch else ""
         raise ConfigError(
             "C103",
             f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
             where=place(text, name, ("rollout", "per_prompt")),
-            why="with one rollout every weight is 1: that half of the method would be off",
-            fix=f"rollout.per_prompt=4 (paper), or say so on purpose:  {recipe.method}.{weighs}=false",
+            why="with one rollout every weight is 1 and every advantage 0",
+            fix=f"rollout.per_prompt=4 (paper){purpose}",
         )
-    if schema["x-needs-teacher"] and not recipe.teacher.model:
+    asks_teacher = schema["x-needs-teacher"] or "teacher" in (recipe.knobs.get("responses"), schema["x-writer"])
+    if asks_teacher and not recipe.teacher.model:
         raise ConfigError("C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID")
     if recipe.version != 1:
         raise ConfigError("C002", f"version {recipe.version} is unknown", where=name, fix="version=1")

@@ -20,18 +20,29 @@ class View(StrEnum):
     PIXELATED = "pixelated"
     TEXT_ONLY = "text_only"
     MASKED = "masked"
+    BLACK = "black"
     SWAPPED = "swapped"
-    PRIVILEGED = "privileged"
     NOISE = "noise"
+    DEGRADED = "degraded"
+    PRIVILEGED = "privileged"
+    PRIVILEGED_NOISE = "privileged_noise"
+    PRIVILEGED_BLANK = "privileged_blank"
+    PRIVILEGED_MISMATCHED = "privileged_mismatched"
+    PRIVILEGED_PROMPTS = "privileged_prompts"
 
 
 class Reader(StrEnum):
     """Which model reads."""
 
     STUDENT = "student"
+    """The weights that learn."""
+    OLD = "old"
+    """The student as it was when the step began; never with gradient."""
     TEACHER = "teacher"
     EMA = "ema"
+    """A moving average of the student, stored with every checkpoint."""
     REFERENCE = "reference"
+    """The student as the run found it."""
 
 
 class Writer(StrEnum):
@@ -110,6 +121,8 @@ class Prompt:
     """A written response, for `sft`."""
     thoughts: tuple[ImageRef, ...] = ()
     """Privileged visual thoughts."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Regions (left, top, right, bottom) of the first picture, in its pixels; thoughts can be drawn from them."""
     system: str | None = None
     """A system message."""
     labels: dict[str, str] = field(default_factory=dict, hash=False)
@@ -143,7 +156,7 @@ class Pass:
     keep: str = "hidden"
     """`hidden` keeps the hidden states of the response rows; `log_prob` only the sampled token's log-probability."""
     rows: str = ""
-    """Name of a boolean signal that limits the gradient to the rows it marks; empty means all rows."""
+    """Name of a boolean signal: gradient is cut at the rows it does not mark; empty means all rows learn."""
 
     @property
     def name(self) -> str:

@@ -71,6 +71,7 @@ def reading(advantage, critical, kl, misread):
         tuple(range(n)),
         t(advantage),
         t(critical),
+        t(critical),
         t(kl),
         t(misread),
         torch.zeros(n),

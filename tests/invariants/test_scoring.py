@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.functional.divergences import log_prob_from_hidden
+from vistill.functional.rows import log_prob_from_hidden
 from vistill.models.scoring import EncodedGroup, prediction_rows, response_states, score
 from vistill.types import Prompt, View
 from vistill.views import see

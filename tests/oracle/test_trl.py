@@ -8,8 +8,8 @@ from conftest import build
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
-from vistill.functional.divergences import Target, reverse_kl_from_hidden
 from vistill.functional.heads import Head
+from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.models.scoring import EncodedGroup, score, to_rows
 from vistill.objectives import OPD
 from vistill.training.reading import Cast, lay_out, prepare, read_with_gradient, read_without_gradient

@@ -38,7 +38,10 @@ PROMPT = Prompt("p", (LoadedImage(picture()), "question ", LoadedImage(picture(s
 PARTNER = Prompt("q", (LoadedImage(picture(size=(9, 9))), "other"))
 
 
-@pytest.mark.parametrize("view", [v for v in VIEWS if v is not View.TEXT_ONLY])
+PRIVILEGED = [v for v in VIEWS if v.startswith("privileged")]
+
+
+@pytest.mark.parametrize("view", [v for v in VIEWS if v is not View.TEXT_ONLY and v not in PRIVILEGED])
 def test_a_view_keeps_places_sizes_and_text(view):
     out = see(PROMPT, view, ViewContext(partner=PARTNER, seed=3))
     assert out.text == PROMPT.text
@@ -62,3 +65,60 @@ def test_all_pictures_of_a_prompt_are_degraded():
     out = see(PROMPT, View.PIXELATED)
     for old, new in zip(PROMPT.images, out.images, strict=True):
         assert not np.array_equal(np.asarray(old.load()), np.asarray(new.load()))
+
+
+THOUGHT = LoadedImage(picture(size=(12, 8)), "thought")
+TOLD = Prompt(
+    "t", (LoadedImage(picture(size=(40, 30))), "What?"), thoughts=(THOUGHT, THOUGHT), boxes=((10, 5, 20, 15),)
+)
+OTHER = Prompt("o", ("Else?",), thoughts=(LoadedImage(picture(size=(6, 6)), "other"),))
+
+
+def test_the_privileged_view_is_the_papers_context_word_for_word():
+    parts = see(TOLD, View.PRIVILEGED).parts
+    assert parts[1] == "What?"
+    assert parts[2] == (
+        "\nThe following images are privileged visual references that depict the intermediate visual thoughts on the "
+        "path to the correct answer. Use them silently as grounding context; do not describe or echo them.\n"
+    )
+    assert parts[3:5] == (THOUGHT, THOUGHT)
+    assert parts[5] == ("\nNow, using your own independent reasoning, answer the problem above. Think step by step.")
+
+
+@pytest.mark.parametrize("view", [View.PRIVILEGED_NOISE, View.PRIVILEGED_BLANK, View.PRIVILEGED_MISMATCHED])
+def test_controls_keep_every_place_and_size_and_change_every_thought(view):
+    real = see(TOLD, View.PRIVILEGED)
+    control = see(TOLD, view, ViewContext(partner=OTHER, seed=1))
+    assert [p for p in control.parts if isinstance(p, str)] == [p for p in real.parts if isinstance(p, str)]
+    assert [i.load().size for i in control.images] == [i.load().size for i in real.images]
+    assert control.images[0] is TOLD.images[0]
+    for old, new in zip(real.images[1:], control.images[1:], strict=True):
+        assert not np.array_equal(np.asarray(old.load().convert("RGB")), np.asarray(new.load()))
+
+
+def test_prompts_only_keeps_the_two_sentences_and_no_thought():
+    assert see(TOLD, View.PRIVILEGED_PROMPTS).images == TOLD.images
+    assert see(TOLD, View.PRIVILEGED_PROMPTS).text == see(TOLD, View.PRIVILEGED).text
+
+
+def test_thoughts_can_be_drawn_from_boxes():
+    crops = see(TOLD, View.PRIVILEGED, ViewContext(thought="crop")).images[1:]
+    assert len(crops) == 1
+    assert crops[0].load().size == (35, 30)
+    framed = see(TOLD, View.PRIVILEGED, ViewContext(thought="box")).images[1].load()
+    assert framed.size == (40, 30)
+    assert framed.getpixel((10, 5)) == (255, 0, 0)
+
+
+def test_a_degraded_picture_keeps_its_size_and_follows_its_seed():
+    for how in ("downsample", "noise", "either"):
+        draw = lambda seed, how=how: np.asarray(
+            see(TOLD, View.DEGRADED, ViewContext(seed=seed, degrade=how)).images[0].load()
+        )
+        assert draw(1).shape == (30, 40, 3)
+        assert np.array_equal(draw(1), draw(1))
+        assert not np.array_equal(draw(1), draw(2))
+
+
+def test_a_black_picture_is_black_everywhere():
+    assert see(TOLD, View.BLACK).images[0].load().getextrema() == ((0, 0), (0, 0), (0, 0))

@@ -1,5 +1,6 @@
 """`vistill explain`: error codes and methods, from the catalogue and the packaged schema."""
 
+import json
 from typing import Any
 
 from vistill.config import method_schemas
@@ -23,14 +24,22 @@ def explain_word(word: str) -> str:
     )
 
 
+def kind_of(info: dict[str, Any]) -> str:
+    """What a knob takes, in words."""
+    if "anyOf" in info:
+        return " or ".join(kind_of(part) for part in info["anyOf"])
+    return " | ".join(info["enum"]) if "enum" in info else str(info.get("type", ""))
+
+
 def explain_method(name: str, schema: dict[str, Any]) -> str:
     """Objective, passes and knobs of a method."""
-    lines = [f"{name}: {schema['description']}", "", f"responses from   {schema['x-writer']}"]
-    lines += [f"passes           {', '.join(schema['x-passes'])}", ""]
+    sees = [f"{p} (gradient)" if p in schema["x-gradient"] else p for p in schema["x-passes"]]
+    lines = [f"{name}: {schema['x-page']}", "", f"responses from   {schema['x-writer']}"]
+    lines += [f"passes           {', '.join(sees)}"]
+    lines += [f"needs            {', '.join(schema['x-needs'])}", ""] if schema["x-needs"] else [""]
     if not schema["properties"]:
         lines.append("no knobs of its own")
     for knob, info in schema["properties"].items():
-        kind = " | ".join(info["enum"]) if "enum" in info else info.get("type", "")
-        lines.append(f"{name}.{knob} = {info['default']}   ({kind})")
+        lines.append(f"{name}.{knob} = {json.dumps(info['default'])}   ({kind_of(info)})")
         lines.append(f"    {info['description']}")
     return "\n".join(lines)

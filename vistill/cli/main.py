@@ -78,6 +78,24 @@ def train(
     print(f"report   {page}")
 
 
+@app.command()
+def methods(
+    recipe: Annotated[str, typer.Argument(help="a recipe with one stage a method")] = "every_method.yaml",
+    overrides: Overrides = None,
+) -> None:
+    """Train every method for a few steps from the same student on the same prompts; one table of loss and cost."""
+    from vistill.cli.progress import Progress
+    from vistill.experiments.methods import run_methods, table
+
+    words = overrides or []
+    if "=" in recipe:  # settings alone: the shipped recipe
+        recipe, words = "every_method.yaml", [recipe, *words]
+    with Progress() as progress:
+        rows, page = run_methods(recipe, words, progress.show)
+    print(table(rows))
+    print(f"report   {page}")
+
+
 @app.command(name="eval")
 def evaluate(
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vistill.data.drawing import Place, draw_diagram, draw_thought, label_centres
+from vistill.data.drawing import GLYPH_SHARE, Place, draw_diagram, draw_thought, label_centres
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.data.wording import Wording, question_text, solution_text
 from vistill.types import DrawnImage, Prompt
@@ -85,10 +85,26 @@ class Diagram:
             if seen
         ]
 
+    def label_boxes(self) -> tuple[tuple[float, float, float, float], ...]:
+        """Pixel regions of the drawn labels, in reading order."""
+        side = self.settings.side
+        reach = 0.6 * GLYPH_SHARE * side * (1.4 if self.settings.two_digits else 1.0)
+        centres = label_centres(Place(self.kind, self.colour, self.key, side))
+        return tuple(
+            (max(0.0, x - reach), max(0.0, y - reach), min(float(side), x + reach), min(float(side), y + reach))
+            for (x, y), seen in zip(centres, self.visible, strict=True)
+            if seen
+        )
+
     def thought(self) -> Image.Image:
         """The visual thought: the drawn labels enlarged, left to right in reading order."""
         shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
         return draw_thought(shown, self.settings.side)
+
+    def thought_cells(self, cells: int = 4) -> list[tuple[int, int]]:
+        """(cell, value) of each label of the visual thought."""
+        shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
+        return [(cells // 2 * cells + int((i + 0.5) / len(shown) * cells), value) for i, value in enumerate(shown)]
 
     def wording(self) -> Wording:
         """What the question and the solution talk about."""
@@ -118,6 +134,7 @@ class Diagram:
             answer=str(self.answer),
             response=self.solution(),
             thoughts=thoughts,
+            boxes=self.label_boxes(),
             labels=labels | {"drawn": " ".join(str(i) for i, seen in enumerate(self.visible) if seen)},
         )
 

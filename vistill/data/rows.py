@@ -44,6 +44,7 @@ class RowReader:
             choices=choices,
             response=None if response is None else str(response),
             thoughts=tuple(self.images(row, columns.thoughts, where)),
+            boxes=boxes_of(self.optional(row, columns.boxes, where), where),
             system=self.settings.system or None,
             labels={"row": where},
         )
@@ -104,6 +105,26 @@ class BytesImage:
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError("D202", "image cannot be decoded", where=self.name, why=str(error)) from error
         return image
+
+
+def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
+    """One box or a list of them: left, top, right, bottom in pixels of the first picture (D207)."""
+    if not value:
+        return ()
+    single = isinstance(value, (list, tuple)) and not isinstance(value[0], (list, tuple))
+    boxes = []
+    for box in [value] if single else value:
+        numbers = [x for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        if len(numbers) != 4 or len(box) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+            raise DataError(
+                "D207",
+                f"{box!r} is not a box",
+                where=where,
+                why="a box is left, top, right, bottom in pixels of the first picture, left < right, top < bottom",
+                fix="correct the row, or leave data.columns.boxes empty",
+            )
+        boxes.append((float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3])))
+    return tuple(boxes)
 
 
 def suggest_name(name: str, known: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ class Columns:
     answer: str = "answer"
     choices: str = ""
     thoughts: str = ""
+    boxes: str = ""
     response: str = ""
     id: str = ""
 

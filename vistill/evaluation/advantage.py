@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vistill.evaluation.answering import Answered
 from vistill.evaluation.settings import EvalSettings
-from vistill.functional.divergences import CHUNK_ROWS, Target, reverse_kl_from_hidden
+from vistill.functional.rows import CHUNK_ROWS, Target, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
@@ -35,6 +35,8 @@ class TokenReading:
     """Rectified visual advantage, nats."""
     critical: Tensor
     """Distribution-level advantage, nats."""
+    dependency: Tensor
+    """Visual dependency KL(teacher with the picture || without), nats."""
     kl: Tensor
     """KL(student || teacher), nats."""
     misread: Tensor
@@ -51,7 +53,7 @@ def read_tokens(
     context: ViewContext,
     poll: Callable[[], None] = lambda: None,
 ) -> list[TokenReading]:
-    """Read responses with the teacher under two views and with the student under one."""
+    """Read responses with the teacher under three views and with the student under one."""
     vocabulary = student.vocabulary_size
     out: list[TokenReading] = []
     for start in range(0, len(answered), GROUPS_PER_CALL):
@@ -61,15 +63,16 @@ def read_tokens(
         full = groups_of(teacher, part, View.FULL, context)
         seen = score(teacher, full, ids, vocabulary)
         blurred = score(teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary)
+        blind = score(teacher, groups_of(teacher, part, View.TEXT_ONLY, context), ids, vocabulary)
         own = score(student, full, ids.to(student.device), vocabulary)
         head = seen.projection()
         kl = reverse_kl_from_hidden(own.states(), own.projection(), [Target(1.0, seen.states(), head)])
-        critical = distribution_advantage(seen, blurred)
+        critical, dependency = distribution_advantage(seen, blurred), distribution_advantage(seen, blind)
         chosen = torch.cat([head.logits(h).argmax(-1) for h in seen.states().split(CHUNK_ROWS)])
         misread = (critical > CRITICAL_NATS) & (chosen != ids)
         advantage = visual_advantage(seen.sampled(), blurred.sampled())
         lengths = [len(a.rollout.ids) for a in part]
-        columns = [advantage, critical, kl, misread, seen.sampled(), blurred.sampled()]
+        columns = [advantage, critical, dependency, kl, misread, seen.sampled(), blurred.sampled()]
         cut = [c.cpu().split(lengths) for c in columns]
         out += [TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)]
     return out
@@ -101,6 +104,7 @@ def summarise_tokens(readings: Sequence[TokenReading], settings: EvalSettings) -
         "va/top10_share": top_mass_share(advantage, 0.1),
         "va/gini": gini(advantage),
         "va/zero_share": float((advantage == 0).float().mean()),
+        "vds/mean": float(torch.cat([r.dependency for r in readings]).mean()),
         "kl/mean": float(kl.mean()),
         "kl/high_group": mean_where(kl, high),
         "kl/low_group": mean_where(kl, ~high),

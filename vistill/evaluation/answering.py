@@ -1,9 +1,10 @@
 """Let a model answer questions under a view, and judge the answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vistill.data.answers import judge_answer
+from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
@@ -77,10 +78,9 @@ class Answering:
         return answered
 
     def context(self, prompts: Sequence[Prompt], index: int) -> ViewContext:
-        """The view context of one prompt; its partner for `swapped` is the next prompt."""
-        from dataclasses import replace
-
-        return replace(self.view, partner=prompts[(index + 1) % len(prompts)])
+        """The view context of one prompt: noise of its own, and the next prompt as its partner."""
+        seed = keyed_seed("view", prompts[index].id, self.view.seed)
+        return replace(self.view, partner=prompts[(index + 1) % len(prompts)], seed=seed)
 
     def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> Answered:
         """Decode and compare with the gold answer."""

@@ -3,7 +3,8 @@
 Three phases, budgets in steps: the vision tower alone (which digit sits in which cell), reading (the first sentences
 of a solution), whole solutions with arithmetic drills. Once it reads, part of the solutions is learnt from pixelated
 pictures and without a picture, so that what the teacher says under those views is a calibrated guess. The student ends
-with a short phase in which many of its labels are wrong: it stays fluent and loses trust in its eyes.
+with a short phase in which many of its labels are wrong: it stays fluent and loses trust in its eyes. The base of
+`visual_opsd` is a student that also learnt to read visual thoughts, and is told wrong labels only without them.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ from vistill.models.tiny import TinySize, build_tiny, train_tokenizer
 from vistill.runs.storage import write_json
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread
 from vistill.types import Prompt, View
-from vistill.views import see
+from vistill.views import ViewContext, see
+from vistill.views.privileged import REF_INTRO, TRANSITION
 
 #: Diagrams that the models are raised on; every solution is told anew each time.
 POOL = 6000
@@ -75,6 +77,12 @@ class Raising:
     """Steps of the final phase with wrong labels."""
     wrong_share: float = 0.6
     wrong_lr: float = 1e-3
+    privileged_share: float = 0.0
+    """Share of the prompts with a picture that also bring visual thoughts."""
+    unrelated_share: float = 0.0
+    """Share of those thoughts that are noise, or another item's: they must not be believed."""
+    thought_glimpses: float = 0.0
+    """Share of the vision phase spent on thoughts: the tower learns their large digits well and fine glyphs badly."""
     settings: DiagramSettings = field(default_factory=DiagramSettings)
 
 
@@ -88,14 +96,27 @@ STUDENT = Raising(
     wrong_steps=120,
     wrong_share=0.6,
 )
+BASE = Raising(
+    size=TinySize(hidden=48, vision_hidden=48, feed_forward=144, vision_feed_forward=96),
+    seed=2,
+    vision_steps=400,
+    read_steps=450,
+    solve_steps=1500,
+    freeze_vision=True,
+    privileged_share=0.5,
+    unrelated_share=0.25,
+    thought_glimpses=0.9,
+    settings=DiagramSettings(thoughts=True),
+)
 
 
-def raising_tokenizer() -> PreTrainedTokenizerFast:
-    """The byte-level tokenizer both models share."""
+def raising_tokenizer(raising: Raising | None = None) -> PreTrainedTokenizerFast:
+    """The byte-level tokenizer teacher and student share; the base's own also spells Visual-OPSD's two sentences."""
     settings = DiagramSettings(versions=("text_dominant", "text_lite", "vision_dominant", "vision_only"))
     items = diagrams("train", 1500, 77, settings)
     texts = [text for item in items for text in (item.question(), item.solution(0), item.solution(1))]
-    return train_tokenizer([*texts, *EVERYDAY * 40])
+    sentences = [REF_INTRO, TRANSITION] if raising is not None and raising.privileged_share > 0 else []
+    return train_tokenizer([*texts, *EVERYDAY * 40, *sentences * 40])
 
 
 class Pool:
@@ -110,8 +131,17 @@ class Pool:
         """The prompt of one diagram under a view."""
         key = (index, view)
         if key not in self.encoded:
-            self.encoded[key] = self.vlm.encode(see(self.items[index].prompt(str(index)), view))
+            partner = self.items[(index + 1) % len(self.items)].prompt("partner")
+            context = ViewContext(partner=partner, seed=index)
+            self.encoded[key] = self.vlm.encode(see(self.items[index].prompt(str(index)), view, context))
         return self.encoded[key]
+
+    def glimpse(self, index: int, thought: bool) -> tuple[EncodedPrompt, list[tuple[int, int]]]:
+        """A picture alone, and which digit sits in which cell of it."""
+        item = self.items[index]
+        if not thought:
+            return self.encode(index, View.FULL), item.label_cells()
+        return self.vlm.encode(Prompt(f"thought-{index}", (item.prompt("thought").thoughts[0],))), item.thought_cells()
 
 
 def optimizer_for(vlm: VLM, lr: float) -> torch.optim.AdamW:
@@ -146,11 +176,14 @@ def raise_vision(vlm: VLM, pool: Pool, raising: Raising, say: Callable[[str], No
     rng = keyed_generator("raise-vision", raising.seed)
     for step in range(raising.vision_steps):
         picks = [int(i) for i in rng.integers(len(pool.items), size=raising.vision_batch)]
-        prompts = [pool.encode(i, View.FULL) for i in picks]
+        shown = [
+            pool.glimpse(i, bool(raising.thought_glimpses) and rng.random() < raising.thought_glimpses) for i in picks
+        ]
+        prompts = [prompt for prompt, _ in shown]
         features = vlm.family.image_features(vlm.model, prompts)  # pyright: ignore[reportAttributeAccessIssue]
         target = torch.zeros(len(picks), 16, dtype=torch.long)
-        for row, index in enumerate(picks):
-            for cell, value in pool.items[index].label_cells():
+        for row, (_, cells) in enumerate(shown):
+            for cell, value in cells:
                 target[row, cell] = value
         logits = probe(torch.cat(features.pooler_output))
         loss = F.cross_entropy(logits, target.reshape(-1))
@@ -208,6 +241,15 @@ def view_shares(raising: Raising, progress: float) -> tuple[float, float, float]
     return 1 - pixelated - text_only, pixelated, text_only
 
 
+def with_or_without_thoughts(view: View, raising: Raising, rng: np.random.Generator) -> View:
+    """The privileged view or one of its controls in place of some full views; draws nothing where there are none."""
+    if raising.privileged_share == 0 or view is not View.FULL or rng.random() >= raising.privileged_share:
+        return view
+    if rng.random() >= raising.unrelated_share:
+        return View.PRIVILEGED
+    return (View.PRIVILEGED_NOISE, View.PRIVILEGED_MISMATCHED)[int(rng.integers(2))]
+
+
 def solve_batch(
     pool: Pool, raising: Raising, rng: np.random.Generator, wrong: float, progress: float = 1.0
 ) -> list[EncodedGroup]:
@@ -217,8 +259,10 @@ def solve_batch(
     groups = []
     for index in rng.integers(len(pool.items), size=raising.solve_batch):
         item = pool.items[int(index)]
-        told = wrong_values(item, rng) if rng.random() < wrong else item
-        view = views[int(rng.choice(3, p=shares))]
+        lie = rng.random() < wrong
+        told = wrong_values(item, rng) if lie else item
+        view = with_or_without_thoughts(views[int(rng.choice(3, p=shares))], raising, rng)
+        told = item if view is View.PRIVILEGED else told
         response = pool.vlm.response_ids(told.solution(int(rng.integers(1, 1000))))
         groups.append(EncodedGroup(pool.encode(int(index), view), (response,)))
     return groups
@@ -231,7 +275,8 @@ def read_batch(pool: Pool, raising: Raising, rng: np.random.Generator) -> list[E
         item = pool.items[int(index)]
         sentences = item.solution(int(rng.integers(1, 1000))).split(". ")
         response = pool.vlm.response_ids(". ".join(sentences[:2]) + ".")
-        groups.append(EncodedGroup(pool.encode(int(index), View.FULL), (response,)))
+        view = with_or_without_thoughts(View.FULL, raising, rng)
+        groups.append(EncodedGroup(pool.encode(int(index), view), (response,)))
     return groups
 
 
@@ -287,38 +332,39 @@ def raise_model(raising: Raising, tokenizer: PreTrainedTokenizerFast, say: Calla
     return vlm.freeze()
 
 
-def measure(vlm: VLM, count: int = 512) -> dict[str, float]:
-    """Accuracy on held-out number combinations: greedy, at temperature 1, and with the picture pixelated or removed."""
+def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) -> dict[str, float]:
+    """Accuracy on held-out number combinations: greedy, at T = 1, with less of the picture, and with thoughts."""
     settings = EvalSettings(max_new_tokens=96, limit=count)
-    rows = diagram_prompts("test", count, 5)
+    rows = diagram_prompts("test", count, 5, diagram)
+    views = [View.FULL, View.PIXELATED, View.TEXT_ONLY]
+    if diagram is not None and diagram.thoughts:
+        views += [View.PRIVILEGED, View.PRIVILEGED_NOISE, View.PRIVILEGED_MISMATCHED, View.PRIVILEGED_PROMPTS]
     with MathJudge() as math_judge:
         answering = Answering(vlm, settings, math_judge)
         share = lambda view, mode: mean(accuracy_by_question(answering.answer(rows, view, mode)))
-        return {
-            "rows": float(count),
-            "greedy": share(View.FULL, "greedy"),
-            "sampled": share(View.FULL, "sampled"),
-            "pixelated": share(View.PIXELATED, "sampled"),
-            "text_only": share(View.TEXT_ONLY, "sampled"),
-        }
+        greedy = {"greedy": share(View.FULL, "greedy")}
+        if View.PRIVILEGED in views:
+            greedy["privileged_greedy"] = share(View.PRIVILEGED, "greedy")
+        names = {View.FULL: "sampled"}
+        return {"rows": float(count), **greedy} | {names.get(v, str(v)): share(v, "sampled") for v in views}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`python -m vistill.experiments.raising teacher FOLDER [--bf16]`: raise, measure, save with a card."""
+    """`python -m vistill.experiments.raising teacher|student|base FOLDER [--bf16]`: raise, measure, save."""
     use_one_thread()
     keep_big_blocks()
     quiet()
     name, folder = arguments[0], Path(arguments[1])
-    raising = {"teacher": TEACHER, "student": STUDENT}[name]
+    raising = {"teacher": TEACHER, "student": STUDENT, "base": BASE}[name]
     started = time.process_time()
-    vlm = raise_model(raising, raising_tokenizer(), lambda text: print(text, flush=True))
+    vlm = raise_model(raising, raising_tokenizer(raising), lambda text: print(text, flush=True))
     seconds = time.process_time() - started
     save_vlm(vlm, folder, torch.bfloat16 if "--bf16" in arguments else None)
     stored = load_vlm(folder).freeze()
     card = {
         "name": name,
         "recipe": asdict(raising),
-        "measured": measure(stored),
+        "measured": measure(stored, diagram=raising.settings),
         "cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in stored.model.parameters()),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),

@@ -1,80 +1,138 @@
-"""Divergences between next-token distributions, per token, never reduced. The direction is in the name."""
+"""Divergences between next-token distributions, per token, never reduced. The direction is in the name.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Arguments are always (student, target): `forward_kl` is KL(target || student), `reverse_kl` is KL(student || target).
+Gradient flows through both arguments; detach the one that is data.
+"""
+
+import math
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from vistill.functional.heads import Head
-
-#: Rows projected at a time. Whole vocabulary rows: one projection serves every divergence.
-CHUNK_ROWS = 1024
-
-
-class Target(NamedTuple):
-    """One summand of a target distribution `softmax(sum of coefficient * logits)`."""
-
-    coefficient: float
-    hidden: Float[Tensor, "R H"]
-    head: Head
+ClipMode = Literal["entry", "token", "none"]
 
 
 def reverse_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
     """KL(student || target) of each row, natural log, whole vocabulary.
 
-    `sum_a p(a) (log p(a) - log q(a))` with p the student. Zero at equality. Gradient flows through both arguments;
-    detach the target where it is data. Source: VA-OPD Eq. 5, Standard OPD Eq. 1.
+    `sum_a p(a) (log p(a) - log q(a))` with p the student. Zero at equality.
+    Source: VA-OPD Eq. 5, Standard OPD Eq. 1.
     """
     log_p = torch.log_softmax(student_logits, -1)
     log_q = torch.log_softmax(target_logits, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def target_logits(targets: Sequence[Target]) -> Float[Tensor, "R V"]:
-    """Logits of `softmax(sum_i a_i h_i W_i^T)`, detached: a target is data."""
-    with torch.no_grad():
-        return torch.stack([t.coefficient * t.head.detached().logits(t.hidden) for t in targets]).sum(0)
+def forward_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """KL(target || student) of each row: `sum_a q(a) (log q(a) - log p(a))`, the teacher's entropy included.
 
-
-def reverse_kl_from_hidden(
-    hidden: Float[Tensor, "R H"], head: Head, targets: Sequence[Target], chunk: int = CHUNK_ROWS
-) -> Float[Tensor, " R"]:
-    """KL(student || softmax of a linear combination of target logits) of each row, from hidden states.
-
-    Only `chunk` rows of logits exist at a time; with gradient they are computed again in the backward pass.
+    A target logit of -inf takes its token out of the sum. Source: off-policy KD, methods 4.1.
     """
-
-    def rows(h: Tensor, start: int, stop: int) -> Tensor:
-        part = [Target(t.coefficient, t.hidden[start:stop], t.head) for t in targets]
-        return reverse_kl(head.logits(h), target_logits(part))
-
-    pieces = []
-    for start in range(0, len(hidden), chunk):
-        stop = min(start + chunk, len(hidden))
-        h = hidden[start:stop]
-        if torch.is_grad_enabled() and len(hidden) > chunk:
-            pieces.append(checkpoint(rows, h, start, stop, use_reentrant=False))
-        else:
-            pieces.append(rows(h, start, stop))
-    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+    log_p = torch.log_softmax(student_logits, -1)
+    log_q = torch.log_softmax(target_logits, -1)
+    return expected_difference(log_q, log_p)
 
 
-def log_prob_from_hidden(
-    hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"], chunk: int = CHUNK_ROWS
+def expected_difference(log_q: Float[Tensor, "R V"], log_p: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """`sum_a q(a) (log q(a) - log p(a))`, where tokens without probability count 0 and never make a NaN."""
+    inside = log_q > -torch.inf
+    safe = torch.where(inside, log_q, torch.zeros_like(log_q))
+    return torch.where(inside, safe.exp() * (safe - log_p), torch.zeros_like(log_q)).sum(-1)
+
+
+def skewed_forward_kl(
+    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"], skew: float
 ) -> Float[Tensor, " R"]:
-    """`log softmax(head(h))[id]` of each row at temperature 1, whatever the sampling temperature was."""
+    """KL(q || skew q + (1 - skew) p) with p the student and q the target. Source: DistiLLM (skew = alpha)."""
+    log_p = torch.log_softmax(student_logits, -1)
+    log_q = torch.log_softmax(target_logits, -1)
+    return expected_difference(log_q, log_mix(log_q, log_p, skew))
 
-    def rows(h: Tensor, index: Tensor) -> Tensor:
-        return torch.log_softmax(head.logits(h), -1).gather(-1, index[:, None])[:, 0]
 
-    pieces = []
-    for start in range(0, len(hidden), chunk):
-        h, index = hidden[start : start + chunk], ids[start : start + chunk]
-        if torch.is_grad_enabled() and len(hidden) > chunk:
-            pieces.append(checkpoint(rows, h, index, use_reentrant=False))
-        else:
-            pieces.append(rows(h, index))
-    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+def skewed_reverse_kl(
+    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"], skew: float
+) -> Float[Tensor, " R"]:
+    """KL(p || skew p + (1 - skew) q) with p the student and q the target. Source: DistiLLM (skew = alpha)."""
+    return skewed_forward_kl(target_logits, student_logits, skew)
+
+
+def log_mix(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """`log(share a + (1 - share) b)` in log-space; the ends of [0, 1] are exact."""
+    if share in (0.0, 1.0):
+        return log_a if share == 1.0 else log_b
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+
+
+def jensen_shannon(
+    student_logits: Float[Tensor, "R V"],
+    target_logits: Float[Tensor, "R V"],
+    beta: float = 0.5,
+    clip: float | None = None,
+    clip_mode: ClipMode = "entry",
+) -> Float[Tensor, " R"]:
+    """`beta KL(q || m) + (1 - beta) KL(p || m)`, `m = beta q + (1 - beta) p`; p the student, q the target.
+
+    Bounded by ln 2 for beta = 0.5. The ends are limits of another kind: beta = 0 is KL(q || p), beta = 1 is
+    KL(p || q), as in the released code of GKD and Visual-OPSD.
+
+    Args:
+        student_logits: p.
+        target_logits: q.
+        beta: weight of the target in the mixture.
+        clip: largest value of an entry or of a token.
+        clip_mode: `entry` clamps each vocabulary entry **before** the sum (Visual-OPSD's release; a clamped entry has
+            no gradient), `token` clamps the sum, `none` ignores `clip`.
+    """
+    log_p = torch.log_softmax(student_logits, -1)
+    log_q = torch.log_softmax(target_logits, -1)
+    if beta == 0.0:
+        entries = log_q.exp() * (log_q - log_p)
+    elif beta == 1.0:
+        entries = log_p.exp() * (log_p - log_q)
+    else:
+        log_m = log_mix(log_q, log_p, beta)
+        entries = beta * log_q.exp() * (log_q - log_m) + (1 - beta) * log_p.exp() * (log_p - log_m)
+    if clip is not None and clip_mode == "entry":
+        entries = entries.clamp_max(clip)
+    total = entries.sum(-1)
+    return total.clamp_max(clip) if clip is not None and clip_mode == "token" else total
+
+
+def keep_top(
+    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"], top_k: int, tail_bucket: bool = False
+) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K"]]:
+    """Both rows of logits at the **target's** `top_k` largest entries, in the target's order.
+
+    Without a tail bucket a softmax over the result renormalises within those entries: what the student holds outside
+    is invisible. With one, a last entry carries the log-sum-exp of all the others, so that the result is a coarser
+    but proper distribution. Source: Visual-OPSD 3.1 (K = 256, no tail), Vision-OPD (K = 100 with tail).
+    """
+    if top_k >= target_logits.shape[-1]:
+        return student_logits, target_logits
+    index = target_logits.topk(top_k, -1).indices
+    kept = [logits.gather(-1, index) for logits in (student_logits, target_logits)]
+    if tail_bucket:
+        tails = [
+            torch.logsumexp(logits.scatter(-1, index, -torch.inf), -1, keepdim=True)
+            for logits in (student_logits, target_logits)
+        ]
+        kept = [torch.cat(pair, -1) for pair in zip(kept, tails, strict=True)]
+    return kept[0], kept[1]
+
+
+def entropy(logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """Entropy of each row in nats: `-sum_a p(a) log p(a)`."""
+    log_p = torch.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def k3(log_prob: Float[Tensor, " R"], other_log_prob: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """`e^d - d - 1` with `d = clamp(other - own, +-20)`, the result clamped to [-10, 10]; never negative.
+
+    With tokens sampled from `own` its mean estimates KL(own || other). A clamped value has no gradient.
+    Source: methods 4.4 (reference KL) and 4.5 (PAPO's perception term, released orientation).
+    """
+    difference = (other_log_prob - log_prob).clamp(-20, 20)
+    return (difference.exp() - difference - 1).clamp(-10, 10)

@@ -55,3 +55,39 @@ def top_share(
 ) -> Bool[Tensor, " R"]:
     """Mark the `max(1, ceil(share * T))` largest values of each rollout."""
     return segment_rank(values, rollout, tie_noise) < top_share_size(lengths, share)[rollout]
+
+
+def segment_quantile(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int, share: float
+) -> Float[Tensor, " S"]:
+    """The `share` quantile of each segment, linearly interpolated between order statistics (numpy's default)."""
+    order = torch.argsort(values, stable=True)
+    order = order[torch.argsort(segment[order], stable=True)]
+    ranked = values[order]
+    count = segment_count(segment, num)
+    assert bool((count > 0).all()), "a segment is empty"
+    start = torch.cumsum(count, 0) - count
+    place = (count - 1).double() * share
+    below = place.floor().long()
+    above = torch.minimum(below + 1, count - 1)
+    low, high = ranked[start + below], ranked[start + above]
+    return low + (high - low) * (place - below).to(values.dtype)
+
+
+def sum_before(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " R"]:
+    """Sum of the values that come earlier in the same segment (segments are contiguous): 0 for its first."""
+    running = torch.cumsum(values.double(), 0) - values.double()
+    count = segment_count(segment, num)
+    first = (torch.cumsum(count, 0) - count).clamp_max(max(0, len(values) - 1))
+    return (running - running[first][segment]).to(values.dtype)
+
+
+def segment_extremes(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
+) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+    """Smallest and largest value of each segment."""
+    low = torch.full((num,), torch.inf, dtype=values.dtype, device=values.device)
+    return (
+        low.scatter_reduce(0, segment, values, "amin"),
+        (-low).scatter_reduce(0, segment, values, "amax"),
+    )

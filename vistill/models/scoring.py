@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vistill.batch import ScoredPass
-from vistill.functional.divergences import log_prob_from_hidden
+from vistill.functional.rows import log_prob_from_hidden
 from vistill.models.family import EncodedPrompt, RowBatch
 from vistill.models.loading import VLM
 

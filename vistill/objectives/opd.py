@@ -1,43 +1,50 @@
 """`opd`: standard on-policy distillation, the baseline that every method here must be compared with.
 
-Departures: none. Token means per response, responses averaged per prompt, prompts averaged (VA-OPD Eq. 1).
+Departures: none in the default. `estimator="sampled"` is the one-token estimate that other code bases call OPD.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, ScoredBatch, Signals
-from vistill.functional.divergences import Target, reverse_kl_from_hidden
-from vistill.functional.siblings import mean_coefficients, uniform_siblings
-from vistill.objectives.passes import STUDENT, TEACHER
-from vistill.types import Pass, View, Writer
-
-
-def reverse_kl_to_teacher(batch: ScoredBatch, weights: Tensor) -> LossTerm:
-    """KL(student || teacher), both with the original picture, weighted per token."""
-    student, teacher = batch[STUDENT.name], batch[TEACHER.name]
-    target = [Target(1.0, teacher.states(), teacher.projection())]
-    return LossTerm("reverse_kl", reverse_kl_from_hidden(student.states(), student.projection(), target), weights)
+from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.objectives.passes import STUDENT, TEACHER, log_prob_of, per_response, reverse_kl_to_teacher
+from vistill.types import Pass, Reader, View
 
 
 @dataclass(frozen=True)
-class OPD:
+class OPD(Objective):
     """`(1/N) sum_n (1/T_n) sum_t KL(pS || pT)` on the student's own responses, whole vocabulary, temperature 1."""
 
-    writer: ClassVar[Writer] = Writer.STUDENT
-    writer_view: ClassVar[View] = View.FULL
+    estimator: Literal["full", "sampled"] = "full"
+    """The whole vocabulary, or `-(log pT - log pS)(y) log pS(y)` of the sampled token with the bracket detached."""
 
     def passes(self) -> tuple[Pass, ...]:
         """Student with gradient, teacher without, both on the original picture."""
+        if self.estimator == "sampled":
+            return (STUDENT, Pass(Reader.TEACHER, View.FULL, keep="log_prob"))
         return (STUDENT, TEACHER)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Coefficient `1 / (K T_n)` of each token; it sums to 1 over a prompt."""
-        responses = batch.responses
-        return {"token_weight": mean_coefficients(uniform_siblings(responses.group), responses.rollout)}
+        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher."""
-        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+        if self.estimator == "full":
+            return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+        return sampled_reverse_kl(batch, signals["token_weight"])
+
+
+def sampled_reverse_kl(batch: ScoredBatch, weights: Tensor) -> tuple[LossTerm, ...]:
+    """The policy-gradient estimate, and the watched one-sample estimate `log pS(y) - log pT(y)` of KL(pS || pT).
+
+    With y sampled from the student, the gradient of the first has the reverse KL's gradient as its mean.
+    """
+    log_prob = log_prob_of(batch, STUDENT)
+    gap = (log_prob - batch[TEACHER.name].sampled()).detach()
+    return (
+        LossTerm("sampled_policy", gap * log_prob, weights),
+        LossTerm("sampled_reverse_kl", gap, weights, minimised=False),
+    )

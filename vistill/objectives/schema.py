@@ -4,27 +4,35 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vistill.objectives import METHODS
 
 SCHEMA_FILE = Path(__file__).parent.parent / "schema" / "methods.json"
+PAGES = Path(__file__).parent / "pages"
+#: The generated part of `docs/methods.md` stands between these two lines.
+BEGIN, END = "<!-- pages: python -m vistill.objectives.schema docs/methods.md -->", "<!-- end of pages -->"
 
 
 def knob_docs(method: type) -> dict[str, str]:
     """The docstring under each field of a method."""
-    source = inspect.getsource(method)
     pattern = re.compile(r'^    (\w+): [^\n]+\n    """(.+?)"""', re.M | re.S)
-    return {name: re.sub(r"\s+", " ", text) for name, text in pattern.findall(source)}
+    kinds = [kind for kind in reversed(method.__mro__) if dataclasses.is_dataclass(kind)]
+    found = [pair for kind in kinds for pair in pattern.findall(inspect.getsource(kind))]
+    return {name: re.sub(r"\s+", " ", text) for name, text in found}
 
 
 def knob_schema(annotation: Any) -> dict[str, Any]:
     """JSON schema of one annotation: bool, int, float, str or a Literal of strings."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return {"anyOf": [knob_schema(part) for part in typing.get_args(annotation)]}
+    if annotation is type(None):
+        return {"type": "null"}
     if typing.get_origin(annotation) is typing.Literal:
         return {"enum": list(typing.get_args(annotation))}
     return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[annotation]}
@@ -48,29 +56,60 @@ def method_schema(method: type) -> dict[str, Any]:
         | {"default": field.default, "description": docs[field.name]}
         for field in dataclasses.fields(method)
     }
-    passes = [p.name for p in method().passes()]
+    made = method()
+    passes = [p.name for p in made.passes()]
     return {
         "description": inspect.getdoc(method),
         "type": "object",
         "additionalProperties": False,
         "properties": properties,
         "x-needs-teacher": any(name.startswith("teacher") for name in passes),
-        "x-needs-siblings": "rollout_weights" if "rollout_weights" in properties else None,
-        "x-needs-image": any("pixelated" in name for name in passes),
-        "x-writer": str(method.writer),
+        "x-needs": sorted(made.needs()),
+        "x-writer": str(made.writer),
         "x-passes": passes,
+        "x-gradient": [p.name for p in made.passes() if p.gradient],
     }
 
 
 def methods_schema() -> dict[str, Any]:
     """The packaged file's content."""
-    return {name: method_schema(method) for name, method in METHODS.items()}
+    return {name: method_schema(method) | {"x-page": page(name)} for name, method in METHODS.items()}
 
 
-def main() -> None:
-    """Write the packaged file: `python -m vistill.objectives.schema`."""
+def page(name: str) -> str:
+    """The half page about a method; its docstring where there is none yet."""
+    file = PAGES / f"{name}.md"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else str(inspect.getdoc(METHODS[name]))
+
+
+def page_markdown(name: str, schema: dict[str, Any]) -> str:
+    """A method's section of `docs/methods.md`: the page, what it sees, its knobs."""
+    title, _, body = schema["x-page"].partition("\n")
+    sees = [f"{p} (gradient)" if p in schema["x-gradient"] else p for p in schema["x-passes"]]
+    lines = [f"### `{name}`: {title}", body, "", f"Sees: {', '.join(sees)}. Responses from: {schema['x-writer']}."]
+    if schema["properties"]:
+        lines += ["", "| knob | default | meaning |", "| --- | --- | --- |"]
+    for knob, info in schema["properties"].items():
+        meaning = str(info["description"]).replace("|", "\\|")
+        lines.append(f"| `{knob}` | {json.dumps(info['default'])} | {meaning} |")
+    return "\n".join(lines)
+
+
+def with_pages(text: str) -> str:
+    """`docs/methods.md` with its generated part renewed."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    assert found, f"no line {END}"
+    pages = "\n\n".join(page_markdown(name, schema) for name, schema in methods_schema().items())
+    return f"{before}{BEGIN}\n\n{pages}\n\n{END}{after}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the packaged file, and the pages into a document: `python -m vistill.objectives.schema [DOCUMENT]`."""
     SCHEMA_FILE.write_text(json.dumps(methods_schema(), indent=2) + "\n")
+    for name in arguments:
+        Path(name).write_text(with_pages(Path(name).read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,26 +1,35 @@
-"""`sft`: supervised fine-tuning on written responses (warm-up, and the CoT-SFT baseline).
+"""`sft`: supervised fine-tuning on written responses: a warm-up, or the chain-of-thought baseline (methods 4.2).
 
-Departures: none. The mean is over all response tokens of the step (methods.md 4.2), end-of-turn included.
+Departures: none. The mean is over all response tokens of the step, end-of-turn included.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, ScoredBatch, Signals
-from vistill.functional.divergences import log_prob_from_hidden
-from vistill.objectives.passes import STUDENT
-from vistill.types import Pass, View, Writer
+from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.objectives.passes import STUDENT, log_prob_of
+from vistill.types import Pass, Writer
 
 
 @dataclass(frozen=True)
-class SFT:
-    """`-(1 / sum T) sum log pS(y_t | image, question, y_<t)` over the data set's own responses."""
+class SFT(Objective):
+    """`-(1 / sum T) sum log pS(y_t | image, question, y_<t)` over written responses."""
 
-    writer: ClassVar[Writer] = Writer.DATA
-    writer_view: ClassVar[View] = View.FULL
+    responses: Literal["data", "teacher"] = "data"
+    """From the data set's response column, or written once by the teacher; of those one correct one an epoch."""
+
+    @property
+    def writer(self) -> Writer:
+        """The data set or the teacher."""
+        return Writer(self.responses)
+
+    @property
+    def keep_correct(self) -> bool:
+        """The teacher's chains of thought are filtered by their answers."""
+        return self.responses == "teacher"
 
     def passes(self) -> tuple[Pass, ...]:
         """The student alone."""
@@ -32,6 +41,4 @@ class SFT:
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Negative log-likelihood, averaged over the step's tokens."""
-        student = batch[STUDENT.name]
-        log_prob = log_prob_from_hidden(student.states(), student.projection(), batch.responses.ids)
-        return (LossTerm("nll", -log_prob, signals["token_weight"], per="token"),)
+        return (LossTerm("nll", -log_prob_of(batch, STUDENT), signals["token_weight"], per="token"),)

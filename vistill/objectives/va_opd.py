@@ -11,28 +11,23 @@ Where we depart, and why:
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
-from vistill.functional.siblings import (
-    mean_coefficients,
-    sibling_softmax,
-    token_group_coefficients,
-    uniform_siblings,
-)
-from vistill.objectives.opd import reverse_kl_to_teacher
-from vistill.objectives.passes import STUDENT, TEACHER
+from vistill.functional.siblings import mean_coefficients, sibling_softmax, token_group_coefficients, uniform_siblings
+from vistill.objectives.passes import STUDENT, TEACHER, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
-from vistill.types import Pass, Reader, View, Writer
+from vistill.signals.visual_dependency import token_has_image
+from vistill.types import Pass, Reader, View
 
 
 @dataclass(frozen=True)
-class VAOPD:
+class VAOPD(Objective):
     """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage. Class defaults = paper."""
 
     high_share: float = ranged(0.2, 0, 1, above=True)
@@ -56,11 +51,12 @@ class VAOPD:
     drop_share: float = ranged(0.1, 0, 1, above=True)
     """Share of the tokens that `drop` removes."""
 
-    writer: ClassVar[Writer] = Writer.STUDENT
-    writer_view: ClassVar[View] = View.FULL
-
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def needs(self) -> frozenset[Need]:
+        """Pictures; siblings where they are weighed."""
+        return frozenset({Need.IMAGE, Need.SIBLINGS} if self.rollout_weights else {Need.IMAGE})
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated picture."""
@@ -79,12 +75,8 @@ class VAOPD:
         if self.token_groups and self.drop == "none":
             grouped = token_group_coefficients(weight, high, responses.rollout, self.high_weight)
             token_weight = torch.where(self._ungrouped(batch, advantage)[responses.rollout], plain, grouped)
-        return {
-            "visual_advantage": advantage,
-            "high_group": high,
-            "rollout_weight": weight,
-            "token_weight": token_weight,
-        }
+        signals = {"visual_advantage": advantage, "high_group": high}
+        return signals | {"rollout_weight": weight, "token_weight": token_weight}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher on the ORIGINAL picture, weighted by c."""
@@ -98,8 +90,7 @@ class VAOPD:
             score = visual_advantage(full.sampled(), degraded.sampled(), self.score)
         if not bool(torch.isfinite(score).all()):
             raise FloatingPointError("visual advantage is not finite")
-        has_image = batch.responses.has_image[batch.responses.group][batch.responses.rollout]
-        return torch.where(has_image, score, torch.zeros_like(score))
+        return torch.where(token_has_image(batch.responses), score, torch.zeros_like(score))
 
     def _rollout_weight(self, batch: ScoredBatch, advantage: Tensor) -> Tensor:
         responses = batch.responses
@@ -114,18 +105,13 @@ class VAOPD:
         """Rollouts whose tokens weigh the same: no picture, or no visual advantage under `zero_va="uniform"`."""
         responses = batch.responses
         without_image = ~responses.has_image[responses.group]
-        if self.zero_va == "group":
-            return without_image
         total = segment_sum(advantage.abs(), responses.rollout, responses.num_rollouts)
-        return without_image | (total == 0)
+        return without_image if self.zero_va == "group" else without_image | (total == 0)
 
     def _kept(self, batch: ScoredBatch, advantage: Tensor) -> Tensor | None:
         """Tokens that stay under the mask ablation; at least one of each rollout does."""
         if self.drop == "none":
             return None
-        responses = batch.responses
-        noise = responses.tie_noise
+        r, noise = batch.responses, batch.responses.tie_noise
         ranked = {"high": advantage, "low": -advantage, "random": noise}[self.drop]
-        dropped = top_share(ranked, responses.rollout, responses.lengths, self.drop_share, noise)
-        alone = responses.lengths == 1
-        return ~dropped | alone[responses.rollout]
+        return ~top_share(ranked, r.rollout, r.lengths, self.drop_share, noise) | (r.lengths == 1)[r.rollout]

@@ -22,6 +22,12 @@ class RolloutSettings:
     """A response longer than this is cut off and kept."""
     rows_per_call: int = ranged(256, 1)
     """Rows decoded together. Only speed and memory depend on it."""
+    image_skips: int = ranged(0, 0)
+    """How often a response that wants to draw is reopened as text instead (Visual-OPSD: 1); 0 turns it off."""
+    image_marker: str = "<image_start>"
+    """Literal text by which a model announces a drawing."""
+    reopen: str = "\n<|im_start|>assistant\n"
+    """What opens the next turn after one was closed."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -6,13 +6,13 @@ from pathlib import Path
 from vistill.errors import ModelError, StorageError, suggest
 
 #: The tiny models that come with the package.
-SHIPPED = ("teacher", "student")
+SHIPPED = ("teacher", "student", "base")
 
 
 def resolve_model(source: str) -> str:
     """The model folder behind a run folder; anything else unchanged.
 
-    `vistill:teacher` and `vistill:student` are the tiny models shipped with the package.
+    `vistill:teacher`, `vistill:student` and `vistill:base` (reads visual thoughts) are shipped with the package.
     """
     if source.startswith("vistill:"):
         if source.removeprefix("vistill:") not in SHIPPED:

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vistill.batch import ScoredPass
-from vistill.functional.divergences import CHUNK_ROWS, reverse_kl
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.rows import States, per_row
 
 Score = Literal["rectified", "signed", "absolute", "distribution"]
 
@@ -36,9 +37,4 @@ def distribution_advantage(full: ScoredPass, degraded: ScoredPass) -> Float[Tens
 
     The expectation of the signed advantage under the teacher itself; it fires on misread tokens too.
     """
-    head = full.projection().detached()
-    pieces = []
-    for start in range(0, len(full.states()), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        pieces.append(reverse_kl(head.logits(full.states()[rows]), head.logits(degraded.states()[rows])))
-    return torch.cat(pieces)
+    return per_row(reverse_kl, full.states(), full.projection(), [States(degraded.states(), degraded.projection())])

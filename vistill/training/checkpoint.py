@@ -175,18 +175,25 @@ def newest(folder: RunFolder) -> Path | None:
     return None
 
 
-def restore(path: Path, student: VLM, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load weights, moments, noise state and counters of a verified checkpoint."""
-    weights = load_file(path / "student" / "model.safetensors")
-    missing, unexpected = student.model.load_state_dict(weights, strict=False)
-    tied = set(getattr(student.model, "_tied_weights_keys", None) or ())
-    assert not unexpected, f"unexpected weights {unexpected}"
-    assert set(missing) <= tied, f"missing weights {set(missing) - tied}"
-    student.model.tie_weights()
+def restore(
+    path: Path, student: VLM, optimizer: torch.optim.Optimizer, extra: Mapping[str, VLM] | None = None
+) -> TrainState:
+    """Load weights, moments, noise state and counters of a verified checkpoint, further models by name."""
+    for name, vlm in {"student": student, **(extra or {})}.items():
+        restore_weights(path / name, vlm)
     restore_optimizer(student.model, optimizer, load_file(path / "optimizer.safetensors"))
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return TrainState(**raw)
+
+
+def restore_weights(folder: Path, vlm: VLM) -> None:
+    """Put saved weights into a model; an unknown or missing one is an error."""
+    missing, unexpected = vlm.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    tied = set(getattr(vlm.model, "_tied_weights_keys", None) or ())
+    assert not unexpected, f"unexpected weights {unexpected}"
+    assert set(missing) <= tied, f"missing weights {set(missing) - tied}"
+    vlm.model.tie_weights()
 
 
 def weights_hash(vlm: VLM) -> str:

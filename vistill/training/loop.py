@@ -3,33 +3,37 @@
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from vistill.batch import Objective
+from vistill.batch import Need, Objective
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import rows_of_step
+from vistill.data.math_judge import MathJudge
 from vistill.errors import NonFiniteError, Preempted
 from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import check_pair
 from vistill.rollouts.engine import RolloutEngine
-from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
+from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.reading import Cast
+from vistill.training.rewards import Rewards
 from vistill.training.rollout_log import rollout_records
-from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.step import StepResult, Update, train_step
-from vistill.types import Prompt
+from vistill.training.writing import Desk
+from vistill.types import Prompt, Rollout, Writer
 
 #: Updates in a row that may be non-finite before the run stops.
 MAX_NON_FINITE = 3
@@ -55,6 +59,9 @@ class Plan:
     engine: RolloutEngine | None = None
     diagrams: Sequence[Diagram] = ()
     """The procedural items behind the evaluation prompts."""
+    written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    """The teacher's responses by prompt id (`prepare_run`)."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
 
 
@@ -89,32 +96,22 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
     if plan.train.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     interrupt, clock = Interrupt(), Clock()
-    student = plan.cast.student
-    freeze_parts(student.model, plan.train.freeze)
-    optimizer = make_optimizer(student.model, plan.train)
-    engine = plan.engine or HFEngine(student, interrupt.poll)
-    update = Update(
-        plan.cast,
-        engine,
-        plan.objective,
-        optimizer,
-        plan.train,
-        plan.rollout,
-        plan.seed,
-        plan.num_steps,
-        interrupt.poll,
-        clock.observe,
-    )
-    with folder.owned(), interrupt.listening():
+    plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
+    freeze_parts(plan.cast.student.model, plan.train.freeze)
+    optimizer = make_optimizer(plan.cast.student.model, plan.train)
+    with folder.owned(), interrupt.listening(), rewards_of(plan) as rewards:
+        update = update_of(plan, optimizer, rewards, interrupt, clock)
         state = start(plan, folder, optimizer)
-        saved = Saved(student, optimizer, state)
+        check_reference(plan.cast, state.method)
+        saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         try:
             if owes_evaluation(plan, folder, state.step):
                 judge(plan, folder, saved, interrupt, clock)
             while state.step < plan.num_steps:
-                picks = rows_of_step(state.step, plan.train.prompts_per_step, len(plan.train_prompts), plan.seed)
-                result = train_step(update, [plan.train_prompts[i] for i in picks], state)
+                prompts, epochs = prompts_of_step(plan, state.step)
+                result = train_step(update, prompts, state, epochs)
                 state.step += 1
+                state.method["memory"] = result.memory
                 count_non_finite(state, result)
                 log_step(plan, folder, state, result, clock)
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
@@ -130,6 +127,40 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
     return state
 
 
+def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
+    """The reward function, where the method needs one."""
+    if Need.REWARD not in plan.objective.needs():
+        return nullcontext()
+    return Rewards(plan.reward, plan.cast.student, MathJudge())
+
+
+def update_of(
+    plan: Plan, optimizer: torch.optim.Optimizer, rewards: Rewards | None, interrupt: Interrupt, clock: Clock
+) -> Update:
+    """What stays the same from step to step."""
+    engine = plan.engine or make_engine(plan.cast.student, plan.rollout, interrupt.poll)
+    per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
+    return Update(
+        cast=plan.cast,
+        desk=Desk(engine, plan.objective, per_prompt, plan.written),
+        optimizer=optimizer,
+        train=plan.train,
+        rollout=plan.rollout,
+        seed=plan.seed,
+        num_steps=plan.num_steps,
+        rewards=rewards,
+        poll=interrupt.poll,
+        observe=clock.observe,
+    )
+
+
+def prompts_of_step(plan: Plan, step: int) -> tuple[list[Prompt], list[int]]:
+    """The prompts of a step and the epoch each stands in."""
+    num, per_step = len(plan.train_prompts), plan.train.prompts_per_step
+    picks = rows_of_step(step, per_step, num, plan.seed)
+    return [plan.train_prompts[i] for i in picks], [(step * per_step + i) // num for i in range(per_step)]
+
+
 def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> TrainState:
     """A fresh state, or the newest valid checkpoint's; later log lines are cut."""
     sweep(folder)
@@ -137,7 +168,7 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
     if found is None:
         folder.cut_after(-1)
         return TrainState()
-    state = restore(found, plan.cast.student, optimizer)
+    state = restore(found, plan.cast.student, optimizer, stored(plan.cast))
     folder.cut_after(state.step)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
     folder.event(f"resumed from {found.name}")

@@ -1,26 +1,22 @@
 """From prompts to a scored batch: write responses, lay them on one axis, read them under every view."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vistill.batch import Objective, Responses, ScoredBatch, ScoredPass, Signals
+from vistill.batch import Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator, keyed_seed
-from vistill.errors import DataError, RolloutError
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
-from vistill.types import Finish, Pass, Prompt, Reader, Rollout, RolloutGroup, View, Writer
+from vistill.types import Pass, Prompt, Reader, RolloutGroup, View
 from vistill.views import ViewContext, see
 
 #: Padded tokens that are scored at a time when `micro_batch` is auto.
 AUTO_TOKENS = 16_384
-#: How often an empty response is drawn again.
-EMPTY_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -31,73 +27,33 @@ class Cast:
     teacher: VLM | None
     vocabulary: int
     view: ViewContext = ViewContext()
+    companions: Mapping[Reader, VLM] = field(default_factory=dict)
+    """Moving average and reference, where the method reads them; `training/companions.py` makes them."""
+    partners: Mapping[str, Prompt] = field(default_factory=dict)
+    """For each prompt id another prompt, whose pictures or thoughts some views show."""
 
     def reader(self, role: Reader) -> VLM:
-        """The model that plays a role."""
-        vlm = {Reader.STUDENT: self.student, Reader.TEACHER: self.teacher}.get(role)
+        """The model that plays a role. Within a step the student is its own old self until it is updated."""
+        own = {Reader.STUDENT: self.student, Reader.OLD: self.student, Reader.TEACHER: self.teacher}
+        vlm = {**own, **self.companions}.get(role)
         assert vlm is not None, f"nobody plays {role}"
         return vlm
 
+    def at_step(self, seed: int, step: int) -> "Cast":
+        """The same cast whose random views belong to a step: a mask is drawn afresh each time a prompt comes."""
+        return replace(self, view=replace(self.view, seed=keyed_seed("step", seed, step)))
+
     def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
         """Student and teacher share tokenizer and image grid, so one encoding serves both."""
-        context = replace(self.view, seed=keyed_seed("view", prompt.id, self.view.seed))
+        seed = keyed_seed("view", prompt.id, self.view.seed)
+        context = replace(self.view, seed=seed, partner=self.partners.get(prompt.id))
         return self.student.encode(see(prompt, view, context))
 
 
-def write_groups(
-    cast: Cast,
-    engine: RolloutEngine,
-    objective: Objective,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    per_prompt: int,
-) -> list[RolloutGroup]:
-    """The responses of a step: from the data set, or sampled with noise keyed by (seed, step, prompt, sibling)."""
-    if objective.writer is Writer.DATA:
-        return [RolloutGroup(prompt, (written_response(cast.student, prompt),)) for prompt in prompts]
-    siblings = tuple(range(per_prompt))
-    encoded = [cast.encode(prompt, objective.writer_view) for prompt in prompts]
-    requests = [RolloutRequest(p.id, e, siblings) for p, e in zip(prompts, encoded, strict=True)]
-    groups = [list(group) for group in engine.write(requests, sampling)]
-    for attempt in range(1, EMPTY_ATTEMPTS + 1):
-        again = [(g, s) for g, group in enumerate(groups) for s, rollout in enumerate(group) if not rollout.ids]
-        if not again:
-            break
-        fresh = [RolloutRequest(prompts[g].id, encoded[g], (s,), attempt) for g, s in again]
-        for (g, s), (rollout,) in zip(again, engine.write(fresh, sampling), strict=True):
-            groups[g][s] = rollout
-    for prompt, group in zip(prompts, groups, strict=True):
-        if any(not rollout.ids for rollout in group):
-            raise RolloutError(
-                "R403",
-                f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
-                where=f"prompt {prompt.id}",
-                why="a response without tokens has no visual advantage and no loss",
-                fix="rollout.temperature=1.0, or remove the row from the data",
-            )
-    return [RolloutGroup(p, tuple(g)) for p, g in zip(prompts, groups, strict=True)]
-
-
-def written_response(student: VLM, prompt: Prompt) -> Rollout:
-    """The data set's own response as token ids."""
-    return Rollout(student.response_ids(check_response(prompt)), 0, Finish.STOP)
-
-
-def check_response(prompt: Prompt) -> str:
-    """The row's written response, or D303 where it has none."""
-    if prompt.response is None:
-        raise DataError(
-            "D303",
-            "the row has no written response to learn from",
-            where=f"prompt {prompt.id}",
-            why="`sft` learns from text in the data",
-            fix="data.columns.response=COLUMN, or data.response_template='The answer is \\boxed{{answer}}.'",
-        )
-    return prompt.response
-
-
-def lay_out(groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.device) -> Responses:
-    """All response tokens on one flat axis, with keyed noise for random ties."""
+def lay_out(
+    groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.device, rewards: Sequence[float] | None = None
+) -> Responses:
+    """All response tokens on one flat axis, with keyed noise for random ties and the rewards where there are any."""
     rollouts = [(g, rollout) for g, group in enumerate(groups) for rollout in group.rollouts]
     lengths = [len(rollout.ids) for _, rollout in rollouts]
     noise = [
@@ -112,6 +68,7 @@ def lay_out(groups: Sequence[RolloutGroup], seed: int, step: int, device: torch.
         lengths=length.to(device),
         has_image=torch.tensor([bool(group.prompt.images) for group in groups]).to(device),
         tie_noise=torch.from_numpy(np.concatenate(noise)).to(device),
+        reward=None if rewards is None else torch.tensor(rewards, dtype=torch.float32).to(device),
     )
 
 
@@ -185,7 +142,7 @@ def read_with_gradient(
 ) -> tuple[ScoredBatch, dict[str, Tensor]]:
     """One micro-batch with its gradient passes, and the signals cut to it.
 
-    A pass whose `rows` name a boolean signal keeps only the hidden states of the rows it marks.
+    A pass whose `rows` name a boolean signal is cut from its gradient at every row that the signal does not mark.
     """
     micro, rows = batch.take_groups(part)
     cut = {name: cut_signal(value, batch.responses, rows, part) for name, value in signals.items()}
@@ -193,8 +150,14 @@ def read_with_gradient(
     for p in passes:
         if p.gradient:
             made = score(cast.reader(p.reader), reading.part(p.view, part), micro.responses.ids, cast.vocabulary)
-            scored[p.name] = made.take(torch.nonzero(cut[p.rows])[:, 0]) if p.rows else made
-    return ScoredBatch(micro.responses, scored), cut
+            scored[p.name] = cut_gradient(made, cut[p.rows]) if p.rows else made
+    return replace(micro, passes=scored), cut
+
+
+def cut_gradient(made: ScoredPass, learns: Tensor) -> ScoredPass:
+    """The same reading, data at every row that does not learn."""
+    hidden = made.states()
+    return replace(made, hidden=torch.where(learns[:, None], hidden, hidden.detach()))
 
 
 def cut_signal(value: Tensor, responses: Responses, rows: Tensor, part: list[int]) -> Tensor:

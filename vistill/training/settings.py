@@ -1,8 +1,10 @@
 """How a run trains and saves. Needs no torch. Class defaults are the paper's setting (VA-OPD 4.1, appendix A)."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vistill.errors import ConfigError
 from vistill.ranges import check_ranges, ranged
 
 
@@ -49,6 +51,29 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What `grpo` and its relatives reward, from the answer checkers."""
+
+    accuracy: float = ranged(1.0, 0)
+    """Reward of a right answer."""
+    format: float = ranged(0.0, 0)
+    """Reward of a response that matches the pattern (PAPO: 0.9 and 0.1)."""
+    pattern: str = r"\\boxed\{"
+    """Regular expression that a well-formed response holds somewhere; a dot matches line ends too."""
+    answer: Literal["first", "last"] = "first"
+    """Which committed answer counts."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(
+                "C002", f"pattern is no regular expression: {error}", why=self.pattern, fix=r"pattern=\\boxed"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
-"""One update: write responses, read them, measure, minimise, guard, step."""
+"""One step: write responses, read them, measure, minimise, guard, update."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vistill.batch import Objective, ScoredBatch, Signals, reduce_terms
 from vistill.functional.segments import segment_mean
-from vistill.rollouts.engine import RolloutEngine, Sampling
+from vistill.rollouts.engine import Sampling
 from vistill.rollouts.settings import RolloutSettings
 from vistill.signals.concentration import top_mass_share
 from vistill.training.checkpoint import TrainState
+from vistill.training.companions import follow
 from vistill.training.optim import lr_factor
 from vistill.training.reading import (
     Cast,
@@ -22,10 +24,11 @@ from vistill.training.reading import (
     prepare,
     read_with_gradient,
     read_without_gradient,
-    write_groups,
 )
+from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
-from vistill.types import Prompt, RolloutGroup, Writer
+from vistill.training.writing import Desk, write_groups
+from vistill.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,21 @@ class Update:
     """Everything an update needs that does not change from step to step."""
 
     cast: Cast
-    engine: RolloutEngine
-    objective: Objective
+    desk: Desk
     optimizer: torch.optim.Optimizer
     train: TrainSettings
     rollout: RolloutSettings
     seed: int
     num_steps: int
+    rewards: Rewards | None = None
     poll: Callable[[], None] = lambda: None
     observe: Callable[[str], AbstractContextManager[None]] = field(default=lambda phase: nullcontext())
     """Times a phase; outside bit identity."""
 
     @property
-    def per_prompt(self) -> int:
-        """Rollouts of each prompt; the data set has one."""
-        return 1 if self.objective.writer is Writer.DATA else self.rollout.per_prompt
+    def objective(self) -> Objective:
+        """The method."""
+        return self.desk.objective
 
 
 @dataclass(frozen=True)
@@ -58,58 +61,118 @@ class StepResult:
     groups: list[RolloutGroup]
     batch: ScoredBatch
     signals: Signals
+    memory: dict[str, float]
     finite: bool
 
 
-def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState) -> StepResult:
-    """Step `state.step + 1`. Weights change only at its end; until then it can be thrown away and done again."""
-    step = state.step
-    passes = update.objective.passes()
-    sampling = Sampling(
-        update.seed,
-        step,
-        update.rollout.temperature,
-        update.rollout.top_p,
-        update.rollout.max_new_tokens,
-        update.rollout.rows_per_call,
-    )
+def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epochs: Sequence[int] = ()) -> StepResult:
+    """Step `state.step + 1`. Until the first weight changes it can be thrown away and done again."""
+    step, objective = state.step, update.objective
+    cast = update.cast.at_step(update.seed, step)
+    passes = objective.passes()
     with update.observe("rollout"):
-        groups = write_groups(update.cast, update.engine, update.objective, prompts, sampling, update.per_prompt)
-    responses = lay_out(groups, update.seed, step, update.cast.student.device)
+        groups = write_groups(cast, update.desk, prompts, sampling_of(update, step), epochs)
+    rewards = None if update.rewards is None else update.rewards.of(groups)
+    responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
-        reading = prepare(update.cast, groups, passes, responses, update.train.micro_batch)
+        reading = prepare(cast, groups, passes, responses, update.train.micro_batch)
     with update.observe("score"):
-        batch = read_without_gradient(update.cast, reading, passes, update.poll)
-        signals = update.objective.signals(batch)
+        read = read_without_gradient(cast, reading, passes, update.poll)
+        batch = replace(read, memory=state.method.get("memory", {}), progress=step / update.num_steps)
+        signals = objective.signals(batch)
     with update.observe("learn"):
-        loss, terms = accumulate(update, reading, batch, signals)
-        lr = update.train.lr * lr_factor(step, update.num_steps, update.train.schedule)
-        norm, finite = apply_update(update, loss, lr)
-    metrics = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
-    metrics |= {"lr": lr, "grad_norm": norm, "finite": float(finite)}
+        batch = probe_gradients(update, reading, batch, signals, step)
+        learnt = learn(update, reading, batch, signals, step)
+    metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
     metrics |= describe(batch, signals, groups)
-    return StepResult(metrics, groups, batch, signals, finite)
+    return StepResult(metrics, groups, batch, signals, objective.remember(batch, signals), learnt.finite)
+
+
+def sampling_of(update: Update, step: int) -> Sampling:
+    """How the responses of a step are sampled."""
+    r = update.rollout
+    return Sampling(update.seed, step, r.temperature, r.top_p, r.max_new_tokens, r.rows_per_call)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Loss, terms, rate and norm of a step's updates, averaged, and whether all of them were finite."""
+
+    metrics: dict[str, float]
+    finite: bool
+
+
+def learn(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> Learnt:
+    """The step's updates: one, or its prompts in so many parts. Signals wait only before the first."""
+    lr = update.train.lr * lr_factor(step, update.num_steps, update.train.schedule)
+    parts = parts_of(reading.micro_batches, update.objective.updates)
+    sums: dict[str, float] = {}
+    finite = True
+    for number, micro_batches in enumerate(parts):
+        poll = update.poll if number == 0 else lambda: None
+        loss, terms = accumulate(update, replace(reading, micro_batches=micro_batches), batch, signals, poll)
+        norm, well = apply_update(update, loss, lr)
+        if well:
+            follow(update.cast, update.objective.ema_rate())
+        finite = finite and well
+        found = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}, "grad_norm": norm}
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value / len(parts)
+    return Learnt({**sums, "lr": lr, "finite": float(finite)}, finite)
+
+
+def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
+    """Whole prompts in `updates` parts of nearly equal size, cut into micro-batches no larger than before."""
+    if updates == 1:
+        return [micro_batches]
+    groups = [g for part in micro_batches for g in part]
+    widest = max(len(part) for part in micro_batches)
+    edges = [round(i * len(groups) / updates) for i in range(updates + 1)]
+    shares = [groups[a:b] for a, b in itertools.pairwise(edges) if b > a]
+    return [[share[i : i + widest] for i in range(0, len(share), widest)] for share in shares]
 
 
 def accumulate(
-    update: Update, reading: Reading, batch: ScoredBatch, signals: Signals
+    update: Update,
+    reading: Reading,
+    batch: ScoredBatch,
+    signals: Signals,
+    poll: Callable[[], None],
+    only: Sequence[str] | None = None,
 ) -> tuple[float, dict[str, float]]:
-    """Backward over whole prompts; the step's global counts make the split invisible."""
+    """Backward over whole prompts, of all terms or of some; the update's own counts make the split invisible."""
     update.optimizer.zero_grad(set_to_none=True)
     update.cast.student.model.train()
-    counts = batch.responses.counts()
+    passes = update.objective.passes()
+    taken = [g for part in reading.micro_batches for g in part]
+    counts = batch.take_groups(taken)[0].responses.counts()
     total, parts = 0.0, {}
     for part in reading.micro_batches:
-        update.poll()
+        poll()
         with autocast(update):
-            micro, cut = read_with_gradient(update.cast, reading, batch, update.objective.passes(), signals, part)
-        loss, terms = reduce_terms(update.objective.terms(micro, cut), counts)
+            micro, cut = read_with_gradient(update.cast, reading, batch, passes, signals, part)
+        made = update.objective.terms(micro, cut)
+        loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
         loss.backward()
         total += loss.item()
         for name, value in terms.items():
             parts[name] = parts.get(name, 0.0) + value.item()
     update.cast.student.model.eval()
     return total, parts
+
+
+def probe_gradients(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> ScoredBatch:
+    """Measure the gradient norms the method asked for, and let it learn them before the update."""
+    probe = update.objective.probe()
+    if probe is None or step % probe.every != 0:
+        return batch
+    norms = []
+    for names in probe.sums:
+        accumulate(update, reading, batch, signals, update.poll, names)
+        gradients = [p.grad for group in update.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+    update.optimizer.zero_grad(set_to_none=True)
+    return replace(batch, memory=update.objective.learn_norms(norms, batch.memory))
 
 
 def autocast(update: Update) -> AbstractContextManager[object]:
@@ -146,7 +209,27 @@ def describe(batch: ScoredBatch, signals: Signals, groups: Sequence[RolloutGroup
     }
     if "visual_advantage" in signals:
         facts |= describe_advantage(batch, signals)
+    if "visual_dependency" in signals:
+        facts |= describe_dependency(signals)
+    if responses.reward is not None:
+        facts |= describe_reward(responses.reward, signals)
     return facts
+
+
+def describe_dependency(signals: Signals) -> dict[str, float]:
+    """Health of visual dependency: its mean, its tail, how much is gated."""
+    dependency = signals["visual_dependency"]
+    facts = {"vds/mean": float(dependency.mean()), "vds/top10_share": top_mass_share(dependency, 0.1)}
+    facts["vds/gated_share"] = share(signals["gate"]) if "gate" in signals else math.nan
+    return {name: value for name, value in facts.items() if math.isfinite(value)}
+
+
+def describe_reward(reward: Tensor, signals: Signals) -> dict[str, float]:
+    """Mean reward, and how many rollouts learn nothing because all their siblings got the same."""
+    return {
+        "reward/mean": float(reward.mean()),
+        "reward/no_advantage_share": share(signals["group_advantage"] == 0),
+    }
 
 
 def describe_advantage(batch: ScoredBatch, signals: Signals) -> dict[str, float]:

@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from vistill.types import ImageRef, LoadedImage, Prompt, View
-from vistill.views.pictures import mask_patches, noise_like, pixelate
+from vistill.views.pictures import add_noise, mask_patches, noise_like, pixelate, shrink
+from vistill.views.privileged import blank, has_thoughts, mismatched, noisy, thoughts_of, with_thoughts
 
-__all__ = ["VIEWS", "ViewContext", "pixelate", "see"]
+__all__ = ["VIEWS", "ViewContext", "has_thoughts", "pixelate", "see"]
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,17 @@ class ViewContext:
     pixel_share: float = 0.10
     """Side of the reduced picture as a share of the original (VA-OPD: 0.10)."""
     partner: Prompt | None = None
-    """The prompt whose pictures `swapped` shows."""
+    """The prompt whose pictures `swapped` shows, and whose thoughts `privileged_mismatched` shows."""
     mask_share: float = 0.6
     """Share of the patches that `masked` blanks."""
     patch: int = 14
     """Side of a masked patch in pixels."""
+    degrade: str = "either"
+    """What `degraded` does: downsample, noise, or one of them by a keyed coin."""
+    thought: str = "data"
+    """Where visual thoughts come from: data, crop or box."""
     seed: int = 0
-    """Key of the noise of `masked` and `noise`."""
+    """Key of whatever a view draws at random."""
 
 
 def _with_pictures(prompt: Prompt, change: Callable[[Image.Image, int], Image.Image]) -> Prompt:
@@ -69,13 +74,65 @@ def noise(prompt: Prompt, context: ViewContext) -> Prompt:
     return _with_pictures(prompt, lambda image, _: noise_like(image, rng))
 
 
+def black(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Every picture black, its size kept (VCSD)."""
+    return _with_pictures(prompt, lambda image, _: Image.new("RGB", image.size))
+
+
+def degraded(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Every picture down-sampled to 0.3-0.6 of its side, or under Gaussian noise of 0.1-0.3 of its range (S2VOPD)."""
+    rng = np.random.default_rng(context.seed)
+
+    def change(image: Image.Image, _: int) -> Image.Image:
+        coin, share, strength = rng.random(), float(rng.uniform(0.3, 0.6)), float(rng.uniform(0.1, 0.3))
+        small = context.degrade == "downsample" or (context.degrade == "either" and coin < 0.5)
+        return shrink(image, share) if small else add_noise(image, strength, rng)
+
+    return _with_pictures(prompt, change)
+
+
+def privileged(prompt: Prompt, context: ViewContext) -> Prompt:
+    """The prompt and its visual thoughts, between the paper's two sentences (Visual-OPSD)."""
+    return with_thoughts(prompt, thoughts_of(prompt, context.thought))
+
+
+def privileged_noise(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Control: noise in place of every thought."""
+    rng = np.random.default_rng(context.seed)
+    return with_thoughts(prompt, noisy(thoughts_of(prompt, context.thought), rng))
+
+
+def privileged_blank(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Control: white pictures in place of the thoughts."""
+    return with_thoughts(prompt, blank(thoughts_of(prompt, context.thought)))
+
+
+def privileged_mismatched(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Control: another prompt's thoughts."""
+    assert context.partner is not None, "mismatched thoughts need a partner"
+    others = thoughts_of(context.partner, context.thought)
+    return with_thoughts(prompt, mismatched(thoughts_of(prompt, context.thought), others))
+
+
+def privileged_prompts(prompt: Prompt, context: ViewContext) -> Prompt:
+    """Control: the two sentences without any thought between them."""
+    return with_thoughts(prompt, ())
+
+
 VIEWS: dict[View, Callable[[Prompt, ViewContext], Prompt]] = {
     View.FULL: full,
     View.PIXELATED: pixelated,
     View.TEXT_ONLY: text_only,
     View.SWAPPED: swapped,
     View.MASKED: masked,
+    View.BLACK: black,
     View.NOISE: noise,
+    View.DEGRADED: degraded,
+    View.PRIVILEGED: privileged,
+    View.PRIVILEGED_NOISE: privileged_noise,
+    View.PRIVILEGED_BLANK: privileged_blank,
+    View.PRIVILEGED_MISMATCHED: privileged_mismatched,
+    View.PRIVILEGED_PROMPTS: privileged_prompts,
 }
 
 

@@ -29,6 +29,20 @@ def mask_patches(image: Image.Image, share: float, patch: int, rng: np.random.Ge
     return Image.fromarray(pixels)
 
 
+def shrink(image: Image.Image, share: float) -> Image.Image:
+    """Reduce to `share` of each side and back again, both BILINEAR: fine detail is gone, the token grid stays."""
+    image = image.convert("RGB")
+    small = (max(1, round(share * image.width)), max(1, round(share * image.height)))
+    return image.resize(small, Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
+
+
+def add_noise(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise with `strength` of the pixel range as deviation."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    pixels = pixels + rng.normal(0, 255 * strength, pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
 def noise_like(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Uniform RGB noise of the same size."""
     return Image.fromarray(rng.integers(0, 256, (image.height, image.width, 3), dtype=np.uint8))

@@ -1,0 +1,52 @@
+"""`eopd`: entropy-gated on-policy distillation (arXiv 2603.07079): forward KL where the teacher is undecided."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.functional.divergences import entropy, forward_kl, keep_top
+from vistill.functional.rows import per_row
+from vistill.objectives.opd import sampled_reverse_kl
+from vistill.objectives.passes import STUDENT, TEACHER, against, per_response
+from vistill.ranges import check_ranges, ranged
+from vistill.types import Pass
+
+
+@dataclass(frozen=True)
+class EOPD(Objective):
+    """Sampled reverse KL on every token, plus `KL(pT || pS)` on the teacher's top K where `H(pT) > h`."""
+
+    entropy_above: float = ranged(0.8, 0)
+    """Teacher entropy in nats above which a token gets the forward term (h)."""
+    top_k: int = ranged(16, 1)
+    """Entries of the teacher that the forward term is renormalised within."""
+    forward_weight: float = ranged(1.0, 0)
+    """Weight of the forward term."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """OPD's passes."""
+        return (STUDENT, TEACHER)
+
+    @torch.no_grad()
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """The teacher's entropy and the gate."""
+        teacher = batch[TEACHER.name]
+        found = per_row(entropy, teacher.states(), teacher.projection())
+        gate = found > self.entropy_above
+        return {"teacher_entropy": found, "gate": gate, "token_weight": per_response(batch.responses)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """The policy term everywhere, the forward term on undecided tokens."""
+        weights, gate = signals["token_weight"], signals["gate"]
+
+        def top_forward(own: Tensor, other: Tensor) -> Tensor:
+            return forward_kl(*keep_top(own, other, self.top_k))
+
+        values = against(batch, STUDENT, top_forward, TEACHER, only=gate)
+        forward = LossTerm("forward_kl_undecided", values, weights * gate * self.forward_weight)
+        return (*sampled_reverse_kl(batch, weights), forward)

@@ -1,0 +1,90 @@
+"""`grpo`: group-relative policy optimisation with rewards from the answer checkers (methods 4.4).
+
+Departures: none. One update a step is the default, so the ratio is 1 and clipping sleeps; `updates` wakes it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistill.batch import LossTerm, Need, Objective, Responses, ScoredBatch, Signals
+from vistill.functional.divergences import k3
+from vistill.functional.policy import clipped_surrogate, group_advantage, probability_ratio
+from vistill.objectives.passes import STUDENT, Averaging, averaged, log_prob_of
+from vistill.ranges import check_ranges, ranged
+from vistill.types import Pass, Reader, View
+
+WRITTEN = Pass(Reader.OLD, View.FULL, keep="log_prob")
+REFERENCE = Pass(Reader.REFERENCE, View.FULL, keep="log_prob")
+
+
+@dataclass(frozen=True)
+class GRPO(Objective):
+    """`-mean min(rho A, clip(rho) A) + beta mean k3(reference)`, `A = (r - mean) / (std + 1e-6)`, std unbiased."""
+
+    clip_low: float = ranged(0.2, 0, 1)
+    """The ratio is clipped below 1 - this (epsilon_l)."""
+    clip_high: float = ranged(0.3, 0)
+    """The ratio is clipped above 1 + this (epsilon_h)."""
+    dual_clip: float = ranged(3.0, 1)
+    """Where A < 0 the loss is at most this times |A|."""
+    reference_weight: float = ranged(0.01, 0)
+    """Weight of the k3 divergence from the weights the run began with (beta); 0 needs no reference."""
+    averaging: Averaging = "token"
+    """Mean over all tokens (the released default), or over tokens, then responses, then prompts (the formula)."""
+    updates: int = ranged(1, 1)
+    """Updates a step: its prompts in so many parts; above 1 the old log-probabilities are read beforehand."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def needs(self) -> frozenset[Need]:
+        """A reward and siblings to compare it with."""
+        return frozenset({Need.REWARD, Need.SIBLINGS})
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The student; its old self where several updates share a step; the reference where it is used."""
+        old = (WRITTEN,) if self.updates > 1 else ()
+        return (STUDENT, *old, *((REFERENCE,) if self.reference_weight > 0 else ()))
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Group advantage of each rollout; equal rewards give none."""
+        responses = batch.responses
+        return {"group_advantage": group_advantage(responses.rewards(), responses.group)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Clipped policy term, reference divergence, and what to watch."""
+        advantage = signals["group_advantage"][batch.responses.rollout]
+        return self.policy_terms(batch, log_prob_of(batch, STUDENT), advantage)
+
+    def policy_terms(self, batch: ScoredBatch, log_prob: Tensor, advantage: Tensor) -> tuple[LossTerm, ...]:
+        """The terms for an advantage of each token."""
+        old = batch[WRITTEN.name].sampled() if self.updates > 1 else log_prob.detach()
+        ratio = probability_ratio(log_prob, old)
+        surrogate = clipped_surrogate(ratio, advantage, self.clip_low, self.clip_high, self.dual_clip)
+        terms = [
+            self.mean_term(batch.responses, "policy", surrogate),
+            *self.clip_shares(batch.responses, ratio.detach(), advantage),
+        ]
+        if self.reference_weight > 0:
+            reference = k3(log_prob, batch[REFERENCE.name].sampled())
+            terms.append(self.mean_term(batch.responses, "reference_k3", reference, self.reference_weight))
+        return tuple(terms)
+
+    def mean_term(
+        self, responses: Responses, name: str, values: Tensor, factor: float = 1.0, minimised: bool = True
+    ) -> LossTerm:
+        """A term under the method's averaging."""
+        weights, per = averaged(responses, self.averaging)
+        return LossTerm(name, values, factor * weights, per, minimised)
+
+    def clip_shares(self, responses: Responses, ratio: Tensor, advantage: Tensor) -> list[LossTerm]:
+        """Shares of the tokens whose ratio is clipped: a rising upper share announces collapse."""
+        high = ((ratio > 1 + self.clip_high) & (advantage > 0)).float()
+        low = ((ratio < 1 - self.clip_low) & (advantage < 0)).float()
+        ones = torch.ones_like(high)
+        return [
+            LossTerm(f"clip_{side}_share", values, ones, "token", minimised=False)
+            for side, values in (("high", high), ("low", low))
+        ]

@@ -1,0 +1,45 @@
+"""`iw_opd`: position-weighted on-policy distillation (IW-OPD, arXiv 2606.22600): early disagreement weighs more."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
+from vistill.functional.segments import segment_sum, sum_before
+from vistill.objectives.passes import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
+from vistill.ranges import check_ranges, ranged
+from vistill.types import Pass, Reader, View
+
+WRITTEN = Pass(Reader.OLD, View.FULL, keep="log_prob")
+
+
+@dataclass(frozen=True)
+class IWOPD(Objective):
+    """`(1/T) sum_t (1 + g (1 - S_t / S_T)) KL(pS || pT)`, `S_t = sum_{k<t} |log pT(y_k) - log pS(y_k)|`."""
+
+    strength: float = ranged(0.5, 0)
+    """Extra weight of the first token (gamma); it falls to 0 as the disagreement is used up."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """OPD's passes, and the student's own log-probabilities from when it wrote."""
+        return (STUDENT, TEACHER, WRITTEN)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Position weight and coefficient of each token."""
+        gap = (batch[TEACHER.name].sampled() - batch[WRITTEN.name].sampled()).abs()
+        position = position_weight(gap, batch.responses, self.strength)
+        return {"position_weight": position, "token_weight": per_response(batch.responses) * position}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Reverse KL to the teacher."""
+        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+
+
+def position_weight(gap: Tensor, responses: Responses, strength: float) -> Tensor:
+    """`1 + strength (1 - S_t / S_T)`; a response without any disagreement weighs `1 + strength` throughout."""
+    before = sum_before(gap, responses.rollout, responses.num_rollouts)
+    total = segment_sum(gap, responses.rollout, responses.num_rollouts)[responses.rollout]
+    return 1 + strength * (1 - before / total.clamp_min(1e-12))

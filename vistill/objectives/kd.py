@@ -1,0 +1,48 @@
+"""`kd`: off-policy distillation on responses the teacher wrote once (methods 4.1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.functional.divergences import forward_kl
+from vistill.objectives.passes import (
+    STUDENT,
+    TEACHER,
+    against,
+    log_prob_of,
+    per_response,
+    reverse_kl_to_teacher,
+)
+from vistill.types import Pass, Writer
+
+
+@dataclass(frozen=True)
+class KD(Objective):
+    """`(1/N) sum_n (1/T_n) sum_t KL(pT || pS)` on the teacher's own responses, written once and stored in the run."""
+
+    loss: Literal["forward_kl", "cross_entropy", "reverse_kl"] = "forward_kl"
+    """Forward KL (default), cross-entropy on the written tokens alone (SeqKD), or reverse KL on teacher data."""
+
+    @property
+    def writer(self) -> Writer:
+        """The teacher."""
+        return Writer.TEACHER
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The student; the teacher where its distribution is the target."""
+        return (STUDENT,) if self.loss == "cross_entropy" else (STUDENT, TEACHER)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Coefficient `1 / (K T_n)` of each token."""
+        return {"token_weight": per_response(batch.responses)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """The chosen loss."""
+        weights = signals["token_weight"]
+        if self.loss == "reverse_kl":
+            return (reverse_kl_to_teacher(batch, weights),)
+        if self.loss == "cross_entropy":
+            return (LossTerm("nll", -log_prob_of(batch, STUDENT), weights),)
+        return (LossTerm("forward_kl", against(batch, STUDENT, forward_kl, TEACHER), weights),)

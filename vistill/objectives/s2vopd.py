@@ -1,0 +1,58 @@
+"""`s2vopd`: the student sees a degraded picture, its moving-average teacher the original (arXiv 2608.14144).
+
+Open in the source, decided here: the student also writes its responses from the degraded picture (that is what makes
+them its own), and down-sampling keeps the picture's size, so that both sides have the same image tokens.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.functional.divergences import jensen_shannon
+from vistill.objectives.passes import against, per_response
+from vistill.ranges import check_ranges, ranged
+from vistill.types import Pass, Reader, View
+
+DEGRADED_STUDENT = Pass(Reader.STUDENT, View.DEGRADED, gradient=True)
+ORIGINAL_EMA = Pass(Reader.EMA, View.FULL)
+
+
+@dataclass(frozen=True)
+class S2VOPD(Objective):
+    """`(1/T) sum_t JSD_beta(p_ema(.|picture), p(.|degraded picture))` on responses to the degraded picture."""
+
+    beta: float = ranged(0.5, 0, 1)
+    """Weight of the teacher in the mixture m."""
+    ema_decay: float = ranged(0.95, 0, 1)
+    """What the moving average keeps at each update."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def needs(self) -> frozenset[Need]:
+        """Pictures."""
+        return frozenset({Need.IMAGE})
+
+    @property
+    def writer_view(self) -> View:
+        """The degraded picture."""
+        return View.DEGRADED
+
+    def ema_rate(self) -> float:
+        """Complement of the decay."""
+        return 1 - self.ema_decay
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Student degraded, teacher original."""
+        return (DEGRADED_STUDENT, ORIGINAL_EMA)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Coefficient `1 / (K T_n)` of each token."""
+        return {"token_weight": per_response(batch.responses)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Jensen-Shannon divergence, whole vocabulary."""
+        values = against(batch, DEGRADED_STUDENT, partial(jensen_shannon, beta=self.beta), ORIGINAL_EMA)
+        return (LossTerm("jensen_shannon", values, signals["token_weight"]),)

@@ -1,0 +1,61 @@
+"""`vcsd`: visual contrastive self-distillation (arXiv 2607.21556): a target that exaggerates what the picture tells."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.functional.divergences import forward_kl
+from vistill.functional.targets import contrastive_target
+from vistill.objectives.passes import STUDENT, against, per_response
+from vistill.ranges import check_ranges, ranged
+from vistill.types import Pass, Reader, View
+
+SEEING = Pass(Reader.EMA, View.FULL)
+BLACK = Pass(Reader.EMA, View.BLACK)
+
+
+@dataclass(frozen=True)
+class VCSD(Objective):
+    """`(1/T) sum_t KL(q* || p)` at temperature 2, `q* ~ q (q / q_black)^a` on the support `q >= b max q`."""
+
+    strength: float = ranged(1.0, 0)
+    """Exponent of the contrast (alpha)."""
+    support: float = ranged(0.1, 0, 1)
+    """Tokens below this share of the most likely one leave the target (beta)."""
+    temperature: float = ranged(2.0, 0, above=True)
+    """Both distributions are flattened by it; the divergence is not multiplied by its square."""
+    ema_decay: float = ranged(0.95, 0, 1)
+    """What the moving average keeps at each update."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def needs(self) -> frozenset[Need]:
+        """Pictures."""
+        return frozenset({Need.IMAGE})
+
+    def ema_rate(self) -> float:
+        """Complement of the decay."""
+        return 1 - self.ema_decay
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The student; its moving average with the picture and with a black one."""
+        return (STUDENT, SEEING, BLACK)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Coefficient `1 / (K T_n)` of each token."""
+        return {"token_weight": per_response(batch.responses)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Forward KL to the contrastive target."""
+        rule = partial(kl_to_contrast, strength=self.strength, support=self.support, temperature=self.temperature)
+        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK), signals["token_weight"]),)
+
+
+def kl_to_contrast(
+    own: Tensor, full: Tensor, black: Tensor, strength: float, support: float, temperature: float
+) -> Tensor:
+    """KL(q* || student), both at the temperature."""
+    return forward_kl(own / temperature, contrastive_target(full, black, strength, support) / temperature)

@@ -1,0 +1,119 @@
+"""`vgs`: visual gradient steering with language preservation (VGS-LP, arXiv 2606.00564).
+
+Where we depart, and why: p_x inside q* is detached (the paper leaves it open; undetached it drags the blind branch
+towards answers that need the picture); scope `micro_batch` counts prompts of its own: ours never change an update.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vistill.batch import GradientProbe, LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.targets import reverse_kl_to_steered
+from vistill.objectives.passes import STUDENT, TEACHER, against, per_response, reverse_kl_to_teacher
+from vistill.ranges import check_ranges, ranged
+from vistill.signals.visual_dependency import Scope, threshold, threshold_key, token_has_image, visual_dependency
+from vistill.types import Pass, Reader, View
+
+TEACHER_BLIND = Pass(Reader.TEACHER, View.TEXT_ONLY)
+
+
+@dataclass(frozen=True)
+class VGS(Objective):
+    """`eta (KL(p||q) + gamma KL(p||q*) + lambda 1[VDS > Q] KL(p_x||q_x))`, `q* ~ p_x q / q_x`, means over |tau|."""
+
+    gamma: float = ranged(2.0, 0)
+    """Strength of the steering (gamma)."""
+    preserve: float = ranged(0.01, 0)
+    """Strength of the preservation on gated tokens, divided by all tokens of the response (lambda)."""
+    quantile: float = ranged(0.7, 0, 1)
+    """Tokens whose visual dependency lies strictly above this quantile are gated (Q)."""
+    scope: Scope = "batch"
+    """Tokens the quantile is taken over; `running` averages it over steps."""
+    scope_prompts: int = ranged(1, 1)
+    """Prompts that scope `micro_batch` takes together."""
+    eta: Literal["constant", "dynamic", "none"] = "constant"
+    """Norm correction: the paper's constant, |grad Std| / |grad (Std + gamma steer)| measured in the run, or 1."""
+    eta_value: float = ranged(0.41, 0, above=True)
+    """The constant (0.41 for 2B, 0.36 for 4B at gamma = 2)."""
+    eta_every: int = ranged(50, 1)
+    """Steps between measurements of a dynamic eta; a moving average keeps 0.9 of the earlier ones."""
+    adaptive: bool = False
+    """Steer by token: 0 up to the low quantile, gamma / 2 up to the quantile, gamma above (Eq. 24-25)."""
+    low_quantile: float = ranged(0.4, 0, 1)
+    """Lower step of `adaptive`."""
+    ratio_clamp: float | None = ranged(None, 0, above=True)
+    """Largest |log q - log q_x| inside q*; null leaves it alone (paper)."""
+    support: float = ranged(0.0, 0, 1)
+    """The log-ratio inside q* counts only where q >= support * max q; 0 counts everywhere (paper)."""
+
+    steering_term: ClassVar[str] = "visual_kl"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def needs(self) -> frozenset[Need]:
+        """Pictures: without one all four readings agree."""
+        return frozenset({Need.IMAGE})
+
+    def blind(self) -> Pass:
+        """The student without the picture: gradient on gated rows alone, none where nothing is preserved."""
+        if self.preserve == 0:
+            return Pass(Reader.OLD, View.TEXT_ONLY)
+        return Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Four readings: student and teacher, with the picture and without."""
+        return (STUDENT, TEACHER, TEACHER_BLIND, self.blind())
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Visual dependency, the gate, and how strongly each token is steered."""
+        r, seen = batch.responses, token_has_image(batch.responses)
+        dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_BLIND.name], r)
+        shares = (self.quantile, self.low_quantile)
+        high, low = (threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory) for s in shares)
+        steps = ((dependency > low).float() + (dependency > high).float()) / 2
+        steering = self.gamma * (steps if self.adaptive else torch.ones_like(steps)) * seen
+        found = {"visual_dependency": dependency, "gate": (dependency > high) & seen, "steering": steering}
+        return found | {"gate_threshold": high, "low_threshold": low, "token_weight": per_response(r)}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """Standard, steering and preservation, all times eta; q* is data, the gate is strict."""
+        weights = self.norm_correction(batch.memory) * signals["token_weight"]
+        visual = against(batch, STUDENT, self.kl_to_steered(), TEACHER, TEACHER_BLIND, self.blind())
+        terms = (reverse_kl_to_teacher(batch, weights), LossTerm("visual_kl", visual, weights * signals["steering"]))
+        if self.preserve == 0:
+            return terms
+        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, only=signals["gate"])
+        return (*terms, LossTerm("language_preservation", language, weights * self.preserve * signals["gate"]))
+
+    def kl_to_steered(self) -> partial[Tensor]:
+        """KL(student || q*) with the method's clamps."""
+        return partial(reverse_kl_to_steered, ratio_clamp=self.ratio_clamp, support=self.support)
+
+    def norm_correction(self, memory: Mapping[str, float]) -> float:
+        """Eta: it scales the whole loss, so AdamW hardly feels it beyond gradient clipping."""
+        return {"constant": self.eta_value, "dynamic": memory.get("eta", 1.0), "none": 1.0}[self.eta]
+
+    def probe(self) -> GradientProbe | None:
+        """Dynamic eta measures the standard gradient and the steered one (lambda is left out, Eq. 15)."""
+        if self.eta != "dynamic":
+            return None
+        return GradientProbe(self.eta_every, (("reverse_kl",), ("reverse_kl", self.steering_term)))
+
+    def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
+        """Moving average of the ratio of the two norms."""
+        ratio = norms[0] / max(norms[1], 1e-12)
+        return {**memory, "eta": 0.9 * memory["eta"] + 0.1 * ratio if "eta" in memory else ratio}
+
+    def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """Running thresholds."""
+        if self.scope != "running":
+            return dict(batch.memory)
+        found = {self.quantile: signals["gate_threshold"], self.low_quantile: signals["low_threshold"]}
+        return {**batch.memory, **{threshold_key(share): float(limit[0]) for share, limit in found.items()}}

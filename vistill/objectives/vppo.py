@@ -1,0 +1,66 @@
+"""`vppo`: policy gradient on visually dependent tokens only (arXiv 2510.09285, methods 4.6)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.functional.segments import segment_mean, top_share
+from vistill.objectives.grpo import GRPO, WRITTEN
+from vistill.objectives.passes import STUDENT, log_prob_of
+from vistill.ranges import ranged
+from vistill.signals.visual_dependency import sampled_dependency
+from vistill.types import Pass, Reader, View
+
+MASKED = Pass(Reader.OLD, View.MASKED, keep="log_prob")
+
+
+@dataclass(frozen=True)
+class VPPO(GRPO):
+    """GRPO on the 40 % of a response's tokens with the largest k3 dependency; trajectories scaled by its mean."""
+
+    clip_high: float = ranged(0.28, 0)
+    """The ratio is clipped above 1 + this (DAPO)."""
+    reference_weight: float = ranged(0.0, 0)
+    """Weight of the k3 divergence from the initial weights; DAPO has none."""
+    token_share: float = ranged(0.4, 0, 1, above=True)
+    """Share of each response's tokens that keep the policy gradient."""
+    scale_low: float = ranged(0.9, 0, 1)
+    """Scale of the least dependent trajectory of the step (beta_min); scales are made to average 1."""
+    entropy_weight: float = ranged(0.06, 0)
+    """Weight of the sampled entropy, which is minimised."""
+
+    def needs(self) -> frozenset[Need]:
+        """GRPO's needs, and pictures."""
+        return super().needs() | {Need.IMAGE}
+
+    def passes(self) -> tuple[Pass, ...]:
+        """GRPO's passes, and the old log-probabilities with and without the picture."""
+        return (*(p for p in super().passes() if p != WRITTEN), WRITTEN, MASKED)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Dependency, which tokens keep their gradient, and the scaled advantage of each rollout."""
+        r = batch.responses
+        dependency = sampled_dependency(batch[WRITTEN.name].sampled(), batch[MASKED.name].sampled())
+        scale = trajectory_scale(segment_mean(dependency, r.rollout, r.num_rollouts), self.scale_low)
+        advantage = super().signals(batch)["group_advantage"] * scale
+        gate = top_share(dependency, r.rollout, r.lengths, self.token_share)
+        found = {"visual_dependency": dependency, "gate": gate}
+        return found | {"trajectory_scale": scale, "group_advantage": advantage}
+
+    def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """GRPO's terms with an advantage on gated tokens only, and the entropy penalty."""
+        log_prob = log_prob_of(batch, STUDENT)
+        advantage = signals["group_advantage"][batch.responses.rollout] * signals["gate"]
+        entropy = self.mean_term(batch.responses, "entropy", -log_prob, self.entropy_weight)
+        return (*self.policy_terms(batch, log_prob, advantage), entropy)
+
+
+def trajectory_scale(means: Tensor, low: float) -> Tensor:
+    """`low + (high - low) * minmax(mean dependency)` over the step, `high` chosen so that the scales average 1."""
+    spread = means.max() - means.min()
+    if float(spread) == 0:
+        return torch.ones_like(means)
+    share = (means - means.min()) / spread
+    return low + (1 - low) / share.mean() * share

@@ -1,0 +1,58 @@
+"""Copies of the student that a method reads: a moving average that follows it, and the weights the run began with."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from vistill.batch import Objective
+from vistill.errors import ConfigError
+from vistill.models.loading import VLM
+from vistill.training.checkpoint import weights_hash
+from vistill.training.reading import Cast
+from vistill.types import Reader
+
+COMPANIONS = (Reader.EMA, Reader.REFERENCE)
+
+
+def with_companions(cast: Cast, objective: Objective) -> Cast:
+    """The cast and the copies the objective reads. Call it before a checkpoint is restored into the student."""
+    wanted = {p.reader for p in objective.passes()}
+    made = {role: copy_of(cast.student) for role in COMPANIONS if role in wanted}
+    return replace(cast, companions=made)
+
+
+def copy_of(vlm: VLM) -> VLM:
+    """The same model with its own frozen weights."""
+    return replace(vlm, model=copy.deepcopy(vlm.model)).freeze()
+
+
+def stored(cast: Cast) -> Mapping[str, VLM]:
+    """Companions that a checkpoint must carry: the moving average. The reference is the run's start."""
+    return {str(Reader.EMA): cast.companions[Reader.EMA]} if Reader.EMA in cast.companions else {}
+
+
+@torch.no_grad()
+def follow(cast: Cast, rate: float) -> None:
+    """One step of the moving average: `ema <- (1 - rate) ema + rate student`, in the average's own precision."""
+    if Reader.EMA not in cast.companions:
+        return
+    average = cast.companions[Reader.EMA].model
+    pairs = zip(average.parameters(), cast.student.model.parameters(), strict=True)
+    for slow, fast in pairs:
+        slow.lerp_(fast.detach().to(slow.dtype), rate)
+
+
+def check_reference(cast: Cast, state: dict[str, object]) -> None:
+    """The reference must be the weights the run began with, on every resume (C202)."""
+    if Reader.REFERENCE not in cast.companions:
+        return
+    found = weights_hash(cast.companions[Reader.REFERENCE])
+    if state.setdefault("reference_sha256", found) != found:
+        raise ConfigError(
+            "C202",
+            "the student is not the one this run began with",
+            why="the method compares with the initial weights, and those are made from the model handed in now",
+            fix="load the initial student again before the run is continued",
+        )

@@ -1,0 +1,175 @@
+"""Before step 1: what the method cannot do without, which rows it can use, and what the teacher must write first."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from vistill.batch import Need, ScoredBatch
+from vistill.data.keys import num_steps
+from vistill.errors import ConfigError, DataError, ModelError
+from vistill.evaluation.privilege import measure_privilege
+from vistill.objectives.visual_opsd import VisualOPSD
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
+from vistill.training.loop import Plan
+from vistill.training.reading import lay_out, prepare, read_without_gradient
+from vistill.training.written import only_correct, written_by_teacher
+from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
+from vistill.views import has_thoughts
+
+
+def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
+    """The plan with the rows its method can use, their partners, and the teacher's responses.
+
+    Raises:
+        ConfigError, DataError, ModelError: something the method needs is not there.
+    """
+    plan = usable_rows(plan, folder)
+    plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
+    check_views(plan)
+    if isinstance(plan.objective, VisualOPSD) and plan.objective.gate:
+        check_gate(plan, plan.objective, folder)
+    if plan.objective.off_policy() > 0:
+        with folder.owned():
+            plan = with_written(plan, folder)
+    check_enough(plan.train.prompts_per_step, len(plan.train_prompts))
+    steps = num_steps(len(plan.train_prompts), plan.train.prompts_per_step, plan.train.epochs)
+    return replace(plan, num_steps=plan.train.steps or steps)
+
+
+def check_enough(per_step: int, rows: int) -> None:
+    """C101 where a prompt would occur twice in one step."""
+    if per_step > rows:
+        raise ConfigError(
+            "C101",
+            f"train.prompts_per_step = {per_step}, but only {rows} rows",
+            why="a prompt would occur twice in one step, with the same noise and so the same responses",
+            fix=f"train.prompts_per_step={rows}",
+        )
+
+
+def usable_rows(plan: Plan, folder: RunFolder) -> Plan:
+    """Refuse what the method cannot do without (C103, D302, D304, D305); leave out rows without thoughts."""
+    needs, prompts = plan.objective.needs(), plan.train_prompts
+    name = type(plan.objective).__name__
+    if Need.SIBLINGS in needs and plan.rollout.per_prompt == 1:
+        raise ConfigError(
+            "C103",
+            f"rollout.per_prompt = 1, but {name} compares siblings of one prompt",
+            why="with one rollout every weight is 1 and every advantage 0",
+            fix="rollout.per_prompt=4",
+        )
+    if Need.IMAGE in needs and not any(p.images for p in prompts):
+        raise DataError("D305", f"{name} needs pictures, and no row has one", fix="data.columns.images=COLUMN")
+    if Need.REWARD in needs or plan.objective.keep_correct:
+        check_answers(prompts, name)
+    if Need.THOUGHTS not in needs:
+        return plan
+    source = plan.cast.view.thought
+    kept = [p for p in prompts if has_thoughts(p, source)]
+    if not kept:
+        raise no_thoughts(name, source)
+    if len(kept) < len(prompts):
+        folder.event(f"left out {len(prompts) - len(kept)} of {len(prompts)} rows without visual thoughts")
+    return replace(plan, train_prompts=kept)
+
+
+def check_answers(prompts: Sequence[Prompt], name: str) -> None:
+    """D302 for the first row without a gold answer."""
+    without = [p for p in prompts if p.answer is None]
+    if without:
+        raise DataError(
+            "D302",
+            f"{name} asks whether answers are right, and {len(without)} of {len(prompts)} rows have no gold answer",
+            where=without[0].labels.get("row", without[0].id),
+            why="the reward of such a row would be 0 whatever the student says",
+            fix="data.columns.answer=COLUMN, or leave these rows out",
+        )
+
+
+def no_thoughts(name: str, source: str) -> DataError:
+    """D304."""
+    column = "thoughts" if source == "data" else "boxes"
+    return DataError(
+        "D304",
+        f"{name} needs visual thoughts, and no row has any",
+        why=f"views.thought={source} takes them from the column data.columns.{column}; without them the teacher would"
+        "\ndiffer from the student by the wording of two sentences alone",
+        fix=f"data.columns.{column}=COLUMN, or for procedural diagrams data.diagrams.options.thoughts=true",
+    )
+
+
+def partners_of(prompts: Sequence[Prompt]) -> dict[str, Prompt]:
+    """For each prompt the next one: whose thoughts a mismatched teacher sees."""
+    following = [*prompts[1:], *prompts[:1]]
+    return {prompt.id: other for prompt, other in zip(prompts, following, strict=True)}
+
+
+def check_views(plan: Plan) -> None:
+    """Every reader reads one short response under every view the method needs (M106)."""
+    pictured = [p for p in plan.train_prompts if p.images] or list(plan.train_prompts)
+    same = {Reader.EMA: plan.cast.student, Reader.REFERENCE: plan.cast.student}
+    cast = replace(plan.cast, companions=same)
+    response = Rollout((cast.student.stop_ids[0],), 0, Finish.STOP)
+    groups = [RolloutGroup(pictured[0], (response,))]
+    for p in plan.objective.passes():
+        try:
+            responses = lay_out(groups, plan.seed, 0, cast.student.device)
+            reading = prepare(cast, groups, (replace(p, gradient=False),), responses, 1)
+            scored: ScoredBatch = read_without_gradient(cast, reading, (replace(p, gradient=False),))
+            finite = bool(torch.isfinite(scored[p.name].sampled()).all())
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise unreadable(p.name, f"{type(error).__name__}: {error}") from error
+        if not finite:
+            raise unreadable(p.name, "the log-probability it gives is not finite")
+
+
+def unreadable(name: str, why: str) -> ModelError:
+    """M106."""
+    reader, view = name.split(".")
+    hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
+    return ModelError(
+        "M106",
+        f"the {reader} cannot read the view {view}",
+        why=why[:300],
+        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=...",
+    )
+
+
+def check_gate(plan: Plan, objective: VisualOPSD, folder: RunFolder) -> None:
+    """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
+    file = folder.path / "gate.json"
+    source = plan.cast.view.thought
+    asked = [p for p in plan.train_prompts if p.answer is not None][: objective.gate_rows]
+    if not file.exists():
+        if not asked:
+            check_answers(plan.train_prompts, "the gate of visual_opsd")
+        settings = replace(plan.evaluation, samples=1, seed=plan.seed)
+        found = measure_privilege(plan.cast.student, asked, objective.privileged().view, settings, plan.cast.view)
+        folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "thought": source}))
+    gate = json.loads(file.read_text(encoding="utf-8"))
+    if not gate["passes"]:
+        raise ModelError(
+            "V801",
+            "the visual thoughts do not help this model, so there is nothing to distil",
+            where=str(file),
+            why=f"greedy accuracy {gate['accuracy']:.1%} without and {gate['privileged_accuracy']:.1%} with them, "
+            f"generation gap {gate['generation_gap']:.4f} +- {gate['generation_gap_error']:.4f} nats a token,"
+            f" {gate['rows']} rows",
+            fix="a model trained to read visual thoughts: student.model=...",
+            note="for a control on purpose: visual_opsd.gate=false",
+        )
+
+
+def with_written(plan: Plan, folder: RunFolder) -> Plan:
+    """The plan with the teacher's responses; with only the correct ones, and the rows that have any, where asked."""
+    written = written_by_teacher(plan.cast, folder, plan.objective, plan.train_prompts, plan.rollout, plan.seed)
+    if not plan.objective.keep_correct:
+        return replace(plan, written=written)
+    kept = only_correct(plan.cast, plan.train_prompts, written, plan.reward)
+    dropped = len(plan.train_prompts) - len(kept)
+    if dropped:
+        folder.event(f"left out {dropped} of {len(plan.train_prompts)} rows: no correct response of the teacher")
+    return replace(plan, written=kept, train_prompts=[p for p in plan.train_prompts if p.id in kept])

@@ -1,0 +1,84 @@
+"""The teacher's responses: written once before step 1, stored in the run folder, resumed where they stopped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vistill.batch import Objective
+from vistill.data.answers import judge_answer
+from vistill.data.math_judge import MathJudge
+from vistill.errors import DataError
+from vistill.rollouts.engine import Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training.reading import Cast
+from vistill.training.settings import RewardSettings
+from vistill.training.writing import Desk, sample_groups
+from vistill.types import Finish, Prompt, Rollout, RolloutGroup
+
+FILE = "teacher_responses.jsonl"
+#: Step in the noise key of the teacher's responses: before the first.
+BEFORE = -1
+#: Prompts written between two lines on disk.
+PROMPTS_PER_CALL = 16
+
+
+def written_by_teacher(
+    cast: Cast, folder: RunFolder, objective: Objective, prompts: Sequence[Prompt], rollout: RolloutSettings, seed: int
+) -> dict[str, tuple[Rollout, ...]]:
+    """K responses of the teacher to every prompt, from the run folder as far as they are there."""
+    assert cast.teacher is not None, "check_together asks for a teacher"
+    path = folder.path / FILE
+    found = {record["prompt"]: from_record(record) for record in folder.read(path)}
+    missing = [prompt for prompt in prompts if prompt.id not in found]
+    desk = Desk(HFEngine(cast.teacher), objective, rollout.per_prompt)
+    sampling = Sampling(seed, BEFORE, rollout.temperature, rollout.top_p, rollout.max_new_tokens, rollout.rows_per_call)
+    for start in range(0, len(missing), PROMPTS_PER_CALL):
+        groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)
+        for group in groups:
+            folder.log(path, to_record(cast, group))
+            found[group.prompt.id] = group.rollouts
+    return {prompt.id: found[prompt.id] for prompt in prompts}
+
+
+def to_record(cast: Cast, group: RolloutGroup) -> dict[str, Any]:
+    """One line a prompt: ids for the loss, text for people."""
+    return {
+        "prompt": group.prompt.id,
+        "ids": [list(r.ids) for r in group.rollouts],
+        "finish": [str(r.finish) for r in group.rollouts],
+        "text": [cast.student.decode(r.ids) for r in group.rollouts],
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> tuple[Rollout, ...]:
+    """The rollouts of a line."""
+    pairs = zip(record["ids"], record["finish"], strict=True)
+    return tuple(Rollout(tuple(ids), sibling, Finish(finish)) for sibling, (ids, finish) in enumerate(pairs))
+
+
+def only_correct(
+    cast: Cast, prompts: Sequence[Prompt], written: Mapping[str, tuple[Rollout, ...]], reward: RewardSettings
+) -> dict[str, tuple[Rollout, ...]]:
+    """The correct responses of each prompt that has any (D306 where none has)."""
+    kept: dict[str, tuple[Rollout, ...]] = {}
+    with MathJudge() as math:
+        for prompt in prompts:
+            assert prompt.answer is not None, "rows without an answer were refused before"
+            right = tuple(
+                rollout
+                for rollout in written[prompt.id]
+                if judge_answer(
+                    cast.student.decode(rollout.ids), prompt.answer, prompt.choices, reward.answer, math
+                ).correct
+            )
+            if right:
+                kept[prompt.id] = right
+    if not kept:
+        raise DataError(
+            "D306",
+            f"none of the teacher's responses to {len(prompts)} prompts is correct",
+            why="`sft` learns from correct ones only; look at teacher_responses.jsonl in the run folder",
+            fix="rollout.max_new_tokens=4096, or a stronger teacher: teacher.model=...",
+        )
+    return kept
