@@ -137,3 +137,105 @@ def test_our_reverse_kl_equals_trls_tiled_kernel():
     ours.backward()
     assert ours.item() == pytest.approx(theirs, rel=1e-5)
     assert torch.allclose(student.grad, student_grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_our_jensen_shannon_equals_trls_gkd_loss_in_value_and_gradient(beta):
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    from vistill.functional.divergences import jensen_shannon
+
+    g = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(19, 53, generator=g).requires_grad_(), torch.randn(19, 53, generator=g)
+    theirs = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="sum")
+    (expected,) = torch.autograd.grad(theirs, student)
+    ours = jensen_shannon(student, teacher, beta).sum()
+    (slope,) = torch.autograd.grad(ours, student)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(slope, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss_type", "averaging"), [("bnpo", "token"), ("grpo", "response")])
+def test_our_grpo_equals_trls_loss_in_value_and_gradient(loss_type, averaging):
+    """TRL's own `_compute_loss` on log-probabilities that reach every branch: both clips, the dual clip, k3."""
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    from accelerate import Accelerator
+    from batches import logits_pass, responses
+    from trl import GRPOTrainer
+
+    from vistill.batch import ScoredBatch
+    from vistill.objectives import METHODS
+
+    lengths = [5, 5, 5, 5]
+    r = responses(lengths, [0, 0, 0, 0], vocabulary=11)
+    g = torch.Generator().manual_seed(1)
+    draw = lambda: 2 * torch.randn(20, 11, generator=g)
+    student = draw().requires_grad_()
+    passes = {"student.full": logits_pass(student, r.ids), "old.full": logits_pass(draw(), r.ids)}
+    passes["reference.full"] = logits_pass(student.detach() + 0.3 * draw(), r.ids)  # k3 below 10, where ours is clamped
+    batch = ScoredBatch(r, passes)
+    method = METHODS["grpo"](updates=2, reference_weight=0.04, averaging=averaging)
+    signals = method.signals(batch)
+    ours = reduce_terms(method.terms(batch, signals), r.counts())[0]
+    (slope,) = torch.autograd.grad(ours, student)
+
+    log_prob = torch.log_softmax(student, -1).gather(-1, r.ids[:, None]).reshape(4, 5)
+    trainer = object.__new__(GRPOTrainer)
+    trainer.__dict__ |= {
+        "accelerator": Accelerator(cpu=True), "model": SimpleNamespace(training=True), "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "importance_sampling_level": "token",
+        "beta": 0.04, "loss_type": loss_type, "epsilon_low": 0.2, "epsilon_high": 0.3, "use_vllm": False,
+        "args": SimpleNamespace(delta=3.0, use_bias_correction_kl=False), "_entropy_bonus_enabled": False,
+        "current_gradient_accumulation_steps": 1, "_metrics": {"train": defaultdict(list)},
+        "_get_per_token_logps_and_entropies": lambda *a, **k: (log_prob, torch.zeros(4, 5), None),
+    }  # fmt: skip
+    blank = torch.zeros(4, 1, dtype=torch.long)
+    inputs = {
+        "prompt_ids": blank, "prompt_mask": blank, "completion_ids": r.ids.reshape(4, 5),
+        "completion_mask": torch.ones(4, 5, dtype=torch.long), "advantages": signals["group_advantage"],
+        "old_per_token_logps": batch["old.full"].sampled().reshape(4, 5),
+        "ref_per_token_logps": batch["reference.full"].sampled().reshape(4, 5),
+    }  # fmt: skip
+    theirs = trainer._compute_loss(None, inputs)
+    (expected,) = torch.autograd.grad(theirs, student)
+    metrics = trainer._metrics["train"]
+    assert metrics["clip_ratio/low_mean"][0] > 0
+    assert metrics["clip_ratio/high_mean"][0] > 0
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(slope, expected, atol=1e-6)
+    watched = {t.name: t for t in method.terms(batch, signals)}
+    for side in ("low", "high"):
+        share = watched[f"clip_{side}_share"].values.mean().item()
+        assert share == pytest.approx(metrics[f"clip_ratio/{side}_mean"][0])
+
+
+def test_our_position_weights_equal_trls_iw_opd_loss():
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    from batches import logits_pass, responses
+    from trl.experimental.iw_opd.iw_opd_trainer import IWOPDTrainer
+
+    from vistill.batch import ScoredBatch
+    from vistill.objectives import METHODS
+
+    r = responses([6, 6], [0, 0], vocabulary=9)
+    g = torch.Generator().manual_seed(2)
+    student, teacher = torch.randn(12, 9, generator=g).requires_grad_(), torch.randn(12, 9, generator=g)
+    passes = {"student.full": logits_pass(student, r.ids), "old.full": logits_pass(student.detach(), r.ids)}
+    batch = ScoredBatch(r, passes | {"teacher.full": logits_pass(teacher, r.ids)})
+    method = METHODS["iw_opd"]()
+    ours = reduce_terms(method.terms(batch, method.signals(batch)), r.counts())[0]
+    (slope,) = torch.autograd.grad(ours, student)
+    trainer = object.__new__(IWOPDTrainer)
+    trainer.__dict__ |= {"temperature": 1.0, "iw_opd_gamma": 0.5, "iw_opd_epsilon": 1e-8,
+                         "model": SimpleNamespace(training=True), "_metrics": {"train": defaultdict(list)}}  # fmt: skip
+    ids = r.ids.reshape(2, 6)
+    theirs = trainer._compute_iw_opd_loss(
+        student.reshape(2, 6, 9), ids, ids, batch["teacher.full"].sampled().reshape(2, 6), num_items_in_batch=12
+    )
+    (expected,) = torch.autograd.grad(theirs, student)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(slope, expected, atol=1e-6)

@@ -1,6 +1,9 @@
 """`vistill init`: a commented recipe, filled in."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, suggest
@@ -46,19 +49,28 @@ train:
 save: {{every: 50, keep: 2, keep_best: accuracy}}
 eval: {{every: 50, limit: 200, max_new_tokens: 4096}}
 """
-KNOBS = """\
-va_opd:
-  high_share: 0.2                   # p_v: share of the tokens in the high group
-  high_weight: 0.5                  # lambda: weight the high group shares
-  rollout_temperature: 1.0          # tau of the rollout weights
+REWARD = """\
+reward:                             # from the answer checkers
+  accuracy: 1.0                     # of a right answer
+  format: 0.0                       # of a response that matches the pattern
 """
+
+
+def knobs_block(method: str, schema: Mapping[str, Any]) -> str:
+    """Every knob of the method with its default, in the file's own words."""
+    lines = [f"{method}:"] if schema["properties"] else []
+    for knob, info in schema["properties"].items():
+        setting = f"  {knob}: {json.dumps(info['default'])}"
+        lines.append(f"{setting:<34}  # {info['description']}")
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     """Write `NAME.yaml` and say what to do next. An existing file is never overwritten."""
     stem = Path(name).stem
     methods = list(method_schemas())
-    method = next((m for m in methods if stem.replace("-", "_").startswith(m)), None)
+    wanted = stem.replace("-", "_")
+    method = max((m for m in methods if wanted.startswith(m)), key=len, default=None)
     if method is None and not name.endswith(".yaml"):
         why = f"methods: {', '.join(methods)}   {suggest(stem.replace('-', '_'), methods)}".rstrip()
         raise ConfigError(
@@ -68,6 +80,9 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     file = Path(name if name.endswith(".yaml") else f"{stem.replace('-', '_')}.yaml")
     if file.exists():
         raise ConfigError("C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first")
+    schema = method_schemas()[method]
+    asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
+    column = {"sft": ", response: response", "visual_opsd": ", thoughts: thoughts"}.get(method, "")
     text = TEMPLATE.format(
         name=name,
         student=student,
@@ -76,9 +91,9 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         file=file,
         stem=stem,
         method=method,
-        teacher_block="" if method == "sft" else f"teacher:\n  model: {teacher}\n",
-        knobs=KNOBS if method == "va_opd" else "",
-        extra_column=", response: response" if method == "sft" else "",
+        teacher_block=f"teacher:\n  model: {teacher}\n" if asks_teacher else "",
+        knobs=knobs_block(method, schema) + (REWARD if "reward" in schema["x-needs"] else ""),
+        extra_column=column,
     )
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,9 @@ def demo(
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Argument(help="va-opd, opd or sft; or the file to write")] = "va-opd",
+    name: Annotated[
+        str, typer.Argument(help="a method such as va-opd, vgs or visual-opsd; or the file to write")
+    ] = "va-opd",
     student: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-2B-Instruct",
     teacher: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-8B-Instruct",
     data: Annotated[str, typer.Option(help=".jsonl, hf:owner/name[split], .parquet or diagrams")] = "data/train.jsonl",

@@ -1,11 +1,13 @@
 """`iw_opd`: position-weighted on-policy distillation (IW-OPD, arXiv 2606.22600): early disagreement weighs more."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.segments import segment_sum, sum_before
+from vistill.objectives.opd import sampled_reverse_kl
 from vistill.objectives.passes import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
@@ -15,10 +17,12 @@ WRITTEN = Pass(Reader.OLD, View.FULL, keep="log_prob")
 
 @dataclass(frozen=True)
 class IWOPD(Objective):
-    """`(1/T) sum_t (1 + g (1 - S_t / S_T)) KL(pS || pT)`, `S_t = sum_{k<t} |log pT(y_k) - log pS(y_k)|`."""
+    """Reverse KL times `1 + g (1 - S_t / S_T)`, `S_t = sum_{k<t} |log pT(y_k) - log pS(y_k)|`, token by token."""
 
     strength: float = ranged(0.5, 0)
     """Extra weight of the first token (gamma); it falls to 0 as the disagreement is used up."""
+    estimator: Literal["sampled", "full"] = "sampled"
+    """The one-token estimate (paper), or the whole vocabulary, to compare with `opd` and `va_opd`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -34,7 +38,9 @@ class IWOPD(Objective):
         return {"position_weight": position, "token_weight": per_response(batch.responses) * position}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Reverse KL to the teacher."""
+        """Reverse KL to the teacher, or its estimate, weighted by position."""
+        if self.estimator == "sampled":
+            return sampled_reverse_kl(batch, signals["token_weight"])
         return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
 
 

@@ -43,7 +43,7 @@ def write_groups(
         return [RolloutGroup(prompt, (written_response(cast.student, prompt),)) for prompt in prompts]
     taken = [takes_written(objective, prompt, sampling) for prompt in prompts]
     own = [prompt for prompt, old in zip(prompts, taken, strict=True) if not old]
-    sampled = iter(sample_groups(cast, desk, own, sampling))
+    sampled = iter(sample_groups(cast, desk, own, sampling) if own else [])
     epochs = epochs or [0] * len(prompts)
     return [
         RolloutGroup(prompt, pick_written(desk, prompt, epoch)) if old else next(sampled)

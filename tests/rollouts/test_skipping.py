@@ -1,0 +1,96 @@
+"""Image-skip: a model that announces a drawing goes on in words, within one budget and with fresh noise."""
+
+from dataclasses import replace
+
+import torch
+
+from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.skipping import SkippingEngine, extended, make_engine
+from vistill.types import Finish, Rollout
+
+SETTINGS = RolloutSettings(image_skips=1)
+SAMPLING = Sampling(0, 3, 1.0, 1.0, 40)
+
+
+class Script:
+    """Answers by round: what was asked, and what comes back."""
+
+    def __init__(self, vlm, rounds):
+        self.vlm, self.rounds, self.asked = vlm, rounds, []
+
+    def write(self, requests, sampling):
+        self.asked.append((requests, sampling))
+        texts = self.rounds[len(self.asked) - 1]
+        out = []
+        for request in requests:
+            group = []
+            for sibling in request.siblings:
+                ids = self.vlm.tokenizer(texts[sibling], add_special_tokens=False)["input_ids"]
+                group.append(Rollout((*ids, self.vlm.stop_ids[0]), sibling, Finish.STOP, request.attempt))
+            out.append(tuple(group))
+        return out
+
+
+def request(vlm, prompts, siblings=(0, 1)):
+    return RolloutRequest(prompts[0].id, vlm.encode(prompts[0]), siblings)
+
+
+def test_a_turn_that_wants_to_draw_is_reopened_and_both_rounds_are_one_completion(teacher, prompts):
+    script = Script(teacher, [["I look.<image_start>", "So 7."], ["<image_end> It is 5."]])
+    engine = SkippingEngine(script, teacher, SETTINGS)
+    ((first, second),) = engine.write([request(teacher, prompts)], SAMPLING)
+    assert teacher.decode(first.ids) == "I look.<image_start><image_end> It is 5."
+    assert first.ids.count(teacher.stop_ids[0]) == 1
+    assert first.ids[-1] == teacher.stop_ids[0]
+    assert first.finish is Finish.STOP
+    assert teacher.decode(second.ids) == "So 7."
+
+
+def test_the_second_round_sees_the_closed_turn_and_draws_other_noise(teacher, prompts):
+    script = Script(teacher, [["<image_start>", "So 7."], ["5"]])
+    SkippingEngine(script, teacher, SETTINGS).write([request(teacher, prompts)], SAMPLING)
+    ((again,), sampling) = script.asked[1]
+    tail = teacher.tokenizer.decode(again.prompt.ids[len(teacher.encode(prompts[0]).ids) :])
+    assert tail == "<image_start><|im_end|>\n<|im_start|>assistant\n"
+    assert again.siblings == (0,)
+    assert again.attempt != 0
+    assert sampling.max_new_tokens < SAMPLING.max_new_tokens
+    assert again.prompt.next_position == teacher.encode(prompts[0]).next_position + len(again.prompt.ids) - len(
+        teacher.encode(prompts[0]).ids
+    )
+
+
+def test_at_most_so_many_rounds_and_one_budget_for_all(teacher, prompts):
+    always = ["<image_start> and so on and so on and so on"] * 2
+    script = Script(teacher, [always, always, always])
+    ((first, _),) = SkippingEngine(script, teacher, replace(SETTINGS, image_skips=2)).write(
+        [request(teacher, prompts)], replace(SAMPLING, max_new_tokens=50)
+    )
+    assert len(script.asked) <= 3
+    assert len(first.ids) <= 50
+
+
+def test_an_ordinary_model_never_notices(teacher, prompts):
+    plain, skipping = HFEngine(teacher), make_engine(teacher, SETTINGS)
+    assert isinstance(skipping, SkippingEngine)
+    assert isinstance(make_engine(teacher, RolloutSettings()), HFEngine)
+    small = Sampling(0, 0, 1.0, 1.0, 6)
+    assert plain.write([request(teacher, prompts)], small) == skipping.write([request(teacher, prompts)], small)
+
+
+def test_an_extended_prompt_is_read_as_prompt_and_response(teacher, prompts):
+    from vistill.models.scoring import EncodedGroup, score
+
+    ids = teacher.response_ids("So 7.")
+    encoded = teacher.encode(prompts[0])
+    with torch.no_grad():
+        whole = score(teacher, [EncodedGroup(encoded, (ids,))], torch.tensor(ids), teacher.vocabulary_size)
+        rest = score(
+            teacher,
+            [EncodedGroup(extended(encoded, ids[:2]), (ids[2:],))],
+            torch.tensor(ids[2:]),
+            teacher.vocabulary_size,
+        )
+    assert torch.allclose(whole.sampled()[2:], rest.sampled(), atol=1e-5)

@@ -1,0 +1,279 @@
+"""What is checked, filtered and written before step 1."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import build
+
+from vistill.data.diagrams import DiagramSettings, diagram_prompts
+from vistill.errors import ConfigError, DataError, ModelError
+from vistill.evaluation.settings import EvalSettings
+from vistill.objectives import METHODS, OPD, SFT
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training.checkpoint import weights_hash
+from vistill.training.companions import check_reference, copy_of, follow, with_companions
+from vistill.training.loop import Plan, run
+from vistill.training.preparation import prepare_run
+from vistill.training.reading import Cast
+from vistill.training.rewards import Rewards
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
+
+TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
+PLAIN = diagram_prompts("train", 6, 0)
+
+
+def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
+    student = build(tokenizer, 0)
+    base = {
+        "cast": Cast(student, teacher, student.vocabulary_size),
+        "objective": objective,
+        "train_prompts": prompts,
+        "eval_prompts": [],
+        "train": TrainSettings(prompts_per_step=2, lr=1e-3, epochs=1),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5),
+        "save": SaveSettings(),
+        "evaluation": EvalSettings(every=0, max_new_tokens=5),
+        "seed": 5,
+        "num_steps": 3,
+        "fingerprint": "test",
+    }
+    return Plan(**(base | changes))
+
+
+def refused(plan, folder, code):
+    with pytest.raises((ConfigError, DataError, ModelError)) as caught:
+        prepare_run(plan, RunFolder(folder))
+    assert caught.value.code == code
+    assert caught.value.fix
+    assert not (folder / "metrics.jsonl").exists()
+    return caught.value
+
+
+def test_visual_thoughts_that_no_row_has_are_refused(tokenizer, teacher, tmp_path):
+    error = refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), PLAIN), tmp_path, "D304")
+    assert "data.columns.thoughts" in error.fix
+
+
+def test_rows_without_thoughts_are_left_out_and_named_in_the_events(tokenizer, tmp_path):
+    mixed = [*TOLD[:4], replace(TOLD[4], thoughts=()), replace(TOLD[5], thoughts=())]
+    plan = prepare_run(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), RunFolder(tmp_path))
+    assert [p.id for p in plan.train_prompts] == [p.id for p in TOLD[:4]]
+    assert plan.num_steps == 2
+    assert "left out 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["va_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"])
+def test_a_visual_method_without_any_picture_is_refused(tokenizer, teacher, tmp_path, name):
+    blind = [Prompt(p.id, (p.text,), answer=p.answer) for p in TOLD]
+    options = {"gate": False} if name == "visual_opsd" else {}
+    refused(make_plan(tokenizer, teacher, METHODS[name](**options), blind), tmp_path, "D305")
+
+
+@pytest.mark.parametrize("name", ["va_opd", "grpo", "papo", "vppo", "grpo_opd", "grpo_vgs"])
+def test_one_rollout_a_prompt_is_refused_where_siblings_are_compared(tokenizer, teacher, tmp_path, name):
+    plan = make_plan(tokenizer, teacher, METHODS[name](), rollout=RolloutSettings(per_prompt=1))
+    refused(plan, tmp_path, "C103")
+
+
+@pytest.mark.parametrize("objective", [METHODS["grpo"](), METHODS["papo"](), SFT(responses="teacher")])
+def test_a_row_without_an_answer_is_refused_where_answers_are_rewarded(tokenizer, teacher, tmp_path, objective):
+    rows = [*TOLD[:3], replace(TOLD[3], answer=None, labels={"row": "train.jsonl:4"})]
+    error = refused(make_plan(tokenizer, teacher, objective, rows), tmp_path, "D302")
+    assert "train.jsonl:4" in error.where
+
+
+def test_a_model_that_cannot_run_without_an_image_is_refused(tokenizer, teacher, tmp_path):
+    class NeedsPictures(type(teacher.family)):
+        def backbone(self, model, rows):
+            if not any(p.has_image for p in rows.prompts):
+                raise ValueError("pixel_values is required")
+            return super().backbone(model, rows)
+
+    family = object.__new__(NeedsPictures)
+    family.__dict__ = teacher.family.__dict__
+    blind = replace(teacher, family=family)
+    error = refused(make_plan(tokenizer, blind, METHODS["vgs"]()), tmp_path, "M106")
+    assert "teacher cannot read the view text_only" in error.what
+    assert "pixel_values is required" in error.why
+    prepare_run(make_plan(tokenizer, blind, OPD()), RunFolder(tmp_path / "opd"))
+
+
+def test_fewer_usable_rows_than_a_step_takes_are_refused(tokenizer, tmp_path):
+    mixed = [TOLD[0], *(replace(p, thoughts=()) for p in TOLD[1:])]
+    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), tmp_path, "C101")
+
+
+def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_it_measured(tokenizer, tmp_path):
+    plan = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4))
+    error = refused(plan, tmp_path, "V801")
+    gate = json.loads((tmp_path / "gate.json").read_text())
+    assert gate["rows"] == 4
+    assert gate["generation_gap"] > 0
+    assert not gate["passes"]
+    assert "visual_opsd.gate=false" in error.note
+    prepare_run(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False)), RunFolder(tmp_path / "open"))
+
+
+def test_the_gate_compares_accuracy_strictly_and_asks_for_a_clear_gap():
+    from vistill.evaluation.privilege import Privilege
+
+    assert Privilege(0.5, 0.1, 0.3, 0.4, 10).passes()
+    assert not Privilege(0.5, 0.1, 0.4, 0.4, 10).passes()
+    assert not Privilege(0.5, 0.3, 0.3, 0.4, 10).passes()
+    assert not Privilege(0.0, 0.0, 0.3, 0.4, 10).passes()
+
+
+def test_the_teacher_writes_once_and_continues_where_it_was_stopped(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    plan = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
+    file = tmp_path / "teacher_responses.jsonl"
+    whole = file.read_text()
+    assert len(whole.splitlines()) == 6
+    assert all(len(rollouts) == 2 for rollouts in plan.written.values())
+    again = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
+    assert file.read_text() == whole
+    assert again.written == plan.written
+    file.write_text("".join(line + "\n" for line in whole.splitlines()[:2]) + whole.splitlines()[2][:20])
+    resumed = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
+    assert resumed.written == plan.written
+
+
+def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+
+    class Silent:
+        def write(self, requests, sampling):
+            raise AssertionError("the student must not write")
+
+    plan = make_plan(
+        tokenizer, teacher, METHODS["kd"](), engine=Silent(), train=TrainSettings(prompts_per_step=2, epochs=2)
+    )
+    plan = prepare_run(plan, folder)
+    assert plan.num_steps == 6
+    run(plan, folder)
+    assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
+
+
+def test_gkd_mixes_writers_by_a_keyed_coin(tokenizer, teacher, tmp_path):
+    from vistill.rollouts.engine import Sampling
+    from vistill.training.writing import takes_written
+
+    method = METHODS["gkd"](off_policy_share=0.25)
+    coins = [takes_written(method, p, Sampling(0, step, 1.0, 1.0, 4)) for p in TOLD for step in range(200)]
+    assert abs(sum(coins) / len(coins) - 0.25) < 0.04
+    assert coins == [takes_written(method, p, Sampling(0, step, 1.0, 1.0, 4)) for p in TOLD for step in range(200)]
+    assert not takes_written(METHODS["gkd"](off_policy_share=0.0), TOLD[0], Sampling(0, 0, 1.0, 1.0, 4))
+
+
+def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teacher, tmp_path):
+    from vistill.training.writing import Desk, pick_written
+
+    folder = RunFolder(tmp_path)
+    folder.path.mkdir(exist_ok=True)
+    for number, p in enumerate(TOLD):
+        right = [True, True] if number == 0 else [False, number % 2 == 0]
+        ids = [list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}")) for i, ok in enumerate(right)]
+        folder.log(tmp_path / "teacher_responses.jsonl", {"prompt": p.id, "ids": ids, "finish": ["stop"] * 2})
+    plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
+    assert [p.id for p in plan.train_prompts] == [TOLD[i].id for i in (0, 2, 4)]
+    assert "left out 3 of 6 rows" in (tmp_path / "events.log").read_text()
+    desk = Desk(None, plan.objective, 2, plan.written)
+    first, second, third = (pick_written(desk, TOLD[0], epoch) for epoch in (0, 1, 2))
+    assert len(first) == 1
+    assert first != second
+    assert first == third
+
+
+def test_a_teacher_that_is_never_right_is_refused(tokenizer, teacher, tmp_path):
+    refused(make_plan(tokenizer, teacher, SFT(responses="teacher")), tmp_path, "D306")
+
+
+def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokenizer):
+    student = build(tokenizer, 0)
+    cast = with_companions(Cast(student, None, student.vocabulary_size), METHODS["visual_opsd"]())
+    assert set(cast.companions) == {Reader.EMA}
+    average = cast.companions[Reader.EMA].model
+    before = [p.clone() for p in average.parameters()]
+    with torch.no_grad():
+        for p in student.model.parameters():
+            p.add_(1.0)
+    follow(cast, 0.25)
+    for old, new in zip(before, average.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.25, atol=1e-6)
+        assert not new.requires_grad
+
+
+def test_the_reference_stays_and_another_one_on_resume_is_refused(tokenizer):
+    student = build(tokenizer, 0)
+    cast = with_companions(Cast(student, None, student.vocabulary_size), METHODS["grpo"]())
+    state = {}
+    check_reference(cast, state)
+    assert state["reference_sha256"] == weights_hash(student)
+    check_reference(cast, state)
+    other = build(tokenizer, 3)
+    with pytest.raises(ConfigError) as caught:
+        check_reference(with_companions(Cast(other, None, 1), METHODS["grpo"]()), state)
+    assert caught.value.code == "C202"
+
+
+def test_a_copy_shares_no_weight_with_its_model(tokenizer):
+    student = build(tokenizer, 0)
+    pointers = {p.data_ptr() for p in student.model.parameters()}
+    assert not pointers & {p.data_ptr() for p in copy_of(student).model.parameters()}
+
+
+def test_rewards_add_accuracy_and_format(tokenizer):
+    from vistill.data.math_judge import MathJudge
+
+    vlm = build(tokenizer, 0)
+    prompt = Prompt("p", ("1+1?",), answer="2")
+    texts = ["So \\boxed{2}.", "So \\boxed{3}.", "The answer is 2", "no idea"]
+    rollouts = tuple(Rollout(vlm.response_ids(t), i, Finish.STOP) for i, t in enumerate(texts))
+    with Rewards(RewardSettings(accuracy=0.9, format=0.1), vlm, MathJudge()) as rewards:
+        assert rewards.of([RolloutGroup(prompt, rollouts)]) == pytest.approx([1.0, 0.1, 0.9, 0.0])
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused():
+    with pytest.raises(ConfigError):
+        RewardSettings(pattern="(")
+
+
+def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
+    """Two siblings, one rewarded: the rewarded response becomes more likely."""
+    from vistill.rollouts.scripted import ScriptedEngine
+
+    student = build(tokenizer, 0)
+    stop = student.stop_ids[0]
+    right, wrong = (tuple(student.response_ids(t)) for t in ("\\boxed{2}", "\\boxed{7}"))
+    engine = ScriptedEngine(lambda key, sibling: right if sibling == 0 else wrong, stop)
+    prompts = [replace(p, answer="2") for p in PLAIN]
+    plan = make_plan(
+        tokenizer, None, METHODS["grpo"](), prompts, cast=Cast(student, None, student.vocabulary_size), engine=engine
+    )
+    folder = RunFolder(tmp_path)
+
+    def log_prob(ids):
+        from vistill.models.scoring import EncodedGroup, score
+
+        with torch.no_grad():
+            group = EncodedGroup(student.encode(prompts[0]), (ids,))
+            return float(
+                score(student, [group], torch.tensor(ids), student.vocabulary_size, "log_prob").sampled().sum()
+            )
+
+    before = log_prob(right) - log_prob(wrong)
+    run(prepare_run(plan, folder), folder)
+    assert log_prob(right) - log_prob(wrong) > before
+    assert folder.read(folder.metrics)[0]["reward/mean"] == 0.5
+
+
+def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokenizer, tmp_path):
+    from vistill.training.step import parts_of
+
+    assert parts_of([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
+    assert parts_of([[0, 1, 2]], 1) == [[[0, 1, 2]]]
+    assert sorted(g for part in parts_of([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro) == list(range(7))
