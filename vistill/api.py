@@ -226,7 +226,7 @@ def distill(
         student: learns, in place.
         teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
         prompts: training prompts.
-        objective: `OPD()`, `VAOPD(high_share=0.2)`, `SFT()`.
+        objective: `OPD()`, `VAOPD(high_share=0.2)`, or any class in `vistill.METHODS`.
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """

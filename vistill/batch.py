@@ -198,6 +198,14 @@ class GradientProbe:
     """Names of the terms of each sum."""
 
 
+@dataclass(frozen=True)
+class EntryGate:
+    """A question to the untrained student before step 1: does it answer better under this view than under `full`?"""
+
+    view: View
+    rows: int
+
+
 @runtime_checkable
 class Objective(Protocol):
     """A method: what must be seen, what is measured, what is minimised. Everything else is shared.
@@ -249,6 +257,10 @@ class Objective(Protocol):
     def ema_rate(self) -> float:
         """How far the moving-average reader goes towards the student after each update."""
         return 0.005
+
+    def entry_gate(self) -> EntryGate | None:
+        """What the untrained student must pass before step 1."""
+        return None
 
     def probe(self) -> GradientProbe | None:
         """Gradient norms that the method wants measured."""

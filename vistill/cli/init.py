@@ -82,7 +82,8 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         raise ConfigError("C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first")
     schema = method_schemas()[method]
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
-    column = {"sft": ", response: response", "visual_opsd": ", thoughts: thoughts"}.get(method, "")
+    column = ", response: response" if schema["x-writer"] == "data" else ""
+    column += ", thoughts: thoughts" if "thoughts" in schema["x-needs"] else ""
     text = TEMPLATE.format(
         name=name,
         student=student,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import EntryGate, LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.divergences import ClipMode, forward_kl, jensen_shannon, keep_top
 from vistill.objectives.passes import STUDENT, against, per_response
 from vistill.ranges import check_ranges, ranged
@@ -62,6 +62,10 @@ class VisualOPSD(Objective):
     def ema_rate(self) -> float:
         """Complement of the decay."""
         return 1 - self.ema_decay
+
+    def entry_gate(self) -> EntryGate | None:
+        """The teacher's view must help."""
+        return EntryGate(self.privileged().view, self.gate_rows) if self.gate else None
 
     def privileged(self) -> Pass:
         """The teacher's reading."""

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from vistill.batch import Need, ScoredBatch
+from vistill.batch import EntryGate, Need, ScoredBatch
 from vistill.data.keys import num_steps
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
-from vistill.objectives.visual_opsd import VisualOPSD
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.loop import Plan
@@ -29,8 +28,9 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
     plan = usable_rows(plan, folder)
     plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
     check_views(plan)
-    if isinstance(plan.objective, VisualOPSD) and plan.objective.gate:
-        check_gate(plan, plan.objective, folder)
+    gate = plan.objective.entry_gate()
+    if gate is not None:
+        check_gate(plan, gate, folder)
     if plan.objective.off_policy() > 0:
         with folder.owned():
             plan = with_written(plan, folder)
@@ -138,16 +138,16 @@ def unreadable(name: str, why: str) -> ModelError:
     )
 
 
-def check_gate(plan: Plan, objective: VisualOPSD, folder: RunFolder) -> None:
+def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder) -> None:
     """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
     file = folder.path / "gate.json"
     source = plan.cast.view.thought
-    asked = [p for p in plan.train_prompts if p.answer is not None][: objective.gate_rows]
+    asked = [p for p in plan.train_prompts if p.answer is not None][: asks.rows]
     if not file.exists():
         if not asked:
-            check_answers(plan.train_prompts, "the gate of visual_opsd")
+            check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
-        found = measure_privilege(plan.cast.student, asked, objective.privileged().view, settings, plan.cast.view)
+        found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view)
         folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "thought": source}))
     gate = json.loads(file.read_text(encoding="utf-8"))
     if not gate["passes"]:
