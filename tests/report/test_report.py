@@ -213,3 +213,30 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
 
     colours = Image.open(shot).convert("RGB").getcolors(1 << 24)
     assert len(colours) > 100
+
+
+def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares_equal_starts(tmp_path):
+    runs = []
+    for i, accuracy in enumerate((0.5, 0.51, 0.9, 0.5, 0.49, 0.1)):
+        runs.append(write_run(tmp_path / f"r{i}"))
+        lines = [json.loads(x) for x in (runs[-1] / "evaluations.jsonl").read_text().splitlines()]
+        lines[-1]["accuracy"] = accuracy
+        (runs[-1] / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    lock = json.loads((runs[5] / "run.lock.json").read_text())
+    lock["recipe"]["student"] = {"model": "another"}
+    (runs[5] / "run.lock.json").write_text(json.dumps(lock))
+    text = sentence([read_run(run) for run in runs])
+    assert "6 runs" in text
+    assert "r2 is 40.0 points above r0" in text
+    assert "The other 3 do not differ" in text
+    assert "r5 began from another student" in text
+
+
+def test_any_methods_own_signal_is_drawn_over_its_siblings(tmp_path):
+    from vistill.report.page import drawn_signal, label_of
+
+    record = {"prompt": "p", "sibling": 0, "ids": [1], "tokens": ["a"], "token_weight": [0.5], "gate": [1.0],
+              "visual_dependency": [0.2], "group_advantage": -1.0, "trajectory_scale": 0.9}  # fmt: skip
+    assert drawn_signal(record) == "visual_dependency"
+    assert label_of(record) == "group advantage -1.000, trajectory scale 0.900"
+    assert drawn_signal({"tokens": ["a"], "ids": [1], "token_weight": [1.0]}) is None

@@ -12,11 +12,13 @@ from markupsafe import Markup
 from vistill.report.charts import Axes, Series, line_chart
 from vistill.report.heatmap import scale_of, tokens_html
 from vistill.report.reading import RunData, read_run
-from vistill.report.verdict import interval, percent, sentence, warnings
+from vistill.report.verdict import MANY, interval, percent, sentence, warnings
 from vistill.runs.storage import write_text
 
-#: Items whose heatmaps are shown, and prompt groups whose siblings are.
-MAX_ITEMS, MAX_SIBLING_GROUPS = 6, 3
+#: Items whose heatmaps are shown, and prompt groups whose siblings are: of one run, and on a page over many.
+MAX_ITEMS, MAX_SIBLING_GROUPS, MAX_SIBLING_PANELS = 6, 3, 8
+#: Signals that are coefficients or thresholds rather than something measured of a token.
+NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "high_group", "gate")
 
 
 def write_report(paths: Sequence[Path], out: Path) -> Path:
@@ -40,7 +42,7 @@ def render(runs: Sequence[RunData]) -> str:
         looking=looking_charts(runs),
         tail=tail_chart(runs),
         comparisons=comparisons(runs),
-        siblings=[group for run in runs for group in sibling_groups(run)][:MAX_SIBLING_GROUPS],
+        siblings=siblings_of(runs),
         health=health_charts(runs),
         costs=[cost(run) for run in runs],
         recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
@@ -69,7 +71,7 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
             for r in ev
             if r.get("accuracy_low") is not None and r.get("accuracy_high") is not None
         ]
-        accuracy.append(Series(run.name, points(ev, "step", "accuracy"), i, band=band))
+        accuracy.append(Series(run.name, points(ev, "step", "accuracy"), i, band=band if len(runs) <= MANY else []))
         blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
@@ -168,20 +170,40 @@ def titles(item: dict[str, Any]) -> list[str]:
     ]
 
 
+def siblings_of(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Training prompts with their siblings: several of one run, or one of each of many."""
+    each = MAX_SIBLING_GROUPS if len(runs) <= MAX_SIBLING_GROUPS else 1
+    return [group for run in runs for group in sibling_groups(run)[:each]][:MAX_SIBLING_PANELS]
+
+
+def drawn_signal(record: dict[str, Any]) -> str | None:
+    """The token signal that a method's heatmap shows: what is visual first."""
+    lists = [k for k, v in record.items() if isinstance(v, list) and k not in ("ids", "tokens", *NOT_DRAWN)]
+    return min(lists, key=lambda name: not name.startswith("visual"), default=None)
+
+
+def label_of(record: dict[str, Any]) -> str:
+    """The rollout's own signals in words: `rollout weight 0.656`."""
+    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "sibling"}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()) or "sibling"
+
+
 def sibling_groups(run: RunData) -> list[dict[str, Any]]:
-    """Sibling rollouts of training prompts with their weights."""
+    """Sibling rollouts of training prompts, coloured by the method's own signal, with their weights or advantages."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in run.rollouts:
-        if "visual_advantage" in record:
+        if drawn_signal(record) is not None:
             groups.setdefault(record["prompt"], []).append(record)
     out = []
     for prompt, records in list(groups.items())[:MAX_SIBLING_GROUPS]:
-        scale = scale_of([r["visual_advantage"] for r in records])
+        name = str(drawn_signal(records[0]))
+        scale = scale_of([r[name] for r in records])
         entry = run.pictures.get(prompt, {})
-        rows = [(r["rollout_weight"], tokens_html(r["tokens"], r["visual_advantage"], scale)) for r in records]
+        rows = [(label_of(r), tokens_html(r["tokens"], r[name], scale)) for r in records]
         out.append(
             {
                 "run": run.name,
+                "signal": name.replace("_", " "),
                 "prompt": prompt,
                 "rows": rows,
                 "question": entry.get("question", prompt),

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from vistill.report.reading import RunData
 
+#: From here on a page names differences beyond chance only.
+MANY = 4
+
 
 def percent(value: float | None) -> str:
     """`58.3 %`."""
@@ -52,8 +55,29 @@ def change(run: RunData, key: str) -> str:
     return after if len(run.evaluations) < 2 else f"{percent(run.first.get(key))} → {after}"
 
 
+def same_start(run: RunData, base: RunData) -> bool:
+    """Whether two runs began from the same student, so that a difference is the method's."""
+    return run.recipe.get("student") == base.recipe.get("student")
+
+
+def many(runs: Sequence[RunData]) -> str:
+    """One sentence over many runs: only differences from the first that are beyond chance are named."""
+    base = runs[0]
+    said = {run.name: difference(run, base) for run in runs[1:] if same_start(run, base)}
+    clear = [text for text in said.values() if text and "do not differ" not in text]
+    unclear = sum("do not differ" in text for text in said.values())
+    others = [run.name for run in runs[1:] if not same_start(run, base)]
+    parts = [f"{len(runs)} runs; the table below has each. {base.name}: accuracy (T = 1) {change(base, 'accuracy')}"]
+    parts += clear
+    parts += [f"The other {unclear} do not differ from {base.name} beyond chance"] if unclear else []
+    parts += [f"{', '.join(others)} began from another student and are not compared"] if others else []
+    return ". ".join(parts) + ". Single runs: see the seeds before believing a difference."
+
+
 def sentence(runs: Sequence[RunData]) -> str:
     """One paragraph from the measured numbers of all runs."""
+    if len(runs) > MANY:
+        return many(runs)
     parts = []
     for run in runs:
         if "accuracy" in run.last:
@@ -61,7 +85,7 @@ def sentence(runs: Sequence[RunData]) -> str:
             greedy = f", greedy {change(run, 'greedy_accuracy')}" if "greedy_accuracy" in run.last else ""
             rows = f"{int(run.last.get('rows', 0)):,} questions"
             parts.append(f"{run.name}: accuracy (T = 1) {change(run, 'accuracy')} [{band} on {rows}{greedy}")
-    pairs = [difference(run, runs[0]) for run in runs[1:]]
+    pairs = [difference(run, runs[0]) for run in runs[1:] if same_start(run, runs[0])]
     looking = [looks(run) for run in runs]
     said = [text for text in [*parts, *pairs, *looking] if text]
     return ". ".join(said) + "." if said else "Nothing has been evaluated yet."
