@@ -385,3 +385,21 @@ def test_learning_rates_follow_their_schedules():
     assert cosine[-1] < 0.001
     assert lr_factor(52, 100, ScheduleSettings("linear", 0.05)) == pytest.approx(1 - 47 / 95)
     assert lr_factor(99, 100, ScheduleSettings("constant", 0.0)) == 1.0
+
+
+def test_under_bf16_the_old_readings_equal_the_learning_ones(tokenizer, teacher, tmp_path):
+    """A reading without gradient in another precision would make every probability ratio wrong from the start."""
+    plan = make_plan(tokenizer, None, METHODS["grpo"](updates=2), num_steps=1, eval_prompts=[],
+                     train=TrainSettings(prompts_per_step=2, lr=0.0, steps=2, micro_batch=1, precision="bf16"))  # fmt: skip
+    seen = []
+    honest = METHODS["grpo"].policy_terms
+
+    def watch(self, batch, log_prob, advantage):
+        seen.append(float((log_prob.detach() - batch["old.full"].sampled()).abs().max()))
+        return honest(self, batch, log_prob, advantage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS["grpo"], "policy_terms", watch)
+        go(plan, RunFolder(tmp_path))
+    assert len(seen) == 4
+    assert max(seen) < 1e-6

@@ -18,8 +18,9 @@ class Head:
     scale: float = 1.0
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
-        """Logits in float32; the product runs in the weight's own precision."""
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        """Logits in float32; the product runs in the weight's own precision, whatever autocast says around it."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
