@@ -3,23 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
-from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
 from vistill.objectives.passes import (
     STUDENT,
     TEACHER,
+    PlainMean,
     against,
     log_prob_of,
-    per_response,
     reverse_kl_to_teacher,
 )
 from vistill.types import Pass, Writer
 
 
 @dataclass(frozen=True)
-class KD(Objective):
+class KD(PlainMean):
     """`(1/N) sum_n (1/T_n) sum_t KL(pT || pS)` on the teacher's own responses, written once and stored in the run."""
 
     loss: Literal["forward_kl", "cross_entropy", "reverse_kl"] = "forward_kl"
@@ -33,10 +31,6 @@ class KD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """The student; the teacher where its distribution is the target."""
         return (STUDENT,) if self.loss == "cross_entropy" else (STUDENT, TEACHER)
-
-    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Coefficient `1 / (K T_n)` of each token."""
-        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """The chosen loss."""

@@ -8,13 +8,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
-from vistill.objectives.passes import STUDENT, TEACHER, log_prob_of, per_response, reverse_kl_to_teacher
+from vistill.batch import LossTerm, ScoredBatch, Signals
+from vistill.objectives.passes import STUDENT, TEACHER, PlainMean, log_prob_of, reverse_kl_to_teacher
 from vistill.types import Pass, Reader, View
 
 
 @dataclass(frozen=True)
-class OPD(Objective):
+class OPD(PlainMean):
     """`(1/N) sum_n (1/T_n) sum_t KL(pS || pT)` on the student's own responses, whole vocabulary, temperature 1."""
 
     estimator: Literal["full", "sampled"] = "full"
@@ -25,10 +25,6 @@ class OPD(Objective):
         if self.estimator == "sampled":
             return (STUDENT, Pass(Reader.TEACHER, View.FULL, keep="log_prob"))
         return (STUDENT, TEACHER)
-
-    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Coefficient `1 / (K T_n)` of each token; it sums to 1 over a prompt."""
-        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher."""

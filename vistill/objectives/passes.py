@@ -1,19 +1,48 @@
-"""The passes that methods share, by name, and the loss terms that several methods are made of."""
+"""What methods share: passes by name, bases of their classes, and the loss terms that several are made of."""
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Responses, ScoredBatch, ScoredPass
+from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, ScoredPass
 from vistill.functional.rows import Rule, States, Target, log_prob_from_hidden, per_row, reverse_kl_from_hidden
 from vistill.functional.siblings import mean_coefficients, uniform_siblings
+from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
 STUDENT: Final = Pass(Reader.STUDENT, View.FULL, gradient=True)
 TEACHER: Final = Pass(Reader.TEACHER, View.FULL)
 
 Averaging = Literal["token", "response"]
+
+
+class PlainMean(Objective):
+    """A method that weighs every token alike: it states its terms, and its passes where they are not OPD's."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The student with gradient and the teacher, both on the original picture."""
+        return (STUDENT, TEACHER)
+
+    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
+        """Coefficient `1 / (K T_n)` of each token; it sums to 1 over a prompt."""
+        return {"token_weight": per_response(batch.responses)}
+
+
+@dataclass(frozen=True)
+class Mixture(PlainMean):
+    """A method that learns from the student's responses and from responses the teacher wrote beforehand."""
+
+    off_policy_share: float = ranged(0.5, 0, 1)
+    """Share of the prompts whose responses the teacher wrote (1 - lambda); a keyed coin a step."""
+
+    def off_policy(self) -> float:
+        """The share."""
+        return self.off_policy_share
 
 
 def per_response(responses: Responses) -> Tensor:

@@ -7,12 +7,10 @@ them its own), and down-sampling keeps the picture's size, so that both sides ha
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
-from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import jensen_shannon
-from vistill.objectives.passes import against, per_response
-from vistill.ranges import check_ranges, ranged
+from vistill.objectives.passes import PlainMean, against
+from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
 DEGRADED_STUDENT = Pass(Reader.STUDENT, View.DEGRADED, gradient=True)
@@ -20,16 +18,13 @@ ORIGINAL_EMA = Pass(Reader.EMA, View.FULL)
 
 
 @dataclass(frozen=True)
-class S2VOPD(Objective):
+class S2VOPD(PlainMean):
     """`(1/T) sum_t JSD_beta(p_ema(.|picture), p(.|degraded picture))` on responses to the degraded picture."""
 
     beta: float = ranged(0.5, 0, 1)
     """Weight of the teacher in the mixture m."""
     ema_decay: float = ranged(0.95, 0, 1)
     """What the moving average keeps at each update."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def needs(self) -> frozenset[Need]:
         """Pictures."""
@@ -47,10 +42,6 @@ class S2VOPD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """Student degraded, teacher original."""
         return (DEGRADED_STUDENT, ORIGINAL_EMA)
-
-    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Coefficient `1 / (K T_n)` of each token."""
-        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Jensen-Shannon divergence, whole vocabulary."""

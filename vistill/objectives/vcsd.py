@@ -5,11 +5,11 @@ from functools import partial
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
 from vistill.functional.targets import contrastive_target
-from vistill.objectives.passes import STUDENT, against, per_response
-from vistill.ranges import check_ranges, ranged
+from vistill.objectives.passes import STUDENT, PlainMean, against
+from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
 SEEING = Pass(Reader.EMA, View.FULL)
@@ -17,7 +17,7 @@ BLACK = Pass(Reader.EMA, View.BLACK)
 
 
 @dataclass(frozen=True)
-class VCSD(Objective):
+class VCSD(PlainMean):
     """`(1/T) sum_t KL(q* || p)` at temperature 2, `q* ~ q (q / q_black)^a` on the support `q >= b max q`."""
 
     strength: float = ranged(1.0, 0)
@@ -28,9 +28,6 @@ class VCSD(Objective):
     """Both distributions are flattened by it; the divergence is not multiplied by its square."""
     ema_decay: float = ranged(0.95, 0, 1)
     """What the moving average keeps at each update."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def needs(self) -> frozenset[Need]:
         """Pictures."""
@@ -43,10 +40,6 @@ class VCSD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """The student; its moving average with the picture and with a black one."""
         return (STUDENT, SEEING, BLACK)
-
-    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Coefficient `1 / (K T_n)` of each token."""
-        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Forward KL to the contrastive target."""

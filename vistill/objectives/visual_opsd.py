@@ -10,10 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from vistill.batch import EntryGate, LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import EntryGate, LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import ClipMode, forward_kl, jensen_shannon, keep_top
-from vistill.objectives.passes import STUDENT, against, per_response
-from vistill.ranges import check_ranges, ranged
+from vistill.objectives.passes import STUDENT, PlainMean, against
+from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
 Teacher = Literal["ema", "self", "fixed"]
@@ -28,7 +28,7 @@ THOUGHTS = {
 
 
 @dataclass(frozen=True)
-class VisualOPSD(Objective):
+class VisualOPSD(PlainMean):
     """`(1/T) sum_t JSD_beta(p(.|privileged), p(.|picture))` on the teacher's top-K entries, each entry clipped."""
 
     teacher: Teacher = "ema"
@@ -52,9 +52,6 @@ class VisualOPSD(Objective):
     gate_rows: int = ranged(128, 1)
     """Prompts that the gate asks."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
     def needs(self) -> frozenset[Need]:
         """Pictures and thoughts; a row without thoughts would distil the wording of two sentences."""
         return frozenset({Need.IMAGE, Need.THOUGHTS})
@@ -74,10 +71,6 @@ class VisualOPSD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """The student on the picture, its teacher on picture and thoughts."""
         return (STUDENT, self.privileged())
-
-    def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Coefficient `1 / (K T_n)` of each token."""
-        return {"token_weight": per_response(batch.responses)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """The divergence, and the generation gap KL(teacher || student) of Eq. 4 to watch."""
