@@ -72,6 +72,17 @@ def test_at_most_so_many_rounds_and_one_budget_for_all(teacher, prompts):
     assert len(first.ids) <= 50
 
 
+def test_a_third_round_sees_both_earlier_ones(teacher, prompts):
+    script = Script(teacher, [["one<image_start>", "x"], ["two<image_start>"], ["three"]])
+    engine = SkippingEngine(script, teacher, replace(SETTINGS, image_skips=2))
+    ((first, _),) = engine.write([request(teacher, prompts)], replace(SAMPLING, max_new_tokens=90))
+    ((again,), _) = script.asked[2]
+    tail = teacher.tokenizer.decode(again.prompt.ids[len(teacher.encode(prompts[0]).ids) :])
+    turn = "<|im_end|>\n<|im_start|>assistant\n"
+    assert tail == f"one<image_start>{turn}two<image_start>{turn}"
+    assert teacher.decode(first.ids) == "one<image_start>two<image_start>three"
+
+
 def test_an_ordinary_model_never_notices(teacher, prompts):
     plain, skipping = HFEngine(teacher), make_engine(teacher, SETTINGS)
     assert isinstance(skipping, SkippingEngine)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from vistill.training.reading import (
 )
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.training.writing import Desk, write_groups
+from vistill.training.written import forget_others
 from vistill.types import Pass, Reader, RolloutGroup, View
 
 TRAIN = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
@@ -97,6 +99,8 @@ def reference(request, tokenizer, teacher, tmp_path_factory):
 def teach_answers(folder, teacher):
     """A random teacher is never right: put some right answers where its responses are stored."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    rollout = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5)
+    forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, prompt in enumerate(TRAIN):
         texts = [f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}." for i in range(2)]
         ids = [list(teacher.response_ids(text)) for text in texts]

@@ -1,7 +1,7 @@
 """What is checked, filtered and written before step 1."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from vistill.training.preparation import prepare_run
 from vistill.training.reading import Cast
 from vistill.training.rewards import Rewards
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.training.written import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
@@ -142,6 +143,26 @@ def test_the_teacher_writes_once_and_continues_where_it_was_stopped(tokenizer, t
     assert resumed.written == plan.written
 
 
+def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_step(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    first = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
+    shorter = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3)
+    second = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"](), rollout=shorter), folder)
+    assert second.written != first.written
+    assert max(len(r.ids) for rollouts in second.written.values() for r in rollouts) <= 3
+    assert (tmp_path / "teacher_responses.lost.jsonl").exists()
+    assert "writing them again" in (tmp_path / "events.log").read_text()
+
+
+def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
+    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801")
+    before = (tmp_path / "gate.json").read_text()
+    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801")
+    assert (tmp_path / "gate.json").read_text() == before
+    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4, thoughts="noise")), tmp_path, "V801")
+    assert "privileged_noise" in (tmp_path / "gate.json").read_text()
+
+
 def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
 
@@ -174,6 +195,8 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
 
     folder = RunFolder(tmp_path)
     folder.path.mkdir(exist_ok=True)
+    rollout = make_plan(tokenizer, teacher, SFT()).rollout
+    forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, p in enumerate(TOLD):
         right = [True, True] if number == 0 else [False, number % 2 == 0]
         ids = [list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}")) for i, ok in enumerate(right)]

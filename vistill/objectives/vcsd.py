@@ -10,6 +10,7 @@ from vistill.functional.divergences import forward_kl
 from vistill.functional.targets import contrastive_target
 from vistill.objectives.passes import STUDENT, PlainMean, against
 from vistill.ranges import ranged
+from vistill.signals.visual_dependency import token_has_image
 from vistill.types import Pass, Reader, View
 
 SEEING = Pass(Reader.EMA, View.FULL)
@@ -44,7 +45,8 @@ class VCSD(PlainMean):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Forward KL to the contrastive target."""
         rule = partial(kl_to_contrast, strength=self.strength, support=self.support, temperature=self.temperature)
-        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK), signals["token_weight"]),)
+        weights = signals["token_weight"] * token_has_image(batch.responses)
+        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK), weights),)
 
 
 def kl_to_contrast(

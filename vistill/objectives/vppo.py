@@ -10,7 +10,7 @@ from vistill.functional.segments import segment_mean, top_share
 from vistill.objectives.grpo import GRPO, WRITTEN
 from vistill.objectives.passes import STUDENT, log_prob_of
 from vistill.ranges import ranged
-from vistill.signals.visual_dependency import sampled_dependency
+from vistill.signals.visual_dependency import sampled_dependency, token_has_image
 from vistill.types import Pass, Reader, View
 
 MASKED = Pass(Reader.OLD, View.MASKED, keep="log_prob")
@@ -45,7 +45,7 @@ class VPPO(GRPO):
         dependency = sampled_dependency(batch[WRITTEN.name].sampled(), batch[MASKED.name].sampled())
         scale = trajectory_scale(segment_mean(dependency, r.rollout, r.num_rollouts), self.scale_low)
         advantage = super().signals(batch)["group_advantage"] * scale
-        gate = top_share(dependency, r.rollout, r.lengths, self.token_share)
+        gate = top_share(dependency, r.rollout, r.lengths, self.token_share) | ~token_has_image(r)
         found = {"visual_dependency": dependency, "gate": gate}
         return found | {"trajectory_scale": scale, "group_advantage": advantage}
 

@@ -37,20 +37,22 @@ class SkippingEngine:
     def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
         """The rollouts of each request, further rounds appended."""
         groups = [list(group) for group in self.inner.write(requests, sampling)]
-        context = {(g, s): rollout.ids for g, group in enumerate(groups) for s, rollout in enumerate(group)}
+        said = {(g, s): rollout.ids for g, group in enumerate(groups) for s, rollout in enumerate(group)}
+        last = dict(said)
         for number in range(1, self.settings.image_skips + 1):
-            drawing = [place for place, ids in context.items() if self.wants_to_draw(groups[place[0]][place[1]], ids)]
+            drawing = [place for place, ids in last.items() if self.wants_to_draw(groups[place[0]][place[1]], ids)]
             left = {(g, s): sampling.max_new_tokens - len(groups[g][s].ids) for g, s in drawing}
             drawing = [place for place in drawing if left[place] > 0]
-            context = {place: (*context[place], *self.reopen) for place in drawing}
             if not drawing:
                 break
-            further = [self.further(requests[g], s, context[g, s], number) for g, s in drawing]
+            said |= {place: (*said[place], *self.reopen) for place in drawing}
+            further = [self.further(requests[g], s, said[g, s], number) for g, s in drawing]
             budget = replace(sampling, max_new_tokens=max(left[place] for place in drawing))
+            last = {}
             for (g, s), (rollout,) in zip(drawing, self.inner.write(further, budget), strict=True):
-                more = rollout.ids[: left[g, s]]
-                context[g, s] = more
-                groups[g][s] = self.joined(groups[g][s], more)
+                last[g, s] = rollout.ids[: left[g, s]]
+                said[g, s] = (*said[g, s], *last[g, s])
+                groups[g][s] = self.joined(groups[g][s], last[g, s])
         return [tuple(group) for group in groups]
 
     def wants_to_draw(self, rollout: Rollout, last_round: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@ from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
+from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan
 from vistill.training.reading import lay_out, prepare, read_without_gradient
 from vistill.training.written import only_correct, written_by_teacher
@@ -141,14 +142,15 @@ def unreadable(name: str, why: str) -> ModelError:
 def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder) -> None:
     """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
     file = folder.path / "gate.json"
-    source = plan.cast.view.thought
     asked = [p for p in plan.train_prompts if p.answer is not None][: asks.rows]
-    if not file.exists():
+    question = {"view": str(asks.view), "thought": plan.cast.view.thought, "prompts": [p.id for p in asked]}
+    question |= {"seed": plan.seed, "student_sha256": weights_hash(plan.cast.student)}
+    if not file.exists() or json.loads(file.read_text(encoding="utf-8")).get("question") != question:
         if not asked:
             check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
         found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view)
-        folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "thought": source}))
+        folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "question": question}))
     gate = json.loads(file.read_text(encoding="utf-8"))
     if not gate["passes"]:
         raise ModelError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistill.batch import Responses, ScoredBatch, ScoredPass, Signals
+from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
@@ -102,6 +102,12 @@ class Reading:
     responses: Responses
     encoded: dict[View, list[EncodedGroup]]
     micro_batches: list[list[int]]
+
+    def counts(self) -> Counts:
+        """Prompts, rollouts and tokens of the groups in the micro-batches: what the terms are divided by."""
+        rollouts = [r for part in self.micro_batches for g in part for r in self.groups[g].rollouts]
+        prompts = sum(len(part) for part in self.micro_batches)
+        return Counts(prompts, len(rollouts), sum(len(r.ids) for r in rollouts))
 
     def part(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
         """Some groups under a view."""

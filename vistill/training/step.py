@@ -145,8 +145,7 @@ def accumulate(
     update.optimizer.zero_grad(set_to_none=True)
     update.cast.student.model.train()
     passes = update.objective.passes()
-    taken = [g for part in reading.micro_batches for g in part]
-    counts = batch.take_groups(taken)[0].responses.counts()
+    counts = reading.counts()
     total, parts = 0.0, {}
     for part in reading.micro_batches:
         poll()

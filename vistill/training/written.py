@@ -1,6 +1,8 @@
 """The teacher's responses: written once before step 1, stored in the run folder, resumed where they stopped."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from vistill.batch import Objective
@@ -11,12 +13,13 @@ from vistill.rollouts.engine import Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.runs.storage import write_json
 from vistill.training.reading import Cast
 from vistill.training.settings import RewardSettings
 from vistill.training.writing import Desk, sample_groups
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
-FILE = "teacher_responses.jsonl"
+FILE, SETTINGS_FILE = "teacher_responses.jsonl", "teacher_responses.settings.json"
 #: Step in the noise key of the teacher's responses: before the first.
 BEFORE = -1
 #: Prompts written between two lines on disk.
@@ -29,6 +32,7 @@ def written_by_teacher(
     """K responses of the teacher to every prompt, from the run folder as far as they are there."""
     assert cast.teacher is not None, "check_together asks for a teacher"
     path = folder.path / FILE
+    forget_others(folder, {"teacher": cast.teacher.source, "seed": seed, **asdict(rollout)})
     found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     missing = [prompt for prompt in prompts if prompt.id not in found]
     desk = Desk(HFEngine(cast.teacher), objective, rollout.per_prompt)
@@ -39,6 +43,16 @@ def written_by_teacher(
             folder.log(path, to_record(cast, group))
             found[group.prompt.id] = group.rollouts
     return {prompt.id: found[prompt.id] for prompt in prompts}
+
+
+def forget_others(folder: RunFolder, settings: dict[str, Any]) -> None:
+    """Set responses aside that another teacher, seed or way of sampling wrote before the run's first step."""
+    settings = {key: value for key, value in settings.items() if key != "rows_per_call"}
+    path, note = folder.path / FILE, folder.path / SETTINGS_FILE
+    if path.exists() and (not note.exists() or json.loads(note.read_text(encoding="utf-8")) != settings):
+        path.replace(path.with_suffix(".lost.jsonl"))
+        folder.event("teacher responses were written with other settings; writing them again")
+    write_json(note, settings)
 
 
 def to_record(cast: Cast, group: RolloutGroup) -> dict[str, Any]:
