@@ -173,3 +173,13 @@ def test_init_writes_a_recipe_that_parses(tmp_path, monkeypatch):
         assert made.method == name.replace("-", "_")
     with pytest.raises(ConfigError):
         write_recipe("opd", "s", "t", "d.jsonl")
+
+
+def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
+    from conftest import REPO
+
+    from vistill.experiments.stages import tell_kept
+
+    tell_kept(str(REPO / "recipes" / "every_method.yaml"), ["student.model=x", "train.steps=2"], ["opd", "visual_opsd"])
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["stage visual_opsd keeps its own student.model; to change it: stages.visual_opsd.student.model=..."]

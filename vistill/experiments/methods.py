@@ -9,6 +9,7 @@ from typing import Any
 from vistill.api import Run, train
 from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError
+from vistill.experiments.stages import tell_kept
 from vistill.report.page import write_report
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
 
@@ -45,6 +46,7 @@ def run_methods(
             why="costs are stated relative to it",
             fix="add   opd: {method: opd}   under stages",
         )
+    tell_kept(recipe, overrides, list(stages))
     rows = [row_of(name, made, train(made, progress=progress)) for name, made in stages.items()]
     base = next(row for row in rows if row["stage"] == "opd")
     costs = {key: base[key] for key in ("after_rollouts", "whole_step")}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.api import Run, train
-from vistill.config import Recipe, load_stages
+from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override
 from vistill.errors import ConfigError
 from vistill.report.page import write_report
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
@@ -27,6 +27,7 @@ def run_stages(
             "C002", f'no stage "{only}"', why=f"stages: {', '.join(stages)}", fix=f"--stage {next(iter(stages))}"
         )
     chosen = {name: made for name, made in stages.items() if only in (None, name)}
+    tell_kept(recipe, overrides, list(chosen))
     use_one_thread_on_cpu()
     keep_big_blocks()
     runs = []
@@ -36,6 +37,18 @@ def run_stages(
     if len(runs) == 1:
         return runs[0].path / "report.html"
     return stages_report(stages)
+
+
+def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> None:
+    """A setting that a stage makes itself wins over the same key on the command line: say so, and how to change it."""
+    file = find_recipe(recipe)
+    given = {split_override(text)[0] for text in overrides}
+    stages = parse_text(file.read_text(encoding="utf-8"), file).get("stages") or {}
+    for name in names:
+        kept = sorted(given & set(flatten(stages.get(name) or {})))
+        if kept:
+            change = " ".join(f"stages.{name}.{key}=..." for key in kept)
+            print(f"stage {name} keeps its own {', '.join(kept)}; to change it: {change}", file=sys.stderr)
 
 
 def tell_quarantine(run: Run) -> None:
