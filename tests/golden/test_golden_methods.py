@@ -1,6 +1,7 @@
 """Golden numbers of the method specification, section 9, beyond opd and va_opd; one for every relative as well."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,6 +206,38 @@ def test_the_entropy_gate_opens_only_where_the_teacher_is_undecided():
     signals = METHODS["eopd"]().signals(batch)
     assert signals["teacher_entropy"].tolist() == pytest.approx([1.0889, 0.6390], abs=5e-5)
     assert signals["gate"].tolist() == [True, False]
+
+
+def loss_of_one_token(name, readings, **knobs):
+    """The loss of a method on one response of one token, from the distributions of its readings."""
+    r = replace(responses([1], [0], vocabulary=3), ids=torch.tensor([1]))
+    batch = ScoredBatch(r, {key: logits_pass(rows(row), r.ids) for key, row in readings.items()})
+    method = METHODS[name](**knobs)
+    terms = method.terms(batch, method.signals(batch))
+    return sum(float((t.weights * t.values).sum()) for t in terms if t.minimised)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "readings", "expected"),
+    [
+        # (log 0.5 - log 0.8) log 0.5
+        ("opd", {"estimator": "sampled"}, {"student.full": P, "teacher.full": Q}, 0.325782),
+        # sum q (log q - log p)
+        ("kd", {}, {"student.full": P, "teacher.full": Q}, 0.196827),
+        # -log 0.5
+        ("sft", {}, {"student.full": P}, 0.693147),
+        # 1/2 KL(q||m) + 1/2 KL(p||m)
+        ("gkd", {}, {"student.full": P, "teacher.full": Q}, 0.052122),
+        ("s2vopd", {}, {"student.degraded": [0.1, 0.6, 0.3], "ema.full": [0.9, 0.05, 0.05]}, 0.370699),
+        ("visual_opsd", {}, {"student.full": [0.1, 0.6, 0.3], "ema.privileged": [0.9, 0.05, 0.05]}, 0.149530),
+        # the sampled estimate times 1 + 0.5
+        ("iw_opd", {}, {"student.full": P, "teacher.full": Q, "old.full": P}, 0.488673),
+        # teacher entropy 0.6390 < 0.8: the sampled estimate alone
+        ("eopd", {}, {"student.full": P, "teacher.full": Q}, 0.325782),
+    ],
+)
+def test_the_loss_of_one_token(name, knobs, readings, expected):
+    assert loss_of_one_token(name, readings, **knobs) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize(
