@@ -358,7 +358,7 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
             f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
             where=place(text, name, ("rollout", "per_prompt")),
             why="with one rollout every weight is 1 and every advantage 0",
-            fix=f"rollout.per_prompt=4 (paper){purpose}",
+            fix=f"rollout.per_prompt=4{purpose}",
         )
     asks_teacher = schema["x-needs-teacher"] or "teacher" in (recipe.knobs.get("responses"), schema["x-writer"])
     if asks_teacher and not recipe.teacher.model:

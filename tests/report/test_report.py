@@ -164,6 +164,16 @@ def test_the_sentence_states_measured_numbers_and_does_not_call_noise_a_win(tmp_
     assert sentence([]) == "Nothing has been evaluated yet."
 
 
+@pytest.mark.parametrize(
+    "values", [(0.0, 1e-14), (-3e-12, 0.0), (0.0, 0.0), (-1e-7, 2e-7), (5.0, 5.0 + 1e-9), (-4.0, -1.0)]
+)
+def test_a_loss_that_is_nothing_but_rounding_error_can_be_drawn(values):
+    """GRPO with equal rewards: every loss is 0 up to 1e-14."""
+    ticks = nice_ticks(min(values), max(values))
+    assert ticks[-1] > ticks[0]
+    assert "<svg" in line_chart([Series("x", list(enumerate(values)))], Axes("T", "x", "y"))
+
+
 def test_charts_have_round_ticks_and_admit_when_there_is_nothing():
     assert nice_ticks(0.0, 0.97) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert "nothing measured" in line_chart([Series("x", [])], Axes("T", "x", "y"))

@@ -38,8 +38,8 @@ class Axes:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover a range."""
-    if high <= low:
+    """Round numbers that cover a range; one of rounding error only is drawn as flat."""
+    if high - low <= 1e-8:
         high = low + 1.0
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))

@@ -99,6 +99,7 @@ def no_thoughts(name: str, source: str) -> DataError:
         why=f"views.thought={source} takes them from the column data.columns.{column}; without them the teacher would"
         "\ndiffer from the student by the wording of two sentences alone",
         fix=f"data.columns.{column}=COLUMN, or for procedural diagrams data.diagrams.options.thoughts=true",
+        note="rows with boxes draw their own: data.columns.boxes=COLUMN views.thought=crop" if source == "data" else "",
     )
 
 
