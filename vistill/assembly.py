@@ -46,10 +46,9 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
             check_response(prompt)
     cast = cast_of(recipe)
     if not train_data.diagrams:
-        views = {View.FULL, *(p.view for p in objective.passes())} - {View.TEXT_ONLY}
-        for view in sorted(views - {View.PRIVILEGED_MISMATCHED}):
-            check_prompt_lengths(cast, train_data.prompts, recipe.data.max_prompt_tokens, view)
-        check_prompt_lengths(cast, eval_data.prompts, recipe.data.max_prompt_tokens)
+        check_prompt_lengths(cast, [*train_data.prompts, *eval_data.prompts], recipe.data.max_prompt_tokens)
+        if any(p.view.startswith(View.PRIVILEGED) for p in objective.passes()):  # the only views that are longer
+            check_prompt_lengths(cast, train_data.prompts, recipe.data.max_prompt_tokens, View.PRIVILEGED)
     steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
     return Plan(
         cast=cast,

@@ -300,3 +300,16 @@ def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokeniz
     assert parts_of([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
     assert parts_of([[0, 1, 2]], 1) == [[[0, 1, 2]]]
     assert sorted(g for part in parts_of([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro) == list(range(7))
+
+
+def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
+    from vistill.assembly import check_prompt_lengths
+    from vistill.types import View
+
+    student = build(tokenizer, 0)
+    cast = Cast(student, None, student.vocabulary_size)
+    plain = max(len(cast.encode(p, View.FULL).ids) for p in TOLD)
+    check_prompt_lengths(cast, TOLD, plain + 10)
+    with pytest.raises(DataError) as caught:
+        check_prompt_lengths(cast, TOLD, plain + 10, View.PRIVILEGED)
+    assert caught.value.code == "D203"
