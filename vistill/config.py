@@ -349,8 +349,8 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: str) -> None:
     """Combinations that cannot be (C101, C103)."""
-    switch = next((knob for knob in ("rollout_weights",) if knob in schema["properties"]), None)
-    siblings = "siblings" in schema["x-needs"] and (switch is None or recipe.knobs.get(switch, True))
+    switch = "rollout_weights" if "rollout_weights" in schema["properties"] else None
+    siblings = "siblings" in schema["x-needs"] and recipe.knobs.get("rollout_weights", True)
     if siblings and recipe.rollout.per_prompt == 1:
         purpose = f", or say so on purpose:  {recipe.method}.{switch}=false" if switch else ""
         raise ConfigError(

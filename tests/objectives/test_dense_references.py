@@ -9,21 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from batches import loss_of, method_batch
+from dense import kl, log_softmax
 
 from vistill.batch import ScoredBatch
 from vistill.objectives import METHODS
 
 LENGTHS, GROUP = [4, 7, 1, 5, 12, 3], [0, 0, 0, 1, 1, 1]
-
-
-def log_softmax(row):
-    top = max(row)
-    total = math.log(sum(math.exp(x - top) for x in row)) + top
-    return [x - total for x in row]
-
-
-def kl(log_p, log_q):
-    return sum(math.exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True) if a > -math.inf)
 
 
 class Dense:

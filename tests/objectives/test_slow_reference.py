@@ -5,21 +5,11 @@ import math
 import pytest
 import torch
 from batches import loss_of, random_batch
+from dense import kl, log_softmax
 
 from vistill.objectives import OPD, SFT, VAOPD
 
 LENGTHS, GROUP = [4, 7, 1, 5, 12, 3], [0, 0, 0, 1, 1, 1]
-
-
-def log_softmax(row):
-    top = max(row)
-    total = math.log(sum(math.exp(x - top) for x in row)) + top
-    return [x - total for x in row]
-
-
-def kl(p_logits, q_logits):
-    p, q = log_softmax(p_logits), log_softmax(q_logits)
-    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
 
 
 def dense(batch):
@@ -43,7 +33,10 @@ def dense(batch):
 
 def reference_opd(batch):
     rollouts = dense(batch)
-    return sum(sum(kl(s, t) for s, t in zip(S, T, strict=True)) / len(S) for _, _, S, T, _ in rollouts) / len(rollouts)
+    return sum(
+        sum(kl(log_softmax(s), log_softmax(t)) for s, t in zip(S, T, strict=True)) / len(S)
+        for _, _, S, T, _ in rollouts
+    ) / len(rollouts)
 
 
 def reference_va_opd(batch, method, advantage_of):
@@ -72,7 +65,7 @@ def reference_va_opd(batch, method, advantage_of):
                     c = w / length
                 else:
                     c = w * method.high_weight / m if t in high else w * (1 - method.high_weight) / (length - m)
-                total += c * kl(S[t], T[t])
+                total += c * kl(log_softmax(S[t]), log_softmax(T[t]))
     return total / len(groups)
 
 
@@ -144,5 +137,5 @@ def test_sft_is_the_mean_over_all_response_tokens():
 
 def test_the_distribution_level_score_ranks_by_kl_between_the_teachers_two_views():
     batch, _ = random_batch(LENGTHS, GROUP, seed=5)
-    expected = [kl(t, d) for _, _, _, T, D in dense(batch) for t, d in zip(T, D, strict=True)]
+    expected = [kl(log_softmax(t), log_softmax(d)) for _, _, _, T, D in dense(batch) for t, d in zip(T, D, strict=True)]
     assert VAOPD(score="distribution").signals(batch)["visual_advantage"].tolist() == pytest.approx(expected, abs=1e-5)

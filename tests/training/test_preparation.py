@@ -313,3 +313,8 @@ def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
     with pytest.raises(DataError) as caught:
         check_prompt_lengths(cast, TOLD, plain + 10, View.PRIVILEGED)
     assert caught.value.code == "D203"
+
+
+@pytest.mark.parametrize("name", ["opd", "kd", "vgs", "gkd"])
+def test_a_method_without_the_teacher_it_needs_is_refused_with_a_reason(tokenizer, tmp_path, name):
+    refused(make_plan(tokenizer, None, METHODS[name]()), tmp_path, "C101")

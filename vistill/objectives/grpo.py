@@ -11,11 +11,10 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.policy import clipped_surrogate, group_advantage, probability_ratio
-from vistill.objectives.passes import STUDENT, Averaging, averaged, log_prob_of
+from vistill.objectives.passes import STUDENT, WRITTEN, Averaging, averaged, log_prob_of
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
-WRITTEN = Pass(Reader.OLD, View.FULL, keep="log_prob")
 REFERENCE = Pass(Reader.REFERENCE, View.FULL, keep="log_prob")
 
 
@@ -73,9 +72,9 @@ class GRPO(Objective):
         return tuple(terms)
 
     def mean_term(
-        self, responses: Responses, name: str, values: Tensor, factor: float = 1.0, minimised: bool = True
+        self, responses: Responses, name: str, values: Tensor, factor: float | Tensor = 1.0, minimised: bool = True
     ) -> LossTerm:
-        """A term under the method's averaging."""
+        """A term under the method's averaging; the factor may be one a token, and 0 leaves a token out."""
         weights, per = averaged(responses, self.averaging)
         return LossTerm(name, values, factor * weights, per, minimised)
 

@@ -8,11 +8,9 @@ from torch import Tensor
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.segments import segment_sum, sum_before
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
+from vistill.objectives.passes import STUDENT, TEACHER, WRITTEN, per_response, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
-from vistill.types import Pass, Reader, View
-
-WRITTEN = Pass(Reader.OLD, View.FULL, keep="log_prob")
+from vistill.types import Pass
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ and carry no gradient by default, so that the masked half of the double entropy 
 
 from dataclasses import dataclass
 
-import torch
-
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.segments import top_share
@@ -64,16 +62,10 @@ class PAPO(GRPO):
         if self.perception_clip is not None:
             perception = perception.clamp_max(self.perception_clip)
         left = 1 - batch.progress if self.annealed else 1.0
-        perceived = self.mean_term(r, "perception", perception, -self.perception_weight * left)
-        entropies = (
-            self.mean_term(r, "entropy", -log_prob, self.entropy_weight * left),
-            self.mean_term(r, "masked_entropy", -masked, self.masked_entropy_weight * left),
-        )
-        watched = self.mean_term(r, "perception_k3", torch.where(seen, perception, 0.0).detach(), minimised=False)
-        perceived = LossTerm("perception", perception, perceived.weights * kept, perceived.per)
         return (
             *self.policy_terms(batch, log_prob, signals["group_advantage"][r.rollout]),
-            perceived,
-            *entropies,
-            watched,
+            self.mean_term(r, "perception", perception, -self.perception_weight * left * kept),
+            self.mean_term(r, "entropy", -log_prob, self.entropy_weight * left),
+            self.mean_term(r, "masked_entropy", -masked, self.masked_entropy_weight * left),
+            self.mean_term(r, "perception_k3", perception.detach(), seen.float(), minimised=False),
         )

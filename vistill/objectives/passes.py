@@ -14,6 +14,8 @@ from vistill.types import Pass, Reader, View
 
 STUDENT: Final = Pass(Reader.STUDENT, View.FULL, gradient=True)
 TEACHER: Final = Pass(Reader.TEACHER, View.FULL)
+WRITTEN: Final = Pass(Reader.OLD, View.FULL, keep="log_prob")
+"""The student's own log-probabilities from when it wrote."""
 
 Averaging = Literal["token", "response"]
 

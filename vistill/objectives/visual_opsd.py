@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vistill.batch import EntryGate, LossTerm, Need, ScoredBatch, Signals
@@ -95,4 +96,5 @@ def top_jensen_shannon(
 def generation_gap(batch: ScoredBatch, teacher: Pass) -> Tensor:
     """`K_gen = KL(p(.|privileged) || p(.|picture))` of each row, without gradient (Visual-OPSD Eq. 4)."""
     student = Pass(STUDENT.reader, STUDENT.view)
-    return against(batch, student, forward_kl, teacher).detach()
+    with torch.no_grad():
+        return against(batch, student, forward_kl, teacher)

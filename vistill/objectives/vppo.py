@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, top_share
-from vistill.objectives.grpo import GRPO, WRITTEN
-from vistill.objectives.passes import STUDENT, log_prob_of
+from vistill.objectives.grpo import GRPO
+from vistill.objectives.passes import STUDENT, WRITTEN, log_prob_of
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import sampled_dependency, token_has_image
 from vistill.types import Pass, Reader, View
@@ -46,7 +46,7 @@ class VPPO(GRPO):
         scale = trajectory_scale(segment_mean(dependency, r.rollout, r.num_rollouts), self.scale_low)
         advantage = super().signals(batch)["group_advantage"] * scale
         gate = top_share(dependency, r.rollout, r.lengths, self.token_share) | ~token_has_image(r)
-        found = {"visual_dependency": dependency, "gate": gate}
+        found = {"sampled_dependency": dependency, "gate": gate}
         return found | {"trajectory_scale": scale, "group_advantage": advantage}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:

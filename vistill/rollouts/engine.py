@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from vistill.models.family import EncodedPrompt
+from vistill.rollouts.settings import RolloutSettings
 from vistill.types import Rollout
 
 
@@ -28,6 +29,11 @@ class Sampling:
     top_p: float
     max_new_tokens: int
     rows_per_call: int = 256
+
+
+def sampling_of(settings: RolloutSettings, seed: int, step: int) -> Sampling:
+    """The sampling of a recipe at a step."""
+    return Sampling(seed, step, settings.temperature, settings.top_p, settings.max_new_tokens, settings.rows_per_call)
 
 
 @runtime_checkable

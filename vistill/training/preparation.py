@@ -62,6 +62,9 @@ def usable_rows(plan: Plan, folder: RunFolder) -> Plan:
             why="with one rollout every weight is 1 and every advantage 0",
             fix="rollout.per_prompt=4",
         )
+    reads_teacher = any(p.reader is Reader.TEACHER for p in plan.objective.passes())
+    if plan.cast.teacher is None and (reads_teacher or plan.objective.off_policy() > 0):
+        raise ConfigError("C101", f"{name} needs a teacher", fix="vistill.distill(student, teacher, ...) with a model")
     if Need.IMAGE in needs and not any(p.images for p in prompts):
         raise DataError("D305", f"{name} needs pictures, and no row has one", fix="data.columns.images=COLUMN")
     if Need.REWARD in needs or plan.objective.keep_correct:

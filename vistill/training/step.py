@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vistill.batch import Objective, ScoredBatch, Signals, reduce_terms
 from vistill.functional.segments import segment_mean
-from vistill.rollouts.engine import Sampling
+from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
 from vistill.signals.concentration import top_mass_share
 from vistill.training.checkpoint import TrainState
@@ -71,7 +71,7 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     cast = update.cast.at_step(update.seed, step)
     passes = objective.passes()
     with update.observe("rollout"):
-        groups = write_groups(cast, update.desk, prompts, sampling_of(update, step), epochs)
+        groups = write_groups(cast, update.desk, prompts, sampling_of(update.rollout, update.seed, step), epochs)
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
@@ -87,12 +87,6 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
     metrics |= describe(batch, signals, groups)
     return StepResult(metrics, groups, batch, signals, objective.remember(batch, signals), learnt.finite)
-
-
-def sampling_of(update: Update, step: int) -> Sampling:
-    """How the responses of a step are sampled."""
-    r = update.rollout
-    return Sampling(update.seed, step, r.temperature, r.top_p, r.max_new_tokens, r.rows_per_call)
 
 
 @dataclass(frozen=True)

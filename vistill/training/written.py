@@ -9,7 +9,7 @@ from vistill.batch import Objective
 from vistill.data.answers import judge_answer
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
-from vistill.rollouts.engine import Sampling
+from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -36,7 +36,7 @@ def written_by_teacher(
     found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     missing = [prompt for prompt in prompts if prompt.id not in found]
     desk = Desk(HFEngine(cast.teacher), objective, rollout.per_prompt)
-    sampling = Sampling(seed, BEFORE, rollout.temperature, rollout.top_p, rollout.max_new_tokens, rollout.rows_per_call)
+    sampling = sampling_of(rollout, seed, BEFORE)
     for start in range(0, len(missing), PROMPTS_PER_CALL):
         groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)
         for group in groups:
