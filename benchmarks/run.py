@@ -32,8 +32,8 @@ from vistill.training.optim import make_optimizer
 from vistill.training.reading import (
     Cast,
     lay_out,
+    learning_parts,
     prepare,
-    read_with_gradient,
     read_without_gradient,
 )
 from vistill.training.settings import TrainSettings
@@ -55,8 +55,7 @@ def our_step(cast, objective, groups):
     parts["score"] = time.perf_counter() - start
     start = time.perf_counter()
     total = 0.0
-    for part in reading.micro_batches:
-        micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), signals, part)
+    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
         total += loss.item()

@@ -92,5 +92,5 @@ def loss_of(objective, batch):
     return reduce_terms(terms_of(objective, batch), batch.responses.counts())[0]
 
 
-def cut_signals(signals, batch, rows, groups):
-    return {name: cut_signal(value, batch.responses, rows, groups) for name, value in signals.items()}
+def cut_signals(signals, batch, rows, keep):
+    return {name: cut_signal(value, batch.responses, rows, keep) for name, value in signals.items()}

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vistill.functional.heads import Head
+from vistill.functional.segments import segment_count
 from vistill.types import Pass, View, Writer
 
 
@@ -32,6 +33,12 @@ class Responses:
     """Keyed uniform noise, for rules that break ties at random."""
     reward: Float[Tensor, " N"] | None = None
     """Reward of each rollout, where the method asked for it."""
+    siblings: Int[Tensor, " N"] | None = None
+    """How many siblings each rollout's prompt has in the step, where only some of them are here."""
+
+    def num_siblings(self) -> Int[Tensor, " N"]:
+        """Siblings of each rollout's prompt in the step (K), itself included."""
+        return segment_count(self.group, self.num_groups)[self.group] if self.siblings is None else self.siblings
 
     def rewards(self) -> Float[Tensor, " N"]:
         """The rewards, which the method asked for."""
@@ -116,27 +123,36 @@ class ScoredBatch:
     def __getitem__(self, name: str) -> ScoredPass:
         return self.passes[name]
 
-    def take_groups(self, groups: Sequence[int]) -> tuple["ScoredBatch", Tensor]:
-        """The batch limited to whole prompt groups, and the rows of the flat axis that it keeps."""
+    def take_rollouts(self, keep: Bool[Tensor, " N"]) -> tuple["ScoredBatch", Tensor]:
+        """The batch limited to some rollouts, and the rows of the flat axis that it keeps.
+
+        A method's terms are per token and its weights come from signals, so any set of rollouts can be learnt from
+        by itself; `num_siblings` still tells how many there were.
+        """
         old = self.responses
-        device = old.ids.device
-        wanted = torch.zeros(old.num_groups, dtype=torch.bool, device=device)
-        wanted[list(groups)] = True
-        keep_rollout = wanted[old.group]
-        rows = torch.nonzero(keep_rollout[old.rollout])[:, 0]
-        new_rollout = torch.cumsum(keep_rollout, 0) - 1
+        rows = torch.nonzero(keep[old.rollout])[:, 0]
+        wanted = torch.zeros(old.num_groups, dtype=torch.bool, device=keep.device)
+        wanted[old.group[keep]] = True
+        new_rollout = torch.cumsum(keep, 0) - 1
         new_group = torch.cumsum(wanted, 0) - 1
         part = replace(
             old,
             ids=old.ids[rows],
             rollout=new_rollout[old.rollout[rows]],
-            group=new_group[old.group[keep_rollout]],
-            lengths=old.lengths[keep_rollout],
+            group=new_group[old.group[keep]],
+            lengths=old.lengths[keep],
             has_image=old.has_image[wanted],
             tie_noise=old.tie_noise[rows],
-            reward=None if old.reward is None else old.reward[keep_rollout],
+            reward=None if old.reward is None else old.reward[keep],
+            siblings=old.num_siblings()[keep],
         )
         return replace(self, responses=part, passes={n: scored.take(rows) for n, scored in self.passes.items()}), rows
+
+    def take_groups(self, groups: Sequence[int]) -> tuple["ScoredBatch", Tensor]:
+        """The batch limited to whole prompt groups, and the rows of the flat axis that it keeps."""
+        wanted = torch.zeros(self.responses.num_groups, dtype=torch.bool, device=self.responses.group.device)
+        wanted[list(groups)] = True
+        return self.take_rollouts(wanted[self.responses.group])
 
 
 @dataclass(frozen=True)

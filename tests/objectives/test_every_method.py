@@ -40,7 +40,7 @@ def gradients(leaves):
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_micro_batches_of_whole_prompts_add_up_to_the_whole_batch(name):
+def test_parts_of_any_rollouts_add_up_to_the_whole_batch(name):
     method = VARIANTS[name]
     batch, leaves = method_batch(method, LENGTHS, GROUP, seed=1)
     signals = method.signals(without_gradient(method, batch))
@@ -48,13 +48,16 @@ def test_micro_batches_of_whole_prompts_add_up_to_the_whole_batch(name):
     whole, _ = reduce_terms(terms_of(method, batch, signals), counts)
     whole.backward()
     expected, total = gradients(leaves), float(whole)
-    for split in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2], [3]]):
+    every = range(len(LENGTHS))
+    for split in ([[n] for n in every], [list(every[:3]), list(every[3:])], [list(every[::2]), list(every[1::2])]):
         for leaf in leaves.values():
             leaf.grad = None
         summed = 0.0
         for part in split:
-            micro, rows = batch.take_groups(part)
-            loss, _ = reduce_terms(terms_of(method, micro, cut_signals(signals, batch, rows, part)), counts)
+            keep = torch.zeros(len(LENGTHS), dtype=torch.bool)
+            keep[part] = True
+            micro, rows = batch.take_rollouts(keep)
+            loss, _ = reduce_terms(terms_of(method, micro, cut_signals(signals, batch, rows, keep)), counts)
             loss.backward()
             summed += float(loss)
         assert summed == pytest.approx(total, abs=1e-6)

@@ -12,7 +12,7 @@ from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.models.scoring import EncodedGroup, score, to_rows
 from vistill.objectives import OPD
-from vistill.training.reading import Cast, lay_out, prepare, read_with_gradient, read_without_gradient
+from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
 from vistill.types import Finish, Rollout, RolloutGroup
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
@@ -84,9 +84,9 @@ def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer,
     responses = lay_out(groups, 0, 0, student.device)
     reading = prepare(cast, groups, objective.passes(), responses, "auto")
     batch = read_without_gradient(cast, reading, objective.passes())
-    micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), objective.signals(batch), [0, 1])
-    loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
-    loss.backward()
+    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
+        loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
+        loss.backward()
     ours = gradients(student)
 
     student.model.zero_grad()

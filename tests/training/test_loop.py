@@ -3,7 +3,7 @@
 import json
 import shutil
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ from vistill.training.preparation import prepare_run
 from vistill.training.reading import (
     Cast,
     lay_out,
+    learning_parts,
     prepare,
-    read_with_gradient,
     read_without_gradient,
 )
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
@@ -197,15 +197,14 @@ def written(cast, objective):
     return write_groups(cast, Desk(HFEngine(cast.student), objective, 3), TRAIN[:4], sampling)
 
 
-def step_gradient(cast, objective, groups, micro_batch):
+def step_gradient(cast, objective, groups, micro_batch, rewards=None, part_tokens=4096):
     """The gradient of one step as one vector."""
-    responses = lay_out(groups, 0, 0, cast.student.device)
-    reading = prepare(cast, groups, objective.passes(), responses, micro_batch)
+    responses = lay_out(groups, 0, 0, cast.student.device, rewards)
+    reading = replace(prepare(cast, groups, objective.passes(), responses, micro_batch), part_tokens=part_tokens)
     batch = read_without_gradient(cast, reading, objective.passes())
     signals = objective.signals(batch)
     cast.student.model.zero_grad()
-    for part in reading.micro_batches:
-        micro, cut = read_with_gradient(cast, reading, batch, objective.passes(), signals, part)
+    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
     return torch.cat([p.grad.flatten() for p in cast.student.model.parameters() if p.grad is not None])
 
@@ -217,6 +216,20 @@ def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, object
     whole = step_gradient(cast, objective, groups, 4)
     for size in (1, 2, 3, "auto"):
         assert float((whole - step_gradient(cast, objective, groups, size)).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "objective", [OPD(), METHODS["papo"](masked_gradient=True, reference_weight=0.0), METHODS["vgs"]()]
+)
+def test_siblings_learnt_from_one_after_the_other_leave_the_gradient_of_separate_rows(tokenizer, teacher, objective):
+    cast = make_plan(tokenizer, teacher).cast
+    groups = written(cast, objective)
+    rewards = [0.0, 1.0, 1.0] * len(groups)
+    plain = replace(cast, student=replace(cast.student, share_prompts=False))
+    reference = step_gradient(plain, objective, groups, "auto", rewards)
+    for tokens in (1, 7, 4096):
+        found = step_gradient(cast, objective, groups, "auto", rewards, tokens)
+        assert float((found - reference).norm()) <= 1e-5 * float(reference.norm())
 
 
 def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(tokenizer, teacher):
@@ -343,7 +356,7 @@ def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher)
     reading = prepare(cast, groups, (gated,), responses, "auto")
     gate = torch.zeros(responses.num_tokens, dtype=torch.bool)
     gate[::3] = True
-    micro, cut = read_with_gradient(cast, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate}, [0, 1])
+    [(micro, cut)] = list(learning_parts(cast, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate}))
     hidden = micro["student.text_only"].hidden
     assert len(hidden) == len(cut["gate"]) == responses.num_tokens
     first = next(p for n, p in cast.student.model.named_parameters() if "layers.0" in n)

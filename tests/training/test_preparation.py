@@ -89,10 +89,10 @@ def test_a_row_without_an_answer_is_refused_where_answers_are_rewarded(tokenizer
 
 def test_a_model_that_cannot_run_without_an_image_is_refused(tokenizer, teacher, tmp_path):
     class NeedsPictures(type(teacher.family)):
-        def backbone(self, model, rows):
-            if not any(p.has_image for p in rows.prompts):
+        def packed_states(self, model, row):
+            if row.prompts and not any(p.has_image for p in row.prompts):
                 raise ValueError("pixel_values is required")
-            return super().backbone(model, rows)
+            return super().packed_states(model, row)
 
     family = object.__new__(NeedsPictures)
     family.__dict__ = teacher.family.__dict__

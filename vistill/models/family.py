@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from vistill.models.sharing import Attend
 from vistill.types import Picture
 
 #: Image tensors of one prompt, under the model's own keyword names. Opaque outside this room.
@@ -49,6 +50,19 @@ class RowBatch:
     """Group of each row."""
 
 
+@dataclass(frozen=True)
+class PackedRow:
+    """Tokens of several prompts or responses on one axis, each with its position; `attend` keeps them apart."""
+
+    ids: Tensor
+    """[L]"""
+    positions: Tensor
+    """[axes, L]"""
+    attend: Attend
+    prompts: Sequence[EncodedPrompt] = ()
+    """Whose pictures stand among the ids, in order."""
+
+
 @runtime_checkable
 class Family(Protocol):
     """An adapter between prompts and one family of vision-language models."""
@@ -61,6 +75,14 @@ class Family(Protocol):
 
     def backbone(self, model: Any, rows: RowBatch) -> Tensor:
         """Hidden states [N, L, H] before the head. Each prompt's pictures are encoded once for all its siblings."""
+        ...
+
+    def packed_states(self, model: Any, row: PackedRow) -> Tensor:
+        """Hidden states [L, H] before the head; where the row's keys are kept, only those are made (empty result)."""
+        ...
+
+    def shares_prompts(self, model: Any) -> bool:
+        """Whether `packed_states` can be used with this model; if not, every rollout is a row of its own."""
         ...
 
     def generation_inputs(self, prompts: Sequence[EncodedPrompt], pad_id: int) -> dict[str, Tensor]:

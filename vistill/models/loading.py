@@ -35,6 +35,13 @@ class VLM:
     family: Family
     source: str
     """Folder or hub id it was loaded from."""
+    share_prompts: bool = True
+    """Read a prompt once for all its siblings, where the family can; false makes every rollout a row of its own."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether prompts are read once."""
+        return self.share_prompts and self.family.shares_prompts(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vistill.errors import DataError, ModelError
-from vistill.models.family import EncodedPrompt, RowBatch, left_pad
+from vistill.models.family import EncodedPrompt, PackedRow, RowBatch, left_pad
+from vistill.models.sharing import ATTENTION
 from vistill.types import Picture
 
 
@@ -71,6 +72,34 @@ class Qwen3VLFamily:
             **extra,
         )
         return output.last_hidden_state
+
+    def shares_prompts(self, model: Any) -> bool:
+        """With torch's own attention; another kernel was chosen by somebody for a reason."""
+        return model.model.language_model.config._attn_implementation in {"sdpa", ATTENTION}
+
+    def packed_states(self, model: Any, row: PackedRow) -> Tensor:
+        """The model's own embedding, layers and norm, with our attention between the tokens of one packed row."""
+        decoder, device = model.model.language_model, model.device
+        decoder.config._attn_implementation = ATTENTION
+        ids = row.ids.to(device)
+        hidden, deepstack, seen = decoder.embed_tokens(ids), [], None
+        features = self.image_features(model, row.prompts)
+        if features is not None:
+            seen = ids == self.image_id
+            hidden = hidden.masked_scatter(seen[:, None], torch.cat(features.pooler_output).to(hidden.dtype))
+            deepstack = [torch.cat(level) for level in features.deepstack_features]
+        hidden = hidden[None]
+        options = {"position_embeddings": decoder.rotary_emb(hidden, row.positions[:, None].to(device))}
+        last = len(decoder.layers) - 1
+        for index, layer in enumerate(decoder.layers):
+            if row.attend.kept is not None and index == last:
+                row.attend.last_layer = last
+                layer.self_attn(layer.input_layernorm(hidden), attention_mask=None, attend=row.attend, **options)
+                return hidden.new_zeros(0, hidden.shape[-1])
+            hidden = layer(hidden, attend=row.attend, **options)
+            if index < len(deepstack):
+                hidden = decoder._deepstack_process(hidden, seen[None], deepstack[index])
+        return decoder.norm(hidden)[0]
 
     def image_features(self, model: Any, prompts: Sequence[EncodedPrompt]) -> Any | None:
         """Encode the pictures of several prompts, in order."""

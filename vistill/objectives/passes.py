@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, ScoredPass
 from vistill.functional.rows import Rule, States, Target, log_prob_from_hidden, per_row, reverse_kl_from_hidden
-from vistill.functional.siblings import mean_coefficients, uniform_siblings
+from vistill.functional.siblings import mean_coefficients
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
@@ -49,7 +49,7 @@ class Mixture(PlainMean):
 
 def per_response(responses: Responses) -> Tensor:
     """Coefficient `1 / (K T_n)` of each token; it sums to 1 over a prompt: tokens, then responses, then prompts."""
-    return mean_coefficients(uniform_siblings(responses.group), responses.rollout)
+    return mean_coefficients(1.0 / responses.num_siblings(), responses.rollout)
 
 
 def averaged(responses: Responses, averaging: Averaging) -> tuple[Tensor, str]:

@@ -1,6 +1,7 @@
 """From prompts to a scored batch: write responses, lay them on one axis, read them under every view."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,12 +12,14 @@ from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
-from vistill.models.scoring import EncodedGroup, score
+from vistill.models.scoring import EncodedGroup, every_place, read_groups, score
 from vistill.types import Pass, Prompt, Reader, RolloutGroup, View
 from vistill.views import ViewContext, see
 
-#: Padded tokens that are scored at a time when `micro_batch` is auto.
+#: Tokens of whole prompts and their responses in a micro-batch when `micro_batch` is auto.
 AUTO_TOKENS = 16_384
+#: Response tokens that are learnt from at a time, a whole response at least; their activations exist together.
+PART_TOKENS = 4_096
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,19 @@ def split_groups(groups: Sequence[EncodedGroup], micro_batch: int | str) -> list
     """Whole prompt groups a micro-batch: so many, or as many as a token budget holds."""
     if isinstance(micro_batch, int):
         return [list(range(i, min(i + micro_batch, len(groups)))) for i in range(0, len(groups), micro_batch)]
+    return batched([group.num_tokens for group in groups], AUTO_TOKENS)
+
+
+def batched(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Consecutive indices whose sizes add up to the budget at most; one that is larger stands alone."""
     parts: list[list[int]] = []
-    widest, rows = 0, 0
-    for index, group in enumerate(groups):
-        width = len(group.prompt.ids) + max(len(r) for r in group.responses)
-        num = len(group.responses)
-        if not parts or max(widest, width) * (rows + num) > AUTO_TOKENS:
+    total = 0
+    for index, size in enumerate(sizes):
+        if not parts or total + size > budget:
             parts.append([])
-            widest, rows = 0, 0
+            total = 0
         parts[-1].append(index)
-        widest, rows = max(widest, width), rows + num
+        total += size
     return parts
 
 
@@ -102,6 +108,7 @@ class Reading:
     responses: Responses
     encoded: dict[View, list[EncodedGroup]]
     micro_batches: list[list[int]]
+    part_tokens: int = PART_TOKENS
 
     def counts(self) -> Counts:
         """Prompts, rollouts and tokens of the groups in the micro-batches: what the terms are divided by."""
@@ -109,9 +116,13 @@ class Reading:
         prompts = sum(len(part) for part in self.micro_batches)
         return Counts(prompts, len(rollouts), sum(len(r.ids) for r in rollouts))
 
-    def part(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
+    def under(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
         """Some groups under a view."""
         return [self.encoded[view][g] for g in groups]
+
+    def parts(self, groups: Sequence[int]) -> list[list[int]]:
+        """The responses of some groups, as places among them, in parts that are learnt from one after the other."""
+        return batched([len(r.ids) for g in groups for r in self.groups[g].rollouts], self.part_tokens)
 
 
 def prepare(
@@ -138,26 +149,53 @@ def read_without_gradient(
         for part in reading.micro_batches:
             poll()
             ids = batch.take_groups(part)[0].responses.ids
-            pieces.append(score(cast.reader(p.reader), reading.part(p.view, part), ids, cast.vocabulary, p.keep))
+            pieces.append(score(cast.reader(p.reader), reading.under(p.view, part), ids, cast.vocabulary, p.keep))
         scored[p.name] = join(pieces)
     return ScoredBatch(reading.responses, scored)
 
 
-def read_with_gradient(
-    cast: Cast, reading: Reading, batch: ScoredBatch, passes: Sequence[Pass], signals: Signals, part: list[int]
-) -> tuple[ScoredBatch, dict[str, Tensor]]:
-    """One micro-batch with its gradient passes, and the signals cut to it.
+Precision = Callable[[], AbstractContextManager[object]]
 
-    A pass whose `rows` name a boolean signal is cut from its gradient at every row that the signal does not mark.
+
+def learning_parts(  # noqa: PLR0913  one more than six: what to read, what is known, how, and when to look up
+    cast: Cast,
+    reading: Reading,
+    batch: ScoredBatch,
+    passes: Sequence[Pass],
+    signals: Signals,
+    precision: Precision = nullcontext,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[ScoredBatch, dict[str, Tensor]]]:
+    """Every response of the micro-batches with its gradient passes, part by part, and the signals cut to the part.
+
+    Call `backward` on a part's loss before the next part is asked for. The prompts of a micro-batch are read once;
+    when its last part is done, what all siblings left at them goes through them in one backward pass. A pass whose
+    `rows` name a boolean signal is cut from its gradient at every row that the signal does not mark.
     """
-    micro, rows = batch.take_groups(part)
-    cut = {name: cut_signal(value, batch.responses, rows, part) for name, value in signals.items()}
-    scored = dict(micro.passes)
-    for p in passes:
-        if p.gradient:
-            made = score(cast.reader(p.reader), reading.part(p.view, part), micro.responses.ids, cast.vocabulary)
-            scored[p.name] = cut_gradient(made, cut[p.rows]) if p.rows else made
-    return replace(micro, passes=scored), cut
+    learning = [p for p in passes if p.gradient]
+    for groups in reading.micro_batches:
+        poll()
+        with precision():
+            opened = {
+                p.name: read_groups(cast.reader(p.reader), reading.under(p.view, groups), cut=True) for p in learning
+            }
+        in_groups = torch.isin(batch.responses.group, torch.tensor(groups, device=batch.responses.group.device))
+        rollouts = torch.nonzero(in_groups)[:, 0]
+        places = every_place(reading.under(learning[0].view, groups))
+        for part in reading.parts(groups):
+            keep = torch.zeros_like(in_groups)
+            keep[rollouts[part]] = True
+            micro, rows = batch.take_rollouts(keep)
+            cut = {name: cut_signal(value, batch.responses, rows, keep) for name, value in signals.items()}
+            scored = dict(micro.passes)
+            with precision():
+                for p in learning:
+                    hidden = opened[p.name].read([places[i] for i in part])
+                    made = ScoredPass(None, hidden, cast.reader(p.reader).head(cast.vocabulary))
+                    scored[p.name] = cut_gradient(made, cut[p.rows]) if p.rows else made
+            yield replace(micro, passes=scored), cut
+        for groups_read in opened.values():
+            groups_read.close()
 
 
 def cut_gradient(made: ScoredPass, learns: Tensor) -> ScoredPass:
@@ -166,12 +204,12 @@ def cut_gradient(made: ScoredPass, learns: Tensor) -> ScoredPass:
     return replace(made, hidden=torch.where(learns[:, None], hidden, hidden.detach()))
 
 
-def cut_signal(value: Tensor, responses: Responses, rows: Tensor, part: list[int]) -> Tensor:
-    """A token signal at the rows, or a rollout signal at the rollouts, of a micro-batch."""
+def cut_signal(value: Tensor, responses: Responses, rows: Tensor, keep: Tensor) -> Tensor:
+    """A token signal at some rows of the flat axis, or a rollout signal at the rollouts that are kept."""
     if len(value) == responses.num_tokens:
         return value[rows]
     assert len(value) == responses.num_rollouts, "a signal is per token or per rollout"
-    return value[torch.isin(responses.group, torch.tensor(part, device=value.device))]
+    return value[keep]
 
 
 def join(pieces: list[ScoredPass]) -> ScoredPass:

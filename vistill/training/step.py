@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ from vistill.training.reading import (
     Cast,
     Reading,
     lay_out,
+    learning_parts,
     prepare,
-    read_with_gradient,
     read_without_gradient,
 )
 from vistill.training.rewards import Rewards
@@ -141,10 +142,8 @@ def accumulate(
     passes = update.objective.passes()
     counts = reading.counts()
     total, parts = 0.0, {}
-    for part in reading.micro_batches:
-        poll()
-        with autocast(update):
-            micro, cut = read_with_gradient(update.cast, reading, batch, passes, signals, part)
+    precision = partial(autocast, update)
+    for micro, cut in learning_parts(update.cast, reading, batch, passes, signals, precision, poll):
         made = update.objective.terms(micro, cut)
         loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
         loss.backward()
