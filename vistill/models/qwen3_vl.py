@@ -82,10 +82,9 @@ class Qwen3VLFamily:
         decoder, device = model.model.language_model, model.device
         decoder.config._attn_implementation = ATTENTION
         ids = row.ids.to(device)
-        hidden, deepstack, seen = decoder.embed_tokens(ids), [], None
+        hidden, deepstack, seen = decoder.embed_tokens(ids), [], ids == self.image_id
         features = self.image_features(model, row.prompts)
         if features is not None:
-            seen = ids == self.image_id
             hidden = hidden.masked_scatter(seen[:, None], torch.cat(features.pooler_output).to(hidden.dtype))
             deepstack = [torch.cat(level) for level in features.deepstack_features]
         hidden = hidden[None]
