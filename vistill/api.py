@@ -28,6 +28,7 @@ from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.models.scoring import EncodedGroup, score
+from vistill.models.selftest import proven
 from vistill.report.page import write_report
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
@@ -91,7 +92,7 @@ class TokenAdvantage:
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
     quiet()
-    vlm = load_vlm(resolve_model(source), device=choose_device(device), **options)
+    vlm = proven(load_vlm(resolve_model(source), device=choose_device(device), **options))
     return vlm.freeze() if frozen else vlm
 
 

@@ -19,6 +19,7 @@ from vistill.data.loading import LoadedData, load_both
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
 from vistill.models.loading import VLM, check_pair, load_vlm
+from vistill.models.selftest import proven
 from vistill.objectives import METHODS
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
@@ -81,7 +82,7 @@ def cast_of(recipe: Recipe) -> Cast:
 
     def load_one(role: ModelSettings, dtype: torch.dtype) -> VLM:
         device, source = choose_device(role.device), resolve_model(role.model)
-        return load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit)
+        return proven(load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit))
 
     student = load_one(recipe.student, torch.float32)
     context = ViewContext(

@@ -1,11 +1,13 @@
 """Sampling noise is keyed by (seed, step, prompt, sibling, attempt) and independent of batch composition."""
 
+import pytest
 import torch
 
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
 from vistill.rollouts.noise import KeyedSampler, nucleus, rollout_seed
 from vistill.rollouts.scripted import ScriptedEngine
+from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
 SAMPLING = Sampling(seed=3, step=7, temperature=0.7, top_p=0.95, max_new_tokens=12)
@@ -19,8 +21,13 @@ def ids(groups):
     return [[r.ids for r in group] for group in groups]
 
 
-def test_any_batch_composition_writes_the_same_responses(teacher, prompts):
-    engine = HFEngine(teacher)
+@pytest.fixture(params=[HFEngine, SharedEngine], ids=["hf", "shared"])
+def engine_type(request):
+    return request.param
+
+
+def test_any_batch_composition_writes_the_same_responses(teacher, prompts, engine_type):
+    engine = engine_type(teacher)
     whole = ids(engine.write(requests(teacher, prompts[:4]), SAMPLING))
     alone = [ids(engine.write(requests(teacher, [p]), SAMPLING))[0] for p in prompts[:4]]
     turned = ids(engine.write(requests(teacher, prompts[:4][::-1]), SAMPLING))[::-1]
@@ -29,10 +36,10 @@ def test_any_batch_composition_writes_the_same_responses(teacher, prompts):
     assert len({r for group in whole for r in group}) > 8
 
 
-def test_seed_step_and_attempt_change_the_noise(teacher, prompts):
+def test_seed_step_and_attempt_change_the_noise(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    engine = HFEngine(teacher)
+    engine = engine_type(teacher)
     first = ids(engine.write(requests(teacher, prompts[:1]), SAMPLING))
     for other in (replace(SAMPLING, seed=4), replace(SAMPLING, step=8)):
         assert ids(engine.write(requests(teacher, prompts[:1]), other)) != first
@@ -58,17 +65,17 @@ def test_banned_tokens_and_tokens_outside_the_nucleus_are_never_chosen():
     assert kept == [True, False, False, False]
 
 
-def test_temperature_zero_is_greedy(teacher, prompts):
+def test_temperature_zero_is_greedy(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    out = HFEngine(teacher).write(requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0))[0]
+    out = engine_type(teacher).write(requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0))[0]
     assert len({r.ids for r in out}) == 1
 
 
-def test_multimodal_tokens_are_never_sampled(teacher, prompts):
+def test_multimodal_tokens_are_never_sampled(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    out = HFEngine(teacher).write(
+    out = engine_type(teacher).write(
         requests(teacher, prompts[:6]), replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40)
     )
     banned = {*teacher.family.banned_ids(), teacher.pad_id}
@@ -83,13 +90,13 @@ def test_the_first_end_of_turn_token_belongs_to_the_response_and_nothing_after_i
     assert cut.finish.is_truncated()
 
 
-def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts):
+def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts, engine_type):
     seen = []
     hook = teacher.model.model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(args[0].shape[0] if args else kwargs["hidden_states"].shape[0]),
         with_kwargs=True,
     )
-    HFEngine(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
+    engine_type(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
     hook.remove()
     assert seen == [2 * 64]
 
@@ -98,3 +105,4 @@ def test_engines_answer_the_same_protocol(teacher):
     scripted = ScriptedEngine(lambda key, sibling: (1, 2), stop_id=2)
     assert isinstance(scripted, RolloutEngine)
     assert isinstance(HFEngine(teacher), RolloutEngine)
+    assert isinstance(SharedEngine(teacher), RolloutEngine)

@@ -7,6 +7,7 @@ import torch
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import SharedEngine
 from vistill.rollouts.skipping import SkippingEngine, extended, make_engine
 from vistill.types import Finish, Rollout
 
@@ -86,7 +87,7 @@ def test_a_third_round_sees_both_earlier_ones(teacher, prompts):
 def test_an_ordinary_model_never_notices(teacher, prompts):
     plain, skipping = HFEngine(teacher), make_engine(teacher, SETTINGS)
     assert isinstance(skipping, SkippingEngine)
-    assert isinstance(make_engine(teacher, RolloutSettings()), HFEngine)
+    assert isinstance(make_engine(teacher, RolloutSettings()), SharedEngine)
     small = Sampling(0, 0, 1.0, 1.0, 6)
     assert plain.write([request(teacher, prompts)], small) == skipping.write([request(teacher, prompts)], small)
 

@@ -9,7 +9,7 @@ from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
 from vistill.rollouts.engine import RolloutRequest, Sampling
-from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.shared import plain_engine
 from vistill.types import Prompt, Rollout, View
 from vistill.views import ViewContext, see
 
@@ -64,7 +64,7 @@ class Answering:
             self.settings.max_new_tokens,
             self.settings.rows_per_call,
         )
-        engine = HFEngine(self.vlm, self.poll)
+        engine = plain_engine(self.vlm, self.poll)
         answered = []
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):

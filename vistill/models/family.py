@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vistill.models.sharing import Attend
+from vistill.models.sharing import Attention
 from vistill.types import Picture
 
 #: Image tensors of one prompt, under the model's own keyword names. Opaque outside this room.
@@ -58,7 +58,7 @@ class PackedRow:
     """[L]"""
     positions: Tensor
     """[axes, L]"""
-    attend: Attend
+    attend: Attention
     prompts: Sequence[EncodedPrompt] = ()
     """Whose pictures stand among the ids, in order."""
 

@@ -8,7 +8,7 @@ file is about rows and attention; embeddings and layers belong to the family.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +51,20 @@ class Block:
     rows: int
 
 
+@runtime_checkable
+class Attention(Protocol):
+    """How the tokens of one packed row attend, layer by layer."""
+
+    kept: "KeysValues | None"
+    """Where the row's own keys and values are stored; then nothing else of the row is wanted."""
+    last_layer: int
+    """The layer whose keys and values end such a row; the family sets it."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
+        ...
+
+
 @dataclass
 class Attend:
     """How the tokens of one packed row attend; handed through the decoder layers to `attention`."""
@@ -61,15 +75,13 @@ class Attend:
     prompt: "KeysValues | None" = None
     """Keys and values the own ones are appended to."""
     kept: "KeysValues | None" = None
-    """Where this row's own keys and values are stored, if they are wanted."""
     last_layer: int = -1
-    """A layer of which only keys and values are wanted; the family stops after it."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
         own = tokens_first(key), tokens_first(value)
         if self.kept is not None:
-            self.kept.put(layer, *own)
+            self.kept.put(layer, *own, heads=key.shape[1])
         if layer == self.last_layer:
             return query.transpose(1, 2)
         keys, values = own if self.prompt is None else self.prompt.followed_by(layer, *own)
@@ -96,9 +108,11 @@ class KeysValues:
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    heads: int = 0
 
-    def put(self, layer: int, key: Tensor, value: Tensor) -> None:
+    def put(self, layer: int, key: Tensor, value: Tensor, heads: int) -> None:
         """Store a layer's; a second reading of the layer (gradient checkpointing) changes nothing."""
+        self.heads = heads
         self.keys.setdefault(layer, key)
         self.values.setdefault(layer, value)
 
@@ -124,7 +138,7 @@ def attention(  # noqa: PLR0913  transformers fixes this signature
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    attend: Attend | None = None,
+    attend: Attention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention function: with a plan ours, without one its own."""

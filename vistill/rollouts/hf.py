@@ -1,4 +1,4 @@
-"""The default engine: transformers' `generate`. Each prompt's picture is encoded once for all its siblings."""
+"""The reference engine: transformers' `generate`. Each prompt's picture is encoded once for all its siblings."""
 
 from collections.abc import Callable, Sequence
 
@@ -52,8 +52,7 @@ class HFEngine:
             for r in requests
             for sibling in r.siblings
         ]
-        banned = sorted({*vlm.family.banned_ids(), vlm.pad_id} - set(vlm.stop_ids))
-        sampler = KeyedSampler(seeds, sampling.temperature, sampling.top_p, banned, vlm.vocabulary_size)
+        sampler = KeyedSampler(seeds, sampling.temperature, sampling.top_p, banned_ids(vlm), vlm.vocabulary_size)
         was_training = vlm.model.training
         vlm.model.eval()
         output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
@@ -87,6 +86,11 @@ class HFEngine:
             pad_token_id=self.vlm.pad_id,
             use_cache=True,
         )
+
+
+def banned_ids(vlm: VLM) -> list[int]:
+    """Ids that are never sampled: multimodal marks, and padding where it does not end a response."""
+    return sorted({*vlm.family.banned_ids(), vlm.pad_id} - set(vlm.stop_ids))
 
 
 def to_rollout(row: list[int], stop: set[int], sibling: int, attempt: int) -> Rollout:

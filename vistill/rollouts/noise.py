@@ -58,6 +58,12 @@ class KeyedSampler(LogitsProcessor):
         logits = nucleus(logits / self.temperature, self.top_p)
         return (logits + self.gumbel(logits)).argmax(-1)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows; each keeps its own stream."""
+        self.generators = [self.generators[row] for row in rows]
+        if len(self.drawn):
+            self.drawn = self.drawn[:, list(rows)]
+
     def gumbel(self, logits: Tensor) -> Tensor:
         """Standard Gumbel noise, one generator a row, drawn on the CPU so that it is the same on every device."""
         if self.used == len(self.drawn):

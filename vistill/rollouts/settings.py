@@ -10,8 +10,8 @@ from vistill.ranges import check_ranges, ranged
 class RolloutSettings:
     """Sampling of the student's responses. Class defaults are the paper's (VA-OPD appendix A)."""
 
-    engine: Literal["hf"] = "hf"
-    """Which engine writes: hf (transformers' generate)."""
+    engine: Literal["shared", "hf"] = "shared"
+    """Which engine writes: ours, which reads a prompt once and drops finished rows, or transformers' generate."""
     per_prompt: int = ranged(4, 1)
     """Sibling rollouts of each prompt (K)."""
     temperature: float = ranged(0.7, 0)

@@ -12,8 +12,8 @@ import torch
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
-from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import plain_engine
 from vistill.types import Finish, Rollout
 
 #: Added to the attempt in the noise key of each further round, so that no round repeats another's noise.
@@ -22,7 +22,7 @@ ROUND_KEY = 1_000
 
 def make_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None] = lambda: None) -> RolloutEngine:
     """The engine of a recipe."""
-    plain = HFEngine(vlm, poll)
+    plain = plain_engine(vlm, poll, settings.engine)
     return plain if settings.image_skips == 0 else SkippingEngine(plain, vlm, settings)
 
 

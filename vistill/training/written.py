@@ -10,8 +10,8 @@ from vistill.data.answers import judge_answer
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
 from vistill.rollouts.engine import sampling_of
-from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import plain_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import write_json
 from vistill.training.reading import Cast
@@ -35,7 +35,7 @@ def written_by_teacher(
     forget_others(folder, {"teacher": cast.teacher.source, "seed": seed, **asdict(rollout)})
     found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     missing = [prompt for prompt in prompts if prompt.id not in found]
-    desk = Desk(HFEngine(cast.teacher), objective, rollout.per_prompt)
+    desk = Desk(plain_engine(cast.teacher), objective, rollout.per_prompt)
     sampling = sampling_of(rollout, seed, BEFORE)
     for start in range(0, len(missing), PROMPTS_PER_CALL):
         groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)

@@ -1,0 +1,110 @@
+"""Our engine writes what transformers' `generate` writes, for less."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from conftest import build
+
+from vistill.models.selftest import proven
+from vistill.models.tiny import TinySize, build_tiny
+from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import SharedEngine, plain_engine
+from vistill.rollouts.skipping import make_engine
+from vistill.types import View
+from vistill.views import see
+
+
+def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
+    return [RolloutRequest(p.id, vlm.encode(p), tuple(siblings)) for p in prompts]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.95), (0.0, 1.0)])
+def test_the_same_responses_token_for_token(teacher, prompts, temperature, top_p):
+    mixed = [*requests(teacher, prompts[:3]), *requests(teacher, [see(prompts[3], View.TEXT_ONLY)], (5, 2))]
+    for rows in (256, 5, 1):
+        sampling = Sampling(3, 1, temperature, top_p, 90, rows)
+        assert SharedEngine(teacher).write(mixed, sampling) == HFEngine(teacher).write(mixed, sampling)
+
+
+def test_responses_that_end_early_are_dropped_and_change_nothing(tokenizer, prompts):
+    """A model whose end-of-turn token is likely: lengths from 1 upwards, many drops, caches grown twice."""
+    vlm = build(tokenizer, 5)
+    with torch.no_grad():
+        vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
+    sampling = Sampling(0, 0, 1.5, 1.0, 150)
+    ours = SharedEngine(vlm).write(requests(vlm, prompts[:6]), sampling)
+    lengths = {len(r.ids) for group in ours for r in group}
+    assert len(lengths) > 5
+    assert ours == HFEngine(vlm).write(requests(vlm, prompts[:6]), sampling)
+
+
+def test_grouped_query_attention_writes_the_same(tokenizer, prompts):
+    vlm = build_tiny(TinySize(heads=4), tokenizer, 0)
+    config = vlm.model.config
+    config.text_config.num_key_value_heads = 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = type(vlm.model)(config).eval()
+    model.generation_config = vlm.model.generation_config
+    vlm = dataclasses.replace(vlm, model=model)
+    sampling = Sampling(0, 0, 1.0, 1.0, 20)
+    assert SharedEngine(vlm).write(requests(vlm, prompts[:2]), sampling) == HFEngine(vlm).write(
+        requests(vlm, prompts[:2]), sampling
+    )
+
+
+def test_finished_rows_are_no_longer_read(tokenizer, prompts):
+    vlm = build(tokenizer, 5)
+    with torch.no_grad():
+        vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
+    read = []
+    hook = vlm.model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: read.append(args[0].shape[1])
+    )
+    out = SharedEngine(vlm).write(requests(vlm, prompts[:6]), Sampling(0, 0, 1.5, 1.0, 60))
+    hook.remove()
+    tokens = sum(len(r.ids) for group in out for r in group)
+    prompt_tokens = sum(len(vlm.encode(p).ids) - 1 for p in prompts[:6])
+    assert read[0] == prompt_tokens
+    assert tokens <= sum(read[1:]) <= 1.15 * tokens + 24
+    assert read[1:] == sorted(read[1:], reverse=True)
+
+
+def test_the_engine_polls_after_every_token(teacher, prompts):
+    calls = []
+    SharedEngine(teacher, lambda: calls.append(1)).write(requests(teacher, prompts[:1]), Sampling(0, 0, 1.0, 1.0, 7))
+    assert len(calls) == 7
+
+
+def test_the_recipe_chooses_the_engine_and_a_family_that_cannot_share_falls_back(teacher):
+    assert isinstance(make_engine(teacher, RolloutSettings()), SharedEngine)
+    assert isinstance(make_engine(teacher, RolloutSettings(engine="hf")), HFEngine)
+    assert isinstance(plain_engine(dataclasses.replace(teacher, share_prompts=False)), HFEngine)
+
+
+def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
+    class Wrong(type(teacher.family)):
+        def packed_states(self, model, row):
+            return super().packed_states(model, dataclasses.replace(row, positions=2 * row.positions))
+
+    class Broken(type(teacher.family)):
+        def packed_states(self, model, row):
+            raise TypeError("forward() got an unexpected keyword argument 'attend'")
+
+    class Own(type(teacher.family)):
+        def shares_prompts(self, model):
+            return False
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert proven(teacher).shares_prompts
+    for kind, reason in ((Wrong, "hidden states differ"), (Broken, "unexpected keyword"), (Own, "adapter")):
+        family = object.__new__(kind)
+        family.__dict__ = teacher.family.__dict__
+        with pytest.warns(UserWarning, match=reason):
+            found = proven(dataclasses.replace(teacher, family=family))
+        assert not found.shares_prompts

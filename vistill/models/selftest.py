@@ -1,0 +1,51 @@
+"""A family proves that it can share prompts before it is trusted to."""
+
+import warnings
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from vistill.models.loading import VLM
+from vistill.models.scoring import EncodedGroup, response_states
+from vistill.types import LoadedImage, Prompt
+
+#: Largest difference of hidden states relative to their largest entry, by bytes of a weight.
+TOLERANCE = {4: 1e-4, 8: 1e-9, 2: 0.05}
+
+
+@torch.no_grad()
+def proven(vlm: VLM) -> VLM:
+    """The model as it is where its shared hidden states equal those of separate rows; else one that never shares.
+
+    One small picture, two sibling responses of unequal length; a few milliseconds on a tiny model.
+    """
+    if not vlm.shares_prompts:
+        return apart(vlm, "its adapter or its attention kernel cannot")
+    prompt = vlm.encode(Prompt("selftest", (LoadedImage(Image.new("RGB", (64, 64), (90, 140, 200))), "How many?")))
+    words = [i for i in range(vlm.vocabulary_size) if i not in vlm.family.banned_ids()][
+        :: max(1, vlm.vocabulary_size // 9)
+    ]
+    groups = [EncodedGroup(prompt, (tuple(words[:5]), tuple(words[2:9])))]
+    was_training = vlm.model.training
+    vlm.model.eval()
+    try:
+        shared, separate = response_states(vlm, groups), response_states(replace(vlm, share_prompts=False), groups)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        return apart(vlm, f"its self-test failed with {type(error).__name__}: {error}")
+    finally:
+        vlm.model.train(was_training)
+    difference = float((shared - separate).abs().max() / separate.abs().max())
+    if difference <= TOLERANCE[shared.element_size()]:
+        return vlm
+    return apart(vlm, f"its hidden states differ by {difference:.1e} (relative)")
+
+
+def apart(vlm: VLM, reason: str) -> VLM:
+    """The same model, one row per rollout, and a warning that says so."""
+    warnings.warn(
+        f"{vlm.source}: prompts are not shared between siblings, because {reason}. The numbers are the same, "
+        "only slower: each rollout is read as a row of its own and transformers' generate writes.",
+        stacklevel=3,
+    )
+    return replace(vlm, share_prompts=False)
