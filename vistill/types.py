@@ -154,7 +154,7 @@ class Pass:
     view: View
     gradient: bool = False
     keep: str = "hidden"
-    """`hidden` keeps the hidden states of the response rows; `log_prob` only the sampled token's log-probability."""
+    """`hidden` keeps the hidden states of the response rows, `log_prob` the sampled token's log-probability, `both`."""
     rows: str = ""
     """Name of a boolean signal: gradient is cut at the rows it does not mark; empty means all rows learn."""
 

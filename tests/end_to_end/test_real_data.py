@@ -21,7 +21,7 @@ def test_swapping_or_pixelating_a_real_figure_moves_the_log_probabilities(shared
     def log_probs(prompt):
         with torch.no_grad():
             return score(
-                vlm, [EncodedGroup(vlm.encode(prompt), (ids,))], torch.tensor(ids), vlm.vocabulary_size
+                vlm, [EncodedGroup(vlm.encode(prompt), (ids,))], torch.tensor(ids), vlm.vocabulary_size, "log_prob"
             ).sampled()
 
     for prompt, other in zip(prompts, prompts[1:] + prompts[:1], strict=True):

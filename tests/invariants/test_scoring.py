@@ -43,7 +43,7 @@ def test_log_probabilities_equal_those_of_the_plain_model_call(teacher, encoded,
     expected = [float(torch.log_softmax(logits[at + t - 1], -1)[i]) for t, i in enumerate(response)]
     ids = torch.tensor(response)
     with torch.no_grad():
-        scored = score(teacher, [EncodedGroup(prompt, (response,))], ids, teacher.vocabulary_size)
+        scored = score(teacher, [EncodedGroup(prompt, (response,))], ids, teacher.vocabulary_size, "log_prob")
     assert scored.log_prob.tolist() == pytest.approx(expected, abs=2e-5)
 
 
@@ -85,7 +85,7 @@ def test_the_picture_moves_the_log_probabilities_and_the_views_keep_the_grid(tea
 
     def log_probs(prompt):
         group = EncodedGroup(teacher.encode(prompt), (responses[2],))
-        return score(teacher, [group], torch.tensor(responses[2]), teacher.vocabulary_size).log_prob
+        return score(teacher, [group], torch.tensor(responses[2]), teacher.vocabulary_size, "log_prob").log_prob
 
     with torch.no_grad():
         full = log_probs(prompts[0])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistill.batch import LossTerm, ScoredBatch, reduce_terms
+from vistill.functional import rows as rows_module
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
@@ -133,18 +134,21 @@ def test_reverse_kl_is_never_negative_and_ignores_shifts(rows, vocabulary, seed)
     assert torch.allclose(reverse_kl(p + shift, q - shift), values, atol=1e-4)
 
 
-def test_chunks_of_rows_change_neither_value_nor_gradient():
+def test_chunks_of_rows_change_neither_value_nor_gradient(monkeypatch):
     g = torch.Generator().manual_seed(0)
     hidden, teacher = torch.randn(37, 6, generator=g), torch.randn(37, 8, generator=g)
     heads = Head(torch.randn(11, 6, generator=g)), Head(torch.randn(11, 8, generator=g))
     results = []
-    for chunk in (1000, 7):
+    for chunk, block in ((1 << 20, 1 << 20), (7 * 11 * 4 * 2, 3 * 11), (1, 1)):
+        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": chunk})
+        monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": block})
         h = hidden.clone().requires_grad_()
-        out = reverse_kl_from_hidden(h, heads[0], [Target(1.0, teacher, heads[1])], chunk)
+        out = reverse_kl_from_hidden(h, heads[0], [Target(1.0, teacher, heads[1])])
         out.sum().backward()
         results.append((out.detach(), h.grad))
-    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
-    assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
+    for values, gradient in results[1:]:
+        assert torch.allclose(results[0][0], values, atol=1e-6)
+        assert torch.allclose(results[0][1], gradient, atol=1e-6)
 
 
 def test_a_target_may_be_a_linear_combination_of_logits():

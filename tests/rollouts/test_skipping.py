@@ -98,11 +98,12 @@ def test_an_extended_prompt_is_read_as_prompt_and_response(teacher, prompts):
     ids = teacher.response_ids("So 7.")
     encoded = teacher.encode(prompts[0])
     with torch.no_grad():
-        whole = score(teacher, [EncodedGroup(encoded, (ids,))], torch.tensor(ids), teacher.vocabulary_size)
+        whole = score(teacher, [EncodedGroup(encoded, (ids,))], torch.tensor(ids), teacher.vocabulary_size, "both")
         rest = score(
             teacher,
             [EncodedGroup(extended(encoded, ids[:2]), (ids[2:],))],
             torch.tensor(ids[2:]),
             teacher.vocabulary_size,
+            "both",
         )
     assert torch.allclose(whole.sampled()[2:], rest.sampled(), atol=1e-5)

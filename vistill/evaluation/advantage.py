@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vistill.evaluation.answering import Answered
 from vistill.evaluation.settings import EvalSettings
-from vistill.functional.rows import CHUNK_ROWS, Target, reverse_kl_from_hidden
+from vistill.functional.rows import TILE_ROWS, Target, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
@@ -61,14 +61,14 @@ def read_tokens(
         part = answered[start : start + GROUPS_PER_CALL]
         ids = torch.tensor([i for a in part for i in a.rollout.ids], device=teacher.device)
         full = groups_of(teacher, part, View.FULL, context)
-        seen = score(teacher, full, ids, vocabulary)
-        blurred = score(teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary)
+        seen = score(teacher, full, ids, vocabulary, "both")
+        blurred = score(teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary, "both")
         blind = score(teacher, groups_of(teacher, part, View.TEXT_ONLY, context), ids, vocabulary)
         own = score(student, full, ids.to(student.device), vocabulary)
         head = seen.projection()
         kl = reverse_kl_from_hidden(own.states(), own.projection(), [Target(1.0, seen.states(), head)])
         critical, dependency = distribution_advantage(seen, blurred), distribution_advantage(seen, blind)
-        chosen = torch.cat([head.logits(h).argmax(-1) for h in seen.states().split(CHUNK_ROWS)])
+        chosen = torch.cat([head.logits(h).argmax(-1) for h in seen.states().split(TILE_ROWS)])
         misread = (critical > CRITICAL_NATS) & (chosen != ids)
         advantage = visual_advantage(seen.sampled(), blurred.sampled())
         lengths = [len(a.rollout.ids) for a in part]

@@ -18,11 +18,39 @@ class Head:
     scale: float = 1.0
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
-        """Logits in float32; the product runs in the weight's own precision, whatever autocast says around it."""
+        """Logits in float32 or wider; the product runs in the weight's own precision, whatever autocast says."""
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
-        logits = logits if self.scale == 1.0 else logits * self.scale
+            return self.finish(F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.wide))
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The precision of logits."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+    @property
+    def linear(self) -> bool:
+        """Whether logits are linear in the hidden states: no bias, no softcap."""
+        return self.bias is None and self.softcap is None
+
+    @torch.no_grad()
+    def project(self, hidden: Float[Tensor, "R H"], out: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        """The product alone, before scale and softcap, written into `out` (of the wide precision)."""
+        if self.weight.dtype == out.dtype:
+            torch.mm(hidden.to(out.dtype), self.weight.T, out=out)
+        else:
+            out.copy_(hidden.to(self.weight.dtype) @ self.weight.T)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def finish(self, product: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        """Scale and softcap; the product itself where there is neither."""
+        logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, logits: Float[Tensor, "R V"], gradient: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        """From the gradient of the finished logits to that of the product."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap) ** 2)
+        return gradient if self.scale == 1.0 else gradient * self.scale
 
     def detached(self) -> "Head":
         """The same head without gradient."""

@@ -1,18 +1,28 @@
-"""From hidden states to one value per row: the head runs on chunks of rows, never on `[tokens, vocabulary]` at once."""
+"""From hidden states to one value per row: the one place where the language-model head runs for a loss or a signal.
+
+The head runs on chunks of rows, whole vocabulary rows at a time, never on `[tokens, vocabulary]` at once. Where values
+will be learnt from, their gradient is computed with them: student projection, target projections, gradient of the
+hidden states, gradient of the head, and nothing twice. That needs the weights the values will get; they are a promise
+that only saves time: backward looks whether it was kept and computes the gradient afresh where it was not.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
+from vistill.functional.kernels import Block, kernel_of, log_prob_rows
 
-#: Rows projected at a time. Whole vocabulary rows: one projection serves every divergence.
-CHUNK_ROWS = 1024
+#: Bytes of logits that exist at a time, all readings together, and elements of a block that fit into a cache.
+CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
+BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+#: Rows and vocabulary entries of a tile where only the sampled token is wanted.
+TILE_ROWS, TILE_VOCABULARY = 2048, 4096
 
 Rule = Callable[..., Tensor]
 """(student logits, logits of each other reading...) -> one value per row."""
@@ -33,56 +43,309 @@ class States(NamedTuple):
     head: Head
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A rule on the rows."""
+
+    rule: Rule
+    others: tuple[int, ...] = (0,)
+    """Which of the other readings it takes, in its order."""
+    weights: Float[Tensor, " R"] | None = None
+    """What the values will be multiplied by in the loss, up to a common factor; rows of weight 0 are not looked at."""
+    ids: Int[Tensor, " R"] | None = None
+    """The sampled ids, for `log_prob_rows` alone."""
+
+
 def per_row(
-    rule: Rule, hidden: Float[Tensor, "R H"], head: Head, others: Sequence[States] = (), chunk: int = CHUNK_ROWS
+    rule: Rule,
+    hidden: Float[Tensor, "R H"],
+    head: Head,
+    others: Sequence[States] = (),
+    weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " R"]:
-    """`rule(student logits, other logits...)` of each row.
+    """`rule(student logits, other logits...)` of each row. Gradient flows through `hidden` and `head` alone.
 
-    Only `chunk` rows of logits exist at a time; with gradient they are computed again in the backward pass. Gradient
-    flows through `hidden` and `head` alone.
+    Args:
+        rule: per row, differentiable in its first argument.
+        hidden: student states.
+        head: student head.
+        others: the other readings.
+        weights: what the values will be multiplied by in the loss, if it is known; values of weight 0 come out as 0.
     """
+    return rows_of(hidden, head, others, [Ask(rule, tuple(range(len(others))), weights)])[0]
 
-    def rows(h: Tensor, start: int, stop: int) -> Tensor:
-        with torch.no_grad():
-            rest = [other.head.detached().logits(other.hidden[start:stop]) for other in others]
-        return rule(head.logits(h), *rest)
 
-    pieces = []
-    for start in range(0, len(hidden), chunk):
-        stop = min(start + chunk, len(hidden))
-        h = hidden[start:stop]
-        if torch.is_grad_enabled() and len(hidden) > chunk:
-            pieces.append(checkpoint(rows, h, start, stop, use_reentrant=False))
-        else:
-            pieces.append(rows(h, start, stop))
-    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+def rows_of(
+    hidden: Float[Tensor, "R H"], head: Head, others: Sequence[States], asked: Sequence[Ask]
+) -> tuple[Float[Tensor, " R"], ...]:
+    """Values of several rules on the same rows: every reading is projected once for all of them."""
+    others = tuple(States(s.hidden.detach(), s.head.detached()) for s in others)
+    work = Work(head.detached(), others, tuple(asked))
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)):
+        return tuple(work.run(hidden.detach(), None).values)
+    return tuple(RowValues.apply(hidden, head.weight, head.bias, work).unbind(0))
 
 
 def reverse_kl_from_hidden(
-    hidden: Float[Tensor, "R H"], head: Head, targets: Sequence[Target], chunk: int = CHUNK_ROWS
+    hidden: Float[Tensor, "R H"], head: Head, targets: Sequence[Target], weights: Float[Tensor, " R"] | None = None
 ) -> Float[Tensor, " R"]:
-    """KL(student || softmax of a linear combination of target logits) of each row, from hidden states."""
+    """KL(student || softmax of a linear combination of target logits) of each row, from hidden states.
+
+    Targets that share a head are added up before it: `a h_1 W + b h_2 W = (a h_1 + b h_2) W`, one projection.
+    """
+    merged = merge(targets)
 
     def rule(own: Tensor, *logits: Tensor) -> Tensor:
-        parts = [t.coefficient * z for t, z in zip(targets, logits, strict=True)]
+        parts = [t.coefficient * z for t, z in zip(merged, logits, strict=True)]
         return reverse_kl(own, torch.stack(parts).sum(0))
 
-    return per_row(rule, hidden, head, [States(t.hidden, t.head) for t in targets], chunk)
+    plain = len(merged) == 1 and merged[0].coefficient == 1
+    others = [States(t.hidden, t.head) for t in merged]
+    return per_row(reverse_kl if plain else rule, hidden, head, others, weights)
+
+
+def merge(targets: Sequence[Target]) -> list[Target]:
+    """Targets that share a linear head as one: its states are added up before the head instead of its logits after."""
+    made: list[Target] = []
+    places: dict[int, int] = {}
+    for t in targets:
+        if not t.head.linear:
+            made.append(t)
+            continue
+        own = t.hidden if t.coefficient == 1 else t.coefficient * t.hidden
+        place = places.setdefault(t.head.weight.data_ptr(), len(made))
+        if place == len(made):
+            made.append(Target(1.0, own, t.head))
+        else:
+            made[place] = Target(1.0, made[place].hidden + own, t.head)
+    return made
+
+
+class Made(NamedTuple):
+    """Values of each rule, and the gradients of their weighted sum where they were wanted."""
+
+    values: Float[Tensor, "A R"]
+    hidden: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything but the student's states and the weights."""
+
+    head: Head
+    others: tuple[States, ...]
+    asked: tuple[Ask, ...]
+
+    def promised(self) -> Tensor | None:
+        """Weights [A, R], if any are known; a rule without is only watched, or the promise is not kept."""
+        known = [ask.weights for ask in self.asked if ask.weights is not None]
+        if not known:
+            return None
+        zeros = torch.zeros_like(known[0])
+        return torch.stack([zeros if ask.weights is None else ask.weights for ask in self.asked]).detach()
+
+    def take(self, rows: Tensor) -> "Work":
+        """The same for some rows."""
+        asked = tuple(a if a.ids is None else replace(a, ids=a.ids[rows]) for a in self.asked)
+        return replace(self, others=tuple(States(s.hidden[rows], s.head) for s in self.others), asked=asked)
+
+    @torch.no_grad()
+    def run(self, hidden: Tensor, weights: Tensor | None, head_learns: bool = True) -> Made:
+        """Values, and with weights the gradients. Rows without any weight are left out where weights are promised."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.run_some(hidden, weights, head_learns)
+
+    def run_some(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> Made:
+        """The rows that have a weight."""
+        promised = self.promised() if weights is None else weights
+        promised = None if any(ask.weights is None for ask in self.asked) else promised
+        rows = None if promised is None else torch.nonzero((promised != 0).any(0))[:, 0]
+        if rows is None or len(rows) == len(hidden):
+            return self.run_all(hidden, weights, head_learns)
+        part = self.take(rows).run_all(hidden[rows], None if weights is None else weights[:, rows], head_learns)
+        values = part.values.new_zeros(len(self.asked), len(hidden)).index_copy_(1, rows, part.values)
+        wide = None if part.hidden is None else torch.zeros_like(hidden).index_copy_(0, rows, part.hidden)
+        return part._replace(values=values, hidden=wide)
+
+    def run_all(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> Made:
+        """Every row, chunk by chunk, in the same buffers."""
+        w, wide = self.head.weight, self.head.wide
+        values = torch.zeros(len(self.asked), len(hidden), dtype=wide, device=w.device)
+        if weights is None and self.only_sampled():
+            values[0] = tiled_log_prob(hidden, self.head, self.ids_of(self.asked[0]))
+            return Made(values)
+        learnt = weights is not None
+        out = torch.empty_like(hidden) if learnt else None
+        dw = torch.zeros(w.shape, dtype=wide, device=w.device) if learnt and head_learns else None
+        db = torch.zeros(len(w), dtype=wide, device=w.device) if learnt and self.head.bias is not None else None
+        size = self.chunk_rows(len(hidden))
+        buffers = [torch.empty(size, len(w), dtype=wide, device=w.device) for _ in range(1 + len(self.others))]
+        block = Block(buffers[0], self.block_rows(size))
+        for start in range(0, len(hidden), size):
+            rows = slice(start, min(start + size, len(hidden)))
+            num = rows.stop - start
+            h = hidden[rows]
+            logits = self.head.project(h, buffers[0][:num])
+            seen = [s.head.project(s.hidden[rows], b[:num]) for s, b in zip(self.others, buffers[1:], strict=True)]
+            cut = None if weights is None else weights[:, rows].to(wide)
+            values[:, rows] = self.blocks(block, logits, seen, cut, rows)
+            if out is None:
+                continue
+            slope = logits.to(w.dtype)
+            out[rows] = slope @ w
+            if dw is not None:
+                torch.addmm(dw, slope.T, h, out=dw) if h.dtype == wide else dw.add_(slope.T @ h.to(w.dtype))
+            if db is not None:
+                db += logits.sum(0)
+        return Made(values, out, dw, db)
+
+    def chunk_rows(self, num: int) -> int:
+        """Rows whose logits, of all readings, are held together."""
+        held = len(self.head.weight) * self.head.wide.itemsize * (1 + len(self.others))
+        return max(1, min(num, CHUNK_BYTES.get(self.head.weight.device.type, 1 << 30) // held))
+
+    def block_rows(self, num: int) -> int:
+        """Rows that are looked at together."""
+        return max(1, min(num, BLOCK_ELEMENTS.get(self.head.weight.device.type, 1 << 24) // len(self.head.weight)))
+
+    def blocks(
+        self, buffers: Block, logits: Tensor, others: list[Tensor], weights: Tensor | None, rows: slice
+    ) -> Tensor:
+        """Values [A, C] of a chunk, block by block; with weights its products become their gradient."""
+        size, made = len(buffers.log_p), []
+        kernels = [kernel_of(ask.rule) for ask in self.asked]
+        for a in range(0, len(logits), size):
+            b = min(a + size, len(logits))
+            block = buffers if b - a == size else buffers.first(b - a)
+            z = self.head.finish(logits[a:b])
+            block.gradient.zero_()
+            if any(kernels):
+                block.fill(z)
+            values = []
+            for number, (ask, kernel) in enumerate(zip(self.asked, kernels, strict=True)):
+                seen = [self.others[i].head.finish(others[i][a:b]) for i in ask.others]
+                if ask.ids is not None:
+                    seen = [self.ids_of(ask)[rows.start + a : rows.start + b, None]]
+                weight = None if weights is None else weights[number, a:b]
+                values.append((kernel or Through(ask.rule, z))(block, seen, weight))
+            made.append(torch.stack(values))
+            if weights is not None:
+                logits[a:b] = self.head.slope(z, block.gradient)
+        return torch.cat(made, 1)
+
+    def only_sampled(self) -> bool:
+        """Whether only the sampled token's log-probability is asked for."""
+        return len(self.asked) == 1 and self.asked[0].ids is not None
+
+    def ids_of(self, ask: Ask) -> Tensor:
+        """The ids a rule looks at."""
+        assert ask.ids is not None
+        return ask.ids
+
+
+@dataclass(frozen=True)
+class Through:
+    """A rule without a kernel: autograd on one block."""
+
+    rule: Rule
+    logits: Tensor
+
+    def __call__(self, block: Block, others: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+        """Values; with weights adds to the block's gradient."""
+        if weights is None:
+            return self.rule(self.logits, *others)
+        with torch.enable_grad():
+            leaf = self.logits.detach().requires_grad_(True)
+            values = self.rule(leaf, *others)
+            (slope,) = torch.autograd.grad(values, leaf, weights)
+        block.gradient.add_(slope)
+        return values.detach()
+
+
+class RowValues(torch.autograd.Function):
+    """Values whose gradient was computed with them, where the weights were promised."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
+        """`[A, R]` values. With a frozen head the unweighted gradient of the hidden states serves any weights."""
+        promised, learns = work.promised(), weight.requires_grad
+        if promised is None and not learns and len(work.asked) == 1:
+            promised = torch.ones(1, len(hidden), device=hidden.device)
+        made = work.run(hidden, promised, learns)
+        ctx.work, ctx.learns, ctx.single = work, learns, len(work.asked) == 1
+        ctx.save_for_backward(hidden, promised, made.hidden, made.weight, made.bias)
+        ctx.set_materialize_grads(True)
+        return made.values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Scale what was computed, or compute it now for weights that were not the promised ones."""
+        (grad,) = grads
+        hidden, promised, dh, dw, db = ctx.saved_tensors
+        factor = None if promised is None else common_factor(grad, promised)
+        if factor is not None:
+            scaled = lambda x: None if x is None else x * factor
+            return scaled(dh), scaled(dw), scaled(db), None
+        if promised is not None and not ctx.learns and ctx.single and db is None and bool((promised != 0).all()):
+            return dh * (grad / promised)[0, :, None].to(dh.dtype), None, None, None
+        made = ctx.work.run(hidden, grad, ctx.learns)
+        return made.hidden, made.weight, made.bias, None
+
+
+def common_factor(grad: Float[Tensor, "A R"], promised: Float[Tensor, "A R"]) -> Tensor | None:
+    """The c of `grad = c * promised`, if there is one."""
+    place = promised.abs().argmax()
+    largest = promised.flatten()[place]
+    if float(largest) == 0:
+        return torch.zeros((), device=grad.device) if not bool(grad.any()) else None
+    factor = grad.flatten()[place] / largest
+    kept = (grad - factor * promised).abs().max() <= 1e-6 * (factor * largest).abs()
+    return factor if bool(kept) else None
 
 
 def log_prob_from_hidden(
-    hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"], chunk: int = CHUNK_ROWS
+    hidden: Float[Tensor, "R H"],
+    head: Head,
+    ids: Int[Tensor, " R"],
+    weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " R"]:
-    """`log softmax(head(h))[id]` of each row at temperature 1, whatever the sampling temperature was."""
+    """`log softmax(head(h))[id]` of each row at temperature 1, whatever the sampling temperature was.
 
-    def rows(h: Tensor, index: Tensor) -> Tensor:
-        return torch.log_softmax(head.logits(h), -1).gather(-1, index[:, None])[:, 0]
+    Without gradient, or before its weights are known, tile by tile over rows and vocabulary: nothing grows with either.
+    """
+    ask = Ask(log_prob_rows, (), weights, ids)  # pyright: ignore[reportArgumentType]
+    return rows_of(hidden, head, (), [ask])[0]
 
-    pieces = []
-    for start in range(0, len(hidden), chunk):
-        h, index = hidden[start : start + chunk], ids[start : start + chunk]
-        if torch.is_grad_enabled() and len(hidden) > chunk:
-            pieces.append(checkpoint(rows, h, index, use_reentrant=False))
-        else:
-            pieces.append(rows(h, index))
-    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+
+@torch.no_grad()
+def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """`z_id - log sum exp z`, the sum made tile by tile of the vocabulary."""
+    vocabulary, made = len(head.weight), []
+    width = vocabulary if vocabulary <= 2 * TILE_VOCABULARY else TILE_VOCABULARY
+    buffer = torch.empty(min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device)
+    for start in range(0, len(hidden), TILE_ROWS):
+        h, index = hidden[start : start + TILE_ROWS], ids[start : start + TILE_ROWS]
+        total = torch.full((len(h),), -torch.inf, dtype=head.wide, device=h.device)
+        picked = torch.zeros_like(total)
+        for a in range(0, vocabulary, width):
+            b = min(a + width, vocabulary)
+            bias = None if head.bias is None else head.bias[a:b]
+            tile = replace(head, weight=head.weight[a:b], bias=bias)
+            space = buffer.flatten()[: len(h) * (b - a)].view(len(h), b - a)
+            z = tile.finish(tile.project(h, space))
+            inside = (index >= a) & (index < b)
+            own = z.gather(-1, (index - a).clamp(0, b - a - 1)[:, None])[:, 0]
+            picked = torch.where(inside, own, picked)
+            total = torch.logaddexp(total, log_sum_exp(z))
+        made.append(picked - total)
+    return torch.cat(made) if made else hidden.new_zeros(0, dtype=head.wide)
+
+
+def log_sum_exp(z: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """`log sum exp` of each row, a cache of rows at a time: `z_0 - log softmax(z)_0`, one pass over the block."""
+    size = max(1, BLOCK_ELEMENTS.get(z.device.type, 1 << 24) // z.shape[-1])
+    space = z.new_empty(min(size, len(z)), z.shape[-1])
+    first = lambda part: part[:, 0] - torch.log_softmax(part, -1, out=space[: len(part)])[:, 0]
+    return torch.cat([first(part) for part in z.split(size)])

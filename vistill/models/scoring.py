@@ -179,13 +179,13 @@ def score(
     vocabulary: int,
     keep: str = "hidden",
 ) -> ScoredPass:
-    """One reading of the responses: sampled log-probabilities at temperature 1 and, if kept, hidden states.
+    """One reading of the responses: hidden states, log-probabilities of the sampled tokens at temperature 1, or both.
 
     Never holds `[N, T, V]`: the head runs on response rows in chunks.
     """
     hidden = response_states(vlm, groups)
     head = vlm.head(vocabulary)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or keep == "hidden":
         return ScoredPass(None, hidden, head)
     log_prob = log_prob_from_hidden(hidden, head, ids)
-    return ScoredPass(log_prob, hidden, head) if keep == "hidden" else ScoredPass(log_prob)
+    return ScoredPass(log_prob, hidden, head) if keep == "both" else ScoredPass(log_prob)

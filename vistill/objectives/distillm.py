@@ -22,5 +22,6 @@ class DistiLLM(Mixture):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """The skewed divergence."""
         rule = skewed_forward_kl if self.direction == "forward" else skewed_reverse_kl
-        values = against(batch, STUDENT, partial(rule, skew=self.skew), TEACHER)
-        return (LossTerm(f"skewed_{self.direction}_kl", values, signals["token_weight"]),)
+        weights = signals["token_weight"]
+        values = against(batch, STUDENT, partial(rule, skew=self.skew), TEACHER, weights=weights)
+        return (LossTerm(f"skewed_{self.direction}_kl", values, weights),)

@@ -9,7 +9,7 @@ from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
 from vistill.functional.divergences import entropy, forward_kl, keep_top
 from vistill.functional.rows import per_row
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, against, per_response
+from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, against, per_response
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass
 
@@ -30,7 +30,7 @@ class EOPD(Objective):
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes."""
-        return (STUDENT, TEACHER)
+        return (STUDENT, TEACHER_TOLD)
 
     @torch.no_grad()
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
@@ -47,6 +47,7 @@ class EOPD(Objective):
         def top_forward(own: Tensor, other: Tensor) -> Tensor:
             return forward_kl(*keep_top(own, other, self.top_k))
 
-        values = against(batch, STUDENT, top_forward, TEACHER, only=gate)
-        forward = LossTerm("forward_kl_undecided", values, weights * gate * self.forward_weight)
+        learnt = weights * gate * self.forward_weight
+        values = against(batch, STUDENT, top_forward, TEACHER, weights=learnt)
+        forward = LossTerm("forward_kl_undecided", values, learnt)
         return (*sampled_reverse_kl(batch, weights), forward)

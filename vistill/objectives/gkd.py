@@ -18,5 +18,6 @@ class GKD(Mixture):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Generalised Jensen-Shannon divergence."""
-        values = against(batch, STUDENT, partial(jensen_shannon, beta=self.beta), TEACHER)
-        return (LossTerm("jensen_shannon", values, signals["token_weight"]),)
+        weights = signals["token_weight"]
+        values = against(batch, STUDENT, partial(jensen_shannon, beta=self.beta), TEACHER, weights=weights)
+        return (LossTerm("jensen_shannon", values, weights),)

@@ -8,9 +8,9 @@ from torch import Tensor
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.segments import segment_sum, sum_before
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, WRITTEN, per_response, reverse_kl_to_teacher
+from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, WRITTEN, per_response, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
-from vistill.types import Pass
+from vistill.types import Pass, Reader, View
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class IWOPD(Objective):
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes, and the student's own log-probabilities from when it wrote."""
-        return (STUDENT, TEACHER, WRITTEN)
+        told = Pass(Reader.TEACHER, View.FULL, keep="log_prob") if self.estimator == "sampled" else TEACHER_TOLD
+        return (STUDENT, told, WRITTEN)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Position weight and coefficient of each token."""

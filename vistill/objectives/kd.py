@@ -38,5 +38,5 @@ class KD(PlainMean):
         if self.loss == "reverse_kl":
             return (reverse_kl_to_teacher(batch, weights),)
         if self.loss == "cross_entropy":
-            return (LossTerm("nll", -log_prob_of(batch, STUDENT), weights),)
-        return (LossTerm("forward_kl", against(batch, STUDENT, forward_kl, TEACHER), weights),)
+            return (LossTerm("nll", -log_prob_of(batch, STUDENT, weights), weights),)
+        return (LossTerm("forward_kl", against(batch, STUDENT, forward_kl, TEACHER, weights=weights), weights),)

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, ScoredPass
-from vistill.functional.rows import Rule, States, Target, log_prob_from_hidden, per_row, reverse_kl_from_hidden
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.rows import Ask, Rule, States, log_prob_from_hidden, rows_of
 from vistill.functional.siblings import mean_coefficients
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
 STUDENT: Final = Pass(Reader.STUDENT, View.FULL, gradient=True)
 TEACHER: Final = Pass(Reader.TEACHER, View.FULL)
+TEACHER_TOLD: Final = Pass(Reader.TEACHER, View.FULL, keep="both")
+"""The same, its log-probabilities of the sampled tokens too."""
 WRITTEN: Final = Pass(Reader.OLD, View.FULL, keep="log_prob")
 """The student's own log-probabilities from when it wrote."""
 
@@ -64,28 +67,32 @@ def states_of(scored: ScoredPass) -> States:
     return States(scored.states(), scored.projection())
 
 
-def against(batch: ScoredBatch, student: Pass, rule: Rule, *others: Pass, only: Tensor | None = None) -> Tensor:
+Asked = tuple[Rule, tuple[Pass, ...], Tensor | None]
+"""A rule, the readings it takes beside the student's, and the weights of its values in the loss."""
+
+
+def against(batch: ScoredBatch, student: Pass, rule: Rule, *others: Pass, weights: Tensor | None = None) -> Tensor:
     """`rule(student logits, other logits...)` of each row; gradient reaches the student alone.
 
-    With `only`, a mask, the head runs on those rows alone and the others are 0.
+    With the weights the values will get, the head runs on the rows alone that have one, and once.
     """
-    if only is None:
-        own = batch[student.name]
-        return per_row(rule, own.states(), own.projection(), [states_of(batch[o.name]) for o in others])
-    rows = torch.nonzero(only)[:, 0]
-    own = batch[student.name].take(rows)
-    values = per_row(rule, own.states(), own.projection(), [states_of(batch[o.name].take(rows)) for o in others])
-    return values.new_zeros(len(only)).index_put((rows,), values)
+    return all_against(batch, student, (rule, others, weights))[0]
 
 
-def log_prob_of(batch: ScoredBatch, student: Pass) -> Tensor:
+def all_against(batch: ScoredBatch, student: Pass, *asked: Asked) -> tuple[Tensor, ...]:
+    """Several rules on one student reading, every reading projected once for all of them."""
+    names = list(dict.fromkeys(o.name for _, others, _ in asked for o in others))
+    asks = [Ask(rule, tuple(names.index(o.name) for o in others), weights) for rule, others, weights in asked]
+    own = batch[student.name]
+    return rows_of(own.states(), own.projection(), [states_of(batch[name]) for name in names], asks)
+
+
+def log_prob_of(batch: ScoredBatch, student: Pass, weights: Tensor | None = None) -> Tensor:
     """Log-probability of the sampled tokens, with gradient where the pass has it."""
     own = batch[student.name]
-    return log_prob_from_hidden(own.states(), own.projection(), batch.responses.ids)
+    return log_prob_from_hidden(own.states(), own.projection(), batch.responses.ids, weights)
 
 
 def reverse_kl_to_teacher(batch: ScoredBatch, weights: Tensor) -> LossTerm:
     """KL(student || teacher), both with the original picture, weighted per token."""
-    student, teacher = batch[STUDENT.name], batch[TEACHER.name]
-    target = [Target(1.0, teacher.states(), teacher.projection())]
-    return LossTerm("reverse_kl", reverse_kl_from_hidden(student.states(), student.projection(), target), weights)
+    return LossTerm("reverse_kl", against(batch, STUDENT, reverse_kl, TEACHER, weights=weights), weights)

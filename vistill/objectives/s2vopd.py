@@ -45,5 +45,6 @@ class S2VOPD(PlainMean):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Jensen-Shannon divergence, whole vocabulary."""
-        values = against(batch, DEGRADED_STUDENT, partial(jensen_shannon, beta=self.beta), ORIGINAL_EMA)
-        return (LossTerm("jensen_shannon", values, signals["token_weight"]),)
+        weights, rule = signals["token_weight"], partial(jensen_shannon, beta=self.beta)
+        values = against(batch, DEGRADED_STUDENT, rule, ORIGINAL_EMA, weights=weights)
+        return (LossTerm("jensen_shannon", values, weights),)

@@ -41,4 +41,5 @@ class SFT(Objective):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Negative log-likelihood, averaged over the step's tokens."""
-        return (LossTerm("nll", -log_prob_of(batch, STUDENT), signals["token_weight"], per="token"),)
+        weights = signals["token_weight"]
+        return (LossTerm("nll", -log_prob_of(batch, STUDENT, weights), weights, per="token"),)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
 from vistill.functional.siblings import mean_coefficients, sibling_softmax, token_group_coefficients, uniform_siblings
-from vistill.objectives.passes import STUDENT, TEACHER, reverse_kl_to_teacher
+from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
 from vistill.signals.visual_dependency import token_has_image
@@ -61,7 +61,7 @@ class VAOPD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated picture."""
         keep = "hidden" if self.score == "distribution" else "log_prob"
-        return (STUDENT, TEACHER, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
+        return (STUDENT, TEACHER_TOLD, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual advantage, the two kinds of weight, and the coefficient c of each token."""

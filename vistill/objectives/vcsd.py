@@ -46,7 +46,7 @@ class VCSD(PlainMean):
         """Forward KL to the contrastive target."""
         rule = partial(kl_to_contrast, strength=self.strength, support=self.support, temperature=self.temperature)
         weights = signals["token_weight"] * token_has_image(batch.responses)
-        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK), weights),)
+        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK, weights=weights), weights),)
 
 
 def kl_to_contrast(

@@ -15,7 +15,7 @@ from torch import Tensor
 from vistill.batch import GradientProbe, LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.targets import reverse_kl_to_steered
-from vistill.objectives.passes import STUDENT, TEACHER, against, per_response, reverse_kl_to_teacher
+from vistill.objectives.passes import STUDENT, TEACHER, against, all_against, per_response
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_dependency import Scope, threshold, threshold_key, token_has_image, visual_dependency
 from vistill.types import Pass, Reader, View
@@ -63,9 +63,8 @@ class VGS(Objective):
 
     def blind(self) -> Pass:
         """The student without the picture: gradient on gated rows alone, none where nothing is preserved."""
-        if self.preserve == 0:
-            return Pass(Reader.OLD, View.TEXT_ONLY)
-        return Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
+        learns = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
+        return learns if self.preserve > 0 else Pass(Reader.OLD, View.TEXT_ONLY)
 
     def passes(self) -> tuple[Pass, ...]:
         """Four readings: student and teacher, with the picture and without."""
@@ -85,12 +84,15 @@ class VGS(Objective):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, steering and preservation, all times eta; q* is data, the gate is strict."""
         weights = self.norm_correction(batch.memory) * signals["token_weight"]
-        visual = against(batch, STUDENT, self.kl_to_steered(), TEACHER, TEACHER_BLIND, self.blind())
-        terms = (reverse_kl_to_teacher(batch, weights), LossTerm("visual_kl", visual, weights * signals["steering"]))
+        steering, blind = weights * signals["steering"], (TEACHER, TEACHER_BLIND, self.blind())
+        both = ((reverse_kl, (TEACHER,), weights), (self.kl_to_steered(), blind, steering))
+        standard, visual = all_against(batch, STUDENT, *both)
+        terms = (LossTerm("reverse_kl", standard, weights), LossTerm("visual_kl", visual, steering))
         if self.preserve == 0:
             return terms
-        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, only=signals["gate"])
-        return (*terms, LossTerm("language_preservation", language, weights * self.preserve * signals["gate"]))
+        kept = weights * self.preserve * signals["gate"]
+        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=kept)
+        return (*terms, LossTerm("language_preservation", language, kept))
 
     def kl_to_steered(self) -> partial[Tensor]:
         """KL(student || q*) with the method's clamps."""
@@ -102,9 +104,8 @@ class VGS(Objective):
 
     def probe(self) -> GradientProbe | None:
         """Dynamic eta measures the standard gradient and the steered one (lambda is left out, Eq. 15)."""
-        if self.eta != "dynamic":
-            return None
-        return GradientProbe(self.eta_every, (("reverse_kl",), ("reverse_kl", self.steering_term)))
+        sums = (("reverse_kl",), ("reverse_kl", self.steering_term))
+        return GradientProbe(self.eta_every, sums) if self.eta == "dynamic" else None
 
     def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
         """Moving average of the ratio of the two norms."""
@@ -113,7 +114,6 @@ class VGS(Objective):
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Running thresholds."""
-        if self.scope != "running":
-            return dict(batch.memory)
         found = {self.quantile: signals["gate_threshold"], self.low_quantile: signals["low_threshold"]}
-        return {**batch.memory, **{threshold_key(share): float(limit[0]) for share, limit in found.items()}}
+        running = found if self.scope == "running" else {}
+        return {**batch.memory, **{threshold_key(share): float(limit[0]) for share, limit in running.items()}}

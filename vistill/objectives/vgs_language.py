@@ -32,11 +32,13 @@ class VGSLanguage(VGS):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, language steering, preserved vision, all times eta."""
         weights, gate = self.norm_correction(batch.memory) * signals["token_weight"], signals["gate"]
-        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND)
+        steering, kept = weights * signals["steering"], weights * self.preserve * gate
+        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=steering)
         learner = STUDENT if self.vision_preserved == "meant" else self.blind()
-        visual = against(batch, learner, self.kl_to_steered(), TEACHER, TEACHER_BLIND, self.blind(), only=gate)
+        steered = (TEACHER, TEACHER_BLIND, self.blind())
+        visual = against(batch, learner, self.kl_to_steered(), *steered, weights=kept)
         return (
             reverse_kl_to_teacher(batch, weights),
-            LossTerm("language_kl", language, weights * signals["steering"]),
-            LossTerm("visual_preservation", visual, weights * self.preserve * gate),
+            LossTerm("language_kl", language, steering),
+            LossTerm("visual_preservation", visual, kept),
         )

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from vistill.batch import EntryGate, LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import ClipMode, forward_kl, jensen_shannon, keep_top
-from vistill.objectives.passes import STUDENT, PlainMean, against
+from vistill.objectives.passes import STUDENT, PlainMean, all_against
 from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
@@ -78,10 +77,11 @@ class VisualOPSD(PlainMean):
         weights, teacher = signals["token_weight"], self.privileged()
         clip = None if self.clip_mode == "none" else self.clip
         rule = partial(top_jensen_shannon, beta=self.beta, top_k=self.top_k, tail_bucket=self.tail_bucket)
-        values = against(batch, STUDENT, partial(rule, clip=clip, clip_mode=self.clip_mode), teacher)
+        clipped = partial(rule, clip=clip, clip_mode=self.clip_mode)
+        values, gap = all_against(batch, STUDENT, (clipped, (teacher,), weights), (forward_kl, (teacher,), None))
         return (
             LossTerm("jensen_shannon", values, weights),
-            LossTerm("generation_gap", generation_gap(batch, teacher), weights, minimised=False),
+            LossTerm("generation_gap", gap.detach(), weights, minimised=False),
         )
 
 
@@ -91,10 +91,3 @@ def top_jensen_shannon(
     """JSD within the target's top K."""
     kept = (own, other) if top_k is None else keep_top(own, other, top_k, tail_bucket)
     return jensen_shannon(*kept, **options)  # pyright: ignore[reportArgumentType]
-
-
-def generation_gap(batch: ScoredBatch, teacher: Pass) -> Tensor:
-    """`K_gen = KL(p(.|privileged) || p(.|picture))` of each row, without gradient (Visual-OPSD Eq. 4)."""
-    student = Pass(STUDENT.reader, STUDENT.view)
-    with torch.no_grad():
-        return against(batch, student, forward_kl, teacher)

@@ -122,8 +122,9 @@ def check_views(plan: Plan) -> None:
     for p in plan.objective.passes():
         try:
             responses = lay_out(groups, plan.seed, 0, cast.student.device)
-            reading = prepare(cast, groups, (replace(p, gradient=False),), responses, 1)
-            scored: ScoredBatch = read_without_gradient(cast, reading, (replace(p, gradient=False),))
+            asked = (replace(p, gradient=False, keep="log_prob"),)
+            reading = prepare(cast, groups, asked, responses, 1)
+            scored: ScoredBatch = read_without_gradient(cast, reading, asked)
             finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise unreadable(p.name, f"{type(error).__name__}: {error}") from error

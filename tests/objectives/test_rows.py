@@ -1,0 +1,247 @@
+"""One loss entry: values and gradients against a plain float64 reference, however the work is cut up."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vistill.functional import rows as rows_module
+from vistill.functional.divergences import forward_kl, jensen_shannon, keep_top, reverse_kl, skewed_forward_kl
+from vistill.functional.heads import Head
+from vistill.functional.kernels import kernel_of
+from vistill.functional.rows import Ask, States, Target, log_prob_from_hidden, per_row, reverse_kl_from_hidden, rows_of
+from vistill.functional.targets import contrastive_target, reverse_kl_to_steered
+
+N, V, HS, HT = 23, 37, 6, 9
+
+
+def top_forward(own, other):
+    return forward_kl(*keep_top(own, other, 5, tail_bucket=True))
+
+
+def to_contrast(own, full, black):
+    return forward_kl(own, contrastive_target(full, black, 0.5, 0.1))
+
+
+RULES = {
+    "reverse": (reverse_kl, 1),
+    "forward": (forward_kl, 1),
+    "jsd": (partial(jensen_shannon, beta=0.3), 1),
+    "jsd_0": (partial(jensen_shannon, beta=0.0), 1),
+    "jsd_1": (partial(jensen_shannon, beta=1.0), 1),
+    "jsd_clipped": (partial(jensen_shannon, beta=0.5, clip=0.05), 1),
+    "skewed": (partial(skewed_forward_kl, skew=0.1), 1),
+    "top_k_with_tail": (top_forward, 1),
+    "steered": (reverse_kl_to_steered, 3),
+    "contrast": (to_contrast, 2),
+}
+HEADS = {"plain": {}, "scaled": {"scale": 0.5}, "softcap": {"softcap": 3.0}, "bias": {"bias": True}}
+
+
+def make(seed, num_others=1, options=None, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+    options = dict(options or {})
+    bias = draw(V) if options.pop("bias", False) else None
+    hidden, weight = draw(N, HS).requires_grad_(), draw(V, HS).requires_grad_()
+    bias = None if bias is None else bias.requires_grad_()
+    others = [States(draw(N, HT), Head(draw(V, HT), softcap=options.get("softcap"))) for _ in range(num_others)]
+    return hidden, weight, bias, others, options, torch.rand(N, generator=g, dtype=torch.float64).to(dtype)
+
+
+def plain(rule, hidden, weight, bias, others, options):
+    z = Head(weight, bias, **options).logits(hidden)
+    return rule(z, *(s.head.logits(s.hidden) for s in others))
+
+
+def gradients(loss, leaves):
+    return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
+
+
+def close(found, expected, tolerance):
+    assert float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+@pytest.fixture(params=["whole", "pieces"])
+def pieces(request, monkeypatch):
+    """Everything at once, and seven rows a chunk in blocks of three."""
+    if request.param == "pieces":
+        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": 7 * V * 8 * 2})
+        monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": 3 * V})
+        monkeypatch.setattr(rows_module, "TILE_ROWS", 5)
+        monkeypatch.setattr(rows_module, "TILE_VOCABULARY", 8)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("promised", [True, False])
+@pytest.mark.parametrize("name", list(RULES))
+def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, promised, head, pieces):
+    rule, num = RULES[name]
+    hidden, weight, bias, others, options, weights = make(1, num, HEADS[head])
+    leaves = (hidden, weight, bias)
+    expected = plain(rule, hidden, weight, bias, others, options)
+    values = per_row(rule, hidden, Head(weight, bias, **options), others, weights if promised else None)
+    close(values, expected, 1e-12)
+    scale = -0.37  # a common factor of the promised weights
+    for a, b in zip(
+        gradients((scale * weights * values).sum(), leaves),
+        gradients((scale * weights * expected).sum(), leaves),
+        strict=True,
+    ):
+        close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "steered"])
+def test_float32_stays_within_1e_5_of_float64(name):
+    rule, num = RULES[name]
+    hidden, weight, _, others, _, weights = make(2, num)
+    expected = plain(rule, hidden, weight, None, others, {})
+    reference = gradients((weights * expected).sum(), (hidden, weight))
+    single = [States(s.hidden.float(), Head(s.head.weight.float())) for s in others]
+    h, w = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    values = per_row(rule, h, Head(w), single, weights.float())
+    close(values.double(), expected, 1e-5)
+    for a, b in zip(gradients((weights.float() * values).sum(), (h, w)), reference, strict=True):
+        close(a.double(), b, 1e-5)
+
+
+def test_a_broken_promise_costs_time_and_never_numbers(pieces):
+    hidden, weight, _, others, _, weights = make(3)
+    other = torch.rand(N, dtype=torch.float64) + 0.1
+    values = per_row(reverse_kl, hidden, Head(weight), others, weights + 0.1)
+    expected = plain(reverse_kl, hidden, weight, None, others, {})
+    for a, b in zip(
+        gradients((other * values).sum(), (hidden, weight)),
+        gradients((other * expected).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        close(a, b, 1e-11)
+
+
+def test_a_frozen_head_serves_any_weights_without_a_second_projection():
+    hidden, weight, _, others, _, weights = make(4)
+    weight.requires_grad_(False)
+    expected = plain(reverse_kl, hidden, weight, None, others, {})
+    values = per_row(reverse_kl, hidden, Head(weight), others)
+    with FlopCounterMode(display=False) as counter:
+        (found,) = torch.autograd.grad((weights * values).sum(), hidden, retain_graph=True)
+    assert counter.get_total_flops() == 0
+    close(found, gradients((weights * expected).sum(), (hidden,))[0], 1e-11)
+
+
+def test_rows_without_weight_are_not_projected_and_have_no_gradient(pieces):
+    hidden, weight, _, others, _, weights = make(5)
+    weights = weights * (torch.arange(N) % 3 == 0)
+    with FlopCounterMode(display=False) as counter:
+        values = per_row(reverse_kl, hidden, Head(weight), others, weights)
+    kept = int((weights != 0).sum())
+    assert counter.get_total_flops() == 2 * kept * V * (3 * HS + HT)
+    expected = plain(reverse_kl, hidden, weight, None, others, {})
+    close(values[weights != 0], expected[weights != 0], 1e-12)
+    assert not values[weights == 0].any()
+    for a, b in zip(
+        gradients((weights * values).sum(), (hidden, weight)),
+        gradients((weights * expected).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        close(a, b, 1e-11)
+
+
+def test_no_weights_at_all_is_no_gradient():
+    hidden, weight, _, others, _, weights = make(6)
+    values = per_row(reverse_kl, hidden, Head(weight), others, torch.zeros_like(weights))
+    assert not any(g.any() for g in gradients((0 * values).sum(), (hidden, weight)))
+
+
+def test_several_rules_share_every_projection(pieces):
+    """Standard and steering of VGS, and something only watched: 3 readings and the student, each once."""
+    hidden, weight, _, others, _, weights = make(7, 3)
+    asked = [
+        Ask(reverse_kl, (0,), weights),
+        Ask(reverse_kl_to_steered, (0, 1, 2), 2 * weights),
+        Ask(forward_kl, (0,)),
+    ]
+    with FlopCounterMode(display=False) as counter:
+        standard, visual, watched = rows_of(hidden, Head(weight), others, asked)
+        loss = (weights * standard).sum() + (2 * weights * visual).sum()
+        found = gradients(loss, (hidden, weight))
+    assert counter.get_total_flops() == 2 * N * V * (3 * HS + 3 * HT)
+    a = plain(reverse_kl, hidden, weight, None, others[:1], {})
+    b = plain(reverse_kl_to_steered, hidden, weight, None, others, {})
+    close(watched, plain(forward_kl, hidden, weight, None, others[:1], {}), 1e-12)
+    for x, y in zip(found, gradients((weights * a).sum() + (2 * weights * b).sum(), (hidden, weight)), strict=True):
+        close(x, y, 1e-11)
+
+
+def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
+    """log q - log q_x is (h_full - h_text) W up to a constant of the row."""
+    hidden, weight, _, others, _, weights = make(8, 2)
+    own_blind = torch.randn(N, HS, dtype=torch.float64)
+    full, blind = others[0].hidden, others[1].hidden
+    teacher, student = others[0].head, Head(weight)
+    targets = [Target(1.0, own_blind, student.detached()), Target(1.0, full, teacher), Target(-1.0, blind, teacher)]
+    with FlopCounterMode(display=False) as counter:
+        values = reverse_kl_from_hidden(hidden, student, targets, weights)
+        found = gradients((weights * values).sum(), (hidden, weight))
+    assert counter.get_total_flops() == 2 * N * V * (4 * HS + HT)
+    z = [h @ w.T for h, w in ((full, teacher.weight), (blind, teacher.weight), (own_blind, weight.detach()))]
+    expected = reverse_kl_to_steered(hidden @ weight.T, *z)
+    close(values, expected, 1e-11)
+    for a, b in zip(found, gradients((weights * expected).sum(), (hidden, weight)), strict=True):
+        close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_sampled_log_probabilities_equal_log_softmax(head, pieces):
+    hidden, weight, bias, _, options, weights = make(9, 0, HEADS[head])
+    ids = torch.arange(N) * 5 % V
+    plainly = lambda: torch.log_softmax(Head(weight, bias, **options).logits(hidden), -1).gather(1, ids[:, None])[:, 0]
+    with torch.no_grad():
+        close(log_prob_from_hidden(hidden, Head(weight, bias, **options), ids), plainly(), 1e-12)
+    for promised in (weights, None):
+        expected = plainly()
+        values = log_prob_from_hidden(hidden, Head(weight, bias, **options), ids, promised)
+        close(values, expected, 1e-12)
+        leaves = (hidden, weight, bias)
+        for a, b in zip(
+            gradients((weights * values).sum(), leaves), gradients((weights * expected).sum(), leaves), strict=True
+        ):
+            close(a, b, 1e-11)
+
+
+def test_a_target_without_support_somewhere_makes_no_nan():
+    hidden, weight, _, others, _, weights = make(10)
+    bias = torch.where(torch.arange(V) < 4, -math.inf, 0.0).double()
+    gone = [States(others[0].hidden, Head(others[0].head.weight, bias))]
+    kept = [States(others[0].hidden, Head(others[0].head.weight, bias.clamp_min(-200)))]
+    for rule in (forward_kl, partial(jensen_shannon, beta=0.4)):
+        assert kernel_of(rule) is not None
+        values = per_row(rule, hidden, Head(weight), gone, weights)
+        near = plain(rule, hidden, weight, None, kept, {})
+        close(values, near, 1e-11)
+        for x, y in zip(
+            gradients((weights * values).sum(), (hidden, weight)),
+            gradients((weights * near).sum(), (hidden, weight)),
+            strict=True,
+        ):
+            close(x, y, 1e-10)
+
+
+def test_no_rows_give_no_values():
+    hidden, weight, _, others, _, _ = make(11)
+    empty = [States(others[0].hidden[:0], others[0].head)]
+    assert per_row(reverse_kl, hidden[:0], Head(weight), empty).shape == (0,)
+    assert log_prob_from_hidden(hidden[:0].detach(), Head(weight.detach()), torch.zeros(0, dtype=torch.long)).shape == (
+        0,
+    )
+
+
+def test_a_gradient_takes_five_projections_of_the_head():
+    """Student 1, teacher 1 (of its own width), gradient of the states 1, of the head 1: nothing is done twice."""
+    hidden, weight, _, others, _, weights = make(12)
+    with FlopCounterMode(display=False) as counter:
+        values = per_row(reverse_kl, hidden, Head(weight), others, weights)
+        gradients((weights * values).sum(), (hidden, weight))
+    assert counter.get_total_flops() == 2 * N * V * (3 * HS + HT)
