@@ -211,6 +211,17 @@ def test_sampled_log_probabilities_equal_log_softmax(head, pieces):
             close(a, b, 1e-11)
 
 
+def test_a_nearly_certain_token_keeps_its_digits(pieces):
+    """log p = -1e-5 in float32, where logits are large: visual advantage is a difference of such numbers."""
+    hidden, weight = torch.zeros(2, HS), torch.zeros(V, HS)
+    hidden[:, 0], weight[:, 0] = 1.0, 40.0 - torch.arange(V) / 10
+    weight[7, 0] = 50.0
+    exact = torch.log_softmax((hidden @ weight.T).double(), -1)[:, 7]
+    found = log_prob_from_hidden(hidden, Head(weight), torch.tensor([7, 7]))
+    assert -1e-3 < float(exact[0]) < -1e-5
+    assert float(((found - exact) / exact).abs().max()) < 1e-3
+
+
 def test_a_target_without_support_somewhere_makes_no_nan():
     hidden, weight, _, others, _, weights = make(10)
     bias = torch.where(torch.arange(V) < 4, -math.inf, 0.0).double()

@@ -327,8 +327,8 @@ def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " 
     buffer = torch.empty(min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device)
     for start in range(0, len(hidden), TILE_ROWS):
         h, index = hidden[start : start + TILE_ROWS], ids[start : start + TILE_ROWS]
-        total = torch.full((len(h),), -torch.inf, dtype=head.wide, device=h.device)
-        picked = torch.zeros_like(total)
+        peak = torch.full((len(h),), -torch.inf, dtype=head.wide, device=h.device)
+        rest, picked = peak.clone(), torch.zeros_like(peak)
         for a in range(0, vocabulary, width):
             b = min(a + width, vocabulary)
             bias = None if head.bias is None else head.bias[a:b]
@@ -338,14 +338,21 @@ def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " 
             inside = (index >= a) & (index < b)
             own = z.gather(-1, (index - a).clamp(0, b - a - 1)[:, None])[:, 0]
             picked = torch.where(inside, own, picked)
-            total = torch.logaddexp(total, log_sum_exp(z))
-        made.append(picked - total)
+            tile_peak, tile_rest = log_sum_exp(z)
+            higher = torch.maximum(peak, tile_peak)
+            rest = torch.logaddexp(rest + (peak - higher), tile_rest + (tile_peak - higher))
+            peak = higher
+        made.append(picked - peak - rest)
     return torch.cat(made) if made else hidden.new_zeros(0, dtype=head.wide)
 
 
-def log_sum_exp(z: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
-    """`log sum exp` of each row, a cache of rows at a time: `z_0 - log softmax(z)_0`, one pass over the block."""
+def log_sum_exp(z: Float[Tensor, "R V"]) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """Largest entry m of each row and `log sum exp(z - m)`, a cache of rows at a time.
+
+    Apart they stay exact where one token has nearly all probability; their sum would round it away.
+    """
     size = max(1, BLOCK_ELEMENTS.get(z.device.type, 1 << 24) // z.shape[-1])
     space = z.new_empty(min(size, len(z)), z.shape[-1])
-    first = lambda part: part[:, 0] - torch.log_softmax(part, -1, out=space[: len(part)])[:, 0]
-    return torch.cat([first(part) for part in z.split(size)])
+    rest = lambda part: -torch.log_softmax(part, -1, out=space[: len(part)]).amax(-1)
+    parts = z.split(size)
+    return torch.cat([part.amax(-1) for part in parts]), torch.cat([rest(part) for part in parts])
