@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from limits import limit_rows
 from naive import naive_step
 
 import vistill
@@ -25,6 +26,7 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.engine import Sampling
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread
 from vistill.training.checkpoint import Saved, TrainState, publish
@@ -77,10 +79,12 @@ def measure(repeats):
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
     cast = Cast(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("train", PROMPTS, 0)
-    engine, sampling = HFEngine(student), Sampling(0, 0, 1.0, 1.0, 96)
-    rollouts = []
+    sampling = Sampling(0, 0, 1.0, 1.0, 96)
+    rollouts, generated = [], []
     for _ in range(repeats):
-        groups = best(lambda: write_groups(cast, Desk(engine, OPD(), SIBLINGS), prompts, sampling), rollouts, repeats)
+        for engine, times in ((SharedEngine(student), rollouts), (HFEngine(student), generated)):
+            desk = Desk(engine, OPD(), SIBLINGS)
+            groups = best(lambda d=desk: write_groups(cast, d, prompts, sampling), times, repeats)
     tokens = sum(len(r.ids) for g in groups for r in g.rollouts)
     student.model.train()
     times = {name: [] for name in ("ours_opd", "ours_va_opd", "naive_opd", "naive_va_opd")}
@@ -109,6 +113,7 @@ def measure(repeats):
         row("opd_step_over_naive", t["ours_opd"] / t["naive_opd"], "ratio", "naive OPD step after the rollouts"),
         row("va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"),
         row("va_over_opd_with_rollouts", (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll), "ratio", "own OPD step"),
+        row("demo_rollout_over_generate", min(generated) / roll, "ratio", "transformers' generate, same responses"),
         row("rollout_tokens_per_second", tokens / roll, "tokens/s", "-"),
         row("va_opd_step_seconds_with_rollouts", t["ours_va_opd"] + roll, "s", "this machine, one thread"),
         row("rollout_seconds", roll, "s", "this machine, one thread"),
@@ -134,7 +139,7 @@ def one_side(side):
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
     cast = Cast(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("train", PROMPTS, 0)
-    groups = write_groups(cast, Desk(HFEngine(student), OPD(), SIBLINGS), prompts, Sampling(0, 0, 1.0, 1.0, 96))
+    groups = write_groups(cast, Desk(SharedEngine(student), OPD(), SIBLINGS), prompts, Sampling(0, 0, 1.0, 1.0, 96))
     for _ in range(2):
         our_step(cast, VAOPD(), groups) if side == "ours" else naive_step(student, teacher, groups, va=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -175,7 +180,8 @@ def main():
         one_side(args.side)
         return
     keep_big_blocks()
-    rows = measure(2 if args.quick else 5)
+    repeats = 2 if args.quick else 5
+    rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     about = {
         "command": "make bench",
         "date": datetime.date.today().isoformat(),

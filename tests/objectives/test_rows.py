@@ -240,6 +240,15 @@ def test_a_target_without_support_somewhere_makes_no_nan():
             close(x, y, 1e-10)
 
 
+def test_a_second_backward_pass_through_the_same_values_gives_the_same_gradient():
+    hidden, weight, _, others, _, weights = make(13)
+    loss = (weights * per_row(reverse_kl, hidden, Head(weight), others, weights)).sum()
+    first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    again = torch.autograd.grad(3 * loss, (hidden, weight))
+    for a, b in zip(first, again, strict=True):
+        close(3 * a, b, 1e-11)
+
+
 def test_no_rows_give_no_values():
     hidden, weight, _, others, _, _ = make(11)
     empty = [States(others[0].hidden[:0], others[0].head)]

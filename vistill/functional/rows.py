@@ -274,24 +274,26 @@ class RowValues(torch.autograd.Function):
         if promised is None and not learns and len(work.asked) == 1:
             promised = torch.ones(1, len(hidden), device=hidden.device)
         made = work.run(hidden, promised, learns)
-        ctx.work, ctx.learns, ctx.single = work, learns, len(work.asked) == 1
-        ctx.save_for_backward(hidden, promised, made.hidden, made.weight, made.bias)
-        ctx.set_materialize_grads(True)
+        ctx.work, ctx.learns, ctx.made = work, learns, made
+        ctx.save_for_backward(hidden, promised)
         return made.values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scale what was computed, or compute it now for weights that were not the promised ones."""
+        """Scale what was computed, in place and once, or compute it now for weights that were not the promised ones."""
         (grad,) = grads
-        hidden, promised, dh, dw, db = ctx.saved_tensors
-        factor = None if promised is None else common_factor(grad, promised)
-        if factor is not None:
-            scaled = lambda x: None if x is None else x * factor
-            return scaled(dh), scaled(dw), scaled(db), None
-        if promised is not None and not ctx.learns and ctx.single and db is None and bool((promised != 0).all()):
-            return dh * (grad / promised)[0, :, None].to(dh.dtype), None, None, None
-        made = ctx.work.run(hidden, grad, ctx.learns)
-        return made.hidden, made.weight, made.bias, None
+        hidden, promised = ctx.saved_tensors
+        made: Made | None = ctx.made
+        ctx.made = None
+        if made is not None and promised is not None:
+            factor = common_factor(grad, promised)
+            if factor is None and not ctx.learns and len(grad) == 1 and bool((promised != 0).all()):
+                factor = (grad / promised)[0, :, None] if made.bias is None else None
+            if factor is not None:
+                scaled = [None if x is None else x.mul_(factor) for x in made[1:]]
+                return (*scaled, None)
+        afresh: Made = ctx.work.run(hidden, grad, ctx.learns)
+        return (*afresh[1:], None)
 
 
 def common_factor(grad: Float[Tensor, "A R"], promised: Float[Tensor, "A R"]) -> Tensor | None:

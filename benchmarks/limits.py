@@ -1,0 +1,196 @@
+"""Rows of `make bench` that stand beside physical limits: the loss and the log-probability beside their bare products,
+siblings that share a prompt beside separate rows, our engine beside `generate` with a real spread of lengths.
+
+One thread, processor seconds, alternating order, best of several, everything in one process.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from vistill.data.diagrams import diagram_prompts
+from vistill.experiments.raising import raising_tokenizer
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.heads import Head
+from vistill.functional.rows import States, log_prob_from_hidden, per_row
+from vistill.models.scoring import EncodedGroup, every_place, read_groups
+from vistill.models.tiny import TinySize, build_tiny
+from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.shared import SharedEngine
+
+TOKENS, WIDTHS = 2048, (256, 512)
+FLOOR_ROWS = 512
+
+
+def alternate(functions, repeats):
+    """Best processor seconds of each, run in turn."""
+    times = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            times[name].append(time.process_time() - start)
+    return {name: min(values) for name, values in times.items()}
+
+
+def head_inputs(vocabulary, tokens=TOKENS):
+    """Random states and heads of a student and a teacher."""
+    g = torch.Generator().manual_seed(0)
+    states = [torch.randn(tokens, width, generator=g) for width in WIDTHS]
+    heads = [torch.randn(vocabulary, width, generator=g) * 0.05 for width in WIDTHS]
+    return states, heads, torch.rand(tokens, generator=g)
+
+
+def one_loss(kind, states, heads, weights):
+    """Reverse KL with gradients: ours, or everything at once by autograd."""
+    h, w = states[0].clone().requires_grad_(), heads[0].requires_grad_()
+    w.grad = None
+    if kind == "ours":
+        values = per_row(reverse_kl, h, Head(w), [States(states[1], Head(heads[1]))], weights)
+    else:
+        with torch.no_grad():
+            log_q = torch.log_softmax(states[1] @ heads[1].T, -1)
+        log_p = torch.log_softmax(h @ w.T, -1)
+        values = (log_p.exp() * (log_p - log_q)).sum(-1)
+    (weights * values).sum().backward()
+
+
+def loss_rows(vocabulary, repeats):
+    """Time of the loss and of the sampled log-probability over their bare matrix products."""
+    (hs, ht), (ws, wt), weights = head_inputs(vocabulary)
+    a, b = torch.empty(FLOOR_ROWS, vocabulary), torch.empty(FLOOR_ROWS, vocabulary)
+    dh, dw = torch.empty(FLOOR_ROWS, WIDTHS[0]), torch.zeros(vocabulary, WIDTHS[0])
+    ids = torch.arange(TOKENS) % vocabulary
+    detached = ws.detach()
+
+    @torch.no_grad()
+    def loss_floor():
+        for s, t in zip(hs.split(FLOOR_ROWS), ht.split(FLOOR_ROWS), strict=True):
+            torch.mm(s, detached.T, out=a)
+            torch.mm(t, wt.T, out=b)
+            torch.mm(a, detached, out=dh)
+            torch.addmm(dw, a.T, s, out=dw)
+
+    @torch.no_grad()
+    def log_prob_floor():
+        for t in ht.split(FLOOR_ROWS):
+            torch.mm(t, wt.T, out=a)
+
+    @torch.no_grad()
+    def log_prob():
+        log_prob_from_hidden(ht, Head(wt), ids)
+
+    found = alternate(
+        {
+            "loss": lambda: one_loss("ours", [hs, ht], [ws, wt], weights),
+            "loss_floor": loss_floor,
+            "log_prob": log_prob,
+            "log_prob_floor": log_prob_floor,
+        },
+        repeats,
+    )
+    return found["loss"] / found["loss_floor"], found["log_prob"] / found["log_prob_floor"]
+
+
+def loss_peak(kind, vocabulary, tokens=TOKENS):
+    """Peak memory of one loss beyond inputs and gradients, MiB, in a fresh process."""
+    command = [sys.executable, __file__, kind, str(vocabulary), str(tokens)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def one_peak(kind, vocabulary, tokens):
+    """Peak resident memory above inputs and gradients; Linux forgets the earlier peak when asked."""
+    states, heads, weights = head_inputs(vocabulary, tokens)
+    one_loss(kind, [s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    one_loss(kind, states, heads, weights)
+    gradients = 4 * (states[0].numel() + heads[0].numel()) / 2**20
+    print(memory("VmHWM") - before - gradients)
+
+
+def memory(name):
+    """A line of this process's memory, MiB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def middle_model():
+    """A model of some millions of weights whose prompts are about as long as its responses."""
+    size = TinySize(
+        hidden=256, layers=4, heads=4, feed_forward=768, vision_hidden=256, vision_depth=4, vision_heads=4,
+        vision_feed_forward=512, side=256, min_pixels=256 * 256, max_pixels=256 * 256,
+    )  # fmt: skip
+    return build_tiny(size, raising_tokenizer(), 0)
+
+
+def sharing_row(vlm, repeats, siblings=4):
+    """Forward and backward of separate rows, each with its own picture, over ours; T = P."""
+    encoded = vlm.encode(diagram_prompts("train", 1, 0)[0])
+    length = len(encoded.ids)
+    g = torch.Generator().manual_seed(0)
+    draw = lambda: tuple(torch.randint(20, vlm.vocabulary_size, (length,), generator=g).tolist())
+    responses = tuple(draw() for _ in range(siblings))
+    plain = dataclasses.replace(vlm, share_prompts=False)
+
+    def separate():
+        vlm.model.zero_grad()
+        for response in responses:
+            reading = read_groups(plain, [EncodedGroup(encoded, (response,))])
+            reading.read([(0, 0)]).sum().backward()
+
+    def shared():
+        vlm.model.zero_grad()
+        group = [EncodedGroup(encoded, responses)]
+        reading = read_groups(vlm, group, cut=True)
+        for place in every_place(group):
+            reading.read([place]).sum().backward()
+        reading.close()
+
+    found = alternate({"separate": separate, "shared": shared}, repeats)
+    return found["separate"] / found["shared"]
+
+
+def rollout_row(vlm, repeats, rows=64, longest=256):
+    """Tokens a second of ours over `generate`: lengths spread as a model's are, by a likely end-of-turn token."""
+    with torch.no_grad():
+        vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 1.9
+    requests = [RolloutRequest(p.id, vlm.encode(p), tuple(range(4))) for p in diagram_prompts("train", rows // 4, 1)]
+    sampling = Sampling(0, 0, 1.0, 1.0, longest)
+    made = {}
+
+    def write(name, engine):
+        made[name] = engine.write(requests, sampling)
+
+    found = alternate(
+        {"ours": lambda: write("ours", SharedEngine(vlm)), "hf": lambda: write("hf", HFEngine(vlm))}, repeats
+    )
+    lengths = sorted(len(r.ids) for group in made["ours"] for r in group)
+    spread = f"{rows} rows, lengths {lengths[0]} to {lengths[-1]}, mean {sum(lengths) / rows:.0f}"
+    return found["hf"] / found["ours"], made["ours"] == made["hf"], spread
+
+
+def limit_rows(row, repeats, vocabulary=151_936):
+    """All rows of this file."""
+    loss, log_prob = loss_rows(vocabulary, min(repeats, 3))
+    ours, naive = (loss_peak(kind, vocabulary) for kind in ("ours", "naive"))
+    vlm = middle_model()
+    speedup, (rollout, same, spread) = sharing_row(vlm, repeats), rollout_row(vlm, min(repeats, 3))
+    size = f"N={TOKENS}, V={vocabulary}"
+    return [
+        row("loss_time_over_floor", loss, "ratio", f"bare products, {size}"),
+        row("logprob_time_over_floor", log_prob, "ratio", f"bare product, {size}"),
+        row("loss_peak_over_naive", ours / naive, "ratio", f"naive {naive:.0f} MiB, ours {ours:.0f} MiB, {size}"),
+        row("shared_prefix_speedup", speedup, "ratio", "separate rows, forward and backward, K=4, T=P"),
+        row("rollout_over_generate", rollout, "ratio", f"{spread}; same responses: {same}"),
+    ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    one_peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
