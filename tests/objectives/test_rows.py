@@ -64,6 +64,11 @@ def close(found, expected, tolerance):
     assert float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
 
+def agree(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, 1e-11)
+
+
 @pytest.fixture(params=["whole", "pieces"])
 def pieces(request, monkeypatch):
     """Everything at once, and seven rows a chunk in blocks of three."""
@@ -85,12 +90,7 @@ def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, prom
     values = per_row(rule, hidden, Head(weight, bias, **options), others, weights if promised else None)
     close(values, expected, 1e-12)
     scale = -0.37  # a common factor of the promised weights
-    for a, b in zip(
-        gradients((scale * weights * values).sum(), leaves),
-        gradients((scale * weights * expected).sum(), leaves),
-        strict=True,
-    ):
-        close(a, b, 1e-11)
+    agree(gradients((scale * weights * values).sum(), leaves), gradients((scale * weights * expected).sum(), leaves))
 
 
 @pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "steered"])
@@ -112,12 +112,7 @@ def test_a_broken_promise_costs_time_and_never_numbers(pieces):
     other = torch.rand(N, dtype=torch.float64) + 0.1
     values = per_row(reverse_kl, hidden, Head(weight), others, weights + 0.1)
     expected = plain(reverse_kl, hidden, weight, None, others, {})
-    for a, b in zip(
-        gradients((other * values).sum(), (hidden, weight)),
-        gradients((other * expected).sum(), (hidden, weight)),
-        strict=True,
-    ):
-        close(a, b, 1e-11)
+    agree(gradients((other * values).sum(), (hidden, weight)), gradients((other * expected).sum(), (hidden, weight)))
 
 
 def test_a_frozen_head_serves_any_weights_without_a_second_projection():
@@ -141,12 +136,9 @@ def test_rows_without_weight_are_not_projected_and_have_no_gradient(pieces):
     expected = plain(reverse_kl, hidden, weight, None, others, {})
     close(values[weights != 0], expected[weights != 0], 1e-12)
     assert not values[weights == 0].any()
-    for a, b in zip(
-        gradients((weights * values).sum(), (hidden, weight)),
-        gradients((weights * expected).sum(), (hidden, weight)),
-        strict=True,
-    ):
-        close(a, b, 1e-11)
+    agree(
+        gradients((weights * values).sum(), (hidden, weight)), gradients((weights * expected).sum(), (hidden, weight))
+    )
 
 
 def test_no_weights_at_all_is_no_gradient():
