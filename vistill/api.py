@@ -211,6 +211,7 @@ class DistillOptions(TypedDict, total=False):
     views: ViewContext
     seed: int
     progress: Progress
+    profile: bool
 
 
 def distill(
@@ -255,6 +256,7 @@ def distill(
         fingerprint="api",
         progress=options.get("progress", lambda record: None),
         reward=options.get("reward", RewardSettings()),
+        profile=options.get("profile", False),
     )
     plan = prepare_run(plan, folder)
     return finish(folder, plan, run(plan, folder))

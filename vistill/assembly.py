@@ -66,6 +66,7 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
         progress=progress,
         diagrams=eval_data.diagrams,
         reward=recipe.reward,
+        profile=recipe.profile,
     )
 
 

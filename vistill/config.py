@@ -60,6 +60,8 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)
     save: SaveSettings = field(default_factory=SaveSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
+    profile: bool = False
+    """Count what each phase is made of and print it beside the bare matrix products; the update stays the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -76,7 +78,16 @@ class Recipe:
 
 
 #: Keys that change neither data nor update: changing them on resume is silent.
-FREE = ("run", "save.", "eval.", "train.micro_batch", "rollout.rows_per_call", "student.device", "teacher.device")
+FREE = (
+    "run",
+    "profile",
+    "save.",
+    "eval.",
+    "train.micro_batch",
+    "rollout.rows_per_call",
+    "student.device",
+    "teacher.device",
+)
 #: Keys that change the course of a run: changing them on resume needs --accept.
 SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 

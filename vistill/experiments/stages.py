@@ -8,6 +8,7 @@ from typing import Any
 from vistill.api import Run, train
 from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override
 from vistill.errors import ConfigError
+from vistill.report.costs import profile_text
 from vistill.report.page import write_report
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
 
@@ -34,6 +35,7 @@ def run_stages(
     for made in chosen.values():
         runs.append(train(made, accept=accept, progress=progress))
         tell_quarantine(runs[-1])
+        tell_profile(runs[-1])
     if len(runs) == 1:
         return runs[0].path / "report.html"
     return stages_report(stages)
@@ -57,6 +59,13 @@ def tell_quarantine(run: Run) -> None:
     if bad:
         first = f"{bad[0]['where']}: {bad[0]['reason']}"
         print(f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}", file=sys.stderr)
+
+
+def tell_profile(run: Run) -> None:
+    """With `profile=true`: what the phases cost."""
+    text = profile_text(run.path)
+    if text:
+        print(text)
 
 
 def stages_report(stages: dict[str, Recipe]) -> Path:

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistill.meter import count
+
 
 @dataclass(frozen=True)
 class Head:
@@ -19,6 +21,7 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
         """Logits in float32 or wider; the product runs in the weight's own precision, whatever autocast says."""
+        count(head_rows=len(hidden), flops=2.0 * len(hidden) * self.weight.numel())
         with torch.autocast(hidden.device.type, enabled=False):
             return self.finish(F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.wide))
 

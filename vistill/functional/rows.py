@@ -17,6 +17,7 @@ from torch import Tensor
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.kernels import Block, kernel_of, log_prob_rows
+from vistill.meter import count
 
 #: Bytes of logits that exist at a time, all readings together, and elements of a block that fit into a cache.
 CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
@@ -177,6 +178,7 @@ class Work:
             values[0] = tiled_log_prob(hidden, self.head, self.ids_of(self.asked[0]))
             return Made(values)
         learnt = weights is not None
+        self.count(len(hidden), learnt + (learnt and head_learns))
         out = torch.empty_like(hidden) if learnt else None
         dw = torch.zeros(w.shape, dtype=wide, device=w.device) if learnt and head_learns else None
         db = torch.zeros(len(w), dtype=wide, device=w.device) if learnt and self.head.bias is not None else None
@@ -200,6 +202,12 @@ class Work:
             if db is not None:
                 db += logits.sum(0)
         return Made(values, out, dw, db)
+
+    def count(self, rows: int, slopes: int) -> None:
+        """Report every reading's projection, and the products that bring the gradient back."""
+        heads = [self.head, *(s.head for s in self.others)]
+        flops = 2.0 * rows * (sum(h.weight.numel() for h in heads) + slopes * self.head.weight.numel())
+        count(head_rows=rows * len(heads), flops=flops)
 
     def chunk_rows(self, num: int) -> int:
         """Rows whose logits, of all readings, are held together."""
@@ -325,6 +333,7 @@ def log_prob_from_hidden(
 def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
     """`z_id - log sum exp z`, the sum made tile by tile of the vocabulary."""
     vocabulary, made = len(head.weight), []
+    count(head_rows=len(hidden), flops=2.0 * len(hidden) * head.weight.numel())
     width = vocabulary if vocabulary <= 2 * TILE_VOCABULARY else TILE_VOCABULARY
     buffer = torch.empty(min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device)
     for start in range(0, len(hidden), TILE_ROWS):

@@ -36,6 +36,11 @@ class OneEach:
     def __post_init__(self) -> None:
         self.arrange()
 
+    @property
+    def cells(self) -> int:
+        """Attention scores of one layer and head."""
+        return len(self.group) * (next(iter(self.prompt.values()))[0].shape[2] + self.time + 1)
+
     def arrange(self) -> None:
         """Places of the rows in a grid of prompts and siblings; the last row of a prompt fills what is empty."""
         self.group = torch.unique_consecutive(self.group, return_inverse=True)[1]

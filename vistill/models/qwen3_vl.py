@@ -14,8 +14,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vistill.errors import DataError, ModelError
+from vistill.meter import is_heard
 from vistill.models.family import EncodedPrompt, PackedRow, RowBatch, left_pad
 from vistill.models.sharing import ATTENTION
+from vistill.models.work import Costs, Read, count_reading, learns, linear_costs
 from vistill.types import Picture
 
 
@@ -62,6 +64,10 @@ class Qwen3VLFamily:
         features = self.image_features(model, rows.prompts)
         if features is not None:
             extra["mm_encoder_outputs"] = {"image": repeat_features(features, rows)}
+        if is_heard():
+            prompts, every = sum(len(rows.prompts[g].ids) for g in rows.group), rows.ids.numel()
+            cells = every * rows.ids.shape[1]
+            count_reading(self.costs(model), Read(prompts, every - prompts, cells, rows.prompts))
         text_positions = (rows.mask.cumsum(-1) - 1).clamp_min(0)[None]
         positions = torch.cat([text_positions, rows.positions]).to(device)
         output = model.model(
@@ -81,6 +87,10 @@ class Qwen3VLFamily:
         """The model's own embedding, layers and norm, with our attention between the tokens of one packed row."""
         decoder, device = model.model.language_model, model.device
         decoder.config._attn_implementation = ATTENTION
+        if is_heard():
+            made, kept = len(row.ids), row.attend.kept is not None
+            read = Read(made * kept, made * (not kept), row.attend.cells, row.prompts, keys_only=kept)
+            count_reading(self.costs(model), read)
         ids = row.ids.to(device)
         hidden, deepstack, seen = decoder.embed_tokens(ids), [], ids == self.image_id
         features = self.image_features(model, row.prompts)
@@ -99,6 +109,23 @@ class Qwen3VLFamily:
             if index < len(deepstack):
                 hidden = decoder._deepstack_process(hidden, seen[None], deepstack[index])
         return decoder.norm(hidden)[0]
+
+    def costs(self, model: Any) -> Costs:
+        """What a token and a patch cost."""
+        text, vision, decoder = model.config.text_config, model.config.vision_config, model.model.language_model
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        tower, seeing = model.model.visual, learns(model.model.visual)
+        mergers = linear_costs([tower.merger, *tower.deepstack_merger_list]) / self.merge**2
+        return Costs(
+            token=linear_costs(decoder.layers),
+            last_feed_forward=linear_costs([decoder.layers[-1].mlp]),
+            cell=4.0 * text.num_attention_heads * width,
+            layers=len(decoder.layers),
+            patch=linear_costs([tower.patch_embed, *tower.blocks]) + mergers,
+            patch_pair=4.0 * vision.hidden_size * vision.depth,
+            text_backward=float(learns(decoder)) + float(learns(decoder) or seeing),
+            vision_backward=2.0 * seeing,
+        )
 
     def image_features(self, model: Any, prompts: Sequence[EncodedPrompt]) -> Any | None:
         """Encode the pictures of several prompts, in order."""

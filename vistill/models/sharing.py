@@ -60,6 +60,11 @@ class Attention(Protocol):
     last_layer: int
     """The layer whose keys and values end such a row; the family sets it."""
 
+    @property
+    def cells(self) -> int:
+        """Attention scores of one layer and head."""
+        ...
+
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
         ...
@@ -76,6 +81,11 @@ class Attend:
     """Keys and values the own ones are appended to."""
     kept: "KeysValues | None" = None
     last_layer: int = -1
+
+    @property
+    def cells(self) -> int:
+        """Attention scores of one layer and head, padding of the blocks included."""
+        return sum(len(b.queries) * len(b.keys) // b.rows for b in self.blocks)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vistill.report.charts import Axes, Series, line_chart
+from vistill.report.costs import HEADINGS, cost, profile_of
 from vistill.report.heatmap import scale_of, tokens_html
 from vistill.report.reading import RunData, read_run
 from vistill.report.verdict import MANY, interval, percent, sentence, warnings
@@ -45,6 +46,8 @@ def render(runs: Sequence[RunData]) -> str:
         siblings=siblings_of(runs),
         health=health_charts(runs),
         costs=[cost(run) for run in runs],
+        profiles=[table for run in runs if (table := profile_of(run)) is not None],
+        headings=HEADINGS,
         recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
     )
 
@@ -229,20 +232,3 @@ def health_charts(runs: Sequence[RunData]) -> list[Markup]:
         )
         for key, title, unit in wanted
     ]
-
-
-def cost(run: RunData) -> dict[str, Any]:
-    """Seconds per phase and tokens."""
-    seconds = run.seconds()
-    tokens = sum(float(r.get("rollout/tokens", 0)) for r in run.metrics)
-    steps = max(1, len(run.timing))
-    total = sum(seconds.values())
-    return {
-        "run": run.name,
-        "steps": len(run.metrics),
-        "tokens": int(tokens),
-        "seconds": total,
-        "per_step": total / steps,
-        "peak": run.peak_mib(),
-        "phases": sorted(seconds.items(), key=lambda kv: -kv[1]),
-    }

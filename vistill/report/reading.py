@@ -28,6 +28,7 @@ class RunData:
     result: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -106,4 +107,5 @@ def read_run(path: Path) -> RunData:
         read_json(path / "result.json"),
         read_json(path / "data.json"),
         read_json(path / "pictures" / "index.json"),
+        read_json(path / "profile.json"),
     )

@@ -1,10 +1,8 @@
 """The loop: pick prompts, step, log, evaluate, save; resume by itself."""
 
-import resource
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +20,9 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import to_json
+from vistill.runs.storage import to_json, write_json
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
+from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.optim import freeze_parts, make_optimizer
@@ -63,25 +62,8 @@ class Plan:
     """The teacher's responses by prompt id (`prepare_run`)."""
     reward: RewardSettings = field(default_factory=RewardSettings)
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
-
-
-@dataclass
-class Clock:
-    """Seconds per phase of the current step; never part of `metrics.jsonl`."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def observe(self, phase: str) -> Iterator[None]:
-        """Add the time of a block to a phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """The phases so far, and start again."""
-        taken, self.seconds = self.seconds, {}
-        return taken
+    profile: bool = False
+    """Count what each phase is made of and put it beside the bare matrix products; the update stays the same."""
 
 
 def run(plan: Plan, folder: RunFolder) -> TrainState:
@@ -95,7 +77,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
         check_pair(plan.cast.student, plan.cast.teacher)
     if plan.train.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    interrupt, clock = Interrupt(), Clock()
+    interrupt, clock = Interrupt(), clock_of(plan)
     plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
     freeze_parts(plan.cast.student.model, plan.train.freeze)
     optimizer = make_optimizer(plan.cast.student.model, plan.train)
@@ -117,14 +99,27 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
                     judge(plan, folder, saved, interrupt, clock)
                 if is_due(state.step, plan.save.every, plan.num_steps):
-                    publish(folder, saved, plan.fingerprint, plan.save.keep)
+                    with clock.aside("save"):
+                        publish(folder, saved, plan.fingerprint, plan.save.keep)
                 if state.step == plan.stop_after:
                     break
         except Interrupted as stop:
             publish(folder, saved, plan.fingerprint, plan.save.keep)
             folder.event(f"stopped by {stop} after step {state.step}")
             raise preempted(stop, state.step) from None
+        finally:
+            if isinstance(clock, Profile):
+                write_json(folder.path / "profile.json", {"rate": clock.rate, "beside": clock.beside})
     return state
+
+
+def clock_of(plan: Plan) -> Clock:
+    """A plain clock, or one that counts."""
+    if not plan.profile:
+        return Clock()
+    device = plan.cast.student.device
+    half = plan.train.precision == "bf16" or (plan.train.precision == "auto" and device.type == "cuda")
+    return Profile(device=device, rate=measured_rate(device, torch.bfloat16 if half else torch.float32))
 
 
 def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
@@ -201,22 +196,17 @@ def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResul
     folder.log(folder.metrics, {"step": state.step, **result.metrics})
     seconds = clock.take()
     tokens = result.metrics["rollout/tokens"]
+    work = clock.take_work()
+    peak = max((w["peak_mib"] for w in work.values()), default=0.0) or peak_mib(plan.cast.student.device)
     rate = tokens / max(1e-9, sum(seconds.values()))
-    cost = {"tokens": tokens, "tokens_per_second": rate, "peak_mib": peak_mib(plan.cast.student.device)}
-    folder.log(folder.timing, {"step": state.step, "seconds": seconds, **cost})
+    cost = {"tokens": tokens, "tokens_per_second": rate, "peak_mib": peak}
+    folder.log(folder.timing, {"step": state.step, "seconds": seconds, **cost, **({"work": work} if work else {})})
     if is_due(state.step, plan.evaluation.every, plan.num_steps):
         path = folder.rollouts(state.step)
         folder.write(
             str(path.relative_to(folder.path)), rollout_records(plan.cast.student, result.groups, result.signals)
         )
     plan.progress({"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": sum(seconds.values())})
-
-
-def peak_mib(device: torch.device) -> float:
-    """Peak memory so far: of the CUDA device, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def count_non_finite(state: TrainState, result: StepResult) -> None:
@@ -243,8 +233,8 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, interrupt: Interrupt, clo
     step = saved.state.step
     at_end = step in (0, plan.num_steps)
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
-    result = evaluate(plan.cast, plan.eval_prompts, settings, interrupt.poll, plan.diagrams if at_end else ())
-    clock.take()
+    with clock.aside("evaluate"):
+        result = evaluate(plan.cast, plan.eval_prompts, settings, interrupt.poll, plan.diagrams if at_end else ())
     folder.log(folder.evaluations, {"step": step, **result.summary})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
     if at_end:

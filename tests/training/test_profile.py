@@ -1,0 +1,122 @@
+"""The profile counts what was done, exactly, and changes nothing."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vistill.api import distill
+from vistill.batch import reduce_terms
+from vistill.data.diagrams import diagram_prompts
+from vistill.meter import count, counting
+from vistill.models.work import Costs
+from vistill.objectives import GRPO, OPD, VAOPD
+from vistill.report.costs import profile_of, profile_text
+from vistill.report.page import write_report
+from vistill.report.reading import read_run
+from vistill.rollouts.settings import RolloutSettings
+from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
+from vistill.training.settings import TrainSettings
+from vistill.types import Finish, Reader, Rollout, RolloutGroup
+
+LINEAR = ("mm", "addmm", "convolution", "convolution_backward")
+
+
+def groups_of(lengths):
+    g = torch.Generator().manual_seed(0)
+    draw = lambda n: tuple(int(i) for i in torch.randint(20, 300, (n,), generator=g))
+    prompts = diagram_prompts("train", len(lengths), 0)
+    return [
+        RolloutGroup(p, tuple(Rollout(draw(n), k, Finish.LENGTH) for k, n in enumerate(ns)))
+        for p, ns in zip(prompts, lengths, strict=True)
+    ]
+
+
+def step(cast, objective, groups, rewards=None):
+    """One step after the rollouts."""
+    passes = objective.passes()
+    responses = lay_out(groups, 0, 0, cast.student.device, rewards)
+    reading = prepare(cast, groups, passes, responses, "auto")
+    batch = read_without_gradient(cast, reading, passes)
+    signals = objective.signals(batch)
+    for micro, cut in learning_parts(cast, reading, batch, passes, signals):
+        reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
+
+
+def only_linear(monkeypatch, family):
+    """Attention costs nothing, so that what is left can be held against a counter of operations."""
+    made = family.costs
+    monkeypatch.setattr(
+        family, "costs", lambda model: Costs(**{**made(model).__dict__, "cell": 0.0, "patch_pair": 0.0})
+    )
+
+
+@pytest.mark.parametrize("objective", [OPD(), VAOPD(), GRPO()], ids=lambda o: type(o).__name__)
+def test_counted_operations_equal_those_of_torchs_own_counter(monkeypatch, student, teacher, objective):
+    for vlm in (student, teacher):
+        only_linear(monkeypatch, vlm.family)
+    cast = Cast(student, teacher, student.vocabulary_size, companions={Reader.REFERENCE: teacher})
+    groups = groups_of([(7, 12), (9, 3)])
+    rewards = [1.0, 0.0, 0.0, 1.0] if isinstance(objective, GRPO) else None
+    step(cast, objective, groups, rewards)
+    with FlopCounterMode(display=False) as counter, counting() as counted:
+        step(cast, objective, groups, rewards)
+    by_name = {str(op).split(".")[-1]: flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    theirs = sum(flops for name, flops in by_name.items() if name in LINEAR)
+    convolution = 2 * student.model.model.visual.patch_embed.proj.weight.numel() * counted["patches"]
+    # the pictures themselves need no gradient: torch leaves that product out of the patch embedding's backward pass
+    assert theirs <= counted["flops"] <= theirs + convolution
+
+
+def test_tokens_patches_and_head_rows_are_counted_as_they_are(student, teacher):
+    cast = Cast(student, teacher, student.vocabulary_size)
+    groups = groups_of([(7, 12), (9, 3)])
+    with counting() as counted:
+        step(cast, VAOPD(), groups)
+    encoded = [student.encode(group.prompt) for group in groups]
+    patches = sum(int(e.pixels["image_grid_thw"].prod()) for e in encoded)
+    assert counted["patches"] == 3 * patches, "student, teacher, teacher on the pixelated picture; not once a sibling"
+    assert counted["prompt_tokens"] == 3 * sum(len(e.ids) - 1 for e in encoded)
+    assert counted["response_tokens"] == 3 * 31
+    assert counted["head_rows"] == 4 * 31, "two sampled log-probabilities, then student and teacher in the loss"
+
+
+def test_nobody_listening_hears_nothing_and_listeners_may_nest():
+    count(flops=1.0)
+    with counting() as outer:
+        count(flops=1.0)
+        with counting() as inner:
+            count(flops=2.0)
+        count(flops=4.0)
+    assert (outer, inner) == ({"flops": 7.0}, {"flops": 2.0})
+
+
+def trained(tmp_path, name, student, teacher, **options):
+    return distill(
+        student, teacher, diagram_prompts("train", 4, 0), VAOPD(), tmp_path / name,
+        train=TrainSettings(prompts_per_step=2, steps=3),
+        rollout=RolloutSettings(per_prompt=2, max_new_tokens=6, temperature=1.0, top_p=1.0), **options,
+    )  # fmt: skip
+
+
+def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, tokenizer, teacher):
+    from conftest import build
+
+    plain = trained(tmp_path, "plain", build(tokenizer, 0), teacher)
+    seen = trained(tmp_path, "profiled", build(tokenizer, 0), teacher, profile=True)
+    assert plain.folder.metrics.read_bytes() == seen.folder.metrics.read_bytes()
+    assert profile_text(plain.path) == ""
+    table = profile_of(read_run(seen.path))
+    assert table is not None
+    assert {p.name for p in table.phases} == {"rollout", "encode", "score", "learn", "step"}
+    whole = table.phases[-1]
+    assert table.steps == (2, 3), "the first step warms up"
+    assert whole.work["flops"] == pytest.approx(sum(p.work.get("flops", 0) for p in table.phases[:-1]))
+    assert 0 < whole.floor < whole.seconds
+    assert "GFLOP/s measured here" in profile_text(seen.path)
+    page = write_report([seen.path], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Profile: profiled" in page
+    assert "head rows" in page
+    work = [json.loads(line)["work"] for line in seen.folder.timing.read_text().splitlines()]
+    assert all(w["learn"]["peak_mib"] > 0 for w in work)

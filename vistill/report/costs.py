@@ -1,0 +1,125 @@
+"""What a run cost: seconds by phase, and with `profile=true` what each phase was made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vistill.report.reading import RunData, read_run
+
+COLUMNS = ("prompt_tokens", "response_tokens", "patches", "head_rows")
+HEADINGS = ("s/step", "share", "of floor", "prompt tok", "response tok", "patches", "head rows", "GFLOP", "peak MiB")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the step, means over the profiled steps."""
+
+    name: str
+    seconds: float
+    share: float
+    """Of the step's seconds."""
+    floor: float
+    """Seconds that its matrix products alone would take."""
+    work: dict[str, float] = field(default_factory=dict)
+
+    def cells(self) -> list[str]:
+        """As text, one cell a heading; nothing where a phase multiplies nothing."""
+        counts = [f"{self.work[name]:,.0f}" if self.work.get(name) else "" for name in COLUMNS]
+        of_floor = f"{self.floor / self.seconds:.0%}" if self.floor and self.seconds else ""
+        flops = f"{self.work['flops'] / 1e9:,.1f}" if self.work.get("flops") else ""
+        return [f"{self.seconds:.3f}", f"{self.share:.0%}", of_floor, *counts, flops, f"{self.work['peak_mib']:,.0f}"]
+
+
+@dataclass(frozen=True)
+class ProfileTable:
+    """The profile of a run."""
+
+    name: str
+    steps: tuple[int, int]
+    """First and last step it is over; the first of the run warms up and is left out where there are others."""
+    rate: float
+    """Floating-point operations a second of a bare matrix product on this machine."""
+    phases: list[Phase]
+    """By time, the sum last."""
+    beside: dict[str, float]
+    """Seconds outside the steps, in the last process."""
+
+    def sentence(self) -> str:
+        """The first line."""
+        whole, first, last = self.phases[-1], *self.steps
+        steps = f"steps {first} to {last}" if last > first else f"step {first}"
+        share = whole.floor / whole.seconds if whole.seconds else 0.0
+        return (
+            f"profile of {self.name}, {steps}: {whole.seconds:.3f} s a step; its matrix products alone would take "
+            f"{whole.floor:.3f} s at the {self.rate / 1e9:,.0f} GFLOP/s measured here ({share:.0%})"
+        )
+
+    def outside(self) -> str:
+        """The last line; empty where nothing was measured."""
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.beside.items())
+
+    def text(self) -> str:
+        """For a terminal."""
+        rows = [["", *HEADINGS], *([p.name, *p.cells()] for p in self.phases)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        after = [f"outside the steps: {self.outside()}"] if self.beside else []
+        return "\n".join([self.sentence(), *(line.rstrip() for line in lines), *after])
+
+
+def profile_of(run: RunData) -> ProfileTable | None:
+    """The profile, where the run was asked for one."""
+    records = [r for r in run.timing if "work" in r]
+    records = records[1:] if len(records) > 1 else records
+    if not records:
+        return None
+    names = dict.fromkeys(name for r in records for name in r["seconds"])
+    whole = sum(value for r in records for value in r["seconds"].values())
+    phases = [phase_of(name, records, whole) for name in names]
+    total = phase_of(None, records, whole)
+    steps = (int(records[0]["step"]), int(records[-1]["step"]))
+    phases.sort(key=lambda p: -p.seconds)
+    return ProfileTable(
+        run.name, steps, float(run.profile.get("rate", 0.0)), [*phases, total], run.profile.get("beside", {})
+    )
+
+
+def phase_of(name: str | None, records: Sequence[dict[str, Any]], whole: float) -> Phase:
+    """Means of one phase, or of all of them together."""
+    picked = lambda table: [v for k, v in table.items() if name in (None, k)]
+    seconds = sum(v for r in records for v in picked(r["seconds"]))
+    work: dict[str, float] = {}
+    for totals in (t for r in records for t in picked(r["work"])):
+        for key, value in totals.items():
+            work[key] = max(work.get(key, 0.0), value) if key == "peak_mib" else work.get(key, 0.0) + value
+    mean = {key: value if key == "peak_mib" else value / len(records) for key, value in work.items()}
+    return Phase(
+        name or "step", seconds / len(records), seconds / whole if whole else 0.0, mean.pop("floor_seconds", 0.0), mean
+    )
+
+
+def profile_text(path: Path) -> str:
+    """The profile of a run folder for a terminal, empty where there is none."""
+    table = profile_of(read_run(path))
+    return table.text() if table else ""
+
+
+def cost(run: RunData) -> dict[str, Any]:
+    """Seconds per phase and tokens."""
+    seconds = run.seconds()
+    tokens = sum(float(r.get("rollout/tokens", 0)) for r in run.metrics)
+    steps = max(1, len(run.timing))
+    total = sum(seconds.values())
+    return {
+        "run": run.name,
+        "steps": len(run.metrics),
+        "tokens": int(tokens),
+        "seconds": total,
+        "per_step": total / steps,
+        "peak": run.peak_mib(),
+        "phases": sorted(seconds.items(), key=lambda kv: -kv[1]),
+    }
