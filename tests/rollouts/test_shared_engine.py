@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import build
 
+from vistill.models.decoding import Decoder
+from vistill.models.qwen3_vl_step import fits
 from vistill.models.selftest import proven
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -108,3 +110,64 @@ def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
         with pytest.warns(UserWarning, match=reason):
             found = proven(dataclasses.replace(teacher, family=family))
         assert not found.shares_prompts
+
+
+def grouped(tokenizer, seed=0):
+    """A model whose queries share keys two by two, and whose norms are not all ones."""
+    vlm = build_tiny(TinySize(heads=4), tokenizer, seed)
+    vlm.model.config.text_config.num_key_value_heads = 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = type(vlm.model)(vlm.model.config).eval()
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.generation_config = vlm.model.generation_config
+    return dataclasses.replace(vlm, model=model)
+
+
+def states_along(vlm, prompts, lengths):
+    """States of the engine's own decoder along random tokens; rows that are done are dropped."""
+    g = torch.Generator().manual_seed(0)
+    decoder = Decoder(vlm, [vlm.encode(p) for p in prompts], [0, 0, 1, 1, 1])
+    made, left = [], list(lengths)
+    for t in range(max(lengths)):
+        made.append(decoder.states())
+        decoder.append(torch.randint(20, 300, (len(lengths),), generator=g)[: len(left)])
+        keep = [i for i, n in enumerate(left) if n > t + 1]
+        if 0 < len(keep) < len(left):
+            decoder.keep(torch.tensor(keep))
+            left = [left[i] for i in keep]
+    return torch.cat(made)
+
+
+def test_the_fused_step_makes_the_states_of_the_models_own_layers(tokenizer, prompts, monkeypatch):
+    vlm = grouped(tokenizer)
+    assert fits(vlm.model.model.language_model)
+    monkeypatch.setattr("vistill.models.qwen3_vl_step.TABLE", 16)  # the table of angles grows on the way
+    fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
+    monkeypatch.setattr("vistill.models.qwen3_vl.fits", lambda decoder: False)
+    own = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
+    assert float((fused - own).abs().max() / own.abs().max()) < 1e-5
+
+
+def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
+    def changed(change):
+        decoder = grouped(tokenizer).model.model.language_model
+        change(decoder.layers[0])
+        return fits(decoder)
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    assert changed(lambda layer: None)
+    assert not changed(lambda layer: layer.mlp.register_forward_hook(lambda *_: None))
+    assert not changed(lambda layer: setattr(layer.mlp, "up_proj", Adapter(64, 8, bias=False)))
+    assert not changed(lambda layer: layer.to(torch.bfloat16))
+    assert not changed(lambda layer: setattr(layer.self_attn, "o_proj", torch.nn.Linear(8, 8)))
+
+
+def test_a_fused_step_that_is_wrong_is_found_at_load(tokenizer, monkeypatch):
+    monkeypatch.setattr("vistill.models.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(()))
+    with pytest.warns(UserWarning, match="its hidden states differ"):
+        assert not proven(grouped(tokenizer)).shares_prompts

@@ -1,12 +1,13 @@
 """What a model family must be able to do. One file a family, one line in `FAMILIES`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from vistill.models.one_each import OneEach
 from vistill.models.sharing import Attention
 from vistill.types import Picture
 
@@ -63,6 +64,31 @@ class PackedRow:
     """Whose pictures stand among the ids, in order."""
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What one unit costs in one forward pass, in floating-point operations (a multiply-add is two)."""
+
+    token: float
+    """A token through the linear maps of all decoder layers."""
+    last_feed_forward: float
+    """The part of `token` that a prompt's keys and values do not need."""
+    cell: float
+    """An attention score and its use, in one decoder layer."""
+    layers: int
+    """Decoder layers."""
+    patch: float
+    """A picture patch through the linear maps of the vision tower, its mergers included."""
+    patch_pair: float
+    """An attention score of the vision tower and its use, in all its layers."""
+    text_backward: float
+    """Backward over forward, language: 2 where it learns, 1 where only something before it does, else 0."""
+    vision_backward: float
+
+
+DecoderStep = Callable[[Tensor, Tensor, OneEach], Tensor]
+"""Ids [N], positions [axes, N], attention of the rows -> hidden states [N, H]."""
+
+
 @runtime_checkable
 class Family(Protocol):
     """An adapter between prompts and one family of vision-language models."""
@@ -79,6 +105,14 @@ class Family(Protocol):
 
     def packed_states(self, model: Any, row: PackedRow) -> Tensor:
         """Hidden states [L, H] before the head; where the row's keys are kept, only those are made (empty result)."""
+        ...
+
+    def decoder_step(self, model: Any) -> DecoderStep:
+        """What reads one token a row while responses are written: `packed_states`, or something faster, same states."""
+        ...
+
+    def costs(self, model: Any) -> Costs:
+        """What a token and a patch cost in operations."""
         ...
 
     def shares_prompts(self, model: Any) -> bool:

@@ -15,9 +15,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vistill.errors import DataError, ModelError
 from vistill.meter import is_heard
-from vistill.models.family import EncodedPrompt, PackedRow, RowBatch, left_pad
+from vistill.models.family import Costs, DecoderStep, EncodedPrompt, PackedRow, RowBatch, left_pad
+from vistill.models.one_each import OneEach
+from vistill.models.qwen3_vl_step import FusedDecoder, fits
 from vistill.models.sharing import ATTENTION
-from vistill.models.work import Costs, Read, count_reading, learns, linear_costs
+from vistill.models.work import Read, count_reading, learns, linear_costs
 from vistill.types import Picture
 
 
@@ -109,6 +111,20 @@ class Qwen3VLFamily:
             if index < len(deepstack):
                 hidden = decoder._deepstack_process(hidden, seen[None], deepstack[index])
         return decoder.norm(hidden)[0]
+
+    def decoder_step(self, model: Any) -> DecoderStep:
+        """A fused step for a small float32 model, else `packed_states`."""
+        decoder = model.model.language_model
+        fused = FusedDecoder(decoder) if fits(decoder) else None
+
+        def step(ids: Tensor, positions: Tensor, attend: OneEach) -> Tensor:
+            if fused is None:
+                return self.packed_states(model, PackedRow(ids, positions, attend))
+            if is_heard():
+                count_reading(self.costs(model), Read(response_tokens=len(ids), cells=attend.cells))
+            return fused(ids, positions, attend)
+
+        return step
 
     def costs(self, model: Any) -> Costs:
         """What a token and a patch cost."""

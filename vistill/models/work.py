@@ -7,28 +7,7 @@ import torch
 from torch import nn
 
 from vistill.meter import count
-from vistill.models.family import EncodedPrompt
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one unit costs in one forward pass, in floating-point operations (a multiply-add is two)."""
-
-    token: float
-    """A token through the linear maps of all decoder layers."""
-    last_feed_forward: float
-    """The part of `token` that a prompt's keys and values do not need."""
-    cell: float
-    """An attention score and its use, in one decoder layer."""
-    layers: int
-    """Decoder layers."""
-    patch: float
-    """A picture patch through the linear maps of the vision tower, its mergers included."""
-    patch_pair: float
-    """An attention score of the vision tower and its use, in all its layers."""
-    text_backward: float
-    """Backward over forward, language: 2 where it learns, 1 where only something before it does, else 0."""
-    vision_backward: float
+from vistill.models.family import Costs, EncodedPrompt
 
 
 def linear_costs(parts: Iterable[nn.Module]) -> float:

@@ -34,6 +34,8 @@ class Cast:
     """Moving average and reference, where the method reads them; `training/companions.py` makes them."""
     partners: Mapping[str, Prompt] = field(default_factory=dict)
     """For each prompt id another prompt, whose pictures or thoughts some views show."""
+    seen: dict[tuple[str, View], EncodedPrompt] | None = field(default=None, compare=False)
+    """What was encoded in this step: the writer and the readers see the same."""
 
     def reader(self, role: Reader) -> VLM:
         """The model that plays a role. Within a step the student is its own old self until it is updated."""
@@ -44,10 +46,17 @@ class Cast:
 
     def at_step(self, seed: int, step: int) -> "Cast":
         """The same cast whose random views belong to a step: a mask is drawn afresh each time a prompt comes."""
-        return replace(self, view=replace(self.view, seed=keyed_seed("step", seed, step)))
+        return replace(self, view=replace(self.view, seed=keyed_seed("step", seed, step)), seen={})
 
     def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
-        """Student and teacher share tokenizer and image grid, so one encoding serves both."""
+        """Student and teacher share tokenizer and image grid, so one encoding serves both, and the writer."""
+        if self.seen is not None:
+            key = (prompt.id, view)
+            return self.seen.get(key) or self.seen.setdefault(key, self.encode_afresh(prompt, view))
+        return self.encode_afresh(prompt, view)
+
+    def encode_afresh(self, prompt: Prompt, view: View) -> EncodedPrompt:
+        """The prompt as it is seen under a view, in tokens."""
         seed = keyed_seed("view", prompt.id, self.view.seed)
         context = replace(self.view, seed=seed, partner=self.partners.get(prompt.id))
         return self.student.encode(see(prompt, view, context))
