@@ -49,7 +49,7 @@ def our_step(cast, objective, groups):
     parts, start = {}, time.perf_counter()
     cast.student.model.zero_grad()
     responses = lay_out(groups, 0, 0, cast.student.device)
-    reading = prepare(cast, groups, objective.passes(), responses, "auto")
+    reading = prepare(cast, groups, objective.passes(), responses)
     parts["encode"] = time.perf_counter() - start
     start = time.perf_counter()
     batch = read_without_gradient(cast, reading, objective.passes())

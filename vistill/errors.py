@@ -26,6 +26,7 @@ CATALOGUE: dict[str, str] = {
     "C101": "Two settings contradict each other.",
     "C102": "The method is unknown.",
     "C103": "The method weighs sibling rollouts of one prompt against each other, but there is only one.",
+    "C104": "The memory that may be used does not hold one prompt with one response.",
     "C201": "The run folder belongs to a run with another recipe. Continuing would silently change the experiment.",
     "C202": "The initial student handed in is not the one the run began with, and the method compares with it.",
     "D101": "A column named in the recipe is not in the data file.",

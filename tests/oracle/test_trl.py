@@ -82,7 +82,7 @@ def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer,
     groups, encoded = make_groups(student, [[9, 9, 9], [9, 9, 9]])
     cast, objective = Cast(student, teacher, student.vocabulary_size), OPD()
     responses = lay_out(groups, 0, 0, student.device)
-    reading = prepare(cast, groups, objective.passes(), responses, "auto")
+    reading = prepare(cast, groups, objective.passes(), responses)
     batch = read_without_gradient(cast, reading, objective.passes())
     for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())

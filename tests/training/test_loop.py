@@ -31,6 +31,7 @@ from vistill.training.reading import (
     read_without_gradient,
 )
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+from vistill.training.splitting import Split
 from vistill.training.writing import Desk, write_groups
 from vistill.training.written import forget_others
 from vistill.types import Pass, Reader, RolloutGroup, View
@@ -200,7 +201,7 @@ def written(cast, objective):
 def step_gradient(cast, objective, groups, micro_batch, rewards=None, part_tokens=4096):
     """The gradient of one step as one vector."""
     responses = lay_out(groups, 0, 0, cast.student.device, rewards)
-    reading = replace(prepare(cast, groups, objective.passes(), responses, micro_batch), part_tokens=part_tokens)
+    reading = prepare(cast, groups, objective.passes(), responses, Split(micro_batch, part_tokens=part_tokens))
     batch = read_without_gradient(cast, reading, objective.passes())
     signals = objective.signals(batch)
     cast.student.model.zero_grad()
@@ -353,7 +354,7 @@ def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher)
     groups = written(cast, OPD())[:2]
     responses = lay_out(groups, 0, 0, cast.student.device)
     gated = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
-    reading = prepare(cast, groups, (gated,), responses, "auto")
+    reading = prepare(cast, groups, (gated,), responses)
     gate = torch.zeros(responses.num_tokens, dtype=torch.bool)
     gate[::3] = True
     [(micro, cut)] = list(learning_parts(cast, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate}))

@@ -37,7 +37,7 @@ def step(cast, objective, groups, rewards=None):
     """One step after the rollouts."""
     passes = objective.passes()
     responses = lay_out(groups, 0, 0, cast.student.device, rewards)
-    reading = prepare(cast, groups, passes, responses, "auto")
+    reading = prepare(cast, groups, passes, responses)
     batch = read_without_gradient(cast, reading, passes)
     signals = objective.signals(batch)
     for micro, cut in learning_parts(cast, reading, batch, passes, signals):

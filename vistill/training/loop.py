@@ -26,10 +26,12 @@ from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.precision import precision_of
 from vistill.training.reading import Cast
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_log import rollout_records
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.training.splitting import Split
 from vistill.training.step import StepResult, Update, train_step
 from vistill.training.writing import Desk
 from vistill.types import Prompt, Rollout, Writer
@@ -62,6 +64,8 @@ class Plan:
     """The teacher's responses by prompt id (`prepare_run`)."""
     reward: RewardSettings = field(default_factory=RewardSettings)
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+    split: Split = Split()
+    """Micro-batches and their parts (`prepare_run`)."""
     profile: bool = False
     """Count what each phase is made of and put it beside the bare matrix products; the update stays the same."""
 
@@ -118,8 +122,7 @@ def clock_of(plan: Plan) -> Clock:
     if not plan.profile:
         return Clock()
     device = plan.cast.student.device
-    half = plan.train.precision == "bf16" or (plan.train.precision == "auto" and device.type == "cuda")
-    return Profile(device=device, rate=measured_rate(device, torch.bfloat16 if half else torch.float32))
+    return Profile(device=device, rate=measured_rate(device, precision_of(plan.train, device)))
 
 
 def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
@@ -144,6 +147,7 @@ def update_of(
         seed=plan.seed,
         num_steps=plan.num_steps,
         rewards=rewards,
+        split=plan.split,
         poll=interrupt.poll,
         observe=clock.observe,
     )

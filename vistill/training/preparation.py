@@ -14,6 +14,7 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan
+from vistill.training.measuring import split_of
 from vistill.training.reading import lay_out, prepare, read_without_gradient
 from vistill.training.written import only_correct, written_by_teacher
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
@@ -37,7 +38,7 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
             plan = with_written(plan, folder)
     check_enough(plan.train.prompts_per_step, len(plan.train_prompts))
     steps = num_steps(len(plan.train_prompts), plan.train.prompts_per_step, plan.train.epochs)
-    return replace(plan, num_steps=plan.train.steps or steps)
+    return replace(plan, num_steps=plan.train.steps or steps, split=split_of(plan, folder))
 
 
 def check_enough(per_step: int, rows: int) -> None:
@@ -123,7 +124,7 @@ def check_views(plan: Plan) -> None:
         try:
             responses = lay_out(groups, plan.seed, 0, cast.student.device)
             asked = (replace(p, gradient=False, keep="log_prob"),)
-            reading = prepare(cast, groups, asked, responses, 1)
+            reading = prepare(cast, groups, asked, responses)
             scored: ScoredBatch = read_without_gradient(cast, reading, asked)
             finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:

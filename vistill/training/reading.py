@@ -13,13 +13,9 @@ from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, every_place, read_groups, score
+from vistill.training.splitting import Split
 from vistill.types import Pass, Prompt, Reader, RolloutGroup, View
 from vistill.views import ViewContext, see
-
-#: Tokens of whole prompts and their responses in a micro-batch when `micro_batch` is auto.
-AUTO_TOKENS = 16_384
-#: Response tokens that are learnt from at a time, a whole response at least; their activations exist together.
-PART_TOKENS = 4_096
 
 
 @dataclass(frozen=True)
@@ -89,26 +85,6 @@ def encoded_groups(cast: Cast, groups: Sequence[RolloutGroup], view: View) -> li
     return [EncodedGroup(cast.encode(group.prompt, view), tuple(r.ids for r in group.rollouts)) for group in groups]
 
 
-def split_groups(groups: Sequence[EncodedGroup], micro_batch: int | str) -> list[list[int]]:
-    """Whole prompt groups a micro-batch: so many, or as many as a token budget holds."""
-    if isinstance(micro_batch, int):
-        return [list(range(i, min(i + micro_batch, len(groups)))) for i in range(0, len(groups), micro_batch)]
-    return batched([group.num_tokens for group in groups], AUTO_TOKENS)
-
-
-def batched(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Consecutive indices whose sizes add up to the budget at most; one that is larger stands alone."""
-    parts: list[list[int]] = []
-    total = 0
-    for index, size in enumerate(sizes):
-        if not parts or total + size > budget:
-            parts.append([])
-            total = 0
-        parts[-1].append(index)
-        total += size
-    return parts
-
-
 @dataclass(frozen=True)
 class Reading:
     """A step's groups as every pass sees them."""
@@ -117,7 +93,7 @@ class Reading:
     responses: Responses
     encoded: dict[View, list[EncodedGroup]]
     micro_batches: list[list[int]]
-    part_tokens: int = PART_TOKENS
+    split: Split = Split()
 
     def counts(self) -> Counts:
         """Prompts, rollouts and tokens of the groups in the micro-batches: what the terms are divided by."""
@@ -131,17 +107,21 @@ class Reading:
 
     def parts(self, groups: Sequence[int]) -> list[list[int]]:
         """The responses of some groups, as places among them, in parts that are learnt from one after the other."""
-        return batched([len(r.ids) for g in groups for r in self.groups[g].rollouts], self.part_tokens)
+        return self.split.parts([len(r.ids) for g in groups for r in self.groups[g].rollouts])
 
 
 def prepare(
-    cast: Cast, groups: list[RolloutGroup], passes: Sequence[Pass], responses: Responses, micro_batch: int | str
+    cast: Cast,
+    groups: list[RolloutGroup],
+    passes: Sequence[Pass],
+    responses: Responses,
+    split: Split = Split(),  # noqa: B008  frozen
 ) -> Reading:
     """Encode each prompt once per view and plan the micro-batches."""
     views = dict.fromkeys(p.view for p in passes)
     encoded = {view: encoded_groups(cast, groups, view) for view in views}
     longest = max(encoded.values(), key=lambda gs: sum(len(g.prompt.ids) for g in gs))
-    return Reading(groups, responses, encoded, split_groups(longest, micro_batch))
+    return Reading(groups, responses, encoded, split.micro_batches([g.num_tokens for g in longest]), split)
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ class TrainSettings:
     clip_norm: float = ranged(1.0, 0, above=True)
     """Largest gradient norm."""
     micro_batch: int | Literal["auto"] = ranged("auto", 1)
-    """Prompts scored with gradient at a time. Only speed and memory depend on it, never the update."""
+    """Prompts scored with gradient at a time; auto measures once what fits. Only speed and memory depend on it."""
+    memory: float | None = ranged(None, 0, above=True)
+    """GiB that auto may hold for a backward pass; null takes half of a CPU's free memory, 80 % of a GPU's."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
     deterministic: bool = True

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from vistill.signals.concentration import top_mass_share
 from vistill.training.checkpoint import TrainState
 from vistill.training.companions import follow
 from vistill.training.optim import lr_factor
+from vistill.training.precision import autocast
 from vistill.training.reading import (
     Cast,
     Reading,
@@ -28,6 +28,7 @@ from vistill.training.reading import (
 )
 from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
+from vistill.training.splitting import Split
 from vistill.training.writing import Desk, write_groups
 from vistill.types import Prompt, RolloutGroup
 
@@ -44,6 +45,7 @@ class Update:
     seed: int
     num_steps: int
     rewards: Rewards | None = None
+    split: Split = Split()
     poll: Callable[[], None] = lambda: None
     observe: Callable[[str], AbstractContextManager[None]] = field(default=lambda phase: nullcontext())
     """Times a phase; outside bit identity."""
@@ -52,6 +54,10 @@ class Update:
     def objective(self) -> Objective:
         """The method."""
         return self.desk.objective
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of the student."""
+        return autocast(self.train, self.cast.student.device)
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,9 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
-        reading = prepare(cast, groups, passes, responses, update.train.micro_batch)
+        reading = prepare(cast, groups, passes, responses, update.split)
     with update.observe("score"):
-        with autocast(update):  # the same precision as with gradient, or the ratio to the old weights would not be 1
+        with update.autocast():  # the same precision as with gradient, or the ratio to the old weights would not be 1
             read = read_without_gradient(cast, reading, passes, update.poll)
         batch = replace(read, memory=state.method.get("memory", {}), progress=step / update.num_steps)
         signals = objective.signals(batch)
@@ -142,8 +148,7 @@ def accumulate(
     passes = update.objective.passes()
     counts = reading.counts()
     total, parts = 0.0, {}
-    precision = partial(autocast, update)
-    for micro, cut in learning_parts(update.cast, reading, batch, passes, signals, precision, poll):
+    for micro, cut in learning_parts(update.cast, reading, batch, passes, signals, update.autocast, poll):
         made = update.objective.terms(micro, cut)
         loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
         loss.backward()
@@ -166,15 +171,6 @@ def probe_gradients(update: Update, reading: Reading, batch: ScoredBatch, signal
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
     update.optimizer.zero_grad(set_to_none=True)
     return replace(batch, memory=update.objective.learn_norms(norms, batch.memory))
-
-
-def autocast(update: Update) -> AbstractContextManager[object]:
-    """bf16 where the device has it and the recipe does not forbid it."""
-    device = update.cast.student.device.type
-    wanted = update.train.precision
-    if wanted == "bf16" or (wanted == "auto" and device == "cuda"):
-        return torch.autocast(device, torch.bfloat16)
-    return nullcontext()
 
 
 def apply_update(update: Update, loss: float, lr: float) -> tuple[float, bool]:
