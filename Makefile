@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle check bench clean
+.PHONY: help demo test test-all test-oracle test-triton check bench clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -23,14 +23,18 @@ demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write ru
 	$(BIN)/vistill demo
 
 test: $(DEV_STAMP)  ## install, run the fast tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu and not triton"
 
 test-all: $(DEV_STAMP)  ## the slow and browser tests too
-	$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu and not triton"
 
 test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); none executed is a failure
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
 	$(BIN)/python -m pytest -m oracle
+
+test-triton: $(DEV_STAMP)  ## Triton's kernels in its interpreter, and compiled for a GPU (installs the extra `triton`)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[triton]"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m triton
 
 check: $(DEV_STAMP)  ## lint, format, import order, types
 	$(BIN)/ruff check .
@@ -38,7 +42,8 @@ check: $(DEV_STAMP)  ## lint, format, import order, types
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json
+bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
 	$(BIN)/python benchmarks/run.py
 
 clean:           ## remove the environment and caches, never runs

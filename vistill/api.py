@@ -26,6 +26,7 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
+from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import proven
@@ -92,7 +93,7 @@ class TokenAdvantage:
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
     quiet()
-    vlm = proven(load_vlm(resolve_model(source), device=choose_device(device), **options))
+    vlm = with_kernels(proven(load_vlm(resolve_model(source), device=choose_device(device), **options)), "auto")
     return vlm.freeze() if frozen else vlm
 
 

@@ -18,6 +18,7 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, load_both
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
+from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.models.selftest import proven
 from vistill.objectives import METHODS
@@ -83,7 +84,8 @@ def cast_of(recipe: Recipe) -> Cast:
 
     def load_one(role: ModelSettings, dtype: torch.dtype) -> VLM:
         device, source = choose_device(role.device), resolve_model(role.model)
-        return proven(load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit))
+        vlm = load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit)
+        return with_kernels(proven(vlm), recipe.train.kernels)
 
     student = load_one(recipe.student, torch.float32)
     context = ViewContext(

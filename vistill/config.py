@@ -84,6 +84,7 @@ FREE = (
     "save.",
     "eval.",
     "train.micro_batch",
+    "train.kernels",
     "rollout.rows_per_call",
     "student.device",
     "teacher.device",

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vistill.functional import rows as rows_module
+from vistill.functional import tiles
 from vistill.functional.divergences import forward_kl, jensen_shannon, keep_top, reverse_kl, skewed_forward_kl
 from vistill.functional.heads import Head
 from vistill.functional.kernels import kernel_of
@@ -75,33 +76,44 @@ def pieces(request, monkeypatch):
     if request.param == "pieces":
         monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": 7 * V * 8 * 2})
         monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": 3 * V})
-        monkeypatch.setattr(rows_module, "TILE_ROWS", 5)
-        monkeypatch.setattr(rows_module, "TILE_VOCABULARY", 8)
+        monkeypatch.setattr(tiles, "CACHED_ELEMENTS", {"cpu": 3 * V})
+        monkeypatch.setattr(tiles, "TILE_ROWS", 5)
+        monkeypatch.setattr(tiles, "TILE_VOCABULARY", 8)
+
+
+@pytest.fixture(params=["torch", pytest.param("triton", marks=pytest.mark.triton)])
+def kernels(request, monkeypatch):
+    """Both backends; Triton's run in its interpreter, several blocks a row."""
+    if request.param == "triton":
+        triton_rows = pytest.importorskip("vistill.fused", reason="the extra `triton` is not installed")
+        monkeypatch.setattr(triton_rows, "BLOCK", 16)
+    return request.param
 
 
 @pytest.mark.parametrize("head", list(HEADS))
 @pytest.mark.parametrize("promised", [True, False])
 @pytest.mark.parametrize("name", list(RULES))
-def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, promised, head, pieces):
+def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, promised, head, kernels, pieces):
     rule, num = RULES[name]
     hidden, weight, bias, others, options, weights = make(1, num, HEADS[head])
     leaves = (hidden, weight, bias)
     expected = plain(rule, hidden, weight, bias, others, options)
-    values = per_row(rule, hidden, Head(weight, bias, **options), others, weights if promised else None)
+    own = Head(weight, bias, **options, kernels=kernels)
+    values = per_row(rule, hidden, own, others, weights if promised else None)
     close(values, expected, 1e-12)
     scale = -0.37  # a common factor of the promised weights
     agree(gradients((scale * weights * values).sum(), leaves), gradients((scale * weights * expected).sum(), leaves))
 
 
 @pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "steered"])
-def test_float32_stays_within_1e_5_of_float64(name):
+def test_float32_stays_within_1e_5_of_float64(name, kernels):
     rule, num = RULES[name]
     hidden, weight, _, others, _, weights = make(2, num)
     expected = plain(rule, hidden, weight, None, others, {})
     reference = gradients((weights * expected).sum(), (hidden, weight))
     single = [States(s.hidden.float(), Head(s.head.weight.float())) for s in others]
     h, w = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
-    values = per_row(rule, h, Head(w), single, weights.float())
+    values = per_row(rule, h, Head(w, kernels=kernels), single, weights.float())
     close(values.double(), expected, 1e-5)
     for a, b in zip(gradients((weights.float() * values).sum(), (h, w)), reference, strict=True):
         close(a.double(), b, 1e-5)
@@ -126,11 +138,11 @@ def test_a_frozen_head_serves_any_weights_without_a_second_projection():
     close(found, gradients((weights * expected).sum(), (hidden,))[0], 1e-11)
 
 
-def test_rows_without_weight_are_not_projected_and_have_no_gradient(pieces):
+def test_rows_without_weight_are_not_projected_and_have_no_gradient(kernels, pieces):
     hidden, weight, _, others, _, weights = make(5)
     weights = weights * (torch.arange(N) % 3 == 0)
     with FlopCounterMode(display=False) as counter:
-        values = per_row(reverse_kl, hidden, Head(weight), others, weights)
+        values = per_row(reverse_kl, hidden, Head(weight, kernels=kernels), others, weights)
     kept = int((weights != 0).sum())
     assert counter.get_total_flops() == 2 * kept * V * (3 * HS + HT)
     expected = plain(reverse_kl, hidden, weight, None, others, {})
@@ -186,15 +198,16 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_sampled_log_probabilities_equal_log_softmax(head, pieces):
+def test_sampled_log_probabilities_equal_log_softmax(head, kernels, pieces):
     hidden, weight, bias, _, options, weights = make(9, 0, HEADS[head])
     ids = torch.arange(N) * 5 % V
     plainly = lambda: torch.log_softmax(Head(weight, bias, **options).logits(hidden), -1).gather(1, ids[:, None])[:, 0]
     with torch.no_grad():
-        close(log_prob_from_hidden(hidden, Head(weight, bias, **options), ids), plainly(), 1e-12)
+        found = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids)
+        close(found, plainly(), 1e-12)
     for promised in (weights, None):
         expected = plainly()
-        values = log_prob_from_hidden(hidden, Head(weight, bias, **options), ids, promised)
+        values = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids, promised)
         close(values, expected, 1e-12)
         leaves = (hidden, weight, bias)
         for a, b in zip(
@@ -203,25 +216,26 @@ def test_sampled_log_probabilities_equal_log_softmax(head, pieces):
             close(a, b, 1e-11)
 
 
-def test_a_nearly_certain_token_keeps_its_digits(pieces):
+def test_a_nearly_certain_token_keeps_its_digits(kernels, pieces):
     """log p = -1e-5 in float32, where logits are large: visual advantage is a difference of such numbers."""
     hidden, weight = torch.zeros(2, HS), torch.zeros(V, HS)
     hidden[:, 0], weight[:, 0] = 1.0, 40.0 - torch.arange(V) / 10
     weight[7, 0] = 50.0
     exact = torch.log_softmax((hidden @ weight.T).double(), -1)[:, 7]
-    found = log_prob_from_hidden(hidden, Head(weight), torch.tensor([7, 7]))
+    found = log_prob_from_hidden(hidden, Head(weight, kernels=kernels), torch.tensor([7, 7]))
     assert -1e-3 < float(exact[0]) < -1e-5
     assert float(((found - exact) / exact).abs().max()) < 1e-3
 
 
-def test_a_target_without_support_somewhere_makes_no_nan():
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")  # numpy, in Triton's interpreter
+def test_a_target_without_support_somewhere_makes_no_nan(kernels):
     hidden, weight, _, others, _, weights = make(10)
     bias = torch.where(torch.arange(V) < 4, -math.inf, 0.0).double()
     gone = [States(others[0].hidden, Head(others[0].head.weight, bias))]
     kept = [States(others[0].hidden, Head(others[0].head.weight, bias.clamp_min(-200)))]
     for rule in (forward_kl, partial(jensen_shannon, beta=0.4)):
         assert kernel_of(rule) is not None
-        values = per_row(rule, hidden, Head(weight), gone, weights)
+        values = per_row(rule, hidden, Head(weight, kernels=kernels), gone, weights)
         near = plain(rule, hidden, weight, None, kept, {})
         close(values, near, 1e-11)
         for x, y in zip(
@@ -250,10 +264,10 @@ def test_no_rows_give_no_values():
     )
 
 
-def test_a_gradient_takes_five_projections_of_the_head():
+def test_a_gradient_takes_five_projections_of_the_head(kernels):
     """Student 1, teacher 1 (of its own width), gradient of the states 1, of the head 1: nothing is done twice."""
     hidden, weight, _, others, _, weights = make(12)
     with FlopCounterMode(display=False) as counter:
-        values = per_row(reverse_kl, hidden, Head(weight), others, weights)
+        values = per_row(reverse_kl, hidden, Head(weight, kernels=kernels), others, weights)
         gradients((weights * values).sum(), (hidden, weight))
     assert counter.get_total_flops() == 2 * N * V * (3 * HS + HT)

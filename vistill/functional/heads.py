@@ -1,6 +1,7 @@
 """The language-model head as a value: hidden states in, logits over the shared vocabulary out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistill.meter import count
+
+Kernels = Literal["torch", "triton"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Head:
     bias: Float[Tensor, " V"] | None = None
     softcap: float | None = None
     scale: float = 1.0
+    kernels: Kernels = "torch"
+    """What turns rows of logits into values and gradients; the numbers are the same."""
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
         """Logits in float32 or wider; the product runs in the weight's own precision, whatever autocast says."""
@@ -40,6 +45,8 @@ class Head:
         """The product alone, before scale and softcap, written into `out` (of the wide precision)."""
         if self.weight.dtype == out.dtype:
             torch.mm(hidden.to(out.dtype), self.weight.T, out=out)
+        elif self.weight.is_cuda and out.dtype == torch.float32:  # the sum stays in float32 instead of being rounded
+            torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32, out=out)
         else:
             out.copy_(hidden.to(self.weight.dtype) @ self.weight.T)
         return out if self.bias is None else out.add_(self.bias)
@@ -58,4 +65,4 @@ class Head:
     def detached(self) -> "Head":
         """The same head without gradient."""
         bias = None if self.bias is None else self.bias.detach()
-        return Head(self.weight.detach(), bias, self.softcap, self.scale)
+        return replace(self, weight=self.weight.detach(), bias=bias)

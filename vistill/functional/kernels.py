@@ -7,6 +7,7 @@ by block, with the same numbers.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,3 +98,23 @@ def kernel_of(rule: Callable[..., Tensor]) -> Kernel | None:
         ends = {0.0: forward_kl_rows, 1.0: reverse_kl_rows}
         return ends.get(beta) or partial(jensen_shannon_rows, beta=beta)
     return None
+
+
+class Fused(NamedTuple):
+    """A divergence as the Triton backend knows it: its kind there, and its weight of the target in the mixture."""
+
+    kind: Literal["reverse", "forward", "jensen_shannon", "log_prob"]
+    beta: float = 0.0
+
+
+def fused_of(rule: Callable[..., Tensor]) -> Fused | None:
+    """The fused kernel of a rule, where there is one for its options."""
+    kernel = kernel_of(rule)
+    if isinstance(kernel, partial):
+        return Fused("jensen_shannon", kernel.keywords["beta"])
+    known: dict[Kernel | None, Fused] = {
+        reverse_kl_rows: Fused("reverse"),
+        forward_kl_rows: Fused("forward"),
+        log_prob_rows: Fused("log_prob"),
+    }
+    return known.get(kernel)

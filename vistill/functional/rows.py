@@ -16,14 +16,13 @@ from torch import Tensor
 
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
-from vistill.functional.kernels import Block, kernel_of, log_prob_rows
+from vistill.functional.kernels import Block, Fused, fused_of, kernel_of, log_prob_rows
+from vistill.functional.tiles import tiled_log_prob
 from vistill.meter import count
 
 #: Bytes of logits that exist at a time, all readings together, and elements of a block that fit into a cache.
 CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-#: Rows and vocabulary entries of a tile where only the sampled token is wanted.
-TILE_ROWS, TILE_VOCABULARY = 2048, 4096
 
 Rule = Callable[..., Tensor]
 """(student logits, logits of each other reading...) -> one value per row."""
@@ -174,7 +173,8 @@ class Work:
         """Every row, chunk by chunk, in the same buffers."""
         w, wide = self.head.weight, self.head.wide
         values = torch.zeros(len(self.asked), len(hidden), dtype=wide, device=w.device)
-        if weights is None and self.only_sampled():
+        fused = self.fused()
+        if weights is None and self.only_sampled() and fused is None:
             values[0] = tiled_log_prob(hidden, self.head, self.ids_of(self.asked[0]))
             return Made(values)
         learnt = weights is not None
@@ -184,7 +184,7 @@ class Work:
         db = torch.zeros(len(w), dtype=wide, device=w.device) if learnt and self.head.bias is not None else None
         size = self.chunk_rows(len(hidden))
         buffers = [torch.empty(size, len(w), dtype=wide, device=w.device) for _ in range(1 + len(self.others))]
-        block = Block(buffers[0], self.block_rows(size))
+        block = None if fused else Block(buffers[0], self.block_rows(size))
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             num = rows.stop - start
@@ -192,13 +192,17 @@ class Work:
             logits = self.head.project(h, buffers[0][:num])
             seen = [s.head.project(s.hidden[rows], b[:num]) for s, b in zip(self.others, buffers[1:], strict=True)]
             cut = None if weights is None else weights[:, rows].to(wide)
-            values[:, rows] = self.blocks(block, logits, seen, cut, rows)
+            if block is None:
+                assert fused is not None
+                values[0, rows] = self.in_one_kernel(fused, logits, seen, None if cut is None else cut[0], rows)
+            else:
+                values[:, rows] = self.blocks(block, logits, seen, cut, rows)
             if out is None:
                 continue
             slope = logits.to(w.dtype)
             out[rows] = slope @ w
             if dw is not None:
-                torch.addmm(dw, slope.T, h, out=dw) if h.dtype == wide else dw.add_(slope.T @ h.to(w.dtype))
+                gather_slope(dw, slope, h)
             if db is not None:
                 db += logits.sum(0)
         return Made(values, out, dw, db)
@@ -243,6 +247,26 @@ class Work:
                 logits[a:b] = self.head.slope(z, block.gradient)
         return torch.cat(made, 1)
 
+    def fused(self) -> Fused | None:
+        """The Triton kernel that does a chunk at once: one rule that has one, heads without softcap."""
+        heads = [self.head, *(s.head for s in self.others)]
+        bent = any(h.softcap is not None for h in heads)
+        alone = len(self.asked) == 1
+        return fused_of(self.asked[0].rule) if alone and self.head.kernels == "triton" and not bent else None
+
+    def in_one_kernel(
+        self, fused: Fused, logits: Tensor, others: list[Tensor], weights: Tensor | None, rows: slice
+    ) -> Tensor:
+        """Values [C] of a chunk; with weights its products become their gradient."""
+        from vistill import fused as kernels  # the extra `triton`, named by the self-test where it is missing
+
+        ask, scale = self.asked[0], self.head.scale
+        if fused.kind == "log_prob":
+            return kernels.log_prob_rows(logits, self.ids_of(ask)[rows], weights, scale)
+        (place,) = ask.others
+        scales = (scale, self.others[place].head.scale)
+        return kernels.divergence_rows(fused.kind, fused.beta, logits, others[place], weights, scales)
+
     def only_sampled(self) -> bool:
         """Whether only the sampled token's log-probability is asked for."""
         return len(self.asked) == 1 and self.asked[0].ids is not None
@@ -251,6 +275,16 @@ class Work:
         """The ids a rule looks at."""
         assert ask.ids is not None
         return ask.ids
+
+
+def gather_slope(dw: Float[Tensor, "V H"], slope: Float[Tensor, "R V"], hidden: Float[Tensor, "R H"]) -> None:
+    """Add `slope^T h` to the head's gradient, which is kept in the wide precision."""
+    if hidden.dtype == slope.dtype == dw.dtype:
+        torch.addmm(dw, slope.T, hidden, out=dw)
+    elif slope.is_cuda and dw.dtype == torch.float32 and slope.dtype != torch.float32:
+        torch.addmm(dw, slope.T, hidden.to(slope.dtype), out_dtype=torch.float32, out=dw)
+    else:
+        dw.add_(slope.T @ hidden.to(slope.dtype))
 
 
 @dataclass(frozen=True)
@@ -327,43 +361,3 @@ def log_prob_from_hidden(
     """
     ask = Ask(log_prob_rows, (), weights, ids)  # pyright: ignore[reportArgumentType]
     return rows_of(hidden, head, (), [ask])[0]
-
-
-@torch.no_grad()
-def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
-    """`z_id - log sum exp z`, the sum made tile by tile of the vocabulary."""
-    vocabulary, made = len(head.weight), []
-    count(head_rows=len(hidden), flops=2.0 * len(hidden) * head.weight.numel())
-    width = vocabulary if vocabulary <= 2 * TILE_VOCABULARY else TILE_VOCABULARY
-    buffer = torch.empty(min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device)
-    for start in range(0, len(hidden), TILE_ROWS):
-        h, index = hidden[start : start + TILE_ROWS], ids[start : start + TILE_ROWS]
-        peak = torch.full((len(h),), -torch.inf, dtype=head.wide, device=h.device)
-        rest, picked = peak.clone(), torch.zeros_like(peak)
-        for a in range(0, vocabulary, width):
-            b = min(a + width, vocabulary)
-            bias = None if head.bias is None else head.bias[a:b]
-            tile = replace(head, weight=head.weight[a:b], bias=bias)
-            space = buffer.flatten()[: len(h) * (b - a)].view(len(h), b - a)
-            z = tile.finish(tile.project(h, space))
-            inside = (index >= a) & (index < b)
-            own = z.gather(-1, (index - a).clamp(0, b - a - 1)[:, None])[:, 0]
-            picked = torch.where(inside, own, picked)
-            tile_peak, tile_rest = log_sum_exp(z)
-            higher = torch.maximum(peak, tile_peak)
-            rest = torch.logaddexp(rest + (peak - higher), tile_rest + (tile_peak - higher))
-            peak = higher
-        made.append(picked - peak - rest)
-    return torch.cat(made) if made else hidden.new_zeros(0, dtype=head.wide)
-
-
-def log_sum_exp(z: Float[Tensor, "R V"]) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
-    """Largest entry m of each row and `log sum exp(z - m)`, a cache of rows at a time.
-
-    Apart they stay exact where one token has nearly all probability; their sum would round it away.
-    """
-    size = max(1, BLOCK_ELEMENTS.get(z.device.type, 1 << 24) // z.shape[-1])
-    space = z.new_empty(min(size, len(z)), z.shape[-1])
-    rest = lambda part: -torch.log_softmax(part, -1, out=space[: len(part)]).amax(-1)
-    parts = z.split(size)
-    return torch.cat([part.amax(-1) for part in parts]), torch.cat([rest(part) for part in parts])

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vistill.errors import ModelError, suggest
-from vistill.functional.heads import Head
+from vistill.functional.heads import Head, Kernels
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.family import EncodedPrompt, Family
 from vistill.models.qwen3_vl import Qwen3VLFamily
@@ -37,6 +37,8 @@ class VLM:
     """Folder or hub id it was loaded from."""
     share_prompts: bool = True
     """Read a prompt once for all its siblings, where the family can; false makes every rollout a row of its own."""
+    kernels: Kernels = "torch"
+    """What turns rows of logits into values and gradients (`models/backends.py` chooses)."""
 
     @property
     def shares_prompts(self) -> bool:
@@ -80,6 +82,7 @@ class VLM:
             weight=layer.weight[:vocabulary],
             bias=None if bias is None else bias[:vocabulary],
             softcap=getattr(text_config, "final_logit_softcapping", None),
+            kernels=self.kernels,
         )
 
     def response_ids(self, text: str) -> tuple[int, ...]:

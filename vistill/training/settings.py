@@ -46,6 +46,8 @@ class TrainSettings:
     """GiB that auto may hold for a backward pass; null takes half of a CPU's free memory, 80 % of a GPU's."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """Rows of logits to values and gradients: auto takes Triton on CUDA where it is installed and proves itself."""
     deterministic: bool = True
     """Use deterministic kernels."""
     freeze: tuple[Literal["vision", "language", "head"], ...] = ()
