@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def cast_of(recipe: Recipe) -> Cast:
     def load_one(role: ModelSettings, dtype: torch.dtype) -> VLM:
         device, source = choose_device(role.device), resolve_model(role.model)
         vlm = load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit)
-        return with_kernels(proven(vlm), recipe.train.kernels)
+        return with_kernels(proven(replace(vlm, attention=recipe.train.attention)), recipe.train.kernels)
 
     student = load_one(recipe.student, torch.float32)
     context = ViewContext(
@@ -100,7 +101,9 @@ def cast_of(recipe: Recipe) -> Cast:
         return Cast(student, None, student.vocabulary_size, context)
     half = choose_device(recipe.teacher.device) != "cpu" and recipe.train.precision != "fp32"
     teacher = load_one(recipe.teacher, torch.bfloat16 if half else torch.float32).freeze()
-    return Cast(student, teacher, check_pair(student, teacher), context)
+    vocabulary = check_pair(student, teacher)
+    rests = recipe.train.offload_teacher and teacher.device.type != "cpu"
+    return Cast(student, teacher.rested() if rests else teacher, vocabulary, context)
 
 
 def check_prompt_lengths(cast: Cast, prompts: Sequence[Prompt], limit: int, view: View = View.FULL) -> None:

@@ -85,6 +85,8 @@ FREE = (
     "eval.",
     "train.micro_batch",
     "train.kernels",
+    "train.attention",
+    "train.offload_teacher",
     "rollout.rows_per_call",
     "student.device",
     "teacher.device",

@@ -52,6 +52,36 @@ def test_hidden_states_equal_those_of_separate_rows(teacher, many, case):
     assert float((shared - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
+def flexible(vlm):
+    return dataclasses.replace(vlm, attention="flex")
+
+
+UNFUSED = pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
+
+
+@UNFUSED
+@pytest.mark.parametrize("case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5])
+def test_one_packed_row_under_a_block_mask_gives_the_same_states(teacher, many, case):
+    groups = groups_of(teacher, many, case)
+    with torch.no_grad():
+        flex, separate = response_states(flexible(teacher), groups), response_states(plain(teacher), groups)
+    assert float((flex - separate).abs().max()) < 2e-5 * float(separate.abs().max())
+
+
+@UNFUSED
+def test_a_block_mask_counts_no_padding_and_learns_the_same(tokenizer, prompts):
+    found = []
+    for attention in ("blocks", "flex"):
+        vlm = dataclasses.replace(build(tokenizer, 0), attention=attention)
+        groups = groups_of(vlm, prompts[:2], [[3, 40], [7]])
+        reading = read_groups(vlm, groups, cut=True)
+        for place in every_place(groups):
+            reading.read([place]).square().sum().backward()
+        reading.close()
+        found.append(torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).norm()) < 1e-5 * float(found[0].norm())
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=3), st.integers(0, 9))
 def test_any_lengths_and_any_number_of_siblings_agree(teacher, lengths, seed):

@@ -8,7 +8,9 @@ import torch
 from conftest import build
 
 from vistill.models.decoding import Decoder
+from vistill.models.flex import plan_flex
 from vistill.models.qwen3_vl_step import fits
+from vistill.models.scoring import PLANS
 from vistill.models.selftest import proven
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -110,6 +112,22 @@ def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
         with pytest.warns(UserWarning, match=reason):
             found = proven(dataclasses.replace(teacher, family=family))
         assert not found.shares_prompts
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
+def test_flex_attention_that_fails_its_self_test_gives_way_to_blocks(teacher, monkeypatch):
+    flexible = dataclasses.replace(teacher, attention="flex")
+    assert proven(flexible).attention == "flex"
+
+    def without_prompts(segments, num, device):
+        """A mask that forgets whose prompt is whose."""
+        return plan_flex([dataclasses.replace(s, prompt_length=0) for s in segments], num, device)
+
+    monkeypatch.setitem(PLANS, "flex", without_prompts)
+    with pytest.warns(UserWarning, match="padded blocks instead of by flex attention, because its hidden states"):
+        found = proven(flexible)
+    assert found.attention == "blocks"
+    assert found.shares_prompts
 
 
 def grouped(tokenizer, seed=0):

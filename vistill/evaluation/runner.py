@@ -123,7 +123,8 @@ def evaluate(
     tokens = []
     if settings.advantage and cast.teacher is not None and pictured:
         first = [a for a in sampled if a.prompt.id in same_rows and a.rollout.sibling == 0]
-        tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
+        with cast.teacher.here():
+            tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)
     return EvalResult(summary, samples, tokens, settings)
 

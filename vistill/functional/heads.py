@@ -10,6 +10,21 @@ from torch.nn import functional as F
 
 from vistill.meter import count
 
+
+def whole(weight: Tensor) -> Tensor:
+    """A sharded weight as one tensor, gathered once for all rows; anything else as it is.
+
+    Every rank learns from rows of its own, so what comes back is summed over ranks and each keeps its shard.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return weight
+    from torch.distributed.tensor import DTensor, Partial
+
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
+
+
 Kernels = Literal["torch", "triton"]
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -17,12 +18,14 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vistill.errors import ModelError, suggest
-from vistill.functional.heads import Head, Kernels
+from vistill.functional.heads import Head, Kernels, whole
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.family import EncodedPrompt, Family
 from vistill.models.qwen3_vl import Qwen3VLFamily
+from vistill.models.resting import Resting
 from vistill.types import Prompt
 
+Attending = Literal["blocks", "flex"]
 FAMILIES: dict[str, type[Qwen3VLFamily]] = {"qwen3_vl": Qwen3VLFamily}
 
 
@@ -39,6 +42,10 @@ class VLM:
     """Read a prompt once for all its siblings, where the family can; false makes every rollout a row of its own."""
     kernels: Kernels = "torch"
     """What turns rows of logits into values and gradients (`models/backends.py` chooses)."""
+    attention: Attending = "blocks"
+    """How siblings attend to the prompt they share; the numbers are the same."""
+    resting: Resting | None = field(default=None, compare=False)
+    """Where its weights wait while nobody reads with it."""
 
     @property
     def shares_prompts(self) -> bool:
@@ -47,8 +54,8 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
+        """Where the weights are when they are read with."""
+        return self.model.device if self.resting is None else self.resting.device
 
     @property
     def vocabulary_size(self) -> int:
@@ -76,11 +83,11 @@ class VLM:
     def head(self, vocabulary: int) -> Head:
         """The language-model head over the first `vocabulary` ids."""
         layer: Any = self.model.get_output_embeddings()
-        bias = getattr(layer, "bias", None)
+        weight, bias = whole(layer.weight), getattr(layer, "bias", None)
         text_config = self.model.config.get_text_config()
         return Head(
-            weight=layer.weight[:vocabulary],
-            bias=None if bias is None else bias[:vocabulary],
+            weight=weight[:vocabulary],
+            bias=None if bias is None else whole(bias)[:vocabulary],
             softcap=getattr(text_config, "final_logit_softcapping", None),
             kernels=self.kernels,
         )
@@ -96,6 +103,16 @@ class VLM:
     def tokens(self, ids: tuple[int, ...] | list[int]) -> list[str]:
         """Text of each token, for heatmaps."""
         return [str(self.tokenizer.decode([i])) for i in ids]
+
+    def here(self) -> AbstractContextManager[None]:
+        """Inside, the weights are on the device; a model that never rests is always there."""
+        return nullcontext() if self.resting is None else self.resting.here()
+
+    def rested(self) -> "VLM":
+        """The same frozen model, its weights in host memory outside `here`; its head stays on the device."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, torch.nn.Module)
+        return replace(self, resting=Resting(self.model, head, self.device))
 
     def freeze(self) -> "VLM":
         """Evaluation mode, no gradient."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from vistill.batch import ScoredPass
 from vistill.functional.rows import log_prob_from_hidden
 from vistill.models.family import EncodedPrompt, PackedRow, RowBatch
+from vistill.models.flex import plan_flex
 from vistill.models.loading import VLM
 from vistill.models.sharing import KeysValues, Segment, plan_attention
 
@@ -54,6 +55,8 @@ def to_rows(groups: Sequence[EncodedGroup], pad_id: int) -> RowBatch:
     return RowBatch(ids, mask, placed, [item.prompt for item in groups], group)
 
 
+#: How packed segments attend, by `VLM.attention`.
+PLANS = {"blocks": plan_attention, "flex": plan_flex}
 Place = tuple[int, int]
 """Group and sibling of a response."""
 
@@ -83,7 +86,8 @@ class SharedReading:
         self.made = KeysValues()
         lengths = [len(g.prompt.ids) - 1 for g in groups]
         self.segments = segments_of(lengths)
-        attend = plan_attention([s for s in self.segments if s.length], 0, vlm.device)
+        plan = PLANS[vlm.attention]
+        attend = plan([s for s in self.segments if s.length], 0, vlm.device)
         attend.kept = self.made
         prompts = [g.prompt for g in groups]
         ids = torch.tensor([i for p in prompts for i in p.ids[:-1]], dtype=torch.long)
@@ -103,7 +107,7 @@ class SharedReading:
             Segment(own.start, own.length, self.segments[g].start, self.segments[g].length)
             for own, (g, _) in zip(segments_of(lengths), places, strict=True)
         ]
-        attend = plan_attention(shared, sum(s.length for s in self.segments), self.vlm.device)
+        attend = PLANS[self.vlm.attention](shared, sum(s.length for s in self.segments), self.vlm.device)
         attend.prompt = self.known
         return self.vlm.family.packed_states(
             self.vlm.model, PackedRow(torch.tensor(ids), torch.cat(positions, 1), attend)

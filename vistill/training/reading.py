@@ -1,7 +1,7 @@
 """From prompts to a scored batch: write responses, lay them on one axis, read them under every view."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,6 +39,14 @@ class Cast:
         vlm = {**own, **self.companions}.get(role)
         assert vlm is not None, f"nobody plays {role}"
         return vlm
+
+    @contextmanager
+    def here(self, passes: Sequence[Pass]) -> Iterator[None]:
+        """Whoever reads without gradient is on its device; a teacher that rests comes once for all its readings."""
+        with ExitStack() as stack:
+            for role in dict.fromkeys(p.reader for p in passes if not p.gradient):
+                stack.enter_context(self.reader(role).here())
+            yield
 
     def at_step(self, seed: int, step: int) -> "Cast":
         """The same cast whose random views belong to a step: a mask is drawn afresh each time a prompt comes."""

@@ -48,6 +48,10 @@ class TrainSettings:
     """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Rows of logits to values and gradients: auto takes Triton on CUDA where it is installed and proves itself."""
+    attention: Literal["blocks", "flex"] = "blocks"
+    """How siblings attend to their prompt: padded blocks, or one packed row under a block mask (for CUDA)."""
+    offload_teacher: bool = False
+    """Keep the teacher's weights in host memory but while it reads; its head stays. Nothing to do on a CPU."""
     deterministic: bool = True
     """Use deterministic kernels."""
     freeze: tuple[Literal["vision", "language", "head"], ...] = ()

@@ -84,7 +84,10 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     with update.observe("encode"):
         reading = prepare(cast, groups, passes, responses, update.split)
     with update.observe("score"):
-        with update.autocast():  # the same precision as with gradient, or the ratio to the old weights would not be 1
+        with (
+            cast.here(passes),
+            update.autocast(),
+        ):  # the same precision as with gradient, or the ratio to the old weights would not be 1
             read = read_without_gradient(cast, reading, passes, update.poll)
         batch = replace(read, memory=state.method.get("memory", {}), progress=step / update.num_steps)
         signals = objective.signals(batch)

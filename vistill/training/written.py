@@ -38,7 +38,8 @@ def written_by_teacher(
     desk = Desk(plain_engine(cast.teacher), objective, rollout.per_prompt)
     sampling = sampling_of(rollout, seed, BEFORE)
     for start in range(0, len(missing), PROMPTS_PER_CALL):
-        groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)
+        with cast.teacher.here():
+            groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)
         for group in groups:
             folder.log(path, to_record(cast, group))
             found[group.prompt.id] = group.rollouts

@@ -1,0 +1,116 @@
+"""A teacher that rests between its readings: same numbers, no device copy left behind, its head always there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vistill.objectives import METHODS, VAOPD
+from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import SharedEngine
+from vistill.training.checkpoint import TrainState
+from vistill.training.optim import make_optimizer
+from vistill.training.reading import Cast
+from vistill.training.settings import TrainSettings
+from vistill.training.step import Update, train_step
+from vistill.training.writing import Desk
+
+TRAIN = TrainSettings(prompts_per_step=2, lr=1e-3)
+
+
+@pytest.fixture
+def resting(tokenizer):
+    from conftest import build
+
+    return build(tokenizer, 1, hidden=48).freeze().rested()
+
+
+def pointers(vlm):
+    return [p.data_ptr() for p in vlm.model.parameters()]
+
+
+def test_weights_are_copies_inside_and_the_hosts_own_outside(resting):
+    host = {x.data_ptr() for x in resting.resting.host}
+    head = resting.head(10).weight.data_ptr()
+    outside = pointers(resting)
+    assert set(outside) - host == {head}
+    with resting.here(), resting.here():
+        inside = pointers(resting)
+        assert not host & set(inside)
+        assert resting.head(10).weight.data_ptr() == head
+    assert pointers(resting) == outside
+
+
+def test_an_error_while_it_reads_still_sends_it_back(resting):
+    outside = pointers(resting)
+    with pytest.raises(RuntimeError, match="boom"), resting.here():
+        raise RuntimeError("boom")
+    assert pointers(resting) == outside
+
+
+def test_a_model_that_learns_cannot_rest(student):
+    with pytest.raises(AssertionError, match="cannot rest"):
+        student.rested()
+
+
+@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
+def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer, teacher, resting, prompts):
+    from conftest import build
+
+    found = []
+    for other in (teacher, resting):
+        own = build(tokenizer, 0)
+        objective = METHODS[method]()
+        update = Update(
+            cast=Cast(own, other, own.vocabulary_size),
+            desk=Desk(SharedEngine(own), objective, 2),
+            optimizer=make_optimizer(own.model, TRAIN),
+            train=TRAIN,
+            rollout=RolloutSettings(max_new_tokens=6),
+            seed=0,
+            num_steps=4,
+        )
+        metrics = train_step(update, prompts[:2], TrainState()).metrics
+        found.append((metrics, torch.cat([p.detach().flatten() for p in own.model.parameters()])))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_it_comes_once_a_step_for_all_its_readings_and_is_away_while_the_student_writes_and_learns(
+    student, resting, prompts, monkeypatch
+):
+    seen = []
+    here, arrivals = type(resting.resting).here, []
+
+    def counted(self):
+        arrivals.append(self.depth)
+        return here(self)
+
+    monkeypatch.setattr(type(resting.resting), "here", counted)
+    objective = VAOPD()
+    engine = SharedEngine(student, lambda: seen.append(("writing", resting.resting.depth)))
+    update = Update(
+        cast=Cast(student, resting, student.vocabulary_size),
+        desk=Desk(engine, objective, 2),
+        optimizer=make_optimizer(student.model, TRAIN),
+        train=TRAIN,
+        rollout=RolloutSettings(max_new_tokens=4),
+        seed=0,
+        num_steps=4,
+    )
+    watched = replace(update, desk=replace(update.desk, objective=watching(objective, resting, seen)))
+    train_step(watched, prompts[:2], TrainState())
+    assert arrivals == [0]
+    assert {depth for what, depth in seen if what == "writing"} == {0}
+    assert {depth for what, depth in seen if what == "learning"} == {0}
+
+
+def watching(objective, resting, seen):
+    """The same method, noting whether the teacher is there when its terms are asked for."""
+
+    class Watching(type(objective)):
+        def terms(self, batch, signals):
+            seen.append(("learning", resting.resting.depth))
+            return super().terms(batch, signals)
+
+    return Watching()
