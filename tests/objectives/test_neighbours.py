@@ -7,6 +7,8 @@ import torch
 from batches import loss_of, method_batch
 
 from vistill.batch import ScoredBatch
+from vistill.errors import ConfigError
+from vistill.meter import counting
 from vistill.objectives import METHODS
 from vistill.types import Reader, View, Writer
 
@@ -120,6 +122,53 @@ def test_vcsd_without_contrast_support_and_temperature_is_plain_self_distillatio
     assert ours == pytest.approx(theirs, abs=1e-6)
     ours, theirs = both(kd, make("vcsd"), rename={"ema.full": "teacher.full"})
     assert abs(ours - theirs) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive": True}, {"preserve": 0.0, "eta": "none"}, {"preserve": 1.0}])
+def test_merged_vgs_has_the_gradient_of_vgs_from_one_teacher_projection(options):
+    gradients, losses, rows = [], [], []
+    for merged in (False, True):
+        method = make("vgs", merged=merged, **options)
+        batch, leaves = method_batch(method, LENGTHS, GROUP)
+        with counting() as counted:
+            loss = loss_of(method, batch)
+        loss.backward()
+        gradients.append([None if leaf.grad is None else leaf.grad.clone() for leaf in leaves.values()])
+        losses.append(float(loss))
+        rows.append(counted["head_rows"])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or float((a - b).abs().max()) <= 1e-6 * max(1.0, float(a.abs().max()))
+    assert rows[0] - rows[1] >= sum(LENGTHS)  # each response row once less through a head
+    assert losses[1] < losses[0] - 1e-3
+
+
+def test_merged_vgs_differs_from_vgs_by_what_no_student_changes():
+    apart, merged = make("vgs", preserve=0.0, eta="none"), make("vgs", preserve=0.0, eta="none", merged=True)
+    batch, _ = method_batch(apart, LENGTHS, GROUP)
+    gaps = []
+    for shift in (0.0, 0.7):
+        own = batch["student.full"]
+        moved = replace(own, hidden=own.states().detach() + shift)
+        other = ScoredBatch(batch.responses, {**batch.passes, "student.full": moved})
+        gaps.append(float(loss_of(apart, other)) - float(loss_of(merged, other)))
+    assert gaps[0] == pytest.approx(gaps[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"ratio_clamp": 1.0}, {"support": 0.1}, {"eta": "dynamic"}])
+def test_merged_vgs_refuses_what_needs_its_terms_apart(options):
+    with pytest.raises(ConfigError) as caught:
+        make("vgs", merged=True, **options)
+    assert caught.value.code == "C002"
+    assert caught.value.fix == "merged=false"
+
+
+def test_merged_vgs_refuses_a_head_whose_logits_are_not_linear_in_the_states():
+    method = make("vgs", merged=True)
+    batch, _ = method_batch(method, LENGTHS, GROUP)
+    bent = {n: replace(s, head=replace(s.head, softcap=5.0)) for n, s in batch.passes.items()}
+    with pytest.raises(ConfigError, match="softcap"):
+        method.terms(replace(batch, passes=bent), method.signals(batch))
 
 
 def test_papos_masked_entropy_is_a_constant_unless_its_gradient_is_asked_for():

@@ -4,7 +4,6 @@ Where we depart, and why: p_x inside q* is detached (the paper leaves it open; u
 towards answers that need the picture); scope `micro_batch` counts prompts of its own: ours never change an update.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,9 +11,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vistill.batch import GradientProbe, LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.targets import reverse_kl_to_steered
+from vistill.objectives.merging import merged_steering, refuse_bent
+from vistill.objectives.norms import NormCorrected
 from vistill.objectives.passes import STUDENT, TEACHER, against, all_against, per_response
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_dependency import Scope, threshold, threshold_key, token_has_image, visual_dependency
@@ -24,7 +25,7 @@ TEACHER_BLIND = Pass(Reader.TEACHER, View.TEXT_ONLY)
 
 
 @dataclass(frozen=True)
-class VGS(Objective):
+class VGS(NormCorrected):
     """`eta (KL(p||q) + gamma KL(p||q*) + lambda 1[VDS > Q] KL(p_x||q_x))`, `q* ~ p_x q / q_x`, means over |tau|."""
 
     gamma: float = ranged(2.0, 0)
@@ -52,10 +53,15 @@ class VGS(Objective):
     support: float = ranged(0.0, 0, 1)
     """The log-ratio inside q* counts only where q >= support * max q; 0 counts everywhere (paper)."""
 
+    merged: bool = False
+    """Learn the standard and the steering term as one: the same gradient from one teacher projection instead of two."""
+
     steering_term: ClassVar[str] = "visual_kl"
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.merged:
+            refuse_bent(self.steering_term != "visual_kl", self.ratio_clamp is not None, self.support > 0, self.eta)
 
     def needs(self) -> frozenset[Need]:
         """Pictures: without one all four readings agree."""
@@ -84,33 +90,26 @@ class VGS(Objective):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, steering and preservation, all times eta; q* is data, the gate is strict."""
         weights = self.norm_correction(batch.memory) * signals["token_weight"]
+        if self.merged:
+            readings = [batch[p.name] for p in (STUDENT, TEACHER, TEACHER_BLIND, self.blind())]
+            return (merged_steering(readings, weights, signals["steering"]), *self.preserved(batch, signals))
         steering, blind = weights * signals["steering"], (TEACHER, TEACHER_BLIND, self.blind())
         both = ((reverse_kl, (TEACHER,), weights), (self.kl_to_steered(), blind, steering))
         standard, visual = all_against(batch, STUDENT, *both)
         terms = (LossTerm("reverse_kl", standard, weights), LossTerm("visual_kl", visual, steering))
+        return (*terms, *self.preserved(batch, signals))
+
+    def preserved(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+        """The student without the picture stays with the teacher on gated rows; the head runs on those alone."""
         if self.preserve == 0:
-            return terms
-        kept = weights * self.preserve * signals["gate"]
+            return ()
+        kept = self.norm_correction(batch.memory) * signals["token_weight"] * self.preserve * signals["gate"]
         language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=kept)
-        return (*terms, LossTerm("language_preservation", language, kept))
+        return (LossTerm("language_preservation", language, kept),)
 
     def kl_to_steered(self) -> partial[Tensor]:
         """KL(student || q*) with the method's clamps."""
         return partial(reverse_kl_to_steered, ratio_clamp=self.ratio_clamp, support=self.support)
-
-    def norm_correction(self, memory: Mapping[str, float]) -> float:
-        """Eta: it scales the whole loss, so AdamW hardly feels it beyond gradient clipping."""
-        return {"constant": self.eta_value, "dynamic": memory.get("eta", 1.0), "none": 1.0}[self.eta]
-
-    def probe(self) -> GradientProbe | None:
-        """Dynamic eta measures the standard gradient and the steered one (lambda is left out, Eq. 15)."""
-        sums = (("reverse_kl",), ("reverse_kl", self.steering_term))
-        return GradientProbe(self.eta_every, sums) if self.eta == "dynamic" else None
-
-    def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
-        """Moving average of the ratio of the two norms."""
-        ratio = norms[0] / max(norms[1], 1e-12)
-        return {**memory, "eta": 0.9 * memory["eta"] + 0.1 * ratio if "eta" in memory else ratio}
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Running thresholds."""
