@@ -210,6 +210,9 @@ def trl_trainer(models, sizes, folder, checkpointing, callback):
 def our_update(student, teacher, sizes, objective):
     """A whole step of ours, rollouts and update included."""
     own = dataclasses.replace(student, model=copy.deepcopy(student.model))
+    own.model.generation_config.eos_token_id = own.family.banned_ids()[
+        0
+    ]  # never sampled: every response has its length
     train, rollout = TrainSettings(prompts_per_step=sizes.prompts), RolloutSettings(max_new_tokens=sizes.tokens)
     update = Update(
         cast=Cast(own, teacher, student.vocabulary_size),

@@ -16,7 +16,16 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.experiments.raising import raising_tokenizer
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
-from vistill.functional.rows import States, log_prob_from_hidden, per_row
+from vistill.functional.rows import (
+    Ask,
+    States,
+    Target,
+    log_prob_from_hidden,
+    per_row,
+    reverse_kl_from_hidden,
+    rows_of,
+)
+from vistill.functional.targets import reverse_kl_to_steered
 from vistill.models.scoring import EncodedGroup, every_place, read_groups
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -60,21 +69,29 @@ def one_loss(kind, states, heads, weights):
     (weights * values).sum().backward()
 
 
-def loss_rows(vocabulary, repeats):
-    """Time of the loss and of the sampled log-probability over their bare matrix products."""
-    (hs, ht), (ws, wt), weights = head_inputs(vocabulary)
+def loss_floor_of(states, heads):
+    """The products a loss with gradients cannot do without, and nothing else."""
+    (hs, ht), (ws, wt) = states, heads
+    vocabulary, detached = len(ws), ws.detach()
     a, b = torch.empty(FLOOR_ROWS, vocabulary), torch.empty(FLOOR_ROWS, vocabulary)
     dh, dw = torch.empty(FLOOR_ROWS, WIDTHS[0]), torch.zeros(vocabulary, WIDTHS[0])
-    ids = torch.arange(TOKENS) % vocabulary
-    detached = ws.detach()
 
     @torch.no_grad()
-    def loss_floor():
+    def floor():
         for s, t in zip(hs.split(FLOOR_ROWS), ht.split(FLOOR_ROWS), strict=True):
             torch.mm(s, detached.T, out=a)
             torch.mm(t, wt.T, out=b)
             torch.mm(a, detached, out=dh)
             torch.addmm(dw, a.T, s, out=dw)
+
+    return floor
+
+
+def loss_rows(vocabulary, repeats):
+    """Time of the loss and of the sampled log-probability over their bare matrix products."""
+    (hs, ht), (ws, wt), weights = head_inputs(vocabulary)
+    a, ids = torch.empty(FLOOR_ROWS, vocabulary), torch.arange(TOKENS) % vocabulary
+    loss_floor = loss_floor_of((hs, ht), (ws, wt))
 
     @torch.no_grad()
     def log_prob_floor():
@@ -97,6 +114,52 @@ def loss_rows(vocabulary, repeats):
     return found["loss"] / found["loss_floor"], found["log_prob"] / found["log_prob_floor"]
 
 
+def vgs_readings(vocabulary, tokens):
+    """States of student and teacher, each with the picture and without, and their heads."""
+    (hs, ht), (ws, wt), weights = head_inputs(vocabulary, tokens)
+    g = torch.Generator().manual_seed(1)
+    blind = [torch.randn(tokens, width, generator=g) for width in WIDTHS]
+    return (hs, ht, *blind), (ws, wt), weights
+
+
+def vgs_loss(kind, readings, gamma=2.0):
+    """Standard and steering term of VGS with gradients: ours, ours merged, or everything at once by autograd."""
+    (hs, ht, hx, htx), (ws, wt), weights = readings
+    h, w = hs.clone().requires_grad_(), ws.requires_grad_()
+    w.grad, own, teacher = None, Head(w), Head(wt)
+    if kind == "merged":
+        share = gamma / (1 + gamma)
+        targets = [Target(1.0, ht - share * htx, teacher), Target(1.0, share * hx, own.detached())]
+        loss = (weights * (1 + gamma) * reverse_kl_from_hidden(h, own, targets, weights * (1 + gamma))).sum()
+    elif kind == "ours":
+        others = [States(ht, teacher), States(htx, teacher), States(hx, own.detached())]
+        asked = [Ask(reverse_kl, (0,), weights), Ask(reverse_kl_to_steered, (0, 1, 2), gamma * weights)]
+        standard, visual = rows_of(h, own, others, asked)
+        loss = (weights * (standard + gamma * visual)).sum()
+    else:
+        with torch.no_grad():
+            z = [ht @ wt.T, htx @ wt.T, hx @ ws.T]
+        logits = h @ w.T
+        loss = (weights * (reverse_kl(logits, z[0]) + gamma * reverse_kl_to_steered(logits, *z))).sum()
+    loss.backward()
+
+
+def vgs_rows(row, repeats, vocabulary, tokens=TOKENS // 2):
+    """Time and peak of VGS's two terms beside autograd on all logits."""
+    readings = vgs_readings(vocabulary, tokens)
+    found = alternate({k: lambda k=k: vgs_loss(k, readings) for k in ("ours", "merged", "naive")}, repeats)
+    peaks = {k: loss_peak(f"vgs_{k}", vocabulary, tokens) for k in ("ours", "merged", "naive")}
+    beside = f"autograd on all logits, N={tokens}, V={vocabulary}"
+    return [
+        row("vgs_loss_over_naive", found["ours"] / found["naive"], "ratio", beside),
+        row("vgs_merged_over_naive", found["merged"] / found["naive"], "ratio", f"{beside}; one teacher projection"),
+        row(
+            "vgs_peak_over_naive", peaks["ours"] / peaks["naive"], "ratio", f"naive {peaks['naive']:.0f} MiB; {beside}"
+        ),
+        row("vgs_merged_peak_over_naive", peaks["merged"] / peaks["naive"], "ratio", beside),
+    ]
+
+
 def loss_peak(kind, vocabulary, tokens=TOKENS):
     """Peak memory of one loss beyond inputs and gradients, MiB, in a fresh process."""
     command = [sys.executable, __file__, kind, str(vocabulary), str(tokens)]
@@ -105,11 +168,14 @@ def loss_peak(kind, vocabulary, tokens=TOKENS):
 
 def one_peak(kind, vocabulary, tokens):
     """Peak resident memory above inputs and gradients; Linux forgets the earlier peak when asked."""
-    states, heads, weights = head_inputs(vocabulary, tokens)
-    one_loss(kind, [s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
+    vgs = kind.startswith("vgs_")
+    states, heads, weights = (vgs_readings if vgs else head_inputs)(vocabulary, tokens)
+    kind = kind.removeprefix("vgs_")
+    work = (lambda *readings: vgs_loss(kind, readings)) if vgs else (lambda *readings: one_loss(kind, *readings))
+    work([s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    one_loss(kind, states, heads, weights)
+    work(states, heads, weights)
     gradients = 4 * (states[0].numel() + heads[0].numel()) / 2**20
     print(memory("VmHWM") - before - gradients)
 
@@ -179,6 +245,7 @@ def limit_rows(row, repeats, vocabulary=151_936):
     """All rows of this file."""
     loss, log_prob = loss_rows(vocabulary, min(repeats, 3))
     ours, naive = (loss_peak(kind, vocabulary) for kind in ("ours", "naive"))
+    steered = vgs_rows(row, min(repeats, 3), vocabulary)
     vlm = middle_model()
     speedup, (rollout, same, spread) = sharing_row(vlm, repeats), rollout_row(vlm, min(repeats, 3))
     size = f"N={TOKENS}, V={vocabulary}"
@@ -186,6 +253,7 @@ def limit_rows(row, repeats, vocabulary=151_936):
         row("loss_time_over_floor", loss, "ratio", f"bare products, {size}"),
         row("logprob_time_over_floor", log_prob, "ratio", f"bare product, {size}"),
         row("loss_peak_over_naive", ours / naive, "ratio", f"naive {naive:.0f} MiB, ours {ours:.0f} MiB, {size}"),
+        *steered,
         row("shared_prefix_speedup", speedup, "ratio", "separate rows, forward and backward, K=4, T=P"),
         row("rollout_over_generate", rollout, "ratio", f"{spread}; same responses: {same}"),
     ]

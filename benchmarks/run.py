@@ -12,13 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from demo_before import demo_rows
 from limits import limit_rows
 from naive import naive_step
+from scaling import curves
 
 import vistill
 from vistill.batch import reduce_terms
@@ -42,6 +46,9 @@ from vistill.training.settings import TrainSettings
 from vistill.training.writing import Desk, write_groups
 
 PROMPTS, SIBLINGS = 16, 4
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench measured -->"
 
 
 def our_step(cast, objective, groups):
@@ -165,13 +172,46 @@ def help_row():
 
 
 def row(name, value, unit, reference):
-    return {"name": name, "value": round(float(value), 4), "unit": unit, "reference": reference}
+    return {"name": name, "value": float(f"{float(value):.4g}"), "unit": unit, "reference": reference}
+
+
+def beside_trl(quick, repeats):
+    """The rows beside TRL, where it is installed."""
+    if not find_spec("trl"):
+        print("rows beside TRL left out: pip install -c constraints.txt -e '.[oracle]'")
+        return []
+    from beside_trl import Sizes, trl_rows
+
+    return trl_rows(row, repeats, Sizes(2, 2, 16, 2048, 64) if quick else Sizes())
+
+
+def points(c):
+    return ", ".join(f"{x:,}: {value:.3g}" for x, value in c["values"])
+
+
+def with_tables(text, rows, drawn, about):
+    """`docs/performance.md` with its measured tables renewed."""
+    lines = ["| row | value | unit | beside |", "|---|---|---|---|"]
+    lines += [f"| `{r['name']}` | {r['value']:.4g} | {r['unit']} | {r['reference']} |" for r in rows]
+    lines += ["", "| curve | against | values | unit | beside |", "|---|---|---|---|---|"]
+    lines += [f"| `{c['name']}` | {c['x']} | {points(c)} | {c['unit']} | {c['reference']} |" for c in drawn]
+    versions = (
+        f"torch {about['torch']}, transformers {about['transformers']}, trl {about['trl']}, Python {about['python']}"
+    )
+    lines += [
+        "",
+        f"{about['date']}, `{about['command']}`, {versions}. Seconds belong to one shared machine; quote the ratios.",
+    ]
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    assert found, f"{DOCS.name} has lost its markers"
+    return "\n".join([before + BEGIN, *lines, END]) + after
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--side", choices=("ours", "naive"), help="only measure one side's peak memory")
     args = parser.parse_args()
     use_one_thread()
@@ -182,16 +222,26 @@ def main():
     keep_big_blocks()
     repeats = 2 if args.quick else 5
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
+    rows += beside_trl(args.quick, repeats)
+    drawn = curves(repeats, args.quick)
+    if not args.quick:
+        rows += demo_rows(row, 2)
     about = {
         "command": "make bench",
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "trl": version("trl") if find_spec("trl") else None,
         "python": platform.python_version(),
         "sizes": f"{PROMPTS} prompts x {SIBLINGS} rollouts, shipped tiny models",
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
+    args.out.write_text(json.dumps({"rows": rows, "curves": drawn, "about": about}, indent=2) + "\n")
+    if args.out == RESULTS:
+        DOCS.write_text(with_tables(DOCS.read_text(), rows, drawn, about))
     width = max(len(r["name"]) for r in rows)
+    for c in drawn:
+        print(f"{c['name']} against {c['x']}: {points(c)} {c['unit']}; beside: {c['reference']}")
     for r in rows:
         print(f"{r['name']:<{width}}  {r['value']:>10.4g} {r['unit']:<9} beside: {r['reference']}")
     print(f"written to {args.out}")

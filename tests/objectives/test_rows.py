@@ -36,6 +36,9 @@ RULES = {
     "skewed": (partial(skewed_forward_kl, skew=0.1), 1),
     "top_k_with_tail": (top_forward, 1),
     "steered": (reverse_kl_to_steered, 3),
+    "steered_with_options": (partial(reverse_kl_to_steered, ratio_clamp=None, support=0.0), 3),
+    "steered_clamped": (partial(reverse_kl_to_steered, ratio_clamp=0.3), 3),
+    "steered_supported": (partial(reverse_kl_to_steered, support=0.2), 3),
     "contrast": (to_contrast, 2),
 }
 HEADS = {"plain": {}, "scaled": {"scale": 0.5}, "softcap": {"softcap": 3.0}, "bias": {"bias": True}}
@@ -253,6 +256,12 @@ def test_a_second_backward_pass_through_the_same_values_gives_the_same_gradient(
     again = torch.autograd.grad(3 * loss, (hidden, weight))
     for a, b in zip(first, again, strict=True):
         close(3 * a, b, 1e-11)
+
+
+def test_plain_steering_has_a_kernel_and_bent_steering_has_none():
+    assert kernel_of(RULES["steered"][0]) is kernel_of(RULES["steered_with_options"][0]) is not None
+    assert kernel_of(RULES["steered_clamped"][0]) is None
+    assert kernel_of(RULES["steered_supported"][0]) is None
 
 
 def test_no_rows_give_no_values():

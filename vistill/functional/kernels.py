@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vistill.functional.divergences import forward_kl, jensen_shannon, reverse_kl
+from vistill.functional.targets import reverse_kl_to_steered
 
 #: Stands for log 0 in a product with probability 0.
 FAR = -1e30
@@ -85,6 +86,22 @@ def jensen_shannon_rows(block: Block, others: Sequence[Tensor], weights: Tensor 
     return beta * target + (1 - beta) * own
 
 
+def steered_rows(block: Block, others: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    """Reverse KL to `softmax(z_Sx + z_T - z_Tx)`: normalisers are constants of the row and drop out."""
+    full, text_only, own_text_only = others
+    target = torch.sub(full, text_only, out=block.b).add_(own_text_only)
+    return reverse_kl_rows(block, (target,), weights)
+
+
+def is_plain_steering(rule: Callable[..., Tensor]) -> bool:
+    """KL to q* whose ratio is neither clamped nor limited to a support."""
+    if rule is reverse_kl_to_steered:
+        return True
+    options = rule.keywords if isinstance(rule, partial) and rule.func is reverse_kl_to_steered else None
+    plain = {"ratio_clamp": None, "support": 0.0}
+    return options is not None and all(plain.get(name, 1) == value for name, value in options.items())
+
+
 def kernel_of(rule: Callable[..., Tensor]) -> Kernel | None:
     """The kernel of a rule, where there is one for its options."""
     if rule is reverse_kl:
@@ -93,6 +110,8 @@ def kernel_of(rule: Callable[..., Tensor]) -> Kernel | None:
         return forward_kl_rows
     if rule is log_prob_rows:
         return log_prob_rows
+    if is_plain_steering(rule):
+        return steered_rows
     if isinstance(rule, partial) and rule.func is jensen_shannon and set(rule.keywords) == {"beta"} and not rule.args:
         beta = rule.keywords["beta"]
         ends = {0.0: forward_kl_rows, 1.0: reverse_kl_rows}

@@ -1,0 +1,71 @@
+"""The demo beside the demo of the version before prompts were shared: `python benchmarks/demo_before.py`.
+
+Checks out the old package next to this one, runs both demos in turn, compares their accuracies to the digit.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parent.parent
+#: The last commit whose siblings each read their own prompt.
+BEFORE = "b542d48"
+
+
+def checkout(folder):
+    """The old package and its recipes; None where this clone has no history."""
+    archive = folder / "before.tar"
+    command = ["git", "-C", str(REPO), "archive", "--output", str(archive), BEFORE, "vistill", "recipes"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return None
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    (folder / "vistill" / "recipes").symlink_to(folder / "recipes")
+    return folder
+
+
+def demo(package, run):
+    """Seconds of one demo, and each arm's evaluations."""
+    environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "vistill", "demo", "--run", str(run)]
+    subprocess.run(command, env=environment, capture_output=True, check=True, cwd=run.parent)
+    seconds = time.perf_counter() - start
+    arms = {}
+    for path in sorted(run.glob("*/evaluations.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        arms[path.parent.name] = [(r["step"], r["accuracy"]) for r in lines]
+    return seconds, arms
+
+
+def demo_rows(row, repeats):
+    """Best wall time of the demo over the version before, and whether the accuracies are the same."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        before = checkout(folder)
+        if before is None:
+            print(f"demo_arms_over_before left out: this clone has no commit {BEFORE} (git fetch --unshallow)")
+            return []
+        times, found = {"before": [], "now": []}, {}
+        for turn in range(repeats):
+            for side, package in (("before", before), ("now", REPO)):
+                seconds, found[side] = demo(package, folder / f"{side}-{turn}")
+                times[side].append(seconds)
+    same = found["before"] == found["now"]
+    assert found["now"], "the demo wrote no evaluations"
+    best = {side: min(values) for side, values in times.items()}
+    text = f"{BEFORE}, {best['before']:.0f} s; ours {best['now']:.0f} s, best of {repeats}; same accuracies: {same}"
+    return [row("demo_arms_over_before", best["now"] / best["before"], "ratio", text)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=2)
+    for line in demo_rows(lambda *values: values, parser.parse_args().repeats):
+        print(*line)
