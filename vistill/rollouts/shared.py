@@ -11,8 +11,9 @@ from vistill.rollouts.hf import HFEngine, banned_ids, to_rollout
 from vistill.rollouts.noise import KeyedSampler, rollout_seed
 from vistill.types import Rollout
 
-#: Finished rows are dropped when they are at least this share of the rows; dropping copies the cache.
-DROP_SHARE = 1 / 8
+#: Finished rows are dropped once so many steps were wasted on them, all rows together counted as one step: about what
+#: dropping costs, which copies the cache.
+WASTED_STEPS = 2.0
 
 
 def plain_engine(vlm: VLM, poll: Callable[[], None] = lambda: None, name: str = "shared") -> RolloutEngine:
@@ -53,7 +54,7 @@ class SharedEngine:
         decoder, sampler = Decoder(vlm, [r.prompt for r in requests], group), self._sampler(requests, sampling)
         head, stop = vlm.head(vlm.vocabulary_size), set(vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
-        alive, done = list(range(len(group))), [False] * len(group)
+        alive, done, wasted = list(range(len(group))), [False] * len(group), 0
         for _ in range(sampling.max_new_tokens):
             self.poll()
             chosen = sampler.choose(head.logits(decoder.states()))
@@ -65,7 +66,9 @@ class SharedEngine:
             left = [place for place, row in enumerate(alive) if not done[row]]
             if not left:
                 break
-            if len(alive) - len(left) >= DROP_SHARE * len(alive):
+            wasted += len(alive) - len(left)
+            if wasted >= WASTED_STEPS * len(alive):
+                wasted = 0
                 alive = [alive[place] for place in left]
                 decoder.keep(torch.tensor(left, device=vlm.device))
                 sampler.keep(left)
