@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle test-triton check bench clean
+.PHONY: help demo test test-all test-oracle test-triton check bench bench-gpu clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -45,6 +45,9 @@ check: $(DEV_STAMP)  ## lint, format, import order, types
 bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(STAMP)  ## rows G1 to G3 on a CUDA device, write benchmarks/results/gpu.json
+	$(BIN)/python benchmarks/gpu.py
 
 clean:           ## remove the environment and caches, never runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
