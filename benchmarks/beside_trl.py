@@ -213,7 +213,10 @@ def our_update(student, teacher, sizes, objective):
     own.model.generation_config.eos_token_id = own.family.banned_ids()[
         0
     ]  # never sampled: every response has its length
-    train, rollout = TrainSettings(prompts_per_step=sizes.prompts), RolloutSettings(max_new_tokens=sizes.tokens)
+    train, rollout = (
+        TrainSettings(prompts_per_step=sizes.prompts),
+        RolloutSettings(max_new_tokens=sizes.tokens, temperature=1.0, top_p=1.0),
+    )
     update = Update(
         cast=Cast(own, teacher, student.vocabulary_size),
         desk=Desk(SharedEngine(own), objective, sizes.siblings),
@@ -250,7 +253,7 @@ def trl_rows(row, repeats, sizes=Sizes()):
         repeats,
     )
     student.model.zero_grad()
-    whole = whole_steps(student, teacher, sizes, repeats)
+    whole = whole_steps(student, teacher, sizes, min(repeats, 3))
     length = len(student.encode(groups[0].prompt).ids)
     size = f"{str(sizes).replace('T=', f'P={length}, T=')}"
     beside = f"row-per-rollout OPD with TRL's kernels, after the rollouts; {size}"

@@ -88,6 +88,12 @@ def tiny_folder(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def without_canary(monkeypatch):
+    """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
+    monkeypatch.setattr("vistill.training.loop.examine", lambda update, prompts: {})
+
+
 def pytest_sessionfinish(session, exitstatus):
     """Zero oracle tests executed is a failure, not a success."""
     if session.config.option.markexpr == "oracle" and exitstatus == 0:

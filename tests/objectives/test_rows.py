@@ -77,7 +77,7 @@ def agree(found, expected):
 def pieces(request, monkeypatch):
     """Everything at once, and seven rows a chunk in blocks of three."""
     if request.param == "pieces":
-        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": 7 * V * 8 * 2})
+        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": 7 * V * 8})
         monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": 3 * V})
         monkeypatch.setattr(tiles, "CACHED_ELEMENTS", {"cpu": 3 * V})
         monkeypatch.setattr(tiles, "TILE_ROWS", 5)

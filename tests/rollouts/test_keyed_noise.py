@@ -106,3 +106,30 @@ def test_engines_answer_the_same_protocol(teacher):
     assert isinstance(scripted, RolloutEngine)
     assert isinstance(HFEngine(teacher), RolloutEngine)
     assert isinstance(SharedEngine(teacher), RolloutEngine)
+
+
+def sorted_nucleus(row, top_p):
+    """By sorting everything, in float64."""
+    probabilities = torch.softmax(row.double(), -1)
+    ordered, order = torch.sort(probabilities, descending=True)
+    inside = (ordered.cumsum(-1) - ordered) < top_p
+    inside[0] = True
+    return set(order[inside].tolist())
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95])
+def test_a_nucleus_found_among_the_likeliest_is_the_one_found_by_sorting(spread, top_p):
+    """Flat rows need every size that is tried, steep ones the first."""
+    logits = spread * torch.randn(6, 5000, generator=torch.Generator().manual_seed(1))
+    logits[:, :3] = -torch.inf
+    found = nucleus(logits, top_p)
+    for row, kept in zip(logits, found, strict=True):
+        assert set(torch.nonzero(torch.isfinite(kept))[:, 0].tolist()) == sorted_nucleus(row, top_p)
+    assert torch.equal(found[2:3], nucleus(logits[2:3], top_p))
+
+
+def test_equally_likely_tokens_at_the_edge_stay_together():
+    logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -2.0]])
+    assert torch.isfinite(nucleus(logits, 0.8))[0].tolist() == [True, True, True, True, False]
+    assert torch.isfinite(nucleus(logits, 1e-9))[0].tolist() == [True, False, False, False, False]

@@ -36,6 +36,8 @@ from vistill.training.writing import Desk, write_groups
 from vistill.training.written import forget_others
 from vistill.types import Pass, Reader, RolloutGroup, View
 
+pytestmark = pytest.mark.usefixtures("without_canary")
+
 TRAIN = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
 EVAL = diagram_prompts("val", 3, 0)
 

@@ -22,6 +22,8 @@ from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.splitting import AUTO_TOKENS, PART_TOKENS, Split
 from vistill.types import Finish, Rollout, RolloutGroup
 
+pytestmark = pytest.mark.usefixtures("without_canary")
+
 PROMPTS = diagram_prompts("train", 6, 0)
 
 

@@ -23,6 +23,8 @@ from vistill.training.settings import RewardSettings, SaveSettings, TrainSetting
 from vistill.training.written import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
+pytestmark = pytest.mark.usefixtures("without_canary")
+
 TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
 PLAIN = diagram_prompts("train", 6, 0)
 

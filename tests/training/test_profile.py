@@ -20,6 +20,8 @@ from vistill.training.reading import Cast, lay_out, learning_parts, prepare, rea
 from vistill.training.settings import TrainSettings
 from vistill.types import Finish, Reader, Rollout, RolloutGroup
 
+pytestmark = pytest.mark.usefixtures("without_canary")
+
 LINEAR = ("mm", "addmm", "convolution", "convolution_backward")
 
 

@@ -158,6 +158,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 
 
 @app.command()
+def selftest(
+    chaos: Annotated[
+        int, typer.Option(help="trials of each kind: kills at random instants, signals in every phase")
+    ] = 20,
+    folder: Annotated[Path, typer.Option(help="where to write: the storage under test")] = Path("runs/selftest"),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Kill a tiny run again and again on your own storage: does it resume to the same bits?"""
+    from vistill.experiments.chaos import report_of, selftest_rows
+
+    rows = selftest_rows(folder, chaos)
+    print(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else report_of(rows))
+    raise typer.Exit(0 if all(row.survived == row.tried for row in rows) else 1)
+
+
+@app.command()
 def explain(
     word: Annotated[str, typer.Argument(help="an error code such as D201, or a method such as va_opd")],
 ) -> None:

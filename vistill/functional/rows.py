@@ -20,8 +20,8 @@ from vistill.functional.kernels import Block, Fused, fused_of, kernel_of, log_pr
 from vistill.functional.tiles import tiled_log_prob
 from vistill.meter import count
 
-#: Bytes of logits that exist at a time, all readings together, and elements of a block that fit into a cache.
-CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
+#: Bytes of logits that exist at a time of each reading, and elements of a block that fit into a cache.
+CHUNK_BYTES = {"cpu": 80 << 20, "cuda": 1 << 29}
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 Rule = Callable[..., Tensor]
@@ -214,9 +214,9 @@ class Work:
         count(head_rows=rows * len(heads), flops=flops)
 
     def chunk_rows(self, num: int) -> int:
-        """Rows whose logits, of all readings, are held together."""
-        held = len(self.head.weight) * self.head.wide.itemsize * (1 + len(self.others))
-        return max(1, min(num, CHUNK_BYTES.get(self.head.weight.device.type, 1 << 30) // held))
+        """Rows whose logits are held together."""
+        held = len(self.head.weight) * self.head.wide.itemsize
+        return max(1, min(num, CHUNK_BYTES.get(self.head.weight.device.type, 1 << 29) // held))
 
     def block_rows(self, num: int) -> int:
         """Rows that are looked at together."""

@@ -123,6 +123,14 @@ class Family(Protocol):
         """Left-padded keyword arguments for `generate`."""
         ...
 
+    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[Picture]) -> str | None:
+        """Why image tokens, image tensors or grids are not what the pictures ask for; None where they are."""
+        ...
+
+    def picture_states(self, model: Any, prompts: Sequence[EncodedPrompt]) -> list[Tensor]:
+        """What the decoder is given for each picture, [tokens, H] each, in order; empty where nothing is given."""
+        ...
+
     def banned_ids(self) -> list[int]:
         """Multimodal special tokens that must never be sampled."""
         ...

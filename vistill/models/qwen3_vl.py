@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from vistill.errors import DataError, ModelError
 from vistill.meter import is_heard
@@ -153,6 +153,34 @@ class Qwen3VLFamily:
             torch.cat([p.pixels["image_grid_thw"] for p in seen]).to(model.device),
             return_dict=True,
         )
+
+    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[Picture]) -> str | None:
+        """Grids follow from the pictures' sizes alone; patches and image tokens follow from the grids."""
+        size, patch = dict(self.processor.size), int(self.config.vision_config.patch_size)
+        expected = []
+        for image in images:
+            height, width = smart_resize(
+                image.height, image.width, patch * self.merge, int(size["shortest_edge"]), int(size["longest_edge"])
+            )
+            expected.append([1, height // patch, width // patch])
+        tokens = sum(h * w // self.merge**2 for _, h, w in expected)
+        found = prompt.ids.count(self.image_id)
+        if found != tokens:
+            return f"{found} image tokens, the pictures ask for {tokens}"
+        if not images:
+            return None
+        if "pixel_values" not in prompt.pixels:
+            return "the picture's pixels are missing"
+        grids = prompt.pixels["image_grid_thw"].tolist()
+        if grids != expected:
+            return f"grids {grids}, the pictures ask for {expected}"
+        patches, needed = len(prompt.pixels["pixel_values"]), sum(h * w for _, h, w in expected)
+        return None if patches == needed else f"{patches} patches, the pictures ask for {needed}"
+
+    def picture_states(self, model: Any, prompts: Sequence[EncodedPrompt]) -> list[Tensor]:
+        """The vision tower's output, DeepStack left out."""
+        features = self.image_features(model, prompts)
+        return [] if features is None else list(features.pooler_output)
 
     def generation_inputs(self, prompts: Sequence[EncodedPrompt], pad_id: int) -> dict[str, Tensor]:
         """Arguments for `generate`; positions follow from the grids and token types."""

@@ -10,6 +10,8 @@ from vistill.data.keys import keyed_seed
 
 #: Random numbers a rollout draws at a time: a function of the vocabulary alone, so the stream is the same everywhere.
 BLOCK_NUMBERS = 16_384
+#: Tokens that are looked at first for a nucleus.
+NUCLEUS = 256
 
 
 def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: int) -> int:
@@ -18,13 +20,22 @@ def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: in
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits outside the smallest set of probability `top_p` become -inf; the most likely token always stays."""
+    """Logits outside the smallest set of probability `top_p` become -inf; the most likely token always stays.
+
+    Tokens as likely as the last one inside stay too, so that the set depends on values alone. The most likely ones are
+    looked at first: sorting a whole vocabulary at every token would cost more than the model.
+    """
     if top_p >= 1.0:
         return logits
-    ordered, order = torch.sort(logits, descending=True, stable=True)
-    before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
-    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
-    return logits.masked_fill(drop, -torch.inf)
+    probabilities, size = torch.softmax(logits, -1), NUCLEUS
+    while True:
+        top = probabilities.topk(min(size, logits.shape[-1])).values
+        before = top.cumsum(-1) - top
+        if size >= logits.shape[-1] or bool((before[..., -1] >= top_p).all()):
+            break
+        size *= 8
+    last = (before < top_p).sum(-1, keepdim=True).clamp_min(1) - 1
+    return logits.masked_fill(probabilities < top.gather(-1, last), -torch.inf)
 
 
 class KeyedSampler(LogitsProcessor):
@@ -51,12 +62,16 @@ class KeyedSampler(LogitsProcessor):
 
     def choose(self, scores: Tensor) -> Tensor:
         """The sampled id of each row."""
+        return self.noisy(scores).argmax(-1)
+
+    def noisy(self, scores: Tensor) -> Tensor:
+        """What the sampled id is the largest entry of: `logits / temperature + Gumbel`; at temperature 0 the logits."""
         logits = scores[:, : self.vocabulary].float()
         logits[:, self.banned] = -torch.inf
         if self.temperature == 0:
-            return logits.argmax(-1)
+            return logits
         logits = nucleus(logits / self.temperature, self.top_p)
-        return (logits + self.gumbel(logits)).argmax(-1)
+        return logits + self.gumbel(logits)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows; each keeps its own stream."""

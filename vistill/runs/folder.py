@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
-from vistill.runs.storage import append_line, cut_lines, read_lines, write_json, write_text
+from vistill.runs.storage import (
+    append_line,
+    cut_lines,
+    read_lines,
+    sync_file,
+    sync_folder,
+    write_json,
+    write_text,
+)
 
 #: Logs that are cut back to the checkpoint's step on resume.
 STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
@@ -70,6 +78,13 @@ class RunFolder:
         with self.events.open("a", encoding="utf-8") as handle:
             handle.write(text + "\n")
 
+    def sync_logs(self) -> None:
+        """Make what was logged so far durable."""
+        for name in (*STEP_LOGS, "events.log"):
+            if (self.path / name).exists():
+                sync_file(self.path / name)
+        sync_folder(self.path)
+
     def cut_after(self, step: int) -> None:
         """Forget logged steps that come after a checkpoint."""
         for name in STEP_LOGS:
@@ -110,9 +125,17 @@ class RunFolder:
                 fix="wait for it, stop it, or choose another folder: run=OTHER_FOLDER",
             ) from error
         handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()}, boot {boot_id()}")
         handle.flush()
         try:
             yield
         finally:
             handle.close()
+
+
+def boot_id() -> str:
+    """Which start of this machine it is; a pid means nothing after the next one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
+    except OSError:
+        return "unknown"

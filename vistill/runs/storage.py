@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from vistill.errors import StorageError
+from vistill.faults import fault
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -121,4 +122,5 @@ def remove_tree(folder: Path) -> None:
     """Delete a folder by renaming it first, so that no half-deleted folder is ever taken for a whole one."""
     trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
     folder.rename(trash)
+    fault("remove.after_rename")
     shutil.rmtree(trash, ignore_errors=True)

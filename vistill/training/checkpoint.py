@@ -1,6 +1,7 @@
 """Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
 
 import json
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vistill.errors import StorageError
+from vistill.faults import fault
 from vistill.models.loading import VLM, save_vlm
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import (
@@ -25,6 +27,8 @@ from vistill.runs.storage import (
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+#: Free space a save asks for, beside the size of a checkpoint.
+SPACE_FACTOR = 1.2
 
 
 @dataclass
@@ -81,18 +85,25 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
     final = folder.checkpoint(step)
     if final.exists():
         return final
+    check_space(folder, saved, keep)
     working = folder.path / f".inprogress-{step:06d}-{uuid.uuid4().hex[:8]}"
     try:
+        fault("save.begin")
         working.mkdir(parents=True)
         save_vlm(saved.student, working / "student")
         for name, vlm in saved.extra.items():
             save_vlm(vlm, working / name)
+        fault("save.after_weights")
         save_file(optimizer_tensors(saved.student.model, saved.optimizer), working / "optimizer.safetensors")
         save_file({"torch": torch.get_rng_state()}, working / "rng.safetensors")
         write_json(working / "state.json", saved.state.to_dict())
         files = [path for path in sorted(working.rglob("*")) if path.is_file()]
         for path in files:
             sync_file(path)
+        for path in {path.parent for path in files}:
+            sync_folder(path)
+        folder.sync_logs()  # what a checkpoint's step has logged must not be lost where the checkpoint is not
+        fault("save.after_files")
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -101,14 +112,50 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
             "files": [[str(p.relative_to(working)), p.stat().st_size, file_hash(p)] for p in files],
         }
         write_json(working / MANIFEST, manifest)
+        fault("save.after_manifest")
         working.rename(final)
         sync_folder(folder.path)
+        fault("save.after_rename")
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         raise disk_error(final, error) from error
     retain(folder, keep, saved.state.best)
+    fault("save.after_retention")
     return final
+
+
+def check_space(folder: RunFolder, saved: Saved, keep: int) -> None:
+    """S601 before anything is written where the disk cannot hold another checkpoint, older ones dropped first."""
+    needed = int(SPACE_FACTOR * size_of(folder, saved))
+    if free_space(folder.path) >= needed:
+        return
+    retain(folder, keep, saved.state.best)
+    free = free_space(folder.path)
+    if free < needed:
+        raise StorageError(
+            "S601",
+            f"{free / 1e6:,.0f} MB free, a checkpoint needs {needed / 1e6:,.0f} MB",
+            where=str(folder.path),
+            why="nothing was written; earlier checkpoints are untouched",
+            fix="free space and run the same command again, or keep fewer: save.keep=1",
+        )
+
+
+def free_space(path: Path) -> int:
+    """Bytes a user may still write."""
+    return shutil.disk_usage(path).free
+
+
+def size_of(folder: RunFolder, saved: Saved) -> int:
+    """Bytes of the newest checkpoint, or of the tensors that will be saved where there is none."""
+    found = checkpoints(folder)
+    if found:
+        return sum(path.stat().st_size for path in found[-1].rglob("*") if path.is_file())
+    models = [saved.student, *saved.extra.values()]
+    weights = sum(p.numel() * p.element_size() for vlm in models for p in vlm.model.parameters())
+    learnt = sum(p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad)
+    return weights + 2 * learnt
 
 
 def retain(folder: RunFolder, keep: int, best: dict[str, float] | None) -> None:

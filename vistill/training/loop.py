@@ -15,12 +15,14 @@ from vistill.data.math_judge import MathJudge
 from vistill.errors import NonFiniteError, Preempted
 from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
+from vistill.faults import fault
 from vistill.models.loading import check_pair
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
+from vistill.training.canary import weak
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
@@ -33,6 +35,7 @@ from vistill.training.rollout_log import rollout_records
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.splitting import Split
 from vistill.training.step import StepResult, Update, train_step
+from vistill.training.watching import examine
 from vistill.training.writing import Desk
 from vistill.types import Prompt, Rollout, Writer
 
@@ -91,8 +94,10 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
         check_reference(plan.cast, state.method)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         try:
+            with clock.aside("canary"):
+                sing(plan, folder, update)
             if owes_evaluation(plan, folder, state.step):
-                judge(plan, folder, saved, interrupt, clock)
+                judge(plan, folder, saved, update, clock)
             while state.step < plan.num_steps:
                 prompts, epochs = prompts_of_step(plan, state.step)
                 result = train_step(update, prompts, state, epochs)
@@ -101,7 +106,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
                 count_non_finite(state, result)
                 log_step(plan, folder, state, result, clock)
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
-                    judge(plan, folder, saved, interrupt, clock)
+                    judge(plan, folder, saved, update, clock)
                 if is_due(state.step, plan.save.every, plan.num_steps):
                     with clock.aside("save"):
                         publish(folder, saved, plan.fingerprint, plan.save.keep)
@@ -197,7 +202,9 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult, clock: Clock) -> None:
     """Reproducible values to `metrics.jsonl`, seconds to `timing.jsonl`, now and then the rollouts."""
+    fault("log.before_metrics")
     folder.log(folder.metrics, {"step": state.step, **result.metrics})
+    fault("log.after_metrics")
     seconds = clock.take()
     tokens = result.metrics["rollout/tokens"]
     work = clock.take_work()
@@ -230,16 +237,29 @@ def count_non_finite(state: TrainState, result: StepResult) -> None:
         )
 
 
-def judge(plan: Plan, folder: RunFolder, saved: Saved, interrupt: Interrupt, clock: Clock) -> None:
+def sing(plan: Plan, folder: RunFolder, update: Update) -> dict[str, float]:
+    """The canary: everybody sees the picture, or the run stops here (V802 to V816); hardly seeing is said."""
+    facts = examine(update, plan.train_prompts)
+    for warning in weak(facts):
+        folder.event(f"canary: {warning}")
+        plan.progress({"event": f"canary: {warning}"})
+    return facts
+
+
+def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
     """Evaluate on validation, remember the best, keep its checkpoint."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
         return
     step = saved.state.step
     at_end = step in (0, plan.num_steps)
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
+    fault("evaluate.begin")
     with clock.aside("evaluate"):
-        result = evaluate(plan.cast, plan.eval_prompts, settings, interrupt.poll, plan.diagrams if at_end else ())
-    folder.log(folder.evaluations, {"step": step, **result.summary})
+        result = evaluate(plan.cast, plan.eval_prompts, settings, update.poll, plan.diagrams if at_end else ())
+    with clock.aside("canary"):
+        facts = sing(plan, folder, update)
+    fault("evaluate.before_log")
+    folder.log(folder.evaluations, {"step": step, **result.summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
     if at_end:
         tokens = {"tail": result.tail(), "items": result.heatmaps(plan.cast.student)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vistill.batch import Objective, ScoredBatch, Signals, reduce_terms
+from vistill.faults import fault
 from vistill.functional.segments import segment_mean
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
@@ -77,12 +78,14 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     step, objective = state.step, update.objective
     cast = update.cast.at_step(update.seed, step)
     passes = objective.passes()
+    fault("rollout.begin")
     with update.observe("rollout"):
         groups = write_groups(cast, update.desk, prompts, sampling_of(update.rollout, update.seed, step), epochs)
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
         reading = prepare(cast, groups, passes, responses, update.split)
+    fault("score.begin")
     with update.observe("score"):
         with (
             cast.here(passes),
@@ -116,9 +119,12 @@ def learn(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals
     for number, micro_batches in enumerate(parts):
         poll = update.poll if number == 0 else lambda: None
         loss, terms = accumulate(update, replace(reading, micro_batches=micro_batches), batch, signals, poll)
+        loss = math.nan if fault("learn.loss") else loss
+        fault("learn.before_update")
         norm, well = apply_update(update, loss, lr)
         if well:
             follow(update.cast, update.objective.ema_rate())
+        fault("learn.after_update")
         finite = finite and well
         found = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}, "grad_norm": norm}
         for name, value in found.items():

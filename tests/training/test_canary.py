@@ -1,0 +1,400 @@
+"""The canary: every way to be blind is caught before step 1 with a code of its own; health is never taken for blindness."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import build
+from PIL import Image
+
+from vistill.data.diagrams import diagram_prompts
+from vistill.errors import CATALOGUE, ModelError
+from vistill.evaluation.settings import EvalSettings
+from vistill.models import scoring
+from vistill.models.scoring import SharedReading
+from vistill.models.tiny import TinySize, build_tiny
+from vistill.objectives import METHODS, OPD, SFT, VAOPD
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import SharedEngine
+from vistill.runs.folder import RunFolder
+from vistill.training import canary, reading
+from vistill.training.canary import weak
+from vistill.training.loop import Plan, run
+from vistill.training.optim import make_optimizer
+from vistill.training.preparation import prepare_run
+from vistill.training.reading import Cast
+from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.step import Update
+from vistill.training.watching import examine
+from vistill.training.writing import Desk
+from vistill.types import LoadedImage, Prompt, View
+
+PROMPTS = diagram_prompts("train", 6, 0)
+
+
+def make_plan(student, teacher, **changes):
+    base = {
+        "cast": Cast(student, teacher, student.vocabulary_size),
+        "objective": VAOPD(),
+        "train_prompts": PROMPTS,
+        "eval_prompts": [],
+        "train": TrainSettings(prompts_per_step=2, lr=1e-3),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=4),
+        "save": SaveSettings(every=0, keep=1),
+        "evaluation": EvalSettings(every=0),
+        "seed": 5,
+        "num_steps": 2,
+        "fingerprint": "test",
+    }
+    return Plan(**(base | changes))
+
+
+def update_of(student, teacher, engine=None, objective=None, train=None, rollout=None, seed=0):
+    objective, train = objective or VAOPD(), train or TrainSettings()
+    return Update(
+        cast=Cast(student, teacher, student.vocabulary_size),
+        desk=Desk(engine or SharedEngine(student), objective, 2),
+        optimizer=make_optimizer(student.model, train),
+        train=train,
+        rollout=rollout or RolloutSettings(),
+        seed=seed,
+        num_steps=4,
+    )
+
+
+@torch.no_grad()
+def tower_zeroed(student, teacher, patch):
+    for parameter in teacher.model.model.visual.parameters():
+        parameter.zero_()
+    return student, teacher
+
+
+@torch.no_grad()
+def own_tower_zeroed(student, teacher, patch):
+    for parameter in student.model.model.visual.parameters():
+        parameter.zero_()
+    return student, teacher
+
+
+def with_family(vlm, **methods):
+    """The model with an adapter that has other methods."""
+    kind = type("Mutated", (type(vlm.family),), methods)
+    family = object.__new__(kind)
+    family.__dict__ = vlm.family.__dict__
+    return replace(vlm, family=family)
+
+
+def pixels_dropped(student, teacher, patch):
+    return student, with_family(teacher, image_features=lambda self, model, prompts: None)
+
+
+def pictures_of_two_rows_swapped(student, teacher, patch):
+    plain = type(teacher.family).image_features
+
+    def turned(self, model, prompts):
+        features = plain(self, model, prompts)
+        if features is not None:
+            features.pooler_output = tuple(reversed(features.pooler_output))
+        return features
+
+    return student, with_family(teacher, image_features=turned)
+
+
+def first_picture_cached(student, teacher, patch):
+    plain, kept = type(student.family).image_features, []
+
+    def cached(self, model, prompts):
+        features = plain(self, model, prompts)
+        if features is not None:
+            kept.append(features.pooler_output[0])
+            features.pooler_output = tuple(kept[0] for _ in features.pooler_output)
+        return features
+
+    return with_family(student, image_features=cached), teacher
+
+
+def first_picture_cached_in_the_model_itself(student, teacher, patch):
+    plain, kept = teacher.model.model.get_image_features, []
+
+    def cached(*args, **options):
+        features = plain(*args, **options)
+        kept.append(features)
+        count = len(features.pooler_output)
+        features.deepstack_features = [(level[0],) * count for level in kept[0].deepstack_features]
+        features.pooler_output = (kept[0].pooler_output[0],) * count
+        return features
+
+    patch.setattr(teacher.model.model, "get_image_features", cached)
+    return student, teacher
+
+
+def wrong_grid(student, teacher, patch):
+    plain = type(student.family).encode
+
+    def encode(self, messages, images):
+        made = plain(self, messages, images)
+        if not made.has_image:
+            return made
+        grids = made.pixels["image_grid_thw"].clone()
+        grids[:, 1], grids[:, 2] = grids[:, 1] // 2, grids[:, 2] * 2
+        return replace(made, pixels={**made.pixels, "image_grid_thw": grids})
+
+    return with_family(student, encode=encode), teacher
+
+
+def placeholder_collapsed(student, teacher, patch):
+    plain = type(student.family).encode
+
+    def encode(self, messages, images):
+        made = plain(self, messages, images)
+        first = made.ids.index(self.image_id) if made.has_image else 0
+        keep = [i for i, token in enumerate(made.ids) if token != self.image_id or i == first]
+        return replace(made, ids=tuple(made.ids[i] for i in keep), positions=made.positions[:, keep])
+
+    return with_family(student, encode=encode), teacher
+
+
+def rows_off_by_one(student, teacher, patch):
+    plain = SharedReading.read
+    patch.setattr(SharedReading, "read", lambda self, places: torch.roll(plain(self, places), 1, 0))
+    return student, teacher
+
+
+def positions_off(student, teacher, patch):
+    plain = scoring.after
+    patch.setattr(scoring, "after", lambda prompt, num: plain(prompt, num) + len(prompt.ids) - prompt.next_position)
+    return student, teacher
+
+
+def original_read_as_pixelated(student, teacher, patch):
+    plain = Cast.encode
+    turned = {View.FULL: View.PIXELATED}
+    patch.setattr(Cast, "encode", lambda self, prompt, view: plain(self, prompt, turned.get(view, view)))
+    return student, teacher
+
+
+def rows_of_the_prompt_read(student, teacher, patch):
+    plain = SharedReading.read
+
+    def read(self, places):
+        found = plain(self, places)
+        return torch.cat([found[:3], found])
+
+    patch.setattr(SharedReading, "read", read)
+    return student, teacher
+
+
+def mask_including_the_prompt(student, teacher, patch):
+    plain = reading.lay_out
+
+    def lay_out(groups, *rest):
+        longer = [
+            replace(g, rollouts=tuple(replace(r, ids=(*student.encode(g.prompt).ids[-2:], *r.ids)) for r in g.rollouts))
+            for g in groups
+        ]
+        return plain(longer, *rest)
+
+    for module in (reading, canary):
+        patch.setattr(module, "lay_out", lay_out)
+    return student, teacher
+
+
+MUTATIONS = {
+    "vision tower zeroed": (tower_zeroed, "V802"),
+    "the student's vision tower zeroed": (own_tower_zeroed, "V802"),
+    "pixels dropped": (pixels_dropped, "V803"),
+    "pictures of two rows swapped": (pictures_of_two_rows_swapped, "V804"),
+    "first picture cached": (first_picture_cached, "V805"),
+    "first picture cached in the model itself": (first_picture_cached_in_the_model_itself, "V805"),
+    "wrong grid": (wrong_grid, "V806"),
+    "placeholder collapsed": (placeholder_collapsed, "V807"),
+    "rows off by one": (rows_off_by_one, "V808"),
+    "positions off": (positions_off, "V808"),
+    "the original read as pixelated": (original_read_as_pixelated, "V809"),
+    "rows of the prompt read": (rows_of_the_prompt_read, "V813"),
+    "mask including the prompt": (mask_including_the_prompt, "V813"),
+}
+
+
+@pytest.mark.parametrize("name", list(MUTATIONS))
+def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monkeypatch):
+    mutate, code = MUTATIONS[name]
+    student, teacher = mutate(build(tokenizer, 0), build(tokenizer, 1, hidden=48).freeze(), monkeypatch)
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        run(make_plan(student, teacher), folder)
+    assert caught.value.code == code, caught.value
+    assert not folder.metrics.exists()
+    assert len(caught.value.render().splitlines()) <= 12
+
+
+def caught_code(update, prompts=PROMPTS):
+    with pytest.raises(ModelError) as caught:
+        examine(update, prompts)
+    return caught.value.code
+
+
+def test_an_engine_with_other_weights_is_caught(tokenizer, student, teacher):
+    assert caught_code(update_of(student, teacher, SharedEngine(build(tokenizer, 7)))) == "V810"
+    assert caught_code(update_of(student, teacher, HFEngine(build(tokenizer, 7)))) == "V810"
+
+
+def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher):
+    """Weights that went 1e-3 further: the tokens still mostly agree, their noisy scores do not."""
+    stale = build(tokenizer, 0)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
+    assert caught_code(update_of(student, teacher, SharedEngine(stale))) == "V810"
+
+
+@pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
+def test_an_engine_that_is_shown_something_else_is_caught(view, student, teacher):
+    from vistill.views import see
+
+    class Blurred(SharedEngine):
+        def write(self, requests, sampling):
+            shown = {p.id: self.vlm.encode(see(p, view)) for p in PROMPTS}
+            return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
+
+    assert caught_code(update_of(student, teacher, Blurred(student))) == "V811"
+
+
+def test_a_head_that_is_not_cut_to_the_vocabulary_is_caught(tokenizer, teacher):
+    padded = build_tiny(TinySize(layers=1), tokenizer, 0)
+    padded.model.resize_token_embeddings(len(tokenizer) + 16)
+    update = update_of(padded, None, objective=METHODS["grpo"]())
+    whole = replace(update, cast=replace(update.cast, vocabulary=len(tokenizer) + 16))
+    examine(update, PROMPTS)
+    assert caught_code(whole) == "V812"
+
+
+def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer, tmp_path):
+    """Before the canary: vocabularies are compared by content, M101."""
+    from vistill.models.tiny import train_tokenizer
+
+    other = build_tiny(TinySize(layers=1), train_tokenizer(["quite other words are here"] * 60, len(tokenizer)), 1)
+    other.tokenizer.add_tokens([f"<x{i}>" for i in range(len(tokenizer) - len(other.tokenizer))])
+    assert len(other.tokenizer) == len(tokenizer)
+    with pytest.raises(ModelError) as caught:
+        run(make_plan(student, other.freeze()), RunFolder(tmp_path))
+    assert caught.value.code == "M101"
+
+
+def test_a_teacher_that_ends_responses_otherwise_is_caught(tokenizer, student):
+    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher.model.generation_config.eos_token_id = 17
+    assert caught_code(update_of(student, teacher)) == "V814"
+
+
+def test_a_student_with_dropout_is_caught(student, teacher):
+    layer = student.model.model.language_model.layers[0].mlp
+    layer.register_forward_hook(lambda module, args, out: out * 1.5 if module.training else out)
+    assert caught_code(update_of(student, teacher)) == "V815"
+
+
+def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
+    plain = Cast.encode
+
+    def encode(self, prompt, view):
+        made = plain(self, prompt, view)
+        return replace(made, ids=(*made.ids, 9)) if view is View.PIXELATED else made
+
+    monkeypatch.setattr(Cast, "encode", encode)
+    assert caught_code(update_of(student, teacher)) == "V816"
+
+
+def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
+    tried = {code for _, code in MUTATIONS.values()} | {"V810", "V811", "V812", "V814", "V815", "V816"}
+    assert tried == {code for code in CATALOGUE if code.startswith("V8") and code != "V801"}
+
+
+def healthy(number, tokenizer):
+    """One of many starts: sizes, seeds, engines, sampling, precision, methods, pictures."""
+    student = build_tiny(TinySize(layers=1 + number % 3, heads=1 + number % 2), tokenizer, number)
+    teacher = None if number % 7 == 6 else build(tokenizer, 1000 + number, hidden=48).freeze()
+    objective = (VAOPD(), OPD(), METHODS["vgs"](), METHODS["gkd"]())[number % 4]
+    if teacher is None:
+        objective = SFT() if number % 2 else METHODS["grpo"]()
+    engine = (SharedEngine, HFEngine)[number % 2](student)
+    rollout = RolloutSettings(temperature=(1.0, 0.7, 0.0, 1.3)[number % 4], top_p=(1.0, 0.9, 0.5)[number % 3])
+    train = TrainSettings(precision="bf16" if number % 5 == 4 else "auto")
+    update = update_of(student, teacher, engine, objective, train, rollout, seed=number)
+    return update, diagram_prompts("train", 1 + number % 5, number)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_a_healthy_start_is_let_go(number, tokenizer):
+    facts = examine(*healthy(number, tokenizer))
+    assert facts["canary/student_image_effect"] > 0
+    assert not weak(facts)
+
+
+@pytest.mark.slow
+def test_a_hundred_healthy_starts_raise_no_alarm(tokenizer):
+    for number in range(12, 112):
+        assert examine(*healthy(number, tokenizer))["canary/student_image_effect"] > 0, number
+
+
+def test_without_pictures_there_is_nothing_to_see(student, teacher):
+    assert examine(update_of(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
+
+
+def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
+    """A picture without detail looks the same pixelated; a wide one, a tiny one, two in one prompt."""
+    blank, tiny = Image.new("RGB", (40, 40), (9, 9, 9)), Image.new("L", (9, 30), 200)
+    noisy = Image.effect_noise((200, 64), 90).convert("RGB")
+    prompts = [
+        Prompt("blank", (LoadedImage(blank), "What?")),
+        Prompt("two", (LoadedImage(noisy), "and", LoadedImage(tiny), "which?")),
+        Prompt("wide", (LoadedImage(noisy), "What?")),
+    ]
+    assert examine(update_of(student, teacher), prompts)
+    assert examine(update_of(student, teacher), prompts[:1])
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
+@pytest.mark.parametrize("how", ["separate rows", "resting", "flex"])
+def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
+    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher = teacher.rested() if how == "resting" else teacher
+    if how == "separate rows":
+        student, teacher = (replace(vlm, share_prompts=False) for vlm in (student, teacher))
+    engine = HFEngine(student) if how == "separate rows" else SharedEngine(student)
+    if how == "flex":
+        teacher = replace(teacher, attention="flex")
+    facts = examine(update_of(student, teacher, engine), PROMPTS)
+    assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
+
+
+def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(tokenizer, teacher, tmp_path):
+    student = build(tokenizer, 0)
+    with torch.no_grad():  # beside what every picture shares, what is its own is a ten-thousandth
+        for merger in (student.model.model.visual.merger, *student.model.model.visual.deepstack_merger_list):
+            merger.linear_fc2.weight.mul_(1e-3)
+            merger.linear_fc2.bias.normal_(0, 1, generator=torch.Generator().manual_seed(3))
+    folder = RunFolder(tmp_path)
+    plan = make_plan(
+        student,
+        teacher,
+        eval_prompts=PROMPTS[:2],
+        train=TrainSettings(prompts_per_step=2, lr=1e-9),
+        evaluation=EvalSettings(every=2, limit=2, max_new_tokens=4, blind=False),
+    )
+    run(prepare_run(plan, folder), folder)
+    assert "canary: the student hardly uses its picture" in folder.events.read_text()
+    for record in folder.read(folder.evaluations):
+        assert 0 < record["canary/student_image_effect"] < 1e-3 < record["canary/teacher_image_effect"]
+
+
+def test_the_canary_changes_nothing_in_a_run(student, teacher, prompts):
+    update = update_of(student, teacher)
+    before = {name: x.clone() for name, x in student.model.state_dict().items()}
+    state = torch.get_rng_state()
+    was_training = student.model.training
+    examine(update, prompts)
+    assert all(torch.equal(x, before[name]) for name, x in student.model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in student.model.parameters())
+    assert student.model.training == was_training

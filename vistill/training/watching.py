@@ -1,0 +1,78 @@
+"""When the canary sings: before the first step of a process, and at every evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import ImageOps
+
+from vistill.training.canary import (
+    SAMPLES,
+    SENTENCE,
+    Witness,
+    check_effects,
+    check_encodings,
+    check_heads,
+    check_itself,
+    check_reading,
+    check_rows,
+)
+from vistill.training.canary_engine import check_engine
+from vistill.training.precision import autocast, precision_of
+from vistill.training.step import Update
+from vistill.types import LoadedImage, Prompt, Reader, View, Writer
+
+
+def examine(update: Update, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Everybody sees the picture, or a `ModelError` V802 to V816 says who does not.
+
+    Returns:
+        Mean effect in nats a token of exchanging the picture, by reader; nothing where no prompt has a picture.
+    """
+    samples = [p for p in prompts if p.images][:SAMPLES]
+    cast = replace(update.cast, seen={}, partners=exchanged(samples))
+    check_heads(cast)
+    if not samples:
+        return {}
+    ids = cast.student.response_ids(SENTENCE)
+    check_rows(cast, samples, ids)
+    check_encodings(cast, samples)
+    facts: dict[str, float] = {}
+    for role in readers(update):
+        vlm = cast.reader(role)
+        weight, half = next(vlm.model.parameters()), precision_of(update.train, vlm.device) is torch.bfloat16
+        precision = lambda device=vlm.device: autocast(update.train, device)
+        witness = Witness(role, cast, samples, ids, precision, 2 if half else weight.element_size())
+        was_training = vlm.model.training
+        vlm.model.eval()
+        with vlm.here():
+            effects = hear(witness, update)
+        vlm.model.train(was_training)
+        facts[f"canary/{role}_image_effect"] = effects.get(View.SWAPPED, 0.0)
+    return facts
+
+
+def hear(witness: Witness, update: Update) -> dict[str, float]:
+    """All that is asked of one reader."""
+    check_reading(witness)
+    effects = check_effects(witness)
+    if witness.role is Reader.STUDENT:
+        check_itself(witness)
+        if update.objective.writer is Writer.STUDENT:
+            check_engine(witness, update.desk.engine, update.rollout, update.seed)
+    return effects
+
+
+def readers(update: Update) -> tuple[Reader, ...]:
+    """Student and, where there is one, teacher."""
+    return (Reader.STUDENT,) if update.cast.teacher is None else (Reader.STUDENT, Reader.TEACHER)
+
+
+def exchanged(samples: Sequence[Prompt]) -> dict[str, Prompt]:
+    """For each prompt another one with a picture; a prompt that is alone gets its own picture inverted."""
+    if len(samples) == 1:
+        (only,) = samples
+        turned = [LoadedImage(ImageOps.invert(image.load().convert("RGB"))) for image in only.images]
+        return {only.id: only.with_images(turned)}
+    following = [*samples[1:], *samples[:1]]
+    return {prompt.id: other for prompt, other in zip(samples, following, strict=True)}
