@@ -219,7 +219,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError("C003", f"not valid TOML: {error}", where=file.name) from error
     try:
-        tree = yaml.load(text, StrictLoader)
+        tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file.name}:{mark.line + 1}" if mark else file.name
@@ -237,7 +237,7 @@ def split_override(text: str) -> tuple[str, Any]:
             "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
         )
     try:
-        return key, yaml.load(value, StrictLoader) if value else ""
+        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError("C005", f'the value of "{text}" is not valid: {error}') from error
 

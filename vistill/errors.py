@@ -51,6 +51,7 @@ CATALOGUE: dict[str, str] = {
     "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",
     "M104": "A model configuration has a value that transformers would silently ignore or clamp.",
     "M105": "The model family has no adapter.",
+    "M107": "Weights cannot be read: damaged, not safetensors, or an index that names files outside the folder.",
     "M106": "A model cannot read a view that the method needs, for example a question without its picture.",
     "V802": "A vision tower gives the same for every picture: it is silent (zeroed or never loaded weights).",
     "V803": "A picture never reaches the words: what a reader says does not change when the picture does.",

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO
 
 PACKAGE = REPO / "vistill"
-VERBS = ["demo", "doctor", "eval", "explain", "init", "methods", "probe", "report", "selftest", "train"]
+VERBS = ["check", "demo", "doctor", "eval", "explain", "init", "methods", "probe", "report", "selftest", "train"]
 
 
 def run(code, *arguments):

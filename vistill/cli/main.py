@@ -81,6 +81,24 @@ def train(
 
 
 @app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
+    overrides: Overrides = None,
+    fast: Annotated[bool, typer.Option("--fast", help="recipe, data and metadata alone: no torch, no weights")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Would it train? Recipe, every row and picture, models, every view, the canary; no step is taken."""
+    from vistill.experiments.checking import check as examine
+    from vistill.experiments.checking import table
+
+    found = examine(recipe, overrides or [], fast=fast)
+    if as_json:
+        print(json.dumps({name: [[f.what, f.found] for f in lines] for name, lines in found.items()}, indent=2))
+    else:
+        print(table(found))
+
+
+@app.command()
 def methods(
     recipe: Annotated[str, typer.Argument(help="a recipe with one stage a method")] = "every_method.yaml",
     overrides: Overrides = None,

@@ -86,6 +86,14 @@ def resolve(name: str, root: Path, where: str) -> Path:
             why="data never reaches the network: a row could make the machine call anywhere",
             fix="download the images into a folder and name them by path",
         )
+    if "\0" in name or any(len(part.encode()) > 255 for part in Path(name).parts) or len(name.encode()) > 4096:
+        raise DataError(
+            "D206",
+            f"not a file name: {name[:40]!r}, {len(name)} characters",
+            where=where,
+            why="names have at most 255 bytes and no null byte",
+            fix="correct the row, or name the right column: data.columns.images=COLUMN",
+        )
     path = (root / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         raise DataError(

@@ -7,7 +7,6 @@ of the final weights, of `metrics.jsonl` and of `evaluations.jsonl` with those o
 import contextlib
 import hashlib
 import os
-import random
 import shutil
 import signal
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.data.diagrams import diagram_prompts
+from vistill.data.keys import keyed_generator
 from vistill.errors import Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.experiments.raising import raising_tokenizer
@@ -139,11 +139,11 @@ class Chaos:
 
     def kill(self, number: int) -> str | None:
         """One trial: killed at a random instant, every fourth inside a save, every fifth three times in a row."""
-        rng, folder = random.Random(number), self.folder / f"kill-{number}"
+        rng, folder = keyed_generator("kill", number), self.folder / f"kill-{number}"
         told = []
         for _ in range(3 if number % 5 == 4 else 1):
             if number % 4 == 3:
-                point = f"{rng.choice(SAVE_POINTS)}:kill@{rng.randint(1, 4)}"
+                point = f"{rng.choice(SAVE_POINTS)}:kill@{rng.integers(1, 5)}"
                 self.forked(folder, point)()
                 told.append(point)
             else:
@@ -154,8 +154,8 @@ class Chaos:
 
     def terminate(self, number: int) -> str | None:
         """One trial: SIGTERM in a phase; a valid checkpoint or nothing yet, exit 75, then the same bits."""
-        rng, folder = random.Random(number), self.folder / f"term-{number}"
-        point = f"{PHASES[number % len(PHASES)]}:term@{rng.randint(1, 4)}"
+        rng, folder = keyed_generator("term", number), self.folder / f"term-{number}"
+        point = f"{PHASES[number % len(PHASES)]}:term@{rng.integers(1, 5)}"
         start = time.perf_counter()
         code = self.forked(folder, point)()
         if code not in (0, Preempted.exit_code):  # 0: the last phase was over before the flag was looked at

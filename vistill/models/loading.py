@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -16,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError, suggest
 from vistill.functional.heads import Head, Kernels, whole
@@ -145,7 +149,7 @@ def load_vlm(
     if not Path(name).exists() and not looks_like_hub_id(name):
         raise not_found(name)
     try:
-        config: Any = AutoConfig.from_pretrained(name, revision=revision)
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_found(name) from error
     family_type = FAMILIES.get(config.model_type)
@@ -157,15 +161,49 @@ def load_vlm(
             why="image tokens and positions differ between families",
             fix=f"use one of: {', '.join(FAMILIES)}",
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    check_index(name, revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
     family = family_type(config, tokenizer, processor)
     if max_image_tokens is not None:
         family.limit_image_tokens(max_image_tokens)
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
-    )
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     return VLM(model.to(device), tokenizer, family, name)
+
+
+def check_index(name: str, revision: str | None) -> None:
+    """M107 where the index of sharded weights names anything but safetensors files beside it.
+
+    transformers opens whatever an index names, outside the folder too, and unpickles what is not called `.safetensors`.
+    """
+    found = cached_file(
+        name, SAFE_WEIGHTS_INDEX_NAME, revision=revision or "main", _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        return
+    try:
+        files = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise unreadable(name, f"its index of weights cannot be read: {error}") from error
+    strange = sorted(str(f) for f in files if not re.fullmatch(r"[\w.-]+\.safetensors", str(f)))
+    if strange:
+        raise unreadable(name, f"its index of weights names {strange[0]!r}, which is no safetensors file beside it")
+
+
+def unreadable(name: str, why: str) -> ModelError:
+    """M107."""
+    return ModelError(
+        "M107",
+        "the model's weights cannot be read",
+        where=name,
+        why=why[:300],
+        fix="download the model again; only safetensors are read, convert others with save_pretrained",
+    )
 
 
 def looks_like_hub_id(name: str) -> bool:

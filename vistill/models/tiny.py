@@ -73,7 +73,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 640) -> PreTrainedTo
     )
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=32768
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=32768,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped

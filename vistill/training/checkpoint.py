@@ -144,7 +144,8 @@ def check_space(folder: RunFolder, saved: Saved, keep: int) -> None:
 
 def free_space(path: Path) -> int:
     """Bytes a user may still write."""
-    return shutil.disk_usage(path).free
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 def size_of(folder: RunFolder, saved: Saved) -> int:
@@ -184,8 +185,9 @@ def reason_to_reject(path: Path) -> str | None:
             return f"format {manifest['format']}, this version reads {FORMAT}"
         for name, size, digest in manifest["files"]:
             file = path / name
-            if not file.is_file() or file.is_symlink():
-                return f"{name} is missing"
+            inside = file.resolve().is_relative_to(path.resolve())
+            if not inside or not file.is_file() or file.is_symlink():
+                return f"{name} is missing" if inside else f"{name} leaves the checkpoint"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes, not {size}"
             if file_hash(file) != digest:

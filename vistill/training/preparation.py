@@ -27,9 +27,7 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
     Raises:
         ConfigError, DataError, ModelError: something the method needs is not there.
     """
-    plan = usable_rows(plan, folder)
-    plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
-    check_views(plan)
+    plan = checked(plan, folder)
     gate = plan.objective.entry_gate()
     if gate is not None:
         check_gate(plan, gate, folder)
@@ -39,6 +37,14 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
     check_enough(plan.train.prompts_per_step, len(plan.train_prompts))
     steps = num_steps(len(plan.train_prompts), plan.train.prompts_per_step, plan.train.epochs)
     return replace(plan, num_steps=plan.train.steps or steps, split=split_of(plan, folder))
+
+
+def checked(plan: Plan, folder: RunFolder) -> Plan:
+    """What can be known without writing or judging a response: usable rows, partners, every view read once."""
+    plan = usable_rows(plan, folder)
+    plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
+    check_views(plan)
+    return plan
 
 
 def check_enough(per_step: int, rows: int) -> None:

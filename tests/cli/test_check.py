@@ -1,0 +1,82 @@
+"""`vistill check`: everything that can be known before step 1; `--fast` without torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+from vistill.errors import ConfigError, ModelError
+from vistill.experiments.checking import KNOWN_FAMILIES, check, table
+from vistill.models.loading import FAMILIES
+
+TINY = str(REPO / "recipes" / "demo.yaml")
+
+
+def vistill(*words, cwd=None):
+    command = [sys.executable, "-m", "vistill", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
+def test_the_families_it_knows_are_those_with_an_adapter():
+    assert set(KNOWN_FAMILIES) == set(FAMILIES)
+
+
+def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
+    code = (
+        "import sys\nfrom vistill.experiments.checking import check, table\n"
+        f"print(table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "20 training rows, 5 to evaluate on" in done.stdout
+    assert "qwen3_vl" in done.stdout
+    assert done.stdout.strip().endswith("ok")
+    assert not (tmp_path / "x").exists()
+
+
+def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
+    overrides = [f"run={tmp_path / 'x'}", "data.diagrams.train=32", "data.diagrams.eval=5", "train.steps=3"]
+    done = vistill("check", TINY, *overrides, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (found, *_) = json.loads(done.stdout).values()
+    lines = dict(found)
+    assert lines["canary"].startswith("everybody sees: student ")
+    assert "teacher" in lines["canary"]
+    assert lines["steps"].startswith("3 steps of")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_model_is_found_before_any_weight_is_loaded(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        check(TINY, [f"run={tmp_path / 'x'}", f"student.model={tmp_path / 'nowhere' / 'at' / 'all'}"], fast=True)
+    assert caught.value.code == "M103"
+
+
+def test_another_family_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(ModelError) as caught:
+        check(TINY, [f"run={tmp_path / 'x'}", f"student.model={folder}"], fast=True)
+    assert caught.value.code == "M105"
+
+
+def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tmp_path):
+    run = tmp_path / "x"
+    overrides = [f"run={run}", "data.diagrams.train=20", "data.diagrams.eval=5", "stages={}", "method=opd"]
+    from vistill.config import load_recipe
+
+    recipe = load_recipe(REPO / "recipes" / "demo.yaml", overrides)
+    (run / "checkpoint-000004").mkdir(parents=True)
+    (run / "run.lock.json").write_text(json.dumps({"recipe": recipe.to_dict()}))
+    assert "goes on after step 4" in table(check(TINY, overrides, fast=True))
+    with pytest.raises(ConfigError) as caught:
+        check(TINY, [*overrides, "seed=9"], fast=True)
+    assert caught.value.code == "C201"
+    shutil.rmtree(run)
