@@ -69,14 +69,18 @@ def test_another_family_is_refused(tmp_path):
 
 def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tmp_path):
     run = tmp_path / "x"
-    overrides = [f"run={run}", "data.diagrams.train=20", "data.diagrams.eval=5", "stages={}", "method=opd"]
     from vistill.config import load_recipe
 
-    recipe = load_recipe(REPO / "recipes" / "demo.yaml", overrides)
+    file, overrides = tmp_path / "recipe.yaml", [f"run={run}"]
+    file.write_text(
+        "run: x\nmethod: opd\nstudent: {model: 'vistill:student'}\nteacher: {model: 'vistill:teacher'}\n"
+        "data: {train: diagrams, diagrams: {train: 20, eval: 5}}\n"
+    )
+    recipe = load_recipe(file, overrides)
     (run / "checkpoint-000004").mkdir(parents=True)
     (run / "run.lock.json").write_text(json.dumps({"recipe": recipe.to_dict()}))
-    assert "goes on after step 4" in table(check(TINY, overrides, fast=True))
+    assert "goes on after step 4" in table(check(str(file), overrides, fast=True))
     with pytest.raises(ConfigError) as caught:
-        check(TINY, [*overrides, "seed=9"], fast=True)
+        check(str(file), [*overrides, "seed=9"], fast=True)
     assert caught.value.code == "C201"
     shutil.rmtree(run)
