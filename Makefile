@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle test-triton check bench bench-gpu clean
+.PHONY: help demo test test-all test-oracle test-triton check bench bench-gpu chaos clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -45,6 +45,10 @@ check: $(DEV_STAMP)  ## lint, format, import order, types
 bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
 	$(BIN)/python benchmarks/run.py
+
+N ?= 200
+chaos: $(DEV_STAMP)  ## kill, stop, starve and cut the power of a tiny run N times, write benchmarks/results/chaos.json
+	$(BIN)/python benchmarks/chaos.py $(N)
 
 bench-gpu: $(STAMP)  ## rows G1 to G3 on a CUDA device, write benchmarks/results/gpu.json
 	$(BIN)/python benchmarks/gpu.py

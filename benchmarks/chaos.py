@@ -1,0 +1,139 @@
+"""`make chaos N=200`: the promises of docs/reliability.md, tried so many times; writes `benchmarks/results/chaos.json`.
+
+N counts the SIGKILL trials; the other rows scale with it. What needs a mount (disk_full) is left out with a word where
+this process may not mount.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+REPO = Path(__file__).parent.parent
+sys.path.insert(0, str(REPO / "tests" / "faults"))
+
+import torch
+
+from vistill.experiments.chaos import Chaos, Row
+from vistill.runs.folder import RunFolder
+from vistill.training.loop import run
+from vistill.training.preparation import prepare_run
+
+OUT = Path(__file__).parent / "results" / "chaos.json"
+METHODS = ("va_opd", "opd", "vgs", "grpo", "gkd", "visual_opsd")
+
+
+def timed(row, trials):
+    """A row of trials, each None where it survived."""
+    start = time.perf_counter()
+    for trial in trials:
+        row.note(trial)
+    row.seconds = time.perf_counter() - start
+    print(f"{row.name:<20} {row.survived} of {row.tried}   {row.seconds:.0f} s", flush=True)
+    return row
+
+
+def stops(folder, methods):
+    """Stop after every single step of three epochs, then repeat the command."""
+    for method in methods:
+        chaos = Chaos(folder / method, method)
+        last = int(chaos.expected.split()[0].split("-")[1])
+        for step in range(1, last):
+            place = chaos.folder / f"stop-{step}"
+            plain = chaos.plan
+            chaos.plan = lambda plain=plain, step=step: replace(plain(), stop_after=step)
+            code = chaos.forked(place)()
+            chaos.plan = plain
+            yield f"{method}, step {step}: exit {code}" if code else chaos.outcome(place, f"{method}, step {step}")
+
+
+def full_disks(chaos, budgets):
+    """A file system of so many bytes fills up; after it has grown the same command ends with the same bits."""
+    place = chaos.folder / "disk"
+    place.mkdir()
+    for number, megabytes in enumerate(budgets):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", str(place)]
+        subprocess.run(mount, check=True)
+        try:
+            folder = place / f"run-{number}"
+            code = chaos.forked(folder)()
+            subprocess.run(["mount", "-o", "remount,size=256m", str(place)], check=True)
+            yield chaos.outcome(folder, f"{megabytes:.2f} MB, exit {code}")
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def may_mount(folder):
+    """Whether this process may mount a file system in memory."""
+    place = folder / "probe"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False)
+    if done.returncode == 0:
+        subprocess.run(["umount", str(place)], check=True)
+    return done.returncode == 0
+
+
+def power_cuts(folder, most):
+    """Every prefix of a recorded run times the losses of what was not synced."""
+    from crash_states import Recorder
+    from test_crash_states import examine
+
+    chaos, place = Chaos(folder / "chaos"), RunFolder(folder / "run")
+    place.path.mkdir()
+    recorder = Recorder(place.path)
+    with recorder.watching():
+        run(prepare_run(replace(chaos.plan(), stop_after=8), place), place)
+    tried, wrong = examine(recorder.ops, folder, most)
+    yield from wrong
+    yield from [None] * (tried - len(wrong))
+
+
+def tests(words):
+    """Tests as trials."""
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report.name}", *words]
+        subprocess.run(command, cwd=REPO, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        cases = ElementTree.parse(report.name).getroot().iter("testcase")
+        yield from [case.get("name") if len(case) else None for case in cases]
+
+
+def all_rows(folder, n):
+    """Every row."""
+    chaos = Chaos(folder / "first")
+    yield timed(Row("sigkill"), map(chaos.kill, range(n)))
+    yield timed(Row("stop_at_every_step"), stops(folder / "stops", METHODS if n >= 50 else METHODS[:1]))
+    yield timed(Row("crash_states"), power_cuts(folder, most=max(4, min(64, n // 4))))
+    yield timed(Row("sigterm"), map(chaos.terminate, range(max(4, n // 4))))
+    if may_mount(folder):
+        count = max(4, min(64, n // 3))
+        yield timed(Row("disk_full"), full_disks(chaos, [0.1 + 6.0 * i / count for i in range(count)]))
+    else:
+        print("disk_full left out: this process may not mount a file system")
+    yield timed(Row("blindness"), tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]))
+    yield timed(Row("malicious"), tests(["tests/faults/test_malicious.py"]))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("n", type=int, nargs="?", default=200)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        rows = [row.to_dict() for row in all_rows(Path(name), args.n)]
+    about = {"command": f"make chaos N={args.n}", "date": datetime.date.today().isoformat(), "torch": torch.__version__}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
+    print(f"written to {args.out}")
+    sys.exit(0 if all(row["tried"] == row["survived"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
