@@ -1,6 +1,8 @@
 """What is checked, filtered and written before step 1."""
 
 import json
+import os
+import signal
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from conftest import build
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
-from vistill.errors import ConfigError, DataError, ModelError
+from vistill.errors import ConfigError, DataError, ModelError, Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS, OPD, SFT
 from vistill.rollouts.settings import RolloutSettings
@@ -320,3 +322,30 @@ def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
 @pytest.mark.parametrize("name", ["opd", "kd", "vgs", "gkd"])
 def test_a_method_without_the_teacher_it_needs_is_refused_with_a_reason(tokenizer, tmp_path, name):
     refused(make_plan(tokenizer, None, METHODS[name]()), tmp_path, "C101")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept(
+    number, tokenizer, teacher, tmp_path, monkeypatch
+):
+    """The second call of the writer is told to stop: exit 75 or 130, the first sixteen prompts stay written."""
+    from vistill.training import written
+
+    calls, plain = [], written.sample_groups
+
+    def sample(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return plain(*arguments)
+
+    monkeypatch.setattr(written, "sample_groups", sample)
+    monkeypatch.setattr(written, "PROMPTS_PER_CALL", 2)
+    folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, METHODS["kd"]())
+    with pytest.raises(Preempted) as caught:
+        prepare_run(plan, folder)
+    assert caught.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+    assert "before the first step" in str(caught.value)
+    assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
+    monkeypatch.setattr(written, "sample_groups", plain)
+    assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}

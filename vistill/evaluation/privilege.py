@@ -1,6 +1,6 @@
 """Do visual thoughts help the untrained model? The question behind the gate of Visual-OPSD (methods 3.6, item 6)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -51,6 +51,7 @@ def measure_privilege(
     view: View,
     settings: EvalSettings,
     context: ViewContext,
+    poll: Callable[[], None] = lambda: None,
 ) -> Privilege:
     """Greedy accuracy with and without thoughts, and the generation gap on responses sampled without them.
 
@@ -60,9 +61,10 @@ def measure_privilege(
         view: what the teacher will see: `privileged`, or one of its controls.
         settings: how answers are judged.
         context: the parameters of the views.
+        poll: called often, so that a signal is honoured.
     """
     with MathJudge() as math:
-        answering = Answering(vlm, settings, math, context)
+        answering = Answering(vlm, settings, math, context, poll)
         plain = accuracy_by_question(answering.answer(prompts, View.FULL, "greedy"))
         told = accuracy_by_question(answering.answer(prompts, view, "greedy"))
         sampled = answering.answer(prompts, View.FULL)

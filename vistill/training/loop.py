@@ -271,11 +271,14 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
         publish(folder, saved, plan.fingerprint, plan.save.keep)
 
 
-def preempted(stop: Interrupted, step: int) -> Preempted:
-    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C."""
+def preempted(stop: Interrupted, step: int | None) -> Preempted:
+    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; before the first step there is no step to name."""
+    where = (
+        "before the first step; what was written is kept" if step is None else f"after step {step}; checkpoint saved"
+    )
     error = Preempted(
         "P075",
-        f"stopped by {stop} after step {step}; checkpoint saved",
+        f"stopped by {stop} {where}",
         fix="run the same command again to continue",
     )
     if stop.number == signal.SIGINT:

@@ -1,7 +1,7 @@
 """Before step 1: what the method cannot do without, which rows it can use, and what the teacher must write first."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,15 @@ from vistill.batch import EntryGate, Need, ScoredBatch
 from vistill.data.keys import num_steps
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
+from vistill.rollouts.shared import plain_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import weights_hash
-from vistill.training.loop import Plan
+from vistill.training.interrupt import Interrupt, Interrupted
+from vistill.training.loop import Plan, preempted
 from vistill.training.measuring import split_of
 from vistill.training.reading import lay_out, prepare, read_without_gradient
+from vistill.training.writing import Desk
 from vistill.training.written import only_correct, written_by_teacher
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
 from vistill.views import has_thoughts
@@ -26,14 +29,26 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
 
     Raises:
         ConfigError, DataError, ModelError: something the method needs is not there.
+        Preempted: a signal arrived; what the teacher wrote so far is kept.
     """
+    interrupt = Interrupt()
+    try:
+        with interrupt.listening():
+            return prepared(plan, folder, interrupt.poll)
+    except Interrupted as stop:
+        folder.event(f"stopped by {stop} before the first step")
+        raise preempted(stop, None) from None
+
+
+def prepared(plan: Plan, folder: RunFolder, poll: Callable[[], None]) -> Plan:
+    """The same, looking for signals while somebody writes or answers."""
     plan = checked(plan, folder)
     gate = plan.objective.entry_gate()
     if gate is not None:
-        check_gate(plan, gate, folder)
+        check_gate(plan, gate, folder, poll)
     if plan.objective.off_policy() > 0:
         with folder.owned():
-            plan = with_written(plan, folder)
+            plan = with_written(plan, folder, poll)
     check_enough(plan.train.prompts_per_step, len(plan.train_prompts))
     steps = num_steps(len(plan.train_prompts), plan.train.prompts_per_step, plan.train.epochs)
     return replace(plan, num_steps=plan.train.steps or steps, split=split_of(plan, folder))
@@ -151,7 +166,7 @@ def unreadable(name: str, why: str) -> ModelError:
     )
 
 
-def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder) -> None:
+def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[], None] = lambda: None) -> None:
     """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
     file = folder.path / "gate.json"
     asked = [p for p in plan.train_prompts if p.answer is not None][: asks.rows]
@@ -161,7 +176,7 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder) -> None:
         if not asked:
             check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
-        found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view)
+        found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view, poll)
         folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "question": question}))
     gate = json.loads(file.read_text(encoding="utf-8"))
     if not gate["passes"]:
@@ -177,9 +192,12 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder) -> None:
         )
 
 
-def with_written(plan: Plan, folder: RunFolder) -> Plan:
+def with_written(plan: Plan, folder: RunFolder, poll: Callable[[], None]) -> Plan:
     """The plan with the teacher's responses; with only the correct ones, and the rows that have any, where asked."""
-    written = written_by_teacher(plan.cast, folder, plan.objective, plan.train_prompts, plan.rollout, plan.seed)
+    assert plan.cast.teacher is not None, "usable_rows asks for a teacher"
+    engine = plain_engine(plan.cast.teacher, poll)
+    desk = Desk(engine, plan.objective, plan.rollout.per_prompt)
+    written = written_by_teacher(plan.cast, folder, desk, plan.train_prompts, plan.rollout, plan.seed)
     if not plan.objective.keep_correct:
         return replace(plan, written=written)
     kept = only_correct(plan.cast, plan.train_prompts, written, plan.reward)

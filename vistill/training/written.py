@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vistill.batch import Objective
 from vistill.data.answers import judge_answer
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.shared import plain_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import write_json
 from vistill.training.reading import Cast
@@ -27,15 +25,14 @@ PROMPTS_PER_CALL = 16
 
 
 def written_by_teacher(
-    cast: Cast, folder: RunFolder, objective: Objective, prompts: Sequence[Prompt], rollout: RolloutSettings, seed: int
+    cast: Cast, folder: RunFolder, desk: Desk, prompts: Sequence[Prompt], rollout: RolloutSettings, seed: int
 ) -> dict[str, tuple[Rollout, ...]]:
-    """K responses of the teacher to every prompt, from the run folder as far as they are there."""
+    """K responses of the teacher (the desk's engine) to every prompt, from the run folder as far as they are there."""
     assert cast.teacher is not None, "check_together asks for a teacher"
     path = folder.path / FILE
     forget_others(folder, {"teacher": cast.teacher.source, "seed": seed, **asdict(rollout)})
     found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     missing = [prompt for prompt in prompts if prompt.id not in found]
-    desk = Desk(plain_engine(cast.teacher), objective, rollout.per_prompt)
     sampling = sampling_of(rollout, seed, BEFORE)
     for start in range(0, len(missing), PROMPTS_PER_CALL):
         with cast.teacher.here():
