@@ -1,5 +1,6 @@
 """The loop: exact resume at every step, micro-batches, guards, signals."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ from vistill.batch import ScoredBatch, reduce_terms
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.errors import NonFiniteError, Preempted, StorageError
 from vistill.evaluation.settings import EvalSettings
+from vistill.faults import VARIABLE, forget_visits
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
 from vistill.rollouts.engine import Sampling
 from vistill.rollouts.hf import HFEngine
@@ -20,7 +22,7 @@ from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import checkpoints, newest, retain, weights_hash
-from vistill.training.loop import Plan, best_of, run
+from vistill.training.loop import Plan, best_of, log_step, run
 from vistill.training.optim import lr_factor
 from vistill.training.preparation import prepare_run
 from vistill.training.reading import (
@@ -288,6 +290,50 @@ def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_r
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert record["finite"] == 0.0
     assert record["loss"] is None
+
+
+def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_on(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
+    forget_visits()
+    monkeypatch.setenv(VARIABLE, "learn.loss:nan@3")
+    folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5)
+    hashes = []
+    monkeypatch.setattr("vistill.training.loop.log_step", watching(hashes, plan))
+    state = run(plan, folder)
+    assert state.skipped == 1
+    assert [a == b for a, b in itertools.pairwise(hashes)] == [False, True, False, False]
+    lines = (tmp_path / "nonfinite" / "step-000003" / "rollouts.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lines} <= {p.id for p in TRAIN}
+    assert len(lines) == 4
+    assert json.loads((tmp_path / "nonfinite" / "step-000003" / "metrics.json").read_text())["loss"] is None
+    assert "step 3 skipped" in folder.events.read_text()
+    assert [r["finite"] for r in folder.read(folder.metrics)] == [1.0, 1.0, 0.0, 1.0, 1.0]
+    forget_visits()
+
+
+def watching(hashes, plan):
+    """Log a step as ever, and the weights after it."""
+
+    def log(*arguments):
+        hashes.append(weights_hash(plan.cast.student))
+        log_step(*arguments)
+
+    return log
+
+
+def test_too_many_updates_that_are_not_finite_stop_the_run_though_never_in_a_row(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
+    visits = []
+
+    def every_other(point):
+        visits.append(point)
+        return point == "learn.loss" and visits.count(point) % 2 == 1
+
+    monkeypatch.setattr("vistill.training.step.fault", every_other)
+    with pytest.raises(NonFiniteError, match="4 of 7 updates were not finite"):
+        run(make_plan(tokenizer, teacher, eval_prompts=[]), RunFolder(tmp_path))
 
 
 def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_used(tokenizer, teacher, tmp_path):

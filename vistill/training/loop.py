@@ -41,6 +41,8 @@ from vistill.types import Prompt, Rollout, Writer
 
 #: Updates in a row that may be non-finite before the run stops.
 MAX_NON_FINITE = 3
+#: Share of all updates that may be.
+MAX_SKIPPED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
                 result = train_step(update, prompts, state, epochs)
                 state.step += 1
                 state.method["memory"] = result.memory
-                count_non_finite(state, result)
+                count_non_finite(plan, folder, state, result)
                 log_step(plan, folder, state, result, clock)
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
                     judge(plan, folder, saved, update, clock)
@@ -220,20 +222,27 @@ def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResul
     plan.progress({"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": sum(seconds.values())})
 
 
-def count_non_finite(state: TrainState, result: StepResult) -> None:
-    """Count skipped updates; several in a row stop the run (N701)."""
+def count_non_finite(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult) -> None:
+    """Count skipped updates, write down what they were made of; several in a row, or too many, stop the run (N701)."""
     if result.finite:
         state.method.pop("non_finite_in_a_row", None)
         return
     state.skipped += 1
     state.method["non_finite_in_a_row"] = state.method.get("non_finite_in_a_row", 0) + 1
-    if state.method["non_finite_in_a_row"] >= MAX_NON_FINITE:
+    place = f"nonfinite/step-{state.step:06d}"
+    folder.write(f"{place}/rollouts.jsonl", rollout_records(plan.cast.student, result.groups, result.signals))
+    folder.write(f"{place}/metrics.json", to_json({"step": state.step, **result.metrics}, indent=2))
+    folder.event(f"step {state.step} skipped: its loss or gradient is not finite; see {place}")
+    several = state.method["non_finite_in_a_row"] >= MAX_NON_FINITE
+    if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
+        what = f"{MAX_NON_FINITE} updates in a row" if several else f"{state.skipped} of {state.step} updates"
         raise NonFiniteError(
             "N701",
-            f"{MAX_NON_FINITE} updates in a row were not finite",
+            f"{what} were not finite",
             where=f"step {state.step}",
             why="loss or gradient is NaN or infinite; those updates were skipped, the weights are unharmed",
             fix="train.lr=1e-7, or train.precision=fp32",
+            note=f"prompts, responses and signals of each: {folder.path / 'nonfinite'}",
         )
 
 
