@@ -208,10 +208,21 @@ def with_tables(text, rows, drawn, about):
     return "\n".join([before + BEGIN, *lines, END]) + after
 
 
+def write(out, rows, drawn, about):
+    """The results, and where they are this repository's own, the page."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"rows": rows, "curves": drawn, "about": about}, indent=2) + "\n")
+    if out == RESULTS:
+        DOCS.write_text(with_tables(DOCS.read_text(), rows, drawn, about))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--demo", action="store_true", help="measure demo_arms_over_before alone, into the last results"
+    )
     parser.add_argument("--side", choices=("ours", "naive"), help="only measure one side's peak memory")
     args = parser.parse_args()
     use_one_thread()
@@ -220,6 +231,13 @@ def main():
         one_side(args.side)
         return
     keep_big_blocks()
+    if args.demo:
+        last = json.loads(RESULTS.read_text())
+        fresh = demo_rows(row, 2)
+        rows = [r for r in last["rows"] if r["name"] != "demo_arms_over_before"] + fresh
+        write(RESULTS, rows, last["curves"], last["about"])
+        print(fresh)
+        return
     repeats = 2 if args.quick else 5
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     rows += beside_trl(args.quick, repeats)
@@ -235,10 +253,7 @@ def main():
         "python": platform.python_version(),
         "sizes": f"{PROMPTS} prompts x {SIBLINGS} rollouts, shipped tiny models",
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"rows": rows, "curves": drawn, "about": about}, indent=2) + "\n")
-    if args.out == RESULTS:
-        DOCS.write_text(with_tables(DOCS.read_text(), rows, drawn, about))
+    write(args.out, rows, drawn, about)
     width = max(len(r["name"]) for r in rows)
     for c in drawn:
         print(f"{c['name']} against {c['x']}: {points(c)} {c['unit']}; beside: {c['reference']}")
