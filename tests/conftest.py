@@ -88,10 +88,12 @@ def tiny_folder(tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def without_canary(monkeypatch):
+@pytest.fixture(scope="module")
+def without_canary():
     """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
-    monkeypatch.setattr("vistill.training.loop.examine", lambda update, prompts: {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vistill.training.loop.examine", lambda update, prompts: {})
+        yield
 
 
 def pytest_sessionfinish(session, exitstatus):

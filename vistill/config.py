@@ -84,6 +84,7 @@ FREE = (
     "save.",
     "eval.",
     "train.micro_batch",
+    "train.memory",
     "train.kernels",
     "train.attention",
     "train.offload_teacher",

@@ -160,7 +160,7 @@ def test_merged_vgs_refuses_what_needs_its_terms_apart(options):
     with pytest.raises(ConfigError) as caught:
         make("vgs", merged=True, **options)
     assert caught.value.code == "C002"
-    assert caught.value.fix == "merged=false"
+    assert caught.value.fix == "vgs.merged=false"
 
 
 def test_merged_vgs_refuses_a_head_whose_logits_are_not_linear_in_the_states():

@@ -132,8 +132,17 @@ def test_an_impossible_budget_says_what_would_fit_and_that_fits(tmp_path, studen
     more, fewer = (word.split("=")[1] for word in caught.value.fix.replace(" or ", " ").split())
     split_of(plan_of(student, teacher, memory=float(more)), RunFolder(tmp_path / "more"))
     split_of(plan_of(student, teacher, memory=memory, max_new_tokens=int(fewer)), RunFolder(tmp_path / "fewer"))
-    with pytest.raises(ConfigError, match="max_image_tokens"):
-        split_of(plan_of(student, teacher, memory=needs.prompt(longest) / GIB / 2), RunFolder(tmp_path))
+    tight = needs.prompt(longest) / GIB / 2
+    with pytest.raises(
+        ConfigError
+    ) as caught:  # a response of 60 tokens does not fit at all: no picture is small enough
+        split_of(plan_of(student, teacher, memory=tight), RunFolder(tmp_path))
+    assert "or" not in caught.value.fix.split()
+    split_of(plan_of(student, teacher, memory=float(caught.value.fix.split("=")[1])), RunFolder(tmp_path / "tight"))
+    with pytest.raises(ConfigError) as caught:
+        split_of(plan_of(student, teacher, memory=tight, max_new_tokens=2), RunFolder(tmp_path))
+    image = int(caught.value.fix.split("data.max_image_tokens=")[1])
+    assert needs.of(2 * image, 2) <= tight * GIB
 
 
 def test_written_responses_are_as_long_as_they_are(student, teacher):

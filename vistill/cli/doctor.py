@@ -7,7 +7,11 @@ import shutil
 from typing import Any
 
 REQUIRED = ("vistill", "torch", "transformers", "safetensors", "pillow", "pydantic", "jsonschema", "math-verify")
-OPTIONAL = {"datasets": 'pip install "vistill[data]"', "trl": 'pip install "vistill[oracle]"'}
+OPTIONAL = {
+    "triton": 'pip install "vistill[triton]"',
+    "datasets": 'pip install "vistill[data]"',
+    "trl": 'pip install "vistill[oracle]"',
+}
 
 
 def examine() -> dict[str, Any]:

@@ -99,4 +99,4 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    return f"wrote {file}\nnext  vistill train {file}"
+    return f"wrote {file}\nnext  vistill check {file}   then   vistill train {file}"

@@ -95,7 +95,7 @@ def check(
     if as_json:
         print(json.dumps({name: [[f.what, f.found] for f in lines] for name, lines in found.items()}, indent=2))
     else:
-        print(table(found))
+        print(table(found, fast))
 
 
 @app.command()

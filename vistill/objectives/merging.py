@@ -44,4 +44,4 @@ def refuse_bent(other_steering: bool, clamped: bool, supported: bool, eta: str) 
 
 def refusal(needs: str, why: str) -> ConfigError:
     """C002."""
-    return ConfigError("C002", f"merged = true needs {needs}", why=why, fix="merged=false")
+    return ConfigError("C002", f"vgs.merged = true needs {needs}", why=why, fix="vgs.merged=false")

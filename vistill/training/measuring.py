@@ -115,8 +115,10 @@ class Measured:
         held, longest = self.held, self.longest
         least = held.of(longest, response_tokens)
         fits = int((budget / MARGIN - longest * (held.prompt_token + held.response)) / held.response_token)
-        shorter = int(budget / MARGIN / (held.prompt_token + held.response + held.response_token))
-        smaller = f"rollout.max_new_tokens={fits}" if fits >= 1 else f"data.max_image_tokens={max(4, shorter // 2)}"
+        left = budget / MARGIN - response_tokens * held.response_token  # for a shorter prompt with such a response
+        shorter = int(left / (held.prompt_token + held.response))
+        image = f"     or data.max_image_tokens={shorter // 2}" if shorter >= 16 else ""
+        smaller = f"     or rollout.max_new_tokens={fits}" if fits >= 1 else image
         return ConfigError(
             "C104",
             f"{budget / GIB:.3g} GiB do not hold one prompt with one response: {least / GIB:.3g} GiB",
@@ -124,10 +126,10 @@ class Measured:
             why=f"the longest prompt has {longest:,} tokens, a response up to {response_tokens:,};"
             f"\nmeasured: {held.prompt_token / 1024:,.0f} KiB a prompt token, {held.response_token / 1024:,.0f} KiB"
             " a response token are held for the backward pass",
-            fix=f"train.memory={1.05 * least / GIB:.3g}     or {smaller}",
+            fix=f"train.memory={1.05 * least / GIB:.3g}{smaller}",
             note=f"with this prompt responses of {fits:,} tokens would fit"
             if fits >= 1
-            else "this prompt alone is too long",
+            else f"such a response would fit beside a prompt of {max(0, shorter):,} tokens",
         )
 
 
