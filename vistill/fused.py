@@ -1,4 +1,4 @@
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportReturnType=false, reportIndexIssue=false
 """Rows of logits to values and gradients in one Triton kernel: the backend for CUDA, from the extra `triton`.
 
 One program a row. It reads the row three times (normalisers, value, gradient) and writes the gradient over the
