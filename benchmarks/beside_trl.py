@@ -10,13 +10,12 @@ import time
 import warnings
 
 import torch
-from limits import alternate
+from limits import alternate, our_step
 from transformers import ProcessorMixin, TrainerCallback
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.experiments.raising import raising_tokenizer
 from vistill.models.chat import messages_of, pictures_of
@@ -26,7 +25,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.training.checkpoint import TrainState
 from vistill.training.optim import make_optimizer
-from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
+from vistill.training.reading import Cast
 from vistill.training.settings import TrainSettings
 from vistill.training.step import Update, train_step
 from vistill.training.writing import Desk
@@ -66,17 +65,6 @@ def fixed_groups(student, sizes):
     draw = lambda: tuple(torch.randint(20, sizes.vocabulary, (sizes.tokens,), generator=g).tolist())
     prompts = diagram_prompts("train", sizes.prompts, 0)
     return [RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings))) for p in prompts]
-
-
-def our_step(cast, objective, groups):
-    """Everything after the rollouts; the gradient stays in the student."""
-    cast.student.model.zero_grad()
-    responses = lay_out(groups, 0, 0, cast.student.device)
-    reading = prepare(cast, groups, objective.passes(), responses)
-    batch = read_without_gradient(cast, reading, objective.passes())
-    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
-        loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
-        loss.backward()
 
 
 def rows_of(vlm, groups, view):

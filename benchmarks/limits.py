@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.experiments.raising import raising_tokenizer
 from vistill.functional.divergences import reverse_kl
@@ -31,6 +32,7 @@ from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
+from vistill.training.reading import lay_out, learning_parts, prepare, read_without_gradient
 
 TOKENS, WIDTHS = 2048, (256, 512)
 FLOOR_ROWS = 512
@@ -193,6 +195,17 @@ def middle_model():
         vision_feed_forward=512, side=256, min_pixels=256 * 256, max_pixels=256 * 256,
     )  # fmt: skip
     return build_tiny(size, raising_tokenizer(), 0)
+
+
+def our_step(cast, objective, groups):
+    """Everything after the rollouts; the gradient stays in the student."""
+    cast.student.model.zero_grad()
+    responses = lay_out(groups, 0, 0, cast.student.device)
+    reading = prepare(cast, groups, objective.passes(), responses)
+    batch = read_without_gradient(cast, reading, objective.passes())
+    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
+        loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
+        loss.backward()
 
 
 def sharing_row(vlm, repeats, siblings=4):

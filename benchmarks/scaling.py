@@ -5,12 +5,11 @@ rollout against its siblings, a step against the length of its responses.
 import dataclasses
 
 import torch
-from limits import alternate, head_inputs, loss_floor_of, loss_peak, middle_model, one_loss
+from limits import alternate, head_inputs, loss_floor_of, loss_peak, middle_model, one_loss, our_step
 
-from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.objectives import VAOPD
-from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
+from vistill.training.reading import Cast
 from vistill.types import Finish, Rollout, RolloutGroup
 
 
@@ -48,17 +47,7 @@ def step_of(cast, siblings, tokens, apart=False):
     prompt = diagram_prompts("train", 1, 0)[0]
     rollouts = tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(siblings))
     groups = [RolloutGroup(prompt, (r,)) for r in rollouts] if apart else [RolloutGroup(prompt, rollouts)]
-
-    def step():
-        cast.student.model.zero_grad()
-        objective, responses = VAOPD(), lay_out(groups, 0, 0, cast.student.device)
-        reading = prepare(cast, groups, objective.passes(), responses)
-        batch = read_without_gradient(cast, reading, objective.passes())
-        for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
-            loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
-            loss.backward()
-
-    return step
+    return lambda: our_step(cast, VAOPD(), groups)
 
 
 def step_curves(siblings, lengths, repeats):

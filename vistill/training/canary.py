@@ -15,12 +15,14 @@ from torch import Tensor
 from vistill.errors import ModelError
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import States, per_row
+from vistill.models.chat import pictures_of
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.plainly import plain_log_probs, same_pixels
 from vistill.models.scoring import EncodedGroup, every_place, read_groups, response_states, score
 from vistill.training.reading import Cast, Precision, lay_out
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
+from vistill.views import see
 
 #: Prompts that are read, and the sentence that is read after each.
 SAMPLES, SENTENCE = 4, "The answer is 12."
@@ -88,8 +90,6 @@ class Witness:
 
     def seen(self, view: View, index: int) -> Prompt:
         """A prompt under a view, past the cast."""
-        from vistill.views import see
-
         prompt = self.prompts[index]
         return see(prompt, view, replace(self.cast.view, partner=self.cast.partners.get(prompt.id)))
 
@@ -98,7 +98,7 @@ class Witness:
         fixes = {"V812": "use the model's own tokenizer", "V815": "set dropout to 0 in the model's config.json"}
         return ModelError(
             code,
-            f"{what}",
+            what,
             where=f"the {self.role}, {self.vlm.source}",
             why=why or "a reader that does not see the picture trains smoothly and learns nothing from it",
             fix=fixes.get(code, f"load the model again from a clean copy: {self.config_key}.model=..."),
@@ -113,8 +113,6 @@ class Witness:
 
 def check_encodings(cast: Cast, prompts: Sequence[Prompt]) -> None:
     """V806, V807, V816: tokens, patches and grids are what the pictures ask for, and equal in views of equal size."""
-    from vistill.models.chat import pictures_of
-
     for prompt in prompts:
         full = cast.encode(prompt, View.FULL)
         reason = cast.student.family.wrong_encoding(full, pictures_of(prompt))
