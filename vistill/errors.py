@@ -13,7 +13,7 @@ VistillError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 #: One line per code: what it means. `vistill explain CODE` prints it; a test holds it equal to the codes raised.
@@ -32,6 +32,7 @@ CATALOGUE: dict[str, str] = {
     "D101": "A column named in the recipe is not in the data file.",
     "D102": "The data file does not exist, is empty, or is not JSON Lines.",
     "D103": "A placeholder in a question has no image, or an image placeholder would reach the tokenizer as text.",
+    "D104": "A question is empty, is not text, or holds half a character that no tokenizer can read.",
     "D201": "An image file named by a row is missing.",
     "D202": "An image cannot be decoded, or is larger than the limits.",
     "D203": "A prompt is longer than the limit. Cutting it would cut image placeholders.",
@@ -39,12 +40,14 @@ CATALOGUE: dict[str, str] = {
     "D205": "An image is given as a URL. Data never reaches the network.",
     "D206": "An image path leaves the image folder.",
     "D207": "A box of a row is not four numbers: left, top, right, bottom in pixels of its first picture.",
+    "D208": "An image has changed since this run first read it.",
     "D301": "A gold answer is not accepted by its own checker, so accuracy on it would be meaningless.",
     "D302": "The method is rewarded for right answers, and a row has no gold answer.",
     "D303": "The method needs a written response in every row (`sft`), and a row has none.",
     "D304": "The method needs visual thoughts, and no row has any.",
     "D305": "The method needs pictures, and no row has one.",
     "D306": "The teacher wrote not one correct response, so nothing is left to learn from.",
+    "D307": "The data are no longer those the run was started with.",
     "E301": "An optional package is needed and not installed.",
     "M101": "Student and teacher do not share a vocabulary; the loss compares distributions id by id.",
     "M102": "Student and teacher turn the same picture into different tokens, so their rows cannot be compared.",
@@ -71,7 +74,9 @@ CATALOGUE: dict[str, str] = {
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model; there is nothing to distil.",
     "N701": "A loss, term or gradient is not finite several steps in a row, or in more than 1 % of all steps.",
     "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
+    "R401": "Every response of several steps in a row was cut off at the length limit.",
     "R403": "A response stayed empty after several attempts.",
+    "R501": "Memory does not hold one prompt at a time in some phase of a step.",
     "S601": "The disk is full, or the folder cannot be written.",
     "S602": "Another process owns this run folder.",
     "S604": "A checkpoint is damaged or from another version.",
@@ -83,6 +88,8 @@ class VistillError(Exception):
     """A failure a user can mend: code, what, where, why, fix and note, at most twelve lines."""
 
     exit_code: ClassVar[int] = 1
+    rows: Sequence[str] = ()
+    """Ids of the rows it comes from, where it comes from rows."""
 
     def __init__(self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", note: str = "") -> None:
         assert code in CATALOGUE, f"error code {code} is not in the catalogue"
@@ -154,9 +161,14 @@ class Preempted(VistillError):  # noqa: N818  (it is no failure: run the same co
     exit_code = 75
 
 
-def suggest(word: str, known: list[str], cutoff: float = 0.6) -> str:
-    """`did you mean "x"?`, or an empty string when nothing is close."""
+def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Up to three known words that are spelt like this one, the closest first."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+
+
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean "x"?`, or an empty string when nothing is close."""
+    close = closest(word, known, cutoff)
     return f'did you mean "{close[0]}"?' if close else ""

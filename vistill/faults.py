@@ -1,7 +1,8 @@
 """Named points at which a test may break a run: `VISTILL_FAULT=save.after_manifest:kill@2`. Unset, they do nothing.
 
 Actions: `kill` (SIGKILL, like a power cut for this process), `term` (SIGTERM), `raise`, `enospc` (the disk is full),
-`slow` (half a second), `hang` (an hour), `nan` (the caller spoils its number). `@n` waits for the n-th visit.
+`slow` (half a second), `hang` (an hour), `nan` (the caller spoils its number), `oom` (out of memory).
+`@n` waits for the n-th visit.
 """
 
 import errno
@@ -13,6 +14,7 @@ from collections import Counter
 POINTS = (
     "rollout.begin",
     "score.begin",
+    "learn.part",
     "learn.loss",
     "learn.before_update",
     "learn.after_update",
@@ -61,6 +63,8 @@ def act(action: str, point: str) -> bool:
         os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGTERM)
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
+    elif action == "oom":
+        raise MemoryError(f"fault at {point}")
     elif action == "raise":
         raise RuntimeError(f"fault at {point}")
     elif action in ("slow", "hang"):

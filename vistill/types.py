@@ -127,6 +127,8 @@ class Prompt:
     """A system message."""
     labels: dict[str, str] = field(default_factory=dict, hash=False)
     """Facts about the row for reports (question type, version, ...)."""
+    content: str = field(default="", compare=False)
+    """Hash of the row's words and pictures, where it came from a file."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

@@ -66,7 +66,7 @@ def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer
             desk=Desk(SharedEngine(own), objective, 2),
             optimizer=make_optimizer(own.model, TRAIN),
             train=TRAIN,
-            rollout=RolloutSettings(max_new_tokens=6),
+            rollout=RolloutSettings(max_new_tokens=6, all_truncated="go_on"),
             seed=0,
             num_steps=4,
         )
@@ -94,7 +94,7 @@ def test_it_comes_once_a_step_for_all_its_readings_and_is_away_while_the_student
         desk=Desk(engine, objective, 2),
         optimizer=make_optimizer(student.model, TRAIN),
         train=TRAIN,
-        rollout=RolloutSettings(max_new_tokens=4),
+        rollout=RolloutSettings(max_new_tokens=4, all_truncated="go_on"),
         seed=0,
         num_steps=4,
     )

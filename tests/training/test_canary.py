@@ -40,7 +40,7 @@ def make_plan(student, teacher, **changes):
         "train_prompts": PROMPTS,
         "eval_prompts": [],
         "train": TrainSettings(prompts_per_step=2, lr=1e-3),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=4),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=4, all_truncated="go_on"),
         "save": SaveSettings(every=0, keep=1),
         "evaluation": EvalSettings(every=0),
         "seed": 5,

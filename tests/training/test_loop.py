@@ -52,7 +52,7 @@ def make_plan(tokenizer, teacher, objective=None, **changes):
         "train_prompts": TRAIN,
         "eval_prompts": EVAL,
         "train": TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"),
         "save": SaveSettings(every=2, keep=1),
         "evaluation": EvalSettings(every=4, limit=3, max_new_tokens=5, blind=False, greedy=False),
         "seed": 5,
@@ -104,7 +104,7 @@ def reference(request, tokenizer, teacher, tmp_path_factory):
 def teach_answers(folder, teacher):
     """A random teacher is never right: put some right answers where its responses are stored."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    rollout = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5)
+    rollout = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on")
     forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, prompt in enumerate(TRAIN):
         texts = [f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}." for i in range(2)]

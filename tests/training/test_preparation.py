@@ -39,7 +39,7 @@ def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
         "train_prompts": prompts,
         "eval_prompts": [],
         "train": TrainSettings(prompts_per_step=2, lr=1e-3, epochs=1),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5),
+        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"),
         "save": SaveSettings(),
         "evaluation": EvalSettings(every=0, max_new_tokens=5),
         "seed": 5,
@@ -150,7 +150,7 @@ def test_the_teacher_writes_once_and_continues_where_it_was_stopped(tokenizer, t
 def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_step(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
     first = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
-    shorter = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3)
+    shorter = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3, all_truncated="go_on")
     second = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"](), rollout=shorter), folder)
     assert second.written != first.written
     assert max(len(r.ids) for rollouts in second.written.values() for r in rollouts) <= 3

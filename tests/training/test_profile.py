@@ -98,7 +98,7 @@ def trained(tmp_path, name, student, teacher, **options):
     return distill(
         student, teacher, diagram_prompts("train", 4, 0), VAOPD(), tmp_path / name,
         train=TrainSettings(prompts_per_step=2, steps=3),
-        rollout=RolloutSettings(per_prompt=2, max_new_tokens=6, temperature=1.0, top_p=1.0), **options,
+        rollout=RolloutSettings(per_prompt=2, max_new_tokens=6, temperature=1.0, top_p=1.0, all_truncated="go_on"), **options,
     )  # fmt: skip
 
 

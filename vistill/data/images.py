@@ -1,9 +1,12 @@
 """Image files from strangers: limits before decoding, no URLs, nothing outside the image folder."""
 
+import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from PIL import Image, ImageOps
 
 from vistill.errors import DataError, suggest
@@ -13,6 +16,10 @@ MAX_BYTES = 20_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
+#: Longer side over shorter side; beyond it image processors refuse the picture.
+MAX_ASPECT = 200
+
+
 @dataclass(frozen=True)
 class FileImage:
     """A picture in a file, decoded when somebody looks."""
@@ -20,47 +27,101 @@ class FileImage:
     path: Path
     where: str = ""
     """Row and column, for messages."""
+    digest: str = ""
+    """Hash of the file as it was first read; another content is an error from then on (D208)."""
 
     @property
     def name(self) -> str:
         """The file's name."""
         return self.path.name
 
+    def data(self) -> bytes:
+        """The file's content, within the limits (D201, D202)."""
+        if not self.path.is_file():
+            raise missing(self.path, self.where)
+        if self.path.stat().st_size > MAX_BYTES:
+            raise refused(f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}")
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise refused(str(error.strerror or error), f"{self.where} {self.path.name}") from error
+
     def load(self) -> Image.Image:
         """The decoded picture, turned as its EXIF says, fully read."""
-        return decode(self.path, self.where)
+        data = self.data()
+        if self.digest and digest_of(data) != self.digest:
+            raise DataError(
+                "D208",
+                "an image has changed since this run first read it",
+                where=f"{self.where} {self.path.name}",
+                why="two contents under one name would be two experiments under one",
+                fix="put the old file back, or start a new run: run=OTHER_FOLDER",
+            )
+        return decode(data, f"{self.where} {self.path.name}")
 
 
-def decode(path: Path, where: str = "") -> Image.Image:
-    """Decode one file within the limits (D201, D202). Only a full decode notices a truncated file."""
-    if not path.is_file():
-        raise missing(path, where)
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError("D202", f"image larger than {MAX_BYTES:,} bytes", where=f"{where} {path.name}", fix="shrink it")
+@dataclass(frozen=True)
+class BytesImage:
+    """A picture stored in the data file itself."""
+
+    content: bytes
+    name: str
+
+    def data(self) -> bytes:
+        """The encoded picture."""
+        if len(self.content) > MAX_BYTES:
+            raise refused(f"larger than {MAX_BYTES:,} bytes", self.name)
+        return self.content
+
+    def load(self) -> Image.Image:
+        """The decoded picture."""
+        return decode(self.data(), self.name)
+
+
+def digest_of(data: bytes) -> str:
+    """xxh3-128 of an encoded picture."""
+    return xxhash.xxh3_128(data).hexdigest()
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """Decode one picture within the limits (D202). Only a full decode notices a truncated file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        "D202",
-                        f"image has {image.width:,} x {image.height:,} pixels",
-                        where=f"{where} {path.name}",
-                        why=f"the limit is {MAX_PIXELS:,} pixels",
-                        fix="shrink it before training",
-                    )
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check_size(image.width, image.height, where)
                 image.load()
                 return ImageOps.exif_transpose(image)
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        reason = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the file", str(error))
         raise DataError(
             "D202",
             "image cannot be decoded",
-            where=f"{where} {path.name}",
-            why=f"{error} ({path.stat().st_size:,} bytes)",
+            where=where,
+            why=f"{reason} ({len(data):,} bytes)",
             fix="download it again, or continue without the row: data.on_bad_row=quarantine",
         ) from error
+
+
+def check_size(width: int, height: int, where: str) -> None:
+    """D202 for more pixels than the limit, none, or a picture that is all length."""
+    if width * height > MAX_PIXELS:
+        raise refused(f"{width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} pixels", where)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise refused(f"{width:,} x {height:,} pixels, one side may be {MAX_ASPECT} times the other", where)
+
+
+def refused(why: str, where: str) -> DataError:
+    """D202 for a picture that is readable and not wanted."""
+    return DataError(
+        "D202",
+        "image beyond the limits",
+        where=where,
+        why=why,
+        fix="mend the picture, or continue without the row: data.on_bad_row=quarantine",
+    )
 
 
 def missing(path: Path, where: str) -> DataError:

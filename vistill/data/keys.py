@@ -1,6 +1,7 @@
 """Order and noise as pure functions of what they belong to, never of what happened before."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,18 +22,29 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return keyed_generator("order", seed, epoch).permutation(num_rows)
 
 
-def rows_of_step(step: int, per_step: int, num_rows: int, seed: int) -> list[int]:
+def rows_of_step(
+    step: int, per_step: int, num_rows: int, seed: int, gone: Callable[[int], bool] = lambda row: False
+) -> list[int]:
     """Row indices of step `step` (from 0): positions `step*per_step ...` of the endless sequence of epochs.
 
-    A batch may cross an epoch's end; every row still occurs exactly once in an epoch. Seeking costs nothing.
+    A batch may cross an epoch's end; every row still occurs exactly once in an epoch. Seeking costs nothing. The slot
+    of a row that is gone takes the next row of the sequence that is neither gone nor in this step; all others stay.
     """
     orders: dict[int, np.ndarray] = {}
-    rows = []
-    for position in range(step * per_step, (step + 1) * per_step):
+
+    def row_at(position: int) -> int:
         epoch, place = divmod(position, num_rows)
         if epoch not in orders:
             orders[epoch] = epoch_order(seed, epoch, num_rows)
-        rows.append(int(orders[epoch][place]))
+        return int(orders[epoch][place])
+
+    rows = [row_at(position) for position in range(step * per_step, (step + 1) * per_step)]
+    following = (step + 1) * per_step
+    for slot, row in enumerate(rows):
+        if gone(row):
+            while gone(row) or row in rows:
+                row, following = row_at(following), following + 1
+            rows[slot] = row
     return rows
 
 

@@ -1,20 +1,21 @@
 """Load prompts from wherever the recipe says; every bad row is found before step 1 and set aside with its reason."""
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vistill.data.diagrams import Diagram, diagrams
-from vistill.data.keys import epoch_order
+from vistill.data.keys import keyed_seed
 from vistill.data.rows import RowReader
 from vistill.data.settings import DataSettings
-from vistill.errors import DataError, MissingExtraError
+from vistill.data.sources import check_columns, rows_of
+from vistill.errors import DataError
 from vistill.types import Prompt
 
-HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
+#: Rows that may all be bad before nothing more is read: then it is no odd row.
+FIRST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,17 @@ def load_source(source: str, settings: DataSettings, split: Literal["train", "te
 
 
 def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
-    """Set rows aside by a permutation that depends on nothing but their number."""
+    """Set rows aside, chosen by a key of their own: no other row decides whether this one is held out."""
     if count >= len(data.prompts):
         raise DataError(
             "D102",
             f"data.holdout={count}, but there are {len(data.prompts)} rows",
             fix="data.holdout=0, or a smaller number",
         )
-    aside = {int(i) for i in epoch_order(0, 0, len(data.prompts))[:count]}
-    kept = [p for i, p in enumerate(data.prompts) if i not in aside]
-    held = [p for i, p in enumerate(data.prompts) if i in aside]
+    order = sorted(data.prompts, key=lambda p: keyed_seed("holdout", p.id))
+    aside = {p.id for p in order[:count]}
+    kept = [p for p in data.prompts if p.id not in aside]
+    held = [p for p in data.prompts if p.id in aside]
     return replace(data, prompts=kept), LoadedData(held, [], [])
 
 
@@ -81,102 +83,62 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
     """Rows of a file or a hub data set, all pictures decoded once."""
     folder = Path(source).parent if not source.startswith("hf:") else Path()
     reader = RowReader(settings, source, Path(settings.images) if settings.images else folder)
+    check_columns(source, settings)
     good: list[Prompt] = []
     bad: list[Quarantined] = []
+    seen: Counter[str] = Counter()
     without = 0
     total = 0
     for line, row in rows_of(source):
         if limit is not None and len(good) >= limit:
             break
         total += 1
-        prompt = read_row(reader, row, line, bad, settings)
+        prompt = read_row(reader, row, line, bad)
         if prompt is None:
+            check_first_rows(bad, total, settings, source)
             continue
         if not prompt.images and settings.text_only != "plain":
             without += 1
             if settings.text_only == "error":
                 raise no_image(prompt, source)
             continue
-        good.append(prompt)
+        good.append(numbered(prompt, seen, settings, source))
     if total == 0:
         raise DataError(
             "D102", "the data set is empty", where=source, fix="data.train=FILE.jsonl with at least one row"
         )
     check_bad_share(bad, total, settings, source)
-    check_unique(good, source)
     return LoadedData(good, bad, [], without)
 
 
-def read_row(
-    reader: RowReader, row: dict[str, Any], line: int, bad: list[Quarantined], settings: DataSettings
-) -> Prompt | None:
-    """One row, or None with a quarantine entry. A wrong column name is never a bad row: it stops the run."""
+def read_row(reader: RowReader, row: dict[str, Any] | DataError, line: int, bad: list[Quarantined]) -> Prompt | None:
+    """One row with its pictures decoded once, or None with a quarantine entry."""
     try:
-        prompt = reader.prompt(row, line)
-        for image in (*prompt.images, *prompt.thoughts):
-            image.load()
+        if isinstance(row, DataError):
+            raise row
+        return reader.prompt(row, line)
     except DataError as error:
-        if error.code == "D101" or settings.on_bad_row == "stop":
+        if reader.settings.on_bad_row == "stop":
             raise
         bad.append(Quarantined(error.where or f"{reader.source}:{line}", error.code, f"{error.what}; {error.why}"))
         return None
-    return prompt
 
 
-def rows_of(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) pairs of a source."""
-    if source.startswith("hf:"):
-        yield from hub_rows(source)
-    elif source.endswith(".parquet"):
-        yield from dataset_rows("parquet", data_files=source, split="train")
-    else:
-        yield from json_lines(Path(source))
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines file (D102)."""
-    if not path.is_file():
+def numbered(prompt: Prompt, seen: Counter[str], settings: DataSettings, source: str) -> Prompt:
+    """An id of its own for every row: equal rows are counted, equal ids of a named column are an error (D102)."""
+    seen[prompt.id] += 1
+    number = seen[prompt.id]
+    if number == 1:
+        return prompt
+    if settings.columns.id:
         raise DataError(
             "D102",
-            f'data file "{path}" does not exist',
-            why="looked for a .jsonl file, a .parquet file, `hf:owner/name[split]` or `diagrams`",
-            fix="data.train=FILE.jsonl",
+            f'two rows have the id "{prompt.id}"',
+            where=source,
+            why="ids key the sampling noise, so they must differ",
+            fix="data.columns.id= (empty: ids by content)",
         )
-    with path.open(encoding="utf-8") as handle:
-        for line, text in enumerate(handle, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise DataError("D102", "a line is not JSON", where=f"{path}:{line}", why=str(error)) from error
-            if not isinstance(row, dict):
-                raise DataError("D102", "a line is not a JSON object", where=f"{path}:{line}")
-            yield line, row
-
-
-def hub_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a data set on the hub, or in its local cache."""
-    match = HUB.match(source)
-    if match is None:
-        raise DataError(
-            "D102", f'"{source}" is not of the form hf:owner/name[split]', fix="hf:hiyouga/geometry3k[train]"
-        )
-    yield from dataset_rows(match["name"], split=match["split"] or "train")
-
-
-def dataset_rows(name: str, **how: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows through `datasets` (extra `data`)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            "E301",
-            "this source needs the package `datasets`",
-            fix='pip install "vistill[data]" -c constraints.txt',
-        ) from error
-    for line, row in enumerate(datasets.load_dataset(name, **how), 1):  # pyright: ignore[reportArgumentType,reportCallIssue]
-        yield line, dict(row)
+    return replace(prompt, id=f"{prompt.id}-{number}")
 
 
 def no_image(prompt: Prompt, source: str) -> DataError:
@@ -190,26 +152,30 @@ def no_image(prompt: Prompt, source: str) -> DataError:
     )
 
 
+def check_first_rows(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
+    """Stop at once where all of the first rows are bad, whatever share is allowed."""
+    if total == len(bad) == FIRST_ROWS:
+        raise bad_rows_error(bad, f"the first {total} rows cannot be used, not one", "correct them", source)
+
+
 def check_bad_share(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
     """Stop where too many rows are bad."""
     if len(bad) > settings.max_bad_share * total:
-        first = bad[0]
-        error = DataError(
-            first.code,
-            f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})",
-            where=first.where,
-            why=f"first: {first.reason}",
-            fix=f"mend the rows, or allow them: data.max_bad_share={len(bad) / total + 0.005:.2f}",
-            note="every bad row is in quarantine.jsonl of the run folder",
-        )
-        error.bad_rows = [row.to_dict() for row in bad]
-        raise error
+        what = f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})"
+        allowed = min(1.0, len(bad) / total + 0.005)
+        raise bad_rows_error(bad, what, f"mend the rows, or allow them: data.max_bad_share={allowed:.2f}", source)
 
 
-def check_unique(prompts: Sequence[Prompt], source: str) -> None:
-    """Prompt ids key the sampling noise, so they must differ."""
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise DataError("D102", f'two rows have the id "{prompt.id}"', where=source, fix="data.columns.id= (empty)")
-        seen.add(prompt.id)
+def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str) -> DataError:
+    """The first bad row's code, every bad row attached."""
+    first = bad[0]
+    error = DataError(
+        first.code,
+        what,
+        where=first.where,
+        why=f"first: {first.reason}",
+        fix=fix,
+        note=f"every bad row of {source} is in quarantine.jsonl of the run folder",
+    )
+    error.bad_rows = [row.to_dict() for row in bad]
+    return error

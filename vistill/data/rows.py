@@ -1,18 +1,24 @@
 """Rows to prompts: columns, templates, placeholders, pictures in place."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vistill.data.images import FileImage, resolve
+from PIL import Image
+
+from vistill.data.images import BytesImage, FileImage, digest_of, refused, resolve
 from vistill.data.settings import DataSettings
-from vistill.errors import DataError, suggest
+from vistill.errors import DataError
 from vistill.types import ImageRef, LoadedImage, Part, Prompt
 
 #: `<image>`, `<image1>`, `<image 1>`, `<img_1>`: a number names a picture, without one they come in order.
 PLACEHOLDER = re.compile(r"<\s*(?:image|img)\s*[-_ ]?(\d*)\s*>", re.IGNORECASE)
+#: Words that a tokenizer takes for a token of its own.
+SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9_]+\|>")
 
 
 @dataclass(frozen=True)
@@ -28,48 +34,62 @@ class RowReader:
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
         """The prompt of a row (`line` counts from 1)."""
         columns, where = self.settings.columns, f"{self.source}:{line}"
-        question = str(self.column(row, columns.prompt, where))
-        choices = tuple(str(c) for c in self.optional(row, columns.choices, where) or ())
-        answer = self.optional(row, columns.answer, where)
+        question = self.question(row, where)
+        choices = tuple(str(c) for c in value_of(row, columns.choices) or ())
+        answer = value_of(row, columns.answer)
         text = fill(self.settings.template, prompt=question, choices=render_choices(choices)).rstrip()
         images = self.images(row, columns.images, where)
-        response = self.optional(row, columns.response, where)
+        response = value_of(row, columns.response)
         if response is None and self.settings.response_template and answer is not None:
             response = fill(self.settings.response_template, answer=str(answer))
-        identity = self.optional(row, columns.id, where)
-        return Prompt(
-            id=str(identity) if identity is not None else f"{Path(self.source).name}:{line}",
+        identity = value_of(row, columns.id)
+        prompt = Prompt(
+            id="" if identity is None else str(identity),
             parts=tuple(place(text, images, where)),
             answer=None if answer is None else str(answer),
             choices=choices,
             response=None if response is None else str(response),
             thoughts=tuple(self.images(row, columns.thoughts, where)),
-            boxes=boxes_of(self.optional(row, columns.boxes, where), where),
+            boxes=boxes_of(value_of(row, columns.boxes), where),
             system=self.settings.system or None,
             labels={"row": where},
         )
+        return known(prompt)
 
-    def column(self, row: Mapping[str, Any], name: str, where: str) -> Any:
-        """A column that must exist (D101)."""
-        if name not in row:
+    def question(self, row: Mapping[str, Any], where: str) -> str:
+        """The question: text that a tokenizer can read (D104), without words that would act as tokens (D103)."""
+        question = value_of(row, self.settings.columns.prompt)
+        if not isinstance(question, str) or not question.strip():
+            shown = "empty" if isinstance(question, str) else f"{question!r:.40}"
             raise DataError(
-                "D101",
-                f'column "{name}" not in {self.source}',
+                "D104",
+                f"the question is no text: {shown}",
                 where=where,
-                why=f"columns found: {', '.join(row)}   {suggest(name, list(row), cutoff=0.8)}".rstrip(),
-                fix=f"data.columns.prompt={suggest_name(name, list(row))}"
-                if name == self.settings.columns.prompt
-                else f"name the right column under data.columns, or leave it empty instead of {name!r}",
+                why="there is nothing to answer",
+                fix="correct the row, or name the right column: data.columns.prompt=COLUMN",
             )
-        return row[name]
-
-    def optional(self, row: Mapping[str, Any], name: str, where: str) -> Any:
-        """A column that may be left unnamed; once named it must exist."""
-        return self.column(row, name, where) if name else None
+        if any("\ud800" <= character <= "\udfff" for character in question):
+            raise DataError(
+                "D104",
+                "the question holds half a character (a lone surrogate)",
+                where=where,
+                why="no tokenizer can read it; the row was damaged when it was written",
+                fix="correct the row",
+            )
+        found = SPECIAL_TOKEN.search(question)
+        if found:
+            raise DataError(
+                "D103",
+                f"the question holds the special token {found.group(0)!r}",
+                where=where,
+                why="it would act on the model, not be read as a word",
+                fix="remove it from the question",
+            )
+        return question
 
     def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef]:
         """The pictures of a column: a path, a list of paths, or decoded pictures from a data set library."""
-        value = self.optional(row, name, where)
+        value = value_of(row, name)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
@@ -79,32 +99,39 @@ class RowReader:
             return FileImage(resolve(value, self.root, where), where)
         if isinstance(value, Mapping) and value.get("bytes"):
             return BytesImage(bytes(value["bytes"]), where)
+        if not isinstance(value, Image.Image):
+            raise refused(f"{value!r:.40} is neither a file name nor a picture", where)
         return LoadedImage(value, where)
 
 
-@dataclass(frozen=True)
-class BytesImage:
-    """A picture stored in the data file itself."""
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """A column's value; None where the recipe names none or this row has none."""
+    return row.get(name) if name else None
 
-    data: bytes
-    name: str
 
-    def load(self) -> Any:
-        """Decode it."""
-        import io
+def known(prompt: Prompt) -> Prompt:
+    """The prompt with every picture decoded once, their contents remembered, and an id that follows from the content.
 
-        from PIL import Image
+    Ids key the noise, so a row keeps its own wherever it stands in the file.
+    """
+    digests: list[str] = []
 
-        from vistill.data.images import FORMATS, MAX_PIXELS
-
-        try:
-            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
+    def seen(image: ImageRef) -> ImageRef:
+        if isinstance(image, FileImage | BytesImage):
+            digests.append(digest_of(image.data()))
+            image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
             image.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError("D202", "image cannot be decoded", where=self.name, why=str(error)) from error
+        else:
+            picture = image.load()
+            digests.append(digest_of(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()))
         return image
+
+    parts = tuple(part if isinstance(part, str) else seen(part) for part in prompt.parts)
+    thoughts = tuple(seen(image) for image in prompt.thoughts)
+    words = [part if isinstance(part, str) else None for part in parts]
+    facts = [words, digests, prompt.answer, prompt.choices, prompt.response, prompt.boxes, prompt.system]
+    content = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    return replace(prompt, id=prompt.id or content, parts=parts, thoughts=thoughts, content=content)
 
 
 def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
@@ -125,12 +152,6 @@ def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float],
             )
         boxes.append((float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3])))
     return tuple(boxes)
-
-
-def suggest_name(name: str, known: Sequence[str]) -> str:
-    """The closest column, or a word to replace."""
-    hint = suggest(name, list(known), cutoff=0.8)
-    return hint.split('"')[1] if hint else "COLUMN"
 
 
 def fill(template: str, **values: str) -> str:

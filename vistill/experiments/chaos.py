@@ -96,7 +96,7 @@ class Chaos:
             train_prompts=self.prompts,
             eval_prompts=self.held,
             train=TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
-            rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=6),
+            rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=6, all_truncated="go_on"),
             save=SaveSettings(every=2, keep=1),
             evaluation=EvalSettings(every=4, limit=2, max_new_tokens=6, blind=False, greedy=False),
             seed=5,

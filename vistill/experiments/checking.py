@@ -4,18 +4,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe, compare_recipes, load_stages, method_schemas
 from vistill.data.loading import LoadedData, load_both
-from vistill.errors import ModelError, suggest
+from vistill.errors import ModelError
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
-
-#: Model families with an adapter; a test holds it equal to the adapters'.
-KNOWN_FAMILIES = ("qwen3_vl",)
+from vistill.runs.missing import KNOWN_FAMILIES, looks_like_hub_id, not_found
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,21 @@ def models_of(recipe: Recipe) -> list[Finding]:
     lines = []
     for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
         if model:
-            lines.append(Finding(role, metadata_of(resolve_model(model))))
+            lines.append(Finding(role, metadata_of(resolve_model(model, role), role)))
     return lines
 
 
-def metadata_of(name: str) -> str:
+def metadata_of(name: str, role: str) -> str:
     """Family and size of a local folder (M103, M105)."""
     folder = Path(name)
     if not folder.is_dir():
-        owner, _, rest = name.partition("/")
-        if rest and "/" not in rest and not Path(owner).is_dir():
+        if looks_like_hub_id(name):
             return f"{name}, on the hub or in its cache"
-        near = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        raise ModelError(
-            "M103", f'model "{name}" not found: no such folder', fix=suggest(name, near) or "give a folder or a hub id"
-        )
+        raise not_found(name, role)
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "M103", f'no config.json can be read in "{name}"', why=str(error), fix="download it again"
-        ) from error
+        raise not_found(name, role) from error
     family = config.get("model_type")
     if family not in KNOWN_FAMILIES:
         raise ModelError(
@@ -98,7 +90,7 @@ def metadata_of(name: str) -> str:
             f"the family {family!r} has no adapter",
             where=name,
             why="image tokens and positions differ between families",
-            fix=f"use one of: {', '.join(KNOWN_FAMILIES)}",
+            fix=f"{role}.model=Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(KNOWN_FAMILIES)}",
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, {family}, {size / 1e6:,.1f} MB of weights"
@@ -115,6 +107,7 @@ def in_full(recipe: Recipe) -> list[Finding]:
     from vistill.assembly import plan_of
     from vistill.runtime import quiet, use_one_thread_on_cpu
     from vistill.training.canary import weak
+    from vistill.training.checkpoint import Saved, TrainState
     from vistill.training.clock import Clock
     from vistill.training.interrupt import Interrupt
     from vistill.training.loop import update_of
@@ -138,7 +131,9 @@ def in_full(recipe: Recipe) -> list[Finding]:
         )
     steps = f"{plan.num_steps:,} steps of {plan.train.prompts_per_step} prompts x {plan.rollout.per_prompt} rollouts"
     optimizer = make_optimizer(plan.cast.student.model, plan.train)
-    effects = examine(update_of(plan, optimizer, None, Interrupt(), Clock()), plan.train_prompts)
+    saved = Saved(plan.cast.student, optimizer, TrainState())
+    plan = replace(plan, save=replace(plan.save, journal=False))
+    effects = examine(update_of(plan, folder, saved, None, Interrupt(), Clock()), plan.train_prompts)
     told = ", ".join(f"{name.split('/')[1].removesuffix('_image_effect')} {x:.3g}" for name, x in effects.items())
     lines += [
         Finding("steps", steps),

@@ -1,14 +1,10 @@
 """Prompts to chat messages, in one place; the model's own template does the rest."""
 
-import re
 from typing import Any
 
+from vistill.data.rows import PLACEHOLDER, SPECIAL_TOKEN
 from vistill.errors import DataError
 from vistill.types import Picture, Prompt
-
-#: Placeholders of data sets that must have become pictures before a prompt gets here.
-LITERAL_PLACEHOLDER = re.compile(r"<\s*(?:image|img)\s*[-_ ]?\d*\s*>", re.IGNORECASE)
-SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9_]+\|>")
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
@@ -18,7 +14,7 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
         if not isinstance(part, str):
             content.append({"type": "image"})
             continue
-        found = LITERAL_PLACEHOLDER.search(part) or SPECIAL_TOKEN.search(part)
+        found = PLACEHOLDER.search(part) or SPECIAL_TOKEN.search(part)
         if found:
             raise DataError(
                 "D103",

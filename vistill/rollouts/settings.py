@@ -20,6 +20,8 @@ class RolloutSettings:
     """Nucleus: the smallest set of tokens with this probability."""
     max_new_tokens: int = ranged(1024, 1)
     """A response longer than this is cut off and kept."""
+    all_truncated: Literal["stop", "go_on"] = "stop"
+    """Three steps without one response that ends by itself: stop (R401), or go on (short responses on purpose)."""
     rows_per_call: int = ranged(256, 1)
     """Rows decoded together. Only speed and memory depend on it."""
     image_skips: int = ranged(0, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
+from vistill.outward import for_terminal
 from vistill.runs.storage import (
     append_line,
     cut_lines,
@@ -21,7 +22,7 @@ from vistill.runs.storage import (
 )
 
 #: Logs that are cut back to the checkpoint's step on resume.
-STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jsonl")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,20 @@ class RunFolder:
         """Rows that could not be used, with place and reason."""
         return self.path / "quarantine.jsonl"
 
+    @property
+    def replaced(self) -> Path:
+        """Rows that could no longer be used after some step, with place and reason."""
+        return self.path / "replaced.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """The responses of every step since the oldest checkpoint."""
+        return self.path / "journal"
+
+    def has_started(self) -> bool:
+        """Whether a step was ever taken here; a start that failed on bad data binds nobody to its recipe."""
+        return self.metrics.exists() or any(self.path.glob("checkpoint-*"))
+
     def rollouts(self, step: int) -> Path:
         """The rollouts of a step with their signals."""
         return self.path / "rollouts" / f"{step:06d}.jsonl"
@@ -73,10 +88,10 @@ class RunFolder:
         return self.path / f"checkpoint-{step:06d}"
 
     def event(self, text: str) -> None:
-        """Add a line to the event log."""
+        """Add a line to the event log, without secrets and without characters that steer a terminal."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.events.open("a", encoding="utf-8") as handle:
-            handle.write(text + "\n")
+            handle.write(for_terminal(text) + "\n")
 
     def sync_logs(self) -> None:
         """Make what was logged so far durable."""

@@ -1,5 +1,6 @@
 """Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
 
+import dataclasses
 import json
 import shutil
 import uuid
@@ -24,6 +25,7 @@ from vistill.runs.storage import (
     sync_folder,
     write_json,
 )
+from vistill.training.journal import Journal
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -40,12 +42,16 @@ class TrainState:
     """Step and value of the best validation result."""
     skipped: int = 0
     """Updates skipped because they were not finite."""
+    gone: dict[str, str] = field(default_factory=dict)
+    """Rows that are replaced from here on: id and code of the reason."""
+    ladder: dict[str, int] = field(default_factory=dict)
+    """How often each phase was halved because memory did not hold it."""
     method: dict[str, Any] = field(default_factory=dict)
     """State of the method."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `state.json`."""
-        return {"step": self.step, "best": self.best, "skipped": self.skipped, "method": self.method}
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def retain(folder: RunFolder, keep: int, best: dict[str, float] | None) -> None:
     for path in found:
         if path.name not in protected:
             remove_tree(path)
+    Journal(folder.journal, "").forget_until(min(step_of(path) for path in checkpoints(folder)))
 
 
 def checkpoints(folder: RunFolder) -> list[Path]:
@@ -175,6 +182,11 @@ def checkpoints(folder: RunFolder) -> list[Path]:
     if not folder.path.is_dir():
         return []
     return sorted(p for p in folder.path.iterdir() if p.is_dir() and p.name.startswith("checkpoint-"))
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def reason_to_reject(path: Path) -> str | None:

@@ -1,78 +1,48 @@
 """The loop: pick prompts, step, log, evaluate, save; resume by itself."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from vistill.batch import Need, Objective
-from vistill.data.diagrams import Diagram
+from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.data.math_judge import MathJudge
-from vistill.errors import NonFiniteError, Preempted
+from vistill.errors import DataError, NonFiniteError, Preempted, RolloutError
 from vistill.evaluation.runner import evaluate
-from vistill.evaluation.settings import EvalSettings
 from vistill.faults import fault
 from vistill.models.loading import check_pair
-from vistill.rollouts.engine import RolloutEngine
-from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
-from vistill.training.canary import weak
+from vistill.training.canary import SAMPLES, weak
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted
+from vistill.training.journal import Journal
+from vistill.training.ladder import Ladder
 from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.plan import Plan
 from vistill.training.precision import precision_of
-from vistill.training.reading import Cast
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_log import rollout_records
-from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.splitting import Split
+from vistill.training.roster import bearable, missing_now, partners_of, present, set_aside, to_blame
+from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, Update, train_step
 from vistill.training.watching import examine
 from vistill.training.writing import Desk
-from vistill.types import Prompt, Rollout, Writer
+from vistill.types import Prompt, Writer
 
 #: Updates in a row that may be non-finite before the run stops.
 MAX_NON_FINITE = 3
 #: Share of all updates that may be.
 MAX_SKIPPED_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole run as values."""
-
-    cast: Cast
-    objective: Objective
-    train_prompts: Sequence[Prompt]
-    eval_prompts: Sequence[Prompt]
-    train: TrainSettings
-    rollout: RolloutSettings
-    save: SaveSettings
-    evaluation: EvalSettings
-    seed: int
-    num_steps: int
-    fingerprint: str
-    stop_after: int | None = None
-    """Leave after this step, as if the machine had been switched off (for tests)."""
-    engine: RolloutEngine | None = None
-    diagrams: Sequence[Diagram] = ()
-    """The procedural items behind the evaluation prompts."""
-    written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
-    """The teacher's responses by prompt id (`prepare_run`)."""
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
-    split: Split = Split()
-    """Micro-batches and their parts (`prepare_run`)."""
-    profile: bool = False
-    """Count what each phase is made of and put it beside the bare matrix products; the update stays the same."""
+#: Share of cut-off responses that is worth a word, and steps in a row with nothing else that stop a run.
+MUCH_TRUNCATED, MAX_ALL_TRUNCATED = 0.2, 3
 
 
 def run(plan: Plan, folder: RunFolder) -> TrainState:
@@ -91,22 +61,22 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
     freeze_parts(plan.cast.student.model, plan.train.freeze)
     optimizer = make_optimizer(plan.cast.student.model, plan.train)
     with folder.owned(), interrupt.listening(), rewards_of(plan) as rewards:
-        update = update_of(plan, optimizer, rewards, interrupt, clock)
         state = start(plan, folder, optimizer)
         check_reference(plan.cast, state.method)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
+        update = without(plan, update_of(plan, folder, saved, rewards, interrupt, clock), state.gone)
         try:
             with clock.aside("canary"):
-                sing(plan, folder, update)
+                update, _ = sing(plan, folder, update, state)
             if owes_evaluation(plan, folder, state.step):
                 judge(plan, folder, saved, update, clock)
             while state.step < plan.num_steps:
-                prompts, epochs = prompts_of_step(plan, state.step)
-                result = train_step(update, prompts, state, epochs)
+                update, result = next_step(plan, folder, update, state)
                 state.step += 1
                 state.method["memory"] = result.memory
                 count_non_finite(plan, folder, state, result)
                 log_step(plan, folder, state, result, clock)
+                heed_rollouts(plan, folder, state, result)
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
                     judge(plan, folder, saved, update, clock)
                 if is_due(state.step, plan.save.every, plan.num_steps):
@@ -140,15 +110,20 @@ def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
 
 
 def update_of(
-    plan: Plan, optimizer: torch.optim.Optimizer, rewards: Rewards | None, interrupt: Interrupt, clock: Clock
+    plan: Plan, folder: RunFolder, saved: Saved, rewards: Rewards | None, interrupt: Interrupt, clock: Clock
 ) -> Update:
     """What stays the same from step to step."""
+
+    def say(text: str) -> None:
+        folder.event(f"step {saved.state.step + 1}: {text}")
+        plan.progress({"event": text})
+
     engine = plan.engine or make_engine(plan.cast.student, plan.rollout, interrupt.poll)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
     return Update(
         cast=plan.cast,
         desk=Desk(engine, plan.objective, per_prompt, plan.written),
-        optimizer=optimizer,
+        optimizer=saved.optimizer,
         train=plan.train,
         rollout=plan.rollout,
         seed=plan.seed,
@@ -157,14 +132,50 @@ def update_of(
         split=plan.split,
         poll=interrupt.poll,
         observe=clock.observe,
+        ladder=Ladder(saved.state.ladder, say),
+        journal=Journal(folder.journal, plan.fingerprint) if plan.save.journal else None,
     )
 
 
-def prompts_of_step(plan: Plan, step: int) -> tuple[list[Prompt], list[int]]:
+def prompts_of_step(plan: Plan, step: int, gone: Collection[str] = ()) -> tuple[list[Prompt], list[int]]:
     """The prompts of a step and the epoch each stands in."""
     num, per_step = len(plan.train_prompts), plan.train.prompts_per_step
-    picks = rows_of_step(step, per_step, num, plan.seed)
+    picks = rows_of_step(step, per_step, num, plan.seed, lambda row: plan.train_prompts[row].id in gone)
     return [plan.train_prompts[i] for i in picks], [(step * per_step + i) // num for i in range(per_step)]
+
+
+def next_step(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tuple[Update, StepResult]:
+    """One step; a row that goes bad in it is replaced and the step, thrown away before its update, done again."""
+    while True:
+        prompts, epochs = prompts_of_step(plan, state.step, state.gone)
+        try:
+            return update, train_step(update, prompts, state, epochs)
+        except (DataError, RolloutError) as error:
+            partners = [update.cast.partners[p.id] for p in prompts if p.id in update.cast.partners]
+            update = set_aside_or_raise(plan, folder, update, state, error, [*prompts, *partners])
+
+
+def set_aside_or_raise(
+    plan: Plan,
+    folder: RunFolder,
+    update: Update,
+    state: TrainState,
+    error: DataError | RolloutError,
+    prompts: Sequence[Prompt],
+) -> Update:
+    """The update without the rows that an error comes from; the error itself where it comes from none, or too many."""
+    bad = to_blame(error, prompts)
+    if not bad or not bearable(plan, {*state.gone, *bad}):
+        raise error
+    set_aside(plan, folder, state.gone, bad, state.step + 1)
+    return without(plan, update, state.gone)
+
+
+def without(plan: Plan, update: Update, gone: Collection[str]) -> Update:
+    """The update whose views borrow pictures only from rows that are there."""
+    if not gone:
+        return update
+    return replace(update, cast=replace(update.cast, partners=partners_of(present(plan.train_prompts, gone))))
 
 
 def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -173,9 +184,12 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
     found = newest(folder)
     if found is None:
         folder.cut_after(-1)
-        return TrainState()
+        state = TrainState()
+        set_aside(plan, folder, state.gone, missing_now(plan), 1)
+        return state
     state = restore(found, plan.cast.student, optimizer, stored(plan.cast))
     folder.cut_after(state.step)
+    set_aside(plan, folder, state.gone, missing_now(plan), state.step + 1)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
     folder.event(f"resumed from {found.name}")
     plan.progress({"event": f"resumed from {found.name}"})
@@ -246,13 +260,47 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: TrainState, result: S
         )
 
 
-def sing(plan: Plan, folder: RunFolder, update: Update) -> dict[str, float]:
+def heed_rollouts(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult) -> None:
+    """Say where responses teach little: cut off, or all siblings the same. Stop where none ever ends (R401)."""
+    cut = result.metrics["rollout/truncated_share"]
+    several = [g for g in result.groups if len(g.rollouts) > 1]
+    same = bool(several) and all(len({r.ids for r in g.rollouts}) == 1 for g in several)
+    row = state.method.pop("all_truncated", 0) + 1 if cut == 1.0 else 0
+    state.method |= {"all_truncated": row} if row else {}
+    warnings = {
+        "truncated": f"{cut:.0%} of the responses were cut off: rollout.max_new_tokens={plan.rollout.max_new_tokens}",
+        "identical": "all siblings of every prompt are the same: what compares them has nothing to compare",
+    }
+    for name, holds in (("truncated", cut >= MUCH_TRUNCATED), ("identical", same)):
+        if holds and name not in state.method.setdefault("warned", []):
+            state.method["warned"].append(name)
+            folder.event(f"step {state.step}: {warnings[name]}")
+            plan.progress({"event": warnings[name]})
+    if row >= MAX_ALL_TRUNCATED and plan.rollout.all_truncated == "stop":
+        raise RolloutError(
+            "R401",
+            f"every response of {row} steps in a row was cut off at the length limit",
+            where=f"step {state.step}",
+            why="the student never ends a response by itself; what it would say at the end is never learnt",
+            fix=f"rollout.max_new_tokens={2 * plan.rollout.max_new_tokens} --accept rollout.max_new_tokens",
+            note="short responses on purpose: rollout.all_truncated=go_on",
+        )
+
+
+def sing(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tuple[Update, dict[str, float]]:
     """The canary: everybody sees the picture, or the run stops here (V802 to V816); hardly seeing is said."""
-    facts = examine(update, plan.train_prompts)
+    while True:
+        prompts = present(plan.train_prompts, state.gone)
+        try:
+            facts = examine(update, prompts)
+            break
+        except DataError as error:
+            looked_at = [p for p in prompts if p.images][:SAMPLES]
+            update = set_aside_or_raise(plan, folder, update, state, error, looked_at)
     for warning in weak(facts):
         folder.event(f"canary: {warning}")
         plan.progress({"event": f"canary: {warning}"})
-    return facts
+    return update, facts
 
 
 def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
@@ -266,7 +314,7 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     with clock.aside("evaluate"):
         result = evaluate(plan.cast, plan.eval_prompts, settings, update.poll, plan.diagrams if at_end else ())
     with clock.aside("canary"):
-        facts = sing(plan, folder, update)
+        _, facts = sing(plan, folder, update, saved.state)
     fault("evaluate.before_log")
     folder.log(folder.evaluations, {"step": step, **result.summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())

@@ -15,9 +15,11 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.interrupt import Interrupt, Interrupted
-from vistill.training.loop import Plan, preempted
+from vistill.training.loop import preempted
 from vistill.training.measuring import split_of
+from vistill.training.plan import Plan
 from vistill.training.reading import lay_out, prepare, read_without_gradient
+from vistill.training.roster import enrolled, partners_of
 from vistill.training.writing import Desk
 from vistill.training.written import only_correct, written_by_teacher
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
@@ -49,7 +51,8 @@ def prepared(plan: Plan, folder: RunFolder, poll: Callable[[], None]) -> Plan:
     if plan.objective.off_policy() > 0:
         with folder.owned():
             plan = with_written(plan, folder, poll)
-    check_enough(plan.train.prompts_per_step, len(plan.train_prompts))
+    plan = enrolled(plan, folder)
+    check_enough(plan.train.prompts_per_step, len(plan.train_prompts) - len(plan.gone))
     steps = num_steps(len(plan.train_prompts), plan.train.prompts_per_step, plan.train.epochs)
     return replace(plan, num_steps=plan.train.steps or steps, split=split_of(plan, folder))
 
@@ -126,12 +129,6 @@ def no_thoughts(name: str, source: str) -> DataError:
         fix=f"data.columns.{column}=COLUMN, or for procedural diagrams data.diagrams.options.thoughts=true",
         note="rows with boxes draw their own: data.columns.boxes=COLUMN views.thought=crop" if source == "data" else "",
     )
-
-
-def partners_of(prompts: Sequence[Prompt]) -> dict[str, Prompt]:
-    """For each prompt the next one: whose thoughts a mismatched teacher sees."""
-    following = [*prompts[1:], *prompts[:1]]
-    return {prompt.id: other for prompt, other in zip(prompts, following, strict=True)}
 
 
 def check_views(plan: Plan) -> None:

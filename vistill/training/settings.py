@@ -92,6 +92,8 @@ class SaveSettings:
     """Steps between checkpoints."""
     keep: int = ranged(2, 1)
     """How many of the newest stay."""
+    journal: bool = True
+    """Write every step's responses down before they are learnt from: for crashes and for `vistill replay`."""
     keep_best: Literal["accuracy", "none"] = "accuracy"
     """Also keep the best on validation; the earliest wins ties."""
 

@@ -17,6 +17,8 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.signals.concentration import top_mass_share
 from vistill.training.checkpoint import TrainState
 from vistill.training.companions import follow
+from vistill.training.journal import Journal
+from vistill.training.ladder import Ladder, halved
 from vistill.training.optim import lr_factor
 from vistill.training.precision import autocast
 from vistill.training.reading import (
@@ -31,7 +33,7 @@ from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
 from vistill.training.splitting import Split
 from vistill.training.writing import Desk, write_groups
-from vistill.types import Prompt, RolloutGroup
+from vistill.types import Pass, Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Update:
     poll: Callable[[], None] = lambda: None
     observe: Callable[[str], AbstractContextManager[None]] = field(default=lambda phase: nullcontext())
     """Times a phase; outside bit identity."""
+    ladder: Ladder = field(default_factory=Ladder)
+    """What happens when memory runs out."""
+    journal: Journal | None = None
+    """Where the step's responses are written down before they are learnt from."""
 
     @property
     def objective(self) -> Objective:
@@ -78,20 +84,14 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     step, objective = state.step, update.objective
     cast = update.cast.at_step(update.seed, step)
     passes = objective.passes()
-    fault("rollout.begin")
     with update.observe("rollout"):
-        groups = write_groups(cast, update.desk, prompts, sampling_of(update.rollout, update.seed, step), epochs)
+        groups = responses_of(update, cast, prompts, step, epochs)
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
         reading = prepare(cast, groups, passes, responses, update.split)
-    fault("score.begin")
     with update.observe("score"):
-        with (
-            cast.here(passes),
-            update.autocast(),
-        ):  # the same precision as with gradient, or the ratio to the old weights would not be 1
-            read = read_without_gradient(cast, reading, passes, update.poll)
+        read = scored(update, cast, reading, passes)
         batch = replace(read, memory=state.method.get("memory", {}), progress=step / update.num_steps)
         signals = objective.signals(batch)
     with update.observe("learn"):
@@ -100,6 +100,41 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
     metrics |= describe(batch, signals, groups)
     return StepResult(metrics, groups, batch, signals, objective.remember(batch, signals), learnt.finite)
+
+
+def responses_of(
+    update: Update, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int]
+) -> list[RolloutGroup]:
+    """The step's responses: those of the journal where it has them, else fresh ones, which go into it."""
+    found = None if update.journal is None else update.journal.find(step + 1, prompts)
+    if found is not None:
+        return found
+    sampling = sampling_of(update.rollout, update.seed, step)
+    at_most = min(sampling.rows_per_call, len(prompts) * update.desk.per_prompt)
+    rows = lambda times: max(update.desk.per_prompt, at_most >> times)
+
+    def write(times: int) -> list[RolloutGroup]:
+        fault("rollout.begin")
+        asked = sampling if times == 0 else replace(sampling, rows_per_call=rows(times))
+        return write_groups(cast, update.desk, prompts, asked, epochs)
+
+    groups = update.ladder.climb("rollout", rows, write)
+    if update.journal is not None:
+        update.journal.keep(step + 1, groups)
+    return groups
+
+
+def scored(update: Update, cast: Cast, reading: Reading, passes: Sequence[Pass]) -> ScoredBatch:
+    """Every pass without gradient, in the precision that the passes with gradient have: else no ratio would be 1."""
+    micro_batches = lambda times: halved(reading.micro_batches, times)
+
+    def read(times: int) -> ScoredBatch:
+        fault("score.begin")
+        with cast.here(passes), update.autocast():
+            part = replace(reading, micro_batches=micro_batches(times))
+            return read_without_gradient(cast, part, passes, update.poll)
+
+    return update.ladder.climb("score", micro_batches, read)
 
 
 @dataclass(frozen=True)
@@ -152,12 +187,42 @@ def accumulate(
     only: Sequence[str] | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Backward over whole prompts, of all terms or of some; the update's own counts make the split invisible."""
+
+    def sizes(times: int) -> object:
+        cut = smaller(reading, times)
+        return cut.micro_batches, [cut.parts(groups) for groups in cut.micro_batches]
+
+    return update.ladder.climb(
+        "learn", sizes, lambda times: backward(update, smaller(reading, times), batch, signals, poll, only)
+    )
+
+
+def smaller(reading: Reading, times: int) -> Reading:
+    """The reading in micro-batches and parts that were halved so many times."""
+    if times == 0:
+        return reading
+    longest = max(sum(len(r.ids) for g in part for r in reading.groups[g].rollouts) for part in reading.micro_batches)
+    tokens = min(reading.split.part_tokens, longest) >> times
+    split = replace(reading.split, part_tokens=max(1, tokens))
+    return replace(reading, micro_batches=halved(reading.micro_batches, times), split=split)
+
+
+def backward(
+    update: Update,
+    reading: Reading,
+    batch: ScoredBatch,
+    signals: Signals,
+    poll: Callable[[], None],
+    only: Sequence[str] | None,
+) -> tuple[float, dict[str, float]]:
+    """One attempt at the gradient, from zero."""
     update.optimizer.zero_grad(set_to_none=True)
     update.cast.student.model.train()
     passes = update.objective.passes()
     counts = reading.counts()
     total, parts = 0.0, {}
     for micro, cut in learning_parts(update.cast, reading, batch, passes, signals, update.autocast, poll):
+        fault("learn.part")
         made = update.objective.terms(micro, cut)
         loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
         loss.backward()

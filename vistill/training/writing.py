@@ -78,15 +78,17 @@ def sample_groups(cast: Cast, desk: Desk, prompts: Sequence[Prompt], sampling: S
         fresh = [RolloutRequest(prompts[g].id, encoded[g], (s,), attempt) for g, s in again]
         for (g, s), (rollout,) in zip(again, desk.engine.write(fresh, sampling), strict=True):
             groups[g][s] = rollout
-    for prompt, group in zip(prompts, groups, strict=True):
-        if any(not rollout.ids for rollout in group):
-            raise RolloutError(
-                "R403",
-                f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
-                where=f"prompt {prompt.id}",
-                why="a response without tokens has no visual advantage and no loss",
-                fix="rollout.temperature=1.0, or remove the row from the data",
-            )
+    empty = [p for p, group in zip(prompts, groups, strict=True) if any(not rollout.ids for rollout in group)]
+    if empty:
+        error = RolloutError(
+            "R403",
+            f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
+            where=empty[0].labels.get("row", f"prompt {empty[0].id}"),
+            why="a response without tokens has no visual advantage and no loss",
+            fix="rollout.temperature=1.0   or allow more such rows: data.max_bad_share=0.05",
+        )
+        error.rows = [p.id for p in empty]
+        raise error
     return [RolloutGroup(p, tuple(g)) for p, g in zip(prompts, groups, strict=True)]
 
 

@@ -45,7 +45,7 @@ def written_by_teacher(
 
 def forget_others(folder: RunFolder, settings: dict[str, Any]) -> None:
     """Set responses aside that another teacher, seed or way of sampling wrote before the run's first step."""
-    settings = {key: value for key, value in settings.items() if key != "rows_per_call"}
+    settings = {key: value for key, value in settings.items() if key not in ("rows_per_call", "all_truncated")}
     path, note = folder.path / FILE, folder.path / SETTINGS_FILE
     if path.exists() and (not note.exists() or json.loads(note.read_text(encoding="utf-8")) != settings):
         path.replace(path.with_suffix(".lost.jsonl"))

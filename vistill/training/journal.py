@@ -1,0 +1,61 @@
+"""Responses of every step, written and synced before they are learnt from: a crash in the update repeats nothing.
+
+A step that finds its own responses takes them, so that an engine that is not reproducible makes no second history, and
+`vistill replay` can recompute the update. Entries older than the oldest checkpoint are dropped with it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vistill.runs.storage import to_json, write_text
+from vistill.types import Finish, Prompt, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True)
+class Journal:
+    """`journal/000123.json`: prompts and token ids of step 123."""
+
+    path: Path
+    fingerprint: str
+    """Of the recipe; responses under another one are not taken."""
+
+    def file(self, step: int) -> Path:
+        """The entry of a step, counted from 1."""
+        return self.path / f"{step:06d}.json"
+
+    def keep(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Write down the responses of a step."""
+        plain = lambda r: {"ids": list(r.ids), "sibling": r.sibling, "finish": str(r.finish), "attempt": r.attempt}
+        rollouts = [[plain(r) for r in g.rollouts] for g in groups]
+        record = {
+            "step": step,
+            "fingerprint": self.fingerprint,
+            "prompts": [g.prompt.id for g in groups],
+            "rollouts": rollouts,
+        }
+        write_text(self.file(step), to_json(record) + "\n")
+
+    def find(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup] | None:
+        """The responses of a step to these very prompts, or None."""
+        file = self.file(step)
+        if not file.exists():
+            return None
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["fingerprint"] != self.fingerprint or record["prompts"] != [p.id for p in prompts]:
+            return None
+        return [
+            RolloutGroup(
+                prompt,
+                tuple(Rollout(tuple(r["ids"]), r["sibling"], Finish(r["finish"]), r["attempt"]) for r in rollouts),
+            )
+            for prompt, rollouts in zip(prompts, record["rollouts"], strict=True)
+        ]
+
+    def forget_until(self, step: int) -> None:
+        """Drop the entries up to a step; nothing older can be replayed."""
+        if self.path.is_dir():
+            for file in self.path.glob("*.json"):
+                if int(file.stem) <= step:
+                    file.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Out of memory: halve what a phase takes at a time, remember it, try again. The update stays the same."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from vistill.errors import RolloutError
+
+Made = TypeVar("Made")
+
+#: What each phase is called in messages.
+PHASES = {"rollout": "writing responses", "score": "scoring responses", "learn": "learning from responses"}
+
+
+@dataclass
+class Ladder:
+    """How often each phase was halved; a checkpoint carries it, so that a resumed run starts where this one got to."""
+
+    halvings: dict[str, int] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+
+    def climb(self, phase: str, sizes: Callable[[int], object], attempt: Callable[[int], Made]) -> Made:
+        """Try a phase with what it takes at a time halved so many times, once more each time memory runs out.
+
+        Args:
+            phase: `rollout`, `score` or `learn`.
+            sizes: what would be taken at a time after so many halvings; equal sizes mean that nothing is left to halve.
+            attempt: does the phase from its beginning.
+
+        Raises:
+            RolloutError: R501, one prompt at a time does not fit either.
+        """
+        while True:
+            times = self.halvings.get(phase, 0)
+            try:
+                return attempt(times)
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # outside the handler: its traceback would keep the tensors of the attempt alive
+            if sizes(times) == sizes(times + 1):
+                raise does_not_fit(phase, times, reason)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.halvings[phase] = times + 1
+            self.say(f"out of memory while {PHASES[phase]}: halved to {2 ** -(times + 1):g} of what it took at a time")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's error, Python's, or the words of the CPU allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def does_not_fit(phase: str, times: int, reason: str) -> RolloutError:
+    """R501."""
+    return RolloutError(
+        "R501",
+        f"out of memory while {PHASES[phase]}, one prompt at a time too",
+        why=f"halved {times} times; {reason[:200]}",
+        fix="data.max_image_tokens=512   or rollout.max_new_tokens=512   or train.offload_teacher=true",
+        note="nothing is lost: run the same command again, it goes on from the newest checkpoint",
+    )
+
+
+def halved(micro_batches: Sequence[list[int]], times: int) -> list[list[int]]:
+    """Every micro-batch cut into halves so many times; one prompt stays one prompt."""
+    parts = [list(part) for part in micro_batches]
+    for _ in range(times):
+        middles = [(len(part) + 1) // 2 for part in parts]
+        halves = [half for part, m in zip(parts, middles, strict=True) for half in (part[:m], part[m:])]
+        parts = [half for half in halves if half]
+    return parts
