@@ -20,6 +20,8 @@ class Journal:
     path: Path
     fingerprint: str
     """Of the recipe; responses under another one are not taken."""
+    writes: bool = True
+    """Whether responses are written down, or only looked up."""
 
     def file(self, step: int) -> Path:
         """The entry of a step, counted from 1."""
@@ -27,6 +29,8 @@ class Journal:
 
     def keep(self, step: int, groups: Sequence[RolloutGroup]) -> None:
         """Write down the responses of a step."""
+        if not self.writes:
+            return
         plain = lambda r: {"ids": list(r.ids), "sibling": r.sibling, "finish": str(r.finish), "attempt": r.attempt}
         rollouts = [[plain(r) for r in g.rollouts] for g in groups]
         record = {

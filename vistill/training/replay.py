@@ -1,0 +1,130 @@
+"""Recompute steps of a run from a checkpoint and its journal, and hold them against what was logged."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vistill.errors import StorageError
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
+from vistill.training.checkpoint import Saved, TrainState, checkpoints, reason_to_reject, restore, step_of
+from vistill.training.clock import Clock
+from vistill.training.companions import stored, with_companions
+from vistill.training.interrupt import Interrupt
+from vistill.training.journal import Journal
+from vistill.training.loop import next_step, rewards_of, update_of, without
+from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.plan import Plan
+from vistill.training.preparation import prepare_run
+
+#: What a start needs of a run folder beside its checkpoints.
+NEEDED = ("rows.json", "metrics.jsonl", "gate.json", "teacher_responses.jsonl", "teacher_responses.settings.json")
+
+
+@dataclass
+class Replayed:
+    """Steps recomputed one after the other."""
+
+    start: int
+    """The step of the checkpoint it began from; 0 is the student the run found."""
+    differences: dict[int, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+    """By step the values that differ: logged, recomputed."""
+    compared: dict[int, int] = field(default_factory=dict)
+    """By step how many values were compared."""
+    from_journal: list[int] = field(default_factory=list)
+    """Steps whose responses came from the journal; those of the others were written again."""
+
+    @property
+    def same(self) -> bool:
+        """Whether every value of every step is the same to the last bit."""
+        return not any(self.differences.values())
+
+
+def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None) -> Replayed:
+    """Recompute a step from the newest valid checkpoint before it. Nothing is written into the run folder.
+
+    Raises:
+        StorageError: S605, the step was never logged.
+    """
+    logged = {record["step"]: record for record in folder.read(folder.metrics)}
+    if step not in logged:
+        last = max(logged, default=0)
+        raise StorageError(
+            "S605",
+            f"step {step} is not in metrics.jsonl",
+            where=str(folder.path),
+            why=f"logged are steps 1 to {last}" if last else "no step is logged",
+            fix=f"vistill replay {folder.path} --step {last}" if last else "train first",
+        )
+    if plan.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    with aside(folder) as place:
+        plan = prepare_run(plan, place)
+        plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
+        freeze_parts(plan.cast.student.model, plan.train.freeze)
+        optimizer = make_optimizer(plan.cast.student.model, plan.train)
+        state = state_before(plan, folder, optimizer, step)
+        journal = Journal(folder.journal, plan.fingerprint, writes=False)
+        made = Replayed(state.step)
+        with rewards_of(plan) as rewards:
+            saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
+            update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
+            update = without(plan, replace(update, journal=journal), state.gone)
+            while state.step < step:
+                if journal.file(state.step + 1).exists():
+                    made.from_journal.append(state.step + 1)
+                update, result = next_step(plan, place, update, state)
+                state.step += 1
+                state.method["memory"] = result.memory
+                compare(made, state.step, logged[state.step], result.metrics)
+                say(f"step {state.step}: {len(made.differences[state.step])} values differ")
+    return made
+
+
+@contextmanager
+def aside(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
+    """A folder that starts as the run's did, removed at the end."""
+    with tempfile.TemporaryDirectory() as name:
+        for file in NEEDED:
+            if (folder.path / file).exists():
+                shutil.copy(folder.path / file, Path(name) / file)
+        yield RunFolder(Path(name))
+
+
+def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int) -> TrainState:
+    """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
+    for path in reversed(checkpoints(folder)):
+        if step_of(path) < step and reason_to_reject(path) is None:
+            return restore(path, plan.cast.student, optimizer, stored(plan.cast))
+    return TrainState()
+
+
+def compare(made: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Note which values differ, as they would stand in the log."""
+    found = json.loads(to_json({"step": step, **metrics}))
+    names = sorted(logged.keys() | found.keys())
+    differ = {n: (logged.get(n), found.get(n)) for n in names if logged.get(n) != found.get(n)}
+    made.compared[step], made.differences[step] = len(names) - 1, differ
+
+
+def told(made: Replayed, step: int) -> str:
+    """What a replay found, in a few lines."""
+    start = f"checkpoint-{made.start:06d}" if made.start else "the student the run found"
+    count = sum(made.compared.values())
+    steps = f"steps {made.start + 1} to {step}" if step > made.start + 1 else f"step {step}"
+    source = f"{len(made.from_journal)} of {step - made.start} from the journal, the others written again"
+    lines = [f"{steps} recomputed from {start}; responses: {source}"]
+    if made.same:
+        return "\n".join([*lines, f"all {count} logged values are the same to the last bit"])
+    first = min(s for s, differ in made.differences.items() if differ)
+    differ = made.differences[first]
+    lines.append(f"step {first} is the first that differs, in {len(differ)} of {made.compared[first]} values:")
+    shown = [f"  {name:<28} logged {a!r}, recomputed {b!r}" for name, (a, b) in list(differ.items())[:6]]
+    return "\n".join([*lines, *shown, *([f"  and {len(differ) - 6} more"] if len(differ) > 6 else [])])
