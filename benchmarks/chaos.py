@@ -21,8 +21,11 @@ sys.path.insert(0, str(REPO / "tests" / "faults"))
 
 import torch
 
+from vistill.data.loading import load_rows
+from vistill.data.settings import DataSettings
 from vistill.experiments.chaos import Chaos, Row
 from vistill.runs.folder import RunFolder
+from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 from vistill.training.preparation import prepare_run
 
@@ -95,6 +98,26 @@ def power_cuts(folder, most):
     yield from [None] * (tried - len(wrong))
 
 
+def bad_rows(folder, chaos, rows, bad):
+    """Planted rows of every kind: one trial a row, lost where it was not set aside or where weights are not the cleaned file's."""
+    from bad_rows import planted
+
+    dirty, clean, codes = planted(folder / "data", rows, bad)
+    hashes, found = [], {}
+    for file in (dirty, clean):
+        data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
+        found |= {int(q.where.split("jsonl:")[1].split()[0]): q.code for q in data.quarantined}
+        place, plain = RunFolder(folder / file.stem), chaos.plan()
+        plan = replace(plain, train_prompts=data.prompts, train=replace(plain.train, steps=20))
+        run(prepare_run(plan, place), place)
+        hashes.append((weights_hash(plan.cast.student), place.metrics.read_text()))
+    others = "weights are not those of the cleaned file" if hashes[0] != hashes[1] else None
+    yield from [
+        others or (f"line {n}: {c}, got {found.get(n)}" if found.get(n) != c else None) for n, c in codes.items()
+    ]
+    yield from [f"line {n} set aside: {c}" for n, c in found.items() if n not in codes]
+
+
 def tests(words):
     """Tests as trials."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
@@ -116,6 +139,9 @@ def all_rows(folder, n):
         yield timed(Row("disk_full"), full_disks(chaos, [0.1 + 6.0 * i / count for i in range(count)]))
     else:
         print("disk_full left out: this process may not mount a file system")
+    rows, bad = (10_000, 100) if n >= 50 else (400, 25)
+    yield timed(Row("bad_rows"), bad_rows(folder / "rows", chaos, rows, bad))
+    yield timed(Row("mistakes"), tests(["tests/faults/test_mistakes.py", "-k", "MISTAKE_TESTS"]))
     yield timed(Row("blindness"), tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]))
     yield timed(Row("malicious"), tests(["tests/faults/test_malicious.py"]))
 

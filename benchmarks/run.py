@@ -22,6 +22,7 @@ import torch
 from demo_before import demo_rows
 from limits import limit_rows
 from naive import naive_step
+from safety import safety_rows
 from scaling import curves
 
 import vistill
@@ -240,6 +241,7 @@ def main():
         return
     repeats = 2 if args.quick else 5
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
+    rows += safety_rows(row, args.quick)
     rows += beside_trl(args.quick, repeats)
     drawn = curves(repeats, args.quick)
     if not args.quick:

@@ -96,6 +96,20 @@ def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(tokeni
     assert Journal(folder.journal, "test").find(2, asked) is None
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_half_an_entry_is_none_and_is_written_again(tokenizer, teacher, tmp_path, share):
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
+    go(make_plan(tokenizer, teacher), whole)
+    go(make_plan(tokenizer, teacher, stop_after=5), folder)
+    file = folder.journal / "000005.json"
+    text = file.read_bytes()
+    file.write_bytes(text[: int(share * len(text))])
+    plan = make_plan(tokenizer, teacher)
+    go(plan, folder)
+    assert file.read_bytes() == text or not file.exists()
+    assert trace(folder) == trace(whole)
+
+
 def test_a_run_without_a_journal_gives_the_same_bits(tokenizer, teacher, tmp_path):
     ends = []
     for journal in (True, False):

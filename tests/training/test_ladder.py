@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from training.test_loop import go, make_plan
+from training.test_loop import EVAL, go, make_plan
 
 from vistill.errors import RolloutError
 from vistill.faults import VARIABLE, forget_visits
@@ -84,6 +84,27 @@ def test_a_phase_is_halved_until_it_fits_and_the_run_remembers_it(
     assert tried[: 2 if fits == 2 else 3] == ([4, 2] if fits == 2 else [4, 2, 1])
     assert set(asked[len(tried) :]) == {fits}, "a resumed run starts where it got to"
     assert float((first - gradients[0]).abs().max()) < 1e-6
+
+
+def test_an_evaluation_that_does_not_fit_is_done_in_smaller_parts_with_the_same_answers(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
+    from vistill.training import loop
+
+    a_run(tokenizer, teacher, tmp_path / "plain", eval_prompts=EVAL)
+    honest, asked = loop.evaluate, []
+
+    def small(cast, prompts, settings, *rest):
+        asked.append(settings.rows_per_call)
+        if settings.rows_per_call > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(cast, prompts, settings, *rest)
+
+    monkeypatch.setattr(loop, "evaluate", small)
+    a_run(tokenizer, teacher, tmp_path / "short", eval_prompts=EVAL)
+    assert asked[-1] == 1
+    plain, short = (RunFolder(tmp_path / name) for name in ("plain", "short"))
+    assert plain.evaluations.read_text() == short.evaluations.read_text()
 
 
 @pytest.mark.parametrize("phase", ["rollout", "score", "learn"])

@@ -11,7 +11,7 @@ from vistill.data.keys import keyed_seed
 from vistill.data.rows import RowReader
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, rows_of
-from vistill.errors import DataError
+from vistill.errors import ConfigError, DataError
 from vistill.types import Prompt
 
 #: Rows that may all be bad before nothing more is read: then it is no odd row.
@@ -179,3 +179,14 @@ def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str)
     )
     error.bad_rows = [row.to_dict() for row in bad]
     return error
+
+
+def check_enough(per_step: int, rows: int) -> None:
+    """C101 where a prompt would occur twice in one step."""
+    if per_step > rows:
+        raise ConfigError(
+            "C101",
+            f"train.prompts_per_step = {per_step}, but only {rows} rows",
+            why="a prompt would occur twice in one step, with the same noise and so the same responses",
+            fix=f"train.prompts_per_step={rows}",
+        )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vistill.runs.storage import to_json, write_text
+from vistill.runs.storage import write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
 
@@ -39,14 +39,15 @@ class Journal:
             "prompts": [g.prompt.id for g in groups],
             "rollouts": rollouts,
         }
-        write_text(self.file(step), to_json(record) + "\n")
+        write_synced(self.file(step), json.dumps(record) + "\n")
 
     def find(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup] | None:
-        """The responses of a step to these very prompts, or None."""
+        """The responses of a step to these very prompts, or None; half an entry, from a crash, is none."""
         file = self.file(step)
-        if not file.exists():
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if not text.endswith("}\n"):
             return None
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(text)
         if record["fingerprint"] != self.fingerprint or record["prompts"] != [p.id for p in prompts]:
             return None
         return [

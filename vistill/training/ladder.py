@@ -12,7 +12,12 @@ from vistill.errors import RolloutError
 Made = TypeVar("Made")
 
 #: What each phase is called in messages.
-PHASES = {"rollout": "writing responses", "score": "scoring responses", "learn": "learning from responses"}
+PHASES = {
+    "rollout": "writing responses",
+    "score": "scoring responses",
+    "learn": "learning from responses",
+    "evaluate": "evaluating",
+}
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Ladder:
         """Try a phase with what it takes at a time halved so many times, once more each time memory runs out.
 
         Args:
-            phase: `rollout`, `score` or `learn`.
+            phase: a key of `PHASES`.
             sizes: what would be taken at a time after so many halvings; equal sizes mean that nothing is left to halve.
             attempt: does the phase from its beginning.
 

@@ -282,7 +282,7 @@ def heed_rollouts(plan: Plan, folder: RunFolder, state: TrainState, result: Step
             f"every response of {row} steps in a row was cut off at the length limit",
             where=f"step {state.step}",
             why="the student never ends a response by itself; what it would say at the end is never learnt",
-            fix=f"rollout.max_new_tokens={2 * plan.rollout.max_new_tokens} --accept rollout.max_new_tokens",
+            fix=f"rollout.max_new_tokens={2 * plan.rollout.max_new_tokens} run={folder.path}-2",
             note="short responses on purpose: rollout.all_truncated=go_on",
         )
 
@@ -312,7 +312,16 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
     fault("evaluate.begin")
     with clock.aside("evaluate"):
-        result = evaluate(plan.cast, plan.eval_prompts, settings, update.poll, plan.diagrams if at_end else ())
+        most = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
+        rows = lambda times: max(1, most >> times)
+        attempt = lambda times: evaluate(
+            plan.cast,
+            plan.eval_prompts,
+            replace(settings, rows_per_call=rows(times)) if times else settings,
+            update.poll,
+            plan.diagrams if at_end else (),
+        )
+        result = update.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):
         _, facts = sing(plan, folder, update, saved.state)
     fault("evaluate.before_log")

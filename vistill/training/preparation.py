@@ -8,6 +8,7 @@ import torch
 
 from vistill.batch import EntryGate, Need, ScoredBatch
 from vistill.data.keys import num_steps
+from vistill.data.loading import check_enough
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.shared import plain_engine
@@ -63,17 +64,6 @@ def checked(plan: Plan, folder: RunFolder) -> Plan:
     plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
     check_views(plan)
     return plan
-
-
-def check_enough(per_step: int, rows: int) -> None:
-    """C101 where a prompt would occur twice in one step."""
-    if per_step > rows:
-        raise ConfigError(
-            "C101",
-            f"train.prompts_per_step = {per_step}, but only {rows} rows",
-            why="a prompt would occur twice in one step, with the same noise and so the same responses",
-            fix=f"train.prompts_per_step={rows}",
-        )
 
 
 def usable_rows(plan: Plan, folder: RunFolder) -> Plan:

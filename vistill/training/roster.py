@@ -32,13 +32,15 @@ def enrolled(plan: Plan, folder: RunFolder) -> Plan:
     if then == now:
         return plan
     if then["eval"] != now["eval"]:
-        raise other_data(plan, "the evaluation rows are others than at the start", then["eval"], now["eval"])
+        raise other_data(plan, folder, "the evaluation rows are others than at the start", then["eval"], now["eval"])
     there = {(p.id, p.content): p for p in plan.train_prompts}
     asked = [(name, content) for name, content in then["train"]]
     rows = [there.get(row, Prompt(row[0], ())) for row in asked]
     gone = {row[0]: "missing, or changed since the start" for row in asked if row not in there}
     if len(gone) > plan.max_bad_share * len(rows):
-        raise other_data(plan, f"{len(gone)} of {len(rows)} rows are missing or changed", then["train"], now["train"])
+        raise other_data(
+            plan, folder, f"{len(gone)} of {len(rows)} rows are missing or changed", then["train"], now["train"]
+        )
     new = len(plan.train_prompts) - (len(rows) - len(gone))
     folder.event(f"{len(gone)} rows are missing or changed since the start, {new} are new and not used")
     return replace(plan, train_prompts=rows, gone=gone)
@@ -49,7 +51,7 @@ def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
     return [[p.id, p.content] for p in prompts]
 
 
-def other_data(plan: Plan, what: str, then: list[list[str]], now: list[list[str]]) -> DataError:
+def other_data(plan: Plan, folder: RunFolder, what: str, then: list[list[str]], now: list[list[str]]) -> DataError:
     """D307 with the first row that is not as it was."""
     here = {tuple(row) for row in now}
     first = next((name for name, content in then if (name, content) not in here), None)
@@ -57,7 +59,7 @@ def other_data(plan: Plan, what: str, then: list[list[str]], now: list[list[str]
         "D307",
         f"the data are not those this run was started with: {what}",
         why=f"first that is missing: row {first}" if first else f"{len(then)} rows then, {len(now)} now",
-        fix="put the data back and run the same command again, or start a new run: run=OTHER_FOLDER",
+        fix="put the data back and run the same command again, or start a new run: run={folder.path}-2",
         note=f"up to {plan.max_bad_share:.1%} of the training rows may go missing (data.max_bad_share)",
     )
 

@@ -1,0 +1,72 @@
+"""Every key of the recipe, changed alone on resume: its class decides, and every key has been thought of."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from vistill.config import Recipe, compare_recipes, flatten, key_class, load_recipe
+from vistill.errors import ConfigError
+
+CLASSES = {
+    "free": {
+        "run", "profile", "save.every", "save.keep", "save.keep_best", "save.journal", "eval.every", "eval.limit",
+        "train.micro_batch", "train.memory", "train.kernels", "train.attention", "train.offload_teacher",
+        "rollout.rows_per_call", "rollout.all_truncated", "data.max_bad_share", "data.on_bad_row", "student.device",
+        "teacher.device",
+    },
+    "schedule": {"train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup"},
+    "identity": {
+        "seed", "method", "student.model", "student.revision", "teacher.model", "teacher.revision", "data.train",
+        "data.template", "data.columns.prompt", "rollout.per_prompt", "rollout.temperature", "rollout.top_p",
+        "rollout.max_new_tokens", "train.prompts_per_step", "train.weight_decay", "train.clip_norm", "train.freeze",
+        "train.precision", "views.pixelate", "reward.accuracy",
+    },
+}  # fmt: skip
+
+
+def made(**changes):
+    """A recipe as plain values, some of them changed."""
+    tree = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": "R"}).to_dict()
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in CLASSES.items() for key in sorted(keys)])
+def test_a_changed_key_is_silent_asked_for_or_refused_as_its_class_says(kind, key):
+    old = made()
+    assert key in flatten(old), f"{key} is no key of a recipe"
+    new = made(**{key.replace(".", "__"): "another"})
+    if kind == "free":
+        assert compare_recipes(old, new) == []
+        return
+    with pytest.raises(ConfigError) as caught:
+        compare_recipes(old, new)
+    assert caught.value.code == "C201"
+    assert key in caught.value.why
+    if kind == "schedule":
+        assert compare_recipes(old, new, [key]) == [key]
+    else:
+        with pytest.raises(ConfigError):
+            compare_recipes(old, new, [key])
+
+
+def keys_of(kind, prefix=""):
+    """Every key of the settings below a dataclass."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from keys_of(hints[field.name], f"{name}.")
+        else:
+            yield name
+
+
+def test_only_keys_that_were_thought_of_are_free_or_schedule():
+    lenient = {key for key in keys_of(Recipe) if key_class(key) != "identity" and not key.startswith("eval.")}
+    assert lenient == {key for key in CLASSES["free"] | CLASSES["schedule"] if not key.startswith("eval.")}
