@@ -1,7 +1,9 @@
 """The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
 
 import json
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -23,7 +25,7 @@ from vistill.config import Recipe, load_recipe
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, load_both, load_source
 from vistill.data.settings import Columns, DataSettings
-from vistill.errors import DataError, VistillError
+from vistill.errors import DataError, Preempted, VistillError
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
@@ -108,14 +110,35 @@ def train(
     made = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = RunFolder(Path(made.run))
     open_folder(folder, made, accept)
-    try:
+    with noting_failures(folder):
         plan = prepare_run(plan_of(made, folder, progress), folder)
         return finish(folder, plan, run(plan, folder))
-    except VistillError as error:
-        write_json(folder.path / "error.json", error.to_dict())
-        if isinstance(error, DataError) and error.bad_rows:
-            folder.write("quarantine.jsonl", "".join(to_json(row) + "\n" for row in error.bad_rows))
+
+
+@contextmanager
+def noting_failures(folder: RunFolder) -> Iterator[None]:
+    """What ends a run stands in its folder: `error.json`, and where in the code it came from in `events.log`.
+
+    A folder that another process owns (S602) is left as it is.
+    """
+    (folder.path / "error.json").unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "code", "") != "S602":
+            with suppress(OSError):  # a full disk has its own message
+                note_failure(folder, error)
         raise
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Message for machines, bad rows where there are any, traceback for whoever mends the code."""
+    if isinstance(error, VistillError):
+        write_json(folder.path / "error.json", error.to_dict())
+    if isinstance(error, DataError) and error.bad_rows:
+        folder.write("quarantine.jsonl", "".join(to_json(row) + "\n" for row in error.bad_rows))
+    if not isinstance(error, Preempted):
+        folder.event("".join(traceback.format_exception(error)).rstrip())
 
 
 def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
@@ -126,12 +149,18 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
             student measures its own.
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
     """
-    train_data, eval_data = load_both(recipe.data)
-    data = eval_data if eval_data.prompts else train_data
-    cast = cast_of(recipe)
-    data = without_bad_gold(data, recipe)
     folder = RunFolder(Path(recipe.run))
     open_folder(folder, recipe, ())
+    with noting_failures(folder):
+        return evaluated(recipe, folder, advantage_only)
+
+
+def evaluated(recipe: Recipe, folder: RunFolder, advantage_only: bool) -> Run:
+    """The evaluation itself."""
+    train_data, eval_data = load_both(recipe.data)
+    data = eval_data if eval_data.prompts else train_data
+    data = without_bad_gold(data, recipe)
+    cast = cast_of(recipe)
     note_data(folder, LoadedData([], train_data.quarantined, []), replace(data, quarantined=[]))
     if not eval_data.prompts and not advantage_only:
         folder.event("no evaluation rows are named (data.eval, data.holdout): these are training rows")
@@ -170,7 +199,6 @@ def finish(folder: RunFolder, plan: Plan, state: TrainState) -> Run:
         "skipped_updates": state.skipped,
     }
     write_json(folder.path / "result.json", result)
-    (folder.path / "error.json").unlink(missing_ok=True)
     store_pictures(folder, pictured_prompts(folder, plan), plan.cast.view)
     made = Run(folder.path)
     made.report()
@@ -259,8 +287,9 @@ def distill(
         reward=options.get("reward", RewardSettings()),
         profile=options.get("profile", False),
     )
-    plan = prepare_run(plan, folder)
-    return finish(folder, plan, run(plan, folder))
+    with noting_failures(folder):
+        plan = prepare_run(plan, folder)
+        return finish(folder, plan, run(plan, folder))
 
 
 def view_of(student: VLM) -> ViewContext:

@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,27 @@ from vistill.batch import Objective
 from vistill.config import ModelSettings, Recipe, compare_recipes
 from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
-from vistill.data.loading import LoadedData, load_both
+from vistill.data.loading import LoadedData, check_enough, load_both
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, check_pair, load_vlm
+from vistill.models.family import EncodedPrompt
+from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
 from vistill.models.selftest import proven
 from vistill.objectives import METHODS
+from vistill.outward import masked_settings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.loop import Plan
-from vistill.training.preparation import check_enough
 from vistill.training.reading import Cast
 from vistill.training.writing import check_response
 from vistill.types import Prompt, View, Writer
-from vistill.views import ViewContext
+from vistill.views import ViewContext, see
 
 Progress = Callable[[dict[str, Any]], None]
+#: With fewer a picture cannot be read, so it is no advice to shrink it so far.
+FEWEST_IMAGE_TOKENS = 16
 
 
 def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
@@ -47,11 +50,14 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
     if objective.writer is Writer.DATA:
         for prompt in train_data.prompts:
             check_response(prompt)
-    cast = cast_of(recipe)
+    encoders = encoders_of(recipe)
     if not train_data.diagrams:
-        check_prompt_lengths(cast, [*train_data.prompts, *eval_data.prompts], recipe.data.max_prompt_tokens)
+        eyes = Eyes(encoders[0], context_of(recipe, encoders[0]))
+        long = too_long(eyes, [*train_data.prompts, *eval_data.prompts], recipe.data.max_prompt_tokens)
         if any(p.view.startswith(View.PRIVILEGED) for p in objective.passes()):  # the only views that are longer
-            check_prompt_lengths(cast, train_data.prompts, recipe.data.max_prompt_tokens, View.PRIVILEGED)
+            long += too_long(eyes, train_data.prompts, recipe.data.max_prompt_tokens, View.PRIVILEGED)
+        refuse_long(long, recipe.data.max_prompt_tokens)
+    cast = cast_of(recipe, encoders)
     steps = settings.steps or num_steps(len(train_data.prompts), settings.prompts_per_step, settings.epochs)
     return Plan(
         cast=cast,
@@ -68,6 +74,7 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
         progress=progress,
         diagrams=eval_data.diagrams,
         reward=recipe.reward,
+        max_bad_share=recipe.data.max_bad_share,
         profile=recipe.profile,
     )
 
@@ -79,17 +86,28 @@ def choose_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def cast_of(recipe: Recipe) -> Cast:
-    """Load student and teacher and hold them against each other."""
+Encoders = tuple[PromptEncoder, PromptEncoder | None]
+
+
+def encoders_of(recipe: Recipe) -> Encoders:
+    """Tokenizers and adapters of student and teacher, held against each other before any weight is loaded."""
     limit = recipe.data.max_image_tokens
 
-    def load_one(role: ModelSettings, dtype: torch.dtype) -> VLM:
-        device, source = choose_device(role.device), resolve_model(role.model)
-        vlm = load_vlm(source, revision=role.revision, dtype=dtype, device=device, max_image_tokens=limit)
-        return with_kernels(proven(replace(vlm, attention=recipe.train.attention)), recipe.train.kernels)
+    def load_one(role: str, model: ModelSettings) -> PromptEncoder:
+        source = resolve_model(model.model, role)
+        return load_encoder(source, revision=model.revision, max_image_tokens=limit, role=role)
 
-    student = load_one(recipe.student, torch.float32)
-    context = ViewContext(
+    student = load_one("student", recipe.student)
+    if not recipe.teacher.model:
+        return student, None
+    teacher = load_one("teacher", recipe.teacher)
+    check_pair(student, teacher)
+    return student, teacher
+
+
+def context_of(recipe: Recipe, student: PromptEncoder) -> ViewContext:
+    """The parameters of the views."""
+    return ViewContext(
         pixel_share=recipe.views.pixelate,
         mask_share=recipe.views.mask_share,
         patch=int(student.family.image_grid()["patch"]),
@@ -97,30 +115,84 @@ def cast_of(recipe: Recipe) -> Cast:
         thought=recipe.views.thought,
         seed=recipe.seed,
     )
-    if not recipe.teacher.model:
+
+
+def cast_of(recipe: Recipe, encoders: Encoders | None = None) -> Cast:
+    """Load the weights of student and teacher, once they are known to fit."""
+    student_encoder, teacher_encoder = encoders or encoders_of(recipe)
+
+    def load_one(encoder: PromptEncoder, device: str, dtype: torch.dtype) -> VLM:
+        vlm = load_weights(encoder, dtype=dtype, device=choose_device(device))
+        return with_kernels(proven(replace(vlm, attention=recipe.train.attention)), recipe.train.kernels)
+
+    student = load_one(student_encoder, recipe.student.device, torch.float32)
+    context = context_of(recipe, student_encoder)
+    if teacher_encoder is None:
         return Cast(student, None, student.vocabulary_size, context)
     half = choose_device(recipe.teacher.device) != "cpu" and recipe.train.precision != "fp32"
-    teacher = load_one(recipe.teacher, torch.bfloat16 if half else torch.float32).freeze()
-    vocabulary = check_pair(student, teacher)
+    teacher = load_one(teacher_encoder, recipe.teacher.device, torch.bfloat16 if half else torch.float32).freeze()
     rests = recipe.train.offload_teacher and teacher.device.type != "cpu"
-    return Cast(student, teacher.rested() if rests else teacher, vocabulary, context)
+    return Cast(student, teacher.rested() if rests else teacher, student.vocabulary_size, context)
 
 
-def check_prompt_lengths(cast: Cast, prompts: Sequence[Prompt], limit: int, view: View = View.FULL) -> None:
+@dataclass(frozen=True)
+class Eyes:
+    """How the student will see prompts, without its weights."""
+
+    encoder: PromptEncoder
+    context: ViewContext
+
+    def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
+        """A prompt under a view, in tokens."""
+        return self.encoder.encode(see(prompt, view, self.context))
+
+
+def check_prompt_lengths(eyes: Eyes | Cast, prompts: Sequence[Prompt], limit: int, view: View = View.FULL) -> None:
     """D203 before the first step."""
+    refuse_long(too_long(eyes, prompts, limit, view), limit)
+
+
+@dataclass(frozen=True)
+class Long:
+    """A prompt above the limit."""
+
+    where: str
+    tokens: int
+    image_tokens: int
+    pictures: int
+
+    def room(self, limit: int) -> int:
+        """Tokens that each of its pictures may have."""
+        return (limit - self.tokens + self.image_tokens) // max(1, self.pictures)
+
+
+def too_long(eyes: Eyes | Cast, prompts: Sequence[Prompt], limit: int, view: View = View.FULL) -> list[Long]:
+    """The prompts above the limit."""
+    found = []
     for prompt in prompts:
-        encoded = cast.encode(prompt, view)
+        encoded = eyes.encode(prompt, view)
         if len(encoded.ids) > limit:
-            text = len(encoded.ids) - encoded.num_image_tokens
-            raise DataError(
-                "D203",
-                f"prompt longer than the limit: {len(encoded.ids):,} tokens = {encoded.num_image_tokens:,} image"
-                f" + {text:,} text; data.max_prompt_tokens = {limit:,}",
-                where=prompt.labels.get("row", prompt.id),
-                why="cutting a prompt would cut image placeholders",
-                fix=f"data.max_image_tokens={max(16, (limit - text) // max(1, len(prompt.images)))}"
-                f"   or data.max_prompt_tokens={len(encoded.ids) + 64}",
-            )
+            thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
+            place = prompt.labels.get("row", prompt.id)
+            found.append(Long(place, len(encoded.ids), encoded.num_image_tokens, len(prompt.images) + thoughts))
+    return found
+
+
+def refuse_long(found: Sequence[Long], limit: int) -> None:
+    """D203 for the longest, with settings under which all of them pass."""
+    if not found:
+        return
+    worst, room = max(found, key=lambda long: long.tokens), min(long.room(limit) for long in found)
+    shrink = f"data.max_image_tokens={room}   or   " if room >= FEWEST_IMAGE_TOKENS else ""
+    others = f" ({len(found):,} prompts are too long, this is the longest)" if len(found) > 1 else ""
+    text = worst.tokens - worst.image_tokens
+    raise DataError(
+        "D203",
+        f"prompt longer than the limit: {worst.tokens:,} tokens = {worst.image_tokens:,} image + {text:,} text{others}",
+        where=worst.where,
+        why=f"data.max_prompt_tokens is {limit:,}; cutting a prompt would cut image placeholders",
+        fix=f"{shrink}data.max_prompt_tokens={worst.tokens + 64}",
+    )
 
 
 def without_bad_gold(data: LoadedData, recipe: Recipe) -> LoadedData:
@@ -154,9 +226,9 @@ def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
 def lock(folder: RunFolder, recipe: Mapping[str, Any], accept: Sequence[str]) -> None:
     """`run.lock.json`: recipe, versions, machine, accepted changes."""
     earlier: dict[str, Any] = {}
-    if folder.lock_file.exists() and has_started(folder):
+    if folder.lock_file.exists() and folder.has_started():
         earlier = json.loads(folder.lock_file.read_text(encoding="utf-8"))
-        accepted = compare_recipes(earlier["recipe"], recipe, accept)
+        accepted = compare_recipes(earlier["recipe"], json.loads(to_json(recipe)), accept)  # both without secrets
         for key in accepted:
             folder.event(f"accepted change of {key}")
         earlier.setdefault("accepted", []).extend(accepted)
@@ -171,14 +243,10 @@ def lock(folder: RunFolder, recipe: Mapping[str, Any], accept: Sequence[str]) ->
     folder.write_lock(record)
 
 
-def has_started(folder: RunFolder) -> bool:
-    """Whether a step was ever taken here; a start that failed on bad data binds nobody to its recipe."""
-    return folder.metrics.exists() or any(folder.path.glob("checkpoint-*"))
-
-
 def shown_command() -> str:
-    """The command this process was started with, without the interpreter's path."""
-    return " ".join(["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command this process was started with, without the interpreter's path and without secrets."""
+    words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
+    return masked_settings(" ".join(words))
 
 
 def versions() -> dict[str, str]:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vistill.data.settings import DataSettings
-from vistill.errors import ConfigError, suggest
+from vistill.errors import ConfigError, closest, suggest
 from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.settings import RolloutSettings
-from vistill.strict_yaml import StrictLoader, line_of
+from vistill.runs.resuming import compare_recipes, flatten, key_class
+from vistill.strict_yaml import line_of, parse_text, set_dotted, split_override
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views.settings import ViewSettings
+
+__all__ = ["Recipe", "compare_recipes", "flatten", "key_class", "load_recipe", "load_stages"]
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
 RECIPES = Path(__file__).parent / "recipes"
@@ -77,45 +79,6 @@ class Recipe:
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-#: Keys that change neither data nor update: changing them on resume is silent.
-FREE = (
-    "run",
-    "profile",
-    "save.",
-    "eval.",
-    "train.micro_batch",
-    "train.memory",
-    "train.kernels",
-    "train.attention",
-    "train.offload_teacher",
-    "rollout.rows_per_call",
-    "student.device",
-    "teacher.device",
-)
-#: Keys that change the course of a run: changing them on resume needs --accept.
-SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
-
-
-MEANING = {"identity": "changes the data or the update", "schedule": "schedule", "free": "harmless"}
-
-
-def key_class(key: str) -> str:
-    """`free`, `schedule` or `identity`."""
-    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
-        return "free"
-    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE)
-    return "schedule" if scheduled else "identity"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.lr": 1e-6, ...}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 @cache
 def method_schemas() -> dict[str, Any]:
     """The packaged knobs of every method."""
@@ -155,7 +118,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
             "C101",
             f"{path} has {len(stages)} stages",
             why=f"stages: {', '.join(stages)}",
-            fix="vistill train, which runs them all",
+            fix=f"vistill train {path}   runs them all",
         )
     return next(iter(stages.values()))
 
@@ -169,13 +132,13 @@ def load_stages(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     text = file.read_text(encoding="utf-8")
     tree = parse_text(text, file)
     pairs = overrides.items() if isinstance(overrides, Mapping) else [split_override(o) for o in overrides]
-    for key, value in pairs:
-        set_dotted(tree, key, value)
+    override(tree, dict(pairs))
     stages = tree.pop("stages", None)
     if stages is None:
         return {"run": build_recipe(tree, text, file.name)}
     if not isinstance(stages, dict) or not stages:
-        raise ConfigError("C002", "stages: a mapping from names to the keys each changes", where=file.name)
+        what = "stages: a mapping from names to the keys each changes"
+        raise ConfigError("C002", what, where=file.name, fix="stages: {first: {method: opd}, second: {}}")
     made: dict[str, Recipe] = {}
     for name, changes in stages.items():
         branch = copy.deepcopy(tree)
@@ -183,8 +146,34 @@ def load_stages(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
             set_dotted(branch, key, value.replace("{run}", str(tree["run"])) if isinstance(value, str) else value)
         drop_other_methods(branch, tree)
         branch["run"] = f"{tree.get('run')}/{name}"
-        made[name] = build_recipe(branch, text, file.name)
+        try:
+            made[name] = build_recipe(branch, text, file.name)
+        except ConfigError as error:
+            raise in_stage(error, name, flatten(changes or {})) from error
     return made
+
+
+def in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
+    """The same error of a stage. What a stage sets itself is mended in the stage: its own keys win."""
+    mine = "|".join(re.escape(key) for key in own)
+    fix = re.sub(rf"(?<![\w.])({mine})=", rf"stages.{name}.\1=", error.fix) if own else error.fix
+    where = f"{error.where}, stage {name}"
+    return ConfigError(error.code, error.what, where=where, why=error.why, fix=fix, note=error.note)
+
+
+def override(tree: dict[str, Any], pairs: Mapping[str, Any]) -> list[str]:
+    """Set keys in a recipe. Another `method` leaves the knobs of the file's own behind; returns whose they were.
+
+    Whoever asks for a method by name asks for nothing of another's; knobs that are named here as well are kept.
+    """
+    asked = {key.split(".")[0] for key in pairs}
+    others = [m for m in method_schemas() if m in tree and m not in asked and m != pairs.get("method")]
+    left = others if "method" in pairs and pairs["method"] in method_schemas() and "stages" not in tree else []
+    for method in left:
+        del tree[method]
+    for key, value in pairs.items():
+        set_dotted(tree, key, value)
+    return left
 
 
 def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
@@ -210,50 +199,6 @@ def find_recipe(path: str | Path) -> Path:
     )
 
 
-def parse_text(text: str, file: Path) -> dict[str, Any]:
-    """Strict YAML, or TOML by suffix."""
-    if file.suffix == ".toml":
-        import tomllib
-
-        try:
-            return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError("C003", f"not valid TOML: {error}", where=file.name) from error
-    try:
-        tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file.name}:{mark.line + 1}" if mark else file.name
-        raise ConfigError("C003", str(getattr(error, "problem", error)), where=place) from error
-    if not isinstance(tree, dict):
-        raise ConfigError("C003", "a recipe is a mapping of keys to values", where=file.name)
-    return tree
-
-
-def split_override(text: str) -> tuple[str, Any]:
-    """`train.lr=2e-6` to key and value, the value read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ConfigError(
-            "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
-        )
-    try:
-        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
-    except yaml.YAMLError as error:
-        raise ConfigError("C005", f'the value of "{text}" is not valid: {error}') from error
-
-
-def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in a tree."""
-    *path, last = key.split(".")
-    for part in path:
-        node = tree.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError("C005", f'"{key}": "{part}" is a value, not a group of keys')
-        tree = node
-    tree[last] = value
-
-
 def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:
     """Validate a tree of values."""
     tree = dict(tree)
@@ -275,7 +220,7 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
                 f'knobs of "{other}", but the method is "{method}"',
                 where=place(text, name, (other,)),
                 why="a knob belongs to the method that uses it",
-                fix=f"method={other}, or remove the block",
+                fix=f"method={other}   or remove the block {other}: from the recipe",
             )
     check_knobs(method, knobs, schemas[method], text, name)
     try:
@@ -295,11 +240,12 @@ def place(text: str, name: str, path: tuple[str, ...]) -> str:
 def check_knobs(method: str, knobs: Any, schema: dict[str, Any], text: str, name: str) -> None:
     """Validate the method's block against the packaged schema."""
     if not isinstance(knobs, dict):
-        raise ConfigError("C002", f'"{method}" must be a group of knobs', where=place(text, name, (method,)))
+        what, fix = f'"{method}" must be a group of knobs', f"leave {method}: out; its knobs: vistill explain {method}"
+        raise ConfigError("C002", what, where=place(text, name, (method,)), fix=fix)
     known = list(schema["properties"])
     for key in knobs:
         if key not in known:
-            raise unknown_key(f"{method}.{key}", key, known, place(text, name, (method, key)))
+            raise unknown_key(f"{method}.{key}", known, place(text, name, (method, key)), knobs[key])
     for error in jsonschema.Draft202012Validator(schema).iter_errors(knobs):
         key = ".".join(str(p) for p in error.absolute_path)
         raise ConfigError(
@@ -323,14 +269,14 @@ SYNONYMS = {
 }
 
 
-def unknown_key(full: str, key: str, known: Sequence[str], where: str) -> ConfigError:
+def unknown_key(full: str, known: Sequence[str], where: str, value: Any) -> ConfigError:
     """C001 with a suggestion."""
-    hint = f'did you mean "{SYNONYMS[key]}"?' if SYNONYMS.get(key) in known else suggest(key, list(known))
-    prefix = full[: -len(key)]
-    fix = f"{prefix}{hint.split(chr(34))[1]}=..." if hint else "remove the key"
-    return ConfigError(
-        "C001", f'unknown key "{full}"', where=where, why=f"known here: {', '.join(known)}   {hint}".rstrip(), fix=fix
-    )
+    group, dot, key = full.rpartition(".")
+    meant = [SYNONYMS[key]] if SYNONYMS.get(key) in known else closest(key, known)
+    fix = f"{group}{dot}{meant[0]}={typed(value)}   in place of {full}" if meant else f"leave {full} out"
+    hint = f'   did you mean "{meant[0]}"?' if meant else ""
+    why = f"known here: {', '.join(known)}{hint}"
+    return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
 
 
 def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: str) -> ConfigError:
@@ -346,11 +292,8 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
     path = tuple(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "literal", "function")))
     where = place(text, name, path)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        kind: Any = Recipe
-        for part in path[:-1]:
-            kind = typing.get_type_hints(kind).get(part, kind)
-        known = [f.name for f in dataclasses.fields(kind) if f.name != "knobs"]
-        return unknown_key(".".join(path), path[-1], known, where)
+        known = [f.name for f in dataclasses.fields(group_of(path)) if f.name != "knobs"]
+        return unknown_key(".".join(path), known, where, first.get("input"))
     if first["type"] in ("missing", "missing_argument"):
         return ConfigError("C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE")
     return ConfigError(
@@ -358,8 +301,28 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         f"{'.'.join(path)}: {first['msg'].lower()}",
         where=where,
         why=f"got {first.get('input')!r}",
-        fix=f"{'.'.join(path)}=VALUE of the right type (docs/configuration.md)",
+        fix=f"{'.'.join(path)}={default_of(path)}",
+        note="every key stands in docs/configuration.md",
     )
+
+
+def group_of(path: Sequence[str]) -> Any:
+    """The dataclass that holds a key."""
+    kind: Any = Recipe
+    for part in path[:-1]:
+        kind = typing.get_type_hints(kind).get(part, kind)
+    return kind
+
+
+def default_of(path: Sequence[str]) -> str:
+    """A key's default as it would be typed; VALUE where it has none."""
+    default = next((f.default for f in dataclasses.fields(group_of(path)) if f.name == path[-1]), dataclasses.MISSING)
+    return "VALUE" if default is dataclasses.MISSING else typed(default)
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed behind `key=`."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: str) -> None:
@@ -367,7 +330,7 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
     switch = "rollout_weights" if "rollout_weights" in schema["properties"] else None
     siblings = "siblings" in schema["x-needs"] and recipe.knobs.get("rollout_weights", True)
     if siblings and recipe.rollout.per_prompt == 1:
-        purpose = f", or say so on purpose:  {recipe.method}.{switch}=false" if switch else ""
+        purpose = f"   or, on purpose,   {recipe.method}.{switch}=false" if switch else ""
         raise ConfigError(
             "C103",
             f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
@@ -380,20 +343,3 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
         raise ConfigError("C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID")
     if recipe.version != 1:
         raise ConfigError("C002", f"version {recipe.version} is unknown", where=name, fix="version=1")
-
-
-def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str] = ()) -> list[str]:
-    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted."""
-    before, after = (json.loads(json.dumps(flatten(tree), default=str)) for tree in (old, new))
-    changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and key_class(k) != "free"]
-    refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
-    if refused:
-        lines = [f"{k}   {before.get(k)} -> {after.get(k)}   ({MEANING[key_class(k)]})" for k in refused[:5]]
-        allowed = [k for k in refused if key_class(k) == "schedule"]
-        fix = f"new run: run={new.get('run')}-2"
-        if len(allowed) == len(refused):
-            fix += f"     or continue knowingly: --accept {','.join(allowed)}"
-        raise ConfigError(
-            "C201", "this run was started with another recipe", where=str(new.get("run")), why="\n".join(lines), fix=fix
-        )
-    return changed

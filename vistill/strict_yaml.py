@@ -1,9 +1,12 @@
-"""YAML without surprises: 1.2 numbers, only true/false are booleans, no aliases, tags, merges or duplicate keys."""
+"""Recipes as text. YAML without surprises: only true/false are booleans; no aliases, tags, merges or twin keys."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vistill.errors import ConfigError
 
 MAX_DEPTH = 20
 MAX_LENGTH = 1_000_000
@@ -77,3 +80,57 @@ def line_of(text: str, path: tuple[str, ...]) -> int | None:
         else:
             break
     return line
+
+
+PLAIN_YAML = "write each key once, values plainly, without &, *, << or !   (docs/configuration.md)"
+
+
+def parse_text(text: str, file: Path) -> dict[str, Any]:
+    """Strict YAML, or TOML by suffix (C003)."""
+    if file.suffix == ".toml":
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                "C003", f"not valid TOML: {error}", where=file.name, fix="correct the line, or write YAML: vistill init"
+            ) from error
+    try:
+        tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file.name}:{mark.line + 1}" if mark else file.name
+        raise ConfigError("C003", str(getattr(error, "problem", error)), where=where, fix=PLAIN_YAML) from error
+    if not isinstance(tree, dict):
+        what = "a recipe is a mapping of keys to values"
+        raise ConfigError("C003", what, where=file.name, fix="vistill init NAME   writes a commented recipe")
+    return tree
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """`train.lr=2e-6` to key and value, the value read as YAML (C005)."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ConfigError(
+            "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
+        )
+    try:
+        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
+    except yaml.YAMLError as error:
+        why = str(getattr(error, "problem", error))
+        fix = f"""'{key}="TEXT"'   in quotes, where it is a text"""
+        raise ConfigError("C005", f'the value of "{text}" is not valid YAML', why=why, fix=fix) from error
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in a tree."""
+    *path, last = key.split(".")
+    for depth, part in enumerate(path, 1):
+        node = tree[part] = {} if tree.get(part) is None else tree[part]
+        if not isinstance(node, dict):
+            group = ".".join(path[:depth])
+            fix = f"{group}=VALUE, without anything behind a dot"
+            raise ConfigError("C005", f'"{key}": "{part}" is a value, not a group of keys', fix=fix)
+        tree = node
+    tree[last] = value

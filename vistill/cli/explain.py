@@ -1,27 +1,78 @@
-"""`vistill explain`: error codes and methods, from the catalogue and the packaged schema."""
+"""`vistill explain`: error codes and methods, from the catalogue, `codes/*.md` and the packaged schema."""
 
 import json
+import re
+import textwrap
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from vistill.config import method_schemas
-from vistill.errors import CATALOGUE, ConfigError, suggest
+from vistill.errors import CATALOGUE, ConfigError, closest
+
+CODES = Path(__file__).parent / "codes"
+WIDTH = 100
 
 
 def explain_word(word: str) -> str:
-    """The text of a code or a method."""
-    if word.upper() in CATALOGUE:
-        return f"{word.upper()}: {CATALOGUE[word.upper()]}"
-    methods = method_schemas()
-    word = word.replace("-", "_")
-    if word in methods:
-        return explain_method(word, methods[word])
-    known = [*methods, *CATALOGUE]
-    raise ConfigError(
+    """The text of a code, a method, or a list: `codes`, `methods`, or the codes that begin so."""
+    methods, code = method_schemas(), word.upper()
+    if code in CATALOGUE:
+        return explain_code(code)
+    name = word.replace("-", "_")
+    if name in methods:
+        return explain_method(name, methods[name])
+    if name == "methods":
+        return "\n".join(f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.items())
+    listed = [c for c in CATALOGUE if word == "codes" or c.startswith(code)]
+    if listed:
+        return "\n".join(f"{c}  {CATALOGUE[c]}" for c in sorted(listed))
+    raise unknown(word, list(methods))
+
+
+def unknown(word: str, methods: list[str]) -> ConfigError:
+    """C102 with a few words that were perhaps meant."""
+    near = closest(word.lower().replace("-", "_"), methods) + closest(word.upper(), CATALOGUE)
+    near += [code for code, text in CATALOGUE.items() if len(word) > 3 and word.lower() in text.lower()]
+    shown = list(dict.fromkeys(near))[:3]
+    return ConfigError(
         "C102",
-        f'nothing is known about "{word}"',
-        why=f"methods: {', '.join(methods)}; codes: {', '.join(CATALOGUE)}",
-        fix=suggest(word, known) or "vistill explain va_opd",
+        f'nothing is known about "{word:.60}"',
+        why="it is neither a method nor an error code",
+        fix="\n".join(f"vistill explain {found}" for found in (*shown, "methods", "codes")),
     )
+
+
+@cache
+def long_forms() -> dict[str, list[tuple[str, str]]]:
+    """The parts (how, why, fix, see) of every code, as the files under `codes/` have them."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for file in sorted(CODES.glob("*.md")):
+        title, *sections = re.split(r"^## ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for section in sections:
+            code, *lines = section.strip().splitlines()
+            parts = [line.split(": ", 1) for line in lines if line]
+            found[code] = [("", title.strip("# \n")), *((label, text) for label, text in parts)]
+    return found
+
+
+def explain_code(code: str) -> str:
+    """The long form: what it means, how one gets there, why it is an error, what to do, where to read on."""
+    lines, last = [f"{code}: {CATALOGUE[code]}"], ""
+    for label, text in long_forms().get(code, []):
+        whole = re.sub(r"`[^`]*`", lambda m: m.group(0).replace(" ", "\u00a0"), text)  # commands stay on one line
+        head = f"{'' if label == last else label:<5} "
+        made = textwrap.wrap(
+            whole,
+            WIDTH,
+            initial_indent=head if label else "",
+            subsequent_indent=" " * len(head),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [line.replace("\u00a0", " ") for line in made] + ([] if label else [""])
+        last = label
+    return "\n".join(lines)
 
 
 def kind_of(info: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, suggest
+from vistill.outward import masked
 
 TEMPLATE = """\
 # made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
@@ -98,5 +99,5 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     )
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(masked(text), encoding="utf-8")
     return f"wrote {file}\nnext  vistill check {file}   then   vistill train {file}"

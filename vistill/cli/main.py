@@ -1,21 +1,29 @@
 """The command `vistill`: verbs only, no flag per field; settings are `key=value`."""
 
 import json
+import os
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vistill.cli.terminal import VerbGroup, Verbs, show_crash
 from vistill.errors import VistillError
+from vistill.outward import for_terminal, masked_settings
 
-app = typer.Typer(
+app = Verbs(
+    cls=VerbGroup,
     help="On-policy distillation of vision-language models that makes the student look at the picture.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+#: Set, or with `--traceback`, errors show where in the code they came from.
+SHOW = "VISTILL_TRACEBACK"
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, for example train.lr=2e-6")]
 
 
@@ -33,8 +41,11 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version")
     ] = False,
+    show: Annotated[bool, typer.Option("--traceback", help="show where in the code an error came from")] = False,
 ) -> None:
     """On-policy distillation of vision-language models that makes the student look at the picture."""
+    if show:
+        os.environ[SHOW] = "1"
 
 
 @app.command()
@@ -75,6 +86,7 @@ def train(
     from vistill.cli.progress import Progress
     from vistill.experiments.stages import run_stages
 
+    tell_left_out(recipe, overrides or [])
     with Progress() as progress:
         page = run_stages(recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show)
     print(f"report   {page}")
@@ -91,6 +103,7 @@ def check(
     from vistill.experiments.checking import check as examine
     from vistill.experiments.checking import table
 
+    tell_left_out(recipe, overrides or [])
     found = examine(recipe, overrides or [], fast=fast)
     if as_json:
         print(json.dumps({name: [[f.what, f.found] for f in lines] for name, lines in found.items()}, indent=2))
@@ -192,6 +205,23 @@ def selftest(
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="the folder of a run")],
+    step: Annotated[int | None, typer.Option(help="the step to recompute; the last one by default")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Recompute a step from the checkpoint before it and its logged responses: same values to the last bit?"""
+    from dataclasses import asdict
+
+    from vistill.experiments.replaying import replay_run
+    from vistill.training.replay import told
+
+    made, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
+    print(json.dumps(asdict(made), indent=2) if as_json else told(made, at))
+    raise typer.Exit(0 if made.same else 1)
+
+
+@app.command()
 def explain(
     word: Annotated[str, typer.Argument(help="an error code such as D201, or a method such as va_opd")],
 ) -> None:
@@ -201,15 +231,27 @@ def explain(
     print(explain_word(word))
 
 
-def show_error(error: VistillError) -> None:
-    """Print an error as plain text, control characters made visible."""
-    from vistill.report.heatmap import visible
+def tell_left_out(recipe: str, overrides: list[str]) -> None:
+    """`method=vgs` leaves the knobs of the file's own method behind: say so."""
+    from vistill.config import find_recipe, override, parse_text, split_override
 
-    print("\n".join(visible(line) for line in error.render().splitlines()), file=sys.stderr)
+    file = find_recipe(recipe)
+    pairs = dict(split_override(text) for text in overrides)
+    for method in override(parse_text(file.read_text(encoding="utf-8"), file), pairs):
+        print(f"method={pairs['method']}: the block {method}: of {file.name} is left out", file=sys.stderr)
+
+
+def show_error(error: VistillError) -> None:
+    """Print an error as plain text, control characters made visible, secrets masked."""
+    if os.environ.get(SHOW):
+        print(for_terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
 
 
 def entry(arguments: list[str] | None = None) -> None:
     """Run a verb; users' mistakes end in a message and an exit code, not in a traceback."""
+    sys.excepthook = show_crash
+    warnings.showwarning = show_warning
     try:
         app(args=arguments, standalone_mode=True)
     except VistillError as error:
@@ -221,10 +263,14 @@ def entry(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def note_error(error: VistillError) -> None:
-    """The same content for machines, beside where the command ran, where `VISTILL_ERROR_JSON` names a file."""
-    import os
+def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
+    """A warning in a line of its own, without the place in our code."""
+    print(f"note: {for_terminal(str(message))}", file=sys.stderr)
 
+
+def note_error(error: VistillError) -> None:
+    """The same content for machines where `VISTILL_ERROR_JSON` names a file; a run folder has its own `error.json`."""
     file = os.environ.get("VISTILL_ERROR_JSON")
     if file:
-        Path(file).write_text(json.dumps(error.to_dict(), indent=2) + "\n", encoding="utf-8")
+        facts = {key: masked_settings(text) for key, text in error.to_dict().items()}
+        Path(file).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,14 @@
-"""One live line on a terminal, quiet when piped."""
+"""One live line on a terminal; a line now and then where the output goes into a file."""
 
 import sys
 import time
 from types import TracebackType
 from typing import Any
+
+from vistill.outward import for_terminal
+
+#: Seconds between two lines of a run that nobody watches.
+QUIET_SECONDS = 30.0
 
 
 class Progress:
@@ -12,6 +17,7 @@ class Progress:
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
         self.start = time.monotonic()
+        self.said = self.start
         self.first_step: int | None = None
         self.last_eval: dict[str, Any] = {}
 
@@ -27,7 +33,7 @@ class Progress:
     def show(self, record: dict[str, Any]) -> None:
         """One record of the loop."""
         if "event" in record:
-            print(record["event"], file=sys.stderr)
+            print(for_terminal(record["event"]), file=sys.stderr)
             return
         if "eval/accuracy" in record:
             self.last_eval = record
@@ -36,7 +42,7 @@ class Progress:
                     f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}", file=sys.stderr
                 )
             return
-        if not self.live or "loss" not in record:
+        if "loss" not in record or not (self.live or self.is_due(record)):
             return
         if self.first_step is None:
             self.first_step = record["step"] - 1
@@ -49,4 +55,13 @@ class Progress:
             parts.append(f"VA {record['va/mean']:.3f}")
         rate = record["rollout/tokens"] / max(1e-9, record["seconds"])
         parts += [f"{rate:,.0f} tokens/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
-        print("\r\x1b[K" + "   ".join(parts), end="", flush=True, file=sys.stderr)
+        line = "   ".join(parts)
+        print("\r\x1b[K" + line if self.live else line, end="" if self.live else "\n", flush=True, file=sys.stderr)
+
+    def is_due(self, record: dict[str, Any]) -> bool:
+        """Whether a run without a terminal says something now: its first and last step, and every half a minute."""
+        now = time.monotonic()
+        if self.first_step is None or record["step"] == record["steps"] or now - self.said >= QUIET_SECONDS:
+            self.said = now
+            return True
+        return False

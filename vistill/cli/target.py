@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vistill.config import Recipe, build_recipe, load_recipe, set_dotted, split_override
+from vistill.config import Recipe, build_recipe, load_recipe, override, set_dotted, split_override
 
 
 def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
@@ -23,6 +23,5 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         tree = {"run": f"runs/{verb}-{Path(target).name.replace(':', '-')}", "method": "sft", "eval": {"limit": 200}}
         tree |= {"student": {}, "data": {"train": "diagrams"}}
     set_dotted(tree, "student.model", target)
-    for key, value in pairs.items():
-        set_dotted(tree, key, value)
+    override(tree, pairs)
     return build_recipe(tree, name=verb)

@@ -16,6 +16,8 @@ MAX_BYTES = 20_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
+#: What to do about a picture that is nowhere near.
+WITHOUT_IT = "data.images=OTHER_FOLDER   or without the row: data.on_bad_row=quarantine"
 #: Longer side over shorter side; beyond it image processors refuse the picture.
 MAX_ASPECT = 200
 
@@ -27,6 +29,8 @@ class FileImage:
     path: Path
     where: str = ""
     """Row and column, for messages."""
+    root: Path = Path()
+    """The image folder."""
     digest: str = ""
     """Hash of the file as it was first read; another content is an error from then on (D208)."""
 
@@ -38,7 +42,7 @@ class FileImage:
     def data(self) -> bytes:
         """The file's content, within the limits (D201, D202)."""
         if not self.path.is_file():
-            raise missing(self.path, self.where)
+            raise missing(self.path, self.where, self.root)
         if self.path.stat().st_size > MAX_BYTES:
             raise refused(f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}")
         try:
@@ -124,8 +128,9 @@ def refused(why: str, where: str) -> DataError:
     )
 
 
-def missing(path: Path, where: str) -> DataError:
-    """D201 with a suggestion from the folder."""
+def missing(path: Path, where: str, root: Path) -> DataError:
+    """D201 with a suggestion from the folder, or the folder nearby that holds it."""
+    found = folder_with(path, root)
     names = sorted(p.name for p in path.parent.iterdir())[:5000] if path.parent.is_dir() else []
     hint = suggest(path.name, names)
     return DataError(
@@ -133,8 +138,19 @@ def missing(path: Path, where: str) -> DataError:
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix="data.images=OTHER_FOLDER, or continue without the row: data.on_bad_row=quarantine",
+        fix=f"data.images={found}" if found else WITHOUT_IT,
     )
+
+
+def folder_with(path: Path, root: Path) -> str:
+    """An image folder beside, above or below under which the row's own path leads to a picture."""
+    inside = path.relative_to(root.resolve())
+    above = [root, *root.absolute().parents[:2]]
+    near = [f for a in above if a.is_dir() for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]]]
+    found = next((folder for folder in near if (folder / inside).is_file()), None)
+    if found is None:
+        return ""
+    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
 
 
 def resolve(name: str, root: Path, where: str) -> Path:

@@ -25,6 +25,7 @@ class Quarantined:
     where: str
     code: str
     reason: str
+    fix: str = ""
 
     def to_dict(self) -> dict[str, str]:
         """One line of `quarantine.jsonl`."""
@@ -59,7 +60,7 @@ def load_source(source: str, settings: DataSettings, split: Literal["train", "te
 
 def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
     """Set rows aside, chosen by a key of their own: no other row decides whether this one is held out."""
-    if count >= len(data.prompts):
+    if count and count >= len(data.prompts):
         raise DataError(
             "D102",
             f"data.holdout={count}, but there are {len(data.prompts)} rows",
@@ -108,6 +109,13 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             "D102", "the data set is empty", where=source, fix="data.train=FILE.jsonl with at least one row"
         )
     check_bad_share(bad, total, settings, source)
+    if not good:
+        raise DataError(
+            "D102",
+            f"no row of {source} is left",
+            why=f"{len(bad):,} cannot be used, {without:,} have no picture",
+            fix="data.columns.images=COLUMN   or, where the data has none,   data.text_only=plain",
+        )
     return LoadedData(good, bad, [], without)
 
 
@@ -120,7 +128,8 @@ def read_row(reader: RowReader, row: dict[str, Any] | DataError, line: int, bad:
     except DataError as error:
         if reader.settings.on_bad_row == "stop":
             raise
-        bad.append(Quarantined(error.where or f"{reader.source}:{line}", error.code, f"{error.what}; {error.why}"))
+        place = error.where or f"{reader.source}:{line}"
+        bad.append(Quarantined(place, error.code, f"{error.what}; {error.why}", error.fix))
         return None
 
 
@@ -155,7 +164,7 @@ def no_image(prompt: Prompt, source: str) -> DataError:
 def check_first_rows(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
     """Stop at once where all of the first rows are bad, whatever share is allowed."""
     if total == len(bad) == FIRST_ROWS:
-        raise bad_rows_error(bad, f"the first {total} rows cannot be used, not one", "correct them", source)
+        raise bad_rows_error(bad, f"the first {total} rows cannot be used, not one", bad[0].fix, source)
 
 
 def check_bad_share(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
@@ -163,7 +172,8 @@ def check_bad_share(bad: Sequence[Quarantined], total: int, settings: DataSettin
     if len(bad) > settings.max_bad_share * total:
         what = f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})"
         allowed = min(1.0, len(bad) / total + 0.005)
-        raise bad_rows_error(bad, what, f"mend the rows, or allow them: data.max_bad_share={allowed:.2f}", source)
+        allow = f"mend the rows, or allow them: data.max_bad_share={allowed:.2f}"
+        raise bad_rows_error(bad, what, allow if len(bad) < total else bad[0].fix, source)
 
 
 def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str) -> DataError:

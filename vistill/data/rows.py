@@ -96,7 +96,7 @@ class RowReader:
     def image(self, value: Any, where: str) -> ImageRef:
         """One picture."""
         if isinstance(value, str):
-            return FileImage(resolve(value, self.root, where), where)
+            return FileImage(resolve(value, self.root, where), where, self.root)
         if isinstance(value, Mapping) and value.get("bytes"):
             return BytesImage(bytes(value["bytes"]), where)
         if not isinstance(value, Image.Image):

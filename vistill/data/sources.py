@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vistill.data.settings import DataSettings
-from vistill.errors import DataError, MissingExtraError, suggest
+from vistill.errors import DataError, MissingExtraError, closest
 
 HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
 
@@ -50,6 +50,25 @@ def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
     return row
 
 
+#: What data sets call their columns, for a name that is not there.
+USUAL = {
+    "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
+    "images": ("images", "image", "pictures", "picture", "img"),
+    "answer": ("answer", "solution", "gold", "label", "target"),
+    "choices": ("choices", "options"),
+    "response": ("response", "completion", "output"),
+}
+
+
+def column_fix(key: str, name: str, found: Sequence[str]) -> str:
+    """Settings that name the column that was probably meant, or none."""
+    usual = [column for column in USUAL.get(key, ()) if column in found]
+    near = [*closest(name, found, cutoff=0.8), *usual]
+    named = [f"data.columns.{key}={near[0]}"] if near else []
+    none = [] if key == "prompt" else [f"data.columns.{key}=   (the data has none)"]
+    return "   or   ".join([*named, *none]) or f"data.columns.{key}=COLUMN   one of: {', '.join(found)}"
+
+
 def check_columns(source: str, settings: DataSettings) -> None:
     """D101 for a column that no row has: that is a wrong name, not a bad row."""
     wanted = {key: name for key, name in vars(settings.columns).items() if name}
@@ -61,13 +80,11 @@ def check_columns(source: str, settings: DataSettings) -> None:
             break
     for key, name in wanted.items():
         if found and name not in found and not (key == "images" and settings.text_only != "error"):
-            close = suggest(name, list(found), cutoff=0.8)
             raise DataError(
                 "D101",
                 f'column "{name}" not in {source}',
-                why=f"columns found: {', '.join(found)}   {close}".rstrip(),
-                fix=f"data.columns.{key}={close.split(chr(34))[1] if close else 'COLUMN'}"
-                + ("" if key == "prompt" else f"   or leave it out: data.columns.{key}="),
+                why=f"columns found: {', '.join(found)}",
+                fix=column_fix(key, name, list(found)),
             )
 
 
@@ -85,11 +102,22 @@ def dataset_rows(name: str, **how: str) -> Rows:
     """Rows through `datasets` (extra `data`)."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise MissingExtraError(
             "E301",
             "this source needs the package `datasets`",
-            fix='pip install "vistill[data]" -c constraints.txt',
+            why="`hf:` and .parquet are read by it; a .jsonl file with a folder of pictures needs nothing",
+            fix='pip install "vistill[data]"',
         ) from error
-    for line, row in enumerate(datasets.load_dataset(name, **how), 1):  # pyright: ignore[reportArgumentType,reportCallIssue]
+    try:
+        made = datasets.load_dataset(name, **how)  # pyright: ignore[reportArgumentType,reportCallIssue]
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            "D102",
+            f'the data set "{how.get("data_files", name)}" cannot be read',
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="data.train=hf:OWNER/NAME[SPLIT] as the hub spells them, or data.train=FILE.jsonl",
+        ) from error
+    for line, row in enumerate(made, 1):
         yield line, dict(row)

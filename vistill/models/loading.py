@@ -21,12 +21,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
-from vistill.errors import ModelError, suggest
+from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, whole
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.family import EncodedPrompt, Family
 from vistill.models.qwen3_vl import Qwen3VLFamily
 from vistill.models.resting import Resting
+from vistill.runs.chosen import resolve_model
+from vistill.runs.missing import looks_like_hub_id, models_near, not_found, shown
 from vistill.types import Prompt
 
 Attending = Literal["blocks", "flex"]
@@ -125,6 +127,77 @@ class VLM:
         return self
 
 
+@dataclass(frozen=True)
+class PromptEncoder:
+    """What turns prompts into a model's tokens. Much can be refused with it before any weight is loaded."""
+
+    source: str
+    """Folder or hub id."""
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    revision: str | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Length of the tokenizer."""
+        return len(self.tokenizer)
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Tokens, image tensors and positions of a prompt as the model will read it."""
+        return self.family.encode(messages_of(prompt), pictures_of(prompt))
+
+
+def load_encoder(
+    source: str | Path, *, revision: str | None = None, max_image_tokens: int | None = None, role: str = "model"
+) -> PromptEncoder:
+    """Tokenizer and adapter of a model folder or hub id.
+
+    Args:
+        source: local folder, or a hub id such as `Qwen/Qwen3-VL-2B-Instruct`.
+        revision: commit of a hub id.
+        max_image_tokens: upper limit per picture; larger pictures are shrunk.
+        role: student or teacher, for messages.
+
+    Raises:
+        ModelError: M103 where there is no such model, M105 without an adapter, M104 for a malformed configuration.
+    """
+    name = str(source)
+    if not Path(name).exists() and not looks_like_hub_id(name):
+        raise not_found(name, role)
+    try:
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise not_found(name, role) from error
+    family_type = FAMILIES.get(config.model_type)
+    if family_type is None:
+        raise no_adapter(name, config.model_type, role)
+    check_index(name, revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
+    family = family_type(config, tokenizer, processor)
+    if max_image_tokens is not None:
+        family.limit_image_tokens(max_image_tokens)
+    return PromptEncoder(name, tokenizer, family, revision)
+
+
+def load_weights(
+    encoder: PromptEncoder, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> VLM:
+    """The model that belongs to an encoder (M107 where its weights cannot be read)."""
+    name = encoder.source
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name,
+            revision=encoder.revision,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
+
+
 def load_vlm(
     source: str | Path,
     *,
@@ -143,37 +216,10 @@ def load_vlm(
         max_image_tokens: upper limit per picture; larger pictures are shrunk.
 
     Raises:
-        ModelError: M103 where there is no such model, M105 without an adapter, M104 for a malformed configuration.
+        ModelError: as `load_encoder`; M107 where the weights cannot be read.
     """
-    name = str(source)
-    if not Path(name).exists() and not looks_like_hub_id(name):
-        raise not_found(name)
-    try:
-        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise not_found(name) from error
-    family_type = FAMILIES.get(config.model_type)
-    if family_type is None:
-        raise ModelError(
-            "M105",
-            f"the family {config.model_type!r} has no adapter",
-            where=name,
-            why="image tokens and positions differ between families",
-            fix=f"use one of: {', '.join(FAMILIES)}",
-        )
-    check_index(name, revision)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
-    family = family_type(config, tokenizer, processor)
-    if max_image_tokens is not None:
-        family.limit_image_tokens(max_image_tokens)
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
-    return VLM(model.to(device), tokenizer, family, name)
+    encoder = load_encoder(source, revision=revision, max_image_tokens=max_image_tokens)
+    return load_weights(encoder, dtype=dtype, device=device)
 
 
 def check_index(name: str, revision: str | None) -> None:
@@ -206,22 +252,15 @@ def unreadable(name: str, why: str) -> ModelError:
     )
 
 
-def looks_like_hub_id(name: str) -> bool:
-    """`owner/name`, and no local folder is called like the owner; anything else is a path."""
-    owner, _, rest = name.partition("/")
-    return bool(rest) and "/" not in rest and not Path(owner).is_dir()
-
-
-def not_found(name: str) -> ModelError:
-    """M103, with a suggestion from the neighbouring folders."""
-    parent = Path(name).parent
-    near = [str(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    hint = suggest(name, near)
+def no_adapter(name: str, family: str, role: str) -> ModelError:
+    """M105."""
+    key = "" if role == "model" else f"{role}.model="
     return ModelError(
-        "M103",
-        f'model "{name}" not found: no such folder, not in the local cache, not on the hub',
-        why="the weights, or at least config.json, could not be read",
-        fix=hint or "give a folder with config.json and model.safetensors, or a hub id you can reach",
+        "M105",
+        f"the family {family!r} has no adapter",
+        where=name,
+        why="image tokens and positions differ between families",
+        fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(FAMILIES)}",
     )
 
 
@@ -242,29 +281,79 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:12]
 
 
-def check_pair(student: VLM, teacher: VLM) -> int:
+def check_pair(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> int:
     """The shared vocabulary's size, or an error where two models cannot be compared row by row (M101, M102)."""
-    ours, theirs = vocabulary_hash(student.tokenizer), vocabulary_hash(teacher.tokenizer)
-    if ours != theirs:
-        mine = student.tokenizer.get_vocab()
-        other = teacher.tokenizer.get_vocab()
-        differing = [i for word, i in mine.items() if other.get(word) != i] or list(other.values())
-        raise ModelError(
-            "M101",
-            "student and teacher do not share a vocabulary",
-            where=f"first difference: id {min(differing)}",
-            why=f"student {student.source}: {len(mine):,} tokens, sha {ours}\n"
-            f"teacher {teacher.source}: {len(other):,} tokens, sha {theirs}\n"
-            "the loss compares both next-token distributions id by id",
-            fix="use a teacher of the same family: teacher.model=...",
-            note="padding rows of the output head are ignored",
-        )
-    mine, theirs_grid = student.family.image_grid(), teacher.family.image_grid()
-    if mine != theirs_grid:
-        raise ModelError(
-            "M102",
-            "student and teacher turn the same picture into different tokens",
-            why=f"student {mine}\nteacher {theirs_grid}\nVA needs one teacher row per student token",
-            fix="use a teacher of the same family, or set data.max_image_tokens for both",
-        )
+    if vocabulary_hash(student.tokenizer) != vocabulary_hash(teacher.tokenizer):
+        raise other_words(student, teacher)
+    if student.family.image_grid() != teacher.family.image_grid():
+        raise other_grid(student, teacher)
     return student.vocabulary_size
+
+
+def other_words(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
+    """M101."""
+    mine, other = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    differing = [i for word, i in mine.items() if other.get(word) != i] or [
+        i for w, i in other.items() if w not in mine
+    ]
+    at = min(differing)
+    words = [next((word for word, i in vocab.items() if i == at), None) for vocab in (mine, other)]
+    rows = [("student", student, len(mine)), ("teacher", teacher, len(other))]
+    told = [f"{r} {shown(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}" for r, m, n in rows]
+    return ModelError(
+        "M101",
+        "student and teacher do not share a vocabulary",
+        where=f"first difference: id {at}, {words[0]!r:.30} and {words[1]!r:.30}",
+        why="\n".join([*told, "the loss compares both next-token distributions id by id"]),
+        fix=fitting(student, teacher) or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
+        note="padding rows of the output head are ignored; a method without a teacher: method=grpo teacher.model=",
+    )
+
+
+def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
+    """M102."""
+    told = []
+    for role, vlm in (("student", student), ("teacher", teacher)):
+        g = vlm.family.image_grid()
+        told.append(
+            f"{role}: patch {g['patch']}, merge {g['merge']}, {g['min_pixels']:,} to {g['max_pixels']:,} pixels"
+        )
+    common = common_limit(student.family.image_grid(), teacher.family.image_grid())
+    shrunk = f"data.max_image_tokens={common}" if common else ""
+    found = fitting(student, teacher)
+    return ModelError(
+        "M102",
+        "student and teacher turn the same picture into different tokens",
+        why="\n".join([*told, "the loss needs one teacher row per student token"]),
+        fix="   or   ".join(fix for fix in (shrunk, found) if fix)
+        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's patches",
+    )
+
+
+def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
+    """Image tokens a picture under which two grids are one; None where patches differ."""
+    if (ours["patch"], ours["merge"]) != (theirs["patch"], theirs["merge"]):
+        return None
+    key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
+    return max(1, min(int(ours[key]), int(theirs[key])) // (ours["patch"] * ours["merge"]) ** 2)
+
+
+def fitting(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:
+    """`teacher.model=...` with a model nearby that fits the student, else one that fits the teacher; or nothing."""
+    near = list(dict.fromkeys([*models_near(teacher.source), *models_near(student.source)]))
+    others = [name for name in near if name not in {shown(student.source), shown(teacher.source)}][:12]
+    for role, kept in (("teacher", student), ("student", teacher)):
+        for name in others:
+            try:
+                check_same(load_encoder(kept.source), load_encoder(resolve_model(name)))
+            except (ModelError, OSError, ValueError):
+                continue
+            return f"{role}.model={name}"
+    return ""
+
+
+def check_same(one: PromptEncoder, other: PromptEncoder) -> None:
+    """ValueError where two encoders differ, as they are without limits of a recipe."""
+    same_words = vocabulary_hash(one.tokenizer) == vocabulary_hash(other.tokenizer)
+    if not same_words or one.family.image_grid() != other.family.image_grid():
+        raise ValueError

@@ -3,27 +3,28 @@
 import json
 from pathlib import Path
 
-from vistill.errors import ModelError, StorageError, suggest
+from vistill.errors import ModelError, StorageError
+from vistill.runs.missing import ASSETS, nearest
 
 #: The tiny models that come with the package.
 SHIPPED = ("teacher", "student", "base")
 
 
-def resolve_model(source: str) -> str:
+def resolve_model(source: str, role: str = "student") -> str:
     """The model folder behind a run folder; anything else unchanged.
 
     `vistill:teacher`, `vistill:student` and `vistill:base` (reads visual thoughts) are shipped with the package.
     """
     if source.startswith("vistill:"):
-        if source.removeprefix("vistill:") not in SHIPPED:
-            hint = suggest(source.removeprefix("vistill:"), list(SHIPPED))
+        name = source.removeprefix("vistill:")
+        if name not in SHIPPED:
             raise ModelError(
                 "M103",
-                f'no shipped model "{source}"',
-                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED)}   {hint}".rstrip(),
-                fix="student.model=vistill:student teacher.model=vistill:teacher",
+                f'{role} "{source}" not found: no shipped model has this name',
+                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED)}",
+                fix=f"{role}.model=vistill:{[*nearest(name, SHIPPED), role][0]}",
             )
-        return str(Path(__file__).parent.parent / "assets" / source.removeprefix("vistill:"))
+        return str(ASSETS / name)
     folder = Path(source)
     result = folder / "result.json"
     if not result.is_file() or (folder / "config.json").exists():

@@ -11,19 +11,21 @@ import xxhash
 
 from vistill.errors import StorageError
 from vistill.faults import fault
+from vistill.outward import MASK, is_secret, masked
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """JSON that every reader accepts: no NaN, no infinity (they become null)."""
-    return json.dumps(finite(value), allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None)
+    """JSON that every reader accepts: no NaN, no infinity (they become null). It holds no secrets either."""
+    plain = finite(value)
+    return masked(json.dumps(plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None))
 
 
 def finite(value: Any) -> Any:
-    """The same value with NaN and infinity replaced by None."""
+    """The same value with NaN and infinity replaced by None, and what a key calls a secret by a mask."""
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
         return None
     if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
+        return {str(k): MASK if is_secret(k, v) else finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(v) for v in value]
     return value
@@ -49,8 +51,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:  # half a surrogate pair
+            handle.write(masked(text))
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -76,11 +78,23 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, to_json(value, indent=2) + "\n")
 
 
+def write_synced(path: Path, text: str) -> None:
+    """Write a file and make its content durable; a crash may leave half of it, so readers must look for that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def append_line(path: Path, record: object) -> None:
     """One JSON line, one write, flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("a", encoding="utf-8") as handle:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(to_json(record) + "\n")
     except OSError as error:
         raise disk_error(path, error) from error

@@ -101,7 +101,7 @@ class Witness:
             what,
             where=f"the {self.role}, {self.vlm.source}",
             why=why or "a reader that does not see the picture trains smoothly and learns nothing from it",
-            fix=fixes.get(code, f"load the model again from a clean copy: {self.config_key}.model=..."),
+            fix=fixes.get(code, f"load the model again from a clean copy: {self.config_key}.model=FOLDER_OR_HUB_ID"),
             note=f"vistill explain {code}",
         )
 
@@ -142,7 +142,6 @@ def broken(code: str, what: str, prompt: Prompt) -> ModelError:
 def check_heads(cast: Cast) -> None:
     """V812, V814: both heads are cut to the shared vocabulary, and some token ends a response of either."""
     words = cast.student.vocabulary_size
-    words = cast.student.vocabulary_size
     for name, vlm in (("student", cast.student), ("teacher", cast.teacher)):
         rows = words if vlm is None else len(vlm.head(cast.vocabulary).weight)
         if vlm is not None and rows != words:
@@ -151,7 +150,7 @@ def check_heads(cast: Cast) -> None:
                 f"the {name}'s head has {rows:,} rows, the shared vocabulary {words:,} tokens",
                 where=vlm.source,
                 why="rows beyond the tokenizer are padding; with them probability goes to words that do not exist",
-                fix=f"load the tokenizer and the weights of one model: {name}.model=...",
+                fix=f"load the tokenizer and the weights of one model: {name}.model=FOLDER_OR_HUB_ID",
             )
     if cast.teacher is not None and not set(cast.student.stop_ids) & set(cast.teacher.stop_ids):
         raise ModelError(

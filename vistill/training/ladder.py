@@ -67,8 +67,8 @@ def does_not_fit(phase: str, times: int, reason: str) -> RolloutError:
         "R501",
         f"out of memory while {PHASES[phase]}, one prompt at a time too",
         why=f"halved {times} times; {reason[:200]}",
-        fix="data.max_image_tokens=512   or rollout.max_new_tokens=512   or train.offload_teacher=true",
-        note="nothing is lost: run the same command again, it goes on from the newest checkpoint",
+        fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=512 run=NEW",
+        note="nothing is lost: the same command goes on from the newest checkpoint, on a larger device too",
     )
 
 

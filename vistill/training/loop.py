@@ -255,7 +255,7 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: TrainState, result: S
             f"{what} were not finite",
             where=f"step {state.step}",
             why="loss or gradient is NaN or infinite; those updates were skipped, the weights are unharmed",
-            fix="train.lr=1e-7, or train.precision=fp32",
+            fix=f"train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run={folder.path}-2",
             note=f"prompts, responses and signals of each: {folder.path / 'nonfinite'}",
         )
 

@@ -149,7 +149,7 @@ def unreadable(name: str, why: str) -> ModelError:
         "M106",
         f"the {reader} cannot read the view {view}",
         why=why[:300],
-        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=...",
+        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=FOLDER_OR_HUB_ID",
     )
 
 
@@ -174,7 +174,7 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[]
             why=f"greedy accuracy {gate['accuracy']:.1%} without and {gate['privileged_accuracy']:.1%} with them, "
             f"generation gap {gate['generation_gap']:.4f} +- {gate['generation_gap_error']:.4f} nats a token,"
             f" {gate['rows']} rows",
-            fix="a model trained to read visual thoughts: student.model=...",
+            fix="a model trained to read visual thoughts: student.model=FOLDER_OR_HUB_ID",
             note="for a control on purpose: visual_opsd.gate=false",
         )
 

@@ -85,7 +85,7 @@ def sample_groups(cast: Cast, desk: Desk, prompts: Sequence[Prompt], sampling: S
             f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
             where=empty[0].labels.get("row", f"prompt {empty[0].id}"),
             why="a response without tokens has no visual advantage and no loss",
-            fix="rollout.temperature=1.0   or allow more such rows: data.max_bad_share=0.05",
+            fix="data.max_bad_share=0.05   or in a new run: rollout.temperature=1.0 run=NEW",
         )
         error.rows = [p.id for p in empty]
         raise error

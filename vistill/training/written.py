@@ -91,6 +91,6 @@ def only_correct(
             "D306",
             f"none of the teacher's responses to {len(prompts)} prompts is correct",
             why="`sft` learns from correct ones only; look at teacher_responses.jsonl in the run folder",
-            fix="rollout.max_new_tokens=4096, or a stronger teacher: teacher.model=...",
+            fix="rollout.max_new_tokens=4096, or a stronger teacher: teacher.model=FOLDER_OR_HUB_ID",
         )
     return kept
