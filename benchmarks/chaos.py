@@ -141,7 +141,7 @@ def all_rows(folder, n):
         print("disk_full left out: this process may not mount a file system")
     rows, bad = (10_000, 100) if n >= 50 else (400, 25)
     yield timed(Row("bad_rows"), bad_rows(folder / "rows", chaos, rows, bad))
-    yield timed(Row("mistakes"), tests(["tests/faults/test_mistakes.py", "-k", "MISTAKE_TESTS"]))
+    yield timed(Row("mistakes"), tests(["tests/faults/test_mistakes.py"]))
     yield timed(Row("blindness"), tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]))
     yield timed(Row("malicious"), tests(["tests/faults/test_malicious.py"]))
 
