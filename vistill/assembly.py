@@ -18,7 +18,7 @@ from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, check_enough, load_both
 from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError
+from vistill.errors import DataError, StorageError
 from vistill.models.backends import with_kernels
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
@@ -27,6 +27,7 @@ from vistill.objectives import METHODS
 from vistill.outward import masked_settings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
+from vistill.runs.resuming import unused
 from vistill.runs.storage import to_json, write_json
 from vistill.training.loop import Plan
 from vistill.training.reading import Cast
@@ -218,7 +219,17 @@ def without_bad_gold(data: LoadedData, recipe: Recipe) -> LoadedData:
 
 
 def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
-    """Hold the recipe against an earlier start, or write it down."""
+    """Hold the recipe against an earlier start, or write it down (S601 where the folder is a file)."""
+    place = folder.path.absolute()
+    file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
+    if file is not None:
+        raise StorageError(
+            "S601",
+            f"run={folder.path} cannot be a folder: {file.name} is a file",
+            where=str(folder.path),
+            why="a run writes its checkpoints, logs and report into a folder of its own",
+            fix=f"run={unused(str(file))}",
+        )
     lock(folder, recipe.to_dict(), accept)
     folder.write("recipe.json", to_json(recipe.to_dict(), indent=2))
 

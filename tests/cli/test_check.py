@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPO
 
-from vistill.errors import ConfigError, ModelError
+from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.experiments.checking import KNOWN_FAMILIES, check, table
 from vistill.models.loading import FAMILIES
 
@@ -84,3 +85,18 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
         check(str(file), [*overrides, "seed=9"], fast=True)
     assert caught.value.code == "C201"
     shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/run"])
+def test_a_run_folder_that_is_a_file_is_refused_with_one_that_can_be_made(tmp_path, below):
+    from vistill.assembly import open_folder
+    from vistill.config import load_recipe
+    from vistill.runs.folder import RunFolder
+
+    (tmp_path / "notes").write_text("mine")
+    made = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": f"{tmp_path / 'notes'}{below}"})
+    with pytest.raises(StorageError) as caught:
+        open_folder(RunFolder(Path(made.run)), made, ())
+    assert caught.value.code == "S601"
+    assert caught.value.fix == f"run={tmp_path / 'notes'}-2"
+    assert (tmp_path / "notes").read_text() == "mine"

@@ -35,3 +35,52 @@ def test_without_a_gpu_the_gpu_rows_are_refused_in_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == "no CUDA device here: nothing was measured. --tiny runs the same code at toy sizes."
     assert not (tmp_path / "gpu.json").exists()
+
+
+TITLES = {"vistill": "vistill 0", "trl": "TRL 1, `DistillationTrainer`", "hf": "transformers 5, `Trainer`"}
+
+
+def measured():
+    """Rows as `benchmarks/next_to_trainers.py` stores them, made by hand; TRL was not deterministic in this story."""
+    kill, stop = {"tried": 9, "different": 0, "stuck": 0}, {"tried": 11}
+    wrong = {"name": "mistakes", "tried": 5, "silent": 1}
+    return [
+        {"name": "stop", "tool": "vistill", "same": 11, **stop},
+        {"name": "kill", "tool": "vistill", "same": 9, **kill},
+        {"name": "stop", "tool": "hf", "same": 10, **stop},
+        {"name": "kill", "tool": "hf", "same": 5, **kill, "stuck": 3, "different": 1},
+        *({"tool": tool, "useful": 2, "named": 3, **wrong} for tool in TITLES),
+    ]
+
+
+def test_the_table_next_to_the_trainers_is_renewed_between_its_markers(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
+    from next_to_table import BEGIN, END, with_table
+
+    about = {"command": "python next_to_trainers.py", "date": "2026-11-25", "python": "3.11", "torch": "2", "cores": 2}
+    text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured(), {**about, "titles": TITLES})
+    assert text.startswith(
+        f"before\n{BEGIN}\n| | vistill 0 | TRL 1, `DistillationTrainer` | transformers 5, `Trainer` |\n"
+    )
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    lines = dict(line.strip("|").split("|", 1) for line in text.splitlines() if line.startswith("| "))
+    assert " 11 of 11 | two undisturbed runs differ | 10 of 11 " in lines.values()
+    assert " 0 of 9 | two undisturbed runs differ | 3 of 9 " in lines.values()
+    assert " 3 of 5 | 3 of 5 | 3 of 5 " in lines.values()
+    with pytest.raises(AssertionError, match="lost its markers"):
+        with_table("no markers", measured(), {**about, "titles": TITLES})
+
+
+def test_the_stored_results_next_to_the_trainers_count_every_trial_once():
+    stored = json.loads((REPO / "benchmarks" / "results" / "next_to_trainers.json").read_text(encoding="utf-8"))
+    counted = {
+        "stop": ("same", "different", "stuck"),
+        "kill": ("same", "different", "stuck"),
+        "mistakes": ("useful", "only_named", "unnamed", "late", "warned", "silent"),
+    }
+    rows = [row for row in stored["rows"] if row["name"] in counted]
+    assert {row["tool"] for row in rows} == set(TITLES)
+    for row in rows:
+        assert sum(row[end] for end in counted[row["name"]]) == row["tried"], (row["name"], row["tool"])
+        assert len(row.get("tries", range(row["tried"]))) == row["tried"]

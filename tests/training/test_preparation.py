@@ -71,6 +71,18 @@ def test_rows_without_thoughts_are_left_out_and_named_in_the_events(tokenizer, t
     assert "left out 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
 
 
+def test_responses_longer_than_the_student_has_positions_are_refused_and_the_fix_is_accepted(
+    tokenizer, teacher, tmp_path
+):
+    long = lambda count: make_plan(
+        tokenizer, teacher, OPD(), rollout=RolloutSettings(per_prompt=2, max_new_tokens=count)
+    )
+    error = refused(long(8192), tmp_path, "C101")
+    assert "8,192 positions" in error.what
+    prepare_run(long(int(error.fix.split("=")[1])), RunFolder(tmp_path))
+    assert prepare_run(make_plan(tokenizer, None, SFT(), [replace(p, response="1") for p in TOLD]), RunFolder(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["va_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"])
 def test_a_visual_method_without_any_picture_is_refused(tokenizer, teacher, tmp_path, name):
     blind = [Prompt(p.id, (p.text,), answer=p.answer) for p in TOLD]

@@ -23,7 +23,7 @@ from vistill.training.reading import lay_out, prepare, read_without_gradient
 from vistill.training.roster import enrolled, partners_of
 from vistill.training.writing import Desk
 from vistill.training.written import only_correct, written_by_teacher
-from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
+from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views import has_thoughts
 
 
@@ -63,7 +63,24 @@ def checked(plan: Plan, folder: RunFolder) -> Plan:
     plan = usable_rows(plan, folder)
     plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
     check_views(plan)
+    check_positions(plan)
     return plan
+
+
+def check_positions(plan: Plan) -> None:
+    """C101 where a response of full length would run past the positions the student was made for."""
+    if plan.objective.writer is Writer.DATA:
+        return
+    limit = plan.cast.student.model.config.get_text_config().max_position_embeddings
+    first = plan.cast.encode(plan.train_prompts[0], View.FULL).next_position
+    if first + plan.rollout.max_new_tokens > limit:
+        raise ConfigError(
+            "C101",
+            f"rollout.max_new_tokens = {plan.rollout.max_new_tokens:,}, but the student has {limit:,} positions",
+            where=plan.train_prompts[0].labels.get("row", plan.train_prompts[0].id),
+            why=f"this prompt alone takes {first:,} of them; beyond the last one a model was never trained",
+            fix=f"rollout.max_new_tokens={max(1, limit - first) // 2}",
+        )
 
 
 def usable_rows(plan: Plan, folder: RunFolder) -> Plan:

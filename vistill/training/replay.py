@@ -119,7 +119,9 @@ def told(made: Replayed, step: int) -> str:
     start = f"checkpoint-{made.start:06d}" if made.start else "the student the run found"
     count = sum(made.compared.values())
     steps = f"steps {made.start + 1} to {step}" if step > made.start + 1 else f"step {step}"
-    source = f"{len(made.from_journal)} of {step - made.start} from the journal, the others written again"
+    journal, all_of_them = len(made.from_journal), step - made.start
+    source = f"{journal} of {all_of_them} steps from the journal, the others written again"
+    source = {all_of_them: "from the journal", 0: "written again"}.get(journal, source)
     lines = [f"{steps} recomputed from {start}; responses: {source}"]
     if made.same:
         return "\n".join([*lines, f"all {count} logged values are the same to the last bit"])

@@ -1,0 +1,343 @@
+"""vistill next to TRL's `DistillationTrainer` and transformers' `Trainer`, on one machine, by one rule for all three.
+
+    python benchmarks/next_to_trainers.py            50 kills a tool, every stop, every mistake
+    python benchmarks/next_to_trainers.py --quick    3 kills, three stops, five mistakes
+    python benchmarks/next_to_table.py               only renew the table in README.md from the stored results
+
+Same for all: CPU, float32, one thread, no network, tiny models of 77,000 to 114,000 parameters, 8 rows, 2 a step,
+3 epochs = 12 steps, AdamW with a learning rate of 3e-3 on its way down to 0, a checkpoint after every step, two of them
+kept, no evaluation, run folders in memory where there is /dev/shm. Every run is a forked child of a parent that has
+imported everything and trained nothing, and "the same command" is the same function on the same folder:
+
+- vistill: on-policy distillation of a tiny Qwen3-VL, two rollouts a prompt; `run` resumes by itself. Its stop after
+  three steps in which no response ends by itself is off (`rollout.all_truncated`): six tokens are too few on purpose.
+- TRL: `DistillationTrainer` on the same two models, pictures and prompts (one rollout a prompt, it has no more), at its
+  defaults but for what is named here and bf16, which is off.
+- Trainer: a tiny GPT-2 learns the same questions as text; dropout 0.1 is on, so that lost random states would show.
+  Both continue as the official examples do: `train(resume_from_checkpoint=True)` where `get_last_checkpoint` finds one,
+  else from the beginning. They are stopped by a callback that sets `should_training_stop` after step k, where a
+  checkpoint is saved as after every step; vistill by `stop_after`.
+
+Rows. First two runs nobody disturbs: where their weights differ, nothing is counted and the table says so. Then
+`stop`: stopped after step k, for every k from 1 to 11, and repeated once. `kill`: SIGKILL at an instant drawn uniformly
+from the first 95 % of the time between the first update and the end of an undisturbed run, counted from the child's own
+first update (before it, a kill only means to begin anew; the same shares for all tools); then the command is repeated
+until it ends, at most three times; where it never ends, the run is `stuck`. Compared is the SHA-256 of the final
+weights' file.
+`mistakes`: see `next_to_mistakes.py`, which also says what a useful message is.
+
+What this cannot say: how often a kill hits a save depends on the time between saves, which is short here; the
+consequence of a hit does not. The mistakes were chosen by the authors of vistill.
+"""
+
+import argparse
+import datetime
+import hashlib
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from beside_trl import Processor
+from datasets import Dataset
+from next_to_table import RESULTS, table, write
+from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import TrainingArguments as Arguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DistillationConfig, DistillationTrainer
+
+import vistill
+from vistill.data.diagrams import diagram_prompts
+from vistill.data.keys import keyed_generator
+from vistill.evaluation.settings import EvalSettings
+from vistill.experiments.chaos import SIZE, Child
+from vistill.experiments.raising import raising_tokenizer
+from vistill.models.chat import messages_of, pictures_of
+from vistill.models.tiny import build_tiny
+from vistill.objectives import OPD
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.runtime import use_one_thread
+from vistill.training.checkpoint import newest
+from vistill.training.loop import Plan, run
+from vistill.training.preparation import prepare_run
+from vistill.training.reading import Cast
+from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+
+PROMPTS, PER_STEP, EPOCHS, TOKENS, RATE, KEPT = 8, 2, 3, 6, 3e-3, 2
+STEPS = PROMPTS * EPOCHS // PER_STEP
+TRIES = 3
+
+
+class Watch(TrainerCallback):
+    """Tells of every update, and ends the training after a step, whose checkpoint is saved like any other."""
+
+    def __init__(self, told, stop):
+        self.told, self.stop = told, stop
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.told()
+        if state.global_step == self.stop:
+            control.should_training_stop = True
+
+
+def arguments(folder):
+    """What both trainers of Hugging Face are told."""
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": PER_STEP, "gradient_accumulation_steps": 1,
+        "num_train_epochs": EPOCHS, "learning_rate": RATE, "save_strategy": "steps", "save_steps": 1,
+        "save_total_limit": KEPT, "use_cpu": True, "report_to": [], "logging_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def carry_on(trainer, folder):
+    """Begin, or continue from the last checkpoint, as transformers' own examples do."""
+    last = get_last_checkpoint(str(folder))
+    trainer.train(resume_from_checkpoint=True if last else None)
+
+
+def left_padded(tokenizer):
+    """The tokenizer as TRL asks for it."""
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def small_gpt(tokenizer, seed=0):
+    """A GPT-2 of the size of the other models, dropout as shipped: 0.1."""
+    torch.manual_seed(seed)
+    ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=2, **ids)
+    )
+
+
+def is_update(record):
+    """Whether a record of vistill's progress tells of an update; others tell of events and evaluations."""
+    return "seconds" in record
+
+
+def train_ours(folder, told, stop=None):
+    """vistill: OPD of a tiny Qwen3-VL."""
+    tokenizer = raising_tokenizer()
+    student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
+    plan = Plan(
+        cast=Cast(student, teacher, student.vocabulary_size),
+        objective=OPD(),
+        train_prompts=diagram_prompts("train", PROMPTS, 0),
+        eval_prompts=(),
+        train=TrainSettings(
+            prompts_per_step=PER_STEP, epochs=EPOCHS, lr=RATE, schedule=ScheduleSettings("linear", 0.0)
+        ),
+        rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=TOKENS, all_truncated="go_on"),
+        save=SaveSettings(every=1, keep=KEPT, keep_best="none"),
+        evaluation=EvalSettings(every=0),
+        seed=42,
+        num_steps=STEPS,
+        fingerprint="next-to",
+        stop_after=stop,
+        progress=lambda record: told() if is_update(record) else None,
+    )
+    place = RunFolder(folder)
+    run(prepare_run(plan, place), place)
+
+
+def train_trl(folder, told, stop=None):
+    """TRL: the same models, pictures and prompts."""
+    tokenizer = raising_tokenizer()
+    student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
+    text = lambda message: "".join(part.get("text", "") for part in message["content"])
+    rows = [
+        {"prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)], "images": pictures_of(p)}
+        for p in diagram_prompts("train", PROMPTS, 0)
+    ]
+    trainer = DistillationTrainer(
+        model=student.model,
+        teacher_model=teacher.model,
+        args=DistillationConfig(**arguments(folder), max_completion_length=TOKENS, bf16=False),
+        processing_class=Processor(student.family.processor, left_padded(tokenizer), tokenizer.chat_template),
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[Watch(told, stop)],
+    )
+    carry_on(trainer, folder)
+    if stop is None:
+        trainer.save_model(str(folder / "final"))
+
+
+def train_hf(folder, told, stop=None):
+    """Trainer: a tiny GPT-2 on the questions' text."""
+    tokenizer = raising_tokenizer()
+    rows = [{"input_ids": tokenizer(p.text)["input_ids"]} for p in diagram_prompts("train", PROMPTS, 0)]
+    trainer = Trainer(
+        model=small_gpt(tokenizer),
+        args=Arguments(**arguments(folder)),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        callbacks=[Watch(told, stop)],
+    )
+    carry_on(trainer, folder)
+    if stop is None:
+        trainer.save_model(str(folder / "final"))
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One column of the table."""
+
+    name: str
+    title: str
+    train: Callable
+
+    def child(self, folder, stop=None):
+        """A forked process that gives the command; its console goes beside the run folder."""
+        return Child(
+            lambda: self.train(folder, folder.with_suffix(".begun").touch, stop), folder.with_suffix(".console")
+        )
+
+    def begun(self, folder):
+        """Give the command and wait for the first update; the child's pid."""
+        pid, deadline = self.child(folder).start(), time.monotonic() + 120
+        while not folder.with_suffix(".begun").exists():
+            assert time.monotonic() < deadline, f"{self.name} takes no step: {last_line(folder)}"
+            time.sleep(0.001)
+        return pid
+
+    def weights(self, folder):
+        """SHA-256 of the final weights."""
+        ours = self.name == "vistill"
+        file = newest(RunFolder(folder)) / "student" if ours else folder / "final"
+        return hashlib.sha256((file / "model.safetensors").read_bytes()).hexdigest()
+
+
+TOOLS = (
+    Tool("vistill", f"vistill {vistill.__version__}", train_ours),
+    Tool("trl", f"TRL {version('trl')}, `DistillationTrainer`", train_trl),
+    Tool("hf", f"transformers {version('transformers')}, `Trainer`", train_hf),
+)
+
+
+def last_line(folder):
+    """How the console of a run ended, without this machine's paths."""
+    lines = folder.with_suffix(".console").read_text(errors="replace").strip().splitlines() or [""]
+    return lines[-1].replace(str(folder), "RUN")[:200]
+
+
+def undisturbed(tool, folder):
+    """Two runs nobody disturbs: hash, seconds of the second after its first update, and whether they agree."""
+    found = []
+    for number in range(2):
+        place = folder / f"{tool.name}-{number}"
+        pid, start = tool.begun(place), time.perf_counter()
+        _, status = os.waitpid(pid, 0)
+        seconds = time.perf_counter() - start
+        assert status == 0, f"{tool.name} does not run at all: {last_line(place)}"
+        found.append(tool.weights(place))
+    return found[1], seconds, found[0] == found[1]
+
+
+def repeat(tool, place, expected, tries):
+    """Repeat the command: `same`, `different` or `stuck`, and the last words of a run that is stuck."""
+    for _ in range(tries):
+        if tool.child(place)() == 0:
+            return ("same" if tool.weights(place) == expected else "different"), ""
+    return "stuck", last_line(place)
+
+
+def stops(tool, folder, expected, steps):
+    """Stopped after a step, repeated once."""
+    for step in steps:
+        place = folder / f"{tool.name}-stop-{step}"
+        code = tool.child(place, step)()
+        assert code == 0, f"{tool.name} cannot be stopped after step {step}: {last_line(place)}"
+        yield f"step {step}", *repeat(tool, place, expected, 1), True
+
+
+def kills(tool, folder, expected, trials):
+    """SIGKILL some seconds after the first update, repeated until it ends."""
+    for number, seconds in enumerate(trials):
+        place = folder / f"{tool.name}-kill-{number}"
+        pid = tool.begun(place)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)  # also where it has just ended: nobody has waited for it yet
+        os.waitpid(pid, 0)
+        saved = any(place.glob("checkpoint-*"))
+        yield f"after {seconds:.2f} s", *repeat(tool, place, expected, TRIES), saved
+
+
+def count(name, tool, trials):
+    """One cell: how many trials ended how."""
+    start, ends, notes, saved = time.perf_counter(), Counter(), [], 0
+    for what, end, words, checkpoint in trials:
+        ends[end] += 1
+        saved += checkpoint
+        if end != "same":
+            notes.append(f"{what}: {end} {words}".strip())
+    cell = {"name": name, "tool": tool.name, "tried": ends.total(), "with_checkpoint": saved}
+    cell |= {end: ends[end] for end in ("same", "different", "stuck")}
+    print(f"{name:<9} {tool.name:<8} {dict(ends)}   {time.perf_counter() - start:.0f} s", flush=True)
+    return {**cell, "notes": notes}
+
+
+def resume_rows(folder, num_kills, steps):
+    """Both rows about resuming, all tools."""
+    for tool in TOOLS:
+        expected, seconds, agree = undisturbed(tool, folder)
+        yield {
+            "name": "undisturbed",
+            "tool": tool.name,
+            "deterministic": agree,
+            "seconds_after_first_update": round(seconds, 2),
+        }
+        if not agree:
+            continue
+        yield count("stop", tool, stops(tool, folder, expected, steps))
+        draws = [keyed_generator("next-to", i).uniform(0.0, 0.95) * seconds for i in range(num_kills)]
+        yield count("kill", tool, kills(tool, folder, expected, draws))
+
+
+def facts(args):
+    """What the numbers belong to."""
+    words = " --quick" if args.quick else f" --kills {args.kills}"
+    return {
+        "command": f"python benchmarks/next_to_trainers.py{words}",
+        "date": datetime.date.today().isoformat(),
+        **{name: version(name) for name in ("vistill", "torch", "transformers", "trl", "accelerate", "datasets")},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "titles": {tool.name: tool.title for tool in TOOLS},
+        "steps": STEPS,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILL trials a tool")
+    parser.add_argument("--quick", action="store_true", help="3 kills, three stops, five mistakes")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    from next_to_mistakes import mistake_rows
+
+    use_one_thread()
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        folder = Path(name)
+        steps = (2, 4, 7) if args.quick else range(1, STEPS)
+        rows = [*mistake_rows(folder / "mistakes", TOOLS, args.quick)]
+        rows += resume_rows(folder, 3 if args.quick else args.kills, steps)
+    about = facts(args)
+    write(args.out, rows, about)
+    print("\n".join(table(rows, about)))
+
+
+if __name__ == "__main__":
+    main()
