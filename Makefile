@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle test-triton check bench bench-gpu chaos clean
+.PHONY: help demo test test-all test-oracle test-triton check audit bench bench-gpu chaos clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -41,6 +41,9 @@ check: $(DEV_STAMP)  ## lint, format, import order, types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+audit:           ## known security holes in constraints.txt (pip-audit); says so where the advisories cannot be reached
+	$(PYTHON) .ci/audit.py
 
 bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"

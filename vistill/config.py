@@ -296,6 +296,14 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         return unknown_key(".".join(path), known, where, first.get("input"))
     if first["type"] in ("missing", "missing_argument"):
         return ConfigError("C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE")
+    if not path:
+        return ConfigError(
+            "C003",
+            "the recipe holds characters that are no text",
+            where=name,
+            why="half a surrogate pair, as an escape in a quoted key leaves it",
+            fix="write the key anew in plain letters",
+        )
     return ConfigError(
         "C002",
         f"{'.'.join(path)}: {first['msg'].lower()}",

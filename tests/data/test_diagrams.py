@@ -11,6 +11,7 @@ from vistill.data.wording import stated_values
 from vistill.views import pixelate
 
 ALL = DiagramSettings(versions=("text_dominant", "text_lite", "vision_dominant", "vision_only"))
+from vistill.errors import ConfigError
 
 
 def test_d1_few_tokens_of_a_solution_depend_on_the_picture(tokenizer):
@@ -115,3 +116,8 @@ def test_labels_sit_where_the_cells_say():
     for item in diagrams("train", 60, 6):
         cells = item.label_cells()
         assert len({c for c, _ in cells}) == len(cells) == sum(item.visible)
+
+
+def test_a_split_there_is_not_is_refused_at_once():
+    with pytest.raises(ConfigError):
+        diagrams("eval", 3, 0)

@@ -108,6 +108,15 @@ def test_the_page_is_offline_without_script_and_says_so(tmp_path):
     assert len(page) < 3_000_000
 
 
+def test_rows_that_were_replaced_stand_with_their_step_among_the_quarantined(tmp_path):
+    folder = write_run(tmp_path / "a")
+    gone = {"step": 4, "id": "x", "where": "d.jsonl:7", "code": "D208", "reason": "changed"}
+    (folder / "replaced.jsonl").write_text(json.dumps(gone) + "\n")
+    page = render([read_run(folder)])
+    assert "d.jsonl:7, step 4" in page
+    assert "2 rows were quarantined" in page
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_hostile_text_in_any_field_adds_no_element_and_no_attribute(tmp_path, payload):
     harmless = census(render([read_run(write_run(tmp_path / "a"))]))

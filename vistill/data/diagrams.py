@@ -6,7 +6,7 @@ their ink is equalised so that no grey level betrays them. Properties D1-D9 of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from vistill.data.drawing import GLYPH_SHARE, Place, draw_diagram, draw_thought, label_centres
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.data.wording import Wording, question_text, solution_text
+from vistill.errors import ConfigError
 from vistill.types import DrawnImage, Prompt
 
 Kind = Literal["triangle", "segment", "bars", "rectangle"]
@@ -181,7 +182,10 @@ def iterate_diagrams(split: Split, seed: int, settings: DiagramSettings | None =
 
 
 def diagrams(split: Split, count: int, seed: int, settings: DiagramSettings | None = None) -> list[Diagram]:
-    """The first `count` diagrams of a split."""
+    """The first `count` diagrams of a split (C002 for a split there is not)."""
+    if split not in get_args(Split):
+        known = ", ".join(get_args(Split))
+        raise ConfigError("C002", f'no split "{split}"', why=f"splits: {known}", fix='diagram_prompts("val", 8, 0)')
     stream = iterate_diagrams(split, seed, settings)
     return [next(stream) for _ in range(count)]
 

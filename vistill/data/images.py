@@ -163,12 +163,14 @@ def resolve(name: str, root: Path, where: str) -> Path:
             why="data never reaches the network: a row could make the machine call anywhere",
             fix="download the images into a folder and name them by path",
         )
-    if "\0" in name or any(len(part.encode()) > 255 for part in Path(name).parts) or len(name.encode()) > 4096:
+    size = lambda text: len(text.encode(errors="surrogatepass"))
+    half = any("\ud800" <= character <= "\udfff" for character in name)
+    if "\0" in name or half or any(size(part) > 255 for part in Path(name).parts) or size(name) > 4096:
         raise DataError(
             "D206",
             f"not a file name: {name[:40]!r}, {len(name)} characters",
             where=where,
-            why="names have at most 255 bytes and no null byte",
+            why="names are whole characters, at most 255 bytes, and have no null byte",
             fix="correct the row, or name the right column: data.columns.images=COLUMN",
         )
     path = (root / name).resolve()

@@ -14,6 +14,7 @@ from vistill.errors import ModelError
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.missing import KNOWN_FAMILIES, looks_like_hub_id, not_found
+from vistill.runs.storage import to_json
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def state_of(recipe: Recipe) -> str:
     saved = sorted(folder.path.glob("checkpoint-*")) if folder.path.is_dir() else []
     if not folder.lock_file.exists() or not saved:
         return f"{recipe.run}, new"
-    compare_recipes(json.loads(folder.lock_file.read_text(encoding="utf-8"))["recipe"], recipe.to_dict(), ())
+    before = json.loads(folder.lock_file.read_text(encoding="utf-8"))["recipe"]
+    compare_recipes(before, json.loads(to_json(recipe.to_dict())), ())  # both without secrets
     return f"{recipe.run}, goes on after step {int(saved[-1].name.split('-')[1]):,}"
 
 

@@ -1,6 +1,5 @@
 """`vistill demo`: both arms side by side, one thread each, then the report and one honest sentence."""
 
-import csv
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 from vistill.errors import ConfigError
 from vistill.report.page import write_report
 from vistill.report.reading import read_run
+from vistill.report.sheet import write_sheet
 from vistill.report.verdict import percent, sentence
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_lines, write_json
@@ -152,17 +152,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
         evaluations = RunFolder(path).read(RunFolder(path).evaluations)
         rows += [{"run": str(path), **record} for record in (evaluations[0], evaluations[-1])]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, names)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {
-                    k: f"'{v}" if str(v).startswith(("=", "+", "-", "@", "\t")) and isinstance(v, str) else v
-                    for k, v in row.items()
-                }
-            )
+    write_sheet(out, names, rows)
 
 
 def note_cost(run: Path, seconds: float) -> None:

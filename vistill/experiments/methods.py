@@ -1,6 +1,5 @@
 """`vistill methods`: every method for a few steps from the same student on the same prompts, and one table."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -11,6 +10,7 @@ from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError
 from vistill.experiments.stages import tell_kept
 from vistill.report.page import write_report
+from vistill.report.sheet import write_sheet
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
 
 #: Key of a row, heading, number format.
@@ -92,8 +92,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_csv(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """The same rows, unrounded."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [key for key, _, _ in COLUMNS])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_sheet(out, [key for key, _, _ in COLUMNS], rows)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from vistill.outward import visible
+
 #: Okabe and Ito.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, HEIGHT = 460, 260
@@ -37,6 +39,11 @@ class Axes:
     """Vertical marks."""
 
 
+def text_of(words: str) -> Markup:
+    """Text for a text node or a quoted attribute: controls shown, markup escaped."""
+    return escape(visible(words))
+
+
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover a range; one of rounding error only is drawn as flat."""
     if high - low <= 1e-8:
@@ -63,7 +70,7 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
     """An SVG line chart with a legend; an honest empty box where there is nothing to draw."""
     drawn = [s for s in series if s.points]
     if not drawn:
-        return Markup('<p class="empty">{}: nothing measured.</p>').format(axes.title)
+        return Markup('<p class="empty">{}: nothing measured.</p>').format(text_of(axes.title))
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points] + [v for s in drawn for _, lo, hi in s.band for v in (lo, hi)]
     x_ticks = nice_ticks(min(xs), max(xs), count=4)
@@ -93,12 +100,12 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
             )
             parts.append(f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>')
     legend = "".join(
-        f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{escape(s.name)}</span>'
+        f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{text_of(s.name)}</span>'
         for s in drawn
     )
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
-    return Markup(  # noqa: S704  every text in it went through `escape`
-        f'<figure class="chart"><figcaption>{escape(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text_of(axes.title)}">{"".join(parts)}</svg>'
+    return Markup(  # noqa: S704  every text in it went through `text_of`
+        f'<figure class="chart"><figcaption>{text_of(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>'
     )
 
 
@@ -121,9 +128,9 @@ def frame(
     for x, name in axes.marks:
         at = f"{px(x):.1f}"
         out.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888" stroke-dasharray="4 3"/>')
-        out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{escape(name)}</text>')
+        out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{text_of(name)}</text>')
     centre = f"{(LEFT + WIDTH - RIGHT) / 2:.0f}"
-    out.append(f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>')
+    out.append(f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{text_of(axes.x)}</text>')
     turn = f"translate(12,{middle:.0f}) rotate(-90)"
-    out.append(f'<text transform="{turn}" text-anchor="middle" class="axis">{escape(axes.y)}</text>')
+    out.append(f'<text transform="{turn}" text-anchor="middle" class="axis">{text_of(axes.y)}</text>')
     return "".join(out)

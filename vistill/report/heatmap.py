@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from vistill.outward import visible
+
 
 def scale_of(values: Sequence[Sequence[float]], share: float = 0.99) -> float:
     """One colour scale for several panels: the 99th percentile of the positive values, at least one nat."""
@@ -25,14 +27,3 @@ def tokens_html(
         title = titles[i] if titles else f"{value:.2f} nats"
         spans.append(Markup('<span class="t" style="{}" title="{}">{}</span>').format(style, title, visible(token)))
     return Markup('<p class="tokens">{}</p>').format(Markup("").join(spans))
-
-
-def visible(token: str) -> str:
-    """Control characters and direction marks made visible; spaces stay."""
-    out = []
-    for char in token:
-        code = ord(char)
-        hidden = (code < 32 and char not in "\n\t") or 127 <= code < 160 or code in range(0x202A, 0x202F)
-        hidden = hidden or code in range(0x2066, 0x206A)
-        out.append(f"\\x{code:02x}" if hidden else ("⏎" if char == "\n" else char))
-    return "".join(out)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vistill.faults import fault
+from vistill.outward import visible
 from vistill.report.charts import Axes, Series, line_chart
 from vistill.report.costs import HEADINGS, cost, profile_of
 from vistill.report.heatmap import scale_of, tokens_html
@@ -33,7 +34,11 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 def render(runs: Sequence[RunData]) -> str:
     """The page's HTML. Everything that came from a model or a data set is escaped."""
     environment = Environment(
-        loader=PackageLoader("vistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("vistill.report"),
+        autoescape=True,
+        finalize=harmless,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters |= {"percent": percent, "short": short}
     return environment.get_template("report.html.jinja").render(
@@ -52,6 +57,11 @@ def render(runs: Sequence[RunData]) -> str:
         headings=HEADINGS,
         recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
     )
+
+
+def harmless(value: Any) -> Any:
+    """Text with its control characters and direction marks shown; escaping comes after."""
+    return visible(value, "\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def short(value: Any) -> str:

@@ -2,12 +2,16 @@
 
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
 from vistill.runs.folder import RunFolder
+
+#: What `pictures/index.json` may name; nothing outside its folder is ever shown.
+PICTURE_NAME = re.compile(r"[\w-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class RunData:
     def picture(self, prompt: str, view: str) -> str | None:
         """A stored picture as a data URI."""
         entry = self.pictures.get(prompt)
-        file = self.path / "pictures" / f"{entry['file']}-{view}.png" if entry else None
-        if file is None or not file.is_file():
+        name = str(entry["file"]) if entry else ""
+        file = self.path / "pictures" / f"{name}-{view}.png"
+        if not PICTURE_NAME.fullmatch(name) or not file.is_file():
             return None
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
@@ -101,7 +106,7 @@ def read_run(path: Path) -> RunData:
         folder.read(folder.metrics),
         folder.read(folder.timing),
         folder.read(folder.evaluations),
-        folder.read(folder.quarantine),
+        [*folder.read(folder.quarantine), *folder.read(folder.replaced)],
         folder.read(rollouts[-1]) if rollouts else [],
         tokens,
         read_json(path / "result.json"),

@@ -1,0 +1,259 @@
+"""Nothing that comes from a stranger is code: held by reading the package's own source, and by planting a hub repository."""
+
+import ast
+import csv
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+
+import pytest
+from conftest import REPO
+from payloads import FORMULAS
+
+from vistill.config import Recipe, load_recipe, settings_types
+from vistill.errors import ConfigError, ModelError
+from vistill.report.sheet import cell, write_sheet
+
+PACKAGE = REPO / "vistill"
+MODULES = {str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+UNPICKLERS = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "joblib", "runpy", "code", "codeop", "imp"}
+#: Who may start a process, always with a list of words: the demo's two arms, the checker of mathematics.
+PROCESSES = {"experiments/demo.py", "data/math_judge.py"}
+#: Who may read the environment, always by name (or hand it whole to its own child).
+ENVIRONMENT = {
+    "cli/main.py",
+    "experiments/chaos.py",
+    "experiments/demo.py",
+    "faults.py",
+    "outward.py",
+    "runs/missing.py",
+    "runtime.py",
+}
+
+
+def dotted(node):
+    """`torch.load` of an expression, as far as it is names."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def keywords(call):
+    return {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in call.keywords}
+
+
+def mistakes_of_call(call, module):
+    """Why a call may execute what a stranger wrote."""
+    name, given = dotted(call.func), keywords(call)
+    last = name.rsplit(".", 1)[-1]
+    banned = {
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "torch.load",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+    }
+    if name in banned or last in {
+        "broadcast_object_list",
+        "all_gather_object",
+        "scatter_object_list",
+        "gather_object",
+        "send_object_list",
+    }:
+        yield name
+    if "shell" in given or last in {"execv", "execve", "execvp", "spawnv", "posix_spawn"}:
+        yield f"{name} by a shell"
+    if given.get("allow_pickle", False) or given.get("weights_only", True) is not True:
+        yield f"{name} unpickles"
+    if given.get("trust_remote_code", False) is not False:
+        yield f"{name} trusts remote code"
+    if name == "yaml.load" and [dotted(a) for a in call.args[1:]] != ["StrictLoader"]:
+        yield "yaml.load without the strict loader"
+    if last == "import_module" and not (
+        call.args and isinstance(call.args[0], (ast.Constant, ast.JoinedStr, ast.Subscript, ast.Name))
+    ):
+        yield "an import by a computed name"
+
+
+def mistakes_of(text, module):
+    """Everything in a module's source that could execute a stranger's text."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {(getattr(node, "module", None) or "").split(".")[0], *(a.name.split(".")[0] for a in node.names)}
+            yield from (f"imports {name}" for name in names & UNPICKLERS)
+            if "subprocess" in names and module not in PROCESSES:
+                yield "imports subprocess"
+            if "csv" in names and module != "report/sheet.py":
+                yield "imports csv"
+        if isinstance(node, ast.Call):
+            yield from mistakes_of_call(node, module)
+        if (
+            isinstance(node, ast.Attribute)
+            and dotted(node) in ("os.environ", "os.getenv", "os.environb")
+            and module not in ENVIRONMENT
+        ):
+            yield "reads the environment"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_no_module_executes_what_a_stranger_wrote(module):
+    assert list(mistakes_of(MODULES[module], module)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle", "from dill import loads", "import subprocess", "import csv", "eval('1')", "exec(x)", "compile(x, y, z)", "torch.load(f)",
+        "subprocess.run(x, shell=True)", "subprocess.run(x, shell=False)", "dist.broadcast_object_list(x)", "yaml.load(x)", "yaml.load(x, yaml.Loader)",
+        "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)", "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
+        "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)", "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
+    ],
+)  # fmt: skip
+def test_the_search_finds_each_of_them(text):
+    assert list(mistakes_of(text, "x.py"))
+
+
+def test_nobody_writes_the_whole_environment():
+    """It is read by name; whole it goes to the demo's own children alone."""
+    whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
+    found = {module: whole.findall(text) for module, text in MODULES.items() if whole.search(text)}
+    assert set(found) <= {"experiments/demo.py", "outward.py"}
+
+
+def test_every_loader_says_that_remote_code_is_not_trusted():
+    """`AutoX.from_pretrained` asks at the terminal where nothing is said."""
+    for module, text in MODULES.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"Auto\w+\.(from_pretrained|from_config)", dotted(node.func)
+            ):
+                given = keywords(node)
+                assert given.get("trust_remote_code") is False or dotted(node.func).endswith("from_config"), (
+                    module,
+                    node.lineno,
+                )
+
+
+BASE = "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\ndata: {train: diagrams}\n"
+GROUPS = [
+    "",
+    *(f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)),
+    "student",
+    "va_opd",
+]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("key", ["trust_remote_code", "auto_map", "code_revision", "plugins"])
+def test_no_recipe_can_ask_for_remote_code(group, key, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(BASE)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, [f"{group}.{key}=true".lstrip(".")])
+    assert caught.value.code == "C001"
+
+
+def test_no_settings_have_a_field_for_code():
+    fields = {f"{kind.__name__}.{f.name}" for kind in settings_types(Recipe) for f in dataclasses.fields(kind)}
+    assert not [name for name in fields if re.search(r"trust|remote|plugin|auto_map|module|import", name)]
+
+
+def hub_repository(cache, tiny_folder, marker, change):
+    """A stranger's model as the hub's cache holds it, with code beside it."""
+    commit = "0" * 40
+    snapshot = cache / "models--stranger--model" / "snapshots" / commit
+    shutil.copytree(tiny_folder, snapshot)
+    refs = cache / "models--stranger--model" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    (snapshot / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
+    for name, more in change.items():
+        file = snapshot / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | more))
+
+
+AUTO = dict.fromkeys(
+    ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor"),
+    "evil.Evil",
+)
+CHANGES = {
+    "config": ({"config.json": {"auto_map": AUTO}}, True),
+    "another family": ({"config.json": {"auto_map": AUTO, "model_type": "evil"}}, False),
+    "tokenizer": ({"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}}, True),
+    "picture processor": ({"preprocessor_config.json": {"auto_map": AUTO, "image_processor_type": "Evil"}}, True),
+    "generation": ({"generation_config.json": {"auto_map": AUTO, "custom_generate": "evil.py"}}, True),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_code_in_a_hub_repository_is_never_run(name, tiny_folder, tmp_path, monkeypatch):
+    from vistill.models.loading import load_vlm
+
+    change, loads = CHANGES[name]
+    marker = tmp_path / "MARKER"
+    hub_repository(tmp_path / "cache", tiny_folder, marker, change)
+    for place in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(place, str(tmp_path / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked a question"))
+    monkeypatch.chdir(tmp_path)
+    if loads:
+        assert load_vlm("stranger/model").source == "stranger/model"
+    else:
+        with pytest.raises(ModelError):
+            load_vlm("stranger/model")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_no_text_in_a_table_is_a_formula(formula, tmp_path):
+    assert cell(formula) == f"'{formula}"
+    write_sheet(tmp_path / "a.csv", ["run", formula], [{"run": formula, formula: formula}])
+    with (tmp_path / "a.csv").open(newline="") as handle:
+        rows = list(csv.reader(handle))
+    assert len(rows) == 2
+    assert all(not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for row in rows for text in row)
+
+
+def test_numbers_in_a_table_stay_numbers(tmp_path):
+    write_sheet(
+        tmp_path / "a.csv", ["a", "b", "c", "d"], [{"a": -1.5, "b": 3, "c": None, "d": "text"}, {"a": float("nan")}]
+    )
+    assert (tmp_path / "a.csv").read_text().split("\n")[1] == "-1.5,3,,text"
+
+
+def test_the_tables_of_demo_and_methods_keep_the_rule(tmp_path):
+    from vistill.experiments.demo import write_comparison
+    from vistill.experiments.methods import COLUMNS, write_csv
+
+    for formula in ("=1+1", "\r=1+1", "@SUM(1)"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "evaluations.jsonl").write_text(
+            json.dumps({"step": 1, "note": formula, formula: -0.5}) + "\n"
+        )
+        write_comparison([tmp_path / "run"], tmp_path / "a.csv")
+        write_csv([{key: formula for key, _, _ in COLUMNS}], tmp_path / "b.csv")
+        for name in ("a.csv", "b.csv"):
+            with (tmp_path / name).open(newline="") as handle:
+                assert all(not text.startswith(("=", "+", "@", "\r")) for row in csv.reader(handle) for text in row), (
+                    name
+                )
+
+
+def test_the_audit_claims_nothing_it_did_not_see():
+    spec = importlib.util.spec_from_file_location("audit", REPO / ".ci" / "audit.py")
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    hole = {"name": "b", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}
+    fine, unknown = {"name": "a", "version": "1", "vulns": []}, {"name": "c", "skip_reason": "not found"}
+    assert audit.verdict(None, "no route") == (0, "advisories not reachable: not audited (no route)")
+    assert audit.verdict({"dependencies": [unknown]}) == (0, "advisories not reachable: not audited (not found)")
+    assert audit.verdict({"dependencies": [fine, unknown]}) == (0, "1 of 2 packages audited, 0 advisories")
+    status, text = audit.verdict({"dependencies": [fine, hole, unknown]})
+    assert status == 1
+    assert text == "b 1: PYSEC-1, mended in ['2']\n2 of 3 packages audited, 1 advisories"

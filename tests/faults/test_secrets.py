@@ -1,0 +1,170 @@
+"""Ten canaries planted where secrets are: none of them is found in a run folder, on the screen or in an export."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from vistill.cli.main import entry
+from vistill.outward import MASK, for_terminal, masked, masked_settings
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import append_line, to_json, write_json, write_text
+
+#: Of the environment; what a hub, a cloud and a tracker read.
+ENVIRONMENT = {
+    "HF_TOKEN": "CANARY-01-hf-token",
+    "HUGGING_FACE_HUB_TOKEN": "CANARY-02-hub-token",
+    "AWS_SECRET_ACCESS_KEY": 'CANARY-03/"quoted"\\key',
+    "WANDB_API_KEY": "CANARY-04-tracker",
+    "MY_DATABASE_PASSWORD": "CANARY-05-password",
+    "SOME_SERVICE_SECRET": "CANARY-06-secret",
+}
+QUICK = ["data.diagrams.train=4", "data.diagrams.eval=2", "train.steps=1", "train.prompts_per_step=2", "rollout.per_prompt=2",
+         "rollout.max_new_tokens=4", "eval.every=1", "eval.limit=2", "eval.extra_limit=2", "eval.max_new_tokens=4"]  # fmt: skip
+
+
+@pytest.fixture
+def vistill(monkeypatch, tmp_path, capfd):
+    """The command in a folder of its own, as typed; everything it printed."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vistill", *map(str, words)])
+        try:
+            entry()
+            status = 0
+        except SystemExit as done:
+            status = done.code or 0
+        printed = capfd.readouterr()
+        return status, printed.out + printed.err
+
+    return run
+
+
+def found_in(folder, printed):
+    """Files with a canary in them, and the screen."""
+    files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and b"CANARY" in p.read_bytes()]
+    return files + (["the screen"] if "CANARY" in printed else [])
+
+
+def test_a_run_with_canaries_everywhere_writes_and_prints_none(vistill, tiny_folder, tmp_path, without_canary):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
+    )
+    words = ["train", "recipe.yaml", *QUICK, 'data.template="{prompt} https://me:CANARY-07@host/x CANARY-01-hf-token"']
+    status, printed = vistill(*words)
+    assert status == 0, printed
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "https://***@host/x ***" in (tmp_path / "run" / "recipe.json").read_text()
+    assert "https://***@host/x ***" in json.loads((tmp_path / "run" / "run.lock.json").read_text())["command"]
+    again, printed_again = vistill(*words)
+    assert again == 0, f"the same command resumes: a mask is no change of the recipe\n{printed_again}"
+    assert found_in(tmp_path, printed + printed_again) == []
+
+
+BEFORE = ["train", "demo.yaml", "--stage", "opd", "run=r", *QUICK]
+MISTAKES = [
+    [*BEFORE, "student.model=https://user:CANARY-08@host/x"],
+    [*BEFORE, "student.model=hf_CANARY09aaaaaaaaaaaaaaaaaa"],
+    [*BEFORE, "hf_token=CANARY-10"],
+    [*BEFORE, "train.api_key=CANARY-10"],
+    [*BEFORE, "train=hf_token=CANARY-10"],
+    [*BEFORE, "data.train=CANARY-04-tracker.jsonl"],
+    ["train", "CANARY-02-hub-token.yaml"],
+    ["train", "--hf-token=CANARY-10"],
+    ["check", "demo.yaml", "--fast", "data.train=https://user:CANARY-08@host/x.jsonl"],
+    ["eval", "https://user:CANARY-08@host/model"],
+    ["init", "va-opd", "--student", "https://user:CANARY-08@host/x"],
+    ["report", "https://user:CANARY-08@host"],
+    ["explain", "CANARY-06-secret"],
+    ["doctor", "--json"],
+    ["doctor"],
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words[:1] + words[-1:]))
+def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISTILL_ERROR_JSON", "machine.json")
+    _, printed = vistill(*words)
+    assert printed.strip()
+    assert found_in(tmp_path, printed) == []
+    assert words[0] in ("init", "doctor") or "--hf-token" in words[-1] or (tmp_path / "machine.json").exists()
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_every_way_into_a_run_folder_masks(planted, tmp_path):
+    folder = RunFolder(tmp_path)
+    for i, secret in enumerate(ENVIRONMENT.values()):
+        folder.event(f"hub said {secret}, api_key={secret}")
+        folder.write(f"a{i}.txt", f"text {secret}")
+        write_text(tmp_path / f"b{i}", secret)
+        write_json(tmp_path / f"c{i}.json", {"deep": [{"text": secret, secret: 1}]})
+        append_line(
+            tmp_path / "d.jsonl",
+            {"x": f"https://{i}:CANARY@host", "nested": {"my_token": "CANARY", "password": "CANARY"}},
+        )
+    assert found_in(tmp_path, "") == []
+    assert json.loads((tmp_path / "c2.json").read_text())
+
+
+def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):
+    record = {
+        "va_token": 0.5,
+        "tokens": ["a", "="],
+        "text": "see https://host/a@b and me@host, x_key=B",
+        "token": "word",
+        "eos_token": "",
+    }
+    assert json.loads(to_json(record)) == record
+    assert masked("answer_key=B") == "answer_key=B", "data may say so"
+    assert for_terminal("fix   train.lr=2e-6   max_new_tokens=3") == "fix   train.lr=2e-6   max_new_tokens=3"
+    monkeypatch.setenv("SSL_KEY", str(tmp_path))
+    monkeypatch.setenv("SHORT_KEY", "word")
+    assert masked(f"word in {tmp_path}") == f"word in {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hf_token=CANARY", "train.api_key=CANARY", '"aws_secret": "CANARY"', "{'password': 'CANARY x'}", "--hf-token CANARY", "--password=CANARY",
+     "MY_TOKEN: CANARY", "ftp://a:CANARY@h", "https://CANARY@h/x"],
+)  # fmt: skip
+def test_settings_of_commands_and_messages_are_masked(text):
+    assert "CANARY" not in masked_settings(text)
+    assert MASK in masked_settings(text)
+    assert masked_settings(masked_settings(text)) == masked_settings(text)
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "-", "a-", "_key", '_key="', "://", "://a", ":/a:", "hf_", "--", " ", "_key ", "\x1b"]
+)
+def test_long_text_is_masked_in_linear_time(planted, piece):
+    start = time.perf_counter()
+    for_terminal(piece * (200_000 // len(piece)))
+    assert time.perf_counter() - start < 3
+
+
+def test_the_search_finds_a_canary_where_nothing_masks(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("vistill.runs.storage.masked", str)
+    write_text(tmp_path / "a.txt", ENVIRONMENT["HF_TOKEN"])
+    assert found_in(tmp_path, "") == ["a.txt"]
+
+
+def test_a_run_with_a_masked_recipe_is_known_again_by_check(vistill, tiny_folder, tmp_path, without_canary):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
+    )
+    words = ["recipe.yaml", *QUICK, 'data.template="{prompt} https://me:CANARY-07@host/x"']
+    assert vistill("train", *words)[0] == 0
+    status, printed = vistill("check", "--fast", *words)
+    assert status == 0, printed
+    assert "goes on after step 1" in printed
