@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,11 +192,12 @@ def find_recipe(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted({p.name for folder in shipped for p in folder.parent.glob("*.yaml")})
+    meant = closest(file.stem, [Path(k).stem for k in known])
     raise ConfigError(
         "C004",
         f'recipe "{path}" does not exist',
-        why=f"shipped recipes: {', '.join(known)}   {suggest(file.stem, [Path(k).stem for k in known])}".rstrip(),
-        fix="vistill init NAME   writes a commented recipe",
+        why="\n".join(textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)),
+        fix=f"{meant[0]}.yaml   in place of {path}" if meant else "vistill init va-opd   writes a commented recipe",
     )
 
 

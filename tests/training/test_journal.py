@@ -96,7 +96,7 @@ def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(tokeni
     assert Journal(folder.journal, "test").find(2, asked) is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.99))])
 def test_half_an_entry_is_none_and_is_written_again(tokenizer, teacher, tmp_path, share):
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
     go(make_plan(tokenizer, teacher), whole)

@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vistill.api import Run, train
 from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
+
+if TYPE_CHECKING:  # a mistake in the recipe is told before torch is imported
+    from vistill.api import Run
 
 
 def run_stages(
@@ -21,7 +23,6 @@ def run_stages(
     progress: Callable[[dict[str, Any]], None],
 ) -> Path:
     """Train the stages in order; the same command resumes at the stage and step it was stopped at."""
-    quiet()
     stages = load_stages(recipe, overrides)
     if only is not None and only not in stages:
         raise ConfigError(
@@ -29,6 +30,9 @@ def run_stages(
         )
     chosen = {name: made for name, made in stages.items() if only in (None, name)}
     tell_kept(recipe, overrides, list(chosen))
+    from vistill.api import train
+
+    quiet()
     use_one_thread_on_cpu()
     keep_big_blocks()
     runs = []
@@ -53,7 +57,7 @@ def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> No
             print(f"stage {name} keeps its own {', '.join(kept)}; to change it: {change}", file=sys.stderr)
 
 
-def tell_quarantine(run: Run) -> None:
+def tell_quarantine(run: "Run") -> None:
     """Rows that were set aside are named on the screen too."""
     bad = run.folder.read(run.folder.quarantine)
     if bad:
@@ -61,7 +65,7 @@ def tell_quarantine(run: Run) -> None:
         print(f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}", file=sys.stderr)
 
 
-def tell_profile(run: Run) -> None:
+def tell_profile(run: "Run") -> None:
     """With `profile=true`: what the phases cost."""
     text = profile_text(run.path)
     if text:
