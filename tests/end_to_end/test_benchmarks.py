@@ -84,3 +84,11 @@ def test_the_stored_results_next_to_the_trainers_count_every_trial_once():
     for row in rows:
         assert sum(row[end] for end in counted[row["name"]]) == row["tried"], (row["name"], row["tool"])
         assert len(row.get("tries", range(row["tried"]))) == row["tried"]
+
+
+def test_the_table_of_the_readme_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
+    from next_to_table import README, RESULTS, with_table
+
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text, **json.loads(RESULTS.read_text(encoding="utf-8"))) == text
