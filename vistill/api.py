@@ -1,5 +1,6 @@
 """The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
 
+import hashlib
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -282,7 +283,7 @@ def distill(
         evaluation=options.get("evaluation", EvalSettings()),
         seed=seed,
         num_steps=steps,
-        fingerprint="api",
+        fingerprint=hashlib.sha256(to_json(identity).encode()).hexdigest()[:16],
         progress=options.get("progress", lambda record: None),
         reward=options.get("reward", RewardSettings()),
         profile=options.get("profile", False),

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from training.test_loop import TRAIN, go, make_plan, trace
 
 from vistill.data.diagrams import diagram_prompts
@@ -176,3 +177,18 @@ def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tm
         replay(make_plan(tokenizer, teacher), folder, 3)
     assert caught.value.code == "S605"
     assert "--step 2" in caught.value.fix
+
+
+def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(tokenizer, teacher, tmp_path):
+    folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
+    save = SaveSettings(every=50)
+    go(make_plan(tokenizer, teacher, stop_after=2, save=save, eval_prompts=[]), folder)
+    assert sorted(f.stem for f in folder.journal.glob("*.json")) == ["000001", "000002"]
+    other = lambda: make_plan(tokenizer, teacher, save=save, eval_prompts=[], seed=5)
+    with torch.no_grad():
+        for made, place in ((other(), folder), (other(), whole)):
+            for parameter in made.cast.student.model.parameters():
+                parameter.mul_(1.1)
+            with torch.enable_grad():
+                go(made, place)
+    assert folder.metrics.read_text() == whole.metrics.read_text()

@@ -5,6 +5,7 @@ A step that finds its own responses takes them, so that an engine that is not re
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ class Journal:
             )
             for prompt, rollouts in zip(prompts, record["rollouts"], strict=True)
         ]
+
+    def forget_all(self) -> None:
+        """Drop every entry: a run that begins anew takes nothing from an earlier beginning."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def forget_until(self, step: int) -> None:
         """Drop the entries up to a step; nothing older can be replayed."""

@@ -184,6 +184,7 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
     found = newest(folder)
     if found is None:
         folder.cut_after(-1)
+        Journal(folder.journal, plan.fingerprint).forget_all()  # who wrote it cannot be known to be this student
         state = TrainState()
         set_aside(plan, folder, state.gone, missing_now(plan), 1)
         return state
