@@ -16,7 +16,7 @@ from vistill.batch import Objective
 from vistill.config import ModelSettings, Recipe, compare_recipes
 from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
-from vistill.data.loading import LoadedData, check_enough, load_both
+from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, StorageError
 from vistill.models.backends import with_kernels
@@ -43,6 +43,7 @@ FEWEST_IMAGE_TOKENS = 16
 def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
     """Everything a run needs, checked before its first step: data first, then models."""
     train_data, eval_data = load_both(recipe.data)
+    check_overlap(train_data, eval_data, recipe.data)
     eval_data = without_bad_gold(eval_data, recipe)
     note_data(folder, train_data, eval_data)
     settings = recipe.train

@@ -48,6 +48,7 @@ CATALOGUE: dict[str, str] = {
     "D305": "The method needs pictures, and no row has one.",
     "D306": "The teacher wrote not one correct response, so nothing is left to learn from.",
     "D307": "The data are no longer those the run was started with.",
+    "D308": "Evaluation rows ask what training rows ask, so accuracy on them would be memory.",
     "E301": "An optional package is needed and not installed.",
     "M101": "Student and teacher do not share a vocabulary; the loss compares distributions id by id.",
     "M102": "Student and teacher turn the same picture into different tokens, so their rows cannot be compared.",

@@ -128,7 +128,7 @@ class Prompt:
     labels: dict[str, str] = field(default_factory=dict, hash=False)
     """Facts about the row for reports (question type, version, ...)."""
     content: str = field(default="", compare=False)
-    """Hash of the row's words and pictures, where it came from a file."""
+    """Hashes of a row that came from a file: of question and pictures, of everything."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -139,6 +139,11 @@ class Prompt:
     def text(self) -> str:
         """The question without its pictures."""
         return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def asked(self) -> str:
+        """What is asked, without who answers what: equal for the same question about the same pictures."""
+        return self.content.partition("-")[0] or self.id
 
     def with_images(self, images: Sequence[ImageRef]) -> "Prompt":
         """The same prompt with other pictures in the same places."""

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vistill.data.keys import num_steps, rows_of_step
-from vistill.data.loading import load_both, load_rows
+from vistill.data.loading import check_overlap, load_both, load_rows
 from vistill.data.rows import PLACEHOLDER, fill
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import VistillError
@@ -192,3 +192,25 @@ def test_every_row_occurs_once_an_epoch_and_the_order_is_a_function():
             assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
     assert rows_of_step(1_000_000, 4, 1000, 0) == rows_of_step(1_000_000, 4, 1000, 0)
     assert num_steps(466, 16, 5) == 145
+
+
+def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allowed(folder):
+    path = write(folder, [row(), row("Why?"), row("Why?", answer="2")])
+    other = folder / "eval.jsonl"
+    other.write_text(json.dumps(row("Why?", answer="3")) + "\n" + json.dumps(row("Why?", ["1.png"])) + "\n")
+    settings = DataSettings(train=path, eval=str(other))
+    both = load_both(settings)
+    with pytest.raises(VistillError) as caught:
+        check_overlap(*both, settings)
+    assert caught.value.code == "D308"
+    assert caught.value.what.startswith("1 of 2")
+    assert "eval.jsonl:1" in caught.value.where
+    check_overlap(*both, DataSettings(train=path, eval=str(other), overlap="allow"))
+
+
+def test_equal_questions_are_held_out_together(folder):
+    rows = [row(f"{i // 4}?", answer=str(i)) for i in range(24)]
+    settings = DataSettings(train=write(folder, rows), holdout=8)
+    train, held = load_both(settings)
+    assert len(held.prompts) == 8
+    check_overlap(train, held, settings)

@@ -66,7 +66,7 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
             f"data.holdout={count}, but there are {len(data.prompts)} rows",
             fix="data.holdout=0, or a smaller number",
         )
-    order = sorted(data.prompts, key=lambda p: keyed_seed("holdout", p.id))
+    order = sorted(data.prompts, key=lambda p: (keyed_seed("holdout", p.asked), p.id))  # equal questions stay together
     aside = {p.id for p in order[:count]}
     kept = [p for p in data.prompts if p.id not in aside]
     held = [p for p in data.prompts if p.id in aside]
@@ -189,6 +189,21 @@ def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str)
     )
     error.bad_rows = [row.to_dict() for row in bad]
     return error
+
+
+def check_overlap(train: LoadedData, held: LoadedData, settings: DataSettings) -> None:
+    """D308 where an evaluation row asks what a training row asks: the same words about the same pictures."""
+    seen = {p.asked: p for p in train.prompts}
+    both = [p for p in held.prompts if p.asked in seen]
+    if both and settings.overlap == "stop":
+        raise DataError(
+            "D308",
+            f"{len(both)} of {len(held.prompts)} evaluation rows ask what a training row asks",
+            where=both[0].labels.get("row", both[0].id),
+            why=f"the same question about the same pictures: {seen[both[0].asked].labels.get('row', both[0].asked)};"
+            "\naccuracy on them would be memory",
+            fix="data.eval=FILE with other rows   or, knowing it,   data.overlap=allow",
+        )
 
 
 def check_enough(per_step: int, rows: int) -> None:

@@ -129,9 +129,10 @@ def known(prompt: Prompt) -> Prompt:
     parts = tuple(part if isinstance(part, str) else seen(part) for part in prompt.parts)
     thoughts = tuple(seen(image) for image in prompt.thoughts)
     words = [part if isinstance(part, str) else None for part in parts]
-    facts = [words, digests, prompt.answer, prompt.choices, prompt.response, prompt.boxes, prompt.system]
-    content = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-    return replace(prompt, id=prompt.id or content, parts=parts, thoughts=thoughts, content=content)
+    short = lambda facts: hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    asked = short([words, digests[: len(prompt.images)]])
+    whole = short([words, digests, prompt.answer, prompt.choices, prompt.response, prompt.boxes, prompt.system])
+    return replace(prompt, id=prompt.id or whole, parts=parts, thoughts=thoughts, content=f"{asked}-{whole}")
 
 
 def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:

@@ -58,6 +58,8 @@ class DataSettings:
     """Rows that cannot be used: set aside with the reason, or stop."""
     max_bad_share: float = ranged(0.01, 0, 1)
     """Share of bad rows above which the run stops."""
+    overlap: Literal["stop", "allow"] = "stop"
+    """Evaluation rows that ask what a training row asks: stop, or go on."""
     max_image_tokens: int | None = ranged(None, 1)
     """Upper limit of image tokens per picture; larger ones are shrunk."""
     max_prompt_tokens: int = ranged(8192, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe, compare_recipes, load_stages, method_schemas
-from vistill.data.loading import LoadedData, check_enough, load_both
+from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.errors import ModelError
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
@@ -36,6 +36,7 @@ def check_one(recipe: Recipe, fast: bool) -> list[Finding]:
     found = [Finding("recipe", f"{recipe.method}, {passes_of(recipe)}"), Finding("run", state_of(recipe))]
     if fast:
         train, held = load_both(recipe.data)
+        check_overlap(train, held, recipe.data)
         check_enough(recipe.train.prompts_per_step, len(train.prompts))
         return [*found, *rows_of(train, held), *models_of(recipe), disk_of(recipe)]
     return [*found, *models_of(recipe), *in_full(recipe), disk_of(recipe)]

@@ -271,8 +271,10 @@ def heed_rollouts(plan: Plan, folder: RunFolder, state: TrainState, result: Step
     warnings = {
         "truncated": f"{cut:.0%} of the responses were cut off: rollout.max_new_tokens={plan.rollout.max_new_tokens}",
         "identical": "all siblings of every prompt are the same: what compares them has nothing to compare",
+        "blind": "no token of this step has visual advantage: the picture raises nothing the teacher says",
     }
-    for name, holds in (("truncated", cut >= MUCH_TRUNCATED), ("identical", same)):
+    blind = result.metrics.get("va/zero_share") == 1.0
+    for name, holds in (("truncated", cut >= MUCH_TRUNCATED), ("identical", same), ("blind", blind)):
         if holds and name not in state.method.setdefault("warned", []):
             state.method["warned"].append(name)
             folder.event(f"step {state.step}: {warnings[name]}")
