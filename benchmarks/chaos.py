@@ -24,13 +24,13 @@ import torch
 from vistill.data.loading import load_rows
 from vistill.data.settings import DataSettings
 from vistill.experiments.chaos import Chaos, Row
+from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 from vistill.training.preparation import prepare_run
 
 OUT = Path(__file__).parent / "results" / "chaos.json"
-METHODS = ("va_opd", "opd", "vgs", "grpo", "gkd", "visual_opsd")
 
 
 def timed(row, trials):
@@ -127,36 +127,50 @@ def tests(words):
         yield from [case.get("name") if len(case) else None for case in cases]
 
 
-def all_rows(folder, n):
-    """Every row."""
+def tasks(folder, n):
+    """Every row: name, and what makes its trials."""
     chaos = Chaos(folder / "first")
-    yield timed(Row("sigkill"), map(chaos.kill, range(n)))
-    yield timed(Row("stop_at_every_step"), stops(folder / "stops", METHODS if n >= 50 else METHODS[:1]))
-    yield timed(Row("crash_states"), power_cuts(folder, most=max(4, min(64, n // 4))))
-    yield timed(Row("sigterm"), map(chaos.terminate, range(max(4, n // 4))))
-    if may_mount(folder):
-        count = max(4, min(64, n // 3))
-        yield timed(Row("disk_full"), full_disks(chaos, [0.1 + 6.0 * i / count for i in range(count)]))
-    else:
-        print("disk_full left out: this process may not mount a file system")
     rows, bad = (10_000, 100) if n >= 50 else (400, 25)
-    yield timed(Row("bad_rows"), bad_rows(folder / "rows", chaos, rows, bad))
-    yield timed(Row("mistakes"), tests(["tests/faults/test_mistakes.py"]))
-    yield timed(Row("blindness"), tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]))
-    yield timed(Row("malicious"), tests(["tests/faults/test_malicious.py"]))
+    budgets = max(4, min(64, n // 3))
+    return {
+        "sigkill": lambda: map(chaos.kill, range(n)),
+        "stop_at_every_step": lambda: stops(folder / "stops", METHODS if n >= 50 else ["va_opd"]),
+        "crash_states": lambda: power_cuts(folder, most=max(4, min(64, n // 4))),
+        "sigterm": lambda: map(chaos.terminate, range(max(4, n // 4))),
+        "disk_full": lambda: full_disks(chaos, [0.1 + 6.0 * i / budgets for i in range(budgets)]),
+        "bad_rows": lambda: bad_rows(folder / "rows", chaos, rows, bad),
+        "mistakes": lambda: tests(["tests/faults/test_mistakes.py"]),
+        "blindness": lambda: tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]),
+        "malicious": lambda: tests(["tests/faults/test_malicious.py"]),
+    }
+
+
+def run_rows(folder, args):
+    """The rows that are asked for, each written as soon as it is done, in place of an earlier one of its name."""
+    made = tasks(folder, args.n)
+    if not may_mount(folder):
+        print("disk_full left out: this process may not mount a file system")
+        del made["disk_full"]
+    earlier = json.loads(args.out.read_text())["rows"] if args.rows and args.out.exists() else []
+    found = {row["name"]: row for row in earlier}
+    about = {"command": f"make chaos N={args.n}", "date": datetime.date.today().isoformat(), "torch": torch.__version__}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.rows or made:
+        found[name] = timed(Row(name), made[name]()).to_dict()
+        rows = [found[name] for name in made if name in found]
+        args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
+    return list(found.values())
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("n", type=int, nargs="?", default=200)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--rows", nargs="*", help="only these rows, into the last results")
     args = parser.parse_args()
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as name:
-        rows = [row.to_dict() for row in all_rows(Path(name), args.n)]
-    about = {"command": f"make chaos N={args.n}", "date": datetime.date.today().isoformat(), "torch": torch.__version__}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
+        rows = run_rows(Path(name), args)
     print(f"written to {args.out}")
     sys.exit(0 if all(row["tried"] == row["survived"] for row in rows) else 1)
 

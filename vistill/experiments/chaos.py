@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.data.diagrams import diagram_prompts
+from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.keys import keyed_generator
 from vistill.errors import Preempted
 from vistill.evaluation.settings import EvalSettings
@@ -78,13 +78,14 @@ class Chaos:
         use_one_thread()
         self.folder, self.method = folder, method
         self.tokenizer = raising_tokenizer()
-        self.prompts, self.held = diagram_prompts("train", PROMPTS, 0), diagram_prompts("val", 2, 0)
+        self.prompts = diagram_prompts("train", PROMPTS, 0, DiagramSettings(thoughts=True))
+        self.held = diagram_prompts("val", 2, 0)
         folder.mkdir(parents=True, exist_ok=True)
         reference = folder / "reference"
         start = time.perf_counter()
         code = self.forked(reference)()
         self.seconds = time.perf_counter() - start
-        assert code == 0, "the undisturbed run failed"
+        assert code == 0, f"the undisturbed run of {method} failed: {(folder / 'console.log').read_text()[-2000:]}"
         self.expected = self.fingerprint(reference)
 
     def plan(self) -> Plan:
@@ -92,7 +93,7 @@ class Chaos:
         student, teacher = build_tiny(SIZE, self.tokenizer, 0), build_tiny(SIZE, self.tokenizer, 1).freeze()
         return Plan(
             cast=Cast(student, teacher, student.vocabulary_size),
-            objective=METHODS[self.method](),
+            objective=METHODS[self.method](**({"gate": False} if self.method == "visual_opsd" else {})),
             train_prompts=self.prompts,
             eval_prompts=self.held,
             train=TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
