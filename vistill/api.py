@@ -14,6 +14,7 @@ import torch
 from vistill.assembly import (
     Progress,
     cast_of,
+    check_place,
     choose_device,
     lock,
     note_data,
@@ -110,10 +111,12 @@ def train(
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
     made = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = RunFolder(Path(made.run))
-    open_folder(folder, made, accept)
-    with noting_failures(folder):
-        plan = prepare_run(plan_of(made, folder, progress), folder)
-        return finish(folder, plan, run(plan, folder))
+    check_place(folder)
+    with folder.owned():
+        open_folder(folder, made, accept)
+        with noting_failures(folder):
+            plan = prepare_run(plan_of(made, folder, progress), folder)
+            return finish(folder, plan, run(plan, folder))
 
 
 @contextmanager
@@ -151,9 +154,11 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
     """
     folder = RunFolder(Path(recipe.run))
-    open_folder(folder, recipe, ())
-    with noting_failures(folder):
-        return evaluated(recipe, folder, advantage_only)
+    check_place(folder)
+    with folder.owned():
+        open_folder(folder, recipe, ())
+        with noting_failures(folder):
+            return evaluated(recipe, folder, advantage_only)
 
 
 def evaluated(recipe: Recipe, folder: RunFolder, advantage_only: bool) -> Run:
@@ -222,10 +227,15 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
     index: dict[str, Any] = {}
     for number, prompt in enumerate(p for p in prompts if p.images):
         for view in (View.FULL, View.PIXELATED):
-            image = see(prompt, view, context).images[0].load().convert("RGB")
+            try:
+                image = see(prompt, view, context).images[0].load().convert("RGB")
+            except DataError as error:  # it was readable when it was needed; the page goes without
+                folder.event(f"no picture in the report: {error.what}")
+                break
             image.thumbnail((320, 320))
             image.save(pictures / f"{number:03d}-{view}.png")
-        index[prompt.id] = {"file": f"{number:03d}", "question": prompt.text, "gold": prompt.answer}
+        else:
+            index[prompt.id] = {"file": f"{number:03d}", "question": prompt.text, "gold": prompt.answer}
     write_json(pictures / "index.json", index)
 
 
@@ -265,32 +275,34 @@ def distill(
     check_prompts(prompts)
     settings, rollout = options.get("train", TrainSettings()), options.get("rollout", RolloutSettings())
     seed, folder = options.get("seed", 42), RunFolder(Path(out))
-    folder.path.mkdir(parents=True, exist_ok=True)
     vocabulary = check_pair(student, teacher) if teacher is not None else student.vocabulary_size
     steps = settings.steps or num_steps(len(prompts), settings.prompts_per_step, settings.epochs)
     method = type(objective).__name__
     identity: dict[str, Any] = {"method": method, method: repr(objective), "train": asdict(settings)}
     identity |= {"rollout": asdict(rollout), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts]}
-    lock(folder, json.loads(to_json(identity)), ())
-    plan = Plan(
-        cast=Cast(student, teacher.freeze() if teacher else None, vocabulary, options.get("views", view_of(student))),
-        objective=objective,
-        train_prompts=prompts,
-        eval_prompts=options.get("eval_prompts", ()),
-        train=settings,
-        rollout=rollout,
-        save=options.get("save", SaveSettings()),
-        evaluation=options.get("evaluation", EvalSettings()),
-        seed=seed,
-        num_steps=steps,
-        fingerprint=hashlib.sha256(to_json(identity).encode()).hexdigest()[:16],
-        progress=options.get("progress", lambda record: None),
-        reward=options.get("reward", RewardSettings()),
-        profile=options.get("profile", False),
-    )
-    with noting_failures(folder):
-        plan = prepare_run(plan, folder)
-        return finish(folder, plan, run(plan, folder))
+    views = options.get("views", view_of(student))
+    check_place(folder)
+    with folder.owned():
+        lock(folder, json.loads(to_json(identity)), ())
+        plan = Plan(
+            cast=Cast(student, teacher.freeze() if teacher else None, vocabulary, views),
+            objective=objective,
+            train_prompts=prompts,
+            eval_prompts=options.get("eval_prompts", ()),
+            train=settings,
+            rollout=rollout,
+            save=options.get("save", SaveSettings()),
+            evaluation=options.get("evaluation", EvalSettings()),
+            seed=seed,
+            num_steps=steps,
+            fingerprint=hashlib.sha256(to_json(identity).encode()).hexdigest()[:16],
+            progress=options.get("progress", lambda record: None),
+            reward=options.get("reward", RewardSettings()),
+            profile=options.get("profile", False),
+        )
+        with noting_failures(folder):
+            plan = prepare_run(plan, folder)
+            return finish(folder, plan, run(plan, folder))
 
 
 def view_of(student: VLM) -> ViewContext:

@@ -18,7 +18,7 @@ from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError, StorageError
+from vistill.errors import ConfigError, DataError, StorageError
 from vistill.models.backends import with_kernels
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
@@ -28,7 +28,7 @@ from vistill.outward import masked_settings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.resuming import unused
-from vistill.runs.storage import to_json, write_json
+from vistill.runs.storage import disk_error, to_json, write_json
 from vistill.training.loop import Plan
 from vistill.training.reading import Cast
 from vistill.training.writing import check_response
@@ -83,9 +83,16 @@ def plan_of(recipe: Recipe, folder: RunFolder, progress: Progress) -> Plan:
 
 def choose_device(name: str) -> str:
     """`auto` takes a CUDA device where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "C101",
+            f"the device {name} is asked for, but torch {torch.__version__} sees none here",
+            why="a build for CPUs, no driver, or no device",
+            fix="student.device=cpu teacher.device=cpu",
+        )
+    return name
 
 
 Encoders = tuple[PromptEncoder, PromptEncoder | None]
@@ -219,8 +226,8 @@ def without_bad_gold(data: LoadedData, recipe: Recipe) -> LoadedData:
     return data
 
 
-def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
-    """Hold the recipe against an earlier start, or write it down (S601 where the folder is a file)."""
+def check_place(folder: RunFolder) -> None:
+    """S601 where the run folder is a file, or lies below one."""
     place = folder.path.absolute()
     file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
     if file is not None:
@@ -231,6 +238,14 @@ def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
             why="a run writes its checkpoints, logs and report into a folder of its own",
             fix=f"run={unused(str(file))}",
         )
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(place, error) from error
+
+
+def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
+    """Hold the recipe against an earlier start, or write it down."""
     lock(folder, recipe.to_dict(), accept)
     folder.write("recipe.json", to_json(recipe.to_dict(), indent=2))
 

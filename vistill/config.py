@@ -130,7 +130,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is the base folder.
     """
     file = find_recipe(path)
-    text = file.read_text(encoding="utf-8")
+    text = text_of(file)
     tree = parse_text(text, file)
     pairs = overrides.items() if isinstance(overrides, Mapping) else [split_override(o) for o in overrides]
     override(tree, dict(pairs))
@@ -199,6 +199,20 @@ def find_recipe(path: str | Path) -> Path:
         why="\n".join(textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)),
         fix=f"{meant[0]}.yaml   in place of {path}" if meant else "vistill init va-opd   writes a commented recipe",
     )
+
+
+def text_of(file: Path) -> str:
+    """A recipe's text (C003 where it is none)."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "C003",
+            "the recipe is not UTF-8 text",
+            where=file.name,
+            why=str(error),
+            fix=f"iconv -f latin1 -t utf-8 {file.name} > utf8.yaml",
+        ) from error
 
 
 def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:

@@ -31,6 +31,7 @@ POINTS = (
     "evaluate.before_log",
     "report.begin",
 )
+ACTIONS = ("kill", "term", "raise", "enospc", "slow", "hang", "nan", "oom")
 VARIABLE = "VISTILL_FAULT"
 _visits: Counter[str] = Counter()
 
@@ -47,6 +48,8 @@ def fault(point: str) -> bool:
     assert point in POINTS, f"no fault point is called {point}"
     where, _, rest = asked.partition(":")
     action, _, number = rest.partition("@")
+    assert where in POINTS, f"{VARIABLE} names no fault point: {where}"
+    assert action in ACTIONS, f"{VARIABLE} names no action: {action}"
     if where != point:
         return False
     _visits[point] += 1

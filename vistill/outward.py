@@ -14,6 +14,10 @@ HIDDEN = re.compile(
 SECRET_NAME = re.compile(r"(?:[_-](?:token|key|secret)|password|passwd)$", re.IGNORECASE)
 #: `user:pass@` and `token@` in a URL, which as a path has one slash. These patterns are bounded: text may be long.
 CREDENTIALS = re.compile(r"(:/)(?:/[^\s/@\"'<>\\]{1,512}|[^\s/@\"'<>\\:]{1,256}:[^\s/@\"'<>\\]{1,256})@")
+#: `?token=...` and the like in an address.
+QUERY = re.compile(
+    r"([?&][\w-]{0,40}(?:token|key|secret|password|passwd|signature)=)[^&\s\"'<>]{1,2048}", re.IGNORECASE
+)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 #: `hf_token=...`, `'api_key': '...'`, and `--hf-token ...`.
 SETTING = re.compile(
@@ -22,8 +26,9 @@ SETTING = re.compile(
     r"(\"[^\"\n]{0,512}\"|'[^'\n]{0,512}'|[^\s,;}\]]{1,2048})",
     re.IGNORECASE,
 )
-#: Shorter values of the environment are words that occur anywhere.
+#: Shorter values of the environment, and those without a letter and a digit, are words that occur anywhere.
 SHORTEST_SECRET = 8
+GUESSED = re.compile(r"(?=.*[A-Za-z])(?=.*\d)", re.DOTALL)
 
 
 def visible(text: str, newline: str = "⏎") -> str:
@@ -39,7 +44,9 @@ def for_terminal(text: str) -> str:
 
 def secrets_of_environment() -> list[str]:
     """Values of environment variables that are named like secrets, as they are and as JSON has them, longest first."""
-    named = {v for k, v in os.environ.items() if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k)}
+    named = {
+        v for k, v in os.environ.items() if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k) and GUESSED.search(v)
+    }
     found = {v for v in named if not os.access(v, os.F_OK)}  # the path of a key file is no secret
     return sorted(found | {json.dumps(v)[1:-1] for v in found}, key=len, reverse=True)
 
@@ -50,6 +57,8 @@ def masked(text: str) -> str:
         text = text.replace(secret, MASK)
     if ":/" in text:
         text = CREDENTIALS.sub(rf"\1/{MASK}@", text)
+    if "=" in text and "?" in text:
+        text = QUERY.sub(rf"\1{MASK}", text)
     return HUB_TOKEN.sub(MASK, text) if "hf_" in text else text
 
 

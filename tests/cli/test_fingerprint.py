@@ -12,7 +12,7 @@ CLASSES = {
     "free": {
         "run", "profile", "save.every", "save.keep", "save.keep_best", "save.journal", "eval.every", "eval.limit",
         "train.micro_batch", "train.memory", "train.kernels", "train.attention", "train.offload_teacher",
-        "rollout.rows_per_call", "rollout.all_truncated", "data.max_bad_share", "data.on_bad_row", "data.overlap", "student.device",
+        "rollout.rows_per_call", "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row", "data.overlap", "student.device",
         "teacher.device",
     },
     "schedule": {"train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup"},

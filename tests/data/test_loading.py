@@ -161,7 +161,13 @@ def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
 def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
     datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
     table = datasets.Dataset.from_list(
-        [{"problem": "<image>How many?", "images": [str(folder / "0.png")], "answer": "3"}]
+        [
+            {
+                "problem": "<image>How many?",
+                "images": [{"bytes": (folder / "0.png").read_bytes(), "path": None}],
+                "answer": "3",
+            }
+        ]
     )
     table = table.cast_column("images", datasets.Sequence(datasets.Image()))
     path = str(folder / "rows.parquet")
@@ -169,6 +175,51 @@ def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
     data = load(path, columns=Columns(prompt="problem"))
     assert data.prompts[0].images[0].load().size == (40, 30)
     assert data.prompts[0].text == "How many?"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("0.png", None), ("/etc/hostname", "D206"), ("../x.png", "D206"), ("https://h/x.png", "D205")]
+)
+def test_a_picture_that_a_parquet_file_only_names_follows_the_same_rules(folder, name, code):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    from pyarrow import parquet
+
+    rows = [{"question": "What?", "images": [{"bytes": None, "path": name}], "answer": "1"}]
+    path = str(folder / "named.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    if code is None:
+        assert load(path).prompts[0].images[0].load().size == (40, 30)
+    else:
+        assert caught(path).code == code
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"choices": 5}, "D104"), ({"choices": "AB"}, "D104"), ({"choices": ["\ud83d"]}, "D104"),
+        ({"choices": ["<|image_pad|>"]}, "D103"), ({"boxes": 7}, "D207"), ({"boxes": [[1, 2, 3, 4], 5]}, "D207"),
+        ({"boxes": [90, 90, 99, 99]}, "D207"), ({"images": {"bytes": 10**15}}, "D202"), ({"images": {"bytes": "x"}}, "D202"),
+        ({"id": "\ud83d"}, "D104"), ({"answer": "\ud83d"}, "D104"), ({"images": ["loop.png"]}, "D206"),
+    ],
+)  # fmt: skip
+def test_a_row_of_the_wrong_shape_is_set_aside_and_never_a_traceback(folder, more, code):
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    rows = [{**row(), "id": str(i), "choices": ["1"], "boxes": [1, 1, 9, 9]} for i in range(3)]
+    path = write(folder, [*rows, {**rows[0], "id": "x", **more}])
+    columns = Columns(choices="choices", boxes="boxes", id="id")
+    data = load(path, columns=columns, template="{prompt} {choices}", max_bad_share=0.5)
+    assert [q.code for q in data.quarantined] == [code]
+    assert len(data.prompts) == 3
+
+
+def test_data_given_as_an_address_are_refused():
+    assert caught("https://host/rows.parquet").code == "D205"
+
+
+def test_a_byte_order_mark_is_no_bad_row(folder):
+    path = write(folder, [row()])
+    (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "data.jsonl").read_bytes())
+    assert len(load(path).prompts) == 1
 
 
 def test_a_hub_source_that_is_malformed_is_explained():

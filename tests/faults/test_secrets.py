@@ -105,15 +105,31 @@ def test_every_way_into_a_run_folder_masks(planted, tmp_path):
     folder = RunFolder(tmp_path)
     for i, secret in enumerate(ENVIRONMENT.values()):
         folder.event(f"hub said {secret}, api_key={secret}")
-        folder.write(f"a{i}.txt", f"text {secret}")
-        write_text(tmp_path / f"b{i}", secret)
-        write_json(tmp_path / f"c{i}.json", {"deep": [{"text": secret, secret: 1}]})
+        folder.write(f"a{i}.txt", to_json({"text": secret}))
+        folder.log(tmp_path / f"b{i}.jsonl", {"text": secret})
+        write_json(tmp_path / f"c{i}.json", {"deep": [{"text": secret}]})
         append_line(
             tmp_path / "d.jsonl",
             {"x": f"https://{i}:CANARY@host", "nested": {"my_token": "CANARY", "password": "CANARY"}},
         )
     assert found_in(tmp_path, "") == []
     assert json.loads((tmp_path / "c2.json").read_text())
+
+
+def test_state_that_is_read_again_comes_back_as_it_was_whatever_the_environment_holds(monkeypatch, tmp_path):
+    monkeypatch.setenv("SORT_KEY", "training-0")
+    monkeypatch.setenv("DB_PASSWORD", "33333333")
+    write_json(tmp_path / "rows.json", {"train": [["training-0", "https://user@host/0"]]}, exact=True)
+    assert json.loads((tmp_path / "rows.json").read_text())["train"] == [["training-0", "https://user@host/0"]]
+    append_line(tmp_path / "metrics.jsonl", {"loss": 1 / 3, "training-0": 1})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"loss": 1 / 3, "training-0": 1}
+
+
+def test_a_token_in_an_address_is_masked():
+    text = masked("https://user:x1@h.example/m?a=1&token=SECRET2&b=2 and hf:o/n?api_key=SECRET3")
+    assert "SECRET" not in text
+    assert "a=1" in text
+    assert "b=2" in text
 
 
 def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):

@@ -4,6 +4,8 @@ import itertools
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -380,9 +382,12 @@ def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
 
 def test_two_processes_cannot_own_one_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
-    with folder.owned(), pytest.raises(StorageError) as caught, RunFolder(tmp_path).owned():
-        pass
-    assert caught.value.code == "S602"
+    code = f"from vistill.runs.folder import RunFolder\nfrom pathlib import Path\nwith RunFolder(Path({str(tmp_path)!r})).owned(): pass"
+    other = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    with folder.owned(), folder.owned():
+        done = other()
+    assert "error[S602]" in done.stderr
+    assert other().returncode == 0
 
 
 def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):

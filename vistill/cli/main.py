@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -13,6 +14,7 @@ import typer
 from vistill.cli.terminal import VerbGroup, Verbs, show_crash
 from vistill.errors import VistillError
 from vistill.outward import for_terminal, masked_settings
+from vistill.training.interrupt import Interrupted
 
 app = Verbs(
     cls=VerbGroup,
@@ -83,13 +85,16 @@ def train(
     accept: Annotated[str, typer.Option(help="on resume: changed schedule keys to accept, comma-separated")] = "",
 ) -> None:
     """Train. The same command resumes by itself."""
-    from vistill.cli.progress import Progress
-    from vistill.experiments.stages import run_stages
+    from vistill.training.interrupt import leaving_at_once
 
-    tell_left_out(recipe, overrides or [])
-    with Progress() as progress:
-        page = run_stages(recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show)
-    print(f"report   {page}")
+    with leaving_at_once():
+        from vistill.cli.progress import Progress
+        from vistill.experiments.stages import run_stages
+
+        tell_left_out(recipe, overrides or [])
+        with Progress() as progress:
+            page = run_stages(recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show)
+        print(f"report   {page}")
 
 
 @app.command()
@@ -233,11 +238,11 @@ def explain(
 
 def tell_left_out(recipe: str, overrides: list[str]) -> None:
     """`method=vgs` leaves the knobs of the file's own method behind: say so."""
-    from vistill.config import find_recipe, override, parse_text, split_override
+    from vistill.config import find_recipe, override, parse_text, split_override, text_of
 
     file = find_recipe(recipe)
     pairs = dict(split_override(text) for text in overrides)
-    for method in override(parse_text(file.read_text(encoding="utf-8"), file), pairs):
+    for method in override(parse_text(text_of(file), file), pairs):
         print(f"method={pairs['method']}: the block {method}: of {file.name} is left out", file=sys.stderr)
 
 
@@ -261,6 +266,9 @@ def entry(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except Interrupted as stop:
+        print(f"stopped by {stop}; run the same command again to continue", file=sys.stderr)
+        sys.exit(130 if stop.number == signal.SIGINT else 75)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:

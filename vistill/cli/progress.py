@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,12 @@ class Progress:
             print(file=sys.stderr)
 
     def show(self, record: dict[str, Any]) -> None:
-        """One record of the loop."""
+        """One record of the loop; whoever closed the other end of a pipe does not end a run."""
+        with suppress(BrokenPipeError):
+            self.tell(record)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """The line itself."""
         if "event" in record:
             print(for_terminal(record["event"]), file=sys.stderr)
             return

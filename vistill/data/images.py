@@ -1,13 +1,16 @@
 """Image files from strangers: limits before decoding, no URLs, nothing outside the image folder."""
 
+import contextlib
 import io
-import re
+import itertools
+import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import xxhash
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vistill.errors import DataError, suggest
 
@@ -41,11 +44,11 @@ class FileImage:
 
     def data(self) -> bytes:
         """The file's content, within the limits (D201, D202)."""
-        if not self.path.is_file():
-            raise missing(self.path, self.where, self.root)
-        if self.path.stat().st_size > MAX_BYTES:
-            raise refused(f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}")
         try:
+            if not self.path.is_file():
+                raise missing(self.path, self.where, self.root)
+            if self.path.stat().st_size > MAX_BYTES:
+                raise refused(f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}")
             return self.path.read_bytes()
         except OSError as error:
             raise refused(str(error.strerror or error), f"{self.where} {self.path.name}") from error
@@ -99,7 +102,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        reason = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the file", str(error))
+        reason = "no picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(
             "D202",
             "image cannot be decoded",
@@ -130,9 +133,10 @@ def refused(why: str, where: str) -> DataError:
 
 def missing(path: Path, where: str, root: Path) -> DataError:
     """D201 with a suggestion from the folder, or the folder nearby that holds it."""
-    found = folder_with(path, root)
-    names = sorted(p.name for p in path.parent.iterdir())[:5000] if path.parent.is_dir() else []
-    hint = suggest(path.name, names)
+    found, hint = "", ""
+    with contextlib.suppress(OSError, ValueError):  # it is only advice
+        found = folder_with(path, root)
+        hint = suggest(path.name, names_like(path))
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
@@ -142,12 +146,24 @@ def missing(path: Path, where: str, root: Path) -> DataError:
     )
 
 
+def names_like(path: Path) -> list[str]:
+    """Names in the folder that begin alike and are as long; a large folder is not searched to its end."""
+    there = itertools.islice(os.scandir(path.parent), 5000) if path.parent.is_dir() else []
+    near = lambda name: name[:1] == path.name[:1] and abs(len(name) - len(path.name)) <= 3
+    return sorted(entry.name for entry in there if near(entry.name))[:300]
+
+
+@cache
+def folders_near(root: Path) -> tuple[Path, ...]:
+    """An image folder, those beside, above and below it."""
+    above = [root, *root.absolute().parents[:2]]
+    return tuple(f for a in above if a.is_dir() for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]])
+
+
 def folder_with(path: Path, root: Path) -> str:
     """An image folder beside, above or below under which the row's own path leads to a picture."""
     inside = path.relative_to(root.resolve())
-    above = [root, *root.absolute().parents[:2]]
-    near = [f for a in above if a.is_dir() for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]]]
-    found = next((folder for folder in near if (folder / inside).is_file()), None)
+    found = next((folder for folder in folders_near(root.absolute()) if (folder / inside).is_file()), None)
     if found is None:
         return ""
     return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
@@ -173,7 +189,12 @@ def resolve(name: str, root: Path, where: str) -> Path:
             why="names are whole characters, at most 255 bytes, and have no null byte",
             fix="correct the row, or name the right column: data.columns.images=COLUMN",
         )
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            "D206", f'image path leads in circles: "{name}"', where=where, why=str(error)[:200], fix="mend the link"
+        ) from error
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         raise DataError(
             "D206",

@@ -1,5 +1,6 @@
 """Load prompts from wherever the recipe says; every bad row is found before step 1 and set aside with its reason."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,10 +65,17 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
         raise DataError(
             "D102",
             f"data.holdout={count}, but there are {len(data.prompts)} rows",
-            fix="data.holdout=0, or a smaller number",
+            fix=f"data.holdout={max(0, len(data.prompts) // 5)}",
         )
-    order = sorted(data.prompts, key=lambda p: (keyed_seed("holdout", p.asked), p.id))  # equal questions stay together
-    aside = {p.id for p in order[:count]}
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in sorted(data.prompts, key=lambda p: (keyed_seed("holdout", p.asked), p.id)):
+        groups.setdefault(prompt.asked, []).append(prompt)
+    aside: set[str] = set()
+    for group in groups.values():  # equal questions stay together
+        if len(aside) + len(group) <= count:
+            aside |= {p.id for p in group}
+    left = (p.id for group in groups.values() for p in group if p.id not in aside)
+    aside |= set(itertools.islice(left, count - len(aside)))
     kept = [p for p in data.prompts if p.id not in aside]
     held = [p for p in data.prompts if p.id in aside]
     return replace(data, prompts=kept), LoadedData(held, [], [])
@@ -185,7 +193,7 @@ def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str)
         where=first.where,
         why=f"first: {first.reason}",
         fix=fix,
-        note=f"every bad row of {source} is in quarantine.jsonl of the run folder",
+        note=f"every bad row of {source} is written into quarantine.jsonl by `vistill train`",
     )
     error.bad_rows = [row.to_dict() for row in bad]
     return error

@@ -35,14 +35,16 @@ class RowReader:
         """The prompt of a row (`line` counts from 1)."""
         columns, where = self.settings.columns, f"{self.source}:{line}"
         question = self.question(row, where)
-        choices = tuple(str(c) for c in value_of(row, columns.choices) or ())
+        choices = choices_of(value_of(row, columns.choices), where)
         answer = value_of(row, columns.answer)
         text = fill(self.settings.template, prompt=question, choices=render_choices(choices)).rstrip()
+        check_tokens(text, where)
         images = self.images(row, columns.images, where)
         response = value_of(row, columns.response)
         if response is None and self.settings.response_template and answer is not None:
             response = fill(self.settings.response_template, answer=str(answer))
         identity = value_of(row, columns.id)
+        check_characters([text, *choices, str(identity), str(answer), str(response)], where)
         prompt = Prompt(
             id="" if identity is None else str(identity),
             parts=tuple(place(text, images, where)),
@@ -57,7 +59,7 @@ class RowReader:
         return known(prompt)
 
     def question(self, row: Mapping[str, Any], where: str) -> str:
-        """The question: text that a tokenizer can read (D104), without words that would act as tokens (D103)."""
+        """The question, which must be text (D104)."""
         question = value_of(row, self.settings.columns.prompt)
         if not isinstance(question, str) or not question.strip():
             shown = "empty" if isinstance(question, str) else f"{question!r:.40}"
@@ -67,23 +69,6 @@ class RowReader:
                 where=where,
                 why="there is nothing to answer",
                 fix="correct the row, or name the right column: data.columns.prompt=COLUMN",
-            )
-        if any("\ud800" <= character <= "\udfff" for character in question):
-            raise DataError(
-                "D104",
-                "the question holds half a character (a lone surrogate)",
-                where=where,
-                why="no tokenizer can read it; the row was damaged when it was written",
-                fix="correct the row",
-            )
-        found = SPECIAL_TOKEN.search(question)
-        if found:
-            raise DataError(
-                "D103",
-                f"the question holds the special token {found.group(0)!r}",
-                where=where,
-                why="it would act on the model, not be read as a word",
-                fix="remove it from the question",
             )
         return question
 
@@ -97,11 +82,53 @@ class RowReader:
         """One picture."""
         if isinstance(value, str):
             return FileImage(resolve(value, self.root, where), where, self.root)
-        if isinstance(value, Mapping) and value.get("bytes"):
-            return BytesImage(bytes(value["bytes"]), where)
+        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+            return BytesImage(value["bytes"], where)
+        if isinstance(value, Mapping) and isinstance(value.get("path"), str) and value.get("bytes") is None:
+            return self.image(value["path"], where)
         if not isinstance(value, Image.Image):
             raise refused(f"{value!r:.40} is neither a file name nor a picture", where)
         return LoadedImage(value, where)
+
+
+def check_characters(texts: Sequence[str], where: str) -> None:
+    """D104 for half a character, which no tokenizer can read and no log can hold."""
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise DataError(
+            "D104",
+            "the row holds half a character (a lone surrogate)",
+            where=where,
+            why="no tokenizer can read it; the row was damaged when it was written",
+            fix="correct the row",
+        )
+
+
+def check_tokens(text: str, where: str) -> None:
+    """D103 for words that would act on the model."""
+    found = SPECIAL_TOKEN.search(text)
+    if found:
+        raise DataError(
+            "D103",
+            f"the question holds the special token {found.group(0)!r}",
+            where=where,
+            why="it would act on the model, not be read as a word",
+            fix="remove it from the question and its choices",
+        )
+
+
+def choices_of(value: Any, where: str) -> tuple[str, ...]:
+    """The options of a question; anything but a list of texts and numbers is D104."""
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, (list, tuple)) or any(isinstance(c, (list, tuple, Mapping)) for c in value):
+        raise DataError(
+            "D104",
+            f"the choices are no list of texts: {value!r:.40}",
+            where=where,
+            why="each option gets a letter of its own",
+            fix="correct the row, or name the right column: data.columns.choices=COLUMN",
+        )
+    return tuple(str(c) for c in value)
 
 
 def value_of(row: Mapping[str, Any], name: str) -> Any:
@@ -115,18 +142,21 @@ def known(prompt: Prompt) -> Prompt:
     Ids key the noise, so a row keeps its own wherever it stands in the file.
     """
     digests: list[str] = []
+    sizes: list[tuple[int, int]] = []
 
     def seen(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
             digests.append(digest_of(image.data()))
             image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
-            image.load()
+            picture = image.load()
         else:
             picture = image.load()
             digests.append(digest_of(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()))
+        sizes.append(picture.size)
         return image
 
     parts = tuple(part if isinstance(part, str) else seen(part) for part in prompt.parts)
+    check_inside(prompt.boxes, sizes, prompt.labels.get("row", prompt.id))
     thoughts = tuple(seen(image) for image in prompt.thoughts)
     words = [part if isinstance(part, str) else None for part in parts]
     short = lambda facts: hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
@@ -137,22 +167,40 @@ def known(prompt: Prompt) -> Prompt:
 
 def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
     """One box or a list of them: left, top, right, bottom in pixels of the first picture (D207)."""
-    if not value:
+    if value is None or value == []:
         return ()
-    single = isinstance(value, (list, tuple)) and not isinstance(value[0], (list, tuple))
-    boxes = []
-    for box in [value] if single else value:
-        numbers = [x for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
-        if len(numbers) != 4 or len(box) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-            raise DataError(
-                "D207",
-                f"{box!r} is not a box",
-                where=where,
-                why="a box is left, top, right, bottom in pixels of the first picture, left < right, top < bottom",
-                fix="correct the row, or leave data.columns.boxes empty",
-            )
-        boxes.append((float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3])))
-    return tuple(boxes)
+    several = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
+    return tuple(box_of(box, where) for box in (value if several else [value]))
+
+
+def box_of(box: Any, where: str) -> tuple[float, float, float, float]:
+    """One box (D207)."""
+    whole = isinstance(box, (list, tuple)) and len(box) == 4
+    numbers = [float(x) for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)] if whole else []
+    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+        raise not_a_box(box, "left < right, top < bottom", where)
+    return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def check_inside(
+    boxes: Sequence[tuple[float, float, float, float]], sizes: Sequence[tuple[int, int]], where: str
+) -> None:
+    """D207 for a box that lies outside its picture."""
+    for box in boxes:
+        width, height = sizes[0] if sizes else (0, 0)
+        if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+            raise not_a_box(box, f"inside the picture, which has {width} x {height} pixels", where)
+
+
+def not_a_box(box: Any, asked: str, where: str) -> DataError:
+    """D207."""
+    return DataError(
+        "D207",
+        f"{box!r:.60} is not a box",
+        where=where,
+        why=f"a box is left, top, right, bottom in pixels of the first picture, {asked}",
+        fix="correct the row, or leave data.columns.boxes empty",
+    )
 
 
 def fill(template: str, **values: str) -> str:

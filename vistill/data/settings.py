@@ -42,7 +42,7 @@ class DataSettings:
     eval: str = ""
     """The same for evaluation; empty takes none (diagrams bring their own)."""
     holdout: int = ranged(0, 0)
-    """Where `eval` is empty: set so many training rows aside for evaluation, chosen by a fixed permutation."""
+    """Where `eval` is empty: set so many training rows aside, chosen by a key; equal questions together."""
     images: str = ""
     """Folder that image paths are relative to and may not leave; the data file's folder by default."""
     columns: Columns = field(default_factory=Columns)

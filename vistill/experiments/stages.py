@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override
+from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override, text_of
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
@@ -49,7 +49,7 @@ def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> No
     """A setting that a stage makes itself wins over the same key on the command line: say so, and how to change it."""
     file = find_recipe(recipe)
     given = {split_override(text)[0] for text in overrides}
-    stages = parse_text(file.read_text(encoding="utf-8"), file).get("stages") or {}
+    stages = parse_text(text_of(file), file).get("stages") or {}
     for name in names:
         kept = sorted(given & set(flatten(stages.get(name) or {})))
         if kept:

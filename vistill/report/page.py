@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vistill.faults import fault
-from vistill.outward import visible
+from vistill.outward import masked, visible
 from vistill.report.charts import Axes, Series, line_chart
 from vistill.report.costs import HEADINGS, cost, profile_of
 from vistill.report.heatmap import scale_of, tokens_html
@@ -27,7 +27,7 @@ NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "hig
 def write_report(paths: Sequence[Path], out: Path) -> Path:
     """Write one offline page over one or several runs; the first is the one others are compared with."""
     fault("report.begin")
-    write_text(out, render([read_run(Path(path)) for path in paths]))
+    write_text(out, masked(render([read_run(Path(path)) for path in paths])))
     return out
 
 

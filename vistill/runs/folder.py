@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from vistill.outward import for_terminal
 from vistill.runs.storage import (
     append_line,
     cut_lines,
+    disk_error,
     read_lines,
     sync_file,
     sync_folder,
@@ -23,6 +24,10 @@ from vistill.runs.storage import (
 
 #: Logs that are cut back to the checkpoint's step on resume.
 STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jsonl")
+
+
+#: Run folders that this process owns.
+OWNED: set[tuple[int, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,12 @@ class RunFolder:
 
     def event(self, text: str) -> None:
         """Add a line to the event log, without secrets and without characters that steer a terminal."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.events.open("a", encoding="utf-8") as handle:
-            handle.write(for_terminal(text) + "\n")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.events.open("a", encoding="utf-8") as handle:
+                handle.write(for_terminal(text) + "\n")
+        except OSError as error:
+            raise disk_error(self.events, error) from error
 
     def sync_logs(self) -> None:
         """Make what was logged so far durable."""
@@ -100,14 +108,15 @@ class RunFolder:
                 sync_file(self.path / name)
         sync_folder(self.path)
 
-    def cut_after(self, step: int) -> None:
-        """Forget logged steps that come after a checkpoint."""
+    def cut_after(self, step: int, gone: Collection[str] = ()) -> None:
+        """Forget logged steps that come after a checkpoint, and replaced rows that are not gone in it."""
         for name in STEP_LOGS:
-            cut_lines(self.path / name, step, self.path / name.replace(".jsonl", ".lost.jsonl"))
+            kept = lambda r, of_rows=name == "replaced.jsonl": r["id"] in gone if of_rows else r.get("step", 0) <= step
+            cut_lines(self.path / name, kept, self.path / name.replace(".jsonl", ".lost.jsonl"))
 
-    def log(self, path: Path, record: dict[str, Any]) -> None:
-        """Append one record."""
-        append_line(path, record)
+    def log(self, path: Path, record: dict[str, Any], exact: bool = False) -> None:
+        """Append one record; exact where its texts are read again."""
+        append_line(path, record, exact)
 
     def read(self, path: Path) -> list[dict[str, Any]]:
         """All complete records of a log."""
@@ -123,8 +132,12 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """One owner at a time (S602)."""
+        """One owner at a time (S602); whoever owns it already in this process goes on."""
         self.path.mkdir(parents=True, exist_ok=True)
+        key = (os.getpid(), str(self.path.resolve()))
+        if key in OWNED:
+            yield
+            return
         handle = (self.path / ".owner").open("a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,9 +155,11 @@ class RunFolder:
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}, boot {boot_id()}")
         handle.flush()
+        OWNED.add(key)
         try:
             yield
         finally:
+            OWNED.discard(key)
             handle.close()
 
 

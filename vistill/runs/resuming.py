@@ -23,6 +23,7 @@ FREE = (
     "rollout.all_truncated",
     "data.max_bad_share",
     "data.on_bad_row",
+    "data.images",
     "data.overlap",
     "student.device",
     "teacher.device",

@@ -102,7 +102,7 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
         fault("save.after_weights")
         save_file(optimizer_tensors(saved.student.model, saved.optimizer), working / "optimizer.safetensors")
         save_file({"torch": torch.get_rng_state()}, working / "rng.safetensors")
-        write_json(working / "state.json", saved.state.to_dict())
+        write_json(working / "state.json", saved.state.to_dict(), exact=True)
         files = [path for path in sorted(working.rglob("*")) if path.is_file()]
         for path in files:
             sync_file(path)
@@ -117,7 +117,7 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
             "recipe": fingerprint,
             "files": [[str(p.relative_to(working)), p.stat().st_size, file_hash(p)] for p in files],
         }
-        write_json(working / MANIFEST, manifest)
+        write_json(working / MANIFEST, manifest, exact=True)
         fault("save.after_manifest")
         working.rename(final)
         sync_folder(folder.path)

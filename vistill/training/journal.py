@@ -1,7 +1,7 @@
 """Responses of every step, written and synced before they are learnt from: a crash in the update repeats nothing.
 
-A step that finds its own responses takes them, so that an engine that is not reproducible makes no second history, and
-`vistill replay` can recompute the update. Entries older than the oldest checkpoint are dropped with it.
+After a checkpoint, a step that finds its own responses takes them: an engine that is not reproducible makes no second
+history, and `vistill replay` can recompute the update. Entries older than the oldest checkpoint are dropped with it.
 """
 
 import json
@@ -44,20 +44,21 @@ class Journal:
 
     def find(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup] | None:
         """The responses of a step to these very prompts, or None; half an entry, from a crash, is none."""
-        file = self.file(step)
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        if not text.endswith("}\n"):
+        try:
+            record = json.loads(self.file(step).read_text(encoding="utf-8"))
+            if record["fingerprint"] != self.fingerprint or record["prompts"] != [p.id for p in prompts]:
+                return None
+            pairs = zip(prompts, record["rollouts"], strict=True)
+            made = lambda r: Rollout(tuple(r["ids"]), r["sibling"], Finish(r["finish"]), r["attempt"])
+            return [RolloutGroup(prompt, tuple(made(r) for r in rollouts)) for prompt, rollouts in pairs]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        record = json.loads(text)
-        if record["fingerprint"] != self.fingerprint or record["prompts"] != [p.id for p in prompts]:
-            return None
-        return [
-            RolloutGroup(
-                prompt,
-                tuple(Rollout(tuple(r["ids"]), r["sibling"], Finish(r["finish"]), r["attempt"]) for r in rollouts),
-            )
-            for prompt, rollouts in zip(prompts, record["rollouts"], strict=True)
-        ]
+
+    def forget_other_futures(self, step: int) -> None:
+        """Drop later entries of another recipe: a run that comes back to it has another student by then."""
+        for file in self.path.glob("*.json"):
+            if int(file.stem) > step and f'"fingerprint": "{self.fingerprint}"' not in file.read_text(errors="replace"):
+                file.unlink(missing_ok=True)
 
     def forget_all(self) -> None:
         """Drop every entry: a run that begins anew takes nothing from an earlier beginning."""

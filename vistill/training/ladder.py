@@ -11,12 +11,15 @@ from vistill.errors import RolloutError
 
 Made = TypeVar("Made")
 
+#: More halvings than anything has rows.
+MOST_HALVINGS = 40
 #: What each phase is called in messages.
 PHASES = {
     "rollout": "writing responses",
     "score": "scoring responses",
     "learn": "learning from responses",
     "evaluate": "evaluating",
+    "update": "measuring or updating",
 }
 
 
@@ -47,13 +50,14 @@ class Ladder:
                     raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             # outside the handler: its traceback would keep the tensors of the attempt alive
-            if sizes(times) == sizes(times + 1):
+            following = next((t for t in range(times + 1, MOST_HALVINGS) if sizes(t) != sizes(times)), None)
+            if following is None:
                 raise does_not_fit(phase, times, reason)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.halvings[phase] = times + 1
-            self.say(f"out of memory while {PHASES[phase]}: halved to {2 ** -(times + 1):g} of what it took at a time")
+            self.halvings[phase] = following
+            self.say(f"out of memory while {PHASES[phase]}: halved to {2**-following:g} of what it took at a time")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,7 +69,7 @@ def does_not_fit(phase: str, times: int, reason: str) -> RolloutError:
     """R501."""
     return RolloutError(
         "R501",
-        f"out of memory while {PHASES[phase]}, one prompt at a time too",
+        f"out of memory while {PHASES[phase]}" + ("" if phase == "update" else ", one prompt at a time too"),
         why=f"halved {times} times; {reason[:200]}",
         fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=512 run=NEW",
         note="nothing is lost: the same command goes on from the newest checkpoint, on a larger device too",

@@ -24,7 +24,7 @@ from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.journal import Journal
-from vistill.training.ladder import Ladder
+from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import precision_of
@@ -69,7 +69,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
             with clock.aside("canary"):
                 update, _ = sing(plan, folder, update, state)
             if owes_evaluation(plan, folder, state.step):
-                judge(plan, folder, saved, update, clock)
+                update = judge(plan, folder, saved, update, clock)
             while state.step < plan.num_steps:
                 update, result = next_step(plan, folder, update, state)
                 state.step += 1
@@ -78,7 +78,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
                 log_step(plan, folder, state, result, clock)
                 heed_rollouts(plan, folder, state, result)
                 if is_due(state.step, plan.evaluation.every, plan.num_steps):
-                    judge(plan, folder, saved, update, clock)
+                    update = judge(plan, folder, saved, update, clock)
                 if is_due(state.step, plan.save.every, plan.num_steps):
                     with clock.aside("save"):
                         publish(folder, saved, plan.fingerprint, plan.save.keep)
@@ -153,6 +153,10 @@ def next_step(plan: Plan, folder: RunFolder, update: Update, state: TrainState) 
         except (DataError, RolloutError) as error:
             partners = [update.cast.partners[p.id] for p in prompts if p.id in update.cast.partners]
             update = set_aside_or_raise(plan, folder, update, state, error, [*prompts, *partners])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise does_not_fit("update", 0, str(error)) from error
 
 
 def set_aside_or_raise(
@@ -189,7 +193,8 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
         set_aside(plan, folder, state.gone, missing_now(plan), 1)
         return state
     state = restore(found, plan.cast.student, optimizer, stored(plan.cast))
-    folder.cut_after(state.step)
+    folder.cut_after(state.step, state.gone)
+    Journal(folder.journal, plan.fingerprint).forget_other_futures(state.step)
     set_aside(plan, folder, state.gone, missing_now(plan), state.step + 1)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
     folder.event(f"resumed from {found.name}")
@@ -266,7 +271,8 @@ def heed_rollouts(plan: Plan, folder: RunFolder, state: TrainState, result: Step
     cut = result.metrics["rollout/truncated_share"]
     several = [g for g in result.groups if len(g.rollouts) > 1]
     same = bool(several) and all(len({r.ids for r in g.rollouts}) == 1 for g in several)
-    row = state.method.pop("all_truncated", 0) + 1 if cut == 1.0 else 0
+    before = state.method.pop("all_truncated", 0)
+    row = before + 1 if cut == 1.0 else 0
     state.method |= {"all_truncated": row} if row else {}
     warnings = {
         "truncated": f"{cut:.0%} of the responses were cut off: rollout.max_new_tokens={plan.rollout.max_new_tokens}",
@@ -306,10 +312,10 @@ def sing(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tu
     return update, facts
 
 
-def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
+def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> Update:
     """Evaluate on validation, remember the best, keep its checkpoint."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
-        return
+        return update
     step = saved.state.step
     at_end = step in (0, plan.num_steps)
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
@@ -326,7 +332,7 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
         )
         result = update.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):
-        _, facts = sing(plan, folder, update, saved.state)
+        update, facts = sing(plan, folder, update, saved.state)
     fault("evaluate.before_log")
     folder.log(folder.evaluations, {"step": step, **result.summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
@@ -338,6 +344,7 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     saved.state.best = best_of(folder.read(folder.evaluations), plan.save)
     if saved.state.best is not None and saved.state.best != before:
         publish(folder, saved, plan.fingerprint, plan.save.keep)
+    return update
 
 
 def preempted(stop: Interrupted, step: int | None) -> Preempted:

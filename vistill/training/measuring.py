@@ -80,7 +80,7 @@ def split_of(plan: Plan, folder: RunFolder) -> Split:
     found, budget = measure(plan), budget_of(plan)
     split = found.split(budget, question["response_tokens"], folder.path)
     held = {**asdict(found.held), "longest_prompt": found.longest}
-    folder.write(FILE, to_json({"question": question, "split": asdict(split), "held": held}, indent=2))
+    folder.write(FILE, to_json({"question": question, "split": asdict(split), "held": held}, indent=2, exact=True))
     folder.event(
         f"micro-batches of up to {split.tokens:,} tokens, learnt from in parts of up to {split.part_tokens:,}"
         f" response tokens, inside {budget / GIB:.3g} GiB"

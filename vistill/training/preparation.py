@@ -37,7 +37,9 @@ def prepare_run(plan: Plan, folder: RunFolder) -> Plan:
     interrupt = Interrupt()
     try:
         with interrupt.listening():
-            return prepared(plan, folder, interrupt.poll)
+            made = prepared(plan, folder, interrupt.poll)
+            interrupt.poll()  # whoever listens next knows nothing of a signal that came since the last look
+            return made
     except Interrupted as stop:
         folder.event(f"stopped by {stop} before the first step")
         raise preempted(stop, None) from None
@@ -79,7 +81,9 @@ def check_positions(plan: Plan) -> None:
             f"rollout.max_new_tokens = {plan.rollout.max_new_tokens:,}, but the student has {limit:,} positions",
             where=plan.train_prompts[0].labels.get("row", plan.train_prompts[0].id),
             why=f"this prompt alone takes {first:,} of them; beyond the last one a model was never trained",
-            fix=f"rollout.max_new_tokens={max(1, limit - first) // 2}",
+            fix=f"rollout.max_new_tokens={(limit - first) // 2}"
+            if limit - first >= 2
+            else f"data.max_prompt_tokens={limit // 2}   or data.max_image_tokens={limit // 4}",
         )
 
 
@@ -98,7 +102,9 @@ def usable_rows(plan: Plan, folder: RunFolder) -> Plan:
     if plan.cast.teacher is None and (reads_teacher or plan.objective.off_policy() > 0):
         raise ConfigError("C101", f"{name} needs a teacher", fix="vistill.distill(student, teacher, ...) with a model")
     if Need.IMAGE in needs and not any(p.images for p in prompts):
-        raise DataError("D305", f"{name} needs pictures, and no row has one", fix="data.columns.images=COLUMN")
+        raise DataError(
+            "D305", f"{name} needs pictures, and no row has one", fix="method=opd   or   data.columns.images=COLUMN"
+        )
     if Need.REWARD in needs or plan.objective.keep_correct:
         check_answers(prompts, name)
     if Need.THOUGHTS not in needs:
@@ -181,7 +187,8 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[]
             check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
         found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view, poll)
-        folder.write("gate.json", to_json({**found.to_dict(), "passes": found.passes(), "question": question}))
+        made = {**found.to_dict(), "passes": found.passes(), "question": question}
+        folder.write("gate.json", to_json(made, exact=True))
     gate = json.loads(file.read_text(encoding="utf-8"))
     if not gate["passes"]:
         raise ModelError(

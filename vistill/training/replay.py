@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vistill.errors import StorageError
+from vistill.errors import DataError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import Saved, TrainState, checkpoints, reason_to_reject, restore, step_of
@@ -19,13 +19,22 @@ from vistill.training.clock import Clock
 from vistill.training.companions import stored, with_companions
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal
-from vistill.training.loop import next_step, rewards_of, update_of, without
+from vistill.training.loop import prompts_of_step, rewards_of, update_of, without
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.preparation import prepare_run
+from vistill.training.step import train_step
+from vistill.types import Prompt
 
 #: What a start needs of a run folder beside its checkpoints.
-NEEDED = ("rows.json", "metrics.jsonl", "gate.json", "teacher_responses.jsonl", "teacher_responses.settings.json")
+NEEDED = (
+    "rows.json",
+    "memory.json",
+    "metrics.jsonl",
+    "gate.json",
+    "teacher_responses.jsonl",
+    "teacher_responses.settings.json",
+)
 
 
 @dataclass
@@ -78,14 +87,30 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
             update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
             update = without(plan, replace(update, journal=journal), state.gone)
             while state.step < step:
-                if journal.file(state.step + 1).exists():
+                state.gone |= {r["id"]: r["code"] for r in folder.read(folder.replaced) if r["step"] <= state.step + 1}
+                update = without(plan, update, state.gone)
+                prompts, epochs = prompts_of_step(plan, state.step, state.gone)
+                check_present(plan, prompts, state.step + 1)
+                if journal.find(state.step + 1, prompts) is not None:
                     made.from_journal.append(state.step + 1)
-                update, result = next_step(plan, place, update, state)
+                result = train_step(update, prompts, state, epochs)
                 state.step += 1
                 state.method["memory"] = result.memory
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made
+
+
+def check_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
+    """D307 where a step learnt from rows that are missing now."""
+    absent = [p.id for p in prompts if p.id in plan.gone]
+    if absent:
+        raise DataError(
+            "D307",
+            f"step {step} learnt from a row that is missing now: {absent[0]}",
+            why=plan.gone[absent[0]],
+            fix="put the data back and run the same command again",
+        )
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from vistill.errors import DataError, RolloutError
+from vistill.errors import DataError, RolloutError, StorageError
+from vistill.outward import masked
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import write_json
 from vistill.training.plan import Plan
@@ -25,25 +26,42 @@ def enrolled(plan: Plan, folder: RunFolder) -> Plan:
     """
     now = {"train": listed(plan.train_prompts), "eval": listed(plan.eval_prompts)}
     path = folder.path / FILE
-    if not path.exists() or not folder.has_started():
-        write_json(path, now)
+    if not folder.has_started():
+        write_json(path, now, exact=True)
         return plan
-    then = json.loads(path.read_text(encoding="utf-8"))
-    if then == now:
-        return plan
-    if then["eval"] != now["eval"]:
-        raise other_data(plan, folder, "the evaluation rows are others than at the start", then["eval"], now["eval"])
-    there = {(p.id, p.content): p for p in plan.train_prompts}
-    asked = [(name, content) for name, content in then["train"]]
-    rows = [there.get(row, Prompt(row[0], ())) for row in asked]
-    gone = {row[0]: "missing, or changed since the start" for row in asked if row not in there}
-    if len(gone) > plan.max_bad_share * len(rows):
-        raise other_data(
-            plan, folder, f"{len(gone)} of {len(rows)} rows are missing or changed", then["train"], now["train"]
+    if not path.exists():
+        raise StorageError(
+            "S604",
+            "this run was started by a version that did not write down its rows",
+            where=str(folder.path),
+            why="rows had other ids then, so the noise and the rows held out would be others from here on",
+            fix=f"start a new run: run={folder.path}-2",
         )
-    new = len(plan.train_prompts) - (len(rows) - len(gone))
-    folder.event(f"{len(gone)} rows are missing or changed since the start, {new} are new and not used")
-    return replace(plan, train_prompts=rows, gone=gone)
+    then = json.loads(path.read_text(encoding="utf-8"))
+    return plan if then == now else as_it_was(plan, folder, then)
+
+
+def as_it_was(plan: Plan, folder: RunFolder, then: dict[str, list[list[str]]]) -> Plan:
+    """The plan with the rows of another start, in their order (D307 where that cannot be)."""
+    train = {(p.id, p.content): p for p in plan.train_prompts}
+    held = {(p.id, p.content): p for p in plan.eval_prompts}
+    train_rows, held_rows = ([(name, content) for name, content in then[part]] for part in ("train", "eval"))
+    everything = {**train, **held}
+    lost = [row for row in held_rows if row not in everything]
+    if lost:
+        raise other_data(plan, folder, f"{len(lost)} of {len(held_rows)} evaluation rows are missing", lost[0][0])
+    # a row that this start would hold out was trained on then; the teacher has written nothing for it now
+    there = train if plan.written else everything
+    gone = {row[0]: "missing, or changed since the start" for row in train_rows if row not in there}
+    if len(gone) > plan.max_bad_share * len(train_rows):
+        what = f"{len(gone)} of {len(train_rows)} rows are missing or changed"
+        raise other_data(plan, folder, what, next(iter(gone)))
+    rows = [there.get(row, Prompt(row[0], ())) for row in train_rows]
+    new = len(everything) - len(rows) - len(held_rows) + len(gone)
+    folder.event(f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used")
+    cast = replace(plan.cast, partners=partners_of(present(rows, gone)))
+    evaluated = [everything[row] for row in held_rows]
+    return replace(plan, cast=cast, train_prompts=rows, eval_prompts=evaluated, gone=gone)
 
 
 def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
@@ -51,15 +69,13 @@ def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
     return [[p.id, p.content] for p in prompts]
 
 
-def other_data(plan: Plan, folder: RunFolder, what: str, then: list[list[str]], now: list[list[str]]) -> DataError:
+def other_data(plan: Plan, folder: RunFolder, what: str, first: str) -> DataError:
     """D307 with the first row that is not as it was."""
-    here = {tuple(row) for row in now}
-    first = next((name for name, content in then if (name, content) not in here), None)
     return DataError(
         "D307",
         f"the data are not those this run was started with: {what}",
-        why=f"first that is missing: row {first}" if first else f"{len(then)} rows then, {len(now)} now",
-        fix="put the data back and run the same command again, or start a new run: run={folder.path}-2",
+        why=f"first that is missing: row {first}",
+        fix=f"put the data back and run the same command again, or start a new run: run={folder.path}-2",
         note=f"up to {plan.max_bad_share:.1%} of the training rows may go missing (data.max_bad_share)",
     )
 
@@ -101,8 +117,9 @@ def set_aside(
     for name, (code, reason) in bad.items():
         gone[name] = code
         if name not in known:
-            record = {"step": step, "id": name, "where": where.get(name, name), "code": code, "reason": reason}
-            folder.log(folder.replaced, record)
+            place = masked(where.get(name, name))
+            record = {"step": step, "id": name, "where": place, "code": code, "reason": masked(reason)}
+            folder.log(folder.replaced, record, exact=True)
             folder.event(f"step {step}: row {where.get(name, name)} is set aside and replaced ({code}: {reason})")
             plan.progress({"event": f"row {where.get(name, name)} is set aside and replaced ({code})"})
 

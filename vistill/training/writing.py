@@ -105,7 +105,7 @@ def check_response(prompt: Prompt) -> str:
             "the row has no written response to learn from",
             where=f"prompt {prompt.id}",
             why="`sft` learns from text in the data",
-            fix="data.columns.response=COLUMN, or data.response_template='The answer is \\boxed{{answer}}.'",
+            fix="data.columns.response=COLUMN   or   data.response_template='The answer is \\boxed{{answer}}.'",
             note="or let the teacher write: sft.responses=teacher",
         )
     return prompt.response

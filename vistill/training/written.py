@@ -11,7 +11,7 @@ from vistill.errors import DataError
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import write_json
+from vistill.runs.storage import cut_lines, write_json
 from vistill.training.reading import Cast
 from vistill.training.settings import RewardSettings
 from vistill.training.writing import Desk, sample_groups
@@ -31,6 +31,9 @@ def written_by_teacher(
     assert cast.teacher is not None, "check_together asks for a teacher"
     path = folder.path / FILE
     forget_others(folder, {"teacher": cast.teacher.source, "seed": seed, **asdict(rollout)})
+    known = {prompt.id: prompt.content for prompt in prompts}
+    same = lambda record: record.get("content", "") == known.get(record["prompt"])
+    cut_lines(path, same, path.with_suffix(".lost.jsonl"))
     found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     missing = [prompt for prompt in prompts if prompt.id not in found]
     sampling = sampling_of(rollout, seed, BEFORE)
@@ -38,7 +41,7 @@ def written_by_teacher(
         with cast.teacher.here():
             groups = sample_groups(cast, desk, missing[start : start + PROMPTS_PER_CALL], sampling)
         for group in groups:
-            folder.log(path, to_record(cast, group))
+            folder.log(path, to_record(cast, group), exact=True)
             found[group.prompt.id] = group.rollouts
     return {prompt.id: found[prompt.id] for prompt in prompts}
 
@@ -50,13 +53,14 @@ def forget_others(folder: RunFolder, settings: dict[str, Any]) -> None:
     if path.exists() and (not note.exists() or json.loads(note.read_text(encoding="utf-8")) != settings):
         path.replace(path.with_suffix(".lost.jsonl"))
         folder.event("teacher responses were written with other settings; writing them again")
-    write_json(note, settings)
+    write_json(note, settings, exact=True)
 
 
 def to_record(cast: Cast, group: RolloutGroup) -> dict[str, Any]:
     """One line a prompt: ids for the loss, text for people."""
     return {
         "prompt": group.prompt.id,
+        "content": group.prompt.content,
         "ids": [list(r.ids) for r in group.rollouts],
         "finish": [str(r.finish) for r in group.rollouts],
         "text": [cast.student.decode(r.ids) for r in group.rollouts],
