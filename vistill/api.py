@@ -14,7 +14,6 @@ import torch
 from vistill.assembly import (
     Progress,
     cast_of,
-    check_place,
     choose_device,
     lock,
     note_data,
@@ -111,7 +110,7 @@ def train(
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
     made = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = RunFolder(Path(made.run))
-    check_place(folder)
+    folder.check_place()
     with folder.owned():
         open_folder(folder, made, accept)
         with noting_failures(folder):
@@ -154,7 +153,7 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
     """
     folder = RunFolder(Path(recipe.run))
-    check_place(folder)
+    folder.check_place()
     with folder.owned():
         open_folder(folder, recipe, ())
         with noting_failures(folder):
@@ -281,7 +280,7 @@ def distill(
     identity: dict[str, Any] = {"method": method, method: repr(objective), "train": asdict(settings)}
     identity |= {"rollout": asdict(rollout), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts]}
     views = options.get("views", view_of(student))
-    check_place(folder)
+    folder.check_place()
     with folder.owned():
         lock(folder, json.loads(to_json(identity)), ())
         plan = Plan(

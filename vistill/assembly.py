@@ -18,7 +18,7 @@ from vistill.data.answers import gold_response, judge_answer
 from vistill.data.keys import num_steps
 from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.data.math_judge import MathJudge
-from vistill.errors import ConfigError, DataError, StorageError
+from vistill.errors import ConfigError, DataError
 from vistill.models.backends import with_kernels
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
@@ -27,8 +27,7 @@ from vistill.objectives import METHODS
 from vistill.outward import masked_settings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import unused
-from vistill.runs.storage import disk_error, to_json, write_json
+from vistill.runs.storage import to_json, write_json
 from vistill.training.loop import Plan
 from vistill.training.reading import Cast
 from vistill.training.writing import check_response
@@ -224,24 +223,6 @@ def without_bad_gold(data: LoadedData, recipe: Recipe) -> LoadedData:
             fix="correct the rows, or name the right columns under data.columns",
         )
     return data
-
-
-def check_place(folder: RunFolder) -> None:
-    """S601 where the run folder is a file, or lies below one."""
-    place = folder.path.absolute()
-    file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
-    if file is not None:
-        raise StorageError(
-            "S601",
-            f"run={folder.path} cannot be a folder: {file.name} is a file",
-            where=str(folder.path),
-            why="a run writes its checkpoints, logs and report into a folder of its own",
-            fix=f"run={unused(str(file))}",
-        )
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(place, error) from error
 
 
 def open_folder(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:

@@ -89,14 +89,13 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
 
 @pytest.mark.parametrize("below", ["", "/deeper/run"])
 def test_a_run_folder_that_is_a_file_is_refused_with_one_that_can_be_made(tmp_path, below):
-    from vistill.assembly import check_place
     from vistill.config import load_recipe
     from vistill.runs.folder import RunFolder
 
     (tmp_path / "notes").write_text("mine")
     made = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": f"{tmp_path / 'notes'}{below}"})
     with pytest.raises(StorageError) as caught:
-        check_place(RunFolder(Path(made.run)))
+        RunFolder(Path(made.run)).check_place()
     assert caught.value.code == "S601"
     assert caught.value.fix == f"run={tmp_path / 'notes'}-2"
     assert (tmp_path / "notes").read_text() == "mine"

@@ -11,7 +11,7 @@ from training.test_loop import make_plan
 
 from vistill.data.keys import rows_of_step
 from vistill.data.loading import load_rows
-from vistill.data.settings import DataSettings
+from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives.opd import OPD
@@ -26,9 +26,10 @@ from vistill.types import Finish, Rollout
 pytestmark = pytest.mark.usefixtures("without_canary")
 
 
-def plan_on(file, tokenizer, teacher, steps=6, **changes):
+def plan_on(file, tokenizer, teacher, steps=6, columns=None, objective=None, **changes):
     """A run on a data file, and what was set aside."""
-    data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
+    columns = columns or Columns()
+    data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5, columns=columns), None)
     settings = {
         "train_prompts": data.prompts,
         "eval_prompts": [],
@@ -37,7 +38,7 @@ def plan_on(file, tokenizer, teacher, steps=6, **changes):
         "train": TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps),
         "max_bad_share": 0.5,
     }
-    return make_plan(tokenizer, teacher, OPD(), **(settings | changes)), data.quarantined
+    return make_plan(tokenizer, teacher, objective or OPD(), **(settings | changes)), data.quarantined
 
 
 def end_of(plan, folder):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ def check(recipe: str, overrides: Sequence[str] = (), *, fast: bool = False) -> 
 
 def check_one(recipe: Recipe, fast: bool) -> list[Finding]:
     """Recipe, run folder, data, models' metadata; with the models themselves and the canary unless fast."""
+    RunFolder(Path(recipe.run)).check_place()
     found = [Finding("recipe", f"{recipe.method}, {passes_of(recipe)}"), Finding("run", state_of(recipe))]
     if fast:
         train, held = load_both(recipe.data)
@@ -118,13 +118,16 @@ def in_full(recipe: Recipe) -> list[Finding]:
     from vistill.training.measuring import split_of
     from vistill.training.optim import make_optimizer
     from vistill.training.preparation import checked
+    from vistill.training.replay import aside
+    from vistill.training.roster import enrolled
     from vistill.training.watching import examine
 
     quiet()
     use_one_thread_on_cpu()
-    with tempfile.TemporaryDirectory() as aside:
-        folder = RunFolder(Path(aside))
+    with aside(RunFolder(Path(recipe.run))) as folder:
         plan = checked(plan_of(recipe, folder, lambda record: None), folder)
+        if folder.has_started():
+            plan = enrolled(plan, folder)
         split_of(plan, folder)
         bad = folder.read(folder.quarantine)
         facts = json.loads((folder.path / "data.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from vistill.errors import StorageError
 from vistill.outward import for_terminal
+from vistill.runs.resuming import unused
 from vistill.runs.storage import (
     append_line,
     cut_lines,
@@ -130,10 +131,26 @@ class RunFolder:
         """The lock file."""
         write_json(self.lock_file, record)
 
+    def check_place(self) -> None:
+        """S601 where the run folder is a file, or lies below one."""
+        place = self.path.absolute()
+        file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
+        if file is not None:
+            raise StorageError(
+                "S601",
+                f"run={self.path} cannot be a folder: {file.name} is a file",
+                where=str(self.path),
+                why="a run writes its checkpoints, logs and report into a folder of its own",
+                fix=f"run={unused(str(file))}",
+            )
+
     @contextmanager
     def owned(self) -> Iterator[None]:
         """One owner at a time (S602); whoever owns it already in this process goes on."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
         key = (os.getpid(), str(self.path.resolve()))
         if key in OWNED:
             yield

@@ -47,6 +47,8 @@ class Replayed:
     """By step the values that differ: logged, recomputed."""
     compared: dict[int, int] = field(default_factory=dict)
     """By step how many values were compared."""
+    accepted: list[str] = field(default_factory=list)
+    """Keys of the recipe whose change was accepted at some resume: earlier steps were taken under other values."""
     from_journal: list[int] = field(default_factory=list)
     """Steps whose responses came from the journal; those of the others were written again."""
 
@@ -81,7 +83,7 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
         optimizer = make_optimizer(plan.cast.student.model, plan.train)
         state = state_before(plan, folder, optimizer, step)
         journal = Journal(folder.journal, plan.fingerprint, writes=False)
-        made = Replayed(state.step)
+        made = Replayed(state.step, accepted=accepted_changes(folder))
         with rewards_of(plan) as rewards:
             saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
             update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
@@ -99,6 +101,13 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made
+
+
+def accepted_changes(folder: RunFolder) -> list[str]:
+    """Keys whose change was accepted since the run began."""
+    if not folder.lock_file.exists():
+        return []
+    return list(dict.fromkeys(json.loads(folder.lock_file.read_text(encoding="utf-8")).get("accepted", [])))
 
 
 def check_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
@@ -153,5 +162,7 @@ def told(made: Replayed, step: int) -> str:
     first = min(s for s, differ in made.differences.items() if differ)
     differ = made.differences[first]
     lines.append(f"step {first} is the first that differs, in {len(differ)} of {made.compared[first]} values:")
+    if made.accepted:
+        lines.append(f"accepted since the run began: {', '.join(made.accepted)}; steps before that had other values")
     shown = [f"  {name:<28} logged {a!r}, recomputed {b!r}" for name, (a, b) in list(differ.items())[:6]]
     return "\n".join([*lines, *shown, *([f"  and {len(differ) - 6} more"] if len(differ) > 6 else [])])

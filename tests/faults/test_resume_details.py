@@ -1,0 +1,246 @@
+"""What two reviewers found by trying: rows moved, responses of another timeline, signals in odd moments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from bad_rows import planted
+from faults.test_bad_rows import one_picture_a_row, plan_on, spoil
+from training.test_loop import go, make_plan
+
+from vistill.data.keys import rows_of_step
+from vistill.data.loading import load_both
+from vistill.data.settings import Columns, DataSettings
+from vistill.errors import DataError, Preempted, RolloutError, StorageError
+from vistill.objectives import METHODS
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.scripted import ScriptedEngine
+from vistill.runs.folder import RunFolder
+from vistill.training import measuring, preparation, step
+from vistill.training.checkpoint import newest, weights_hash
+from vistill.training.loop import run
+from vistill.training.replay import replay
+from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.views import ViewContext
+
+pytestmark = pytest.mark.usefixtures("without_canary")
+
+
+def lines_of(file):
+    return file.read_text().splitlines()
+
+
+def rewrite(file, lines):
+    file.write_text("".join(line + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("change", ["same", "reordered", "more"])
+def test_views_that_borrow_from_a_partner_resume_exactly_whatever_happened_to_the_file(
+    tokenizer, teacher, tmp_path, change
+):
+    ends = []
+    for name in ("whole", "stopped"):
+        file = one_picture_a_row(tmp_path / f"data-{name}")
+        lines = [json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in lines_of(file)]
+        rewrite(file, lines)
+        more = [json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)]
+        folder, columns = RunFolder(tmp_path / name), Columns(boxes="boxes")
+        objective = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
+
+        def make(file=file, columns=columns, objective=objective, **changes):
+            plan, _ = plan_on(file, tokenizer, teacher, columns=columns, objective=objective, **changes)
+            return replace(plan, cast=replace(plan.cast, view=ViewContext(thought="crop")))
+
+        if name == "stopped":
+            go(make(stop_after=3), folder)
+            mixed = [x for pair in zip(lines, more, strict=True) for x in pair]
+            rewrite(file, {"same": lines, "reordered": lines[::-1], "more": mixed}[change])
+        plan = make()
+        go(plan, folder)
+        ends.append((weights_hash(plan.cast.student), folder.metrics.read_text()))
+    assert ends[0] == ends[1]
+
+
+def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_added(tokenizer, teacher, tmp_path):
+    file, folder = planted(tmp_path / "data", 40, 0)[0], RunFolder(tmp_path / "run")
+
+    def make(**changes):
+        train, held = load_both(DataSettings(train=str(file), holdout=8))
+        more = {"train_prompts": train.prompts, "eval_prompts": held.prompts, "stop_after": 2}
+        return plan_on(file, tokenizer, teacher, **(more | changes))[0]
+
+    first = make()
+    go(first, folder)
+    lines = lines_of(file)
+    extra = [json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)]
+    rewrite(file, [*extra, *lines[::-1]])
+    again = preparation.prepare_run(make(), folder)
+    assert [p.id for p in again.train_prompts] == [p.id for p in first.train_prompts]
+    assert [p.id for p in again.eval_prompts] == [p.id for p in first.eval_prompts]
+    rewrite(file, [line for line in lines if json.loads(line)["question"] != first.eval_prompts[0].text])
+    with pytest.raises(DataError) as caught:
+        preparation.prepare_run(make(), folder)
+    assert caught.value.code == "D307"
+    assert "{" not in caught.value.fix
+
+
+def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, teacher, tmp_path):
+    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
+    go(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
+    (folder.path / "rows.json").unlink()
+    with pytest.raises(StorageError) as caught:
+        preparation.prepare_run(plan_on(file, tokenizer, teacher)[0], folder)
+    assert caught.value.code == "S604"
+
+
+def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_found_in(tokenizer, teacher, tmp_path):
+    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
+    save = SaveSettings(every=50)
+    plan, _ = plan_on(file, tokenizer, teacher, save=save)
+    victim = plan.train_prompts[rows_of_step(2, 2, 8, plan.seed)[0]]
+
+    class Engine(HFEngine):
+        calls = 0
+
+        def write(self, requests, sampling):
+            Engine.calls += 1
+            if Engine.calls == 2:
+                spoil(victim)
+            written = super().write(requests, sampling)
+            if Engine.calls == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return written
+
+    with pytest.raises(Preempted):
+        go(replace(plan, engine=Engine(plan.cast.student)), folder)
+    assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
+    go(plan_on(file, tokenizer, teacher, save=save)[0], folder)
+    assert victim.id in json.loads((newest(folder) / "state.json").read_text())["gone"]
+    assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
+
+
+def test_responses_of_another_timeline_are_not_learnt_from(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+
+    def make(lr, every, stop):
+        train = TrainSettings(prompts_per_step=2, lr=lr)
+        save = SaveSettings(every=every, keep=1)
+        more = {"fingerprint": str(lr), "eval_prompts": [], "save": save, "stop_after": stop, "train": train}
+        return make_plan(tokenizer, teacher, **more)
+
+    run(make(3e-3, 4, 7), folder)
+    run(make(3e-2, 2, 6), folder)
+    plan, steps = make(3e-3, 2, 7), []
+
+    class Engine(HFEngine):
+        def write(self, requests, sampling):
+            steps.append(sampling.step)
+            return super().write(requests, sampling)
+
+    run(replace(plan, engine=Engine(plan.cast.student)), folder)
+    assert steps == [6]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b'"fingerprint'])
+def test_an_entry_of_the_journal_with_a_hole_is_written_again(tokenizer, teacher, tmp_path, damage):
+    folder = RunFolder(tmp_path)
+    go(make_plan(tokenizer, teacher, stop_after=5), folder)
+    file = folder.journal / "000005.json"
+    content = bytearray(file.read_bytes())
+    content[20 : 20 + len(damage)] = damage
+    file.write_bytes(bytes(content))
+    go(make_plan(tokenizer, teacher), folder)
+
+
+def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(tokenizer, teacher, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    make = lambda: make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e6)
+    go(make(), folder)
+    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e10)
+    assert replay(make(), folder, 7).same
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tmp_path, mended):
+    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
+    make = lambda **more: plan_on(file, tokenizer, teacher, steps=9, save=SaveSettings(every=3, keep=9), **more)[0]
+    plan = make()
+    victim = plan.train_prompts[rows_of_step(4, 2, 8, plan.seed)[0]]
+    whole = victim.images[0].path.read_bytes()
+
+    class Engine(HFEngine):
+        calls = 0
+
+        def write(self, requests, sampling):
+            Engine.calls += 1
+            if Engine.calls == 4:
+                spoil(victim)
+            return super().write(requests, sampling)
+
+    go(replace(plan, engine=Engine(plan.cast.student)), folder)
+    if mended:
+        victim.images[0].path.write_bytes(whole)
+    assert replay(make(), folder, 6).same
+
+
+def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher, tmp_path):
+    plan = make_plan(tokenizer, teacher, eval_prompts=[])
+    stop, calls = plan.cast.student.stop_ids[0], []
+
+    class Engine:
+        def write(self, requests, sampling):
+            calls.append(1)
+            end = () if len(calls) % 2 else (stop,)
+            return ScriptedEngine(lambda key, sibling: (20, 21 + sibling, *end), stop).write(requests, sampling)
+
+    plan = replace(plan, engine=Engine(), rollout=replace(plan.rollout, all_truncated="stop"), num_steps=6)
+    assert run(plan, RunFolder(tmp_path)).step == 6
+
+
+@pytest.mark.parametrize("where", ["signals", "optimizer"])
+def test_memory_that_runs_out_where_nothing_can_be_halved_has_its_code_too(
+    tokenizer, teacher, tmp_path, monkeypatch, where
+):
+    def never(*_, **__):
+        raise MemoryError("no more")
+
+    plan = make_plan(tokenizer, teacher)
+    monkeypatch.setattr(
+        *((type(plan.objective), "signals", never) if where == "signals" else (step, "apply_update", never))
+    )
+    with pytest.raises(RolloutError) as caught:
+        run(plan, RunFolder(tmp_path))
+    assert caught.value.code == "R501"
+
+
+def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(tokenizer, teacher, tmp_path, monkeypatch):
+    honest = preparation.prepared
+
+    def slow(*arguments):
+        made = honest(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(preparation, "prepared", slow)
+    with pytest.raises(Preempted):
+        preparation.prepare_run(make_plan(tokenizer, teacher), RunFolder(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 2.5, 4.0, 5.0])
+def test_a_signal_at_any_moment_of_the_command_ends_it_with_its_exit_code_and_a_word(tmp_path, seconds):
+    command = [sys.executable, "-m", "vistill", "train", "demo.yaml", f"run={tmp_path / 'run'}", "train.steps=200"]
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path
+    )
+    time.sleep(seconds)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 75, said[-2000:]
+    assert "run the same command again" in said
