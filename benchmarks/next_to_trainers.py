@@ -33,6 +33,7 @@ consequence of a hit does not. The mistakes were chosen by the authors of vistil
 import argparse
 import datetime
 import hashlib
+import json
 import os
 import platform
 import signal
@@ -288,9 +289,9 @@ def count(name, tool, trials):
     return {**cell, "notes": notes}
 
 
-def resume_rows(folder, num_kills, steps):
-    """Both rows about resuming, all tools."""
-    for tool in TOOLS:
+def resume_rows(folder, tools, num_kills, steps):
+    """Both rows about resuming."""
+    for tool in tools:
         expected, seconds, agree = undisturbed(tool, folder)
         yield {
             "name": "undisturbed",
@@ -323,6 +324,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50, help="SIGKILL trials a tool")
     parser.add_argument("--quick", action="store_true", help="3 kills, three stops, five mistakes")
+    parser.add_argument("--only", help="measure one tool again, into the last results: vistill, trl or hf")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     from next_to_mistakes import mistake_rows
@@ -332,8 +334,11 @@ def main():
     with tempfile.TemporaryDirectory(dir=memory) as name:
         folder = Path(name)
         steps = (2, 4, 7) if args.quick else range(1, STEPS)
-        rows = [*mistake_rows(folder / "mistakes", TOOLS, args.quick)]
-        rows += resume_rows(folder, 3 if args.quick else args.kills, steps)
+        tools = [tool for tool in TOOLS if args.only in (None, tool.name)]
+        rows = [*mistake_rows(folder / "mistakes", tools, args.quick)]
+        rows += resume_rows(folder, tools, 3 if args.quick else args.kills, steps)
+    if args.only:
+        rows = [row for row in json.loads(args.out.read_text())["rows"] if row["tool"] != args.only] + rows
     about = facts(args)
     write(args.out, rows, about)
     print("\n".join(table(rows, about)))

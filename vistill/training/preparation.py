@@ -80,7 +80,8 @@ def check_positions(plan: Plan) -> None:
             "C101",
             f"rollout.max_new_tokens = {plan.rollout.max_new_tokens:,}, but the student has {limit:,} positions",
             where=plan.train_prompts[0].labels.get("row", plan.train_prompts[0].id),
-            why=f"this prompt alone takes {first:,} of them; beyond the last one a model was never trained",
+            why=f"this prompt takes {first:,} of them, so at most {max(0, limit - first):,} tokens can follow;"
+            " beyond the last position a model was never trained",
             fix=f"rollout.max_new_tokens={(limit - first) // 2}"
             if limit - first >= 2
             else f"data.max_prompt_tokens={limit // 2}   or data.max_image_tokens={limit // 4}",
