@@ -224,6 +224,7 @@ def main():
     parser.add_argument(
         "--demo", action="store_true", help="measure demo_arms_over_before alone, into the last results"
     )
+    parser.add_argument("--safety", action="store_true", help="measure what safety costs alone, into the last results")
     parser.add_argument("--side", choices=("ours", "naive"), help="only measure one side's peak memory")
     args = parser.parse_args()
     use_one_thread()
@@ -232,11 +233,11 @@ def main():
         one_side(args.side)
         return
     keep_big_blocks()
-    if args.demo:
+    if args.demo or args.safety:
         last = json.loads(RESULTS.read_text())
-        fresh = demo_rows(row, 2)
-        rows = [r for r in last["rows"] if r["name"] != "demo_arms_over_before"] + fresh
-        write(RESULTS, rows, last["curves"], last["about"])
+        fresh = demo_rows(row, 2) if args.demo else safety_rows(row, args.quick)
+        names = {r["name"] for r in fresh}
+        write(RESULTS, [r for r in last["rows"] if r["name"] not in names] + fresh, last["curves"], last["about"])
         print(fresh)
         return
     repeats = 2 if args.quick else 5
