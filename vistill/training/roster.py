@@ -45,28 +45,32 @@ def as_it_was(plan: Plan, folder: RunFolder, then: dict[str, list[list[str]]]) -
     """The plan with the rows of another start, in their order (D307 where that cannot be)."""
     train = {(p.id, p.content): p for p in plan.train_prompts}
     held = {(p.id, p.content): p for p in plan.eval_prompts}
-    train_rows, held_rows = ([(name, content) for name, content in then[part]] for part in ("train", "eval"))
+    train_rows, held_rows = ([(row[0], row[1]) for row in then[part]] for part in ("train", "eval"))
+    stood = {row[0]: row[2] or row[0] for part in ("train", "eval") for row in then[part]}
     everything = {**train, **held}
     lost = [row for row in held_rows if row not in everything]
     if lost:
-        raise other_data(plan, folder, f"{len(lost)} of {len(held_rows)} evaluation rows are missing", lost[0][0])
+        raise other_data(
+            plan, folder, f"{len(lost)} of {len(held_rows)} evaluation rows are missing", stood[lost[0][0]]
+        )
     # a row that this start would hold out was trained on then; the teacher has written nothing for it now
     there = train if plan.written else everything
-    gone = {row[0]: "missing, or changed since the start" for row in train_rows if row not in there}
+    gone = {row[0]: f"missing, or changed since the start ({stood[row[0]]})" for row in train_rows if row not in there}
     if len(gone) > plan.max_bad_share * len(train_rows):
         what = f"{len(gone)} of {len(train_rows)} rows are missing or changed"
-        raise other_data(plan, folder, what, next(iter(gone)))
+        raise other_data(plan, folder, what, stood[next(iter(gone))])
     rows = [there.get(row, Prompt(row[0], ())) for row in train_rows]
     new = len(everything) - len(rows) - len(held_rows) + len(gone)
-    folder.event(f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used")
+    if gone or new > 0:
+        folder.event(f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used")
     cast = replace(plan.cast, partners=partners_of(present(rows, gone)))
     evaluated = [everything[row] for row in held_rows]
     return replace(plan, cast=cast, train_prompts=rows, eval_prompts=evaluated, gone=gone)
 
 
 def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
-    """What a row is known by: its id and the hash of its content."""
-    return [[p.id, p.content] for p in prompts]
+    """What a row is known by, its id and the hash of its content, and for people where it stood."""
+    return [[p.id, p.content, p.labels.get("row", "")] for p in prompts]
 
 
 def other_data(plan: Plan, folder: RunFolder, what: str, first: str) -> DataError:
