@@ -174,7 +174,9 @@ def retain(folder: RunFolder, keep: int, best: dict[str, float] | None) -> None:
     for path in found:
         if path.name not in protected:
             remove_tree(path)
-    Journal(folder.journal, "").forget_until(min(step_of(path) for path in checkpoints(folder)))
+    kept = checkpoints(folder)
+    if kept:
+        Journal(folder.journal, "").forget_until(step_of(kept[0]))
 
 
 def checkpoints(folder: RunFolder) -> list[Path]:
