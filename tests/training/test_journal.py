@@ -131,7 +131,9 @@ REPLAYED = {
 }
 
 
-@pytest.mark.parametrize("method", REPLAYED)
+@pytest.mark.parametrize(
+    "method", [m if m in ("va_opd", "vgs_with_memory") else pytest.param(m, marks=pytest.mark.slow) for m in REPLAYED]
+)
 def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(tokenizer, teacher, tmp_path, method):
     folder = RunFolder(tmp_path / "run")
     make = lambda: make_plan(tokenizer, teacher, REPLAYED[method], save=SaveSettings(every=4, keep=5), eval_prompts=[])

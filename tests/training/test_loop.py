@@ -80,10 +80,10 @@ FAST = {
     "visual_opsd": METHODS["visual_opsd"](gate=False, ema_decay=0.7),
     "vgs_with_memory": METHODS["vgs"](scope="running", eta="dynamic", eta_every=2),
     "gkd": METHODS["gkd"](),
-    "grpo_two_updates": METHODS["grpo"](updates=2, reference_weight=0.1),
 }
 SLOW = {n: METHODS[n]() for n in METHODS if n not in ("va_opd", "sft", "visual_opsd", "gkd")} | {
     "sft_teacher": SFT(responses="teacher"),
+    "grpo_two_updates": METHODS["grpo"](updates=2, reference_weight=0.1),
     "vgs_response_adaptive": METHODS["vgs"](scope="response", adaptive=True, preserve=0.0),
     "papo_gradient": METHODS["papo"](masked_gradient=True, annealed=True),
     "visual_opsd_self": METHODS["visual_opsd"](gate=False, teacher="self", thoughts="mismatched"),
