@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from bad_rows import planted
-from faults.test_bad_rows import one_picture_a_row, plan_on, spoil
+from faults.test_bad_rows import Spoiling, one_picture_a_row, plan_on, spoil
 from training.test_loop import go, make_plan
 
 from vistill.data.keys import rows_of_step
@@ -173,17 +173,7 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
     plan = make()
     victim = plan.train_prompts[rows_of_step(4, 2, 8, plan.seed)[0]]
     whole = victim.images[0].path.read_bytes()
-
-    class Engine(HFEngine):
-        calls = 0
-
-        def write(self, requests, sampling):
-            Engine.calls += 1
-            if Engine.calls == 4:
-                spoil(victim)
-            return super().write(requests, sampling)
-
-    go(replace(plan, engine=Engine(plan.cast.student)), folder)
+    go(replace(plan, engine=Spoiling(plan.cast.student, 4, victim)), folder)
     if mended:
         victim.images[0].path.write_bytes(whole)
     assert replay(make(), folder, 6).same

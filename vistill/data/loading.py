@@ -60,7 +60,7 @@ def load_source(source: str, settings: DataSettings, split: Literal["train", "te
 
 
 def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
-    """Set rows aside, chosen by a key of their own: no other row decides whether this one is held out."""
+    """Set rows aside in the order of a key of their own; a row more or less moves few others, whatever its place."""
     if count and count >= len(data.prompts):
         raise DataError(
             "D102",

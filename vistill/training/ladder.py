@@ -70,7 +70,7 @@ def does_not_fit(phase: str, times: int, reason: str) -> RolloutError:
     return RolloutError(
         "R501",
         f"out of memory while {PHASES[phase]}" + ("" if phase == "update" else ", one prompt at a time too"),
-        why=f"halved {times} times; {reason[:200]}",
+        why=(f"halved {times} times; " if times else "") + reason[:200],
         fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=512 run=NEW",
         note="nothing is lost: the same command goes on from the newest checkpoint, on a larger device too",
     )

@@ -88,8 +88,9 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
             saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
             update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
             update = without(plan, replace(update, journal=journal), state.gone)
+            replaced = folder.read(folder.replaced)
             while state.step < step:
-                state.gone |= {r["id"]: r["code"] for r in folder.read(folder.replaced) if r["step"] <= state.step + 1}
+                state.gone |= {r["id"]: r["code"] for r in replaced if r["step"] <= state.step + 1}
                 update = without(plan, update, state.gone)
                 prompts, epochs = prompts_of_step(plan, state.step, state.gone)
                 check_present(plan, prompts, state.step + 1)
