@@ -23,9 +23,9 @@ from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
-from vistill.training.checkpoint import TrainState
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step import Update, train_step
 from vistill.training.writing import Desk
@@ -214,7 +214,7 @@ def our_update(student, teacher, sizes, objective):
         seed=0,
         num_steps=100,
     )
-    prompts, state, lengths = diagram_prompts("train", sizes.prompts, 0), TrainState(), []
+    prompts, state, lengths = diagram_prompts("train", sizes.prompts, 0), RunState(), []
 
     def step():
         result = train_step(update, prompts, state)

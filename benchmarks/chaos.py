@@ -26,9 +26,9 @@ from vistill.data.settings import DataSettings
 from vistill.experiments.chaos import Chaos, Row
 from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder
+from vistill.training.build import build
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
-from vistill.training.preparation import prepare_run
 
 OUT = Path(__file__).parent / "results" / "chaos.json"
 
@@ -92,7 +92,7 @@ def power_cuts(folder, most):
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
-        run(prepare_run(replace(chaos.plan(), stop_after=8), place), place)
+        chaos.go(place, stop_after=8)
     tried, wrong = examine(recorder.ops, folder, most)
     yield from wrong
     yield from [None] * (tried - len(wrong))
@@ -107,9 +107,12 @@ def bad_rows(folder, chaos, rows, bad):
     for file in (dirty, clean):
         data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
         found |= {int(q.where.split("jsonl:")[1].split()[0]): q.code for q in data.quarantined}
-        place, plain = RunFolder(folder / file.stem), chaos.plan()
-        plan = replace(plain, train_prompts=data.prompts, train=replace(plain.train, steps=20))
-        run(prepare_run(plan, place), place)
+        place = RunFolder(folder / file.stem)
+        setup = chaos.setup(place)
+        setup.recipe = replace(setup.recipe, train=replace(setup.recipe.train, steps=20))
+        setup.given = replace(setup.given, train_prompts=data.prompts)
+        plan = build(setup)
+        run(plan, place)
         hashes.append((weights_hash(plan.cast.student), place.metrics.read_text()))
     others = "weights are not those of the cleaned file" if hashes[0] != hashes[1] else None
     yield from [

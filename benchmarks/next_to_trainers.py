@@ -66,15 +66,15 @@ from vistill.experiments.chaos import SIZE, Child
 from vistill.experiments.raising import raising_tokenizer
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.tiny import build_tiny
-from vistill.objectives import OPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import use_one_thread
+from vistill.training.build import build, setup_of
 from vistill.training.checkpoint import newest
-from vistill.training.loop import Plan, run
-from vistill.training.preparation import prepare_run
-from vistill.training.reading import Cast
+from vistill.training.loop import run
+from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+from vistill.training.setup import Given
 
 PROMPTS, PER_STEP, EPOCHS, TOKENS, RATE, KEPT = 8, 2, 3, 6, 3e-3, 2
 STEPS = PROMPTS * EPOCHS // PER_STEP
@@ -132,25 +132,23 @@ def train_ours(folder, told, stop=None):
     """vistill: OPD of a tiny Qwen3-VL."""
     tokenizer = raising_tokenizer()
     student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
-    plan = Plan(
-        cast=Cast(student, teacher, student.vocabulary_size),
-        objective=OPD(),
-        train_prompts=diagram_prompts("train", PROMPTS, 0),
-        eval_prompts=(),
+    place = RunFolder(folder)
+    recipe = Recipe(
+        run=str(folder),
+        student=ModelSettings("built here"),
+        teacher=ModelSettings("built here"),
+        method="opd",
         train=TrainSettings(
             prompts_per_step=PER_STEP, epochs=EPOCHS, lr=RATE, schedule=ScheduleSettings("linear", 0.0)
         ),
         rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=TOKENS, all_truncated="go_on"),
         save=SaveSettings(every=1, keep=KEPT, keep_best="none"),
-        evaluation=EvalSettings(every=0),
-        seed=42,
-        num_steps=STEPS,
-        fingerprint="next-to",
-        stop_after=stop,
-        progress=lambda record: told() if is_update(record) else None,
+        eval=EvalSettings(every=0),
     )
-    place = RunFolder(folder)
-    run(prepare_run(plan, place), place)
+    given = Given(student, teacher, diagram_prompts("train", PROMPTS, 0), stop_after=stop)
+    setup = setup_of(recipe, place, given=given)
+    setup.progress = lambda record: told() if is_update(record) else None
+    run(build(setup), place)
 
 
 def train_trl(folder, told, stop=None):

@@ -34,7 +34,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread
-from vistill.training.checkpoint import Saved, TrainState, publish
+from vistill.training.checkpoint import Saved, publish
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import (
     Cast,
@@ -43,6 +43,7 @@ from vistill.training.reading import (
     prepare,
     read_without_gradient,
 )
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.writing import Desk, write_groups
 
@@ -158,7 +159,7 @@ def save_row(student):
     optimizer = make_optimizer(student.model, TrainSettings())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        publish(RunFolder(Path(folder)), Saved(student, optimizer, TrainState(step=1)), "bench", 1)
+        publish(RunFolder(Path(folder)), Saved(student, optimizer, RunState(step=1)), "bench", 1)
         return row("save_seconds", time.perf_counter() - start, "s", "one checkpoint of the demo")
 
 

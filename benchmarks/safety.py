@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from vistill.assembly import plan_of
 from vistill.config import load_stages
 from vistill.data.keys import rows_of_step
 from vistill.runs.folder import RunFolder
 from vistill.training import loop
+from vistill.training.build import build, setup_of
 from vistill.training.journal import Journal
-from vistill.training.preparation import prepare_run
 from vistill.training.settings import SaveSettings
 
 LATE, ROWS, PER_STEP = 1_000_000, 1_000_000, 16
@@ -73,7 +72,7 @@ def demo_run(steps):
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = RunFolder(Path(name))
-            loop.run(prepare_run(plan_of(recipe, folder, lambda record: None), folder), folder)
+            loop.run(build(setup_of(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
         loop.publish, loop.examine, Journal.keep = plain

@@ -1,36 +1,22 @@
 """The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
 
-import hashlib
-import json
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 
-from vistill.assembly import (
-    Progress,
-    cast_of,
-    choose_device,
-    lock,
-    note_data,
-    open_folder,
-    plan_of,
-    without_bad_gold,
-)
 from vistill.batch import Objective
-from vistill.config import Recipe, load_recipe
-from vistill.data.keys import num_steps
-from vistill.data.loading import LoadedData, load_both, load_source
+from vistill.config import load_recipe
+from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
-from vistill.errors import DataError, Preempted, VistillError
+from vistill.data.stored import identified
+from vistill.errors import DataError
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, check_pair, load_vlm
+from vistill.models.loading import VLM, load_vlm
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import proven
 from vistill.report.page import write_report
@@ -40,13 +26,19 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.runtime import quiet
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
-from vistill.training.checkpoint import TrainState, newest, weights_hash
-from vistill.training.loop import Plan, run
-from vistill.training.preparation import prepare_run
-from vistill.training.reading import Cast
+from vistill.training.build import build, findings_of, setup_of
+from vistill.training.checks.data import check_prompts, no_prompts
+from vistill.training.checks.models import choose_device, teacher_precision
+from vistill.training.handed_in import HandedInSettings, recipe_of, store
+from vistill.training.loop import run
+from vistill.training.recipe import Recipe
+from vistill.training.results import noting_failures, store_pictures, write_result
+from vistill.training.run_lock import lock_recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.training.setup import Given, Progress, RunSetup
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, see
+from vistill.views.settings import ViewSettings
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,10 @@ class TokenAdvantage:
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
     quiet()
-    vlm = with_kernels(proven(load_vlm(resolve_model(source), device=choose_device(device), **options)), "auto")
+    where = choose_device(device)
+    if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
+        options.setdefault("dtype", teacher_precision(where, "auto"))
+    vlm = with_kernels(proven(load_vlm(resolve_model(source), device=where, **options)), "auto")
     return vlm.freeze() if frozen else vlm
 
 
@@ -108,40 +103,86 @@ def train(
     progress: Progress = lambda record: None,
 ) -> Run:
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
-    made = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    folder = RunFolder(Path(made.run))
+    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    folder = RunFolder(Path(settings.run))
     folder.check_place()
     with folder.owned():
-        open_folder(folder, made, accept)
+        lock_recipe(folder, settings, accept)
         with noting_failures(folder):
-            plan = prepare_run(plan_of(made, folder, progress), folder)
-            return finish(folder, plan, run(plan, folder))
+            return carry_out(setup_of(settings, folder), progress)
 
 
-@contextmanager
-def noting_failures(folder: RunFolder) -> Iterator[None]:
-    """What ends a run stands in its folder: `error.json`, and where in the code it came from in `events.log`.
+def carry_out(setup: RunSetup, progress: Progress) -> Run:
+    """Build, train, write what a run leaves at its end: the same for every door."""
+    setup.progress = progress
+    plan = build(setup)
+    write_result(setup.folder, plan, run(plan, setup.folder))
+    finished = Run(setup.folder.path)
+    finished.report()
+    return finished
 
-    A folder that another process owns (S602) is left as it is.
+
+class DistillOptions(TypedDict, total=False):
+    """Optional keyword arguments of `distill`; each has the class defaults of the recipe."""
+
+    eval_prompts: Sequence[Prompt]
+    train: TrainSettings
+    rollout: RolloutSettings
+    save: SaveSettings
+    evaluation: EvalSettings
+    reward: RewardSettings
+    views: ViewSettings | ViewContext
+    data: DataSettings
+    seed: int
+    progress: Progress
+    profile: bool
+    accept: Sequence[str]
+
+
+def distill(
+    student: VLM,
+    teacher: VLM | None,
+    prompts: Sequence[Prompt],
+    objective: Objective,
+    out: str | Path,
+    **options: Unpack[DistillOptions],
+) -> Run:
+    """Distil with your own models and prompts: the same checks, loop, resume and run folder as a recipe.
+
+    The run folder keeps the prompts, the settings as `recipe.json`, and models that cannot be loaded again from where
+    they came from, so `vistill eval`, `replay` and `report` work on it.
+
+    Args:
+        student: learns, in place.
+        teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
+        prompts: training prompts.
+        objective: `OPD()`, `VAOPD(high_share=0.2)`, or any class in `vistill.METHODS`.
+        out: run folder; an unfinished run in it is resumed.
+        **options: see `DistillOptions`.
     """
-    (folder.path / "error.json").unlink(missing_ok=True)
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "code", "") != "S602":
-            with suppress(OSError):  # a full disk has its own message
-                note_failure(folder, error)
-        raise
+    check_prompts([*prompts, *options.get("eval_prompts", ())])
+    if not prompts:
+        raise no_prompts("the data set is empty")
+    held = identified(options.get("eval_prompts", ()))
+    given = Given(student, teacher.freeze() if teacher else None, identified(prompts), held)
+    names = {f.name for f in fields(HandedInSettings)}
+    settings: dict[str, Any] = {k: v for k, v in options.items() if k in names}
+    if isinstance(settings.get("views"), ViewContext):
+        settings["views"] = view_settings(settings["views"])
+    folder = RunFolder(Path(out))
+    folder.check_place()
+    with folder.owned():
+        recipe = recipe_of(folder.path, given, objective, HandedInSettings(**settings))
+        lock_recipe(folder, recipe, options.get("accept", ()))
+        with noting_failures(folder):
+            store(folder, recipe, given)
+            setup = setup_of(recipe, folder, given=given, objective=objective)
+            return carry_out(setup, options.get("progress", lambda record: None))
 
 
-def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Message for machines, bad rows where there are any, traceback for whoever mends the code."""
-    if isinstance(error, VistillError):
-        write_json(folder.path / "error.json", error.to_dict())
-    if isinstance(error, DataError) and error.bad_rows:
-        folder.write("quarantine.jsonl", "".join(to_json(row) + "\n" for row in error.bad_rows))
-    if not isinstance(error, Preempted):
-        folder.event("".join(traceback.format_exception(error)).rstrip())
+def view_settings(context: ViewContext) -> ViewSettings:
+    """The settings of a recipe behind the parameters of the views."""
+    return ViewSettings(context.pixel_share, context.mask_share, context.degrade, context.thought)  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
@@ -155,158 +196,58 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
     folder = RunFolder(Path(recipe.run))
     folder.check_place()
     with folder.owned():
-        open_folder(folder, recipe, ())
+        lock_recipe(folder, recipe, ())
         with noting_failures(folder):
-            return evaluated(recipe, folder, advantage_only)
+            return evaluated(setup_of(recipe, folder, "eval"), advantage_only)
 
 
-def evaluated(recipe: Recipe, folder: RunFolder, advantage_only: bool) -> Run:
+def evaluated(setup: RunSetup, advantage_only: bool) -> Run:
     """The evaluation itself."""
-    train_data, eval_data = load_both(recipe.data)
-    data = eval_data if eval_data.prompts else train_data
-    data = without_bad_gold(data, recipe)
-    cast = cast_of(recipe)
-    note_data(folder, LoadedData([], train_data.quarantined, []), replace(data, quarantined=[]))
-    if not eval_data.prompts and not advantage_only:
+    folder, settings = setup.folder, setup.evaluation
+    findings_of(setup)
+    if setup.evaluates_training_rows and not advantage_only:
         folder.event("no evaluation rows are named (data.eval, data.holdout): these are training rows")
-    if cast.teacher is None:
-        cast = replace(cast, teacher=cast.student)
-    settings = recipe.eval
+    cast = setup.cast if setup.cast.teacher is not None else replace(setup.cast, teacher=setup.cast.student)
+    answered = [p for p in setup.eval_prompts if p.answer is not None]
     if advantage_only:
-        settings = replace(settings, greedy=False, blind=False, reading=False, limit=recipe.eval.extra_limit)
-    prompts = [p if p.answer is not None else replace(p, answer="") for p in data.prompts]
-    result = judge(cast, prompts, settings, diagrams=data.diagrams)
-    folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
+        settings = replace(settings, greedy=False, blind=False, reading=False, limit=settings.extra_limit)
+    elif not answered:
+        raise no_answers(setup.eval_prompts)
+    judged = answered if answered and not advantage_only else [with_an_answer(p) for p in setup.eval_prompts]
+    result = judge(cast, judged, settings, diagrams=setup.diagrams)
+    judgeable = all(p.answer is not None for p in setup.eval_prompts)
+    summary = result.summary if judgeable or not advantage_only else without_accuracy(result.summary)
+    folder.write("evaluations.jsonl", to_json({"step": 0, **summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}
     folder.write("tokens/step-000000.json", to_json(items))
-    trained_on = not eval_data.prompts
-    write_json(
-        folder.path / "result.json", {"finished": True, "step": 0, "kind": "evaluation", "training_rows": trained_on}
+    facts = {"finished": True, "step": 0, "kind": "evaluation", "training_rows": setup.evaluates_training_rows}
+    facts |= {"model": cast.student.source, "without_answer": len(setup.eval_prompts) - len(answered)}
+    write_json(folder.path / "result.json", facts)
+    store_pictures(folder, judged[: settings.heatmaps], cast.view)
+    finished = Run(folder.path)
+    finished.report()
+    return finished
+
+
+def with_an_answer(prompt: Prompt) -> Prompt:
+    """The prompt with an empty answer where it has none: the tokens of its response are measured all the same."""
+    return prompt if prompt.answer is not None else replace(prompt, answer="")
+
+
+def without_accuracy(summary: Mapping[str, float]) -> dict[str, float]:
+    """A summary of rows that have no answer: nothing in it says right or wrong."""
+    return {name: value for name, value in summary.items() if not name.startswith("accuracy")}
+
+
+def no_answers(prompts: Sequence[Prompt]) -> DataError:
+    """D302 for an evaluation without a single gold answer."""
+    return DataError(
+        "D302",
+        f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
+        why="the column data.columns.answer is empty or missing in every row",
+        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place of vistill eval",
     )
-    store_pictures(folder, prompts[: settings.heatmaps], cast.view)
-    made = Run(folder.path)
-    made.report()
-    return made
-
-
-def finish(folder: RunFolder, plan: Plan, state: TrainState) -> Run:
-    """Name the chosen checkpoint, store the demo pictures, write the report."""
-    last = newest(folder)
-    best = folder.checkpoint(int(state.best["step"])) if state.best else None
-    chosen = best if best is not None and best.exists() else last
-    result = {
-        "finished": state.step >= plan.num_steps,
-        "step": state.step,
-        "best": state.best,
-        "checkpoint": chosen.name if chosen else None,
-        "weights_sha256": weights_hash(plan.cast.student),
-        "skipped_updates": state.skipped,
-    }
-    write_json(folder.path / "result.json", result)
-    store_pictures(folder, pictured_prompts(folder, plan), plan.cast.view)
-    made = Run(folder.path)
-    made.report()
-    return made
-
-
-def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
-    """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
-    logged = {
-        r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
-    }
-    answered = [p for p in plan.eval_prompts if p.answer is not None]
-    return [*answered[: plan.evaluation.heatmaps], *(p for p in plan.train_prompts if p.id in logged)]
-
-
-def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewContext) -> None:
-    """The pictures behind the heatmaps and their pixelated twins, so that the report needs nothing else."""
-    pictures = folder.path / "pictures"
-    pictures.mkdir(exist_ok=True)
-    index: dict[str, Any] = {}
-    for number, prompt in enumerate(p for p in prompts if p.images):
-        for view in (View.FULL, View.PIXELATED):
-            try:
-                image = see(prompt, view, context).images[0].load().convert("RGB")
-            except DataError as error:  # it was readable when it was needed; the page goes without
-                folder.event(f"no picture in the report: {error.what}")
-                break
-            image.thumbnail((320, 320))
-            image.save(pictures / f"{number:03d}-{view}.png")
-        else:
-            index[prompt.id] = {"file": f"{number:03d}", "question": prompt.text, "gold": prompt.answer}
-    write_json(pictures / "index.json", index)
-
-
-class DistillOptions(TypedDict, total=False):
-    """Optional keyword arguments of `distill`; each has the class defaults of the recipe."""
-
-    eval_prompts: Sequence[Prompt]
-    train: TrainSettings
-    rollout: RolloutSettings
-    save: SaveSettings
-    evaluation: EvalSettings
-    reward: RewardSettings
-    views: ViewContext
-    seed: int
-    progress: Progress
-    profile: bool
-
-
-def distill(
-    student: VLM,
-    teacher: VLM | None,
-    prompts: Sequence[Prompt],
-    objective: Objective,
-    out: str | Path,
-    **options: Unpack[DistillOptions],
-) -> Run:
-    """Distil with your own models and prompts; the same loop and resume as a recipe.
-
-    Args:
-        student: learns, in place.
-        teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
-        prompts: training prompts.
-        objective: `OPD()`, `VAOPD(high_share=0.2)`, or any class in `vistill.METHODS`.
-        out: run folder; an unfinished run in it is resumed.
-        **options: see `DistillOptions`.
-    """
-    check_prompts(prompts)
-    settings, rollout = options.get("train", TrainSettings()), options.get("rollout", RolloutSettings())
-    seed, folder = options.get("seed", 42), RunFolder(Path(out))
-    vocabulary = check_pair(student, teacher) if teacher is not None else student.vocabulary_size
-    steps = settings.steps or num_steps(len(prompts), settings.prompts_per_step, settings.epochs)
-    method = type(objective).__name__
-    identity: dict[str, Any] = {"method": method, method: repr(objective), "train": asdict(settings)}
-    identity |= {"rollout": asdict(rollout), "seed": seed, "run": str(out), "prompts": [p.id for p in prompts]}
-    views = options.get("views", view_of(student))
-    folder.check_place()
-    with folder.owned():
-        lock(folder, json.loads(to_json(identity)), ())
-        plan = Plan(
-            cast=Cast(student, teacher.freeze() if teacher else None, vocabulary, views),
-            objective=objective,
-            train_prompts=prompts,
-            eval_prompts=options.get("eval_prompts", ()),
-            train=settings,
-            rollout=rollout,
-            save=options.get("save", SaveSettings()),
-            evaluation=options.get("evaluation", EvalSettings()),
-            seed=seed,
-            num_steps=steps,
-            fingerprint=hashlib.sha256(to_json(identity).encode()).hexdigest()[:16],
-            progress=options.get("progress", lambda record: None),
-            reward=options.get("reward", RewardSettings()),
-            profile=options.get("profile", False),
-        )
-        with noting_failures(folder):
-            plan = prepare_run(plan, folder)
-            return finish(folder, plan, run(plan, folder))
-
-
-def view_of(student: VLM) -> ViewContext:
-    """The default parameters of the views, with the model's own patch size."""
-    return ViewContext(patch=int(student.family.image_grid()["patch"]))
 
 
 def load_prompts(source: str, **settings: Any) -> list[Prompt]:
@@ -322,17 +263,6 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
         columns = replace(columns, images=settings["images"])
     rest = {k: v for k, v in settings.items() if k not in names}
     return load_source(source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")).prompts
-
-
-def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """D102 for an empty list or for something that is no prompt."""
-    if not prompts or not all(isinstance(p, Prompt) for p in prompts):
-        what = "the data set is empty" if not prompts else "prompts must be vistill.Prompt objects"
-        raise DataError(
-            "D102",
-            what,
-            fix='vistill.load_prompts("data/train.jsonl", prompt="question"), or vistill.Prompt("id", ("text",))',
-        )
 
 
 @torch.no_grad()
@@ -358,7 +288,8 @@ def visual_advantage(
         log_probs = []
         for view in (View.FULL, View.PIXELATED):
             group = EncodedGroup(model.encode(see(prompt, view, context)), (ids,))
-            log_probs.append(score(model, [group], index, model.vocabulary_size, "log_prob").sampled())
+            with model.here():
+                log_probs.append(score(model, [group], index, model.vocabulary_size, "log_prob").sampled())
         values = advantage_of(*log_probs).tolist()
         out.append(TokenAdvantage(model.tokens(ids), values))
     return out

@@ -7,7 +7,6 @@ import re
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,69 +14,15 @@ from typing import Any
 import jsonschema
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, closest, suggest
-from vistill.evaluation.settings import EvalSettings
-from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.resuming import compare_recipes, flatten, key_class
 from vistill.strict_yaml import line_of, parse_text, set_dotted, split_override
-from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.views.settings import ViewSettings
+from vistill.training.recipe import Recipe
 
 __all__ = ["Recipe", "compare_recipes", "flatten", "key_class", "load_recipe", "load_stages"]
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """One model."""
-
-    model: str = ""
-    """Folder or hub id."""
-    revision: str | None = None
-    """Commit of a hub id."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A whole run. Same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
-
-    run: str
-    """Folder that everything is written into."""
-    student: ModelSettings
-    method: str
-    """sft, kd, opd, va_opd, vgs, visual_opsd, grpo, papo, ... (`vistill explain va_opd`)."""
-    version: int = 1
-    seed: int = 42
-    teacher: ModelSettings = field(default_factory=ModelSettings)
-    knobs: dict[str, Any] = field(default_factory=dict)
-    """The method's own knobs; in the file they stand under the method's name."""
-    data: DataSettings = field(default_factory=DataSettings)
-    rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    views: ViewSettings = field(default_factory=ViewSettings)
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    save: SaveSettings = field(default_factory=SaveSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    profile: bool = False
-    """Count what each phase is made of and print it beside the bare matrix products; the update stays the same."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, knobs under the method's name."""
-        plain = dataclasses.asdict(self)
-        plain[self.method] = plain.pop("knobs")
-        return plain
-
-    def fingerprint(self) -> str:
-        """Hash of everything that decides the update."""
-        import hashlib
-
-        kept = {k: v for k, v in flatten(self.to_dict()).items() if key_class(k) != "free"}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @cache

@@ -164,4 +164,4 @@ def lock_weights(patch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded before the mistake was named")
 
-    patch.setattr("vistill.assembly.load_weights", refuse)
+    patch.setattr("vistill.training.checks.models.load_weights", refuse)

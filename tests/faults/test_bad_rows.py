@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from bad_rows import KINDS, planted
 from PIL import Image
+from plans import prepare_run
 from training.test_loop import make_plan
 
 from vistill.data.keys import rows_of_step
@@ -19,7 +20,6 @@ from vistill.rollouts.hf import HFEngine
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
-from vistill.training.preparation import prepare_run
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.types import Finish, Rollout
 

@@ -89,12 +89,13 @@ def test_too_little_space_is_said_before_anything_is_written(chaos):
 
 
 def test_little_space_drops_older_checkpoints_first_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import Saved, TrainState, check_space, checkpoints, publish
+    from vistill.training.checkpoint import Saved, check_space, checkpoints, publish
     from vistill.training.optim import make_optimizer
+    from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
 
     folder, optimizer = RunFolder(tmp_path), make_optimizer(student.model, TrainSettings())
-    saved = lambda step: Saved(student, optimizer, TrainState(step=step))
+    saved = lambda step: Saved(student, optimizer, RunState(step=step))
     for step in (1, 2, 3):
         publish(folder, saved(step), "x", keep=3)
     monkeypatch.setattr(checkpoint, "free_space", lambda path: 10 if len(checkpoints(folder)) > 1 else 10**12)

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from vistill.errors import VistillError
 from vistill.experiments.chaos import Chaos
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import MANIFEST, newest, sweep
-from vistill.training.loop import run
-from vistill.training.preparation import prepare_run
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def recorded(folder):
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
-        run(prepare_run(replace(chaos.plan(), stop_after=6), place), place)
+        chaos.go(place, stop_after=6)
     return recorder.ops
 
 

@@ -14,8 +14,9 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import ConfigError, DataError, ModelError, StorageError
 from vistill.models.loading import load_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import MANIFEST, Saved, TrainState, newest, publish
+from vistill.training.checkpoint import MANIFEST, Saved, newest, publish
 from vistill.training.optim import make_optimizer
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 
 BASE = "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\ndata: {train: diagrams}\n"
@@ -201,7 +202,7 @@ def test_a_chat_template_cannot_reach_python(tiny_folder, tmp_path, marker):
 def run_folder(tmp_path, student):
     """A run folder with one checkpoint."""
     folder = RunFolder(tmp_path / "run")
-    publish(folder, Saved(student, make_optimizer(student.model, TrainSettings()), TrainState(step=1)), "x", keep=1)
+    publish(folder, Saved(student, make_optimizer(student.model, TrainSettings()), RunState(step=1)), "x", keep=1)
     return folder
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from bad_rows import planted
 from faults.test_bad_rows import Spoiling, one_picture_a_row, plan_on, spoil
+from plans import prepare_run, replay_of
 from training.test_loop import go, make_plan
 
 from vistill.data.keys import rows_of_step
@@ -21,10 +22,9 @@ from vistill.objectives import METHODS
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import measuring, preparation, step
+from vistill.training import build, measuring, step
 from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.loop import run
-from vistill.training.replay import replay
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.views import ViewContext
 
@@ -79,12 +79,12 @@ def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_add
     lines = lines_of(file)
     extra = [json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)]
     rewrite(file, [*extra, *lines[::-1]])
-    again = preparation.prepare_run(make(), folder)
+    again = prepare_run(make(), folder)
     assert [p.id for p in again.train_prompts] == [p.id for p in first.train_prompts]
     assert [p.id for p in again.eval_prompts] == [p.id for p in first.eval_prompts]
     rewrite(file, [line for line in lines if json.loads(line)["question"] != first.eval_prompts[0].text])
     with pytest.raises(DataError) as caught:
-        preparation.prepare_run(make(), folder)
+        prepare_run(make(), folder)
     assert caught.value.code == "D307"
     assert "{" not in caught.value.fix
 
@@ -94,7 +94,7 @@ def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, tea
     go(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
     (folder.path / "rows.json").unlink()
     with pytest.raises(StorageError) as caught:
-        preparation.prepare_run(plan_on(file, tokenizer, teacher)[0], folder)
+        prepare_run(plan_on(file, tokenizer, teacher)[0], folder)
     assert caught.value.code == "S604"
 
 
@@ -163,7 +163,7 @@ def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(tokenizer
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e6)
     go(make(), folder)
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e10)
-    assert replay(make(), folder, 7).same
+    assert replay_of(make(), folder, 7).same
 
 
 @pytest.mark.parametrize("mended", [True, False])
@@ -176,7 +176,7 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
     go(replace(plan, engine=Spoiling(plan.cast.student, 4, victim)), folder)
     if mended:
         victim.images[0].path.write_bytes(whole)
-    assert replay(make(), folder, 6).same
+    assert replay_of(make(), folder, 6).same
 
 
 def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher, tmp_path):
@@ -210,16 +210,16 @@ def test_memory_that_runs_out_where_nothing_can_be_halved_has_its_code_too(
 
 
 def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(tokenizer, teacher, tmp_path, monkeypatch):
-    honest = preparation.prepared
+    honest = build.run_checks
 
     def slow(*arguments):
-        made = honest(*arguments)
+        findings = honest(*arguments)
         signal.raise_signal(signal.SIGTERM)
-        return made
+        return findings
 
-    monkeypatch.setattr(preparation, "prepared", slow)
+    monkeypatch.setattr(build, "run_checks", slow)
     with pytest.raises(Preempted):
-        preparation.prepare_run(make_plan(tokenizer, teacher), RunFolder(tmp_path))
+        prepare_run(make_plan(tokenizer, teacher), RunFolder(tmp_path))
 
 
 @pytest.mark.slow

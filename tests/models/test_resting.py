@@ -8,9 +8,9 @@ import torch
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
-from vistill.training.checkpoint import TrainState
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step import Update, train_step
 from vistill.training.writing import Desk
@@ -70,7 +70,7 @@ def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer
             seed=0,
             num_steps=4,
         )
-        metrics = train_step(update, prompts[:2], TrainState()).metrics
+        metrics = train_step(update, prompts[:2], RunState()).metrics
         found.append((metrics, torch.cat([p.detach().flatten() for p in own.model.parameters()])))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
@@ -99,7 +99,7 @@ def test_it_comes_once_a_step_for_all_its_readings_and_is_away_while_the_student
         num_steps=4,
     )
     watched = replace(update, desk=replace(update.desk, objective=watching(objective, resting, seen)))
-    train_step(watched, prompts[:2], TrainState())
+    train_step(watched, prompts[:2], RunState())
     assert arrivals == [0]
     assert {depth for what, depth in seen if what == "writing"} == {0}
     assert {depth for what, depth in seen if what == "learning"} == {0}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import build
 from PIL import Image
+from plans import prepare_run
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import CATALOGUE, ModelError
@@ -22,7 +23,6 @@ from vistill.training import canary, reading
 from vistill.training.canary import weak
 from vistill.training.loop import Plan, run
 from vistill.training.optim import make_optimizer
-from vistill.training.preparation import prepare_run
 from vistill.training.reading import Cast
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.step import Update

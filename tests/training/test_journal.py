@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plans import replay_of
 from training.test_loop import TRAIN, go, make_plan, trace
 
 from vistill.data.diagrams import diagram_prompts
@@ -17,7 +18,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import Journal
-from vistill.training.replay import replay, told
+from vistill.training.replay import told
 from vistill.training.settings import SaveSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -141,7 +142,7 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     last = plan_steps(folder)
     for step, start in ((1, 0), (7, 4), (last, (last - 1) // 4 * 4)):
-        made = replay(make(), folder, step)
+        made = replay_of(make(), folder, step)
         assert made.same
         assert made.start == start
         assert sorted(made.compared) == list(range(start + 1, step + 1))
@@ -157,7 +158,7 @@ def test_a_log_that_was_changed_and_a_weight_that_was_changed_are_found(tokenize
     record = json.loads(lines[5])
     record["loss"] *= 1 + 1e-7
     folder.metrics.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
-    made = replay(make(), folder, 7)
+    made = replay_of(make(), folder, 7)
     assert {step: list(differ) for step, differ in made.differences.items() if differ} == {6: ["loss"]}
     assert "step 6 is the first that differs" in told(made, 7)
 
@@ -167,7 +168,7 @@ def test_without_its_journal_a_step_is_recomputed_from_fresh_responses(tokenizer
     make = lambda: make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
     go(make(), folder)
     shutil.rmtree(folder.journal)
-    made = replay(make(), folder, 6)
+    made = replay_of(make(), folder, 6)
     assert made.same
     assert made.from_journal == []
 
@@ -176,7 +177,7 @@ def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tm
     folder = RunFolder(tmp_path / "run")
     go(make_plan(tokenizer, teacher, stop_after=2), folder)
     with pytest.raises(StorageError) as caught:
-        replay(make_plan(tokenizer, teacher), folder, 3)
+        replay_of(make_plan(tokenizer, teacher), folder, 3)
     assert caught.value.code == "S605"
     assert "--step 2" in caught.value.fix
 

@@ -11,9 +11,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import build
+from plans import prepare_run
 
 from vistill.batch import ScoredBatch, reduce_terms
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
+from vistill.data.stored import identified
 from vistill.errors import NonFiniteError, Preempted, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.faults import VARIABLE, forget_visits
@@ -26,7 +28,6 @@ from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import checkpoints, newest, retain, weights_hash
 from vistill.training.loop import Plan, best_of, log_step, run
 from vistill.training.optim import lr_factor
-from vistill.training.preparation import prepare_run
 from vistill.training.reading import (
     Cast,
     lay_out,
@@ -42,7 +43,7 @@ from vistill.types import Pass, Reader, RolloutGroup, View
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
-TRAIN = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
+TRAIN = identified(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
 EVAL = diagram_prompts("val", 3, 0)
 
 
@@ -111,7 +112,10 @@ def teach_answers(folder, teacher):
     for number, prompt in enumerate(TRAIN):
         texts = [f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}." for i in range(2)]
         ids = [list(teacher.response_ids(text)) for text in texts]
-        folder.log(folder.path / "teacher_responses.jsonl", {"prompt": prompt.id, "ids": ids, "finish": ["stop"] * 2})
+        folder.log(
+            folder.path / "teacher_responses.jsonl",
+            {"prompt": prompt.id, "content": prompt.content, "ids": ids, "finish": ["stop"] * 2},
+        )
 
 
 @pytest.mark.parametrize("step", range(1, 9))

@@ -8,8 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import build
+from plans import prepare_run
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
+from vistill.data.stored import identified
 from vistill.errors import ConfigError, DataError, ModelError, Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS, OPD, SFT
@@ -18,16 +20,16 @@ from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.companions import check_reference, copy_of, follow, with_companions
 from vistill.training.loop import Plan, run
-from vistill.training.preparation import prepare_run
 from vistill.training.reading import Cast
 from vistill.training.rewards import Rewards
+from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.written import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
-TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
+TOLD = identified(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
 PLAIN = diagram_prompts("train", 6, 0)
 
 
@@ -216,7 +218,10 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
     for number, p in enumerate(TOLD):
         right = [True, True] if number == 0 else [False, number % 2 == 0]
         ids = [list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}")) for i, ok in enumerate(right)]
-        folder.log(tmp_path / "teacher_responses.jsonl", {"prompt": p.id, "ids": ids, "finish": ["stop"] * 2})
+        folder.log(
+            tmp_path / "teacher_responses.jsonl",
+            {"prompt": p.id, "content": p.content, "ids": ids, "finish": ["stop"] * 2},
+        )
     plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
     assert [p.id for p in plan.train_prompts] == [TOLD[i].id for i in (0, 2, 4)]
     assert "left out 3 of 6 rows" in (tmp_path / "events.log").read_text()
@@ -249,9 +254,9 @@ def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokeni
 def test_the_reference_stays_and_another_one_on_resume_is_refused(tokenizer):
     student = build(tokenizer, 0)
     cast = with_companions(Cast(student, None, student.vocabulary_size), METHODS["grpo"]())
-    state = {}
+    state = RunState()
     check_reference(cast, state)
-    assert state["reference_sha256"] == weights_hash(student)
+    assert state.reference_sha256 == weights_hash(student)
     check_reference(cast, state)
     other = build(tokenizer, 3)
     with pytest.raises(ConfigError) as caught:
@@ -319,15 +324,15 @@ def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokeniz
 
 
 def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
-    from vistill.assembly import check_prompt_lengths
+    from vistill.training.checks.models import refuse_long, too_long
     from vistill.types import View
 
     student = build(tokenizer, 0)
     cast = Cast(student, None, student.vocabulary_size)
     plain = max(len(cast.encode(p, View.FULL).ids) for p in TOLD)
-    check_prompt_lengths(cast, TOLD, plain + 10)
+    assert too_long(student, cast.view, TOLD, plain + 10) == []
     with pytest.raises(DataError) as caught:
-        check_prompt_lengths(cast, TOLD, plain + 10, View.PRIVILEGED)
+        refuse_long(too_long(student, cast.view, TOLD, plain + 10, View.PRIVILEGED), plain + 10)
     assert caught.value.code == "D203"
 
 

@@ -12,6 +12,7 @@ from vistill.data.keys import keyed_seed
 from vistill.data.rows import RowReader
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, rows_of
+from vistill.data.stored import PREFIX, read_prompts
 from vistill.errors import ConfigError, DataError
 from vistill.types import Prompt
 
@@ -52,10 +53,12 @@ def load_both(settings: DataSettings) -> tuple[LoadedData, LoadedData]:
 
 
 def load_source(source: str, settings: DataSettings, split: Literal["train", "test"], limit: int | None) -> LoadedData:
-    """Diagrams, a file, or a hub data set."""
+    """Diagrams, prompts of an earlier run, a file, or a hub data set."""
     if source == "diagrams":
         count = settings.diagrams.train if split == "train" else settings.diagrams.eval
         return procedural(settings, split, count)
+    if source.startswith(PREFIX):
+        return LoadedData(read_prompts(source), [], [])
     return load_rows(source, settings, limit)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vistill.data.diagrams import Diagram
+from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, read_tokens, summarise_tokens
 from vistill.evaluation.answering import Answered, Answering, accuracy_by_question
@@ -86,23 +87,29 @@ def evaluate(
     settings: EvalSettings,
     poll: Callable[[], None] = lambda: None,
     diagrams: Sequence[Diagram] = (),
+    selection: int | None = None,
 ) -> EvalResult:
     """Judge the student on the rows that have an answer.
 
     Args:
         cast: student and teacher.
-        prompts: the evaluation rows; `settings.limit` of them are used.
+        prompts: the evaluation rows; `settings.limit` of them are used, chosen by a key, always the same ones.
         settings: protocol.
         poll: called often, so that a signal is honoured.
         diagrams: the procedural items behind the prompts, where counterfactual twins can be drawn.
+        selection: so many rows choose between checkpoints: the same rows and samples in every evaluation of a run.
     """
-    rows = [p for p in prompts if p.answer is not None][: settings.limit]
-    fewer = rows[: settings.extra_limit]
+    answered = [p for p in prompts if p.answer is not None]
+    rows = chosen_rows(answered, settings.limit, settings.seed)
+    fewer = chosen_rows(rows, settings.extra_limit, settings.seed)
     with MathJudge() as math:
         answering = Answering(cast.student, settings, math, cast.view, poll)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
         summary = accuracy_summary(sampled, settings)
+        if selection is not None:
+            fixed = {p.id for p in chosen_rows(rows, selection, settings.seed)}
+            summary |= selection_summary([a for a in sampled if a.prompt.id in fixed])
         if settings.greedy:
             greedy = answering.answer(fewer, View.FULL, "greedy")
             samples += greedy
@@ -127,6 +134,32 @@ def evaluate(
             tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)
     return EvalResult(summary, samples, tokens, settings)
+
+
+def chosen_rows(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """So many prompts in the order of a key of their own, put back in their order: fewer are a part of more.
+
+    A benchmark's file is often sorted by kind, so its first rows are no fair sample of it.
+    """
+    if count is None or count >= len(prompts):
+        return list(prompts)
+    order = sorted(prompts, key=lambda p: (keyed_seed("evaluation rows", seed, p.id), p.id))
+    taken = {p.id for p in order[:count]}
+    return [p for p in prompts if p.id in taken]
+
+
+def selection_size(settings: EvalSettings) -> int | None:
+    """Rows that choose between checkpoints: as many as the smaller of the evaluations during the run and at its end."""
+    limits = [n for n in (settings.limit, settings.final_limit) if n is not None]
+    return min(limits) if limits else None
+
+
+def selection_summary(sampled: Sequence[Answered]) -> dict[str, float]:
+    """Accuracy on the fixed rows."""
+    by_question = accuracy_by_question(sampled)
+    if not by_question:
+        return {}
+    return {"selection/accuracy": mean(by_question), "selection/rows": float(len(by_question))}
 
 
 def accuracy_summary(sampled: Sequence[Answered], settings: EvalSettings) -> dict[str, float]:

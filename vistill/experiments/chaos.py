@@ -27,11 +27,12 @@ from vistill.objectives import METHODS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import quiet, use_one_thread
+from vistill.training.build import build, setup_of
 from vistill.training.checkpoint import newest
-from vistill.training.loop import Plan, run
-from vistill.training.preparation import prepare_run
-from vistill.training.reading import Cast
+from vistill.training.loop import run
+from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+from vistill.training.setup import Given, RunSetup
 
 STEPS, PROMPTS = 9, 6
 #: Points inside a save, where a quarter of the kills happen.
@@ -88,22 +89,27 @@ class Chaos:
         assert code == 0, f"the undisturbed run of {method} failed: {(folder / 'console.log').read_text()[-2000:]}"
         self.expected = self.fingerprint(reference)
 
-    def plan(self) -> Plan:
+    def setup(self, folder: RunFolder, stop_after: int | None = None) -> RunSetup:
         """A run of a few seconds: three epochs, evaluations, checkpoints every second step."""
         student, teacher = build_tiny(SIZE, self.tokenizer, 0), build_tiny(SIZE, self.tokenizer, 1).freeze()
-        return Plan(
-            cast=Cast(student, teacher, student.vocabulary_size),
-            objective=METHODS[self.method](**({"gate": False} if self.method == "visual_opsd" else {})),
-            train_prompts=self.prompts,
-            eval_prompts=self.held,
-            train=TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
+        objective = METHODS[self.method](**({"gate": False} if self.method == "visual_opsd" else {}))
+        recipe = Recipe(
+            run=str(folder.path),
+            student=ModelSettings("built here"),
+            teacher=ModelSettings("built here"),
+            method=self.method,
+            seed=5,
+            train=TrainSettings(prompts_per_step=2, steps=STEPS, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
             rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=6, all_truncated="go_on"),
             save=SaveSettings(every=2, keep=1),
-            evaluation=EvalSettings(every=4, limit=2, max_new_tokens=6, blind=False, greedy=False),
-            seed=5,
-            num_steps=STEPS,
-            fingerprint="chaos",
+            eval=EvalSettings(every=4, limit=2, max_new_tokens=6, blind=False, greedy=False),
         )
+        given = Given(student, teacher, self.prompts, self.held, stop_after=stop_after)
+        return setup_of(recipe, folder, given=given, objective=objective)
+
+    def go(self, folder: RunFolder, stop_after: int | None = None) -> None:
+        """Train into a folder, from wherever it is."""
+        run(build(self.setup(folder, stop_after)), folder)
 
     def forked(self, folder: Path, fault: str = "", before: Callable[[], None] = lambda: None) -> "Child":
         """A child that trains into a folder."""
@@ -113,8 +119,7 @@ class Chaos:
             if fault:
                 os.environ[VARIABLE] = fault
             before()
-            plan, place = self.plan(), RunFolder(folder)
-            run(prepare_run(plan, place), place)
+            self.go(RunFolder(folder))
 
         return Child(work, self.folder / "console.log")
 

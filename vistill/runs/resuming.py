@@ -57,9 +57,22 @@ def unused(run: str) -> str:
     return next(f"{run}-{number}" for number in itertools.count(2) if not Path(f"{run}-{number}").exists())
 
 
-def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str] = ()) -> list[str]:
-    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted."""
-    before, after = (json.loads(json.dumps(flatten(tree), default=str)) for tree in (old, new))
+def compare_recipes(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    accept: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted.
+
+    Args:
+        old: recipe of the first start.
+        new: recipe of this start.
+        accept: changed schedule keys that are wanted.
+        defaults: values of keys that a recipe does not name, because the version that wrote it did not know them.
+    """
+    plain = lambda tree: json.loads(json.dumps(flatten(tree), default=str))
+    before, after = ({**plain(defaults or {}), **plain(tree)} for tree in (old, new))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and key_class(k) != "free"]
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:

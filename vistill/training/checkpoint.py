@@ -1,13 +1,11 @@
 """Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
 
-import dataclasses
 import json
 import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,32 +24,12 @@ from vistill.runs.storage import (
     write_json,
 )
 from vistill.training.journal import Journal
+from vistill.training.run_state import RunState, state_from_dict
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 #: Free space a save asks for, beside the size of a checkpoint.
 SPACE_FACTOR = 1.2
-
-
-@dataclass
-class TrainState:
-    """What a checkpoint carries beside weights and optimizer. The data order needs nothing but the step."""
-
-    step: int = 0
-    best: dict[str, float] | None = None
-    """Step and value of the best validation result."""
-    skipped: int = 0
-    """Updates skipped because they were not finite."""
-    gone: dict[str, str] = field(default_factory=dict)
-    """Rows that are replaced from here on: id and code of the reason."""
-    ladder: dict[str, int] = field(default_factory=dict)
-    """How often each phase was halved because memory did not hold it."""
-    method: dict[str, Any] = field(default_factory=dict)
-    """State of the method."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `state.json`."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -60,7 +38,7 @@ class Saved:
 
     student: VLM
     optimizer: torch.optim.Optimizer
-    state: TrainState
+    state: RunState
     extra: Mapping[str, VLM] = field(default_factory=dict)
     """Further models: EMA teacher, adapters."""
 
@@ -240,14 +218,14 @@ def newest(folder: RunFolder) -> Path | None:
 
 def restore(
     path: Path, student: VLM, optimizer: torch.optim.Optimizer, extra: Mapping[str, VLM] | None = None
-) -> TrainState:
+) -> RunState:
     """Load weights, moments, noise state and counters of a verified checkpoint, further models by name."""
     for name, vlm in {"student": student, **(extra or {})}.items():
         restore_weights(path / name, vlm)
     restore_optimizer(student.model, optimizer, load_file(path / "optimizer.safetensors"))
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return TrainState(**raw)
+    return state_from_dict(raw)
 
 
 def restore_weights(folder: Path, vlm: VLM) -> None:

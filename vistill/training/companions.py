@@ -11,6 +11,7 @@ from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.training.checkpoint import weights_hash
 from vistill.training.reading import Cast
+from vistill.training.run_state import RunState
 from vistill.types import Reader
 
 COMPANIONS = (Reader.EMA, Reader.REFERENCE)
@@ -44,12 +45,13 @@ def follow(cast: Cast, rate: float) -> None:
         slow.lerp_(fast.detach().to(slow.dtype), rate)
 
 
-def check_reference(cast: Cast, state: dict[str, object]) -> None:
+def check_reference(cast: Cast, state: RunState) -> None:
     """The reference must be the weights the run began with, on every resume (C202)."""
     if Reader.REFERENCE not in cast.companions:
         return
     found = weights_hash(cast.companions[Reader.REFERENCE])
-    if state.setdefault("reference_sha256", found) != found:
+    state.reference_sha256 = state.reference_sha256 or found
+    if state.reference_sha256 != found:
         raise ConfigError(
             "C202",
             "the student is not the one this run began with",

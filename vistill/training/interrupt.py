@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from vistill.errors import Preempted
+
 
 class Interrupted(BaseException):
     """Raised where the flag is polled. Not an Exception, so that nothing swallows it."""
@@ -60,3 +62,18 @@ def leaving_at_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def preempted(stop: Interrupted, step: int | None) -> Preempted:
+    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; before the first step there is no step to name."""
+    where = (
+        "before the first step; what was written is kept" if step is None else f"after step {step}; checkpoint saved"
+    )
+    error = Preempted(
+        "P075",
+        f"stopped by {stop} {where}",
+        fix="run the same command again to continue",
+    )
+    if stop.number == signal.SIGINT:
+        error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
+    return error

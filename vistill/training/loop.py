@@ -1,8 +1,7 @@
 """The loop: pick prompts, step, log, evaluate, save; resume by itself."""
 
-import signal
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +10,29 @@ import torch
 from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError, NonFiniteError, Preempted, RolloutError
-from vistill.evaluation.runner import evaluate
+from vistill.errors import DataError, NonFiniteError, RolloutError
+from vistill.evaluation.runner import evaluate, selection_size
 from vistill.faults import fault
-from vistill.models.loading import check_pair
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary import SAMPLES, weak
-from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
+from vistill.training.checkpoint import Saved, newest, publish, restore, sweep
+from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
-from vistill.training.interrupt import Interrupt, Interrupted
+from vistill.training.interrupt import Interrupt, Interrupted, preempted
 from vistill.training.journal import Journal
 from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import precision_of
 from vistill.training.rewards import Rewards
+from vistill.training.rollout_health import rollout_warnings
 from vistill.training.rollout_log import rollout_records
 from vistill.training.roster import bearable, missing_now, partners_of, present, set_aside, to_blame
+from vistill.training.run_lock import TRAINED_HERE
+from vistill.training.run_state import RunState
 from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, Update, train_step
 from vistill.training.watching import examine
@@ -41,49 +43,29 @@ from vistill.types import Prompt, Writer
 MAX_NON_FINITE = 3
 #: Share of all updates that may be.
 MAX_SKIPPED_SHARE = 0.01
-#: Share of cut-off responses that is worth a word, and steps in a row with nothing else that stop a run.
-MUCH_TRUNCATED, MAX_ALL_TRUNCATED = 0.2, 3
 
 
-def run(plan: Plan, folder: RunFolder) -> TrainState:
+def run(plan: Plan, folder: RunFolder) -> RunState:
     """Train to the end, or from wherever the folder's newest valid checkpoint is.
 
     Raises:
         Preempted: a signal arrived; a checkpoint of the last whole step is saved.
         NonFiniteError: several updates in a row were not finite.
     """
-    if plan.cast.teacher is not None:
-        check_pair(plan.cast.student, plan.cast.teacher)
-    if plan.train.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
     interrupt, clock = Interrupt(), clock_of(plan)
-    plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
-    freeze_parts(plan.cast.student.model, plan.train.freeze)
-    optimizer = make_optimizer(plan.cast.student.model, plan.train)
-    with folder.owned(), interrupt.listening(), rewards_of(plan) as rewards:
+    plan, optimizer = trainable(plan)
+    TRAINED_HERE[plan.cast.student.model] = str(folder.path.resolve())
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(plan.train.deterministic))
+        stack.enter_context(folder.owned())
+        stack.enter_context(interrupt.listening())
+        rewards = stack.enter_context(rewards_of(plan))
         state = start(plan, folder, optimizer)
-        check_reference(plan.cast, state.method)
+        check_reference(plan.cast, state)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         update = without(plan, update_of(plan, folder, saved, rewards, interrupt, clock), state.gone)
         try:
-            with clock.aside("canary"):
-                update, _ = sing(plan, folder, update, state)
-            if owes_evaluation(plan, folder, state.step):
-                update = judge(plan, folder, saved, update, clock)
-            while state.step < plan.num_steps:
-                update, result = next_step(plan, folder, update, state)
-                state.step += 1
-                state.method["memory"] = result.memory
-                count_non_finite(plan, folder, state, result)
-                log_step(plan, folder, state, result, clock)
-                heed_rollouts(plan, folder, state, result)
-                if is_due(state.step, plan.evaluation.every, plan.num_steps):
-                    update = judge(plan, folder, saved, update, clock)
-                if is_due(state.step, plan.save.every, plan.num_steps):
-                    with clock.aside("save"):
-                        publish(folder, saved, plan.fingerprint, plan.save.keep)
-                if state.step == plan.stop_after:
-                    break
+            train(plan, folder, saved, update, clock)
         except Interrupted as stop:
             publish(folder, saved, plan.fingerprint, plan.save.keep)
             folder.event(f"stopped by {stop} after step {state.step}")
@@ -92,6 +74,58 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
             if isinstance(clock, Profile):
                 write_json(folder.path / "profile.json", {"rate": clock.rate, "beside": clock.beside})
     return state
+
+
+def train(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
+    """The loop: canary, then step, log, evaluate, save until the last step."""
+    state = saved.state
+    with clock.aside("canary"):
+        update, _ = run_canary(plan, folder, update, state)
+    if owes_evaluation(plan, folder, state.step):
+        update = judge(plan, folder, saved, update, clock)
+    while state.step < plan.num_steps:
+        update, result = next_step(plan, folder, update, state)
+        state.step += 1
+        state.memory = result.memory
+        count_non_finite(plan, folder, state, result)
+        log_step(plan, folder, state, result, clock)
+        for warning in rollout_warnings(plan.rollout, state, result, str(folder.path)):
+            tell(plan, folder, warning, f"step {state.step}: ")
+        if is_due(state.step, plan.evaluation.every, plan.num_steps):
+            update = judge(plan, folder, saved, update, clock)
+        if is_due(state.step, plan.save.every, plan.num_steps):
+            with clock.aside("save"):
+                publish(folder, saved, plan.fingerprint, plan.save.keep)
+        if state.step == plan.stop_after:
+            return
+
+
+def trainable(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
+    """The plan with the copies of the student that its method reads, parts frozen, and the optimizer of the rest."""
+    plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
+    freeze_parts(plan.cast.student.model, plan.train.freeze)
+    return plan, make_optimizer(plan.cast.student.model, plan.train)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic kernels inside; afterwards the caller's process is as it was."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if wanted:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def tell(plan: Plan, folder: RunFolder, text: str, prefix: str = "") -> None:
+    """A line for people: in the event log, and wherever progress is shown."""
+    folder.event(f"{prefix}{text}")
+    plan.progress({"event": text})
 
 
 def clock_of(plan: Plan) -> Clock:
@@ -115,8 +149,7 @@ def update_of(
     """What stays the same from step to step."""
 
     def say(text: str) -> None:
-        folder.event(f"step {saved.state.step + 1}: {text}")
-        plan.progress({"event": text})
+        tell(plan, folder, text, f"step {saved.state.step + 1}: ")
 
     engine = plan.engine or make_engine(plan.cast.student, plan.rollout, interrupt.poll)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
@@ -144,7 +177,7 @@ def prompts_of_step(plan: Plan, step: int, gone: Collection[str] = ()) -> tuple[
     return [plan.train_prompts[i] for i in picks], [(step * per_step + i) // num for i in range(per_step)]
 
 
-def next_step(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tuple[Update, StepResult]:
+def next_step(plan: Plan, folder: RunFolder, update: Update, state: RunState) -> tuple[Update, StepResult]:
     """One step; a row that goes bad in it is replaced and the step, thrown away before its update, done again."""
     while True:
         prompts, epochs = prompts_of_step(plan, state.step, state.gone)
@@ -163,7 +196,7 @@ def set_aside_or_raise(
     plan: Plan,
     folder: RunFolder,
     update: Update,
-    state: TrainState,
+    state: RunState,
     error: DataError | RolloutError,
     prompts: Sequence[Prompt],
 ) -> Update:
@@ -182,14 +215,14 @@ def without(plan: Plan, update: Update, gone: Collection[str]) -> Update:
     return replace(update, cast=replace(update.cast, partners=partners_of(present(plan.train_prompts, gone))))
 
 
-def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> TrainState:
+def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> RunState:
     """A fresh state, or the newest valid checkpoint's; later log lines are cut."""
     sweep(folder)
     found = newest(folder)
     if found is None:
         folder.cut_after(-1)
         Journal(folder.journal, plan.fingerprint).forget_all()  # who wrote it cannot be known to be this student
-        state = TrainState()
+        state = RunState()
         set_aside(plan, folder, state.gone, missing_now(plan), 1)
         return state
     state = restore(found, plan.cast.student, optimizer, stored(plan.cast))
@@ -197,8 +230,7 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Tr
     Journal(folder.journal, plan.fingerprint).forget_other_futures(state.step)
     set_aside(plan, folder, state.gone, missing_now(plan), state.step + 1)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
-    folder.event(f"resumed from {found.name}")
-    plan.progress({"event": f"resumed from {found.name}"})
+    tell(plan, folder, f"resumed from {found.name}")
     return state
 
 
@@ -209,12 +241,27 @@ def owes_evaluation(plan: Plan, folder: RunFolder, step: int) -> bool:
 
 
 def best_of(evaluations: Sequence[dict[str, Any]], save: SaveSettings) -> dict[str, float] | None:
-    """Step and value of the best evaluation after step 0; the earliest wins ties."""
-    judged = [r for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None]
-    if save.keep_best == "none" or not judged:
+    """Step, value and rows of the best evaluation after step 0, on one fixed set of rows; the latest wins ties.
+
+    Evaluations of other rows cannot be compared: where a log has no fixed set (earlier versions), those are left out
+    that judged other rows than the last one.
+    """
+    if save.keep_best == "none":
         return None
-    best = max(judged, key=lambda r: (r["accuracy"], -r["step"]))
-    return {"step": best["step"], "value": best["accuracy"]}
+    judged = [selection_of(r) for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None]
+    if not judged:
+        return None
+    same = [r for r in judged if (r["fixed"], r["rows"]) == (judged[-1]["fixed"], judged[-1]["rows"])]
+    best = max(same, key=lambda r: (r["value"], r["step"]))
+    return {name: best[name] for name in ("step", "value", "rows")}
+
+
+def selection_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What checkpoints are chosen by, of one evaluation."""
+    fixed = "selection/accuracy" in record
+    value = record["selection/accuracy"] if fixed else record["accuracy"]
+    rows = record["selection/rows"] if fixed else record.get("rows")
+    return {"step": record["step"], "value": value, "rows": rows, "fixed": fixed}
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -222,7 +269,7 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult, clock: Clock) -> None:
+def log_step(plan: Plan, folder: RunFolder, state: RunState, result: StepResult, clock: Clock) -> None:
     """Reproducible values to `metrics.jsonl`, seconds to `timing.jsonl`, now and then the rollouts."""
     fault("log.before_metrics")
     folder.log(folder.metrics, {"step": state.step, **result.metrics})
@@ -242,18 +289,18 @@ def log_step(plan: Plan, folder: RunFolder, state: TrainState, result: StepResul
     plan.progress({"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": sum(seconds.values())})
 
 
-def count_non_finite(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult) -> None:
+def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
     """Count skipped updates, write down what they were made of; several in a row, or too many, stop the run (N701)."""
     if result.finite:
-        state.method.pop("non_finite_in_a_row", None)
+        state.non_finite_in_a_row = 0
         return
     state.skipped += 1
-    state.method["non_finite_in_a_row"] = state.method.get("non_finite_in_a_row", 0) + 1
+    state.non_finite_in_a_row += 1
     place = f"nonfinite/step-{state.step:06d}"
     folder.write(f"{place}/rollouts.jsonl", rollout_records(plan.cast.student, result.groups, result.signals))
     folder.write(f"{place}/metrics.json", to_json({"step": state.step, **result.metrics}, indent=2))
     folder.event(f"step {state.step} skipped: its loss or gradient is not finite; see {place}")
-    several = state.method["non_finite_in_a_row"] >= MAX_NON_FINITE
+    several = state.non_finite_in_a_row >= MAX_NON_FINITE
     if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
         what = f"{MAX_NON_FINITE} updates in a row" if several else f"{state.skipped} of {state.step} updates"
         raise NonFiniteError(
@@ -266,38 +313,8 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: TrainState, result: S
         )
 
 
-def heed_rollouts(plan: Plan, folder: RunFolder, state: TrainState, result: StepResult) -> None:
-    """Say where responses teach little: cut off, or all siblings the same. Stop where none ever ends (R401)."""
-    cut = result.metrics["rollout/truncated_share"]
-    several = [g for g in result.groups if len(g.rollouts) > 1]
-    same = bool(several) and all(len({r.ids for r in g.rollouts}) == 1 for g in several)
-    before = state.method.pop("all_truncated", 0)
-    row = before + 1 if cut == 1.0 else 0
-    state.method |= {"all_truncated": row} if row else {}
-    warnings = {
-        "truncated": f"{cut:.0%} of the responses were cut off: rollout.max_new_tokens={plan.rollout.max_new_tokens}",
-        "identical": "all siblings of every prompt are the same: what compares them has nothing to compare",
-        "blind": "no token of this step has visual advantage: the picture raises nothing the teacher says",
-    }
-    blind = result.metrics.get("va/zero_share") == 1.0
-    for name, holds in (("truncated", cut >= MUCH_TRUNCATED), ("identical", same), ("blind", blind)):
-        if holds and name not in state.method.setdefault("warned", []):
-            state.method["warned"].append(name)
-            folder.event(f"step {state.step}: {warnings[name]}")
-            plan.progress({"event": warnings[name]})
-    if row >= MAX_ALL_TRUNCATED and plan.rollout.all_truncated == "stop":
-        raise RolloutError(
-            "R401",
-            f"every response of {row} steps in a row was cut off at the length limit",
-            where=f"step {state.step}",
-            why="the student never ends a response by itself; what it would say at the end is never learnt",
-            fix=f"rollout.max_new_tokens={2 * plan.rollout.max_new_tokens} run={folder.path}-2",
-            note="short responses on purpose: rollout.all_truncated=go_on",
-        )
-
-
-def sing(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tuple[Update, dict[str, float]]:
-    """The canary: everybody sees the picture, or the run stops here (V802 to V816); hardly seeing is said."""
+def run_canary(plan: Plan, folder: RunFolder, update: Update, state: RunState) -> tuple[Update, dict[str, float]]:
+    """Stop the run if a reader ignores the image (V802 to V816); warn where one hardly uses it."""
     while True:
         prompts = present(plan.train_prompts, state.gone)
         try:
@@ -307,8 +324,7 @@ def sing(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tu
             looked_at = [p for p in prompts if p.images][:SAMPLES]
             update = set_aside_or_raise(plan, folder, update, state, error, looked_at)
     for warning in weak(facts):
-        folder.event(f"canary: {warning}")
-        plan.progress({"event": f"canary: {warning}"})
+        tell(plan, folder, f"canary: {warning}")
     return update, facts
 
 
@@ -329,10 +345,11 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
             replace(settings, rows_per_call=rows(times)) if times else settings,
             update.poll,
             plan.diagrams if at_end else (),
+            selection_size(plan.evaluation),
         )
         result = update.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):
-        update, facts = sing(plan, folder, update, saved.state)
+        update, facts = run_canary(plan, folder, update, saved.state)
     fault("evaluate.before_log")
     folder.log(folder.evaluations, {"step": step, **result.summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
@@ -347,16 +364,11 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     return update
 
 
-def preempted(stop: Interrupted, step: int | None) -> Preempted:
-    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; before the first step there is no step to name."""
-    where = (
-        "before the first step; what was written is kept" if step is None else f"after step {step}; checkpoint saved"
-    )
-    error = Preempted(
-        "P075",
-        f"stopped by {stop} {where}",
-        fix="run the same command again to continue",
-    )
-    if stop.number == signal.SIGINT:
-        error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
-    return error
+def canary_finding(plan: Plan, folder: RunFolder) -> list[Finding]:
+    """The canary of a run that does not begin: how much each reader uses the picture, and warnings."""
+    plan, optimizer = trainable(replace(plan, save=replace(plan.save, journal=False)))
+    saved = Saved(plan.cast.student, optimizer, RunState())
+    effects = examine(update_of(plan, folder, saved, None, Interrupt(), Clock()), plan.train_prompts)
+    shown = [f"{name.split('/')[1].removesuffix('_image_effect')} {x:.3g}" for name, x in effects.items()]
+    seen = f"every reader sees the image: {', '.join(shown)} nats per token" if shown else "no pictures"
+    return [Finding("canary", seen), *(Finding("warning", text) for text in weak(effects))]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,12 @@ from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, read_groups
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
-from vistill.training.loop import Plan
 from vistill.training.precision import autocast, precision_of
 from vistill.training.splitting import AUTO_TOKENS, PART_TOKENS, Split
 from vistill.types import Writer
+
+if TYPE_CHECKING:
+    from vistill.training.setup import RunSetup
 
 FILE = "memory.json"
 #: Prompts that are looked at for the longest one.
@@ -56,28 +58,28 @@ class Held:
         return self.prompt(prompt_tokens) + self.one_response(prompt_tokens, tokens)
 
 
-def split_of(plan: Plan, folder: RunFolder) -> Split:
+def split_of(setup: "RunSetup", folder: RunFolder) -> Split:
     """The split of a run: the recipe's own, the one this folder remembers, or one that is measured now.
 
     Raises:
         ConfigError: C104 where one prompt with one response is more than the memory that may be used.
     """
-    if plan.train.micro_batch != "auto":
-        return Split(plan.train.micro_batch)
-    student = plan.cast.student
+    if setup.train.micro_batch != "auto":
+        return Split(setup.train.micro_batch)
+    student = setup.cast.student
     question = {
         "student": student.source,
         "device": str(student.device),
-        "precision": str(precision_of(plan.train, student.device)),
-        "memory": plan.train.memory,
-        "response_tokens": longest_response(plan),
-        "method": type(plan.objective).__name__,
+        "precision": str(precision_of(setup.train, student.device)),
+        "memory": setup.train.memory,
+        "response_tokens": longest_response(setup),
+        "method": type(setup.objective).__name__,
     }
     file = folder.path / FILE
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if known.get("question") == question:
         return Split(**known["split"])
-    found, budget = measure(plan), budget_of(plan)
+    found, budget = measure(setup), budget_of(setup)
     split = found.split(budget, question["response_tokens"], folder.path)
     held = {**asdict(found.held), "longest_prompt": found.longest}
     folder.write(FILE, to_json({"question": question, "split": asdict(split), "held": held}, indent=2, exact=True))
@@ -133,40 +135,40 @@ class Measured:
         )
 
 
-def longest_response(plan: Plan) -> int:
+def longest_response(setup: "RunSetup") -> int:
     """Tokens of the longest response there can be: written ones are looked at, sampled ones are limited."""
-    if plan.objective.writer is not Writer.DATA:
-        return plan.rollout.max_new_tokens
-    return max(len(plan.cast.student.response_ids(p.response or "")) for p in plan.train_prompts)
+    if setup.objective.writer is not Writer.DATA:
+        return setup.rollout.max_new_tokens
+    return max(len(setup.cast.student.response_ids(p.response or "")) for p in setup.train_prompts)
 
 
-def measure(plan: Plan) -> Measured:
+def measure(setup: "RunSetup") -> Measured:
     """Read the longest of the first prompts with two short responses, one by one, under every view that learns."""
-    cast = plan.cast
-    views = [p.view for p in plan.objective.passes() if p.gradient]
+    cast = setup.cast
+    views = [p.view for p in setup.objective.passes() if p.gradient]
     held = {"prompt": 0.0, "short": 0.0, "long": 0.0}
     longest = 1
     for view in views:
         encoded = max(
-            (cast.encode(p, view) for p in plan.train_prompts[:LOOKED_AT]),
+            (cast.encode(p, view) for p in setup.train_prompts[:LOOKED_AT]),
             key=lambda e: (len(e.ids), e.num_image_tokens),
         )
         longest = max(longest, len(encoded.ids))
-        for name, amount in measure_one(cast.student, encoded, plan).items():
+        for name, amount in measure_one(cast.student, encoded, setup).items():
             held[name] += amount
     token = max(1.0, (held["long"] - held["short"]) / (LONG - SHORT))
     fixed = max(0.0, held["short"] - SHORT * token)
     return Measured(Held(held["prompt"] / longest, fixed / longest, token), longest)
 
 
-def measure_one(vlm: VLM, prompt: EncodedPrompt, plan: Plan) -> dict[str, float]:
+def measure_one(vlm: VLM, prompt: EncodedPrompt, setup: "RunSetup") -> dict[str, float]:
     """Bytes that the prompt, a short response and a longer one hold."""
     word = vlm.stop_ids[0]
     group = EncodedGroup(prompt, ((word,) * SHORT, (word,) * LONG))
     was_training = vlm.model.training
     vlm.model.train()
     found: dict[str, float] = {}
-    with autocast(plan.train, vlm.device):
+    with autocast(setup.train, vlm.device):
         holding = lambda work: held_bytes(vlm.model, work)
         found["prompt"], reading = holding(lambda: read_groups(vlm, [group], cut=True))
         found["short"], _ = holding(lambda: reading.read([(0, 0)]))
@@ -191,12 +193,12 @@ def held_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[float, 
     return float(sum(saved.values())), made
 
 
-def budget_of(plan: Plan) -> float:
+def budget_of(setup: "RunSetup") -> float:
     """Bytes that may be held: the recipe's, or a share of what is free once the optimizer has its own."""
-    if plan.train.memory is not None:
-        return plan.train.memory * GIB
-    device = plan.cast.student.device
-    learnt = sum(p.numel() * p.element_size() for p in plan.cast.student.model.parameters() if p.requires_grad)
+    if setup.train.memory is not None:
+        return setup.train.memory * GIB
+    device = setup.cast.student.device
+    learnt = sum(p.numel() * p.element_size() for p in setup.cast.student.model.parameters() if p.requires_grad)
     free = max(0.0, free_bytes(device) - 3.0 * learnt)  # a gradient and AdamW's two moments
     return SHARE.get(device.type, 0.5) * free
 

@@ -14,20 +14,22 @@ import torch
 from vistill.errors import DataError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
-from vistill.training.checkpoint import Saved, TrainState, checkpoints, reason_to_reject, restore, step_of
+from vistill.training.build import build
+from vistill.training.checkpoint import Saved, checkpoints, reason_to_reject, restore, step_of
 from vistill.training.clock import Clock
-from vistill.training.companions import stored, with_companions
+from vistill.training.companions import stored
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal
-from vistill.training.loop import prompts_of_step, rewards_of, update_of, without
-from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.loop import deterministic, prompts_of_step, rewards_of, trainable, update_of, without
 from vistill.training.plan import Plan
-from vistill.training.preparation import prepare_run
+from vistill.training.run_state import RunState
+from vistill.training.setup import RunSetup
 from vistill.training.step import train_step
 from vistill.types import Prompt
 
 #: What a start needs of a run folder beside its checkpoints.
 NEEDED = (
+    "run.lock.json",
     "rows.json",
     "memory.json",
     "metrics.jsonl",
@@ -58,8 +60,14 @@ class Replayed:
         return not any(self.differences.values())
 
 
-def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None) -> Replayed:
+def replay(setup: RunSetup, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None) -> Replayed:
     """Recompute a step from the newest valid checkpoint before it. Nothing is written into the run folder.
+
+    Args:
+        setup: the run's own settings; its folder is one that starts as the run's did (`aside`).
+        folder: the run.
+        step: to recompute.
+        say: is told about each step.
 
     Raises:
         StorageError: S605, the step was never logged.
@@ -74,13 +82,9 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
             why=f"logged are steps 1 to {last}" if last else "no step is logged",
             fix=f"vistill replay {folder.path} --step {last}" if last else "train first",
         )
-    if plan.train.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    with aside(folder) as place:
-        plan = prepare_run(plan, place)
-        plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
-        freeze_parts(plan.cast.student.model, plan.train.freeze)
-        optimizer = make_optimizer(plan.cast.student.model, plan.train)
+    place = setup.folder
+    with deterministic(setup.train.deterministic):
+        plan, optimizer = trainable(build(setup))
         state = state_before(plan, folder, optimizer, step)
         journal = Journal(folder.journal, plan.fingerprint, writes=False)
         made = Replayed(state.step, accepted=accepted_changes(folder))
@@ -98,7 +102,7 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
                     made.from_journal.append(state.step + 1)
                 result = train_step(update, prompts, state, epochs)
                 state.step += 1
-                state.method["memory"] = result.memory
+                state.memory = result.memory
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made
@@ -133,12 +137,12 @@ def aside(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
         yield RunFolder(Path(name))
 
 
-def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int) -> TrainState:
+def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int) -> RunState:
     """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
     for path in reversed(checkpoints(folder)):
         if step_of(path) < step and reason_to_reject(path) is None:
             return restore(path, plan.cast.student, optimizer, stored(plan.cast))
-    return TrainState()
+    return RunState()
 
 
 def compare(made: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ slots are filled by the next rows of the order: a function of the step and of wh
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vistill.errors import DataError, RolloutError, StorageError
 from vistill.outward import masked
@@ -15,20 +16,24 @@ from vistill.runs.storage import write_json
 from vistill.training.plan import Plan
 from vistill.types import Prompt
 
+if TYPE_CHECKING:
+    from vistill.training.setup import RunSetup
+
 FILE = "rows.json"
 
 
-def enrolled(plan: Plan, folder: RunFolder) -> Plan:
-    """The plan with the rows of the run's first start, in their order; missing ones are gone from the first step on.
+def restore_rows(setup: "RunSetup") -> None:
+    """Take the rows of the run's first start, in their order; missing ones are gone from the first step on.
 
     Raises:
         DataError: D307, more rows are missing than may be, or one of the evaluation.
     """
-    now = {"train": listed(plan.train_prompts), "eval": listed(plan.eval_prompts)}
+    folder = setup.folder
+    now = {"train": listed(setup.train_prompts), "eval": listed(setup.eval_prompts)}
     path = folder.path / FILE
     if not folder.has_started():
         write_json(path, now, exact=True)
-        return plan
+        return
     if not path.exists():
         raise StorageError(
             "S604",
@@ -38,34 +43,34 @@ def enrolled(plan: Plan, folder: RunFolder) -> Plan:
             fix=f"start a new run: run={folder.path}-2",
         )
     then = json.loads(path.read_text(encoding="utf-8"))
-    return plan if then == now else as_it_was(plan, folder, then)
+    if then != now:
+        take_rows(setup, folder, then)
 
 
-def as_it_was(plan: Plan, folder: RunFolder, then: dict[str, list[list[str]]]) -> Plan:
-    """The plan with the rows of another start, in their order (D307 where that cannot be)."""
-    train = {(p.id, p.content): p for p in plan.train_prompts}
-    held = {(p.id, p.content): p for p in plan.eval_prompts}
+def take_rows(setup: "RunSetup", folder: RunFolder, then: dict[str, list[list[str]]]) -> None:
+    """Take the rows of another start, in their order (D307 where that cannot be)."""
+    train = {(p.id, p.content): p for p in setup.train_prompts}
+    held = {(p.id, p.content): p for p in setup.eval_prompts}
     train_rows, held_rows = ([(row[0], row[1]) for row in then[part]] for part in ("train", "eval"))
     stood = {row[0]: row[2] or row[0] for part in ("train", "eval") for row in then[part]}
     everything = {**train, **held}
     lost = [row for row in held_rows if row not in everything]
     if lost:
-        raise other_data(
-            plan, folder, f"{len(lost)} of {len(held_rows)} evaluation rows are missing", stood[lost[0][0]]
-        )
+        what = f"{len(lost)} of {len(held_rows)} evaluation rows are missing"
+        raise other_data(setup, folder, what, stood[lost[0][0]])
     # a row that this start would hold out was trained on then; the teacher has written nothing for it now
-    there = train if plan.written else everything
+    there = train if setup.written else everything
     gone = {row[0]: f"missing, or changed since the start ({stood[row[0]]})" for row in train_rows if row not in there}
-    if len(gone) > plan.max_bad_share * len(train_rows):
+    if len(gone) > setup.max_bad_share * len(train_rows):
         what = f"{len(gone)} of {len(train_rows)} rows are missing or changed"
-        raise other_data(plan, folder, what, stood[next(iter(gone))])
+        raise other_data(setup, folder, what, stood[next(iter(gone))])
     rows = [there.get(row, Prompt(row[0], ())) for row in train_rows]
     new = len(everything) - len(rows) - len(held_rows) + len(gone)
     if gone or new > 0:
         folder.event(f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used")
-    cast = replace(plan.cast, partners=partners_of(present(rows, gone)))
-    evaluated = [everything[row] for row in held_rows]
-    return replace(plan, cast=cast, train_prompts=rows, eval_prompts=evaluated, gone=gone)
+    setup.models = replace(setup.cast, partners=partners_of(present(rows, gone)))
+    setup.train_prompts, setup.eval_prompts = rows, [everything[row] for row in held_rows]
+    setup.gone = gone
 
 
 def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
@@ -73,14 +78,14 @@ def listed(prompts: Sequence[Prompt]) -> list[list[str]]:
     return [[p.id, p.content, p.labels.get("row", "")] for p in prompts]
 
 
-def other_data(plan: Plan, folder: RunFolder, what: str, first: str) -> DataError:
+def other_data(setup: "RunSetup", folder: RunFolder, what: str, first: str) -> DataError:
     """D307 with the first row that is not as it was."""
     return DataError(
         "D307",
         f"the data are not those this run was started with: {what}",
         why=f"first that is missing: row {first}",
         fix=f"put the data back and run the same command again, or start a new run: run={folder.path}-2",
-        note=f"up to {plan.max_bad_share:.1%} of the training rows may go missing (data.max_bad_share)",
+        note=f"up to {setup.max_bad_share:.1%} of the training rows may go missing (data.max_bad_share)",
     )
 
 

@@ -15,7 +15,6 @@ from vistill.functional.segments import segment_mean
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
 from vistill.signals.concentration import top_mass_share
-from vistill.training.checkpoint import TrainState
 from vistill.training.companions import follow
 from vistill.training.journal import Journal
 from vistill.training.ladder import Ladder, halved
@@ -30,6 +29,7 @@ from vistill.training.reading import (
     read_without_gradient,
 )
 from vistill.training.rewards import Rewards
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.splitting import Split
 from vistill.training.writing import Desk, write_groups
@@ -79,7 +79,7 @@ class StepResult:
     finite: bool
 
 
-def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epochs: Sequence[int] = ()) -> StepResult:
+def train_step(update: Update, prompts: Sequence[Prompt], state: RunState, epochs: Sequence[int] = ()) -> StepResult:
     """Step `state.step + 1`. Until the first weight changes it can be thrown away and done again."""
     step, objective = state.step, update.objective
     cast = update.cast.at_step(update.seed, step)
@@ -92,7 +92,7 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
         reading = prepare(cast, groups, passes, responses, update.split)
     with update.observe("score"):
         read = scored(update, cast, reading, passes)
-        batch = replace(read, memory=state.method.get("memory", {}), progress=step / update.num_steps)
+        batch = replace(read, memory=state.memory, progress=step / update.num_steps)
         signals = objective.signals(batch)
     with update.observe("learn"):
         batch = probe_gradients(update, reading, batch, signals, step)

@@ -1,0 +1,158 @@
+"""Prompts as the run folder keeps them: what `vistill.distill` was given, so that the run can be read again.
+
+A prompt is one JSON line with its own id, because ids key the sampling noise. A picture that lies in a file is named
+by its path and hash; a picture that exists only in memory is written as PNG, which loses nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vistill.data.images import BytesImage, FileImage, digest_of
+from vistill.data.rows import known
+from vistill.errors import DataError
+from vistill.runs.storage import append_line, disk_error, sync_file, write_text
+from vistill.types import ImageRef, LoadedImage, Prompt
+
+#: How a recipe names stored prompts: `data.train: prompts:runs/mine/data/train.jsonl`.
+PREFIX = "prompts:"
+#: Modes that PNG holds without loss. Pictures of other modes are made RGB before anything reads them.
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+
+
+def identified(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts whose content hashes are known and whose pictures can be stored, ids as they are.
+
+    Raises:
+        DataError: D102 where two prompts have the same id: ids key the noise and the encoded prompts.
+    """
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise DataError(
+                "D102",
+                f'two prompts have the id "{prompt.id}"',
+                why="ids key the sampling noise and what is encoded, so one would be taken for the other",
+                fix="vistill.Prompt(id, ...) with an id of its own for each",
+            )
+        seen.add(prompt.id)
+    return [prompt if prompt.content else known(storable(prompt)) for prompt in prompts]
+
+
+def storable(prompt: Prompt) -> Prompt:
+    """The prompt with pictures in memory in a mode that PNG holds."""
+
+    def plain(image: ImageRef) -> ImageRef:
+        if isinstance(image, FileImage | BytesImage):
+            return image
+        picture = image.load()
+        return image if picture.mode in PNG_MODES else LoadedImage(picture.convert("RGB"), image.name)
+
+    parts = tuple(part if isinstance(part, str) else plain(part) for part in prompt.parts)
+    return replace(prompt, parts=parts, thoughts=tuple(plain(image) for image in prompt.thoughts))
+
+
+def write_prompts(prompts: Sequence[Prompt], file: Path) -> None:
+    """Write prompts to a JSON Lines file; pictures in memory go into the folder `images` next to it."""
+    file.unlink(missing_ok=True)
+    write_text(file, "")
+    for prompt in prompts:
+        append_line(file, to_row(prompt, file.parent / "images"), exact=True)
+    sync_file(file)
+
+
+def to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
+    """One prompt as plain values."""
+    return {
+        "id": prompt.id,
+        "content": prompt.content,
+        "parts": [part if isinstance(part, str) else stored(part, images) for part in prompt.parts],
+        "thoughts": [stored(image, images) for image in prompt.thoughts],
+        "answer": prompt.answer,
+        "choices": list(prompt.choices),
+        "response": prompt.response,
+        "boxes": [list(box) for box in prompt.boxes],
+        "system": prompt.system,
+        "labels": prompt.labels,
+    }
+
+
+def stored(image: ImageRef, images: Path) -> dict[str, str]:
+    """Where a picture can be read again: its own file, or one that is written now."""
+    if isinstance(image, FileImage):
+        place = {"file": str(image.path.absolute()), "root": str(image.root.absolute())}
+        return {**place, "digest": image.digest, "where": image.where}
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+        if isinstance(image, BytesImage):
+            path = images / digest_of(image.data())
+            if not path.exists():
+                path.write_bytes(image.data())
+            return {"bytes": path.name, "name": image.name}
+        picture = image.load()
+        path = images / f"{digest_of(f'{picture.mode} {picture.size} '.encode() + picture.tobytes())}.png"
+        if not path.exists():
+            picture.save(path, format="PNG")
+        return {"png": path.name, "name": image.name}
+    except OSError as error:
+        raise disk_error(images, error) from error
+
+
+def read_prompts(source: str) -> list[Prompt]:
+    """The prompts of a stored file (D102 where it is gone or damaged)."""
+    file = Path(source.removeprefix(PREFIX))
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [to_prompt(json.loads(line), file.parent / "images") for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "D102",
+            f'stored prompts "{file}" cannot be read',
+            why=f"{type(error).__name__}: {error}"[:200],
+            fix="put the run folder's data back, or name another source: data.train=FILE.jsonl",
+        ) from error
+
+
+def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
+    """A prompt from its line."""
+    return Prompt(
+        id=row["id"],
+        parts=tuple(part if isinstance(part, str) else picture_of(part, images) for part in row["parts"]),
+        answer=row["answer"],
+        choices=tuple(row["choices"]),
+        response=row["response"],
+        thoughts=tuple(picture_of(image, images) for image in row["thoughts"]),
+        boxes=tuple((box[0], box[1], box[2], box[3]) for box in row["boxes"]),
+        system=row["system"],
+        labels=dict(row["labels"]),
+        content=row["content"],
+    )
+
+
+def picture_of(place: dict[str, str], images: Path) -> ImageRef:
+    """A stored picture, read when somebody looks."""
+    if "file" in place:
+        return FileImage(Path(place["file"]), place["where"], Path(place["root"]), place["digest"])
+    name = place.get("bytes") or place["png"]
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} leaves the folder of the pictures")
+    if "bytes" in place:
+        return BytesImage((images / name).read_bytes(), place["name"])
+    return PngImage(images / name, place["name"])
+
+
+class PngImage:
+    """A picture that this program wrote itself: read back in the mode it was written in."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+
+    def load(self) -> Image.Image:
+        """The picture."""
+        with Image.open(self.path, formats=("PNG",)) as picture:
+            picture.load()
+            return picture.copy()

@@ -1,0 +1,282 @@
+"""Checks of the models: they fit together, hold every prompt, and can read every view that the method needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vistill.batch import ScoredBatch
+from vistill.errors import ConfigError, DataError, ModelError
+from vistill.models.backends import with_kernels
+from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
+from vistill.models.selftest import proven
+from vistill.runs.chosen import resolve_model
+from vistill.training.checks.check import EVERY, TRAINING, StartCheck
+from vistill.training.reading import Cast, lay_out, prepare, read_without_gradient
+from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.roster import partners_of
+from vistill.training.run_lock import lock_models
+from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
+from vistill.views import ViewContext, see
+
+if TYPE_CHECKING:
+    from vistill.training.setup import RunSetup
+
+#: With fewer image tokens a picture cannot be read, so it is no advice to shrink it so far.
+FEWEST_IMAGE_TOKENS = 16
+
+
+def tokenizers(setup: "RunSetup") -> str:
+    """M101 to M105 before any weight is loaded."""
+    given, recipe = setup.given, setup.recipe
+    if given is not None:
+        student, teacher = given.student, given.teacher
+    else:
+        limit = recipe.data.max_image_tokens
+        student = encoder_of(recipe.student, "student", limit)
+        teacher = encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
+    if teacher is not None:
+        check_pair(student, teacher)
+    setup.encoders = student, teacher
+    shared = "student and teacher share" if teacher is not None else "the student has"
+    return f"{shared} {student.vocabulary_size:,} tokens, patches of {student.family.image_grid()['patch']} pixels"
+
+
+def encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
+    """Tokenizer and adapter of a model."""
+    source = resolve_model(model.model, role)
+    return load_encoder(source, revision=model.revision, max_image_tokens=limit, role=role)
+
+
+def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
+    """The parameters of the views."""
+    return ViewContext(
+        pixel_share=recipe.views.pixelate,
+        mask_share=recipe.views.mask_share,
+        patch=int(student.family.image_grid()["patch"]),
+        degrade=recipe.views.degrade,
+        thought=recipe.views.thought,
+        seed=recipe.seed,
+    )
+
+
+def prompt_lengths(setup: "RunSetup") -> str:
+    """D203 where a prompt is longer than the limit, under the views that lengthen it too."""
+    limit = setup.recipe.data.max_prompt_tokens
+    if setup.train_data.diagrams or setup.eval_data.diagrams:
+        return "short: procedural diagrams"
+    context = view_context(setup.recipe, setup.student)
+    long = too_long(setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit)
+    if any(p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()):  # the only views that are longer
+        long += too_long(setup.student, context, setup.train_prompts, limit, View.PRIVILEGED)
+    refuse_long(long, limit)
+    return f"none longer than {limit:,} tokens"
+
+
+@dataclass(frozen=True)
+class OverlongPrompt:
+    """A prompt above the limit."""
+
+    where: str
+    tokens: int
+    image_tokens: int
+    pictures: int
+
+    def tokens_per_picture(self, limit: int) -> int:
+        """Image tokens that each of its pictures may have under a limit."""
+        return (limit - self.tokens + self.image_tokens) // max(1, self.pictures)
+
+
+def too_long(
+    student: PromptEncoder | VLM, context: ViewContext, prompts: Sequence[Prompt], limit: int, view: View = View.FULL
+) -> list[OverlongPrompt]:
+    """The prompts above the limit."""
+    long = []
+    for prompt in prompts:
+        encoded = student.encode(see(prompt, view, context))
+        if len(encoded.ids) > limit:
+            thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
+            place = prompt.labels.get("row", prompt.id)
+            pictures = len(prompt.images) + thoughts
+            long.append(OverlongPrompt(place, len(encoded.ids), encoded.num_image_tokens, pictures))
+    return long
+
+
+def refuse_long(long: Sequence[OverlongPrompt], limit: int) -> None:
+    """D203 for the longest, with settings under which all of them pass."""
+    if not long:
+        return
+    worst, each = max(long, key=lambda p: p.tokens), min(p.tokens_per_picture(limit) for p in long)
+    shrink = f"data.max_image_tokens={each}   or   " if each >= FEWEST_IMAGE_TOKENS else ""
+    others = f" ({len(long):,} prompts are too long, this is the longest)" if len(long) > 1 else ""
+    text = worst.tokens - worst.image_tokens
+    raise DataError(
+        "D203",
+        f"prompt longer than the limit: {worst.tokens:,} tokens = {worst.image_tokens:,} image + {text:,} text{others}",
+        where=worst.where,
+        why=f"data.max_prompt_tokens is {limit:,}; cutting a prompt would cut image placeholders",
+        fix=f"{shrink}data.max_prompt_tokens={worst.tokens + 64}",
+    )
+
+
+def choose_device(name: str) -> str:
+    """`auto` takes a CUDA device where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "C101",
+            f"the device {name} is asked for, but torch {torch.__version__} sees none here",
+            why="a build for CPUs, no driver, or no device",
+            fix="student.device=cpu teacher.device=cpu",
+        )
+    return name
+
+
+def one_device(student: str, teacher: str) -> None:
+    """C101 where student and teacher would live on two devices: nothing moves states between them."""
+    index = lambda name: f"{name}:0" if name == "cuda" else name
+    if index(student) != index(teacher):
+        raise ConfigError(
+            "C101",
+            f"student.device is {student} and teacher.device {teacher}",
+            why="one step reads both and compares them row by row; ids and states are not moved between devices",
+            fix="student.device=auto teacher.device=auto   and, where memory is short, train.offload_teacher=true",
+        )
+
+
+def teacher_precision(device: str, precision: str) -> torch.dtype:
+    """A teacher is read in bfloat16 on a GPU unless the recipe asks for fp32, in float32 on a CPU."""
+    return torch.bfloat16 if device != "cpu" and precision != "fp32" else torch.float32
+
+
+def load_models(setup: "RunSetup") -> str:
+    """Weights loaded, fitted with the kernels the recipe names, self-tested; the same for models of the caller."""
+    recipe, given = setup.recipe, setup.given
+    student_encoder, teacher_encoder = setup.encoders or (None, None)
+    assert student_encoder is not None, "the check `tokenizers` comes first"
+    if given is not None:
+        student, teacher = given.student, given.teacher
+        require_full_precision(student)
+    else:
+        assert isinstance(student_encoder, PromptEncoder)
+        devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
+        if teacher_encoder is not None:
+            one_device(*devices)
+        student = load_weights(student_encoder, dtype=torch.float32, device=devices[0])
+        teacher = None
+        if teacher_encoder is not None:
+            assert isinstance(teacher_encoder, PromptEncoder)
+            dtype = teacher_precision(devices[1], recipe.train.precision)
+            teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
+    if teacher is not None:
+        one_device(str(student.device), str(teacher.device))
+    setup.models = fitted(setup, student, teacher)
+    context = setup.models.view
+    setup.encoders = student, teacher
+    names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
+    return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
+
+
+def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Cast:
+    """The models with attention, kernels and off-loading as the recipe says, whoever loaded them."""
+    train = setup.recipe.train
+    fit = lambda vlm: with_kernels(proven(replace(vlm, attention=train.attention)), train.kernels)
+    context = view_context(setup.recipe, student)
+    student = fit(student)
+    if teacher is None:
+        return Cast(student, None, student.vocabulary_size, context)
+    teacher = fit(teacher).freeze()
+    if train.offload_teacher and teacher.device.type != "cpu" and teacher.resting is None:
+        teacher = teacher.rested()
+    return Cast(student, teacher, student.vocabulary_size, context)
+
+
+def require_full_precision(student: VLM) -> None:
+    """C101 for a student in half precision: AdamW would lose most of its steps to rounding."""
+    dtype = next(student.model.parameters()).dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            "C101",
+            f"the student's weights are {str(dtype).removeprefix('torch.')}",
+            where=student.source,
+            why="an update of 1e-6 is lost in their rounding; a run keeps float32 weights and reads them in bf16",
+            fix=f'student = vistill.load("{student.source}")',
+        )
+
+
+def same_models(setup: "RunSetup") -> str:
+    """C202 where the weights are not those of the first start."""
+    cast = setup.cast
+    models = {"student": cast.student} | ({} if cast.teacher is None else {"teacher": cast.teacher})
+    reads_reference = any(p.reader is Reader.REFERENCE for p in setup.objective.passes())
+    setup.models_hash = lock_models(setup.folder, models, reads_reference)
+    return "weights are those of the first start" if setup.folder.has_started() else "weights written down by hash"
+
+
+def every_view(setup: "RunSetup") -> str:
+    """M106 where a reader cannot read one short response under a view that the method needs."""
+    setup.models = replace(setup.cast, partners=partners_of(setup.train_prompts))
+    pictured = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
+    same = {Reader.EMA: setup.cast.student, Reader.REFERENCE: setup.cast.student}
+    cast = replace(setup.cast, companions=same)
+    groups = [RolloutGroup(pictured[0], (Rollout((cast.student.stop_ids[0],), 0, Finish.STOP),))]
+    for p in setup.objective.passes():
+        asked = (replace(p, gradient=False, keep="log_prob"),)
+        try:
+            responses = lay_out(groups, setup.seed, 0, cast.student.device)
+            reading = prepare(cast, groups, asked, responses)
+            with cast.here(asked):
+                scored: ScoredBatch = read_without_gradient(cast, reading, asked)
+            finite = bool(torch.isfinite(scored[p.name].sampled()).all())
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise unreadable(p.name, f"{type(error).__name__}: {error}") from error
+        if not finite:
+            raise unreadable(p.name, "the log-probability it gives is not finite")
+    return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
+
+
+def unreadable(name: str, why: str) -> ModelError:
+    """M106."""
+    reader, view = name.split(".")
+    hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
+    return ModelError(
+        "M106",
+        f"the {reader} cannot read the view {view}",
+        why=why[:300],
+        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=FOLDER_OR_HUB_ID",
+    )
+
+
+def positions(setup: "RunSetup") -> str:
+    """C101 where a response of full length would run past the positions the student was made for."""
+    limit = setup.cast.student.model.config.get_text_config().max_position_embeddings
+    if setup.objective.writer is Writer.DATA:
+        return f"{limit:,}; written responses are not limited by rollout.max_new_tokens"
+    prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
+    first = setup.cast.encode(prompt, View.FULL).next_position
+    if first + new > limit:
+        raise ConfigError(
+            "C101",
+            f"rollout.max_new_tokens = {new:,}, but the student has {limit:,} positions",
+            where=prompt.labels.get("row", prompt.id),
+            why=f"this prompt takes {first:,} of them, so at most {max(0, limit - first):,} tokens can follow;"
+            " beyond the last position a model was never trained",
+            fix=f"rollout.max_new_tokens={(limit - first) // 2}"
+            if limit - first >= 2
+            else f"data.max_prompt_tokens={limit // 2}   or data.max_image_tokens={limit // 4}",
+        )
+    return f"{first:,} of the first prompt and {new:,} of a response, of {limit:,}"
+
+
+MODEL_CHECKS: tuple[StartCheck, ...] = (
+    StartCheck("tokenizers", "both models read the same tokens and pictures", tokenizers, EVERY),
+    StartCheck("prompt lengths", "no prompt is longer than data.max_prompt_tokens", prompt_lengths, TRAINING),
+    StartCheck("models", "weights load and pass their self-test", load_models, EVERY),
+    StartCheck("same models", "weights are those of the run's first start", same_models, TRAINING),
+    StartCheck("views", "every reader can read every view", every_view, TRAINING),
+    StartCheck("positions", "the longest response fits the student's positions", positions, TRAINING),
+)

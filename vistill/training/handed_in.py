@@ -1,0 +1,146 @@
+"""A run from models and prompts of the caller, written down so that the run folder says everything about itself.
+
+`vistill.distill` has no recipe file, so one is made: settings as they are, models by where they can be loaded from,
+prompts by a file in the run folder. With it `eval`, `replay`, `check` and `report` work on the folder as on any other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vistill.batch import Objective
+from vistill.data.settings import DataSettings
+from vistill.data.stored import PREFIX, write_prompts
+from vistill.errors import VistillError
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.loading import VLM, load_encoder, save_vlm
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.chosen import resolve_model
+from vistill.runs.folder import RunFolder
+from vistill.training.build import method_name
+from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.training.setup import Given
+from vistill.views.settings import ViewSettings
+
+#: Where the run folder keeps what cannot be loaded from anywhere else.
+DATA, MODELS = "data", "start"
+
+
+@dataclass(frozen=True)
+class HandedInSettings:
+    """The settings of `vistill.distill`: class defaults are those of a recipe."""
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    save: SaveSettings = field(default_factory=SaveSettings)
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    seed: int = 42
+    profile: bool = False
+
+
+def recipe_of(out: Path, given: Given, objective: Objective, settings: HandedInSettings) -> Recipe:
+    """The recipe of a run whose models and prompts were handed in."""
+    folder = RunFolder(out)
+    files = {part: f"{PREFIX}{folder.path / DATA / f'{part}.jsonl'}" for part in ("train", "eval")}
+    data: dict[str, Any] = {f.name: getattr(settings.data, f.name) for f in fields(DataSettings)}
+    data |= {"train": files["train"], "eval": files["eval"] if given.eval_prompts else ""}
+    data |= {"max_image_tokens": image_limit(given.student)}
+    teacher = ModelSettings() if given.teacher is None else ModelSettings(place_of(folder, "teacher", given.teacher))
+    return Recipe(
+        run=str(out),
+        student=ModelSettings(place_of(folder, "student", given.student)),
+        method=method_name(objective),
+        seed=settings.seed,
+        teacher=teacher,
+        knobs=knobs_of(objective),
+        data=DataSettings(**data),
+        rollout=settings.rollout,
+        views=settings.views,
+        reward=settings.reward,
+        train=settings.train,
+        save=settings.save,
+        eval=settings.evaluation,
+        profile=settings.profile,
+    )
+
+
+def knobs_of(objective: Objective) -> dict[str, Any]:
+    """The knobs of a method that are not at their defaults, as a recipe would name them."""
+    knobs: dict[str, Any] = {}
+    for f in fields(objective):  # pyright: ignore[reportArgumentType]  every method is a dataclass
+        value = getattr(objective, f.name)
+        if f.default is MISSING or value != f.default:
+            knobs[f.name] = value
+    return knobs
+
+
+def store(folder: RunFolder, recipe: Recipe, given: Given) -> None:
+    """Write prompts, and models that cannot be loaded again from where they came from; once, before the first step."""
+    if folder.has_started():
+        return
+    write_prompts(given.train_prompts, folder.path / DATA / "train.jsonl")
+    if given.eval_prompts:
+        write_prompts(given.eval_prompts, folder.path / DATA / "eval.jsonl")
+    for role, model, vlm in (("student", recipe.student, given.student), ("teacher", recipe.teacher, given.teacher)):
+        place = folder.path / MODELS / role
+        if vlm is not None and model.model == str(place):
+            save_vlm(vlm, place)
+
+
+def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
+    """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
+    stored = folder.path / MODELS / role
+    if stored.is_dir() and folder.has_started():
+        return str(stored)
+    return vlm.source if folder.has_started() or same_as_source(vlm) else str(stored)
+
+
+def same_as_source(vlm: VLM) -> bool:
+    """Whether loading the model's source again would give these very weights and this very image grid."""
+    place = Path(resolve_model(vlm.source))
+    try:
+        encoder = load_encoder(place)
+        limit = image_limit(vlm)
+        if limit is not None:
+            encoder.family.limit_image_tokens(limit)
+        return encoder.family.image_grid() == vlm.family.image_grid() and same_weights(vlm, place)
+    except (VistillError, OSError, ValueError, SafetensorError):
+        return False
+
+
+def same_weights(vlm: VLM, place: Path) -> bool:
+    """Whether every weight is the one in the folder's safetensors files, read one after the other."""
+    files = sorted(place.glob("*.safetensors"))
+    weights: Mapping[str, torch.Tensor] = vlm.model.state_dict()
+    tied = set(getattr(vlm.model, "_tied_weights_keys", None) or ())
+    seen: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as stored:  # pyright: ignore[reportPrivateImportUsage]
+            for name in stored.keys():  # noqa: SIM118  it is no dictionary
+                if name not in weights:
+                    return False
+                weight = weights[name].detach()
+                if not torch.equal(stored.get_tensor(name).to(weight.dtype), weight.cpu()):
+                    return False
+                seen.add(name)
+    return bool(files) and weights.keys() - seen <= tied
+
+
+def image_limit(vlm: VLM) -> int | None:
+    """Image tokens per picture under which the model was loaded; None where it is its own processor's limit."""
+    grid = vlm.family.image_grid()
+    try:
+        own = load_encoder(resolve_model(vlm.source)).family.image_grid()
+    except (VistillError, OSError, ValueError):
+        return None
+    if own == grid:
+        return None
+    return int(grid["max_pixels"]) // (int(grid["patch"]) * int(grid["merge"])) ** 2

@@ -1,0 +1,121 @@
+"""What a run leaves at its end: the chosen checkpoint by name, `student/`, the pictures of its report, its failure."""
+
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vistill.errors import DataError, Preempted, VistillError
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import disk_error, remove_tree, to_json, write_json
+from vistill.training.checkpoint import newest, weights_hash
+from vistill.training.plan import Plan
+from vistill.training.run_state import RunState
+from vistill.types import Prompt, View
+from vistill.views import ViewContext, see
+
+#: A link to the chosen checkpoint's student: the same path whatever its step.
+STUDENT = "student"
+
+
+@contextmanager
+def noting_failures(folder: RunFolder) -> Iterator[None]:
+    """What ends a run stands in its folder: `error.json`, and where in the code it came from in `events.log`.
+
+    A folder that another process owns (S602) is left as it is.
+    """
+    (folder.path / "error.json").unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "code", "") != "S602":
+            with suppress(OSError):  # a full disk has its own message
+                note_failure(folder, error)
+        raise
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Message for machines, bad rows where there are any, traceback for a bug report."""
+    if isinstance(error, VistillError):
+        write_json(folder.path / "error.json", error.to_dict())
+    if isinstance(error, DataError) and error.bad_rows:
+        folder.write("quarantine.jsonl", "".join(to_json(row) + "\n" for row in error.bad_rows))
+    if not isinstance(error, Preempted):
+        folder.event("".join(traceback.format_exception(error)).rstrip())
+
+
+def write_result(folder: RunFolder, plan: Plan, state: RunState) -> None:
+    """Name the chosen checkpoint and how it was chosen in `result.json`; let `student/` lead to its model."""
+    last = newest(folder)
+    best = folder.checkpoint(int(state.best["step"])) if state.best else None
+    chosen = best if best is not None and best.exists() else last
+    result: dict[str, Any] = {
+        "finished": state.step >= plan.num_steps,
+        "step": state.step,
+        "best": state.best,
+        "checkpoint": chosen.name if chosen else None,
+        "chosen": None if chosen is None else how_chosen(plan, state, chosen is best),
+        "weights_sha256": weights_hash(plan.cast.student),
+        "skipped_updates": state.skipped,
+    }
+    write_json(folder.path / "result.json", result)
+    if chosen is not None:
+        link_student(folder, chosen)
+    store_pictures(folder, pictured_prompts(folder, plan), plan.cast.view)
+
+
+def how_chosen(plan: Plan, state: RunState, is_best: bool) -> dict[str, Any]:
+    """Step of the chosen checkpoint, by what it was chosen, and the value."""
+    if not is_best or state.best is None:
+        return {"step": state.step, "by": "last"}
+    rows = f"{int(state.best['rows']):,} fixed rows" if "rows" in state.best else "the evaluation rows"
+    by = f"accuracy on {rows} x {plan.evaluation.samples} samples"
+    return {"step": int(state.best["step"]), "by": by, "value": state.best["value"]}
+
+
+def link_student(folder: RunFolder, checkpoint: Path) -> None:
+    """`RUN/student` leads to the checkpoint's model, replaced in one step; a copy where links cannot be made."""
+    place, target = folder.path / STUDENT, Path(checkpoint.name) / "student"
+    fresh = folder.path / f".{STUDENT}-{os.getpid()}"
+    try:
+        if place.is_dir() and not place.is_symlink():
+            remove_tree(place)
+        try:
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(target, target_is_directory=True)
+        except OSError:  # a file system without links
+            shutil.copytree(folder.path / target, fresh)
+        fresh.replace(place)
+    except OSError as error:
+        raise disk_error(place, error) from error
+
+
+def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
+    """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
+    logged = {
+        r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
+    }
+    answered = [p for p in plan.eval_prompts if p.answer is not None]
+    return [*answered[: plan.evaluation.heatmaps], *(p for p in plan.train_prompts if p.id in logged)]
+
+
+def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewContext) -> None:
+    """The pictures behind the heatmaps and their pixelated twins, so that the report needs nothing else."""
+    pictures = folder.path / "pictures"
+    pictures.mkdir(exist_ok=True)
+    index: dict[str, Any] = {}
+    for number, prompt in enumerate(p for p in prompts if p.images):
+        for view in (View.FULL, View.PIXELATED):
+            try:
+                image = see(prompt, view, context).images[0].load().convert("RGB")
+            except DataError as error:  # it was readable when it was needed; the page goes without
+                folder.event(f"no picture in the report: {error.what}")
+                break
+            image.thumbnail((320, 320))
+            image.save(pictures / f"{number:03d}-{view}.png")
+        else:
+            index[prompt.id] = {"file": f"{number:03d}", "question": prompt.text, "gold": prompt.answer}
+    write_json(pictures / "index.json", index)

@@ -1,0 +1,203 @@
+"""`run.lock.json`: what a run was started with. Held against every later start, so that nothing changes unnoticed."""
+
+import datetime
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import xxhash
+from torch import nn
+
+from vistill.errors import ConfigError
+from vistill.models.loading import VLM
+from vistill.outward import masked_settings
+from vistill.runs.folder import RunFolder
+from vistill.runs.resuming import compare_recipes, unused
+from vistill.runs.storage import file_hash, to_json
+from vistill.training.recipe import Recipe, default_settings
+
+#: 1: up to commit f223428, whose warm-up went above the peak where it was no whole number of steps.
+FORMAT = 2
+PACKAGES = ("vistill", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "math-verify")
+#: Students that a run of this process trains, with its folder: its checkpoints replace their weights on resume.
+TRAINED_HERE: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+
+
+def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
+    """Compare the recipe with that of the run's first start, then write both `recipe.json` and `run.lock.json`.
+
+    Raises:
+        ConfigError: C201, something changed that may not change, or was not accepted.
+    """
+    tree = json.loads(to_json(recipe.to_dict()))  # without secrets, as it was written
+    earlier = read_lock(folder) if folder.has_started() else {}
+    accepted: list[str] = []
+    if earlier:
+        before = earlier["recipe"]
+        if "student" not in before:
+            raise earlier_distill(folder)
+        if overshot(earlier, before) and "train.schedule.warmup" not in accept:
+            raise warmed_above_the_peak(before)
+        accepted = compare_recipes(before, tree, accept, default_settings(recipe.method))
+        for key in accepted:
+            folder.event(f"accepted change of {key}")
+        note_versions(folder, earlier.get("versions", {}))
+    start = {"at": now(), "command": shown_command(), "versions": versions()}
+    record = {
+        "format": FORMAT,
+        "recipe": tree,
+        "command": earlier.get("command", shown_command()),
+        "versions": earlier.get("versions", versions()),
+        "machine": machine(),
+        "started": earlier.get("started", now()),
+        "starts": [*earlier.get("starts", []), start],
+        "accepted": [*earlier.get("accepted", []), *accepted],
+        "models": earlier.get("models", {}),
+    }
+    folder.write_lock(record)
+    folder.write("recipe.json", to_json(tree, indent=2))
+
+
+def read_lock(folder: RunFolder) -> dict[str, Any]:
+    """The lock as it was written; empty where there is none."""
+    if not folder.lock_file.exists():
+        return {}
+    return json.loads(folder.lock_file.read_text(encoding="utf-8"))
+
+
+def overshot(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether an earlier version took this run's warm-up above its peak; whole warm-ups were right there too."""
+    if earlier.get("format", 1) >= FORMAT:
+        return False
+    settings = recipe.get("train", {})
+    share, steps = settings.get("schedule", {}).get("warmup", 0.05), settings.get("steps")
+    return not (steps and float(share * steps).is_integer())
+
+
+def warmed_above_the_peak(recipe: Mapping[str, Any]) -> ConfigError:
+    """C201 for a run whose learning rate would change in the middle."""
+    return ConfigError(
+        "C201",
+        "this run was started by an earlier version, whose learning rate warmed up above its peak",
+        where=str(recipe.get("run")),
+        why="there a warm-up of 3.2 steps ended at 1.25 times the peak; from here on it is int(share * steps) steps",
+        fix=f"new run: run={unused(str(recipe.get('run')))}   or continue knowingly: --accept train.schedule.warmup",
+    )
+
+
+def earlier_distill(folder: RunFolder) -> ConfigError:
+    """C201 for a folder of `vistill.distill` from a version that wrote neither models nor prompts down."""
+    return ConfigError(
+        "C201",
+        "this run was started by an earlier version, which did not write down its models and prompts",
+        where=str(folder.path),
+        why="nothing says whether the models and prompts handed in now are those it began with",
+        fix=f"start a new run: out={unused(str(folder.path))}",
+        note="its checkpoints are ordinary model folders: vistill eval RUN/checkpoint-000123/student",
+    )
+
+
+def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
+    """Say which packages are others than at the first start: they decide the last bits of every number."""
+    here = versions()
+    for name, old in before.items():
+        if here.get(name, old) != old:
+            folder.event(f"version of {name}: {old} at the first start, {here[name]} now; last bits may differ")
+
+
+def changed_versions(lock: Mapping[str, Any]) -> list[str]:
+    """`torch 2.11.0 -> 2.13.0` for every package that changed between the starts of a run."""
+    first, changed = lock.get("versions", {}), {}
+    for start in lock.get("starts", []):
+        for name, new in start.get("versions", {}).items():
+            if first.get(name, new) != new:
+                changed[f"{name} {first[name]} -> {new}"] = None
+    return list(changed)
+
+
+def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: bool) -> str:
+    """Compare the models' weights with those of the first start, and write them down. Returns one hash of all.
+
+    Raises:
+        ConfigError: C202, a model is not the one this run began with.
+    """
+    lock = read_lock(folder)
+    known: dict[str, Any] = lock.get("models", {}) if folder.has_started() else {}
+    here = {role: weights_fingerprint(vlm.model) for role, vlm in models.items()}
+    for role, facts in here.items():
+        before = known.get(role)
+        if before is None:
+            continue
+        if before["dtype"] != facts["dtype"]:
+            folder.event(f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}")
+        elif before["hash"] != facts["hash"]:
+            resumed = role == "student" and TRAINED_HERE.get(models[role].model) == str(folder.path.resolve())
+            if not resumed or reads_reference:
+                raise other_weights(folder, role, models[role])
+            here[role] = before
+    folder.write_lock({**lock, "models": {**known, **here}})
+    return hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+
+
+def other_weights(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
+    """C202."""
+    return ConfigError(
+        "C202",
+        f"the {role} is not the one this run began with: its weights are others",
+        where=vlm.source,
+        why="their hash differs from the one in run.lock.json, so from here on it would be another experiment",
+        fix=f"load the {role} of the first start again, or start a new run: run={unused(str(folder.path))}",
+    )
+
+
+def weights_fingerprint(model: nn.Module) -> dict[str, str]:
+    """xxh3-128 of all weights by name, in the precision they are held in."""
+    digest, seen = xxhash.xxh3_128(), set()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.data_ptr() in seen:  # a tied head
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    dtype = next(model.parameters()).dtype
+    return {"dtype": str(dtype).removeprefix("torch."), "hash": digest.hexdigest()}
+
+
+def run_fingerprint(recipe: Recipe, models: str, rows: Path) -> str:
+    """One hash of settings, models and rows: responses of another fingerprint are never taken."""
+    parts = [recipe.fingerprint(), models, file_hash(rows) if rows.exists() else ""]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def shown_command() -> str:
+    """The command this process was started with, without the interpreter's path and without secrets."""
+    words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
+    return masked_settings(" ".join(words))
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, str]:
+    """Python, system and processor."""
+    return {"python": platform.python_version(), "system": platform.system(), "cpu": platform.machine()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers."""
+    numbers = {}
+    for name in PACKAGES:
+        try:
+            numbers[name] = version(name)
+        except PackageNotFoundError:
+            numbers[name] = "not installed"
+    return numbers

@@ -1,0 +1,58 @@
+"""What a run carries from step to step beside weights and optimizer; a checkpoint holds it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class RunState:
+    """Counters, replaced rows and the method's memory. The data order needs nothing but the step."""
+
+    step: int = 0
+    """Updates taken or skipped so far."""
+    best: dict[str, float] | None = None
+    """Step, value and rows of the best validation result; derived from the log at every start."""
+    skipped: int = 0
+    """Updates skipped because they were not finite."""
+    non_finite_in_a_row: int = 0
+    """Skipped updates since the last one that was finite."""
+    all_truncated_in_a_row: int = 0
+    """Steps since the last one in which a response ended by itself."""
+    warned: list[str] = field(default_factory=list)
+    """Warnings about rollouts that were given once."""
+    gone: dict[str, str] = field(default_factory=dict)
+    """Rows that are replaced from here on: id and code of the reason."""
+    ladder: dict[str, int] = field(default_factory=dict)
+    """How often each phase was halved because memory did not hold it."""
+    memory: dict[str, float] = field(default_factory=dict)
+    """What the method remembers of earlier steps."""
+    reference_sha256: str | None = None
+    """Hash of the weights the run began with, where the method compares with them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `state.json`."""
+        return dataclasses.asdict(self)
+
+
+#: Where format 1 kept these fields: in one dictionary called `method`.
+FORMER = {
+    "memory": "memory",
+    "non_finite_in_a_row": "non_finite_in_a_row",
+    "all_truncated": "all_truncated_in_a_row",
+    "warned": "warned",
+    "reference_sha256": "reference_sha256",
+}
+
+
+def state_from_dict(raw: Mapping[str, Any]) -> RunState:
+    """A state as a checkpoint of this version or of format 1 holds it (ValueError for anything else)."""
+    facts = dict(raw)
+    former = facts.pop("method", {})
+    facts |= {FORMER[name]: value for name, value in former.items() if name in FORMER}
+    known = {f.name for f in dataclasses.fields(RunState)}
+    unknown = sorted(facts.keys() - known) + sorted(former.keys() - FORMER.keys())
+    if unknown:
+        raise ValueError(f"unknown entries {', '.join(unknown)}: written by another version")
+    return RunState(**facts)
