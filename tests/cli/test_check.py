@@ -47,9 +47,9 @@ def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
     assert done.returncode == 0, done.stderr
     (found, *_) = json.loads(done.stdout).values()
     lines = dict(found)
-    assert lines["canary"].startswith("everybody sees: student ")
+    assert lines["canary"].startswith("every reader sees the image: student ")
     assert "teacher" in lines["canary"]
-    assert lines["steps"].startswith("3 steps of")
+    assert "3 steps of" in lines["rows"]
     assert not (tmp_path / "x").exists()
 
 

@@ -2,26 +2,54 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from vistill.config import Recipe, build_recipe, load_recipe, override, set_dotted, split_override
+from vistill.config import Recipe, build_recipe, load_recipe, method_schemas, override, set_dotted, split_override
+from vistill.errors import StorageError
+from vistill.training.recipe import stored_in
 
 
 def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
-    """A recipe file, a run folder (its own recipe, its chosen student), or a model (evaluated on diagrams).
+    """A recipe file, a run folder (its own recipe, data and chosen student), or a model (evaluated on diagrams).
 
-    Results go into `run`, by default a new folder beside the target.
+    Results go into `run`, by default a new folder next to the target.
+
+    Raises:
+        StorageError: S605, a run folder that does not say which data it was made with.
     """
     pairs = dict(split_override(text) for text in overrides)
     if target.endswith((".yaml", ".toml")):
         return load_recipe(target, pairs)
-    stored = Path(target) / "recipe.json"
-    if stored.is_file():
-        tree = json.loads(stored.read_text(encoding="utf-8"))
-        tree |= {"run": f"{target.rstrip('/')}-{verb}"}
-        tree["eval"]["limit"] = tree["eval"]["final_limit"]
+    folder = Path(target)
+    if (folder / "recipe.json").is_file():
+        tree = of_run(folder)
+        tree["run"] = f"{target.rstrip('/')}-{verb}"
+    elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
+        raise no_data(target, verb)
     else:
-        tree = {"run": f"runs/{verb}-{Path(target).name.replace(':', '-')}", "method": "sft", "eval": {"limit": 200}}
+        tree = {"run": f"runs/{verb}-{folder.name.replace(':', '-')}", "method": "sft", "eval": {"limit": 200}}
         tree |= {"student": {}, "data": {"train": "diagrams"}}
     set_dotted(tree, "student.model", target)
     override(tree, pairs)
     return build_recipe(tree, name=verb)
+
+
+def of_run(folder: Path) -> dict[str, Any]:
+    """The recipe of a run folder, for judging its student: a method of the user's own plays no part in that."""
+    tree = stored_in(str(folder), json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    if tree["method"] not in method_schemas():
+        tree.pop(tree["method"], None)
+        tree["method"] = "sft"
+    tree["eval"]["limit"] = tree["eval"]["final_limit"]
+    return tree
+
+
+def no_data(target: str, verb: str) -> StorageError:
+    """S605 for a run of an earlier version's `vistill.distill`."""
+    return StorageError(
+        "S605",
+        f"{target} does not say which data its run was made with",
+        where=target,
+        why="it holds no recipe.json; judged on other data, its accuracy would mean something else",
+        fix=f"vistill {verb} {target} data.train=FILE.jsonl   or   data.train=diagrams",
+    )

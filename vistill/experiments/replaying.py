@@ -54,7 +54,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
             why="a step is recomputed from the run's own recipe; earlier versions of vistill.distill wrote none",
             fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
         )
-    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree = {**json.loads(file.read_text(encoding="utf-8")), "run": str(path)}
     name = tree.get("method")
     if name in method_schemas():
         return build_recipe(tree, name=str(file))

@@ -87,3 +87,13 @@ def compare_recipes(
             "C201", "this run was started with another recipe", where=str(new.get("run")), why="\n".join(lines), fix=fix
         )
     return changed
+
+
+def changed_versions(lock: Mapping[str, Any]) -> list[str]:
+    """`torch 2.11.0 -> 2.13.0` for every package that changed between the starts of a run."""
+    first, changed = lock.get("versions", {}), {}
+    for start in lock.get("starts", []):
+        for name, new in start.get("versions", {}).items():
+            if first.get(name, new) != new:
+                changed[f"{name} {first[name]} -> {new}"] = None
+    return list(changed)

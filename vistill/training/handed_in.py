@@ -22,7 +22,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.training.build import method_name
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import HERE, ModelSettings, Recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.setup import Given
 from vistill.views.settings import ViewSettings
@@ -49,7 +49,7 @@ class HandedInSettings:
 def recipe_of(out: Path, given: Given, objective: Objective, settings: HandedInSettings) -> Recipe:
     """The recipe of a run whose models and prompts were handed in."""
     folder = RunFolder(out)
-    files = {part: f"{PREFIX}{folder.path / DATA / f'{part}.jsonl'}" for part in ("train", "eval")}
+    files = {part: f"{PREFIX}{HERE}/{DATA}/{part}.jsonl" for part in ("train", "eval")}
     data: dict[str, Any] = {f.name: getattr(settings.data, f.name) for f in fields(DataSettings)}
     data |= {"train": files["train"], "eval": files["eval"] if given.eval_prompts else ""}
     data |= {"max_image_tokens": image_limit(given.student)}
@@ -90,17 +90,16 @@ def store(folder: RunFolder, recipe: Recipe, given: Given) -> None:
     if given.eval_prompts:
         write_prompts(given.eval_prompts, folder.path / DATA / "eval.jsonl")
     for role, model, vlm in (("student", recipe.student, given.student), ("teacher", recipe.teacher, given.teacher)):
-        place = folder.path / MODELS / role
-        if vlm is not None and model.model == str(place):
-            save_vlm(vlm, place)
+        if vlm is not None and model.model == f"{HERE}/{MODELS}/{role}":
+            save_vlm(vlm, folder.path / MODELS / role)
 
 
 def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
     """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
-    stored = folder.path / MODELS / role
-    if stored.is_dir() and folder.has_started():
-        return str(stored)
-    return vlm.source if folder.has_started() or same_as_source(vlm) else str(stored)
+    here = f"{HERE}/{MODELS}/{role}"
+    if folder.has_started():
+        return here if (folder.path / MODELS / role).is_dir() else vlm.source
+    return vlm.source if same_as_source(vlm) else here
 
 
 def same_as_source(vlm: VLM) -> bool:

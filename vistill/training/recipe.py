@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,34 @@ class Recipe:
         plain[self.method] = plain.pop("knobs")
         return plain
 
+    def located(self) -> "Recipe":
+        """The recipe with `{run}`, which stands for the run folder in a stored one, filled in."""
+        here = lambda text: text.replace(HERE, self.run)
+        data = dataclasses.replace(self.data, train=here(self.data.train), eval=here(self.data.eval))
+        student = dataclasses.replace(self.student, model=here(self.student.model))
+        teacher = dataclasses.replace(self.teacher, model=here(self.teacher.model))
+        return dataclasses.replace(self, data=data, student=student, teacher=teacher)
+
     def fingerprint(self) -> str:
         """Hash of everything that decides the update."""
         kept = {k: v for k, v in flatten(self.to_dict()).items() if key_class(k) != "free"}
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+#: Stands in a stored recipe for the run folder itself, which may be moved.
+HERE = "{run}"
+
+
+def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A run folder's stored recipe as plain values, its own data and models found where the folder is now."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: found(inner) for key, inner in value.items()}
+        return value.replace(HERE, folder) if isinstance(value, str) and HERE in value else value
+
+    parts = {name: found(tree[name]) for name in ("data", "student", "teacher") if name in tree}
+    return {**tree, **parts, "run": folder}
 
 
 def default_settings(method: str) -> dict[str, Any]:

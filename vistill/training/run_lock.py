@@ -112,16 +112,6 @@ def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
             folder.event(f"version of {name}: {old} at the first start, {here[name]} now; last bits may differ")
 
 
-def changed_versions(lock: Mapping[str, Any]) -> list[str]:
-    """`torch 2.11.0 -> 2.13.0` for every package that changed between the starts of a run."""
-    first, changed = lock.get("versions", {}), {}
-    for start in lock.get("starts", []):
-        for name, new in start.get("versions", {}).items():
-            if first.get(name, new) != new:
-                changed[f"{name} {first[name]} -> {new}"] = None
-    return list(changed)
-
-
 def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: bool) -> str:
     """Compare the models' weights with those of the first start, and write them down. Returns one hash of all.
 

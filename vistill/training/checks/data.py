@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def load_rows(setup: "RunSetup") -> str:
     """Every row read and every picture decoded; bad rows are set aside with their reason."""
     if setup.given is None:
-        train, held = load_both(setup.recipe.data)
+        train, held = load_both(setup.recipe.located().data)
     else:
         given = setup.given
         check_prompts([*given.train_prompts, *given.eval_prompts])
@@ -44,7 +44,7 @@ def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
     """Row counts, where the rows come from, and every row that was set aside."""
     bad = [*train.quarantined, *held.quarantined]
     setup.folder.write("quarantine.jsonl", "".join(to_json(q.to_dict()) + "\n" for q in bad))
-    settings = setup.recipe.data
+    settings = setup.recipe.located().data
     source = settings.train if setup.evaluates_training_rows else settings.eval
     record = {
         "train": settings.train,

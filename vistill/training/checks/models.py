@@ -29,7 +29,7 @@ FEWEST_IMAGE_TOKENS = 16
 
 def tokenizers(setup: "RunSetup") -> str:
     """M101 to M105 before any weight is loaded."""
-    given, recipe = setup.given, setup.recipe
+    given, recipe = setup.given, setup.recipe.located()
     if given is not None:
         student, teacher = given.student, given.teacher
     else:
@@ -188,9 +188,14 @@ def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Cast:
     if teacher is None:
         return Cast(student, None, student.vocabulary_size, context)
     teacher = fit(teacher).freeze()
-    if train.offload_teacher and teacher.device.type != "cpu" and teacher.resting is None:
+    if train.offload_teacher and not on_host(teacher) and teacher.resting is None:
         teacher = teacher.rested()
     return Cast(student, teacher, student.vocabulary_size, context)
+
+
+def on_host(vlm: VLM) -> bool:
+    """Whether the model is in host memory anyway, where there is nothing to move."""
+    return vlm.device.type == "cpu"
 
 
 def require_full_precision(student: VLM) -> None:

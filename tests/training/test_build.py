@@ -1,0 +1,397 @@
+"""One builder behind every door: the same settings give the same run, and nothing about a run changes unnoticed."""
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, build
+from plans import setup_from
+from training.test_loop import TRAIN, go, make_plan
+
+import vistill
+from vistill.config import build_recipe
+from vistill.data.diagrams import diagram_prompts
+from vistill.data.stored import identified, read_prompts, write_prompts
+from vistill.errors import ConfigError, DataError, StorageError
+from vistill.evaluation.settings import EvalSettings
+from vistill.experiments.checking import check
+from vistill.experiments.replaying import replay_run
+from vistill.models.resting import Resting
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.chosen import resolve_model
+from vistill.runs.folder import RunFolder
+from vistill.runs.resuming import changed_versions
+from vistill.training import run_lock
+from vistill.training.build import START_CHECKS
+from vistill.training.build import build as build_plan
+from vistill.training.checks.models import one_device, teacher_precision
+from vistill.training.loop import best_of
+from vistill.training.run_state import RunState, state_from_dict
+from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
+from vistill.types import LoadedImage, Prompt
+from vistill.views.settings import ViewSettings
+
+OPTIONS = {
+    "train": TrainSettings(prompts_per_step=2, steps=3, lr=1e-3, schedule=ScheduleSettings("constant", 0.0)),
+    "rollout": RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on"),
+    "evaluation": EvalSettings(every=0),
+    "save": SaveSettings(every=1, keep=9),
+}
+
+
+def distilled(tokenizer, teacher, out, objective=None, prompts=TRAIN[:4], **options):
+    student = options.pop("student", None) or build(tokenizer, 0)
+    return vistill.distill(student, teacher, prompts, objective or vistill.OPD(), out, **(OPTIONS | options))
+
+
+def refused(code, kind=ConfigError):
+    return pytest.raises(kind, match=rf"error\[{code}\]")
+
+
+# what a run was started with
+
+
+def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    with refused("C202") as caught:
+        distilled(tokenizer, build(tokenizer, 7, hidden=48), tmp_path)
+    assert "teacher" in caught.value.what
+
+
+def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continued(tokenizer, teacher, tmp_path):
+    student = build(tokenizer, 0)
+    distilled(tokenizer, teacher, tmp_path, student=student)
+    distilled(tokenizer, teacher, tmp_path, student=student)  # trained in place by this very run
+    with refused("C202"):
+        distilled(tokenizer, teacher, tmp_path, student=build(tokenizer, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": ViewSettings(pixelate=0.5)},
+        {"seed": 9},
+        {"rollout": RolloutSettings(per_prompt=2, max_new_tokens=4, all_truncated="go_on")},
+        {"objective": vistill.VAOPD(high_share=0.3)},
+    ],
+)
+def test_a_run_with_other_settings_is_refused_whichever_door_it_came_through(tokenizer, teacher, tmp_path, change):
+    distilled(tokenizer, teacher, tmp_path, vistill.VAOPD())
+    with refused("C201"):
+        distilled(tokenizer, teacher, tmp_path, **({"objective": vistill.VAOPD()} | change))
+
+
+def test_a_row_that_asks_something_else_under_its_old_id_is_refused(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    other = [replace(TRAIN[0], parts=(*TRAIN[0].parts, " Really?"), content=""), *TRAIN[1:4]]
+    with refused("D307", DataError):
+        distilled(tokenizer, teacher, tmp_path, prompts=other)
+
+
+def test_prompts_with_one_id_are_refused(tokenizer, teacher, tmp_path):
+    twins = [replace(p, id="same") for p in TRAIN[:2]]
+    with refused("D102", DataError) as caught:
+        distilled(tokenizer, teacher, tmp_path, prompts=[*twins, *TRAIN[2:4]])
+    assert '"same"' in caught.value.what
+
+
+def test_versions_of_the_first_start_stay_and_a_change_is_said(tokenizer, teacher, tmp_path, monkeypatch):
+    distilled(tokenizer, teacher, tmp_path)
+    honest = run_lock.versions()
+    monkeypatch.setattr(run_lock, "versions", lambda: honest | {"torch": "9.9"})
+    distilled(tokenizer, teacher, tmp_path)
+    lock = json.loads((tmp_path / "run.lock.json").read_text())
+    assert lock["versions"]["torch"] == honest["torch"]
+    assert [start["versions"]["torch"] for start in lock["starts"]] == [honest["torch"], "9.9"]
+    assert changed_versions(lock) == [f"torch {honest['torch']} -> 9.9"]
+    assert "version of torch" in (tmp_path / "events.log").read_text()
+
+
+def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    lock = json.loads((tmp_path / "run.lock.json").read_text())
+    for key in ("format", "models", "starts"):
+        del lock[key]
+    del lock["recipe"]["views"]["thought"]  # a key that version did not know, at its default now
+    (tmp_path / "run.lock.json").write_text(json.dumps(lock))
+    distilled(tokenizer, teacher, tmp_path)
+    lock["recipe"]["train"]["schedule"]["warmup"] = 0.5  # 1.5 steps: its learning rate went above the peak there
+    (tmp_path / "run.lock.json").write_text(json.dumps(lock))
+    with refused("C201") as caught:
+        distilled(tokenizer, teacher, tmp_path)
+    assert "--accept train.schedule.warmup" in caught.value.fix
+
+
+def test_a_folder_of_the_earlier_distill_is_refused_with_a_way_on(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    lock = {"recipe": {"method": "OPD", "OPD": "OPD()", "prompts": ["a"], "run": str(tmp_path)}, "versions": {}}
+    (tmp_path / "run.lock.json").write_text(json.dumps(lock))
+    with refused("C201") as caught:
+        distilled(tokenizer, teacher, tmp_path)
+    assert "earlier version" in caught.value.what
+
+
+# what a run folder says about itself
+
+
+def test_a_folder_of_distill_is_judged_on_its_own_data_and_replayed(tokenizer, teacher, tmp_path):
+    from vistill.cli.target import recipe_for
+
+    held = diagram_prompts("val", 3, 0)
+    run = distilled(tokenizer, teacher, tmp_path / "run", vistill.VAOPD(), eval_prompts=held)
+    place = (tmp_path / "run").rename(tmp_path / "moved")
+    recipe = recipe_for(str(place), ["eval.max_new_tokens=5"], "eval")
+    judged = vistill.evaluate(recipe)
+    samples = judged.folder.read(judged.path / "samples" / "step-000000.jsonl")
+    assert {s["prompt"] for s in samples} == {p.id for p in held}
+    assert json.loads((judged.path / "data.json").read_text())["eval_rows_with_answer"] == 3
+    replayed, step = replay_run(place)
+    assert step == 3
+    assert replayed.same
+    assert replayed.from_journal == [3]
+    assert run.path.name == "run"
+
+
+def test_a_method_of_ones_own_is_replayed_with_its_class_alone(tokenizer, teacher, tmp_path):
+    class Mine(vistill.OPD):
+        pass
+
+    distilled(tokenizer, teacher, tmp_path / "run", Mine())
+    with refused("C102"):
+        replay_run(tmp_path / "run")
+    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
+    assert replayed.same
+
+
+def test_a_run_that_does_not_name_its_data_is_never_judged_on_others(tmp_path):
+    from vistill.cli.target import recipe_for
+
+    (tmp_path / "run.lock.json").write_text("{}")
+    with refused("S605", StorageError):
+        recipe_for(str(tmp_path), [], "eval")
+    assert recipe_for(str(tmp_path), ["data.train=diagrams"], "eval").data.train == "diagrams"
+
+
+def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(tokenizer, teacher, tiny_folder, tmp_path):
+    student = vistill.load(str(tiny_folder), device="cpu")
+    run = distilled(tokenizer, teacher, tmp_path, student=student)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["student"]["model"] == str(tiny_folder)
+    assert recipe["teacher"]["model"] == "{run}/start/teacher"  # built in memory
+    assert not (tmp_path / "start" / "student").exists()
+    assert (run.path / "start" / "teacher" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_stored_prompts_come_back_with_their_pixels(tmp_path, mode):
+    picture = diagram_prompts("train", 1, 0)[0].images[0].load().convert(mode)
+    prompt = Prompt(
+        "p", (LoadedImage(picture, "a"), "What?"), "1", ("1", "2"), boxes=((0, 0, 5, 5),), labels={"a": "b"}
+    )
+    (known,) = identified([prompt])
+    write_prompts([known], tmp_path / "rows.jsonl")
+    (back,) = read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
+    assert replace(back, parts=()) == replace(known, parts=())
+    assert back.content == known.content
+    there = back.images[0].load()
+    assert there.mode == known.images[0].load().mode
+    assert there.tobytes() == known.images[0].load().tobytes()
+
+
+def test_a_stored_prompt_cannot_name_a_picture_outside_its_folder(tmp_path):
+    (known,) = identified(diagram_prompts("train", 1, 0))
+    write_prompts([known], tmp_path / "rows.jsonl")
+    text = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(text.replace('"png": "', '"png": "../'))
+    with refused("D102", DataError):
+        read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
+
+
+def test_the_student_of_a_run_has_one_path_and_the_result_names_the_checkpoint(tokenizer, teacher, tmp_path):
+    run = distilled(tokenizer, teacher, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["checkpoint"] == "checkpoint-000003"
+    assert result["chosen"] == {"step": 3, "by": "last"}
+    assert (tmp_path / "student").resolve() == (tmp_path / "checkpoint-000003" / "student").resolve()
+    assert Path(resolve_model(str(tmp_path))).resolve() == (tmp_path / "student").resolve()
+    assert run.student.name == "student"
+
+
+# the same run through both doors
+
+
+def test_recipe_and_distill_write_the_same_metrics(tmp_path):
+    tree = {
+        "run": str(tmp_path / "recipe"),
+        "student": {"model": "vistill:student"},
+        "teacher": {"model": "vistill:teacher"},
+        "method": "va_opd",
+        "data": {"train": "diagrams", "diagrams": {"train": 6, "eval": 2}},
+        "rollout": {"per_prompt": 2, "max_new_tokens": 5, "all_truncated": "go_on"},
+        "train": {"prompts_per_step": 2, "steps": 2, "lr": 1e-4},
+        "eval": {"every": 0},
+        "views": {"pixelate": 0.3},
+    }
+    one = vistill.train(build_recipe(tree))
+    two = vistill.distill(
+        vistill.load("vistill:student"),
+        vistill.load("vistill:teacher", frozen=True),
+        vistill.load_prompts("diagrams", limit=6)[:6],
+        vistill.VAOPD(),
+        tmp_path / "mine",
+        train=TrainSettings(prompts_per_step=2, steps=2, lr=1e-4),
+        rollout=RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on"),
+        evaluation=EvalSettings(every=0),
+        views=ViewSettings(pixelate=0.3),
+    )
+    assert two.folder.metrics.read_text() == one.folder.metrics.read_text()
+    facts = [json.loads((run.path / "run.lock.json").read_text())["models"] for run in (one, two)]
+    assert facts[0] == facts[1]
+
+
+def test_distill_honours_the_settings_of_attention_and_offloading(tokenizer, teacher, tmp_path, monkeypatch):
+    plan = make_plan(tokenizer, teacher)
+    wanted = replace(plan.train, attention="flex", offload_teacher=True)
+    setup = setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
+    monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)  # flex is slow on a CPU
+    monkeypatch.setattr("vistill.training.checks.models.on_host", lambda vlm: False)  # as if it were a GPU
+    setup.purpose = "eval"
+    for one in START_CHECKS:
+        if one.name in ("data", "tokenizers", "models"):
+            one.run(setup)
+    assert setup.cast.student.attention == "flex"
+    assert setup.cast.teacher.attention == "flex"
+    assert setup.cast.teacher.resting is not None
+
+
+def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monkeypatch):
+    """On a GPU weights outside `here` lie in host memory; a CPU shows it by weights that are not numbers there."""
+
+    def leave(self):
+        for weight, host in zip(self.weights, self.host, strict=True):
+            weight.data = torch.full_like(host, torch.nan)
+
+    monkeypatch.setattr(Resting, "leave", leave)
+    teacher = build(tokenizer, 1, hidden=48).freeze()
+    plan = make_plan(tokenizer, teacher)
+    rested = replace(plan.cast, teacher=teacher.rested())
+    setup = setup_from(replace(plan, cast=rested, eval_prompts=()), RunFolder(tmp_path))
+    monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)
+    monkeypatch.setattr(run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"})
+    views = next(check for check in START_CHECKS if check.name == "views")
+    for one in START_CHECKS[: START_CHECKS.index(views) + 1]:
+        one.run(setup)
+
+
+def test_student_and_teacher_on_two_devices_are_refused():
+    one_device("cuda", "cuda:0")
+    with refused("C101"):
+        one_device("cuda:0", "cuda:1")
+
+
+def test_a_teacher_is_read_in_one_precision_whichever_door_loads_it():
+    assert teacher_precision("cuda:0", "auto") == torch.bfloat16
+    assert teacher_precision("cuda:0", "fp32") == torch.float32
+    assert teacher_precision("cpu", "auto") == torch.float32
+
+
+def test_a_student_in_half_precision_is_refused(tokenizer, teacher, tmp_path):
+    student = build(tokenizer, 0)
+    student.model.to(torch.bfloat16)
+    with refused("C101"):
+        distilled(tokenizer, teacher, tmp_path, student=student)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_kernels_end_with_the_run(tokenizer, teacher, tmp_path, before):
+    torch.use_deterministic_algorithms(before, warn_only=True)
+    try:
+        distilled(tokenizer, teacher, tmp_path)
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# checks, plan, state
+
+
+def test_every_check_has_a_name_of_its_own_and_check_prints_what_it_saw(tmp_path):
+    names = [c.name for c in START_CHECKS]
+    assert len(set(names)) == len(names)
+    settings = [f"run={tmp_path / 'x'}", "data.diagrams.train=32", "data.diagrams.eval=5", "train.steps=3"]
+    (lines, *_) = check("demo.yaml", settings).values()
+    shown = {line.what for line in lines}
+    assert {c.name for c in START_CHECKS if "check" in c.purposes} | {"canary"} <= shown
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_plan_is_made_in_one_place():
+    calls = [
+        f"{path.relative_to(REPO)}:{node.lineno}"
+        for path in sorted((REPO / "vistill").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Plan"
+    ]
+    assert len(calls) == 1, calls
+
+
+def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, monkeypatch):
+    seen = []
+    watched = [replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS]
+    monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(watched))
+    build_plan(setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
+    assert seen == [c.name for c in START_CHECKS]
+
+
+def test_a_state_of_the_earlier_format_is_read_and_an_unknown_one_refused():
+    old = {"step": 4, "best": None, "skipped": 1, "gone": {}, "ladder": {},
+           "method": {"memory": {"eta": 0.4}, "warned": ["blind"], "all_truncated": 2, "reference_sha256": "x"}}  # fmt: skip
+    state = state_from_dict(old)
+    assert (state.memory, state.warned, state.all_truncated_in_a_row) == ({"eta": 0.4}, ["blind"], 2)
+    assert state.reference_sha256 == "x"
+    assert state_from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    assert state_from_dict(RunState().to_dict()) == RunState()
+    with pytest.raises(ValueError, match="colour"):
+        state_from_dict({**old, "colour": "red"})
+
+
+# keep_best
+
+
+def record(step, accuracy, rows, fixed=None, fixed_rows=4.0):
+    plain = {"step": step, "accuracy": accuracy, "rows": rows}
+    return plain if fixed is None else plain | {"selection/accuracy": fixed, "selection/rows": fixed_rows}
+
+
+def test_the_best_is_chosen_on_one_fixed_set_of_rows():
+    during, at_end = record(4, 0.75, 4.0, 0.75), record(8, 0.3125, 64.0, 0.75)
+    assert best_of([during, at_end], SaveSettings()) == {"step": 8, "value": 0.75, "rows": 4.0}  # ties take the latest
+    assert best_of([record(4, 0.75, 4.0, 0.8), at_end], SaveSettings())["step"] == 4
+    assert best_of([record(4, 0.0, 4.0, 0.0), record(8, 0.0, 64.0, 0.0)], SaveSettings())["step"] == 8
+
+
+def test_evaluations_of_other_rows_are_never_compared():
+    assert best_of([record(4, 0.75, 4.0), record(8, 0.3125, 64.0)], SaveSettings())["step"] == 8
+    assert (
+        best_of([record(4, 0.9, 4.0), record(6, 0.5, 4.0, 0.5), record(8, 0.1, 64.0, 0.1)], SaveSettings())["step"] == 6
+    )
+    assert best_of([record(0, 0.9, 4.0, 0.9)], SaveSettings()) is None
+    assert best_of([record(4, 0.9, 4.0, 0.9)], SaveSettings(keep_best="none")) is None
+
+
+def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, teacher, tmp_path):
+    held = diagram_prompts("val", 6, 0)
+    settings = EvalSettings(every=3, limit=3, samples=2, max_new_tokens=5, blind=False, greedy=False, advantage=False)
+    folder = RunFolder(tmp_path)
+    go(make_plan(tokenizer, teacher, vistill.OPD(), eval_prompts=held, evaluation=settings), folder)
+    records = {r["step"]: r for r in folder.read(folder.evaluations)}
+    assert {r["selection/rows"] for r in records.values()} == {3.0}
+    last = max(records)
+    assert [records[s]["rows"] for s in (0, 3, last)] == [6.0, 3.0, 6.0]
+    asked = lambda step: {s["prompt"] for s in folder.read(tmp_path / "samples" / f"step-{step:06d}.jsonl")}
+    assert asked(3) == asked(6)
+    rows = [s for s in folder.read(tmp_path / "samples" / f"step-{last:06d}.jsonl") if s["prompt"] in asked(3)]
+    assert sum(s["correct"] for s in rows) / len(rows) == records[last]["selection/accuracy"]
