@@ -17,9 +17,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from vistill.errors import ConfigError, closest, suggest
 from vistill.runs.resuming import compare_recipes, flatten, key_class
 from vistill.strict_yaml import line_of, parse_text, set_dotted, split_override
-from vistill.training.recipe import Recipe
+from vistill.training.recipe import ModelSettings, Recipe
 
-__all__ = ["Recipe", "compare_recipes", "flatten", "key_class", "load_recipe", "load_stages"]
+__all__ = ["ModelSettings", "Recipe", "compare_recipes", "flatten", "key_class", "load_recipe", "load_stages"]
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
 RECIPES = Path(__file__).parent / "recipes"
