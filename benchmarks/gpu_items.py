@@ -83,14 +83,14 @@ def training(bench: Bench) -> None:
         bench.values |= timed(build_step(student, teacher, "opd", sizes, apart=True), bench.device, 2)
         rows = bench.values["best"]
     with bench.part("va_opd, prompts shared"):
-        step = build_step(student, teacher, "va_opd", sizes)
-        bench.values |= timed(step, bench.device, 2)
+        va_step = build_step(student, teacher, "va_opd", sizes)
+        bench.values |= timed(va_step, bench.device, 2)
         ours = bench.values["best"]
         bench.row("va_step_seconds", ours, "s", text)
         if (peak := peak_gib(bench.device)) is not None:
             bench.row("va_step_peak_mib", 1024 * peak, "MiB", text)
         with count_work() as work:
-            step()
+            va_step()
         rate = matrix_rate(bench.device, bench.half)
         one = f"one large product: {rate / 1e12:.3g} TFLOP/s; {text}"
         bench.row("G3_matrix_rate_over_peak", work["flops"] / ours / rate, "share", one)
@@ -216,11 +216,11 @@ def profile(bench: Bench) -> None:
 
     cuda = bench.device.type == "cuda"
     sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(2, 4, 512)
-    step = build_step(bench.models["student"], bench.models["teacher"], "opd", sizes)
-    step()
+    opd_step = build_step(bench.models["student"], bench.models["teacher"], "opd", sizes)
+    opd_step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as recorded:
-        step()
+        opd_step()
         wait(bench.device)
     spent = lambda event: event.self_device_time_total if cuda else event.self_cpu_time_total
     events = sorted(recorded.key_averages(), key=spent, reverse=True)
