@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle test-triton check audit bench bench-gpu chaos clean
+.PHONY: help demo test test-all test-oracle test-triton check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -53,8 +53,20 @@ N ?= 200
 chaos: $(DEV_STAMP)  ## kill, stop, starve and cut the power of a tiny run N times, write benchmarks/results/chaos.json
 	$(BIN)/python benchmarks/chaos.py $(N)
 
-bench-gpu: $(STAMP)  ## rows G1 to G3 on a CUDA device, write benchmarks/results/gpu.json
+bench-gpu: $(STAMP)  ## measure on a CUDA device for at most ten minutes, write benchmarks/results/gpu.json
 	$(BIN)/python benchmarks/gpu.py
 
+GPU_PYTHON ?= 3.12
+GPU_WHEELS_MIB ?= 56
+GPU_PLATFORMS := $(foreach tag,2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 --platform manylinux1_x86_64
+GPU_SITE := /tmp/vistill-site
+gpu-wheels:      ## collect what bench-gpu needs on a machine without a network (its Python: GPU_PYTHON=3.12) into .gpu-wheels/
+	rm -rf .gpu-wheels
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
+	  --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) -d .gpu-wheels -r benchmarks/gpu-requirements.txt
+	@size=$$(du -sm .gpu-wheels | cut -f1); echo "$$size MiB in .gpu-wheels, at most $(GPU_WHEELS_MIB)"; test $$size -le $(GPU_WHEELS_MIB)
+	@echo "carry this folder with .gpu-wheels, and run there:"
+	@echo "  python3 -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) .gpu-wheels/*.whl && PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu.py"
+
 clean:           ## remove the environment and caches, never runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .gpu-wheels .pytest_cache .ruff_cache build dist

@@ -1,0 +1,244 @@
+"""The items of the GPU benchmark: each measures one thing and can run without the others.
+
+Order: what needs no model (`gpu_kernels.py`), then the goals G2 and G3, then the rest by interest.
+"""
+
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from gpu_kernels import GRADIENT_BOUND, attention, loss_precisions, loss_torch, loss_triton, shapes_of
+from gpu_runner import GIB, Bench, Item, peak_gib, timed, wait
+from gpu_setup import (
+    Sizes,
+    build_model,
+    build_optimizer,
+    build_step,
+    count_work,
+    encode_prompts,
+    file_hash,
+    matrix_rate,
+    plain_step,
+    write_rollouts,
+)
+
+# Models
+
+
+def models(bench: Bench) -> None:
+    """Teacher and student from random weights; both must pass the self-test of shared prompts."""
+    shapes = dict(zip(("student", "teacher"), shapes_of(bench), strict=True))
+    for name, dtype in (("teacher", bench.half), ("student", torch.float32)):
+        with bench.part(name):
+            start = time.perf_counter()
+            side = 64 if bench.tiny else 768
+            vlm = build_model(shapes[name], side, bench.device, dtype, bench.attention)
+            bench.models[name] = vlm.freeze() if name == "teacher" else vlm
+            parameters = sum(p.numel() for p in vlm.model.parameters())
+            bench.values |= {
+                "seconds": time.perf_counter() - start,
+                "parameters": parameters,
+                "weights_gib": parameters * dtype.itemsize / GIB,
+                "kernels": vlm.kernels,
+                "attention": vlm.attention,
+                "shares_prompts": vlm.shares_prompts,
+            }
+            if not vlm.shares_prompts:
+                bench.problems.append(f"the {name} failed its self-test and does not share prompts")
+
+
+def gradient_of(vlm) -> list[torch.Tensor]:
+    """The gradients of a model; the next step puts new ones in their place."""
+    return [p.grad for p in vlm.model.parameters() if p.grad is not None]
+
+
+def gradient_difference(ours: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Relative to our norm, after the factor by which the two losses differ is taken out."""
+    pairs = list(zip(ours, other, strict=True))
+    total = lambda function: sum(float(function(a.double(), b.double()).sum()) for a, b in pairs)
+    scale = total(lambda a, b: a * b) / total(lambda _, b: b * b)
+    return (total(lambda a, b: (a - scale * b) ** 2) / total(lambda a, _: a * a)) ** 0.5
+
+
+# Training
+
+
+def training(bench: Bench) -> None:
+    """G2, G3: a VA-OPD step against OPD with a row per rollout; the rate of its products."""
+    student, teacher = bench.models["student"], bench.models["teacher"]
+    sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(4, 4, 768, 8192, 4096)
+    with bench.part("gradients, shared against a row per rollout"):
+        small = Sizes(1, sizes.siblings, min(64, sizes.tokens))
+        build_step(student, teacher, "opd", small)()
+        ours = gradient_of(student)
+        build_step(student, teacher, "opd", small, apart=True)()
+        bench.check("difference", gradient_difference(ours, gradient_of(student)), GRADIENT_BOUND[bench.half])
+        del ours
+    text = f"{sizes}, attention {student.attention}"
+    rows = math.nan
+    with bench.part("opd, a row per rollout"):
+        bench.values |= timed(build_step(student, teacher, "opd", sizes, apart=True), bench.device, 2)
+        rows = bench.values["best"]
+    with bench.part("va_opd, prompts shared"):
+        va_step = build_step(student, teacher, "va_opd", sizes)
+        bench.values |= timed(va_step, bench.device, 2)
+        ours = bench.values["best"]
+        bench.row("va_step_seconds", ours, "s", text)
+        if (peak := peak_gib(bench.device)) is not None:
+            bench.row("va_step_peak_mib", 1024 * peak, "MiB", text)
+        with count_work() as work:
+            va_step()
+        rate = matrix_rate(bench.device, bench.half)
+        one = f"one large product: {rate / 1e12:.3g} TFLOP/s; {text}"
+        bench.row("G3_matrix_rate_over_peak", work["flops"] / ours / rate, "share", one)
+        if math.isfinite(rows):
+            bench.row("G2_va_step_over_rows_opd", ours / rows, "ratio", f"row-per-rollout OPD; {text}")
+
+
+def step(bench: Bench) -> None:
+    """Whole steps after the rollouts: seconds per phase with clipping and AdamW, and memory."""
+    student, teacher = bench.models["student"], bench.models["teacher"]
+    optimizer = build_optimizer(student)
+    cases = (("va_opd", Sizes(4, 4, 512)), ("va_opd", Sizes(16, 4, 512)), ("opd", Sizes(4, 4, 2048)))
+    if bench.tiny:
+        cases = (("va_opd", Sizes(2, 2, 8)), ("opd", Sizes(2, 2, 16)))
+    for method, sizes in cases:
+        with bench.part(f"{method} {sizes}"):
+            gradient = build_step(student, teacher, method, sizes)
+            for name in ("first", "second"):
+                phases = gradient()
+                start = time.perf_counter()
+                torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
+                optimizer.step()
+                wait(bench.device)
+                phases["update"] = time.perf_counter() - start
+                bench.values[name] = {**phases, "total": sum(phases.values())}
+
+
+# Rollouts
+
+
+def rollouts(bench: Bench) -> None:
+    """Tokens a second by engine, precision and sampling, and milliseconds to encode a prompt."""
+    student = bench.models["student"]
+    sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(16, 4, 48)
+    with bench.part("encode"):
+        start, number = time.perf_counter(), 2 if bench.tiny else 8
+        encode_prompts(student, number, seed=1)
+        bench.values["ms_per_prompt"] = 1e3 * (time.perf_counter() - start) / number
+    bf16 = bench.half is torch.bfloat16
+    bench.values["half"] = str(bench.half)[6:]  # float32 on a CPU
+    write = lambda name, **how: measure_rollouts(bench, name, sizes, **how)
+    write("shared, weights float32, sampled", temperature=0.7)
+    write("shared, weights float32, greedy")
+    write("shared, weights float32 under autocast, greedy", half=bf16)
+    student.model.to(bench.half)
+    try:
+        write("shared, weights half, sampled", temperature=0.7)
+        ours = write("shared, weights half, greedy")
+        theirs = write("generate, weights half, greedy", engine="generate")
+    finally:
+        student.model.float()
+    if ours and theirs:
+        pairs = [a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=False)]
+        bench.values["share_of_equal_tokens_shared_and_generate"] = sum(pairs) / len(pairs)
+
+
+def measure_rollouts(bench: Bench, name: str, sizes: Sizes, engine="shared", temperature=0.0, half=False):
+    """One mode after a warm-up; returns the responses, or None where it failed."""
+    ids = None
+    with bench.part(name):
+        student = bench.models["student"]
+        write_rollouts(student, Sizes(1, 1, 2), engine, temperature, half)()
+        write = write_rollouts(student, sizes, engine, temperature, half)
+        wait(bench.device)
+        start = time.perf_counter()
+        ids = write()
+        wait(bench.device)
+        seconds = time.perf_counter() - start
+        lengths = [len(x) for x in ids]
+        bench.values |= {
+            "rows": len(ids),
+            "tokens": sum(lengths),
+            "tokens_per_second": sum(lengths) / seconds,
+            "ms_per_decoded_position": 1e3 * seconds / max(lengths),
+        }
+    return ids
+
+
+# Next to plain transformers, saving, profile
+
+
+def plain(bench: Bench) -> None:
+    """OPD of one prompt written with transformers alone, next to ours; same gradient."""
+    student, teacher = bench.models["student"], bench.models["teacher"]
+    sizes = Sizes(1, 2, 8) if bench.tiny else Sizes(1, 4, 512)
+    gradients = []
+    for name, function in (
+        ("transformers", plain_step(student, teacher, sizes)),
+        ("vistill", build_step(student, teacher, "opd", sizes)),
+    ):
+        with bench.part(f"{name}, opd {sizes}"):
+            bench.values |= timed(function, bench.device, 2)
+            gradients.append(gradient_of(student))
+    if len(gradients) == 2:
+        bench.check("gradient_difference", gradient_difference(*gradients), GRADIENT_BOUND[bench.half])
+
+
+def saving(bench: Bench) -> None:
+    """The student's weights: to the host, to disk, hashed. A checkpoint holds three times as much."""
+    from safetensors.torch import save_file
+
+    weights = bench.models["student"].model.state_dict()
+    weights.pop("lm_head.weight", None)  # tied: the same tensor as the embedding
+    start = time.perf_counter()
+    host = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
+    bench.values["to_host_seconds"] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        start = time.perf_counter()
+        save_file(host, path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        bench.values["write_seconds"] = time.perf_counter() - start
+        start = time.perf_counter()
+        file_hash(path)
+        bench.values["hash_seconds"] = time.perf_counter() - start
+        bench.values["gigabytes"] = path.stat().st_size / 1e9
+
+
+def profile(bench: Bench) -> None:
+    """The operations in which an OPD step spends most of its time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = bench.device.type == "cuda"
+    sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(2, 4, 512)
+    opd_step = build_step(bench.models["student"], bench.models["teacher"], "opd", sizes)
+    opd_step()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as recorded:
+        opd_step()
+        wait(bench.device)
+    spent = lambda event: event.self_device_time_total if cuda else event.self_cpu_time_total
+    events = sorted(recorded.key_averages(), key=spent, reverse=True)
+    bench.values["milliseconds"] = {event.key[:60]: spent(event) / 1e3 for event in events[:15]}
+    bench.values["calls"] = {event.key[:60]: event.count for event in events[:15]}
+
+
+BOTH = ("student", "teacher")
+ITEMS = (
+    Item("attention", 40, attention),
+    Item("loss_torch", 40, loss_torch),
+    Item("loss_triton", 60, loss_triton),
+    Item("loss_precisions", 40, loss_precisions),
+    Item("models", 90, models),
+    Item("training", 90, training, BOTH),
+    Item("step", 100, step, BOTH),
+    Item("rollouts", 90, rollouts, BOTH[:1]),
+    Item("plain", 40, plain, BOTH),
+    Item("saving", 40, saving, BOTH[:1]),
+    Item("profile", 40, profile, BOTH),
+)

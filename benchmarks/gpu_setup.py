@@ -1,0 +1,367 @@
+"""All that the GPU benchmark takes from vistill: what is renamed there is fixed in this file alone.
+
+Models have the shapes of Qwen3-VL 8B (teacher) and 2B (student) and random weights. Their tokenizer
+has as many entries as the released one, so that the head is cut as in a real run.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from vistill import __version__ as VERSION
+from vistill.batch import reduce_terms
+from vistill.data.diagrams import diagram_prompts
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.heads import Head
+from vistill.functional.rows import States, per_row
+from vistill.meter import counting as count_work
+from vistill.models.backends import why_not as why_no_triton
+from vistill.models.backends import with_kernels
+from vistill.models.loading import VLM
+from vistill.models.qwen3_vl import Qwen3VLFamily
+from vistill.models.selftest import proven
+from vistill.models.tiny import SPECIAL, TinySize, tiny_processor, train_tokenizer
+from vistill.objectives import OPD, VAOPD
+from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.shared import SharedEngine
+from vistill.runs.storage import file_hash
+from vistill.training.clock import measured_rate as matrix_rate
+from vistill.training.optim import make_optimizer
+from vistill.training.precision import autocast
+from vistill.training.reading import (
+    Cast,
+    lay_out,
+    learning_parts,
+    prepare,
+    read_without_gradient,
+)
+from vistill.training.settings import TrainSettings
+from vistill.training.splitting import Split
+from vistill.types import Finish, Rollout, RolloutGroup
+
+__all__ = [
+    "VERSION",
+    "build_model",
+    "build_optimizer",
+    "build_step",
+    "count_work",
+    "encode_prompts",
+    "file_hash",
+    "loss_inputs",
+    "loss_of_rows",
+    "matrix_rate",
+    "plain_step",
+    "why_no_triton",
+    "write_rollouts",
+]
+
+METHODS = {"opd": OPD, "va_opd": VAOPD}
+ENGINES = {"shared": SharedEngine, "generate": HFEngine}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen3-VL of one size: the numbers of its published configuration."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    tied: bool
+    vision_hidden: int
+    vision_depth: int
+    vision_feed_forward: int
+    deepstack: tuple[int, ...]
+    head_dim: int = 128
+    vocabulary: int = 151_936
+    """Rows of the head."""
+    tokens: int = 151_669
+    """Entries of the tokenizer: the head is cut to them."""
+
+
+STUDENT = Shape(2048, 28, 16, 8, 6144, True, 1024, 24, 4096, (5, 11, 17))
+TEACHER = Shape(4096, 36, 32, 8, 12_288, False, 1152, 27, 4304, (8, 16, 24))
+TOY = Shape(64, 2, 4, 2, 96, True, 64, 2, 96, (1,), 32, 2048, 1999)
+TOY_TEACHER = Shape(96, 3, 4, 2, 128, False, 64, 2, 96, (1,), 32, 2048, 1999)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A step: G prompts, K siblings, T response tokens each, and how it is cut to fit into memory."""
+
+    prompts: int
+    siblings: int
+    tokens: int
+    micro_batch_tokens: int = 4096
+    """Tokens of whole prompts with their responses that are read together."""
+    part_tokens: int = 2048
+    """Response tokens whose activations exist together."""
+
+    def __str__(self) -> str:
+        return f"{self.prompts}x{self.siblings}x{self.tokens}"
+
+
+# Models
+
+
+def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of `size` entries; those beyond the words of the diagrams are never used in a prompt."""
+    questions = [part for p in diagram_prompts("train", 400, 0) for part in p.parts if isinstance(part, str)]
+    small = train_tokenizer(questions)
+    state = json.loads(small.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {f"<unused {i}>": i for i in range(len(vocabulary), size)}
+    wide = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        eos_token=small.eos_token,
+        pad_token=small.pad_token,
+        model_max_length=small.model_max_length,
+    )
+    wide.chat_template = small.chat_template
+    assert len(wide) == size
+    return wide
+
+
+def config_of(shape: Shape, ids: dict[str, int]) -> Qwen3VLConfig:
+    """The published configuration but for token ids; patches of 16 are merged 2 x 2."""
+    third = shape.head_dim // 2 // 3
+    section = [24, 20, 20] if shape.head_dim == 128 else [shape.head_dim // 2 - 2 * third, third, third]
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.feed_forward,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "max_position_embeddings": 262_144,
+            "tie_word_embeddings": shape.tied,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": section,
+                "mrope_interleaved": True,
+            },
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "hidden_size": shape.vision_hidden,
+            "intermediate_size": shape.vision_feed_forward,
+            "num_heads": 16,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": shape.hidden,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": list(shape.deepstack),
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=shape.tied,
+    )
+
+
+def build_model(shape: Shape, side: int, device: torch.device, dtype: torch.dtype, attention: str = "blocks") -> VLM:
+    """A model of random weights after its self-test; pictures are scaled to `side` x `side` pixels.
+
+    Student and teacher get the same tokenizer and the same picture grid.
+    """
+    tokenizer = tokenizer_of(shape.tokens)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+    config = config_of(shape, ids)
+    with torch.device(device):
+        torch.manual_seed(0)
+        model = Qwen3VLForConditionalGeneration(config).to(dtype)
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    processor = tiny_processor(TinySize(patch=16, min_pixels=side**2, max_pixels=side**2))
+    family = Qwen3VLFamily(config, tokenizer, processor)
+    vlm = VLM(model, tokenizer, family, "random weights", attention=attention)
+    return with_kernels(proven(vlm), "auto")
+
+
+def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
+    """The optimizer of a run."""
+    return make_optimizer(vlm.model, TrainSettings())
+
+
+# Steps
+
+
+def random_groups(sizes: Sizes) -> list[RolloutGroup]:
+    """Prompts with random responses of equal length."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda: tuple(torch.randint(20, 500, (sizes.tokens,), generator=g).tolist())
+    return [
+        RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings)))
+        for p in diagram_prompts("train", sizes.prompts, 0)
+    ]
+
+
+def build_step(
+    student: VLM, teacher: VLM, method: str, sizes: Sizes, apart: bool = False
+) -> Callable[[], dict[str, float]]:
+    """A function that does one step after the rollouts, up to the gradient, and returns seconds per phase.
+
+    With `apart` every rollout is a row with a picture of its own, as most trainers lay them out.
+    """
+    groups, objective, device = random_groups(sizes), METHODS[method](), student.device
+    if apart:
+        groups = [RolloutGroup(group.prompt, (r,)) for group in groups for r in group.rollouts]
+        student, teacher = (replace(m, share_prompts=False) for m in (student, teacher))
+    cast = Cast(student, teacher, student.vocabulary_size)
+    split = Split(tokens=sizes.micro_batch_tokens, part_tokens=sizes.part_tokens)
+    precision = lambda: autocast(TrainSettings(), device)
+
+    def step() -> dict[str, float]:
+        clock = PhaseClock(device)
+        student.model.zero_grad()
+        responses = lay_out(groups, 0, 0, device)
+        reading = prepare(cast, groups, objective.passes(), responses, split)
+        clock.lap("encode")
+        with precision():
+            batch = read_without_gradient(cast, reading, objective.passes())
+        clock.lap("score")
+        signals = objective.signals(batch)
+        clock.lap("signals")
+        for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals, precision):
+            reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
+        clock.lap("learn")
+        return clock.seconds
+
+    return step
+
+
+class PhaseClock:
+    """Seconds between calls of `lap`, each after the device is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, {}
+        self.start = self.now()
+
+    def now(self) -> float:
+        """The time at which the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = self.now()
+        self.seconds[phase], self.start = now - self.start, now
+
+
+def plain_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
+    """OPD with transformers alone: a row per rollout, log-softmax over all logits.
+
+    Averages over tokens, then over rollouts: the same gradient as `build_step` up to a factor.
+    """
+    device, vocabulary = student.device, student.vocabulary_size
+    rows = []
+    for group in random_groups(sizes):
+        prompt = student.encode(group.prompt)
+        rows += [replace(prompt, ids=(*prompt.ids, *r.ids)) for r in group.rollouts]
+    inputs = student.family.generation_inputs(rows, student.pad_id)
+    inputs = {name: x.to(device) for name, x in inputs.items()}
+
+    def log_probs(vlm: VLM) -> torch.Tensor:
+        with autocast(TrainSettings(), device):
+            logits = vlm.model(**inputs, logits_to_keep=sizes.tokens + 1, use_cache=False).logits
+        return logits[:, :-1, :vocabulary].float().log_softmax(-1)
+
+    def step() -> None:
+        student.model.zero_grad()
+        with torch.no_grad():
+            target = log_probs(teacher)
+        own = log_probs(student)
+        (own.exp() * (own - target)).sum(-1).mean().backward()
+
+    return step
+
+
+# Rollouts
+
+
+def encode_prompts(student: VLM, number: int, seed: int = 0) -> list[RolloutRequest]:
+    """Requests for one response to each of some prompts."""
+    prompts = diagram_prompts("train", number, seed)
+    return [RolloutRequest(p.id, student.encode(p), (0,)) for p in prompts]
+
+
+def write_rollouts(
+    student: VLM, sizes: Sizes, engine: str, temperature: float, half: bool = False
+) -> Callable[[], list[tuple[int, ...]]]:
+    """A function that writes the responses of a step and returns their token ids; `half` asks for bf16 autocast."""
+    requests = [replace(r, siblings=tuple(range(sizes.siblings))) for r in encode_prompts(student, sizes.prompts)]
+    # no nucleus: that of a flat distribution, which random weights give, is most of the vocabulary
+    sampling = Sampling(0, 0, temperature, 1.0, sizes.tokens, sizes.prompts * sizes.siblings)
+    writer = ENGINES[engine](student)
+
+    def write() -> list[tuple[int, ...]]:
+        with torch.autocast(student.device.type, torch.bfloat16) if half else nullcontext():
+            return [r.ids for group in writer.write(requests, sampling) for r in group]
+
+    return write
+
+
+# The loss on hidden states
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Hidden states and heads of student and teacher, and the weights of the rows."""
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    student_head: torch.Tensor
+    teacher_head: torch.Tensor
+    weights: torch.Tensor
+
+    def to(self, dtype: torch.dtype, rows: int | None = None, head: torch.dtype | None = None) -> "LossInputs":
+        """The first rows in a precision, the student's head in another one if asked for."""
+        return LossInputs(
+            self.student[:rows].to(dtype),
+            self.teacher[:rows].to(dtype),
+            self.student_head.to(head or dtype),
+            self.teacher_head.to(dtype),
+            self.weights[:rows],
+        )
+
+    def cut(self, vocabulary: int) -> "LossInputs":
+        """The first entries of the vocabulary."""
+        return replace(self, student_head=self.student_head[:vocabulary], teacher_head=self.teacher_head[:vocabulary])
+
+
+def loss_inputs(shapes: tuple[Shape, Shape], rows: int, device: torch.device, dtype: torch.dtype) -> LossInputs:
+    """Random states of student and teacher; logits of spread 1."""
+    g = torch.Generator(device).manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=g, device=device)
+    student, teacher = shapes
+    heads = [draw(student.vocabulary, s.hidden) * s.hidden**-0.5 for s in shapes]
+    states = draw(rows, student.hidden), draw(rows, teacher.hidden)
+    return LossInputs(*states, *heads, torch.rand(rows, generator=g, device=device)).to(dtype)
+
+
+def loss_of_rows(inputs: LossInputs, kernels: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reverse KL of each row; gradients of their weighted sum by the states and the head."""
+    states = inputs.student.detach().requires_grad_()
+    weight = inputs.student_head.detach().requires_grad_()
+    target = States(inputs.teacher, Head(inputs.teacher_head))
+    values = per_row(reverse_kl, states, Head(weight, kernels=kernels), [target], inputs.weights)
+    (inputs.weights * values).sum().backward()
+    assert states.grad is not None
+    assert weight.grad is not None
+    return values.detach(), states.grad, weight.grad
