@@ -26,7 +26,17 @@ def recipe_keys():
     return keys | {".".join(key.split(".")[:n]) for key in keys for n in (1, 2)}
 
 
-KEYS = recipe_keys()
+def python_arguments():
+    """Keyword arguments of the Python functions that fixes name."""
+    import inspect
+
+    from vistill.api import distill
+    from vistill.experiments.replaying import replay_run
+
+    return {name for function in (distill, replay_run) for name in inspect.signature(function).parameters}
+
+
+KEYS = recipe_keys() | python_arguments()
 
 
 def wrong_names(text):

@@ -278,7 +278,7 @@ def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer
     other.tokenizer.add_tokens([f"<x{i}>" for i in range(len(tokenizer) - len(other.tokenizer))])
     assert len(other.tokenizer) == len(tokenizer)
     with pytest.raises(ModelError) as caught:
-        run(make_plan(student, other.freeze()), RunFolder(tmp_path))
+        prepare_run(make_plan(student, other.freeze()), RunFolder(tmp_path))
     assert caught.value.code == "M101"
 
 
@@ -378,7 +378,7 @@ def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(tokenize
     plan = make_plan(
         student,
         teacher,
-        eval_prompts=PROMPTS[:2],
+        eval_prompts=diagram_prompts("val", 2, 0),
         train=TrainSettings(prompts_per_step=2, lr=1e-9),
         evaluation=EvalSettings(every=2, limit=2, max_new_tokens=4, blind=False),
     )
