@@ -136,6 +136,8 @@ def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
 def picture_of(place: dict[str, str], images: Path) -> ImageRef:
     """A stored picture, read when somebody looks."""
     if "file" in place:
+        if not place["digest"]:  # the hash keeps a stranger's run folder from showing any picture of this machine
+            raise ValueError(f"no hash of {place['file']!r}")
         return FileImage(Path(place["file"]), place["where"], Path(place["root"]), place["digest"])
     name = place.get("bytes") or place["png"]
     if Path(name).name != name:
