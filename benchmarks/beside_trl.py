@@ -17,7 +17,7 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.experiments.raising import raising_tokenizer
+from vistill.studies.raising import raising_tokenizer
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import OPD, VAOPD

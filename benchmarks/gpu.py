@@ -16,7 +16,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
-from vistill.experiments.raising import raising_tokenizer
+from vistill.studies.raising import raising_tokenizer
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import States, per_row

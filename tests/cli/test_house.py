@@ -204,7 +204,7 @@ def test_the_shipped_models_match_their_cards():
         card = json.loads((folder / "CARD.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         assert hashlib.sha256(weights).hexdigest() == card["sha256"]
-        assert card["command"].startswith("python -m vistill.experiments.raising")
+        assert card["command"].startswith("python -m vistill.studies.raising")
         total += sum(p.stat().st_size for p in folder.iterdir())
     assert total < 3_000_000
 

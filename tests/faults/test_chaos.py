@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vistill.errors import StorageError
-from vistill.experiments.chaos import SAVE_POINTS, Chaos, Row, report_of
+from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.faults import POINTS, VARIABLE, fault, forget_visits
 from vistill.runs.folder import RunFolder
 from vistill.training import checkpoint

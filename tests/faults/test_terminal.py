@@ -112,7 +112,7 @@ def test_a_hostile_recipe_and_hostile_rows_are_checked_harmlessly(payload, capsy
 @pytest.mark.parametrize("payload", NAMES, ids=ascii)
 def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, tmp_path):
     from vistill.api import Run
-    from vistill.experiments import demo, methods, stages
+    from vistill.studies import demo, methods, stages
 
     paths = [tmp_path / payload, tmp_path / "other"]
     for path in paths:

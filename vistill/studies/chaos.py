@@ -20,7 +20,7 @@ from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.keys import keyed_generator
 from vistill.errors import Preempted
 from vistill.evaluation.settings import EvalSettings
-from vistill.experiments.raising import raising_tokenizer
+from vistill.studies.raising import raising_tokenizer
 from vistill.faults import VARIABLE
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import METHODS

@@ -8,7 +8,7 @@ from typing import Any
 from vistill.api import Run, train
 from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError
-from vistill.experiments.stages import tell_kept
+from vistill.studies.stages import tell_kept
 from vistill.report.page import write_report
 from vistill.report.sheet import write_sheet
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu

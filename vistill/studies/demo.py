@@ -125,7 +125,7 @@ def raise_both(folder: Path) -> list[str]:
     jobs = [
         Job(
             name,
-            [sys.executable, "-m", "vistill.experiments.raising", name, str(folder / name)],
+            [sys.executable, "-m", "vistill.studies.raising", name, str(folder / name)],
             folder / f"{name}-log",
         )
         for name in names
