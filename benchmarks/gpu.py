@@ -16,7 +16,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
-from vistill.studies.raising import raising_tokenizer
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import States, per_row
@@ -26,6 +25,7 @@ from vistill.models.loading import VLM
 from vistill.models.qwen3_vl import Qwen3VLFamily
 from vistill.models.tiny import SPECIAL, TinySize, tiny_processor
 from vistill.objectives import OPD, VAOPD
+from vistill.studies.raising import raising_tokenizer
 from vistill.training.clock import measured_rate, peak_mib
 from vistill.training.precision import autocast
 from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient

@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO
 
 from vistill.errors import ConfigError, ModelError, StorageError
-from vistill.studies.checking import KNOWN_FAMILIES, check, table
 from vistill.models.loading import FAMILIES
+from vistill.studies.checking import KNOWN_FAMILIES, check, table
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 

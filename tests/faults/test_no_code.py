@@ -19,13 +19,13 @@ from vistill.report.sheet import cell, write_sheet
 PACKAGE = REPO / "vistill"
 MODULES = {str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 UNPICKLERS = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "joblib", "runpy", "code", "codeop", "imp"}
-#: Who may start a process, always with a list of words: the demo's two arms, the checker of mathematics.
-PROCESSES = {"studies/demo.py", "data/math_judge.py"}
+#: Who may start a process, always with a list of words: the arms of a study, the checker of mathematics.
+PROCESSES = {"studies/processes.py", "data/math_judge.py"}
 #: Who may read the environment, always by name (or hand it whole to its own child).
 ENVIRONMENT = {
     "cli/main.py",
     "studies/chaos.py",
-    "studies/demo.py",
+    "studies/processes.py",
     "faults.py",
     "outward.py",
     "runs/missing.py",
@@ -123,7 +123,7 @@ def test_nobody_writes_the_whole_environment():
     """It is read by name; whole it goes to the demo's own children alone."""
     whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
     found = {module: whole.findall(text) for module, text in MODULES.items() if whole.search(text)}
-    assert set(found) <= {"studies/demo.py", "outward.py"}
+    assert set(found) <= {"studies/processes.py", "outward.py"}
 
 
 def test_every_loader_says_that_remote_code_is_not_trusted():
