@@ -81,7 +81,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
     rows: list[dict[str, Any]] = []
     for path in paths:
         evaluations = RunFolder(path).read(RunFolder(path).evaluations)
-        rows += [{"run": str(path), **record} for record in (evaluations[0], evaluations[-1])]
+        rows += [{"run": str(path), **record} for record in (*evaluations[:1], *evaluations[-1:])]
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_sheet(out, names, rows)
 
