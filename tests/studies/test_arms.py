@@ -1,6 +1,7 @@
 """Matched arms: what may differ, what is finished, and how two methods are paired by seed and question."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,19 @@ def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_stu
         finished += [arm.name for arm, _ in train_in_order(arms, print, ["train.lr"])]
     assert trained == [("opd", ["train.lr"]), ("va_opd", ["train.lr"])]
     assert load_stages(tmp_path / "recipe.yaml")["opd"] == arms[0].settings
+
+
+@pytest.mark.parametrize(("verb", "study"), [("demo", "demo.run_demo"), ("methods", "methods.run_methods")])
+def test_a_signal_between_two_arms_ends_the_verb_with_its_exit_code_and_a_word(verb, study, monkeypatch, capsys):
+    from vistill.cli.main import entry
+    from vistill.studies import demo, methods
+
+    monkeypatch.setattr(
+        {"demo": demo, "methods": methods}[verb],
+        study.split(".")[1],
+        lambda *words, **options: signal.raise_signal(signal.SIGTERM),
+    )
+    with pytest.raises(SystemExit) as stop:
+        entry([verb])
+    assert stop.value.code == 75
+    assert "run the same command again" in capsys.readouterr().err
