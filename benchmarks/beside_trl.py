@@ -17,12 +17,12 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.experiments.raising import raising_tokenizer
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
+from vistill.studies.raising import raising_tokenizer
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
 from vistill.training.run_state import RunState

@@ -23,9 +23,9 @@ import torch
 
 from vistill.data.loading import load_rows
 from vistill.data.settings import DataSettings
-from vistill.experiments.chaos import Chaos, Row
 from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder
+from vistill.studies.chaos import Chaos, Row
 from vistill.training.build import build
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run

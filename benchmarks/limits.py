@@ -14,7 +14,6 @@ import torch
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
-from vistill.experiments.raising import raising_tokenizer
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import (
@@ -32,6 +31,7 @@ from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
+from vistill.studies.raising import raising_tokenizer
 from vistill.training.reading import lay_out, learning_parts, prepare, read_without_gradient
 
 TOKENS, WIDTHS = 2048, (256, 512)

@@ -54,11 +54,11 @@ from transformers.utils.logging import disable_progress_bar
 from trl import DistillationConfig, DistillationTrainer
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.experiments.chaos import SIZE, Child
-from vistill.experiments.raising import raising_tokenizer
-from vistill.experiments.stages import run_stages
 from vistill.models.chat import pictures_of
 from vistill.models.tiny import build_tiny, train_tokenizer
+from vistill.studies.chaos import SIZE, Child
+from vistill.studies.raising import raising_tokenizer
+from vistill.studies.stages import run_stages
 
 SECONDS = 60
 BAD_ROW = 5

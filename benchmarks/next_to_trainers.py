@@ -62,13 +62,13 @@ import vistill
 from vistill.data.diagrams import diagram_prompts
 from vistill.data.keys import keyed_generator
 from vistill.evaluation.settings import EvalSettings
-from vistill.experiments.chaos import SIZE, Child
-from vistill.experiments.raising import raising_tokenizer
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.tiny import build_tiny
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import use_one_thread
+from vistill.studies.chaos import SIZE, Child
+from vistill.studies.raising import raising_tokenizer
 from vistill.training.build import build, setup_of
 from vistill.training.checkpoint import newest
 from vistill.training.loop import run

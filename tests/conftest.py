@@ -38,7 +38,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from vistill.experiments.raising import raising_tokenizer
+    from vistill.studies.raising import raising_tokenizer
 
     return raising_tokenizer()
 

@@ -8,16 +8,18 @@ VistillError
 ├── StorageError      S   exit 6   run folder, checkpoints, disk (also an OSError)
 ├── NonFiniteError    N   exit 7   a loss or gradient that is not a number
 ├── MissingExtraError E   exit 2   an optional package that is not installed (also an ImportError)
+├── ArmError          A   exit 1   a process of a study ended without a message of its own
 └── Preempted         P   exit 75  stopped by a signal, checkpoint saved: run the same command again
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 #: One line per code: what it means. `vistill explain CODE` prints it; a test holds it equal to the codes raised.
 CATALOGUE: dict[str, str] = {
+    "A101": "A process of a study ended without a message of its own: killed from outside, or a fault in the code.",
     "C001": "A key of the recipe is unknown. Unknown keys are errors, so that a misspelt knob never passes unnoticed.",
     "C002": "A value of the recipe has the wrong type or lies outside its range.",
     "C003": "The recipe is not strict YAML: duplicate keys, aliases, tags and merge keys are refused.",
@@ -29,6 +31,7 @@ CATALOGUE: dict[str, str] = {
     "C104": "The memory that may be used does not hold one prompt with one response.",
     "C201": "The run folder belongs to a run with another recipe. Continuing would silently change the experiment.",
     "C202": "The initial student handed in is not the one the run began with, and the method compares with it.",
+    "C301": "Runs that are to be compared differ in more than what is compared, or answered other questions.",
     "D101": "A column named in the recipe is not in the data file.",
     "D102": "The data file does not exist, is empty, or is not JSON Lines.",
     "D103": "A placeholder in a question has no image, or an image placeholder would reach the tokenizer as text.",
@@ -156,10 +159,38 @@ class MissingExtraError(VistillError, ImportError):
     exit_code = 2
 
 
+class ArmError(VistillError, RuntimeError):
+    """A process of a study ended without a message of its own."""
+
+    exit_code = 1
+
+
 class Preempted(VistillError):  # noqa: N818  (it is no failure: run the same command again)
     """Stopped by a signal after saving a checkpoint."""
 
     exit_code = 75
+
+
+KINDS: dict[str, type[VistillError]] = {
+    "A": ArmError,
+    "C": ConfigError,
+    "D": DataError,
+    "E": MissingExtraError,
+    "M": ModelError,
+    "N": NonFiniteError,
+    "P": Preempted,
+    "R": RolloutError,
+    "S": StorageError,
+    "V": ModelError,
+}
+
+
+def error_of(record: Mapping[str, str]) -> VistillError:
+    """The error that another process wrote down with `to_dict`, with its kind and exit code."""
+    parts = {key: record[key] for key in ("where", "why", "fix", "note")}
+    error = KINDS[record["code"][0]](record["code"], record["what"], **parts)
+    error.exit_code = int(record["exit_code"])  # pyright: ignore[reportAttributeAccessIssue]
+    return error
 
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:

@@ -39,3 +39,10 @@ def quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def prepare_process() -> None:
+    """What a process that trains or measures sets first: quiet libraries, one thread, big blocks kept."""
+    quiet()
+    use_one_thread_on_cpu()
+    keep_big_blocks()

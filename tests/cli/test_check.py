@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO
 
 from vistill.errors import ConfigError, ModelError, StorageError
-from vistill.experiments.checking import KNOWN_FAMILIES, check, table
 from vistill.models.loading import FAMILIES
+from vistill.studies.checking import KNOWN_FAMILIES, check, table
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -29,7 +29,7 @@ def test_the_families_it_knows_are_those_with_an_adapter():
 
 def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     code = (
-        "import sys\nfrom vistill.experiments.checking import check, table\n"
+        "import sys\nfrom vistill.studies.checking import check, table\n"
         f"print(table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -178,7 +178,7 @@ def test_init_writes_a_recipe_that_parses(tmp_path, monkeypatch):
 def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
     from conftest import REPO
 
-    from vistill.experiments.stages import tell_kept
+    from vistill.studies.stages import tell_kept
 
     tell_kept(str(REPO / "recipes" / "every_method.yaml"), ["student.model=x", "train.steps=2"], ["opd", "visual_opsd"])
     told = capsys.readouterr().err.splitlines()

@@ -31,7 +31,7 @@ def python_arguments():
     import inspect
 
     from vistill.api import distill
-    from vistill.experiments.replaying import replay_run
+    from vistill.studies.replaying import replay_run
 
     return {name for function in (distill, replay_run) for name in inspect.signature(function).parameters}
 
@@ -76,7 +76,7 @@ def test_a_long_form_names_nothing_that_does_not_exist(code):
         assert key in KEYS, key
     for page in re.findall(r"(docs/[\w-]+\.md|README\.md)", text):
         assert (REPO / page).is_file(), page
-    mentioned = set(re.findall(r"\b([CDEMNPRSV]\d{3})\b", parts["see"]))
+    mentioned = set(re.findall(r"\b([ACDEMNPRSV]\d{3})\b", parts["see"]))
     assert mentioned <= set(CATALOGUE) - {code}
     assert mentioned
 

@@ -69,7 +69,7 @@ def test_every_error_code_is_raised_somewhere_and_every_raised_code_is_in_the_ca
     raised = set()
     for path in PACKAGE.rglob("*.py"):
         if path.name != "errors.py":
-            raised |= set(re.findall(r'"([CDEMNPRSV]\d{3})"', path.read_text()))
+            raised |= set(re.findall(r'"([ACDEMNPRSV]\d{3})"', path.read_text()))
     assert raised == set(CATALOGUE)
 
 
@@ -204,7 +204,7 @@ def test_the_shipped_models_match_their_cards():
         card = json.loads((folder / "CARD.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         assert hashlib.sha256(weights).hexdigest() == card["sha256"]
-        assert card["command"].startswith("python -m vistill.experiments.raising")
+        assert card["command"].startswith("python -m vistill.studies.raising")
         total += sum(p.stat().st_size for p in folder.iterdir())
     assert total < 3_000_000
 

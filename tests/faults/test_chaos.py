@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vistill.errors import StorageError
-from vistill.experiments.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.faults import POINTS, VARIABLE, fault, forget_visits
 from vistill.runs.folder import RunFolder
+from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.training import checkpoint
 from vistill.training.checkpoint import newest
 

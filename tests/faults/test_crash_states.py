@@ -11,8 +11,8 @@ import pytest
 from crash_states import Disk, Op, Recorder, build, losses
 
 from vistill.errors import VistillError
-from vistill.experiments.chaos import Chaos
 from vistill.runs.folder import RunFolder
+from vistill.studies.chaos import Chaos
 from vistill.training.checkpoint import MANIFEST, newest, sweep
 
 

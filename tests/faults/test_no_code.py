@@ -19,13 +19,13 @@ from vistill.report.sheet import cell, write_sheet
 PACKAGE = REPO / "vistill"
 MODULES = {str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 UNPICKLERS = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "joblib", "runpy", "code", "codeop", "imp"}
-#: Who may start a process, always with a list of words: the demo's two arms, the checker of mathematics.
-PROCESSES = {"experiments/demo.py", "data/math_judge.py"}
+#: Who may start a process, always with a list of words: the arms of a study, the checker of mathematics.
+PROCESSES = {"studies/processes.py", "data/math_judge.py"}
 #: Who may read the environment, always by name (or hand it whole to its own child).
 ENVIRONMENT = {
     "cli/main.py",
-    "experiments/chaos.py",
-    "experiments/demo.py",
+    "studies/chaos.py",
+    "studies/processes.py",
     "faults.py",
     "outward.py",
     "runs/missing.py",
@@ -123,7 +123,7 @@ def test_nobody_writes_the_whole_environment():
     """It is read by name; whole it goes to the demo's own children alone."""
     whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
     found = {module: whole.findall(text) for module, text in MODULES.items() if whole.search(text)}
-    assert set(found) <= {"experiments/demo.py", "outward.py"}
+    assert set(found) <= {"studies/processes.py", "outward.py"}
 
 
 def test_every_loader_says_that_remote_code_is_not_trusted():
@@ -228,8 +228,8 @@ def test_numbers_in_a_table_stay_numbers(tmp_path):
 
 
 def test_the_tables_of_demo_and_methods_keep_the_rule(tmp_path):
-    from vistill.experiments.demo import write_comparison
-    from vistill.experiments.methods import COLUMNS, write_csv
+    from vistill.studies.demo import write_comparison
+    from vistill.studies.methods import COLUMNS, write_csv
 
     for formula in ("=1+1", "\r=1+1", "@SUM(1)"):
         (tmp_path / "run").mkdir(exist_ok=True)

@@ -112,7 +112,7 @@ def test_a_hostile_recipe_and_hostile_rows_are_checked_harmlessly(payload, capsy
 @pytest.mark.parametrize("payload", NAMES, ids=ascii)
 def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, tmp_path):
     from vistill.api import Run
-    from vistill.experiments import demo, methods, stages
+    from vistill.studies import demo, methods, stages
 
     paths = [tmp_path / payload, tmp_path / "other"]
     for path in paths:
@@ -133,7 +133,7 @@ def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, t
         stages.tell_quarantine(Run(paths[0]))
         stages.tell_profile(Run(paths[0]))
         stages.tell_kept(str(recipe), ["seed=3"], [payload])
-        demo.tell(paths, 1, recipe, 1.0)
+        demo.tell(paths, [], recipe, 1.0)
     done = capsys.readouterr()
     assert harmless(done.out + done.err).count("\n") > 8
     harmless(words(capsys, "report", *paths))

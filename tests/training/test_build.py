@@ -17,13 +17,13 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.data.stored import identified, read_prompts, write_prompts
 from vistill.errors import ConfigError, DataError, StorageError
 from vistill.evaluation.settings import EvalSettings
-from vistill.experiments.checking import check
-from vistill.experiments.replaying import replay_run
 from vistill.models.resting import Resting
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.resuming import changed_versions
+from vistill.studies.checking import check
+from vistill.studies.replaying import replay_run
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan

@@ -57,9 +57,12 @@ def demo(
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="raise teacher and student anew first")] = False,
 ) -> None:
     """Distil a tiny student with opd and va_opd from the same start, evaluate, write the report. No network."""
-    from vistill.experiments.demo import run_demo
+    from vistill.training.interrupt import leaving_at_once
 
-    run_demo(run, seeds=seeds, from_scratch=from_scratch)
+    with leaving_at_once():
+        from vistill.studies.demo import run_demo
+
+        run_demo(run, seeds=seeds, from_scratch=from_scratch)
 
 
 @app.command()
@@ -89,7 +92,7 @@ def train(
 
     with leaving_at_once():
         from vistill.cli.progress import Progress
-        from vistill.experiments.stages import run_stages
+        from vistill.studies.stages import run_stages
 
         tell_left_out(recipe, overrides or [])
         with Progress() as progress:
@@ -105,8 +108,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Would it train? Recipe, every row and picture, models, every view, the canary; no step is taken."""
-    from vistill.experiments.checking import check as examine
-    from vistill.experiments.checking import table
+    from vistill.studies.checking import check as examine
+    from vistill.studies.checking import table
 
     tell_left_out(recipe, overrides or [])
     found = examine(recipe, overrides or [], fast=fast)
@@ -122,16 +125,19 @@ def methods(
     overrides: Overrides = None,
 ) -> None:
     """Train every method for a few steps from the same student on the same prompts; one table of loss and cost."""
-    from vistill.cli.progress import Progress
-    from vistill.experiments.methods import run_methods, table
+    from vistill.training.interrupt import leaving_at_once
 
-    words = overrides or []
-    if "=" in recipe:  # settings alone: the shipped recipe
-        recipe, words = "every_method.yaml", [recipe, *words]
-    with Progress() as progress:
-        rows, page = run_methods(recipe, words, progress.show)
-    print(table(rows))
-    print(f"report   {page}")
+    with leaving_at_once():
+        from vistill.cli.progress import Progress
+        from vistill.studies.methods import run_methods, table
+
+        words = overrides or []
+        if "=" in recipe:  # settings alone: the shipped recipe
+            recipe, words = "every_method.yaml", [recipe, *words]
+        with Progress() as progress:
+            rows, page = run_methods(recipe, words, progress.show)
+        print(table(rows))
+        print(f"report   {page}")
 
 
 @app.command(name="eval")
@@ -159,11 +165,10 @@ def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool
     from vistill.api import evaluate as measure
     from vistill.cli.table import summary_table
     from vistill.cli.target import recipe_for
-    from vistill.runtime import quiet, use_one_thread_on_cpu
+    from vistill.runtime import prepare_process
 
-    quiet()
+    prepare_process()
     recipe = recipe_for(target, overrides, "probe" if advantage_only else "eval")
-    use_one_thread_on_cpu()
     run = measure(recipe, advantage_only=advantage_only)
     summary = run.evaluations[-1]
     print(json.dumps(summary, indent=2) if as_json else summary_table(summary))
@@ -202,7 +207,7 @@ def selftest(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Kill a tiny run again and again on your own storage: does it resume to the same bits?"""
-    from vistill.experiments.chaos import report_of, selftest_rows
+    from vistill.studies.chaos import report_of, selftest_rows
 
     rows = selftest_rows(folder, chaos)
     print(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else report_of(rows))
@@ -218,7 +223,7 @@ def replay(
     """Recompute a step from the checkpoint before it and its logged responses: same values to the last bit?"""
     from dataclasses import asdict
 
-    from vistill.experiments.replaying import replay_run
+    from vistill.studies.replaying import replay_run
     from vistill.training.replay import told
 
     made, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))

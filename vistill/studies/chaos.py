@@ -20,13 +20,13 @@ from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.keys import keyed_generator
 from vistill.errors import Preempted
 from vistill.evaluation.settings import EvalSettings
-from vistill.experiments.raising import raising_tokenizer
 from vistill.faults import VARIABLE
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import METHODS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import quiet, use_one_thread
+from vistill.studies.raising import raising_tokenizer
 from vistill.training.build import build, setup_of
 from vistill.training.checkpoint import newest
 from vistill.training.loop import run

@@ -350,7 +350,7 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`python -m vistill.experiments.raising teacher|student|base FOLDER [--bf16]`: raise, measure, save."""
+    """`python -m vistill.studies.raising teacher|student|base FOLDER [--bf16]`: raise, measure, save."""
     use_one_thread()
     keep_big_blocks()
     quiet()
@@ -368,7 +368,7 @@ def main(arguments: Sequence[str]) -> None:
         "cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in stored.model.parameters()),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "command": f"python -m vistill.experiments.raising {' '.join([name, 'FOLDER', *arguments[2:]])}",
+        "command": f"python -m vistill.studies.raising {' '.join([name, 'FOLDER', *arguments[2:]])}",
     }
     write_json(folder / "CARD.json", card)
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.config import Recipe, find_recipe, flatten, load_stages, parse_text, split_override, text_of
+from vistill.config import find_recipe, flatten, parse_text, split_override, text_of
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
-from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
+from vistill.studies.arms import arms_of, train_in_order
 
 if TYPE_CHECKING:  # a mistake in the recipe is told before torch is imported
     from vistill.api import Run
@@ -23,26 +23,18 @@ def run_stages(
     progress: Callable[[dict[str, Any]], None],
 ) -> Path:
     """Train the stages in order; the same command resumes at the stage and step it was stopped at."""
-    stages = load_stages(recipe, overrides)
-    if only is not None and only not in stages:
-        raise ConfigError(
-            "C002", f'no stage "{only}"', why=f"stages: {', '.join(stages)}", fix=f"--stage {next(iter(stages))}"
-        )
-    chosen = {name: made for name, made in stages.items() if only in (None, name)}
-    tell_kept(recipe, overrides, list(chosen))
-    from vistill.api import train
-
-    quiet()
-    use_one_thread_on_cpu()
-    keep_big_blocks()
-    runs = []
-    for made in chosen.values():
-        runs.append(train(made, accept=accept, progress=progress))
-        tell_quarantine(runs[-1])
-        tell_profile(runs[-1])
-    if len(runs) == 1:
-        return runs[0].path / "report.html"
-    return stages_report(stages)
+    arms = arms_of(recipe, overrides)
+    chosen = [arm for arm in arms if only in (None, arm.name)]
+    if not chosen:
+        names = [arm.name for arm in arms]
+        raise ConfigError("C002", f'no stage "{only}"', why=f"stages: {', '.join(names)}", fix=f"--stage {names[0]}")
+    tell_kept(recipe, overrides, [arm.name for arm in chosen])
+    for _, run in train_in_order(chosen, progress, accept):
+        tell_quarantine(run)
+        tell_profile(run)
+    if len(chosen) == 1:
+        return chosen[0].folder / "report.html"
+    return write_report([arm.folder for arm in arms], arms[0].folder.parent / "report.html")
 
 
 def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> None:
@@ -70,9 +62,3 @@ def tell_profile(run: "Run") -> None:
     text = profile_text(run.path)
     if text:
         print(text)
-
-
-def stages_report(stages: dict[str, Recipe]) -> Path:
-    """One page over all stages, the shared folder's `report.html`."""
-    paths = [Path(made.run) for made in stages.values()]
-    return write_report(paths, paths[0].parent / "report.html")

@@ -1,17 +1,20 @@
 """`vistill methods`: every method for a few steps from the same student on the same prompts, and one table."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vistill.api import Run, train
-from vistill.config import Recipe, load_stages, method_schemas
+from vistill.config import method_schemas
 from vistill.errors import ConfigError
-from vistill.experiments.stages import tell_kept
 from vistill.report.page import write_report
 from vistill.report.sheet import write_sheet
-from vistill.runtime import keep_big_blocks, quiet, use_one_thread_on_cpu
+from vistill.studies.arms import Arm, arms_of, train_in_order, unmatched_sentence
+from vistill.studies.stages import tell_kept
+
+if TYPE_CHECKING:  # a mistake in the recipe is reported before torch is imported
+    from vistill.api import Run
 
 #: Key of a row, heading, number format.
 COLUMNS = (
@@ -35,48 +38,49 @@ def run_methods(
     Returns:
         The rows of the table, costs relative to the stage `opd`, and the path of the report.
     """
-    quiet()
-    use_one_thread_on_cpu()
-    keep_big_blocks()
-    stages = load_stages(recipe, overrides)
-    if "opd" not in stages:
+    arms = arms_of(recipe, overrides)
+    base = next((arm for arm in arms if arm.name == "opd"), None)
+    if base is None:
         raise ConfigError(
             "C101",
             f"{recipe} has no stage `opd`",
             why="costs are stated relative to it",
             fix="add   opd: {method: opd}   under stages",
         )
-    tell_kept(recipe, overrides, list(stages))
-    rows = [row_of(name, made, train(made, progress=progress)) for name, made in stages.items()]
-    base = next(row for row in rows if row["stage"] == "opd")
-    costs = {key: base[key] for key in ("after_rollouts", "whole_step")}
-    rows = [row | {key: row[key] / cost for key, cost in costs.items()} for row in rows]
-    paths = [Path(made.run) for made in stages.values()]
-    write_csv(rows, paths[0].parent / "methods.csv")
-    return rows, write_report(paths, paths[0].parent / "report.html")
+    tell_kept(recipe, overrides, [arm.name for arm in arms])
+    unmatched = unmatched_sentence(arms, base, varies=("views",))  # a method chooses its views
+    if unmatched:
+        print(unmatched, file=sys.stderr)
+    rows = [row_of(arm, run) for arm, run in train_in_order(arms, progress)]
+    costs = next(row for row in rows if row["stage"] == base.name)
+    relative = {key: costs[key] for key in ("after_rollouts", "whole_step")}
+    rows = [row | {key: row[key] / cost for key, cost in relative.items()} for row in rows]
+    folder = base.folder.parent
+    write_csv(rows, folder / "methods.csv")
+    return rows, write_report([arm.folder for arm in arms], folder / "report.html")
 
 
-def row_of(name: str, made: Recipe, run: Run) -> dict[str, Any]:
+def row_of(arm: Arm, run: "Run") -> dict[str, Any]:
     """First and last loss, what the last evaluation measured, passes, median seconds of a step after the first."""
     metrics, last = run.metrics, run.evaluations[-1] if run.evaluations else {}
     seconds = [record["seconds"] for record in run.folder.read(run.folder.timing)]
     seconds = seconds[1:] or seconds
     return {
-        "stage": name,
+        "stage": arm.name,
         "loss_first": metrics[0]["loss"],
         "loss_last": metrics[-1]["loss"],
         "kl": last.get("kl/mean"),
         "va": last.get("va/mean"),
         "vds": last.get("vds/mean"),
-        "passes": passes_of(made),
+        "passes": passes_of(arm.settings.method),
         "after_rollouts": median(sum(v for k, v in s.items() if k != "rollout") for s in seconds),
         "whole_step": median(sum(s.values()) for s in seconds),
     }
 
 
-def passes_of(made: Recipe) -> str:
+def passes_of(method: str) -> str:
     """`1 + 2`: passes with gradient and passes without, the machine-independent part of the cost."""
-    schema = method_schemas()[made.method]
+    schema = method_schemas()[method]
     total, learnt = len(schema["x-passes"]), len(schema["x-gradient"])
     return f"{learnt} + {total - learnt}"
 

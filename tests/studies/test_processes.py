@@ -1,0 +1,261 @@
+"""Arms side by side, with fake commands: how many run, who is stopped, which message is shown, what a second call repeats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+from vistill.errors import ArmError, NonFiniteError, Preempted, StorageError
+from vistill.studies.arms import Arm
+from vistill.studies.processes import POLL_SECONDS, Processes, ProgressLine, last_record, run_side_by_side
+from vistill.training.interrupt import Interrupted
+
+#: What every fake command may use. `note` appends a line to a log that all arms share.
+TOOLS = """
+import json, os, signal, sys, time
+def note(text):
+    with open("log", "a") as log:
+        log.write(text + "\\n")
+def notes():
+    return open("log").read().split() if os.path.exists("log") else []
+def wait_for(*texts):
+    while not set(texts) <= set(notes()):
+        time.sleep(0.01)
+def fail(code, status):
+    record = dict(code=code, what="it went wrong", where="", why="", fix="do that", note="", exit_code=str(status))
+    json.dump(record, open(os.environ["VISTILL_ERROR_JSON"], "w"))
+    sys.exit(status)
+def save_when_asked(name, count=1):
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda n, frame: received.append(n))
+    note(f"{name}-ready")
+    while len(received) < count:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    note(f"{name}-saved-{'-'.join(map(str, received))}")
+    sys.exit(75)
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fake(name, code):
+    """An arm whose process is a few lines of Python; it is done when the file `NAME.done` is there."""
+    command = (sys.executable, "-S", "-c", TOOLS + code)
+    return Arm(name, Path(name), command=command, done=Path(f"{name}.done").exists)
+
+
+def run(arms, at_once=2):
+    run_side_by_side("fakes", arms, Path("cost.json"), at_once)
+
+
+def lines():
+    return Path("log").read_text().split()
+
+
+def test_so_many_run_at_the_same_time_and_no_more(here, capsys):
+    code = "note('start'); [time.sleep(0.01) for _ in iter(lambda: notes().count('start') < 2, False)]; note('end')"
+    run([fake(f"a{n}", code) for n in range(5)])
+    running, most = 0, 0
+    for line in lines():
+        running += 1 if line == "start" else -1
+        most = max(most, running)
+    assert (most, running, len(lines())) == (2, 0, 10)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == " · fakes"
+    assert printed[-1].startswith("   done in ")
+
+
+def test_a_failing_arm_stops_the_others_which_save_and_its_own_error_is_raised(here):
+    arms = [
+        fake("a", "wait_for('b-ready'); fail('N701', 7)"),
+        fake("b", "save_when_asked('b')"),
+        fake("c", "note('c')"),
+    ]
+    with pytest.raises(NonFiniteError) as caught:
+        run(arms)
+    assert caught.value.code == "N701"
+    assert caught.value.exit_code == 7
+    assert caught.value.what == "arm a: it went wrong"
+    assert caught.value.fix == "do that"
+    assert lines() == ["b-ready", f"b-saved-{signal.SIGTERM:d}"]
+
+
+def test_an_arm_that_leaves_no_message_shows_its_own_last_lines_and_none_of_an_earlier_process(here):
+    (here / "a").mkdir()
+    (here / "a" / "console.log").write_text("an earlier process\n")
+    with pytest.raises(ArmError) as caught:
+        run([fake("a", "print(1 / 0)")])
+    assert caught.value.code == "A101"
+    assert caught.value.exit_code == 1
+    assert "exit code 1" in caught.value.what
+    assert "ZeroDivisionError" in caught.value.why
+    assert "earlier" not in caught.value.why
+    with pytest.raises(ArmError, match="signal 9"):
+        run([fake("b", "os.kill(os.getpid(), signal.SIGKILL)")])
+
+
+def test_an_error_of_an_earlier_process_is_not_taken_for_that_of_a_later_one(here):
+    (here / "a").mkdir()
+    (here / "a" / "arm-error.json").write_text(json.dumps({"code": "N701"}))
+    with pytest.raises(ArmError):
+        run([fake("a", "sys.exit(3)")])
+
+
+def test_an_arm_that_somebody_else_stops_ends_the_study_as_stopped(here):
+    with pytest.raises(Preempted) as caught:
+        run([fake("a", "wait_for('b-ready'); sys.exit(75)"), fake("b", "save_when_asked('b')")])
+    assert caught.value.exit_code == 75
+    assert lines()[-1] == f"b-saved-{signal.SIGTERM:d}"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_is_passed_on_once_to_each_arm_and_nothing_more_is_started(here, sent):
+    before = signal.getsignal(sent)
+    arms = [
+        fake("a", "save_when_asked('a')"),
+        fake("b", "save_when_asked('b')"),
+        fake("c", f"wait_for('a-ready', 'b-ready'); os.kill(os.getppid(), {sent:d}); save_when_asked('c')"),
+        fake("d", "note('d')"),
+    ]
+    with pytest.raises(Interrupted) as caught:
+        run(arms, at_once=3)
+    assert caught.value.number == sent
+    passed = signal.SIGTERM if sent == signal.SIGHUP else sent
+    ended = sorted(line for line in lines() if not line.endswith("ready"))
+    assert [line for line in ended if line[0] in "ab"] == [f"a-saved-{passed:d}", f"b-saved-{passed:d}"]
+    assert "d" not in ended
+    assert signal.getsignal(sent) == before
+
+
+def test_a_second_signal_is_passed_on_too(here):
+    number = f"{signal.SIGTERM:d}"
+    arms = [
+        fake("a", "save_when_asked('a', 2)"),
+        fake(
+            "b",
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN); wait_for('a-ready')\n"
+            f"for _ in range(2): os.kill(os.getppid(), {number}); time.sleep(0.2)",
+        ),
+    ]
+    with pytest.raises(Interrupted):
+        run(arms)
+    assert lines()[-1] == f"a-saved-{number}-{number}"
+
+
+def test_a_failure_while_saving_is_not_hidden_by_the_signal(here):
+    code = "signal.signal(signal.SIGTERM, lambda *_: fail('S601', 6)); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    with pytest.raises(StorageError) as caught:
+        run([fake("a", code)])
+    assert caught.value.exit_code == 6
+
+
+def test_ctrl_c_at_a_terminal_reaches_an_arm_through_the_study_alone(here):
+    """The terminal signals the whole foreground group; a second signal would make an arm leave without saving."""
+    program = (
+        "import sys; from pathlib import Path; from vistill.studies.arms import Arm\n"
+        "from vistill.studies.processes import run_side_by_side\n"
+        "from vistill.training.interrupt import Interrupted\n"
+        f"arm = Arm('a', Path('a'), command=(sys.executable, '-S', '-c', {TOOLS + 'save_when_asked(chr(97))'!r}))\n"
+        "try: run_side_by_side('x', [arm], Path('cost.json'))\n"
+        "except Interrupted as stop: sys.exit(stop.number)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    study = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
+    while not (here / "log").exists():
+        time.sleep(0.05)
+    os.killpg(study.pid, signal.SIGINT)
+    assert study.wait(60) == signal.SIGINT
+    assert lines() == ["a-ready", f"a-saved-{signal.SIGINT:d}"]
+
+
+def test_the_same_call_repeats_nothing_that_is_finished(here, capsys):
+    finish = "note('NAME'); open('NAME.done', 'w')"
+    a, c = (fake(name, finish.replace("NAME", name)) for name in "ac")
+    with pytest.raises(ArmError):
+        run([a, fake("b", "wait_for('a'); sys.exit(1)")])
+    b = fake("b", finish.replace("NAME", "b"))
+    capsys.readouterr()
+    run([a, b, c], at_once=1)
+    assert lines() == ["a", "b", "c"]
+    assert "a is finished already" in capsys.readouterr().out
+    run([a, b, c])
+    assert lines() == ["a", "b", "c"]
+
+
+def test_what_interrupted_calls_took_is_added_to_the_cost(here):
+    with pytest.raises(ArmError):
+        run([fake("a", "time.sleep(0.3); sys.exit(1)")])
+    first = json.loads((here / "cost.json").read_text())
+    assert set(first) == {"wall_seconds", "peak_mib_largest_process", "arms"}
+    assert first["peak_mib_largest_process"] == first["arms"]["a"]["peak_mib"] > 0
+    run([fake("a", "time.sleep(0.3); open('a.done', 'w')"), fake("b", "open('b.done', 'w')")])
+    second = json.loads((here / "cost.json").read_text())
+    assert set(second["arms"]) == {"a", "b"}
+    assert second["wall_seconds"] > first["wall_seconds"]
+    assert second["arms"]["a"]["wall_seconds"] > first["arms"]["a"]["wall_seconds"]
+    run([fake("a", ""), fake("b", "")])
+    assert json.loads((here / "cost.json").read_text()) == second
+
+
+def test_a_run_folder_that_is_a_file_is_named(here):
+    (here / "a").write_text("x")
+    with pytest.raises(StorageError) as caught:
+        run([fake("a", "")])
+    assert caught.value.code == "S601"
+
+
+def test_an_arm_has_one_thread_no_network_and_no_terminal(here):
+    code = "json.dump([dict(os.environ), sys.stdin.read(), os.getsid(0) == os.getpid()], open('seen', 'w'))"
+    run([fake("a", code)])
+    environment, read, leads = json.loads((here / "seen").read_text())
+    assert environment["OMP_NUM_THREADS"] == environment["HF_HUB_OFFLINE"] == "1"
+    assert read == ""
+    assert leads
+
+
+def test_progress_is_read_from_the_logs_even_where_a_line_is_half_written(here):
+    arm = fake("a", "time.sleep(60)")
+    arm.folder.mkdir()
+    (arm.folder / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')
+    processes = Processes([arm, fake("b", "")], at_once=1)
+    processes.advance()
+    assert processes.progress() == "a step 4"
+    (arm.folder / "evaluations.jsonl").write_text('{"accuracy": 0.25}\n')
+    assert processes.progress() == "a step 4 25.0 %"
+    processes.stop()
+    assert [process.code for process in processes.ended] == [-signal.SIGTERM]
+    assert processes.progress() == "1 of 2 done"
+    assert last_record(arm.folder / "missing.jsonl") == {}
+    (arm.folder / "metrics.jsonl").write_text('{"step": ')
+    assert last_record(arm.folder / "metrics.jsonl") == {}
+
+
+def test_the_progress_line_is_one_line_on_a_terminal_and_rare_in_a_file(capsys, monkeypatch):
+    line = ProgressLine()
+    for _ in range(3):
+        line.show("a step 1")
+    assert capsys.readouterr().out == ""
+    line.shown -= 60
+    line.show("a step 1")
+    line.show("a step 2")
+    assert capsys.readouterr().out == "   a step 1\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    live = ProgressLine()
+    live.show("a step 1")
+    live.show("a step 2")
+    shown = capsys.readouterr()
+    assert shown.err.count("\r\x1b[K   a step") == 2
+    assert "\n" not in shown.err
+    assert POLL_SECONDS < 1

@@ -1,1 +1,0 @@
-"""Studies and demonstrations on top of training and evaluation."""
