@@ -6,7 +6,7 @@ from vistill.data.settings import DataSettings
 from vistill.training.build import build, method_name, setup_of
 from vistill.training.handed_in import knobs_of
 from vistill.training.recipe import ModelSettings, Recipe
-from vistill.training.replay import aside, replay
+from vistill.training.replay import aside, recompute
 from vistill.training.setup import Given
 from vistill.views.settings import ViewSettings
 
@@ -49,4 +49,4 @@ def replay_of(plan, folder, step):
     with aside(folder) as place:
         setup = setup_from(plan, place, "replay")
         setup.recipe = replace(setup.recipe, run=str(folder.path))
-        return replay(setup, folder, step)
+        return recompute(setup, folder, step)

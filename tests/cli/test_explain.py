@@ -31,9 +31,9 @@ def python_arguments():
     import inspect
 
     from vistill.api import distill
-    from vistill.studies.replaying import replay_run
+    from vistill.studies.replaying import replay
 
-    return {name for function in (distill, replay_run) for name in inspect.signature(function).parameters}
+    return {name for function in (distill, replay) for name in inspect.signature(function).parameters}
 
 
 KEYS = recipe_keys() | python_arguments()

@@ -23,7 +23,7 @@ from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.resuming import changed_versions
 from vistill.studies.checking import check
-from vistill.studies.replaying import replay_run
+from vistill.studies.replaying import replay
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
@@ -148,7 +148,7 @@ def test_a_folder_of_distill_is_judged_on_its_own_data_and_replayed(tokenizer, t
     samples = judged.folder.read(judged.path / "samples" / "step-000000.jsonl")
     assert {s["prompt"] for s in samples} == {p.id for p in held}
     assert json.loads((judged.path / "data.json").read_text())["eval_rows_with_answer"] == 3
-    replayed, step = replay_run(place)
+    replayed, step = replay(place)
     assert step == 3
     assert replayed.same
     assert replayed.from_journal == [3]
@@ -161,8 +161,8 @@ def test_a_method_of_ones_own_is_replayed_with_its_class_alone(tokenizer, teache
 
     distilled(tokenizer, teacher, tmp_path / "run", Mine())
     with refused("C102"):
-        replay_run(tmp_path / "run")
-    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
+        replay(tmp_path / "run")
+    replayed, _ = replay(tmp_path / "run", objective=Mine())
     assert replayed.same
 
 

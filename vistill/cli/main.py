@@ -223,10 +223,10 @@ def replay(
     """Recompute a step from the checkpoint before it and its logged responses: same values to the last bit?"""
     from dataclasses import asdict
 
-    from vistill.studies.replaying import replay_run
+    from vistill.studies.replaying import replay as recompute
     from vistill.training.replay import told
 
-    made, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
+    made, at = recompute(run, step, lambda text: print(text, file=sys.stderr))
     print(json.dumps(asdict(made), indent=2) if as_json else told(made, at))
     raise typer.Exit(0 if made.same else 1)
 

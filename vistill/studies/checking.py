@@ -100,13 +100,12 @@ def without_models(recipe: Recipe) -> list[Finding]:
 
 def in_full(recipe: Recipe) -> list[Finding]:
     """Every start check by name, the canary last. Nothing is kept."""
-    from vistill.runtime import quiet, use_one_thread_on_cpu
+    from vistill.runtime import prepare_process
     from vistill.training.build import findings_of, setup_of
     from vistill.training.loop import canary_finding
     from vistill.training.replay import aside
 
-    quiet()
-    use_one_thread_on_cpu()
+    prepare_process()
     with aside(RunFolder(Path(recipe.run))) as folder:
         setup = setup_of(recipe, folder, "check")
         findings = findings_of(setup)

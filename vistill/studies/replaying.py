@@ -9,14 +9,14 @@ from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
-from vistill.runtime import quiet
+from vistill.runtime import prepare_process
 from vistill.training.build import method_name, setup_of
 from vistill.training.handed_in import knobs_of
 from vistill.training.recipe import Recipe
-from vistill.training.replay import Replayed, aside, replay
+from vistill.training.replay import Replayed, aside, recompute
 
 
-def replay_run(
+def replay(
     path: Path,
     step: int | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -34,13 +34,13 @@ def replay_run(
         StorageError: S605, the folder holds no recipe or the step was never logged.
         ConfigError: C102, the method is not one of the package's and none was handed in.
     """
-    quiet()
+    prepare_process()
     folder = RunFolder(path)
     recipe = stored_recipe(path, objective)
     at = step if step is not None else max((record["step"] for record in folder.read(folder.metrics)), default=0)
     with aside(folder) as place:
         setup = setup_of(recipe, place, "replay", objective=objective)
-        return replay(setup, folder, at, say), at
+        return recompute(setup, folder, at, say), at
 
 
 def stored_recipe(path: Path, objective: Objective | None) -> Recipe:

@@ -60,7 +60,9 @@ class Replayed:
         return not any(self.differences.values())
 
 
-def replay(setup: RunSetup, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None) -> Replayed:
+def recompute(
+    setup: RunSetup, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None
+) -> Replayed:
     """Recompute a step from the newest valid checkpoint before it. Nothing is written into the run folder.
 
     Args:
