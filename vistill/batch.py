@@ -157,7 +157,10 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One named part of the objective, per token and unreduced: `sum(weight * value) / count(per)`."""
+    """One named part of the objective, per token and unreduced: `sum(weight * value) / count(per)`.
+
+    It is logged as it is, without its coefficient, so that runs under different coefficients can be compared.
+    """
 
     name: str
     values: Float[Tensor, " R"]
@@ -166,19 +169,22 @@ class LossTerm:
     """What the weighted sum is divided by: the step's number of prompts, rollouts or tokens."""
     minimised: bool = True
     """A term that is only watched is reported under its name and never enters the loss."""
+    coefficient: float = 1.0
+    """What the reduced term is multiplied by in the loss; with 0 it is only watched."""
 
     def scaled(self, factor: float) -> "LossTerm":
-        """The same term with all its weights times a factor."""
-        return replace(self, weights=self.weights * factor)
+        """The same term with its coefficient times a factor."""
+        return replace(self, coefficient=self.coefficient * factor)
 
 
 def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
     """The one place where tokens become a scalar.
 
-    Weights select as well as scale: a value under weight 0 never enters, so a NaN outside cannot either.
+    Weights select as well as scale: a value under weight 0 never enters, so a NaN outside cannot either. The same
+    holds for a term whose coefficient is 0.
 
     Returns:
-        The sum of the minimised terms, and every term by name (detached).
+        The sum of the minimised terms times their coefficients, and every term by name, unscaled (detached).
     """
     parts: dict[str, Tensor] = {}
     learnt: list[Tensor] = []
@@ -187,10 +193,15 @@ def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dic
         inside = term.weights != 0
         kept = torch.where(inside, term.values, torch.zeros_like(term.values))
         parts[term.name] = (term.weights.detach() * kept).sum() / counts.of(term.per)
-        if term.minimised:
-            learnt.append(parts[term.name])
-    total = torch.stack(learnt).sum()
+        if term.minimised and term.coefficient != 0:
+            learnt.append(term.coefficient * parts[term.name])
+    total = torch.stack(learnt).sum() if learnt else torch.zeros((), requires_grad=True)
     return total, {name: value.detach() for name, value in parts.items()}
+
+
+def coefficients(terms: Sequence[LossTerm]) -> dict[str, float]:
+    """The coefficient of every minimised term: the loss is the sum of coefficient times term."""
+    return {term.name: float(term.coefficient) for term in terms if term.minimised}
 
 
 Signals = Mapping[str, Tensor]
@@ -282,8 +293,15 @@ class Objective(Protocol):
         """Gradient norms that the method wants measured."""
         return None
 
+    def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """Figures of the step that only this method can name, for the log; `objectives/metrics.py` has shared ones."""
+        return {}
+
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
-        """What to carry to the next step, from the batch (with its memory) and its signals."""
+        """What to carry to the next step, from the batch (with its memory) and its signals.
+
+        It is kept only if the step's updates were finite, and must be finite itself.
+        """
         return dict(batch.memory)
 
     def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:

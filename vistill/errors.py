@@ -76,7 +76,7 @@ CATALOGUE: dict[str, str] = {
     "V815": "The student read twice differs from itself, so a distance to the teacher would be noise.",
     "V816": "Views that should differ in pixels alone differ in tokens.",
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model; there is nothing to distil.",
-    "N701": "A loss, term or gradient is not finite several steps in a row, or in more than 1 % of all steps.",
+    "N701": "A reading, signal, loss or gradient is not finite several steps in a row, or in over 1 % of all steps.",
     "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
     "R401": "Every response of several steps in a row was cut off at the length limit.",
     "R403": "A response stayed empty after several attempts.",

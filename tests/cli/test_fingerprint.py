@@ -15,7 +15,7 @@ CLASSES = {
         "rollout.rows_per_call", "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row", "data.overlap", "student.device",
         "teacher.device",
     },
-    "schedule": {"train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup"},
+    "schedule": {"train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup", "train.schedule.min_lr"},
     "identity": {
         "seed", "method", "student.model", "student.revision", "teacher.model", "teacher.revision", "data.train",
         "data.template", "data.columns.prompt", "rollout.per_prompt", "rollout.temperature", "rollout.top_p",

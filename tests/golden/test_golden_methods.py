@@ -64,9 +64,14 @@ def test_the_gated_vgs_loss_is_0_468938():
     signals = method.signals(batch)
     assert signals["gate"].tolist() == [True, False]
     terms = {t.name: t for t in method.terms(batch, signals)}
-    total = sum(float((t.weights * t.values).sum()) for t in terms.values())
+    total = sum(t.coefficient * float((t.weights * t.values).sum()) for t in terms.values())
     assert 2 * total == pytest.approx(0.468938, abs=2e-6)
-    assert float(terms["language_preservation"].weights[0]) == pytest.approx(0.01 / 2)
+    assert {n: t.coefficient for n, t in terms.items()} == {
+        "reverse_kl": 1.0,
+        "visual_kl": 2.0,
+        "language_preservation": 0.01,
+    }
+    assert float(terms["language_preservation"].weights[0]) == pytest.approx(1 / 2)
 
 
 def test_one_valid_token_alone_never_passes_the_strict_gate():
@@ -214,7 +219,7 @@ def loss_of_one_token(name, readings, **knobs):
     batch = ScoredBatch(r, {key: logits_pass(rows(row), r.ids) for key, row in readings.items()})
     method = METHODS[name](**knobs)
     terms = method.terms(batch, method.signals(batch))
-    return sum(float((t.weights * t.values).sum()) for t in terms if t.minimised)
+    return sum(t.coefficient * float((t.weights * t.values).sum()) for t in terms if t.minimised)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
     "grpo_response": METHODS["grpo"](averaging="response", updates=2),
     "papo_gradient": METHODS["papo"](masked_gradient=True, perception_share=0.5, perception_clip=0.5),
     "papo_annealed": METHODS["papo"](annealed=True, averaging="response"),
+    "vgs_watched": METHODS["vgs"](preserve=0.0, gamma=0.5, watch_both=True),
+    "vgs_language_watched": METHODS["vgs_language"](watch_both=True),
+    "grpo_watched": METHODS["grpo"](reference_weight=0.0, watch_reference=True),
     "distillm_reverse": METHODS["distillm"](direction="reverse"),
 }
 LENGTHS, GROUP = [3, 5, 2, 8, 1, 4, 6, 6], [0, 0, 1, 1, 2, 2, 3, 3]

@@ -8,7 +8,7 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Class defaults follow the paper's protocol: temperature 1, first committed answer."""
+    """Temperature 1 and the first committed answer as in VA-OPD; fewer samples and shorter responses by default."""
 
     every: int = ranged(50, 0)
     """Steps between evaluations in a run; 0 never."""
@@ -19,7 +19,7 @@ class EvalSettings:
     extra_limit: int | None = ranged(200, 1)
     """Rows used for greedy accuracy, blind views and visual advantage."""
     samples: int = ranged(1, 1)
-    """Responses per question at temperature 1 (the k of avg@k)."""
+    """Responses per question at temperature 1 (the k of avg@k; VA-OPD: 8)."""
     temperature: float = ranged(1.0, 0)
     """Sampling temperature of the accuracy at T = 1."""
     top_p: float = ranged(1.0, 0, 1, above=True)

@@ -36,8 +36,8 @@ def forward_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor
 
 
 def expected_difference(log_q: Float[Tensor, "R V"], log_p: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
-    """`sum_a q(a) (log q(a) - log p(a))`, where tokens without probability count 0 and never make a NaN."""
-    inside = log_q > -torch.inf
+    """`sum_a q(a) (log q(a) - log p(a))`, where tokens without probability count 0; a NaN stays one."""
+    inside = log_q != -torch.inf
     safe = torch.where(inside, log_q, torch.zeros_like(log_q))
     return torch.where(inside, safe.exp() * (safe - log_p), torch.zeros_like(log_q)).sum(-1)
 

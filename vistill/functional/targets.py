@@ -59,7 +59,7 @@ def contrastive_target(
 
 
 def inside_support(log_q: Float[Tensor, "R V"], support: float) -> Tensor:
-    """Where `q >= support * max q`; everywhere for 0."""
+    """Where `q >= support * max q`; everywhere for 0. A NaN counts as inside, so that it is not lost."""
     if support <= 0:
         return torch.ones_like(log_q, dtype=torch.bool)
-    return log_q >= log_q.amax(-1, keepdim=True) + math.log(support)
+    return ~(log_q < log_q.amax(-1, keepdim=True) + math.log(support))

@@ -9,7 +9,7 @@ from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
 from vistill.functional.divergences import entropy, forward_kl, keep_top
 from vistill.functional.rows import per_row
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, against, per_response
+from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, against, learnt_with, per_response
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass
 
@@ -47,7 +47,8 @@ class EOPD(Objective):
         def top_forward(own: Tensor, other: Tensor) -> Tensor:
             return forward_kl(*keep_top(own, other, self.top_k))
 
-        learnt = weights * gate * self.forward_weight
-        values = against(batch, STUDENT, top_forward, TEACHER, weights=learnt)
-        forward = LossTerm("forward_kl_undecided", values, learnt)
+        undecided = weights * gate
+        with learnt_with(self.forward_weight):
+            values = against(batch, STUDENT, top_forward, TEACHER, weights=undecided)
+        forward = LossTerm("forward_kl_undecided", values, undecided, coefficient=self.forward_weight)
         return (*sampled_reverse_kl(batch, weights), forward)

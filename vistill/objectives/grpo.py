@@ -1,6 +1,7 @@
 """`grpo`: group-relative policy optimisation with rewards from the answer checkers (methods 4.4).
 
-Departures: none. One update a step is the default, so the ratio is 1 and clipping sleeps; `updates` wakes it.
+One update a step is the default (ours: VA-OPD states no setting of its baselines), so the ratio is 1 and nothing is
+clipped; `updates` above 1 makes the ratio differ. The dual clip and the unbiased deviation are those of released code.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.policy import clipped_surrogate, group_advantage, probability_ratio
+from vistill.objectives.metrics import group_metrics
 from vistill.objectives.passes import STUDENT, WRITTEN, Averaging, averaged, log_prob_of
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
@@ -30,6 +32,8 @@ class GRPO(Objective):
     """Where A < 0 the loss is at most this times |A|."""
     reference_weight: float = ranged(0.01, 0)
     """Weight of the k3 divergence from the weights the run began with (beta); 0 needs no reference."""
+    watch_reference: bool = False
+    """Log loss/reference_k3 under weight 0 too; costs a copy of the initial weights and a reading of them."""
     averaging: Averaging = "token"
     """Mean over all tokens (the released default), or over tokens, then responses, then prompts (the formula)."""
     updates: int = ranged(1, 1)
@@ -45,7 +49,12 @@ class GRPO(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """The student; its old self where several updates share a step; the reference where it is used."""
         old = (WRITTEN,) if self.updates > 1 else ()
-        return (STUDENT, *old, *((REFERENCE,) if self.reference_weight > 0 else ()))
+        return (STUDENT, *old, *((REFERENCE,) if self.measures_reference else ()))
+
+    @property
+    def measures_reference(self) -> bool:
+        """Whether the divergence from the initial weights is learnt from or watched."""
+        return self.reference_weight > 0 or self.watch_reference
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Group advantage of each rollout; equal rewards give none."""
@@ -66,17 +75,21 @@ class GRPO(Objective):
             self.mean_term(batch.responses, "policy", surrogate),
             *self.clip_shares(batch.responses, ratio.detach(), advantage),
         ]
-        if self.reference_weight > 0:
+        if self.measures_reference:
             reference = k3(log_prob, batch[REFERENCE.name].sampled())
             terms.append(self.mean_term(batch.responses, "reference_k3", reference, self.reference_weight))
         return tuple(terms)
 
     def mean_term(
-        self, responses: Responses, name: str, values: Tensor, factor: float | Tensor = 1.0, minimised: bool = True
+        self, responses: Responses, name: str, values: Tensor, coefficient: float = 1.0, keep: Tensor | None = None
     ) -> LossTerm:
-        """A term under the method's averaging; the factor may be one a token, and 0 leaves a token out."""
+        """A term under the method's averaging; tokens that `keep` does not mark count as 0."""
         weights, per = averaged(responses, self.averaging)
-        return LossTerm(name, values, factor * weights, per, minimised)
+        return LossTerm(name, values, weights if keep is None else weights * keep, per, coefficient=coefficient)
+
+    def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """How many rollouts have no advantage."""
+        return group_metrics(signals)
 
     def clip_shares(self, responses: Responses, ratio: Tensor, advantage: Tensor) -> list[LossTerm]:
         """Shares of the tokens whose ratio is clipped: a rising upper share announces collapse."""

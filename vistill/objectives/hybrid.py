@@ -1,6 +1,7 @@
 """`grpo_opd`, `grpo_vgs`: reinforcement and distillation in one loss (VGS Eq. 22).
 
-Departures: none; the distillation half carries no eta, the policy half no reference divergence.
+The distillation half carries no eta, the policy half no reference divergence. The paper states neither the clip bounds
+nor the number of rollouts of a prompt: ours are those of `grpo`, and what the recipe says.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.opd import OPD
+from vistill.objectives.passes import learnt_with
 from vistill.objectives.vgs import VGS
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import Scope
@@ -42,10 +44,16 @@ class GRPOWithOPD(GRPO):
         return {**super().signals(batch), **self.distillation().signals(batch)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Both halves' terms, weighed."""
+        """Both halves' terms, each with its share as a coefficient."""
         share = self.distillation_share
-        policy = [t.scaled(1 - share) if t.minimised else t for t in super().terms(batch, signals)]
-        return (*policy, *(t.scaled(share) for t in self.distillation().terms(batch, signals)))
+        with learnt_with(1 - share):
+            policy = [t.scaled(1 - share) for t in super().terms(batch, signals)]
+        with learnt_with(share):
+            return (*policy, *(t.scaled(share) for t in self.distillation().terms(batch, signals)))
+
+    def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """Both halves' figures."""
+        return super().metrics(batch, signals) | self.distillation().metrics(batch, signals)
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """What the distillation half remembers."""
@@ -64,7 +72,16 @@ class GRPOWithVGS(GRPOWithOPD):
     """Tokens strictly above this quantile of visual dependency are gated (Q)."""
     scope: Scope = "batch"
     """Tokens the quantile is taken over."""
+    watch_both: bool = False
+    """Log the language KL of all tokens too; two more head projections."""
 
     def distillation(self) -> Objective:
         """VGS-LP without its norm correction."""
-        return VGS(gamma=self.gamma, preserve=self.preserve, quantile=self.quantile, scope=self.scope, eta="none")
+        return VGS(
+            gamma=self.gamma,
+            preserve=self.preserve,
+            quantile=self.quantile,
+            scope=self.scope,
+            eta="none",
+            watch_both=self.watch_both,
+        )

@@ -1,6 +1,6 @@
 """`opd`: standard on-policy distillation, the baseline that every method here must be compared with.
 
-Departures: none in the default. `estimator="sampled"` is the one-token estimate that other code bases call OPD.
+The default is the papers' loss. `estimator="sampled"` is the one-token estimate that other code bases call OPD.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ The released k3 is used, not the printed one; masked log-probabilities come from
 and carry no gradient by default, so that the masked half of the double entropy is a constant there too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import k3
@@ -64,8 +64,8 @@ class PAPO(GRPO):
         left = 1 - batch.progress if self.annealed else 1.0
         return (
             *self.policy_terms(batch, log_prob, signals["group_advantage"][r.rollout]),
-            self.mean_term(r, "perception", perception, -self.perception_weight * left * kept),
+            self.mean_term(r, "perception", perception, -self.perception_weight * left, kept),
             self.mean_term(r, "entropy", -log_prob, self.entropy_weight * left),
             self.mean_term(r, "masked_entropy", -masked, self.masked_entropy_weight * left),
-            self.mean_term(r, "perception_k3", perception.detach(), seen.float(), minimised=False),
+            replace(self.mean_term(r, "perception_k3", perception.detach(), keep=seen), minimised=False),
         )

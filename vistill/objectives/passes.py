@@ -1,5 +1,6 @@
 """What methods share: passes by name, bases of their classes, and the loss terms that several are made of."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -62,25 +63,33 @@ def averaged(responses: Responses, averaging: Averaging) -> tuple[Tensor, str]:
     return per_response(responses), "prompt"
 
 
+def learnt_with(coefficient: float) -> AbstractContextManager[object]:
+    """Values of a term with this coefficient are made inside: without gradient where it is 0 and they are watched."""
+    return nullcontext() if coefficient != 0 else torch.no_grad()
+
+
 def states_of(scored: ScoredPass) -> States:
     """Hidden states and head of a reading that is data."""
     return States(scored.states(), scored.projection())
 
 
 Asked = tuple[Rule, tuple[Pass, ...], Tensor | None]
-"""A rule, the readings it takes beside the student's, and the weights of its values in the loss."""
+"""A rule, the readings it takes next to the student's, and the weights of its values in the loss."""
 
 
 def against(batch: ScoredBatch, student: Pass, rule: Rule, *others: Pass, weights: Tensor | None = None) -> Tensor:
     """`rule(student logits, other logits...)` of each row; gradient reaches the student alone.
 
-    With the weights the values will get, the head runs on the rows alone that have one, and once.
+    With the weights the values will get (up to a factor), the head runs on the rows alone that have one, and once.
     """
     return all_against(batch, student, (rule, others, weights))[0]
 
 
 def all_against(batch: ScoredBatch, student: Pass, *asked: Asked) -> tuple[Tensor, ...]:
-    """Several rules on one student reading, every reading projected once for all of them."""
+    """Several rules on one student reading, every reading projected once for all of them.
+
+    Their weights stand to each other as in the loss: coefficients included.
+    """
     names = list(dict.fromkeys(o.name for _, others, _ in asked for o in others))
     asks = [Ask(rule, tuple(names.index(o.name) for o in others), weights) for rule, others, weights in asked]
     own = batch[student.name]
@@ -93,6 +102,7 @@ def log_prob_of(batch: ScoredBatch, student: Pass, weights: Tensor | None = None
     return log_prob_from_hidden(own.states(), own.projection(), batch.responses.ids, weights)
 
 
-def reverse_kl_to_teacher(batch: ScoredBatch, weights: Tensor) -> LossTerm:
+def reverse_kl_to_teacher(batch: ScoredBatch, weights: Tensor, coefficient: float = 1.0) -> LossTerm:
     """KL(student || teacher), both with the original picture, weighted per token."""
-    return LossTerm("reverse_kl", against(batch, STUDENT, reverse_kl, TEACHER, weights=weights), weights)
+    values = against(batch, STUDENT, reverse_kl, TEACHER, weights=weights)
+    return LossTerm("reverse_kl", values, weights, coefficient=coefficient)

@@ -1,6 +1,6 @@
 """`sft`: supervised fine-tuning on written responses: a warm-up, or the chain-of-thought baseline (methods 4.2).
 
-Departures: none. The mean is over all response tokens of the step, end-of-turn included.
+The mean is over all response tokens of the step, end-of-turn included. Where the chains of thought come from is ours.
 """
 
 from dataclasses import dataclass

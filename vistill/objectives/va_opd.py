@@ -3,7 +3,6 @@
 The teacher reads each response twice, with the picture and with a pixelated one. The difference of its
 log-probabilities, rectified, is the token's visual advantage. Rollouts with a larger mean get more weight; the
 top fifth of the tokens of a rollout shares half of its weight.
-
 Where we depart, and why:
 1. Options beyond the paper are off by default: other scores, random ties, `zero_va="uniform"`, dropping tokens.
 2. A prompt without a picture has no visual advantage: its siblings and tokens weigh the same.
@@ -19,6 +18,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
 from vistill.functional.siblings import mean_coefficients, sibling_softmax, token_group_coefficients, uniform_siblings
+from vistill.objectives.metrics import advantage_metrics
 from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
@@ -75,12 +75,16 @@ class VAOPD(Objective):
         if self.token_groups and self.drop == "none":
             grouped = token_group_coefficients(weight, high, responses.rollout, self.high_weight)
             token_weight = torch.where(self._ungrouped(batch, advantage)[responses.rollout], plain, grouped)
-        signals = {"visual_advantage": advantage, "high_group": high}
-        return signals | {"rollout_weight": weight, "token_weight": token_weight}
+        groups = {"visual_advantage": advantage, "high_group": high}
+        return groups | {"rollout_weight": weight, "token_weight": token_weight}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher on the ORIGINAL picture, weighted by c."""
         return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+
+    def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
+        """Visual advantage and the two kinds of weight."""
+        return advantage_metrics(batch.responses, signals)
 
     def _score(self, batch: ScoredBatch) -> Tensor:
         full, degraded = batch[TEACHER.name], batch[f"{Reader.TEACHER}.{View.PIXELATED}"]
@@ -88,8 +92,6 @@ class VAOPD(Objective):
             score = distribution_advantage(full, degraded)
         else:
             score = visual_advantage(full.sampled(), degraded.sampled(), self.score)
-        if not bool(torch.isfinite(score).all()):
-            raise FloatingPointError("visual advantage is not finite")
         return torch.where(token_has_image(batch.responses), score, torch.zeros_like(score))
 
     def _rollout_weight(self, batch: ScoredBatch, advantage: Tensor) -> Tensor:

@@ -1,8 +1,4 @@
-"""`vgs`: visual gradient steering with language preservation (VGS-LP, arXiv 2606.00564).
-
-Where we depart, and why: p_x inside q* is detached (the paper leaves it open; undetached it drags the blind branch
-towards answers that need the picture); scope `micro_batch` counts prompts of its own: ours never change an update.
-"""
+"""`vgs`: visual gradient steering with language preservation (VGS-LP, arXiv 2606.00564); departures: its page."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +12,11 @@ from vistill.functional.divergences import reverse_kl
 from vistill.functional.targets import reverse_kl_to_steered
 from vistill.objectives.merging import merged_steering, refuse_bent
 from vistill.objectives.norms import NormCorrected
-from vistill.objectives.passes import STUDENT, TEACHER, against, all_against, per_response
+from vistill.objectives.passes import STUDENT, TEACHER, against, all_against, learnt_with, per_response
+from vistill.objectives.steering import TEACHER_BLIND
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_dependency import Scope, threshold, threshold_key, token_has_image, visual_dependency
 from vistill.types import Pass, Reader, View
-
-TEACHER_BLIND = Pass(Reader.TEACHER, View.TEXT_ONLY)
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,8 @@ class VGS(NormCorrected):
     """Largest |log q - log q_x| inside q*; null leaves it alone (paper)."""
     support: float = ranged(0.0, 0, 1)
     """The log-ratio inside q* counts only where q >= support * max q; 0 counts everywhere (paper)."""
-
+    watch_both: bool = False
+    """Log the visual and the language KL of all tokens, whichever the loss uses; head projections, no more passes."""
     merged: bool = False
     """Learn the standard and the steering term as one: the same gradient from one teacher projection instead of two."""
 
@@ -77,35 +73,39 @@ class VGS(NormCorrected):
         return (STUDENT, TEACHER, TEACHER_BLIND, self.blind())
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Visual dependency, the gate, and how strongly each token is steered."""
+        """Visual dependency, the gate, and the share of gamma that each token is steered with."""
         r, seen = batch.responses, token_has_image(batch.responses)
         dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_BLIND.name], r)
         shares = (self.quantile, self.low_quantile)
         high, low = (threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory) for s in shares)
         steps = ((dependency > low).float() + (dependency > high).float()) / 2
-        steering = self.gamma * (steps if self.adaptive else torch.ones_like(steps)) * seen
+        steering = (steps if self.adaptive else torch.ones_like(steps)) * seen
         found = {"visual_dependency": dependency, "gate": (dependency > high) & seen, "steering": steering}
         return found | {"gate_threshold": high, "low_threshold": low, "token_weight": per_response(r)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, steering and preservation, all times eta; q* is data, the gate is strict."""
-        weights = self.norm_correction(batch.memory) * signals["token_weight"]
+        weights = signals["token_weight"]
+        steered = self.standard_and_steering(batch, weights, signals["steering"])
+        return self.corrected(batch, weights, *steered, self.preserved(batch, signals))
+
+    def standard_and_steering(self, batch: ScoredBatch, weights: Tensor, steering: Tensor) -> tuple[LossTerm, ...]:
+        """KL(p||q) and KL(p||q*), or both as one term."""
         if self.merged:
             readings = [batch[p.name] for p in (STUDENT, TEACHER, TEACHER_BLIND, self.blind())]
-            return (merged_steering(readings, weights, signals["steering"]), *self.preserved(batch, signals))
-        steering, blind = weights * signals["steering"], (TEACHER, TEACHER_BLIND, self.blind())
-        both = ((reverse_kl, (TEACHER,), weights), (self.kl_to_steered(), blind, steering))
-        standard, visual = all_against(batch, STUDENT, *both)
-        terms = (LossTerm("reverse_kl", standard, weights), LossTerm("visual_kl", visual, steering))
-        return (*terms, *self.preserved(batch, signals))
+            return (merged_steering(readings, weights, self.gamma * steering),)
+        steered, target = weights * steering, (TEACHER, TEACHER_BLIND, self.blind())
+        learnt = self.gamma * steered if self.gamma > 0 else None
+        both = ((reverse_kl, (TEACHER,), weights), (self.kl_to_steered(), target, learnt))
+        plain, visual = all_against(batch, STUDENT, *both)
+        return LossTerm("reverse_kl", plain, weights), LossTerm("visual_kl", visual, steered, coefficient=self.gamma)
 
-    def preserved(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
+    def preserved(self, batch: ScoredBatch, signals: Signals) -> LossTerm:
         """The student without the picture stays with the teacher on gated rows; the head runs on those alone."""
-        if self.preserve == 0:
-            return ()
-        kept = self.norm_correction(batch.memory) * signals["token_weight"] * self.preserve * signals["gate"]
-        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=kept)
-        return (LossTerm("language_preservation", language, kept),)
+        kept = signals["token_weight"] * signals["gate"]
+        with learnt_with(self.preserve):
+            language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=kept)
+        return LossTerm("language_preservation", language, kept, coefficient=self.preserve)
 
     def kl_to_steered(self) -> partial[Tensor]:
         """KL(student || q*) with the method's clamps."""

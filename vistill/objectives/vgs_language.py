@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, against, reverse_kl_to_teacher
-from vistill.objectives.vgs import TEACHER_BLIND, VGS
+from vistill.objectives.passes import STUDENT, TEACHER, against, learnt_with, reverse_kl_to_teacher
+from vistill.objectives.steering import TEACHER_BLIND
+from vistill.objectives.vgs import VGS
 from vistill.types import Pass, Reader, View
 
 
@@ -31,14 +32,17 @@ class VGSLanguage(VGS):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, language steering, preserved vision, all times eta."""
-        weights, gate = self.norm_correction(batch.memory) * signals["token_weight"], signals["gate"]
-        steering, kept = weights * signals["steering"], weights * self.preserve * gate
-        language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=steering)
+        weights, target = signals["token_weight"], (TEACHER, TEACHER_BLIND, self.blind())
+        steered, kept = weights * signals["steering"], weights * signals["gate"]
+        with learnt_with(self.gamma):
+            language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=steered)
         learner = STUDENT if self.vision_preserved == "meant" else self.blind()
-        steered = (TEACHER, TEACHER_BLIND, self.blind())
-        visual = against(batch, learner, self.kl_to_steered(), *steered, weights=kept)
-        return (
+        with learnt_with(self.preserve):
+            visual = against(batch, learner, self.kl_to_steered(), *target, weights=kept)
+        return self.corrected(
+            batch,
+            weights,
             reverse_kl_to_teacher(batch, weights),
-            LossTerm("language_kl", language, steering),
-            LossTerm("visual_preservation", visual, kept),
+            LossTerm("language_kl", language, steered, coefficient=self.gamma),
+            LossTerm("visual_preservation", visual, kept, coefficient=self.preserve),
         )

@@ -8,7 +8,7 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Sampling of the student's responses. Class defaults are the paper's (VA-OPD appendix A)."""
+    """Sampling of the student's responses. K, temperature and nucleus default to VA-OPD's (4.1, appendix A)."""
 
     engine: Literal["shared", "hf"] = "shared"
     """Which engine writes: ours, which reads a prompt once and drops finished rows, or transformers' generate."""
@@ -19,7 +19,7 @@ class RolloutSettings:
     top_p: float = ranged(0.95, 0, 1, above=True)
     """Nucleus: the smallest set of tokens with this probability."""
     max_new_tokens: int = ranged(1024, 1)
-    """A response longer than this is cut off and kept."""
+    """A response longer than this is cut off and kept (VA-OPD: 4096)."""
     all_truncated: Literal["stop", "go_on"] = "stop"
     """Three steps without one response that ends by itself: stop (R401), or go on (short responses on purpose)."""
     rows_per_call: int = ranged(256, 1)

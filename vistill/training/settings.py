@@ -1,4 +1,8 @@
-"""How a run trains and saves. Needs no torch. Class defaults are the paper's setting (VA-OPD 4.1, appendix A)."""
+"""How a run trains and saves. Needs no torch.
+
+Class defaults of the update are VA-OPD's (section 4.1 and appendix A; the gradient norm from its release). What the
+paper does not say, such as `eps`, is torch's default.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -13,9 +17,11 @@ class ScheduleSettings:
     """Learning rate over the run."""
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up; cosine and linear end at 0."""
+    """Shape after the warm-up; cosine and linear end at `min_lr`."""
     warmup: float = ranged(0.05, 0, 1)
-    """Share of the steps that warm up linearly."""
+    """Share of the steps that warm up linearly, rounded down to whole steps."""
+    min_lr: float = ranged(0.0, 0)
+    """Learning rate that cosine and linear end at; the warm-up starts below it."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -36,6 +42,8 @@ class TrainSettings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates."""
+    eps: float = ranged(1e-8, 0, 1, above=True)
+    """Added to the denominator of AdamW (torch's default; Visual-OPSD 1e-15)."""
     weight_decay: float = ranged(0.1, 0)
     """On matrices; biases and norms are not decayed."""
     clip_norm: float = ranged(1.0, 0, above=True)
@@ -59,6 +67,13 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.schedule.min_lr > self.lr:
+            raise ConfigError(
+                "C002",
+                f"schedule.min_lr = {self.schedule.min_lr} is above lr = {self.lr}",
+                why="the rate decays from lr to min_lr",
+                fix="train.schedule.min_lr=0",
+            )
 
 
 @dataclass(frozen=True)

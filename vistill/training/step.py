@@ -2,23 +2,21 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
-from vistill.batch import Objective, ScoredBatch, Signals, reduce_terms
+from vistill.batch import Objective, ScoredBatch, Signals, coefficients, reduce_terms
 from vistill.faults import fault
-from vistill.functional.segments import segment_mean
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
-from vistill.signals.concentration import top_mass_share
 from vistill.training.companions import follow
+from vistill.training.finite import counts_of, non_finite_memory, non_finite_readings, non_finite_signals
 from vistill.training.journal import Journal
 from vistill.training.ladder import Ladder, halved
-from vistill.training.optim import lr_factor
+from vistill.training.optim import learning_rate
 from vistill.training.precision import autocast
 from vistill.training.reading import (
     Cast,
@@ -76,6 +74,7 @@ class StepResult:
     batch: ScoredBatch
     signals: Signals
     memory: dict[str, float]
+    """What the method remembers from here on; that of the step before where an update was not finite."""
     finite: bool
 
 
@@ -92,14 +91,20 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: RunState, epoch
         reading = prepare(cast, groups, passes, responses, update.split)
     with update.observe("score"):
         read = scored(update, cast, reading, passes)
-        batch = replace(read, memory=state.memory, progress=step / update.num_steps)
-        signals = objective.signals(batch)
+        memory = dict(state.memory)
+        batch = replace(read, memory=memory, progress=step / update.num_steps)
+        bad_rows = non_finite_readings(batch)
+        signals = bad_rows or objective.signals(batch)
+        bad = counts_of(bad_rows) or counts_of(non_finite_signals(signals))
     with update.observe("learn"):
-        batch = probe_gradients(update, reading, batch, signals, step)
-        learnt = learn(update, reading, batch, signals, step)
+        if not bad:
+            batch, bad = probe_gradients(update, reading, batch, signals, step)
+        remembered = memory if bad else objective.remember(batch, signals)
+        bad = bad or non_finite_memory(remembered)
+        learnt = skipped(update, bad, step) if bad else learn(update, reading, batch, signals, step)
     metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
-    metrics |= describe(batch, signals, groups)
-    return StepResult(metrics, groups, batch, signals, objective.remember(batch, signals), learnt.finite)
+    metrics |= describe(batch, groups) | ({} if bad else objective.metrics(batch, signals))
+    return StepResult(metrics, groups, batch, signals, remembered if learnt.finite else memory, learnt.finite)
 
 
 def responses_of(
@@ -147,7 +152,7 @@ class Learnt:
 
 def learn(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> Learnt:
     """The step's updates: one, or its prompts in so many parts. Signals wait only before the first."""
-    lr = update.train.lr * lr_factor(step, update.num_steps, update.train.schedule)
+    lr = learning_rate(step, update.num_steps, update.train)
     parts = parts_of(reading.micro_batches, update.objective.updates)
     sums: dict[str, float] = {}
     finite = True
@@ -161,10 +166,17 @@ def learn(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals
             follow(update.cast, update.objective.ema_rate())
         fault("learn.after_update")
         finite = finite and well
-        found = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}, "grad_norm": norm}
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value / len(parts)
+        for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
+            same = name.startswith("coefficient/")  # in every part
+            sums[name] = value if same else sums.get(name, 0.0) + value / len(parts)
     return Learnt({**sums, "lr": lr, "finite": float(finite)}, finite)
+
+
+def skipped(update: Update, bad: Mapping[str, int], step: int) -> Learnt:
+    """A step without any update: what it would have learnt from is not finite. It counts like one whose loss is not."""
+    lr = learning_rate(step, update.num_steps, update.train)
+    facts = {f"non_finite/{name}": float(number) for name, number in bad.items()}
+    return Learnt({"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False)
 
 
 def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
@@ -220,7 +232,7 @@ def backward(
     update.cast.student.model.train()
     passes = update.objective.passes()
     counts = reading.counts()
-    total, parts = 0.0, {}
+    total, found = 0.0, {}
     for micro, cut in learning_parts(update.cast, reading, batch, passes, signals, update.autocast, poll):
         fault("learn.part")
         made = update.objective.terms(micro, cut)
@@ -228,23 +240,33 @@ def backward(
         loss.backward()
         total += loss.item()
         for name, value in terms.items():
-            parts[name] = parts.get(name, 0.0) + value.item()
+            found[f"loss/{name}"] = found.get(f"loss/{name}", 0.0) + value.item()
+        found |= {f"coefficient/{name}": value for name, value in coefficients(made).items()}
     update.cast.student.model.eval()
-    return total, parts
+    return total, found
 
 
-def probe_gradients(update: Update, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> ScoredBatch:
-    """Measure the gradient norms the method asked for, and let it learn them before the update."""
+def probe_gradients(
+    update: Update, reading: Reading, batch: ScoredBatch, signals: Signals, step: int
+) -> tuple[ScoredBatch, dict[str, int]]:
+    """Measure the gradient norms the method asked for, and let it learn them before the update.
+
+    Returns:
+        The batch with the memory it has learnt, and how many norms are not finite: then the memory is the old one.
+    """
     probe = update.objective.probe()
     if probe is None or step % probe.every != 0:
-        return batch
+        return batch, {}
     norms = []
     for names in probe.sums:
         accumulate(update, reading, batch, signals, update.poll, names)
         gradients = [p.grad for group in update.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
     update.optimizer.zero_grad(set_to_none=True)
-    return replace(batch, memory=update.objective.learn_norms(norms, batch.memory))
+    bad = sum(not math.isfinite(norm) for norm in norms)
+    if bad:
+        return batch, {"gradient_probe": bad}
+    return replace(batch, memory=update.objective.learn_norms(norms, batch.memory)), {}
 
 
 def apply_update(update: Update, loss: float, lr: float) -> tuple[float, bool]:
@@ -260,8 +282,8 @@ def apply_update(update: Update, loss: float, lr: float) -> tuple[float, bool]:
     return norm, finite
 
 
-def describe(batch: ScoredBatch, signals: Signals, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Reproducible facts about the step's responses and signals."""
+def describe(batch: ScoredBatch, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Reproducible facts about the step's responses, whatever the method."""
     responses = batch.responses
     rollouts = [r for group in groups for r in group.rollouts]
     facts = {
@@ -270,51 +292,6 @@ def describe(batch: ScoredBatch, signals: Signals, groups: Sequence[RolloutGroup
         "rollout/truncated_share": sum(r.finish.is_truncated() for r in rollouts) / len(rollouts),
         "rollout/distinct_share": len({r.ids for r in rollouts}) / len(rollouts),
     }
-    if "visual_advantage" in signals:
-        facts |= describe_advantage(batch, signals)
-    if "visual_dependency" in signals:
-        facts |= describe_dependency(signals)
     if responses.reward is not None:
-        facts |= describe_reward(responses.reward, signals)
+        facts["reward/mean"] = float(responses.reward.mean())
     return facts
-
-
-def describe_dependency(signals: Signals) -> dict[str, float]:
-    """Health of visual dependency: its mean, its tail, how much is gated."""
-    dependency = signals["visual_dependency"]
-    facts = {"vds/mean": float(dependency.mean()), "vds/top10_share": top_mass_share(dependency, 0.1)}
-    facts["vds/gated_share"] = share(signals["gate"]) if "gate" in signals else math.nan
-    return {name: value for name, value in facts.items() if math.isfinite(value)}
-
-
-def describe_reward(reward: Tensor, signals: Signals) -> dict[str, float]:
-    """Mean reward, and how many rollouts learn nothing because all their siblings got the same."""
-    return {
-        "reward/mean": float(reward.mean()),
-        "reward/no_advantage_share": share(signals["group_advantage"] == 0),
-    }
-
-
-def describe_advantage(batch: ScoredBatch, signals: Signals) -> dict[str, float]:
-    """Health of visual advantage: its mean, its tail, its ties, and what the groups hold."""
-    responses, advantage = batch.responses, signals["visual_advantage"]
-    high, weight = signals["high_group"], signals["rollout_weight"]
-    mass = float(advantage.sum())
-    entropy = -(weight * weight.clamp_min(1e-30).log()).sum() / responses.num_groups
-    facts = {
-        "va/mean": float(advantage.mean()),
-        "va/mean_of_rollouts": float(segment_mean(advantage, responses.rollout, responses.num_rollouts).mean()),
-        "va/top10_share": top_mass_share(advantage, 0.1),
-        "va/zero_share": float((advantage == 0).float().mean()),
-        "va/high_group_zero_share": share(advantage[high] == 0),
-        "va/high_group_va_share": float(advantage[high].sum()) / mass if mass > 0 else math.nan,
-        "weight/min": float(weight.min()),
-        "weight/max": float(weight.max()),
-        "weight/entropy": float(entropy),
-    }
-    return {name: value for name, value in facts.items() if math.isfinite(value)}
-
-
-def share(mask: Tensor) -> float:
-    """Mean of a mask; NaN where it is empty."""
-    return float(mask.float().mean()) if len(mask) else math.nan

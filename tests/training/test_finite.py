@@ -1,0 +1,248 @@
+"""What is not finite skips the step, in every method: weights, moving average and memory stay, the step is counted."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from training.test_loop import go, make_plan
+
+from vistill.batch import LossTerm, Need, Objective
+from vistill.errors import NonFiniteError
+from vistill.objectives import METHODS, OPD
+from vistill.objectives.passes import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
+from vistill.runs.folder import RunFolder
+from vistill.training import loop, step
+from vistill.training.checkpoint import weights_hash
+from vistill.training.settings import SaveSettings, TrainSettings
+
+pytestmark = pytest.mark.usefixtures("without_canary")
+
+#: Every method, and the options that keep a memory or read other passes.
+OBJECTIVES = {n: METHODS[n]() for n in METHODS if n != "visual_opsd"} | {
+    "visual_opsd": METHODS["visual_opsd"](gate=False, ema_decay=0.7),
+    "va_opd_distribution": METHODS["va_opd"](score="distribution"),
+    "vgs_with_memory": METHODS["vgs"](scope="running", eta="dynamic", eta_every=1),
+    "vgs_no_preservation": METHODS["vgs"](preserve=0.0),
+    "grpo_two_updates": METHODS["grpo"](updates=2),
+}
+READ = {n: [p.name for p in m.passes() if not p.gradient] for n, m in OBJECTIVES.items()}
+
+
+def spoil_readings(monkeypatch, by_step):
+    """In some steps (from 1) one row of a pass becomes NaN, as after an overflow in a reader."""
+    honest, visits = step.read_without_gradient, []
+
+    def read(*arguments):
+        batch = honest(*arguments)
+        visits.append(1)
+        name = by_step.get(len(visits))
+        return batch if name is None else replace(batch, passes={**batch.passes, name: spoilt(batch[name])})
+
+    monkeypatch.setattr(step, "read_without_gradient", read)
+
+
+def spoilt(scored):
+    nan = lambda x: None if x is None else x.index_fill(0, torch.tensor([1]), math.nan)
+    return replace(scored, log_prob=nan(scored.log_prob), hidden=nan(scored.hidden))
+
+
+def trace_states(monkeypatch):
+    """After every step: the student's weights, the moving average's, and the method's memory."""
+    honest, states = loop.log_step, []
+
+    def log(plan, folder, state, result, clock):
+        companions = {str(role): weights_hash(vlm) for role, vlm in plan.cast.companions.items()}
+        states.append((weights_hash(plan.cast.student), companions, dict(state.memory)))
+        honest(plan, folder, state, result, clock)
+
+    monkeypatch.setattr(loop, "log_step", log)
+    return states
+
+
+def trained(tokenizer, teacher, folder, objective, steps, **changes):
+    train = TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps)
+    go(make_plan(tokenizer, teacher, objective, train=train, eval_prompts=[], **changes), RunFolder(folder))
+    return RunFolder(folder).read(RunFolder(folder).metrics)
+
+
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if READ[n]])
+def test_a_nan_in_any_reading_skips_the_step_of_every_method(tokenizer, teacher, tmp_path, monkeypatch, name):
+    bad = {2 * i + 2: reading for i, reading in enumerate(READ[name])}
+    spoil_readings(monkeypatch, bad)
+    states = trace_states(monkeypatch)
+    records = trained(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2 * len(bad) + 1)
+    for record in records:
+        number = record["step"]
+        assert record["finite"] == float(number not in bad)
+        assert all(math.isfinite(v) for k, v in record.items() if k.startswith("memory/"))
+        if number in bad:
+            assert states[number - 1] == states[number - 2]
+            assert record["loss"] is None
+            assert record[f"non_finite/reading/{bad[number]}"] == 1.0
+            assert record["rollout/tokens"] > 0
+            folder = tmp_path / "nonfinite" / f"step-{number:06d}"
+            lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+            assert sum(sum(line[f"reading/{bad[number]}"]) for line in lines) == 1.0
+        elif number > 1:
+            assert states[number - 1][0] != states[number - 2][0]
+            assert math.isfinite(record["loss"])
+
+
+def test_three_nan_readings_in_a_row_stop_va_opd_with_n701(tokenizer, teacher, tmp_path, monkeypatch):
+    spoil_readings(monkeypatch, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
+    with pytest.raises(NonFiniteError) as caught:
+        trained(tokenizer, teacher, tmp_path, METHODS["va_opd"](), 6)
+    assert caught.value.code == "N701"
+
+
+def test_a_nan_reading_leaves_running_thresholds_and_later_steps_gate_again(tokenizer, teacher, tmp_path, monkeypatch):
+    spoil_readings(monkeypatch, {2: "teacher.text_only"})
+    records = trained(tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4)
+    assert [r["finite"] for r in records] == [1.0, 0.0, 1.0, 1.0]
+    assert all(r["vds/gated_share"] > 0 for r in records if r["finite"])
+    assert all(math.isfinite(r["memory/threshold/0.5"]) for r in records[1:])
+
+
+def spoil_probe(monkeypatch, at):
+    """The gradient of the at-th probed sum is NaN."""
+    honest, visits = step.accumulate, []
+
+    def accumulate(update, reading, batch, signals, poll, only=None):
+        found = honest(update, reading, batch, signals, poll, only)
+        visits.extend([1] * (only is not None))
+        if only is not None and len(visits) == at:
+            next(update.cast.student.model.parameters()).grad.fill_(math.nan)
+        return found
+
+    monkeypatch.setattr(step, "accumulate", accumulate)
+
+
+def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(tokenizer, teacher, tmp_path, monkeypatch):
+    spoil_probe(monkeypatch, 5)
+    states = trace_states(monkeypatch)
+    objective = METHODS["vgs"](eta="dynamic", eta_every=2)
+    trained(tokenizer, teacher, tmp_path, objective, 6, stop_after=5, save=SaveSettings(every=1))
+    records = trained(tokenizer, teacher, tmp_path, objective, 6)
+    assert [r["finite"] for r in records] == [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    assert records[4]["non_finite/gradient_probe"] == 1.0
+    assert states[4] == states[3]
+    assert all(math.isfinite(r["memory/eta"]) for r in records)
+
+
+def test_a_first_probe_that_is_not_finite_writes_no_eta_at_all(tokenizer, teacher, tmp_path, monkeypatch):
+    spoil_probe(monkeypatch, 1)
+    objective = METHODS["vgs"](eta="dynamic", eta_every=2)
+    trained(tokenizer, teacher, tmp_path, objective, 4, stop_after=1, save=SaveSettings(every=1))
+    records = trained(tokenizer, teacher, tmp_path, objective, 4)
+    assert [r["finite"] for r in records] == [0.0, 1.0, 1.0, 1.0]
+    assert ["memory/eta" in r for r in records] == [False, False, True, True]
+
+
+def test_a_gradient_of_zero_has_no_ratio_and_teaches_no_eta():
+    method = METHODS["vgs"](eta="dynamic")
+    for norms in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        assert method.learn_norms(norms, {}) == {}
+        assert method.learn_norms(norms, {"eta": 0.4}) == {"eta": 0.4}
+
+
+@dataclass(frozen=True)
+class Counting(OPD):
+    """`opd` that counts the steps it remembers, with two updates a step and what else is asked for."""
+
+    updates: int = 2
+    signal: float = 1.0
+    remembered: float = 1.0
+
+    def signals(self, batch):
+        return {**super().signals(batch), "extra": torch.full((batch.responses.num_tokens,), self.signal)}
+
+    def remember(self, batch, signals):
+        return {"steps": batch.memory.get("steps", 0.0) + self.remembered}
+
+
+@pytest.mark.parametrize("bad", [3, 4])
+def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(tokenizer, teacher, tmp_path, monkeypatch, bad):
+    """Visits 3 and 4 are the two updates of step 2: the first was skipped and the second not, or the other way."""
+    visits = []
+
+    def fault(point):
+        visits.extend([1] * (point == "learn.loss"))
+        return point == "learn.loss" and len(visits) == bad
+
+    monkeypatch.setattr(step, "fault", fault)
+    states = trace_states(monkeypatch)
+    records = trained(tokenizer, teacher, tmp_path, Counting(), 3)
+    assert [r["finite"] for r in records] == [1.0, 0.0, 1.0]
+    assert [memory for _, _, memory in states] == [{"steps": 1.0}, {"steps": 1.0}, {"steps": 2.0}]
+    assert states[1][0] != states[0][0]  # the other update was made
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(Counting(signal=math.inf), "signal/extra"), (Counting(remembered=math.nan), "memory/steps")],
+)
+def test_signals_and_memory_that_are_not_finite_skip_the_step(tokenizer, teacher, tmp_path, objective, name):
+    plan = make_plan(tokenizer, teacher, objective, num_steps=1, eval_prompts=[])
+    before = weights_hash(plan.cast.student)
+    state = loop.run(plan, RunFolder(tmp_path))
+    (record,) = RunFolder(tmp_path).read(RunFolder(tmp_path).metrics)
+    assert record["finite"] == 0.0
+    assert record[f"non_finite/{name}"] > 0
+    assert state.skipped == 1
+    assert state.memory == {}
+    assert weights_hash(plan.cast.student) == before
+
+
+def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_path):
+    """The step knows no method's names: these three once meant that others are there too."""
+
+    @dataclass(frozen=True)
+    class Mine(Objective):
+        """A user's method."""
+
+        def needs(self):
+            return frozenset({Need.REWARD})
+
+        def passes(self):
+            return (STUDENT, TEACHER)
+
+        def signals(self, batch):
+            ones = torch.ones(batch.responses.num_tokens)
+            return {"visual_advantage": ones, "visual_dependency": ones, "weights": per_response(batch.responses)}
+
+        def terms(self, batch, signals):
+            kl = reverse_kl_to_teacher(batch, signals["weights"])
+            return (kl, LossTerm("watched", kl.values.detach(), kl.weights, minimised=False))
+
+        def metrics(self, batch, signals):
+            return {"mine/tokens": float(len(signals["weights"]))}
+
+    (record,) = trained(tokenizer, teacher, tmp_path, Mine(), 1)
+    assert record["finite"] == 1.0
+    assert record["mine/tokens"] == record["rollout/tokens"]
+    assert "reward/mean" in record
+    assert not any(name.startswith(("va/", "vds/", "weight/")) for name in record)
+
+
+@pytest.mark.parametrize("name", ["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"])
+def test_the_log_has_terms_without_and_coefficients_apart(tokenizer, teacher, tmp_path, name):
+    for record in trained(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2):
+        factors = {key.split("/")[1]: value for key, value in record.items() if key.startswith("coefficient/")}
+        total = sum(factor * record[f"loss/{term}"] for term, factor in factors.items())
+        assert record["loss"] == pytest.approx(total, rel=1e-5, abs=1e-7)
+
+
+def test_the_metrics_of_the_shipped_methods_keep_their_names(tokenizer, teacher, tmp_path):
+    names = {
+        "va_opd": {"va/mean", "va/mean_of_rollouts", "va/top10_share", "va/zero_share", "va/high_group_zero_share",
+                   "va/high_group_va_share", "weight/min", "weight/max", "weight/entropy"},
+        "grpo_vgs": {"vds/mean", "vds/top10_share", "vds/gated_share", "reward/mean", "reward/no_advantage_share"},
+        "vgs_language": {"vds/mean", "vds/top10_share", "vds/gated_share"},
+        "opd": set(),
+    }  # fmt: skip
+    for name, expected in names.items():
+        (record,) = trained(tokenizer, teacher, tmp_path / name, METHODS[name](), 1)
+        found = {key for key in record if key.split("/")[0] in ("va", "vds", "weight", "reward")}
+        assert found == expected

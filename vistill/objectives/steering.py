@@ -1,0 +1,29 @@
+"""What the steered methods share: the teacher without the picture, and both modalities' divergences to watch."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from vistill.batch import LossTerm, ScoredBatch
+from vistill.functional.divergences import reverse_kl
+from vistill.functional.rows import Rule
+from vistill.objectives.passes import STUDENT, TEACHER, against
+from vistill.types import Pass, Reader, View
+
+TEACHER_BLIND: Final = Pass(Reader.TEACHER, View.TEXT_ONLY)
+
+
+@torch.no_grad()
+def watched_kls(
+    batch: ScoredBatch, blind: Pass, kl_to_steered: Rule, weights: Tensor, known: Sequence[LossTerm]
+) -> tuple[LossTerm, ...]:
+    """KL(p || q*) and KL(p_x || q_x) of every token (VGS Eq. 6 and 11), as far as the loss does not report them."""
+    asked = {
+        "visual_kl": (STUDENT, kl_to_steered, (TEACHER, TEACHER_BLIND, blind)),
+        "language_kl": (blind, reverse_kl, (TEACHER_BLIND,)),
+    }
+    missing = [name for name in asked if name not in {term.name for term in known}]
+    values = {name: against(batch, *asked[name][:2], *asked[name][2], weights=weights) for name in missing}
+    return tuple(LossTerm(name, values[name], weights, minimised=False) for name in missing)
