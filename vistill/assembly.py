@@ -121,6 +121,7 @@ def context_of(recipe: Recipe, student: PromptEncoder) -> ViewContext:
         patch=int(student.family.image_grid()["patch"]),
         degrade=recipe.views.degrade,
         thought=recipe.views.thought,
+        noise=recipe.views.noise,
         seed=recipe.seed,
     )
 

@@ -18,7 +18,7 @@ from vistill.models.loading import check_pair
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
-from vistill.training.canary import SAMPLES, weak
+from vistill.training.canary import weak
 from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, sweep
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
@@ -33,7 +33,7 @@ from vistill.training.rollout_log import rollout_records
 from vistill.training.roster import bearable, missing_now, partners_of, present, set_aside, to_blame
 from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, Update, train_step
-from vistill.training.watching import examine
+from vistill.training.watching import examine, looked_at
 from vistill.training.writing import Desk
 from vistill.types import Prompt, Writer
 
@@ -179,7 +179,8 @@ def without(plan: Plan, update: Update, gone: Collection[str]) -> Update:
     """The update whose views borrow pictures only from rows that are there."""
     if not gone:
         return update
-    return replace(update, cast=replace(update.cast, partners=partners_of(present(plan.train_prompts, gone))))
+    partners = partners_of(plan, present(plan.train_prompts, gone))
+    return replace(update, cast=replace(update.cast, partners=partners))
 
 
 def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -304,8 +305,7 @@ def sing(plan: Plan, folder: RunFolder, update: Update, state: TrainState) -> tu
             facts = examine(update, prompts)
             break
         except DataError as error:
-            looked_at = [p for p in prompts if p.images][:SAMPLES]
-            update = set_aside_or_raise(plan, folder, update, state, error, looked_at)
+            update = set_aside_or_raise(plan, folder, update, state, error, looked_at(prompts))
     for warning in weak(facts):
         folder.event(f"canary: {warning}")
         plan.progress({"event": f"canary: {warning}"})

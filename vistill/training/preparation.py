@@ -63,7 +63,7 @@ def prepared(plan: Plan, folder: RunFolder, poll: Callable[[], None]) -> Plan:
 def checked(plan: Plan, folder: RunFolder) -> Plan:
     """What can be known without writing or judging a response: usable rows, partners, every view read once."""
     plan = usable_rows(plan, folder)
-    plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan.train_prompts)))
+    plan = replace(plan, cast=replace(plan.cast, partners=partners_of(plan, plan.train_prompts)))
     check_views(plan)
     check_positions(plan)
     return plan
