@@ -98,7 +98,9 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
 def test_a_row_that_cannot_be_read_is_found_by_whoever_is_shown_it(tmp_path):
     for name in ("red", "blue"):
         Image.new("RGB", (9, 9), name).save(tmp_path / f"{name}.png")
-    lines = [f'{{"question": "Q{i}?", "images": "{name}.png", "answer": "1"}}' for i, name in enumerate(("red", "blue"))]
+    lines = [
+        f'{{"question": "Q{i}?", "images": "{name}.png", "answer": "1"}}' for i, name in enumerate(("red", "blue"))
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
     (tmp_path / "blue.png").write_bytes(b"gone")

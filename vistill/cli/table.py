@@ -28,6 +28,7 @@ ROWS = (
 
 #: Shares that stand on other rows than the accuracy, and the key of their number.
 ROWS_OF = {
+    "greedy_accuracy": "greedy_rows",
     "accuracy/pixelated": "blind_rows",
     "accuracy/text_only": "blind_rows",
     "accuracy/swapped": "swapped_rows",

@@ -45,7 +45,10 @@ class Question:
 def questions_of(
     records: Iterable[Mapping[str, Any]], view: str = "full", mode: str = "sampled"
 ) -> dict[str, Question]:
-    """The questions of a per-sample file (`samples/step-000300.jsonl`) by prompt id; rows without an answer are left out."""
+    """The questions of a per-sample file (`samples/step-000300.jsonl`) by prompt id.
+
+    Rows without a gold answer are left out.
+    """
     answers: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if record.get("view") == view and record.get("mode") == mode and record.get("gold"):

@@ -113,6 +113,7 @@ def evaluate(
             greedy = answering.answer([p for p in fewer if p.answer], View.FULL, "greedy")
             samples += greedy
             summary |= share_summary("greedy_accuracy", greedy)
+            summary["greedy_rows"] = float(len(greedy))
         if settings.blind:
             pictured = [p for p in fewer if p.images and p.answer]
             facts, blind = blind_summary(answering, pictured, sampled)

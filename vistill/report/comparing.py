@@ -35,7 +35,8 @@ class Comparison:
     @property
     def figures(self) -> str:
         """`95 % [1.2, 6.0], p = 0.004`."""
-        return f"95 % [{100 * self.pair.low:+.1f}, {100 * self.pair.high:+.1f}], {p_text(self.pair.p)}"
+        p = p_text(self.pair.p)
+        return f"95 % [{100 * self.pair.low:+.1f}, {100 * self.pair.high:+.1f}], p {p if '<' in p else f'= {p}'}"
 
     def words(self) -> str:
         """How the two compare, in words that fit the uncertainty; why there is no comparison."""
@@ -48,8 +49,8 @@ class Comparison:
 
 
 def p_text(p: float) -> str:
-    """`p = 0.03`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    """`0.03`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def step_of(record: dict[str, Any]) -> int:

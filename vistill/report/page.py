@@ -106,13 +106,19 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
     return [
-        line_chart(accuracy, Axes("Accuracy at temperature 1 (95 % interval)", "step", "accuracy")),
+        line_chart(accuracy, Axes(f"Accuracy at temperature 1 (95 % interval{row_range(runs)})", "step", "accuracy")),
         line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
         line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
         line_chart(
             path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")
         ),
     ]
+
+
+def row_range(runs: Sequence[RunData]) -> str:
+    """`; points on 64 to 512 rows` where the points of a chart stand on different numbers of rows."""
+    counts = {int(r["rows"]) for run in runs for r in run.evaluations if r.get("rows")}
+    return f"; points on {min(counts):,} to {max(counts):,} rows" if len(counts) > 1 else ""
 
 
 def tail_chart(runs: Sequence[RunData]) -> Markup:
