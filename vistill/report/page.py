@@ -166,17 +166,20 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         return []
     asked = {name: item for _, _, items in reversed(readers) for name, item in items.items()}
     order = list(dict.fromkeys(name for _, _, items in readers for name in items))
-    order.sort(key=lambda name: -sum(shown_together(asked[name], items.get(name)) for _, _, items in readers))
+    same = {
+        name: [(who, run, items[name]) for who, run, items in readers if same_question(asked[name], items.get(name))]
+        for name in order
+    }
+    order.sort(key=lambda name: -len(same[name]))
     out = []
     for name in order[:MAX_ITEMS]:
-        head = asked[name]
-        items = [(who, item) for who, _, all_items in readers if shown_together(head, item := all_items.get(name))]
+        head, owner = asked[name], same[name][0][1]
+        items = [(who, item) for who, _, item in same[name]]
         scale = scale_of([item["advantage"] for _, item in items])
         panels = [
             (f"{who}: {verdict(item)}", tokens_html(item["tokens"], item["advantage"], scale, titles(item)))
             for who, item in items
         ]
-        owner = next(run for _, run, all_items in readers if shown_together(head, all_items.get(name)))
         out.append(
             {
                 "question": head["question"],
@@ -207,7 +210,7 @@ def heatmap_readers(runs: Sequence[RunData]) -> list[tuple[str, RunData, dict[st
     return [reader for reader in readers if reader[2]]
 
 
-def shown_together(item: dict[str, Any], other: dict[str, Any] | None) -> bool:
+def same_question(item: dict[str, Any], other: dict[str, Any] | None) -> bool:
     """Whether two readings are of the same question."""
     return other is not None and all(item.get(key) == other.get(key) for key in ("asked", "question", "gold"))
 
