@@ -23,7 +23,7 @@ def setup_from(plan, folder, purpose="train"):
         knobs=knobs_of(plan.objective),
         data=DataSettings(max_bad_share=plan.max_bad_share, text_only="plain"),
         rollout=plan.rollout,
-        views=ViewSettings(view.pixel_share, view.mask_share, view.degrade, view.thought),
+        views=ViewSettings(view.pixel_share, view.mask_share, view.degrade, view.thought, view.noise),
         reward=plan.reward,
         train=plan.train,
         save=plan.save,

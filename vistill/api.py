@@ -14,6 +14,7 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored import identified
 from vistill.errors import DataError
 from vistill.evaluation.runner import evaluate as judge
+from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm
@@ -182,7 +183,7 @@ def distill(
 
 def view_settings(context: ViewContext) -> ViewSettings:
     """The settings of a recipe behind the parameters of the views."""
-    return ViewSettings(context.pixel_share, context.mask_share, context.degrade, context.thought)  # pyright: ignore[reportArgumentType]
+    return ViewSettings(context.pixel_share, context.mask_share, context.degrade, context.thought, context.noise)  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
@@ -213,31 +214,24 @@ def evaluated(setup: RunSetup, advantage_only: bool) -> Run:
         settings = replace(settings, greedy=False, blind=False, reading=False, limit=settings.extra_limit)
     elif not answered:
         raise no_answers(setup.eval_prompts)
-    judged = answered if answered and not advantage_only else [with_an_answer(p) for p in setup.eval_prompts]
-    result = judge(cast, judged, settings, diagrams=setup.diagrams)
-    judgeable = all(p.answer is not None for p in setup.eval_prompts)
-    summary = result.summary if judgeable or not advantage_only else without_accuracy(result.summary)
-    folder.write("evaluations.jsonl", to_json({"step": 0, **summary}) + "\n")
+    prompts = [with_an_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
+    result = judge(cast, prompts, settings, diagrams=setup.diagrams)
+    folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}
     folder.write("tokens/step-000000.json", to_json(items))
     facts = {"finished": True, "step": 0, "kind": "evaluation", "training_rows": setup.evaluates_training_rows}
     facts |= {"model": cast.student.source, "without_answer": len(setup.eval_prompts) - len(answered)}
     write_json(folder.path / "result.json", facts)
-    store_pictures(folder, judged[: settings.heatmaps], cast.view)
+    store_pictures(folder, heatmap_rows(prompts, settings), cast.view)
     finished = Run(folder.path)
     finished.report()
     return finished
 
 
 def with_an_answer(prompt: Prompt) -> Prompt:
-    """The prompt with an empty answer where it has none: the tokens of its response are measured all the same."""
+    """The prompt with an empty answer where it has none: its tokens are measured, and it is judged nowhere."""
     return prompt if prompt.answer is not None else replace(prompt, answer="")
-
-
-def without_accuracy(summary: Mapping[str, float]) -> dict[str, float]:
-    """A summary of rows that have no answer: nothing in it says right or wrong."""
-    return {name: value for name, value in summary.items() if not name.startswith("accuracy")}
 
 
 def no_answers(prompts: Sequence[Prompt]) -> DataError:

@@ -52,6 +52,7 @@ CATALOGUE: dict[str, str] = {
     "D306": "The teacher wrote not one correct response, so nothing is left to learn from.",
     "D307": "The data are no longer those the run was started with.",
     "D308": "Evaluation rows ask what training rows ask, so accuracy on them would be memory.",
+    "D309": "A view shows another row's picture or thoughts in a row's place, and all rows have the same.",
     "E301": "An optional package is needed and not installed.",
     "M101": "Student and teacher do not share a vocabulary; the loss compares distributions id by id.",
     "M102": "Student and teacher turn the same picture into different tokens, so their rows cannot be compared.",

@@ -110,8 +110,40 @@ def test_intervals_by_hand():
     low, high = wilson(50, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
     assert wilson(0, 0) == (0.0, 1.0)
-    low, high = mean_interval([0.0, 1.0] * 50)
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 99), abs=1e-3)
+    assert mean_interval([0.0, 1.0] * 50) == pytest.approx(wilson(50, 100))
+    # spread over questions 2 * 0.25^2 * 50 = 6.25: worth 0.25 * 100 * 99 / 6.25 = 396 answers of the 400
+    assert mean_interval([0.25, 0.75] * 50, 4) == pytest.approx(wilson(198, 396))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("samples", [1, 8])
+def test_an_interval_has_a_width_where_every_question_has_the_same_value(value, samples):
+    low, high = mean_interval([value] * 20, samples)
+    assert low <= value <= high
+    assert high - low > 0.1
+    assert mean_interval([], samples) == (0.0, 1.0)
+
+
+def normal_interval(values):
+    mean = sum(values) / len(values)
+    half = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return mean - half, mean + half
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.15, 0.2), (0.0375, 0.8), (0.4, 0.5), (0.9, 0.9)])
+def test_the_interval_of_several_samples_holds_more_often_than_the_normal_one(rate, share):
+    """30 questions with 8 samples; a share of them is answered right at a rate, the others never."""
+    import random
+
+    rng, held, normal, trials = random.Random(0), 0, 0, 1000
+    for _ in range(trials):
+        rates = [rate if rng.random() < share else 0.0 for _ in range(30)]
+        values = [sum(rng.random() < r for _ in range(8)) / 8 for r in rates]
+        inside = lambda interval: interval[0] <= rate * share <= interval[1]
+        held += inside(mean_interval(values, 8))
+        normal += inside(normal_interval(values))
+    assert held > normal
+    assert held / trials > 0.91
 
 
 def test_a_twin_changes_one_drawn_label():
@@ -133,3 +165,117 @@ def test_stated_labels_are_counted_in_reading_order(teacher):
 
     assert stated_share(say(prompt.response))["reading/stated"] == 1.0
     assert stated_share(say("nothing"))["reading/stated"] == 0.0
+
+
+def drawn(name, colour, answer="5", text="What?"):
+    from PIL import Image
+
+    from vistill.types import LoadedImage, Prompt
+
+    return Prompt(name, (LoadedImage(Image.new("RGB", (28, 28), colour)), text), answer)
+
+
+ROWS = [drawn("a", "red"), drawn("b", "red"), drawn("c", "red"), drawn("d", "blue")]
+
+
+@pytest.fixture(scope="module")
+def cast(tokenizer, teacher):
+    student = build(tokenizer, 0).freeze()
+    return Cast(student, teacher, student.vocabulary_size)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """(id, colour of the picture) of every row that was answered with a swapped picture."""
+    from vistill.evaluation import answering
+    from vistill.types import View
+
+    seen, see = [], answering.see
+
+    def watch(prompt, view, context):
+        out = see(prompt, view, context)
+        if view is View.SWAPPED:
+            seen.append((prompt.id, out.images[0].load().getpixel((0, 0))))
+        return out
+
+    monkeypatch.setattr(answering, "see", watch)
+    return seen
+
+
+QUICK = EvalSettings(max_new_tokens=3, greedy=False, advantage=False, reading=False)
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def test_swapped_never_shows_a_row_its_own_picture_again(cast, shown):
+    summary = evaluate(cast, ROWS, QUICK).summary
+    assert shown == [("a", BLUE), ("b", BLUE), ("c", BLUE), ("d", RED)]
+    assert summary["swapped_rows"] == 4
+
+
+def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(cast, shown):
+    from dataclasses import replace
+
+    evaluate(cast, ROWS, replace(QUICK, limit=2))
+    assert shown == [("a", BLUE), ("b", BLUE)]
+
+
+def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(cast, shown):
+    out = evaluate(cast, ROWS[:3], QUICK)
+    assert shown == []
+    assert out.summary["swapped_rows"] == 0
+    assert out.summary["blind_rows"] == 3
+    assert not {"accuracy/swapped", "gap/swapped"} & set(out.summary)
+    assert "gap/pixelated" in out.summary
+
+
+def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(cast, monkeypatch):
+    """Rows with two pictures of which one is everybody's: only those that see another one count, on both sides."""
+    from vistill.data.answers import Verdict
+    from vistill.evaluation import answering
+    from vistill.types import Prompt
+
+    two = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
+    rows = [two, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]  # nobody has a third picture to show to `e`
+    monkeypatch.setattr(answering, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right"))
+    summary = evaluate(cast, rows, QUICK).summary
+    assert (summary["swapped_rows"], summary["blind_rows"]) == (4, 5)
+    assert summary["accuracy"] == 0.2
+    assert summary["gap/swapped"] == 0.0
+
+
+def test_rows_without_an_answer_are_read_but_judged_nowhere(cast, monkeypatch):
+    from dataclasses import replace
+
+    from vistill.data.answers import Verdict
+    from vistill.evaluation import answering
+
+    monkeypatch.setattr(answering, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold)))
+    rows = [drawn("a", "red"), drawn("b", "blue", answer=""), drawn("c", "green"), drawn("d", "white", answer=None)]
+    out = evaluate(cast, rows, replace(QUICK, greedy=True, advantage=True))
+    assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == 1.0
+    assert (out.summary["rows"], out.summary["blind_rows"], out.summary["unanswered_rows"]) == (2, 2, 2)
+    assert [reading.prompt.id for reading in out.tokens] == ["a", "b", "c"]
+    assert [item["correct"] for item in out.heatmaps(cast.student)] == [True, None, True]
+
+
+def test_nothing_to_judge_gives_no_share(cast):
+    summary = evaluate(cast, [drawn("a", "red", answer="")], EvalSettings(max_new_tokens=3)).summary
+    assert summary["rows"] == 0
+    assert not {"accuracy", "greedy_accuracy", "accuracy/pixelated"} & set(summary)
+
+
+def test_shares_of_nothing_are_left_out():
+    facts = summarise_tokens([reading([0.0, 0.0], [0.1, 0.0], [0.0, 0.0], [False, False])], EvalSettings())
+    assert not {"critical/kl_share", "critical/misread_share"} & set(facts)
+
+
+def test_samples_carry_the_digest_of_question_and_pictures(cast):
+    import json
+
+    def asked(rows):
+        lines = evaluate(cast, rows, QUICK).to_lines().splitlines()
+        return {line["prompt"]: line["asked"] for line in map(json.loads, lines)}
+
+    first = asked(ROWS)
+    assert first["a"] == first["b"] != first["d"]
+    assert asked([drawn("a", "red", text="Which?"), ROWS[3]])["a"] != first["a"]

@@ -1,5 +1,6 @@
 """The page: offline, without script, safe with hostile text, honest about gaps."""
 
+import html
 import json
 import os
 import re
@@ -11,10 +12,11 @@ import pytest
 
 from vistill.errors import StorageError
 from vistill.report.charts import Axes, Series, line_chart, nice_ticks
+from vistill.report.comparing import chosen, comparison_table
 from vistill.report.heatmap import scale_of, tokens_html, visible
-from vistill.report.page import render, write_report
-from vistill.report.reading import read_run
-from vistill.report.verdict import sentence
+from vistill.report.page import comparisons, render, write_report
+from vistill.report.reading import read_run, rows_from
+from vistill.report.verdict import difference, sentence, warnings
 
 HARMLESS = "plain words"
 PAYLOADS = (
@@ -22,6 +24,33 @@ PAYLOADS = (
     "{{ 7*7 }}", "{% raw %}", "javascript:alert(1)", "<!-- -->", "&lt;script&gt;", "</pre><h1>x</h1>", "\x1b[31mred", "\u202eevil",
     "]]><a href=//x>", "<iframe src=//x>", "<math><mi//xlink:href=x>", "`${x}`", "\x00<b>", "<details open ontoggle=x>", "<base href=//x>",
 )  # fmt: skip
+
+
+def write_answers(folder, step, right, rows=100, samples=1, first=0, **changes):
+    """The per-sample file of an evaluation: the first `right` of its questions are answered right."""
+    (folder / "samples").mkdir(exist_ok=True)
+    lines = []
+    for i in range(first, first + rows):
+        plain = {"prompt": f"q{i}", "asked": f"digest-{i}", "question": f"Question {i}?", "gold": "7", "view": "full"}
+        for sample in range(samples):
+            correct = i - first < right
+            judged = {**plain, "sample": sample, "correct": correct, **changes}
+            lines += [{**judged, "mode": mode} for mode in ("sampled", "greedy")]
+    (folder / "samples" / f"step-{step:06d}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def set_last(folder, **values):
+    """Change the last evaluation."""
+    lines = [json.loads(x) for x in (folder / "evaluations.jsonl").read_text().splitlines()]
+    lines[-1] |= values
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def answered(folder, right, rows=100, **changes):
+    """The last evaluation says so many right, in summary and samples."""
+    step = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])["step"]
+    set_last(folder, accuracy=right / rows, rows=float(rows))
+    write_answers(folder, step, right, rows, **changes)
 
 
 def write_run(folder, text=HARMLESS, steps=3):
@@ -61,6 +90,8 @@ def write_run(folder, text=HARMLESS, steps=3):
         for s in (0, steps)
     ]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in evaluations))
+    write_answers(folder, 0, 40)
+    write_answers(folder, steps, 40 + 10 * steps)
     (folder / "quarantine.jsonl").write_text(json.dumps({"where": text, "code": text, "reason": text}) + "\n")
     item = {
         "prompt": text,
@@ -136,6 +167,7 @@ def test_control_and_direction_characters_are_made_visible():
         "timing.jsonl",
         "tokens",
         "rollouts",
+        "samples",
         "result.json",
         "data.json",
         "quarantine.jsonl",
@@ -166,9 +198,7 @@ def test_the_sentence_states_measured_numbers_and_does_not_call_noise_a_win(tmp_
     text = sentence([read_run(a), read_run(b)])
     assert "opd: accuracy (T = 1) 40.0 % → 70.0 % [30.0, 80.0] on 100 questions" in text
     assert "do not differ beyond chance" in text
-    lines = [json.loads(x) for x in (b / "evaluations.jsonl").read_text().splitlines()]
-    lines[-1]["accuracy"] = 0.3
-    (b / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    answered(b, 30)
     assert "va_opd is 40.0 points below opd" in sentence([read_run(a), read_run(b)])
     assert sentence([]) == "Nothing has been evaluated yet."
 
@@ -236,11 +266,9 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
 
 def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares_equal_starts(tmp_path):
     runs = []
-    for i, accuracy in enumerate((0.5, 0.51, 0.9, 0.5, 0.49, 0.1)):
+    for i, right in enumerate((50, 51, 90, 50, 49, 10)):
         runs.append(write_run(tmp_path / f"r{i}"))
-        lines = [json.loads(x) for x in (runs[-1] / "evaluations.jsonl").read_text().splitlines()]
-        lines[-1]["accuracy"] = accuracy
-        (runs[-1] / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        answered(runs[-1], right)
     lock = json.loads((runs[5] / "run.lock.json").read_text())
     lock["recipe"]["student"] = {"model": "another"}
     (runs[5] / "run.lock.json").write_text(json.dumps(lock))
@@ -249,6 +277,183 @@ def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares
     assert "r2 is 40.0 points above r0" in text
     assert "The other 3 do not differ" in text
     assert "r5 began from another student" in text
+    assert "Corrected for 4 comparisons (Holm)" in text
+
+
+def test_of_many_runs_that_do_not_differ_none_is_named_by_luck(tmp_path):
+    """One difference of ten is below 5 % on its own (p = 0.016) and not among ten."""
+    runs = [write_run(tmp_path / f"r{i:02d}") for i in range(11)]
+    answered(runs[7], 77)
+    pair = comparison_table([read_run(runs[0]), read_run(runs[7])])[-1].pair
+    assert pair.p == pytest.approx(2 / 2**7)
+    text = sentence([read_run(run) for run in runs])
+    assert "r07" not in text
+    assert "The other 10 do not differ" in text
+
+
+def test_a_difference_is_taken_on_the_questions_both_answered(tmp_path):
+    """`b` was asked another quarter: its accuracy is higher, and on common questions it is lower."""
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    answered(a, 70)
+    answered(b, 20, rows=25)
+    assert read_run(b).last["accuracy"] > read_run(a).last["accuracy"]
+    text = difference(read_run(b), read_run(a))
+    assert "b and a do not differ beyond chance (-20.0 points, 95 % [" in text
+    assert "on the 25 questions both answered; 75 only in a" in text
+
+
+def test_runs_on_other_data_are_not_compared_and_the_page_says_so(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    answered(b, 25, rows=25, first=500)
+    text = sentence([read_run(a), read_run(b)])
+    assert "b and a are not compared: b and a have no question in common (25 and 100 questions)" in text
+    assert "points above" not in text
+    answered(b, 100, gold="8")
+    text = sentence([read_run(a), read_run(b)])
+    assert "were asked other questions under the same ids (100; equal: 0)" in text
+    assert "not compared: b and a were asked other questions" in render([read_run(a), read_run(b)])
+
+
+def test_runs_whose_answers_are_not_stored_are_not_compared(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    set_last(b, accuracy=0.1)
+    shutil.rmtree(b / "samples")
+    text = sentence([read_run(a), read_run(b)])
+    assert "no answers are stored of b" in text
+    assert "points below" not in text
+
+
+def test_a_pair_of_runs_shows_what_separate_errors_hide(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    answered(a, 50)
+    answered(b, 60)
+    assert "b is 10.0 points above a (95 % [" in difference(read_run(b), read_run(a))
+
+
+def test_runs_that_were_measured_in_another_way_are_marked(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    for run, tokens in zip(runs, (64, 512), strict=True):
+        lock = json.loads((run / "run.lock.json").read_text())
+        lock["recipe"]["eval"] = {"max_new_tokens": tokens, "temperature": 1.0}
+        (run / "run.lock.json").write_text(json.dumps(lock))
+    text = difference(read_run(runs[1]), read_run(runs[0]))
+    assert "measured with eval.max_new_tokens 512 and 64" in text
+    assert "temperature" not in text
+
+
+def test_before_and_after_are_of_the_same_questions(tmp_path):
+    """The run ended at an evaluation of 25 rows, its first was of 100: the arrow joins the 25."""
+    a = write_run(tmp_path / "a")
+    answered(a, 20, rows=25)
+    text = sentence([read_run(a)])
+    assert "40.0 %" not in text
+    assert "100.0 % → 80.0 % on the 25 questions of the first and the last evaluation" in text
+
+
+def test_models_that_were_only_judged_are_compared_though_they_are_not_the_same_model(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    answered(runs[1], 30)
+    for run in runs:
+        lock = json.loads((run / "run.lock.json").read_text())
+        lock["recipe"]["student"] = {"model": run.name}
+        (run / "run.lock.json").write_text(json.dumps(lock))
+        (run / "result.json").write_text(json.dumps({"finished": True, "kind": "evaluation"}))
+    assert "b is 40.0 points below a" in sentence([read_run(run) for run in runs])
+
+
+def test_heatmaps_stand_together_by_question_and_not_by_place(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    item = json.loads((a / "tokens" / "step-000003.json").read_text())["items"][0]
+    items = lambda *names: [item | {"prompt": n, "question": f"Q {n}?", "tokens": [n, "b"]} for n in names]
+    for run, names in ((a, "xyz"), (b, "zyw")):
+        for step in (0, 3):
+            content = {"tail": [], "items": items(*names)}
+            (run / "tokens" / f"step-{step:06d}.json").write_text(json.dumps(content))
+    made = {c["question"]: c["panels"] for c in comparisons([read_run(a), read_run(b)])}
+    assert [len(made[f"Q {n}?"]) for n in "xyzw"] == [2, 3, 3, 1]
+    assert [*made][:2] == ["Q y?", "Q z?"]
+    for question, panels in made.items():
+        for _, tokens in panels:
+            assert f">{question[2]}</span>" in tokens
+
+
+def test_heatmaps_of_other_questions_under_one_id_do_not_stand_together(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    content = json.loads((b / "tokens" / "step-000003.json").read_text())
+    content["items"][0]["gold"] = "another"
+    (b / "tokens" / "step-000003.json").write_text(json.dumps(content))
+    (made,) = comparisons([read_run(a), read_run(b)])
+    assert [name.split(":")[0] for name, _ in made["panels"]] == ["before training", "a"]
+
+
+def test_a_picture_of_another_question_under_the_same_id_is_not_shown(tmp_path):
+    run = write_run(tmp_path / "a")
+    (run / "pictures").mkdir()
+    (run / "pictures" / "000-full.png").write_bytes(b"png")
+    index = {"q": {"file": "000", "question": "Mine?"}}
+    (run / "pictures" / "index.json").write_text(json.dumps(index))
+    assert read_run(run).picture("q", "full", "Mine?")
+    assert read_run(run).picture("q", "full", "Another?") is None
+
+
+def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_path):
+    run = write_run(tmp_path / "a")
+    shutil.copy(run / "tokens" / "step-000003.json", run / "tokens" / "step-000009.json")
+    assert [*read_run(run).tokens] == ["000000", "000003"]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"checkpoint": "checkpoint-000003", "step": 3}, "hands out checkpoint-000003 (step 3): it is the last one"),
+        (
+            {"checkpoint": "checkpoint-000002", "step": 3, "best": {"step": 2, "value": 0.5}},
+            "hands out checkpoint-000002 (step 2): chosen by the accuracy of the evaluations during the run: 50.0 %."
+            " The figures of the last evaluation are of step 3, not of this checkpoint",
+        ),
+        (
+            {
+                "checkpoint": "checkpoint-000002",
+                "step": 3,
+                "chosen": {"step": 2, "by": "accuracy on 200 fixed rows x 8 samples", "value": 0.4125},
+            },
+            "(step 2): chosen by accuracy on 200 fixed rows x 8 samples: 41.2 %.",
+        ),
+        (
+            {"checkpoint": "checkpoint-000003", "step": 3, "chosen": {"step": 3, "by": "last", "value": None}},
+            "(step 3): it is the last one",
+        ),
+    ],
+)
+def test_the_page_names_the_chosen_checkpoint_and_how_it_was_chosen(tmp_path, result, said):
+    run = write_run(tmp_path / "a")
+    (run / "result.json").write_text(json.dumps({"finished": True, **result}))
+    assert said in chosen(read_run(run))
+    assert said in html.unescape(render([read_run(run)]))
+
+
+def test_what_the_accuracy_leaves_out_or_cannot_read_is_said(tmp_path):
+    run = write_run(tmp_path / "a")
+    set_last(run, unparsed_share=0.975, unanswered_rows=6.0, blind_rows=8.0, swapped_rows=5.0)
+    said = " ".join(warnings(read_run(run)))
+    assert "no answer was found in 97.5 % of the responses" in said
+    assert "6 rows without a gold answer are in no accuracy" in said
+    assert "`swapped` is on 5 of 8 rows" in said
+    assert "8 / 5" in render([read_run(run)])
+
+
+def test_a_chart_over_evaluations_of_different_rows_says_so(tmp_path):
+    run = write_run(tmp_path / "a")
+    assert "points on" not in render([read_run(run)])
+    set_last(run, rows=25.0)
+    assert "(95 % interval; points on 25 to 100 rows)" in render([read_run(run)])
+
+
+def test_the_page_says_where_the_rows_came_from():
+    assert rows_from({"train": "a.jsonl", "eval": "b.jsonl"}, "eval") == "b.jsonl"
+    assert rows_from({"train": "a.jsonl", "eval": "", "holdout": 1200}, "eval") == "1,200 held out of a.jsonl"
+    assert rows_from({"train": "diagrams"}, "eval") == "the built-in diagrams"
+    assert rows_from({"train": "a.jsonl", "eval": ""}, "eval") == ""
 
 
 def test_any_methods_own_signal_is_drawn_over_its_siblings(tmp_path):

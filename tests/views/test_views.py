@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vistill.errors import DataError
 from vistill.types import LoadedImage, Prompt, View
 from vistill.views import VIEWS, ViewContext, pixelate, see
 
@@ -122,3 +123,43 @@ def test_a_degraded_picture_keeps_its_size_and_follows_its_seed():
 
 def test_a_black_picture_is_black_everywhere():
     assert see(TOLD, View.BLACK).images[0].load().getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+def values_of(view, noise, size=(200, 150)):
+    prompt = Prompt("n", (LoadedImage(picture(size=size)), "?"), thoughts=(LoadedImage(picture(size=size)),))
+    out = see(prompt, view, ViewContext(seed=5, noise=noise))
+    return np.asarray(out.images[-1].load(), dtype=np.float64)
+
+
+@pytest.mark.parametrize("view", [View.NOISE, View.PRIVILEGED_NOISE])
+def test_noise_is_the_standard_normal_of_a_processed_picture_cut_off_at_its_range(view):
+    """`randn_like` after preprocessing with mean and deviation 0.5 (Visual-OPSD): 127.5 + 127.5 z in 0..255."""
+    values = values_of(view, ViewContext().noise)
+    error = 91.6 / np.sqrt(values.size)
+    assert abs(values.mean() - 127.5) < 5 * error
+    assert values.std() == pytest.approx(127.5 * 0.7184, rel=0.01)  # of a normal cut off at +-1 deviation
+    for end in (0, 255):
+        assert (values == end).mean() == pytest.approx(0.1587, abs=0.006)  # P(z < -1), P(z > 1)
+    assert np.corrcoef(values[:, :-1].ravel(), values[:, 1:].ravel())[0, 1] == pytest.approx(0, abs=0.02)
+    assert np.corrcoef(values[..., 0].ravel(), values[..., 1].ravel())[0, 1] == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("view", [View.NOISE, View.PRIVILEGED_NOISE])
+def test_uniform_noise_can_be_asked_for(view):
+    values = values_of(view, "uniform")
+    assert values.std() == pytest.approx(np.sqrt((256**2 - 1) / 12), rel=0.01)
+    assert (values == 255).mean() == pytest.approx(1 / 256, abs=0.002)
+
+
+@pytest.mark.parametrize("view", [View.SWAPPED, View.PRIVILEGED_MISMATCHED])
+@pytest.mark.parametrize("partner", [None, Prompt("q", ("words alone",))])
+def test_a_view_that_borrows_never_falls_back_to_the_rows_own(view, partner):
+    with pytest.raises(DataError) as caught:
+        see(TOLD, view, ViewContext(partner=partner))
+    assert caught.value.code == "D309"
+    assert caught.value.rows == ["t"]
+
+
+def test_a_row_without_a_picture_needs_no_partner():
+    bare = Prompt("w", ("words alone",))
+    assert see(bare, View.SWAPPED) is bare

@@ -163,17 +163,20 @@ def probe(
 def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
     """Shared by `eval` and `probe`."""
     from vistill.api import evaluate as measure
-    from vistill.cli.table import summary_table
+    from vistill.cli.table import facts_of, facts_table, summary_table
     from vistill.cli.target import recipe_for
     from vistill.runtime import prepare_process
 
     prepare_process()
     recipe = recipe_for(target, overrides, "probe" if advantage_only else "eval")
     run = measure(recipe, advantage_only=advantage_only)
-    summary = run.evaluations[-1]
-    print(json.dumps(summary, indent=2) if as_json else summary_table(summary))
-    if not as_json:
-        print(f"report   {run.path / 'report.html'}")
+    summary, facts = run.evaluations[-1], facts_of(recipe, run.path)
+    if as_json:
+        print(json.dumps({**facts, **summary}, indent=2))
+        return
+    print(facts_table(facts))
+    print(summary_table(summary))
+    print(f"report   {run.path / 'report.html'}")
 
 
 @app.command()

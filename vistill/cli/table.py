@@ -1,6 +1,13 @@
-"""A summary as a plain table."""
+"""What was judged on what, and the summary, as plain lines."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+from vistill.config import Recipe
+from vistill.report.reading import read_json, rows_from
+from vistill.runs.chosen import resolve_model
 
 ROWS = (
     ("accuracy", "accuracy, T = 1"),
@@ -19,14 +26,68 @@ ROWS = (
 )
 
 
-def summary_table(summary: dict[str, Any]) -> str:
-    """Name, value, interval; the denominator on the first line."""
-    lines = [f"{int(summary.get('rows', 0)):,} questions, {int(summary.get('samples', 1))} response(s) each"]
+#: Shares that stand on other rows than the accuracy, and the key of their number.
+ROWS_OF = {
+    "greedy_accuracy": "greedy_rows",
+    "accuracy/pixelated": "blind_rows",
+    "accuracy/text_only": "blind_rows",
+    "accuracy/swapped": "swapped_rows",
+    "va/mean": "tokens",
+    "reading/stated": "reading/labels",
+    "reading/follows_swap": "reading/items",
+}
+UNITS = {"va/mean": "tokens", "reading/stated": "labels", "reading/follows_swap": "diagrams"}
+
+
+def facts_of(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """What was judged on what: model, the checkpoint behind it, data, rows that are there."""
+    folder = resolve_model(recipe.student.model)
+    result, data = read_json(run / "result.json"), read_json(run / "data.json")
+    settings = asdict(recipe.data)
+    training = bool(result.get("training_rows"))
+    facts = {
+        "model": recipe.student.model,
+        "checkpoint": folder if folder != recipe.student.model else None,
+        "teacher": recipe.teacher.model or None,
+        "data": rows_from(settings, "train" if training else "eval"),
+        "training_rows": training,
+        "data_rows": data.get("eval_rows"),
+        "quarantined": data.get("quarantined"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """The same in lines."""
+    rows = f"{facts['data_rows']:,} rows" if isinstance(facts.get("data_rows"), int) else ""
+    bad = f"{facts['quarantined']:,} more quarantined" if facts.get("quarantined") else ""
+    note = "the TRAINING rows, no evaluation rows are named" if facts.get("training_rows") else ""
+    about = ", ".join(text for text in (rows, bad, note) if text)
+    lines = {
+        "model": facts["model"],
+        "checkpoint": facts.get("checkpoint"),
+        "teacher": facts.get("teacher"),
+        "data": f"{facts['data']}   ({about})" if about else facts["data"],
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value)
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """Name, value, interval, and the denominator of every share."""
+    judged, samples = int(summary.get("rows", 0)), int(summary.get("samples", 1))
+    left = int(summary.get("unanswered_rows") or 0)
+    answers = "response" if samples == 1 else "responses"
+    first = f"{judged:,} questions judged, {samples:,} {answers} each"
+    lines = [first + (f"; {left:,} rows without a gold answer left out" if left else "")]
     for key, name in ROWS:
         value = summary.get(key)
         if value is None:
             continue
         low, high = summary.get(f"{key}_low"), summary.get(f"{key}_high")
         band = f"   95 % [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        lines.append(f"{name:<40} {value:.3f}{band}")
+        rows = summary.get(ROWS_OF.get(key, ""))
+        on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
+        lines.append(f"{name:<40} {value:.3f}{band}{on}")
+    if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
+        lines.append("  picture swapped                        not measured: no row has another picture")
     return "\n".join(lines)

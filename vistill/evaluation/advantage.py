@@ -110,12 +110,17 @@ def summarise_tokens(readings: Sequence[TokenReading], settings: EvalSettings) -
         "kl/high_group": mean_where(kl, high),
         "kl/low_group": mean_where(kl, ~high),
         "critical/share": float(critical.float().mean()),
-        "critical/kl_share": float(kl[critical].sum() / kl.sum().clamp_min(1e-12)),
-        "critical/misread_share": float(misread.sum()) / max(1, int(critical.sum())),
+        "critical/kl_share": share_of(kl[critical].sum(), kl.sum()),
+        "critical/misread_share": share_of(float(misread.sum()), float(critical.sum())),
         "misread/in_high_group": mean_where(high.float(), misread),
         "tokens": float(len(advantage)),
     }
     return {name: value for name, value in facts.items() if math.isfinite(value)}
+
+
+def share_of(part: Tensor | float, whole: Tensor | float) -> float:
+    """A share; NaN where the whole is nothing."""
+    return float(part / whole) if whole > 0 else math.nan
 
 
 def mean_where(values: Tensor, mask: Tensor) -> float:

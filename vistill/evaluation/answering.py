@@ -1,7 +1,9 @@
 """Let a model answer questions under a view, and judge the answers."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vistill.data.answers import judge_answer
 from vistill.data.keys import keyed_seed
@@ -11,7 +13,8 @@ from vistill.models.loading import VLM
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.shared import plain_engine
 from vistill.types import Prompt, Rollout, View
-from vistill.views import ViewContext, see
+from vistill.views import Partners, ViewContext, see
+from vistill.views.partners import pixel_digest
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class Answered:
     extracted: str | None
     correct: bool
 
-    def to_dict(self) -> dict[str, object]:
-        """One line of the per-sample file."""
+    def to_dict(self, asked: str) -> dict[str, object]:
+        """One line of the per-sample file; `asked` is the digest of question and pictures (`question_digest`)."""
         return {
             "prompt": self.prompt.id,
+            "asked": asked,
             "view": str(self.view),
             "mode": self.mode,
             "sample": self.rollout.sibling,
@@ -52,6 +56,12 @@ class Answering:
     math: MathJudge
     view: ViewContext = ViewContext()
     poll: Callable[[], None] = lambda: None
+    pool: Sequence[Prompt] = ()
+    """Rows whose pictures and thoughts other rows may be shown, in order; without any, the rows that are asked.
+
+    The whole data set, so that a row has the same partner in an evaluation of fewer rows."""
+    known: dict[View, Partners] = field(default_factory=dict, compare=False)
+    """Partners within the pool, by view: each picture is decoded once for them."""
 
     def answer(self, prompts: Sequence[Prompt], view: View, mode: str = "sampled") -> list[Answered]:
         """All responses, in order of prompts and samples."""
@@ -66,21 +76,26 @@ class Answering:
         )
         engine = plain_engine(self.vlm, self.poll)
         answered = []
+        contexts = self.contexts(prompts, view)
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):
-            part = [
-                (p, see(p, view, self.context(prompts, start + i)))
-                for i, p in enumerate(prompts[start : start + per_call])
-            ]
+            part = [(p, see(p, view, contexts[p.id])) for p in prompts[start : start + per_call]]
             requests = [RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part]
             for (prompt, _), rollouts in zip(part, engine.write(requests, sampling), strict=True):
                 answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return answered
 
-    def context(self, prompts: Sequence[Prompt], index: int) -> ViewContext:
-        """The view context of one prompt: noise of its own, and the next prompt as its partner."""
-        seed = keyed_seed("view", prompts[index].id, self.view.seed)
-        return replace(self.view, partner=prompts[(index + 1) % len(prompts)], seed=seed)
+    def contexts(self, prompts: Sequence[Prompt], view: View) -> dict[str, ViewContext]:
+        """By prompt id what a view needs: noise of the row's own, and the row it borrows from."""
+        partners = self.partners(prompts, view)
+        seed = lambda prompt: keyed_seed("view", prompt.id, self.view.seed)
+        return {p.id: replace(self.view, partner=partners.get(p.id), seed=seed(p)) for p in prompts}
+
+    def partners(self, prompts: Sequence[Prompt], view: View) -> Partners:
+        """Whose pictures or thoughts a view shows; rows that nobody shows anything else to have no entry."""
+        if not self.pool:
+            return Partners(prompts, (view,), self.view.thought)
+        return self.known.setdefault(view, Partners(self.pool, (view,), self.view.thought))
 
     def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> Answered:
         """Decode and compare with the gold answer."""
@@ -88,6 +103,14 @@ class Answering:
         assert prompt.answer is not None, "a question without an answer cannot be judged"
         verdict = judge_answer(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
         return Answered(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
+
+
+def question_digest(prompt: Prompt) -> str:
+    """Digest of the words and the pictures of a question: equal in two runs that were asked the same."""
+    if prompt.content:
+        return prompt.asked
+    parts = [part if isinstance(part, str) else [pixel_digest(part)] for part in prompt.parts]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 def accuracy_by_question(answered: Sequence[Answered]) -> list[float]:

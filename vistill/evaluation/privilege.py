@@ -68,7 +68,7 @@ def measure_privilege(
         plain = accuracy_by_question(answering.answer(prompts, View.FULL, "greedy"))
         told = accuracy_by_question(answering.answer(prompts, view, "greedy"))
         sampled = answering.answer(prompts, View.FULL)
-        contexts = {p.id: answering.context(prompts, i) for i, p in enumerate(prompts)}
+        contexts = answering.contexts(prompts, view)
     parts = [sampled[i : i + GROUPS_PER_CALL] for i in range(0, len(sampled), GROUPS_PER_CALL)]
     gaps = torch.cat([generation_gaps(vlm, part, view, contexts) for part in parts])
     error = float(gaps.std() / len(gaps) ** 0.5) if len(gaps) > 1 else 0.0

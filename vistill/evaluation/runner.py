@@ -8,7 +8,7 @@ from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, read_tokens, summarise_tokens
-from vistill.evaluation.answering import Answered, Answering, accuracy_by_question
+from vistill.evaluation.answering import Answered, Answering, accuracy_by_question, question_digest
 from vistill.evaluation.reading import counterfactual, stated_share
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson
@@ -50,15 +50,18 @@ class EvalResult:
 
     def to_lines(self) -> str:
         """Per-sample JSON lines."""
-        return "".join(to_json(sample.to_dict()) + "\n" for sample in self.samples)
+        prompts = {sample.prompt.id: sample.prompt for sample in self.samples}
+        asked = {name: question_digest(prompt) for name, prompt in prompts.items()}
+        return "".join(to_json(sample.to_dict(asked[sample.prompt.id])) + "\n" for sample in self.samples)
 
     def heatmaps(self, vlm: VLM) -> list[dict[str, Any]]:
         """Token readings of the first items, with the verdict on each response, for the report."""
         sampled = (s for s in self.samples if s.view is View.FULL and s.mode == "sampled" and s.rollout.sibling == 0)
-        correct = {sample.prompt.id: sample.correct for sample in sampled}
+        correct = {sample.prompt.id: sample.correct for sample in sampled if sample.prompt.answer}
         return [
             {
                 "prompt": reading.prompt.id,
+                "asked": question_digest(reading.prompt),
                 "question": reading.prompt.text,
                 "gold": reading.prompt.answer,
                 "correct": correct.get(reading.prompt.id),
@@ -91,9 +94,12 @@ def evaluate(
 ) -> EvalResult:
     """Judge the student on the rows that have an answer.
 
+    A row whose answer is "" has none and is judged nowhere, but its responses are read for visual advantage.
+
     Args:
         cast: student and teacher.
-        prompts: the evaluation rows; `settings.limit` of them are used, chosen by a key, always the same ones.
+        prompts: the evaluation rows; `settings.limit` of them are used, chosen by a key, always the same ones. Any of
+            them lends its pictures to `swapped`.
         settings: protocol.
         poll: called often, so that a signal is honoured.
         diagrams: the procedural items behind the prompts, where counterfactual twins can be drawn.
@@ -103,33 +109,31 @@ def evaluate(
     rows = chosen_rows(answered, settings.limit, settings.seed)
     fewer = chosen_rows(rows, settings.extra_limit, settings.seed)
     with MathJudge() as math:
-        answering = Answering(cast.student, settings, math, cast.view, poll)
+        answering = Answering(cast.student, settings, math, cast.view, poll, prompts)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
-        summary = accuracy_summary(sampled, settings)
+        summary = accuracy_summary([a for a in sampled if a.prompt.answer], settings)
+        summary["unanswered_rows"] = float(sum(not p.answer for p in prompts))
         if selection is not None:
             fixed = {p.id for p in chosen_rows(rows, selection, settings.seed)}
-            summary |= selection_summary([a for a in sampled if a.prompt.id in fixed])
+            summary |= selection_summary([a for a in sampled if a.prompt.id in fixed and a.prompt.answer])
         if settings.greedy:
-            greedy = answering.answer(fewer, View.FULL, "greedy")
+            greedy = answering.answer([p for p in fewer if p.answer], View.FULL, "greedy")
             samples += greedy
             summary |= share_summary("greedy_accuracy", greedy)
-        pictured = [p for p in fewer if p.images]
-        same_rows = {p.id for p in pictured}
-        if settings.blind and pictured:
-            seen = mean(accuracy_by_question([a for a in sampled if a.prompt.id in same_rows]))
-            summary["blind_rows"] = float(len(pictured))
-            for view in BLIND_VIEWS:
-                blind = answering.answer(pictured, view)
-                samples += blind
-                value = mean(accuracy_by_question(blind))
-                summary |= {f"accuracy/{view}": value, f"gap/{view}": seen - value}
+            summary["greedy_rows"] = float(len(greedy))
+        if settings.blind:
+            pictured = [p for p in fewer if p.images and p.answer]
+            facts, blind = blind_summary(answering, pictured, sampled)
+            summary |= facts
+            samples += blind
         summary |= stated_share(sampled)
         if settings.reading and diagrams:
             summary |= counterfactual(answering, diagrams)
     tokens = []
-    if settings.advantage and cast.teacher is not None and pictured:
-        first = [a for a in sampled if a.prompt.id in same_rows and a.rollout.sibling == 0]
+    read = {p.id for p in fewer if p.images}
+    if settings.advantage and cast.teacher is not None and read:
+        first = [a for a in sampled if a.prompt.id in read and a.rollout.sibling == 0]
         with cast.teacher.here():
             tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)
@@ -148,6 +152,14 @@ def chosen_rows(prompts: Sequence[Prompt], count: int | None, seed: int) -> list
     return [p for p in prompts if p.id in taken]
 
 
+def heatmap_rows(prompts: Sequence[Prompt], settings: EvalSettings) -> list[Prompt]:
+    """The rows whose tokens an evaluation stores for heatmaps."""
+    answered = [p for p in prompts if p.answer is not None]
+    rows = chosen_rows(answered, settings.limit, settings.seed)
+    fewer = chosen_rows(rows, settings.extra_limit, settings.seed)
+    return [p for p in fewer if p.images][: settings.heatmaps]
+
+
 def selection_size(settings: EvalSettings) -> int | None:
     """Rows that choose between checkpoints: as many as the smaller of the evaluations during the run and at its end."""
     limits = [n for n in (settings.limit, settings.final_limit) if n is not None]
@@ -162,6 +174,33 @@ def selection_summary(sampled: Sequence[Answered]) -> dict[str, float]:
     return {"selection/accuracy": mean(by_question), "selection/rows": float(len(by_question))}
 
 
+def blind_summary(
+    answering: Answering, pictured: Sequence[Prompt], sampled: Sequence[Answered]
+) -> tuple[dict[str, float], list[Answered]]:
+    """Accuracy without the picture and what its loss costs on the very same rows; every answer.
+
+    Rows that no other picture can be shown to are left out of `swapped`; `swapped_rows` says how many are in it.
+    """
+    if not pictured:
+        return {}, []
+    facts, samples = {"blind_rows": float(len(pictured))}, []
+    for view in BLIND_VIEWS:
+        rows = pictured
+        if view is View.SWAPPED:
+            partners = answering.partners(pictured, view)
+            rows = [p for p in pictured if p.id in partners]
+            facts["swapped_rows"] = float(len(rows))
+        if not rows:
+            continue
+        blind = answering.answer(rows, view)
+        samples += blind
+        same = {p.id for p in rows}
+        seen = mean(accuracy_by_question([a for a in sampled if a.prompt.id in same]))
+        value = mean(accuracy_by_question(blind))
+        facts |= {f"accuracy/{view}": value, f"gap/{view}": seen - value}
+    return facts, samples
+
+
 def accuracy_summary(sampled: Sequence[Answered], settings: EvalSettings) -> dict[str, float]:
     """avg@k with its 95 % interval over questions, and what could not be judged."""
     by_question = accuracy_by_question(sampled)
@@ -170,7 +209,7 @@ def accuracy_summary(sampled: Sequence[Answered], settings: EvalSettings) -> dic
     if settings.samples == 1:
         low, high = wilson(sum(by_question), len(by_question))
     else:
-        low, high = mean_interval(by_question)
+        low, high = mean_interval(by_question, settings.samples)
     return {
         "accuracy": mean(by_question),
         "accuracy_low": low,
@@ -184,7 +223,9 @@ def accuracy_summary(sampled: Sequence[Answered], settings: EvalSettings) -> dic
 
 
 def share_summary(name: str, answered: Sequence[Answered]) -> dict[str, float]:
-    """A share with its Wilson interval."""
+    """A share with its Wilson interval; nothing where nothing was asked."""
+    if not answered:
+        return {}
     right = sum(a.correct for a in answered)
     low, high = wilson(right, len(answered))
-    return {name: right / max(1, len(answered)), f"{name}_low": low, f"{name}_high": high}
+    return {name: right / len(answered), f"{name}_low": low, f"{name}_high": high}

@@ -12,9 +12,10 @@ from markupsafe import Markup
 from vistill.faults import fault
 from vistill.outward import masked, visible
 from vistill.report.charts import Axes, Series, line_chart
+from vistill.report.comparing import chosen, comparison_table, p_text, same_start
 from vistill.report.costs import HEADINGS, cost, profile_of
 from vistill.report.heatmap import scale_of, tokens_html
-from vistill.report.reading import RunData, read_run
+from vistill.report.reading import RunData, read_run, rows_from
 from vistill.report.verdict import MANY, interval, percent, sentence, warnings
 from vistill.runs.storage import write_text
 
@@ -40,12 +41,14 @@ def render(runs: Sequence[RunData]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short}
+    environment.filters |= {"percent": percent, "short": short, "p_text": p_text, "points": signed_points}
     return environment.get_template("report.html.jinja").render(
         runs=runs,
         evaluated=[run for run in runs if run.evaluations],
         sentence=sentence([run for run in runs if run.evaluations]),
         warnings=[(run, text) for run in runs for text in warnings(run)],
+        chosen=[(run, text) for run in runs if (text := chosen(run))],
+        compared=comparison_table([run for run in runs if run.evaluations]),
         tables=evaluation_table(runs),
         looking=looking_charts(runs),
         tail=tail_chart(runs),
@@ -55,6 +58,7 @@ def render(runs: Sequence[RunData]) -> str:
         costs=[cost(run) for run in runs],
         profiles=[table for run in runs if (table := profile_of(run)) is not None],
         headings=HEADINGS,
+        source=source,
         recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
     )
 
@@ -69,6 +73,17 @@ def short(value: Any) -> str:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return "–" if value is None else str(value)
     return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def source(run: RunData, part: str) -> str:
+    """` (data/test.jsonl)`: where the rows came from; empty where the recipe does not say."""
+    name = rows_from(run.recipe.get("data", {}), part)
+    return f" ({name})" if name else ""
+
+
+def signed_points(value: float) -> str:
+    """`+3.1`: a difference in percentage points."""
+    return f"{100 * value:+.1f}"
 
 
 def points(records: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
@@ -91,13 +106,19 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
     return [
-        line_chart(accuracy, Axes("Accuracy at temperature 1 (95 % interval)", "step", "accuracy")),
+        line_chart(accuracy, Axes(f"Accuracy at temperature 1 (95 % interval{row_range(runs)})", "step", "accuracy")),
         line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
         line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
         line_chart(
             path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")
         ),
     ]
+
+
+def row_range(runs: Sequence[RunData]) -> str:
+    """`; points on 64 to 512 rows` where the points of a chart stand on different numbers of rows."""
+    counts = {int(r["rows"]) for run in runs for r in run.evaluations if r.get("rows")}
+    return f"; points on {min(counts):,} to {max(counts):,} rows" if len(counts) > 1 else ""
 
 
 def tail_chart(runs: Sequence[RunData]) -> Markup:
@@ -136,38 +157,62 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The same held-out item under the student before training and after each run, on one colour scale."""
-    runs = [run for run in runs if run.tokens]
-    if not runs:
+    """The same held-out question under the student before training and after each run, on one colour scale.
+
+    Items are joined by their id and shown together only where question and gold answer are equal.
+    """
+    readers = heatmap_readers(runs)
+    if not readers:
         return []
-    readers: list[tuple[str, list[dict[str, Any]]]] = []
-    first = runs[0].tokens
-    if "000000" in first:
-        readers.append(("before training", first["000000"].get("items", [])))
-    for run in runs:
-        last = list(run.tokens.items())[-1] if run.tokens else ("000000", {})
-        if last[0] != "000000" and last[1].get("items"):
-            readers.append((run.name, last[1].get("items", [])))
+    asked = {name: item for _, _, items in reversed(readers) for name, item in items.items()}
+    order = list(dict.fromkeys(name for _, _, items in readers for name in items))
+    same = {
+        name: [(who, run, items[name]) for who, run, items in readers if same_question(asked[name], items.get(name))]
+        for name in order
+    }
+    order.sort(key=lambda name: -len(same[name]))
     out = []
-    for index in range(min([MAX_ITEMS, *(len(items) for _, items in readers)])):
-        items = [(name, items[index]) for name, items in readers]
+    for name in order[:MAX_ITEMS]:
+        head, owner = asked[name], same[name][0][1]
+        items = [(who, item) for who, _, item in same[name]]
         scale = scale_of([item["advantage"] for _, item in items])
         panels = [
-            (f"{name}: {verdict(item)}", tokens_html(item["tokens"], item["advantage"], scale, titles(item)))
-            for name, item in items
+            (f"{who}: {verdict(item)}", tokens_html(item["tokens"], item["advantage"], scale, titles(item)))
+            for who, item in items
         ]
-        head = items[0][1]
         out.append(
             {
                 "question": head["question"],
                 "gold": head["gold"],
                 "panels": panels,
                 "scale": scale,
-                "full": runs[0].picture(head["prompt"], "full"),
-                "pixelated": runs[0].picture(head["prompt"], "pixelated"),
+                "full": owner.picture(name, "full", head["question"]),
+                "pixelated": owner.picture(name, "pixelated", head["question"]),
             }
         )
     return out
+
+
+def heatmap_readers(runs: Sequence[RunData]) -> list[tuple[str, RunData, dict[str, dict[str, Any]]]]:
+    """Who answered, in which run's folder, and the stored items by prompt id: before training, and each run's last."""
+    keyed = lambda tokens: {str(item["prompt"]): item for item in tokens.get("items", [])}
+    runs = [run for run in runs if run.tokens]
+    starts: list[RunData] = []
+    for run in runs:
+        if "000000" in run.tokens and not any(same_start(run, other) for other in starts):
+            starts.append(run)
+    name = lambda run: "before training" if len(starts) == 1 else f"{run.name} before training"
+    readers = [(name(run), run, keyed(run.tokens["000000"])) for run in starts]
+    for run in runs:
+        step, last = list(run.tokens.items())[-1]
+        if step != "000000":
+            readers.append((run.name, run, keyed(last)))
+    return [reader for reader in readers if reader[2]]
+
+
+def same_question(item: dict[str, Any], other: dict[str, Any] | None) -> bool:
+    """Whether two readings are of the same question."""
+    return other is not None and all(item.get(key) == other.get(key) for key in ("asked", "question", "gold"))
 
 
 def verdict(item: dict[str, Any]) -> str:

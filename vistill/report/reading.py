@@ -3,11 +3,13 @@
 import base64
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
+from vistill.evaluation.paired import Question, questions_of
 from vistill.runs.folder import RunFolder
 
 #: What `pictures/index.json` may name; nothing outside its folder is ever shown.
@@ -33,6 +35,7 @@ class RunData:
     data: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
+    read_answers: dict[int, dict[str, dict[str, Question]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def method(self) -> str:
@@ -49,9 +52,23 @@ class RunData:
         """The last evaluation."""
         return self.evaluations[-1] if self.evaluations else {}
 
-    def picture(self, prompt: str, view: str) -> str | None:
-        """A stored picture as a data URI."""
+    def answers(self, step: int, mode: str = "sampled") -> dict[str, Question]:
+        """The answers of an evaluation by prompt id, with the whole picture; empty where none are stored."""
+        return self.stored_answers(step).get(mode, {})
+
+    def stored_answers(self, step: int) -> dict[str, dict[str, Question]]:
+        """By mode; the file is read once."""
+        if step not in self.read_answers:
+            folder = RunFolder(self.path)
+            records = [r for r in folder.read(folder.samples(f"step-{step:06d}")) if r.get("view") == "full"]
+            self.read_answers[step] = {mode: questions_of(records, mode=mode) for mode in ("sampled", "greedy")}
+        return self.read_answers[step]
+
+    def picture(self, prompt: str, view: str, question: str | None = None) -> str | None:
+        """A stored picture as a data URI; None where the one under this id belongs to another question."""
         entry = self.pictures.get(prompt)
+        if entry and question is not None and entry.get("question", question) != question:
+            return None
         name = str(entry["file"]) if entry else ""
         file = self.path / "pictures" / f"{name}-{view}.png"
         if not PICTURE_NAME.fullmatch(name) or not file.is_file():
@@ -76,6 +93,18 @@ class RunData:
         return max((r["peak_mib"] for r in self.timing if "peak_mib" in r), default=None)
 
 
+def rows_from(data: Mapping[str, Any], part: str) -> str:
+    """Where the rows of a recipe's `data` come from, `train` or `eval`; empty where there are none."""
+    train = str(data.get("train") or "")
+    if part == "train" or not train:
+        return "the built-in diagrams" if train == "diagrams" else train
+    if data.get("eval") not in (None, "", "diagrams"):
+        return str(data["eval"])
+    if data.get("eval") == "diagrams" or train == "diagrams":
+        return "the built-in diagrams"
+    return f"{data['holdout']:,} held out of {train}" if data.get("holdout") else ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON document, or nothing where it is missing or half-written."""
     try:
@@ -97,7 +126,10 @@ def read_run(path: Path) -> RunData:
             fix="vistill report runs/NAME",
         )
     rollouts = sorted((path / "rollouts").glob("*.jsonl"))
-    tokens = {p.stem.removeprefix("step-"): read_json(p) for p in sorted((path / "tokens").glob("*.json"))}
+    evaluations = folder.read(folder.evaluations)
+    steps = {f"{int(r.get('step', 0)):06d}" for r in evaluations}  # others are of steps that a resume took back
+    files = {p.stem.removeprefix("step-"): p for p in sorted((path / "tokens").glob("*.json"))}
+    tokens = {step: read_json(p) for step, p in files.items() if step in steps or not steps}
     return RunData(
         path.name,
         path,
@@ -105,7 +137,7 @@ def read_run(path: Path) -> RunData:
         lock,
         folder.read(folder.metrics),
         folder.read(folder.timing),
-        folder.read(folder.evaluations),
+        evaluations,
         [*folder.read(folder.quarantine), *folder.read(folder.replaced)],
         folder.read(rollouts[-1]) if rollouts else [],
         tokens,

@@ -1,8 +1,9 @@
 """The sentence at the top, made from measured numbers. It never claims more than they show."""
 
-import math
 from collections.abc import Sequence
 
+from vistill.evaluation.paired import LEVEL, holm
+from vistill.report.comparing import against, may_compare, since_start
 from vistill.report.reading import RunData
 
 #: From here on a page names differences beyond chance only.
@@ -24,17 +25,9 @@ def interval(record: dict[str, float], name: str = "accuracy") -> str:
 
 
 def difference(run: RunData, base: RunData) -> str:
-    """How two runs compare on the same questions, in words that fit the uncertainty."""
-    a, b = run.last, base.last
-    if "accuracy" not in a or "accuracy" not in b or not a.get("rows"):
-        return ""
-    delta = a["accuracy"] - b["accuracy"]
-    error = math.sqrt(sum(r["accuracy"] * (1 - r["accuracy"]) / max(1.0, r["rows"]) for r in (a, b)))
-    points = f"{100 * abs(delta):.1f} points"
-    if abs(delta) < 1.96 * error:
-        points = f"{100 * delta:+.1f} points"
-        return f"{run.name} and {base.name} do not differ beyond chance ({points}, s.e. {100 * error:.1f})"
-    return f"{run.name} is {points} {'above' if delta > 0 else 'below'} {base.name} (s.e. {100 * error:.1f})"
+    """How the last evaluations of two runs compare on the questions both answered; empty where one has none."""
+    made = against(run, base)
+    return made.words() if made else ""
 
 
 def looks(run: RunData) -> str:
@@ -43,35 +36,51 @@ def looks(run: RunData) -> str:
     gap = last.get("gap/pixelated")
     if gap is None:
         return ""
-    before = first.get("gap/pixelated") if len(run.evaluations) > 1 else None
-    was = f", before training {100 * before:.1f}" if before is not None else ""
+    alike = len(run.evaluations) > 1 and first.get("blind_rows") == last.get("blind_rows")
+    before = first.get("gap/pixelated") if alike else None
+    was = f"before training {100 * before:.1f}" if before is not None else ""
     rows = f"on the first {int(last['blind_rows']):,}" if "blind_rows" in last else ""
-    return f"Pixelating the picture costs {run.name} {100 * gap:.1f} points ({rows}{was})"
+    facts = ", ".join(text for text in (rows, was) if text)
+    return f"Pixelating the picture costs {run.name} {100 * gap:.1f} points" + (f" ({facts})" if facts else "")
 
 
 def change(run: RunData, key: str) -> str:
-    """`22.9 % → 54.7 %`, or one value where there is one evaluation."""
+    """`22.9 % → 54.7 %` where both evaluations have the same questions; else each on its own, or the last alone."""
     after = percent(run.last.get(key))
-    return after if len(run.evaluations) < 2 else f"{percent(run.first.get(key))} → {after}"
-
-
-def same_start(run: RunData, base: RunData) -> bool:
-    """Whether two runs began from the same student, so that a difference is the method's."""
-    return run.recipe.get("student") == base.recipe.get("student")
+    pair = since_start(run, "greedy" if key.startswith("greedy") else "sampled")
+    if pair is None or key not in run.first:
+        return after
+    stored = pair.questions + pair.other + pair.only_a + pair.only_b > 0
+    same = pair.same_set if stored else run.first.get("rows") == run.last.get("rows")
+    if same:
+        return f"{percent(run.first.get(key))} → {after}"
+    if not pair.comparable:
+        return after
+    both = f"{percent(pair.accuracy_b)} → {percent(pair.accuracy_a)}"
+    return f"{both} on the {pair.questions:,} questions of the first and the last evaluation, {after}"
 
 
 def many(runs: Sequence[RunData]) -> str:
-    """One sentence over many runs: only differences from the first that are beyond chance are named."""
+    """One sentence over many runs: only differences from the first that are beyond chance are named.
+
+    With many comparisons some are below 5 % by luck, so the p-values are corrected for their number (Holm).
+    """
     base = runs[0]
-    said = {run.name: difference(run, base) for run in runs[1:] if same_start(run, base)}
-    clear = [text for text in said.values() if text and "do not differ" not in text]
-    unclear = sum("do not differ" in text for text in said.values())
-    others = [run.name for run in runs[1:] if not same_start(run, base)]
+    made = [found for run in runs[1:] if may_compare(run, base) and (found := against(run, base)) is not None]
+    judged = [found for found in made if found.pair.comparable]
+    corrected = holm([found.pair.p for found in judged])
+    clear = [found for found, p in zip(judged, corrected, strict=True) if p < LEVEL]
+    others = [run.name for run in runs[1:] if not may_compare(run, base)]
     parts = [f"{len(runs)} runs; the table below has each. {base.name}: accuracy (T = 1) {change(base, 'accuracy')}"]
-    parts += clear
-    parts += [f"The other {unclear} do not differ from {base.name} beyond chance"] if unclear else []
+    parts += [found.words() for found in clear]
+    unclear = len(judged) - len(clear)
+    if unclear:
+        rest = f"The other {unclear} do" if unclear > 1 else "The other does"
+        parts.append(f"{rest} not differ from {base.name} beyond chance")
+    parts += [found.words() for found in made if not found.pair.comparable]
     parts += [f"{', '.join(others)} began from another student and are not compared"] if others else []
-    return ". ".join(parts) + ". Single runs: see the seeds before believing a difference."
+    corrected_for = f" Corrected for {len(judged)} comparisons (Holm)." if len(judged) > 1 else ""
+    return ". ".join(parts) + f".{corrected_for} Single runs: see the seeds before believing a difference."
 
 
 def sentence(runs: Sequence[RunData]) -> str:
@@ -81,11 +90,11 @@ def sentence(runs: Sequence[RunData]) -> str:
     parts = []
     for run in runs:
         if "accuracy" in run.last:
-            band = interval(run.last).partition(" [")[2]
+            band = interval(run.last).removeprefix(percent(run.last["accuracy"]))
             greedy = f", greedy {change(run, 'greedy_accuracy')}" if "greedy_accuracy" in run.last else ""
             rows = f"{int(run.last.get('rows', 0)):,} questions"
-            parts.append(f"{run.name}: accuracy (T = 1) {change(run, 'accuracy')} [{band} on {rows}{greedy}")
-    pairs = [difference(run, runs[0]) for run in runs[1:] if same_start(run, runs[0])]
+            parts.append(f"{run.name}: accuracy (T = 1) {change(run, 'accuracy')}{band} on {rows}{greedy}")
+    pairs = [difference(run, runs[0]) for run in runs[1:] if may_compare(run, runs[0])]
     looking = [looks(run) for run in runs]
     said = [text for text in [*parts, *pairs, *looking] if text]
     return ". ".join(said) + "." if said else "Nothing has been evaluated yet."
@@ -103,8 +112,18 @@ def warnings(run: RunData) -> list[str]:
     if run.quarantine:
         out.append(f"{len(run.quarantine)} rows were quarantined")
     last = run.last
-    if last.get("truncated_share", 0) > 0.2:
+    if (last.get("truncated_share") or 0) > 0.2:
         out.append(f"{percent(last['truncated_share'])} of the responses were cut off at the length limit")
+    if (last.get("unparsed_share") or 0) > 0.2:
+        out.append(
+            f"no answer was found in {percent(last['unparsed_share'])} of the responses, which count as wrong: look at"
+            " what the student writes in samples/ before believing the accuracy"
+        )
+    if last.get("unanswered_rows"):
+        out.append(f"{int(last['unanswered_rows']):,} rows without a gold answer are in no accuracy")
+    if last.get("swapped_rows", last.get("blind_rows")) != last.get("blind_rows"):
+        few = f"{int(last['swapped_rows']):,} of {int(last['blind_rows']):,}"
+        out.append(f"`swapped` is on {few} rows: no other picture can be shown to the others")
     if "va/mean" in last and last["va/mean"] == 0:
         out.append("visual advantage is 0 everywhere: the teacher does not see the picture")
     return out + [f"the setting {key} was changed during the run" for key in run.lock.get("accepted", [])]

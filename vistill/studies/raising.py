@@ -132,7 +132,7 @@ class Pool:
         key = (index, view)
         if key not in self.encoded:
             partner = self.items[(index + 1) % len(self.items)].prompt("partner")
-            context = ViewContext(partner=partner, seed=index)
+            context = ViewContext(partner=partner, seed=index, noise="uniform")  # as the shipped base was trained
             self.encoded[key] = self.vlm.encode(see(self.items[index].prompt(str(index)), view, context))
         return self.encoded[key]
 
@@ -340,7 +340,7 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
     if diagram is not None and diagram.thoughts:
         views += [View.PRIVILEGED, View.PRIVILEGED_NOISE, View.PRIVILEGED_MISMATCHED, View.PRIVILEGED_PROMPTS]
     with MathJudge() as math_judge:
-        answering = Answering(vlm, settings, math_judge)
+        answering = Answering(vlm, settings, math_judge, ViewContext(noise="uniform"))
         share = lambda view, mode: mean(accuracy_by_question(answering.answer(rows, view, mode)))
         greedy = {"greedy": share(View.FULL, "greedy")}
         if View.PRIVILEGED in views:

@@ -16,7 +16,7 @@ from vistill.faults import fault
 from vistill.rollouts.skipping import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
-from vistill.training.canary import SAMPLES, weak
+from vistill.training.canary import weak
 from vistill.training.checkpoint import Saved, newest, publish, restore, sweep
 from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
@@ -35,7 +35,7 @@ from vistill.training.run_lock import TRAINED_HERE
 from vistill.training.run_state import RunState
 from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, Update, train_step
-from vistill.training.watching import examine
+from vistill.training.watching import examine, looked_at
 from vistill.training.writing import Desk
 from vistill.types import Prompt, Writer
 
@@ -212,7 +212,8 @@ def without(plan: Plan, update: Update, gone: Collection[str]) -> Update:
     """The update whose views borrow pictures only from rows that are there."""
     if not gone:
         return update
-    return replace(update, cast=replace(update.cast, partners=partners_of(present(plan.train_prompts, gone))))
+    partners = partners_of(plan, present(plan.train_prompts, gone))
+    return replace(update, cast=replace(update.cast, partners=partners))
 
 
 def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> RunState:
@@ -321,8 +322,7 @@ def run_canary(plan: Plan, folder: RunFolder, update: Update, state: RunState) -
             facts = examine(update, prompts)
             break
         except DataError as error:
-            looked_at = [p for p in prompts if p.images][:SAMPLES]
-            update = set_aside_or_raise(plan, folder, update, state, error, looked_at)
+            update = set_aside_or_raise(plan, folder, update, state, error, looked_at(prompts))
     for warning in weak(facts):
         tell(plan, folder, f"canary: {warning}")
     return update, facts

@@ -5,10 +5,12 @@ import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vistill.errors import DataError, Preempted, VistillError
+from vistill.evaluation.runner import heatmap_rows
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import disk_error, remove_tree, to_json, write_json
 from vistill.training.checkpoint import newest, weights_hash
@@ -98,8 +100,8 @@ def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
     logged = {
         r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
     }
-    answered = [p for p in plan.eval_prompts if p.answer is not None]
-    return [*answered[: plan.evaluation.heatmaps], *(p for p in plan.train_prompts if p.id in logged)]
+    at_end = replace(plan.evaluation, limit=plan.evaluation.final_limit)
+    return [*heatmap_rows(plan.eval_prompts, at_end), *(p for p in plan.train_prompts if p.id in logged)]
 
 
 def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewContext) -> None:

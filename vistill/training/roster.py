@@ -15,6 +15,8 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.storage import write_json
 from vistill.training.plan import Plan
 from vistill.types import Prompt
+from vistill.views import Partners
+from vistill.views.partners import no_partner
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -68,7 +70,7 @@ def take_rows(setup: "RunSetup", folder: RunFolder, then: dict[str, list[list[st
     new = len(everything) - len(rows) - len(held_rows) + len(gone)
     if gone or new > 0:
         folder.event(f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used")
-    setup.models = replace(setup.cast, partners=partners_of(present(rows, gone)))
+    setup.models = replace(setup.cast, partners=partners_of(setup, present(rows, gone)))
     setup.train_prompts, setup.eval_prompts = rows, [everything[row] for row in held_rows]
     setup.gone = gone
 
@@ -94,10 +96,18 @@ def missing_now(plan: Plan) -> dict[str, tuple[str, str]]:
     return {name: ("D307", reason) for name, reason in plan.gone.items()}
 
 
-def partners_of(prompts: Sequence[Prompt]) -> dict[str, Prompt]:
-    """For each prompt the next one: whose pictures or thoughts some views show."""
-    following = [*prompts[1:], *prompts[:1]]
-    return {prompt.id: other for prompt, other in zip(prompts, following, strict=True)}
+def partners_of(plan: "Plan | RunSetup", prompts: Sequence[Prompt]) -> Partners:
+    """For each prompt the next one that shows something else, where a view of the method borrows from another row.
+
+    Raises:
+        DataError: D309, all rows show the same. A single row without a partner is set aside when its turn comes.
+    """
+    objective = plan.objective
+    views = [*(p.view for p in objective.passes()), objective.writer_view]
+    partners = Partners(prompts, views, plan.cast.view.thought)
+    if partners.views and prompts and partners.lacking():
+        raise no_partner(prompts[0], partners.views[0])
+    return partners
 
 
 def present(prompts: Sequence[Prompt], gone: Collection[str]) -> list[Prompt]:

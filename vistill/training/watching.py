@@ -21,6 +21,7 @@ from vistill.training.canary_engine import check_engine
 from vistill.training.precision import autocast, precision_of
 from vistill.training.step import Update
 from vistill.types import LoadedImage, Prompt, Reader, View, Writer
+from vistill.views import Partners
 
 
 def examine(update: Update, prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -30,7 +31,7 @@ def examine(update: Update, prompts: Sequence[Prompt]) -> dict[str, float]:
         Mean effect in nats a token of exchanging the picture, by reader; nothing where no prompt has a picture.
     """
     samples = [p for p in prompts if p.images][:SAMPLES]
-    cast = replace(update.cast, seen={}, partners=exchanged(samples))
+    cast = replace(update.cast, seen={}, partners=exchanged(samples, prompts))
     check_heads(cast)
     if not samples:
         return {}
@@ -68,11 +69,26 @@ def readers(update: Update) -> tuple[Reader, ...]:
     return (Reader.STUDENT,) if update.cast.teacher is None else (Reader.STUDENT, Reader.TEACHER)
 
 
-def exchanged(samples: Sequence[Prompt]) -> dict[str, Prompt]:
-    """For each prompt another one with a picture; a prompt that is alone gets its own picture inverted."""
-    if len(samples) == 1:
-        (only,) = samples
-        turned = [LoadedImage(ImageOps.invert(image.load().convert("RGB"))) for image in only.images]
-        return {only.id: only.with_images(turned)}
-    following = [*samples[1:], *samples[:1]]
-    return {prompt.id: other for prompt, other in zip(samples, following, strict=True)}
+def exchanged(samples: Sequence[Prompt], prompts: Sequence[Prompt]) -> dict[str, Prompt]:
+    """For each sample a prompt with another picture: among the samples, else among all rows, else its own inverted."""
+    others = lenders(samples, prompts)
+    return {p.id: others.get(p.id) or inverted(p) for p in samples}
+
+
+def lenders(samples: Sequence[Prompt], prompts: Sequence[Prompt]) -> dict[str, Prompt]:
+    """The same without the samples that no row can lend another picture to."""
+    near, far = Partners(samples), Partners(prompts)
+    found = {p.id: near.get(p.id) or far.get(p.id) for p in samples}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def looked_at(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The rows whose pictures the canary reads, lent ones included."""
+    samples = [p for p in prompts if p.images][:SAMPLES]
+    return [*samples, *lenders(samples, prompts).values()]
+
+
+def inverted(prompt: Prompt) -> Prompt:
+    """The prompt with its own pictures inverted: another picture where the data have no other."""
+    turned = [LoadedImage(ImageOps.invert(image.load().convert("RGB"))) for image in prompt.images]
+    return prompt.with_images(turned)

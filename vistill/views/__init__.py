@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image
 
 from vistill.types import ImageRef, LoadedImage, Prompt, View
+from vistill.views.partners import Partners, no_partner
 from vistill.views.pictures import add_noise, mask_patches, noise_like, pixelate, shrink
 from vistill.views.privileged import blank, has_thoughts, mismatched, noisy, thoughts_of, with_thoughts
 
-__all__ = ["VIEWS", "ViewContext", "has_thoughts", "pixelate", "see"]
+__all__ = ["VIEWS", "Partners", "ViewContext", "has_thoughts", "pixelate", "see"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ViewContext:
     pixel_share: float = 0.10
     """Side of the reduced picture as a share of the original (VA-OPD: 0.10)."""
     partner: Prompt | None = None
-    """The prompt whose pictures `swapped` shows, and whose thoughts `privileged_mismatched` shows."""
+    """The prompt whose pictures `swapped` shows, and whose thoughts `privileged_mismatched` shows (`Partners`)."""
     mask_share: float = 0.6
     """Share of the patches that `masked` blanks."""
     patch: int = 14
@@ -29,6 +30,8 @@ class ViewContext:
     """What `degraded` does: downsample, noise, or one of them by a keyed coin."""
     thought: str = "data"
     """Where visual thoughts come from: data, crop or box."""
+    noise: str = "gaussian"
+    """What `noise` and `privileged_noise` show: gaussian (the release of Visual-OPSD) or uniform."""
     seed: int = 0
     """Key of whatever a view draws at random."""
 
@@ -54,11 +57,16 @@ def text_only(prompt: Prompt, context: ViewContext) -> Prompt:
 
 
 def swapped(prompt: Prompt, context: ViewContext) -> Prompt:
-    """Another prompt's pictures, resized to the places they stand in, so that only their content differs."""
-    assert context.partner is not None, "swapped needs a partner"
-    others = context.partner.images
-    if not others:
+    """Another prompt's pictures, resized to the places they stand in, so that only their content differs.
+
+    Raises:
+        DataError: D309, there is nobody to borrow from. The row's own picture is never shown.
+    """
+    if not prompt.images:
         return prompt
+    others = context.partner.images if context.partner is not None else ()
+    if not others:
+        raise no_partner(prompt, View.SWAPPED)
     return _with_pictures(prompt, lambda image, i: others[i % len(others)].load().convert("RGB").resize(image.size))
 
 
@@ -69,9 +77,9 @@ def masked(prompt: Prompt, context: ViewContext) -> Prompt:
 
 
 def noise(prompt: Prompt, context: ViewContext) -> Prompt:
-    """Uniform noise of the same size: a control that keeps every token and no content."""
+    """Noise of the same size: a control that keeps every token and no content."""
     rng = np.random.default_rng(context.seed)
-    return _with_pictures(prompt, lambda image, _: noise_like(image, rng))
+    return _with_pictures(prompt, lambda image, _: noise_like(image, rng, context.noise))
 
 
 def black(prompt: Prompt, context: ViewContext) -> Prompt:
@@ -99,7 +107,7 @@ def privileged(prompt: Prompt, context: ViewContext) -> Prompt:
 def privileged_noise(prompt: Prompt, context: ViewContext) -> Prompt:
     """Control: noise in place of every thought."""
     rng = np.random.default_rng(context.seed)
-    return with_thoughts(prompt, noisy(thoughts_of(prompt, context.thought), rng))
+    return with_thoughts(prompt, noisy(thoughts_of(prompt, context.thought), rng, context.noise))
 
 
 def privileged_blank(prompt: Prompt, context: ViewContext) -> Prompt:
@@ -108,10 +116,16 @@ def privileged_blank(prompt: Prompt, context: ViewContext) -> Prompt:
 
 
 def privileged_mismatched(prompt: Prompt, context: ViewContext) -> Prompt:
-    """Control: another prompt's thoughts."""
-    assert context.partner is not None, "mismatched thoughts need a partner"
-    others = thoughts_of(context.partner, context.thought)
-    return with_thoughts(prompt, mismatched(thoughts_of(prompt, context.thought), others))
+    """Control: another prompt's thoughts.
+
+    Raises:
+        DataError: D309, there is nobody to borrow from. The row's own thoughts are never shown.
+    """
+    own = thoughts_of(prompt, context.thought)
+    others = thoughts_of(context.partner, context.thought) if context.partner is not None else []
+    if own and not others:
+        raise no_partner(prompt, View.PRIVILEGED_MISMATCHED)
+    return with_thoughts(prompt, mismatched(own, others))
 
 
 def privileged_prompts(prompt: Prompt, context: ViewContext) -> Prompt:

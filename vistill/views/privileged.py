@@ -73,9 +73,9 @@ def outline(picture: Image.Image, boxes: Sequence[tuple[float, float, float, flo
     return drawn
 
 
-def noisy(thoughts: Sequence[ImageRef], rng: np.random.Generator) -> list[ImageRef]:
-    """Uniform noise of each thought's size: every token stays, the content is gone."""
-    return [LoadedImage(noise_like(ref.load(), rng), ref.name) for ref in thoughts]
+def noisy(thoughts: Sequence[ImageRef], rng: np.random.Generator, kind: str = "gaussian") -> list[ImageRef]:
+    """Noise of each thought's size: every token stays, the content is gone."""
+    return [LoadedImage(noise_like(ref.load(), rng, kind), ref.name) for ref in thoughts]
 
 
 def blank(thoughts: Sequence[ImageRef]) -> list[ImageRef]:

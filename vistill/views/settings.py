@@ -18,6 +18,8 @@ class ViewSettings:
     """What `degraded` does to a picture (S2VOPD): one of the two by a keyed coin, or always the same."""
     thought: Literal["data", "crop", "box"] = "data"
     """Visual thoughts: a column of the data, or drawn from the row's boxes (crops of them, or red frames)."""
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    """What `noise` and `privileged_noise` show: N(0, 1) of the processed picture (Visual-OPSD), or uniform values."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -57,6 +57,7 @@ def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
         patch=int(student.family.image_grid()["patch"]),
         degrade=recipe.views.degrade,
         thought=recipe.views.thought,
+        noise=recipe.views.noise,
         seed=recipe.seed,
     )
 
@@ -222,7 +223,7 @@ def same_models(setup: "RunSetup") -> str:
 
 def every_view(setup: "RunSetup") -> str:
     """M106 where a reader cannot read one short response under a view that the method needs."""
-    setup.models = replace(setup.cast, partners=partners_of(setup.train_prompts))
+    setup.models = replace(setup.cast, partners=partners_of(setup, setup.train_prompts))
     pictured = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
     same = {Reader.EMA: setup.cast.student, Reader.REFERENCE: setup.cast.student}
     cast = replace(setup.cast, companions=same)

@@ -1,0 +1,135 @@
+"""Another row's picture in training, in the gate and in the canary: never the row's own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_canary import PROMPTS, make_plan, update_of
+from vistill.training.preparation import prepare_run
+
+from vistill.data.diagrams import DiagramSettings, diagram_prompts
+from vistill.errors import DataError
+from vistill.evaluation.privilege import measure_privilege
+from vistill.evaluation.settings import EvalSettings
+from vistill.objectives import METHODS
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training.canary import weak
+from vistill.training.loop import run
+from vistill.training.settings import TrainSettings
+from vistill.training.watching import examine, exchanged, looked_at
+from vistill.types import View
+from vistill.views import ViewContext, see
+
+TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
+MISMATCHED = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
+
+
+def pixels(images):
+    return [np.asarray(image.load().convert("RGB")).tobytes() for image in images]
+
+
+def all_about_one_picture(prompts, count):
+    """The first rows ask about one picture, as versions of one problem do."""
+    return [replace(p, parts=prompts[0].parts) if i < count else p for i, p in enumerate(prompts)]
+
+
+def all_with_one_thought(prompts, count):
+    return [replace(p, thoughts=prompts[0].thoughts) if i < count else p for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("same", [2, 4, 6])
+def test_the_canary_exchanges_pictures_where_its_rows_share_one(student, teacher, same):
+    prompts = all_about_one_picture(PROMPTS, same)
+    others = exchanged(prompts[:4], prompts)
+    for prompt in prompts[:4]:
+        assert pixels(others[prompt.id].images) != pixels(prompt.images)
+    facts = examine(update_of(student, teacher), prompts)
+    assert facts["canary/student_image_effect"] > 0
+    assert not weak(facts)
+
+
+def test_the_canary_looks_at_the_row_that_lends_its_picture_too():
+    prompts = all_about_one_picture(PROMPTS, 4)
+    assert [p.id for p in looked_at(prompts)][4:] == [PROMPTS[4].id] * 4
+
+
+def test_where_its_rows_differ_the_canary_exchanges_as_ever():
+    others = exchanged(PROMPTS[:4], PROMPTS)
+    assert [others[p.id].id for p in PROMPTS[:4]] == [PROMPTS[i].id for i in (1, 2, 3, 0)]
+
+
+def watched(monkeypatch):
+    """(own thoughts, shown thoughts) of every mismatched view."""
+    from vistill.training import reading
+
+    seen = []
+
+    def watch(prompt, view, context):
+        out = see(prompt, view, context)
+        if view is View.PRIVILEGED_MISMATCHED:
+            seen.append((pixels(prompt.thoughts), pixels(out.images[-len(prompt.thoughts) :])))
+        return out
+
+    monkeypatch.setattr(reading, "see", watch)
+    return seen
+
+
+def plan_of(student, teacher, prompts, **changes):
+    return make_plan(student, teacher, objective=MISMATCHED, train_prompts=prompts, **changes)
+
+
+@pytest.mark.usefixtures("without_canary")
+def test_a_teacher_that_should_see_other_thoughts_never_sees_the_rows_own(student, teacher, tmp_path, monkeypatch):
+    seen = watched(monkeypatch)
+    folder = RunFolder(tmp_path / "r")
+    run(prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 4), num_steps=3), folder), folder)
+    assert len(seen) >= 6
+    assert all(own != shown for own, shown in seen)
+    assert not folder.read(folder.replaced)
+
+
+def test_rows_that_all_have_the_same_thoughts_are_refused_before_the_first_step(student, teacher, tmp_path):
+    with pytest.raises(DataError) as caught:
+        prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 6)), RunFolder(tmp_path / "r"))
+    assert caught.value.code == "D309"
+    assert "visual_opsd.thoughts=noise" in caught.value.fix
+
+
+@pytest.mark.usefixtures("without_canary")
+def test_a_single_row_without_a_partner_is_set_aside_when_its_turn_comes(student, teacher, tmp_path):
+    """A row with every thought there is: whatever it is shown is its own."""
+    rows = all_with_one_thought(TOLD[:3], 2)
+    everything = replace(TOLD[4], thoughts=(*rows[0].thoughts, *rows[2].thoughts))
+    train = TrainSettings(prompts_per_step=2, lr=1e-3, steps=4)
+    folder = RunFolder(tmp_path / "r")
+    plan = plan_of(student, teacher, [*rows, everything], train=train, num_steps=4, max_bad_share=0.3)
+    run(prepare_run(plan, folder), folder)
+    (record,) = folder.read(folder.replaced)
+    assert (record["id"], record["code"]) == (everything.id, "D309")
+
+
+def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
+    from vistill.evaluation import answering, privilege
+
+    seen = []
+
+    def watch(prompt, view, context):
+        if view is View.PRIVILEGED_MISMATCHED:
+            seen.append((prompt.thoughts, context.partner.thoughts))
+        return see(prompt, view, context)
+
+    monkeypatch.setattr(answering, "see", watch)
+    monkeypatch.setattr(privilege, "see", watch)
+    settings = EvalSettings(max_new_tokens=3)
+    rows = all_with_one_thought(TOLD, 4)
+    measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext())
+    assert len(seen) == 12
+    assert all(pixels(own) != pixels(other) for own, other in seen)
+
+
+def test_a_method_that_borrows_nothing_looks_for_no_partner(student, teacher, tmp_path):
+    made = prepare_run(
+        make_plan(student, teacher, rollout=RolloutSettings(max_new_tokens=4)), RunFolder(tmp_path / "r")
+    )
+    assert len(made.cast.partners) == 0
