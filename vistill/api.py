@@ -34,6 +34,7 @@ from vistill.models.loading import VLM, check_pair, load_vlm
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import proven
 from vistill.report.page import write_report
+from vistill.rollouts.build import build_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
@@ -175,7 +176,8 @@ def evaluated(recipe: Recipe, folder: RunFolder, advantage_only: bool) -> Run:
     if advantage_only:
         settings = replace(settings, greedy=False, blind=False, reading=False, limit=recipe.eval.extra_limit)
     prompts = [p if p.answer is not None else replace(p, answer="") for p in data.prompts]
-    result = judge(cast, prompts, settings, diagrams=data.diagrams)
+    engine = build_engine(cast.student, recipe.rollout.without_image_skips())
+    result = judge(cast, prompts, settings, diagrams=data.diagrams, engine=engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}

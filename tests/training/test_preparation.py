@@ -13,6 +13,7 @@ from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.errors import ConfigError, DataError, ModelError, Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS, OPD, SFT
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
@@ -182,12 +183,12 @@ def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
 def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
 
-    class Silent:
-        def write(self, requests, sampling):
-            raise AssertionError("the student must not write")
+    def script(key, sibling):
+        raise AssertionError("the student must not write")
 
+    silent = ScriptedEngine(script, teacher.stop_ids[0])
     plan = make_plan(
-        tokenizer, teacher, METHODS["kd"](), engine=Silent(), train=TrainSettings(prompts_per_step=2, epochs=2)
+        tokenizer, teacher, METHODS["kd"](), engine=silent, train=TrainSettings(prompts_per_step=2, epochs=2)
     )
     plan = prepare_run(plan, folder)
     assert plan.num_steps == 6
@@ -283,8 +284,6 @@ def test_a_pattern_that_is_no_regular_expression_is_refused():
 
 def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     """Two siblings, one rewarded: the rewarded response becomes more likely."""
-    from vistill.rollouts.scripted import ScriptedEngine
-
     student = build(tokenizer, 0)
     stop = student.stop_ids[0]
     right, wrong = (tuple(student.response_ids(t)) for t in ("\\boxed{2}", "\\boxed{7}"))

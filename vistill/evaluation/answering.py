@@ -1,6 +1,6 @@
 """Let a model answer questions under a view, and judge the answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vistill.data.answers import judge_answer
@@ -8,8 +8,7 @@ from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutRequest, Sampling
-from vistill.rollouts.shared import plain_engine
+from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
 from vistill.types import Prompt, Rollout, View
 from vistill.views import ViewContext, see
 
@@ -45,16 +44,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model, a way of sampling, and the judge of mathematics."""
+    """A model, a way of sampling, the judge of mathematics, and the engine that writes for the model."""
 
     vlm: VLM
     settings: EvalSettings
     math: MathJudge
+    engine: RolloutEngine
     view: ViewContext = ViewContext()
-    poll: Callable[[], None] = lambda: None
 
     def answer(self, prompts: Sequence[Prompt], view: View, mode: str = "sampled") -> list[Answered]:
-        """All responses, in order of prompts and samples."""
+        """All responses, in order of prompts and samples. An empty one is an answer that says nothing."""
         count = self.settings.samples if mode == "sampled" else 1
         sampling = Sampling(
             self.settings.seed,
@@ -64,16 +63,13 @@ class Answering:
             self.settings.max_new_tokens,
             self.settings.rows_per_call,
         )
-        engine = plain_engine(self.vlm, self.poll)
         answered = []
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):
-            part = [
-                (p, see(p, view, self.context(prompts, start + i)))
-                for i, p in enumerate(prompts[start : start + per_call])
-            ]
-            requests = [RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part]
-            for (prompt, _), rollouts in zip(part, engine.write(requests, sampling), strict=True):
+            part = prompts[start : start + per_call]
+            seen = [see(p, view, self.context(prompts, start + i)) for i, p in enumerate(part)]
+            requests = requests_of(seen, [self.vlm.encode(p) for p in seen], range(count))
+            for prompt, rollouts in zip(part, self.engine.write(requests, sampling), strict=True):
                 answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return answered
 

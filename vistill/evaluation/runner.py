@@ -12,6 +12,10 @@ from vistill.evaluation.reading import counterfactual, stated_share
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson
 from vistill.models.loading import VLM
+from vistill.rollouts.boundary import awake
+from vistill.rollouts.build import build_engine
+from vistill.rollouts.engine import RolloutEngine
+from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import to_json
 from vistill.types import Prompt, View
 from vistill.views import ViewContext
@@ -86,6 +90,7 @@ def evaluate(
     settings: EvalSettings,
     poll: Callable[[], None] = lambda: None,
     diagrams: Sequence[Diagram] = (),
+    engine: RolloutEngine | None = None,
 ) -> EvalResult:
     """Judge the student on the rows that have an answer.
 
@@ -95,11 +100,14 @@ def evaluate(
         settings: protocol.
         poll: called often, so that a signal is honoured.
         diagrams: the procedural items behind the prompts, where counterfactual twins can be drawn.
+        engine: writes for the student; without one the default engine does. The recipe's is
+            `build_engine(student, rollout.without_image_skips(), poll)`: turns are not reopened in an evaluation.
     """
+    engine = engine or build_engine(cast.student, RolloutSettings(), poll)
     rows = [p for p in prompts if p.answer is not None][: settings.limit]
     fewer = rows[: settings.extra_limit]
-    with MathJudge() as math:
-        answering = Answering(cast.student, settings, math, cast.view, poll)
+    with MathJudge() as math, awake(engine):
+        answering = Answering(cast.student, settings, math, engine, cast.view)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
         summary = accuracy_summary(sampled, settings)
@@ -122,7 +130,7 @@ def evaluate(
             summary |= counterfactual(answering, diagrams)
     tokens = []
     if settings.advantage and cast.teacher is not None and pictured:
-        first = [a for a in sampled if a.prompt.id in same_rows and a.rollout.sibling == 0]
+        first = [a for a in sampled if a.prompt.id in same_rows and a.rollout.sibling == 0 and a.rollout.ids]
         with cast.teacher.here():
             tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)

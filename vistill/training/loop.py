@@ -15,7 +15,7 @@ from vistill.errors import DataError, NonFiniteError, Preempted, RolloutError
 from vistill.evaluation.runner import evaluate
 from vistill.faults import fault
 from vistill.models.loading import check_pair
-from vistill.rollouts.skipping import make_engine
+from vistill.rollouts.build import build_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary import SAMPLES, weak
@@ -118,7 +118,7 @@ def update_of(
         folder.event(f"step {saved.state.step + 1}: {text}")
         plan.progress({"event": text})
 
-    engine = plan.engine or make_engine(plan.cast.student, plan.rollout, interrupt.poll)
+    engine = build_engine(plan.cast.student, plan.rollout, interrupt.poll, plan.engine)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
     return Update(
         cast=plan.cast,
@@ -329,6 +329,7 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
             replace(settings, rows_per_call=rows(times)) if times else settings,
             update.poll,
             plan.diagrams if at_end else (),
+            build_engine(plan.cast.student, plan.rollout.without_image_skips(), update.poll),
         )
         result = update.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):

@@ -11,7 +11,7 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import check_enough
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
-from vistill.rollouts.shared import plain_engine
+from vistill.rollouts.build import build_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import weights_hash
@@ -187,7 +187,8 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[]
         if not asked:
             check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
-        found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view, poll)
+        engine = build_engine(plan.cast.student, plan.rollout.without_image_skips(), poll)
+        found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view, engine)
         made = {**found.to_dict(), "passes": found.passes(), "question": question}
         folder.write("gate.json", to_json(made, exact=True))
     gate = json.loads(file.read_text(encoding="utf-8"))
@@ -207,7 +208,7 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[]
 def with_written(plan: Plan, folder: RunFolder, poll: Callable[[], None]) -> Plan:
     """The plan with the teacher's responses; with only the correct ones, and the rows that have any, where asked."""
     assert plan.cast.teacher is not None, "usable_rows asks for a teacher"
-    engine = plain_engine(plan.cast.teacher, poll)
+    engine = build_engine(plan.cast.teacher, plan.rollout.without_image_skips(), poll)
     desk = Desk(engine, plan.objective, plan.rollout.per_prompt)
     written = written_by_teacher(plan.cast, folder, desk, plan.train_prompts, plan.rollout, plan.seed)
     if not plan.objective.keep_correct:
