@@ -292,6 +292,7 @@ def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     plan = make_plan(
         tokenizer, None, METHODS["grpo"](), prompts, cast=Cast(student, None, student.vocabulary_size), engine=engine
     )
+    plan = replace(plan, rollout=replace(plan.rollout, max_new_tokens=len(right)))
     folder = RunFolder(tmp_path)
 
     def log_prob(ids):
@@ -360,3 +361,31 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
     monkeypatch.setattr(written, "sample_groups", plain)
     assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
+
+
+def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path, monkeypatch):
+    """Training, evaluation, the teacher's responses and the gate: with `rollout.engine: hf` ours never writes."""
+    from vistill.rollouts.shared import SharedEngine
+
+    def refuse(self, requests, sampling):
+        raise AssertionError("rollout.engine is hf")
+
+    def ended(engine):
+        """Weights and log of a run whose teacher writes a part, and the gate's measurements."""
+        rollout = RolloutSettings(
+            engine, per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+        )
+        judged = EvalSettings(every=2, limit=2, max_new_tokens=5)
+        plan = make_plan(
+            tokenizer, teacher, METHODS["gkd"](), rollout=rollout, eval_prompts=PLAIN[:2], evaluation=judged
+        )
+        folder = RunFolder(tmp_path / engine)
+        run(prepare_run(plan, folder), folder)
+        gated = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4), rollout=rollout)
+        refused(gated, tmp_path / f"{engine}-gate", "V801")
+        gate = (tmp_path / f"{engine}-gate" / "gate.json").read_text()
+        return weights_hash(plan.cast.student), folder.metrics.read_text(), folder.evaluations.read_text(), gate
+
+    shared = ended("shared")
+    monkeypatch.setattr(SharedEngine, "write", refuse)
+    assert ended("hf") == shared
