@@ -1,4 +1,4 @@
-"""What any engine's answer must fulfil, checked in one place, so that a broken engine is an error and not a number."""
+"""Checks every answer of every engine in one place: a broken engine is an error, not a number."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -39,8 +39,9 @@ class CheckedEngine(WrappedEngine):
     """The boundary between an engine and everything that uses responses: every answer is checked.
 
     Raises:
-        RolloutError: R404 other responses than asked for, R405 ids that no response can have, R406 a reason to end
-            that the ids contradict, R407 log-probabilities that are none, R408 other weights than expected.
+        RolloutError: R404 other responses than asked for, R405 ids that no response can have, R406 a
+            reason to end that the ids contradict, R407 log-probabilities that are none, R408 other
+            weights than expected.
     """
 
     def __init__(self, inner: RolloutEngine, vlm: VLM) -> None:
@@ -92,9 +93,10 @@ def awake(engine: RolloutEngine) -> Iterator[None]:
 def written_responses(
     engine: RolloutEngine, requests: Sequence[RolloutRequest], sampling: Sampling
 ) -> list[tuple[Rollout, ...]]:
-    """Responses to learn from: an empty one is drawn again, up to `EMPTY_ATTEMPTS` times, with a new key (R403).
+    """Responses to learn from: an empty one is drawn again with a new key, `EMPTY_ATTEMPTS` times (R403).
 
-    Empty means without any id. An end-of-turn token alone is a response of one token, and that token is learnt.
+    Empty means without any id. An end-of-turn token alone is a response of one token, and that token
+    is learnt.
     """
     with awake(engine):
         groups = [list(group) for group in engine.write(requests, sampling)]
@@ -160,7 +162,7 @@ def check_written(
 
 
 def check_ids(rollout: Rollout, request: RolloutRequest, sampling: Sampling, rules: ResponseRules) -> None:
-    """R405: plain ids of the vocabulary, none of them banned, no more than asked for, nothing after the end."""
+    """R405: plain ids of the vocabulary, none banned, no more than asked for, none after the end."""
     ids = rollout.ids
     other = [i for i in ids if type(i) is not int]
     if other:

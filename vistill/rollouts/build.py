@@ -21,8 +21,9 @@ def build_engine(
 
     Args:
         vlm: the model that writes.
-        settings: `engine` names it (a family that cannot share prompts gets `hf`: the same numbers), `image_skips`
-            wraps it. Evaluation and the teacher's responses take `settings.without_image_skips()`.
+        settings: `engine` names it (a family that cannot share prompts gets `hf`: the same numbers),
+            `image_skips` wraps it. Evaluation and the teacher's responses take
+            `settings.without_image_skips()`.
         poll: called after every token, so that a signal is honoured.
         own: an engine of the caller's, taken as it is and checked.
     """

@@ -19,8 +19,8 @@ class RolloutRequest:
     siblings: tuple[int, ...]
     attempt: int = 0
     source: Prompt | None = field(default=None, compare=False, repr=False)
-    """The prompt as the writer sees it, pictures included: for an engine with an image processor of its own, which
-    must end at the ids of `prompt`."""
+    """The prompt as the writer sees it, pictures included: for an engine with an image processor of its
+    own, which must end at the ids of `prompt`."""
 
 
 def requests_of(

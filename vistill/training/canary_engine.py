@@ -21,11 +21,11 @@ SLACK, SHARE = {8: 1e-6, 4: 1e-3, 2: 0.5}, {8: 0.0, 4: 0.0, 2: 0.2}
 
 
 def check_engine(witness: Witness, engine: RolloutEngine, settings: RolloutSettings, seed: int) -> None:
-    """V810, V811: what the engine wrote is what the student's weights say about the picture it was shown.
+    """V810, V811: what the engine wrote is what the student's weights say about the picture.
 
-    An engine that follows the keyed noise wrote, at every place, the largest of `logits / T + Gumbel` of the student's
-    own reading. Of another one the log-probabilities that it reports are those of the student's own reading. An engine
-    that does neither (`ScriptedEngine`: responses from elsewhere) follows no weights and cannot be checked.
+    Of an engine that follows the keyed noise every token must be the largest of `logits / T + Gumbel` of
+    the student's own reading; of another one the log-probabilities that it reports must be those of that
+    reading. An engine that does neither (`ScriptedEngine`: responses from elsewhere) cannot be checked.
     """
     if not (engine.follows_keyed_noise or engine.reports_log_probs):
         return
