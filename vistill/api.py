@@ -21,6 +21,7 @@ from vistill.models.loading import VLM, load_vlm
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import proven
 from vistill.report.page import write_report
+from vistill.rollouts.build import build_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
@@ -215,7 +216,8 @@ def evaluated(setup: RunSetup, advantage_only: bool) -> Run:
     elif not answered:
         raise no_answers(setup.eval_prompts)
     prompts = [with_an_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
-    result = judge(cast, prompts, settings, diagrams=setup.diagrams)
+    with build_engine(cast.student, setup.rollout.without_image_skips()) as engine:
+        result = judge(cast, prompts, settings, diagrams=setup.diagrams, engine=engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}

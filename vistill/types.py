@@ -182,6 +182,10 @@ class Rollout:
     finish: Finish
     attempt: int = 0
     """How often an empty response was drawn again."""
+    log_probs: tuple[float, ...] | None = field(default=None, compare=False)
+    """Log-probability of each id where the engine was asked for it (`Sampling.log_probs`): under the model's own
+    distribution over the shared vocabulary at temperature 1, before temperature, nucleus and banned ids, in nats.
+    So it is what scoring gives for the same weights and the prompt that the writer read."""
 
 
 @dataclass(frozen=True)

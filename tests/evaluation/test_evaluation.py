@@ -279,3 +279,45 @@ def test_samples_carry_the_digest_of_question_and_pictures(cast):
     first = asked(ROWS)
     assert first["a"] == first["b"] != first["d"]
     assert asked([drawn("a", "red", text="Which?"), ROWS[3]])["a"] != first["a"]
+
+
+def test_the_engine_that_is_handed_over_writes_every_answer(tokenizer, teacher, result):
+    from vistill.rollouts.engine import WrappedEngine
+    from vistill.rollouts.hf import HFEngine
+
+    class Counting(WrappedEngine):
+        calls, states = 0, []
+
+        def write(self, requests, sampling):
+            self.calls += 1
+            assert all(request.source is not None for request in requests)
+            return super().write(requests, sampling)
+
+        def wake(self):
+            self.states.append("wake")
+
+        def sleep(self):
+            self.states.append("sleep")
+
+    student = build(tokenizer, 0).freeze()
+    engine = Counting(HFEngine(student))
+    cast = Cast(student, teacher, student.vocabulary_size)
+    again = evaluate(cast, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0), engine=engine)
+    assert engine.calls == 7  # sampled, greedy, three blind views, a diagram and its twin
+    assert engine.states == ["wake", "sleep"]
+    assert again.to_lines() == result.to_lines()
+
+
+def test_an_empty_answer_is_a_wrong_one_and_has_no_tokens_to_read(teacher):
+    from vistill.rollouts.boundary import CheckedEngine
+    from vistill.rollouts.scripted import ScriptedEngine
+
+    prompts = diagram_prompts("val", 3, 0)
+    right = {p.id: teacher.response_ids(f"\\boxed{{{p.answer}}}") for p in prompts}
+    script = lambda key, sibling: () if key == prompts[0].id else right[key]
+    engine = CheckedEngine(ScriptedEngine(script, teacher.stop_ids[0]), teacher)
+    settings = EvalSettings(max_new_tokens=40, blind=False, reading=False)
+    out = evaluate(Cast(teacher, teacher, teacher.vocabulary_size), prompts, settings, engine=engine)
+    assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == pytest.approx(2 / 3)
+    assert out.summary["unparsed_share"] == pytest.approx(1 / 3)
+    assert [reading.prompt.id for reading in out.tokens] == [p.id for p in prompts[1:]]

@@ -16,12 +16,13 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives.opd import OPD
+from vistill.rollouts.engine import WrappedEngine
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
-from vistill.types import Finish, Rollout
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
@@ -102,17 +103,18 @@ def spoil(prompt):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-class Spoiling:
+class Spoiling(WrappedEngine):
     """An engine that spoils the picture of a row once the run has written so many steps."""
 
     def __init__(self, vlm, after, prompt):
-        self.inner, self.left, self.prompt = HFEngine(vlm), after, prompt
+        super().__init__(HFEngine(vlm))
+        self.left, self.prompt = after, prompt
 
     def write(self, requests, sampling):
         self.left -= 1
         if self.left == 0:
             spoil(self.prompt)
-        return self.inner.write(requests, sampling)
+        return super().write(requests, sampling)
 
 
 def one_picture_a_row(folder, rows=8):
@@ -169,19 +171,19 @@ def test_a_row_whose_response_stays_empty_is_replaced(tokenizer, teacher, tmp_pa
     plan, _ = plan_on(file, tokenizer, teacher)
     mute = plan.train_prompts[rows_of_step(1, 2, 8, plan.seed)[1]].id
 
-    class Mute(HFEngine):
-        def write(self, requests, sampling):
-            nothing = lambda r: tuple(Rollout((), s, Finish.LENGTH, r.attempt) for s in r.siblings)
-            written = super().write(requests, sampling)
-            return [nothing(r) if r.key == mute else w for r, w in zip(requests, written, strict=True)]
+    def silent(plan):
+        """Nothing for one prompt, one word for the others."""
+        stop = plan.cast.student.stop_ids[0]
+        return ScriptedEngine(lambda key, sibling: () if key == mute else (20 + sibling, stop), stop)
 
-    run(replace(plan, engine=Mute(plan.cast.student)), folder)
+    run(replace(plan, engine=silent(plan)), folder)
     assert [(r["id"], r["code"], r["step"]) for r in folder.read(folder.replaced)] == [(mute, "R403", 2)]
     assert len(folder.read(folder.metrics)) == 6
     strict, _ = plan_on(file, tokenizer, teacher, max_bad_share=0.0)
     with pytest.raises(RolloutError) as caught:
-        run(replace(strict, engine=Mute(strict.cast.student)), RunFolder(tmp_path / "strict"))
+        run(replace(strict, engine=silent(strict)), RunFolder(tmp_path / "strict"))
     assert caught.value.code == "R403"
+    assert re.search(r"jsonl:\d+$", caught.value.where)
 
 
 def test_a_changed_data_file_is_noticed_at_the_next_start(tokenizer, teacher, tmp_path):

@@ -183,13 +183,13 @@ def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher
     plan = make_plan(tokenizer, teacher, eval_prompts=[])
     stop, calls = plan.cast.student.stop_ids[0], []
 
-    class Engine:
+    class Engine(ScriptedEngine):
         def write(self, requests, sampling):
             calls.append(1)
-            end = () if len(calls) % 2 else (stop,)
-            return ScriptedEngine(lambda key, sibling: (20, 21 + sibling, *end), stop).write(requests, sampling)
+            return super().write(requests, sampling)
 
-    plan = replace(plan, engine=Engine(), rollout=replace(plan.rollout, all_truncated="stop"), num_steps=6)
+    engine = Engine(lambda key, sibling: (20, 21 + sibling, *(() if len(calls) % 2 else (stop,))), stop)
+    plan = replace(plan, engine=engine, rollout=replace(plan.rollout, all_truncated="stop"), num_steps=6)
     assert run(plan, RunFolder(tmp_path)).step == 6
 
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
 from vistill.rollouts.noise import KeyedSampler, nucleus, rollout_seed
-from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
@@ -99,13 +98,6 @@ def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts, engine_
     engine_type(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
     hook.remove()
     assert seen == [2 * 64]
-
-
-def test_engines_answer_the_same_protocol(teacher):
-    scripted = ScriptedEngine(lambda key, sibling: (1, 2), stop_id=2)
-    assert isinstance(scripted, RolloutEngine)
-    assert isinstance(HFEngine(teacher), RolloutEngine)
-    assert isinstance(SharedEngine(teacher), RolloutEngine)
 
 
 def sorted_nucleus(row, top_p):

@@ -13,11 +13,11 @@ from vistill.models.qwen3_vl_step import fits
 from vistill.models.scoring import PLANS
 from vistill.models.selftest import proven
 from vistill.models.tiny import TinySize, build_tiny
+from vistill.rollouts.build import build_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.shared import SharedEngine, plain_engine
-from vistill.rollouts.skipping import make_engine
+from vistill.rollouts.shared import SharedEngine
 from vistill.types import View
 from vistill.views import see
 
@@ -85,9 +85,10 @@ def test_the_engine_polls_after_every_token(teacher, prompts):
 
 
 def test_the_recipe_chooses_the_engine_and_a_family_that_cannot_share_falls_back(teacher):
-    assert isinstance(make_engine(teacher, RolloutSettings()), SharedEngine)
-    assert isinstance(make_engine(teacher, RolloutSettings(engine="hf")), HFEngine)
-    assert isinstance(plain_engine(dataclasses.replace(teacher, share_prompts=False)), HFEngine)
+    kind = lambda vlm, settings: type(build_engine(vlm, settings).inner)
+    assert kind(teacher, RolloutSettings()) is SharedEngine
+    assert kind(teacher, RolloutSettings(engine="hf")) is HFEngine
+    assert kind(dataclasses.replace(teacher, share_prompts=False), RolloutSettings()) is HFEngine
 
 
 def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):

@@ -4,34 +4,29 @@ from dataclasses import replace
 
 import torch
 
+from vistill.rollouts.build import build_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.shared import SharedEngine
-from vistill.rollouts.skipping import SkippingEngine, extended, make_engine
-from vistill.types import Finish, Rollout
+from vistill.rollouts.skipping import SkippingEngine, extended
+from vistill.types import Finish
 
 SETTINGS = RolloutSettings(image_skips=1)
 SAMPLING = Sampling(0, 3, 1.0, 1.0, 40)
 
 
-class Script:
+class Script(ScriptedEngine):
     """Answers by round: what was asked, and what comes back."""
 
     def __init__(self, vlm, rounds):
-        self.vlm, self.rounds, self.asked = vlm, rounds, []
+        answer = lambda key, sibling: vlm.response_ids(rounds[len(self.asked) - 1][sibling])
+        super().__init__(answer, vlm.stop_ids[0], lambda request, ids: tuple(-float(i) for i in ids))
+        self.asked = []
 
     def write(self, requests, sampling):
         self.asked.append((requests, sampling))
-        texts = self.rounds[len(self.asked) - 1]
-        out = []
-        for request in requests:
-            group = []
-            for sibling in request.siblings:
-                ids = self.vlm.tokenizer(texts[sibling], add_special_tokens=False)["input_ids"]
-                group.append(Rollout((*ids, self.vlm.stop_ids[0]), sibling, Finish.STOP, request.attempt))
-            out.append(tuple(group))
-        return out
+        return super().write(requests, sampling)
 
 
 def request(vlm, prompts, siblings=(0, 1)):
@@ -85,11 +80,20 @@ def test_a_third_round_sees_both_earlier_ones(teacher, prompts):
 
 
 def test_an_ordinary_model_never_notices(teacher, prompts):
-    plain, skipping = HFEngine(teacher), make_engine(teacher, SETTINGS)
-    assert isinstance(skipping, SkippingEngine)
-    assert isinstance(make_engine(teacher, RolloutSettings()), SharedEngine)
+    plain, skipping = HFEngine(teacher), build_engine(teacher, SETTINGS)
+    assert isinstance(skipping.inner, SkippingEngine)
+    assert not isinstance(build_engine(teacher, SETTINGS.without_image_skips()).inner, SkippingEngine)
     small = Sampling(0, 0, 1.0, 1.0, 6)
     assert plain.write([request(teacher, prompts)], small) == skipping.write([request(teacher, prompts)], small)
+
+
+def test_both_rounds_carry_the_log_probabilities_of_the_ids_that_are_kept(teacher, prompts):
+    script = Script(teacher, [["I look.<image_start>", "So 7."], ["<image_end> It is 5."]])
+    groups = SkippingEngine(script, teacher, SETTINGS).write(
+        [request(teacher, prompts)], replace(SAMPLING, log_probs=True)
+    )
+    for rollout in groups[0]:
+        assert rollout.log_probs == tuple(-float(i) for i in rollout.ids)
 
 
 def test_an_extended_prompt_is_read_as_prompt_and_response(teacher, prompts):

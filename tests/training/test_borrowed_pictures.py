@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plans import prepare_run
 from test_canary import PROMPTS, make_plan, update_of
-from vistill.training.preparation import prepare_run
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.errors import DataError

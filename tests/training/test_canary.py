@@ -15,12 +15,16 @@ from vistill.models import scoring
 from vistill.models.scoring import SharedReading
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
+from vistill.rollouts.build import build_engine
+from vistill.rollouts.engine import Sampling, WrappedEngine, requests_of
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.training import canary, reading
-from vistill.training.canary import weak
+from vistill.training.canary import SAMPLES, weak
+from vistill.training.canary_engine import STEP, TOKENS
 from vistill.training.loop import Plan, run
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
@@ -28,7 +32,7 @@ from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.step import Update
 from vistill.training.watching import examine
 from vistill.training.writing import Desk
-from vistill.types import LoadedImage, Prompt, View
+from vistill.types import Finish, LoadedImage, Prompt, View
 
 PROMPTS = diagram_prompts("train", 6, 0)
 
@@ -259,6 +263,75 @@ def test_an_engine_that_is_shown_something_else_is_caught(view, student, teacher
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
     assert caught_code(update_of(student, teacher, Blurred(student))) == "V811"
+
+
+class Foreign(WrappedEngine):
+    """An engine with noise of its own, as an engine in another process has, that reports log-probabilities."""
+
+    follows_keyed_noise = False
+
+    def write(self, requests, sampling):
+        return super().write(requests, replace(sampling, seed=sampling.seed + 99))
+
+
+def foreign(vlm, view=View.FULL):
+    """Weights and view of an engine with noise of its own."""
+    from vistill.views import see
+
+    class Shown(SharedEngine):
+        def write(self, requests, sampling):
+            shown = {p.id: self.vlm.encode(see(p, view)) for p in PROMPTS}
+            return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
+
+    return Foreign(Shown(vlm))
+
+
+def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_the_students(student, teacher):
+    assert examine(update_of(student, teacher, foreign(student)), PROMPTS)
+    assert examine(update_of(student, teacher, foreign(student), train=TrainSettings(precision="bf16")), PROMPTS)
+
+
+def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, student, teacher):
+    assert caught_code(update_of(student, teacher, foreign(build(tokenizer, 7)))) == "V810"
+    stale = build(tokenizer, 0)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
+    assert caught_code(update_of(student, teacher, foreign(stale))) == "V810"
+
+
+@pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
+def test_an_engine_with_noise_of_its_own_that_is_shown_something_else_is_caught(view, student, teacher):
+    assert caught_code(update_of(student, teacher, foreign(student, view))) == "V811"
+
+
+def test_the_canary_judges_an_engine_by_what_it_promises(student, teacher):
+    """Keyed noise that is promised and not followed is caught; a scripted engine promises nothing."""
+    stop = student.stop_ids[0]
+    broken = foreign(student)
+    broken.follows_keyed_noise = True
+    assert caught_code(update_of(student, teacher, broken)) == "V810"
+    assert examine(update_of(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)), PROMPTS)
+    lying = ScriptedEngine(lambda key, sibling: (20, stop), stop, lambda request, ids: (-0.1,) * len(ids))
+    assert caught_code(update_of(student, teacher, lying)) == "V810"
+
+
+def test_a_student_that_wants_to_draw_at_once_is_healthy(student, teacher):
+    """What follows a reopened turn was written after other tokens, with other noise: it is not compared."""
+    with torch.no_grad():
+        student.model.get_output_embeddings().weight[student.stop_ids[0]] *= 4
+    requests = requests_of(PROMPTS, [student.encode(p) for p in PROMPTS], (0,))[:SAMPLES]
+    tries = (
+        (seed, rollout)
+        for seed in range(100)
+        for (rollout,) in SharedEngine(student).write(requests, Sampling(seed, STEP, 1.5, 1.0, TOKENS))
+    )
+    seed, drawing = next((seed, r) for seed, r in tries if r.finish is Finish.STOP and 1 < len(r.ids) < TOKENS - 1)
+    marker = student.decode(drawing.ids[:1])
+    rollout = RolloutSettings(temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n")
+    engine, sampling = build_engine(student, rollout), Sampling(seed, STEP, 1.5, 1.0, TOKENS)
+    assert engine.write(requests, sampling) != engine.inner.inner.write(requests, sampling)
+    assert examine(update_of(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
 
 
 def test_a_head_that_is_not_cut_to_the_vocabulary_is_caught(tokenizer, teacher):

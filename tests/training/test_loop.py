@@ -20,7 +20,7 @@ from vistill.errors import NonFiniteError, Preempted, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.faults import VARIABLE, forget_visits
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
-from vistill.rollouts.engine import Sampling
+from vistill.rollouts.engine import Sampling, WrappedEngine
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
@@ -150,20 +150,17 @@ def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(token
     run(reference, whole)
     folder, polls = RunFolder(tmp_path / "stopped"), []
 
-    class Nosy:
-        """An engine that sends the process a signal in the middle of a rollout."""
-
-        def __init__(self, vlm):
-            self.inner = HFEngine(vlm)
+    class Signalling(WrappedEngine):
+        """Sends the process a signal in the middle of a rollout."""
 
         def write(self, requests, sampling):
             polls.append(1)
             if len(polls) == at:
                 signal.raise_signal(signal.SIGTERM)
-            return self.inner.write(requests, sampling)
+            return super().write(requests, sampling)
 
     plan = make_plan(tokenizer, teacher)
-    plan = make_plan(tokenizer, teacher, cast=plan.cast, engine=Nosy(plan.cast.student))
+    plan = make_plan(tokenizer, teacher, cast=plan.cast, engine=Signalling(HFEngine(plan.cast.student)))
     with pytest.raises(Preempted) as caught:
         run(plan, folder)
     assert caught.value.exit_code == 75

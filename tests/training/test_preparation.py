@@ -15,6 +15,7 @@ from vistill.data.stored import identified
 from vistill.errors import ConfigError, DataError, ModelError, Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS, OPD, SFT
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
@@ -184,12 +185,12 @@ def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
 def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
 
-    class Silent:
-        def write(self, requests, sampling):
-            raise AssertionError("the student must not write")
+    def script(key, sibling):
+        raise AssertionError("the student must not write")
 
+    silent = ScriptedEngine(script, teacher.stop_ids[0])
     plan = make_plan(
-        tokenizer, teacher, METHODS["kd"](), engine=Silent(), train=TrainSettings(prompts_per_step=2, epochs=2)
+        tokenizer, teacher, METHODS["kd"](), engine=silent, train=TrainSettings(prompts_per_step=2, epochs=2)
     )
     plan = prepare_run(plan, folder)
     assert plan.num_steps == 6
@@ -288,8 +289,6 @@ def test_a_pattern_that_is_no_regular_expression_is_refused():
 
 def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     """Two siblings, one rewarded: the rewarded response becomes more likely."""
-    from vistill.rollouts.scripted import ScriptedEngine
-
     student = build(tokenizer, 0)
     stop = student.stop_ids[0]
     right, wrong = (tuple(student.response_ids(t)) for t in ("\\boxed{2}", "\\boxed{7}"))
@@ -298,6 +297,7 @@ def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     plan = make_plan(
         tokenizer, None, METHODS["grpo"](), prompts, cast=Cast(student, None, student.vocabulary_size), engine=engine
     )
+    plan = replace(plan, rollout=replace(plan.rollout, max_new_tokens=len(right)))
     folder = RunFolder(tmp_path)
 
     def log_prob(ids):
@@ -366,3 +366,31 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
     monkeypatch.setattr(written, "sample_groups", plain)
     assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
+
+
+def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path, monkeypatch):
+    """Training, evaluation, the teacher's responses and the gate: with `rollout.engine: hf` ours never writes."""
+    from vistill.rollouts.shared import SharedEngine
+
+    def refuse(self, requests, sampling):
+        raise AssertionError("rollout.engine is hf")
+
+    def ended(engine):
+        """Weights and log of a run whose teacher writes a part, and the gate's measurements."""
+        rollout = RolloutSettings(
+            engine, per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+        )
+        judged = EvalSettings(every=2, limit=2, max_new_tokens=5)
+        plan = make_plan(
+            tokenizer, teacher, METHODS["gkd"](), rollout=rollout, eval_prompts=PLAIN[:2], evaluation=judged
+        )
+        folder = RunFolder(tmp_path / engine)
+        run(prepare_run(plan, folder), folder)
+        gated = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4), rollout=rollout)
+        refused(gated, tmp_path / f"{engine}-gate", "V801")
+        gate = (tmp_path / f"{engine}-gate" / "gate.json").read_text()
+        return weights_hash(plan.cast.student), folder.metrics.read_text(), folder.evaluations.read_text(), gate
+
+    shared = ended("shared")
+    monkeypatch.setattr(SharedEngine, "write", refuse)
+    assert ended("hf") == shared

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from vistill.data.answers import judge_answer
@@ -10,8 +10,7 @@ from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutRequest, Sampling
-from vistill.rollouts.shared import plain_engine
+from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
 from vistill.types import Prompt, Rollout, View
 from vistill.views import Partners, ViewContext, see
 from vistill.views.partners import pixel_digest
@@ -49,13 +48,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model, a way of sampling, and the judge of mathematics."""
+    """A model, a way of sampling, the judge of mathematics, and the engine that writes for the model."""
 
     vlm: VLM
     settings: EvalSettings
     math: MathJudge
+    engine: RolloutEngine
     view: ViewContext = ViewContext()
-    poll: Callable[[], None] = lambda: None
     pool: Sequence[Prompt] = ()
     """Rows whose pictures and thoughts other rows may be shown, in order; without any, the rows that are asked.
 
@@ -64,7 +63,7 @@ class Answering:
     """Partners within the pool, by view: each picture is decoded once for them."""
 
     def answer(self, prompts: Sequence[Prompt], view: View, mode: str = "sampled") -> list[Answered]:
-        """All responses, in order of prompts and samples."""
+        """All responses, in order of prompts and samples. An empty one is an answer that says nothing."""
         count = self.settings.samples if mode == "sampled" else 1
         sampling = Sampling(
             self.settings.seed,
@@ -74,14 +73,14 @@ class Answering:
             self.settings.max_new_tokens,
             self.settings.rows_per_call,
         )
-        engine = plain_engine(self.vlm, self.poll)
         answered = []
         contexts = self.contexts(prompts, view)
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):
-            part = [(p, see(p, view, contexts[p.id])) for p in prompts[start : start + per_call]]
-            requests = [RolloutRequest(p.id, self.vlm.encode(seen), tuple(range(count))) for p, seen in part]
-            for (prompt, _), rollouts in zip(part, engine.write(requests, sampling), strict=True):
+            part = prompts[start : start + per_call]
+            seen = [see(p, view, contexts[p.id]) for p in part]
+            requests = requests_of(seen, [self.vlm.encode(p) for p in seen], range(count))
+            for prompt, rollouts in zip(part, self.engine.write(requests, sampling), strict=True):
                 answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return answered
 

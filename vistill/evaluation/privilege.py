@@ -1,6 +1,6 @@
 """Do visual thoughts help the untrained model? The question behind the gate of Visual-OPSD (methods 3.6, item 6)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,6 +14,8 @@ from vistill.functional.rows import States, per_row
 from vistill.functional.segments import segment_mean
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
+from vistill.rollouts.boundary import awake, without_tokens
+from vistill.rollouts.engine import RolloutEngine
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, see
 
@@ -51,7 +53,7 @@ def measure_privilege(
     view: View,
     settings: EvalSettings,
     context: ViewContext,
-    poll: Callable[[], None] = lambda: None,
+    engine: RolloutEngine,
 ) -> Privilege:
     """Greedy accuracy with and without thoughts, and the generation gap on responses sampled without them.
 
@@ -61,14 +63,16 @@ def measure_privilege(
         view: what the teacher will see: `privileged`, or one of its controls.
         settings: how answers are judged.
         context: the parameters of the views.
-        poll: called often, so that a signal is honoured.
+        engine: writes for the model.
     """
-    with MathJudge() as math:
-        answering = Answering(vlm, settings, math, context, poll)
+    with MathJudge() as math, awake(engine):
+        answering = Answering(vlm, settings, math, engine, context)
         plain = accuracy_by_question(answering.answer(prompts, View.FULL, "greedy"))
         told = accuracy_by_question(answering.answer(prompts, view, "greedy"))
-        sampled = answering.answer(prompts, View.FULL)
+        sampled = [a for a in answering.answer(prompts, View.FULL) if a.rollout.ids]
         contexts = answering.contexts(prompts, view)
+    if not sampled:
+        raise without_tokens(f"every response to {len(prompts)} prompts is empty", [p.id for p in prompts])
     parts = [sampled[i : i + GROUPS_PER_CALL] for i in range(0, len(sampled), GROUPS_PER_CALL)]
     gaps = torch.cat([generation_gaps(vlm, part, view, contexts) for part in parts])
     error = float(gaps.std() / len(gaps) ** 0.5) if len(gaps) > 1 else 0.0

@@ -13,6 +13,10 @@ from vistill.evaluation.reading import counterfactual, stated_share
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson
 from vistill.models.loading import VLM
+from vistill.rollouts.boundary import awake
+from vistill.rollouts.build import build_engine
+from vistill.rollouts.engine import RolloutEngine
+from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import to_json
 from vistill.types import Prompt, View
 from vistill.views import ViewContext
@@ -90,7 +94,7 @@ def evaluate(
     settings: EvalSettings,
     poll: Callable[[], None] = lambda: None,
     diagrams: Sequence[Diagram] = (),
-    selection: int | None = None,
+    engine: RolloutEngine | None = None,
 ) -> EvalResult:
     """Judge the student on the rows that have an answer.
 
@@ -103,20 +107,19 @@ def evaluate(
         settings: protocol.
         poll: called often, so that a signal is honoured.
         diagrams: the procedural items behind the prompts, where counterfactual twins can be drawn.
-        selection: so many rows choose between checkpoints: the same rows and samples in every evaluation of a run.
+        engine: writes for the student; without one the default engine does. The recipe's is
+            `build_engine(student, rollout.without_image_skips(), poll)`: turns are not reopened in an evaluation.
     """
+    engine = engine or build_engine(cast.student, RolloutSettings(), poll)
     answered = [p for p in prompts if p.answer is not None]
     rows = chosen_rows(answered, settings.limit, settings.seed)
     fewer = chosen_rows(rows, settings.extra_limit, settings.seed)
-    with MathJudge() as math:
-        answering = Answering(cast.student, settings, math, cast.view, poll, prompts)
+    with MathJudge() as math, awake(engine):
+        answering = Answering(cast.student, settings, math, engine, cast.view, prompts)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
         summary = accuracy_summary([a for a in sampled if a.prompt.answer], settings)
         summary["unanswered_rows"] = float(sum(not p.answer for p in prompts))
-        if selection is not None:
-            fixed = {p.id for p in chosen_rows(rows, selection, settings.seed)}
-            summary |= selection_summary([a for a in sampled if a.prompt.id in fixed and a.prompt.answer])
         if settings.greedy:
             greedy = answering.answer([p for p in fewer if p.answer], View.FULL, "greedy")
             samples += greedy
@@ -133,7 +136,7 @@ def evaluate(
     tokens = []
     read = {p.id for p in fewer if p.images}
     if settings.advantage and cast.teacher is not None and read:
-        first = [a for a in sampled if a.prompt.id in read and a.rollout.sibling == 0]
+        first = [a for a in sampled if a.prompt.id in read and a.rollout.sibling == 0 and a.rollout.ids]
         with cast.teacher.here():
             tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
         summary |= summarise_tokens(tokens, settings)
@@ -166,9 +169,19 @@ def selection_size(settings: EvalSettings) -> int | None:
     return min(limits) if limits else None
 
 
-def selection_summary(sampled: Sequence[Answered]) -> dict[str, float]:
-    """Accuracy on the fixed rows."""
-    by_question = accuracy_by_question(sampled)
+def selection_summary(result: EvalResult, prompts: Sequence[Prompt], settings: EvalSettings) -> dict[str, float]:
+    """Accuracy on the rows that choose between checkpoints: the same rows and samples in every evaluation of a run.
+
+    Args:
+        result: an evaluation during the run or at its end.
+        prompts: all evaluation rows.
+        settings: of the run.
+    """
+    size = selection_size(settings)
+    answered = [p for p in prompts if p.answer is not None]
+    fixed = {p.id for p in chosen_rows(answered, size, settings.seed) if p.answer}
+    at_one = [a for a in result.samples if a.view is View.FULL and a.mode == "sampled"]
+    by_question = accuracy_by_question([a for a in at_one if a.prompt.id in fixed])
     if not by_question:
         return {}
     return {"selection/accuracy": mean(by_question), "selection/rows": float(len(by_question))}

@@ -1,12 +1,20 @@
 """The reference engine: transformers' `generate`. Each prompt's picture is encoded once for all its siblings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.boundary import banned_ids
+from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.noise import KeyedSampler, rollout_seed
 from vistill.types import Finish, Rollout
 
@@ -23,7 +31,32 @@ class Poll(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class HFEngine:
+@contextmanager
+def writing_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode inside; afterwards, however it ends, the mode of before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation settings.
+
+    `generate` fills what a call leaves open from them: a repetition penalty there would change what is sampled.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class HFEngine(InProcessEngine):
     """Rollouts by `generate` with keyed noise."""
 
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
@@ -52,28 +85,25 @@ class HFEngine:
             for r in requests
             for sibling in r.siblings
         ]
-        sampler = KeyedSampler(seeds, sampling.temperature, sampling.top_p, banned_ids(vlm), vlm.vocabulary_size)
-        was_training = vlm.model.training
-        vlm.model.eval()
-        output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
-            **{name: tensor.to(vlm.device) for name, tensor in inputs.items()},
-            generation_config=self._config(count, sampling),
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([Poll(self.poll)]),
+        sampler = KeyedSampler(
+            seeds,
+            sampling.temperature,
+            sampling.top_p,
+            banned_ids(vlm),
+            vlm.vocabulary_size,
+            log_probs=sampling.log_probs,
         )
-        vlm.model.train(was_training)
-        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-        stop = set(vlm.stop_ids)
-        groups = []
-        for i, request in enumerate(requests):
-            part = rows[i * count : (i + 1) * count]
-            groups.append(
-                tuple(
-                    to_rollout(row, stop, sibling, request.attempt)
-                    for row, sibling in zip(part, request.siblings, strict=True)
-                )
+        config, stop = self._config(count, sampling), set(vlm.stop_ids)
+        with writing_mode(vlm.model), neutral_generation(vlm.model):
+            output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
+                **{name: tensor.to(vlm.device) for name, tensor in inputs.items()},
+                generation_config=config,
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([Poll(self.poll)]),
             )
-        return groups
+        rows = iter(output[:, inputs["input_ids"].shape[1] :].tolist())
+        values = iter(torch.stack(sampler.log_probs, 1).tolist() if sampler.log_probs else [None] * len(seeds))
+        return [tuple(to_rollout(next(rows), stop, s, r.attempt, next(values)) for s in r.siblings) for r in requests]
 
     def _config(self, count: int, sampling: Sampling) -> GenerationConfig:
         """The sampler leaves one token to choose. Sampling stays on only where `generate` must expand siblings."""
@@ -88,14 +118,10 @@ class HFEngine:
         )
 
 
-def banned_ids(vlm: VLM) -> list[int]:
-    """Ids that are never sampled: multimodal marks, and padding where it does not end a response."""
-    return sorted({*vlm.family.banned_ids(), vlm.pad_id} - set(vlm.stop_ids))
-
-
-def to_rollout(row: list[int], stop: set[int], sibling: int, attempt: int) -> Rollout:
+def to_rollout(
+    row: list[int], stop: set[int], sibling: int, attempt: int, log_probs: list[float] | None = None
+) -> Rollout:
     """Tokens up to and including the first end-of-turn token; without one the response was cut off."""
-    for place, token in enumerate(row):
-        if token in stop:
-            return Rollout(tuple(row[: place + 1]), sibling, Finish.STOP, attempt)
-    return Rollout(tuple(row), sibling, Finish.LENGTH, attempt)
+    end = next((place + 1 for place, token in enumerate(row) if token in stop), None)
+    finish = Finish.LENGTH if end is None else Finish.STOP
+    return Rollout(tuple(row[:end]), sibling, finish, attempt, None if log_probs is None else tuple(log_probs[:end]))

@@ -46,7 +46,14 @@ class KeyedSampler(LogitsProcessor):
     """
 
     def __init__(
-        self, seeds: Sequence[int], temperature: float, top_p: float, banned: Sequence[int], vocabulary: int
+        self,
+        seeds: Sequence[int],
+        temperature: float,
+        top_p: float,
+        banned: Sequence[int],
+        vocabulary: int,
+        *,
+        log_probs: bool = False,
     ) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.temperature, self.top_p = temperature, top_p
@@ -54,6 +61,8 @@ class KeyedSampler(LogitsProcessor):
         self.block = max(1, BLOCK_NUMBERS // vocabulary)
         self.drawn = torch.empty(0)
         self.used = 0
+        self.log_probs: list[Tensor] | None = [] if log_probs else None
+        """Of the chosen ids, one [rows] a token: the model's own at temperature 1 over the vocabulary."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask every token but the chosen one of each row."""
@@ -62,7 +71,12 @@ class KeyedSampler(LogitsProcessor):
 
     def choose(self, scores: Tensor) -> Tensor:
         """The sampled id of each row."""
-        return self.noisy(scores).argmax(-1)
+        if self.log_probs is None:
+            return self.noisy(scores).argmax(-1)
+        total = scores[:, : self.vocabulary].float().logsumexp(-1)  # before `noisy`, which bans ids in place
+        chosen = self.noisy(scores).argmax(-1)
+        self.log_probs.append(scores.gather(-1, chosen[:, None])[:, 0].float() - total)
+        return chosen
 
     def noisy(self, scores: Tensor) -> Tensor:
         """What the sampled id is the largest entry of: `logits / temperature + Gumbel`; at temperature 0 the logits."""

@@ -1,22 +1,44 @@
-"""The fake engine: responses from a function. For tests, and for rollouts recorded elsewhere."""
+"""The scripted engine: responses from a function. For tests, and for rollouts recorded elsewhere."""
 
 from collections.abc import Callable, Sequence
 
-from vistill.rollouts.engine import RolloutRequest, Sampling
+from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.types import Finish, Rollout
 
+LogProbs = Callable[[RolloutRequest, tuple[int, ...]], tuple[float, ...]]
 
-class ScriptedEngine:
-    """Writes whatever the script says for (key, sibling)."""
 
-    def __init__(self, script: Callable[[str, int], tuple[int, ...]], stop_id: int) -> None:
-        self.script, self.stop_id = script, stop_id
+class ScriptedEngine(InProcessEngine):
+    """Writes what the script says for (key, sibling). It follows no weights and no noise."""
+
+    follows_keyed_noise = False
+
+    def __init__(
+        self,
+        script: Callable[[str, int], tuple[int, ...]],
+        stop_id: int,
+        log_probs: LogProbs | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.script, self.stop_id, self.log_probs, self.poll = script, stop_id, log_probs, poll
+
+    @property
+    def reports_log_probs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the script has log-probabilities."""
+        return self.log_probs is not None
 
     def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
         """The scripted rollouts."""
-        return [tuple(self._rollout(request, sibling) for sibling in request.siblings) for request in requests]
+        return [tuple(self.rollout(r, sibling, sampling) for sibling in r.siblings) for r in requests]
 
-    def _rollout(self, request: RolloutRequest, sibling: int) -> Rollout:
-        ids = self.script(request.key, sibling)
+    def ids(self, request: RolloutRequest, sibling: int, sampling: Sampling) -> tuple[int, ...]:
+        """One response; a subclass may look at attempt, step or prompt."""
+        return self.script(request.key, sibling)
+
+    def rollout(self, request: RolloutRequest, sibling: int, sampling: Sampling) -> Rollout:
+        """One response as a rollout."""
+        self.poll()
+        ids = self.ids(request, sibling, sampling)
         finish = Finish.STOP if ids and ids[-1] == self.stop_id else Finish.LENGTH
-        return Rollout(ids, sibling, finish, request.attempt)
+        values = None if self.log_probs is None or not sampling.log_probs else self.log_probs(request, ids)
+        return Rollout(ids, sibling, finish, request.attempt, values)

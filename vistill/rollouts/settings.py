@@ -1,6 +1,6 @@
 """How responses are sampled. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vistill.ranges import check_ranges, ranged
@@ -33,3 +33,7 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def without_image_skips(self) -> "RolloutSettings":
+        """For evaluation and the teacher's responses: what a model says without its turns being reopened."""
+        return replace(self, image_skips=0)

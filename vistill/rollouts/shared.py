@@ -6,8 +6,9 @@ import torch
 
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
-from vistill.rollouts.hf import HFEngine, banned_ids, to_rollout
+from vistill.rollouts.boundary import banned_ids
+from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
+from vistill.rollouts.hf import to_rollout, writing_mode
 from vistill.rollouts.noise import KeyedSampler, rollout_seed
 from vistill.types import Rollout
 
@@ -16,12 +17,7 @@ from vistill.types import Rollout
 WASTED_STEPS = 2.0
 
 
-def plain_engine(vlm: VLM, poll: Callable[[], None] = lambda: None, name: str = "shared") -> RolloutEngine:
-    """Ours where the family can share prompts, else transformers'."""
-    return SharedEngine(vlm, poll) if name == "shared" and vlm.shares_prompts else HFEngine(vlm, poll)
-
-
-class SharedEngine:
+class SharedEngine(InProcessEngine):
     """Rollouts by our own loop with keyed noise: the same responses as `HFEngine`, token for token."""
 
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
@@ -41,19 +37,24 @@ class SharedEngine:
     @torch.no_grad()
     def _call(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
         group = [g for g, request in enumerate(requests) for _ in request.siblings]
-        was_training = self.vlm.model.training
-        self.vlm.model.eval()
-        ids = self._decode(requests, group, sampling)
-        self.vlm.model.train(was_training)
-        stop, rows = set(self.vlm.stop_ids), iter(ids)
-        return [tuple(to_rollout(next(rows), stop, s, r.attempt) for s in r.siblings) for r in requests]
+        with writing_mode(self.vlm.model):
+            rows, values = self._decode(requests, group, sampling)
+        stop, row, value = (
+            set(self.vlm.stop_ids),
+            iter(rows),
+            iter(values if sampling.log_probs else [None] * len(rows)),
+        )
+        return [tuple(to_rollout(next(row), stop, s, r.attempt, next(value)) for s in r.siblings) for r in requests]
 
-    def _decode(self, requests: Sequence[RolloutRequest], group: list[int], sampling: Sampling) -> list[list[int]]:
-        """Token ids of every row, its first end-of-turn token included."""
+    def _decode(
+        self, requests: Sequence[RolloutRequest], group: list[int], sampling: Sampling
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids of every row, its first end-of-turn token included, and their log-probabilities if asked for."""
         vlm = self.vlm
         decoder, sampler = Decoder(vlm, [r.prompt for r in requests], group), self._sampler(requests, sampling)
         head, stop = vlm.head(vlm.vocabulary_size), set(vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
+        values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0
         for _ in range(sampling.max_new_tokens):
             self.poll()
@@ -62,6 +63,9 @@ class SharedEngine:
                 if not done[row]:
                     rows[row].append(token)
                     done[row] = token in stop
+            if sampler.log_probs is not None:  # what a finished row is given here, `to_rollout` cuts off
+                for row, value in zip(alive, sampler.log_probs.pop().tolist(), strict=True):
+                    values[row].append(value)
             decoder.append(chosen)
             left = [place for place, row in enumerate(alive) if not done[row]]
             if not left:
@@ -72,10 +76,17 @@ class SharedEngine:
                 alive = [alive[place] for place in left]
                 decoder.keep(torch.tensor(left, device=vlm.device))
                 sampler.keep(left)
-        return rows
+        return rows, values
 
     def _sampler(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> KeyedSampler:
         """Keyed noise of each row."""
         vlm = self.vlm
         seeds = [rollout_seed(sampling.seed, sampling.step, r.key, s, r.attempt) for r in requests for s in r.siblings]
-        return KeyedSampler(seeds, sampling.temperature, sampling.top_p, banned_ids(vlm), vlm.vocabulary_size)
+        return KeyedSampler(
+            seeds,
+            sampling.temperature,
+            sampling.top_p,
+            banned_ids(vlm),
+            vlm.vocabulary_size,
+            log_probs=sampling.log_probs,
+        )

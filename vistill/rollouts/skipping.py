@@ -4,33 +4,31 @@ Visual-OPSD 3.1: the marker is literal text (several tokens), found by decoding.
 marks between them are dropped, the token budget is shared. For ordinary models the marker never comes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, WrappedEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.shared import plain_engine
 from vistill.types import Finish, Rollout
 
 #: Added to the attempt in the noise key of each further round, so that no round repeats another's noise.
 ROUND_KEY = 1_000
 
 
-def make_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None] = lambda: None) -> RolloutEngine:
-    """The engine of a recipe."""
-    plain = plain_engine(vlm, poll, settings.engine)
-    return plain if settings.image_skips == 0 else SkippingEngine(plain, vlm, settings)
+class SkippingEngine(WrappedEngine):
+    """Wraps an engine; at most `image_skips` further rounds a response.
 
-
-class SkippingEngine:
-    """Wraps an engine; at most `image_skips` further rounds a response."""
+    Log-probabilities are those of the writing: a further round's are given the marks between the rounds, which the
+    completion (and so its scoring) lacks.
+    """
 
     def __init__(self, inner: RolloutEngine, vlm: VLM, settings: RolloutSettings) -> None:
-        self.inner, self.vlm, self.settings = inner, vlm, settings
+        super().__init__(inner)
+        self.vlm, self.settings = vlm, settings
         reopened = vlm.tokenizer(settings.reopen, add_special_tokens=False)["input_ids"]
         self.reopen: tuple[int, ...] = tuple(int(i) for i in reopened)  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -52,7 +50,7 @@ class SkippingEngine:
             for (g, s), (rollout,) in zip(drawing, self.inner.write(further, budget), strict=True):
                 last[g, s] = rollout.ids[: left[g, s]]
                 said[g, s] = (*said[g, s], *last[g, s])
-                groups[g][s] = self.joined(groups[g][s], last[g, s])
+                groups[g][s] = self.joined(groups[g][s], last[g, s], rollout.log_probs)
         return [tuple(group) for group in groups]
 
     def wants_to_draw(self, rollout: Rollout, last_round: tuple[int, ...]) -> bool:
@@ -65,11 +63,14 @@ class SkippingEngine:
         sibling, attempt = request.siblings[place], request.attempt + ROUND_KEY * number
         return RolloutRequest(request.key, extended(request.prompt, context), (sibling,), attempt)
 
-    def joined(self, rollout: Rollout, more: tuple[int, ...]) -> Rollout:
+    def joined(self, rollout: Rollout, more: tuple[int, ...], log_probs: tuple[float, ...] | None = None) -> Rollout:
         """Both rounds as one completion, without the end of turn between them."""
         stop = set(self.vlm.stop_ids)
         finish = Finish.STOP if more and more[-1] in stop else Finish.LENGTH
-        return replace(rollout, ids=(*rollout.ids[:-1], *more), finish=finish)
+        values = None
+        if rollout.log_probs is not None and log_probs is not None:
+            values = (*rollout.log_probs[:-1], *log_probs[: len(more)])
+        return replace(rollout, ids=(*rollout.ids[:-1], *more), finish=finish, log_probs=values)
 
 
 def extended(prompt: EncodedPrompt, ids: tuple[int, ...]) -> EncodedPrompt:

@@ -31,6 +31,8 @@ from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM, load_vlm, save_vlm
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.models.tiny import TinySize, build_tiny, train_tokenizer
+from vistill.rollouts.build import build_engine
+from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import write_json
 from vistill.runtime import keep_big_blocks, quiet, use_one_thread
 from vistill.types import Prompt, View
@@ -340,7 +342,8 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
     if diagram is not None and diagram.thoughts:
         views += [View.PRIVILEGED, View.PRIVILEGED_NOISE, View.PRIVILEGED_MISMATCHED, View.PRIVILEGED_PROMPTS]
     with MathJudge() as math_judge:
-        answering = Answering(vlm, settings, math_judge, ViewContext(noise="uniform"))
+        engine = build_engine(vlm, RolloutSettings())
+        answering = Answering(vlm, settings, math_judge, engine, ViewContext(noise="uniform"))
         share = lambda view, mode: mean(accuracy_by_question(answering.answer(rows, view, mode)))
         greedy = {"greedy": share(View.FULL, "greedy")}
         if View.PRIVILEGED in views:

@@ -1,13 +1,15 @@
-"""The canary's part about the rollout engine: given the same noise, the student's own reading picks the same tokens."""
+"""The canary's part about the rollout engine: what it wrote is what the student's weights say."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vistill.models.scoring import EncodedGroup, response_states
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
-from vistill.rollouts.hf import banned_ids
+from vistill.models.scoring import EncodedGroup, response_states, score
+from vistill.rollouts.boundary import awake, banned_ids
+from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
 from vistill.rollouts.noise import KeyedSampler, rollout_seed
-from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.canary import Witness
 from vistill.types import Rollout, View
@@ -19,27 +21,71 @@ SLACK, SHARE = {8: 1e-6, 4: 1e-3, 2: 0.5}, {8: 0.0, 4: 0.0, 2: 0.2}
 
 
 def check_engine(witness: Witness, engine: RolloutEngine, settings: RolloutSettings, seed: int) -> None:
-    """V810, V811: what the engine wrote is what the student's weights say about the picture it was shown.
+    """V810, V811: what the engine wrote is what the student's weights say about the picture.
 
-    Writing and reading use the same keyed noise, so every token is the largest of `logits / T + Gumbel` of the
-    student's own reading; a scripted engine follows no weights and is left out.
+    Of an engine that follows the keyed noise every token must be the largest of `logits / T + Gumbel` of
+    the student's own reading; of another one the log-probabilities that it reports must be those of that
+    reading. An engine that does neither (`ScriptedEngine`: responses from elsewhere) cannot be checked.
     """
-    if isinstance(engine, ScriptedEngine):
+    if not (engine.follows_keyed_noise or engine.reports_log_probs):
         return
-    sampling = Sampling(seed, STEP, settings.temperature, settings.top_p, TOKENS, settings.rows_per_call)
+    keyed = engine.follows_keyed_noise
+    sampling = Sampling(
+        seed,
+        STEP,
+        settings.temperature,
+        settings.top_p,
+        TOKENS,
+        settings.rows_per_call,
+        log_probs=not keyed,
+    )
     indices = range(len(witness.prompts))
-    requests = [RolloutRequest(witness.prompts[i].id, witness.encoded(View.FULL, i), (0,)) for i in indices]
-    written = [group[0] for group in engine.write(requests, sampling)]
-    if share_below(witness, written, sampling, View.FULL) <= SHARE[witness.bytes_read]:
+    requests = requests_of(
+        [witness.seen(View.FULL, i) for i in indices], [witness.encoded(View.FULL, i) for i in indices], (0,)
+    )
+    with awake(engine):
+        written = [first_round(witness, group[0], settings) for group in engine.write(requests, sampling)]
+    agrees: Callable[[View], bool] = (
+        (lambda view: share_below(witness, written, sampling, view) <= SHARE[witness.bytes_read])
+        if keyed
+        else (lambda view: log_prob_distance(witness, written, view) <= witness.bound)
+    )
+    if agrees(View.FULL):
         return
     for view in (View.TEXT_ONLY, View.SWAPPED, View.PIXELATED):
-        if share_below(witness, written, sampling, view) <= SHARE[witness.bytes_read]:
+        if agrees(view):
             raise witness.error("V811", f"the engine writes as if it were shown the view {view}")
     raise witness.error(
         "V810",
-        "the rollout engine writes other tokens than the student's weights say",
+        "the rollout engine writes other tokens than the student's weights say"
+        if keyed
+        else "the rollout engine reports other log-probabilities than the student's weights say",
         "its weights are stale, were never loaded, or belong to another model",
     )
+
+
+def first_round(witness: Witness, rollout: Rollout, settings: RolloutSettings) -> Rollout:
+    """The response up to where its turn was reopened, if it was: what follows was written after other tokens."""
+    if settings.image_skips == 0:
+        return rollout
+    decode = witness.vlm.tokenizer.decode
+    marked = (n for n in range(1, len(rollout.ids)) if settings.image_marker in decode(list(rollout.ids[:n])))
+    end = next(marked, len(rollout.ids))
+    values = None if rollout.log_probs is None else rollout.log_probs[:end]
+    return replace(rollout, ids=rollout.ids[:end], log_probs=values)
+
+
+def log_prob_distance(witness: Witness, written: Sequence[Rollout], view: View) -> float:
+    """Mean distance in nats a token between what the engine reports and the student's own reading under a view."""
+    kept = [(index, rollout) for index, rollout in enumerate(written) if rollout.ids]
+    if not kept:
+        return 0.0
+    groups = [EncodedGroup(witness.encoded(view, index), (rollout.ids,)) for index, rollout in kept]
+    ids = torch.tensor([i for _, rollout in kept for i in rollout.ids], device=witness.vlm.device)
+    with torch.no_grad(), witness.precision():
+        read = score(witness.vlm, groups, ids, witness.cast.vocabulary, "log_prob").sampled()
+    reported = torch.tensor([value for _, rollout in kept for value in rollout.log_probs or ()])
+    return float((read.double().cpu() - reported.double()).abs().mean())
 
 
 def share_below(witness: Witness, written: list[Rollout], sampling: Sampling, view: View) -> float:

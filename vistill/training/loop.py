@@ -11,9 +11,9 @@ from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, NonFiniteError, RolloutError
-from vistill.evaluation.runner import evaluate, selection_size
+from vistill.evaluation.runner import evaluate, selection_summary
 from vistill.faults import fault
-from vistill.rollouts.skipping import make_engine
+from vistill.rollouts.build import build_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary import weak
@@ -64,6 +64,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         check_reference(plan.cast, state)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         update = without(plan, update_of(plan, folder, saved, rewards, interrupt, clock), state.gone)
+        stack.enter_context(update.desk.engine)
         try:
             train(plan, folder, saved, update, clock)
         except Interrupted as stop:
@@ -79,6 +80,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
 def train(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
     """The loop: canary, then step, log, evaluate, save until the last step."""
     state = saved.state
+    update.desk.engine.sync_weights(state.step)
     with clock.aside("canary"):
         update, _ = run_canary(plan, folder, update, state)
     if owes_evaluation(plan, folder, state.step):
@@ -87,6 +89,7 @@ def train(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
         update, result = next_step(plan, folder, update, state)
         state.step += 1
         state.memory = result.memory
+        update.desk.engine.sync_weights(state.step)
         count_non_finite(plan, folder, state, result)
         log_step(plan, folder, state, result, clock)
         for warning in rollout_warnings(plan.rollout, state, result, str(folder.path)):
@@ -151,7 +154,7 @@ def update_of(
     def say(text: str) -> None:
         tell(plan, folder, text, f"step {saved.state.step + 1}: ")
 
-    engine = plan.engine or make_engine(plan.cast.student, plan.rollout, interrupt.poll)
+    engine = build_engine(plan.cast.student, plan.rollout, interrupt.poll, plan.engine)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
     return Update(
         cast=plan.cast,
@@ -336,7 +339,8 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     at_end = step in (0, plan.num_steps)
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
     fault("evaluate.begin")
-    with clock.aside("evaluate"):
+    engine = build_engine(plan.cast.student, plan.rollout.without_image_skips(), update.poll)
+    with clock.aside("evaluate"), engine:
         most = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
         rows = lambda times: max(1, most >> times)
         attempt = lambda times: evaluate(
@@ -345,13 +349,14 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
             replace(settings, rows_per_call=rows(times)) if times else settings,
             update.poll,
             plan.diagrams if at_end else (),
-            selection_size(plan.evaluation),
+            engine,
         )
         result = update.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):
         update, facts = run_canary(plan, folder, update, saved.state)
     fault("evaluate.before_log")
-    folder.log(folder.evaluations, {"step": step, **result.summary, **facts})
+    summary = result.summary | selection_summary(result, plan.eval_prompts, plan.evaluation)
+    folder.log(folder.evaluations, {"step": step, **summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
     if at_end:
         tokens = {"tail": result.tail(), "items": result.heatmaps(plan.cast.student)}

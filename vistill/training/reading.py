@@ -61,9 +61,12 @@ class Cast:
 
     def encode_afresh(self, prompt: Prompt, view: View) -> EncodedPrompt:
         """The prompt as it is seen under a view, in tokens."""
+        return self.student.encode(self.shown(prompt, view))
+
+    def shown(self, prompt: Prompt, view: View) -> Prompt:
+        """The prompt as it is seen under a view."""
         seed = keyed_seed("view", prompt.id, self.view.seed)
-        context = replace(self.view, seed=seed, partner=self.partners.get(prompt.id))
-        return self.student.encode(see(prompt, view, context))
+        return see(prompt, view, replace(self.view, seed=seed, partner=self.partners.get(prompt.id)))
 
 
 def lay_out(

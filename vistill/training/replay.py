@@ -95,6 +95,7 @@ def recompute(
             update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
             update = without(plan, replace(update, journal=journal), state.gone)
             replaced = folder.read(folder.replaced)
+            update.desk.engine.sync_weights(state.step)
             while state.step < step:
                 state.gone |= {r["id"]: r["code"] for r in replaced if r["step"] <= state.step + 1}
                 update = without(plan, update, state.gone)
@@ -105,6 +106,7 @@ def recompute(
                 result = train_step(update, prompts, state, epochs)
                 state.step += 1
                 state.memory = result.memory
+                update.desk.engine.sync_weights(state.step)
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made

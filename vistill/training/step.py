@@ -114,7 +114,7 @@ def responses_of(
     found = None if update.journal is None else update.journal.find(step + 1, prompts)
     if found is not None:
         return found
-    sampling = sampling_of(update.rollout, update.seed, step)
+    sampling = sampling_of(update.rollout, update.seed, step, weights=step)
     at_most = min(sampling.rows_per_call, len(prompts) * update.desk.per_prompt)
     rows = lambda times: max(update.desk.per_prompt, at_most >> times)
 

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 
 from vistill.batch import Objective
 from vistill.data.keys import keyed_generator
-from vistill.errors import DataError, RolloutError
+from vistill.errors import DataError
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.boundary import written_responses
+from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
 from vistill.training.reading import Cast
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup, Writer
-
-#: How often an empty response is drawn again.
-EMPTY_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -66,30 +64,12 @@ def pick_written(desk: Desk, prompt: Prompt, epoch: int) -> tuple[Rollout, ...]:
 
 
 def sample_groups(cast: Cast, desk: Desk, prompts: Sequence[Prompt], sampling: Sampling) -> list[RolloutGroup]:
-    """K fresh responses each; an empty one is drawn again with a new key."""
-    siblings = tuple(range(desk.per_prompt))
-    encoded = [cast.encode(prompt, desk.objective.writer_view) for prompt in prompts]
-    requests = [RolloutRequest(p.id, e, siblings) for p, e in zip(prompts, encoded, strict=True)]
-    groups = [list(group) for group in desk.engine.write(requests, sampling)]
-    for attempt in range(1, EMPTY_ATTEMPTS + 1):
-        again = [(g, s) for g, group in enumerate(groups) for s, rollout in enumerate(group) if not rollout.ids]
-        if not again:
-            break
-        fresh = [RolloutRequest(prompts[g].id, encoded[g], (s,), attempt) for g, s in again]
-        for (g, s), (rollout,) in zip(again, desk.engine.write(fresh, sampling), strict=True):
-            groups[g][s] = rollout
-    empty = [p for p, group in zip(prompts, groups, strict=True) if any(not rollout.ids for rollout in group)]
-    if empty:
-        error = RolloutError(
-            "R403",
-            f"a response stayed empty after {EMPTY_ATTEMPTS} new attempts",
-            where=empty[0].labels.get("row", f"prompt {empty[0].id}"),
-            why="a response without tokens has no visual advantage and no loss",
-            fix="data.max_bad_share=0.05   or in a new run: rollout.temperature=1.0 run=NEW",
-        )
-        error.rows = [p.id for p in empty]
-        raise error
-    return [RolloutGroup(p, tuple(g)) for p, g in zip(prompts, groups, strict=True)]
+    """K fresh responses each; R403 where one stays empty."""
+    view = desk.objective.writer_view
+    encoded = [cast.encode(prompt, view) for prompt in prompts]
+    requests = requests_of([cast.shown(prompt, view) for prompt in prompts], encoded, range(desk.per_prompt))
+    groups = written_responses(desk.engine, requests, sampling)
+    return [RolloutGroup(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
 
 
 def written_response(student: VLM, prompt: Prompt) -> Rollout:

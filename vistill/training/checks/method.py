@@ -10,7 +10,7 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import check_enough
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
-from vistill.rollouts.shared import plain_engine
+from vistill.rollouts.build import build_engine
 from vistill.runs.storage import to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.checks.check import TRAINING, WRITING, StartCheck
@@ -117,7 +117,8 @@ def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
         if not asked:
             check_answers(setup.train_prompts, f"the gate of {type(setup.objective).__name__}")
         settings = replace(setup.evaluation, samples=1, seed=setup.seed)
-        found = measure_privilege(setup.cast.student, asked, asks.view, settings, setup.cast.view, setup.poll)
+        with build_engine(setup.cast.student, setup.rollout.without_image_skips(), setup.poll) as engine:
+            found = measure_privilege(setup.cast.student, asked, asks.view, settings, setup.cast.view, engine)
         made = {**found.to_dict(), "passes": found.passes(), "question": question}
         folder.write("gate.json", to_json(made, exact=True))
     gate: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -140,10 +141,9 @@ def teacher_responses(setup: "RunSetup") -> str:
     if setup.objective.off_policy() == 0:
         return "none are needed"
     assert setup.cast.teacher is not None, "the check `method` asks for a teacher"
-    engine = plain_engine(setup.cast.teacher, setup.poll)
-    source = Desk(engine, setup.objective, setup.rollout.per_prompt)
-    prompts = setup.train_prompts
-    with setup.folder.owned():
+    prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
+    with setup.folder.owned(), build_engine(setup.cast.teacher, settings, setup.poll) as engine:
+        source = Desk(engine, setup.objective, setup.rollout.per_prompt)
         written = written_by_teacher(setup.cast, setup.folder, source, prompts, setup.rollout, setup.seed)
     setup.written = written
     if setup.objective.keep_correct:

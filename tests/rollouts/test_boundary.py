@@ -1,0 +1,202 @@
+"""Whatever an engine returns is checked in one place: a broken engine is an error with a code, never a number."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vistill.errors import RolloutError
+from vistill.rollouts.boundary import EMPTY_ATTEMPTS, CheckedEngine, awake, written_responses
+from vistill.rollouts.build import build_engine
+from vistill.rollouts.engine import RolloutRequest, Sampling, WrappedEngine, requests_of, sampling_of
+from vistill.rollouts.scripted import ScriptedEngine
+from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.shared import SharedEngine
+from vistill.types import Finish, Rollout
+
+SAMPLING = Sampling(0, 0, 1.0, 1.0, 5, log_probs=True)
+
+
+def asked(vlm, prompts, siblings=(0, 1)):
+    return requests_of(prompts, [vlm.encode(p) for p in prompts], siblings)
+
+
+class Broken(WrappedEngine):
+    """An engine whose answer somebody changes."""
+
+    def __init__(self, inner, change):
+        super().__init__(inner)
+        self.change = change
+
+    def write(self, requests, sampling):
+        return self.change([list(group) for group in super().write(requests, sampling)])
+
+
+def healthy(vlm):
+    """Two tokens and the end of the turn, each with a log-probability."""
+    stop = vlm.stop_ids[0]
+    return ScriptedEngine(lambda key, sibling: (20, 21, stop), stop, lambda request, ids: (-1.0,) * len(ids))
+
+
+def one(**changes):
+    """The first rollout, changed."""
+
+    def change(groups):
+        groups[0][0] = replace(groups[0][0], **changes)
+        return groups
+
+    return change
+
+
+def numpy_ids(groups):
+    groups[0][0] = replace(groups[0][0], ids=tuple(torch.tensor(groups[0][0].ids).numpy()))
+    return groups
+
+
+STOP = object()
+BREAKS = {
+    "a group is missing": (lambda g: g[:-1], "R404"),
+    "a group too many": (lambda g: [*g, g[0]], "R404"),
+    "a sibling is missing": (lambda g: [g[0][:-1], *g[1:]], "R404"),
+    "siblings in another order": (lambda g: [g[0][::-1], *g[1:]], "R404"),
+    "another attempt": (one(attempt=1), "R404"),
+    "an id beyond the tokenizer": (one(ids=(20, 10**6, STOP)), "R405"),
+    "an id below 0": (one(ids=(20, -1, STOP)), "R405"),
+    "ids that are no ints": (numpy_ids, "R405"),
+    "a picture's mark": (one(ids=(20, "banned", STOP)), "R405"),
+    "more tokens than asked for": (one(ids=(20, 21, 22, 23, 24, STOP), log_probs=(-1.0,) * 6), "R405"),
+    "tokens after the end": (one(ids=(20, STOP, STOP)), "R405"),
+    "stopped without an end": (one(ids=(20, 21, 22)), "R406"),
+    "cut off with an end": (one(finish=Finish.LENGTH), "R406"),
+    "an end that was stripped": (one(ids=(), log_probs=()), "R406"),
+    "no log-probabilities": (one(log_probs=None), "R407"),
+    "too few log-probabilities": (one(log_probs=(-1.0, -1.0)), "R407"),
+    "a probability above 1": (one(log_probs=(-1.0, 0.5, -1.0)), "R407"),
+    "not a number": (one(log_probs=(-1.0, float("nan"), -1.0)), "R407"),
+}
+
+
+def spelt(vlm, change):
+    """A change whose ids name the end of the turn and a banned id of this model."""
+    names = {STOP: vlm.stop_ids[0], "banned": vlm.family.banned_ids()[0]}
+
+    def changed(groups):
+        known = lambda r: replace(r, ids=tuple(names.get(i, i) for i in r.ids))
+        return [tuple(known(r) for r in group) for group in change(groups)]
+
+    return changed
+
+
+def test_a_healthy_answer_passes_as_it_is(teacher, prompts):
+    requests = asked(teacher, prompts[:2])
+    assert CheckedEngine(healthy(teacher), teacher).write(requests, SAMPLING) == healthy(teacher).write(
+        requests, SAMPLING
+    )
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_way_to_break_the_contract_has_its_code(teacher, prompts, name):
+    change, code = BREAKS[name]
+    engine = build_engine(teacher, RolloutSettings(), own=Broken(healthy(teacher), spelt(teacher, change)))
+    with pytest.raises(RolloutError) as caught:
+        engine.write(asked(teacher, prompts[:2]), SAMPLING)
+    assert caught.value.code == code
+    assert "rollout.engine=shared" in caught.value.fix
+    assert not caught.value.rows  # no row is to blame
+
+
+def test_an_engine_that_keeps_its_old_weights_is_stopped_at_the_sync(teacher):
+    class Deaf(SharedEngine):
+        def sync_weights(self, version):
+            pass
+
+    with pytest.raises(RolloutError) as caught:
+        CheckedEngine(Deaf(teacher), teacher).sync_weights(3)
+    assert caught.value.code == "R408"
+
+
+def test_an_engine_that_falls_back_to_old_weights_is_stopped_before_its_responses_are_used(teacher, prompts):
+    class Forgetful(SharedEngine):
+        def write(self, requests, sampling):
+            self.version = 0
+            return super().write(requests, sampling)
+
+    engine = CheckedEngine(Forgetful(teacher), teacher)
+    engine.sync_weights(3)
+    with pytest.raises(RolloutError) as caught:
+        engine.write(asked(teacher, prompts[:1]), SAMPLING)
+    assert caught.value.code == "R408"
+
+
+def test_a_caller_that_names_its_weights_notices_a_sync_that_was_left_out(teacher, prompts):
+    engine = build_engine(teacher, RolloutSettings())
+    engine.sync_weights(3)
+    now = replace(sampling_of(RolloutSettings(max_new_tokens=2), 0, 3, weights=3), rows_per_call=2)
+    engine.write(asked(teacher, prompts[:1]), now)
+    with pytest.raises(RolloutError) as caught:
+        engine.write(asked(teacher, prompts[:1]), replace(now, weights=4))
+    assert caught.value.code == "R408"
+
+
+class Late(ScriptedEngine):
+    """Says something only from some attempt on."""
+
+    def __init__(self, stop, attempt):
+        super().__init__(lambda key, sibling: (20, stop), stop)
+        self.attempt, self.calls, self.states = attempt, [], []
+
+    def ids(self, request, sibling, sampling):
+        self.calls.append((request.key, sibling, request.attempt))
+        silent = sibling == 1 and request.attempt < self.attempt
+        return () if silent else super().ids(request, sibling, sampling)
+
+    def sleep(self):
+        self.states.append("sleep")
+
+    def wake(self):
+        self.states.append("wake")
+
+
+def test_an_empty_response_is_drawn_again_alone_and_with_a_new_key(teacher, prompts):
+    engine = Late(teacher.stop_ids[0], 2)
+    ((first, second),) = written_responses(CheckedEngine(engine, teacher), asked(teacher, prompts[:1]), SAMPLING_PLAIN)
+    key = prompts[0].id
+    assert engine.calls == [(key, 0, 0), (key, 1, 0), (key, 1, 1), (key, 1, 2)]
+    assert (first.attempt, second.attempt, second.ids) == (0, 2, first.ids)
+
+
+SAMPLING_PLAIN = replace(SAMPLING, log_probs=False)
+
+
+def test_a_response_that_stays_empty_names_its_rows(teacher, prompts):
+    engine = Late(teacher.stop_ids[0], 99)
+    with pytest.raises(RolloutError) as caught:
+        written_responses(CheckedEngine(engine, teacher), asked(teacher, prompts[:2]), SAMPLING_PLAIN)
+    assert caught.value.code == "R403"
+    assert caught.value.rows == [p.id for p in prompts[:2]]
+    assert max(attempt for *_, attempt in engine.calls) == EMPTY_ATTEMPTS
+
+
+def test_the_end_of_a_turn_alone_is_a_response_of_one_token(teacher, prompts):
+    stop = teacher.stop_ids[0]
+    engine = CheckedEngine(ScriptedEngine(lambda key, sibling: (stop,), stop), teacher)
+    ((rollout,),) = written_responses(engine, asked(teacher, prompts[:1], (0,)), SAMPLING_PLAIN)
+    assert rollout == Rollout((stop,), 0, Finish.STOP)
+
+
+def test_an_engine_is_woken_for_its_responses_and_sleeps_afterwards_whatever_happens(teacher, prompts):
+    engine = Late(teacher.stop_ids[0], 99)
+    checked = CheckedEngine(engine, teacher)
+    with awake(checked):
+        pass
+    with pytest.raises(RolloutError):
+        written_responses(checked, asked(teacher, prompts[:1]), SAMPLING_PLAIN)
+    assert engine.states == ["sleep", "wake", "sleep"]
+    with pytest.raises(AssertionError, match="sleeps"):
+        checked.write(asked(teacher, prompts[:1]), SAMPLING_PLAIN)
+
+
+def test_a_request_carries_the_prompt_as_its_writer_sees_it(teacher, prompts):
+    (request,) = asked(teacher, prompts[:1])
+    assert request.source.images == prompts[0].images
+    assert request == RolloutRequest(request.key, request.prompt, request.siblings)
