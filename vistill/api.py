@@ -212,9 +212,7 @@ def finish(folder: RunFolder, plan: Plan, state: TrainState) -> Run:
 
 def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
     """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
-    logged = {
-        r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
-    }
+    logged = {r["prompt"] for path in folder.rollout_files()[-1:] for r in folder.read(path)}
     answered = [p for p in plan.eval_prompts if p.answer is not None]
     return [*answered[: plan.evaluation.heatmaps], *(p for p in plan.train_prompts if p.id in logged)]
 

@@ -363,8 +363,8 @@ def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_use
 
 def test_leftovers_of_an_interrupted_save_are_swept_and_never_loaded(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    (tmp_path / ".inprogress-000009-abc" / "student").mkdir(parents=True)
-    (tmp_path / ".trash-checkpoint-1").mkdir()
+    (tmp_path / ".inprogress-000009-0123abcd" / "student").mkdir(parents=True)
+    (tmp_path / ".trash-checkpoint-000001-4711").mkdir()
     run(make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[]), folder)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith((".inprogress", ".trash"))]
 
@@ -444,7 +444,7 @@ def test_the_best_evaluation_is_the_earliest_of_the_highest_and_its_checkpoint_s
     folder = RunFolder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.checkpoint(step).mkdir()
-    retain(folder, 1, best)
+    retain(folder, 1, best, 8)
     assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000008"]
 
 

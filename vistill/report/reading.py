@@ -79,9 +79,10 @@ class RunData:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON document, or nothing where it is missing or half-written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_run(path: Path) -> RunData:
@@ -96,8 +97,8 @@ def read_run(path: Path) -> RunData:
             why="neither run.lock.json nor metrics.jsonl was found",
             fix="vistill report runs/NAME",
         )
-    rollouts = sorted((path / "rollouts").glob("*.jsonl"))
-    tokens = {p.stem.removeprefix("step-"): read_json(p) for p in sorted((path / "tokens").glob("*.json"))}
+    rollouts = folder.rollout_files()
+    tokens = {p.stem.removeprefix("step-"): read_json(p) for p in folder.token_files()}
     return RunData(
         path.name,
         path,

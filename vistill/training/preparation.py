@@ -1,6 +1,5 @@
 """Before step 1: what the method cannot do without, which rows it can use, and what the teacher must write first."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.shared import plain_engine
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import to_json
+from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.interrupt import Interrupt, Interrupted
 from vistill.training.loop import preempted
@@ -183,14 +182,14 @@ def check_gate(plan: Plan, asks: EntryGate, folder: RunFolder, poll: Callable[[]
     asked = [p for p in plan.train_prompts if p.answer is not None][: asks.rows]
     question = {"view": str(asks.view), "thought": plan.cast.view.thought, "prompts": [p.id for p in asked]}
     question |= {"seed": plan.seed, "student_sha256": weights_hash(plan.cast.student)}
-    if not file.exists() or json.loads(file.read_text(encoding="utf-8")).get("question") != question:
+    if not file.exists() or read_json(file).get("question") != question:
         if not asked:
             check_answers(plan.train_prompts, f"the gate of {type(plan.objective).__name__}")
         settings = replace(plan.evaluation, samples=1, seed=plan.seed)
         found = measure_privilege(plan.cast.student, asked, asks.view, settings, plan.cast.view, poll)
         made = {**found.to_dict(), "passes": found.passes(), "question": question}
         folder.write("gate.json", to_json(made, exact=True))
-    gate = json.loads(file.read_text(encoding="utf-8"))
+    gate = read_json(file, passes=bool, question=dict)
     if not gate["passes"]:
         raise ModelError(
             "V801",

@@ -17,7 +17,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.signals.concentration import top_mass_share
 from vistill.training.checkpoint import TrainState
 from vistill.training.companions import follow
-from vistill.training.journal import Journal
+from vistill.training.journal import Journal, chain_key
 from vistill.training.ladder import Ladder, halved
 from vistill.training.optim import lr_factor
 from vistill.training.precision import autocast
@@ -85,7 +85,7 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
     cast = update.cast.at_step(update.seed, step)
     passes = objective.passes()
     with update.observe("rollout"):
-        groups = responses_of(update, cast, prompts, step, epochs)
+        groups = responses_of(update, cast, prompts, step, epochs, chain_key(state.chain, state.gone))
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
@@ -103,10 +103,10 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: TrainState, epo
 
 
 def responses_of(
-    update: Update, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int]
+    update: Update, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int], chain: str
 ) -> list[RolloutGroup]:
     """The step's responses: those of the journal where it has them, else fresh ones, which go into it."""
-    found = None if update.journal is None else update.journal.find(step + 1, prompts)
+    found = None if update.journal is None else update.journal.find(step + 1, prompts, chain)
     if found is not None:
         return found
     sampling = sampling_of(update.rollout, update.seed, step)
@@ -120,7 +120,7 @@ def responses_of(
 
     groups = update.ladder.climb("rollout", rows, write)
     if update.journal is not None:
-        update.journal.keep(step + 1, groups)
+        update.journal.keep(step + 1, groups, chain)
     return groups
 
 
