@@ -80,12 +80,12 @@ def test_the_journal_goes_back_to_the_oldest_of_the_newest_checkpoints_however_o
     folder = RunFolder(tmp_path)
     plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
     if best:
-        folder.log(folder.evaluations, {"step": 2, "accuracy": 1.0})
         go(replace(plan, stop_after=2), folder)
+        folder.log(folder.evaluations, {"step": 2, "accuracy": 1.0})
         plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
     go(plan, folder)
-    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [*([2] if best else []), 8, 9]
-    assert Journal(folder.journal, "").steps() == [9]
+    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [*([2] if best else []), 14, 15]
+    assert Journal(folder.journal, "").steps() == [15]
 
 
 def plan_steps(folder):
@@ -218,14 +218,21 @@ class Changing(Counting):
 def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_other_responses(
     tokenizer, teacher, tmp_path
 ):
-    folder, save = RunFolder(tmp_path / "run"), SaveSettings(every=3, keep=1)
-    plan = lambda: make_plan(tokenizer, teacher, save=save, eval_prompts=[])
-    changing = lambda p: replace(p, engine=Changing(p.cast.student))
-    go(changing(plan()), folder)
+    folder, save = RunFolder(tmp_path / "run"), SaveSettings(every=3, keep=2)
+
+    def plan(**changes):
+        plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], **changes)
+        return replace(plan, engine=Changing(plan.cast.student))
+
+    go(plan(stop_after=8), folder)
     with pytest.raises(StorageError) as caught:
-        replay(changing(plan()), folder, 3)
+        replay(plan(), folder, 3)
     assert caught.value.code == "S607"
-    assert "--step 9" in caught.value.fix
+    assert caught.value.fix.endswith("--step 8")
+    assert replay(plan(), folder, 8).same
+    shutil.rmtree(folder.journal)
+    with pytest.raises(StorageError, match=r"save\.keep=10"):
+        replay(plan(), folder, 8)
 
 
 def test_entries_of_an_older_version_are_dropped_and_written_again(tokenizer, teacher, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
-from vistill.runs.folder import RunFolder, journal_files
+from vistill.runs.folder import RunFolder, checkpoints_in, journal_files, step_of
 from vistill.runs.storage import to_json, write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
@@ -130,16 +130,20 @@ class Journal:
                 file.unlink(missing_ok=True)
 
 
-def no_entry(journal: Journal, folder: RunFolder, step: int, last: int) -> StorageError:
-    """S607."""
-    steps = journal.steps()
+def no_entry(journal: Journal, folder: RunFolder, step: int) -> StorageError:
+    """S607, with a step that can be recomputed where there is one."""
+    steps, saved = journal.steps(), checkpoints_in(folder.path)
     held = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it holds none"
+    starts = [max((step_of(path) for path in saved if step_of(path) < number), default=0) for number in steps]
+    possible = [n for n, start in zip(steps, starts, strict=True) if set(range(start + 1, n + 1)) <= set(steps)]
     return StorageError(
         "S607",
         f"the responses of step {step} are not in the journal",
         where=str(journal.path),
         why=f"{held}, and this rollout engine would write others; without them the step cannot be recomputed",
-        fix=f"vistill replay {folder.path} --step {last}",
+        fix=f"vistill replay {folder.path} --step {possible[-1]}"
+        if possible
+        else f"a new run that keeps more: run={folder.path}-2 save.keep=10",
         note="it goes back to the oldest of the save.keep newest checkpoints; save.journal=false writes none",
     )
 

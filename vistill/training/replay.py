@@ -99,7 +99,7 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
                 elif plan.objective.writer is not Writer.DATA and not getattr(
                     update.desk.engine, "follows_keyed_noise", True
                 ):
-                    raise no_entry(journal, folder, state.step + 1, max(logged))
+                    raise no_entry(journal, folder, state.step + 1)
                 result = train_step(update, prompts, state, epochs)
                 state.step += 1
                 state.method["memory"] = result.memory
