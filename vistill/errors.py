@@ -78,6 +78,7 @@ CATALOGUE: dict[str, str] = {
     "V816": "Views that should differ in pixels alone differ in tokens.",
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model; there is nothing to distil.",
     "N701": "A reading, signal, loss or gradient is not finite several steps in a row, or in over 1 % of all steps.",
+    "N702": "A number that a resumed run reads again is not finite, so it cannot be saved.",
     "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
     "R401": "Every response of several steps in a row was cut off at the length limit.",
     "R403": "A response stayed empty after several attempts.",
@@ -91,6 +92,8 @@ CATALOGUE: dict[str, str] = {
     "S602": "Another process owns this run folder.",
     "S604": "A checkpoint is damaged or from another version.",
     "S605": "The run folder holds nothing that can be read.",
+    "S606": "A file that the run wrote for itself is damaged, or was changed.",
+    "S607": "The journal does not hold the responses of a step, and the rollout engine would write others.",
 }
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 MASK = "***"
@@ -42,19 +44,37 @@ def for_terminal(text: str) -> str:
     return masked_settings(visible(text, "\n").replace("\t", "    "))
 
 
-def secrets_of_environment() -> list[str]:
-    """Values of environment variables that are named like secrets, as they are and as JSON has them, longest first."""
-    named = {
-        v for k, v in os.environ.items() if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k) and GUESSED.search(v)
-    }
+@dataclass(frozen=True)
+class Secrets:
+    """The secrets of an environment as one pattern; None where it has none."""
+
+    pattern: re.Pattern[str] | None
+
+
+def secrets_now() -> Secrets:
+    """The secrets of the environment as it is now; looked for again only where the environment has changed."""
+    return secrets_of(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=1)
+def secrets_of(environment: tuple[tuple[str, str], ...]) -> Secrets:
+    """Values of variables that are named like secrets, as they are and as JSON has them, the longest first."""
+    named = {v for k, v in environment if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k) and GUESSED.search(v)}
     found = {v for v in named if not os.access(v, os.F_OK)}  # the path of a key file is no secret
-    return sorted(found | {json.dumps(v)[1:-1] for v in found}, key=len, reverse=True)
+    longest_first = sorted(found | {json.dumps(v)[1:-1] for v in found}, key=lambda v: (-len(v), v))
+    return Secrets(re.compile("|".join(map(re.escape, longest_first))) if longest_first else None)
 
 
-def masked(text: str) -> str:
-    """The same text without credentials in URLs and without the environment's secrets; what data says stays."""
-    for secret in secrets_of_environment():
-        text = text.replace(secret, MASK)
+def masked(text: str, secrets: Secrets | None = None) -> str:
+    """The same text without credentials in URLs and without the environment's secrets; what data says stays.
+
+    Args:
+        text: any text.
+        secrets: of the environment; a caller with many texts asks for them once (`secrets_now`).
+    """
+    pattern = (secrets or secrets_now()).pattern
+    if pattern is not None:
+        text = pattern.sub(MASK, text)
     if ":/" in text:
         text = CREDENTIALS.sub(rf"\1/{MASK}@", text)
     if "=" in text and "?" in text:

@@ -1,15 +1,17 @@
 """Rows to prompts: placeholders, several images, text-only policy, quarantine, faults with codes."""
 
 import json
+import random
 
 import pytest
 from PIL import Image
 
 from vistill.data.keys import num_steps, rows_of_step
-from vistill.data.loading import check_overlap, load_both, load_rows
+from vistill.data.loading import LoadedData, check_overlap, hold_out, load_both, load_rows
 from vistill.data.rows import PLACEHOLDER, fill
 from vistill.data.settings import Columns, DataSettings
-from vistill.errors import VistillError
+from vistill.errors import DataError, VistillError
+from vistill.types import Prompt
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_a_line_that_is_not_json_is_named(folder):
 
 
 def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
-    path = write(folder, [row() for _ in range(20)])
+    path = write(folder, [row(f"{i}?") for i in range(20)])
     train, held = load_both(DataSettings(train=path, holdout=5))
     assert (len(train.prompts), len(held.prompts)) == (15, 5)
     assert not {p.id for p in train.prompts} & {p.id for p in held.prompts}
@@ -265,3 +267,52 @@ def test_equal_questions_are_held_out_together(folder):
     train, held = load_both(settings)
     assert len(held.prompts) == 8
     check_overlap(train, held, settings)
+
+
+def holding_out(sizes, count):
+    """Held and kept rows where the questions are repeated so often."""
+    rows = [
+        Prompt(f"{g}-{i}", (f"question {g}",), content=f"q{g}-{i}") for g, size in enumerate(sizes) for i in range(size)
+    ]
+    train, held = hold_out(LoadedData(rows, [], []), count)
+    assert sorted(p.id for p in (*train.prompts, *held.prompts)) == sorted(p.id for p in rows)
+    return train, held
+
+
+def sums_of(sizes):
+    """Every number of rows that whole groups hold, but none and all."""
+    reachable = {0}
+    for size in sizes:
+        reachable |= {n + size for n in reachable}
+    return reachable - {0, sum(sizes)}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_equal_questions_stay_together_and_the_number_held_out_is_the_nearest_there_is(seed):
+    rng = random.Random(seed)
+    sizes = [rng.choice([1, 2, 2, 3, 5, 9]) for _ in range(rng.randint(2, 12))]
+    for count in {1, sum(sizes) - 1, *(rng.randint(1, sum(sizes) - 1) for _ in range(4))}:
+        train, held = holding_out(sizes, count)
+        check_overlap(train, held, DataSettings())
+        nearest = min(abs(n - count) for n in sums_of(sizes))
+        assert abs(len(held.prompts) - count) == nearest
+        assert (train, held) == holding_out(sizes, count)
+
+
+def test_three_of_eight_paired_rows():
+    train, held = holding_out([2, 2, 2, 2], 3)
+    assert (len(train.prompts), len(held.prompts)) == (6, 2)
+    check_overlap(train, held, DataSettings())
+
+
+def test_where_all_rows_ask_the_same_none_can_be_held_out():
+    with pytest.raises(DataError) as caught:
+        holding_out([5], 2)
+    assert caught.value.code == "D308"
+    assert len(holding_out([5], 0)[0].prompts) == 5
+
+
+def test_many_rows_are_held_out_quickly_whatever_their_groups():
+    train, held = holding_out([2] * 20_000 + [7] * 301, 10_001)
+    assert len(held.prompts) == 10_001
+    assert len(train.prompts) == 40_000 + 2_107 - 10_001

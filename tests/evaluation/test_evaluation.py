@@ -215,8 +215,10 @@ def test_swapped_never_shows_a_row_its_own_picture_again(cast, shown):
 def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(cast, shown):
     from dataclasses import replace
 
+    partner = {"a": BLUE, "b": BLUE, "c": BLUE, "d": RED}
     evaluate(cast, ROWS, replace(QUICK, limit=2))
-    assert shown == [("a", BLUE), ("b", BLUE)]
+    assert len(shown) == 2
+    assert all(partner[name] == colour for name, colour in shown)
 
 
 def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(cast, shown):

@@ -1,11 +1,14 @@
 """Ten canaries planted where secrets are: none of them is found in a run folder, on the screen or in an export."""
 
 import json
+import os
+import re
 import sys
 import time
 
 import pytest
 
+from vistill import outward
 from vistill.cli.main import entry
 from vistill.outward import MASK, for_terminal, masked, masked_settings
 from vistill.runs.folder import RunFolder
@@ -169,7 +172,7 @@ def test_long_text_is_masked_in_linear_time(planted, piece):
 
 
 def test_the_search_finds_a_canary_where_nothing_masks(planted, tmp_path, monkeypatch):
-    monkeypatch.setattr("vistill.runs.storage.masked", str)
+    monkeypatch.setattr("vistill.runs.storage.masked", lambda text, _: text)
     write_text(tmp_path / "a.txt", ENVIRONMENT["HF_TOKEN"])
     assert found_in(tmp_path, "") == ["a.txt"]
 
@@ -184,3 +187,32 @@ def test_a_run_with_a_masked_recipe_is_known_again_by_check(vistill, tiny_folder
     status, printed = vistill("check", "--fast", *words)
     assert status == 0, printed
     assert "goes on after step 1" in printed
+
+
+def test_many_texts_cost_one_look_at_the_environment_and_one_pattern(planted, monkeypatch):
+    looks, patterns, plain_items, compile_ = [], [], type(os.environ).items, re.compile
+    monkeypatch.setattr(type(os.environ), "items", lambda self: looks.append(1) or plain_items(self), raising=False)
+    monkeypatch.setattr(re, "compile", lambda *a: patterns.append(a) or compile_(*a))
+    outward.secrets_of.cache_clear()
+    record = {"tokens": [f"token {i}" for i in range(4096)], "text": ENVIRONMENT["HF_TOKEN"]}
+    for _ in range(32):
+        assert json.loads(to_json(record))["text"] == MASK
+    assert len(looks) == 32
+    assert len(patterns) == 1
+    assert outward.secrets_of.cache_info().misses == 1
+
+
+def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeypatch, tmp_path):
+    assert to_json("late-secret-1 late-secret-2") == '"late-secret-1 late-secret-2"'
+    monkeypatch.setenv("LATE_TOKEN", "late-secret-1")
+    assert to_json("late-secret-1 late-secret-2") == '"*** late-secret-2"'
+    monkeypatch.setenv("LATE_TOKEN", "late-secret-2")
+    assert masked("late-secret-1 late-secret-2") == "late-secret-1 ***"
+    monkeypatch.delenv("LATE_TOKEN")
+    assert for_terminal("late-secret-1 late-secret-2") == "late-secret-1 late-secret-2"
+
+
+def test_the_longer_of_two_secrets_that_begin_alike_is_masked_whole(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "secret-12")
+    monkeypatch.setenv("B_TOKEN", "secret-12345(.*)")
+    assert masked("x secret-12345(.*) y secret-12 z") == "x *** y *** z"

@@ -12,6 +12,7 @@ from vistill.errors import DataError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS
+from vistill.rollouts.build import build_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.canary import weak
@@ -123,7 +124,8 @@ def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
     monkeypatch.setattr(privilege, "see", watch)
     settings = EvalSettings(max_new_tokens=3)
     rows = all_with_one_thought(TOLD, 4)
-    measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext())
+    engine = build_engine(student, RolloutSettings())
+    measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext(), engine)
     assert len(seen) == 12
     assert all(pixels(own) != pixels(other) for own, other in seen)
 

@@ -29,7 +29,6 @@ from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
 from vistill.training.checks.models import one_device, teacher_precision
 from vistill.training.loop import best_of
-from vistill.training.run_state import RunState, state_from_dict
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views.settings import ViewSettings
@@ -344,18 +343,6 @@ def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, mon
     monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(watched))
     build_plan(setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
     assert seen == [c.name for c in START_CHECKS]
-
-
-def test_a_state_of_the_earlier_format_is_read_and_an_unknown_one_refused():
-    old = {"step": 4, "best": None, "skipped": 1, "gone": {}, "ladder": {},
-           "method": {"memory": {"eta": 0.4}, "warned": ["blind"], "all_truncated": 2, "reference_sha256": "x"}}  # fmt: skip
-    state = state_from_dict(old)
-    assert (state.memory, state.warned, state.all_truncated_in_a_row) == ({"eta": 0.4}, ["blind"], 2)
-    assert state.reference_sha256 == "x"
-    assert state_from_dict(json.loads(json.dumps(state.to_dict()))) == state
-    assert state_from_dict(RunState().to_dict()) == RunState()
-    with pytest.raises(ValueError, match="colour"):
-        state_from_dict({**old, "colour": "red"})
 
 
 # keep_best

@@ -10,14 +10,14 @@ from plans import replay_of
 from training.test_loop import TRAIN, go, make_plan, trace
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.errors import StorageError
+from vistill.errors import ConfigError, StorageError
 from vistill.objectives import METHODS
 from vistill.objectives.sft import SFT
 from vistill.objectives.va_opd import VAOPD
 from vistill.rollouts.hf import HFEngine
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import RunFolder, checkpoints_in, step_of
 from vistill.training.checkpoint import weights_hash
-from vistill.training.journal import Journal
+from vistill.training.journal import Journal, chain_key
 from vistill.training.replay import told
 from vistill.training.settings import SaveSettings
 
@@ -66,7 +66,7 @@ def test_responses_are_on_disk_before_the_update(tokenizer, teacher, tmp_path, m
     folder, honest, seen = RunFolder(tmp_path), step_module.apply_update, []
 
     def look(update, loss, lr):
-        seen.append(sorted(int(f.stem) for f in folder.journal.glob("*.json"))[-1])
+        seen.append(Journal(folder.journal, "").steps()[-1])
         return honest(update, loss, lr)
 
     monkeypatch.setattr(step_module, "apply_update", look)
@@ -74,13 +74,19 @@ def test_responses_are_on_disk_before_the_update(tokenizer, teacher, tmp_path, m
     assert seen == [1, 2, 3, 4]
 
 
-def test_the_journal_is_kept_as_far_back_as_the_oldest_checkpoint(tokenizer, teacher, tmp_path):
+@pytest.mark.parametrize("best", [False, True])
+def test_the_journal_goes_back_to_the_oldest_of_the_newest_checkpoints_however_old_the_best_is(
+    tokenizer, teacher, tmp_path, best
+):
     folder = RunFolder(tmp_path)
     plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
+    if best:
+        go(replace(plan, stop_after=2), folder)
+        folder.log(folder.evaluations, {"step": 2, "accuracy": 1.0})
+        plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
     go(plan, folder)
-    kept = sorted(int(f.stem) for f in folder.journal.glob("*.json"))
-    oldest = min(int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*"))
-    assert kept == list(range(oldest + 1, plan_steps(folder) + 1))
+    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [*([2] if best else []), 14, 15]
+    assert Journal(folder.journal, "").steps() == [15]
 
 
 def plan_steps(folder):
@@ -92,23 +98,29 @@ def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(tokeni
     go(make_plan(tokenizer, teacher, stop_after=1), folder)
     record = json.loads((folder.journal / "000001.json").read_text())
     asked = [next(p for p in TRAIN if p.id == name) for name in record["prompts"]]
-    assert Journal(folder.journal, "test").find(1, asked) is not None
-    assert Journal(folder.journal, "other").find(1, asked) is None
-    assert Journal(folder.journal, "test").find(1, diagram_prompts("val", 2, 3)) is None
-    assert Journal(folder.journal, "test").find(2, asked) is None
+    past = chain_key("", ())
+    looking = lambda fingerprint: Journal(folder.journal, fingerprint, writes=False)
+    assert looking(record["fingerprint"]).find(1, asked, past) is not None
+    assert looking("other").find(1, asked, past) is None
+    assert looking(record["fingerprint"]).find(1, diagram_prompts("val", 2, 3), past) is None
+    assert looking(record["fingerprint"]).find(2, asked, past) is None
+    assert looking(record["fingerprint"]).find(1, asked, chain_key("", ("a row",))) is None
+    assert looking(record["fingerprint"]).find(1, asked, chain_key("another past", ())) is None
+    assert looking(record["fingerprint"]).steps() == [1]
 
 
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.99))])
 def test_half_an_entry_is_none_and_is_written_again(tokenizer, teacher, tmp_path, share):
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
-    go(make_plan(tokenizer, teacher), whole)
-    go(make_plan(tokenizer, teacher, stop_after=5), folder)
+    save = SaveSettings(every=4, keep=9)
+    go(make_plan(tokenizer, teacher, save=save), whole)
+    go(make_plan(tokenizer, teacher, save=save, stop_after=5), folder)
     file = folder.journal / "000005.json"
     text = file.read_bytes()
     file.write_bytes(text[: int(share * len(text))])
-    plan = make_plan(tokenizer, teacher)
-    go(plan, folder)
-    assert file.read_bytes() == text or not file.exists()
+    go(make_plan(tokenizer, teacher, save=save), folder)
+    assert file.read_bytes() == text
+    assert "its entry cannot be read: 1 entries of the journal dropped" in folder.events.read_text()
     assert trace(folder) == trace(whole)
 
 
@@ -146,6 +158,7 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
         assert made.same
         assert made.start == start
         assert sorted(made.compared) == list(range(start + 1, step + 1))
+        assert made.from_journal == (list(range(start + 1, step + 1)) if start else [])
     assert {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()} == before
     assert "all" in told(made, last)
 
@@ -186,12 +199,86 @@ def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(tokenize
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     save = SaveSettings(every=50)
     go(make_plan(tokenizer, teacher, stop_after=2, save=save, eval_prompts=[]), folder)
-    assert sorted(f.stem for f in folder.journal.glob("*.json")) == ["000001", "000002"]
-    other = lambda: make_plan(tokenizer, teacher, save=save, eval_prompts=[], seed=5)
-    with torch.no_grad():
-        for made, place in ((other(), folder), (other(), whole)):
-            for parameter in made.cast.student.model.parameters():
-                parameter.mul_(1.1)
-            with torch.enable_grad():
-                go(made, place)
+    assert Journal(folder.journal, "").steps() == [1, 2]
+    for file in folder.journal.glob("*.json"):  # as an engine that is not reproducible would have written
+        record = json.loads(file.read_text())
+        record["rollouts"][0][0]["ids"][0] += 1
+        file.write_text(json.dumps(record) + "\n")
+    for place in (folder, whole):
+        go(make_plan(tokenizer, teacher, save=save, eval_prompts=[]), place)
     assert folder.metrics.read_text() == whole.metrics.read_text()
+
+
+def test_a_run_that_begins_anew_with_another_student_is_refused(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    go(make_plan(tokenizer, teacher, stop_after=2, save=SaveSettings(every=50), eval_prompts=[]), folder)
+    other = make_plan(tokenizer, teacher, save=SaveSettings(every=50), eval_prompts=[])
+    with torch.no_grad():
+        for parameter in other.cast.student.model.parameters():
+            parameter.mul_(1.1)
+    with pytest.raises(ConfigError) as caught:
+        go(other, folder)
+    assert caught.value.code == "C202"
+
+
+class Changing(Counting):
+    """An engine that says that it would not write the same again."""
+
+    follows_keyed_noise = False
+
+
+def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_other_responses(
+    tokenizer, teacher, tmp_path
+):
+    folder, save = RunFolder(tmp_path / "run"), SaveSettings(every=3, keep=2)
+
+    def plan(**changes):
+        plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], **changes)
+        return replace(plan, engine=Changing(plan.cast.student))
+
+    go(plan(stop_after=8), folder)
+    with pytest.raises(StorageError) as caught:
+        replay_of(plan(), folder, 3)
+    assert caught.value.code == "S607"
+    assert caught.value.fix.endswith("--step 8")
+    assert replay_of(plan(), folder, 8).same
+    shutil.rmtree(folder.journal)
+    with pytest.raises(StorageError, match=r"save\.keep=10"):
+        replay_of(plan(), folder, 8)
+
+
+def test_entries_of_an_older_version_are_dropped_and_written_again(tokenizer, teacher, tmp_path):
+    whole, folder, save = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), SaveSettings(every=4, keep=9)
+    go(make_plan(tokenizer, teacher, save=save), whole)
+    go(make_plan(tokenizer, teacher, save=save, stop_after=7), folder)
+    for step in (5, 6, 7):
+        file = folder.journal / f"{step:06d}.json"
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in record.items() if k not in ("chain", "digest")}) + "\n")
+    go(make_plan(tokenizer, teacher, save=save), folder)
+    assert trace(folder) == trace(whole)
+    assert "step 5: its entry is of an older version: 3 entries of the journal dropped" in folder.events.read_text()
+
+
+def test_an_entry_whose_token_ids_were_changed_is_not_taken(tokenizer, teacher, tmp_path):
+    whole, folder, save = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), SaveSettings(every=4, keep=9)
+    go(make_plan(tokenizer, teacher, save=save), whole)
+    go(make_plan(tokenizer, teacher, save=save, stop_after=6), folder)
+    file = folder.journal / "000005.json"
+    record = json.loads(file.read_text())
+    record["rollouts"][0][0]["ids"][0] += 1
+    file.write_text(json.dumps(record) + "\n")
+    go(make_plan(tokenizer, teacher, save=save), folder)
+    assert trace(folder) == trace(whole)
+
+
+def test_files_of_people_in_the_journal_are_left_alone(tokenizer, teacher, tmp_path):
+    folder = RunFolder(tmp_path)
+    names = ("notes.json", "000005-copy.json", "5.json", "0000005.json", "backup/x.json")
+    for name in names:
+        (folder.journal / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.journal / name).write_text("{}")
+    Journal(folder.journal, "").forget_until(10)
+    Journal(folder.journal, "").drop_from(1, "for a test")
+    assert Journal(folder.journal, "").steps() == []
+    assert all((folder.journal / name).exists() for name in names)

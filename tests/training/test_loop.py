@@ -364,8 +364,8 @@ def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_use
 
 def test_leftovers_of_an_interrupted_save_are_swept_and_never_loaded(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    (tmp_path / ".inprogress-000009-abc" / "student").mkdir(parents=True)
-    (tmp_path / ".trash-checkpoint-1").mkdir()
+    (tmp_path / ".inprogress-000009-0123abcd" / "student").mkdir(parents=True)
+    (tmp_path / ".trash-checkpoint-000001-4711").mkdir()
     run(make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[]), folder)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith((".inprogress", ".trash"))]
 
@@ -437,16 +437,16 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(tokenizer, teacher, tmp_
     assert all(p.dtype == torch.float32 for p in plan.cast.student.model.parameters())
 
 
-def test_the_best_evaluation_is_the_earliest_of_the_highest_and_its_checkpoint_survives(tmp_path):
-    records = [{"step": s, "accuracy": a} for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))]
+def test_the_best_evaluation_is_the_latest_of_the_highest_and_its_checkpoint_survives(tmp_path):
+    records = [{"step": s, "accuracy": a, "rows": 3.0} for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))]
     best = best_of(records, SaveSettings())
-    assert best == {"step": 4, "value": 0.6}
+    assert best == {"step": 6, "value": 0.6, "rows": 3.0}
     assert best_of(records, SaveSettings(keep_best="none")) is None
     folder = RunFolder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.checkpoint(step).mkdir()
-    retain(folder, 1, best)
-    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000008"]
+    retain(folder, 1, best, 8)
+    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000006", "checkpoint-000008"]
 
 
 def test_learning_rates_follow_their_schedules():

@@ -382,7 +382,12 @@ def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path
         )
         judged = EvalSettings(every=2, limit=2, max_new_tokens=5)
         plan = make_plan(
-            tokenizer, teacher, METHODS["gkd"](), rollout=rollout, eval_prompts=PLAIN[:2], evaluation=judged
+            tokenizer,
+            teacher,
+            METHODS["gkd"](),
+            rollout=rollout,
+            eval_prompts=diagram_prompts("val", 2, 0),
+            evaluation=judged,
         )
         folder = RunFolder(tmp_path / engine)
         run(prepare_run(plan, folder), folder)

@@ -1,6 +1,5 @@
 """Load prompts from wherever the recipe says; every bad row is found before step 1 and set aside with its reason."""
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +62,14 @@ def load_source(source: str, settings: DataSettings, split: Literal["train", "te
 
 
 def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
-    """Set rows aside in the order of a key of their own; a row more or less moves few others, whatever its place."""
+    """Set rows aside, equal questions always together, in the order of a key of their own.
+
+    A row more or less moves few others, whatever its place. Where groups of equal questions do not add up to `count`,
+    the nearest number that they add up to is taken, the smaller of two; one row at least, and never all.
+
+    Raises:
+        DataError: D102 where there are no more rows than that, D308 where all rows ask the same.
+    """
     if count and count >= len(data.prompts):
         raise DataError(
             "D102",
@@ -73,15 +79,55 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
     groups: dict[str, list[Prompt]] = {}
     for prompt in sorted(data.prompts, key=lambda p: (keyed_seed("holdout", p.asked), p.id)):
         groups.setdefault(prompt.asked, []).append(prompt)
-    aside: set[str] = set()
-    for group in groups.values():  # equal questions stay together
-        if len(aside) + len(group) <= count:
-            aside |= {p.id for p in group}
-    left = (p.id for group in groups.values() for p in group if p.id not in aside)
-    aside |= set(itertools.islice(left, count - len(aside)))
+    if count and len(groups) == 1:
+        raise DataError(
+            "D308",
+            f"data.holdout={count}, but all {len(data.prompts)} rows ask the same",
+            why="equal questions stay together, so none can be held out while others are learnt from",
+            fix="data.eval=FILE with other rows   or   data.holdout=0",
+        )
+    chosen = groups_adding_up([len(group) for group in groups.values()], count)
+    aside = {p.id for index, group in enumerate(groups.values()) if index in chosen for p in group}
     kept = [p for p in data.prompts if p.id not in aside]
     held = [p for p in data.prompts if p.id in aside]
     return replace(data, prompts=kept), LoadedData(held, [], [])
+
+
+def groups_adding_up(sizes: Sequence[int], count: int) -> set[int]:
+    """Indices of groups that hold `count` rows, or the nearest number from 1 that they can hold without being all."""
+    chosen, left = set[int](), count
+    for index, size in enumerate(sizes):
+        if size <= left:
+            chosen.add(index)
+            left -= size
+    return chosen if left == 0 else nearest_sum(sizes, count)
+
+
+def nearest_sum(sizes: Sequence[int], count: int) -> set[int]:
+    """The same where taking whatever fits, in order, does not add up: over all sums there are, as bits of a number."""
+    most = min(count + max(sizes), sum(sizes) - 1)
+    limit = (1 << (most + 1)) - 1
+    reachable, bundles = 1, []  # bit n: some groups hold n rows
+    for size, number in sorted(Counter(sizes).items()):
+        taken = 1
+        while number > 0:  # so many groups of one size as bundles of 1, 2, 4, ... and the rest
+            taken = min(taken, number)
+            bundles.append((reachable, size, taken))
+            reachable |= reachable << (size * taken) & limit
+            number, taken = number - taken, 2 * taken
+    sums = [n for n in range(1, most + 1) if reachable >> n & 1]
+    goal = min(sums, key=lambda n: (abs(n - count), n))
+    wanted: Counter[int] = Counter()
+    for before, size, taken in reversed(bundles):
+        if not before >> goal & 1:
+            wanted[size] += taken
+            goal -= size * taken
+    chosen = set[int]()
+    for index, size in enumerate(sizes):
+        if wanted[size] > 0:
+            chosen.add(index)
+            wanted[size] -= 1
+    return chosen
 
 
 def procedural(settings: DataSettings, split: Literal["train", "test"], count: int) -> LoadedData:

@@ -42,7 +42,8 @@ class DataSettings:
     eval: str = ""
     """The same for evaluation; empty takes none (diagrams bring their own)."""
     holdout: int = ranged(0, 0)
-    """Where `eval` is empty: set so many training rows aside, chosen by a key; equal questions together."""
+    """Where `eval` is empty: set so many training rows aside, chosen by a key; equal questions together, so that it may
+    be the nearest number that they add up to."""
     images: str = ""
     """Folder that image paths are relative to and may not leave; the data file's folder by default."""
     columns: Columns = field(default_factory=Columns)

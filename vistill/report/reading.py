@@ -108,9 +108,10 @@ def rows_from(data: Mapping[str, Any], part: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON document, or nothing where it is missing or half-written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_run(path: Path) -> RunData:
@@ -125,10 +126,10 @@ def read_run(path: Path) -> RunData:
             why="neither run.lock.json nor metrics.jsonl was found",
             fix="vistill report runs/NAME",
         )
-    rollouts = sorted((path / "rollouts").glob("*.jsonl"))
+    rollouts = folder.rollout_files()
     evaluations = folder.read(folder.evaluations)
     steps = {f"{int(r.get('step', 0)):06d}" for r in evaluations}  # others are of steps that a resume took back
-    files = {p.stem.removeprefix("step-"): p for p in sorted((path / "tokens").glob("*.json"))}
+    files = {p.stem.removeprefix("step-"): p for p in folder.token_files()}
     tokens = {step: read_json(p) for step, p in files.items() if step in steps or not steps}
     return RunData(
         path.name,

@@ -1,10 +1,10 @@
 """Which model a path stands for: a model folder or hub id is itself; a run folder is its chosen student."""
 
-import json
 from pathlib import Path
 
 from vistill.errors import ModelError, StorageError
 from vistill.runs.missing import ASSETS, nearest
+from vistill.runs.storage import read_json
 
 #: The tiny models that come with the package.
 SHIPPED = ("teacher", "student", "base")
@@ -29,7 +29,7 @@ def resolve_model(source: str, role: str = "student") -> str:
     result = folder / "result.json"
     if not result.is_file() or (folder / "config.json").exists():
         return source
-    chosen = json.loads(result.read_text(encoding="utf-8")).get("checkpoint")
+    chosen = read_json(result).get("checkpoint")
     student = folder / str(chosen) / "student"
     if not chosen or not student.is_dir():
         raise StorageError(

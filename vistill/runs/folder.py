@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,12 +24,49 @@ from vistill.runs.storage import (
     write_text,
 )
 
+#: Names that count. Copies, backups and other files of people in a run folder are neither read nor removed.
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{6,})")
+JOURNAL_ENTRY = re.compile(r"([0-9]{6,})\.json")
+ROLLOUTS = re.compile(r"([0-9]{6,})\.jsonl")
+TOKENS = re.compile(r"step-([0-9]{6,})\.json")
+#: What an interrupted save or removal leaves behind.
+UNFINISHED = r"\.inprogress-[0-9]{6,}-[0-9a-f]{8}"
+LEFTOVER = re.compile(rf"{UNFINISHED}|(\.trash-)+(checkpoint-[0-9]{{6,}}|{UNFINISHED})(-[0-9]+)+")
+
 #: Logs that are cut back to the checkpoint's step on resume.
 STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jsonl")
 
 
 #: Run folders that this process owns.
 OWNED: set[tuple[int, str]] = set()
+
+
+def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """What lies in a folder under a numbered name, by number in ascending order; anything else is left out."""
+    named = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    matches = [match for match in map(pattern.fullmatch, named) if match]
+    as_written = [m for m in matches if m[1] == f"{int(m[1]):06d}"]  # no second name for one number
+    return {int(m[1]): named[m[0]] for m in sorted(as_written, key=lambda m: int(m[1]))}
+
+
+def checkpoints_in(path: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest step first: folders that are called exactly `checkpoint-000123`."""
+    return [place for place in numbered(path, CHECKPOINT).values() if place.is_dir()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def journal_files(path: Path) -> dict[int, Path]:
+    """The entries of a journal by step, oldest first."""
+    return {step: file for step, file in numbered(path, JOURNAL_ENTRY).items() if file.is_file()}
+
+
+def leftovers_in(path: Path) -> list[Path]:
+    """Folders that an interrupted save or removal left behind."""
+    return [place for place in path.iterdir() if LEFTOVER.fullmatch(place.name)] if path.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -74,12 +112,12 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """The responses of every step since the oldest checkpoint."""
+        """The responses of every step since the oldest of the newest checkpoints."""
         return self.path / "journal"
 
     def has_started(self) -> bool:
         """Whether a step was ever taken here; a start that failed on bad data binds nobody to its recipe."""
-        return self.metrics.exists() or any(self.path.glob("checkpoint-*"))
+        return self.metrics.exists() or bool(checkpoints_in(self.path))
 
     def rollouts(self, step: int) -> Path:
         """The rollouts of a step with their signals."""
@@ -88,6 +126,14 @@ class RunFolder:
     def samples(self, name: str) -> Path:
         """Per-sample results of an evaluation."""
         return self.path / "samples" / f"{name}.jsonl"
+
+    def rollout_files(self) -> list[Path]:
+        """The rollouts that were written out, oldest step first."""
+        return [file for file in numbered(self.path / "rollouts", ROLLOUTS).values() if file.is_file()]
+
+    def token_files(self) -> list[Path]:
+        """The tokens of evaluated responses, oldest step first."""
+        return [file for file in numbered(self.path / "tokens", TOKENS).values() if file.is_file()]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a published checkpoint."""

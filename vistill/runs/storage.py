@@ -2,26 +2,48 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from vistill.errors import StorageError
+from vistill.errors import NonFiniteError, StorageError
 from vistill.faults import fault
-from vistill.outward import MASK, is_secret, masked
+from vistill.outward import MASK, Secrets, is_secret, masked, secrets_now
 
 
 def to_json(value: object, indent: int | None = None, exact: bool = False) -> str:
-    """JSON that every reader accepts: no NaN, no infinity (they become null).
+    """JSON that every reader accepts: no NaN, no infinity (they become null), secrets in its texts masked.
 
-    Secrets in its texts are masked, unless it is exact: state that this program reads again must come back as it was.
+    Where it is exact, this program reads it again and it must come back as it was: nothing is masked, and a number that
+    is not finite is an error (N702).
     """
-    plain = finite(value) if exact else without_secrets(finite(value))
+    if exact:
+        check_finite(value)
+    plain = finite(value) if exact else without_secrets(finite(value), secrets_now())
     return json.dumps(plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None)
+
+
+def check_finite(value: Any, name: str = "") -> None:
+    """N702 where NaN or infinity would be read back as nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteError(
+            "N702",
+            f"{name.removeprefix('.') or 'a value'} is {value} and cannot be saved",
+            why="what is saved is read again, and a run that goes on with such a number never becomes finite again",
+            fix="train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run=NEW",
+            note="nothing was overwritten; the same command goes on from the newest checkpoint",
+        )
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_finite(part, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            check_finite(part, f"{name}[{index}]")
 
 
 def finite(value: Any) -> Any:
@@ -35,13 +57,13 @@ def finite(value: Any) -> Any:
     return value
 
 
-def without_secrets(value: Any) -> Any:
+def without_secrets(value: Any, secrets: Secrets) -> Any:
     """The same plain value, secrets in its texts masked; numbers and keys stay."""
     if isinstance(value, str):
-        return masked(value)
+        return masked(value, secrets)
     if isinstance(value, dict):
-        return {k: MASK if is_secret(k, v) else without_secrets(v) for k, v in value.items()}
-    return [without_secrets(v) for v in value] if isinstance(value, list) else value
+        return {k: MASK if is_secret(k, v) else without_secrets(v, secrets) for k, v in value.items()}
+    return [without_secrets(v, secrets) for v in value] if isinstance(value, list) else value
 
 
 def sync_folder(folder: Path) -> None:
@@ -116,15 +138,17 @@ def append_line(path: Path, record: object, exact: bool = False) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete JSON lines of a file; a half-written last line is left out."""
+    """The complete JSON lines of a file; a half-written last line is left out (S605 for another that is no record)."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as handle:
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"a record is expected, not {type(record).__name__}")
             except ValueError as error:
                 raise StorageError(
                     "S605",
@@ -134,6 +158,38 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     fix=f"take the line out of {path}",
                 ) from error
             yield record
+
+
+def read_json(path: Path, **fields: type | set[str]) -> dict[str, Any]:
+    """A JSON document that this program wrote (S606 where it is none).
+
+    Args:
+        path: of the file.
+        fields: what it must hold at least: a type, or the exact keys of an object.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError(f"an object is expected, not {type(record).__name__}")
+        for name, kind in fields.items():
+            value = record.get(name)
+            exact = isinstance(kind, set) and isinstance(value, dict) and set(value) == kind
+            if not exact and not (isinstance(kind, type) and isinstance(value, kind)):
+                raise ValueError(f"{name} is missing or not as it was written")
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+    return record
+
+
+def damaged(path: Path, why: str) -> StorageError:
+    """S606."""
+    return StorageError(
+        "S606",
+        f"{path.name} cannot be read",
+        where=str(path.parent),
+        why=f"it was changed since it was written: {why}",
+        fix=f"restore {path} from a backup, or start a new run: run={path.parent}-2",
+    )
 
 
 def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool], lost: Path) -> None:
@@ -159,7 +215,12 @@ def file_hash(path: Path) -> str:
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder by renaming it first, so that no half-deleted folder is ever taken for a whole one."""
-    trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
-    folder.rename(trash)
-    fault("remove.after_rename")
-    shutil.rmtree(trash, ignore_errors=True)
+    trash = folder
+    if not folder.name.startswith(".trash-"):
+        trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
+        folder.rename(trash)
+        fault("remove.after_rename")
+    if trash.is_symlink():  # a checkpoint that was moved to another disk and linked: what it points to stays
+        trash.unlink()
+    else:
+        shutil.rmtree(trash, ignore_errors=True)

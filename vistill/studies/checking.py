@@ -10,7 +10,7 @@ from vistill.config import Recipe, load_stages, method_schemas
 from vistill.data.loading import check_enough, check_overlap, load_both
 from vistill.errors import ModelError
 from vistill.runs.chosen import resolve_model
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import RunFolder, checkpoints_in, step_of
 from vistill.runs.missing import KNOWN_FAMILIES, looks_like_hub_id, not_found
 from vistill.runs.resuming import compare_recipes
 from vistill.runs.storage import to_json
@@ -40,13 +40,13 @@ def passes_of(recipe: Recipe) -> str:
 def state_of(recipe: Recipe) -> str:
     """Whether the run folder is new, or which step it would go on from (C201 where the recipe is another)."""
     folder = RunFolder(Path(recipe.run))
-    saved = sorted(folder.path.glob("checkpoint-*")) if folder.path.is_dir() else []
+    saved = checkpoints_in(folder.path)
     if not folder.lock_file.exists() or not saved:
         return f"{recipe.run}, new"
     before = json.loads(folder.lock_file.read_text(encoding="utf-8"))["recipe"]
     now = json.loads(to_json(recipe.to_dict()))  # both without secrets
     compare_recipes(before, now, (), default_settings(recipe.method))
-    return f"{recipe.run}, goes on after step {int(saved[-1].name.split('-')[1]):,}"
+    return f"{recipe.run}, goes on after step {step_of(saved[-1]):,}"
 
 
 def models_of(recipe: Recipe) -> list[Finding]:

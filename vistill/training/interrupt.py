@@ -1,9 +1,10 @@
 """Signals set a flag; the flag is polled inside every phase. A partial step is thrown away: it can be recomputed."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from vistill.errors import Preempted
 
@@ -44,8 +45,13 @@ class Interrupt:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore(before)
+
+
+def restore(handlers: Mapping[Any, Any]) -> None:
+    """Put handlers back; one that was not installed from Python (None) cannot be, so the default takes its place."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
@@ -60,8 +66,7 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
 
 
 def preempted(stop: Interrupted, step: int | None) -> Preempted:

@@ -1,17 +1,49 @@
 """Responses of every step, written and synced before they are learnt from: a crash in the update repeats nothing.
 
-After a checkpoint, a step that finds its own responses takes them: an engine that is not reproducible makes no second
-history, and `vistill replay` can recompute the update. Entries older than the oldest checkpoint are dropped with it.
+A repeated step takes its own responses again, so that an engine that is not reproducible writes no second history, and
+`vistill replay` can recompute the update. An entry is taken only where the whole past is the one it was written in: it
+carries a key that chains the logged metrics and the missing rows of every step before it.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from vistill.runs.storage import write_synced
+from vistill.errors import StorageError
+from vistill.runs.folder import RunFolder, checkpoints_in, journal_files, step_of
+from vistill.runs.storage import to_json, write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
+
+#: Why an entry is not taken.
+NO_ENTRY, UNREADABLE = "it has no entry", "its entry cannot be read"
+OLDER_VERSION = "its entry is of an older version"
+OTHER_PAST = "its entry continues other steps, other rows or another recipe"
+
+
+def digest_of(*parts: object) -> str:
+    """A short hash of some plain values."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def chain_after(chain: str, record: Mapping[str, Any], gone: Collection[str], fingerprint: str) -> str:
+    """What identifies a run up to and including a step.
+
+    Args:
+        chain: the same before the step; empty before the first.
+        record: the step's line of `metrics.jsonl`, as handed to the log or as read from it.
+        gone: ids of the rows that were replaced in the step.
+        fingerprint: of the recipe.
+    """
+    return digest_of(chain, to_json(record), sorted(gone), fingerprint)
+
+
+def chain_key(chain: str, gone: Collection[str]) -> str:
+    """What identifies the past of the step that comes next, the rows that are replaced in it included."""
+    return digest_of(chain, sorted(gone))
 
 
 @dataclass(frozen=True)
@@ -23,50 +55,109 @@ class Journal:
     """Of the recipe; responses under another one are not taken."""
     writes: bool = True
     """Whether responses are written down, or only looked up."""
+    say: Callable[[str], None] = field(default=lambda text: None)
+    """Told when entries are dropped."""
 
     def file(self, step: int) -> Path:
         """The entry of a step, counted from 1."""
         return self.path / f"{step:06d}.json"
 
-    def keep(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Write down the responses of a step."""
+    def steps(self) -> list[int]:
+        """The steps that have an entry, in order."""
+        return list(journal_files(self.path))
+
+    def keep(self, step: int, groups: Sequence[RolloutGroup], chain: str) -> None:
+        """Write down the responses of a step, under the `chain_key` of its past."""
         if not self.writes:
             return
-        plain = lambda r: {"ids": list(r.ids), "sibling": r.sibling, "finish": str(r.finish), "attempt": r.attempt}
         rollouts = [[plain(r) for r in g.rollouts] for g in groups]
         record = {
             "step": step,
             "fingerprint": self.fingerprint,
+            "chain": chain,
             "prompts": [g.prompt.id for g in groups],
             "rollouts": rollouts,
+            "digest": digest_of(rollouts),
         }
         write_synced(self.file(step), json.dumps(record) + "\n")
 
-    def find(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup] | None:
-        """The responses of a step to these very prompts, or None; half an entry, from a crash, is none."""
-        try:
-            record = json.loads(self.file(step).read_text(encoding="utf-8"))
-            if record["fingerprint"] != self.fingerprint or record["prompts"] != [p.id for p in prompts]:
-                return None
-            pairs = zip(prompts, record["rollouts"], strict=True)
-            made = lambda r: Rollout(tuple(r["ids"]), r["sibling"], Finish(r["finish"]), r["attempt"])
-            return [RolloutGroup(prompt, tuple(made(r) for r in rollouts)) for prompt, rollouts in pairs]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def find(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | None:
+        """The responses of a step to these very prompts after this very past, or None; half an entry is none.
 
-    def forget_other_futures(self, step: int) -> None:
-        """Drop later entries of another recipe: a run that comes back to it has another student by then."""
-        for file in self.path.glob("*.json"):
-            if int(file.stem) > step and f'"fingerprint": "{self.fingerprint}"' not in file.read_text(errors="replace"):
-                file.unlink(missing_ok=True)
+        Where there are none, this entry and later ones belong to another past and are dropped.
+        """
+        groups = self.read(step, prompts, chain)
+        if not isinstance(groups, str):
+            return groups
+        if self.writes:
+            self.drop_from(step, groups)
+        return None
+
+    def read(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | str:
+        """The same without dropping anything; a sentence where there are none."""
+        try:
+            record = json.loads(self.file(step).read_bytes())
+            if "chain" not in record:
+                return OLDER_VERSION
+            past = (record["step"], record["fingerprint"], record["chain"], record["prompts"])
+            if past != (step, self.fingerprint, chain, [p.id for p in prompts]):
+                return OTHER_PAST
+            if record["digest"] != digest_of(record["rollouts"]):
+                raise ValueError("its responses were changed")
+            pairs = zip(prompts, record["rollouts"], strict=True)
+            return [RolloutGroup(prompt, tuple(rollout_of(r) for r in rollouts)) for prompt, rollouts in pairs]
+        except FileNotFoundError:
+            return NO_ENTRY
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return UNREADABLE
+
+    def drop_from(self, step: int, reason: str) -> None:
+        """Drop the entries from a step on, and say why."""
+        dropped = [file for number, file in journal_files(self.path).items() if number >= step]
+        for file in dropped:
+            file.unlink(missing_ok=True)
+        if dropped:
+            self.say(f"step {step}: {reason}: {len(dropped)} entries of the journal dropped, responses written again")
 
     def forget_all(self) -> None:
         """Drop every entry: a run that begins anew takes nothing from an earlier beginning."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def forget_until(self, step: int) -> None:
-        """Drop the entries up to a step; nothing older can be replayed."""
-        if self.path.is_dir():
-            for file in self.path.glob("*.json"):
-                if int(file.stem) <= step:
-                    file.unlink(missing_ok=True)
+        """Drop the entries up to a step."""
+        for number, file in journal_files(self.path).items():
+            if number <= step:
+                file.unlink(missing_ok=True)
+
+
+def no_entry(journal: Journal, folder: RunFolder, step: int) -> StorageError:
+    """S607, with a step that can be recomputed where there is one."""
+    steps, saved = journal.steps(), checkpoints_in(folder.path)
+    held = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it holds none"
+    starts = [max((step_of(path) for path in saved if step_of(path) < number), default=0) for number in steps]
+    possible = [n for n, start in zip(steps, starts, strict=True) if set(range(start + 1, n + 1)) <= set(steps)]
+    return StorageError(
+        "S607",
+        f"the responses of step {step} are not in the journal",
+        where=str(journal.path),
+        why=f"{held}, and this rollout engine would write others; without them the step cannot be recomputed",
+        fix=f"vistill replay {folder.path} --step {possible[-1]}"
+        if possible
+        else f"a new run that keeps more: run={folder.path}-2 save.keep=10",
+        note="it goes back to the oldest of the save.keep newest checkpoints; save.journal=false writes none",
+    )
+
+
+def plain(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as JSON."""
+    return {
+        "ids": list(rollout.ids),
+        "sibling": rollout.sibling,
+        "finish": str(rollout.finish),
+        "attempt": rollout.attempt,
+    }
+
+
+def rollout_of(record: Mapping[str, Any]) -> Rollout:
+    """A rollout from JSON."""
+    return Rollout(tuple(record["ids"]), record["sibling"], Finish(record["finish"]), record["attempt"])

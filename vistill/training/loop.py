@@ -22,7 +22,7 @@ from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
-from vistill.training.journal import Journal
+from vistill.training.journal import Journal, chain_after
 from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
@@ -169,7 +169,7 @@ def update_of(
         poll=interrupt.poll,
         observe=clock.observe,
         ladder=Ladder(saved.state.ladder, say),
-        journal=Journal(folder.journal, plan.fingerprint) if plan.save.journal else None,
+        journal=Journal(folder.journal, plan.fingerprint, say=folder.event) if plan.save.journal else None,
     )
 
 
@@ -231,7 +231,6 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Ru
         return state
     state = restore(found, plan.cast.student, optimizer, stored(plan.cast))
     folder.cut_after(state.step, state.gone)
-    Journal(folder.journal, plan.fingerprint).forget_other_futures(state.step)
     set_aside(plan, folder, state.gone, missing_now(plan), state.step + 1)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
     tell(plan, folder, f"resumed from {found.name}")
@@ -276,7 +275,9 @@ def is_due(step: int, every: int, last: int) -> bool:
 def log_step(plan: Plan, folder: RunFolder, state: RunState, result: StepResult, clock: Clock) -> None:
     """Reproducible values to `metrics.jsonl`, seconds to `timing.jsonl`, now and then the rollouts."""
     fault("log.before_metrics")
-    folder.log(folder.metrics, {"step": state.step, **result.metrics})
+    record = {"step": state.step, **result.metrics}
+    folder.log(folder.metrics, record)
+    state.chain = chain_after(state.chain, record, state.gone, plan.fingerprint)
     fault("log.after_metrics")
     seconds = clock.take()
     tokens = result.metrics["rollout/tokens"]

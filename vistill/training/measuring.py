@@ -1,9 +1,8 @@
 """`micro_batch: auto` measures once what a prompt and a response hold for their backward pass, and remembers it."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from vistill.models.family import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, read_groups
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import to_json
+from vistill.runs.storage import read_json, to_json
 from vistill.training.precision import autocast, precision_of
 from vistill.training.splitting import AUTO_TOKENS, PART_TOKENS, Split
 from vistill.types import Writer
@@ -76,7 +75,7 @@ def split_of(setup: "RunSetup", folder: RunFolder) -> Split:
         "method": type(setup.objective).__name__,
     }
     file = folder.path / FILE
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_json(file, question=dict, split={field.name for field in fields(Split)}) if file.exists() else {}
     if known.get("question") == question:
         return Split(**known["split"])
     found, budget = measure(setup), budget_of(setup)

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from vistill.errors import DataError, StorageError
-from vistill.runs.folder import RunFolder
-from vistill.runs.storage import to_json
+from vistill.runs.folder import RunFolder, checkpoints_in, step_of
+from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
-from vistill.training.checkpoint import Saved, checkpoints, reason_to_reject, restore, step_of
+from vistill.training.checkpoint import Saved, reason_to_reject, restore
 from vistill.training.clock import Clock
 from vistill.training.companions import stored
 from vistill.training.interrupt import Interrupt
-from vistill.training.journal import Journal
+from vistill.training.journal import Journal, chain_after, chain_key, no_entry
 from vistill.training.loop import deterministic, prompts_of_step, rewards_of, trainable, update_of, without
 from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.training.setup import RunSetup
 from vistill.training.step import train_step
-from vistill.types import Prompt
+from vistill.types import Prompt, Writer
 
 #: What a start needs of a run folder beside its checkpoints.
 NEEDED = (
@@ -101,12 +101,17 @@ def recompute(
                 update = without(plan, update, state.gone)
                 prompts, epochs = prompts_of_step(plan, state.step, state.gone)
                 check_present(plan, prompts, state.step + 1)
-                if journal.find(state.step + 1, prompts) is not None:
+                if journal.find(state.step + 1, prompts, chain_key(state.chain, state.gone)) is not None:
                     made.from_journal.append(state.step + 1)
+                elif plan.objective.writer is not Writer.DATA and not getattr(
+                    update.desk.engine, "follows_keyed_noise", True
+                ):
+                    raise no_entry(journal, folder, state.step + 1)
                 result = train_step(update, prompts, state, epochs)
                 state.step += 1
                 state.memory = result.memory
                 update.desk.engine.sync_weights(state.step)
+                state.chain = chain_after(state.chain, logged[state.step], state.gone, plan.fingerprint)
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made
@@ -116,7 +121,7 @@ def accepted_changes(folder: RunFolder) -> list[str]:
     """Keys whose change was accepted since the run began."""
     if not folder.lock_file.exists():
         return []
-    return list(dict.fromkeys(json.loads(folder.lock_file.read_text(encoding="utf-8")).get("accepted", [])))
+    return list(dict.fromkeys(read_json(folder.lock_file).get("accepted", [])))
 
 
 def check_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
@@ -143,7 +148,7 @@ def aside(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
 
 def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int) -> RunState:
     """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoints_in(folder.path)):
         if step_of(path) < step and reason_to_reject(path) is None:
             return restore(path, plan.cast.student, optimizer, stored(plan.cast))
     return RunState()

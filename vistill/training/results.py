@@ -97,9 +97,7 @@ def link_student(folder: RunFolder, checkpoint: Path) -> None:
 
 def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
     """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
-    logged = {
-        r["prompt"] for path in sorted((folder.path / "rollouts").glob("*.jsonl"))[-1:] for r in folder.read(path)
-    }
+    logged = {r["prompt"] for path in folder.rollout_files()[-1:] for r in folder.read(path)}
     at_end = replace(plan.evaluation, limit=plan.evaluation.final_limit)
     return [*heatmap_rows(plan.eval_prompts, at_end), *(p for p in plan.train_prompts if p.id in logged)]
 

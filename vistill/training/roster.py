@@ -4,7 +4,6 @@ The order of the rows is a function of their number, so a row that can no longer
 slots are filled by the next rows of the order: a function of the step and of what is gone, which a checkpoint carries.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from vistill.errors import DataError, RolloutError, StorageError
 from vistill.outward import masked
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import write_json
+from vistill.runs.storage import read_json, write_json
 from vistill.training.plan import Plan
 from vistill.types import Prompt
 from vistill.views import Partners
@@ -44,7 +43,7 @@ def restore_rows(setup: "RunSetup") -> None:
             why="rows had other ids then, so the noise and the rows held out would be others from here on",
             fix=f"start a new run: run={folder.path}-2",
         )
-    then = json.loads(path.read_text(encoding="utf-8"))
+    then = read_json(path, train=list, eval=list)
     if then != now:
         take_rows(setup, folder, then)
 

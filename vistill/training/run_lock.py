@@ -20,7 +20,7 @@ from vistill.models.loading import VLM
 from vistill.outward import masked_settings
 from vistill.runs.folder import RunFolder
 from vistill.runs.resuming import compare_recipes, unused
-from vistill.runs.storage import file_hash, to_json
+from vistill.runs.storage import file_hash, read_json, to_json
 from vistill.training.recipe import Recipe, default_settings
 
 #: 1: up to commit f223428, whose warm-up went above the peak where it was no whole number of steps.
@@ -69,7 +69,7 @@ def read_lock(folder: RunFolder) -> dict[str, Any]:
     """The lock as it was written; empty where there is none."""
     if not folder.lock_file.exists():
         return {}
-    return json.loads(folder.lock_file.read_text(encoding="utf-8"))
+    return read_json(folder.lock_file, recipe=dict)
 
 
 def overshot(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """What a run carries from step to step beside weights and optimizer; a checkpoint holds it."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,29 +29,9 @@ class RunState:
     """What the method remembers of earlier steps."""
     reference_sha256: str | None = None
     """Hash of the weights the run began with, where the method compares with them."""
+    chain: str = ""
+    """What identifies the steps so far (`training/journal.py`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `state.json`."""
         return dataclasses.asdict(self)
-
-
-#: Where format 1 kept these fields: in one dictionary called `method`.
-FORMER = {
-    "memory": "memory",
-    "non_finite_in_a_row": "non_finite_in_a_row",
-    "all_truncated": "all_truncated_in_a_row",
-    "warned": "warned",
-    "reference_sha256": "reference_sha256",
-}
-
-
-def state_from_dict(raw: Mapping[str, Any]) -> RunState:
-    """A state as a checkpoint of this version or of format 1 holds it (ValueError for anything else)."""
-    facts = dict(raw)
-    former = facts.pop("method", {})
-    facts |= {FORMER[name]: value for name, value in former.items() if name in FORMER}
-    known = {f.name for f in dataclasses.fields(RunState)}
-    unknown = sorted(facts.keys() - known) + sorted(former.keys() - FORMER.keys())
-    if unknown:
-        raise ValueError(f"unknown entries {', '.join(unknown)}: written by another version")
-    return RunState(**facts)

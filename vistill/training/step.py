@@ -14,7 +14,7 @@ from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.companions import follow
 from vistill.training.finite import counts_of, non_finite_memory, non_finite_readings, non_finite_signals
-from vistill.training.journal import Journal
+from vistill.training.journal import Journal, chain_key
 from vistill.training.ladder import Ladder, halved
 from vistill.training.optim import learning_rate
 from vistill.training.precision import autocast
@@ -84,7 +84,7 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: RunState, epoch
     cast = update.cast.at_step(update.seed, step)
     passes = objective.passes()
     with update.observe("rollout"):
-        groups = responses_of(update, cast, prompts, step, epochs)
+        groups = responses_of(update, cast, prompts, step, epochs, chain_key(state.chain, state.gone))
     rewards = None if update.rewards is None else update.rewards.of(groups)
     responses = lay_out(groups, update.seed, step, cast.student.device, rewards)
     with update.observe("encode"):
@@ -108,10 +108,10 @@ def train_step(update: Update, prompts: Sequence[Prompt], state: RunState, epoch
 
 
 def responses_of(
-    update: Update, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int]
+    update: Update, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int], chain: str
 ) -> list[RolloutGroup]:
     """The step's responses: those of the journal where it has them, else fresh ones, which go into it."""
-    found = None if update.journal is None else update.journal.find(step + 1, prompts)
+    found = None if update.journal is None else update.journal.find(step + 1, prompts, chain)
     if found is not None:
         return found
     sampling = sampling_of(update.rollout, update.seed, step, weights=step)
@@ -125,7 +125,7 @@ def responses_of(
 
     groups = update.ladder.climb("rollout", rows, write)
     if update.journal is not None:
-        update.journal.keep(step + 1, groups)
+        update.journal.keep(step + 1, groups, chain)
     return groups
 
 

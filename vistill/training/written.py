@@ -1,6 +1,5 @@
 """The teacher's responses: written once before step 1, stored in the run folder, resumed where they stopped."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +10,7 @@ from vistill.errors import DataError
 from vistill.rollouts.engine import sampling_of
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import cut_lines, write_json
+from vistill.runs.storage import cut_lines, damaged, read_json, write_json
 from vistill.training.reading import Cast
 from vistill.training.settings import RewardSettings
 from vistill.training.writing import Desk, sample_groups
@@ -32,9 +31,12 @@ def written_by_teacher(
     path = folder.path / FILE
     forget_others(folder, {"teacher": cast.teacher.source, "seed": seed, **asdict(rollout)})
     known = {prompt.id: prompt.content for prompt in prompts}
-    same = lambda record: record.get("content", "") == known.get(record["prompt"])
+    same = lambda record: record.get("content", "") == known.get(record.get("prompt", ""))
     cut_lines(path, same, path.with_suffix(".lost.jsonl"))
-    found = {record["prompt"]: from_record(record) for record in folder.read(path)}
+    try:
+        found = {record["prompt"]: from_record(record) for record in folder.read(path)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
     missing = [prompt for prompt in prompts if prompt.id not in found]
     sampling = sampling_of(rollout, seed, BEFORE)
     for start in range(0, len(missing), PROMPTS_PER_CALL):
@@ -50,7 +52,7 @@ def forget_others(folder: RunFolder, settings: dict[str, Any]) -> None:
     """Set responses aside that another teacher, seed or way of sampling wrote before the run's first step."""
     settings = {key: value for key, value in settings.items() if key not in ("rows_per_call", "all_truncated")}
     path, note = folder.path / FILE, folder.path / SETTINGS_FILE
-    if path.exists() and (not note.exists() or json.loads(note.read_text(encoding="utf-8")) != settings):
+    if path.exists() and (not note.exists() or read_json(note) != settings):
         path.replace(path.with_suffix(".lost.jsonl"))
         folder.event("teacher responses were written with other settings; writing them again")
     write_json(note, settings, exact=True)

@@ -1,6 +1,5 @@
 """Checks of the method: what it cannot do without, its gate, and the responses a teacher writes before step 1."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from vistill.data.loading import check_enough
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.build import build_engine
-from vistill.runs.storage import to_json
+from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.checks.check import TRAINING, WRITING, StartCheck
 from vistill.training.measuring import split_of
@@ -113,7 +112,7 @@ def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
     asked = [p for p in setup.train_prompts if p.answer is not None][: asks.rows]
     question = {"view": str(asks.view), "thought": setup.cast.view.thought, "prompts": [p.id for p in asked]}
     question |= {"seed": setup.seed, "student_sha256": weights_hash(setup.cast.student)}
-    if not file.exists() or json.loads(file.read_text(encoding="utf-8")).get("question") != question:
+    if not file.exists() or read_json(file).get("question") != question:
         if not asked:
             check_answers(setup.train_prompts, f"the gate of {type(setup.objective).__name__}")
         settings = replace(setup.evaluation, samples=1, seed=setup.seed)
@@ -121,7 +120,7 @@ def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
             found = measure_privilege(setup.cast.student, asked, asks.view, settings, setup.cast.view, engine)
         made = {**found.to_dict(), "passes": found.passes(), "question": question}
         folder.write("gate.json", to_json(made, exact=True))
-    gate: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    gate: dict[str, Any] = read_json(file, passes=bool, question=dict)
     if not gate["passes"]:
         raise ModelError(
             "V801",
