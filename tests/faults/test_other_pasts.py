@@ -13,7 +13,7 @@ from vistill.faults import VARIABLE, forget_visits
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import chain_after, chain_key
-from vistill.training.replay import replay
+from plans import replay_of
 from vistill.training.settings import SaveSettings, TrainSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")

@@ -39,7 +39,7 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     tree = json.loads(to_json(recipe.to_dict()))  # without secrets, as it was written
     earlier = read_lock(folder) if folder.has_started() else {}
     accepted: list[str] = []
-    if earlier:
+    if "recipe" in earlier:
         before = earlier["recipe"]
         if "student" not in before:
             raise earlier_distill(folder)
@@ -69,7 +69,7 @@ def read_lock(folder: RunFolder) -> dict[str, Any]:
     """The lock as it was written; empty where there is none."""
     if not folder.lock_file.exists():
         return {}
-    return read_json(folder.lock_file, recipe=dict)
+    return read_json(folder.lock_file)
 
 
 def overshot(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
