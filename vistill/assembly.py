@@ -20,7 +20,7 @@ from vistill.data.loading import LoadedData, check_enough, check_overlap, load_b
 from vistill.data.math_judge import MathJudge
 from vistill.errors import ConfigError, DataError
 from vistill.models.backends import with_kernels
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
 from vistill.models.selftest import proven
 from vistill.objectives import METHODS

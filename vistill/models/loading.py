@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -17,22 +18,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, whole
 from vistill.models.chat import messages_of, pictures_of
-from vistill.models.family import EncodedPrompt, Family
-from vistill.models.qwen3_vl import Qwen3VLFamily
+from vistill.models.families import FAMILIES
+from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
+from vistill.models.packed import PackedForward
 from vistill.models.resting import Resting
 from vistill.runs.chosen import resolve_model
 from vistill.runs.missing import looks_like_hub_id, models_near, not_found, shown
 from vistill.types import Prompt
 
 Attending = Literal["blocks", "flex"]
-FAMILIES: dict[str, type[Qwen3VLFamily]] = {"qwen3_vl": Qwen3VLFamily}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class VLM:
     """How siblings attend to the prompt they share; the numbers are the same."""
     resting: Resting | None = field(default=None, compare=False)
     """Where its weights wait while nobody reads with it."""
+    packed: torch.nn.Module | None = field(default=None, compare=False, repr=False)
+    """The module whose forward every reading enters, made from the model; a sharded or compiled one can be given."""
+
+    def __post_init__(self) -> None:
+        if self.packed is None or self.packed.model is not self.model:
+            object.__setattr__(self, "packed", PackedForward(self.model))
+
+    @property
+    def packed_module(self) -> torch.nn.Module:
+        """The module whose forward every reading enters."""
+        assert self.packed is not None
+        return self.packed
+
+    def states(self, row: PackedRow | RowBatch) -> Tensor:
+        """Read a row: hidden states before the head."""
+        return self.packed_module(self.family, row)
 
     @property
     def shares_prompts(self) -> bool:
@@ -173,7 +189,7 @@ def load_encoder(
         raise no_adapter(name, config.model_type, role)
     check_index(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
+    processor = family_type.processor_type.from_pretrained(name, revision=revision or "main")
     family = family_type(config, tokenizer, processor)
     if max_image_tokens is not None:
         family.limit_image_tokens(max_image_tokens)
@@ -195,6 +211,7 @@ def load_weights(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    encoder.family.check_arguments(model)
     return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
 
 
@@ -314,10 +331,7 @@ def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> Mo
     """M102."""
     told = []
     for role, vlm in (("student", student), ("teacher", teacher)):
-        g = vlm.family.image_grid()
-        told.append(
-            f"{role}: patch {g['patch']}, merge {g['merge']}, {g['min_pixels']:,} to {g['max_pixels']:,} pixels"
-        )
+        told.append(f"{role}: {vlm.family.grid_in_words()}")
     common = common_limit(student.family.image_grid(), teacher.family.image_grid())
     shrunk = f"data.max_image_tokens={common}" if common else ""
     found = fitting(student, teacher)
@@ -332,7 +346,9 @@ def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> Mo
 
 def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
     """Image tokens a picture under which two grids are one; None where patches differ."""
-    if (ours["patch"], ours["merge"]) != (theirs["patch"], theirs["merge"]):
+    limits = {"min_pixels", "max_pixels"}
+    rest = [{key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)]
+    if rest[0] != rest[1] or not limits <= ours.keys() & theirs.keys():
         return None
     key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
     return max(1, min(int(ours[key]), int(theirs[key])) // (ours["patch"] * ours["merge"]) ** 2)

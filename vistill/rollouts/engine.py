@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.rollouts.settings import RolloutSettings
 from vistill.types import Rollout
 
