@@ -22,8 +22,8 @@ from vistill.functional.heads import Head
 from vistill.functional.rows import States, per_row
 from vistill.meter import counting
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
+from vistill.models.loading import VLM
 from vistill.models.tiny import SPECIAL, TinySize, tiny_processor
 from vistill.objectives import OPD, VAOPD
 from vistill.training.clock import measured_rate, peak_mib

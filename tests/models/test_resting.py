@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from poisoned import poisoned
 
+from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
@@ -53,10 +55,28 @@ def test_a_model_that_learns_cannot_rest(student):
         student.rested()
 
 
-@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
-def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer, teacher, resting, prompts):
+def test_a_reading_outside_is_seen_where_resting_weights_are_poisoned(tokenizer, prompts):
     from conftest import build
 
+    never, sometimes = (build(tokenizer, 1, hidden=48).freeze() for _ in range(2))
+    sometimes = poisoned(sometimes)
+    groups = [EncodedGroup(never.encode(prompts[0]), ((40, 41, 42),))]
+    with torch.no_grad():
+        assert bool(response_states(sometimes, groups).isnan().all())
+        with sometimes.here():
+            inside = response_states(sometimes, groups)
+        assert torch.equal(inside, response_states(never, groups))
+        assert bool(response_states(sometimes, groups).isnan().all())
+        assert not bool(sometimes.head(10).weight.isnan().any())
+
+
+@pytest.mark.parametrize("away", ["at the host", "poisoned"])
+@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
+def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, away, tokenizer, teacher, resting, prompts):
+    from conftest import build
+
+    if away == "poisoned":
+        resting = poisoned(build(tokenizer, 1, hidden=48).freeze())
     found = []
     for other in (teacher, resting):
         own = build(tokenizer, 0)

@@ -8,8 +8,8 @@ import torch
 from conftest import build
 
 from vistill.models.decoding import Decoder
-from vistill.models.flex import plan_flex
 from vistill.models.families.qwen3_vl_step import fits
+from vistill.models.flex import plan_flex
 from vistill.models.scoring import PLANS
 from vistill.models.selftest import proven
 from vistill.models.tiny import TinySize, build_tiny

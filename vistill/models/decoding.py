@@ -49,7 +49,8 @@ class Decoder:
 
 def decoder_step(vlm: VLM) -> DecoderStep:
     """The family's own fast step where nothing hangs on the model's modules, else the packed reading."""
-    fast = vlm.family.decoder_step(vlm.model) if is_plain(vlm.packed_module) else None
+    assert vlm.packed is not None
+    fast = vlm.family.decoder_step(vlm.model) if is_plain(vlm.packed) else None
     return fast or (lambda ids, positions, attend: vlm.states(PackedRow(ids, positions, attend)))
 
 

@@ -26,7 +26,7 @@ from vistill.functional.heads import Head, Kernels, whole
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.families import FAMILIES
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
-from vistill.models.packed import PackedForward
+from vistill.models.packed import PackedForward, Reading
 from vistill.models.resting import Resting
 from vistill.runs.chosen import resolve_model
 from vistill.runs.missing import looks_like_hub_id, models_near, not_found, shown
@@ -59,15 +59,16 @@ class VLM:
         if self.packed is None or self.packed.model is not self.model:
             object.__setattr__(self, "packed", PackedForward(self.model))
 
-    @property
-    def packed_module(self) -> torch.nn.Module:
-        """The module whose forward every reading enters."""
+    def read(self, row: PackedRow | RowBatch) -> Tensor | tuple[Tensor, ...]:
+        """Hidden states before the head, [L, H] or [N, L, H]; of a row whose keys are kept, the keys and values."""
         assert self.packed is not None
-        return self.packed
+        return self.packed(Reading(self.family, row))
 
     def states(self, row: PackedRow | RowBatch) -> Tensor:
-        """Read a row: hidden states before the head."""
-        return self.packed_module(self.family, row)
+        """Hidden states of a row whose keys are not kept."""
+        states = self.read(row)
+        assert isinstance(states, Tensor)
+        return states
 
     @property
     def shares_prompts(self) -> bool:
@@ -215,6 +216,11 @@ def load_weights(
     return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
 
 
+def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
+    """The precision of a model that is only read: bf16 on an accelerator unless `train.precision` is fp32."""
+    return torch.float32 if torch.device(device).type == "cpu" or precision == "fp32" else torch.bfloat16
+
+
 def load_vlm(
     source: str | Path,
     *,
@@ -279,17 +285,6 @@ def no_adapter(name: str, family: str, role: str) -> ModelError:
         why="image tokens and positions differ between families",
         fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(FAMILIES)}",
     )
-
-
-def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write an ordinary model folder: weights, tokenizer with chat template, image processor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
-    model.save_pretrained(folder, safe_serialization=True)
-    vlm.tokenizer.save_pretrained(folder)
-    processor = getattr(vlm.family, "processor", None)
-    assert processor is not None, "the family has no image processor to save"
-    processor.save_pretrained(folder)
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

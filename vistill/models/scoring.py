@@ -93,7 +93,7 @@ class SharedReading:
         prompts = [g.prompt for g in groups]
         ids = torch.tensor([i for p in prompts for i in p.ids[:-1]], dtype=torch.long)
         positions = torch.cat([p.positions[:, :-1] for p in prompts], 1)
-        vlm.states(PackedRow(ids, positions, attend, prompts))
+        vlm.read(PackedRow(ids, positions, attend, prompts))
         self.known = self.made.cut() if cut else self.made
 
     def read(self, places: Sequence[Place]) -> Float[Tensor, "R H"]:

@@ -58,7 +58,7 @@ def run(plan: Plan, folder: RunFolder) -> TrainState:
         torch.use_deterministic_algorithms(True, warn_only=True)
     interrupt, clock = Interrupt(), clock_of(plan)
     plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
-    freeze_parts(plan.cast.student.model, plan.train.freeze)
+    freeze_parts(plan.cast.student, plan.train.freeze)
     optimizer = make_optimizer(plan.cast.student.model, plan.train)
     with folder.owned(), interrupt.listening(), rewards_of(plan) as rewards:
         state = start(plan, folder, optimizer)

@@ -79,7 +79,7 @@ def replay(plan: Plan, folder: RunFolder, step: int, say: Callable[[str], None] 
     with aside(folder) as place:
         plan = prepare_run(plan, place)
         plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
-        freeze_parts(plan.cast.student.model, plan.train.freeze)
+        freeze_parts(plan.cast.student, plan.train.freeze)
         optimizer = make_optimizer(plan.cast.student.model, plan.train)
         state = state_before(plan, folder, optimizer, step)
         journal = Journal(folder.journal, plan.fingerprint, writes=False)

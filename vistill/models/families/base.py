@@ -1,14 +1,15 @@
 """What a family of vision-language models must say, and everything that can be derived from it.
 
-A family names itself and its image processor, and says how many tokens a picture takes and what decides that. The rest has
-defaults for the usual layout of transformers: a base model with a vision tower, a projector and a decoder, and a head on
-top. A family overrides what is different in it, such as three position axes or a processor with further inputs.
+A family names itself and its image processor, and says how many tokens a picture takes and what
+decides that. The rest has defaults for the usual layout of transformers: a base model with a vision
+tower, a projector and a decoder, and a head on top. A family overrides what is different in it, such
+as three position axes or a processor with further inputs.
 
-Pictures never travel through a keyword of the model's forward here: transformers' forwards accept any keyword and ignore
-what they do not know. They are encoded, put in place of the image tokens, and the decoder reads embeddings.
+In our readings a picture is encoded and put in place of its image tokens, and the decoder reads
+embeddings. It never travels by a keyword of the model's forward that may not be known there:
+transformers' forwards accept any keyword and ignore those they do not know.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers import __version__ as transformers_version
 
-from vistill.errors import ConfigError, DataError, ModelError
+from vistill.errors import ConfigError, DataError
 from vistill.meter import is_heard
+from vistill.models.families.layers import keys_only, plainly_causal, with_added
+from vistill.models.families.signatures import check_signature
 from vistill.models.one_each import OneEach
 from vistill.models.sharing import ATTENTION, Attention
 from vistill.models.work import Costs, Read, count_reading, learns, linear_costs
@@ -204,9 +206,9 @@ class Family(ABC):
     def parts(self, model: Any) -> dict[str, list[nn.Module | nn.Parameter]]:
         """Every weight by the part it belongs to.
 
-        `language` is the decoder with its input embedding, `head` the output embedding, `vision` all the rest: the
-        tower and what carries its states into the decoder. A tied head is the same tensor as the input embedding and
-        belongs to both.
+        `language` is the decoder with its input embedding, `head` the output embedding, `vision` all
+        the rest: the tower and what carries its states into the decoder. A tied head is the same
+        tensor as the input embedding and belongs to both.
         """
         decoder, base = self.decoder(model), base_of(model)
         rest = [child for child in base.children() if child is not decoder]
@@ -227,7 +229,8 @@ class Family(ABC):
     def image_features(self, model: Any, prompts: Sequence[EncodedPrompt]) -> Any | None:
         """The vision tower's output for the pictures of several prompts, in order; None without pictures.
 
-        `pooler_output` holds the states of each picture, `deepstack_features`, where there are any, those of each level.
+        `pooler_output` holds the states of each picture, `deepstack_features`, where there are any,
+        those of each level.
         """
         pixels = joined_pixels(prompts)
         if not pixels:
@@ -309,7 +312,7 @@ class Family(ABC):
                 row.attend.last_layer = last
                 keys_only(layer, hidden, row.attend, options)
                 return tuple(row.attend.kept.tensors())
-            hidden = layer(hidden, attend=row.attend, **options)
+            hidden = layer(hidden, attend=row.attend.__call__, **options)
             if index < len(levels):
                 hidden = with_added(hidden, seen[None], levels[index])
         return decoder.norm(hidden)[0]
@@ -382,60 +385,3 @@ def row_positions(rows: RowBatch) -> Tensor:
     if len(rows.positions) == 1:
         return rows.positions[0]
     return torch.cat([(rows.mask.cumsum(-1) - 1).clamp_min(0)[None], rows.positions])
-
-
-def with_added(hidden: Tensor, seen: Tensor, level: Tensor) -> Tensor:
-    """Hidden states with something added at the image tokens."""
-    hidden = hidden.clone()
-    hidden[seen] = hidden[seen] + level.to(hidden.dtype)
-    return hidden
-
-
-def keys_only(layer: Any, hidden: Tensor, attend: Attention, options: Mapping[str, Any]) -> None:
-    """Run a decoder layer up to its attention, which keeps keys and values.
-
-    It goes through the layer's own call, so that what hangs on it happens (hooks that gather a sharded layer), and the
-    keys and values are its output, so that hooks on the output see where gradient comes back.
-    """
-
-    def forward(hidden: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        layer.self_attn(layer.input_layernorm(hidden), attention_mask=None, **options)
-        assert attend.kept is not None
-        return attend.kept.keys[attend.last_layer], attend.kept.values[attend.last_layer]
-
-    own = layer.__dict__.get("forward")
-    layer.forward = forward
-    try:
-        nn.Module.__call__(layer, hidden, attend=attend, **options)
-    finally:
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own
-
-
-def plainly_causal(config: Any) -> bool:
-    """Whether every layer of a decoder attends to all earlier tokens and nothing else."""
-    kinds = getattr(config, "layer_types", None)
-    windowed = (
-        any(kind != "full_attention" for kind in kinds)
-        if kinds
-        else getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    )
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return not (windowed or capped or getattr(config, "use_bidirectional_attention", None))
-
-
-def check_signature(function: Callable[..., Any], names: Iterable[str]) -> None:
-    """M110 where a function does not name an argument; `**kwargs` would swallow it without a word."""
-    parameters = inspect.signature(function).parameters
-    missing = [name for name in names if name not in parameters]
-    if missing:
-        where = getattr(function, "__qualname__", str(function))
-        raise ModelError(
-            "M110",
-            f"{where} of transformers {transformers_version} has no argument {missing[0]!r}",
-            where=where,
-            why="it would take the argument and ignore it: the model would not see its pictures, or sees them elsewhere",
-            fix="pip install 'transformers>=5.19'",
-        )
