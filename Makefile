@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oracle test-triton check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo test test-all test-floor test-oracle test-triton check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -27,6 +27,19 @@ test: $(DEV_STAMP)  ## install, run the fast tests
 
 test-all: $(DEV_STAMP)  ## the slow and browser tests too
 	$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu and not triton"
+
+FLOOR := .venv-floor
+FLOOR_STAMP := $(FLOOR)/.installed
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+$(FLOOR_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FLOOR)
+	sed "s/^transformers==.*/transformers==$(OLDEST)/" constraints.txt > $(FLOOR)/constraints.txt
+	grep -qx "transformers==$(OLDEST)" $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOOR)/constraints.txt -e ".[dev,data]"
+	touch $(FLOOR_STAMP)
+
+test-floor: $(FLOOR_STAMP)  ## the fast tests on the oldest transformers that pyproject.toml allows, in an environment of its own
+	$(FLOOR)/bin/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu and not triton"
 
 test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); none executed is a failure
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
@@ -69,4 +82,4 @@ gpu-wheels:      ## collect what bench-gpu needs on a machine without a network 
 	@echo "  python3 -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) .gpu-wheels/*.whl && PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu.py"
 
 clean:           ## remove the environment and caches, never runs
-	rm -rf $(VENV) .gpu-wheels .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(FLOOR) .gpu-wheels .pytest_cache .ruff_cache build dist

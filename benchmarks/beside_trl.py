@@ -23,11 +23,12 @@ from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.studies.raising import raising_tokenizer
+from vistill.training.context import StepContext
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
-from vistill.training.step import Update, train_step
+from vistill.training.step import train_step
 from vistill.training.writing import Desk
 from vistill.types import Finish, Rollout, RolloutGroup, View
 from vistill.views import see
@@ -205,7 +206,7 @@ def our_update(student, teacher, sizes, objective):
         TrainSettings(prompts_per_step=sizes.prompts),
         RolloutSettings(max_new_tokens=sizes.tokens, temperature=1.0, top_p=1.0),
     )
-    update = Update(
+    context = StepContext(
         cast=Cast(own, teacher, student.vocabulary_size),
         desk=Desk(SharedEngine(own), objective, sizes.siblings),
         optimizer=make_optimizer(own.model, train),
@@ -217,7 +218,7 @@ def our_update(student, teacher, sizes, objective):
     prompts, state, lengths = diagram_prompts("train", sizes.prompts, 0), RunState(), []
 
     def step():
-        result = train_step(update, prompts, state)
+        result = train_step(context, prompts, state)
         state.step += 1
         lengths.extend(len(r.ids) for g in result.groups for r in g.rollouts)
 

@@ -23,8 +23,8 @@ from vistill.functional.rows import States, per_row
 from vistill.meter import counting as count_work
 from vistill.models.backends import why_not as why_no_triton
 from vistill.models.backends import with_kernels
+from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
-from vistill.models.qwen3_vl import Qwen3VLFamily
 from vistill.models.selftest import proven
 from vistill.models.tiny import SPECIAL, TinySize, tiny_processor, train_tokenizer
 from vistill.objectives import OPD, VAOPD

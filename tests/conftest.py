@@ -59,6 +59,23 @@ def build(tokenizer, seed, hidden=32):
     return build_tiny(size, tokenizer, seed)
 
 
+def untied(tokenizer, seed):
+    """A tiny student whose head is a matrix of its own, as in 8B and 32B."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    from vistill.models.loading import VLM
+    from vistill.models.tiny import TinySize, tiny_config
+
+    config = tiny_config(TinySize(hidden=32, layers=2, feed_forward=48, vision_hidden=32), tokenizer)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    like = build(tokenizer, seed)
+    model.generation_config = like.model.generation_config
+    return VLM(model, tokenizer, like.family, "untied")
+
+
 @pytest.fixture(scope="session")
 def teacher(tokenizer):
     """A tiny random teacher, wider than the student."""
@@ -81,7 +98,7 @@ def prompts():
 @pytest.fixture(scope="session")
 def tiny_folder(tokenizer, tmp_path_factory):
     """A saved tiny model."""
-    from vistill.models.loading import save_vlm
+    from vistill.models.save import save_vlm
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_vlm(build(tokenizer, 0), folder)

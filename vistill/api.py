@@ -17,7 +17,7 @@ from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, load_vlm
+from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import proven
 from vistill.report.page import write_report
@@ -30,7 +30,7 @@ from vistill.runtime import quiet
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, findings_of, setup_of
 from vistill.training.checks.data import check_prompts, no_prompts
-from vistill.training.checks.models import choose_device, teacher_precision
+from vistill.training.checks.models import choose_device
 from vistill.training.handed_in import HandedInSettings, recipe_of, store
 from vistill.training.loop import run
 from vistill.training.recipe import Recipe
@@ -92,7 +92,7 @@ def load(source: str, *, frozen: bool = False, device: str = "auto", **options: 
     quiet()
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
-        options.setdefault("dtype", teacher_precision(where, "auto"))
+        options.setdefault("dtype", teacher_dtype(where))
     vlm = with_kernels(proven(load_vlm(resolve_model(source), device=where, **options)), "auto")
     return vlm.freeze() if frozen else vlm
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from faults.test_bad_rows import one_picture_a_row, plan_on, spoil
+from plans import replay_of
 from training.test_loop import go
 
 from vistill.data.keys import rows_of_step
@@ -13,7 +14,6 @@ from vistill.faults import VARIABLE, forget_visits
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import chain_after, chain_key
-from plans import replay_of
 from vistill.training.settings import SaveSettings, TrainSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -53,14 +53,14 @@ def test_killed_at_8_resumed_from_4_and_a_row_vanishes_at_6(tokenizer, teacher, 
     other = one_picture_a_row(tmp_path / "other")
     undisturbed = losing_a_row(tokenizer, teacher, RunFolder(tmp_path / "whole"), other)
     assert resumed[:2] == undisturbed[:2]
-    steps, from_journal = range(5, 11), replay_of(tokenizer, teacher, folder, file)
+    steps, from_journal = range(5, 11), steps_from_journal(tokenizer, teacher, folder, file)
     assert from_journal == (list(steps) if journal else [])
 
 
-def replay_of(tokenizer, teacher, folder, file):
+def steps_from_journal(tokenizer, teacher, folder, file):
     """Steps whose responses a replay of the whole run since step 4 takes from the journal."""
     shutil.rmtree(folder.checkpoint(8))
-    made = replay(plan_of(tokenizer, teacher, file), folder, 10)
+    made = replay_of(plan_of(tokenizer, teacher, file), folder, 10)
     assert (made.same, made.start) == (True, 4)
     return made.from_journal
 

@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from poisoned import poisoned
 
+from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
+from vistill.training.context import StepContext
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
-from vistill.training.step import Update, train_step
+from vistill.training.step import train_step
 from vistill.training.writing import Desk
 
 TRAIN = TrainSettings(prompts_per_step=2, lr=1e-3)
@@ -53,15 +56,33 @@ def test_a_model_that_learns_cannot_rest(student):
         student.rested()
 
 
-@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
-def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer, teacher, resting, prompts):
+def test_a_reading_outside_is_seen_where_resting_weights_are_poisoned(tokenizer, prompts):
     from conftest import build
 
+    never, sometimes = (build(tokenizer, 1, hidden=48).freeze() for _ in range(2))
+    sometimes = poisoned(sometimes)
+    groups = [EncodedGroup(never.encode(prompts[0]), ((40, 41, 42),))]
+    with torch.no_grad():
+        assert bool(response_states(sometimes, groups).isnan().all())
+        with sometimes.here():
+            inside = response_states(sometimes, groups)
+        assert torch.equal(inside, response_states(never, groups))
+        assert bool(response_states(sometimes, groups).isnan().all())
+        assert not bool(sometimes.head(10).weight.isnan().any())
+
+
+@pytest.mark.parametrize("away", ["at the host", "poisoned"])
+@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
+def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, away, tokenizer, teacher, resting, prompts):
+    from conftest import build
+
+    if away == "poisoned":
+        resting = poisoned(build(tokenizer, 1, hidden=48).freeze())
     found = []
     for other in (teacher, resting):
         own = build(tokenizer, 0)
         objective = METHODS[method]()
-        update = Update(
+        context = StepContext(
             cast=Cast(own, other, own.vocabulary_size),
             desk=Desk(SharedEngine(own), objective, 2),
             optimizer=make_optimizer(own.model, TRAIN),
@@ -70,7 +91,7 @@ def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(method, tokenizer
             seed=0,
             num_steps=4,
         )
-        metrics = train_step(update, prompts[:2], RunState()).metrics
+        metrics = train_step(context, prompts[:2], RunState()).metrics
         found.append((metrics, torch.cat([p.detach().flatten() for p in own.model.parameters()])))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
@@ -89,7 +110,7 @@ def test_it_comes_once_a_step_for_all_its_readings_and_is_away_while_the_student
     monkeypatch.setattr(type(resting.resting), "here", counted)
     objective = VAOPD()
     engine = SharedEngine(student, lambda: seen.append(("writing", resting.resting.depth)))
-    update = Update(
+    context = StepContext(
         cast=Cast(student, resting, student.vocabulary_size),
         desk=Desk(engine, objective, 2),
         optimizer=make_optimizer(student.model, TRAIN),
@@ -98,7 +119,7 @@ def test_it_comes_once_a_step_for_all_its_readings_and_is_away_while_the_student
         seed=0,
         num_steps=4,
     )
-    watched = replace(update, desk=replace(update.desk, objective=watching(objective, resting, seen)))
+    watched = replace(context, desk=replace(context.desk, objective=watching(objective, resting, seen)))
     train_step(watched, prompts[:2], RunState())
     assert arrivals == [0]
     assert {depth for what, depth in seen if what == "writing"} == {0}

@@ -9,8 +9,8 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import DataError, ModelError
 from vistill.models.chat import messages_of, pictures_of
+from vistill.models.families.qwen3_vl import check_config
 from vistill.models.loading import check_pair, load_vlm, vocabulary_hash
-from vistill.models.qwen3_vl import check_config
 from vistill.models.tiny import TinySize, build_tiny, tiny_config, train_tokenizer
 from vistill.types import LoadedImage, Prompt
 

@@ -8,8 +8,8 @@ import torch
 from conftest import build
 
 from vistill.models.decoding import Decoder
+from vistill.models.families.qwen3_vl_step import fits
 from vistill.models.flex import plan_flex
-from vistill.models.qwen3_vl_step import fits
 from vistill.models.scoring import PLANS
 from vistill.models.selftest import proven
 from vistill.models.tiny import TinySize, build_tiny
@@ -163,9 +163,9 @@ def states_along(vlm, prompts, lengths):
 def test_the_fused_step_makes_the_states_of_the_models_own_layers(tokenizer, prompts, monkeypatch):
     vlm = grouped(tokenizer)
     assert fits(vlm.model.model.language_model)
-    monkeypatch.setattr("vistill.models.qwen3_vl_step.TABLE", 16)  # the table of angles grows on the way
+    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE", 16)  # the table of angles grows on the way
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
-    monkeypatch.setattr("vistill.models.qwen3_vl.fits", lambda decoder: False)
+    monkeypatch.setattr("vistill.models.families.qwen3_vl.fits", lambda decoder: False)
     own = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
     assert float((fused - own).abs().max() / own.abs().max()) < 1e-5
 
@@ -187,6 +187,6 @@ def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
 
 
 def test_a_fused_step_that_is_wrong_is_found_at_load(tokenizer, monkeypatch):
-    monkeypatch.setattr("vistill.models.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(()))
+    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(()))
     with pytest.warns(UserWarning, match="its hidden states differ"):
         assert not proven(grouped(tokenizer)).shares_prompts

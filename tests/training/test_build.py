@@ -17,6 +17,7 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.data.stored import identified, read_prompts, write_prompts
 from vistill.errors import ConfigError, DataError, StorageError
 from vistill.evaluation.settings import EvalSettings
+from vistill.models.loading import teacher_dtype
 from vistill.models.resting import Resting
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
@@ -27,7 +28,7 @@ from vistill.studies.replaying import replay
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
-from vistill.training.checks.models import one_device, teacher_precision
+from vistill.training.checks.models import one_device
 from vistill.training.loop import best_of
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
@@ -292,9 +293,9 @@ def test_student_and_teacher_on_two_devices_are_refused():
 
 
 def test_a_teacher_is_read_in_one_precision_whichever_door_loads_it():
-    assert teacher_precision("cuda:0", "auto") == torch.bfloat16
-    assert teacher_precision("cuda:0", "fp32") == torch.float32
-    assert teacher_precision("cpu", "auto") == torch.float32
+    assert teacher_dtype("cuda:0", "auto") == torch.bfloat16
+    assert teacher_dtype("cuda:0", "fp32") == torch.float32
+    assert teacher_dtype("cpu", "auto") == torch.float32
 
 
 def test_a_student_in_half_precision_is_refused(tokenizer, teacher, tmp_path):

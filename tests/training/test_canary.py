@@ -25,11 +25,11 @@ from vistill.runs.folder import RunFolder
 from vistill.training import canary, reading
 from vistill.training.canary import SAMPLES, weak
 from vistill.training.canary_engine import STEP, TOKENS
+from vistill.training.context import StepContext
 from vistill.training.loop import Plan, run
 from vistill.training.optim import make_optimizer
 from vistill.training.reading import Cast
 from vistill.training.settings import SaveSettings, TrainSettings
-from vistill.training.step import Update
 from vistill.training.watching import examine
 from vistill.training.writing import Desk
 from vistill.types import Finish, LoadedImage, Prompt, View
@@ -54,9 +54,9 @@ def make_plan(student, teacher, **changes):
     return Plan(**(base | changes))
 
 
-def update_of(student, teacher, engine=None, objective=None, train=None, rollout=None, seed=0):
+def step_context(student, teacher, engine=None, objective=None, train=None, rollout=None, seed=0):
     objective, train = objective or VAOPD(), train or TrainSettings()
-    return Update(
+    return StepContext(
         cast=Cast(student, teacher, student.vocabulary_size),
         desk=Desk(engine or SharedEngine(student), objective, 2),
         optimizer=make_optimizer(student.model, train),
@@ -233,15 +233,15 @@ def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monke
     assert len(caught.value.render().splitlines()) <= 12
 
 
-def caught_code(update, prompts=PROMPTS):
+def caught_code(context, prompts=PROMPTS):
     with pytest.raises(ModelError) as caught:
-        examine(update, prompts)
+        examine(context, prompts)
     return caught.value.code
 
 
 def test_an_engine_with_other_weights_is_caught(tokenizer, student, teacher):
-    assert caught_code(update_of(student, teacher, SharedEngine(build(tokenizer, 7)))) == "V810"
-    assert caught_code(update_of(student, teacher, HFEngine(build(tokenizer, 7)))) == "V810"
+    assert caught_code(step_context(student, teacher, SharedEngine(build(tokenizer, 7)))) == "V810"
+    assert caught_code(step_context(student, teacher, HFEngine(build(tokenizer, 7)))) == "V810"
 
 
 def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher):
@@ -250,7 +250,7 @@ def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher)
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
-    assert caught_code(update_of(student, teacher, SharedEngine(stale))) == "V810"
+    assert caught_code(step_context(student, teacher, SharedEngine(stale))) == "V810"
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
@@ -262,7 +262,7 @@ def test_an_engine_that_is_shown_something_else_is_caught(view, student, teacher
             shown = {p.id: self.vlm.encode(see(p, view)) for p in PROMPTS}
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
-    assert caught_code(update_of(student, teacher, Blurred(student))) == "V811"
+    assert caught_code(step_context(student, teacher, Blurred(student))) == "V811"
 
 
 class Foreign(WrappedEngine):
@@ -287,22 +287,22 @@ def foreign(vlm, view=View.FULL):
 
 
 def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_the_students(student, teacher):
-    assert examine(update_of(student, teacher, foreign(student)), PROMPTS)
-    assert examine(update_of(student, teacher, foreign(student), train=TrainSettings(precision="bf16")), PROMPTS)
+    assert examine(step_context(student, teacher, foreign(student)), PROMPTS)
+    assert examine(step_context(student, teacher, foreign(student), train=TrainSettings(precision="bf16")), PROMPTS)
 
 
 def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, student, teacher):
-    assert caught_code(update_of(student, teacher, foreign(build(tokenizer, 7)))) == "V810"
+    assert caught_code(step_context(student, teacher, foreign(build(tokenizer, 7)))) == "V810"
     stale = build(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
-    assert caught_code(update_of(student, teacher, foreign(stale))) == "V810"
+    assert caught_code(step_context(student, teacher, foreign(stale))) == "V810"
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
 def test_an_engine_with_noise_of_its_own_that_is_shown_something_else_is_caught(view, student, teacher):
-    assert caught_code(update_of(student, teacher, foreign(student, view))) == "V811"
+    assert caught_code(step_context(student, teacher, foreign(student, view))) == "V811"
 
 
 def test_the_canary_judges_an_engine_by_what_it_promises(student, teacher):
@@ -310,10 +310,10 @@ def test_the_canary_judges_an_engine_by_what_it_promises(student, teacher):
     stop = student.stop_ids[0]
     broken = foreign(student)
     broken.follows_keyed_noise = True
-    assert caught_code(update_of(student, teacher, broken)) == "V810"
-    assert examine(update_of(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)), PROMPTS)
+    assert caught_code(step_context(student, teacher, broken)) == "V810"
+    assert examine(step_context(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)), PROMPTS)
     lying = ScriptedEngine(lambda key, sibling: (20, stop), stop, lambda request, ids: (-0.1,) * len(ids))
-    assert caught_code(update_of(student, teacher, lying)) == "V810"
+    assert caught_code(step_context(student, teacher, lying)) == "V810"
 
 
 def test_a_student_that_wants_to_draw_at_once_is_healthy(student, teacher):
@@ -331,15 +331,15 @@ def test_a_student_that_wants_to_draw_at_once_is_healthy(student, teacher):
     rollout = RolloutSettings(temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n")
     engine, sampling = build_engine(student, rollout), Sampling(seed, STEP, 1.5, 1.0, TOKENS)
     assert engine.write(requests, sampling) != engine.inner.inner.write(requests, sampling)
-    assert examine(update_of(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
+    assert examine(step_context(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
 
 
 def test_a_head_that_is_not_cut_to_the_vocabulary_is_caught(tokenizer, teacher):
     padded = build_tiny(TinySize(layers=1), tokenizer, 0)
     padded.model.resize_token_embeddings(len(tokenizer) + 16)
-    update = update_of(padded, None, objective=METHODS["grpo"]())
-    whole = replace(update, cast=replace(update.cast, vocabulary=len(tokenizer) + 16))
-    examine(update, PROMPTS)
+    context = step_context(padded, None, objective=METHODS["grpo"]())
+    whole = replace(context, cast=replace(context.cast, vocabulary=len(tokenizer) + 16))
+    examine(context, PROMPTS)
     assert caught_code(whole) == "V812"
 
 
@@ -358,13 +358,13 @@ def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer
 def test_a_teacher_that_ends_responses_otherwise_is_caught(tokenizer, student):
     teacher = build(tokenizer, 1, hidden=48).freeze()
     teacher.model.generation_config.eos_token_id = 17
-    assert caught_code(update_of(student, teacher)) == "V814"
+    assert caught_code(step_context(student, teacher)) == "V814"
 
 
 def test_a_student_with_dropout_is_caught(student, teacher):
     layer = student.model.model.language_model.layers[0].mlp
     layer.register_forward_hook(lambda module, args, out: out * 1.5 if module.training else out)
-    assert caught_code(update_of(student, teacher)) == "V815"
+    assert caught_code(step_context(student, teacher)) == "V815"
 
 
 def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
@@ -375,7 +375,7 @@ def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
         return replace(made, ids=(*made.ids, 9)) if view is View.PIXELATED else made
 
     monkeypatch.setattr(Cast, "encode", encode)
-    assert caught_code(update_of(student, teacher)) == "V816"
+    assert caught_code(step_context(student, teacher)) == "V816"
 
 
 def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
@@ -393,8 +393,8 @@ def healthy(number, tokenizer):
     engine = (SharedEngine, HFEngine)[number % 2](student)
     rollout = RolloutSettings(temperature=(1.0, 0.7, 0.0, 1.3)[number % 4], top_p=(1.0, 0.9, 0.5)[number % 3])
     train = TrainSettings(precision="bf16" if number % 5 == 4 else "auto")
-    update = update_of(student, teacher, engine, objective, train, rollout, seed=number)
-    return update, diagram_prompts("train", 1 + number % 5, number)
+    context = step_context(student, teacher, engine, objective, train, rollout, seed=number)
+    return context, diagram_prompts("train", 1 + number % 5, number)
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -411,7 +411,7 @@ def test_a_hundred_healthy_starts_raise_no_alarm(tokenizer):
 
 
 def test_without_pictures_there_is_nothing_to_see(student, teacher):
-    assert examine(update_of(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
+    assert examine(step_context(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
 
 
 def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
@@ -423,8 +423,8 @@ def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
         Prompt("two", (LoadedImage(noisy), "and", LoadedImage(tiny), "which?")),
         Prompt("wide", (LoadedImage(noisy), "What?")),
     ]
-    assert examine(update_of(student, teacher), prompts)
-    assert examine(update_of(student, teacher), prompts[:1])
+    assert examine(step_context(student, teacher), prompts)
+    assert examine(step_context(student, teacher), prompts[:1])
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
@@ -437,7 +437,7 @@ def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
     engine = HFEngine(student) if how == "separate rows" else SharedEngine(student)
     if how == "flex":
         teacher = replace(teacher, attention="flex")
-    facts = examine(update_of(student, teacher, engine), PROMPTS)
+    facts = examine(step_context(student, teacher, engine), PROMPTS)
     assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
 
 
@@ -462,11 +462,11 @@ def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(tokenize
 
 
 def test_the_canary_changes_nothing_in_a_run(student, teacher, prompts):
-    update = update_of(student, teacher)
+    context = step_context(student, teacher)
     before = {name: x.clone() for name, x in student.model.state_dict().items()}
     state = torch.get_rng_state()
     was_training = student.model.training
-    examine(update, prompts)
+    examine(context, prompts)
     assert all(torch.equal(x, before[name]) for name, x in student.model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in student.model.parameters())

@@ -10,7 +10,7 @@ from vistill.api import distill
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.meter import count, counting
-from vistill.models.family import Costs
+from vistill.models.families.base import Costs
 from vistill.objectives import GRPO, OPD, VAOPD
 from vistill.report.costs import profile_of, profile_text
 from vistill.report.page import write_report

@@ -12,7 +12,7 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
 from vistill.functional.tiles import TILE_ROWS
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
 from vistill.signals.concentration import gini, top_mass_share

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import DecoderStep, EncodedPrompt, PackedRow
 from vistill.models.loading import VLM
 from vistill.models.one_each import OneEach
+from vistill.models.packed import is_plain
 from vistill.models.scoring import EncodedGroup, SharedReading
 from vistill.models.sharing import KeysValues, Segment
 
@@ -25,7 +26,7 @@ class Decoder:
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
         self.positions = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
         self.following = torch.tensor([prompts[g].next_position for g in group])
-        self.step = vlm.family.decoder_step(vlm.model)
+        self.step = decoder_step(vlm)
 
     @torch.no_grad()
     def states(self) -> Float[Tensor, "N H"]:
@@ -44,6 +45,13 @@ class Decoder:
         here = rows.to(self.following.device)
         self.ids, self.following, self.positions = self.ids[rows], self.following[here], self.positions[:, here]
         self.attend.keep(rows)
+
+
+def decoder_step(vlm: VLM) -> DecoderStep:
+    """The family's own fast step where nothing hangs on the model's modules, else the packed reading."""
+    assert vlm.packed is not None
+    fast = vlm.family.decoder_step(vlm.model) if is_plain(vlm.packed) else None
+    return fast or (lambda ids, positions, attend: vlm.states(PackedRow(ids, positions, attend)))
 
 
 def padded(made: KeysValues, segments: Sequence[Segment]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor | None]:

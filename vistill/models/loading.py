@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -17,22 +18,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, whole
 from vistill.models.chat import messages_of, pictures_of
-from vistill.models.family import EncodedPrompt, Family
-from vistill.models.qwen3_vl import Qwen3VLFamily
+from vistill.models.families import FAMILIES
+from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
+from vistill.models.packed import PackedForward, Reading
 from vistill.models.resting import Resting
 from vistill.runs.chosen import resolve_model
 from vistill.runs.missing import looks_like_hub_id, models_near, not_found, shown
 from vistill.types import Prompt
 
 Attending = Literal["blocks", "flex"]
-FAMILIES: dict[str, type[Qwen3VLFamily]] = {"qwen3_vl": Qwen3VLFamily}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,23 @@ class VLM:
     """How siblings attend to the prompt they share; the numbers are the same."""
     resting: Resting | None = field(default=None, compare=False)
     """Where its weights wait while nobody reads with it."""
+    packed: torch.nn.Module | None = field(default=None, compare=False, repr=False)
+    """The module whose forward every reading enters, made from the model; a sharded or compiled one can be given."""
+
+    def __post_init__(self) -> None:
+        if self.packed is None or self.packed.model is not self.model:
+            object.__setattr__(self, "packed", PackedForward(self.model))
+
+    def read(self, row: PackedRow | RowBatch) -> Tensor | tuple[Tensor, ...]:
+        """Hidden states before the head, [L, H] or [N, L, H]; of a row whose keys are kept, the keys and values."""
+        assert self.packed is not None
+        return self.packed(Reading(self.family, row))
+
+    def states(self, row: PackedRow | RowBatch) -> Tensor:
+        """Hidden states of a row whose keys are not kept."""
+        states = self.read(row)
+        assert isinstance(states, Tensor)
+        return states
 
     @property
     def shares_prompts(self) -> bool:
@@ -173,7 +190,7 @@ def load_encoder(
         raise no_adapter(name, config.model_type, role)
     check_index(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision or "main")
+    processor = family_type.processor_type.from_pretrained(name, revision=revision or "main")
     family = family_type(config, tokenizer, processor)
     if max_image_tokens is not None:
         family.limit_image_tokens(max_image_tokens)
@@ -195,7 +212,13 @@ def load_weights(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    encoder.family.check_arguments(model)
     return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
+
+
+def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
+    """The precision of a model that is only read: bf16 on an accelerator unless `train.precision` is fp32."""
+    return torch.float32 if torch.device(device).type == "cpu" or precision == "fp32" else torch.bfloat16
 
 
 def load_vlm(
@@ -264,17 +287,6 @@ def no_adapter(name: str, family: str, role: str) -> ModelError:
     )
 
 
-def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write an ordinary model folder: weights, tokenizer with chat template, image processor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
-    model.save_pretrained(folder, safe_serialization=True)
-    vlm.tokenizer.save_pretrained(folder)
-    processor = getattr(vlm.family, "processor", None)
-    assert processor is not None, "the family has no image processor to save"
-    processor.save_pretrained(folder)
-
-
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Content hash of a vocabulary: the same words under the same ids."""
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -314,10 +326,7 @@ def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> Mo
     """M102."""
     told = []
     for role, vlm in (("student", student), ("teacher", teacher)):
-        g = vlm.family.image_grid()
-        told.append(
-            f"{role}: patch {g['patch']}, merge {g['merge']}, {g['min_pixels']:,} to {g['max_pixels']:,} pixels"
-        )
+        told.append(f"{role}: {vlm.family.grid_in_words()}")
     common = common_limit(student.family.image_grid(), teacher.family.image_grid())
     shrunk = f"data.max_image_tokens={common}" if common else ""
     found = fitting(student, teacher)
@@ -332,7 +341,9 @@ def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> Mo
 
 def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
     """Image tokens a picture under which two grids are one; None where patches differ."""
-    if (ours["patch"], ours["merge"]) != (theirs["patch"], theirs["merge"]):
+    limits = {"min_pixels", "max_pixels"}
+    rest = [{key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)]
+    if rest[0] != rest[1] or not limits <= ours.keys() & theirs.keys():
         return None
     key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
     return max(1, min(int(ours[key]), int(theirs[key])) // (ours["patch"] * ours["merge"]) ** 2)

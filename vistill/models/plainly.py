@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vistill.batch import ScoredPass
 from vistill.functional.rows import log_prob_from_hidden
-from vistill.models.family import EncodedPrompt, PackedRow, RowBatch
+from vistill.models.families.base import EncodedPrompt, PackedRow, RowBatch
 from vistill.models.flex import plan_flex
 from vistill.models.loading import VLM
 from vistill.models.sharing import KeysValues, Segment, plan_attention
@@ -42,12 +42,13 @@ def to_rows(groups: Sequence[EncodedGroup], pad_id: int) -> RowBatch:
         for response in item.responses:
             rows.append([*item.prompt.ids, *response])
             following = torch.arange(len(response)) + item.prompt.next_position
-            positions.append(torch.cat([item.prompt.positions, following.expand(3, -1)], dim=1))
+            axes = len(item.prompt.positions)
+            positions.append(torch.cat([item.prompt.positions, following.expand(axes, -1)], dim=1))
             group.append(index)
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    placed = torch.zeros((3, len(rows), width), dtype=torch.long)
+    placed = torch.zeros((len(positions[0]), len(rows), width), dtype=torch.long)
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
@@ -92,7 +93,7 @@ class SharedReading:
         prompts = [g.prompt for g in groups]
         ids = torch.tensor([i for p in prompts for i in p.ids[:-1]], dtype=torch.long)
         positions = torch.cat([p.positions[:, :-1] for p in prompts], 1)
-        vlm.family.packed_states(vlm.model, PackedRow(ids, positions, attend, prompts))
+        vlm.read(PackedRow(ids, positions, attend, prompts))
         self.known = self.made.cut() if cut else self.made
 
     def read(self, places: Sequence[Place]) -> Float[Tensor, "R H"]:
@@ -109,9 +110,7 @@ class SharedReading:
         ]
         attend = PLANS[self.vlm.attention](shared, sum(s.length for s in self.segments), self.vlm.device)
         attend.prompt = self.known
-        return self.vlm.family.packed_states(
-            self.vlm.model, PackedRow(torch.tensor(ids), torch.cat(positions, 1), attend)
-        )
+        return self.vlm.states(PackedRow(torch.tensor(ids), torch.cat(positions, 1), attend))
 
     def close(self) -> None:
         """One backward pass through the prompts for all siblings."""
@@ -138,7 +137,7 @@ class PlainReading:
             EncodedGroup(self.groups[g].prompt, tuple(self.groups[g].responses[k] for k in ks))
             for g, ks in chosen.items()
         ]
-        hidden = self.vlm.family.backbone(self.vlm.model, to_rows(groups, self.vlm.pad_id))
+        hidden = self.vlm.states(to_rows(groups, self.vlm.pad_id))
         picks_row, picks_column = [], []
         for row, (prompt, response) in enumerate((g.prompt, r) for g in groups for r in g.responses):
             columns = prediction_rows(len(prompt.ids), len(response))

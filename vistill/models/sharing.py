@@ -6,7 +6,7 @@ tokens, so the prompt proper ends one token earlier and needs no hidden states o
 file is about rows and attention; embeddings and layers belong to the family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,10 +148,13 @@ def attention(  # noqa: PLR0913  transformers fixes this signature
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    attend: Attention | None = None,
+    attend: Callable[..., Tensor] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention function: with a plan ours, without one its own."""
+    """Transformers' attention function: with a plan ours, without one its own.
+
+    `attend` is the bound call of a plan: FSDP would copy the plan itself, a dataclass, on its way through a layer.
+    """
     if attend is None:
         return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options

@@ -8,8 +8,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
-from vistill.models.qwen3_vl import Qwen3VLFamily
 
 SPECIAL = (
     "<|endoftext|>",

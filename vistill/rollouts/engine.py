@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.rollouts.settings import RolloutSettings
 from vistill.types import Prompt, Rollout
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, WrappedEngine
 from vistill.rollouts.settings import RolloutSettings

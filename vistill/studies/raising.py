@@ -27,8 +27,9 @@ from vistill.data.math_judge import MathJudge
 from vistill.evaluation.answering import Answering, accuracy_by_question
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean
-from vistill.models.family import EncodedPrompt
-from vistill.models.loading import VLM, load_vlm, save_vlm
+from vistill.models.families.base import EncodedPrompt
+from vistill.models.loading import VLM, load_vlm
+from vistill.models.save import save_vlm
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.models.tiny import TinySize, build_tiny, train_tokenizer
 from vistill.rollouts.build import build_engine

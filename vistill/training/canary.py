@@ -16,7 +16,7 @@ from vistill.errors import ModelError
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import States, per_row
 from vistill.models.chat import pictures_of
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.plainly import plain_log_probs, same_pixels
 from vistill.models.scoring import EncodedGroup, every_place, read_groups, response_states, score

@@ -17,7 +17,8 @@ from vistill.data.settings import DataSettings
 from vistill.data.stored import PREFIX, write_prompts
 from vistill.errors import VistillError
 from vistill.evaluation.settings import EvalSettings
-from vistill.models.loading import VLM, load_encoder, save_vlm
+from vistill.models.loading import VLM, load_encoder
+from vistill.models.save import save_vlm
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder

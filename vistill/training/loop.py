@@ -21,6 +21,7 @@ from vistill.training.checkpoint import Saved, newest, publish, restore, sweep
 from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
+from vistill.training.context import StepContext
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
 from vistill.training.journal import Journal, chain_after
 from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
@@ -34,7 +35,7 @@ from vistill.training.roster import bearable, missing_now, partners_of, present,
 from vistill.training.run_lock import TRAINED_HERE
 from vistill.training.run_state import RunState
 from vistill.training.settings import SaveSettings
-from vistill.training.step import StepResult, Update, train_step
+from vistill.training.step import StepResult, train_step
 from vistill.training.watching import examine, looked_at
 from vistill.training.writing import Desk
 from vistill.types import Prompt, Writer
@@ -63,10 +64,11 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         state = start(plan, folder, optimizer)
         check_reference(plan.cast, state)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
-        update = without(plan, update_of(plan, folder, saved, rewards, interrupt, clock), state.gone)
-        stack.enter_context(update.desk.engine)
+        context = step_context(plan, folder, saved, rewards, interrupt, clock)
+        borrow_from_present(plan, context, state.gone)
+        stack.enter_context(context.desk.engine)
         try:
-            train(plan, folder, saved, update, clock)
+            train(plan, folder, saved, context, clock)
         except Interrupted as stop:
             publish(folder, saved, plan.fingerprint, plan.save.keep)
             folder.event(f"stopped by {stop} after step {state.step}")
@@ -77,25 +79,25 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
     return state
 
 
-def train(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> None:
+def train(plan: Plan, folder: RunFolder, saved: Saved, context: StepContext, clock: Clock) -> None:
     """The loop: canary, then step, log, evaluate, save until the last step."""
     state = saved.state
-    update.desk.engine.sync_weights(state.step)
+    context.desk.engine.sync_weights(state.step)
     with clock.aside("canary"):
-        update, _ = run_canary(plan, folder, update, state)
+        run_canary(plan, folder, context, state)
     if owes_evaluation(plan, folder, state.step):
-        update = judge(plan, folder, saved, update, clock)
+        judge(plan, folder, saved, context, clock)
     while state.step < plan.num_steps:
-        update, result = next_step(plan, folder, update, state)
+        result = next_step(plan, folder, context, state)
         state.step += 1
         state.memory = result.memory
-        update.desk.engine.sync_weights(state.step)
+        context.desk.engine.sync_weights(state.step)
         count_non_finite(plan, folder, state, result)
         log_step(plan, folder, state, result, clock)
         for warning in rollout_warnings(plan.rollout, state, result, str(folder.path)):
             tell(plan, folder, warning, f"step {state.step}: ")
         if is_due(state.step, plan.evaluation.every, plan.num_steps):
-            update = judge(plan, folder, saved, update, clock)
+            judge(plan, folder, saved, context, clock)
         if is_due(state.step, plan.save.every, plan.num_steps):
             with clock.aside("save"):
                 publish(folder, saved, plan.fingerprint, plan.save.keep)
@@ -106,7 +108,7 @@ def train(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
 def trainable(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
     """The plan with the copies of the student that its method reads, parts frozen, and the optimizer of the rest."""
     plan = replace(plan, cast=with_companions(plan.cast, plan.objective))
-    freeze_parts(plan.cast.student.model, plan.train.freeze)
+    freeze_parts(plan.cast.student, plan.train.freeze)
     return plan, make_optimizer(plan.cast.student.model, plan.train)
 
 
@@ -146,9 +148,9 @@ def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
     return Rewards(plan.reward, plan.cast.student, MathJudge())
 
 
-def update_of(
+def step_context(
     plan: Plan, folder: RunFolder, saved: Saved, rewards: Rewards | None, interrupt: Interrupt, clock: Clock
-) -> Update:
+) -> StepContext:
     """What stays the same from step to step."""
 
     def say(text: str) -> None:
@@ -156,7 +158,7 @@ def update_of(
 
     engine = build_engine(plan.cast.student, plan.rollout, interrupt.poll, plan.engine)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
-    return Update(
+    return StepContext(
         cast=plan.cast,
         desk=Desk(engine, plan.objective, per_prompt, plan.written),
         optimizer=saved.optimizer,
@@ -180,15 +182,15 @@ def prompts_of_step(plan: Plan, step: int, gone: Collection[str] = ()) -> tuple[
     return [plan.train_prompts[i] for i in picks], [(step * per_step + i) // num for i in range(per_step)]
 
 
-def next_step(plan: Plan, folder: RunFolder, update: Update, state: RunState) -> tuple[Update, StepResult]:
+def next_step(plan: Plan, folder: RunFolder, context: StepContext, state: RunState) -> StepResult:
     """One step; a row that goes bad in it is replaced and the step, thrown away before its update, done again."""
     while True:
         prompts, epochs = prompts_of_step(plan, state.step, state.gone)
         try:
-            return update, train_step(update, prompts, state, epochs)
+            return train_step(context, prompts, state, epochs)
         except (DataError, RolloutError) as error:
-            partners = [update.cast.partners[p.id] for p in prompts if p.id in update.cast.partners]
-            update = set_aside_or_raise(plan, folder, update, state, error, [*prompts, *partners])
+            partners = [context.cast.partners[p.id] for p in prompts if p.id in context.cast.partners]
+            set_aside_or_raise(plan, folder, context, state, error, [*prompts, *partners])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -198,25 +200,24 @@ def next_step(plan: Plan, folder: RunFolder, update: Update, state: RunState) ->
 def set_aside_or_raise(
     plan: Plan,
     folder: RunFolder,
-    update: Update,
+    context: StepContext,
     state: RunState,
     error: DataError | RolloutError,
     prompts: Sequence[Prompt],
-) -> Update:
-    """The update without the rows that an error comes from; the error itself where it comes from none, or too many."""
+) -> None:
+    """Set the rows aside that an error comes from; raise the error where it comes from none, or from too many."""
     bad = to_blame(error, prompts)
     if not bad or not bearable(plan, {*state.gone, *bad}):
         raise error
     set_aside(plan, folder, state.gone, bad, state.step + 1)
-    return without(plan, update, state.gone)
+    borrow_from_present(plan, context, state.gone)
 
 
-def without(plan: Plan, update: Update, gone: Collection[str]) -> Update:
-    """The update whose views borrow pictures only from rows that are there."""
-    if not gone:
-        return update
-    partners = partners_of(plan, present(plan.train_prompts, gone))
-    return replace(update, cast=replace(update.cast, partners=partners))
+def borrow_from_present(plan: Plan, context: StepContext, gone: Collection[str]) -> None:
+    """Let views borrow pictures only from rows that are still there."""
+    if gone:
+        partners = partners_of(plan, present(plan.train_prompts, gone))
+        context.cast = replace(context.cast, partners=partners)
 
 
 def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> RunState:
@@ -318,29 +319,29 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: Ste
         )
 
 
-def run_canary(plan: Plan, folder: RunFolder, update: Update, state: RunState) -> tuple[Update, dict[str, float]]:
+def run_canary(plan: Plan, folder: RunFolder, context: StepContext, state: RunState) -> dict[str, float]:
     """Stop the run if a reader ignores the image (V802 to V816); warn where one hardly uses it."""
     while True:
         prompts = present(plan.train_prompts, state.gone)
         try:
-            facts = examine(update, prompts)
+            facts = examine(context, prompts)
             break
         except DataError as error:
-            update = set_aside_or_raise(plan, folder, update, state, error, looked_at(prompts))
+            set_aside_or_raise(plan, folder, context, state, error, looked_at(prompts))
     for warning in weak(facts):
         tell(plan, folder, f"canary: {warning}")
-    return update, facts
+    return facts
 
 
-def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Clock) -> Update:
+def judge(plan: Plan, folder: RunFolder, saved: Saved, context: StepContext, clock: Clock) -> None:
     """Evaluate on validation, remember the best, keep its checkpoint."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
-        return update
+        return
     step = saved.state.step
     at_end = step in (0, plan.num_steps)
     settings = replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
     fault("evaluate.begin")
-    engine = build_engine(plan.cast.student, plan.rollout.without_image_skips(), update.poll)
+    engine = build_engine(plan.cast.student, plan.rollout.without_image_skips(), context.poll)
     with clock.aside("evaluate"), engine:
         most = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
         rows = lambda times: max(1, most >> times)
@@ -348,13 +349,13 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
             plan.cast,
             plan.eval_prompts,
             replace(settings, rows_per_call=rows(times)) if times else settings,
-            update.poll,
+            context.poll,
             plan.diagrams if at_end else (),
             engine,
         )
-        result = update.ladder.climb("evaluate", rows, attempt)
+        result = context.ladder.climb("evaluate", rows, attempt)
     with clock.aside("canary"):
-        update, facts = run_canary(plan, folder, update, saved.state)
+        facts = run_canary(plan, folder, context, saved.state)
     fault("evaluate.before_log")
     summary = result.summary | selection_summary(result, plan.eval_prompts, plan.evaluation)
     folder.log(folder.evaluations, {"step": step, **summary, **facts})
@@ -367,14 +368,13 @@ def judge(plan: Plan, folder: RunFolder, saved: Saved, update: Update, clock: Cl
     saved.state.best = best_of(folder.read(folder.evaluations), plan.save)
     if saved.state.best is not None and saved.state.best != before:
         publish(folder, saved, plan.fingerprint, plan.save.keep)
-    return update
 
 
 def canary_finding(plan: Plan, folder: RunFolder) -> list[Finding]:
     """The canary of a run that does not begin: how much each reader uses the picture, and warnings."""
     plan, optimizer = trainable(replace(plan, save=replace(plan.save, journal=False)))
     saved = Saved(plan.cast.student, optimizer, RunState())
-    effects = examine(update_of(plan, folder, saved, None, Interrupt(), Clock()), plan.train_prompts)
+    effects = examine(step_context(plan, folder, saved, None, Interrupt(), Clock()), plan.train_prompts)
     shown = [f"{name.split('/')[1].removesuffix('_image_effect')} {x:.3g}" for name, x in effects.items()]
     seen = f"every reader sees the image: {', '.join(shown)} nats per token" if shown else "no pictures"
     return [Finding("canary", seen), *(Finding("warning", text) for text in weak(effects))]

@@ -1,10 +1,13 @@
 """AdamW and learning-rate schedules as functions of the step."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
+from vistill.errors import ConfigError
+from vistill.models.loading import VLM
 from vistill.training.settings import ScheduleSettings, TrainSettings
 
 
@@ -41,12 +44,42 @@ def learning_rate(step: int, steps: int, train: TrainSettings) -> float:
     return train.lr * lr_factor(step, steps, train.schedule, floor)
 
 
-def freeze_parts(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Stop gradient on parts named in the recipe."""
-    marks = {"vision": ("visual", "vision"), "language": ("language_model",), "head": ("lm_head",)}
-    for name, parameter in model.named_parameters():
-        if any(mark in name for part in parts for mark in marks[part]):
-            parameter.requires_grad_(False)
+def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
+    """Stop gradient on every weight of the named parts (C110 where one is empty or nothing is left to train).
+
+    `vision` is the tower with its projector, `language` the decoder with its input embedding, `head` the output
+    embedding. A weight that two parts share, a tied head, stops when either is named.
+    """
+    weights = {part: weights_of(modules) for part, modules in vlm.family.parts(vlm.model).items()}
+    for part in parts:
+        if not weights.get(part):
+            what, why = f"the model has no weights in {part!r}", "freezing it would do nothing without saying so"
+            raise wrong_parts(parts, what, why, [p for p in parts if weights.get(p)])
+    everything = {id(weight) for weight in vlm.model.parameters()}
+
+    def left(chosen: Sequence[str]) -> bool:
+        return bool(everything - {id(weight) for part in chosen for weight in weights[part]})
+
+    if not left(parts):
+        tied = {id(weight) for weight in weights["head"]} & {id(weight) for weight in weights["language"]}
+        why = "the head is tied to the input embedding, which belongs to 'language'" if tied else "no part is left"
+        fewer = next(parts[:n] for n in range(len(parts) - 1, -1, -1) if left(parts[:n]))
+        raise wrong_parts(parts, "nothing is left to train", why, fewer)
+    for part in parts:
+        for weight in weights[part]:
+            weight.requires_grad_(False)
+
+
+def weights_of(parts: Iterable[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters of modules, and parameters that stand alone."""
+    return [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+
+
+def wrong_parts(parts: Sequence[str], what: str, why: str, better: Sequence[str]) -> ConfigError:
+    """C110."""
+    return ConfigError(
+        "C110", what, where=f"train.freeze=[{','.join(parts)}]", why=why, fix=f"train.freeze=[{','.join(better)}]"
+    )
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

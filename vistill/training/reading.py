@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator, keyed_seed
-from vistill.models.family import EncodedPrompt
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, every_place, read_groups, score
 from vistill.training.splitting import Split

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from vistill.training.clock import Clock
 from vistill.training.companions import stored
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry
-from vistill.training.loop import deterministic, prompts_of_step, rewards_of, trainable, update_of, without
+from vistill.training.loop import (
+    borrow_from_present,
+    deterministic,
+    prompts_of_step,
+    rewards_of,
+    step_context,
+    trainable,
+)
 from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.training.setup import RunSetup
@@ -92,25 +99,24 @@ def recompute(
         made = Replayed(state.step, accepted=accepted_changes(folder))
         with rewards_of(plan) as rewards:
             saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
-            update = update_of(plan, place, saved, rewards, Interrupt(), Clock())
-            update = without(plan, replace(update, journal=journal), state.gone)
+            context = step_context(plan, place, saved, rewards, Interrupt(), Clock())
+            context.journal = journal
+            borrow_from_present(plan, context, state.gone)
             replaced = folder.read(folder.replaced)
-            update.desk.engine.sync_weights(state.step)
+            context.desk.engine.sync_weights(state.step)
             while state.step < step:
                 state.gone |= {r["id"]: r["code"] for r in replaced if r["step"] <= state.step + 1}
-                update = without(plan, update, state.gone)
+                borrow_from_present(plan, context, state.gone)
                 prompts, epochs = prompts_of_step(plan, state.step, state.gone)
                 check_present(plan, prompts, state.step + 1)
                 if journal.find(state.step + 1, prompts, chain_key(state.chain, state.gone)) is not None:
                     made.from_journal.append(state.step + 1)
-                elif plan.objective.writer is not Writer.DATA and not getattr(
-                    update.desk.engine, "follows_keyed_noise", True
-                ):
+                elif plan.objective.writer is not Writer.DATA and not context.desk.engine.follows_keyed_noise:
                     raise no_entry(journal, folder, state.step + 1)
-                result = train_step(update, prompts, state, epochs)
+                result = train_step(context, prompts, state, epochs)
                 state.step += 1
                 state.memory = result.memory
-                update.desk.engine.sync_weights(state.step)
+                context.desk.engine.sync_weights(state.step)
                 state.chain = chain_after(state.chain, logged[state.step], state.gone, plan.fingerprint)
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")

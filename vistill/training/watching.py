@@ -18,20 +18,20 @@ from vistill.training.canary import (
     check_rows,
 )
 from vistill.training.canary_engine import check_engine
+from vistill.training.context import StepContext
 from vistill.training.precision import autocast, precision_of
-from vistill.training.step import Update
 from vistill.types import LoadedImage, Prompt, Reader, View, Writer
 from vistill.views import Partners
 
 
-def examine(update: Update, prompts: Sequence[Prompt]) -> dict[str, float]:
+def examine(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Everybody sees the picture, or a `ModelError` V802 to V816 says who does not.
 
     Returns:
         Mean effect in nats a token of exchanging the picture, by reader; nothing where no prompt has a picture.
     """
     samples = [p for p in prompts if p.images][:SAMPLES]
-    cast = replace(update.cast, seen={}, partners=exchanged(samples, prompts))
+    cast = replace(context.cast, seen={}, partners=exchanged(samples, prompts))
     check_heads(cast)
     if not samples:
         return {}
@@ -39,34 +39,34 @@ def examine(update: Update, prompts: Sequence[Prompt]) -> dict[str, float]:
     check_rows(cast, samples, ids)
     check_encodings(cast, samples)
     facts: dict[str, float] = {}
-    for role in readers(update):
+    for role in readers(context):
         vlm = cast.reader(role)
-        weight, half = next(vlm.model.parameters()), precision_of(update.train, vlm.device) is torch.bfloat16
-        precision = lambda device=vlm.device: autocast(update.train, device)
+        weight, half = next(vlm.model.parameters()), precision_of(context.train, vlm.device) is torch.bfloat16
+        precision = lambda device=vlm.device: autocast(context.train, device)
         witness = Witness(role, cast, samples, ids, precision, 2 if half else weight.element_size())
         was_training = vlm.model.training
         vlm.model.eval()
         with vlm.here():
-            effects = hear(witness, update)
+            effects = hear(witness, context)
         vlm.model.train(was_training)
         facts[f"canary/{role}_image_effect"] = effects.get(View.SWAPPED, 0.0)
     return facts
 
 
-def hear(witness: Witness, update: Update) -> dict[str, float]:
+def hear(witness: Witness, context: StepContext) -> dict[str, float]:
     """All that is asked of one reader."""
     check_reading(witness)
     effects = check_effects(witness)
     if witness.role is Reader.STUDENT:
         check_itself(witness)
-        if update.objective.writer is Writer.STUDENT:
-            check_engine(witness, update.desk.engine, update.rollout, update.seed)
+        if context.objective.writer is Writer.STUDENT:
+            check_engine(witness, context.desk.engine, context.rollout, context.seed)
     return effects
 
 
-def readers(update: Update) -> tuple[Reader, ...]:
+def readers(context: StepContext) -> tuple[Reader, ...]:
     """Student and, where there is one, teacher."""
-    return (Reader.STUDENT,) if update.cast.teacher is None else (Reader.STUDENT, Reader.TEACHER)
+    return (Reader.STUDENT,) if context.cast.teacher is None else (Reader.STUDENT, Reader.TEACHER)
 
 
 def exchanged(samples: Sequence[Prompt], prompts: Sequence[Prompt]) -> dict[str, Prompt]:

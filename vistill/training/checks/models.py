@@ -9,7 +9,7 @@ import torch
 from vistill.batch import ScoredBatch
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights
+from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights, teacher_dtype
 from vistill.models.selftest import proven
 from vistill.runs.chosen import resolve_model
 from vistill.training.checks.check import EVERY, TRAINING, StartCheck
@@ -147,11 +147,6 @@ def one_device(student: str, teacher: str) -> None:
         )
 
 
-def teacher_precision(device: str, precision: str) -> torch.dtype:
-    """A teacher is read in bfloat16 on a GPU unless the recipe asks for fp32, in float32 on a CPU."""
-    return torch.bfloat16 if device != "cpu" and precision != "fp32" else torch.float32
-
-
 def load_models(setup: "RunSetup") -> str:
     """Weights loaded, fitted with the kernels the recipe names, self-tested; the same for models of the caller."""
     recipe, given = setup.recipe, setup.given
@@ -169,7 +164,7 @@ def load_models(setup: "RunSetup") -> str:
         teacher = None
         if teacher_encoder is not None:
             assert isinstance(teacher_encoder, PromptEncoder)
-            dtype = teacher_precision(devices[1], recipe.train.precision)
+            dtype = teacher_dtype(devices[1], recipe.train.precision)
             teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
     if teacher is not None:
         one_device(str(student.device), str(teacher.device))

@@ -1,0 +1,182 @@
+"""Saved weights: one file or shards, read back bit for bit; whatever does not fit is an error and changes nothing."""
+
+import json
+
+import pytest
+import torch
+from conftest import build, untied
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLForConditionalGeneration
+
+from vistill.errors import ModelError
+from vistill.models.loading import load_vlm
+from vistill.models.save import load_weights_into, save_vlm
+from vistill.runs.folder import RunFolder
+from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, weights_hash
+from vistill.training.optim import make_optimizer
+from vistill.training.settings import TrainSettings
+
+INDEX = "model.safetensors.index.json"
+KINDS = {"tied": build, "untied": untied}
+
+
+@pytest.fixture(params=["tied", "untied"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def shards(kind, tokenizer, tmp_path, monkeypatch):
+    """A folder of several files."""
+    monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
+    save_vlm(KINDS[kind](tokenizer, 7), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def equal(a, b):
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("size", ["60KB", "50GB"])
+def test_saved_and_read_back_bit_for_bit(size, kind, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", size)
+    vlm, other = KINDS[kind](tokenizer, 7), KINDS[kind](tokenizer, 8)
+    save_vlm(vlm, tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert (files == ["model.safetensors"]) == (size == "50GB")
+    assert (tmp_path / INDEX).exists() == (len(files) > 1)
+    parameters = [id(p) for p in other.model.parameters()]
+    assert not equal(vlm.model, other.model)
+    load_weights_into(tmp_path, other.model)
+    assert equal(vlm.model, other.model)
+    assert [id(p) for p in other.model.parameters()] == parameters
+    tied = kind == "tied"
+    assert (other.model.lm_head.weight is other.model.get_input_embeddings().weight) == tied
+    assert equal(vlm.model, load_vlm(tmp_path).model)
+    assert equal(vlm.model, Qwen3VLForConditionalGeneration.from_pretrained(tmp_path))
+
+
+def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
+    settings, folder = TrainSettings(), RunFolder(tmp_path)
+    student, average = build(tokenizer, 7), build(tokenizer, 9)
+    saved = Saved(student, make_optimizer(student.model, settings), TrainState(step=3), {"ema": average})
+    publish(folder, saved, "test", 1)
+    other, second = build(tokenizer, 8), build(tokenizer, 8)
+    state = restore(newest(folder), other, make_optimizer(other.model, settings), {"ema": second})
+    assert state.step == 3
+    assert weights_hash(other) == weights_hash(student)
+    assert weights_hash(second) == weights_hash(average)
+
+
+def one_missing(folder):
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    return "-00002-of-"
+
+
+def all_missing(folder):
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink()
+    return "neither"
+
+
+def rewritten(folder, change):
+    """The first shard with other tensors; the index is left as it is unless `change` writes it."""
+    path = sorted(folder.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    change(tensors, name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return name
+
+
+def weight_left_out(folder):
+    return rewritten(folder, lambda tensors, name: tensors.pop(name))
+
+
+def weight_left_out_of_file_and_index(folder):
+    name = weight_left_out(folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"].pop(name)
+    (folder / INDEX).write_text(json.dumps(index))
+    return f"{name} is in it 0 times"
+
+
+def weight_unknown(folder):
+    def change(tensors, name):
+        tensors["model.extra"] = torch.zeros(2)
+
+    rewritten(folder, change)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.extra"] = sorted(path.name for path in folder.glob("*.safetensors"))[0]
+    (folder / INDEX).write_text(json.dumps(index))
+    return "model.extra, which the model does not have"
+
+
+def weight_twice(folder):
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    tensors, others = load_file(first), load_file(second)
+    name = next(iter(tensors))
+    save_file({**others, name: tensors[name]}, second, metadata={"format": "pt"})
+    return f"{name} is in"
+
+
+def other_shape(folder):
+    def change(tensors, name):
+        tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+    return rewritten(folder, change) + " has the shape"
+
+
+def other_precision(folder):
+    def change(tensors, name):
+        tensors[name] = tensors[name].bfloat16()
+
+    return rewritten(folder, change) + " is BF16"
+
+
+def cut_short(folder):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    return "SafetensorError"
+
+
+def index_broken(folder):
+    (folder / INDEX).write_text("{")
+    return "index of weights cannot be read"
+
+
+def index_elsewhere(folder):
+    index = json.loads((folder / INDEX).read_text())
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = "../model.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    return "'../model.safetensors'"
+
+
+SPOILT = [
+    one_missing, all_missing, weight_left_out, weight_left_out_of_file_and_index, weight_unknown, weight_twice, other_shape,
+    other_precision, cut_short, index_broken, index_elsewhere,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda f: f.__name__)
+def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(spoil, shards, kind, tokenizer):
+    part = spoil(shards)
+    other = KINDS[kind](tokenizer, 8)
+    before = weights_hash(other)
+    with pytest.raises(ModelError) as caught:
+        load_weights_into(shards, other.model)
+    assert caught.value.code == "M107"
+    assert part in caught.value.render()
+    assert weights_hash(other) == before
+
+
+def test_a_head_of_its_own_that_was_not_saved_is_missed(tokenizer, tmp_path):
+    """Where embeddings are tied the head need not be saved; where they are not, its absence is an error."""
+    save_vlm(build(tokenizer, 7), tmp_path)
+    other = untied(tokenizer, 8)
+    with pytest.raises(ModelError, match="cannot be put back") as caught:
+        load_weights_into(tmp_path, other.model)
+    assert "lm_head.weight is in it 0 times" in caught.value.render()

@@ -1,0 +1,20 @@
+"""A second device on a machine that has none: while a model rests, its weights are NaN, so whoever reads it then is seen."""
+
+from dataclasses import replace
+
+import torch
+
+from vistill.models.resting import Resting
+
+
+class Poisoned(Resting):
+    """Weights that are right inside `here` and NaN outside; the head stays, as on a real device."""
+
+    def leave(self):
+        for weight, host in zip(self.weights, self.host, strict=True):
+            weight.data = torch.full_like(host, torch.nan)
+
+
+def poisoned(vlm):
+    """The same frozen model, resting where it cannot be read."""
+    return replace(vlm, resting=Poisoned(vlm.model, vlm.model.get_output_embeddings(), vlm.device))

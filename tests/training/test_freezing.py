@@ -1,0 +1,90 @@
+"""`train.freeze`: parts are found by module, tied heads included; a recipe that freezes nothing or everything is refused."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import build, untied
+from tiny_llava import build_llava
+
+from vistill.api import distill
+from vistill.errors import ConfigError
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.families.base import PARTS
+from vistill.objectives import OPD
+from vistill.rollouts.settings import RolloutSettings
+from vistill.training.optim import freeze_parts
+from vistill.training.settings import SaveSettings, TrainSettings
+
+CHOICES = [parts for n in (1, 2, 3) for parts in itertools.combinations(PARTS, n)]
+
+
+KINDS = {
+    "tied": lambda tokenizer: build(tokenizer, 0),
+    "untied": lambda tokenizer: untied(tokenizer, 0),
+    "llava": lambda tokenizer: build_llava(tokenizer, 0),
+    "llava, tied": lambda tokenizer: build_llava(tokenizer, 0, tied=True),
+}
+
+
+def parts_of(name, tied):
+    """The parts a weight belongs to, by its name alone; a tied head stands under the name of the input embedding."""
+    if name.startswith("lm_head"):
+        return {"head"}
+    part = "language" if name.startswith("model.language_model.") else "vision"
+    return {part, "head"} if tied and name.endswith("embed_tokens.weight") else {part}
+
+
+@pytest.mark.parametrize("parts", CHOICES, ids="+".join)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_exactly_the_weights_of_the_named_parts_are_frozen(kind, parts, tokenizer):
+    vlm = KINDS[kind](tokenizer)
+    tied = vlm.model.get_input_embeddings().weight is vlm.model.get_output_embeddings().weight
+    assert tied == (kind in {"tied", "llava, tied"})
+    names = dict(vlm.model.named_parameters())
+    expected = {name for name in names if not parts_of(name, tied) & set(parts)}
+    if not expected:
+        with pytest.raises(ConfigError, match="nothing is left to train") as caught:
+            freeze_parts(vlm, parts)
+        assert caught.value.code == "C110"
+        assert all(p.requires_grad for p in names.values())
+        better = tuple(caught.value.fix.removeprefix("train.freeze=[").removesuffix("]").split(","))
+        freeze_parts(vlm, better)
+        assert any(p.requires_grad for p in names.values())
+        return
+    freeze_parts(vlm, parts)
+    assert {name for name, p in names.items() if p.requires_grad} == expected
+    assert len(expected) < len(names)
+
+
+def test_a_part_without_weights_is_refused(tokenizer, monkeypatch):
+    vlm = build(tokenizer, 0)
+    parts = {**vlm.family.parts(vlm.model), "vision": []}
+    monkeypatch.setattr(type(vlm.family), "parts", lambda self, model: parts)
+    with pytest.raises(ConfigError, match="no weights in 'vision'") as caught:
+        freeze_parts(vlm, ("head", "vision"))
+    assert (caught.value.code, caught.value.fix) == ("C110", "train.freeze=[head]")
+
+
+@pytest.mark.usefixtures("without_canary")
+@pytest.mark.parametrize("parts", CHOICES[:-1], ids="+".join)
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_a_run_moves_all_other_parts_and_only_those(kind, parts, tokenizer, teacher, prompts, tmp_path):
+    student, tied = KINDS[kind](tokenizer), kind == "tied"
+    start = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+
+    def distilled():
+        train = TrainSettings(prompts_per_step=2, steps=1, lr=1e-2, freeze=parts)
+        rollout = RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on")
+        distill(student, teacher, prompts[:2], OPD(), tmp_path / "run", train=train, rollout=rollout,
+                save=SaveSettings(every=0), evaluation=EvalSettings(every=0))  # fmt: skip
+
+    if tied and {"vision", "language"} <= set(parts):
+        with pytest.raises(ConfigError, match="nothing is left"):
+            distilled()
+        return
+    distilled()
+    frozen = set(parts) | ({"head"} if tied and "language" in parts else set())
+    moved = {n for n, p in student.model.named_parameters() if not torch.equal(p, start[n])}
+    assert not any(parts_of(name, tied) & set(parts) for name in moved)
+    assert {part for name in moved for part in parts_of(name, tied)} >= set(PARTS) - frozen
