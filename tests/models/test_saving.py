@@ -12,8 +12,9 @@ from vistill.errors import ModelError
 from vistill.models.loading import load_vlm
 from vistill.models.save import load_weights_into, save_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import Saved, TrainState, newest, publish, restore, weights_hash
+from vistill.training.checkpoint import Saved, newest, publish, restore, weights_hash
 from vistill.training.optim import make_optimizer
+from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 
 INDEX = "model.safetensors.index.json"
@@ -61,7 +62,7 @@ def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypa
     monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
     settings, folder = TrainSettings(), RunFolder(tmp_path)
     student, average = build(tokenizer, 7), build(tokenizer, 9)
-    saved = Saved(student, make_optimizer(student.model, settings), TrainState(step=3), {"ema": average})
+    saved = Saved(student, make_optimizer(student.model, settings), RunState(step=3), {"ema": average})
     publish(folder, saved, "test", 1)
     other, second = build(tokenizer, 8), build(tokenizer, 8)
     state = restore(newest(folder), other, make_optimizer(other.model, settings), {"ema": second})

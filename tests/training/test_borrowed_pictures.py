@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from plans import prepare_run
-from test_canary import PROMPTS, make_plan, update_of
+from test_canary import PROMPTS, make_plan, step_context
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.errors import DataError
@@ -45,7 +45,7 @@ def test_the_canary_exchanges_pictures_where_its_rows_share_one(student, teacher
     others = exchanged(prompts[:4], prompts)
     for prompt in prompts[:4]:
         assert pixels(others[prompt.id].images) != pixels(prompt.images)
-    facts = examine(update_of(student, teacher), prompts)
+    facts = examine(step_context(student, teacher), prompts)
     assert facts["canary/student_image_effect"] > 0
     assert not weak(facts)
 

@@ -55,7 +55,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
             fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
         )
     tree = {**json.loads(file.read_text(encoding="utf-8")), "run": str(path)}
-    name = tree.get("method")
+    name = str(tree.get("method"))
     if name in method_schemas():
         return build_recipe(tree, name=str(file))
     if objective is None or method_name(objective) != name:
