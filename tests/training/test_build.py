@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -383,3 +384,19 @@ def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, te
     assert asked(3) == asked(6)
     rows = [s for s in folder.read(tmp_path / "samples" / f"step-{last:06d}.jsonl") if s["prompt"] in asked(3)]
     assert sum(s["correct"] for s in rows) / len(rows) == records[last]["selection/accuracy"]
+
+
+# the drawn way
+
+
+def test_the_way_of_a_prompt_has_at_most_twenty_hand_overs_and_every_function_is_there():
+    text = (REPO / "docs" / "architecture.md").read_text()
+    section = text[text.index("## The way of a prompt") : text.index("## One batch")]
+    places = re.findall(r"\| \d+ \| `([\w/.]+):([\w.]+)` \|", section)
+    assert 10 < len(places) <= 20
+    for file, name in places:
+        nodes = ast.parse((REPO / file).read_text()).body
+        for part in name.split("."):
+            found = [n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part]
+            assert found, f"{file} has no {name}"
+            nodes = found[0].body
