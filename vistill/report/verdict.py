@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vistill.evaluation.paired import LEVEL, holm
 from vistill.report.comparing import against, may_compare, since_start
 from vistill.report.reading import RunData
+from vistill.runs.resuming import changed_versions
 
 #: From here on a page names differences beyond chance only.
 MANY = 4
@@ -126,4 +127,6 @@ def warnings(run: RunData) -> list[str]:
         out.append(f"`swapped` is on {few} rows: no other picture can be shown to the others")
     if "va/mean" in last and last["va/mean"] == 0:
         out.append("visual advantage is 0 everywhere: the teacher does not see the picture")
+    changed = changed_versions(run.lock)
+    out += [f"package {text} between two starts of the run: last bits may differ" for text in changed]
     return out + [f"the setting {key} was changed during the run" for key in run.lock.get("accepted", [])]
