@@ -106,8 +106,9 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
+    title = f"Accuracy at {sampled_at(runs)} (95 % interval{row_range(runs)})"
     return [
-        line_chart(accuracy, Axes(f"Accuracy at {sampled_at(runs)} (95 % interval{row_range(runs)})", "step", "accuracy")),
+        line_chart(accuracy, Axes(title, "step", "accuracy")),
         line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
         line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
         line_chart(

@@ -80,7 +80,8 @@ def many(runs: Sequence[RunData]) -> str:
     corrected = holm([found.pair.p for found in judged])
     clear = [found for found, p in zip(judged, corrected, strict=True) if p < LEVEL]
     others = [run.name for run in runs[1:] if not may_compare(run, base)]
-    parts = [f"{len(runs)} runs; the table below has each. {base.name}: accuracy ({sampled_at([base])}) {change(base, 'accuracy')}"]
+    accuracy = f"accuracy ({sampled_at([base])}) {change(base, 'accuracy')}"
+    parts = [f"{len(runs)} runs; the table below has each. {base.name}: {accuracy}"]
     parts += [found.words() for found in clear]
     unclear = len(judged) - len(clear)
     if unclear:
