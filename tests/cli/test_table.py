@@ -54,3 +54,9 @@ def test_every_share_stands_with_the_rows_it_is_taken_on():
 
 def test_a_swap_that_no_row_could_have_is_not_left_out_in_silence():
     assert "no row has another picture" in summary_table({"rows": 3.0, "blind_rows": 3.0, "swapped_rows": 0.0})
+
+
+def test_the_summary_names_the_temperature_that_answers_were_sampled_at():
+    summary = {"accuracy": 0.5, "rows": 4.0, "samples": 1.0}
+    assert "accuracy, T = 1  " in summary_table(summary)
+    assert "accuracy, T = 0.7  " in summary_table(summary, 0.7)

@@ -203,6 +203,30 @@ def test_the_sentence_states_measured_numbers_and_does_not_call_noise_a_win(tmp_
     assert sentence([]) == "Nothing has been evaluated yet."
 
 
+def set_temperature(folder, value):
+    lock = json.loads((folder / "run.lock.json").read_text())
+    lock["recipe"]["eval"] = {**lock["recipe"].get("eval", {}), "temperature": value}
+    (folder / "run.lock.json").write_text(json.dumps(lock))
+
+
+def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_figure_stands(tmp_path):
+    """It called every sampled accuracy one at T = 1, blind rows "the first", and gave greedy no denominator."""
+    a, b = write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd")
+    set_temperature(a, 0.7)
+    set_last(a, **{"greedy_accuracy": 0.9, "greedy_rows": 12.0, "gap/pixelated": 0.5, "blind_rows": 12.0})
+    text = sentence([read_run(a)])
+    assert "opd: accuracy (T = 0.7)" in text
+    assert "greedy 90.0 % on 12 of them" in text
+    assert "Pixelating the picture costs opd 50.0 points (on 12 questions" in text
+    page = html.unescape(render([read_run(a)]))
+    assert "accuracy, T = 0.7" in page
+    assert "Accuracy at T = 0.7" in page
+    assert "T = 1" not in page
+    assert "the first rows" not in page
+    assert "90.0 % on 12" in page
+    assert "accuracy, T = 0.7 (opd), 1 (va_opd)" in html.unescape(render([read_run(a), read_run(b)]))
+
+
 @pytest.mark.parametrize(
     "values", [(0.0, 1e-14), (-3e-12, 0.0), (0.0, 0.0), (-1e-7, 2e-7), (5.0, 5.0 + 1e-9), (-4.0, -1.0)]
 )

@@ -125,3 +125,20 @@ def test_equally_likely_tokens_at_the_edge_stay_together():
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -2.0]])
     assert torch.isfinite(nucleus(logits, 0.8))[0].tolist() == [True, True, True, True, False]
     assert torch.isfinite(nucleus(logits, 1e-9))[0].tolist() == [True, False, False, False, False]
+
+
+#: A seed whose noise is exactly 0 at one place, found by search: about one in a thousand has one.
+SEED, PLACE, NUMBERS = 1233, 14_140, 16_384
+
+
+def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
+    """Its Gumbel noise was -inf, and token 0 was written, whatever it is."""
+    uniform = torch.empty(NUMBERS).uniform_(generator=torch.Generator().manual_seed(SEED))
+    assert float(uniform[PLACE]) == 0.0
+    scores = torch.zeros(1, NUMBERS).index_fill(1, torch.tensor([PLACE]), 50.0)
+    sampler = KeyedSampler([SEED], 1.0, 0.9, [0], NUMBERS, log_probs=True)
+    assert sampler.choose(scores).tolist() == [PLACE]
+    expected = -torch.log(-torch.log(uniform))
+    expected[PLACE] = sampler.drawn[0, 0, PLACE]
+    assert torch.equal(sampler.drawn[0, 0], expected)
+    assert bool(torch.isfinite(sampler.drawn).all())

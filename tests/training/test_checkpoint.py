@@ -12,7 +12,16 @@ from vistill.errors import NonFiniteError, StorageError
 from vistill.runs.folder import RunFolder, checkpoints_in
 from vistill.runs.storage import file_hash, read_json, write_json
 from vistill.training import checkpoint
-from vistill.training.checkpoint import MANIFEST, Saved, newest, publish, reason_to_reject, restore, sweep
+from vistill.training.checkpoint import (
+    MANIFEST,
+    Saved,
+    newest,
+    older_terms,
+    publish,
+    reason_to_reject,
+    restore,
+    sweep,
+)
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
@@ -240,7 +249,9 @@ def as_format_1(place, state=FORMAT_1):
 
 def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, learner, tokenizer):
     place = publish(RunFolder(tmp_path), saved(3), "x", keep=1)
+    assert older_terms(place) == ""
     as_format_1(place)
+    assert "up to step 3 loss/* in metrics.jsonl are times their coefficients" in older_terms(place)
     assert reason_to_reject(place) is None
     student = build(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())

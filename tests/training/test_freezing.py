@@ -1,11 +1,13 @@
 """`train.freeze`: parts are found by module, tied heads included; a recipe that freezes nothing or everything is refused."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import build, untied
 from tiny_llava import build_llava
+from training.test_loop import TRAIN, go, make_plan
 
 from vistill.api import distill
 from vistill.errors import ConfigError
@@ -13,7 +15,9 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.models.families.base import PARTS
 from vistill.objectives import OPD
 from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
 from vistill.training.optim import freeze_parts
+from vistill.training.reading import Cast
 from vistill.training.settings import SaveSettings, TrainSettings
 
 CHOICES = [parts for n in (1, 2, 3) for parts in itertools.combinations(PARTS, n)]
@@ -88,3 +92,29 @@ def test_a_run_moves_all_other_parts_and_only_those(kind, parts, tokenizer, teac
     moved = {n for n, p in student.model.named_parameters() if not torch.equal(p, start[n])}
     assert not any(parts_of(name, tied) & set(parts) for name in moved)
     assert {part for name in moved for part in parts_of(name, tied)} >= set(PARTS) - frozen
+
+
+@pytest.mark.parametrize("micro_batch", [1, "auto"])
+def test_prompts_without_a_picture_teach_a_frozen_decoder_nothing_and_stop_no_run(
+    tokenizer, teacher, tmp_path, micro_batch
+):
+    """Their loss reaches no weight that learns: once the raw error of a backward pass without a graph."""
+    rows = [replace(p, parts=tuple(part for part in p.parts if isinstance(part, str))) for p in TRAIN[:3]]
+    student = untied(tokenizer, 0)
+    settings = TrainSettings(prompts_per_step=3, lr=3e-3, steps=2, freeze=("language", "head"), micro_batch=micro_batch)
+    plan = make_plan(
+        tokenizer,
+        teacher,
+        OPD(),
+        cast=Cast(student, teacher, student.vocabulary_size),
+        train_prompts=[*rows, *TRAIN[3:]],
+        eval_prompts=[],
+        train=settings,
+    )
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    go(plan, RunFolder(tmp_path))
+    records = RunFolder(tmp_path).read(RunFolder(tmp_path).metrics)
+    moved = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert all(parts_of(name, tied=False) == {"vision"} for name in moved)
+    assert all(r["finite"] == 1.0 and r["loss"] > 0 for r in records)

@@ -10,7 +10,7 @@ from plans import replay_of
 from training.test_loop import TRAIN, go, make_plan, trace
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.errors import ConfigError, StorageError
+from vistill.errors import ConfigError, RolloutError, StorageError
 from vistill.objectives import METHODS
 from vistill.objectives.sft import SFT
 from vistill.objectives.va_opd import VAOPD
@@ -270,6 +270,39 @@ def test_an_entry_whose_token_ids_were_changed_is_not_taken(tokenizer, teacher, 
     file.write_text(json.dumps(record) + "\n")
     go(make_plan(tokenizer, teacher, save=save), folder)
     assert trace(folder) == trace(whole)
+
+
+class Refusing(Changing):
+    """It has no answer to one row from some call on: the row is set aside, and its step taken with another one."""
+
+    bad = ""
+
+    def write(self, requests, sampling):
+        if any(r.key == Refusing.bad for r in requests) and sampling.step >= 5:
+            error = RolloutError("R403", "no answer", why="a test", fix="none")
+            error.rows = [Refusing.bad]
+            raise error
+        return super().write(requests, sampling)
+
+
+def test_a_step_whose_row_was_replaced_takes_its_own_responses_again(tokenizer, teacher, tmp_path):
+    """A repeated step meets the row first: that look-up finds another past, and once dropped every later entry."""
+    save = SaveSettings(every=5, keep=2)
+
+    def plan(**changes):
+        plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], max_bad_share=0.5, **changes)
+        return replace(plan, engine=Refusing(plan.cast.student))
+
+    Refusing.bad, Counting.calls = "", 0
+    go(plan(stop_after=6), RunFolder(tmp_path / "order"))
+    Refusing.bad = json.loads((tmp_path / "order" / "journal" / "000006.json").read_text())["prompts"][0]
+    folder = RunFolder(tmp_path / "run")
+    go(plan(stop_after=8), folder)
+    before = folder.metrics.read_text()
+    assert [r["id"] for r in folder.read(folder.replaced)] == [Refusing.bad]
+    go(plan(stop_after=8), folder)
+    assert folder.metrics.read_text() == before
+    assert "dropped" not in folder.events.read_text()
 
 
 def test_files_of_people_in_the_journal_are_left_alone(tokenizer, teacher, tmp_path):

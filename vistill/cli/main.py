@@ -175,7 +175,7 @@ def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool
         print(json.dumps({**facts, **summary}, indent=2))
         return
     print(facts_table(facts))
-    print(summary_table(summary))
+    print(summary_table(summary, recipe.eval.temperature))
     print(f"report   {run.path / 'report.html'}")
 
 

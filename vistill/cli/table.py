@@ -10,7 +10,7 @@ from vistill.report.reading import read_json, rows_from
 from vistill.runs.chosen import resolve_model
 
 ROWS = (
-    ("accuracy", "accuracy, T = 1"),
+    ("accuracy", "accuracy, T = {temperature:g}"),
     ("greedy_accuracy", "accuracy, greedy"),
     ("accuracy/pixelated", "  picture pixelated"),
     ("accuracy/text_only", "  picture removed"),
@@ -72,8 +72,8 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value)
 
 
-def summary_table(summary: Mapping[str, Any]) -> str:
-    """Name, value, interval, and the denominator of every share."""
+def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
+    """Name, value, interval, and the denominator of every share; sampled answers were drawn at the temperature."""
     judged, samples = int(summary.get("rows", 0)), int(summary.get("samples", 1))
     left = int(summary.get("unanswered_rows") or 0)
     answers = "response" if samples == 1 else "responses"
@@ -87,7 +87,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         band = f"   95 % [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
         rows = summary.get(ROWS_OF.get(key, ""))
         on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
-        lines.append(f"{name:<40} {value:.3f}{band}{on}")
+        lines.append(f"{name.format(temperature=temperature):<40} {value:.3f}{band}{on}")
     if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
         lines.append("  picture swapped                        not measured: no row has another picture")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from vistill.report.charts import Axes, Series, line_chart
 from vistill.report.comparing import chosen, comparison_table, p_text, same_start
 from vistill.report.costs import HEADINGS, cost, profile_of
 from vistill.report.heatmap import scale_of, tokens_html
-from vistill.report.reading import RunData, read_run, rows_from
+from vistill.report.reading import RunData, read_run, rows_from, sampled_at
 from vistill.report.verdict import MANY, interval, percent, sentence, warnings
 from vistill.runs.storage import write_text
 
@@ -45,6 +45,7 @@ def render(runs: Sequence[RunData]) -> str:
     return environment.get_template("report.html.jinja").render(
         runs=runs,
         evaluated=[run for run in runs if run.evaluations],
+        sampled_at=sampled_at([run for run in runs if run.evaluations]),
         sentence=sentence([run for run in runs if run.evaluations]),
         warnings=[(run, text) for run in runs for text in warnings(run)],
         chosen=[(run, text) for run in runs if (text := chosen(run))],
@@ -105,8 +106,9 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
+    title = f"Accuracy at {sampled_at(runs)} (95 % interval{row_range(runs)})"
     return [
-        line_chart(accuracy, Axes(f"Accuracy at temperature 1 (95 % interval{row_range(runs)})", "step", "accuracy")),
+        line_chart(accuracy, Axes(title, "step", "accuracy")),
         line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
         line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
         line_chart(
@@ -147,13 +149,19 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
                 "run": run.name,
                 "step": record["step"],
                 "accuracy": interval(record),
-                "greedy": interval(record, "greedy_accuracy"),
+                "greedy": interval(record, "greedy_accuracy") + greedily_on(record),
                 "record": record,
             }
             for record in records
             if record
         ]
     return rows
+
+
+def greedily_on(record: dict[str, Any]) -> str:
+    """` on 200`: how many were answered greedily, where those are not the rows of the accuracy."""
+    rows = record.get("greedy_rows")
+    return f" on {int(rows):,}" if rows is not None and rows != record.get("rows") else ""
 
 
 def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class RunData:
     def method(self) -> str:
         """The method's name."""
         return str(self.recipe.get("method", "?"))
+
+    @property
+    def temperature(self) -> float:
+        """The temperature that sampled answers are drawn at."""
+        return float(self.recipe.get("eval", {}).get("temperature", 1.0))
 
     @property
     def first(self) -> dict[str, Any]:
@@ -91,6 +96,15 @@ class RunData:
     def peak_mib(self) -> float | None:
         """Peak memory of the run's process or device."""
         return max((r["peak_mib"] for r in self.timing if "peak_mib" in r), default=None)
+
+
+def sampled_at(runs: Sequence[RunData]) -> str:
+    """`T = 1`: the temperature of the runs' sampled answers, or of each where they differ."""
+    by_run = {run.name: f"{run.temperature:g}" for run in runs}
+    values = set(by_run.values())
+    if len(values) > 1:
+        return "T = " + ", ".join(f"{value} ({name})" for name, value in by_run.items())
+    return f"T = {min(values, default='1')}"
 
 
 def rows_from(data: Mapping[str, Any], part: str) -> str:

@@ -10,6 +10,9 @@ from vistill.data.keys import keyed_seed
 
 #: Random numbers a rollout draws at a time: a function of the vocabulary alone, so the stream is the same everywhere.
 BLOCK_NUMBERS = 16_384
+#: Uniform noise is drawn from here on. A 0, which comes once in 17 million numbers, would be Gumbel noise of -inf: no
+#: token of a nucleus of one would be left, and the first of the vocabulary chosen. No other number changes.
+SMALLEST = torch.finfo(torch.float32).tiny
 #: Tokens that are looked at first for a nucleus.
 NUCLEUS = 256
 
@@ -98,7 +101,7 @@ class KeyedSampler(LogitsProcessor):
         if self.used == len(self.drawn):
             drawn = torch.empty(len(self.generators), self.block, logits.shape[-1])
             for row, generator in zip(drawn, self.generators, strict=True):
-                row.uniform_(generator=generator)
+                row.uniform_(SMALLEST, 1.0, generator=generator)
             self.drawn, self.used = drawn.log_().neg_().log_().neg_().transpose(0, 1), 0
         self.used += 1
         return self.drawn[self.used - 1].to(logits.device)

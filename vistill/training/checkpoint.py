@@ -273,6 +273,13 @@ def newest(folder: RunFolder) -> Path | None:
     return None
 
 
+def older_terms(path: Path) -> str:
+    """What to know of the log of a checkpoint of format 1, whose version logged terms otherwise; else nothing."""
+    if json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] != 1:
+        return ""
+    return f"; up to step {step_of(path)} loss/* in metrics.jsonl are times their coefficients, later ones are not"
+
+
 def restore(
     path: Path, student: VLM, optimizer: torch.optim.Optimizer, extra: Mapping[str, VLM] | None = None
 ) -> RunState:

@@ -67,9 +67,15 @@ class Journal:
         return list(journal_files(self.path))
 
     def keep(self, step: int, groups: Sequence[RolloutGroup], chain: str) -> None:
-        """Write down the responses of a step, under the `chain_key` of its past."""
+        """Write down the responses of a step, under the `chain_key` of its past.
+
+        Where they are not those of its entry, that entry and later ones belong to another past and are dropped.
+        """
         if not self.writes:
             return
+        earlier = self.read(step, [g.prompt for g in groups], chain)
+        if isinstance(earlier, str):
+            self.drop_from(step, earlier)
         rollouts = [[plain(r) for r in g.rollouts] for g in groups]
         record = {
             "step": step,
@@ -84,17 +90,14 @@ class Journal:
     def find(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | None:
         """The responses of a step to these very prompts after this very past, or None; half an entry is none.
 
-        Where there are none, this entry and later ones belong to another past and are dropped.
+        Nothing is dropped before other responses are written (`keep`): a row that was replaced in the step is asked
+        for first when the step is repeated, and that look-up finds no entry either.
         """
         groups = self.read(step, prompts, chain)
-        if not isinstance(groups, str):
-            return groups
-        if self.writes:
-            self.drop_from(step, groups)
-        return None
+        return None if isinstance(groups, str) else groups
 
     def read(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | str:
-        """The same without dropping anything; a sentence where there are none."""
+        """The same; a sentence where there are none."""
         try:
             record = json.loads(self.file(step).read_bytes())
             if "chain" not in record:

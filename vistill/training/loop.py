@@ -17,7 +17,7 @@ from vistill.rollouts.build import build_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary import weak
-from vistill.training.checkpoint import Saved, newest, publish, restore, sweep
+from vistill.training.checkpoint import Saved, newest, older_terms, publish, restore, sweep
 from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.companions import check_reference, stored, with_companions
@@ -234,7 +234,7 @@ def start(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> Ru
     folder.cut_after(state.step, state.gone)
     set_aside(plan, folder, state.gone, missing_now(plan), state.step + 1)
     state.best = best_of(folder.read(folder.evaluations), plan.save)
-    tell(plan, folder, f"resumed from {found.name}")
+    tell(plan, folder, f"resumed from {found.name}{older_terms(found)}")
     return state
 
 

@@ -203,7 +203,8 @@ def backward(
         fault("learn.part")
         made = context.objective.terms(micro, cut)
         loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
-        loss.backward()
+        if loss.requires_grad:  # without a picture, nothing reaches a model of which only `vision` learns
+            loss.backward()
         total += loss.item()
         for name, value in terms.items():
             found[f"loss/{name}"] = found.get(f"loss/{name}", 0.0) + value.item()
