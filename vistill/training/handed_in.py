@@ -23,6 +23,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.training.build import method_name
+from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.setup import Given
@@ -98,8 +99,9 @@ def store(folder: RunFolder, recipe: Recipe, given: Given) -> None:
 def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
     """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
     here = f"{HERE}/{MODELS}/{role}"
-    if folder.has_started():
-        return here if (folder.path / MODELS / role).is_dir() else vlm.source
+    if folder.has_started():  # what lies in the folder may be of a start that failed
+        known = read_lock(folder).get("recipe", {}).get(role, {})
+        return here if isinstance(known, Mapping) and known.get("model") == here else vlm.source
     return vlm.source if same_as_source(vlm) else here
 
 

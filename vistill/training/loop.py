@@ -28,6 +28,7 @@ from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import precision_of
+from vistill.training.results import forget_result
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_health import rollout_warnings
 from vistill.training.rollout_log import rollout_records
@@ -62,6 +63,8 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         stack.enter_context(interrupt.listening())
         rewards = stack.enter_context(rewards_of(plan))
         state = start(plan, folder, optimizer)
+        if state.step < plan.num_steps:
+            forget_result(folder)
         check_reference(plan.cast, state)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         context = step_context(plan, folder, saved, rewards, interrupt, clock)
