@@ -8,10 +8,10 @@ import pytest
 from conftest import build
 from PIL import Image
 from training.test_build import OPTIONS, distilled, refused
-from training.test_loop import TRAIN
 
 import vistill
 from vistill.config import build_recipe
+from vistill.data.diagrams import diagram_prompts
 from vistill.data.images import FileImage, decode, on_white
 from vistill.data.rows import known
 from vistill.data.stored import identified, read_prompts, write_prompts
@@ -140,9 +140,10 @@ def test_a_picture_is_stored_whole_or_not_at_all(tmp_path, monkeypatch):
         whole(path, data[:20])
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", killed)
-        write_prompts(prompts, tmp_path / "rows.jsonl")
+        with pytest.raises(KeyboardInterrupt):
+            write_prompts(prompts, tmp_path / "rows.jsonl")
     write_prompts(prompts, tmp_path / "rows.jsonl")
     (back,) = read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
     assert back.images[0].load().tobytes() == RED.tobytes()
@@ -276,6 +277,22 @@ def test_a_lock_that_cannot_be_opened_ends_in_a_message(tmp_path):
     (tmp_path / ".owner").mkdir()  # as with a read-only folder: opening it for writing is refused
     with refused("S601", StorageError), RunFolder(tmp_path).owned():
         pass
+
+
+# the chosen checkpoint
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"samples": 2}, {"temperature": 0.5}, {"max_new_tokens": 4}])
+def test_evaluations_of_another_protocol_are_never_compared(tokenizer, teacher, tmp_path, change):
+    judged = replace(OPTIONS["evaluation"], every=1, limit=2, max_new_tokens=5, greedy=False, blind=False)
+    options = {"student": build(tokenizer, 0), "eval_prompts": diagram_prompts("val", 3, 0), "evaluation": judged}
+    distilled(tokenizer, teacher, tmp_path, train=STEPS[3], **options)
+    log = tmp_path / "evaluations.jsonl"
+    records = [json.loads(line) | {"selection/accuracy": 1.0} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options["evaluation"] = replace(judged, **change)
+    distilled(tokenizer, teacher, tmp_path, train=STEPS[5], accept=["train.steps"], **options)
+    assert json.loads((tmp_path / "result.json").read_text())["best"]["step"] == 5
 
 
 # check and replay

@@ -250,15 +250,16 @@ def owes_evaluation(plan: Plan, folder: RunFolder, step: int) -> bool:
 def best_of(evaluations: Sequence[dict[str, Any]], save: SaveSettings) -> dict[str, float] | None:
     """Step, value and rows of the best evaluation after step 0, on one fixed set of rows; the latest wins ties.
 
-    Evaluations of other rows cannot be compared: where a log has no fixed set (earlier versions), those are left out
-    that judged other rows than the last one.
+    Evaluations of other rows, or with other samples or noise, cannot be compared: those are left out that judged
+    otherwise than the last one (`eval.` may change between starts, and earlier versions have no fixed set).
     """
     if save.keep_best == "none":
         return None
     judged = [selection_of(r) for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None]
     if not judged:
         return None
-    same = [r for r in judged if (r["fixed"], r["rows"]) == (judged[-1]["fixed"], judged[-1]["rows"])]
+    kind = lambda r: (r["fixed"], r["rows"], r["protocol"])
+    same = [r for r in judged if kind(r) == kind(judged[-1])]
     best = max(same, key=lambda r: (r["value"], r["step"]))
     return {name: best[name] for name in ("step", "value", "rows")}
 
@@ -268,7 +269,8 @@ def selection_of(record: Mapping[str, Any]) -> dict[str, Any]:
     fixed = "selection/accuracy" in record
     value = record["selection/accuracy"] if fixed else record["accuracy"]
     rows = record["selection/rows"] if fixed else record.get("rows")
-    return {"step": record["step"], "value": value, "rows": rows, "fixed": fixed}
+    protocol = record.get("selection/protocol")
+    return {"step": record["step"], "value": value, "rows": rows, "fixed": fixed, "protocol": protocol}
 
 
 def is_due(step: int, every: int, last: int) -> bool:
