@@ -1,6 +1,7 @@
 """What a start takes from outside, and what a run folder holds before, after and between the starts of a run."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vistill.studies.replaying import replay
 from vistill.training import results
 from vistill.training.checks.data import check_prompts
 from vistill.training.checks.models import too_long
+from vistill.training.handed_in import same_as_source
 from vistill.training.settings import ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views import ViewContext
@@ -227,6 +229,20 @@ def test_a_stored_model_of_a_start_that_failed_is_not_taken_for_the_runs_own(tok
     from_folder = replace(teacher, source=str(tmp_path / "teacher"))
     distilled(tokenizer, from_folder, run, student=student)
     distilled(tokenizer, from_folder, run, student=student)
+
+
+def test_a_model_of_the_hub_is_named_and_not_stored_again(tokenizer, teacher, tiny_folder, tmp_path, monkeypatch):
+    place = tmp_path / "cache" / "models--Tiny--Student"
+    shutil.copytree(tiny_folder, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path / "cache"))
+    loaded = replace(vistill.load(str(tiny_folder), device="cpu"), source="Tiny/Student")
+    changed = build(tokenizer, 3)
+    assert same_as_source(loaded)
+    assert not same_as_source(replace(loaded, model=changed.model))
+    assert not same_as_source(replace(loaded, source="Tiny/Nowhere"))
 
 
 def test_the_result_of_a_run_that_goes_on_is_no_longer_there(tokenizer, teacher, tmp_path):

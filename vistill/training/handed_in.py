@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file
 
 from vistill.batch import Objective
 from vistill.data.settings import DataSettings
@@ -107,8 +108,10 @@ def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
 
 def same_as_source(vlm: VLM) -> bool:
     """Whether loading the model's source again would give these very weights and this very image grid."""
-    place = Path(resolve_model(vlm.source))
     try:
+        place = folder_of(resolve_model(vlm.source))
+        if place is None:
+            return False
         encoder = load_encoder(place)
         limit = image_limit(vlm)
         if limit is not None:
@@ -116,6 +119,14 @@ def same_as_source(vlm: VLM) -> bool:
         return encoder.family.image_grid() == vlm.family.image_grid() and same_weights(vlm, place)
     except (VistillError, OSError, ValueError, SafetensorError):
         return False
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder behind a model: itself, or of a hub id the snapshot in the cache; nothing is downloaded."""
+    if Path(source).is_dir():
+        return Path(source)
+    config = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if config is None else Path(config).parent
 
 
 def same_weights(vlm: VLM, place: Path) -> bool:
