@@ -11,10 +11,12 @@ from PIL import Image
 from training.test_build import OPTIONS, distilled, refused
 
 import vistill
+from vistill.cli.target import recipe_for
 from vistill.config import build_recipe
 from vistill.data.diagrams import diagram_prompts
 from vistill.data.images import FileImage, decode, on_white
 from vistill.data.rows import known
+from vistill.data.settings import DataSettings
 from vistill.data.stored import identified, read_prompts, write_prompts
 from vistill.errors import DataError, StorageError
 from vistill.runs.chosen import resolve_model
@@ -79,6 +81,12 @@ def test_an_option_that_distill_does_not_have_is_refused(tokenizer, teacher, tmp
     with refused("C001") as caught:
         distilled(tokenizer, teacher, tmp_path, eval=OPTIONS["evaluation"])
     assert "evaluation" in caught.value.fix
+
+
+@pytest.mark.parametrize("settings", [{"clip_norm": float("inf")}, {"lr": float("inf")}, {"eps": float("nan")}])
+def test_a_number_that_a_run_folder_cannot_hold_is_refused(settings):
+    with refused("C002"):
+        TrainSettings(**settings)
 
 
 def test_settings_given_next_to_a_recipe_object_count(tmp_path, monkeypatch):
@@ -293,6 +301,19 @@ def test_a_lock_that_cannot_be_opened_ends_in_a_message(tmp_path):
     (tmp_path / ".owner").mkdir()  # as with a read-only folder: opening it for writing is refused
     with refused("S601", StorageError), RunFolder(tmp_path).owned():
         pass
+
+
+def test_a_setting_that_was_masked_is_never_taken_for_what_it_was(tokenizer, teacher, tmp_path):
+    hidden = replace(DataSettings(), system="see https://me:secret99@host/x")
+    distilled(tokenizer, teacher, tmp_path, data=hidden)
+    distilled(tokenizer, teacher, tmp_path, data=hidden)
+    assert "secret99" not in (tmp_path / "recipe.json").read_text()
+    with refused("S605", StorageError) as caught:
+        recipe_for(str(tmp_path), [], "eval")
+    assert "data.system=VALUE" in caught.value.fix
+    assert recipe_for(str(tmp_path), ["data.system=see"], "eval").data.system == "see"
+    with refused("S605", StorageError):
+        replay(tmp_path)
 
 
 # the chosen checkpoint

@@ -1,9 +1,9 @@
 """What a run's first start wrote down, and what may be another now. Needs no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.resuming import compare_recipes, unused
 from vistill.runs.storage import read_json
@@ -20,6 +20,20 @@ def read_lock(folder: RunFolder) -> dict[str, Any]:
     if not folder.lock_file.exists():
         return {}
     return read_json(folder.lock_file)
+
+
+def require_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
+    """S605 where `recipe.json` lacks a setting, because a secret in it was masked, and nobody gives it now."""
+    hidden = [key for key in read_lock(folder).get("masked", []) if key not in given]
+    if hidden:
+        raise StorageError(
+            "S605",
+            f"recipe.json does not hold {hidden[0]} as the run had it: a secret in it was masked",
+            where=str(folder.path),
+            why="secrets are never written; with *** in its place the prompts or paths would be others",
+            fix=f"vistill eval {folder.path} {' '.join(f'{key}=VALUE' for key in hidden)}",
+            note="such a run cannot be replayed; keep secrets in the environment and out of settings",
+        )
 
 
 def changes_since(

@@ -19,8 +19,8 @@ from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.outward import masked_settings
 from vistill.runs.folder import RunFolder, checkpoints_in
-from vistill.runs.resuming import unused
-from vistill.runs.storage import file_hash, to_json
+from vistill.runs.resuming import flatten, unused
+from vistill.runs.storage import file_hash, finite, to_json
 from vistill.training.first_start import FORMAT, changes_since, read_lock
 from vistill.training.recipe import Recipe
 
@@ -53,9 +53,18 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
         "starts": [*earlier.get("starts", []), start],
         "accepted": [*earlier.get("accepted", []), *accepted],
         "models": earlier.get("models", {}),
+        "masked": masked_keys(recipe, tree),
     }
     folder.write_lock(record)
     folder.write("recipe.json", to_json(tree, indent=2))
+
+
+def masked_keys(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
+    """Settings that `recipe.json` does not hold as they are, because a secret in them is masked."""
+    written = flatten(tree)
+    return [
+        key for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items() if value != written[key]
+    ]
 
 
 def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
