@@ -8,11 +8,11 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from vistill.batch import Objective
-from vistill.config import load_recipe
+from vistill.config import build_recipe, load_recipe, override, split_override
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored import identified
-from vistill.errors import DataError
+from vistill.errors import ConfigError, DataError, closest
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
@@ -25,6 +25,7 @@ from vistill.rollouts.build import build_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
+from vistill.runs.resuming import unused
 from vistill.runs.storage import to_json, write_json
 from vistill.runtime import quiet
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
@@ -105,13 +106,23 @@ def train(
     progress: Progress = lambda record: None,
 ) -> Run:
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
-    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    settings = changed(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = RunFolder(Path(settings.run))
     folder.check_place()
     with folder.owned():
         lock_recipe(folder, settings, accept)
         with noting_failures(folder):
             return carry_out(setup_of(settings, folder), progress)
+
+
+def changed(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
+    """A recipe with some settings changed, checked like a file."""
+    pairs = overrides if isinstance(overrides, Mapping) else dict(split_override(text) for text in overrides)
+    if not pairs:
+        return recipe
+    tree = recipe.to_dict()
+    override(tree, pairs)
+    return build_recipe(tree)
 
 
 def carry_out(setup: RunSetup, progress: Progress) -> Run:
@@ -162,6 +173,7 @@ def distill(
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
+    check_options(options)
     check_prompts([*prompts, *options.get("eval_prompts", ())])
     if not prompts:
         raise no_prompts("the data set is empty")
@@ -182,6 +194,20 @@ def distill(
             return carry_out(setup, options.get("progress", lambda record: None))
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """C001 for a keyword that `distill` does not have: it would change nothing, without a word."""
+    known = list(DistillOptions.__annotations__)
+    for name in options:
+        if name not in known:
+            meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
+            raise ConfigError(
+                "C001",
+                f'vistill.distill has no option "{name}"',
+                why=f"known here: {', '.join(known)}",
+                fix=f"{meant}=...   in place of {name}" if meant else f"leave {name} out",
+            )
+
+
 def view_settings(context: ViewContext) -> ViewSettings:
     """The settings of a recipe behind the parameters of the views."""
     return ViewSettings(context.pixel_share, context.mask_share, context.degrade, context.thought, context.noise)  # pyright: ignore[reportArgumentType]
@@ -197,10 +223,24 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
     """
     folder = RunFolder(Path(recipe.run))
     folder.check_place()
+    if folder.has_started():
+        raise folder_of_a_training_run(recipe.run)
     with folder.owned():
         lock_recipe(folder, recipe, ())
         with noting_failures(folder):
             return evaluated(setup_of(recipe, folder, "eval"), advantage_only)
+
+
+def folder_of_a_training_run(run: str) -> ConfigError:
+    """C201 for an evaluation that would take the place of what a run has logged."""
+    return ConfigError(
+        "C201",
+        "this is the folder of a training run, and an evaluation would overwrite its record",
+        where=run,
+        why="evaluations.jsonl, data.json and result.json are those of the training",
+        fix=f"run={unused(f'{run}-eval') if Path(f'{run}-eval').exists() else f'{run}-eval'}",
+        note=f"vistill eval {run}   judges the run's own student and writes next to it",
+    )
 
 
 def evaluated(setup: RunSetup, advantage_only: bool) -> Run:
@@ -276,6 +316,7 @@ def visual_advantage(
         degraded: side of the reduced picture as a share of the original.
     """
     check_prompts(prompts)
+    prompts = identified(prompts)
     context = ViewContext(pixel_share=degraded)
     out = []
     for prompt, text in zip(prompts, responses, strict=True):

@@ -36,7 +36,7 @@ CATALOGUE: dict[str, str] = {
     "D101": "A column named in the recipe is not in the data file.",
     "D102": "The data file does not exist, is empty, or is not JSON Lines.",
     "D103": "A placeholder in a question has no image, or an image placeholder would reach the tokenizer as text.",
-    "D104": "A question is empty, is not text, or holds half a character that no tokenizer can read.",
+    "D104": "A question is empty, a text is no text, or holds half a character that no tokenizer can read.",
     "D201": "An image file named by a row is missing.",
     "D202": "An image cannot be decoded, or is larger than the limits.",
     "D203": "A prompt is longer than the limit. Cutting it would cut image placeholders.",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from vistill.errors import ConfigError
@@ -20,9 +21,10 @@ def check_ranges(settings: Any) -> None:
             continue
         high, above = field.metadata["high"], field.metadata["above"]
         inside = (value > low if above else value >= low) and (high is None or value <= high)
+        inside &= math.isfinite(value)  # JSON holds no infinity, so the run's own recipe could not be read again
         if not inside:
             lower = f"above {low}" if above else f"at least {low}"
-            upper = "" if high is None else f" and at most {high}"
+            upper = f" and at most {high}" if high is not None else "" if math.isfinite(value) else " and finite"
             raise ConfigError(
                 "C002",
                 f"{field.name} = {value} is out of range",

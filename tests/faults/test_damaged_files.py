@@ -101,7 +101,7 @@ def test_check_counts_the_checkpoints_that_a_start_would_count(tmp_path):
     recipe = build_recipe({"run": str(run), "method": "opd", "student": {"model": "a"}, "teacher": {"model": "b"}})
     (run / "checkpoint-000007-backup").mkdir(parents=True)
     (run / "checkpoint-best").mkdir()
-    (run / "run.lock.json").write_text(json.dumps({"recipe": json.loads(to_json(recipe.to_dict()))}))
+    (run / "run.lock.json").write_text(json.dumps({"format": 2, "recipe": json.loads(to_json(recipe.to_dict()))}))
     assert state_of(recipe).endswith(", new")
     (run / "checkpoint-000004").mkdir()
     assert state_of(recipe).endswith("goes on after step 4")

@@ -6,6 +6,8 @@ from typing import Any
 
 from vistill.config import Recipe, build_recipe, load_recipe, method_schemas, override, set_dotted, split_override
 from vistill.errors import StorageError
+from vistill.runs.folder import RunFolder
+from vistill.training.first_start import require_unmasked
 from vistill.training.recipe import stored_in
 
 
@@ -22,6 +24,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         return load_recipe(target, pairs)
     folder = Path(target)
     if (folder / "recipe.json").is_file():
+        require_unmasked(RunFolder(folder), pairs)
         tree = of_run(folder)
         tree["run"] = f"{target.rstrip('/')}-{verb}"
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:

@@ -57,13 +57,7 @@ class FileImage:
         """The decoded picture, turned as its EXIF says, fully read."""
         data = self.data()
         if self.digest and digest_of(data) != self.digest:
-            raise DataError(
-                "D208",
-                "an image has changed since this run first read it",
-                where=f"{self.where} {self.path.name}",
-                why="two contents under one name would be two experiments under one",
-                fix="put the old file back, or start a new run: run=OTHER_FOLDER",
-            )
+            raise changed(f"{self.where} {self.path.name}")
         return decode(data, f"{self.where} {self.path.name}")
 
 
@@ -90,6 +84,29 @@ def digest_of(data: bytes) -> str:
     return xxhash.xxh3_128(data).hexdigest()
 
 
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture whose transparent pixels lie on white, as in the models' own preprocessing; without such, itself.
+
+    A plain conversion to RGB would show whatever colour lies under them, often black: black lines on black.
+    """
+    keyed = picture.mode in ("1", "L", "P", "RGB") and "transparency" in picture.info
+    if not keyed and picture.mode not in ("LA", "PA", "RGBA"):
+        return picture
+    full = picture.convert("RGBA")
+    if not keyed and full.getchannel("A").getextrema()[0] == 255:
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", full.size, "white"), full).convert("RGB")
+
+
+def digest_of_pixels(picture: Image.Image) -> str:
+    """xxh3-128 of a picture in memory: mode, size and values; the values of a palette picture mean nothing alone."""
+    palette = b""
+    if picture.mode == "P":  # only as far as it is used: files drop the rest
+        used = 3 * (picture.getextrema()[1] + 1)  # pyright: ignore[reportOperatorIssue]  one band
+        palette = bytes(picture.getpalette("RGB") or []).ljust(used, b"\0")[:used]
+    return digest_of(f"{picture.mode} {picture.size} ".encode() + palette + picture.tobytes())
+
+
 def decode(data: bytes, where: str) -> Image.Image:
     """Decode one picture within the limits (D202). Only a full decode notices a truncated file."""
     try:
@@ -98,7 +115,7 @@ def decode(data: bytes, where: str) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(image.width, image.height, where)
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return on_white(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
@@ -128,6 +145,17 @@ def refused(why: str, where: str) -> DataError:
         where=where,
         why=why,
         fix="mend the picture, or continue without the row: data.on_bad_row=quarantine",
+    )
+
+
+def changed(where: str) -> DataError:
+    """D208."""
+    return DataError(
+        "D208",
+        "an image has changed since this run first read it",
+        where=where,
+        why="two contents under one name would be two experiments under one",
+        fix="put the old file back, or start a new run: run=OTHER_FOLDER",
     )
 
 

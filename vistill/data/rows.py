@@ -10,7 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from vistill.data.images import BytesImage, FileImage, digest_of, refused, resolve
+from vistill.data.images import (
+    BytesImage,
+    FileImage,
+    check_size,
+    digest_of,
+    digest_of_pixels,
+    on_white,
+    refused,
+    resolve,
+)
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
 from vistill.types import ImageRef, LoadedImage, Part, Prompt
@@ -151,18 +160,28 @@ def known(prompt: Prompt) -> Prompt:
             picture = image.load()
         else:
             picture = image.load()
-            digests.append(digest_of(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()))
+            if (opaque := on_white(picture)) is not picture:
+                image, picture = LoadedImage(opaque, image.name), opaque
+            check_size(picture.width, picture.height, prompt.labels.get("row", prompt.id))
+            digests.append(digest_of_pixels(picture))
         sizes.append(picture.size)
         return image
 
     parts = tuple(part if isinstance(part, str) else seen(part) for part in prompt.parts)
     check_inside(prompt.boxes, sizes, prompt.labels.get("row", prompt.id))
     thoughts = tuple(seen(image) for image in prompt.thoughts)
-    words = [part if isinstance(part, str) else None for part in parts]
+    content = content_of(prompt, digests)
+    whole = content.partition("-")[2]
+    return replace(prompt, id=prompt.id or whole, parts=parts, thoughts=thoughts, content=content)
+
+
+def content_of(prompt: Prompt, digests: Sequence[str]) -> str:
+    """Hash of question and pictures, and of everything; digests of the pictures come before those of the thoughts."""
+    words = [part if isinstance(part, str) else None for part in prompt.parts]
     short = lambda facts: hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
     asked = short([words, digests[: len(prompt.images)]])
     whole = short([words, digests, prompt.answer, prompt.choices, prompt.response, prompt.boxes, prompt.system])
-    return replace(prompt, id=prompt.id or whole, parts=parts, thoughts=thoughts, content=f"{asked}-{whole}")
+    return f"{asked}-{whole}"
 
 
 def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:

@@ -4,16 +4,17 @@ A prompt is one JSON line with its own id, because ids key the sampling noise. A
 by its path and hash; a picture that exists only in memory is written as PNG, which loses nothing.
 """
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vistill.data.images import BytesImage, FileImage, digest_of
-from vistill.data.rows import known
+from vistill.data.images import BytesImage, FileImage, changed, digest_of, digest_of_pixels, on_white, refused
+from vistill.data.rows import content_of, known
 from vistill.errors import DataError
 from vistill.runs.storage import append_line, disk_error, sync_file, write_text
 from vistill.types import ImageRef, LoadedImage, Prompt
@@ -40,20 +41,41 @@ def identified(prompts: Sequence[Prompt]) -> list[Prompt]:
                 fix="vistill.Prompt(id, ...) with an id of its own for each",
             )
         seen.add(prompt.id)
-    return [prompt if prompt.content else known(storable(prompt)) for prompt in prompts]
+    return [prompt if is_current(prompt) else known(storable(prompt)) for prompt in prompts]
+
+
+def is_current(prompt: Prompt) -> bool:
+    """Whether the hashes are there and are those of what the prompt holds now; no file is read, nothing decoded."""
+    if not prompt.content:
+        return False
+    digests = [digest_now(image) for image in (*prompt.images, *prompt.thoughts)]
+    return all(digests) and prompt.content == content_of(prompt, digests)
+
+
+def digest_now(image: ImageRef) -> str:
+    """The hash of a picture as `known` takes it; empty for a file that nobody has read yet."""
+    if isinstance(image, FileImage | PngImage):
+        return image.digest
+    return digest_of(image.data()) if isinstance(image, BytesImage) else digest_of_pixels(image.load())
 
 
 def storable(prompt: Prompt) -> Prompt:
     """The prompt with pictures in memory in a mode that PNG holds."""
 
-    def plain(image: ImageRef) -> ImageRef:
+    def kept(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
             return image
         picture = image.load()
-        return image if picture.mode in PNG_MODES else LoadedImage(picture.convert("RGB"), image.name)
+        plain = on_white(picture)
+        if plain is picture and picture.mode in PNG_MODES:
+            return image
+        try:
+            return LoadedImage(plain if plain is not picture else picture.convert("RGB"), image.name)
+        except ValueError as error:
+            raise refused(str(error), image.name) from error
 
-    parts = tuple(part if isinstance(part, str) else plain(part) for part in prompt.parts)
-    return replace(prompt, parts=parts, thoughts=tuple(plain(image) for image in prompt.thoughts))
+    parts = tuple(part if isinstance(part, str) else kept(part) for part in prompt.parts)
+    return replace(prompt, parts=parts, thoughts=tuple(kept(image) for image in prompt.thoughts))
 
 
 def write_prompts(prompts: Sequence[Prompt], file: Path) -> None:
@@ -90,24 +112,40 @@ def stored(image: ImageRef, images: Path) -> dict[str, str]:
         images.mkdir(parents=True, exist_ok=True)
         if isinstance(image, BytesImage):
             path = images / digest_of(image.data())
-            if not path.exists():
-                path.write_bytes(image.data())
+            write_once(path, image.data)
             return {"bytes": path.name, "name": image.name}
         picture = image.load()
-        path = images / f"{digest_of(f'{picture.mode} {picture.size} '.encode() + picture.tobytes())}.png"
-        if not path.exists():
-            picture.save(path, format="PNG")
+        path = images / f"{digest_of_pixels(picture)}.png"
+        write_once(path, lambda: png_of(picture))
         return {"png": path.name, "name": image.name}
     except OSError as error:
         raise disk_error(images, error) from error
 
 
+def png_of(picture: Image.Image) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_once(path: Path, content: Callable[[], bytes]) -> None:
+    """Write a file under the name of its content, whole or not at all."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content())
+    sync_file(temporary)
+    temporary.replace(path)
+
+
 def read_prompts(source: str) -> list[Prompt]:
-    """The prompts of a stored file (D102 where it is gone or damaged)."""
+    """The prompts of a stored file (D102 where it is gone, damaged or changed)."""
     file = Path(source.removeprefix(PREFIX))
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [to_prompt(json.loads(line), file.parent / "images") for line in lines]
+        # not splitlines: JSON holds other line separators as they are
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return [to_prompt(json.loads(line), file.parent / "images") for line in lines if line]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "D102",
@@ -118,8 +156,8 @@ def read_prompts(source: str) -> list[Prompt]:
 
 
 def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
-    """A prompt from its line."""
-    return Prompt(
+    """A prompt from its line (ValueError where it is not what its own hash says)."""
+    prompt = Prompt(
         id=row["id"],
         parts=tuple(part if isinstance(part, str) else picture_of(part, images) for part in row["parts"]),
         answer=row["answer"],
@@ -131,6 +169,9 @@ def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
         labels=dict(row["labels"]),
         content=row["content"],
     )
+    if not is_current(prompt):
+        raise ValueError(f"the prompt {prompt.id!r} was changed since it was written")
+    return prompt
 
 
 def picture_of(place: dict[str, str], images: Path) -> ImageRef:
@@ -143,7 +184,7 @@ def picture_of(place: dict[str, str], images: Path) -> ImageRef:
     if Path(name).name != name:
         raise ValueError(f"{name!r} leaves the folder of the pictures")
     if "bytes" in place:
-        return BytesImage((images / name).read_bytes(), place["name"])
+        return FileImage(images / name, place["name"], images, digest=name)
     return PngImage(images / name, place["name"])
 
 
@@ -153,8 +194,18 @@ class PngImage:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
 
+    @property
+    def digest(self) -> str:
+        """Hash of its pixels, after which the file is called."""
+        return self.path.stem
+
     def load(self) -> Image.Image:
-        """The picture."""
-        with Image.open(self.path, formats=("PNG",)) as picture:
-            picture.load()
-            return picture.copy()
+        """The picture (D202 where it cannot be read, D208 where it is another)."""
+        try:
+            with Image.open(self.path, formats=("PNG",)) as stored_picture:
+                picture = stored_picture.copy()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise refused(str(error), f"{self.name} {self.path}") from error
+        if digest_of_pixels(picture) != self.digest:
+            raise changed(f"{self.name} {self.path}")
+        return picture

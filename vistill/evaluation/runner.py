@@ -1,8 +1,10 @@
 """One evaluation: accuracy with interval and denominator, blind gaps, reading, visual advantage, per-sample lines."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from zlib import crc32
 
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_seed
@@ -184,7 +186,14 @@ def selection_summary(result: EvalResult, prompts: Sequence[Prompt], settings: E
     by_question = accuracy_by_question([a for a in at_one if a.prompt.id in fixed])
     if not by_question:
         return {}
-    return {"selection/accuracy": mean(by_question), "selection/rows": float(len(by_question))}
+    facts = {"selection/accuracy": mean(by_question), "selection/rows": float(len(by_question))}
+    return facts | {"selection/protocol": protocol_number(settings)}
+
+
+def protocol_number(settings: EvalSettings) -> float:
+    """A number of what decides an accuracy beside the rows: evaluations of another number are not compared."""
+    names = ("samples", "temperature", "top_p", "max_new_tokens", "answer", "seed")
+    return float(crc32(json.dumps([getattr(settings, name) for name in names]).encode()))
 
 
 def blind_summary(

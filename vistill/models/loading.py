@@ -103,6 +103,10 @@ class VLM:
         """Tokens, image tensors and positions of a prompt as this model reads it."""
         return self.family.encode(messages_of(prompt), pictures_of(prompt))
 
+    def lengths(self, prompt: Prompt) -> tuple[int, int]:
+        """Tokens of a prompt, and of its pictures, without the image processor."""
+        return self.family.lengths(messages_of(prompt), pictures_of(prompt))
+
     def head(self, vocabulary: int) -> Head:
         """The language-model head over the first `vocabulary` ids."""
         layer: Any = self.model.get_output_embeddings()
@@ -162,6 +166,10 @@ class PromptEncoder:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tokens, image tensors and positions of a prompt as the model will read it."""
         return self.family.encode(messages_of(prompt), pictures_of(prompt))
+
+    def lengths(self, prompt: Prompt) -> tuple[int, int]:
+        """Tokens of a prompt, and of its pictures, without the image processor."""
+        return self.family.lengths(messages_of(prompt), pictures_of(prompt))
 
 
 def load_encoder(

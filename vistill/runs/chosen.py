@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vistill.errors import ModelError, StorageError
+from vistill.runs.folder import checkpoints_in
 from vistill.runs.missing import ASSETS, nearest
 from vistill.runs.storage import read_json
 
@@ -27,12 +28,23 @@ def resolve_model(source: str, role: str = "student") -> str:
         return str(ASSETS / name)
     folder = Path(source)
     result = folder / "result.json"
-    if not result.is_file() or (folder / "config.json").exists():
+    if (folder / "config.json").exists() or not (result.is_file() or (folder / "run.lock.json").is_file()):
         return source
-    chosen = read_json(result).get("checkpoint")
+    chosen = read_json(result).get("checkpoint") if result.is_file() else None
     student = folder / str(chosen) / "student"
     if not chosen or not student.is_dir():
-        raise StorageError(
-            "S605", "the run has no checkpoint yet", where=source, fix="train it first, or name a model folder"
-        )
+        raise not_finished(folder, role)
     return str(student)
+
+
+def not_finished(folder: Path, role: str) -> StorageError:
+    """S605 for a run that has not chosen its student yet."""
+    saved = checkpoints_in(folder)
+    newest = f"   or its newest checkpoint: {role}.model={saved[-1] / 'student'}" if saved else ""
+    return StorageError(
+        "S605",
+        f"the run {folder} has not chosen its student yet",
+        where=str(folder),
+        why="it has not come to its end: result.json names the chosen checkpoint only then",
+        fix=f"vistill train RECIPE   to its end{newest}",
+    )

@@ -201,7 +201,10 @@ class RunFolder:
         if key in OWNED:
             yield
             return
-        handle = (self.path / ".owner").open("a+")
+        try:
+            handle = (self.path / ".owner").open("a+")
+        except OSError as error:
+            raise disk_error(self.path, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -12,10 +12,9 @@ from vistill.errors import ModelError
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder, checkpoints_in, step_of
 from vistill.runs.missing import KNOWN_FAMILIES, looks_like_hub_id, not_found
-from vistill.runs.resuming import compare_recipes
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import Finding
-from vistill.training.recipe import default_settings
+from vistill.training.first_start import changes_since, read_lock
 
 
 def check(recipe: str, overrides: Sequence[str] = (), *, fast: bool = False) -> dict[str, list[Finding]]:
@@ -28,8 +27,8 @@ def check_one(recipe: Recipe, fast: bool) -> list[Finding]:
     """Recipe, run folder, data, models' metadata; with the models themselves and the canary unless fast."""
     RunFolder(Path(recipe.run)).check_place()
     head = [Finding("recipe", f"{recipe.method}, {passes_of(recipe)}"), Finding("run", state_of(recipe))]
-    rest = without_models(recipe) if fast else in_full(recipe)
-    return [*head, *models_of(recipe), *rest, disk_of(recipe)]
+    rest = without_models(recipe.located()) if fast else in_full(recipe)
+    return [*head, *models_of(recipe.located()), *rest, disk_of(recipe)]
 
 
 def passes_of(recipe: Recipe) -> str:
@@ -40,13 +39,12 @@ def passes_of(recipe: Recipe) -> str:
 def state_of(recipe: Recipe) -> str:
     """Whether the run folder is new, or which step it would go on from (C201 where the recipe is another)."""
     folder = RunFolder(Path(recipe.run))
-    saved = checkpoints_in(folder.path)
-    if not folder.lock_file.exists() or not saved:
+    if not folder.has_started():
         return f"{recipe.run}, new"
-    before = json.loads(folder.lock_file.read_text(encoding="utf-8"))["recipe"]
     now = json.loads(to_json(recipe.to_dict()))  # both without secrets
-    compare_recipes(before, now, (), default_settings(recipe.method))
-    return f"{recipe.run}, goes on after step {step_of(saved[-1]):,}"
+    changes_since(folder, read_lock(folder), now, ())
+    saved = checkpoints_in(folder.path)
+    return f"{recipe.run}, goes on after step {step_of(saved[-1]) if saved else 0:,}"
 
 
 def models_of(recipe: Recipe) -> list[Finding]:

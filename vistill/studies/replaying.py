@@ -11,6 +11,7 @@ from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runtime import prepare_process
 from vistill.training.build import method_name, setup_of
+from vistill.training.first_start import require_unmasked
 from vistill.training.handed_in import knobs_of
 from vistill.training.recipe import Recipe
 from vistill.training.replay import Replayed, aside, recompute
@@ -54,6 +55,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
             why="a step is recomputed from the run's own recipe; earlier versions of vistill.distill wrote none",
             fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
         )
+    require_unmasked(RunFolder(path))
     tree = {**json.loads(file.read_text(encoding="utf-8")), "run": str(path)}
     name = str(tree.get("method"))
     if name in method_schemas():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file
 
 from vistill.batch import Objective
 from vistill.data.settings import DataSettings
@@ -23,6 +24,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.training.build import method_name
+from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.setup import Given
@@ -98,15 +100,18 @@ def store(folder: RunFolder, recipe: Recipe, given: Given) -> None:
 def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
     """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
     here = f"{HERE}/{MODELS}/{role}"
-    if folder.has_started():
-        return here if (folder.path / MODELS / role).is_dir() else vlm.source
+    if folder.has_started():  # what lies in the folder may be of a start that failed
+        known = read_lock(folder).get("recipe", {}).get(role, {})
+        return here if isinstance(known, Mapping) and known.get("model") == here else vlm.source
     return vlm.source if same_as_source(vlm) else here
 
 
 def same_as_source(vlm: VLM) -> bool:
     """Whether loading the model's source again would give these very weights and this very image grid."""
-    place = Path(resolve_model(vlm.source))
     try:
+        place = folder_of(resolve_model(vlm.source))
+        if place is None:
+            return False
         encoder = load_encoder(place)
         limit = image_limit(vlm)
         if limit is not None:
@@ -114,6 +119,14 @@ def same_as_source(vlm: VLM) -> bool:
         return encoder.family.image_grid() == vlm.family.image_grid() and same_weights(vlm, place)
     except (VistillError, OSError, ValueError, SafetensorError):
         return False
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder behind a model: itself, or of a hub id the snapshot in the cache; nothing is downloaded."""
+    if Path(source).is_dir():
+        return Path(source)
+    config = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if config is None else Path(config).parent
 
 
 def same_weights(vlm: VLM, place: Path) -> bool:

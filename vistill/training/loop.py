@@ -28,6 +28,7 @@ from vistill.training.ladder import Ladder, does_not_fit, is_out_of_memory
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import precision_of
+from vistill.training.results import forget_result
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_health import rollout_warnings
 from vistill.training.rollout_log import rollout_records
@@ -62,6 +63,8 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         stack.enter_context(interrupt.listening())
         rewards = stack.enter_context(rewards_of(plan))
         state = start(plan, folder, optimizer)
+        if state.step < plan.num_steps:
+            forget_result(folder)
         check_reference(plan.cast, state)
         saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
         context = step_context(plan, folder, saved, rewards, interrupt, clock)
@@ -247,15 +250,16 @@ def owes_evaluation(plan: Plan, folder: RunFolder, step: int) -> bool:
 def best_of(evaluations: Sequence[dict[str, Any]], save: SaveSettings) -> dict[str, float] | None:
     """Step, value and rows of the best evaluation after step 0, on one fixed set of rows; the latest wins ties.
 
-    Evaluations of other rows cannot be compared: where a log has no fixed set (earlier versions), those are left out
-    that judged other rows than the last one.
+    Evaluations of other rows, or with other samples or noise, cannot be compared: those are left out that judged
+    otherwise than the last one (`eval.` may change between starts, and earlier versions have no fixed set).
     """
     if save.keep_best == "none":
         return None
     judged = [selection_of(r) for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None]
     if not judged:
         return None
-    same = [r for r in judged if (r["fixed"], r["rows"]) == (judged[-1]["fixed"], judged[-1]["rows"])]
+    kind = lambda r: (r["fixed"], r["rows"], r["protocol"])
+    same = [r for r in judged if kind(r) == kind(judged[-1])]
     best = max(same, key=lambda r: (r["value"], r["step"]))
     return {name: best[name] for name in ("step", "value", "rows")}
 
@@ -265,7 +269,8 @@ def selection_of(record: Mapping[str, Any]) -> dict[str, Any]:
     fixed = "selection/accuracy" in record
     value = record["selection/accuracy"] if fixed else record["accuracy"]
     rows = record["selection/rows"] if fixed else record.get("rows")
-    return {"step": record["step"], "value": value, "rows": rows, "fixed": fixed}
+    protocol = record.get("selection/protocol")
+    return {"step": record["step"], "value": value, "rows": rows, "fixed": fixed, "protocol": protocol}
 
 
 def is_due(step: int, every: int, last: int) -> bool:

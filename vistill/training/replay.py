@@ -163,8 +163,8 @@ def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer
 def compare(made: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]) -> None:
     """Note which values differ, as they would stand in the log."""
     found = json.loads(to_json({"step": step, **metrics}))
-    names = sorted(logged.keys() | found.keys())
-    differ = {n: (logged.get(n), found.get(n)) for n in names if logged.get(n) != found.get(n)}
+    names = sorted(logged)  # a value that another version did not log can be compared with nothing
+    differ = {n: (logged[n], found.get(n)) for n in names if logged[n] != found.get(n)}
     made.compared[step], made.differences[step] = len(names) - 1, differ
 
 

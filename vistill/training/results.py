@@ -11,7 +11,7 @@ from typing import Any
 
 from vistill.errors import DataError, Preempted, VistillError
 from vistill.evaluation.runner import heatmap_rows
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import CHECKPOINT, RunFolder
 from vistill.runs.storage import disk_error, remove_tree, to_json, write_json
 from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.plan import Plan
@@ -21,6 +21,8 @@ from vistill.views import ViewContext, see
 
 #: A link to the chosen checkpoint's student: the same path whatever its step.
 STUDENT = "student"
+#: Says in a copy, where links cannot be made, which checkpoint it is of.
+COPIED = ".copy-of-checkpoint"
 
 
 @contextmanager
@@ -82,17 +84,45 @@ def link_student(folder: RunFolder, checkpoint: Path) -> None:
     """`RUN/student` leads to the checkpoint's model, replaced in one step; a copy where links cannot be made."""
     place, target = folder.path / STUDENT, Path(checkpoint.name) / "student"
     fresh = folder.path / f".{STUDENT}-{os.getpid()}"
+    if not is_ours(place):
+        folder.event(f"{place} is no link of this run and stays as it is; the chosen student: {folder.path / target}")
+        return
     try:
-        if place.is_dir() and not place.is_symlink():
-            remove_tree(place)
+        remove_link(fresh)
         try:
-            fresh.unlink(missing_ok=True)
             fresh.symlink_to(target, target_is_directory=True)
         except OSError:  # a file system without links
             shutil.copytree(folder.path / target, fresh)
+            (fresh / COPIED).write_text(checkpoint.name, encoding="utf-8")
+            remove_link(place)
         fresh.replace(place)
     except OSError as error:
         raise disk_error(place, error) from error
+
+
+def is_ours(place: Path) -> bool:
+    """Whether `student` may be replaced: it is not there, a link to a checkpoint, or a copy that was made of one."""
+    if place.is_symlink():
+        return place.readlink().parts[:1] != () and CHECKPOINT.fullmatch(place.readlink().parts[0]) is not None
+    return not place.exists() or (place / COPIED).is_file()
+
+
+def remove_link(place: Path) -> None:
+    """Remove the link, or the copy that stands for it."""
+    if place.is_dir() and not place.is_symlink():
+        remove_tree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def forget_result(folder: RunFolder) -> None:
+    """A run that goes on is no longer finished: its result and the link to its student would be those of earlier."""
+    try:
+        (folder.path / "result.json").unlink(missing_ok=True)
+        if is_ours(folder.path / STUDENT):
+            remove_link(folder.path / STUDENT)
+    except OSError as error:
+        raise disk_error(folder.path / STUDENT, error) from error
 
 
 def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:

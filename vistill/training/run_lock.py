@@ -18,13 +18,12 @@ from torch import nn
 from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.outward import masked_settings
-from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import compare_recipes, unused
-from vistill.runs.storage import file_hash, read_json, to_json
-from vistill.training.recipe import Recipe, default_settings
+from vistill.runs.folder import RunFolder, checkpoints_in
+from vistill.runs.resuming import flatten, unused
+from vistill.runs.storage import file_hash, finite, to_json
+from vistill.training.first_start import FORMAT, changes_since, read_lock
+from vistill.training.recipe import Recipe
 
-#: 1: up to commit f223428, whose warm-up went above the peak where it was no whole number of steps.
-FORMAT = 2
 PACKAGES = ("vistill", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "math-verify")
 #: Students that a run of this process trains, with its folder: its checkpoints replace their weights on resume.
 TRAINED_HERE: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
@@ -38,16 +37,10 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     """
     tree = json.loads(to_json(recipe.to_dict()))  # without secrets, as it was written
     earlier = read_lock(folder) if folder.has_started() else {}
-    accepted: list[str] = []
+    accepted = changes_since(folder, earlier, tree, accept)
+    for key in accepted:
+        folder.event(f"accepted change of {key}")
     if "recipe" in earlier:
-        before = earlier["recipe"]
-        if "student" not in before:
-            raise earlier_distill(folder)
-        if overshot(earlier, before) and "train.schedule.warmup" not in accept:
-            raise warmed_above_the_peak(before)
-        accepted = compare_recipes(before, tree, accept, default_settings(recipe.method))
-        for key in accepted:
-            folder.event(f"accepted change of {key}")
         note_versions(folder, earlier.get("versions", {}))
     start = {"at": now(), "command": shown_command(), "versions": versions()}
     record = {
@@ -60,48 +53,18 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
         "starts": [*earlier.get("starts", []), start],
         "accepted": [*earlier.get("accepted", []), *accepted],
         "models": earlier.get("models", {}),
+        "masked": masked_keys(recipe, tree),
     }
     folder.write_lock(record)
     folder.write("recipe.json", to_json(tree, indent=2))
 
 
-def read_lock(folder: RunFolder) -> dict[str, Any]:
-    """The lock as it was written; empty where there is none."""
-    if not folder.lock_file.exists():
-        return {}
-    return read_json(folder.lock_file)
-
-
-def overshot(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
-    """Whether an earlier version took this run's warm-up above its peak; whole warm-ups were right there too."""
-    if earlier.get("format", 1) >= FORMAT:
-        return False
-    settings = recipe.get("train", {})
-    share, steps = settings.get("schedule", {}).get("warmup", 0.05), settings.get("steps")
-    return not (steps and float(share * steps).is_integer())
-
-
-def warmed_above_the_peak(recipe: Mapping[str, Any]) -> ConfigError:
-    """C201 for a run whose learning rate would change in the middle."""
-    return ConfigError(
-        "C201",
-        "this run was started by an earlier version, whose learning rate warmed up above its peak",
-        where=str(recipe.get("run")),
-        why="there a warm-up of 3.2 steps ended at 1.25 times the peak; from here on it is int(share * steps) steps",
-        fix=f"new run: run={unused(str(recipe.get('run')))}   or continue knowingly: --accept train.schedule.warmup",
-    )
-
-
-def earlier_distill(folder: RunFolder) -> ConfigError:
-    """C201 for a folder of `vistill.distill` from a version that wrote neither models nor prompts down."""
-    return ConfigError(
-        "C201",
-        "this run was started by an earlier version, which did not write down its models and prompts",
-        where=str(folder.path),
-        why="nothing says whether the models and prompts handed in now are those it began with",
-        fix=f"start a new run: out={unused(str(folder.path))}",
-        note="its checkpoints are ordinary model folders: vistill eval RUN/checkpoint-000123/student",
-    )
+def masked_keys(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
+    """Settings that `recipe.json` does not hold as they are, because a secret in them is masked."""
+    written = flatten(tree)
+    return [
+        key for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items() if value != written[key]
+    ]
 
 
 def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
@@ -128,8 +91,9 @@ def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: b
         if before["dtype"] != facts["dtype"]:
             folder.event(f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}")
         elif before["hash"] != facts["hash"]:
-            resumed = role == "student" and TRAINED_HERE.get(models[role].model) == str(folder.path.resolve())
-            if not resumed or reads_reference:
+            trained_here = role == "student" and TRAINED_HERE.get(models[role].model) == str(folder.path.resolve())
+            replaced = trained_here and checkpoints_in(folder.path)  # else the run would begin with trained weights
+            if not replaced or reads_reference:
                 raise other_weights(folder, role, models[role])
             here[role] = before
     folder.write_lock({**lock, "models": {**known, **here}})

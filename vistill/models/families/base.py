@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from vistill.data.images import on_white
 from vistill.errors import ConfigError, DataError
 from vistill.meter import is_heard
 from vistill.models.families.layers import keys_only, plainly_causal, with_added
@@ -144,23 +145,34 @@ class Family(ABC):
 
     def encode(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> EncodedPrompt:
         """Render the chat template, expand image placeholders, compute positions."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert isinstance(text, str)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids.count(self.image_id) != len(images):
-            raise DataError(
-                "D103",
-                f"{ids.count(self.image_id)} image placeholders, but {len(images)} pictures",
-                why=f"text of the prompt holds {self.placeholder!r} itself, or the chat template drops pictures",
-                fix="remove the placeholder token from the question",
-            )
+        ids = self.text_ids(messages, len(images))
         pixels = self.pixels(images) if images else {}
         expanded, positions, following = self.place(ids, images, pixels)
         return EncodedPrompt(tuple(expanded), pixels, positions, following, expanded.count(self.image_id))
 
+    def lengths(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> tuple[int, int]:
+        """Tokens of a prompt, and of its pictures; from their sizes, without the image processor."""
+        ids = self.text_ids(messages, len(images))
+        of_images = sum(map(self.image_tokens, images))
+        return len(ids) - len(images) + of_images, of_images
+
+    def text_ids(self, messages: list[dict[str, Any]], num_images: int) -> list[int]:
+        """The chat template in tokens, one placeholder a picture (D103)."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids.count(self.image_id) != num_images:
+            raise DataError(
+                "D103",
+                f"{ids.count(self.image_id)} image placeholders, but {num_images} pictures",
+                why=f"text of the prompt holds {self.placeholder!r} itself, or the chat template drops pictures",
+                fix="remove the placeholder token from the question",
+            )
+        return ids
+
     def pixels(self, images: Sequence[Picture]) -> Pixels:
         """Image tensors of one prompt."""
-        processed = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        processed = self.processor(images=[on_white(image).convert("RGB") for image in images], return_tensors="pt")
         return {name: processed[name] for name in self.processor.model_input_names}
 
     def place(self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels) -> tuple[list[int], Tensor, int]:

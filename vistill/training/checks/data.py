@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from vistill.data.answers import gold_response, judge_answer
 from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.data.math_judge import MathJudge
+from vistill.data.rows import check_characters, check_tokens
 from vistill.data.stored import identified
 from vistill.errors import DataError
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import EVERY, TRAINING, StartCheck
-from vistill.types import Prompt
+from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -59,9 +60,40 @@ def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
 
 
 def check_prompts(prompts: Sequence[object]) -> None:
-    """D102 for something that is no prompt."""
-    if not all(isinstance(p, Prompt) for p in prompts):
-        raise no_prompts("prompts must be vistill.Prompt objects")
+    """D102 for something that is no prompt; what a row of a file must hold, a prompt of the caller must hold too."""
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise no_prompts("prompts must be vistill.Prompt objects")
+        check_kinds(prompt)
+        where = prompt.labels.get("row", prompt.id)
+        texts = [prompt.text, *prompt.choices, prompt.id, prompt.answer, prompt.response, prompt.system]
+        check_characters([text for text in texts if text is not None], where)
+        check_tokens(prompt.text, where)
+
+
+def check_kinds(prompt: Prompt) -> None:
+    """D104 for a number where a text belongs, D202 for a picture that is not wrapped."""
+    where = str(prompt.labels.get("row", prompt.id))
+    named = [("id", prompt.id), ("answer", prompt.answer), ("response", prompt.response), ("system", prompt.system)]
+    for name, value in [*named, *(("choices", choice) for choice in prompt.choices)]:
+        if not isinstance(value, str) and (value is not None or name in ("id", "choices")):
+            raise DataError(
+                "D104",
+                f"{name} of a prompt is no text: {value!r:.40}",
+                where=where,
+                why="it is compared with what a model writes, which is text",
+                fix=f'{name}="TEXT"   in vistill.Prompt',
+            )
+    pictures = [*prompt.images, *prompt.thoughts]
+    strange = next((p for p in pictures if not isinstance(p, ImageRef)), None)
+    if strange is not None:
+        raise DataError(
+            "D202",
+            f"a picture of a prompt is a bare {type(strange).__name__}",
+            where=where,
+            why="a picture has a name for messages and is decoded when somebody looks",
+            fix="vistill.LoadedImage(PICTURE)   in vistill.Prompt",
+        )
 
 
 def no_prompts(what: str) -> DataError:

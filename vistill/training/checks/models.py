@@ -95,12 +95,12 @@ def too_long(
     """The prompts above the limit."""
     long = []
     for prompt in prompts:
-        encoded = student.encode(see(prompt, view, context))
-        if len(encoded.ids) > limit:
+        tokens, of_images = student.lengths(see(prompt, view, context))
+        if tokens > limit:
             thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
             place = prompt.labels.get("row", prompt.id)
             pictures = len(prompt.images) + thoughts
-            long.append(OverlongPrompt(place, len(encoded.ids), encoded.num_image_tokens, pictures))
+            long.append(OverlongPrompt(place, tokens, of_images, pictures))
     return long
 
 
