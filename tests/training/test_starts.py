@@ -316,6 +316,17 @@ def test_a_setting_that_was_masked_is_never_taken_for_what_it_was(tokenizer, tea
         replay(tmp_path)
 
 
+def test_a_run_is_replayed_by_its_path_as_text_as_the_message_says(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    assert vistill.replay(str(tmp_path))[0].same
+
+
+def test_a_limit_of_the_last_evaluation_counts_where_a_run_is_judged(tokenizer, teacher, tmp_path):
+    distilled(tokenizer, teacher, tmp_path)
+    limit = lambda *words: recipe_for(str(tmp_path), list(words), "eval").eval.limit
+    assert (limit(), limit("eval.final_limit=4"), limit("eval.final_limit=4", "eval.limit=3")) == (None, 4, 3)
+
+
 # the chosen checkpoint
 
 

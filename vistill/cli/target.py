@@ -27,6 +27,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         require_unmasked(RunFolder(folder), pairs)
         tree = of_run(folder)
         tree["run"] = f"{target.rstrip('/')}-{verb}"
+        pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
         raise no_data(target, verb)
     else:
@@ -43,7 +44,6 @@ def of_run(folder: Path) -> dict[str, Any]:
     if tree["method"] not in method_schemas():
         tree.pop(tree["method"], None)
         tree["method"] = "sft"
-    tree["eval"]["limit"] = tree["eval"]["final_limit"]
     return tree
 
 

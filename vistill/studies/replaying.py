@@ -18,7 +18,7 @@ from vistill.training.replay import Replayed, aside, recompute
 
 
 def replay(
-    path: Path,
+    path: str | Path,
     step: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     objective: Objective | None = None,
@@ -36,6 +36,7 @@ def replay(
         ConfigError: C102, the method is not one of the package's and none was handed in.
     """
     prepare_process()
+    path = Path(path)
     folder = RunFolder(path)
     recipe = stored_recipe(path, objective)
     at = step if step is not None else max((record["step"] for record in folder.read(folder.metrics)), default=0)
