@@ -31,7 +31,13 @@ def test_real_geometry_runs_from_warm_up_to_report_and_loses_no_row(shared_data,
         folder = tmp_path / "geo" / stage
         assert json.loads((folder / "result.json").read_text())["finished"]
         counts = json.loads((folder / "data.json").read_text())
-        wanted = {"train_rows": 400, "eval_rows": 66, "eval_rows_with_answer": 66, "quarantined": 0, "dropped_text_only": 0}
+        wanted = {
+            "train_rows": 400,
+            "eval_rows": 66,
+            "eval_rows_with_answer": 66,
+            "quarantined": 0,
+            "dropped_text_only": 0,
+        }
         assert wanted.items() <= counts.items()
         assert counts["eval"].startswith("held out of ")
     last = [json.loads(line) for line in (tmp_path / "geo" / "va_opd" / "evaluations.jsonl").read_text().splitlines()][

@@ -102,7 +102,8 @@ def digest_of_pixels(picture: Image.Image) -> str:
     """xxh3-128 of a picture in memory: mode, size and values; the values of a palette picture mean nothing alone."""
     palette = b""
     if picture.mode == "P":  # only as far as it is used: files drop the rest
-        used = 3 * (picture.getextrema()[1] + 1)  # pyright: ignore[reportOperatorIssue]  one band
+        _, last = picture.getextrema()
+        used = 3 * (int(last) + 1)  # pyright: ignore[reportArgumentType]  one band, so a number
         palette = bytes(picture.getpalette("RGB") or []).ljust(used, b"\0")[:used]
     return digest_of(f"{picture.mode} {picture.size} ".encode() + palette + picture.tobytes())
 
