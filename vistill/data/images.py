@@ -100,12 +100,11 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 def digest_of_pixels(picture: Image.Image) -> str:
     """xxh3-128 of a picture in memory: mode, size and values; the values of a palette picture mean nothing alone."""
-    palette = b""
-    if picture.mode == "P":  # only as far as it is used: files drop the rest
-        _, last = picture.getextrema()
-        used = 3 * (int(last) + 1)  # pyright: ignore[reportArgumentType]  one band, so a number
+    values, palette = picture.tobytes(), b""
+    if picture.mode == "P" and values:  # only as far as it is used: files drop the rest
+        used = 3 * (max(values) + 1)
         palette = bytes(picture.getpalette("RGB") or []).ljust(used, b"\0")[:used]
-    return digest_of(f"{picture.mode} {picture.size} ".encode() + palette + picture.tobytes())
+    return digest_of(f"{picture.mode} {picture.size} ".encode() + palette + values)
 
 
 def decode(data: bytes, where: str) -> Image.Image:
