@@ -249,6 +249,8 @@ def test_recipe_and_distill_write_the_same_metrics(tmp_path):
         views=ViewSettings(pixelate=0.3),
     )
     assert two.folder.metrics.read_text() == one.folder.metrics.read_text()
+    stored = json.loads((two.path / "recipe.json").read_text())
+    assert stored["student"]["model"] == "vistill:student"  # not the place of this installation
     facts = [json.loads((run.path / "run.lock.json").read_text())["models"] for run in (one, two)]
     assert facts[0] == facts[1]
 

@@ -23,6 +23,7 @@ from vistill.models.save import save_vlm
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
+from vistill.runs.missing import shown
 from vistill.training.build import method_name
 from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
@@ -102,8 +103,8 @@ def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
     here = f"{HERE}/{MODELS}/{role}"
     if folder.has_started():  # what lies in the folder may be of a start that failed
         known = read_lock(folder).get("recipe", {}).get(role, {})
-        return here if isinstance(known, Mapping) and known.get("model") == here else vlm.source
-    return vlm.source if same_as_source(vlm) else here
+        return here if isinstance(known, Mapping) and known.get("model") == here else shown(vlm.source)
+    return shown(vlm.source) if same_as_source(vlm) else here
 
 
 def same_as_source(vlm: VLM) -> bool:
