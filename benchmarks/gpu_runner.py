@@ -173,7 +173,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if pending:  # somebody else's timer, such as pytest's, goes on
+        if pending:  # restart a timer that was set before, such as pytest's
             signal.setitimer(signal.ITIMER_REAL, max(0.001, pending - (time.monotonic() - start)))
 
 
@@ -195,7 +195,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def summary(name: str, record: dict[str, Any]) -> str:
-    """An item in a line or two, for whoever watches."""
+    """One or two lines about an item, for the terminal."""
     head = f"{name}: {record['status']}"
     if "seconds" in record:
         head += f", {record['seconds']:.1f} s, peak {record['peak_gib'] or 0:.1f} GiB"

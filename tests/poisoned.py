@@ -1,4 +1,4 @@
-"""A second device on a machine that has none: while a model rests, its weights are NaN, so whoever reads it then is seen."""
+"""A second device on a machine that has none: while a model is off-loaded, its weights are NaN, so a read at that time shows."""
 
 from dataclasses import replace
 

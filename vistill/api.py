@@ -126,7 +126,7 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Rec
 
 
 def carry_out(setup: RunSetup, progress: Progress) -> Run:
-    """Build, train, write what a run leaves at its end: the same for every door."""
+    """Build, train and write the results: the same for a recipe and for Python."""
     setup.progress = progress
     plan = build(setup)
     write_result(setup.folder, plan, run(plan, setup.folder))
@@ -195,7 +195,7 @@ def distill(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """C001 for a keyword that `distill` does not have: it would change nothing, without a word."""
+    """C001 for a keyword that `distill` does not have: it would be ignored silently."""
     known = list(DistillOptions.__annotations__)
     for name in options:
         if name not in known:

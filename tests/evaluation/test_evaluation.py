@@ -231,13 +231,13 @@ def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(cas
 
 
 def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(cast, monkeypatch):
-    """Rows with two pictures of which one is everybody's: only those that see another one count, on both sides."""
+    """Rows with two pictures, one of which all rows share: only rows that see another one count, on both sides."""
     from vistill.data.answers import Verdict
     from vistill.evaluation import answering
     from vistill.types import Prompt
 
     two = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
-    rows = [two, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]  # nobody has a third picture to show to `e`
+    rows = [two, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]  # no row has a third picture to show to `e`
     monkeypatch.setattr(answering, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right"))
     summary = evaluate(cast, rows, QUICK).summary
     assert (summary["swapped_rows"], summary["blind_rows"]) == (4, 5)

@@ -22,7 +22,7 @@ def asked(vlm, prompts, siblings=(0, 1)):
 
 
 class Broken(WrappedEngine):
-    """An engine whose answer somebody changes."""
+    """An engine whose answer is changed before it is returned."""
 
     def __init__(self, inner, change):
         super().__init__(inner)

@@ -113,7 +113,7 @@ def test_an_error_of_an_earlier_process_is_not_taken_for_that_of_a_later_one(her
         run([fake("a", "sys.exit(3)")])
 
 
-def test_an_arm_that_somebody_else_stops_ends_the_study_as_stopped(here):
+def test_an_arm_that_is_stopped_from_outside_ends_the_study_as_stopped(here):
     with pytest.raises(Preempted) as caught:
         run([fake("a", "wait_for('b-ready'); sys.exit(75)"), fake("b", "save_when_asked('b')")])
     assert caught.value.exit_code == 75

@@ -1,4 +1,4 @@
-"""One builder behind every door: the same settings give the same run, and nothing about a run changes unnoticed."""
+"""One builder behind recipe, API and commands: the same settings give the same run, and every change is noticed."""
 
 import ast
 import json
@@ -221,7 +221,7 @@ def test_the_student_of_a_run_has_one_path_and_the_result_names_the_checkpoint(t
     assert run.student.name == "student"
 
 
-# the same run through both doors
+# the same run from a recipe and from Python
 
 
 def test_recipe_and_distill_write_the_same_metrics(tmp_path):

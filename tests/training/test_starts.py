@@ -132,7 +132,7 @@ def test_a_stored_prompt_that_was_changed_is_refused(tmp_path):
     read_prompts(f"prompts:{file}")
 
 
-def test_a_stored_picture_that_was_changed_is_refused_when_somebody_looks(tmp_path):
+def test_a_stored_picture_that_was_changed_is_refused_when_it_is_read(tmp_path):
     (prompt,) = there_and_back(tmp_path, Prompt("a", (LoadedImage(RED), "?")))
     (file,) = (tmp_path / "images").glob("*.png")
     Image.new("RGB", RED.size, "blue").save(file)

@@ -95,7 +95,7 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
     assert len(decoded) == 2
 
 
-def test_a_row_that_cannot_be_read_is_found_by_whoever_is_shown_it(tmp_path):
+def test_a_row_that_cannot_be_read_is_found_when_it_is_shown(tmp_path):
     for name in ("red", "blue"):
         Image.new("RGB", (9, 9), name).save(tmp_path / f"{name}.png")
     lines = [

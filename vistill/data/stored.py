@@ -53,7 +53,7 @@ def is_current(prompt: Prompt) -> bool:
 
 
 def digest_now(image: ImageRef) -> str:
-    """The hash of a picture as `known` takes it; empty for a file that nobody has read yet."""
+    """The hash of a picture as `known` takes it; empty for a file that was not read yet."""
     if isinstance(image, FileImage | PngImage):
         return image.digest
     return digest_of(image.data()) if isinstance(image, BytesImage) else digest_of_pixels(image.load())
@@ -175,7 +175,7 @@ def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
 
 
 def picture_of(place: dict[str, str], images: Path) -> ImageRef:
-    """A stored picture, read when somebody looks."""
+    """A stored picture, decoded on demand."""
     if "file" in place:
         if not place["digest"]:  # the hash keeps a stranger's run folder from showing any picture of this machine
             raise ValueError(f"no hash of {place['file']!r}")

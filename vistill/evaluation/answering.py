@@ -91,7 +91,7 @@ class Answering:
         return {p.id: replace(self.view, partner=partners.get(p.id), seed=seed(p)) for p in prompts}
 
     def partners(self, prompts: Sequence[Prompt], view: View) -> Partners:
-        """Whose pictures or thoughts a view shows; rows that nobody shows anything else to have no entry."""
+        """The row whose pictures or thoughts a view shows; rows without another one have no entry."""
         if not self.pool:
             return Partners(prompts, (view,), self.view.thought)
         return self.known.setdefault(view, Partners(self.pool, (view,), self.view.thought))

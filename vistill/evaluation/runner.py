@@ -191,7 +191,7 @@ def selection_summary(result: EvalResult, prompts: Sequence[Prompt], settings: E
 
 
 def protocol_number(settings: EvalSettings) -> float:
-    """A number of what decides an accuracy beside the rows: evaluations of another number are not compared."""
+    """A hash of what decides an accuracy, rows excepted: evaluations with different hashes are not compared."""
     names = ("samples", "temperature", "top_p", "max_new_tokens", "answer", "seed")
     return float(crc32(json.dumps([getattr(settings, name) for name in names]).encode()))
 

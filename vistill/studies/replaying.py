@@ -64,7 +64,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     if objective is None or method_name(objective) != name:
         raise ConfigError(
             "C102",
-            f"the run was made by {name}, a class of somebody's own",
+            f"the run was made by {name}, a class that is not part of the package",
             where=str(file),
             why="code comes from the person at the keyboard, never from a run folder",
             fix=f"vistill.replay({str(path)!r}, objective=YOUR_OBJECTIVE)",

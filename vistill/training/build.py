@@ -1,7 +1,7 @@
 """The one way from settings to a run, for `train`, `distill`, `check`, `replay` and `eval`.
 
-Whoever asks, the same recipe gives the same run: the same checks in the same order, the same fingerprint, the same
-run folder. The checks are a list with names (`START_CHECKS`); `vistill check` prints what each of them saw.
+The same recipe gives the same run, whichever command asks: the same checks in the same order, the same fingerprint,
+the same run folder. The checks are a list with names (`START_CHECKS`); `vistill check` prints what each of them saw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
 from vistill.training.setup import Given, RunSetup
 
-#: Everything that must hold before the first step, in order: data before models, cheap before dear.
+#: Everything that must hold before the first step, in order: data before models, cheap before expensive.
 #: The canary is the last one; it needs the restored student, so the loop runs it (`training/canary.py`).
 START_CHECKS: tuple[StartCheck, ...] = (*DATA_CHECKS, METHOD_CHECK, *MODEL_CHECKS, *RUN_CHECKS)
 
@@ -44,7 +44,7 @@ def setup_of(
 
 
 def objective_of(recipe: Recipe) -> Objective:
-    """The method that a recipe names (C102 where it is a class of somebody's own)."""
+    """The method that a recipe names (C102 where it is a class that is not part of the package)."""
     if recipe.method not in METHODS:
         raise ConfigError(
             "C102",
@@ -80,7 +80,7 @@ def findings_of(setup: RunSetup, checks: Sequence[StartCheck] = START_CHECKS) ->
 
 
 def method_name(objective: Objective) -> str:
-    """The name a recipe knows a method by, or `module:Class` of a class of somebody's own."""
+    """The name a recipe knows a method by, or `module:Class` of a class that is not part of the package."""
     kind = type(objective)
     named: Mapping[type, str] = {cls: name for name, cls in METHODS.items()}
     return named.get(kind, f"{kind.__module__}:{kind.__qualname__}")

@@ -1,6 +1,6 @@
 """What is not finite in a step before it is learnt from: readings, signals, memory. Such a step is skipped.
 
-A NaN reading need not make the loss NaN: a comparison drops its token without a word, a sort puts it anywhere, a
+A NaN reading need not make the loss NaN: a comparison drops its token silently, a sort puts it anywhere, a
 quantile moves. So the readings and signals are looked at themselves, once, for every method.
 """
 

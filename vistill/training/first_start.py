@@ -23,7 +23,7 @@ def read_lock(folder: RunFolder) -> dict[str, Any]:
 
 
 def require_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
-    """S605 where `recipe.json` lacks a setting, because a secret in it was masked, and nobody gives it now."""
+    """S605 where `recipe.json` lacks a setting, because a secret in it was masked, and it is not given now."""
     hidden = [key for key in read_lock(folder).get("masked", []) if key not in given]
     if hidden:
         raise StorageError(

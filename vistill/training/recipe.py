@@ -49,7 +49,7 @@ class Recipe:
     save: SaveSettings = field(default_factory=SaveSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     profile: bool = False
-    """Count what each phase is made of and print it beside the bare matrix products; the update stays the same."""
+    """Count what each phase is made of and print it next to the bare matrix products; the update stays the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""

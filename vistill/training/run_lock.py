@@ -1,4 +1,4 @@
-"""`run.lock.json`: what a run was started with. Held against every later start, so that nothing changes unnoticed."""
+"""`run.lock.json`: what a run was started with. Every later start is compared with it, so no change goes unnoticed."""
 
 import datetime
 import hashlib

@@ -1,4 +1,4 @@
-"""What a run carries from step to step beside weights and optimizer; a checkpoint holds it."""
+"""What a run carries from step to step in addition to weights and optimizer; a checkpoint holds it."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -60,7 +60,7 @@ def swapped(prompt: Prompt, context: ViewContext) -> Prompt:
     """Another prompt's pictures, resized to the places they stand in, so that only their content differs.
 
     Raises:
-        DataError: D309, there is nobody to borrow from. The row's own picture is never shown.
+        DataError: D309, no other row has a picture. The row's own picture is never shown.
     """
     if not prompt.images:
         return prompt
@@ -119,7 +119,7 @@ def privileged_mismatched(prompt: Prompt, context: ViewContext) -> Prompt:
     """Control: another prompt's thoughts.
 
     Raises:
-        DataError: D309, there is nobody to borrow from. The row's own thoughts are never shown.
+        DataError: D309, no other row has thoughts. The row's own thoughts are never shown.
     """
     own = thoughts_of(prompt, context.thought)
     others = thoughts_of(context.partner, context.thought) if context.partner is not None else []

@@ -64,7 +64,7 @@ class Partners(Mapping[str, Prompt]):
     def differs(self, prompt: Prompt, other: Prompt) -> bool:
         """Whether every view shows at least one picture of the other row that is none of the row's own.
 
-        A row that cannot be read differs: whoever is shown it gets the error that belongs to it.
+        A row that cannot be read counts as different: the error is raised when it is shown.
         """
         try:
             return all(self.shows_other(prompt, other, view) for view in self.views)

@@ -164,7 +164,7 @@ def place_images(ids: Sequence[int], image_id: int, grids: Tensor, merge: int) -
 
 
 def check_config(config: Any) -> None:
-    """Refuse values that transformers would ignore or clamp without a word (M104)."""
+    """Refuse values that transformers would ignore or clamp silently (M104)."""
     text, vision = config.text_config, config.vision_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     section = (getattr(text, "rope_parameters", None) or {}).get("mrope_section", [24, 20, 20])

@@ -10,7 +10,7 @@ from vistill.errors import ModelError
 
 
 def check_signature(function: Callable[..., Any], names: Iterable[str]) -> None:
-    """M110 where a function does not name an argument; `**kwargs` would swallow it without a word."""
+    """M110 where a function does not name an argument; `**kwargs` would swallow it silently."""
     parameters = inspect.signature(function).parameters
     missing = [name for name in names if name not in parameters]
     if missing:

@@ -91,7 +91,7 @@ def check_kinds(prompt: Prompt) -> None:
             "D202",
             f"a picture of a prompt is a bare {type(strange).__name__}",
             where=where,
-            why="a picture has a name for messages and is decoded when somebody looks",
+            why="a picture has a name for messages and is decoded on demand",
             fix="vistill.LoadedImage(PICTURE)   in vistill.Prompt",
         )
 

@@ -176,7 +176,7 @@ def load_models(setup: "RunSetup") -> str:
 
 
 def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Cast:
-    """The models with attention, kernels and off-loading as the recipe says, whoever loaded them."""
+    """The models with attention, kernels and off-loading as the recipe says, also for models that were handed in."""
     train = setup.recipe.train
     fit = lambda vlm: with_kernels(proven(replace(vlm, attention=train.attention)), train.kernels)
     context = view_context(setup.recipe, student)
