@@ -32,7 +32,7 @@ from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, findings_of, setup_of
 from vistill.training.checks.data import check_prompts, no_prompts
 from vistill.training.checks.models import choose_device
-from vistill.training.handed_in import HandedInSettings, recipe_of, store
+from vistill.training.handed_in import recipe_of, store
 from vistill.training.loop import run
 from vistill.training.recipe import Recipe
 from vistill.training.results import noting_failures, store_pictures, write_result
@@ -179,14 +179,14 @@ def distill(
         raise no_prompts("the data set is empty")
     held = identified(options.get("eval_prompts", ()))
     given = Given(student, teacher.freeze() if teacher else None, identified(prompts), held)
-    names = {f.name for f in fields(HandedInSettings)}
-    settings: dict[str, Any] = {k: v for k, v in options.items() if k in names}
+    renamed = {"eval" if name == "evaluation" else name: value for name, value in options.items()}
+    settings: dict[str, Any] = {f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed}
     if isinstance(settings.get("views"), ViewContext):
         settings["views"] = view_settings(settings["views"])
     folder = RunFolder(Path(out))
     folder.check_place()
     with folder.owned():
-        recipe = recipe_of(folder.path, given, objective, HandedInSettings(**settings))
+        recipe = recipe_of(folder.path, given, objective, settings)
         lock_recipe(folder, recipe, options.get("accept", ()))
         with noting_failures(folder):
             store(folder, recipe, given)

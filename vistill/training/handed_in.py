@@ -5,7 +5,7 @@ prompts by a file in the run folder. With it `eval`, `replay`, `check` and `repo
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +17,47 @@ from vistill.batch import Objective
 from vistill.data.settings import DataSettings
 from vistill.data.stored import PREFIX, write_prompts
 from vistill.errors import VistillError
-from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM, load_encoder
 from vistill.models.save import save_vlm
-from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.missing import shown
 from vistill.training.build import method_name
 from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
-from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.setup import Given
-from vistill.views.settings import ViewSettings
 
 #: Where the run folder keeps what cannot be loaded from anywhere else.
 DATA, MODELS = "data", "start"
 
 
-@dataclass(frozen=True)
-class HandedInSettings:
-    """The settings of `vistill.distill`: class defaults are those of a recipe."""
+def recipe_of(out: Path, given: Given, objective: Objective, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run whose models and prompts were handed in.
 
-    train: TrainSettings = field(default_factory=TrainSettings)
-    rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    save: SaveSettings = field(default_factory=SaveSettings)
-    evaluation: EvalSettings = field(default_factory=EvalSettings)
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    views: ViewSettings = field(default_factory=ViewSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    seed: int = 42
-    profile: bool = False
-
-
-def recipe_of(out: Path, given: Given, objective: Objective, settings: HandedInSettings) -> Recipe:
-    """The recipe of a run whose models and prompts were handed in."""
+    Args:
+        out: the run folder.
+        given: models and prompts.
+        objective: the method.
+        settings: further fields of a `Recipe`; the others have its defaults.
+    """
     folder = RunFolder(out)
     files = {part: f"{PREFIX}{HERE}/{DATA}/{part}.jsonl" for part in ("train", "eval")}
-    data: dict[str, Any] = {f.name: getattr(settings.data, f.name) for f in fields(DataSettings)}
-    data |= {"train": files["train"], "eval": files["eval"] if given.eval_prompts else ""}
-    data |= {"max_image_tokens": image_limit(given.student)}
-    teacher = ModelSettings() if given.teacher is None else ModelSettings(place_of(folder, "teacher", given.teacher))
-    return Recipe(
-        run=str(out),
-        student=ModelSettings(place_of(folder, "student", given.student)),
-        method=method_name(objective),
-        seed=settings.seed,
-        teacher=teacher,
-        knobs=knobs_of(objective),
-        data=DataSettings(**data),
-        rollout=settings.rollout,
-        views=settings.views,
-        reward=settings.reward,
-        train=settings.train,
-        save=settings.save,
-        eval=settings.evaluation,
-        profile=settings.profile,
+    data = replace(
+        settings.get("data", DataSettings()),
+        train=files["train"],
+        eval=files["eval"] if given.eval_prompts else "",
+        max_image_tokens=image_limit(given.student),
     )
+    teacher = ModelSettings() if given.teacher is None else ModelSettings(place_of(folder, "teacher", given.teacher))
+    made_here = {
+        "run": str(out),
+        "student": ModelSettings(place_of(folder, "student", given.student)),
+        "teacher": teacher,
+        "method": method_name(objective),
+        "knobs": knobs_of(objective),
+        "data": data,
+    }
+    return Recipe(**{**settings, **made_here})
 
 
 def knobs_of(objective: Objective) -> dict[str, Any]:
