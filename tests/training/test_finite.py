@@ -177,6 +177,8 @@ def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(tokenizer, t
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0]
     assert [memory for _, _, memory in states] == [{"steps": 1.0}, {"steps": 1.0}, {"steps": 2.0}]
     assert states[1][0] != states[0][0]  # the other update was made
+    (event,) = [text for text in RunFolder(tmp_path).events.read_text().splitlines() if "skipped" in text]
+    assert "the other updates of the step were made: 1" in event
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,6 @@ def test_a_step_in_which_no_token_has_visual_advantage_is_said_once(tokenizer, t
     plan, state, said = make_plan(tokenizer, teacher), RunState(step=1), []
     for zero in (0.4, 1.0, 1.0):
         metrics = {"rollout/truncated_share": 0.0, "va/zero_share": zero}
-        said.append(rollout_warnings(plan.rollout, state, StepResult(metrics, [], None, {}, {}, True), "run"))
+        said.append(rollout_warnings(plan.rollout, state, StepResult(metrics, [], None, {}, {}, True, 1), "run"))
     assert [len(warnings) for warnings in said] == [0, 1, 0]
     assert "no token of this step" in said[1][0]

@@ -310,7 +310,8 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: Ste
     place = f"nonfinite/step-{state.step:06d}"
     folder.write(f"{place}/rollouts.jsonl", rollout_records(plan.cast.student, result.groups, result.signals))
     folder.write(f"{place}/metrics.json", to_json({"step": state.step, **result.metrics}, indent=2))
-    folder.event(f"step {state.step} skipped: a reading, signal, loss or gradient is not finite; see {place}")
+    made = f"; the other updates of the step were made: {result.updates_made}" if result.updates_made else ""
+    folder.event(f"step {state.step} skipped: a reading, signal, loss or gradient is not finite{made}; see {place}")
     several = state.non_finite_in_a_row >= MAX_NON_FINITE
     if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
         what = f"{MAX_NON_FINITE} updates in a row" if several else f"{state.skipped} of {state.step} updates"
@@ -318,7 +319,7 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: Ste
             "N701",
             f"{what} were not finite",
             where=f"step {state.step}",
-            why="a reading, signal, loss or gradient is NaN or infinite; those updates were skipped, no weight changed",
+            why="a reading, signal, loss or gradient is NaN or infinite; those updates were skipped and changed no weight",
             fix=f"train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run={folder.path}-2",
             note=f"prompts, responses, signals and what was not finite in each: {folder.path / 'nonfinite'}",
         )

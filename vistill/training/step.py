@@ -40,6 +40,8 @@ class StepResult:
     memory: dict[str, float]
     """What the method remembers from here on; that of the step before where an update was not finite."""
     finite: bool
+    updates_made: int
+    """Updates that changed the weights; with `updates` above 1 one can be made where another was not finite."""
 
 
 def train_step(
@@ -70,7 +72,8 @@ def train_step(
         learnt = skipped(context, bad, step) if bad else learn(context, reading, batch, signals, step)
     metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
     metrics |= describe(batch, groups) | ({} if bad else objective.metrics(batch, signals))
-    return StepResult(metrics, groups, batch, signals, remembered if learnt.finite else memory, learnt.finite)
+    kept = remembered if learnt.finite else memory
+    return StepResult(metrics, groups, batch, signals, kept, learnt.finite, learnt.updates_made)
 
 
 def responses_of(
@@ -114,6 +117,7 @@ class Learnt:
 
     metrics: dict[str, float]
     finite: bool
+    updates_made: int
 
 
 def learn(context: StepContext, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> Learnt:
@@ -121,7 +125,7 @@ def learn(context: StepContext, reading: Reading, batch: ScoredBatch, signals: S
     lr = learning_rate(step, context.num_steps, context.train)
     parts = parts_of(reading.micro_batches, context.objective.updates)
     sums: dict[str, float] = {}
-    finite = True
+    updates_made = 0
     for number, micro_batches in enumerate(parts):
         poll = context.poll if number == 0 else lambda: None
         loss, terms = accumulate(context, replace(reading, micro_batches=micro_batches), batch, signals, poll)
@@ -131,18 +135,19 @@ def learn(context: StepContext, reading: Reading, batch: ScoredBatch, signals: S
         if well:
             follow(context.cast, context.objective.ema_rate())
         fault("learn.after_update")
-        finite = finite and well
+        updates_made += well
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
             same = name.startswith("coefficient/")  # in every part
             sums[name] = value if same else sums.get(name, 0.0) + value / len(parts)
-    return Learnt({**sums, "lr": lr, "finite": float(finite)}, finite)
+    finite = updates_made == len(parts)
+    return Learnt({**sums, "lr": lr, "finite": float(finite)}, finite, updates_made)
 
 
 def skipped(context: StepContext, bad: Mapping[str, int], step: int) -> Learnt:
     """A step without any update: what it would have learnt from is not finite. It counts like one whose loss is not."""
     lr = learning_rate(step, context.num_steps, context.train)
     facts = {f"non_finite/{name}": float(number) for name, number in bad.items()}
-    return Learnt({"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False)
+    return Learnt({"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False, 0)
 
 
 def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
