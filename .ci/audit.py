@@ -24,7 +24,14 @@ def install() -> Path:
     if not program.exists():
         venv.create(VENV, with_pip=True)
         pins = REPO / "constraints-audit.txt"
-        pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            VENV / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         subprocess.run([*pip, "-c", pins, "pip-audit"], check=True)
     return program
 
@@ -33,15 +40,31 @@ def ask(program: Path, pins: Path) -> tuple[dict | None, str]:
     """What pip-audit found, None where it came to no end; and the last thing it said."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "audit.json"
-        words = [program, "-r", pins, "--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10"]
+        words = [
+            program,
+            "-r",
+            pins,
+            "--no-deps",
+            "--disable-pip",
+            "--progress-spinner",
+            "off",
+            "--timeout",
+            "10",
+        ]
         try:
             done = subprocess.run(
-                [*words, "-f", "json", "-o", out], capture_output=True, text=True, timeout=SECONDS, check=False
+                [*words, "-f", "json", "-o", out],
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return None, f"no answer in {SECONDS} s"
         said = ([line for line in done.stderr.splitlines() if line.strip()] or ["nothing said"])[-1]
-        return (json.loads(out.read_text()) if out.exists() and out.stat().st_size else None), said[:200]
+        return (json.loads(out.read_text()) if out.exists() and out.stat().st_size else None), said[
+            :200
+        ]
 
 
 def verdict(found: dict | None, said: str = "") -> tuple[int, str]:
@@ -53,7 +76,8 @@ def verdict(found: dict | None, said: str = "") -> tuple[int, str]:
         return 0, f"{NOT_AUDITED} ({why})"
     bad = [(p, v) for p in known for v in p.get("vulns", [])]
     lines = [
-        f"{p['name']} {p['version']}: {v['id']}, mended in {v.get('fix_versions') or 'no version'}" for p, v in bad
+        f"{p['name']} {p['version']}: {v['id']}, mended in {v.get('fix_versions') or 'no version'}"
+        for p, v in bad
     ]
     lines.append(f"{len(known)} of {len(packages)} packages audited, {len(bad)} advisories")
     return (1 if bad else 0), "\n".join(lines)

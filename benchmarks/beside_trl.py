@@ -22,16 +22,16 @@ from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
-from vistill.studies.raising import raising_tokenizer
+from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.context import StepContext
 from vistill.training.optim import make_optimizer
-from vistill.training.reading import Cast
+from vistill.training.response_source import ResponseSource
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step import train_step
-from vistill.training.writing import Desk
+from vistill.training.step_inputs import Models
 from vistill.types import Finish, Rollout, RolloutGroup, View
-from vistill.views import see
+from vistill.views import apply_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sizes:
 
 def make_models(sizes):
     """A student 256 wide and a teacher 384 wide whose tokenizer is as large as their head."""
-    tokenizer = raising_tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"<extra_{i}>" for i in range(sizes.vocabulary - len(tokenizer))])
     pixels = sizes.picture**2
     numbers = {"side": sizes.picture, "min_pixels": pixels, "max_pixels": pixels, "init": 0.02}
@@ -65,14 +65,17 @@ def fixed_groups(student, sizes):
     g = torch.Generator().manual_seed(0)
     draw = lambda: tuple(torch.randint(20, sizes.vocabulary, (sizes.tokens,), generator=g).tolist())
     prompts = diagram_prompts("train", sizes.prompts, 0)
-    return [RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings))) for p in prompts]
+    return [
+        RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings)))
+        for p in prompts
+    ]
 
 
 def rows_of(vlm, groups, view):
     """One row a rollout, its picture beside it; all prompts and responses here have one length, so nothing is padded."""
     rows, pixels, grids = [], [], []
     for group in groups:
-        encoded = vlm.encode(see(group.prompt, view))
+        encoded = vlm.encode(apply_view(group.prompt, view))
         for rollout in group.rollouts:
             rows.append([*encoded.ids, *rollout.ids])
             pixels.append(encoded.pixels["pixel_values"])
@@ -90,12 +93,18 @@ def rows_of(vlm, groups, view):
 def states(vlm, groups, view):
     """Hidden states [N T, H] of the response rows."""
     tokens = len(groups[0].rollouts[0].ids)
-    return vlm.model.model(**rows_of(vlm, groups, view)).last_hidden_state[:, -1 - tokens : -1].flatten(0, 1)
+    return (
+        vlm.model.model(**rows_of(vlm, groups, view))
+        .last_hidden_state[:, -1 - tokens : -1]
+        .flatten(0, 1)
+    )
 
 
 def divergence(h, w, other, v):
     """TRL's kernel: reverse KL and entropy of each row."""
-    return ChunkedDivergenceFunction.apply(h, w, None, other, v, None, 1.0, 1.0, 1.0, None, 1.0, None)[0]
+    return ChunkedDivergenceFunction.apply(
+        h, w, None, other, v, None, 1.0, 1.0, 1.0, None, 1.0, None
+    )[0]
 
 
 @torch.no_grad()
@@ -113,7 +122,9 @@ def advantage_weights(teacher, groups, full, blurred):
     rollout = torch.softmax((means - means.mean(1, keepdim=True)) / (spread + 1e-6), 1)
     size = max(1, -(-tokens // 5))
     high = torch.zeros_like(advantage, dtype=torch.bool)
-    high.scatter_(-1, torch.sort(advantage, dim=-1, descending=True, stable=True).indices[..., :size], True)
+    high.scatter_(
+        -1, torch.sort(advantage, dim=-1, descending=True, stable=True).indices[..., :size], True
+    )
     within = torch.where(high, 0.5 / size, 0.5 / (tokens - size))
     return (rollout[..., None] * within).flatten() / len(groups)
 
@@ -123,20 +134,29 @@ def reference_step(student, teacher, groups, va):
     student.model.zero_grad()
     with torch.no_grad():
         full = states(teacher, groups, View.FULL)
-        weights = advantage_weights(teacher, groups, full, states(teacher, groups, View.PIXELATED)) if va else None
+        weights = (
+            advantage_weights(teacher, groups, full, states(teacher, groups, View.PIXELATED))
+            if va
+            else None
+        )
     own = states(student, groups, View.FULL)
     values = divergence(
-        own, student.model.get_output_embeddings().weight, full, teacher.model.get_output_embeddings().weight
+        own,
+        student.model.get_output_embeddings().weight,
+        full,
+        teacher.model.get_output_embeddings().weight,
     )
     ((values * weights).sum() if va else values.mean()).backward()
 
 
 def gradient_difference(student, teacher, groups):
     """Largest relative difference of the student's gradient, over both methods."""
-    cast, worst = Cast(student, teacher, student.vocabulary_size), 0.0
-    flat = lambda: torch.cat([p.grad.flatten() for p in student.model.parameters() if p.grad is not None])
+    models, worst = Models(student, teacher, student.vocabulary_size), 0.0
+    flat = lambda: torch.cat(
+        [p.grad.flatten() for p in student.model.parameters() if p.grad is not None]
+    )
     for va, objective in ((False, OPD()), (True, VAOPD())):
-        our_step(cast, objective, groups)
+        our_step(models, objective, groups)
         ours = flat().clone()
         reference_step(student, teacher, groups, va)
         worst = max(worst, float((ours - flat()).norm() / flat().norm()))
@@ -147,8 +167,14 @@ class Processor(Qwen3VLProcessor):
     """Qwen's processor without its video part, which needs torchvision."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        self.image_token, self.image_token_id = "<|image_pad|>", tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        self.video_token, self.video_token_id = "<|video_pad|>", tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self.image_token, self.image_token_id = (
+            "<|image_pad|>",
+            tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        )
+        self.video_token, self.video_token_id = (
+            "<|video_pad|>",
+            tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        )
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
@@ -168,10 +194,15 @@ class Steps(TrainerCallback):
 
 def trl_rows_of(sizes):
     """TRL has no siblings: a prompt stands once for each of its rollouts."""
-    repeated = [p for p in diagram_prompts("train", sizes.prompts, 0) for _ in range(sizes.siblings)]
+    repeated = [
+        p for p in diagram_prompts("train", sizes.prompts, 0) for _ in range(sizes.siblings)
+    ]
     text = lambda message: "".join(part.get("text", "") for part in message["content"])
     return [
-        {"prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)], "images": pictures_of(p)}
+        {
+            "prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)],
+            "images": pictures_of(p),
+        }
         for p in repeated
     ]
 
@@ -207,8 +238,8 @@ def our_update(student, teacher, sizes, objective):
         RolloutSettings(max_new_tokens=sizes.tokens, temperature=1.0, top_p=1.0),
     )
     context = StepContext(
-        cast=Cast(own, teacher, student.vocabulary_size),
-        desk=Desk(SharedEngine(own), objective, sizes.siblings),
+        models=Models(own, teacher, student.vocabulary_size),
+        response_source=ResponseSource(SharedEngine(own), objective, sizes.siblings),
         optimizer=make_optimizer(own.model, train),
         train=train,
         rollout=rollout,
@@ -231,13 +262,13 @@ def trl_rows(row, repeats, sizes=Sizes()):
     student, teacher = make_models(sizes)
     groups = fixed_groups(student, sizes)
     difference = gradient_difference(student, teacher, groups)
-    cast = Cast(student, teacher, student.vocabulary_size)
+    models = Models(student, teacher, student.vocabulary_size)
     after = alternate(
         {
             "reference_opd": lambda: reference_step(student, teacher, groups, va=False),
             "reference_va": lambda: reference_step(student, teacher, groups, va=True),
-            "opd": lambda: our_step(cast, OPD(), groups),
-            "va": lambda: our_step(cast, VAOPD(), groups),
+            "opd": lambda: our_step(models, OPD(), groups),
+            "va": lambda: our_step(models, VAOPD(), groups),
         },
         repeats,
     )
@@ -246,7 +277,10 @@ def trl_rows(row, repeats, sizes=Sizes()):
     length = len(student.encode(groups[0].prompt).ids)
     size = f"{str(sizes).replace('T=', f'P={length}, T=')}"
     beside = f"row-per-rollout OPD with TRL's kernels, after the rollouts; {size}"
-    shipped, lean = "TRL DistillationTrainer step as shipped, rollouts included", "the same, gradient checkpointing off"
+    shipped, lean = (
+        "TRL DistillationTrainer step as shipped, rollouts included",
+        "the same, gradient checkpointing off",
+    )
     return [
         row("va_step_over_reference_opd", after["va"] / after["reference_opd"], "ratio", beside),
         row("opd_step_over_reference_opd", after["opd"] / after["reference_opd"], "ratio", beside),

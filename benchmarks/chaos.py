@@ -54,7 +54,11 @@ def stops(folder, methods):
             chaos.plan = lambda plain=plain, step=step: replace(plain(), stop_after=step)
             code = chaos.forked(place)()
             chaos.plan = plain
-            yield f"{method}, step {step}: exit {code}" if code else chaos.outcome(place, f"{method}, step {step}")
+            yield (
+                f"{method}, step {step}: exit {code}"
+                if code
+                else chaos.outcome(place, f"{method}, step {step}")
+            )
 
 
 def full_disks(chaos, budgets):
@@ -62,7 +66,15 @@ def full_disks(chaos, budgets):
     place = chaos.folder / "disk"
     place.mkdir()
     for number, megabytes in enumerate(budgets):
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", str(place)]
+        mount = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            f"size={int(megabytes * 1024)}k",
+            "tmpfs",
+            str(place),
+        ]
         subprocess.run(mount, check=True)
         try:
             folder = place / f"run-{number}"
@@ -77,7 +89,9 @@ def may_mount(folder):
     """Whether this process may mount a file system in memory."""
     place = folder / "probe"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False
+    )
     if done.returncode == 0:
         subprocess.run(["umount", str(place)], check=True)
     return done.returncode == 0
@@ -113,10 +127,11 @@ def bad_rows(folder, chaos, rows, bad):
         setup.given = replace(setup.given, train_prompts=data.prompts)
         plan = build(setup)
         run(plan, place)
-        hashes.append((weights_hash(plan.cast.student), place.metrics.read_text()))
+        hashes.append((weights_hash(plan.models.student), place.metrics.read_text()))
     others = "weights are not those of the cleaned file" if hashes[0] != hashes[1] else None
     yield from [
-        others or (f"line {n}: {c}, got {found.get(n)}" if found.get(n) != c else None) for n, c in codes.items()
+        others or (f"line {n}: {c}, got {found.get(n)}" if found.get(n) != c else None)
+        for n, c in codes.items()
     ]
     yield from [f"line {n} set aside: {c}" for n, c in found.items() if n not in codes]
 
@@ -125,7 +140,13 @@ def tests(words):
     """Tests as trials."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report.name}", *words]
-        subprocess.run(command, cwd=REPO, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            command,
+            cwd=REPO,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         cases = ElementTree.parse(report.name).getroot().iter("testcase")
         yield from [case.get("name") if len(case) else None for case in cases]
 
@@ -143,7 +164,9 @@ def tasks(folder, n):
         "disk_full": lambda: full_disks(chaos, [0.1 + 6.0 * i / budgets for i in range(budgets)]),
         "bad_rows": lambda: bad_rows(folder / "rows", chaos, rows, bad),
         "mistakes": lambda: tests(["tests/faults/test_mistakes.py"]),
-        "blindness": lambda: tests(["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]),
+        "blindness": lambda: tests(
+            ["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]
+        ),
         "malicious": lambda: tests(["tests/faults/test_malicious.py"]),
     }
 
@@ -156,7 +179,11 @@ def run_rows(folder, args):
         del made["disk_full"]
     earlier = json.loads(args.out.read_text())["rows"] if args.rows and args.out.exists() else []
     found = {row["name"]: row for row in earlier}
-    about = {"command": f"make chaos N={args.n}", "date": datetime.date.today().isoformat(), "torch": torch.__version__}
+    about = {
+        "command": f"make chaos N={args.n}",
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.rows or made:
         found[name] = timed(Row(name), made[name]()).to_dict()

@@ -23,7 +23,17 @@ def checkout(folder):
     """The old package and its recipes; None where this clone has no history."""
     folder.mkdir()
     archive = folder / "before.tar"
-    command = ["git", "-C", str(REPO), "archive", "--output", str(archive), BEFORE, "vistill", "recipes"]
+    command = [
+        "git",
+        "-C",
+        str(REPO),
+        "archive",
+        "--output",
+        str(archive),
+        BEFORE,
+        "vistill",
+        "recipes",
+    ]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         return None
     with tarfile.open(archive) as packed:
@@ -36,8 +46,12 @@ def demo(package, run):
     """Seconds of one demo, and each arm's evaluations."""
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
     where = [sys.executable, "-c", "import vistill; print(vistill.__file__)"]
-    found = subprocess.run(where, env=environment, capture_output=True, text=True, check=True, cwd=run.parent).stdout
-    assert Path(found.strip()).is_relative_to(package), f"{found.strip()} would be timed instead of {package}"
+    found = subprocess.run(
+        where, env=environment, capture_output=True, text=True, check=True, cwd=run.parent
+    ).stdout
+    assert Path(found.strip()).is_relative_to(package), (
+        f"{found.strip()} would be timed instead of {package}"
+    )
     start = time.perf_counter()
     command = [sys.executable, "-m", "vistill", "demo", "--run", str(run)]
     subprocess.run(command, env=environment, capture_output=True, check=True, cwd=run.parent)
@@ -52,11 +66,15 @@ def demo(package, run):
 def demo_rows(row, repeats):
     """Best wall time of the demo over the version before, and whether the accuracies are the same."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "runs"  # not beside the old package: `-m` looks into the working folder first
+        folder = (
+            Path(name) / "runs"
+        )  # not beside the old package: `-m` looks into the working folder first
         folder.mkdir()
         before = checkout(Path(name) / "before")
         if before is None:
-            print(f"demo_arms_over_before left out: this clone has no commit {BEFORE} (git fetch --unshallow)")
+            print(
+                f"demo_arms_over_before left out: this clone has no commit {BEFORE} (git fetch --unshallow)"
+            )
             return []
         times, found = {"before": [], "now": []}, {}
         for turn in range(repeats):

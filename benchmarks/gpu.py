@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     good = run_items(chosen(ITEMS, args.items), bench, args.budget, args.out, facts)
     for row in bench.rows:
-        print(f"{row['name']:<32} {row['value']:>10.4g} {row['unit']:<6} reference: {row['reference']}")
+        print(
+            f"{row['name']:<32} {row['value']:>10.4g} {row['unit']:<6} reference: {row['reference']}"
+        )
     print(f"{'toy sizes on a CPU: no measurement; ' if args.tiny else ''}written to {args.out}")
     return 0 if good else 1
 
@@ -57,10 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine: shows that the script runs")
-    parser.add_argument("--items", type=lambda text: text.split(","), metavar="NAME,...", help="only these items")
+    parser.add_argument(
+        "--tiny", action="store_true", help="toy sizes, on any machine: shows that the script runs"
+    )
+    parser.add_argument(
+        "--items", type=lambda text: text.split(","), metavar="NAME,...", help="only these items"
+    )
     parser.add_argument("--attention", choices=("blocks", "flex"), default="blocks")
-    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     return parser.parse_args(arguments)
 
@@ -71,7 +79,9 @@ def chosen(items, names):
         return items
     unknown = [name for name in names if name not in {item.name for item in items}]
     if unknown:
-        raise SystemExit(f"no item {', '.join(unknown)}; there are: {', '.join(item.name for item in items)}")
+        raise SystemExit(
+            f"no item {', '.join(unknown)}; there are: {', '.join(item.name for item in items)}"
+        )
     if any(item.needs for item in items if item.name in names):
         names = [*names, "models"]
     return [item for item in items if item.name in names]
@@ -115,14 +125,20 @@ def about(args: argparse.Namespace) -> dict:
     """Versions, commit, date and command."""
     import gpu_setup
 
-    other = {n: f"{v}, tested: {want}" for n, want in pinned().items() if (v := version_of(n)) not in (None, want)}
+    other = {
+        n: f"{v}, tested: {want}"
+        for n, want in pinned().items()
+        if (v := version_of(n)) not in (None, want)
+    }
     return {
         "items": args.items or "all",
         "attention": args.attention,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "budget_seconds": args.budget,
         "vistill": gpu_setup.VERSION,
-        "commit": output_of("git", "-C", str(REPO), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+        "commit": output_of(
+            "git", "-C", str(REPO), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"
+        ),
         "python": platform.python_version(),
         "torch": version_of("torch"),
         "transformers": version_of("transformers"),

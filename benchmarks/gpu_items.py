@@ -10,7 +10,14 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_kernels import GRADIENT_BOUND, attention, loss_precisions, loss_torch, loss_triton, shapes_of
+from gpu_kernels import (
+    GRADIENT_BOUND,
+    attention,
+    loss_precisions,
+    loss_torch,
+    loss_triton,
+    shapes_of,
+)
 from gpu_runner import GIB, Bench, Item, peak_gib, timed, wait
 from gpu_setup import (
     Sizes,
@@ -75,12 +82,18 @@ def training(bench: Bench) -> None:
         build_step(student, teacher, "opd", small)()
         ours = gradient_of(student)
         build_step(student, teacher, "opd", small, apart=True)()
-        bench.check("difference", gradient_difference(ours, gradient_of(student)), GRADIENT_BOUND[bench.half])
+        bench.check(
+            "difference",
+            gradient_difference(ours, gradient_of(student)),
+            GRADIENT_BOUND[bench.half],
+        )
         del ours
     text = f"{sizes}, attention {student.attention}"
     rows = math.nan
     with bench.part("opd, a row per rollout"):
-        bench.values |= timed(build_step(student, teacher, "opd", sizes, apart=True), bench.device, 2)
+        bench.values |= timed(
+            build_step(student, teacher, "opd", sizes, apart=True), bench.device, 2
+        )
         rows = bench.values["best"]
     with bench.part("va_opd, prompts shared"):
         va_step = build_step(student, teacher, "va_opd", sizes)
@@ -95,14 +108,20 @@ def training(bench: Bench) -> None:
         one = f"one large product: {rate / 1e12:.3g} TFLOP/s; {text}"
         bench.row("G3_matrix_rate_over_peak", work["flops"] / ours / rate, "share", one)
         if math.isfinite(rows):
-            bench.row("G2_va_step_over_rows_opd", ours / rows, "ratio", f"row-per-rollout OPD; {text}")
+            bench.row(
+                "G2_va_step_over_rows_opd", ours / rows, "ratio", f"row-per-rollout OPD; {text}"
+            )
 
 
 def step(bench: Bench) -> None:
     """Whole steps after the rollouts: seconds per phase with clipping and AdamW, and memory."""
     student, teacher = bench.models["student"], bench.models["teacher"]
     optimizer = build_optimizer(student)
-    cases = (("va_opd", Sizes(4, 4, 512)), ("va_opd", Sizes(16, 4, 512)), ("opd", Sizes(4, 4, 2048)))
+    cases = (
+        ("va_opd", Sizes(4, 4, 512)),
+        ("va_opd", Sizes(16, 4, 512)),
+        ("opd", Sizes(4, 4, 2048)),
+    )
     if bench.tiny:
         cases = (("va_opd", Sizes(2, 2, 8)), ("opd", Sizes(2, 2, 16)))
     for method, sizes in cases:
@@ -143,11 +162,15 @@ def rollouts(bench: Bench) -> None:
     finally:
         student.model.float()
     if ours and theirs:
-        pairs = [a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=False)]
+        pairs = [
+            a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=False)
+        ]
         bench.values["share_of_equal_tokens_shared_and_generate"] = sum(pairs) / len(pairs)
 
 
-def measure_rollouts(bench: Bench, name: str, sizes: Sizes, engine="shared", temperature=0.0, half=False):
+def measure_rollouts(
+    bench: Bench, name: str, sizes: Sizes, engine="shared", temperature=0.0, half=False
+):
     """One mode after a warm-up; returns the responses, or None where it failed."""
     ids = None
     with bench.part(name):
@@ -185,7 +208,9 @@ def plain(bench: Bench) -> None:
             bench.values |= timed(function, bench.device, 2)
             gradients.append(gradient_of(student))
     if len(gradients) == 2:
-        bench.check("gradient_difference", gradient_difference(*gradients), GRADIENT_BOUND[bench.half])
+        bench.check(
+            "gradient_difference", gradient_difference(*gradients), GRADIENT_BOUND[bench.half]
+        )
 
 
 def saving(bench: Bench) -> None:

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import torch
 from gpu_runner import GIB, Bench, Skip, allocated_gib, difference, timed, wait
-from gpu_setup import STUDENT, TEACHER, TOY, TOY_TEACHER, LossInputs, loss_inputs, loss_of_rows, why_no_triton
+from gpu_setup import (
+    STUDENT,
+    TEACHER,
+    TOY,
+    TOY_TEACHER,
+    LossInputs,
+    loss_inputs,
+    loss_of_rows,
+    why_no_triton,
+)
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -69,9 +78,13 @@ def measure_attention(bench: Bench, dtype: torch.dtype, masked: bool) -> None:
         q, k, v, mask = first_row
         exact = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked, enable_gqa=True)
     bench.values["auto"] = timed(lambda: attend(*inputs), bench.device)
-    bench.check("auto_from_float64", difference(attend(*inputs)[0][:1], exact), ATTENTION_BOUND[dtype])
+    bench.check(
+        "auto_from_float64", difference(attend(*inputs)[0][:1], exact), ATTENTION_BOUND[dtype]
+    )
     one, two = attend(*inputs)[1], attend(*inputs)[1]
-    bench.values["auto_repeats_bitwise"] = all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    bench.values["auto_repeats_bitwise"] = all(
+        torch.equal(a, b) for a, b in zip(one, two, strict=True)
+    )
     for name in BACKENDS:
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
@@ -125,7 +138,9 @@ def measure_loss(bench: Bench, kernels: str) -> None:
         before = allocated_gib(bench.device)
         gradients = sum(x.numel() * x.element_size() for x in loss_of_rows(inputs, kernels)) / GIB
         peak = torch.cuda.max_memory_allocated(bench.device) / GIB if before is not None else None
-        bench.values["gib_beyond_inputs_and_gradients"] = None if peak is None else peak - before - gradients
+        bench.values["gib_beyond_inputs_and_gradients"] = (
+            None if peak is None else peak - before - gradients
+        )
 
 
 def check_loss(bench: Bench, inputs: LossInputs, kernels: str) -> None:
@@ -159,9 +174,13 @@ def loss_precisions(bench: Bench) -> None:
     kernels = "triton" if device.type == "cuda" and why_no_triton(device) is None else "torch"
     inputs = loss_inputs(shapes_of(bench), loss_rows(bench), device, bench.half)
     before = torch.backends.cuda.matmul.allow_tf32
-    for head, tf32 in dict.fromkeys(((torch.float32, False), (torch.float32, True), (bench.half, False))):
+    for head, tf32 in dict.fromkeys(
+        ((torch.float32, False), (torch.float32, True), (bench.half, False))
+    ):
         for vocabulary in (shape.vocabulary, shape.tokens):
-            with bench.part(f"head {str(head)[6:]}{' tf32' if tf32 else ''}, V={vocabulary:,}, kernels {kernels}"):
+            with bench.part(
+                f"head {str(head)[6:]}{' tf32' if tf32 else ''}, V={vocabulary:,}, kernels {kernels}"
+            ):
                 cut = inputs.cut(vocabulary).to(bench.half, head=head)
                 few = cut.to(bench.half, 64, head=head)
                 exact = loss_of_rows(few.to(torch.float64), "torch")
@@ -170,7 +189,8 @@ def loss_precisions(bench: Bench) -> None:
                     found = loss_of_rows(few, kernels)
                     names = ("values", "gradient_of_states", "gradient_of_head")
                     bench.values["from_float64"] = {
-                        name: difference(a, b) for name, a, b in zip(names, found, exact, strict=True)
+                        name: difference(a, b)
+                        for name, a, b in zip(names, found, exact, strict=True)
                     }
                     bench.values |= timed(lambda c=cut: loss_of_rows(c, kernels), device)
                 finally:

@@ -104,7 +104,9 @@ class Item:
     """Models that must have been built."""
 
 
-def run_items(items: Sequence[Item], bench: Bench, budget: float, out: Path, about: dict[str, Any]) -> bool:
+def run_items(
+    items: Sequence[Item], bench: Bench, budget: float, out: Path, about: dict[str, Any]
+) -> bool:
     """Run what fits into `budget` seconds from now; True where nothing failed."""
     deadline = time.monotonic() + budget
     records: dict[str, dict[str, Any]] = {item.name: {"status": "waiting"} for item in items}
@@ -114,9 +116,13 @@ def run_items(items: Sequence[Item], bench: Bench, budget: float, out: Path, abo
         missing = [name for name in item.needs if name not in bench.models]
         estimate = 0.0 if bench.tiny else item.seconds
         if left <= estimate:
-            records[item.name] = skipped(f"needs about {estimate:.0f} s, {max(0.0, left):.0f} s are left")
+            records[item.name] = skipped(
+                f"needs about {estimate:.0f} s, {max(0.0, left):.0f} s are left"
+            )
         elif missing:
-            records[item.name] = skipped(f"needs the {' and the '.join(missing)}, which could not be built")
+            records[item.name] = skipped(
+                f"needs the {' and the '.join(missing)}, which could not be built"
+            )
         else:
             records[item.name] = {"status": "running"}
             save()  # a process that is killed leaves word of what it was at
@@ -147,8 +153,16 @@ def run_item(item: Item, bench: Bench, seconds: float) -> dict[str, Any]:
             bench.free(error)
     if bench.problems:
         record |= {"status": "failed", "error": "; ".join(bench.problems)}
-    record |= {"seconds": time.monotonic() - start, "peak_gib": peak_gib(bench.device), "values": values}
-    said = list(dict.fromkeys(str(w.message).strip().splitlines()[0] for w in caught if str(w.message).strip()))
+    record |= {
+        "seconds": time.monotonic() - start,
+        "peak_gib": peak_gib(bench.device),
+        "values": values,
+    }
+    said = list(
+        dict.fromkeys(
+            str(w.message).strip().splitlines()[0] for w in caught if str(w.message).strip()
+        )
+    )
     if said:
         record["warnings"] = [text[:300] for text in said[:WARNINGS]]
     bench.values = {}
@@ -159,7 +173,10 @@ def run_item(item: Item, bench: Bench, seconds: float) -> dict[str, Any]:
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise OutOfTime after so many seconds, between Python instructions, where the system can."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 
@@ -201,7 +218,9 @@ def summary(name: str, record: dict[str, Any]) -> str:
         head += f", {record['seconds']:.1f} s, peak {record['peak_gib'] or 0:.1f} GiB"
     reason = record.get("error") or record.get("reason")
     values = json.dumps(readable(record.get("values", {})))
-    return "\n  ".join([head, *([reason] if reason else []), *([values[:1500]] if values != "{}" else [])])
+    return "\n  ".join(
+        [head, *([reason] if reason else []), *([values[:1500]] if values != "{}" else [])]
+    )
 
 
 # Results

@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from vistill import __version__ as VERSION
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
+from vistill.flops_counter import counting as count_work
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import States, per_row
-from vistill.meter import counting as count_work
-from vistill.models.backends import why_not as why_no_triton
+from vistill.models.backends import backend_failure as why_no_triton
 from vistill.models.backends import with_kernels
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
-from vistill.models.selftest import proven
+from vistill.models.selftest import run_selftest
 from vistill.models.tiny import SPECIAL, TinySize, tiny_processor, train_tokenizer
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -33,17 +33,17 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.storage import file_hash
 from vistill.training.clock import measured_rate as matrix_rate
+from vistill.training.micro_batches import BatchSplit
 from vistill.training.optim import make_optimizer
 from vistill.training.precision import autocast
-from vistill.training.reading import (
-    Cast,
-    lay_out,
-    learning_parts,
-    prepare,
-    read_without_gradient,
-)
 from vistill.training.settings import TrainSettings
-from vistill.training.splitting import Split
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 from vistill.types import Finish, Rollout, RolloutGroup
 
 __all__ = [
@@ -114,7 +114,9 @@ class Sizes:
 
 def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of `size` entries; those beyond the words of the diagrams are never used in a prompt."""
-    questions = [part for p in diagram_prompts("train", 400, 0) for part in p.parts if isinstance(part, str)]
+    questions = [
+        part for p in diagram_prompts("train", 400, 0) for part in p.parts if isinstance(part, str)
+    ]
     small = train_tokenizer(questions)
     state = json.loads(small.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
@@ -133,7 +135,9 @@ def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
 def config_of(shape: Shape, ids: dict[str, int]) -> Qwen3VLConfig:
     """The published configuration but for token ids; patches of 16 are merged 2 x 2."""
     third = shape.head_dim // 2 // 3
-    section = [24, 20, 20] if shape.head_dim == 128 else [shape.head_dim // 2 - 2 * third, third, third]
+    section = (
+        [24, 20, 20] if shape.head_dim == 128 else [shape.head_dim // 2 - 2 * third, third, third]
+    )
     return Qwen3VLConfig(
         text_config={
             "vocab_size": shape.vocabulary,
@@ -175,7 +179,9 @@ def config_of(shape: Shape, ids: dict[str, int]) -> Qwen3VLConfig:
     )
 
 
-def build_model(shape: Shape, side: int, device: torch.device, dtype: torch.dtype, attention: str = "blocks") -> VLM:
+def build_model(
+    shape: Shape, side: int, device: torch.device, dtype: torch.dtype, attention: str = "blocks"
+) -> VLM:
     """A model of random weights after its self-test; pictures are scaled to `side` x `side` pixels.
 
     Student and teacher get the same tokenizer and the same picture grid.
@@ -190,7 +196,7 @@ def build_model(shape: Shape, side: int, device: torch.device, dtype: torch.dtyp
     processor = tiny_processor(TinySize(patch=16, min_pixels=side**2, max_pixels=side**2))
     family = Qwen3VLFamily(config, tokenizer, processor)
     vlm = VLM(model, tokenizer, family, "random weights", attention=attention)
-    return with_kernels(proven(vlm), "auto")
+    return with_kernels(run_selftest(vlm), "auto")
 
 
 def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
@@ -222,22 +228,24 @@ def build_step(
     if apart:
         groups = [RolloutGroup(group.prompt, (r,)) for group in groups for r in group.rollouts]
         student, teacher = (replace(m, share_prompts=False) for m in (student, teacher))
-    cast = Cast(student, teacher, student.vocabulary_size)
-    split = Split(tokens=sizes.micro_batch_tokens, part_tokens=sizes.part_tokens)
+    models = Models(student, teacher, student.vocabulary_size)
+    split = BatchSplit(tokens=sizes.micro_batch_tokens, part_tokens=sizes.part_tokens)
     precision = lambda: autocast(TrainSettings(), device)
 
     def step() -> dict[str, float]:
         clock = PhaseClock(device)
         student.model.zero_grad()
-        responses = lay_out(groups, 0, 0, device)
-        reading = prepare(cast, groups, objective.passes(), responses, split)
+        responses = flatten_responses(groups, 0, 0, device)
+        reading = encode_step(models, groups, objective.passes(), responses, split)
         clock.lap("encode")
         with precision():
-            batch = read_without_gradient(cast, reading, objective.passes())
+            batch = score_without_gradient(models, reading, objective.passes())
         clock.lap("score")
         signals = objective.signals(batch)
         clock.lap("signals")
-        for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals, precision):
+        for micro, cut in parts_with_gradient(
+            models, reading, batch, objective.passes(), signals, precision
+        ):
             reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
         clock.lap("learn")
         return clock.seconds
@@ -305,7 +313,10 @@ def write_rollouts(
     student: VLM, sizes: Sizes, engine: str, temperature: float, half: bool = False
 ) -> Callable[[], list[tuple[int, ...]]]:
     """A function that writes the responses of a step and returns their token ids; `half` asks for bf16 autocast."""
-    requests = [replace(r, siblings=tuple(range(sizes.siblings))) for r in encode_prompts(student, sizes.prompts)]
+    requests = [
+        replace(r, siblings=tuple(range(sizes.siblings)))
+        for r in encode_prompts(student, sizes.prompts)
+    ]
     # no nucleus: that of a flat distribution, which random weights give, is most of the vocabulary
     sampling = Sampling(0, 0, temperature, 1.0, sizes.tokens, sizes.prompts * sizes.siblings)
     writer = ENGINES[engine](student)
@@ -330,7 +341,9 @@ class LossInputs:
     teacher_head: torch.Tensor
     weights: torch.Tensor
 
-    def to(self, dtype: torch.dtype, rows: int | None = None, head: torch.dtype | None = None) -> "LossInputs":
+    def to(
+        self, dtype: torch.dtype, rows: int | None = None, head: torch.dtype | None = None
+    ) -> "LossInputs":
         """The first rows in a precision, the student's head in another one if asked for."""
         return LossInputs(
             self.student[:rows].to(dtype),
@@ -342,10 +355,16 @@ class LossInputs:
 
     def cut(self, vocabulary: int) -> "LossInputs":
         """The first entries of the vocabulary."""
-        return replace(self, student_head=self.student_head[:vocabulary], teacher_head=self.teacher_head[:vocabulary])
+        return replace(
+            self,
+            student_head=self.student_head[:vocabulary],
+            teacher_head=self.teacher_head[:vocabulary],
+        )
 
 
-def loss_inputs(shapes: tuple[Shape, Shape], rows: int, device: torch.device, dtype: torch.dtype) -> LossInputs:
+def loss_inputs(
+    shapes: tuple[Shape, Shape], rows: int, device: torch.device, dtype: torch.dtype
+) -> LossInputs:
     """Random states of student and teacher; logits of spread 1."""
     g = torch.Generator(device).manual_seed(0)
     draw = lambda *size: torch.randn(*size, generator=g, device=device)
@@ -355,7 +374,9 @@ def loss_inputs(shapes: tuple[Shape, Shape], rows: int, device: torch.device, dt
     return LossInputs(*states, *heads, torch.rand(rows, generator=g, device=device)).to(dtype)
 
 
-def loss_of_rows(inputs: LossInputs, kernels: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def loss_of_rows(
+    inputs: LossInputs, kernels: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Reverse KL of each row; gradients of their weighted sum by the states and the head."""
     states = inputs.student.detach().requires_grad_()
     weight = inputs.student_head.detach().requires_grad_()

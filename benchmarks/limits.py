@@ -17,22 +17,27 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import (
-    Ask,
+    RowRule,
     States,
     Target,
+    apply_row_rules,
     log_prob_from_hidden,
     per_row,
     reverse_kl_from_hidden,
-    rows_of,
 )
 from vistill.functional.targets import reverse_kl_to_steered
-from vistill.models.scoring import EncodedGroup, every_place, read_groups
+from vistill.models.scoring import EncodedGroup, all_responses, read_groups
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
-from vistill.studies.raising import raising_tokenizer
-from vistill.training.reading import lay_out, learning_parts, prepare, read_without_gradient
+from vistill.studies.make_tiny_models import tiny_tokenizer
+from vistill.training.step_inputs import (
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 
 TOKENS, WIDTHS = 2048, (256, 512)
 FLOOR_ROWS = 512
@@ -132,31 +137,48 @@ def vgs_loss(kind, readings, gamma=2.0):
     if kind == "merged":
         share = gamma / (1 + gamma)
         targets = [Target(1.0, ht - share * htx, teacher), Target(1.0, share * hx, own.detached())]
-        loss = (weights * (1 + gamma) * reverse_kl_from_hidden(h, own, targets, weights * (1 + gamma))).sum()
+        loss = (
+            weights * (1 + gamma) * reverse_kl_from_hidden(h, own, targets, weights * (1 + gamma))
+        ).sum()
     elif kind == "ours":
         others = [States(ht, teacher), States(htx, teacher), States(hx, own.detached())]
-        asked = [Ask(reverse_kl, (0,), weights), Ask(reverse_kl_to_steered, (0, 1, 2), gamma * weights)]
-        standard, visual = rows_of(h, own, others, asked)
+        asked = [
+            RowRule(reverse_kl, (0,), weights),
+            RowRule(reverse_kl_to_steered, (0, 1, 2), gamma * weights),
+        ]
+        standard, visual = apply_row_rules(h, own, others, asked)
         loss = (weights * (standard + gamma * visual)).sum()
     else:
         with torch.no_grad():
             z = [ht @ wt.T, htx @ wt.T, hx @ ws.T]
         logits = h @ w.T
-        loss = (weights * (reverse_kl(logits, z[0]) + gamma * reverse_kl_to_steered(logits, *z))).sum()
+        loss = (
+            weights * (reverse_kl(logits, z[0]) + gamma * reverse_kl_to_steered(logits, *z))
+        ).sum()
     loss.backward()
 
 
 def vgs_rows(row, repeats, vocabulary, tokens=TOKENS // 2):
     """Time and peak of VGS's two terms beside autograd on all logits."""
     readings = vgs_readings(vocabulary, tokens)
-    found = alternate({k: lambda k=k: vgs_loss(k, readings) for k in ("ours", "merged", "naive")}, repeats)
+    found = alternate(
+        {k: lambda k=k: vgs_loss(k, readings) for k in ("ours", "merged", "naive")}, repeats
+    )
     peaks = {k: loss_peak(f"vgs_{k}", vocabulary, tokens) for k in ("ours", "merged", "naive")}
     beside = f"autograd on all logits, N={tokens}, V={vocabulary}"
     return [
         row("vgs_loss_over_naive", found["ours"] / found["naive"], "ratio", beside),
-        row("vgs_merged_over_naive", found["merged"] / found["naive"], "ratio", f"{beside}; one teacher projection"),
         row(
-            "vgs_peak_over_naive", peaks["ours"] / peaks["naive"], "ratio", f"naive {peaks['naive']:.0f} MiB; {beside}"
+            "vgs_merged_over_naive",
+            found["merged"] / found["naive"],
+            "ratio",
+            f"{beside}; one teacher projection",
+        ),
+        row(
+            "vgs_peak_over_naive",
+            peaks["ours"] / peaks["naive"],
+            "ratio",
+            f"naive {peaks['naive']:.0f} MiB; {beside}",
         ),
         row("vgs_merged_peak_over_naive", peaks["merged"] / peaks["naive"], "ratio", beside),
     ]
@@ -173,7 +195,11 @@ def one_peak(kind, vocabulary, tokens):
     vgs = kind.startswith("vgs_")
     states, heads, weights = (vgs_readings if vgs else head_inputs)(vocabulary, tokens)
     kind = kind.removeprefix("vgs_")
-    work = (lambda *readings: vgs_loss(kind, readings)) if vgs else (lambda *readings: one_loss(kind, *readings))
+    work = (
+        (lambda *readings: vgs_loss(kind, readings))
+        if vgs
+        else (lambda *readings: one_loss(kind, *readings))
+    )
     work([s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
@@ -194,16 +220,18 @@ def middle_model():
         hidden=256, layers=4, heads=4, feed_forward=768, vision_hidden=256, vision_depth=4, vision_heads=4,
         vision_feed_forward=512, side=256, min_pixels=256 * 256, max_pixels=256 * 256,
     )  # fmt: skip
-    return build_tiny(size, raising_tokenizer(), 0)
+    return build_tiny(size, tiny_tokenizer(), 0)
 
 
-def our_step(cast, objective, groups):
+def our_step(models, objective, groups):
     """Everything after the rollouts; the gradient stays in the student."""
-    cast.student.model.zero_grad()
-    responses = lay_out(groups, 0, 0, cast.student.device)
-    reading = prepare(cast, groups, objective.passes(), responses)
-    batch = read_without_gradient(cast, reading, objective.passes())
-    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
+    models.student.model.zero_grad()
+    responses = flatten_responses(groups, 0, 0, models.student.device)
+    reading = encode_step(models, groups, objective.passes(), responses)
+    batch = score_without_gradient(models, reading, objective.passes())
+    for micro, cut in parts_with_gradient(
+        models, reading, batch, objective.passes(), objective.signals(batch)
+    ):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
 
@@ -227,7 +255,7 @@ def sharing_row(vlm, repeats, siblings=4):
         vlm.model.zero_grad()
         group = [EncodedGroup(encoded, responses)]
         reading = read_groups(vlm, group, cut=True)
-        for place in every_place(group):
+        for place in all_responses(group):
             reading.read([place]).sum().backward()
         reading.close()
 
@@ -239,7 +267,10 @@ def rollout_row(vlm, repeats, rows=64, longest=256):
     """Tokens a second of ours over `generate`: lengths spread as a model's are, by a likely end-of-turn token."""
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 1.9
-    requests = [RolloutRequest(p.id, vlm.encode(p), tuple(range(4))) for p in diagram_prompts("train", rows // 4, 1)]
+    requests = [
+        RolloutRequest(p.id, vlm.encode(p), tuple(range(4)))
+        for p in diagram_prompts("train", rows // 4, 1)
+    ]
     sampling = Sampling(0, 0, 1.0, 1.0, longest)
     made = {}
 
@@ -247,7 +278,11 @@ def rollout_row(vlm, repeats, rows=64, longest=256):
         made[name] = engine.write(requests, sampling)
 
     found = alternate(
-        {"ours": lambda: write("ours", SharedEngine(vlm)), "hf": lambda: write("hf", HFEngine(vlm))}, repeats
+        {
+            "ours": lambda: write("ours", SharedEngine(vlm)),
+            "hf": lambda: write("hf", HFEngine(vlm)),
+        },
+        repeats,
     )
     lengths = sorted(len(r.ids) for group in made["ours"] for r in group)
     spread = f"{rows} rows, lengths {lengths[0]} to {lengths[-1]}, mean {sum(lengths) / rows:.0f}"
@@ -265,9 +300,19 @@ def limit_rows(row, repeats, vocabulary=151_936):
     return [
         row("loss_time_over_floor", loss, "ratio", f"bare products, {size}"),
         row("logprob_time_over_floor", log_prob, "ratio", f"bare product, {size}"),
-        row("loss_peak_over_naive", ours / naive, "ratio", f"naive {naive:.0f} MiB, ours {ours:.0f} MiB, {size}"),
+        row(
+            "loss_peak_over_naive",
+            ours / naive,
+            "ratio",
+            f"naive {naive:.0f} MiB, ours {ours:.0f} MiB, {size}",
+        ),
         *steered,
-        row("shared_prefix_speedup", speedup, "ratio", "separate rows, forward and backward, K=4, T=P"),
+        row(
+            "shared_prefix_speedup",
+            speedup,
+            "ratio",
+            "separate rows, forward and backward, K=4, T=P",
+        ),
         row("rollout_over_generate", rollout, "ratio", f"{spread}; same responses: {same}"),
     ]
 

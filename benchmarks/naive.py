@@ -4,14 +4,14 @@ import torch
 from torch.nn import functional as F
 
 from vistill.types import View
-from vistill.views import see
+from vistill.views import apply_view
 
 
 def rows_of(vlm, groups, view):
     """Padded rows, one image per rollout."""
     rows, pixels, grids, prompt_lengths = [], [], [], []
     for group in groups:
-        encoded = vlm.encode(see(group.prompt, view))
+        encoded = vlm.encode(apply_view(group.prompt, view))
         for rollout in group.rollouts:
             rows.append([*encoded.ids, *rollout.ids])
             pixels.append(encoded.pixels["pixel_values"])
@@ -35,7 +35,10 @@ def log_probs(vlm, groups, view):
     inputs, prompt_lengths = rows_of(vlm, groups, view)
     every = F.log_softmax(vlm.model(**inputs).logits.float(), -1)
     lengths = [len(r.ids) for g in groups for r in g.rollouts]
-    return [every[n, p - 1 : p - 1 + t] for n, (p, t) in enumerate(zip(prompt_lengths, lengths, strict=True))]
+    return [
+        every[n, p - 1 : p - 1 + t]
+        for n, (p, t) in enumerate(zip(prompt_lengths, lengths, strict=True))
+    ]
 
 
 def naive_step(student, teacher, groups, va):

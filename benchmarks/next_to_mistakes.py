@@ -48,7 +48,12 @@ from next_to_trainers import (
     left_padded,
     small_gpt,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+)
 from transformers import TrainingArguments as Arguments
 from transformers.utils.logging import disable_progress_bar
 from trl import DistillationConfig, DistillationTrainer
@@ -57,7 +62,7 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.models.chat import pictures_of
 from vistill.models.tiny import build_tiny, train_tokenizer
 from vistill.studies.chaos import SIZE, Child
-from vistill.studies.raising import raising_tokenizer
+from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.studies.stages import run_stages
 
 SECONDS = 60
@@ -113,7 +118,10 @@ MISTAKES = (
         Case(rows="misnamed"),
     ),
     everywhere(
-        "the data set is empty", r"data.?set|data\.train|num_samples", r"empty|at least one|positive", Case("empty")
+        "the data set is empty",
+        r"data.?set|data\.train|num_samples",
+        r"empty|at least one|positive",
+        Case("empty"),
     ),
     everywhere(
         "a row has an empty question",
@@ -196,7 +204,7 @@ MISTAKES = (
 
 def tokenizer_for(positions):
     """The demo's tokenizer, which knows how long its model's rows may be, as a released one does."""
-    tokenizer = raising_tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = positions
     return tokenizer
 
@@ -206,12 +214,15 @@ def lay_out(folder):
     folder.mkdir(parents=True)
     tokenizer = tokenizer_for(8192)
     strange = train_tokenizer(
-        ("".join(chr(97 + 7 * i % 26) for i in range(k, k + 5)) for k in range(9999)), len(tokenizer)
+        ("".join(chr(97 + 7 * i % 26) for i in range(k, k + 5)) for k in range(9999)),
+        len(tokenizer),
     )
     strange.model_max_length = 8192
     strange.add_tokens([f"<extra_{i}>" for i in range(len(tokenizer) - len(strange))])
     assert len(strange) == len(tokenizer)
-    for seed, (name, words) in enumerate([("student", tokenizer), ("teacher", tokenizer), ("stranger", strange)]):
+    for seed, (name, words) in enumerate(
+        [("student", tokenizer), ("teacher", tokenizer), ("stranger", strange)]
+    ):
         vlm = build_tiny(SIZE, words, seed)
         vlm.model.save_pretrained(folder / name)
         vlm.tokenizer.save_pretrained(folder / name)
@@ -228,7 +239,10 @@ def lay_out(folder):
 def rows_of(folder, kind):
     """Questions and pictures, one of them spoilt."""
     prompts = diagram_prompts("train", PROMPTS, 0)
-    rows = [{"question": p.text, "images": [f"{i}.png"], "answer": p.answer} for i, p in enumerate(prompts)]
+    rows = [
+        {"question": p.text, "images": [f"{i}.png"], "answer": p.answer}
+        for i, p in enumerate(prompts)
+    ]
     spoilt = {
         "blank": {"question": ""}, "gone": {"images": ["gone.png"]}, "cut": {"images": ["cut.png"]},
         "long": {"question": "how many ticks " * 1100},
@@ -269,14 +283,20 @@ def try_trl(folder, case, done, stop=None):
     kept = lambda row: [str(folder / name) for name in row["images"]]
     column = "promt" if case.rows == "misnamed" else "prompt"
     rows = [
-        {column: [{"role": "user", "content": r["question"]}], "images": kept(r)} for r in rows_of(folder, case.rows)
+        {column: [{"role": "user", "content": r["question"]}], "images": kept(r)}
+        for r in rows_of(folder, case.rows)
     ]
     data = Dataset.from_list(rows) if rows else Dataset.from_dict({"prompt": [], "images": []})
     if rows:
         data = data.cast_column("images", Sequence(Image()))
     tokenizer = left_padded(AutoTokenizer.from_pretrained(folder / "teacher"))
     pictures = build_tiny(SIZE, tokenizer, 0).family.processor
-    config = {**arguments(folder / case.run), "max_completion_length": TOKENS, "bf16": False, **case.settings}
+    config = {
+        **arguments(folder / case.run),
+        "max_completion_length": TOKENS,
+        "bf16": False,
+        **case.settings,
+    }
     trainer = DistillationTrainer(
         model=str(folder / case.student),
         teacher_model=str(folder / case.teacher),
@@ -338,7 +358,11 @@ def attempt(tool, folder, case):
     Child(lambda: (signal.alarm(SECONDS), start(case, None)), console)()
     taken = len(updates.read_text()) if updates.exists() else 0
     ended = json.loads(ending.read_text()) if ending.exists() else None
-    return taken, ended, console.read_text(errors="replace").partition("Traceback (most recent call last)")[0]
+    return (
+        taken,
+        ended,
+        console.read_text(errors="replace").partition("Traceback (most recent call last)")[0],
+    )
 
 
 def verdict(mistake, tried, usual):
@@ -362,7 +386,9 @@ def without_paths(text, folder):
 def one_tool(folder, tool, mistakes):
     """The mistakes of one tool; first a run without any, which must go through."""
     taken, ended, console = attempt(tool, folder / f"{tool}-none", Case())
-    assert (ended, taken) == (None, 12), f"{tool} stops without a mistake: {ended} {console[-2000:]}"
+    assert (ended, taken) == (None, 12), (
+        f"{tool} stops without a mistake: {ended} {console[-2000:]}"
+    )
     usual = set(console.splitlines())
     for number, mistake in enumerate(mistakes):
         case = getattr(mistake, tool)
@@ -388,6 +414,9 @@ def mistake_rows(folder, tools, quick=False):
         tries = list(one_tool(folder, tool.name, MISTAKES[:5] if quick else MISTAKES))
         found = [t["verdict"] for t in tries]
         row = {"name": "mistakes", "tool": tool.name, "tried": len(found)}
-        row |= {v: found.count(v) for v in ("useful", "only_named", "unnamed", "late", "warned", "silent")}
+        row |= {
+            v: found.count(v)
+            for v in ("useful", "only_named", "unnamed", "late", "warned", "silent")
+        }
         print(row, flush=True)
         yield {**row, "named": row["useful"] + row["only_named"], "tries": tries}

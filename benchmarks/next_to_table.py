@@ -10,11 +10,23 @@ RESULTS = Path(__file__).parent / "results" / "next_to_trainers.json"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- next-to-trainers:begin -->", "<!-- next-to-trainers:end -->"
 LINES = (
-    ("stopped after step k, for every k of three epochs, and repeated: the same final bits", "stop", "same"),
-    ("SIGKILL at a random instant after the first update, and repeated: the same final bits", "kill", "same"),
+    (
+        "stopped after step k, for every k of three epochs, and repeated: the same final bits",
+        "stop",
+        "same",
+    ),
+    (
+        "SIGKILL at a random instant after the first update, and repeated: the same final bits",
+        "kill",
+        "same",
+    ),
     ("SIGKILL: ended normally with other weights", "kill", "different"),
     ("SIGKILL: cannot continue, the command fails each time", "kill", "stuck"),
-    ("planted mistakes: stopped before the first update by a message that names the culprit", "mistakes", "named"),
+    (
+        "planted mistakes: stopped before the first update by a message that names the culprit",
+        "mistakes",
+        "named",
+    ),
     ("... and says what is wrong with it, what is allowed or how to mend it", "mistakes", "useful"),
     ("planted mistakes: trained on without a word", "mistakes", "silent"),
 )
@@ -31,9 +43,12 @@ def table(rows, about):
     titles = about["titles"]
     lines = ["| | " + " | ".join(titles.values()) + " |", "|---|" + "---|" * len(titles)]
     lines += [
-        f"| {text} | " + " | ".join(cell(rows, name, tool, key) for tool in titles) + " |" for text, name, key in LINES
+        f"| {text} | " + " | ".join(cell(rows, name, tool, key) for tool in titles) + " |"
+        for text, name, key in LINES
     ]
-    versions = f"Python {about['python']}, torch {about['torch']}, {about['cores']} CPU cores, one used"
+    versions = (
+        f"Python {about['python']}, torch {about['torch']}, {about['cores']} CPU cores, one used"
+    )
     return [
         *lines, "",
         f"{about['date']}, `{about['command']}`, {versions}. Tiny models and a checkpoint after every step, so that "
@@ -56,7 +71,9 @@ def write(out, rows, about):
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n", encoding="utf-8")
     if out == RESULTS:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), rows, about), encoding="utf-8")
+        README.write_text(
+            with_table(README.read_text(encoding="utf-8"), rows, about), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,13 @@ import torch
 from beside_trl import Processor
 from datasets import Dataset
 from next_to_table import RESULTS, table, write
-from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import (
+    DataCollatorForLanguageModeling,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+)
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationConfig, DistillationTrainer
@@ -68,13 +74,13 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import use_one_thread
 from vistill.studies.chaos import SIZE, Child
-from vistill.studies.raising import raising_tokenizer
-from vistill.training.build import build, setup_of
+from vistill.studies.make_tiny_models import tiny_tokenizer
+from vistill.training.build import build, make_setup
 from vistill.training.checkpoint import newest
 from vistill.training.loop import run
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
-from vistill.training.setup import Given
+from vistill.training.setup import ProvidedInputs
 
 PROMPTS, PER_STEP, EPOCHS, TOKENS, RATE, KEPT = 8, 2, 3, 6, 3e-3, 2
 STEPS = PROMPTS * EPOCHS // PER_STEP
@@ -119,7 +125,9 @@ def small_gpt(tokenizer, seed=0):
     torch.manual_seed(seed)
     ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=2, **ids)
+        GPT2Config(
+            vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=2, **ids
+        )
     )
 
 
@@ -130,7 +138,7 @@ def is_update(record):
 
 def train_ours(folder, told, stop=None):
     """vistill: OPD of a tiny Qwen3-VL."""
-    tokenizer = raising_tokenizer()
+    tokenizer = tiny_tokenizer()
     student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
     place = RunFolder(folder)
     recipe = Recipe(
@@ -139,32 +147,42 @@ def train_ours(folder, told, stop=None):
         teacher=ModelSettings("built here"),
         method="opd",
         train=TrainSettings(
-            prompts_per_step=PER_STEP, epochs=EPOCHS, lr=RATE, schedule=ScheduleSettings("linear", 0.0)
+            prompts_per_step=PER_STEP,
+            epochs=EPOCHS,
+            lr=RATE,
+            schedule=ScheduleSettings("linear", 0.0),
         ),
-        rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=TOKENS, all_truncated="go_on"),
+        rollout=RolloutSettings(
+            per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=TOKENS, all_truncated="go_on"
+        ),
         save=SaveSettings(every=1, keep=KEPT, keep_best="none"),
         eval=EvalSettings(every=0),
     )
-    given = Given(student, teacher, diagram_prompts("train", PROMPTS, 0), stop_after=stop)
-    setup = setup_of(recipe, place, given=given)
+    given = ProvidedInputs(student, teacher, diagram_prompts("train", PROMPTS, 0), stop_after=stop)
+    setup = make_setup(recipe, place, given=given)
     setup.progress = lambda record: told() if is_update(record) else None
     run(build(setup), place)
 
 
 def train_trl(folder, told, stop=None):
     """TRL: the same models, pictures and prompts."""
-    tokenizer = raising_tokenizer()
+    tokenizer = tiny_tokenizer()
     student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
     text = lambda message: "".join(part.get("text", "") for part in message["content"])
     rows = [
-        {"prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)], "images": pictures_of(p)}
+        {
+            "prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)],
+            "images": pictures_of(p),
+        }
         for p in diagram_prompts("train", PROMPTS, 0)
     ]
     trainer = DistillationTrainer(
         model=student.model,
         teacher_model=teacher.model,
         args=DistillationConfig(**arguments(folder), max_completion_length=TOKENS, bf16=False),
-        processing_class=Processor(student.family.processor, left_padded(tokenizer), tokenizer.chat_template),
+        processing_class=Processor(
+            student.family.processor, left_padded(tokenizer), tokenizer.chat_template
+        ),
         train_dataset=Dataset.from_list(rows),
         callbacks=[Watch(told, stop)],
     )
@@ -175,8 +193,10 @@ def train_trl(folder, told, stop=None):
 
 def train_hf(folder, told, stop=None):
     """Trainer: a tiny GPT-2 on the questions' text."""
-    tokenizer = raising_tokenizer()
-    rows = [{"input_ids": tokenizer(p.text)["input_ids"]} for p in diagram_prompts("train", PROMPTS, 0)]
+    tokenizer = tiny_tokenizer()
+    rows = [
+        {"input_ids": tokenizer(p.text)["input_ids"]} for p in diagram_prompts("train", PROMPTS, 0)
+    ]
     trainer = Trainer(
         model=small_gpt(tokenizer),
         args=Arguments(**arguments(folder)),
@@ -200,7 +220,8 @@ class Tool:
     def child(self, folder, stop=None):
         """A forked process that gives the command; its console goes beside the run folder."""
         return Child(
-            lambda: self.train(folder, folder.with_suffix(".begun").touch, stop), folder.with_suffix(".console")
+            lambda: self.train(folder, folder.with_suffix(".begun").touch, stop),
+            folder.with_suffix(".console"),
         )
 
     def begun(self, folder):
@@ -283,7 +304,9 @@ def count(name, tool, trials):
             notes.append(f"{what}: {end} {words}".strip())
     cell = {"name": name, "tool": tool.name, "tried": ends.total(), "with_checkpoint": saved}
     cell |= {end: ends[end] for end in ("same", "different", "stuck")}
-    print(f"{name:<9} {tool.name:<8} {dict(ends)}   {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"{name:<9} {tool.name:<8} {dict(ends)}   {time.perf_counter() - start:.0f} s", flush=True
+    )
     return {**cell, "notes": notes}
 
 
@@ -300,7 +323,9 @@ def resume_rows(folder, tools, num_kills, steps):
         if not agree:
             continue
         yield count("stop", tool, stops(tool, folder, expected, steps))
-        draws = [keyed_generator("next-to", i).uniform(0.0, 0.95) * seconds for i in range(num_kills)]
+        draws = [
+            keyed_generator("next-to", i).uniform(0.0, 0.95) * seconds for i in range(num_kills)
+        ]
         yield count("kill", tool, kills(tool, folder, expected, draws))
 
 
@@ -310,7 +335,10 @@ def facts(args):
     return {
         "command": f"python benchmarks/next_to_trainers.py{words}",
         "date": datetime.date.today().isoformat(),
-        **{name: version(name) for name in ("vistill", "torch", "transformers", "trl", "accelerate", "datasets")},
+        **{
+            name: version(name)
+            for name in ("vistill", "torch", "transformers", "trl", "accelerate", "datasets")
+        },
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "titles": {tool.name: tool.title for tool in TOOLS},
@@ -322,7 +350,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50, help="SIGKILL trials a tool")
     parser.add_argument("--quick", action="store_true", help="3 kills, three stops, five mistakes")
-    parser.add_argument("--only", help="measure one tool again, into the last results: vistill, trl or hf")
+    parser.add_argument(
+        "--only", help="measure one tool again, into the last results: vistill, trl or hf"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     from next_to_mistakes import mistake_rows
@@ -336,7 +366,9 @@ def main():
         rows = [*mistake_rows(folder / "mistakes", tools, args.quick)]
         rows += resume_rows(folder, tools, 3 if args.quick else args.kills, steps)
     if args.only:
-        rows = [row for row in json.loads(args.out.read_text())["rows"] if row["tool"] != args.only] + rows
+        rows = [
+            row for row in json.loads(args.out.read_text())["rows"] if row["tool"] != args.only
+        ] + rows
     about = facts(args)
     write(args.out, rows, about)
     print("\n".join(table(rows, about)))

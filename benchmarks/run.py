@@ -33,19 +33,19 @@ from vistill.rollouts.engine import Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
-from vistill.runtime import keep_big_blocks, quiet, use_one_thread
-from vistill.training.checkpoint import Saved, publish
+from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
+from vistill.training.checkpoint import TrainedObjects, publish
 from vistill.training.optim import make_optimizer
-from vistill.training.reading import (
-    Cast,
-    lay_out,
-    learning_parts,
-    prepare,
-    read_without_gradient,
-)
+from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
-from vistill.training.writing import Desk, write_groups
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 
 PROMPTS, SIBLINGS = 16, 4
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -53,20 +53,20 @@ DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench measured -->"
 
 
-def our_step(cast, objective, groups):
+def our_step(models, objective, groups):
     """Everything after the rollouts, timed in parts."""
     parts, start = {}, time.perf_counter()
-    cast.student.model.zero_grad()
-    responses = lay_out(groups, 0, 0, cast.student.device)
-    reading = prepare(cast, groups, objective.passes(), responses)
+    models.student.model.zero_grad()
+    responses = flatten_responses(groups, 0, 0, models.student.device)
+    reading = encode_step(models, groups, objective.passes(), responses)
     parts["encode"] = time.perf_counter() - start
     start = time.perf_counter()
-    batch = read_without_gradient(cast, reading, objective.passes())
+    batch = score_without_gradient(models, reading, objective.passes())
     signals = objective.signals(batch)
     parts["score"] = time.perf_counter() - start
     start = time.perf_counter()
     total = 0.0
-    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals):
+    for micro, cut in parts_with_gradient(models, reading, batch, objective.passes(), signals):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
         total += loss.item()
@@ -86,14 +86,16 @@ def measure(repeats):
     """All rows."""
     student = vistill.load("vistill:student", device="cpu")
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
-    cast = Cast(student, teacher, student.vocabulary_size)
+    models = Models(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("train", PROMPTS, 0)
     sampling = Sampling(0, 0, 1.0, 1.0, 96)
     rollouts, generated = [], []
     for _ in range(repeats):
         for engine, times in ((SharedEngine(student), rollouts), (HFEngine(student), generated)):
-            desk = Desk(engine, OPD(), SIBLINGS)
-            groups = best(lambda d=desk: write_groups(cast, d, prompts, sampling), times, repeats)
+            response_source = ResponseSource(engine, OPD(), SIBLINGS)
+            groups = best(
+                lambda d=response_source: write_groups(models, d, prompts, sampling), times, repeats
+            )
     tokens = sum(len(r.ids) for g in groups for r in g.rollouts)
     student.model.train()
     times = {name: [] for name in ("ours_opd", "ours_va_opd", "naive_opd", "naive_va_opd")}
@@ -101,12 +103,14 @@ def measure(repeats):
     for _ in range(repeats):
         for name, objective in (("opd", OPD()), ("va_opd", VAOPD())):
             losses[f"ours_{name}"], taken = best(
-                lambda o=objective: our_step(cast, o, groups), times[f"ours_{name}"], repeats
+                lambda o=objective: our_step(models, o, groups), times[f"ours_{name}"], repeats
             )
             if times[f"ours_{name}"][-1] == min(times[f"ours_{name}"]):
                 parts[name] = taken
             losses[f"naive_{name}"] = best(
-                lambda va=name == "va_opd": naive_step(student, teacher, groups, va), times[f"naive_{name}"], repeats
+                lambda va=name == "va_opd": naive_step(student, teacher, groups, va),
+                times[f"naive_{name}"],
+                repeats,
             )
     t = {name: min(values) for name, values in times.items()}
     for name in ("opd", "va_opd"):
@@ -119,26 +123,58 @@ def measure(repeats):
             "ratio",
             "naive VA-OPD step after the rollouts",
         ),
-        row("opd_step_over_naive", t["ours_opd"] / t["naive_opd"], "ratio", "naive OPD step after the rollouts"),
-        row("va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"),
-        row("va_over_opd_with_rollouts", (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll), "ratio", "own OPD step"),
-        row("demo_rollout_over_generate", min(generated) / roll, "ratio", "transformers' generate, same responses"),
+        row(
+            "opd_step_over_naive",
+            t["ours_opd"] / t["naive_opd"],
+            "ratio",
+            "naive OPD step after the rollouts",
+        ),
+        row(
+            "va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"
+        ),
+        row(
+            "va_over_opd_with_rollouts",
+            (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll),
+            "ratio",
+            "own OPD step",
+        ),
+        row(
+            "demo_rollout_over_generate",
+            min(generated) / roll,
+            "ratio",
+            "transformers' generate, same responses",
+        ),
         row("rollout_tokens_per_second", tokens / roll, "tokens/s", "-"),
-        row("va_opd_step_seconds_with_rollouts", t["ours_va_opd"] + roll, "s", "this machine, one thread"),
+        row(
+            "va_opd_step_seconds_with_rollouts",
+            t["ours_va_opd"] + roll,
+            "s",
+            "this machine, one thread",
+        ),
         row("rollout_seconds", roll, "s", "this machine, one thread"),
     ]
-    rows += [row(f"va_opd_{name}_seconds", value, "s", "part of the step") for name, value in parts["va_opd"].items()]
+    rows += [
+        row(f"va_opd_{name}_seconds", value, "s", "part of the step")
+        for name, value in parts["va_opd"].items()
+    ]
     rows += [save_row(student), help_row()]
     ours, naive = (peak_memory(side) for side in ("ours", "naive"))
     rows.append(
-        row("va_opd_peak_over_naive", ours / naive, "ratio", "peak memory of a naive VA-OPD step, own process each")
+        row(
+            "va_opd_peak_over_naive",
+            ours / naive,
+            "ratio",
+            "peak memory of a naive VA-OPD step, own process each",
+        )
     )
     return [*rows, row("peak_memory_mib", ours, "MiB", f"naive: {naive:.0f} MiB")]
 
 
 def peak_memory(side):
     """Peak resident memory of a fresh process that takes two VA-OPD steps."""
-    done = subprocess.run([sys.executable, __file__, "--side", side], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--side", side], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
@@ -146,11 +182,18 @@ def one_side(side):
     """Two VA-OPD steps of one side, then this process's peak memory in MiB."""
     student = vistill.load("vistill:student", device="cpu")
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
-    cast = Cast(student, teacher, student.vocabulary_size)
+    models = Models(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("train", PROMPTS, 0)
-    groups = write_groups(cast, Desk(SharedEngine(student), OPD(), SIBLINGS), prompts, Sampling(0, 0, 1.0, 1.0, 96))
+    groups = write_groups(
+        models,
+        ResponseSource(SharedEngine(student), OPD(), SIBLINGS),
+        prompts,
+        Sampling(0, 0, 1.0, 1.0, 96),
+    )
     for _ in range(2):
-        our_step(cast, VAOPD(), groups) if side == "ours" else naive_step(student, teacher, groups, va=True)
+        our_step(models, VAOPD(), groups) if side == "ours" else naive_step(
+            student, teacher, groups, va=True
+        )
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -159,7 +202,12 @@ def save_row(student):
     optimizer = make_optimizer(student.model, TrainSettings())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        publish(RunFolder(Path(folder)), Saved(student, optimizer, RunState(step=1)), "bench", 1)
+        publish(
+            RunFolder(Path(folder)),
+            TrainedObjects(student, optimizer, RunState(step=1)),
+            "bench",
+            1,
+        )
         return row("save_seconds", time.perf_counter() - start, "s", "one checkpoint of the demo")
 
 
@@ -174,7 +222,12 @@ def help_row():
 
 
 def row(name, value, unit, reference):
-    return {"name": name, "value": float(f"{float(value):.4g}"), "unit": unit, "reference": reference}
+    return {
+        "name": name,
+        "value": float(f"{float(value):.4g}"),
+        "unit": unit,
+        "reference": reference,
+    }
 
 
 def beside_trl(quick, repeats):
@@ -194,12 +247,15 @@ def points(c):
 def with_tables(text, rows, drawn, about):
     """`docs/performance.md` with its measured tables renewed."""
     lines = ["| row | value | unit | beside |", "|---|---|---|---|"]
-    lines += [f"| `{r['name']}` | {r['value']:.4g} | {r['unit']} | {r['reference']} |" for r in rows]
+    lines += [
+        f"| `{r['name']}` | {r['value']:.4g} | {r['unit']} | {r['reference']} |" for r in rows
+    ]
     lines += ["", "| curve | against | values | unit | beside |", "|---|---|---|---|---|"]
-    lines += [f"| `{c['name']}` | {c['x']} | {points(c)} | {c['unit']} | {c['reference']} |" for c in drawn]
-    versions = (
-        f"torch {about['torch']}, transformers {about['transformers']}, trl {about['trl']}, Python {about['python']}"
-    )
+    lines += [
+        f"| `{c['name']}` | {c['x']} | {points(c)} | {c['unit']} | {c['reference']} |"
+        for c in drawn
+    ]
+    versions = f"torch {about['torch']}, transformers {about['transformers']}, trl {about['trl']}, Python {about['python']}"
     lines += [
         "",
         f"{about['date']}, `{about['command']}`, {versions}. Seconds belong to one shared machine; quote the ratios.",
@@ -223,22 +279,35 @@ def main():
     parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
-        "--demo", action="store_true", help="measure demo_arms_over_before alone, into the last results"
+        "--demo",
+        action="store_true",
+        help="measure demo_arms_over_before alone, into the last results",
     )
-    parser.add_argument("--safety", action="store_true", help="measure what safety costs alone, into the last results")
-    parser.add_argument("--side", choices=("ours", "naive"), help="only measure one side's peak memory")
+    parser.add_argument(
+        "--safety",
+        action="store_true",
+        help="measure what safety costs alone, into the last results",
+    )
+    parser.add_argument(
+        "--side", choices=("ours", "naive"), help="only measure one side's peak memory"
+    )
     args = parser.parse_args()
     use_one_thread()
-    quiet()
+    quiet_libraries()
     if args.side:
         one_side(args.side)
         return
-    keep_big_blocks()
+    keep_large_allocations()
     if args.demo or args.safety:
         last = json.loads(RESULTS.read_text())
         fresh = demo_rows(row, 2) if args.demo else safety_rows(row, args.quick)
         names = {r["name"] for r in fresh}
-        write(RESULTS, [r for r in last["rows"] if r["name"] not in names] + fresh, last["curves"], last["about"])
+        write(
+            RESULTS,
+            [r for r in last["rows"] if r["name"] not in names] + fresh,
+            last["curves"],
+            last["about"],
+        )
         print(fresh)
         return
     repeats = 2 if args.quick else 5

@@ -10,7 +10,7 @@ from vistill.config import load_stages
 from vistill.data.keys import rows_of_step
 from vistill.runs.folder import RunFolder
 from vistill.training import loop
-from vistill.training.build import build, setup_of
+from vistill.training.build import build, make_setup
 from vistill.training.journal import Journal
 from vistill.training.settings import SaveSettings
 
@@ -24,8 +24,18 @@ def safety_rows(row, quick):
     step = steps / len(seconds["journal"])
     save, journal, canary = (mean(seconds[name]) for name in ("save", "journal", "canary"))
     return [
-        row("canary_seconds", canary, "s", "before the first step and at every evaluation, shipped tiny models"),
-        row("checkpoint_share", save / (every * step), "share", f"of wall time, save.every={every}, fsync and hashes"),
+        row(
+            "canary_seconds",
+            canary,
+            "s",
+            "before the first step and at every evaluation, shipped tiny models",
+        ),
+        row(
+            "checkpoint_share",
+            save / (every * step),
+            "share",
+            f"of wall time, save.every={every}, fsync and hashes",
+        ),
         row(
             "journal_share",
             journal / step,
@@ -33,7 +43,10 @@ def safety_rows(row, quick):
             "of wall time: every step's responses synced before they are learnt",
         ),
         row(
-            "late_start_ms", 1000 * (seek(LATE) - seek(0)), "ms", f"start of step {LATE:,} minus step 1, {ROWS:,} rows"
+            "late_start_ms",
+            1000 * (seek(LATE) - seek(0)),
+            "ms",
+            f"start of step {LATE:,} minus step 1, {ROWS:,} rows",
         ),
     ]
 
@@ -64,15 +77,20 @@ def demo_run(steps):
     """Seconds of each save, journal entry and canary of the demo's first steps, and of the steps themselves."""
     seconds = {"save": [], "journal": [], "canary": []}
     recipe = load_stages("demo.yaml")["va_opd"]
-    recipe = replace(recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0))
+    recipe = replace(
+        recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0)
+    )
     recipe = replace(recipe, save=replace(recipe.save, every=max(1, steps // 4)))
     plain = loop.publish, loop.examine, Journal.keep
-    loop.publish, loop.examine = timed(seconds, "save", loop.publish), timed(seconds, "canary", loop.examine)
+    loop.publish, loop.examine = (
+        timed(seconds, "save", loop.publish),
+        timed(seconds, "canary", loop.examine),
+    )
     Journal.keep = timed(seconds, "journal", Journal.keep)
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = RunFolder(Path(name))
-            loop.run(build(setup_of(recipe, folder)), folder)
+            loop.run(build(make_setup(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
         loop.publish, loop.examine, Journal.keep = plain

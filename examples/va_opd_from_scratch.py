@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import vistill
 from vistill.data.diagrams import diagrams
 from vistill.types import View
-from vistill.views import see
+from vistill.views import apply_view
 
 # ---------------------------------------------------------------------------------------------------------- settings
 
@@ -29,9 +29,18 @@ parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--prompts", type=int, default=8, help="B: prompts in an update")
 parser.add_argument("--siblings", type=int, default=4, help="K: answers to each prompt")
 parser.add_argument("--lr", type=float, default=3e-4)
-parser.add_argument("--high-share", type=float, default=0.2, help="p_v: share of an answer's tokens in the high group")
-parser.add_argument("--high-weight", type=float, default=0.5, help="lambda: weight that the high group shares")
-parser.add_argument("--tau", type=float, default=1.0, help="temperature of the softmax over siblings")
+parser.add_argument(
+    "--high-share",
+    type=float,
+    default=0.2,
+    help="p_v: share of an answer's tokens in the high group",
+)
+parser.add_argument(
+    "--high-weight", type=float, default=0.5, help="lambda: weight that the high group shares"
+)
+parser.add_argument(
+    "--tau", type=float, default=1.0, help="temperature of the softmax over siblings"
+)
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
@@ -44,7 +53,9 @@ student = vistill.load("vistill:student", device="cpu")
 teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
 tokenizer, end = student.tokenizer, student.stop_ids[0]
 banned = [i for i in {*student.family.banned_ids(), student.pad_id} if i != end]
-optimizer = torch.optim.AdamW(student.model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+optimizer = torch.optim.AdamW(
+    student.model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0
+)
 stream = diagrams("train", args.steps * args.prompts, args.seed)
 
 
@@ -119,7 +130,10 @@ for step in range(args.steps):
         # 2. Visual advantage: a = max(log pT(token | picture) - log pT(token | pixelated picture), 0), temperature 1.
         with torch.no_grad():
             seen = [F.log_softmax(x, -1) for x in logits_of(teacher, prompt, answers)]
-            blurred = [F.log_softmax(x, -1) for x in logits_of(teacher, see(prompt, View.PIXELATED), answers)]
+            blurred = [
+                F.log_softmax(x, -1)
+                for x in logits_of(teacher, apply_view(prompt, View.PIXELATED), answers)
+            ]
         advantage = []
         for a, full, degraded in zip(answers, seen, blurred, strict=True):
             ids = torch.tensor(a)[:, None]
@@ -140,7 +154,10 @@ for step in range(args.steps):
             if num_low == 0:
                 coefficients.append(torch.full((len(a),), float(w) / num_high))
             else:
-                inside, outside = w * args.high_weight / num_high, w * (1 - args.high_weight) / num_low
+                inside, outside = (
+                    w * args.high_weight / num_high,
+                    w * (1 - args.high_weight) / num_low,
+                )
                 coefficients.append(torch.where(high, inside, outside))
 
         # 5. Loss: weighted reverse KL(student || teacher with the ORIGINAL picture), prompts averaged.

@@ -4,7 +4,7 @@ import torch
 
 from vistill.batch import Responses, ScoredBatch, ScoredPass
 from vistill.functional.heads import Head
-from vistill.training.reading import cut_gradient, cut_signal
+from vistill.training.step_inputs import cut_gradient, cut_signal
 
 
 def responses(lengths, group, vocabulary=5, has_image=None, seed=0):
@@ -16,7 +16,9 @@ def responses(lengths, group, vocabulary=5, has_image=None, seed=0):
         rollout=torch.repeat_interleave(torch.arange(len(lengths)), length),
         group=torch.tensor(group),
         lengths=length,
-        has_image=torch.ones(max(group) + 1, dtype=torch.bool) if has_image is None else torch.tensor(has_image),
+        has_image=torch.ones(max(group) + 1, dtype=torch.bool)
+        if has_image is None
+        else torch.tensor(has_image),
         tie_noise=torch.rand(total, generator=generator),
         reward=torch.rand(len(lengths), generator=generator).round(),
     )
@@ -28,7 +30,11 @@ def identity_head(vocabulary):
 
 
 def logits_pass(logits, ids=None):
-    log_prob = None if ids is None else torch.log_softmax(logits.detach(), -1).gather(-1, ids[:, None])[:, 0]
+    log_prob = (
+        None
+        if ids is None
+        else torch.log_softmax(logits.detach(), -1).gather(-1, ids[:, None])[:, 0]
+    )
     return ScoredPass(log_prob, logits, identity_head(logits.shape[-1]))
 
 
@@ -54,7 +60,9 @@ def method_batch(method, lengths, group, vocabulary=7, seed=0, has_image=None, s
     r = responses(lengths, group, vocabulary, has_image, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     leaves = {
-        p.name: (spread * torch.randn(r.num_tokens, vocabulary, generator=generator)).requires_grad_()
+        p.name: (
+            spread * torch.randn(r.num_tokens, vocabulary, generator=generator)
+        ).requires_grad_()
         for p in method.passes()
     }
     return ScoredBatch(r, {name: logits_pass(leaf, r.ids) for name, leaf in leaves.items()}), leaves

@@ -9,7 +9,9 @@ def main(run):
     base = None
     for arm in ("opd", "va_opd"):
         folder = run / arm
-        evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        evaluations = [
+            json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()
+        ]
         first, last = evaluations[0], evaluations[-1]
         assert first["step"] == 0
         assert last["rows"] >= 1024, last["rows"]

@@ -38,9 +38,9 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from vistill.studies.raising import raising_tokenizer
+    from vistill.studies.make_tiny_models import tiny_tokenizer
 
-    return raising_tokenizer()
+    return tiny_tokenizer()
 
 
 def build(tokenizer, seed, hidden=32):
@@ -66,7 +66,9 @@ def untied(tokenizer, seed):
     from vistill.models.loading import VLM
     from vistill.models.tiny import TinySize, tiny_config
 
-    config = tiny_config(TinySize(hidden=32, layers=2, feed_forward=48, vision_hidden=32), tokenizer)
+    config = tiny_config(
+        TinySize(hidden=32, layers=2, feed_forward=48, vision_hidden=32), tokenizer
+    )
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,38 +3,42 @@
 from dataclasses import replace
 
 from vistill.data.settings import DataSettings
-from vistill.training.build import build, method_name, setup_of
-from vistill.training.handed_in import knobs_of
+from vistill.training.build import build, make_setup, method_name
+from vistill.training.provided_inputs import knobs_of
 from vistill.training.recipe import ModelSettings, Recipe
-from vistill.training.replay import aside, recompute
-from vistill.training.setup import Given
+from vistill.training.replay import copied_run_folder, replay_step
+from vistill.training.setup import ProvidedInputs
 from vistill.views.settings import ViewSettings
 
 
 def setup_from(plan, folder, purpose="train"):
     """The setup of a run with the settings, models and prompts of a plan."""
-    view = plan.cast.view
+    view = plan.models.view
     recipe = Recipe(
         run=str(folder.path),
         student=ModelSettings("built in a test"),
-        teacher=ModelSettings("built in a test") if plan.cast.teacher is not None else ModelSettings(),
+        teacher=ModelSettings("built in a test")
+        if plan.models.teacher is not None
+        else ModelSettings(),
         method=method_name(plan.objective),
         seed=plan.seed,
         knobs=knobs_of(plan.objective),
         data=DataSettings(max_bad_share=plan.max_bad_share, text_only="plain"),
         rollout=plan.rollout,
-        views=ViewSettings(view.pixel_share, view.mask_share, view.degrade, view.thought, view.noise),
+        views=ViewSettings(
+            view.pixel_share, view.mask_share, view.degrade, view.thought, view.noise
+        ),
         reward=plan.reward,
         train=plan.train,
         save=plan.save,
         eval=plan.evaluation,
         profile=plan.profile,
     )
-    given = Given(
-        plan.cast.student, plan.cast.teacher, plan.train_prompts, plan.eval_prompts, plan.diagrams, plan.engine,
+    given = ProvidedInputs(
+        plan.models.student, plan.models.teacher, plan.train_prompts, plan.eval_prompts, plan.diagrams, plan.engine,
         plan.stop_after,
     )  # fmt: skip
-    setup = setup_of(recipe, folder, purpose, given, plan.objective)
+    setup = make_setup(recipe, folder, purpose, given, plan.objective)
     setup.progress = plan.progress
     return setup
 
@@ -46,7 +50,7 @@ def prepare_run(plan, folder):
 
 def replay_of(plan, folder, step):
     """Recompute a step of a run with the models and prompts of a plan."""
-    with aside(folder) as place:
+    with copied_run_folder(folder) as place:
         setup = setup_from(plan, place, "replay")
         setup.recipe = replace(setup.recipe, run=str(folder.path))
-        return recompute(setup, folder, step)
+        return replay_step(setup, folder, step)

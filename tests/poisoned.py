@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from vistill.models.resting import Resting
+from vistill.models.offload import OffloadedWeights
 
 
-class Poisoned(Resting):
+class Poisoned(OffloadedWeights):
     """Weights that are right inside `here` and NaN outside; the head stays, as on a real device."""
 
     def leave(self):
@@ -17,4 +17,4 @@ class Poisoned(Resting):
 
 def poisoned(vlm):
     """The same frozen model, resting where it cannot be read."""
-    return replace(vlm, resting=Poisoned(vlm.model, vlm.model.get_output_embeddings(), vlm.device))
+    return replace(vlm, offload=Poisoned(vlm.model, vlm.model.get_output_embeddings(), vlm.device))

@@ -29,7 +29,10 @@ class LlavaFamily(Family):
 
 def build_llava(tokenizer, seed, tied=False, hidden=32):
     """A tiny untrained model; the same seed gives the same weights."""
-    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")}
+    ids = {
+        t: tokenizer.convert_tokens_to_ids(t)
+        for t in ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")
+    }
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -65,5 +68,7 @@ def build_llava(tokenizer, seed, tied=False, hidden=32):
         model = LlavaForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    processor = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = CLIPImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
     return VLM(model, tokenizer, LlavaFamily(config, tokenizer, processor), "tiny-llava")

@@ -19,7 +19,7 @@ _HOMES = {
     "load": "vistill.api",
     "load_prompts": "vistill.api",
     "evaluate": "vistill.api",
-    "replay": "vistill.studies.replaying",
+    "replay": "vistill.studies.replay",
     "Run": "vistill.api",
     "TokenAdvantage": "vistill.api",
     "load_recipe": "vistill.config",

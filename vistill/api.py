@@ -11,7 +11,7 @@ from vistill.batch import Objective
 from vistill.config import build_recipe, load_recipe, override, split_override
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
-from vistill.data.stored import identified
+from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import ConfigError, DataError, closest
 from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.runner import heatmap_rows
@@ -19,28 +19,28 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
-from vistill.models.selftest import proven
+from vistill.models.selftest import run_selftest
 from vistill.report.page import write_report
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.runs.chosen import resolve_model
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import unused
+from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import to_json, write_json
-from vistill.runtime import quiet
+from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
-from vistill.training.build import build, findings_of, setup_of
-from vistill.training.checks.data import check_prompts, no_prompts
+from vistill.training.build import build, make_setup, run_start_checks
+from vistill.training.checks.data import check_prompts, no_prompts_error
 from vistill.training.checks.models import choose_device
-from vistill.training.handed_in import recipe_of, store
 from vistill.training.loop import run
+from vistill.training.provided_inputs import recipe_of, store_inputs
 from vistill.training.recipe import Recipe
-from vistill.training.results import noting_failures, store_pictures, write_result
+from vistill.training.results import record_failures, store_pictures, write_result
 from vistill.training.run_lock import lock_recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.setup import Given, Progress, RunSetup
+from vistill.training.setup import Progress, ProvidedInputs, RunSetup
 from vistill.types import Prompt, View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 from vistill.views.settings import ViewSettings
 
 
@@ -90,11 +90,13 @@ class TokenAdvantage:
 
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
-    quiet()
+    quiet_libraries()
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
         options.setdefault("dtype", teacher_dtype(where))
-    vlm = with_kernels(proven(load_vlm(resolve_model(source), device=where, **options)), "auto")
+    vlm = with_kernels(
+        run_selftest(load_vlm(resolve_model(source), device=where, **options)), "auto"
+    )
     return vlm.freeze() if frozen else vlm
 
 
@@ -106,18 +108,26 @@ def train(
     progress: Progress = lambda record: None,
 ) -> Run:
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
-    settings = changed(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    settings = (
+        with_overrides(recipe, overrides)
+        if isinstance(recipe, Recipe)
+        else load_recipe(recipe, overrides)
+    )
     folder = RunFolder(Path(settings.run))
-    folder.check_place()
-    with folder.owned():
+    folder.check_writable()
+    with folder.locked():
         lock_recipe(folder, settings, accept)
-        with noting_failures(folder):
-            return carry_out(setup_of(settings, folder), progress)
+        with record_failures(folder):
+            return train_setup(make_setup(settings, folder), progress)
 
 
-def changed(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
     """A recipe with some settings changed, checked like a file."""
-    pairs = overrides if isinstance(overrides, Mapping) else dict(split_override(text) for text in overrides)
+    pairs = (
+        overrides
+        if isinstance(overrides, Mapping)
+        else dict(split_override(text) for text in overrides)
+    )
     if not pairs:
         return recipe
     tree = recipe.to_dict()
@@ -125,7 +135,7 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Rec
     return build_recipe(tree)
 
 
-def carry_out(setup: RunSetup, progress: Progress) -> Run:
+def train_setup(setup: RunSetup, progress: Progress) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     setup.progress = progress
     plan = build(setup)
@@ -176,22 +186,26 @@ def distill(
     check_options(options)
     check_prompts([*prompts, *options.get("eval_prompts", ())])
     if not prompts:
-        raise no_prompts("the data set is empty")
-    held = identified(options.get("eval_prompts", ()))
-    given = Given(student, teacher.freeze() if teacher else None, identified(prompts), held)
+        raise no_prompts_error("the data set is empty")
+    held = with_content_hashes(options.get("eval_prompts", ()))
+    given = ProvidedInputs(
+        student, teacher.freeze() if teacher else None, with_content_hashes(prompts), held
+    )
     renamed = {"eval" if name == "evaluation" else name: value for name, value in options.items()}
-    settings: dict[str, Any] = {f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed}
+    settings: dict[str, Any] = {
+        f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed
+    }
     if isinstance(settings.get("views"), ViewContext):
         settings["views"] = view_settings(settings["views"])
     folder = RunFolder(Path(out))
-    folder.check_place()
-    with folder.owned():
+    folder.check_writable()
+    with folder.locked():
         recipe = recipe_of(folder.path, given, objective, settings)
         lock_recipe(folder, recipe, options.get("accept", ()))
-        with noting_failures(folder):
-            store(folder, recipe, given)
-            setup = setup_of(recipe, folder, given=given, objective=objective)
-            return carry_out(setup, options.get("progress", lambda record: None))
+        with record_failures(folder):
+            store_inputs(folder, recipe, given)
+            setup = make_setup(recipe, folder, given=given, objective=objective)
+            return train_setup(setup, options.get("progress", lambda record: None))
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -210,7 +224,8 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def view_settings(context: ViewContext) -> ViewSettings:
     """The settings of a recipe behind the parameters of the views."""
-    return ViewSettings(context.pixel_share, context.mask_share, context.degrade, context.thought, context.noise)  # pyright: ignore[reportArgumentType]
+    drawn = (context.degrade, context.thought, context.noise)
+    return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
@@ -222,61 +237,79 @@ def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
     """
     folder = RunFolder(Path(recipe.run))
-    folder.check_place()
+    folder.check_writable()
     if folder.has_started():
-        raise folder_of_a_training_run(recipe.run)
-    with folder.owned():
+        raise training_folder_error(recipe.run)
+    with folder.locked():
         lock_recipe(folder, recipe, ())
-        with noting_failures(folder):
-            return evaluated(setup_of(recipe, folder, "eval"), advantage_only)
+        with record_failures(folder):
+            return run_evaluation(make_setup(recipe, folder, "eval"), advantage_only)
 
 
-def folder_of_a_training_run(run: str) -> ConfigError:
+def training_folder_error(run: str) -> ConfigError:
     """C201 for an evaluation that would take the place of what a run has logged."""
     return ConfigError(
         "C201",
         "this is the folder of a training run, and an evaluation would overwrite its record",
         where=run,
         why="evaluations.jsonl, data.json and result.json are those of the training",
-        fix=f"run={unused(f'{run}-eval') if Path(f'{run}-eval').exists() else f'{run}-eval'}",
+        fix=f"run={unused_folder(f'{run}-eval') if Path(f'{run}-eval').exists() else f'{run}-eval'}",
         note=f"vistill eval {run}   judges the run's own student and writes next to it",
     )
 
 
-def evaluated(setup: RunSetup, advantage_only: bool) -> Run:
+def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
     """The evaluation itself."""
     folder, settings = setup.folder, setup.evaluation
-    findings_of(setup)
+    run_start_checks(setup)
     if setup.evaluates_training_rows and not advantage_only:
-        folder.event("no evaluation rows are named (data.eval, data.holdout): these are training rows")
-    cast = setup.cast if setup.cast.teacher is not None else replace(setup.cast, teacher=setup.cast.student)
+        folder.event(
+            "no evaluation rows are named (data.eval, data.holdout): these are training rows"
+        )
+    models = (
+        setup.models
+        if setup.models.teacher is not None
+        else replace(setup.models, teacher=setup.models.student)
+    )
     answered = [p for p in setup.eval_prompts if p.answer is not None]
     if advantage_only:
-        settings = replace(settings, greedy=False, blind=False, reading=False, limit=settings.extra_limit)
+        settings = replace(
+            settings, greedy=False, blind=False, reading=False, limit=settings.extra_limit
+        )
     elif not answered:
-        raise no_answers(setup.eval_prompts)
-    prompts = [with_an_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
-    with build_engine(cast.student, setup.rollout.without_image_skips()) as engine:
-        result = judge(cast, prompts, settings, diagrams=setup.diagrams, engine=engine)
+        raise no_answers_error(setup.eval_prompts)
+    prompts = (
+        [with_empty_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
+    )
+    with make_engine(models.student, setup.rollout.without_image_skips()) as engine:
+        result = judge(models, prompts, settings, diagrams=setup.diagrams, engine=engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
-    items = {"tail": result.tail(), "items": result.heatmaps(cast.student)}
+    items = {"tail": result.tail(), "items": result.heatmaps(models.student)}
     folder.write("tokens/step-000000.json", to_json(items))
-    facts = {"finished": True, "step": 0, "kind": "evaluation", "training_rows": setup.evaluates_training_rows}
-    facts |= {"model": cast.student.source, "without_answer": len(setup.eval_prompts) - len(answered)}
+    facts = {
+        "finished": True,
+        "step": 0,
+        "kind": "evaluation",
+        "training_rows": setup.evaluates_training_rows,
+    }
+    facts |= {
+        "model": models.student.source,
+        "without_answer": len(setup.eval_prompts) - len(answered),
+    }
     write_json(folder.path / "result.json", facts)
-    store_pictures(folder, heatmap_rows(prompts, settings), cast.view)
+    store_pictures(folder, heatmap_rows(prompts, settings), models.view)
     finished = Run(folder.path)
     finished.report()
     return finished
 
 
-def with_an_answer(prompt: Prompt) -> Prompt:
+def with_empty_answer(prompt: Prompt) -> Prompt:
     """The prompt with an empty answer where it has none: its tokens are measured, and it is judged nowhere."""
     return prompt if prompt.answer is not None else replace(prompt, answer="")
 
 
-def no_answers(prompts: Sequence[Prompt]) -> DataError:
+def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
     """D302 for an evaluation without a single gold answer."""
     return DataError(
         "D302",
@@ -298,7 +331,9 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
     if "images" in settings:
         columns = replace(columns, images=settings["images"])
     rest = {k: v for k, v in settings.items() if k not in names}
-    return load_source(source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")).prompts
+    return load_source(
+        source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")
+    ).prompts
 
 
 @torch.no_grad()
@@ -316,7 +351,7 @@ def visual_advantage(
         degraded: side of the reduced picture as a share of the original.
     """
     check_prompts(prompts)
-    prompts = identified(prompts)
+    prompts = with_content_hashes(prompts)
     context = ViewContext(pixel_share=degraded)
     out = []
     for prompt, text in zip(prompts, responses, strict=True):
@@ -324,9 +359,11 @@ def visual_advantage(
         index = torch.tensor(ids, device=model.device)
         log_probs = []
         for view in (View.FULL, View.PIXELATED):
-            group = EncodedGroup(model.encode(see(prompt, view, context)), (ids,))
-            with model.here():
-                log_probs.append(score(model, [group], index, model.vocabulary_size, "log_prob").sampled())
+            group = EncodedGroup(model.encode(apply_view(prompt, view, context)), (ids,))
+            with model.on_device():
+                log_probs.append(
+                    score(model, [group], index, model.vocabulary_size, "log_prob").sampled()
+                )
         values = advantage_of(*log_probs).tolist()
         out.append(TokenAdvantage(model.tokens(ids), values))
     return out

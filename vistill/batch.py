@@ -38,7 +38,11 @@ class Responses:
 
     def num_siblings(self) -> Int[Tensor, " N"]:
         """Siblings of each rollout's prompt in the step (K), itself included."""
-        return segment_count(self.group, self.num_groups)[self.group] if self.siblings is None else self.siblings
+        return (
+            segment_count(self.group, self.num_groups)[self.group]
+            if self.siblings is None
+            else self.siblings
+        )
 
     def rewards(self) -> Float[Tensor, " N"]:
         """The rewards, which the method asked for."""
@@ -146,11 +150,15 @@ class ScoredBatch:
             reward=None if old.reward is None else old.reward[keep],
             siblings=old.num_siblings()[keep],
         )
-        return replace(self, responses=part, passes={n: scored.take(rows) for n, scored in self.passes.items()}), rows
+        return replace(
+            self, responses=part, passes={n: scored.take(rows) for n, scored in self.passes.items()}
+        ), rows
 
     def take_groups(self, groups: Sequence[int]) -> tuple["ScoredBatch", Tensor]:
         """The batch limited to whole prompt groups, and the rows of the flat axis that it keeps."""
-        wanted = torch.zeros(self.responses.num_groups, dtype=torch.bool, device=self.responses.group.device)
+        wanted = torch.zeros(
+            self.responses.num_groups, dtype=torch.bool, device=self.responses.group.device
+        )
         wanted[list(groups)] = True
         return self.take_rollouts(wanted[self.responses.group])
 
@@ -199,7 +207,7 @@ def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dic
     return total, {name: value.detach() for name, value in parts.items()}
 
 
-def coefficients(terms: Sequence[LossTerm]) -> dict[str, float]:
+def term_coefficients(terms: Sequence[LossTerm]) -> dict[str, float]:
     """The coefficient of every minimised term: the loss is the sum of coefficient times term."""
     return {term.name: float(term.coefficient) for term in terms if term.minimised}
 

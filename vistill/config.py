@@ -15,11 +15,19 @@ import jsonschema
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vistill.errors import ConfigError, closest, suggest
-from vistill.runs.resuming import compare_recipes, flatten, key_class
+from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.strict_yaml import line_of, parse_text, set_dotted, split_override
 from vistill.training.recipe import ModelSettings, Recipe
 
-__all__ = ["ModelSettings", "Recipe", "compare_recipes", "flatten", "key_class", "load_recipe", "load_stages"]
+__all__ = [
+    "ModelSettings",
+    "Recipe",
+    "compare_recipes",
+    "flatten",
+    "key_class",
+    "load_recipe",
+    "load_stages",
+]
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
 RECIPES = Path(__file__).parent / "recipes"
@@ -69,37 +77,49 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     return next(iter(stages.values()))
 
 
-def load_stages(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, Recipe]:
+def load_stages(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> dict[str, Recipe]:
     """A recipe with `stages:` as one recipe per stage, in order; a plain recipe is one stage named `run`.
 
     A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is the base folder.
     """
     file = find_recipe(path)
-    text = text_of(file)
+    text = read_recipe_text(file)
     tree = parse_text(text, file)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [split_override(o) for o in overrides]
+    pairs = (
+        overrides.items()
+        if isinstance(overrides, Mapping)
+        else [split_override(o) for o in overrides]
+    )
     override(tree, dict(pairs))
     stages = tree.pop("stages", None)
     if stages is None:
         return {"run": build_recipe(tree, text, file.name)}
     if not isinstance(stages, dict) or not stages:
         what = "stages: a mapping from names to the keys each changes"
-        raise ConfigError("C002", what, where=file.name, fix="stages: {first: {method: opd}, second: {}}")
+        raise ConfigError(
+            "C002", what, where=file.name, fix="stages: {first: {method: opd}, second: {}}"
+        )
     made: dict[str, Recipe] = {}
     for name, changes in stages.items():
         branch = copy.deepcopy(tree)
         for key, value in flatten(changes or {}).items():
-            set_dotted(branch, key, value.replace("{run}", str(tree["run"])) if isinstance(value, str) else value)
+            set_dotted(
+                branch,
+                key,
+                value.replace("{run}", str(tree["run"])) if isinstance(value, str) else value,
+            )
         drop_other_methods(branch, tree)
         branch["run"] = f"{tree.get('run')}/{name}"
         try:
             made[name] = build_recipe(branch, text, file.name)
         except ConfigError as error:
-            raise in_stage(error, name, flatten(changes or {})) from error
+            raise error_in_stage(error, name, flatten(changes or {})) from error
     return made
 
 
-def in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
+def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
     """The same error of a stage. What a stage sets itself is mended in the stage: its own keys win."""
     mine = "|".join(re.escape(key) for key in own)
     fix = re.sub(rf"(?<![\w.])({mine})=", rf"stages.{name}.\1=", error.fix) if own else error.fix
@@ -113,8 +133,14 @@ def override(tree: dict[str, Any], pairs: Mapping[str, Any]) -> list[str]:
     Whoever asks for a method by name asks for nothing of another's; knobs that are named here as well are kept.
     """
     asked = {key.split(".")[0] for key in pairs}
-    others = [m for m in method_schemas() if m in tree and m not in asked and m != pairs.get("method")]
-    left = others if "method" in pairs and pairs["method"] in method_schemas() and "stages" not in tree else []
+    others = [
+        m for m in method_schemas() if m in tree and m not in asked and m != pairs.get("method")
+    ]
+    left = (
+        others
+        if "method" in pairs and pairs["method"] in method_schemas() and "stages" not in tree
+        else []
+    )
     for method in left:
         del tree[method]
     for key, value in pairs.items():
@@ -141,12 +167,16 @@ def find_recipe(path: str | Path) -> Path:
     raise ConfigError(
         "C004",
         f'recipe "{path}" does not exist',
-        why="\n".join(textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)),
-        fix=f"{meant[0]}.yaml   in place of {path}" if meant else "vistill init va-opd   writes a commented recipe",
+        why="\n".join(
+            textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)
+        ),
+        fix=f"{meant[0]}.yaml   in place of {path}"
+        if meant
+        else "vistill init va-opd   writes a commented recipe",
     )
 
 
-def text_of(file: Path) -> str:
+def read_recipe_text(file: Path) -> str:
     """A recipe's text (C003 where it is none)."""
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -169,7 +199,7 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
         raise ConfigError(
             "C102",
             f'unknown method "{method}"' if method else "the recipe names no method",
-            where=place(text, name, ("method",)),
+            where=location_of(text, name, ("method",)),
             why=f"methods: {', '.join(schemas)}   {suggest(str(method), list(schemas))}".rstrip(),
             fix="method=va_opd",
         )
@@ -179,7 +209,7 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
             raise ConfigError(
                 "C101",
                 f'knobs of "{other}", but the method is "{method}"',
-                where=place(text, name, (other,)),
+                where=location_of(text, name, (other,)),
                 why="a knob belongs to the method that uses it",
                 fix=f"method={other}   or remove the block {other}: from the recipe",
             )
@@ -187,12 +217,12 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
     try:
         recipe = recipe_adapter().validate_python({**tree, "knobs": knobs})
     except ValidationError as error:
-        raise translate(error, tree, text, name) from error
+        raise translate_validation_error(error, tree, text, name) from error
     check_together(recipe, schemas[method], text, name)
     return recipe
 
 
-def place(text: str, name: str, path: tuple[str, ...]) -> str:
+def location_of(text: str, name: str, path: tuple[str, ...]) -> str:
     """`recipe.yaml:14`."""
     line = line_of(text, path) if text else None
     return f"{name}:{line}" if line else name
@@ -201,18 +231,23 @@ def place(text: str, name: str, path: tuple[str, ...]) -> str:
 def check_knobs(method: str, knobs: Any, schema: dict[str, Any], text: str, name: str) -> None:
     """Validate the method's block against the packaged schema."""
     if not isinstance(knobs, dict):
-        what, fix = f'"{method}" must be a group of knobs', f"leave {method}: out; its knobs: vistill explain {method}"
-        raise ConfigError("C002", what, where=place(text, name, (method,)), fix=fix)
+        what, fix = (
+            f'"{method}" must be a group of knobs',
+            f"leave {method}: out; its knobs: vistill explain {method}",
+        )
+        raise ConfigError("C002", what, where=location_of(text, name, (method,)), fix=fix)
     known = list(schema["properties"])
     for key in knobs:
         if key not in known:
-            raise unknown_key(f"{method}.{key}", known, place(text, name, (method, key)), knobs[key])
+            raise unknown_key_error(
+                f"{method}.{key}", known, location_of(text, name, (method, key)), knobs[key]
+            )
     for error in jsonschema.Draft202012Validator(schema).iter_errors(knobs):
         key = ".".join(str(p) for p in error.absolute_path)
         raise ConfigError(
             "C002",
             f"{method}.{key}: {error.message}",
-            where=place(text, name, (method, key)),
+            where=location_of(text, name, (method, key)),
             why=str(schema["properties"].get(key, {}).get("description", "")),
             fix=f"{method}.{key}={json.dumps(schema['properties'][key]['default'])}",
         )
@@ -230,17 +265,23 @@ SYNONYMS = {
 }
 
 
-def unknown_key(full: str, known: Sequence[str], where: str, value: Any) -> ConfigError:
+def unknown_key_error(full: str, known: Sequence[str], where: str, value: Any) -> ConfigError:
     """C001 with a suggestion."""
     group, dot, key = full.rpartition(".")
     meant = [SYNONYMS[key]] if SYNONYMS.get(key) in known else closest(key, known)
-    fix = f"{group}{dot}{meant[0]}={typed(value)}   in place of {full}" if meant else f"leave {full} out"
+    fix = (
+        f"{group}{dot}{meant[0]}={format_value(value)}   in place of {full}"
+        if meant
+        else f"leave {full} out"
+    )
     hint = f'   did you mean "{meant[0]}"?' if meant else ""
     why = f"known here: {', '.join(known)}{hint}"
     return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
 
 
-def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: str) -> ConfigError:
+def translate_validation_error(
+    error: ValidationError, tree: Mapping[str, Any], text: str, name: str
+) -> ConfigError:
     """The first pydantic error in our words."""
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
@@ -248,15 +289,25 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         key = (*(str(p) for p in first["loc"]), inner.what.split(" ")[0])
         fix = ".".join((*key[:-1], inner.fix))
         return ConfigError(
-            inner.code, ".".join((*key[:-1], inner.what)), where=place(text, name, key), why=inner.why, fix=fix
+            inner.code,
+            ".".join((*key[:-1], inner.what)),
+            where=location_of(text, name, key),
+            why=inner.why,
+            fix=fix,
         )
-    path = tuple(str(p) for p in first["loc"] if not str(p).startswith(("constrained", "literal", "function")))
-    where = place(text, name, path)
+    path = tuple(
+        str(p)
+        for p in first["loc"]
+        if not str(p).startswith(("constrained", "literal", "function"))
+    )
+    where = location_of(text, name, path)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [f.name for f in dataclasses.fields(group_of(path)) if f.name != "knobs"]
-        return unknown_key(".".join(path), known, where, first.get("input"))
+        known = [f.name for f in dataclasses.fields(settings_class_of(path)) if f.name != "knobs"]
+        return unknown_key_error(".".join(path), known, where, first.get("input"))
     if first["type"] in ("missing", "missing_argument"):
-        return ConfigError("C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE")
+        return ConfigError(
+            "C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE"
+        )
     if not path:
         return ConfigError(
             "C003",
@@ -270,12 +321,12 @@ def translate(error: ValidationError, tree: Mapping[str, Any], text: str, name: 
         f"{'.'.join(path)}: {first['msg'].lower()}",
         where=where,
         why=f"got {first.get('input')!r}",
-        fix=f"{'.'.join(path)}={default_of(path)}",
+        fix=f"{'.'.join(path)}={format_default(path)}",
         note="every key stands in docs/configuration.md",
     )
 
 
-def group_of(path: Sequence[str]) -> Any:
+def settings_class_of(path: Sequence[str]) -> Any:
     """The dataclass that holds a key."""
     kind: Any = Recipe
     for part in path[:-1]:
@@ -283,13 +334,16 @@ def group_of(path: Sequence[str]) -> Any:
     return kind
 
 
-def default_of(path: Sequence[str]) -> str:
+def format_default(path: Sequence[str]) -> str:
     """A key's default as it would be typed; VALUE where it has none."""
-    default = next((f.default for f in dataclasses.fields(group_of(path)) if f.name == path[-1]), dataclasses.MISSING)
-    return "VALUE" if default is dataclasses.MISSING else typed(default)
+    default = next(
+        (f.default for f in dataclasses.fields(settings_class_of(path)) if f.name == path[-1]),
+        dataclasses.MISSING,
+    )
+    return "VALUE" if default is dataclasses.MISSING else format_value(default)
 
 
-def typed(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is typed behind `key=`."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -303,12 +357,22 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
         raise ConfigError(
             "C103",
             f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
-            where=place(text, name, ("rollout", "per_prompt")),
+            where=location_of(text, name, ("rollout", "per_prompt")),
             why="with one rollout every weight is 1 and every advantage 0",
             fix=f"rollout.per_prompt=4{purpose}",
         )
-    asks_teacher = schema["x-needs-teacher"] or "teacher" in (recipe.knobs.get("responses"), schema["x-writer"])
+    asks_teacher = schema["x-needs-teacher"] or "teacher" in (
+        recipe.knobs.get("responses"),
+        schema["x-writer"],
+    )
     if asks_teacher and not recipe.teacher.model:
-        raise ConfigError("C101", f"{recipe.method} needs a teacher", where=name, fix="teacher.model=FOLDER_OR_HUB_ID")
+        raise ConfigError(
+            "C101",
+            f"{recipe.method} needs a teacher",
+            where=name,
+            fix="teacher.model=FOLDER_OR_HUB_ID",
+        )
     if recipe.version != 1:
-        raise ConfigError("C002", f"version {recipe.version} is unknown", where=name, fix="version=1")
+        raise ConfigError(
+            "C002", f"version {recipe.version} is unknown", where=name, fix="version=1"
+        )

@@ -106,9 +106,18 @@ class VistillError(Exception):
     rows: Sequence[str] = ()
     """Ids of the rows it comes from, where it comes from rows."""
 
-    def __init__(self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", note: str = "") -> None:
+    def __init__(
+        self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", note: str = ""
+    ) -> None:
         assert code in CATALOGUE, f"error code {code} is not in the catalogue"
-        self.code, self.what, self.where, self.why, self.fix, self.note = code, what, where, why, fix, note
+        self.code, self.what, self.where, self.why, self.fix, self.note = (
+            code,
+            what,
+            where,
+            why,
+            fix,
+            note,
+        )
         super().__init__(self.render())
 
     def render(self) -> str:
@@ -117,7 +126,10 @@ class VistillError(Exception):
         lines = [f"{head}   {self.where}" if self.where else head]
         for label, text in (("why", self.why), ("fix", self.fix), ("note", self.note)):
             if text:
-                lines += [f"{label if i == 0 else '':<5} {part}".rstrip() for i, part in enumerate(text.splitlines())]
+                lines += [
+                    f"{label if i == 0 else '':<5} {part}".rstrip()
+                    for i, part in enumerate(text.splitlines())
+                ]
         return "\n".join(lines[:12])
 
     def to_dict(self) -> dict[str, str]:

@@ -21,10 +21,18 @@ def check_ranges(settings: Any) -> None:
             continue
         high, above = field.metadata["high"], field.metadata["above"]
         inside = (value > low if above else value >= low) and (high is None or value <= high)
-        inside &= math.isfinite(value)  # JSON holds no infinity, so the run's own recipe could not be read again
+        inside &= math.isfinite(
+            value
+        )  # JSON holds no infinity, so the run's own recipe could not be read again
         if not inside:
             lower = f"above {low}" if above else f"at least {low}"
-            upper = f" and at most {high}" if high is not None else "" if math.isfinite(value) else " and finite"
+            upper = (
+                f" and at most {high}"
+                if high is not None
+                else ""
+                if math.isfinite(value)
+                else " and finite"
+            )
             raise ConfigError(
                 "C002",
                 f"{field.name} = {value} is out of range",

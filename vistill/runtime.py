@@ -13,7 +13,7 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def keep_big_blocks() -> None:
+def keep_large_allocations() -> None:
     """Tell glibc to keep large blocks instead of returning them to the system; elsewhere it does nothing."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -31,7 +31,7 @@ def use_one_thread_on_cpu() -> None:
         use_one_thread()
 
 
-def quiet() -> None:
+def quiet_libraries() -> None:
     """No progress bars of other libraries, no telemetry."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,6 +43,6 @@ def quiet() -> None:
 
 def prepare_process() -> None:
     """What a process that trains or measures sets first: quiet libraries, one thread, big blocks kept."""
-    quiet()
+    quiet_libraries()
     use_one_thread_on_cpu()
-    keep_big_blocks()
+    keep_large_allocations()

@@ -94,17 +94,24 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(
-                "C003", f"not valid TOML: {error}", where=file.name, fix="correct the line, or write YAML: vistill init"
+                "C003",
+                f"not valid TOML: {error}",
+                where=file.name,
+                fix="correct the line, or write YAML: vistill init",
             ) from error
     try:
         tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file.name}:{mark.line + 1}" if mark else file.name
-        raise ConfigError("C003", str(getattr(error, "problem", error)), where=where, fix=PLAIN_YAML) from error
+        raise ConfigError(
+            "C003", str(getattr(error, "problem", error)), where=where, fix=PLAIN_YAML
+        ) from error
     if not isinstance(tree, dict):
         what = "a recipe is a mapping of keys to values"
-        raise ConfigError("C003", what, where=file.name, fix="vistill init NAME   writes a commented recipe")
+        raise ConfigError(
+            "C003", what, where=file.name, fix="vistill init NAME   writes a commented recipe"
+        )
     return tree
 
 
@@ -113,14 +120,18 @@ def split_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         raise ConfigError(
-            "C005", f'"{text}" is not of the form key=value', fix="vistill train recipe.yaml train.lr=2e-6"
+            "C005",
+            f'"{text}" is not of the form key=value',
+            fix="vistill train recipe.yaml train.lr=2e-6",
         )
     try:
         return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
     except yaml.YAMLError as error:
         why = str(getattr(error, "problem", error))
         fix = f"""'{key}="TEXT"'   in quotes, where it is a text"""
-        raise ConfigError("C005", f'the value of "{text}" is not valid YAML', why=why, fix=fix) from error
+        raise ConfigError(
+            "C005", f'the value of "{text}" is not valid YAML', why=why, fix=fix
+        ) from error
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

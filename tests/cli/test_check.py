@@ -12,7 +12,7 @@ from conftest import REPO
 
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.models.loading import FAMILIES
-from vistill.studies.checking import KNOWN_FAMILIES, check, table
+from vistill.studies.check import KNOWN_FAMILIES, check, format_table
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -20,7 +20,9 @@ TINY = str(REPO / "recipes" / "demo.yaml")
 def vistill(*words, cwd=None):
     command = [sys.executable, "-m", "vistill", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=cwd
+    )
 
 
 def test_the_families_it_knows_are_those_with_an_adapter():
@@ -29,7 +31,7 @@ def test_the_families_it_knows_are_those_with_an_adapter():
 
 def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     code = (
-        "import sys\nfrom vistill.studies.checking import check, table\n"
+        "import sys\nfrom vistill.studies.check import check, table\n"
         f"print(table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
@@ -42,7 +44,12 @@ def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
 
 
 def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
-    overrides = [f"run={tmp_path / 'x'}", "data.diagrams.train=32", "data.diagrams.eval=5", "train.steps=3"]
+    overrides = [
+        f"run={tmp_path / 'x'}",
+        "data.diagrams.train=32",
+        "data.diagrams.eval=5",
+        "train.steps=3",
+    ]
     done = vistill("check", TINY, *overrides, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (found, *_) = json.loads(done.stdout).values()
@@ -55,7 +62,11 @@ def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
 
 def test_a_missing_model_is_found_before_any_weight_is_loaded(tmp_path):
     with pytest.raises(ModelError) as caught:
-        check(TINY, [f"run={tmp_path / 'x'}", f"student.model={tmp_path / 'nowhere' / 'at' / 'all'}"], fast=True)
+        check(
+            TINY,
+            [f"run={tmp_path / 'x'}", f"student.model={tmp_path / 'nowhere' / 'at' / 'all'}"],
+            fast=True,
+        )
     assert caught.value.code == "M103"
 
 
@@ -80,7 +91,7 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
     recipe = load_recipe(file, overrides)
     (run / "checkpoint-000004").mkdir(parents=True)
     (run / "run.lock.json").write_text(json.dumps({"format": 2, "recipe": recipe.to_dict()}))
-    assert "goes on after step 4" in table(check(str(file), overrides, fast=True))
+    assert "goes on after step 4" in format_table(check(str(file), overrides, fast=True))
     with pytest.raises(ConfigError) as caught:
         check(str(file), [*overrides, "seed=9"], fast=True)
     assert caught.value.code == "C201"
@@ -95,7 +106,7 @@ def test_a_run_folder_that_is_a_file_is_refused_with_one_that_can_be_made(tmp_pa
     (tmp_path / "notes").write_text("mine")
     made = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": f"{tmp_path / 'notes'}{below}"})
     with pytest.raises(StorageError) as caught:
-        RunFolder(Path(made.run)).check_place()
+        RunFolder(Path(made.run)).check_writable()
     assert caught.value.code == "S601"
     assert caught.value.fix == f"run={tmp_path / 'notes'}-2"
     assert (tmp_path / "notes").read_text() == "mine"

@@ -35,7 +35,13 @@ def caught(tmp_path, text=GOOD, overrides=()):
 
 def test_a_recipe_is_read_typed_and_overridden(tmp_path):
     made = recipe(
-        tmp_path, overrides=["train.lr=2e-6", "va_opd.tie_rule=random", "seed=7", "data.columns.prompt=problem"]
+        tmp_path,
+        overrides=[
+            "train.lr=2e-6",
+            "va_opd.tie_rule=random",
+            "seed=7",
+            "data.columns.prompt=problem",
+        ],
     )
     assert made.train.lr == 2e-6
     assert made.knobs == {"high_share": 0.3, "tie_rule": "random"}
@@ -114,7 +120,11 @@ def test_ranges_hold_in_python_too():
     from vistill.objectives import VAOPD
     from vistill.training.settings import TrainSettings
 
-    for make in (lambda: VAOPD(high_share=2.0), lambda: VAOPD(rollout_temperature=0.0), lambda: TrainSettings(lr=-1)):
+    for make in (
+        lambda: VAOPD(high_share=2.0),
+        lambda: VAOPD(rollout_temperature=0.0),
+        lambda: TrainSettings(lr=-1),
+    ):
         with pytest.raises(ConfigError):
             make()
 
@@ -153,7 +163,11 @@ def test_changed_settings_on_resume_are_refused_accepted_or_free(tmp_path):
     assert "--accept train.lr" in error.value.fix
     assert compare_recipes(old, schedule, ["train.lr"]) == ["train.lr"]
     with pytest.raises(ConfigError) as error:
-        compare_recipes(old, recipe(tmp_path, overrides=["rollout.temperature=0.9"]).to_dict(), ["rollout.temperature"])
+        compare_recipes(
+            old,
+            recipe(tmp_path, overrides=["rollout.temperature=0.9"]).to_dict(),
+            ["rollout.temperature"],
+        )
     assert "rollout.temperature" in error.value.render()
 
 
@@ -180,6 +194,12 @@ def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
 
     from vistill.studies.stages import tell_kept
 
-    tell_kept(str(REPO / "recipes" / "every_method.yaml"), ["student.model=x", "train.steps=2"], ["opd", "visual_opsd"])
+    tell_kept(
+        str(REPO / "recipes" / "every_method.yaml"),
+        ["student.model=x", "train.steps=2"],
+        ["opd", "visual_opsd"],
+    )
     told = capsys.readouterr().err.splitlines()
-    assert told == ["stage visual_opsd keeps its own student.model; to change it: stages.visual_opsd.student.model=..."]
+    assert told == [
+        "stage visual_opsd keeps its own student.model; to change it: stages.visual_opsd.student.model=..."
+    ]

@@ -12,7 +12,7 @@ from vistill.cli.explain import explain_word, long_forms
 from vistill.cli.main import app, entry
 from vistill.config import Recipe, method_schemas
 from vistill.errors import CATALOGUE, ConfigError, VistillError
-from vistill.runs.resuming import flatten
+from vistill.runs.recipe_changes import flatten
 
 KINDS = {kind.__name__ for kind in [VistillError, *VistillError.__subclasses__()]}
 
@@ -22,7 +22,9 @@ def recipe_keys():
     from vistill.config import ModelSettings
 
     plain = Recipe("x", ModelSettings(), "sft").to_dict()
-    keys = set(flatten(plain)) | {f"{m}.{k}" for m, s in method_schemas().items() for k in s["properties"]}
+    keys = set(flatten(plain)) | {
+        f"{m}.{k}" for m, s in method_schemas().items() for k in s["properties"]
+    }
     return keys | {".".join(key.split(".")[:n]) for key in keys for n in (1, 2)}
 
 
@@ -31,9 +33,13 @@ def python_arguments():
     import inspect
 
     from vistill.api import distill
-    from vistill.studies.replaying import replay
+    from vistill.studies.replay import replay_run
 
-    return {name for function in (distill, replay) for name in inspect.signature(function).parameters}
+    return {
+        name
+        for function in (distill, replay_run)
+        for name in inspect.signature(function).parameters
+    }
 
 
 KEYS = recipe_keys() | python_arguments()
@@ -48,9 +54,15 @@ def wrong_names(text):
             wrong.append(f"vistill {verb}")
             continue
         options = {o for p in commands[verb].params for o in p.opts} | {"--help"}
-        wrong += [f"vistill {verb} {o}" for o in re.findall(r"(--[a-z-]+)", rest) if o not in options]
+        wrong += [
+            f"vistill {verb} {o}" for o in re.findall(r"(--[a-z-]+)", rest) if o not in options
+        ]
     for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=(?!=)", text):
-        if key not in KEYS and not key.startswith("stages.") and key not in {"key", "prompt", "pattern"}:
+        if (
+            key not in KEYS
+            and not key.startswith("stages.")
+            and key not in {"key", "prompt", "pattern"}
+        ):
             wrong.append(f"{key}=")
     return wrong
 
@@ -61,7 +73,9 @@ def test_every_code_has_a_long_form_of_substance():
         labels = [label for label, _ in parts]
         assert labels[0] == ""
         assert list(dict.fromkeys(labels[1:])) == ["how", "why", "fix", "see"], code
-        by_label = {label: " ".join(text for other, text in parts if other == label) for label in labels}
+        by_label = {
+            label: " ".join(text for other, text in parts if other == label) for label in labels
+        }
         assert all(len(by_label[label]) >= 25 for label in ("how", "why", "fix")), code
         assert explain_word(code).startswith(f"{code}: {CATALOGUE[code]}\n")
         assert max(map(len, explain_word(code).splitlines()[1:])) <= 100, code
@@ -85,19 +99,30 @@ def errors_in_the_code():
     """(place, code, whether it has a fix, the constant words of its fix) of every error that is made somewhere."""
     for path in sorted((REPO / "vistill").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            made = isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS and node.args
+            made = (
+                isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS and node.args
+            )
             if made and isinstance(node.args[0], ast.Constant):
                 fix = next((k.value for k in node.keywords if k.arg == "fix"), None)
-                words = [n.value for n in ast.walk(fix) if isinstance(n, ast.Constant)] if fix else []
+                words = (
+                    [n.value for n in ast.walk(fix) if isinstance(n, ast.Constant)] if fix else []
+                )
                 place = f"{path.relative_to(REPO)}:{node.lineno}"
-                yield place, node.args[0].value, fix is not None, [w for w in words if isinstance(w, str)]
+                yield (
+                    place,
+                    node.args[0].value,
+                    fix is not None,
+                    [w for w in words if isinstance(w, str)],
+                )
 
 
 def test_every_error_has_a_fix_that_names_nothing_that_does_not_exist():
     found = list(errors_in_the_code())
     assert len(found) > 60
     assert [place for place, _, has_fix, _ in found if not has_fix] == []
-    assert [(place, wrong) for place, _, _, words in found for wrong in wrong_names("\n".join(words))] == []
+    assert [
+        (place, wrong) for place, _, _, words in found for wrong in wrong_names("\n".join(words))
+    ] == []
 
 
 @pytest.mark.parametrize("word", ["nonsense", "va-odp", "picture", "D999", "x" * 500])
@@ -124,7 +149,9 @@ def test_lists_of_codes_and_methods_are_one_line_each():
     assert {line[:2] for line in explain_word("D2").splitlines()} == {"D2"}
 
 
-def test_the_twin_for_machines_has_the_same_content_and_a_traceback_is_shown_on_demand(tmp_path, monkeypatch, capsys):
+def test_the_twin_for_machines_has_the_same_content_and_a_traceback_is_shown_on_demand(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("VISTILL_ERROR_JSON", str(tmp_path / "error.json"))
     monkeypatch.setenv("VISTILL_TRACEBACK", "")
     for words in (["explain", "nonsense"], ["--traceback", "explain", "nonsense"]):
@@ -136,7 +163,9 @@ def test_the_twin_for_machines_has_the_same_content_and_a_traceback_is_shown_on_
         assert ("Traceback" in shown) == (words[0] == "--traceback")
 
 
-def test_a_failed_run_keeps_its_message_and_its_traceback_until_the_next_start(tmp_path, monkeypatch):
+def test_a_failed_run_keeps_its_message_and_its_traceback_until_the_next_start(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISTILL_ERROR_JSON", raising=False)
     (tmp_path / "r.yaml").write_text(
@@ -152,7 +181,9 @@ def test_a_failed_run_keeps_its_message_and_its_traceback_until_the_next_start(t
     assert json.loads((tmp_path / "x" / "error.json").read_text())["code"] == "D204"
 
 
-def test_another_method_on_the_command_line_leaves_the_files_own_knobs_behind(tmp_path, monkeypatch, capsys):
+def test_another_method_on_the_command_line_leaves_the_files_own_knobs_behind(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(
         "run: x\nmethod: va_opd\nva_opd: {high_share: 0.3}\nstudent: {model: 'vistill:student'}\n"

@@ -37,7 +37,9 @@ def made(**changes):
     return tree
 
 
-@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in CLASSES.items() for key in sorted(keys)])
+@pytest.mark.parametrize(
+    ("kind", "key"), [(kind, key) for kind, keys in CLASSES.items() for key in sorted(keys)]
+)
 def test_a_changed_key_is_silent_asked_for_or_refused_as_its_class_says(kind, key):
     old = made()
     assert key in flatten(old), f"{key} is no key of a recipe"
@@ -68,5 +70,11 @@ def keys_of(kind, prefix=""):
 
 
 def test_only_keys_that_were_thought_of_are_free_or_schedule():
-    lenient = {key for key in keys_of(Recipe) if key_class(key) != "identity" and not key.startswith("eval.")}
-    assert lenient == {key for key in CLASSES["free"] | CLASSES["schedule"] if not key.startswith("eval.")}
+    lenient = {
+        key
+        for key in keys_of(Recipe)
+        if key_class(key) != "identity" and not key.startswith("eval.")
+    }
+    assert lenient == {
+        key for key in CLASSES["free"] | CLASSES["schedule"] if not key.startswith("eval.")
+    }

@@ -28,10 +28,14 @@ VERBS = [
 
 
 def run(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"]]
+)
 def test_help_and_explain_import_nothing_heavy(words):
     code = (
         "import sys\nfrom vistill.cli.main import entry\n"
@@ -43,13 +47,19 @@ def test_help_and_explain_import_nothing_heavy(words):
 
 
 def test_importing_the_package_imports_nothing_heavy_and_every_public_name_exists():
-    done = run("import sys, vistill\nassert 'torch' not in sys.modules\nfor n in vistill.__all__: getattr(vistill, n)")
+    done = run(
+        "import sys, vistill\nassert 'torch' not in sys.modules\nfor n in vistill.__all__: getattr(vistill, n)"
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["vistill.config", "vistill.report.page", "vistill.runs.folder", "vistill.cli.init"])
+@pytest.mark.parametrize(
+    "module", ["vistill.config", "vistill.report.page", "vistill.runs.folder", "vistill.cli.init"]
+)
 def test_rooms_that_need_no_torch_import_none(module):
-    done = run(f"import sys, {module}\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    done = run(
+        f"import sys, {module}\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -117,16 +127,30 @@ def test_the_papers_recipe_holds_the_papers_numbers():
 
     recipe = load_recipe(REPO / "recipes" / "va_opd_qwen3vl_8b_to_2b.yaml")
     train, default = recipe.train, TrainSettings()
-    assert (train.prompts_per_step, train.epochs, train.lr, train.betas) == (16, 5, 1e-6, (0.9, 0.95))
+    assert (train.prompts_per_step, train.epochs, train.lr, train.betas) == (
+        16,
+        5,
+        1e-6,
+        (0.9, 0.95),
+    )
     assert (train.weight_decay, train.schedule.kind, train.schedule.warmup, train.clip_norm) == (
         0.1,
         "cosine",
         0.05,
         1.0,
     )
-    assert (default.prompts_per_step, default.lr, default.betas) == (train.prompts_per_step, train.lr, train.betas)
+    assert (default.prompts_per_step, default.lr, default.betas) == (
+        train.prompts_per_step,
+        train.lr,
+        train.betas,
+    )
     rollout = recipe.rollout
-    assert (rollout.per_prompt, rollout.temperature, rollout.top_p, rollout.max_new_tokens) == (4, 0.7, 0.95, 4096)
+    assert (rollout.per_prompt, rollout.temperature, rollout.top_p, rollout.max_new_tokens) == (
+        4,
+        0.7,
+        0.95,
+        4096,
+    )
     assert recipe.knobs == {}
 
 
@@ -171,14 +195,17 @@ def test_the_annotated_tree_of_the_readme_is_the_tree_on_disk():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (REPO / "docs").glob("*.md"))]
+    "name",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (REPO / "docs").glob("*.md"))],
 )
 def test_links_and_paths_of_the_docs_exist(name):
     path = REPO / name
     text = path.read_text()
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
         assert (path.parent / target).exists(), f"{name}: {target}"
-    for mentioned in re.findall(r"`((?:vistill|tests|recipes|examples|benchmarks|docs)/[\w./-]+\.\w+)`", text):
+    for mentioned in re.findall(
+        r"`((?:vistill|tests|recipes|examples|benchmarks|docs)/[\w./-]+\.\w+)`", text
+    ):
         assert (REPO / mentioned).exists(), f"{name}: {mentioned}"
 
 
@@ -187,7 +214,9 @@ def test_budgets_on_the_tail():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         lines = len(text.splitlines())
-        assert lines <= 400 or "over 400 lines" in text[:400], f"{path.relative_to(REPO)}: {lines} lines"
+        assert lines <= 400 or "over 400 lines" in text[:400], (
+            f"{path.relative_to(REPO)}: {lines} lines"
+        )
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
@@ -204,7 +233,7 @@ def test_the_shipped_models_match_their_cards():
         card = json.loads((folder / "CARD.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         assert hashlib.sha256(weights).hexdigest() == card["sha256"]
-        assert card["command"].startswith("python -m vistill.studies.raising")
+        assert card["command"].startswith("python -m vistill.studies.make_tiny_models")
         total += sum(p.stat().st_size for p in folder.iterdir())
     assert total < 3_000_000
 

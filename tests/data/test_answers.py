@@ -38,12 +38,16 @@ def rows(shared_data, name):
 @pytest.mark.parametrize("name", SETS)
 def test_gold_answers_pass_their_own_checker(shared_data, math, name):
     failed = [
-        (a, c) for a, c in rows(shared_data, name) if not judge_answer(gold_response(a), a, c, "first", math).correct
+        (a, c)
+        for a, c in rows(shared_data, name)
+        if not judge_answer(gold_response(a), a, c, "first", math).correct
     ]
     assert failed == []
 
 
-@pytest.mark.parametrize("name", ["geometry_mathv", "mathvision_testmini", "wemath", "blink_jigsaw"])
+@pytest.mark.parametrize(
+    "name", ["geometry_mathv", "mathvision_testmini", "wemath", "blink_jigsaw"]
+)
 def test_another_letter_is_never_right(shared_data, name):
     for answer, choices in rows(shared_data, name):
         if choices and len(answer) == 1:
@@ -98,7 +102,9 @@ def test_it_works_in_a_thread():
     out = []
     with MathJudge() as judge:
         worker = threading.Thread(
-            target=lambda: out.append(judge_answer("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}", (), "first", judge).correct)
+            target=lambda: out.append(
+                judge_answer("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}", (), "first", judge).correct
+            )
         )
         worker.start()
         worker.join()

@@ -5,7 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from vistill.data.diagrams import Diagram, DiagramSettings, diagram_prompts, diagrams, favourite, split_of
+from vistill.data.diagrams import (
+    Diagram,
+    DiagramSettings,
+    biased_value,
+    diagram_prompts,
+    diagram_split,
+    diagrams,
+)
 from vistill.data.drawing import glyph
 from vistill.data.wording import stated_values
 from vistill.views import pixelate
@@ -31,7 +38,9 @@ def test_d2_pixelation_hides_which_digit_is_drawn_and_d3_keeps_the_colour():
     """A nearest-centroid reader on pixelated pixels is near chance on digits and near perfect on colours."""
     items = diagrams("train", 1500, 3, DiagramSettings(versions=("vision_dominant",)))
     items = [i for i in items if i.kind == "segment"]
-    pixels = np.stack([np.asarray(pixelate(i.picture()).resize((6, 6)), float).ravel() for i in items])
+    pixels = np.stack(
+        [np.asarray(pixelate(i.picture()).resize((6, 6)), float).ravel() for i in items]
+    )
     half = len(items) // 2
 
     def accuracy(labels):
@@ -41,7 +50,7 @@ def test_d2_pixelation_hides_which_digit_is_drawn_and_d3_keeps_the_colour():
         guess = np.argmin(((pixels[half:, None] - centres[None]) ** 2).sum(-1), 1)
         return float(np.mean(np.array(kinds)[guess] == labels[half:]))
 
-    uniform = [i for i in items if i.values[0] != favourite(i.kind, i.colour, False)]
+    uniform = [i for i in items if i.values[0] != biased_value(i.kind, i.colour, False)]
     assert len(uniform) > 50
     assert accuracy([i.colour for i in items]) > 0.9
     assert accuracy([i.values[0] for i in items]) < 0.45
@@ -49,7 +58,7 @@ def test_d2_pixelation_hides_which_digit_is_drawn_and_d3_keeps_the_colour():
 
 def test_d4_a_shortcut_predicts_values_more_often_than_chance():
     items = diagrams("train", 600, 1)
-    hits = [v == favourite(i.kind, i.colour, False) for i in items for v in i.values]
+    hits = [v == biased_value(i.kind, i.colour, False) for i in items for v in i.values]
     assert 0.3 < np.mean(hits) < 0.6
 
 
@@ -68,17 +77,22 @@ def test_d6_and_d9_the_solution_ends_in_the_exact_answer_and_states_the_values(t
         assert text.endswith(f"\\boxed{{{item.answer}}}.")
         assert stated_values(item.kind, text) == tuple(map(str, item.values))
         for left, op, right, result in re.findall(r"(\d+)([-+*])(\d+)=(\d+)", text):
-            assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[op] == int(
-                result
-            )
+            assert {
+                "+": int(left) + int(right),
+                "-": int(left) - int(right),
+                "*": int(left) * int(right),
+            }[op] == int(result)
 
 
 def test_d7_versions_range_from_all_values_in_the_text_to_none():
     for item in diagrams("train", 300, 4, ALL):
         given = re.findall(r"=(\d+)", item.question())
-        expected = {"text_dominant": len(item.values), "text_lite": 1, "vision_dominant": 0, "vision_only": 0}[
-            item.version
-        ]
+        expected = {
+            "text_dominant": len(item.values),
+            "text_lite": 1,
+            "vision_dominant": 0,
+            "vision_only": 0,
+        }[item.version]
         assert len(given) == expected
         assert sum(item.visible) == len(item.values) - (item.version == "text_lite")
 
@@ -93,7 +107,7 @@ def test_d9_splits_share_no_number_combination():
     assert not seen["train"] & seen["test"]
     assert not seen["train"] & seen["val"]
     assert not seen["val"] & seen["test"]
-    assert split_of("bars", (1, 2, 3)) == split_of("bars", (1, 2, 3))
+    assert diagram_split("bars", (1, 2, 3)) == diagram_split("bars", (1, 2, 3))
 
 
 def test_the_same_seed_draws_the_same_pictures_and_items_do_not_depend_on_the_count():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vistill.data.keys import num_steps, rows_of_step
 from vistill.data.loading import LoadedData, check_overlap, hold_out, load_both, load_rows
-from vistill.data.rows import PLACEHOLDER, fill
+from vistill.data.rows import PLACEHOLDER, fill_template
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
 from vistill.types import Prompt
@@ -43,11 +43,25 @@ def row(question="What?", images=("0.png",), answer="1", **more):
 
 def test_numbered_and_plain_placeholders_put_pictures_in_place(folder):
     path = write(
-        folder, [row("a <image2> b <image1> c", ["0.png", "1.png"]), row("<image> then <image>", ["2.png", "3.png"])]
+        folder,
+        [
+            row("a <image2> b <image1> c", ["0.png", "1.png"]),
+            row("<image> then <image>", ["2.png", "3.png"]),
+        ],
     )
     first, second = load(path).prompts
-    assert [p if isinstance(p, str) else p.name for p in first.parts] == ["a ", "1.png", " b ", "0.png", " c"]
-    assert [p if isinstance(p, str) else p.name for p in second.parts] == ["2.png", " then ", "3.png"]
+    assert [p if isinstance(p, str) else p.name for p in first.parts] == [
+        "a ",
+        "1.png",
+        " b ",
+        "0.png",
+        " c",
+    ]
+    assert [p if isinstance(p, str) else p.name for p in second.parts] == [
+        "2.png",
+        " then ",
+        "3.png",
+    ]
 
 
 def test_pictures_without_a_placeholder_come_first(folder):
@@ -70,7 +84,10 @@ def test_a_row_without_choices_leaves_no_trace_of_them(folder):
 
 
 def test_a_template_leaves_latex_braces_alone():
-    assert fill("\\boxed{{{answer}}} \\frac{1}{2} {other}", answer="x{y}") == "\\boxed{x{y}} \\frac{1}{2} {other}"
+    assert (
+        fill_template("\\boxed{{{answer}}} \\frac{1}{2} {other}", answer="x{y}")
+        == "\\boxed{x{y}} \\frac{1}{2} {other}"
+    )
 
 
 def test_a_response_template_writes_responses_for_sft(folder):
@@ -180,7 +197,8 @@ def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("0.png", None), ("/etc/hostname", "D206"), ("../x.png", "D206"), ("https://h/x.png", "D205")]
+    ("name", "code"),
+    [("0.png", None), ("/etc/hostname", "D206"), ("../x.png", "D206"), ("https://h/x.png", "D205")],
 )
 def test_a_picture_that_a_parquet_file_only_names_follows_the_same_rules(folder, name, code):
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
@@ -229,7 +247,12 @@ def test_a_hub_source_that_is_malformed_is_explained():
 
 
 def test_every_real_row_is_read_or_named(shared_data):
-    for name, expected in (("geometry_mathv", 466), ("blink_jigsaw", 120), ("geometry3k_sample", 8), ("wemath", 314)):
+    for name, expected in (
+        ("geometry_mathv", 466),
+        ("blink_jigsaw", 120),
+        ("geometry3k_sample", 8),
+        ("wemath", 314),
+    ):
         path = str(shared_data / name / "data.jsonl")
         data = load(path, columns=Columns(choices="choices", id="id"))
         assert (len(data.prompts), data.quarantined) == (expected, [])
@@ -250,7 +273,9 @@ def test_every_row_occurs_once_an_epoch_and_the_order_is_a_function():
 def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allowed(folder):
     path = write(folder, [row(), row("Why?"), row("Why?", answer="2")])
     other = folder / "eval.jsonl"
-    other.write_text(json.dumps(row("Why?", answer="3")) + "\n" + json.dumps(row("Why?", ["1.png"])) + "\n")
+    other.write_text(
+        json.dumps(row("Why?", answer="3")) + "\n" + json.dumps(row("Why?", ["1.png"])) + "\n"
+    )
     settings = DataSettings(train=path, eval=str(other))
     both = load_both(settings)
     with pytest.raises(VistillError) as caught:
@@ -272,7 +297,9 @@ def test_equal_questions_are_held_out_together(folder):
 def holding_out(sizes, count):
     """Held and kept rows where the questions are repeated so often."""
     rows = [
-        Prompt(f"{g}-{i}", (f"question {g}",), content=f"q{g}-{i}") for g, size in enumerate(sizes) for i in range(size)
+        Prompt(f"{g}-{i}", (f"question {g}",), content=f"q{g}-{i}")
+        for g, size in enumerate(sizes)
+        for i in range(size)
     ]
     train, held = hold_out(LoadedData(rows, [], []), count)
     assert sorted(p.id for p in (*train.prompts, *held.prompts)) == sorted(p.id for p in rows)

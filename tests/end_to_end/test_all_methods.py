@@ -57,7 +57,9 @@ def test_stages_share_their_start_and_their_prompts(made):
     }
     assert first["opd"]["accuracy"] == first["vgs"]["accuracy"] == first["grpo"]["accuracy"]
     tokens = {
-        name: json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[0])["rollout/tokens"]
+        name: json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[0])[
+            "rollout/tokens"
+        ]
         for name in first
     }
     assert len(set(tokens.values())) == 1

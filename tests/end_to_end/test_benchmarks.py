@@ -5,7 +5,11 @@ import json
 import pytest
 from conftest import REPO
 
-TITLES = {"vistill": "vistill 0", "trl": "TRL 1, `DistillationTrainer`", "hf": "transformers 5, `Trainer`"}
+TITLES = {
+    "vistill": "vistill 0",
+    "trl": "TRL 1, `DistillationTrainer`",
+    "hf": "transformers 5, `Trainer`",
+}
 
 
 def measured():
@@ -25,14 +29,24 @@ def test_the_table_next_to_the_trainers_is_renewed_between_its_markers(monkeypat
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     from next_to_table import BEGIN, END, with_table
 
-    about = {"command": "python next_to_trainers.py", "date": "2026-11-25", "python": "3.11", "torch": "2", "cores": 2}
-    text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured(), {**about, "titles": TITLES})
+    about = {
+        "command": "python next_to_trainers.py",
+        "date": "2026-11-25",
+        "python": "3.11",
+        "torch": "2",
+        "cores": 2,
+    }
+    text = with_table(
+        f"before\n{BEGIN}\nold\n{END}\nafter\n", measured(), {**about, "titles": TITLES}
+    )
     assert text.startswith(
         f"before\n{BEGIN}\n| | vistill 0 | TRL 1, `DistillationTrainer` | transformers 5, `Trainer` |\n"
     )
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    lines = dict(line.strip("|").split("|", 1) for line in text.splitlines() if line.startswith("| "))
+    lines = dict(
+        line.strip("|").split("|", 1) for line in text.splitlines() if line.startswith("| ")
+    )
     assert " 11 of 11 | two undisturbed runs differ | 10 of 11 " in lines.values()
     assert " 0 of 9 | two undisturbed runs differ | 3 of 9 " in lines.values()
     assert " 3 of 5 | 3 of 5 | 3 of 5 " in lines.values()
@@ -41,7 +55,9 @@ def test_the_table_next_to_the_trainers_is_renewed_between_its_markers(monkeypat
 
 
 def test_the_stored_results_next_to_the_trainers_count_every_trial_once():
-    stored = json.loads((REPO / "benchmarks" / "results" / "next_to_trainers.json").read_text(encoding="utf-8"))
+    stored = json.loads(
+        (REPO / "benchmarks" / "results" / "next_to_trainers.json").read_text(encoding="utf-8")
+    )
     counted = {
         "stop": ("same", "different", "stuck"),
         "kill": ("same", "different", "stuck"),
@@ -50,7 +66,10 @@ def test_the_stored_results_next_to_the_trainers_count_every_trial_once():
     rows = [row for row in stored["rows"] if row["name"] in counted]
     assert {row["tool"] for row in rows} == set(TITLES)
     for row in rows:
-        assert sum(row[end] for end in counted[row["name"]]) == row["tried"], (row["name"], row["tool"])
+        assert sum(row[end] for end in counted[row["name"]]) == row["tried"], (
+            row["name"],
+            row["tool"],
+        )
         assert len(row.get("tries", range(row["tried"]))) == row["tried"]
 
 

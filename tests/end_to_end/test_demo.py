@@ -30,7 +30,9 @@ stages:
 def start(folder, *words):
     command = [sys.executable, "-m", "vistill", "demo", *words]
     with (folder / "output").open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=folder, start_new_session=True
+        )
 
 
 def steps(folder):
@@ -64,7 +66,9 @@ def test_ctrl_c_saves_every_arm_and_the_same_command_ends_with_the_same_bits(fol
     assert start(folder, "--run", "b").wait(300) == 0, (folder / "output").read_text()
     for name in ("opd", "va_opd"):
         for log in ("metrics.jsonl", "evaluations.jsonl"):
-            assert (folder / "a" / name / log).read_text() == (folder / "b" / name / log).read_text()
+            assert (folder / "a" / name / log).read_text() == (
+                folder / "b" / name / log
+            ).read_text()
 
     assert start(folder, "--run", "a").wait(60) == 0
     assert (folder / "output").read_text().count("is finished already") == 2

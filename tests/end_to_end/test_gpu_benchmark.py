@@ -27,7 +27,11 @@ def run_script(*arguments, code=None):
     start = ["-c", code] if code else [str(SCRIPT)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, check=False, env=env
+        [sys.executable, *start, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
     )
 
 
@@ -35,7 +39,10 @@ def run_fake(tmp_path, functions, budget=60.0, tiny=True):
     """Items made of plain functions, through the real runner; whether all was well, and the stored results."""
     from gpu_runner import Bench, Item, run_items
 
-    items = [function if isinstance(function, Item) else Item(function.__name__, 1, function) for function in functions]
+    items = [
+        function if isinstance(function, Item) else Item(function.__name__, 1, function)
+        for function in functions
+    ]
     out = tmp_path / "gpu.json"
     good = run_items(items, Bench(tiny, torch.device("cpu")), budget, out, {"torch": "2"})
     assert list(tmp_path.iterdir()) == [out]
@@ -53,9 +60,14 @@ def test_all_that_is_taken_from_vistill_is_there():
 
     assert all(hasattr(gpu_setup, name) for name in gpu_setup.__all__)
     assert {"build_model", "build_step", "write_rollouts", "plain_step"} <= set(gpu_setup.__all__)
-    others = [REPO / "benchmarks" / f"{name}.py" for name in ("gpu", "gpu_items", "gpu_kernels", "gpu_runner")]
+    others = [
+        REPO / "benchmarks" / f"{name}.py"
+        for name in ("gpu", "gpu_items", "gpu_kernels", "gpu_runner")
+    ]
     for file in others:
-        assert not re.search(r"^\s*(from|import) vistill", file.read_text(), re.MULTILINE), file.name
+        assert not re.search(r"^\s*(from|import) vistill", file.read_text(), re.MULTILINE), (
+            file.name
+        )
     names = [item.name for item in gpu_items.ITEMS]
     assert len(set(names)) == len(names)
 
@@ -125,7 +137,10 @@ def test_what_does_not_fit_into_the_budget_is_skipped_with_the_reason(tmp_path):
     long, needy = Item("long", 1000, fine), Item("needy", 1, fine, ("teacher",))
     good, results = run_fake(tmp_path, [long, not_here, needy, fine], tiny=False)
     assert good
-    assert results["items"]["long"] == {"status": "skipped", "reason": "needs about 1000 s, 60 s are left"}
+    assert results["items"]["long"] == {
+        "status": "skipped",
+        "reason": "needs about 1000 s, 60 s are left",
+    }
     assert results["items"]["not_here"]["reason"] == "no such kernel"
     assert results["items"]["needy"]["reason"] == "needs the teacher, which could not be built"
     assert results["items"]["fine"]["status"] == "ok"
@@ -150,7 +165,10 @@ def test_an_item_that_overruns_the_budget_is_stopped(tmp_path):
 def test_items_are_chosen_by_name_together_with_the_models_they_need():
     from gpu import chosen
 
-    items = [SimpleNamespace(name=n, needs=needs) for n, needs in (("a", ()), ("models", ()), ("b", ("student",)))]
+    items = [
+        SimpleNamespace(name=n, needs=needs)
+        for n, needs in (("a", ()), ("models", ()), ("b", ("student",)))
+    ]
     names = lambda wanted: [item.name for item in chosen(items, wanted)]
     assert names(None) == ["a", "models", "b"]
     assert names(["a"]) == ["a"]
@@ -164,7 +182,10 @@ def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
         pytest.skip("there is a GPU here")
     done = run_script("--out", tmp_path / "gpu.json")
     assert done.returncode == 1
-    assert done.stderr.strip() == "no CUDA device here: nothing was measured. --tiny runs the same code at toy sizes."
+    assert (
+        done.stderr.strip()
+        == "no CUDA device here: nothing was measured. --tiny runs the same code at toy sizes."
+    )
     assert not (tmp_path / "gpu.json").exists()
 
 
@@ -173,7 +194,9 @@ def test_packages_that_are_missing_are_named_at_the_start():
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
-    assert re.search(r"lacks what vistill needs: torch>=\S+, transformers>=\S+, .*pydantic>=", done.stderr)
+    assert re.search(
+        r"lacks what vistill needs: torch>=\S+, transformers>=\S+, .*pydantic>=", done.stderr
+    )
     assert "make gpu-wheels" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -182,7 +205,9 @@ def test_a_package_that_is_too_old_is_named(monkeypatch):
     import gpu
 
     real = gpu.version_of
-    monkeypatch.setattr(gpu, "version_of", lambda name: "5.9.1" if name == "transformers" else real(name))
+    monkeypatch.setattr(
+        gpu, "version_of", lambda name: "5.9.1" if name == "transformers" else real(name)
+    )
     (lacking,) = gpu.lacking_packages()
     assert re.fullmatch(r"transformers>=5[\d.]+ \(here: 5\.9\.1\)", lacking)
 
@@ -231,7 +256,11 @@ def test_every_item_has_values_at_toy_sizes(tmp_path, attention):
             assert item["values"], name
             assert item["seconds"] > 0
     rows = {row["name"] for row in results["rows"]}
-    assert {"G1_loss_time_over_floor_torch", "G2_va_step_over_rows_opd", "G3_matrix_rate_over_peak"} <= rows
+    assert {
+        "G1_loss_time_over_floor_torch",
+        "G2_va_step_over_rows_opd",
+        "G3_matrix_rate_over_peak",
+    } <= rows
     assert results["about"]["torch"] == torch.__version__
     assert results["items"]["models"]["values"]["student"]["attention"] == attention
     checks = json.dumps(results["items"])

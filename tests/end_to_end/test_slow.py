@@ -40,9 +40,10 @@ def test_real_geometry_runs_from_warm_up_to_report_and_loses_no_row(shared_data,
         }
         assert wanted.items() <= counts.items()
         assert counts["eval"].startswith("held out of ")
-    last = [json.loads(line) for line in (tmp_path / "geo" / "va_opd" / "evaluations.jsonl").read_text().splitlines()][
-        -1
-    ]
+    last = [
+        json.loads(line)
+        for line in (tmp_path / "geo" / "va_opd" / "evaluations.jsonl").read_text().splitlines()
+    ][-1]
     assert last["rows"] == 66
     assert last["va/mean"] > 0, "pixelating a real figure does not move the teacher"
     page = (tmp_path / "geo" / "report.html").read_text()

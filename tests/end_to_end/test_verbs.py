@@ -13,14 +13,20 @@ QUICK = ["data.diagrams.train=16", "data.diagrams.eval=8", "train.steps=2", "tra
 
 def vistill(*words, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "vistill", *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "vistill", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "quick"
-    done = vistill("train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={run}", *QUICK)
+    done = vistill(
+        "train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={run}", *QUICK
+    )
     assert done.returncode == 0, done.stderr
     return run / "va_opd"
 
@@ -37,10 +43,23 @@ def test_train_leaves_the_whole_run_folder(trained):
 
 
 def test_the_same_command_again_changes_nothing(trained):
-    before = (trained / "metrics.jsonl").read_text(), json.loads((trained / "result.json").read_text())
-    done = vistill("train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={trained.parent}", *QUICK)
+    before = (
+        (trained / "metrics.jsonl").read_text(),
+        json.loads((trained / "result.json").read_text()),
+    )
+    done = vistill(
+        "train",
+        REPO / "recipes" / "demo.yaml",
+        "--stage",
+        "va_opd",
+        f"run={trained.parent}",
+        *QUICK,
+    )
     assert done.returncode == 0, done.stderr
-    assert ((trained / "metrics.jsonl").read_text(), json.loads((trained / "result.json").read_text())) == before
+    assert (
+        (trained / "metrics.jsonl").read_text(),
+        json.loads((trained / "result.json").read_text()),
+    ) == before
 
 
 def test_a_changed_recipe_is_refused_and_nothing_is_lost(trained):
@@ -77,7 +96,9 @@ def test_a_run_can_be_repeated_from_its_own_recipe_to_the_same_bits(trained, tmp
     assert done.returncode == 0, done.stderr
     read = lambda folder: json.loads((folder / "result.json").read_text())["weights_sha256"]
     assert read(tmp_path / "again") == read(trained)
-    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (
+        trained / "metrics.jsonl"
+    ).read_text()
 
 
 def test_report_over_several_runs(trained, tmp_path):
@@ -87,7 +108,14 @@ def test_report_over_several_runs(trained, tmp_path):
 
 
 def test_a_start_that_failed_on_bad_data_binds_nobody_to_its_recipe(tmp_path):
-    words = ["train", REPO / "recipes" / "demo.yaml", "--stage", "opd", f"run={tmp_path / 'r'}", *QUICK]
+    words = [
+        "train",
+        REPO / "recipes" / "demo.yaml",
+        "--stage",
+        "opd",
+        f"run={tmp_path / 'r'}",
+        *QUICK,
+    ]
     assert vistill(*words, "data.train=gone.jsonl").returncode == 3
     error = json.loads((tmp_path / "r" / "opd" / "error.json").read_text())
     assert error["code"] == "D102"
@@ -118,7 +146,10 @@ def test_a_late_row_that_is_too_long_or_has_no_response_is_found_before_the_firs
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    rows = [{"question": "short", "images": ["a.png"], "answer": "1", "response": "one"} for _ in range(300)]
+    rows = [
+        {"question": "short", "images": ["a.png"], "answer": "1", "response": "one"}
+        for _ in range(300)
+    ]
     rows[-1] = {"question": "long " * 300, "images": ["a.png"], "answer": "1", "response": None}
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -163,7 +194,9 @@ def test_doctor_and_explain():
     ],
 )
 def test_mistakes_end_in_a_code_a_fix_and_an_exit_status(tmp_path, words, code, status):
-    done = vistill(*words, *([f"run={tmp_path / 'r'}"] if words[0] == "train" else []), cwd=tmp_path)
+    done = vistill(
+        *words, *([f"run={tmp_path / 'r'}"] if words[0] == "train" else []), cwd=tmp_path
+    )
     assert done.returncode == status, done.stderr
     assert f"error[{code}]" in done.stderr
     assert "fix" in done.stderr

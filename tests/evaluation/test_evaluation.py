@@ -8,12 +8,12 @@ from conftest import build
 
 from vistill.data.diagrams import diagram_prompts, diagrams
 from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, summarise_tokens
-from vistill.evaluation.reading import stated_share, twin
+from vistill.evaluation.counterfactual import counterfactual_prompt, stated_share
 from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean_interval, wilson
 from vistill.signals.concentration import gini, top_mass_share
-from vistill.training.reading import Cast
+from vistill.training.step_inputs import Models
 
 SETTINGS = EvalSettings(limit=4, extra_limit=4, samples=2, max_new_tokens=6)
 
@@ -21,8 +21,8 @@ SETTINGS = EvalSettings(limit=4, extra_limit=4, samples=2, max_new_tokens=6)
 @pytest.fixture(scope="module")
 def result(tokenizer, teacher):
     student = build(tokenizer, 0).freeze()
-    cast = Cast(student, teacher, student.vocabulary_size)
-    return evaluate(cast, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0))
+    models = Models(student, teacher, student.vocabulary_size)
+    return evaluate(models, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0))
 
 
 def test_the_summary_has_every_figure_with_its_denominator(result):
@@ -44,21 +44,28 @@ def test_every_sample_is_written_with_its_view(result):
     assert len(result.to_lines().splitlines()) == len(result.samples)
 
 
-def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(tokenizer, teacher, result):
+def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(
+    tokenizer, teacher, result
+):
     from dataclasses import replace
 
     student = build(tokenizer, 0).freeze()
-    cast = Cast(student, teacher, student.vocabulary_size)
+    models = Models(student, teacher, student.vocabulary_size)
     again = evaluate(
-        cast, diagram_prompts("val", 4, 0), replace(SETTINGS, rows_per_call=2), diagrams=diagrams("val", 4, 0)
+        models,
+        diagram_prompts("val", 4, 0),
+        replace(SETTINGS, rows_per_call=2),
+        diagrams=diagrams("val", 4, 0),
     )
     assert again.to_lines() == result.to_lines()
 
 
 def test_the_student_as_its_own_teacher_has_no_kl(teacher):
-    cast = Cast(teacher, teacher, teacher.vocabulary_size)
+    models = Models(teacher, teacher, teacher.vocabulary_size)
     out = evaluate(
-        cast, diagram_prompts("val", 2, 0), EvalSettings(limit=2, max_new_tokens=6, blind=False, greedy=False)
+        models,
+        diagram_prompts("val", 2, 0),
+        EvalSettings(limit=2, max_new_tokens=6, blind=False, greedy=False),
     )
     assert out.summary["kl/mean"] == pytest.approx(0, abs=1e-6)
 
@@ -148,7 +155,7 @@ def test_the_interval_of_several_samples_holds_more_often_than_the_normal_one(ra
 
 def test_a_twin_changes_one_drawn_label():
     for item in diagrams("val", 30, 0):
-        other, index = twin(item, item.key)
+        other, index = counterfactual_prompt(item, item.key)
         assert item.visible[index]
         assert [a == b for a, b in zip(item.values, other.values, strict=True)].count(False) == 1
         assert other.values[index] != item.values[index]
@@ -161,7 +168,9 @@ def test_stated_labels_are_counted_in_reading_order(teacher):
     prompt = diagram_prompts("val", 1, 3)[0]
 
     def say(text):
-        return [Answered(prompt, View.FULL, "sampled", Rollout((1,), 0, Finish.STOP), text, None, False)]
+        return [
+            Answered(prompt, View.FULL, "sampled", Rollout((1,), 0, Finish.STOP), text, None, False)
+        ]
 
     assert stated_share(say(prompt.response))["reading/stated"] == 1.0
     assert stated_share(say("nothing"))["reading/stated"] == 0.0
@@ -179,9 +188,9 @@ ROWS = [drawn("a", "red"), drawn("b", "red"), drawn("c", "red"), drawn("d", "blu
 
 
 @pytest.fixture(scope="module")
-def cast(tokenizer, teacher):
+def models(tokenizer, teacher):
     student = build(tokenizer, 0).freeze()
-    return Cast(student, teacher, student.vocabulary_size)
+    return Models(student, teacher, student.vocabulary_size)
 
 
 @pytest.fixture
@@ -198,7 +207,7 @@ def shown(monkeypatch):
             seen.append((prompt.id, out.images[0].load().getpixel((0, 0))))
         return out
 
-    monkeypatch.setattr(answering, "see", watch)
+    monkeypatch.setattr(answering, "apply_view", watch)
     return seen
 
 
@@ -206,23 +215,23 @@ QUICK = EvalSettings(max_new_tokens=3, greedy=False, advantage=False, reading=Fa
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_swapped_never_shows_a_row_its_own_picture_again(cast, shown):
-    summary = evaluate(cast, ROWS, QUICK).summary
+def test_swapped_never_shows_a_row_its_own_picture_again(models, shown):
+    summary = evaluate(models, ROWS, QUICK).summary
     assert shown == [("a", BLUE), ("b", BLUE), ("c", BLUE), ("d", RED)]
     assert summary["swapped_rows"] == 4
 
 
-def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(cast, shown):
+def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(models, shown):
     from dataclasses import replace
 
     partner = {"a": BLUE, "b": BLUE, "c": BLUE, "d": RED}
-    evaluate(cast, ROWS, replace(QUICK, limit=2))
+    evaluate(models, ROWS, replace(QUICK, limit=2))
     assert len(shown) == 2
     assert all(partner[name] == colour for name, colour in shown)
 
 
-def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(cast, shown):
-    out = evaluate(cast, ROWS[:3], QUICK)
+def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(models, shown):
+    out = evaluate(models, ROWS[:3], QUICK)
     assert shown == []
     assert out.summary["swapped_rows"] == 0
     assert out.summary["blind_rows"] == 3
@@ -230,52 +239,72 @@ def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(cas
     assert "gap/pixelated" in out.summary
 
 
-def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(cast, monkeypatch):
+def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(models, monkeypatch):
     """Rows with two pictures, one of which all rows share: only rows that see another one count, on both sides."""
     from vistill.data.answers import Verdict
     from vistill.evaluation import answering
     from vistill.types import Prompt
 
     two = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
-    rows = [two, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]  # no row has a third picture to show to `e`
-    monkeypatch.setattr(answering, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right"))
-    summary = evaluate(cast, rows, QUICK).summary
+    rows = [
+        two,
+        *(Prompt(p.id, p.parts, "wrong") for p in ROWS),
+    ]  # no row has a third picture to show to `e`
+    monkeypatch.setattr(
+        answering, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right")
+    )
+    summary = evaluate(models, rows, QUICK).summary
     assert (summary["swapped_rows"], summary["blind_rows"]) == (4, 5)
     assert summary["accuracy"] == 0.2
     assert summary["gap/swapped"] == 0.0
 
 
-def test_rows_without_an_answer_are_read_but_judged_nowhere(cast, monkeypatch):
+def test_rows_without_an_answer_are_read_but_judged_nowhere(models, monkeypatch):
     from dataclasses import replace
 
     from vistill.data.answers import Verdict
     from vistill.evaluation import answering
 
-    monkeypatch.setattr(answering, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold)))
-    rows = [drawn("a", "red"), drawn("b", "blue", answer=""), drawn("c", "green"), drawn("d", "white", answer=None)]
-    out = evaluate(cast, rows, replace(QUICK, greedy=True, advantage=True))
+    monkeypatch.setattr(
+        answering, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold))
+    )
+    rows = [
+        drawn("a", "red"),
+        drawn("b", "blue", answer=""),
+        drawn("c", "green"),
+        drawn("d", "white", answer=None),
+    ]
+    out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True))
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == 1.0
-    assert (out.summary["rows"], out.summary["blind_rows"], out.summary["unanswered_rows"]) == (2, 2, 2)
+    assert (out.summary["rows"], out.summary["blind_rows"], out.summary["unanswered_rows"]) == (
+        2,
+        2,
+        2,
+    )
     assert [reading.prompt.id for reading in out.tokens] == ["a", "b", "c"]
-    assert [item["correct"] for item in out.heatmaps(cast.student)] == [True, None, True]
+    assert [item["correct"] for item in out.heatmaps(models.student)] == [True, None, True]
 
 
-def test_nothing_to_judge_gives_no_share(cast):
-    summary = evaluate(cast, [drawn("a", "red", answer="")], EvalSettings(max_new_tokens=3)).summary
+def test_nothing_to_judge_gives_no_share(models):
+    summary = evaluate(
+        models, [drawn("a", "red", answer="")], EvalSettings(max_new_tokens=3)
+    ).summary
     assert summary["rows"] == 0
     assert not {"accuracy", "greedy_accuracy", "accuracy/pixelated"} & set(summary)
 
 
 def test_shares_of_nothing_are_left_out():
-    facts = summarise_tokens([reading([0.0, 0.0], [0.1, 0.0], [0.0, 0.0], [False, False])], EvalSettings())
+    facts = summarise_tokens(
+        [reading([0.0, 0.0], [0.1, 0.0], [0.0, 0.0], [False, False])], EvalSettings()
+    )
     assert not {"critical/kl_share", "critical/misread_share"} & set(facts)
 
 
-def test_samples_carry_the_digest_of_question_and_pictures(cast):
+def test_samples_carry_the_digest_of_question_and_pictures(models):
     import json
 
     def asked(rows):
-        lines = evaluate(cast, rows, QUICK).to_lines().splitlines()
+        lines = evaluate(models, rows, QUICK).to_lines().splitlines()
         return {line["prompt"]: line["asked"] for line in map(json.loads, lines)}
 
     first = asked(ROWS)
@@ -303,15 +332,21 @@ def test_the_engine_that_is_handed_over_writes_every_answer(tokenizer, teacher, 
 
     student = build(tokenizer, 0).freeze()
     engine = Counting(HFEngine(student))
-    cast = Cast(student, teacher, student.vocabulary_size)
-    again = evaluate(cast, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0), engine=engine)
+    models = Models(student, teacher, student.vocabulary_size)
+    again = evaluate(
+        models,
+        diagram_prompts("val", 4, 0),
+        SETTINGS,
+        diagrams=diagrams("val", 4, 0),
+        engine=engine,
+    )
     assert engine.calls == 7  # sampled, greedy, three blind views, a diagram and its twin
     assert engine.states == ["wake", "sleep"]
     assert again.to_lines() == result.to_lines()
 
 
 def test_an_empty_answer_is_a_wrong_one_and_has_no_tokens_to_read(teacher):
-    from vistill.rollouts.boundary import CheckedEngine
+    from vistill.rollouts.checked_engine import CheckedEngine
     from vistill.rollouts.scripted import ScriptedEngine
 
     prompts = diagram_prompts("val", 3, 0)
@@ -319,7 +354,9 @@ def test_an_empty_answer_is_a_wrong_one_and_has_no_tokens_to_read(teacher):
     script = lambda key, sibling: () if key == prompts[0].id else right[key]
     engine = CheckedEngine(ScriptedEngine(script, teacher.stop_ids[0]), teacher)
     settings = EvalSettings(max_new_tokens=40, blind=False, reading=False)
-    out = evaluate(Cast(teacher, teacher, teacher.vocabulary_size), prompts, settings, engine=engine)
+    out = evaluate(
+        Models(teacher, teacher, teacher.vocabulary_size), prompts, settings, engine=engine
+    )
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == pytest.approx(2 / 3)
     assert out.summary["unparsed_share"] == pytest.approx(1 / 3)
     assert [reading.prompt.id for reading in out.tokens] == [p.id for p in prompts[1:]]

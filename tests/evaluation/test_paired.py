@@ -22,13 +22,21 @@ from vistill.evaluation.paired import (
 
 
 def record(name, correct, **changes):
-    plain = {"prompt": name, "asked": f"digest-{name}", "view": "full", "mode": "sampled", "sample": 0}
+    plain = {
+        "prompt": name,
+        "asked": f"digest-{name}",
+        "view": "full",
+        "mode": "sampled",
+        "sample": 0,
+    }
     return plain | {"question": f"What of {name}?", "gold": "7", "correct": correct} | changes
 
 
 def evaluation(answers, **changes):
     """`{"q1": [True, False]}` as stored lines, read again."""
-    lines = [record(n, c, sample=i, **changes) for n, row in answers.items() for i, c in enumerate(row)]
+    lines = [
+        record(n, c, sample=i, **changes) for n, row in answers.items() for i, c in enumerate(row)
+    ]
     return questions_of(lines)
 
 
@@ -51,9 +59,14 @@ def test_what_only_one_was_asked_is_counted_and_left_out_of_both_accuracies():
     assert not pair.same_set
 
 
-@pytest.mark.parametrize("changed", [{"question": "Another?"}, {"gold": "8"}, {"asked": "another picture"}])
+@pytest.mark.parametrize(
+    "changed", [{"question": "Another?"}, {"gold": "8"}, {"asked": "another picture"}]
+)
 def test_equal_ids_of_other_questions_are_not_compared(changed):
-    a, b = evaluation({str(i): [True] for i in range(9)}), evaluation({str(i): [False] for i in range(9)}, **changed)
+    a, b = (
+        evaluation({str(i): [True] for i in range(9)}),
+        evaluation({str(i): [False] for i in range(9)}, **changed),
+    )
     pair = compare(a, b)
     assert not pair.comparable
     assert not pair.beyond_chance
@@ -80,8 +93,13 @@ def test_ids_that_agree_by_number_alone_are_other_data():
 
 def test_data_without_a_common_question_are_not_compared():
     pair = compare(evaluation({"x": [True]}), evaluation({"y": [True], "z": [True]}))
-    assert pair.denominator("a", "b") == "not compared: a and b have no question in common (1 and 2 questions)"
-    assert "no answers are stored of b" in compare(evaluation({"x": [True]}), {}).denominator("a", "b")
+    assert (
+        pair.denominator("a", "b")
+        == "not compared: a and b have no question in common (1 and 2 questions)"
+    )
+    assert "no answers are stored of b" in compare(evaluation({"x": [True]}), {}).denominator(
+        "a", "b"
+    )
 
 
 def test_rows_without_a_gold_answer_other_views_and_other_modes_are_no_part_of_it():
@@ -108,7 +126,10 @@ def test_the_p_of_one_sample_is_mcnemars_exact_test():
     for better, worse in ((9, 1), (3, 0), (5, 5), (40, 20), (0, 0)):
         n, k = better + worse, min(better, worse)
         by_hand = min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
-        assert sign_flip_p([1] * better + [-1] * worse + [0] * 7) == pytest.approx(by_hand), (better, worse)
+        assert sign_flip_p([1] * better + [-1] * worse + [0] * 7) == pytest.approx(by_hand), (
+            better,
+            worse,
+        )
 
 
 def test_the_p_of_several_samples_is_that_of_all_sign_patterns():
@@ -165,7 +186,10 @@ def test_samples_of_one_question_are_one_value():
 
 
 def test_runs_with_other_numbers_of_samples_are_compared_by_their_means():
-    a, b = evaluation({"x": [True] * 3, "y": [True]}), evaluation({"x": [True, False], "y": [False]})
+    a, b = (
+        evaluation({"x": [True] * 3, "y": [True]}),
+        evaluation({"x": [True, False], "y": [False]}),
+    )
     assert compare(a, b).difference == pytest.approx(0.75)
 
 

@@ -73,7 +73,10 @@ IMAGES = {
 }
 #: Changes of the row itself.
 ROWS = {
-    "placeholder without a picture": (lambda row: {**row, "question": "See <image> and <image2>."}, "D103"),
+    "placeholder without a picture": (
+        lambda row: {**row, "question": "See <image> and <image2>."},
+        "D103",
+    ),
     "special token": (lambda row: {**row, "question": "Read <|image_pad|> well."}, "D103"),
     "empty question": (lambda row: {**row, "question": "  "}, "D104"),
     "null question": (lambda row: {**row, "question": None}, "D104"),
@@ -95,7 +98,13 @@ def planted(folder: Path, rows: int, bad: int, seed: int = 0) -> tuple[Path, Pat
     for i in range(PICTURES):
         size = (48 + i % 3, 48)
         Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1])).save(folder / f"{i}.png")
-    places = dict(zip(sorted(rng.sample(range(rows), bad)), (KINDS[i % len(KINDS)] for i in range(bad)), strict=True))
+    places = dict(
+        zip(
+            sorted(rng.sample(range(rows), bad)),
+            (KINDS[i % len(KINDS)] for i in range(bad)),
+            strict=True,
+        )
+    )
     dirty, clean, codes = [], [], {}
     for n in range(rows):
         question, answer = f"What is {n % 97} + {n % 13}?", str(n % 97 + n % 13)

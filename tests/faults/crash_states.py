@@ -68,7 +68,8 @@ class Recorder:
     def watching(self):
         """Inside, operations are recorded."""
         plain = {
-            name: getattr(os, name) for name in ("fsync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir")
+            name: getattr(os, name)
+            for name in ("fsync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir")
         }
 
         def fsync(fd):
@@ -89,7 +90,11 @@ class Recorder:
         def gone(name):
             def remove(path, *args, dir_fd=None, **more):
                 self.look()
-                where = path if dir_fd is None else Path(f"/proc/self/fd/{dir_fd}").readlink() / os.fspath(path)
+                where = (
+                    path
+                    if dir_fd is None
+                    else Path(f"/proc/self/fd/{dir_fd}").readlink() / os.fspath(path)
+                )
                 key = self.below(where)
                 plain[name](path, *args, dir_fd=dir_fd, **more)
                 if key is not None:
@@ -158,7 +163,9 @@ class Disk:
 
     def parent(self, path: str) -> tuple[Inode, str]:
         """The folder a path lies in, and its name there."""
-        return self.find(str(Path(path).parent)) if len(Path(path).parts) > 1 else self.root, Path(path).name
+        return self.find(str(Path(path).parent)) if len(Path(path).parts) > 1 else self.root, Path(
+            path
+        ).name
 
     def do(self, op: Op) -> None:
         """Take one operation."""

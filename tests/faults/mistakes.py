@@ -1,4 +1,4 @@
-"""A desk with a valid recipe on it, and a user who reads a message, pastes its fix behind the same command, and tries again."""
+"""A response_source with a valid recipe on it, and a user who reads a message, pastes its fix behind the same command, and tries again."""
 
 import contextlib
 import io
@@ -30,7 +30,9 @@ eval: {every: 0}
 """
 #: What can be pasted behind a command as it stands; words in capitals are for the user to fill in.
 OVERRIDE = r"[a-z_][\w.]*=(?![A-Z_]{3,}(?:\W|$))[^\s,]*"
-PASTE = re.compile(rf"--accept [\w.,]+|{OVERRIDE}(?: {OVERRIDE})*|vistill [a-z]+(?: [^\s]+)*|pip install .+")
+PASTE = re.compile(
+    rf"--accept [\w.,]+|{OVERRIDE}(?: {OVERRIDE})*|vistill [a-z]+(?: [^\s]+)*|pip install .+"
+)
 
 
 @dataclass
@@ -75,13 +77,20 @@ class Desk:
     def recipe(self, old="", new="", more=""):
         """Write the recipe, one thing changed."""
         assert old in RECIPE
-        (self.folder / "r.yaml").write_text(RECIPE.replace(old, new, 1) + more if old else RECIPE + more)
+        (self.folder / "r.yaml").write_text(
+            RECIPE.replace(old, new, 1) + more if old else RECIPE + more
+        )
 
     def models(self, *names):
         """Local copies of the shipped models, and what the recipe calls them."""
         for name in names:
-            shutil.copytree(ASSETS / (name if (ASSETS / name).is_dir() else "teacher"), self.folder / "models" / name)
-        self.words += [f"{name}.model=models/{name}" for name in names if name in ("student", "teacher")]
+            shutil.copytree(
+                ASSETS / (name if (ASSETS / name).is_dir() else "teacher"),
+                self.folder / "models" / name,
+            )
+        self.words += [
+            f"{name}.model=models/{name}" for name in names if name in ("student", "teacher")
+        ]
 
     def edit(self, model, file, **changes):
         """Change values in a JSON file of a model; `a__b` is b inside a."""
@@ -130,10 +139,12 @@ def examine(outcome, code):
     for part in ("what", "why", "fix"):
         assert outcome.error[part], f"{code} has no {part}"
         assert outcome.error[part].splitlines()[0] in outcome.shown
-    assert not re.search(r"(?:/tmp|/work|/home)/\S*assets", outcome.shown), "a shipped model is named by its path"
+    assert not re.search(r"(?:/tmp|/work|/home)/\S*assets", outcome.shown), (
+        "a shipped model is named by its path"
+    )
 
 
-def mend(desk, first, tries=4):
+def mend(response_source, first, tries=4):
     """Paste fixes until the command passes; no code comes twice."""
     seen, outcome = [], first
     while outcome.status and len(seen) < tries:
@@ -143,9 +154,9 @@ def mend(desk, first, tries=4):
         assert outcome.pastes(), f"nothing to paste:\n{outcome.shown}"
         words = shlex.split(outcome.pastes()[0])
         if words[0] == "vistill":
-            return desk.paste(outcome.pastes()[0])
-        desk.words += words
-        outcome = desk.attempt()
+            return response_source.paste(outcome.pastes()[0])
+        response_source.words += words
+        outcome = response_source.attempt()
     assert outcome.status == 0, f"after {seen}:\n{outcome.shown}"
     return outcome
 

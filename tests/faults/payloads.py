@@ -8,7 +8,16 @@ TAGS = (
     "script", "img", "svg", "iframe", "body", "input", "details", "video", "audio", "marquee", "object", "embed", "a", "form", "math",
     "style", "link", "meta", "base", "template",
 )  # fmt: skip
-EVENTS = ("onerror", "onload", "onclick", "onfocus", "ontoggle", "onmouseover", "onanimationstart", "onbegin")
+EVENTS = (
+    "onerror",
+    "onload",
+    "onclick",
+    "onfocus",
+    "ontoggle",
+    "onmouseover",
+    "onanimationstart",
+    "onbegin",
+)
 QUOTED = ("{e}=alert(1)", '{e}="alert(1)"', "{e}='alert(1)'", "{e}=`alert(1)`")
 #: How a text leaves the place it was put into.
 ESCAPES = (
@@ -49,7 +58,12 @@ def markup_payloads():
     for tag, escape in itertools.product(TAGS, ESCAPES):
         event, quoted = next(events)
         made.append(f"{escape}<{tag} src=x href=x {quoted.format(e=event)}>")
-    encoders = (html.escape, urllib.parse.quote, lambda t: "".join(f"&#{ord(c)};" for c in t), str.upper)
+    encoders = (
+        html.escape,
+        urllib.parse.quote,
+        lambda t: "".join(f"&#{ord(c)};" for c in t),
+        str.upper,
+    )
     for tag, encode in itertools.product(TAGS, encoders):
         made.append(encode(f"<{tag} onerror=alert(1)>"))
     return list(dict.fromkeys([*CLASSICS, *made]))
@@ -62,4 +76,13 @@ TERMINAL_PAYLOADS = (
     "\x0b", "\x0c", "\x0e\x0f", "\x7f", "\x85", "safe\rerror: none", "\r\x1b[Kgone", "a\tb", "\u202egpj.exe", "\u2066x\u2069", "\u200f\u200ex", "\u061c",
     "\u2028x\u2029", "answer [/INST] 42", "[bold red]x[/]", "[link=http://x]y[/link]", "[/]", "\ud800", "\udcff", "\x1b[A",
 )  # fmt: skip
-FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x","y")')
+FORMULAS = (
+    "=1+1",
+    "+1+1",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1+1",
+    "\r=1+1",
+    "=cmd|' /C calc'!A0",
+    '=HYPERLINK("http://x","y")',
+)

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("without_canary")
 def plan_on(file, tokenizer, teacher, steps=6, columns=None, objective=None, **changes):
     """A run on a data file, and what was set aside."""
     columns = columns or Columns()
-    data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5, columns=columns), None)
+    data = load_rows(
+        str(file), DataSettings(train=str(file), max_bad_share=0.5, columns=columns), None
+    )
     settings = {
         "train_prompts": data.prompts,
         "eval_prompts": [],
@@ -39,16 +41,20 @@ def plan_on(file, tokenizer, teacher, steps=6, columns=None, objective=None, **c
         "train": TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps),
         "max_bad_share": 0.5,
     }
-    return make_plan(tokenizer, teacher, objective or OPD(), **(settings | changes)), data.quarantined
+    return make_plan(
+        tokenizer, teacher, objective or OPD(), **(settings | changes)
+    ), data.quarantined
 
 
 def end_of(plan, folder):
     """Weights and metrics of a run to its end."""
     run(prepare_run(plan, folder), folder)
-    return weights_hash(plan.cast.student), folder.metrics.read_text()
+    return weights_hash(plan.models.student), folder.metrics.read_text()
 
 
-@pytest.mark.parametrize(("rows", "bad"), [(100, 25), pytest.param(10_000, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rows", "bad"), [(100, 25), pytest.param(10_000, 100, marks=pytest.mark.slow)]
+)
 def test_planted_rows_are_set_aside_exactly_and_the_weights_are_those_of_the_cleaned_file(
     tokenizer, teacher, tmp_path, rows, bad
 ):
@@ -65,7 +71,9 @@ def test_planted_rows_are_set_aside_exactly_and_the_weights_are_those_of_the_cle
 def test_a_row_keeps_its_id_wherever_it_stands_and_equal_rows_are_told_apart(tmp_path):
     _, clean, _ = planted(tmp_path / "data", 12, 0)
     lines = clean.read_text().splitlines()
-    ids = lambda rows: [p.id for p in load_rows(str(write(clean, rows)), DataSettings(), None).prompts]
+    ids = lambda rows: [
+        p.id for p in load_rows(str(write(clean, rows)), DataSettings(), None).prompts
+    ]
     first = ids(lines)
     assert len(set(first)) == 12
     assert ids(lines[::-1]) == first[::-1]
@@ -84,7 +92,9 @@ def test_another_picture_under_the_same_name_is_another_row(tmp_path):
 
 
 def test_first_rows_that_are_all_bad_stop_the_loading_whatever_is_allowed(tmp_path):
-    rows = [json.dumps({"question": "?", "images": ["gone.png"], "answer": "1"}) for _ in range(400)]
+    rows = [
+        json.dumps({"question": "?", "images": ["gone.png"], "answer": "1"}) for _ in range(400)
+    ]
     file = write(tmp_path / "bad.jsonl", rows)
     with pytest.raises(DataError) as caught:
         load_rows(str(file), DataSettings(max_bad_share=1.0), None)
@@ -133,16 +143,20 @@ def test_a_row_that_goes_bad_later_is_replaced_and_stopping_anywhere_gives_the_s
         settings = {"steps": 9, "save": SaveSettings(every=2, keep=1), "stop_after": leave}
         plan, _ = plan_on(file, tokenizer, teacher, **settings)
         victim = plan.train_prompts[rows_of_step(3, 2, 8, plan.seed)[0]]
-        plan = replace(plan, engine=Spoiling(plan.cast.student, 3, victim))
+        plan = replace(plan, engine=Spoiling(plan.models.student, 3, victim))
         run(prepare_run(plan, folder), folder)
         if leave is not None:
             plan, _ = plan_on(file, tokenizer, teacher, steps=9, save=settings["save"])
-            engine = Spoiling(plan.cast.student, 3 - min(leave, 3), victim) if leave < 3 else None
+            engine = Spoiling(plan.models.student, 3 - min(leave, 3), victim) if leave < 3 else None
             plan = replace(plan, engine=engine)
             run(prepare_run(plan, folder), folder)
         (record,) = folder.read(folder.replaced)
-        assert (record["step"], record["id"], record["code"] in ("D202", "D208")) == (4, victim.id, True)
-        ends.append((weights_hash(plan.cast.student), folder.metrics.read_text()))
+        assert (record["step"], record["id"], record["code"] in ("D202", "D208")) == (
+            4,
+            victim.id,
+            True,
+        )
+        ends.append((weights_hash(plan.models.student), folder.metrics.read_text()))
     assert ends[0] == ends[1]
 
 
@@ -162,7 +176,7 @@ def test_more_rows_gone_than_may_be_end_the_run_with_the_first_reason(tokenizer,
     plan, _ = plan_on(file, tokenizer, teacher, max_bad_share=0.01)
     spoil(plan.train_prompts[rows_of_step(0, 2, 8, plan.seed)[0]])
     with pytest.raises(DataError) as caught:
-        run(replace(plan, engine=HFEngine(plan.cast.student)), RunFolder(tmp_path / "run"))
+        run(replace(plan, engine=HFEngine(plan.models.student)), RunFolder(tmp_path / "run"))
     assert caught.value.code == "D208"
 
 
@@ -173,11 +187,15 @@ def test_a_row_whose_response_stays_empty_is_replaced(tokenizer, teacher, tmp_pa
 
     def silent(plan):
         """Nothing for one prompt, one word for the others."""
-        stop = plan.cast.student.stop_ids[0]
-        return ScriptedEngine(lambda key, sibling: () if key == mute else (20 + sibling, stop), stop)
+        stop = plan.models.student.stop_ids[0]
+        return ScriptedEngine(
+            lambda key, sibling: () if key == mute else (20 + sibling, stop), stop
+        )
 
     run(replace(plan, engine=silent(plan)), folder)
-    assert [(r["id"], r["code"], r["step"]) for r in folder.read(folder.replaced)] == [(mute, "R403", 2)]
+    assert [(r["id"], r["code"], r["step"]) for r in folder.read(folder.replaced)] == [
+        (mute, "R403", 2)
+    ]
     assert len(folder.read(folder.metrics)) == 6
     strict, _ = plan_on(file, tokenizer, teacher, max_bad_share=0.0)
     with pytest.raises(RolloutError) as caught:
@@ -198,7 +216,9 @@ def test_a_changed_data_file_is_noticed_at_the_next_start(tokenizer, teacher, tm
     assert caught.value.code == "D307"
     write(file, lines[::-1])
     turned, _ = plan_on(file, tokenizer, teacher)
-    assert [p.id for p in prepare_run(turned, folder).train_prompts] == [p.id for p in plan.train_prompts]
+    assert [p.id for p in prepare_run(turned, folder).train_prompts] == [
+        p.id for p in plan.train_prompts
+    ]
 
 
 def test_more_and_reordered_rows_leave_a_started_run_as_it_was(tokenizer, teacher, tmp_path):

@@ -59,7 +59,9 @@ def test_killed_at_a_random_instant_the_same_command_ends_with_the_same_bits(cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
-def test_told_to_stop_in_any_phase_it_saves_leaves_with_75_and_goes_on_to_the_same_bits(chaos, number):
+def test_told_to_stop_in_any_phase_it_saves_leaves_with_75_and_goes_on_to_the_same_bits(
+    chaos, number
+):
     assert chaos.terminate(number) is None
 
 
@@ -88,17 +90,21 @@ def test_too_little_space_is_said_before_anything_is_written(chaos):
     assert chaos.outcome(folder, "little space") is None
 
 
-def test_little_space_drops_older_checkpoints_first_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import Saved, check_space, checkpoints, publish
+def test_little_space_drops_older_checkpoints_first_and_then_refuses(
+    tmp_path, monkeypatch, student
+):
+    from vistill.training.checkpoint import TrainedObjects, check_space, checkpoints, publish
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
 
     folder, optimizer = RunFolder(tmp_path), make_optimizer(student.model, TrainSettings())
-    saved = lambda step: Saved(student, optimizer, RunState(step=step))
+    saved = lambda step: TrainedObjects(student, optimizer, RunState(step=step))
     for step in (1, 2, 3):
         publish(folder, saved(step), "x", keep=3)
-    monkeypatch.setattr(checkpoint, "free_space", lambda path: 10 if len(checkpoints(folder)) > 1 else 10**12)
+    monkeypatch.setattr(
+        checkpoint, "free_space", lambda path: 10 if len(checkpoints(folder)) > 1 else 10**12
+    )
     check_space(folder, saved(4), keep=1)
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-000003"]
     monkeypatch.setattr(checkpoint, "free_space", lambda path: 10)
@@ -110,9 +116,22 @@ def test_little_space_drops_older_checkpoints_first_and_then_refuses(tmp_path, m
 
 @pytest.mark.slow
 def test_the_selftest_verb_tells_what_survived(tmp_path):
-    command = [sys.executable, "-m", "vistill", "selftest", "--chaos", "1", "--folder", str(tmp_path / "here")]
+    command = [
+        sys.executable,
+        "-m",
+        "vistill",
+        "selftest",
+        "--chaos",
+        "1",
+        "--folder",
+        str(tmp_path / "here"),
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sigkill    1 of 1 ended with the same bits" in done.stdout

@@ -13,7 +13,7 @@ from crash_states import Disk, Op, Recorder, build, losses
 from vistill.errors import VistillError
 from vistill.runs.folder import RunFolder
 from vistill.studies.chaos import Chaos
-from vistill.training.checkpoint import MANIFEST, newest, sweep
+from vistill.training.checkpoint import MANIFEST, newest, remove_leftovers
 
 
 @pytest.fixture
@@ -71,16 +71,22 @@ def examine(ops, folder, most, seed=0):
 def judge(place, safe):
     """What is wrong with a folder that a power cut left, or None."""
     try:
-        sweep(place)
+        remove_leftovers(place)
         found = newest(place)
     except (VistillError, OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     step = -1 if found is None else json.loads((found / MANIFEST).read_text())["step"]
     if safe is not None and step < safe:
         return f"checkpoint {safe} was published, {step} loads"
-    logged = [record["step"] for record in place.read(place.metrics)] if place.metrics.exists() else []
+    logged = (
+        [record["step"] for record in place.read(place.metrics)] if place.metrics.exists() else []
+    )
     missing = set(range(1, step + 1)) - set(logged)
-    return f"checkpoint {step} loads, but steps {sorted(missing)} are gone from metrics.jsonl" if missing else None
+    return (
+        f"checkpoint {step} loads, but steps {sorted(missing)} are gone from metrics.jsonl"
+        if missing
+        else None
+    )
 
 
 def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path):
@@ -92,7 +98,12 @@ def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path):
         (tmp_path / "s").mkdir(exist_ok=True)
         build(disk.root, loss, tmp_path / str(number), tmp_path / "s")
         shapes.add(
-            tuple(sorted(str(p.relative_to(tmp_path / str(number))) for p in (tmp_path / str(number)).rglob("*")))
+            tuple(
+                sorted(
+                    str(p.relative_to(tmp_path / str(number)))
+                    for p in (tmp_path / str(number)).rglob("*")
+                )
+            )
         )
     assert shapes == {(), ("a",), ("a", "a/x")}
     for op in (Op("syncdir", "a"), Op("syncdir", "."), Op("rename", "a", "b"), Op("syncdir", ".")):
@@ -114,6 +125,10 @@ def test_every_power_cut_leaves_the_newest_complete_checkpoint(fast):
 @pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["syncdir", "sync"])
 def test_the_enumeration_finds_a_save_that_forgets_to_sync(fast, forgotten):
-    ops = [op for op in recorded(fast) if op.kind != forgotten or (op.path == "." and op.kind == "syncdir")]
+    ops = [
+        op
+        for op in recorded(fast)
+        if op.kind != forgotten or (op.path == "." and op.kind == "syncdir")
+    ]
     tried, wrong = examine(ops, fast, most=6)
     assert wrong, f"{tried} states and nothing found"

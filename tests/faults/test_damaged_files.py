@@ -8,29 +8,37 @@ from plans import setup_from
 from training.test_loop import make_plan
 
 from vistill.errors import NonFiniteError, StorageError
-from vistill.runs.chosen import resolve_model
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, read_json, read_lines, to_json, write_json
-from vistill.studies.checking import state_of
-from vistill.training.interrupt import Interrupt, leaving_at_once
-from vistill.training.measuring import split_of
+from vistill.studies.check import state_of
+from vistill.training.interrupt import Interrupt, exit_on_second_signal
+from vistill.training.memory_budget import choose_split
 from vistill.training.replay import accepted_changes
-from vistill.training.roster import restore_rows
-from vistill.training.writing import Desk
-from vistill.training.written import written_by_teacher
+from vistill.training.response_source import ResponseSource
+from vistill.training.row_lock import restore_rows
+from vistill.training.teacher_responses import write_teacher_responses
 
-DAMAGE = [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe{}", b'{"question": 5}', b'{"split": {"tokens": 1}, "question": {}}']
+DAMAGE = [
+    b"",
+    b"{",
+    b"[1, 2]",
+    b"null",
+    b"\xff\xfe{}",
+    b'{"question": 5}',
+    b'{"split": {"tokens": 1}, "question": {}}',
+]
 
 
 @pytest.mark.parametrize("content", DAMAGE)
 def test_a_damaged_file_that_a_run_reads_again_is_named(tokenizer, teacher, tmp_path, content):
     folder = RunFolder(tmp_path)
     setup = setup_from(make_plan(tokenizer, teacher), folder)
-    setup.models = make_plan(tokenizer, teacher).cast
+    setup.loaded_models = make_plan(tokenizer, teacher).models
     folder.log(folder.metrics, {"step": 1})
     for name in ("memory.json", "rows.json"):
         (tmp_path / name).write_bytes(content)
-    for read in (lambda: split_of(setup, folder), lambda: restore_rows(setup)):
+    for read in (lambda: choose_split(setup, folder), lambda: restore_rows(setup)):
         with pytest.raises(StorageError) as caught:
             read()
         assert caught.value.code == "S606"
@@ -41,7 +49,10 @@ def test_a_damaged_file_that_a_run_reads_again_is_named(tokenizer, teacher, tmp_
 def test_a_damaged_lock_or_result_is_named(tmp_path, content):
     for name in ("run.lock.json", "result.json"):
         (tmp_path / name).write_bytes(content)
-    for read in (lambda: accepted_changes(RunFolder(tmp_path)), lambda: resolve_model(str(tmp_path))):
+    for read in (
+        lambda: accepted_changes(RunFolder(tmp_path)),
+        lambda: resolve_model(str(tmp_path)),
+    ):
         with pytest.raises(StorageError) as caught:
             read()
         assert caught.value.code == "S606"
@@ -62,19 +73,29 @@ def test_half_a_last_line_is_left_out_also_inside_a_character(tmp_path):
 
 @pytest.mark.parametrize(
     "record",
-    [{}, {"ids": 5, "finish": ["stop"]}, {"ids": [[1]], "finish": ["sleep"]}, {"ids": [[1], [2]], "finish": ["stop"]}],
+    [
+        {},
+        {"ids": 5, "finish": ["stop"]},
+        {"ids": [[1]], "finish": ["sleep"]},
+        {"ids": [[1], [2]], "finish": ["stop"]},
+    ],
 )
 def test_a_damaged_response_of_the_teacher_is_named(tokenizer, teacher, tmp_path, record):
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher)
-    prompts, desk = plan.train_prompts[:1], Desk(None, plan.objective, 2)  # type: ignore[arg-type]
+    prompts, response_source = plan.train_prompts[:1], ResponseSource(None, plan.objective, 2)  # type: ignore[arg-type]
     settings = {"teacher": teacher.source, "seed": 5, **vars(plan.rollout)}
-    kept = {key: value for key, value in settings.items() if key not in ("rows_per_call", "all_truncated")}
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key not in ("rows_per_call", "all_truncated")
+    }
     write_json(tmp_path / "teacher_responses.settings.json", kept, exact=True)
     append_line(
-        tmp_path / "teacher_responses.jsonl", {"prompt": prompts[0].id, "content": prompts[0].content, **record}
+        tmp_path / "teacher_responses.jsonl",
+        {"prompt": prompts[0].id, "content": prompts[0].content, **record},
     )
     with pytest.raises(StorageError) as caught:
-        written_by_teacher(plan.cast, folder, desk, prompts, plan.rollout, 5)
+        write_teacher_responses(plan.models, folder, response_source, prompts, plan.rollout, 5)
     assert caught.value.code == "S606"
 
 
@@ -98,17 +119,23 @@ def test_check_counts_the_checkpoints_that_a_start_would_count(tmp_path):
     from vistill.config import build_recipe
 
     run = tmp_path / "run"
-    recipe = build_recipe({"run": str(run), "method": "opd", "student": {"model": "a"}, "teacher": {"model": "b"}})
+    recipe = build_recipe(
+        {"run": str(run), "method": "opd", "student": {"model": "a"}, "teacher": {"model": "b"}}
+    )
     (run / "checkpoint-000007-backup").mkdir(parents=True)
     (run / "checkpoint-best").mkdir()
-    (run / "run.lock.json").write_text(json.dumps({"format": 2, "recipe": json.loads(to_json(recipe.to_dict()))}))
+    (run / "run.lock.json").write_text(
+        json.dumps({"format": 2, "recipe": json.loads(to_json(recipe.to_dict()))})
+    )
     assert state_of(recipe).endswith(", new")
     (run / "checkpoint-000004").mkdir()
     assert state_of(recipe).endswith("goes on after step 4")
 
 
-@pytest.mark.parametrize("listening", [lambda: Interrupt().listening(), leaving_at_once])
-def test_a_handler_that_was_not_installed_from_python_does_not_break_the_end_of_a_run(listening, monkeypatch):
+@pytest.mark.parametrize("listening", [lambda: Interrupt().listening(), exit_on_second_signal])
+def test_a_handler_that_was_not_installed_from_python_does_not_break_the_end_of_a_run(
+    listening, monkeypatch
+):
     """`signal.signal` returns None for one that was there before Python started."""
     before, install = signal.getsignal(signal.SIGUSR1), signal.signal
     with monkeypatch.context() as patch:

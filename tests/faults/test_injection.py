@@ -13,7 +13,7 @@ from payloads import markup_payloads
 from PIL import Image
 
 from vistill.report import charts, page
-from vistill.report.reading import read_run
+from vistill.report.run_data import read_run
 
 PAYLOADS = markup_payloads()
 LEFT_ALONE = ("checkpoint-*/student/*", "*.html", "*.png", "*.safetensors", ".owner")
@@ -28,7 +28,8 @@ def run_folder(tiny_folder, tmp_path_factory, without_canary):
 
     place = tmp_path_factory.mktemp("injection")
     rows = [
-        {"id": f"row {i}", "question": f"How long is it? {i}", "images": "a.png", "answer": str(i)} for i in range(6)
+        {"id": f"row {i}", "question": f"How long is it? {i}", "images": "a.png", "answer": str(i)}
+        for i in range(6)
     ]
     rows.append(rows[0] | {"id": "bad", "images": "gone.png"})
     (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,7 +84,12 @@ class Swap:
     def added_key(self, made, field):
         """One more entry, like one that is there: pages that list a group's keys show it."""
         floats = lambda v: isinstance(v, list) and bool(v) and all(isinstance(x, float) for x in v)
-        kinds = (lambda v: isinstance(v, dict), floats, lambda v: isinstance(v, float), lambda v: isinstance(v, str))
+        kinds = (
+            lambda v: isinstance(v, dict),
+            floats,
+            lambda v: isinstance(v, float),
+            lambda v: isinstance(v, str),
+        )
         for kind in kinds:
             like = [v for v in made.values() if kind(v)]
             if like:
@@ -96,8 +102,13 @@ class Swap:
         if path.suffix == ".json":
             return json.dumps(self.tree(json.loads(text), name))
         if path.suffix == ".jsonl":
-            return "".join(json.dumps(self.tree(json.loads(line), name)) + "\n" for line in text.splitlines())
-        return "".join(re.sub(r"[\r\n\ud800-\udfff]", " ", self.text(line, name)) + "\n" for line in text.splitlines())
+            return "".join(
+                json.dumps(self.tree(json.loads(line), name)) + "\n" for line in text.splitlines()
+            )
+        return "".join(
+            re.sub(r"[\r\n\ud800-\udfff]", " ", self.text(line, name)) + "\n"
+            for line in text.splitlines()
+        )
 
 
 def hostile(folder, give, out):
@@ -121,7 +132,10 @@ def census(text):
     """Elements, their attributes' names and comments, as a browser builds them."""
     tree = html5lib.parse(text, treebuilder="etree", namespaceHTMLElements=False)
     return [
-        (e.tag if isinstance(e.tag, str) else "comment", tuple(sorted(e.attrib)) if isinstance(e.tag, str) else ())
+        (
+            e.tag if isinstance(e.tag, str) else "comment",
+            tuple(sorted(e.attrib)) if isinstance(e.tag, str) else (),
+        )
         for e in tree.iter()
     ]
 
@@ -139,7 +153,9 @@ def rotations(number=None):
 def differing(folder, shifts, out):
     """The shifts whose page has another census than the harmless one."""
     plain = census(page.render([hostile(folder, harmless, out)[0]]))
-    return [s for s in shifts if census(page.render([hostile(folder, payload(s), out)[0]])) != plain]
+    return [
+        s for s in shifts if census(page.render([hostile(folder, payload(s), out)[0]])) != plain
+    ]
 
 
 def test_there_are_more_than_500_payloads_and_every_kind_of_field(run_folder, tmp_path):
@@ -178,10 +194,14 @@ def test_hostile_names_of_many_runs_add_nothing_either(run_folder, tmp_path):
 
 def planted(monkeypatch, old, new):
     """The page's template with a mistake in it."""
-    source, *_ = page.PackageLoader("vistill.report").get_source(page.Environment(), "report.html.jinja")
+    source, *_ = page.PackageLoader("vistill.report").get_source(
+        page.Environment(), "report.html.jinja"
+    )
     assert old in source
     monkeypatch.setattr(
-        page, "PackageLoader", lambda package: DictLoader({"report.html.jinja": source.replace(old, new)})
+        page,
+        "PackageLoader",
+        lambda package: DictLoader({"report.html.jinja": source.replace(old, new)}),
     )
 
 
@@ -191,20 +211,30 @@ SAFE = [
     ("<td>{{ row.reason }}</td>", "<td title={{ row.reason }}>{{ row.reason }}</td>"),
     ("{{ run.lock.get('command', 'unknown') }}", "{{ run.lock.get('command', 'unknown') | safe }}"),
     ("{{ group.signal }}", "{{ group.signal | safe }}"),
-    ("<h2>Words</h2>", "{{ runs[0].lock.get('started') | safe }}<h2>Words</h2>"),  # a field that no page shows yet
-    ("<h2>Data</h2>", "{% for key in runs[0].lock.recipe.data %}{{ key | safe }}{% endfor %}<h2>Data</h2>"),
+    (
+        "<h2>Words</h2>",
+        "{{ runs[0].lock.get('started') | safe }}<h2>Words</h2>",
+    ),  # a field that no page shows yet
+    (
+        "<h2>Data</h2>",
+        "{% for key in runs[0].lock.recipe.data %}{{ key | safe }}{% endfor %}<h2>Data</h2>",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("old", "new"), SAFE, ids=[old for old, _ in SAFE])
-def test_one_field_that_is_not_escaped_or_not_quoted_is_noticed(run_folder, tmp_path, monkeypatch, old, new):
+def test_one_field_that_is_not_escaped_or_not_quoted_is_noticed(
+    run_folder, tmp_path, monkeypatch, old, new
+):
     planted(monkeypatch, old, new)
     assert differing(run_folder, rotations(6), tmp_path / "h")
 
 
 def test_a_page_without_escaping_is_noticed(run_folder, tmp_path, monkeypatch):
     made = page.Environment
-    monkeypatch.setattr(page, "Environment", lambda **options: made(**(options | {"autoescape": False})))
+    monkeypatch.setattr(
+        page, "Environment", lambda **options: made(**(options | {"autoescape": False}))
+    )
     assert differing(run_folder, rotations(3), tmp_path / "h")
 
 
@@ -217,34 +247,59 @@ def test_the_page_fetches_nothing_runs_nothing_and_says_so(run_folder, tmp_path)
     text = page.render([hostile(run_folder, payload(7), tmp_path / "h")[0]])
     tree = html5lib.parse(text, treebuilder="etree", namespaceHTMLElements=False)
     elements = [e for e in tree.iter() if isinstance(e.tag, str)]
-    assert not {"script", "iframe", "object", "embed", "link", "base", "form", "a", "use", "animate"} & {
-        e.tag for e in elements
-    }
+    assert not {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "base",
+        "form",
+        "a",
+        "use",
+        "animate",
+    } & {e.tag for e in elements}
     for e in elements:
         for name, value in e.attrib.items():
             assert not name.startswith("on"), (e.tag, name)
-            assert name not in ("src", "href") or value.startswith("data:image/png;base64,"), (e.tag, name, value)
+            assert name not in ("src", "href") or value.startswith("data:image/png;base64,"), (
+                e.tag,
+                name,
+                value,
+            )
             assert name != "style" or re.fullmatch(
                 r"background:(rgba\([\d.,]+\)|#\w{6})(;border-bottom:2px solid #7a2e00)?", value
             ), value
     style = "".join(e.text or "" for e in elements if e.tag == "style")
     assert "url(" not in style
     assert "@import" not in style
-    policy = [e.attrib["content"] for e in elements if e.attrib.get("http-equiv") == "Content-Security-Policy"]
+    policy = [
+        e.attrib["content"]
+        for e in elements
+        if e.attrib.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == [
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     ]
 
 
 def test_control_and_direction_characters_never_reach_the_page(run_folder, tmp_path):
-    run, _ = hostile(run_folder, lambda number: f"\x1b[3{number}m\x00\x85\u202e\u2066\u200f\ud800x", tmp_path / "h")
+    run, _ = hostile(
+        run_folder,
+        lambda number: f"\x1b[3{number}m\x00\x85\u202e\u2066\u200f\ud800x",
+        tmp_path / "h",
+    )
     text = page.render([run])
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
+    )
     assert "\\x1b[3" in text
     assert page.write_report([run.path], tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["../../secret", "/etc/secret", "a/../../../secret", "x" * 5000, "a\0b", "..", ""])
+@pytest.mark.parametrize(
+    "name", ["../../secret", "/etc/secret", "a/../../../secret", "x" * 5000, "a\0b", "..", ""]
+)
 def test_an_index_of_pictures_cannot_name_files_elsewhere(run_folder, tmp_path, name):
     Image.new("RGB", (9, 9)).save(tmp_path / "secret-full.png")
     shutil.copytree(run_folder, tmp_path / "runs" / "run")

@@ -14,7 +14,7 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import ConfigError, DataError, ModelError, StorageError
 from vistill.models.loading import load_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import MANIFEST, Saved, newest, publish
+from vistill.training.checkpoint import MANIFEST, TrainedObjects, newest, publish
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
@@ -57,7 +57,9 @@ RECIPES = {
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_hostile_recipe_is_refused(name, tmp_path, marker):
     file = tmp_path / "recipe.yaml"
-    file.write_text(RECIPES[name].replace("{marker}", str(marker)).replace("{{", "{").replace("}}", "}"))
+    file.write_text(
+        RECIPES[name].replace("{marker}", str(marker)).replace("{{", "{").replace("}}", "}")
+    )
     with pytest.raises(ConfigError) as caught:
         load_recipe(file)
     assert caught.value.code in {"C001", "C002", "C003"}
@@ -101,7 +103,9 @@ def folder(tmp_path):
     os.mkfifo(data / "images" / "pipe.png")
     (data / "images" / "folder.png").mkdir()
     (data / "images" / "script.png").write_text("#!/bin/sh\nmkdir MARKER\n")
-    (data / "images" / "picture.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>')
+    (data / "images" / "picture.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>'
+    )
     return data
 
 
@@ -112,7 +116,9 @@ def test_a_hostile_picture_is_set_aside_and_never_opened(name, folder):
     file = folder / "rows.jsonl"
     file.write_text(json.dumps({"question": "What?", "images": path, "answer": "1"}) + "\n")
     columns = Columns(prompt="question", images="images", answer="answer")
-    settings = DataSettings(train=str(file), images=str(folder / "images"), columns=columns, max_bad_share=0.0)
+    settings = DataSettings(
+        train=str(file), images=str(folder / "images"), columns=columns, max_bad_share=0.0
+    )
     with pytest.raises(DataError) as caught:
         load_source(str(file), settings, "train", None)
     assert caught.value.code == code, caught.value
@@ -127,7 +133,9 @@ def spoil(folder, name, change):
 
 
 def remote_code(folder, marker):
-    (folder / "modeling_evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
+    (folder / "modeling_evil.py").write_text(
+        f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
+    )
     auto = {"AutoConfig": "modeling_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
     spoil(folder, "config.json", {"auto_map": auto})
 
@@ -138,13 +146,25 @@ def remote_family(folder, marker):
 
 
 def remote_tokenizer(folder, marker):
-    (folder / "tokenization_evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
-    spoil(folder, "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "tokenization_evil.Evil"]}})
+    (folder / "tokenization_evil.py").write_text(
+        f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
+    )
+    spoil(
+        folder,
+        "tokenizer_config.json",
+        {"auto_map": {"AutoTokenizer": [None, "tokenization_evil.Evil"]}},
+    )
 
 
 def remote_processor(folder, marker):
-    (folder / "processing_evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
-    spoil(folder, "preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "processing_evil.Evil"}})
+    (folder / "processing_evil.py").write_text(
+        f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
+    )
+    spoil(
+        folder,
+        "preprocessor_config.json",
+        {"auto_map": {"AutoImageProcessor": "processing_evil.Evil"}},
+    )
 
 
 def pickled_weights(folder, marker):
@@ -164,7 +184,9 @@ def cut_weights(folder, marker):
 def index_leading_out(folder, marker):
     (folder / "model.safetensors").unlink()
     names = {"model.language_model.embed_tokens.weight": "../../../../etc/passwd"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names})
+    )
 
 
 MODELS = [
@@ -183,7 +205,9 @@ def test_a_hostile_model_folder_runs_nothing(attack, tiny_folder, tmp_path, mark
         load_vlm(folder)
     except ModelError:
         return
-    assert attack in {remote_code, remote_tokenizer, remote_processor}, "loaded as if nothing were wrong"
+    assert attack in {remote_code, remote_tokenizer, remote_processor}, (
+        "loaded as if nothing were wrong"
+    )
 
 
 def test_a_chat_template_cannot_reach_python(tiny_folder, tmp_path, marker):
@@ -202,7 +226,12 @@ def test_a_chat_template_cannot_reach_python(tiny_folder, tmp_path, marker):
 def run_folder(tmp_path, student):
     """A run folder with one checkpoint."""
     folder = RunFolder(tmp_path / "run")
-    publish(folder, Saved(student, make_optimizer(student.model, TrainSettings()), RunState(step=1)), "x", keep=1)
+    publish(
+        folder,
+        TrainedObjects(student, make_optimizer(student.model, TrainSettings()), RunState(step=1)),
+        "x",
+        keep=1,
+    )
     return folder
 
 
@@ -231,7 +260,9 @@ def manifest_of_another_kind(checkpoint, marker):
 
 
 @pytest.mark.parametrize(
-    "attack", [manifest_leading_out, linked_weights, manifest_of_another_kind], ids=lambda f: f.__name__
+    "attack",
+    [manifest_leading_out, linked_weights, manifest_of_another_kind],
+    ids=lambda f: f.__name__,
 )
 def test_a_hostile_checkpoint_is_rejected_with_its_reason(attack, run_folder, marker):
     attack(run_folder.checkpoint(1), marker)

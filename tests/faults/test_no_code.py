@@ -14,11 +14,24 @@ from payloads import FORMULAS
 
 from vistill.config import Recipe, load_recipe, settings_types
 from vistill.errors import ConfigError, ModelError
-from vistill.report.sheet import cell, write_sheet
+from vistill.report.csv_file import cell, write_sheet
 
 PACKAGE = REPO / "vistill"
-MODULES = {str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
-UNPICKLERS = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "joblib", "runpy", "code", "codeop", "imp"}
+MODULES = {
+    str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))
+}
+UNPICKLERS = {
+    "pickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "cloudpickle",
+    "joblib",
+    "runpy",
+    "code",
+    "codeop",
+    "imp",
+}
 #: Who may start a process, always with a list of words: the arms of a study, the checker of mathematics.
 PROCESSES = {"studies/processes.py", "data/math_judge.py"}
 #: Who may read the environment, always by name (or hand it whole to its own child).
@@ -27,8 +40,8 @@ ENVIRONMENT = {
     "studies/chaos.py",
     "studies/processes.py",
     "faults.py",
-    "outward.py",
-    "runs/missing.py",
+    "redaction.py",
+    "runs/model_not_found.py",
     "runtime.py",
 }
 
@@ -41,7 +54,9 @@ def dotted(node):
 
 
 def keywords(call):
-    return {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in call.keywords}
+    return {
+        k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in call.keywords
+    }
 
 
 def mistakes_of_call(call, module):
@@ -76,7 +91,8 @@ def mistakes_of_call(call, module):
     if name == "yaml.load" and [dotted(a) for a in call.args[1:]] != ["StrictLoader"]:
         yield "yaml.load without the strict loader"
     if last == "import_module" and not (
-        call.args and isinstance(call.args[0], (ast.Constant, ast.JoinedStr, ast.Subscript, ast.Name))
+        call.args
+        and isinstance(call.args[0], (ast.Constant, ast.JoinedStr, ast.Subscript, ast.Name))
     ):
         yield "an import by a computed name"
 
@@ -85,11 +101,14 @@ def mistakes_of(text, module):
     """Everything in a module's source that could execute a stranger's text."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = {(getattr(node, "module", None) or "").split(".")[0], *(a.name.split(".")[0] for a in node.names)}
+            names = {
+                (getattr(node, "module", None) or "").split(".")[0],
+                *(a.name.split(".")[0] for a in node.names),
+            }
             yield from (f"imports {name}" for name in names & UNPICKLERS)
             if "subprocess" in names and module not in PROCESSES:
                 yield "imports subprocess"
-            if "csv" in names and module != "report/sheet.py":
+            if "csv" in names and module != "report/csv_file.py":
                 yield "imports csv"
         if isinstance(node, ast.Call):
             yield from mistakes_of_call(node, module)
@@ -123,7 +142,7 @@ def test_nobody_writes_the_whole_environment():
     """It is read by name; whole it goes to the demo's own children alone."""
     whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
     found = {module: whole.findall(text) for module, text in MODULES.items() if whole.search(text)}
-    assert set(found) <= {"studies/processes.py", "outward.py"}
+    assert set(found) <= {"studies/processes.py", "redaction.py"}
 
 
 def test_every_loader_says_that_remote_code_is_not_trusted():
@@ -134,7 +153,9 @@ def test_every_loader_says_that_remote_code_is_not_trusted():
                 r"Auto\w+\.(from_pretrained|from_config)", dotted(node.func)
             ):
                 given = keywords(node)
-                assert given.get("trust_remote_code") is False or dotted(node.func).endswith("from_config"), (
+                assert given.get("trust_remote_code") is False or dotted(node.func).endswith(
+                    "from_config"
+                ), (
                     module,
                     node.lineno,
                 )
@@ -160,8 +181,14 @@ def test_no_recipe_can_ask_for_remote_code(group, key, tmp_path):
 
 
 def test_no_settings_have_a_field_for_code():
-    fields = {f"{kind.__name__}.{f.name}" for kind in settings_types(Recipe) for f in dataclasses.fields(kind)}
-    assert not [name for name in fields if re.search(r"trust|remote|plugin|auto_map|module|import", name)]
+    fields = {
+        f"{kind.__name__}.{f.name}"
+        for kind in settings_types(Recipe)
+        for f in dataclasses.fields(kind)
+    }
+    assert not [
+        name for name in fields if re.search(r"trust|remote|plugin|auto_map|module|import", name)
+    ]
 
 
 def hub_repository(cache, tiny_folder, marker, change):
@@ -179,15 +206,31 @@ def hub_repository(cache, tiny_folder, marker, change):
 
 
 AUTO = dict.fromkeys(
-    ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor"),
+    (
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageTextToText",
+        "AutoTokenizer",
+        "AutoProcessor",
+        "AutoImageProcessor",
+    ),
     "evil.Evil",
 )
 CHANGES = {
     "config": ({"config.json": {"auto_map": AUTO}}, True),
     "another family": ({"config.json": {"auto_map": AUTO, "model_type": "evil"}}, False),
-    "tokenizer": ({"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}}, True),
-    "picture processor": ({"preprocessor_config.json": {"auto_map": AUTO, "image_processor_type": "Evil"}}, True),
-    "generation": ({"generation_config.json": {"auto_map": AUTO, "custom_generate": "evil.py"}}, True),
+    "tokenizer": (
+        {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}},
+        True,
+    ),
+    "picture processor": (
+        {"preprocessor_config.json": {"auto_map": AUTO, "image_processor_type": "Evil"}},
+        True,
+    ),
+    "generation": (
+        {"generation_config.json": {"auto_map": AUTO, "custom_generate": "evil.py"}},
+        True,
+    ),
 }
 
 
@@ -198,7 +241,10 @@ def test_code_in_a_hub_repository_is_never_run(name, tiny_folder, tmp_path, monk
     change, loads = CHANGES[name]
     marker = tmp_path / "MARKER"
     hub_repository(tmp_path / "cache", tiny_folder, marker, change)
-    for place in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE"):
+    for place in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE",
+    ):
         monkeypatch.setattr(place, str(tmp_path / "cache"))
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked a question"))
     monkeypatch.chdir(tmp_path)
@@ -217,12 +263,16 @@ def test_no_text_in_a_table_is_a_formula(formula, tmp_path):
     with (tmp_path / "a.csv").open(newline="") as handle:
         rows = list(csv.reader(handle))
     assert len(rows) == 2
-    assert all(not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for row in rows for text in row)
+    assert all(
+        not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for row in rows for text in row
+    )
 
 
 def test_numbers_in_a_table_stay_numbers(tmp_path):
     write_sheet(
-        tmp_path / "a.csv", ["a", "b", "c", "d"], [{"a": -1.5, "b": 3, "c": None, "d": "text"}, {"a": float("nan")}]
+        tmp_path / "a.csv",
+        ["a", "b", "c", "d"],
+        [{"a": -1.5, "b": 3, "c": None, "d": "text"}, {"a": float("nan")}],
     )
     assert (tmp_path / "a.csv").read_text().split("\n")[1] == "-1.5,3,,text"
 
@@ -240,9 +290,11 @@ def test_the_tables_of_demo_and_methods_keep_the_rule(tmp_path):
         write_csv([{key: formula for key, _, _ in COLUMNS}], tmp_path / "b.csv")
         for name in ("a.csv", "b.csv"):
             with (tmp_path / name).open(newline="") as handle:
-                assert all(not text.startswith(("=", "+", "@", "\r")) for row in csv.reader(handle) for text in row), (
-                    name
-                )
+                assert all(
+                    not text.startswith(("=", "+", "@", "\r"))
+                    for row in csv.reader(handle)
+                    for text in row
+                ), name
 
 
 def test_the_audit_claims_nothing_it_did_not_see():
@@ -250,10 +302,22 @@ def test_the_audit_claims_nothing_it_did_not_see():
     audit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(audit)
     hole = {"name": "b", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}
-    fine, unknown = {"name": "a", "version": "1", "vulns": []}, {"name": "c", "skip_reason": "not found"}
-    assert audit.verdict(None, "no route") == (0, "advisories not reachable: not audited (no route)")
-    assert audit.verdict({"dependencies": [unknown]}) == (0, "advisories not reachable: not audited (not found)")
-    assert audit.verdict({"dependencies": [fine, unknown]}) == (0, "1 of 2 packages audited, 0 advisories")
+    fine, unknown = (
+        {"name": "a", "version": "1", "vulns": []},
+        {"name": "c", "skip_reason": "not found"},
+    )
+    assert audit.verdict(None, "no route") == (
+        0,
+        "advisories not reachable: not audited (no route)",
+    )
+    assert audit.verdict({"dependencies": [unknown]}) == (
+        0,
+        "advisories not reachable: not audited (not found)",
+    )
+    assert audit.verdict({"dependencies": [fine, unknown]}) == (
+        0,
+        "1 of 2 packages audited, 0 advisories",
+    )
     status, text = audit.verdict({"dependencies": [fine, hole, unknown]})
     assert status == 1
     assert text == "b 1: PYSEC-1, mended in ['2']\n2 of 3 packages audited, 1 advisories"

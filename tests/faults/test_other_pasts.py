@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("without_canary")
 
 def plan_of(tokenizer, teacher, file, journal=True):
     """Ten steps, responses so long that other weights write other tokens."""
-    plan, _ = plan_on(file, tokenizer, teacher, steps=10, save=SaveSettings(every=4, keep=5, journal=journal))
+    plan, _ = plan_on(
+        file, tokenizer, teacher, steps=10, save=SaveSettings(every=4, keep=5, journal=journal)
+    )
     rollout = replace(plan.rollout, per_prompt=4, max_new_tokens=24)
     return replace(plan, rollout=rollout, train=TrainSettings(prompts_per_step=2, lr=0.1, steps=10))
 
@@ -36,11 +38,13 @@ def losing_a_row(tokenizer, teacher, folder, file, journal=True, vanishes=True):
             spoil(victim)
 
     go(replace(plan, progress=progress), folder)
-    return weights_hash(plan.cast.student), folder.metrics.read_text(), victim.id
+    return weights_hash(plan.models.student), folder.metrics.read_text(), victim.id
 
 
 @pytest.mark.parametrize("journal", [True, False])
-def test_killed_at_8_resumed_from_4_and_a_row_vanishes_at_6(tokenizer, teacher, tmp_path, monkeypatch, journal):
+def test_killed_at_8_resumed_from_4_and_a_row_vanishes_at_6(
+    tokenizer, teacher, tmp_path, monkeypatch, journal
+):
     file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
     forget_visits()
     monkeypatch.setenv(VARIABLE, "learn.before_update:raise@8")
@@ -70,7 +74,8 @@ def test_a_row_that_vanishes_in_a_step_with_its_own_prompts_untouched_breaks_its
 
 
 RECORDS = [
-    {"step": step, "loss": 1 / step, "finite": 1.0, "va/mean": math.nan if step == 2 else 0.5} for step in (1, 2, 3)
+    {"step": step, "loss": 1 / step, "finite": 1.0, "va/mean": math.nan if step == 2 else 0.5}
+    for step in (1, 2, 3)
 ]
 GONE = [(), ("a",), ("b", "a")]
 
@@ -107,4 +112,6 @@ def test_the_chain_is_the_same_computed_while_training_and_from_the_log(tmp_path
     folder = RunFolder(tmp_path)
     for record in RECORDS:
         folder.log(folder.metrics, record)
-    assert chain_of(folder.read(folder.metrics), [set(rows) for rows in GONE], "fff") == chain_of(RECORDS, GONE, "fff")
+    assert chain_of(folder.read(folder.metrics), [set(rows) for rows in GONE], "fff") == chain_of(
+        RECORDS, GONE, "fff"
+    )

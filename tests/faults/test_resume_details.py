@@ -22,7 +22,7 @@ from vistill.objectives import METHODS
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import build, measuring, step
+from vistill.training import build, step
 from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
@@ -46,15 +46,22 @@ def test_views_that_borrow_from_a_partner_resume_exactly_whatever_happened_to_th
     ends = []
     for name in ("whole", "stopped"):
         file = one_picture_a_row(tmp_path / f"data-{name}")
-        lines = [json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in lines_of(file)]
+        lines = [
+            json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in lines_of(file)
+        ]
         rewrite(file, lines)
-        more = [json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)]
+        more = [
+            json.dumps({**json.loads(line), "question": f"New {i}?"})
+            for i, line in enumerate(lines)
+        ]
         folder, columns = RunFolder(tmp_path / name), Columns(boxes="boxes")
         objective = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
 
         def make(file=file, columns=columns, objective=objective, **changes):
-            plan, _ = plan_on(file, tokenizer, teacher, columns=columns, objective=objective, **changes)
-            return replace(plan, cast=replace(plan.cast, view=ViewContext(thought="crop")))
+            plan, _ = plan_on(
+                file, tokenizer, teacher, columns=columns, objective=objective, **changes
+            )
+            return replace(plan, models=replace(plan.models, view=ViewContext(thought="crop")))
 
         if name == "stopped":
             go(make(stop_after=3), folder)
@@ -62,11 +69,13 @@ def test_views_that_borrow_from_a_partner_resume_exactly_whatever_happened_to_th
             rewrite(file, {"same": lines, "reordered": lines[::-1], "more": mixed}[change])
         plan = make()
         go(plan, folder)
-        ends.append((weights_hash(plan.cast.student), folder.metrics.read_text()))
+        ends.append((weights_hash(plan.models.student), folder.metrics.read_text()))
     assert ends[0] == ends[1]
 
 
-def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_added(tokenizer, teacher, tmp_path):
+def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_added(
+    tokenizer, teacher, tmp_path
+):
     file, folder = planted(tmp_path / "data", 40, 0)[0], RunFolder(tmp_path / "run")
 
     def make(**changes):
@@ -77,12 +86,16 @@ def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_add
     first = make()
     go(first, folder)
     lines = lines_of(file)
-    extra = [json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)]
+    extra = [
+        json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)
+    ]
     rewrite(file, [*extra, *lines[::-1]])
     again = prepare_run(make(), folder)
     assert [p.id for p in again.train_prompts] == [p.id for p in first.train_prompts]
     assert [p.id for p in again.eval_prompts] == [p.id for p in first.eval_prompts]
-    rewrite(file, [line for line in lines if json.loads(line)["question"] != first.eval_prompts[0].text])
+    rewrite(
+        file, [line for line in lines if json.loads(line)["question"] != first.eval_prompts[0].text]
+    )
     with pytest.raises(DataError) as caught:
         prepare_run(make(), folder)
     assert caught.value.code == "D307"
@@ -98,7 +111,9 @@ def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, tea
     assert caught.value.code == "S604"
 
 
-def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_found_in(tokenizer, teacher, tmp_path):
+def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_found_in(
+    tokenizer, teacher, tmp_path
+):
     file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
     save = SaveSettings(every=50)
     plan, _ = plan_on(file, tokenizer, teacher, save=save)
@@ -117,7 +132,7 @@ def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_fou
             return written
 
     with pytest.raises(Preempted):
-        go(replace(plan, engine=Engine(plan.cast.student)), folder)
+        go(replace(plan, engine=Engine(plan.models.student)), folder)
     assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
     go(plan_on(file, tokenizer, teacher, save=save)[0], folder)
     assert victim.id in json.loads((newest(folder) / "state.json").read_text())["gone"]
@@ -130,7 +145,13 @@ def test_responses_of_another_timeline_are_not_learnt_from(tokenizer, teacher, t
     def make(lr, every, stop):
         train = TrainSettings(prompts_per_step=2, lr=lr)
         save = SaveSettings(every=every, keep=1)
-        more = {"fingerprint": str(lr), "eval_prompts": [], "save": save, "stop_after": stop, "train": train}
+        more = {
+            "fingerprint": str(lr),
+            "eval_prompts": [],
+            "save": save,
+            "stop_after": stop,
+            "train": train,
+        }
         return make_plan(tokenizer, teacher, **more)
 
     run(make(3e-3, 4, 7), folder)
@@ -142,7 +163,7 @@ def test_responses_of_another_timeline_are_not_learnt_from(tokenizer, teacher, t
             steps.append(sampling.step)
             return super().write(requests, sampling)
 
-    run(replace(plan, engine=Engine(plan.cast.student)), folder)
+    run(replace(plan, engine=Engine(plan.models.student)), folder)
     assert steps == [6]
 
 
@@ -157,9 +178,13 @@ def test_an_entry_of_the_journal_with_a_hole_is_written_again(tokenizer, teacher
     go(make_plan(tokenizer, teacher), folder)
 
 
-def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(tokenizer, teacher, tmp_path, monkeypatch):
+def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+    make = lambda: make_plan(
+        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
+    )
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e6)
     go(make(), folder)
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e10)
@@ -169,11 +194,13 @@ def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(tokenizer
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tmp_path, mended):
     file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
-    make = lambda **more: plan_on(file, tokenizer, teacher, steps=9, save=SaveSettings(every=3, keep=9), **more)[0]
+    make = lambda **more: plan_on(
+        file, tokenizer, teacher, steps=9, save=SaveSettings(every=3, keep=9), **more
+    )[0]
     plan = make()
     victim = plan.train_prompts[rows_of_step(4, 2, 8, plan.seed)[0]]
     whole = victim.images[0].path.read_bytes()
-    go(replace(plan, engine=Spoiling(plan.cast.student, 4, victim)), folder)
+    go(replace(plan, engine=Spoiling(plan.models.student, 4, victim)), folder)
     if mended:
         victim.images[0].path.write_bytes(whole)
     assert replay_of(make(), folder, 6).same
@@ -181,15 +208,19 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
 
 def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher, tmp_path):
     plan = make_plan(tokenizer, teacher, eval_prompts=[])
-    stop, calls = plan.cast.student.stop_ids[0], []
+    stop, calls = plan.models.student.stop_ids[0], []
 
     class Engine(ScriptedEngine):
         def write(self, requests, sampling):
             calls.append(1)
             return super().write(requests, sampling)
 
-    engine = Engine(lambda key, sibling: (20, 21 + sibling, *(() if len(calls) % 2 else (stop,))), stop)
-    plan = replace(plan, engine=engine, rollout=replace(plan.rollout, all_truncated="stop"), num_steps=6)
+    engine = Engine(
+        lambda key, sibling: (20, 21 + sibling, *(() if len(calls) % 2 else (stop,))), stop
+    )
+    plan = replace(
+        plan, engine=engine, rollout=replace(plan.rollout, all_truncated="stop"), num_steps=6
+    )
     assert run(plan, RunFolder(tmp_path)).step == 6
 
 
@@ -202,14 +233,20 @@ def test_memory_that_runs_out_where_nothing_can_be_halved_has_its_code_too(
 
     plan = make_plan(tokenizer, teacher)
     monkeypatch.setattr(
-        *((type(plan.objective), "signals", never) if where == "signals" else (step, "apply_update", never))
+        *(
+            (type(plan.objective), "signals", never)
+            if where == "signals"
+            else (step, "apply_update", never)
+        )
     )
     with pytest.raises(RolloutError) as caught:
         run(plan, RunFolder(tmp_path))
     assert caught.value.code == "R501"
 
 
-def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(tokenizer, teacher, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     honest = build.run_checks
 
     def slow(*arguments):
@@ -224,10 +261,24 @@ def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(tokenizer, teac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 2.5, 4.0, 5.0])
-def test_a_signal_at_any_moment_of_the_command_ends_it_with_its_exit_code_and_a_word(tmp_path, seconds):
-    command = [sys.executable, "-m", "vistill", "train", "demo.yaml", f"run={tmp_path / 'run'}", "train.steps=200"]
+def test_a_signal_at_any_moment_of_the_command_ends_it_with_its_exit_code_and_a_word(
+    tmp_path, seconds
+):
+    command = [
+        sys.executable,
+        "-m",
+        "vistill",
+        "train",
+        "demo.yaml",
+        f"run={tmp_path / 'run'}",
+        "train.steps=200",
+    ]
     child = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
     )
     time.sleep(seconds)
     child.send_signal(signal.SIGTERM)

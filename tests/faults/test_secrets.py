@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from vistill import outward
 from vistill.cli.main import entry
-from vistill.outward import MASK, for_terminal, masked, masked_settings
+from vistill.redaction import MASK, for_terminal, mask_secret_settings, mask_secrets
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, to_json, write_json, write_text
 
@@ -49,23 +48,39 @@ def vistill(monkeypatch, tmp_path, capfd):
 
 def found_in(folder, printed):
     """Files with a canary in them, and the screen."""
-    files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and b"CANARY" in p.read_bytes()]
+    files = [
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and b"CANARY" in p.read_bytes()
+    ]
     return files + (["the screen"] if "CANARY" in printed else [])
 
 
-def test_a_run_with_canaries_everywhere_writes_and_prints_none(vistill, tiny_folder, tmp_path, without_canary):
+def test_a_run_with_canaries_everywhere_writes_and_prints_none(
+    vistill, tiny_folder, tmp_path, without_canary
+):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
     )
-    words = ["train", "recipe.yaml", *QUICK, 'data.template="{prompt} https://me:CANARY-07@host/x CANARY-01-hf-token"']
+    words = [
+        "train",
+        "recipe.yaml",
+        *QUICK,
+        'data.template="{prompt} https://me:CANARY-07@host/x CANARY-01-hf-token"',
+    ]
     status, printed = vistill(*words)
     assert status == 0, printed
     assert (tmp_path / "run" / "report.html").exists()
     assert "https://***@host/x ***" in (tmp_path / "run" / "recipe.json").read_text()
-    assert "https://***@host/x ***" in json.loads((tmp_path / "run" / "run.lock.json").read_text())["command"]
+    assert (
+        "https://***@host/x ***"
+        in json.loads((tmp_path / "run" / "run.lock.json").read_text())["command"]
+    )
     again, printed_again = vistill(*words)
-    assert again == 0, f"the same command resumes: a mask is no change of the recipe\n{printed_again}"
+    assert again == 0, (
+        f"the same command resumes: a mask is no change of the recipe\n{printed_again}"
+    )
     assert found_in(tmp_path, printed + printed_again) == []
 
 
@@ -95,7 +110,11 @@ def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp
     _, printed = vistill(*words)
     assert printed.strip()
     assert found_in(tmp_path, printed) == []
-    assert words[0] in ("init", "doctor") or "--hf-token" in words[-1] or (tmp_path / "machine.json").exists()
+    assert (
+        words[0] in ("init", "doctor")
+        or "--hf-token" in words[-1]
+        or (tmp_path / "machine.json").exists()
+    )
 
 
 @pytest.fixture
@@ -113,23 +132,34 @@ def test_every_way_into_a_run_folder_masks(planted, tmp_path):
         write_json(tmp_path / f"c{i}.json", {"deep": [{"text": secret}]})
         append_line(
             tmp_path / "d.jsonl",
-            {"x": f"https://{i}:CANARY@host", "nested": {"my_token": "CANARY", "password": "CANARY"}},
+            {
+                "x": f"https://{i}:CANARY@host",
+                "nested": {"my_token": "CANARY", "password": "CANARY"},
+            },
         )
     assert found_in(tmp_path, "") == []
     assert json.loads((tmp_path / "c2.json").read_text())
 
 
-def test_state_that_is_read_again_comes_back_as_it_was_whatever_the_environment_holds(monkeypatch, tmp_path):
+def test_state_that_is_read_again_comes_back_as_it_was_whatever_the_environment_holds(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("SORT_KEY", "training-0")
     monkeypatch.setenv("DB_PASSWORD", "33333333")
-    write_json(tmp_path / "rows.json", {"train": [["training-0", "https://user@host/0"]]}, exact=True)
-    assert json.loads((tmp_path / "rows.json").read_text())["train"] == [["training-0", "https://user@host/0"]]
+    write_json(
+        tmp_path / "rows.json", {"train": [["training-0", "https://user@host/0"]]}, exact=True
+    )
+    assert json.loads((tmp_path / "rows.json").read_text())["train"] == [
+        ["training-0", "https://user@host/0"]
+    ]
     append_line(tmp_path / "metrics.jsonl", {"loss": 1 / 3, "training-0": 1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"loss": 1 / 3, "training-0": 1}
 
 
 def test_a_token_in_an_address_is_masked():
-    text = masked("https://user:x1@h.example/m?a=1&token=SECRET2&b=2 and hf:o/n?api_key=SECRET3")
+    text = mask_secrets(
+        "https://user:x1@h.example/m?a=1&token=SECRET2&b=2 and hf:o/n?api_key=SECRET3"
+    )
     assert "SECRET" not in text
     assert "a=1" in text
     assert "b=2" in text
@@ -144,11 +174,14 @@ def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):
         "eos_token": "",
     }
     assert json.loads(to_json(record)) == record
-    assert masked("answer_key=B") == "answer_key=B", "data may say so"
-    assert for_terminal("fix   train.lr=2e-6   max_new_tokens=3") == "fix   train.lr=2e-6   max_new_tokens=3"
+    assert mask_secrets("answer_key=B") == "answer_key=B", "data may say so"
+    assert (
+        for_terminal("fix   train.lr=2e-6   max_new_tokens=3")
+        == "fix   train.lr=2e-6   max_new_tokens=3"
+    )
     monkeypatch.setenv("SSL_KEY", str(tmp_path))
     monkeypatch.setenv("SHORT_KEY", "word")
-    assert masked(f"word in {tmp_path}") == f"word in {tmp_path}"
+    assert mask_secrets(f"word in {tmp_path}") == f"word in {tmp_path}"
 
 
 @pytest.mark.parametrize(
@@ -157,13 +190,14 @@ def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):
      "MY_TOKEN: CANARY", "ftp://a:CANARY@h", "https://CANARY@h/x"],
 )  # fmt: skip
 def test_settings_of_commands_and_messages_are_masked(text):
-    assert "CANARY" not in masked_settings(text)
-    assert MASK in masked_settings(text)
-    assert masked_settings(masked_settings(text)) == masked_settings(text)
+    assert "CANARY" not in mask_secret_settings(text)
+    assert MASK in mask_secret_settings(text)
+    assert mask_secret_settings(mask_secret_settings(text)) == mask_secret_settings(text)
 
 
 @pytest.mark.parametrize(
-    "piece", ["a", "-", "a-", "_key", '_key="', "://", "://a", ":/a:", "hf_", "--", " ", "_key ", "\x1b"]
+    "piece",
+    ["a", "-", "a-", "_key", '_key="', "://", "://a", ":/a:", "hf_", "--", " ", "_key ", "\x1b"],
 )
 def test_long_text_is_masked_in_linear_time(planted, piece):
     start = time.perf_counter()
@@ -177,7 +211,9 @@ def test_the_search_finds_a_canary_where_nothing_masks(planted, tmp_path, monkey
     assert found_in(tmp_path, "") == ["a.txt"]
 
 
-def test_a_run_with_a_masked_recipe_is_known_again_by_check(vistill, tiny_folder, tmp_path, without_canary):
+def test_a_run_with_a_masked_recipe_is_known_again_by_check(
+    vistill, tiny_folder, tmp_path, without_canary
+):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
@@ -191,7 +227,9 @@ def test_a_run_with_a_masked_recipe_is_known_again_by_check(vistill, tiny_folder
 
 def test_many_texts_cost_one_look_at_the_environment_and_one_pattern(planted, monkeypatch):
     looks, patterns, plain_items, compile_ = [], [], type(os.environ).items, re.compile
-    monkeypatch.setattr(type(os.environ), "items", lambda self: looks.append(1) or plain_items(self), raising=False)
+    monkeypatch.setattr(
+        type(os.environ), "items", lambda self: looks.append(1) or plain_items(self), raising=False
+    )
     monkeypatch.setattr(re, "compile", lambda *a: patterns.append(a) or compile_(*a))
     outward.secrets_of.cache_clear()
     record = {"tokens": [f"token {i}" for i in range(4096)], "text": ENVIRONMENT["HF_TOKEN"]}
@@ -207,7 +245,7 @@ def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeyp
     monkeypatch.setenv("LATE_TOKEN", "late-secret-1")
     assert to_json("late-secret-1 late-secret-2") == '"*** late-secret-2"'
     monkeypatch.setenv("LATE_TOKEN", "late-secret-2")
-    assert masked("late-secret-1 late-secret-2") == "late-secret-1 ***"
+    assert mask_secrets("late-secret-1 late-secret-2") == "late-secret-1 ***"
     monkeypatch.delenv("LATE_TOKEN")
     assert for_terminal("late-secret-1 late-secret-2") == "late-secret-1 late-secret-2"
 
@@ -215,4 +253,4 @@ def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeyp
 def test_the_longer_of_two_secrets_that_begin_alike_is_masked_whole(monkeypatch):
     monkeypatch.setenv("A_TOKEN", "secret-12")
     monkeypatch.setenv("B_TOKEN", "secret-12345(.*)")
-    assert masked("x secret-12345(.*) y secret-12 z") == "x *** y *** z"
+    assert mask_secrets("x secret-12345(.*) y secret-12 z") == "x *** y *** z"

@@ -11,7 +11,7 @@ from payloads import TERMINAL_PAYLOADS
 
 from vistill.cli import main
 from vistill.cli.progress import Progress
-from vistill.cli.terminal import Guard, guarded, show_crash
+from vistill.cli.terminal import EscapingStream, escape_output, show_crash
 from vistill.errors import DataError
 
 CONTROLS = re.compile(
@@ -29,7 +29,9 @@ def legal(text):
 
 
 NAMES = [text for text in TERMINAL_PAYLOADS if legal(text)]
-SAMPLED = [pytest.param(text, marks=[pytest.mark.slow] if i % 5 else []) for i, text in enumerate(NAMES)]
+SAMPLED = [
+    pytest.param(text, marks=[pytest.mark.slow] if i % 5 else []) for i, text in enumerate(NAMES)
+]
 
 
 def words(capsys, *arguments):
@@ -61,7 +63,7 @@ def test_events_errors_crashes_and_warnings_are_shown_harmlessly(payload, capsys
         text = {"what": "w"} | {part: payload}
         main.show_error(DataError("D201", text.pop("what"), **text))
     show_crash(ValueError, ValueError(payload), None)
-    with guarded():
+    with escape_output():
         print(payload)
         print("text", payload)
         print("text", payload, file=sys.stderr)
@@ -89,7 +91,10 @@ def test_words_of_the_command_line_come_back_harmlessly(payload, capsys, tmp_pat
 @pytest.mark.parametrize("payload", SAMPLED, ids=ascii)
 def test_a_hostile_recipe_and_hostile_rows_are_checked_harmlessly(payload, capsys, tmp_path):
     quoted = json.dumps(payload)
-    rows = [{"question": "q", "images": f"{payload}.png", "answer": payload, "id": f"{payload}{i}"} for i in range(4)]
+    rows = [
+        {"question": "q", "images": f"{payload}.png", "answer": payload, "id": f"{payload}{i}"}
+        for i in range(4)
+    ]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tmp_path / "recipe.yaml"
@@ -117,23 +122,27 @@ def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, t
     paths = [tmp_path / payload, tmp_path / "other"]
     for path in paths:
         path.mkdir()
-        (path / "run.lock.json").write_text(json.dumps({"recipe": {"method": payload, "student": {"model": payload}}}))
+        (path / "run.lock.json").write_text(
+            json.dumps({"recipe": {"method": payload, "student": {"model": payload}}})
+        )
         record = {"step": 1, "accuracy": 0.5, "rows": 9.0, "loss": 1.0}
         (path / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
         work = {payload: {"peak_mib": 1.0}}
-        (path / "timing.jsonl").write_text(json.dumps({"step": 1, "seconds": {payload: 1.0}, "work": work}) + "\n")
+        (path / "timing.jsonl").write_text(
+            json.dumps({"step": 1, "seconds": {payload: 1.0}, "work": work}) + "\n"
+        )
         (path / "quarantine.jsonl").write_text(
             json.dumps({"where": payload, "code": payload, "reason": payload}) + "\n"
         )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{BASE}stages: {{{json.dumps(payload)}: {{seed: 1}}}}\n")
     row = {key: payload if not form else None for key, _, form in methods.COLUMNS}
-    with guarded():
-        print(methods.table([row]))
+    with escape_output():
+        print(methods.format_table([row]))
         stages.tell_quarantine(Run(paths[0]))
         stages.tell_profile(Run(paths[0]))
         stages.tell_kept(str(recipe), ["seed=3"], [payload])
-        demo.tell(paths, [], recipe, 1.0)
+        demo.print_comparison(paths, [], recipe, 1.0)
     done = capsys.readouterr()
     assert harmless(done.out + done.err).count("\n") > 8
     harmless(words(capsys, "report", *paths))
@@ -141,7 +150,7 @@ def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, t
 
 @pytest.mark.parametrize("own", ["\r\x1b[K", "\r", "\x1b[A", "\n\n\x1b[A\x1b[A"])
 def test_progress_lines_of_ours_and_of_libraries_still_work(own, capsys):
-    stream = Guard(sys.stdout, progress=True)
+    stream = EscapingStream(sys.stdout, progress=True)
     stream.writelines([own])
     if own.startswith("\r"):
         stream.write(f"{own}step 1 \x1b[31m")
@@ -154,7 +163,14 @@ def test_progress_lines_of_ours_and_of_libraries_still_work(own, capsys):
 def test_the_live_line_of_training_is_numbers_alone(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress() as progress:
-        record = {"step": 1, "steps": 2, "loss": 1.0, "va/mean": 0.1, "rollout/tokens": 5, "seconds": 1.0}
+        record = {
+            "step": 1,
+            "steps": 2,
+            "loss": 1.0,
+            "va/mean": 0.1,
+            "rollout/tokens": 5,
+            "seconds": 1.0,
+        }
         progress.show(record | {"prompt": "\x1b[31m"})
     printed = capsys.readouterr().err
     assert printed.startswith("\r\x1b[Kstep 1/2")

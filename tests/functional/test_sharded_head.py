@@ -44,8 +44,14 @@ print("equal")
 def test_a_sharded_head_is_gathered_once_and_its_gradient_goes_back_to_its_shards(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     done = [process.communicate(timeout=120) for process in ranks]
-    assert [out.decode().strip() for out, _ in done] == ["equal", "equal"], done[0][1].decode()[-2000:]
+    assert [out.decode().strip() for out, _ in done] == ["equal", "equal"], done[0][1].decode()[
+        -2000:
+    ]

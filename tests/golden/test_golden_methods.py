@@ -89,7 +89,9 @@ def test_one_valid_token_alone_never_passes_the_strict_gate():
 )
 def test_jensen_shannon_and_its_entry_clip(teacher, student, total, clamped):
     assert float(jensen_shannon(log(student), log(teacher))) == pytest.approx(total, abs=5e-5)
-    assert float(jensen_shannon(log(student), log(teacher), clip=0.05)) == pytest.approx(clamped, abs=5e-5)
+    assert float(jensen_shannon(log(student), log(teacher), clip=0.05)) == pytest.approx(
+        clamped, abs=5e-5
+    )
     as_token = float(jensen_shannon(log(student), log(teacher), clip=0.05, clip_mode="token"))
     assert as_token == pytest.approx(min(0.05, total), abs=5e-5)
 
@@ -115,7 +117,8 @@ def test_the_ends_of_beta_are_the_two_kls_not_zero():
 
 
 @pytest.mark.parametrize(
-    ("lp", "lpm", "value", "slope"), [(-1.0, -2.0, 0.36788, 0.63212), (-2.0, -1.0, 0.71828, -1.71828)]
+    ("lp", "lpm", "value", "slope"),
+    [(-1.0, -2.0, 0.36788, 0.63212), (-2.0, -1.0, 0.71828, -1.71828)],
 )
 def test_papos_k_and_its_slope(lp, lpm, value, slope):
     own = torch.tensor([lp], requires_grad=True)
@@ -143,7 +146,9 @@ def test_eta_from_norms(visual, eta, rotation):
     memory = method.learn_norms([float(std.norm()), float(steered.norm())], {})
     assert memory["eta"] == pytest.approx(eta, abs=5e-3)
     assert method.norm_correction(memory) == memory["eta"]
-    assert math.degrees(math.atan2(float(steered[1]), float(steered[0]))) == pytest.approx(rotation, abs=0.06)
+    assert math.degrees(math.atan2(float(steered[1]), float(steered[0]))) == pytest.approx(
+        rotation, abs=0.06
+    )
 
 
 def test_group_advantage_uses_the_unbiased_deviation():
@@ -157,7 +162,14 @@ def test_group_advantage_uses_the_unbiased_deviation():
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss"),
-    [(1.0, 2.0, -2.0), (1.5, 1.0, -1.3), (0.5, 1.0, -0.5), (0.5, -1.0, 0.8), (1.2, -1.0, 1.2), (5.0, -1.0, 3.0)],
+    [
+        (1.0, 2.0, -2.0),
+        (1.5, 1.0, -1.3),
+        (0.5, 1.0, -0.5),
+        (0.5, -1.0, 0.8),
+        (1.2, -1.0, 1.2),
+        (5.0, -1.0, 3.0),
+    ],
 )
 def test_clipped_surrogate_with_dual_clip(ratio, advantage, loss):
     out = clipped_surrogate(torch.tensor([ratio]), torch.tensor([advantage]))
@@ -168,10 +180,18 @@ def test_skewed_kls():
     p, q = log(P), log(Q)
     mix = 0.1 * torch.tensor(Q) + 0.9 * torch.tensor(P)
     forward = sum(b * math.log(b / m) for b, m in zip(Q, mix.tolist(), strict=True))
-    assert float(skewed_forward_kl(p, q, 0.1)) == pytest.approx(forward, abs=1e-6) == pytest.approx(0.162240, abs=5e-6)
+    assert (
+        float(skewed_forward_kl(p, q, 0.1))
+        == pytest.approx(forward, abs=1e-6)
+        == pytest.approx(0.162240, abs=5e-6)
+    )
     mix = 0.1 * torch.tensor(P) + 0.9 * torch.tensor(Q)
     reverse = sum(a * math.log(a / m) for a, m in zip(P, mix.tolist(), strict=True))
-    assert float(skewed_reverse_kl(p, q, 0.1)) == pytest.approx(reverse, abs=1e-6) == pytest.approx(0.178563, abs=5e-6)
+    assert (
+        float(skewed_reverse_kl(p, q, 0.1))
+        == pytest.approx(reverse, abs=1e-6)
+        == pytest.approx(0.178563, abs=5e-6)
+    )
     assert float(skewed_forward_kl(p, q, 0.0)) == pytest.approx(float(forward_kl(p, q)))
     assert float(skewed_reverse_kl(p, q, 0.0)) == pytest.approx(float(reverse_kl(p, q)))
     assert float(skewed_forward_kl(p, q, 1.0)) == pytest.approx(0)
@@ -179,7 +199,9 @@ def test_skewed_kls():
 
 def test_the_contrastive_target_drops_what_is_unlikely_and_exaggerates_the_rest():
     logits = contrastive_target(log([0.6, 0.35, 0.05]), log([0.3, 0.4, 0.3]), 1.0, 0.1)
-    assert torch.softmax(logits, -1)[0].tolist() == pytest.approx([0.796680, 0.203320, 0.0], abs=5e-6)
+    assert torch.softmax(logits, -1)[0].tolist() == pytest.approx(
+        [0.796680, 0.203320, 0.0], abs=5e-6
+    )
     assert math.isfinite(float(forward_kl(log(P), logits)))
 
 
@@ -233,8 +255,18 @@ def loss_of_one_token(name, readings, **knobs):
         ("sft", {}, {"student.full": P}, 0.693147),
         # 1/2 KL(q||m) + 1/2 KL(p||m)
         ("gkd", {}, {"student.full": P, "teacher.full": Q}, 0.052122),
-        ("s2vopd", {}, {"student.degraded": [0.1, 0.6, 0.3], "ema.full": [0.9, 0.05, 0.05]}, 0.370699),
-        ("visual_opsd", {}, {"student.full": [0.1, 0.6, 0.3], "ema.privileged": [0.9, 0.05, 0.05]}, 0.149530),
+        (
+            "s2vopd",
+            {},
+            {"student.degraded": [0.1, 0.6, 0.3], "ema.full": [0.9, 0.05, 0.05]},
+            0.370699,
+        ),
+        (
+            "visual_opsd",
+            {},
+            {"student.full": [0.1, 0.6, 0.3], "ema.privileged": [0.9, 0.05, 0.05]},
+            0.149530,
+        ),
         # the sampled estimate times 1 + 0.5
         ("iw_opd", {}, {"student.full": P, "teacher.full": Q, "old.full": P}, 0.488673),
         # teacher entropy 0.6390 < 0.8: the sampled estimate alone

@@ -15,14 +15,16 @@ from vistill.objectives import VAOPD
 
 def test_rollout_weights_of_the_papers_worked_example_use_the_population_deviation():
     weights = sibling_softmax(
-        torch.tensor([0.045, 0.030, 0.020, 0.010], dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+        torch.tensor([0.045, 0.030, 0.020, 0.010], dtype=torch.float64),
+        torch.zeros(4, dtype=torch.long),
     )
     assert weights.tolist() == pytest.approx([0.6558, 0.2056, 0.0949, 0.0438], abs=5e-5)
     assert weights.tolist() != pytest.approx([0.6062, 0.2220, 0.1136, 0.0582], abs=5e-3)
 
 
 @pytest.mark.parametrize(
-    ("k", "largest", "smallest"), [(2, 0.881, 0.119), (3, 0.807, 0.057), (4, 0.770, 0.032), (8, 0.746, 0.007)]
+    ("k", "largest", "smallest"),
+    [(2, 0.881, 0.119), (3, 0.807, 0.057), (4, 0.770, 0.032), (8, 0.746, 0.007)],
 )
 def test_extremes_of_rollout_weights(k, largest, smallest):
     group = torch.zeros(k, dtype=torch.long)
@@ -46,14 +48,18 @@ def test_group_coefficients(advantage, expected):
     values = torch.tensor(advantage)
     rollout = torch.zeros(len(values), dtype=torch.long)
     high = top_share(values, rollout, torch.tensor([len(values)]), 0.2)
-    assert token_group_coefficients(torch.ones(1), high, rollout, 0.5).tolist() == pytest.approx(expected)
+    assert token_group_coefficients(torch.ones(1), high, rollout, 0.5).tolist() == pytest.approx(
+        expected
+    )
 
 
 def test_reverse_kl_of_the_vgs_row():
     p = torch.tensor([[0.3, 0.5, 0.2]], dtype=torch.float64).log()
     q = torch.tensor([[0.1, 0.8, 0.1]], dtype=torch.float64).log()
     assert float(reverse_kl(p, q)) == pytest.approx(0.233211, abs=5e-7)
-    p_x, q_x = (torch.tensor([row], dtype=torch.float64).log() for row in ([0.5, 0.3, 0.2], [0.4, 0.4, 0.2]))
+    p_x, q_x = (
+        torch.tensor([row], dtype=torch.float64).log() for row in ([0.5, 0.3, 0.2], [0.4, 0.4, 0.2])
+    )
     assert float(reverse_kl(p_x, q_x)) == pytest.approx(0.025267, abs=5e-7)
     assert float(reverse_kl(q, q_x)) == pytest.approx(0.346574, abs=5e-7)
 
@@ -63,7 +69,13 @@ def test_a_high_token_weighs_four_times_a_low_one():
     full, blurred = torch.zeros(10, 5), torch.zeros(10, 5)
     full[3, r.ids[3]] = 3.0
     full[7, r.ids[7]] = 2.0
-    batch = ScoredBatch(r, {"teacher.full": logits_pass(full, r.ids), "teacher.pixelated": logits_pass(blurred, r.ids)})
+    batch = ScoredBatch(
+        r,
+        {
+            "teacher.full": logits_pass(full, r.ids),
+            "teacher.pixelated": logits_pass(blurred, r.ids),
+        },
+    )
     signals = VAOPD().signals(batch)
     weights = signals["token_weight"]
     assert float(weights[3]) == pytest.approx(2.5 / 10)
@@ -74,7 +86,12 @@ def test_a_high_token_weighs_four_times_a_low_one():
 def test_class_defaults_are_the_papers_setting():
     method = VAOPD()
     assert (method.high_share, method.high_weight, method.rollout_temperature) == (0.2, 0.5, 1.0)
-    assert (method.score, method.tie_rule, method.zero_va, method.drop) == ("rectified", "stable", "group", "none")
+    assert (method.score, method.tie_rule, method.zero_va, method.drop) == (
+        "rectified",
+        "stable",
+        "group",
+        "none",
+    )
     assert method.rollout_weights
     assert method.token_groups
 

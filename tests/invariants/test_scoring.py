@@ -7,7 +7,7 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.functional.rows import log_prob_from_hidden
 from vistill.models.scoring import EncodedGroup, prediction_rows, response_states, score
 from vistill.types import Prompt, View
-from vistill.views import see
+from vistill.views import apply_view
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def encoded(teacher, prompts):
 @pytest.fixture(scope="module")
 def responses(teacher, prompts):
     return [
-        tuple(teacher.response_ids(text)) for text in ("a=1, b=2.", "The answer is \\boxed{7}.", prompts[0].response)
+        tuple(teacher.response_ids(text))
+        for text in ("a=1, b=2.", "The answer is \\boxed{7}.", prompts[0].response)
     ]
 
 
@@ -43,7 +44,9 @@ def test_log_probabilities_equal_those_of_the_plain_model_call(teacher, encoded,
     expected = [float(torch.log_softmax(logits[at + t - 1], -1)[i]) for t, i in enumerate(response)]
     ids = torch.tensor(response)
     with torch.no_grad():
-        scored = score(teacher, [EncodedGroup(prompt, (response,))], ids, teacher.vocabulary_size, "log_prob")
+        scored = score(
+            teacher, [EncodedGroup(prompt, (response,))], ids, teacher.vocabulary_size, "log_prob"
+        )
     assert scored.log_prob.tolist() == pytest.approx(expected, abs=2e-5)
 
 
@@ -61,9 +64,12 @@ def test_groups_of_different_length_do_not_disturb_one_another(teacher, encoded,
 
 
 def test_prompts_with_and_without_pictures_share_a_batch(teacher, prompts, responses):
-    blind = teacher.encode(see(prompts[0], View.TEXT_ONLY))
+    blind = teacher.encode(apply_view(prompts[0], View.TEXT_ONLY))
     seen = teacher.encode(prompts[1])
-    groups = [EncodedGroup(blind, (responses[0],)), EncodedGroup(seen, (responses[1], responses[2]))]
+    groups = [
+        EncodedGroup(blind, (responses[0],)),
+        EncodedGroup(seen, (responses[1], responses[2])),
+    ]
     together = states(teacher, groups)
     alone = torch.cat([states(teacher, [g]) for g in groups])
     assert torch.allclose(together, alone, atol=1e-5)
@@ -80,17 +86,21 @@ def test_positions_equal_the_models_own(teacher, prompts):
         assert e.next_position == int(own.max()) + 1
 
 
-def test_the_picture_moves_the_log_probabilities_and_the_views_keep_the_grid(teacher, prompts, responses):
+def test_the_picture_moves_the_log_probabilities_and_the_views_keep_the_grid(
+    teacher, prompts, responses
+):
     from vistill.views import ViewContext
 
     def log_probs(prompt):
         group = EncodedGroup(teacher.encode(prompt), (responses[2],))
-        return score(teacher, [group], torch.tensor(responses[2]), teacher.vocabulary_size, "log_prob").log_prob
+        return score(
+            teacher, [group], torch.tensor(responses[2]), teacher.vocabulary_size, "log_prob"
+        ).log_prob
 
     with torch.no_grad():
         full = log_probs(prompts[0])
         for view in (View.PIXELATED, View.SWAPPED, View.TEXT_ONLY, View.NOISE, View.MASKED):
-            other = see(prompts[0], view, ViewContext(partner=prompts[1]))
+            other = apply_view(prompts[0], view, ViewContext(partner=prompts[1]))
             assert float((log_probs(other) - full).abs().max()) > 1e-4, view
             tokens = teacher.encode(other).num_image_tokens
             assert tokens == (0 if view is View.TEXT_ONLY else 16)
@@ -119,6 +129,8 @@ def test_several_pictures_in_a_prompt(teacher):
     )
     assert torch.equal(own[:, 0], encoded.positions)
     alone = log_prob_from_hidden(
-        states(teacher, [EncodedGroup(encoded, ((20, 21),))]), teacher.head(50), torch.tensor([20, 21])
+        states(teacher, [EncodedGroup(encoded, ((20, 21),))]),
+        teacher.head(50),
+        torch.tensor([20, 21]),
     )
     assert torch.isfinite(alone).all()

@@ -12,10 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3VLForConditionalGeneration
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.models.scoring import EncodedGroup, PlainReading, SharedReading, every_place, read_groups, response_states
+from vistill.models.scoring import (
+    EncodedGroup,
+    PlainReading,
+    SharedReading,
+    all_responses,
+    read_groups,
+    response_states,
+)
 from vistill.models.tiny import TinySize, tiny_config
 from vistill.types import Prompt, View
-from vistill.views import see
+from vistill.views import apply_view
 
 
 def plain(vlm):
@@ -24,7 +31,9 @@ def plain(vlm):
 
 def words(vlm, seed, length):
     generator = torch.Generator().manual_seed(seed)
-    return tuple(int(i) for i in torch.randint(20, vlm.vocabulary_size, (length,), generator=generator))
+    return tuple(
+        int(i) for i in torch.randint(20, vlm.vocabulary_size, (length,), generator=generator)
+    )
 
 
 def groups_of(vlm, prompts, lengths):
@@ -39,10 +48,18 @@ def many(prompts):
     """Different lengths, no picture, two pictures, other views."""
     a, b = prompts[:2]
     two = Prompt("two", (a.images[0], "first, second ", b.images[0], "which?"))
-    return [a, see(b, View.TEXT_ONLY), two, see(a, View.PIXELATED), Prompt("short", ("?",))]
+    return [
+        a,
+        apply_view(b, View.TEXT_ONLY),
+        two,
+        apply_view(a, View.PIXELATED),
+        Prompt("short", ("?",)),
+    ]
 
 
-@pytest.mark.parametrize("case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5])
+@pytest.mark.parametrize(
+    "case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5]
+)
 def test_hidden_states_equal_those_of_separate_rows(teacher, many, case):
     groups = groups_of(teacher, many, case)
     with torch.no_grad():
@@ -56,15 +73,22 @@ def flexible(vlm):
     return dataclasses.replace(vlm, attention="flex")
 
 
-UNFUSED = pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
+UNFUSED = pytest.mark.filterwarnings(
+    "ignore:.*flex_attention called without torch.compile.*:UserWarning"
+)
 
 
 @UNFUSED
-@pytest.mark.parametrize("case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5])
+@pytest.mark.parametrize(
+    "case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5]
+)
 def test_one_packed_row_under_a_block_mask_gives_the_same_states(teacher, many, case):
     groups = groups_of(teacher, many, case)
     with torch.no_grad():
-        flex, separate = response_states(flexible(teacher), groups), response_states(plain(teacher), groups)
+        flex, separate = (
+            response_states(flexible(teacher), groups),
+            response_states(plain(teacher), groups),
+        )
     assert float((flex - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
@@ -75,15 +99,20 @@ def test_a_block_mask_counts_no_padding_and_learns_the_same(tokenizer, prompts):
         vlm = dataclasses.replace(build(tokenizer, 0), attention=attention)
         groups = groups_of(vlm, prompts[:2], [[3, 40], [7]])
         reading = read_groups(vlm, groups, cut=True)
-        for place in every_place(groups):
+        for place in all_responses(groups):
             reading.read([place]).square().sum().backward()
         reading.close()
-        found.append(torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None]))
+        found.append(
+            torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
+        )
     assert float((found[0] - found[1]).norm()) < 1e-5 * float(found[0].norm())
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=3), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=3),
+    st.integers(0, 9),
+)
 def test_any_lengths_and_any_number_of_siblings_agree(teacher, lengths, seed):
     groups = groups_of(teacher, diagram_prompts("train", len(lengths), seed), lengths)
     with torch.no_grad():
@@ -110,7 +139,7 @@ def gradient(vlm, groups, weights, part=None):
     if part is None:
         (response_states(vlm, groups) * weights).sum().backward()
     else:
-        reading, places, at = read_groups(vlm, groups, cut=True), every_place(groups), 0
+        reading, places, at = read_groups(vlm, groups, cut=True), all_responses(groups), 0
         for start in range(0, len(places), part):
             hidden = reading.read(places[start : start + part])
             (hidden * weights[at : at + len(hidden)]).sum().backward()
@@ -127,7 +156,9 @@ def test_gradients_equal_those_of_separate_rows_whether_or_not_the_prompt_is_cut
     ]
     reference = gradient(plain(vlm), groups, weights)
     for part in (None, 1, 4, 99):
-        assert float((gradient(vlm, groups, weights, part) - reference).norm()) < 1e-5 * float(reference.norm())
+        assert float((gradient(vlm, groups, weights, part) - reference).norm()) < 1e-5 * float(
+            reference.norm()
+        )
 
 
 def test_the_same_reading_is_bitwise_repeatable(teacher, prompts):
@@ -157,8 +188,12 @@ def test_pictures_and_prompt_tokens_are_forwarded_once_a_prompt(teacher, prompts
     seen = {"patches": 0, "tokens": 0}
     visual, embed = teacher.model.model.visual, teacher.model.model.language_model.embed_tokens
     hooks = [
-        visual.register_forward_pre_hook(lambda _, args: seen.__setitem__("patches", seen["patches"] + len(args[0]))),
-        embed.register_forward_pre_hook(lambda _, args: seen.__setitem__("tokens", seen["tokens"] + args[0].numel())),
+        visual.register_forward_pre_hook(
+            lambda _, args: seen.__setitem__("patches", seen["patches"] + len(args[0]))
+        ),
+        embed.register_forward_pre_hook(
+            lambda _, args: seen.__setitem__("tokens", seen["tokens"] + args[0].numel())
+        ),
     ]
     groups = groups_of(teacher, prompts[:2], [[5] * 4, [7] * 4])
     with torch.no_grad():
@@ -189,7 +224,7 @@ def saved_bytes(vlm, groups, part):
             if held[self.key] == 0:
                 del held[self.key]
 
-    reading_places = every_place(groups)
+    reading_places = all_responses(groups)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: Saved(pack(x)), lambda s: s.value):
         reading = read_groups(vlm, groups, cut=True)
         for start in range(0, len(reading_places), part):

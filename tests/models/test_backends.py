@@ -10,19 +10,25 @@ import pytest
 import torch
 
 from vistill.batch import reduce_terms
-from vistill.models.backends import difference_of, why_not, with_kernels
+from vistill.models.backends import backend_failure, difference_of, with_kernels
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.engine import Sampling
 from vistill.rollouts.shared import SharedEngine
-from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
-from vistill.training.writing import Desk, write_groups
+from vistill.training.response_source import ResponseSource, write_groups
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 
 
 @pytest.fixture(autouse=True)
 def _ask_again():
-    why_not.cache_clear()
+    backend_failure.cache_clear()
     yield
-    why_not.cache_clear()
+    backend_failure.cache_clear()
 
 
 def test_on_a_cpu_auto_takes_torch_without_a_word(student):
@@ -34,7 +40,9 @@ def test_on_a_cpu_auto_takes_torch_without_a_word(student):
 
 def test_a_missing_kernel_names_its_extra_and_takes_torch(student, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.warns(UserWarning, match=r"pip install 'vistill\[triton\]'.*The numbers are the same"):
+    with pytest.warns(
+        UserWarning, match=r"pip install 'vistill\[triton\]'.*The numbers are the same"
+    ):
         assert with_kernels(student, "triton").kernels == "torch"
 
 
@@ -42,8 +50,8 @@ def test_a_missing_kernel_names_its_extra_and_takes_torch(student, monkeypatch):
 def test_a_kernel_that_proves_itself_is_used_and_the_update_is_the_same(student, teacher, prompts):
     pytest.importorskip("triton", reason="the extra `triton` is not installed")
     groups = write_groups(
-        Cast(student, teacher, student.vocabulary_size),
-        Desk(SharedEngine(student), VAOPD(), 2),
+        Models(student, teacher, student.vocabulary_size),
+        ResponseSource(SharedEngine(student), VAOPD(), 2),
         prompts[:2],
         Sampling(0, 0, 1.0, 1.0, 4),
     )
@@ -53,16 +61,20 @@ def test_a_kernel_that_proves_itself_is_used_and_the_update_is_the_same(student,
     for name, (own, other) in {"torch": (student, teacher), "triton": chosen}.items():
         for method in ("va_opd", "gkd", "kd", "grpo_opd"):
             objective = METHODS[method]()
-            cast = Cast(own, other, student.vocabulary_size)
+            models = Models(own, other, student.vocabulary_size)
             rewards = [float(i % 2) for i in range(4)]
-            responses = lay_out(groups, 0, 0, own.device, rewards)
-            reading = prepare(cast, groups, objective.passes(), responses)
-            batch = read_without_gradient(cast, reading, objective.passes())
+            responses = flatten_responses(groups, 0, 0, own.device, rewards)
+            reading = encode_step(models, groups, objective.passes(), responses)
+            batch = score_without_gradient(models, reading, objective.passes())
             own.model.zero_grad()
-            for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
+            for micro, cut in parts_with_gradient(
+                models, reading, batch, objective.passes(), objective.signals(batch)
+            ):
                 loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
                 loss.backward()
-            gradient = torch.cat([p.grad.flatten() for p in own.model.parameters() if p.grad is not None])
+            gradient = torch.cat(
+                [p.grad.flatten() for p in own.model.parameters() if p.grad is not None]
+            )
             found.setdefault(method, []).append((name, gradient.clone()))
     for method, ((_, a), (_, b)) in found.items():
         assert float((a - b).norm()) <= 1e-5 * float(a.norm()) or not float(a.norm()), method
@@ -70,7 +82,9 @@ def test_a_kernel_that_proves_itself_is_used_and_the_update_is_the_same(student,
 
 @pytest.mark.triton
 def test_a_kernel_that_lies_is_refused(student, monkeypatch):
-    fused = pytest.importorskip("vistill.fused", reason="the extra `triton` is not installed")
+    fused = pytest.importorskip(
+        "vistill.triton_kernels", reason="the extra `triton` is not installed"
+    )
     honest = fused.divergence_rows
     monkeypatch.setattr(fused, "divergence_rows", lambda *args: honest(*args) * 1.001)
     with pytest.warns(UserWarning, match="its kernels differ from torch's"):
@@ -79,7 +93,9 @@ def test_a_kernel_that_lies_is_refused(student, monkeypatch):
 
 @pytest.mark.triton
 def test_a_kernel_that_breaks_is_refused(student, monkeypatch):
-    fused = pytest.importorskip("vistill.fused", reason="the extra `triton` is not installed")
+    fused = pytest.importorskip(
+        "vistill.triton_kernels", reason="the extra `triton` is not installed"
+    )
 
     def broken(*args):
         raise RuntimeError("out of shared memory")
@@ -127,7 +143,13 @@ def test_every_kernel_compiles_for_a_gpu_without_one(tmp_path):
     """The interpreter forgives what the compiler refuses; the compiler needs no device."""
     pytest.importorskip("triton", reason="the extra `triton` is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.stdout.strip() == "compiled", done.stderr[-2000:]
 
 

@@ -11,17 +11,17 @@ from tiny_llava import LlavaFamily, build_llava
 from vistill.api import distill
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import ConfigError, ModelError
-from vistill.meter import counting
+from vistill.flops_counter import counting
 from vistill.models.chat import pictures_of
 from vistill.models.decoding import Decoder
 from vistill.models.families import FAMILIES
 from vistill.models.families.base import Family, base_of
 from vistill.models.families.signatures import check_signature
+from vistill.models.hf_reference import reference_log_probs
 from vistill.models.loading import load_vlm, teacher_dtype
-from vistill.models.plainly import plain_log_probs
 from vistill.models.save import save_vlm
-from vistill.models.scoring import EncodedGroup, every_place, read_groups, response_states
-from vistill.models.selftest import proven
+from vistill.models.scoring import EncodedGroup, all_responses, read_groups, response_states
+from vistill.models.selftest import run_selftest
 from vistill.objectives import OPD
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
@@ -29,7 +29,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt, View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 #: A tiny model of each family.
 TINY = {"qwen3_vl": lambda tokenizer, seed: build(tokenizer, seed, hidden=48), "llava": build_llava}
@@ -53,7 +53,7 @@ def many(prompts):
     """One picture, another, none, two, and one picture in many squares."""
     a, b, c = prompts[:3]
     two = Prompt("two", (a.images[0], "first, second ", b.images[0], "which?"))
-    return [a, b, see(c, View.TEXT_ONLY), two, see(c, View.PIXELATED)]
+    return [a, b, apply_view(c, View.TEXT_ONLY), two, apply_view(c, View.PIXELATED)]
 
 
 def by_rows(vlm):
@@ -73,8 +73,13 @@ def groups_of(vlm, prompts):
 
 def decoded(vlm, groups):
     """Hidden states of the responses, token after token as they would be written."""
-    decoder = Decoder(vlm, [g.prompt for g in groups], [i for i, g in enumerate(groups) for _ in g.responses])
-    rows, longest = [r for g in groups for r in g.responses], max(len(r) for g in groups for r in g.responses)
+    decoder = Decoder(
+        vlm, [g.prompt for g in groups], [i for i, g in enumerate(groups) for _ in g.responses]
+    )
+    rows, longest = (
+        [r for g in groups for r in g.responses],
+        max(len(r) for g in groups for r in g.responses),
+    )
     states = []
     for t in range(longest):
         states.append(decoder.states())
@@ -85,7 +90,9 @@ def decoded(vlm, groups):
 def forward_log_probs(vlm, groups):
     """Of transformers' own forward, each prompt and response alone."""
     pairs = [(g.prompt, r) for g in groups for r in g.responses]
-    return torch.cat([plain_log_probs(vlm, p, r, vlm.vocabulary_size)[:, None] for p, r in pairs])
+    return torch.cat(
+        [reference_log_probs(vlm, p, r, vlm.vocabulary_size)[:, None] for p, r in pairs]
+    )
 
 
 PATHS = {
@@ -116,7 +123,11 @@ def test_an_encoding_holds_as_many_image_tokens_as_its_pictures_ask_for(vlm, man
     family = vlm.family
     for prompt in many:
         encoded, pictures = vlm.encode(prompt), pictures_of(prompt)
-        assert encoded.num_image_tokens == encoded.ids.count(family.image_id) == sum(map(family.image_tokens, pictures))
+        assert (
+            encoded.num_image_tokens
+            == encoded.ids.count(family.image_id)
+            == sum(map(family.image_tokens, pictures))
+        )
         assert encoded.positions.shape[1] == len(encoded.ids)
         assert encoded.next_position > int(encoded.positions[:, -1].max())
         assert encoded.has_image == bool(pictures) == bool(encoded.pixels)
@@ -142,12 +153,14 @@ def test_the_number_of_image_tokens_follows_from_the_size_alone(vlm, size):
 @pytest.mark.parametrize("path", list(PATHS))
 def test_changing_the_picture_changes_the_states(vlm, many, path):
     with torch.no_grad():
-        one, other = many[0], see(many[0], View.SWAPPED, ViewContext(partner=many[1]))
+        one, other = many[0], apply_view(many[0], View.SWAPPED, ViewContext(partner=many[1]))
         groups = [groups_of(vlm, [p])[0] for p in (one, other)]
         assert groups[0].prompt.ids == groups[1].prompt.ids
         states = [PATHS[path](vlm, [g]) for g in groups]
         assert ((states[0] - states[1]).abs().amax(-1) > 1e-6).all()
-        blind = PATHS[path](vlm, [EncodedGroup(vlm.encode(see(one, View.TEXT_ONLY)), RESPONSES[:1])])
+        blind = PATHS[path](
+            vlm, [EncodedGroup(vlm.encode(apply_view(one, View.TEXT_ONLY)), RESPONSES[:1])]
+        )
         assert ((states[0] - blind).abs().amax(-1) > 1e-6).all()
 
 
@@ -176,7 +189,9 @@ def test_a_placeholder_and_its_picture_stay_together_in_a_prompt_of_two(vlm, pro
     a, b = prompts[0].images[0], prompts[1].images[0]
     with torch.no_grad():
         states = [
-            response_states(vlm, groups_of(vlm, [Prompt("two", (x, "first, second ", y, "which?"))]))
+            response_states(
+                vlm, groups_of(vlm, [Prompt("two", (x, "first, second ", y, "which?"))])
+            )
             for x, y in ((a, b), (b, a), (a, a))
         ]
     assert all(far(states[i], states[j]) > 1e-4 for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -188,7 +203,7 @@ def test_all_paths_give_the_same_states(vlm, many):
         reference = response_states(by_rows(vlm), groups)
         for path in ("packed", "decoder step", "decoder step through the module"):
             assert far(PATHS[path](vlm, groups), reference) < CLOSE, path
-    assert proven(vlm).shares_prompts
+    assert run_selftest(vlm).shares_prompts
 
 
 def test_the_head_of_the_states_is_the_models_own_forward(vlm, many):
@@ -215,7 +230,9 @@ def test_neighbours_and_their_order_change_nothing(vlm, many):
     for read in (response_states, lambda v, g: response_states(by_rows(v), g)):
         with torch.no_grad():
             together = read(vlm, groups)
-            turned = read(vlm, groups[::-1]).split([sum(map(len, g.responses)) for g in groups[::-1]])
+            turned = read(vlm, groups[::-1]).split(
+                [sum(map(len, g.responses)) for g in groups[::-1]]
+            )
             alone = torch.cat([read(vlm, [g]) for g in groups])
         assert far(together, alone) < CLOSE
         assert far(together, torch.cat(turned[::-1])) < CLOSE
@@ -228,7 +245,7 @@ def test_learning_part_by_part_gives_the_gradient_of_separate_rows(name, tokeniz
         vlm = vlm if cut else by_rows(vlm)
         groups = groups_of(vlm, many)
         reading = read_groups(vlm, groups, cut=cut)
-        for place in every_place(groups):
+        for place in all_responses(groups):
             reading.read([place]).square().sum().backward()
         reading.close()
         found.append({n: p.grad for n, p in vlm.model.named_parameters() if p.grad is not None})
@@ -236,7 +253,10 @@ def test_learning_part_by_part_gives_the_gradient_of_separate_rows(name, tokeniz
     a, b = (torch.cat([g.flatten() for g in x.values()]) for x in found)
     assert float((a - b).norm()) < 1e-5 * float(b.norm())
     seeing = {id(p) for m in vlm.family.parts(vlm.model)["vision"] for p in m.parameters()}
-    assert any(id(p) in seeing and p.grad is not None and bool(p.grad.any()) for p in vlm.model.parameters())
+    assert any(
+        id(p) in seeing and p.grad is not None and bool(p.grad.any())
+        for p in vlm.model.parameters()
+    )
 
 
 def test_both_engines_write_the_same_with_two_pictures_and_two_siblings(vlm, many):
@@ -264,12 +284,20 @@ def test_a_reading_is_counted(vlm, many):
 def test_no_argument_travels_by_a_keyword_that_would_be_swallowed(vlm, monkeypatch):
     family, model = vlm.family, vlm.model
     family.check_arguments(model)
-    own_forward, tower, decoder = model.forward, base_of(model).get_image_features, family.decoder(model).forward
+    own_forward, tower, decoder = (
+        model.forward,
+        base_of(model).get_image_features,
+        family.decoder(model).forward,
+    )
     takes_anything = lambda input_ids=None, **kwargs: own_forward(input_ids=input_ids, **kwargs)
     for place, attribute, function in (
         (model, "forward", takes_anything),
         (base_of(model), "get_image_features", lambda **kwargs: tower(**kwargs)),
-        (family.decoder(model), "forward", lambda input_ids=None, **kwargs: decoder(input_ids, **kwargs)),
+        (
+            family.decoder(model),
+            "forward",
+            lambda input_ids=None, **kwargs: decoder(input_ids, **kwargs),
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, attribute, function)
@@ -281,7 +309,9 @@ def test_no_argument_travels_by_a_keyword_that_would_be_swallowed(vlm, monkeypat
 def test_a_model_that_would_swallow_its_pictures_is_refused_at_load(tiny_folder, monkeypatch):
     monkeypatch.setattr(
         "vistill.models.families.base.base_of",
-        lambda model: type("Old", (), {"get_image_features": staticmethod(lambda pixels, **kwargs: None)}),
+        lambda model: type(
+            "Old", (), {"get_image_features": staticmethod(lambda pixels, **kwargs: None)}
+        ),
     )
     with pytest.raises(ModelError, match="has no argument 'pixel_values'"):
         load_vlm(tiny_folder)
@@ -296,7 +326,9 @@ def test_wrapped_functions_are_looked_through():
         check_signature(forward, ["input_ids", "mm_encoder_outputs"])
 
 
-def test_a_saved_folder_loads_by_its_family_with_the_same_weights(name, tokenizer, tmp_path, monkeypatch):
+def test_a_saved_folder_loads_by_its_family_with_the_same_weights(
+    name, tokenizer, tmp_path, monkeypatch
+):
     monkeypatch.setitem(FAMILIES, "llava", LlavaFamily)
     vlm = TINY[name](tokenizer, 2)
     save_vlm(vlm, tmp_path / "saved")
@@ -326,7 +358,7 @@ def test_a_limit_of_image_tokens_holds_or_is_refused(name, vlm):
 
 def test_two_steps_of_opd_through_the_public_door(name, tokenizer, prompts, tmp_path):
     """With the canary, which reads, decodes and checks pictures of either family."""
-    student, teacher = TINY[name](tokenizer, 0), proven(TINY[name](tokenizer, 1)).freeze()
+    student, teacher = TINY[name](tokenizer, 0), run_selftest(TINY[name](tokenizer, 1)).freeze()
     start = {n: p.detach().clone() for n, p in student.model.named_parameters()}
     run = distill(
         student,

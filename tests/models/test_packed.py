@@ -11,7 +11,7 @@ import torch
 from conftest import REPO, build
 from tiny_llava import build_llava
 
-from vistill.models.scoring import EncodedGroup, every_place, read_groups, response_states
+from vistill.models.scoring import EncodedGroup, all_responses, read_groups, response_states
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.shared import SharedEngine
 
@@ -32,11 +32,13 @@ def learnt(vlm, groups):
     """States and gradients of learning part by part."""
     vlm.model.zero_grad()
     reading, states = read_groups(vlm, groups, cut=True), []
-    for place in every_place(groups):
+    for place in all_responses(groups):
         states.append(reading.read([place]))
         states[-1].square().sum().backward()
     reading.close()
-    return torch.cat(states).detach(), {n: p.grad for n, p in vlm.model.named_parameters() if p.grad is not None}
+    return torch.cat(states).detach(), {
+        n: p.grad for n, p in vlm.model.named_parameters() if p.grad is not None
+    }
 
 
 def rollouts(vlm, prompts):
@@ -61,15 +63,24 @@ def test_hooks_of_the_module_and_of_every_layer_fire_and_change_nothing(way, vlm
         if way == "learning":
             return learnt(vlm, groups)[0]
         if way == "rollouts":
-            return torch.tensor([i for group in rollouts(vlm, prompts) for r in group for i in r.ids])
-        return response_states(dataclasses.replace(vlm, share_prompts=way == "scoring"), groups).detach()
+            return torch.tensor(
+                [i for group in rollouts(vlm, prompts) for r in group for i in r.ids]
+            )
+        return response_states(
+            dataclasses.replace(vlm, share_prompts=way == "scoring"), groups
+        ).detach()
 
     expected = read(vlm)
     calls, names = hooked(vlm)
     assert torch.equal(read(vlm), expected)
     assert set(calls) == names
     assert len(set(calls.values())) == 1
-    readings = {"scoring": 2, "rows": 1, "learning": 5, "rollouts": 5}  # prompts, then each part or token
+    readings = {
+        "scoring": 2,
+        "rows": 1,
+        "learning": 5,
+        "rollouts": 5,
+    }  # prompts, then each part or token
     assert calls["module before"] == readings[way]
 
 
@@ -98,7 +109,9 @@ def test_the_module_goes_with_its_model(vlm):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_module_reads_the_same(vlm, prompts, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shapes are not checked while it traces
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # shapes are not checked while it traces
     groups = groups_of(vlm, prompts)
     states, gradient = learnt(vlm, groups)
     gradient = {name: g.clone() for name, g in gradient.items()}
@@ -133,7 +146,7 @@ from conftest import build
 from test_packed import groups_of, learnt, rollouts
 from tiny_llava import build_llava
 from vistill.data.diagrams import diagram_prompts
-from vistill.studies.raising import raising_tokenizer
+from vistill.studies.make_tiny_models import raising_tokenizer
 from vistill.models.scoring import response_states
 
 rank, world, store = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -175,4 +188,6 @@ def test_a_model_sharded_by_fsdp2_reads_and_learns_the_same(world, tmp_path):
     ranks = [subprocess.Popen([*command, str(rank), str(world), str(tmp_path / "store")], **options)
              for rank in range(world)]  # fmt: skip
     done = [process.communicate(timeout=250) for process in ranks]
-    assert [out.decode().strip() for out, _ in done] == ["equal"] * world, done[0][1].decode()[-3000:]
+    assert [out.decode().strip() for out, _ in done] == ["equal"] * world, done[0][1].decode()[
+        -3000:
+    ]

@@ -12,7 +12,7 @@ from vistill.errors import ModelError
 from vistill.models.loading import load_vlm
 from vistill.models.save import load_weights_into, save_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import Saved, newest, publish, restore, weights_hash
+from vistill.training.checkpoint import TrainedObjects, newest, publish, restore, weights_hash
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
@@ -36,7 +36,9 @@ def shards(kind, tokenizer, tmp_path, monkeypatch):
 
 def equal(a, b):
     first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 @pytest.mark.parametrize("size", ["60KB", "50GB"])
@@ -62,7 +64,9 @@ def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypa
     monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
     settings, folder = TrainSettings(), RunFolder(tmp_path)
     student, average = build(tokenizer, 7), build(tokenizer, 9)
-    saved = Saved(student, make_optimizer(student.model, settings), RunState(step=3), {"ema": average})
+    saved = TrainedObjects(
+        student, make_optimizer(student.model, settings), RunState(step=3), {"ema": average}
+    )
     publish(folder, saved, "test", 1)
     other, second = build(tokenizer, 8), build(tokenizer, 8)
     state = restore(newest(folder), other, make_optimizer(other.model, settings), {"ema": second})
@@ -110,7 +114,9 @@ def weight_unknown(folder):
 
     rewritten(folder, change)
     index = json.loads((folder / INDEX).read_text())
-    index["weight_map"]["model.extra"] = sorted(path.name for path in folder.glob("*.safetensors"))[0]
+    index["weight_map"]["model.extra"] = sorted(path.name for path in folder.glob("*.safetensors"))[
+        0
+    ]
     (folder / INDEX).write_text(json.dumps(index))
     return "model.extra, which the model does not have"
 

@@ -124,14 +124,18 @@ def test_inputs_equal_those_of_the_real_processor(tiny_folder, shared_data):
     vlm = load_vlm(tiny_folder, max_image_tokens=64)
     processor = NoVideo(vlm.family.processor, vlm.tokenizer)
     real = load_rows(
-        str(shared_data / "geometry_mathv" / "data.jsonl"), DataSettings(columns=Columns(id="id")), 6
+        str(shared_data / "geometry_mathv" / "data.jsonl"),
+        DataSettings(columns=Columns(id="id")),
+        6,
     ).prompts
     jigsaw = load_rows(
         str(shared_data / "blink_jigsaw" / "data.jsonl"), DataSettings(columns=Columns(id="id")), 2
     ).prompts
     for prompt in [*diagram_prompts("train", 3, 0), *real, *jigsaw]:
         ours = vlm.encode(prompt)
-        text = vlm.tokenizer.apply_chat_template(messages_of(prompt), tokenize=False, add_generation_prompt=True)
+        text = vlm.tokenizer.apply_chat_template(
+            messages_of(prompt), tokenize=False, add_generation_prompt=True
+        )
         images = [i.convert("RGB") for i in pictures_of(prompt)]
         theirs = processor(text=[text], images=images, return_tensors="pt")
         assert list(ours.ids) == theirs["input_ids"][0].tolist()

@@ -27,7 +27,8 @@ class Dense:
         for length in r.lengths.tolist():
             rows = slice(start, start + length)
             item = {
-                name: [log_softmax(row) for row in s.hidden[rows].double().tolist()] for name, s in batch.passes.items()
+                name: [log_softmax(row) for row in s.hidden[rows].double().tolist()]
+                for name, s in batch.passes.items()
             }
             self.rollouts.append({"ids": r.ids[rows].tolist(), **item})
             start += length
@@ -79,14 +80,24 @@ def normalised(row):
 
 
 def steered(d, n, t, blind="student.text_only", clamp=None):
-    rows = zip(d.row(blind, n, t), d.row("teacher.full", n, t), d.row("teacher.text_only", n, t), strict=True)
+    rows = zip(
+        d.row(blind, n, t),
+        d.row("teacher.full", n, t),
+        d.row("teacher.text_only", n, t),
+        strict=True,
+    )
     ratio = lambda q, qx: q - qx if clamp is None else max(-clamp, min(clamp, q - qx))
     return normalised([px + ratio(q, qx) for px, q, qx in rows])
 
 
 def vgs_reference(d, m):
-    vds = {(n, t): kl(d.row("teacher.full", n, t), d.row("teacher.text_only", n, t)) for n, t in d.places()}
-    pools = {(n, t): [v for (k, _), v in vds.items() if m.scope == "batch" or k == n] for n, t in vds}
+    vds = {
+        (n, t): kl(d.row("teacher.full", n, t), d.row("teacher.text_only", n, t))
+        for n, t in d.places()
+    }
+    pools = {
+        (n, t): [v for (k, _), v in vds.items() if m.scope == "batch" or k == n] for n, t in vds
+    }
     blind = m.blind().name
 
     def value(n, t):
@@ -125,7 +136,9 @@ def visual_opsd_reference(d, m):
         if m.top_k is not None and m.top_k < len(q):
             best = sorted(range(len(q)), key=lambda a: -q[a])[: m.top_k]
             rest = [a for a in range(len(q)) if a not in best]
-            tail = lambda row: [math.log(sum(math.exp(row[a]) for a in rest))] if m.tail_bucket else []
+            tail = lambda row: (
+                [math.log(sum(math.exp(row[a]) for a in rest))] if m.tail_bucket else []
+            )
             q, p = (normalised([row[a] for a in best] + tail(row)) for row in (q, p))
         return jsd_rows(q, p, m.beta, None if m.clip_mode == "none" else m.clip, m.clip_mode)
 
@@ -168,17 +181,26 @@ def papo_reference(d, m):
         kept = set()
         for n, r in enumerate(d.rollouts):
             size = max(1, math.ceil(m.perception_share * len(r["ids"]) - 1e-9))
-            kept |= set(sorted(((n, t) for t in range(len(r["ids"]))), key=lambda place: -k[place])[:size])
+            kept |= set(
+                sorted(((n, t) for t in range(len(r["ids"]))), key=lambda place: -k[place])[:size]
+            )
     cap = math.inf if m.perception_clip is None else m.perception_clip
     average = mean_of(d, m)
     loss = grpo_reference(d, m)
-    loss -= left * m.perception_weight * average(lambda n, t: min(k[n, t], cap) if (n, t) in kept else 0.0)
+    loss -= (
+        left
+        * m.perception_weight
+        * average(lambda n, t: min(k[n, t], cap) if (n, t) in kept else 0.0)
+    )
     loss += left * m.entropy_weight * average(lambda n, t: -own(n, t))
     return loss + left * m.masked_entropy_weight * average(lambda n, t: -other(n, t))
 
 
 def vppo_reference(d, m):
-    dep = {(n, t): k3_of(d.sampled("old.full", n, t), d.sampled("old.masked", n, t)) for n, t in d.places()}
+    dep = {
+        (n, t): k3_of(d.sampled("old.full", n, t), d.sampled("old.masked", n, t))
+        for n, t in d.places()
+    }
     means = [d.response_mean(n, lambda n, t: dep[n, t]) for n in range(len(d.rollouts))]
     share = [(x - min(means)) / (max(means) - min(means)) for x in means]
     slope = (1 - m.scale_low) / (sum(share) / len(share))
@@ -186,7 +208,9 @@ def vppo_reference(d, m):
     kept = set()
     for n, r in enumerate(d.rollouts):
         size = max(1, math.ceil(m.token_share * len(r["ids"]) - 1e-9))
-        kept |= set(sorted(((n, t) for t in range(len(r["ids"]))), key=lambda place: -dep[place])[:size])
+        kept |= set(
+            sorted(((n, t) for t in range(len(r["ids"]))), key=lambda place: -dep[place])[:size]
+        )
     loss = grpo_reference(d, m, lambda n, t: scale[n] * d.advantage(n) if (n, t) in kept else 0.0)
     return loss + m.entropy_weight * mean_of(d, m)(lambda n, t: -d.sampled("student.full", n, t))
 
@@ -194,7 +218,9 @@ def vppo_reference(d, m):
 def opd_reference(d, m):
     if getattr(m, "estimator", "full") == "full":
         return d.mean(lambda n, t: kl(d.row("student.full", n, t), d.row("teacher.full", n, t)))
-    own, other = (lambda n, t, name=name: d.sampled(name, n, t) for name in ("student.full", "teacher.full"))
+    own, other = (
+        lambda n, t, name=name: d.sampled(name, n, t) for name in ("student.full", "teacher.full")
+    )
     return d.mean(lambda n, t: (own(n, t) - other(n, t)) * own(n, t))
 
 
@@ -216,7 +242,10 @@ def distillm_reference(d, m):
     def value(n, t):
         p, q = d.row("student.full", n, t), d.row("teacher.full", n, t)
         first, second = (q, p) if m.direction == "forward" else (p, q)
-        mix = [math.log(m.skew * math.exp(a) + (1 - m.skew) * math.exp(b)) for a, b in zip(first, second, strict=True)]
+        mix = [
+            math.log(m.skew * math.exp(a) + (1 - m.skew) * math.exp(b))
+            for a, b in zip(first, second, strict=True)
+        ]
         return kl(first, mix)
 
     return d.mean(value)
@@ -226,7 +255,9 @@ def vcsd_reference(d, m):
     def value(n, t):
         p, q, black = (d.row(name, n, t) for name in ("student.full", "ema.full", "ema.black"))
         keep = [a for a in range(len(q)) if math.exp(q[a]) >= m.support * math.exp(max(q))]
-        target = normalised([((1 + m.strength) * q[a] - m.strength * black[a]) / m.temperature for a in keep])
+        target = normalised(
+            [((1 + m.strength) * q[a] - m.strength * black[a]) / m.temperature for a in keep]
+        )
         flat = normalised([x / m.temperature for x in p])
         return kl(target, [flat[a] for a in keep])
 
@@ -236,17 +267,24 @@ def vcsd_reference(d, m):
 def eopd_reference(d, m):
     def value(n, t):
         p, q = d.row("student.full", n, t), d.row("teacher.full", n, t)
-        out = (d.sampled("student.full", n, t) - d.sampled("teacher.full", n, t)) * d.sampled("student.full", n, t)
+        out = (d.sampled("student.full", n, t) - d.sampled("teacher.full", n, t)) * d.sampled(
+            "student.full", n, t
+        )
         if -sum(math.exp(x) * x for x in q) > m.entropy_above:
             best = sorted(range(len(q)), key=lambda a: -q[a])[: m.top_k]
-            out += m.forward_weight * kl(normalised([q[a] for a in best]), normalised([p[a] for a in best]))
+            out += m.forward_weight * kl(
+                normalised([q[a] for a in best]), normalised([p[a] for a in best])
+            )
         return out
 
     return d.mean(value)
 
 
 def iw_opd_reference(d, m):
-    gap = {(n, t): abs(d.sampled("teacher.full", n, t) - d.sampled("old.full", n, t)) for n, t in d.places()}
+    gap = {
+        (n, t): abs(d.sampled("teacher.full", n, t) - d.sampled("old.full", n, t))
+        for n, t in d.places()
+    }
 
     def value(n, t):
         total = sum(v for (k, _), v in gap.items() if k == n)
@@ -316,7 +354,9 @@ def test_a_method_agrees_with_its_definition(name, seed):
 
 
 def test_every_method_but_va_opd_has_a_reference_here_and_va_opd_has_its_own():
-    assert {type(method) for method, _ in CASES.values()} == set(METHODS.values()) - {METHODS["va_opd"]}
+    assert {type(method) for method, _ in CASES.values()} == set(METHODS.values()) - {
+        METHODS["va_opd"]
+    }
 
 
 #: Methods whose gradient is not the slope of their value, because a factor of it is data.
@@ -357,13 +397,21 @@ def test_the_sampled_estimate_has_the_reverse_kls_gradient_as_its_mean():
     full, sampled = METHODS["opd"](), METHODS["opd"](estimator="sampled")
     batch, leaves = method_batch(full, [1], [0], seed=4)
     loss_of(full, batch).backward()
-    exact, probability = leaves["student.full"].grad.clone(), torch.softmax(leaves["student.full"].detach()[0], -1)
+    exact, probability = (
+        leaves["student.full"].grad.clone(),
+        torch.softmax(leaves["student.full"].detach()[0], -1),
+    )
     mean = torch.zeros_like(exact)
     for token, p in enumerate(probability.tolist()):
         leaves["student.full"].grad = None
         log_prob = torch.log_softmax(leaves["teacher.full"].detach(), -1)[:, token]
-        passes = {**batch.passes, "teacher.full": replace(batch.passes["teacher.full"], log_prob=log_prob)}
-        chosen = replace(batch, passes=passes, responses=replace(batch.responses, ids=torch.tensor([token])))
+        passes = {
+            **batch.passes,
+            "teacher.full": replace(batch.passes["teacher.full"], log_prob=log_prob),
+        }
+        chosen = replace(
+            batch, passes=passes, responses=replace(batch.responses, ids=torch.tensor([token]))
+        )
         loss_of(sampled, chosen).backward()
         mean += p * leaves["student.full"].grad
     assert torch.allclose(mean, exact, atol=1e-6)

@@ -11,7 +11,7 @@ from batches import as_read, cut_signals, loss_of, method_batch, terms_of, witho
 import vistill.objectives
 from vistill.batch import LossTerm, Objective, ScoredBatch, reduce_terms
 from vistill.objectives import METHODS
-from vistill.objectives.passes import STUDENT, TEACHER
+from vistill.objectives.shared import STUDENT, TEACHER
 
 #: Each method as shipped, and with the options that change its passes or its routes.
 VARIANTS = {name: method() for name, method in METHODS.items()} | {
@@ -23,10 +23,16 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
     "vgs_adaptive": METHODS["vgs"](adaptive=True, scope="response"),
     "vgs_clamped": METHODS["vgs"](ratio_clamp=1.0, support=0.1, scope="micro_batch"),
     "vgs_language_printed": METHODS["vgs_language"](vision_preserved="printed", preserve=1.0),
-    "visual_opsd_self_tail": METHODS["visual_opsd"](teacher="self", top_k=3, tail_bucket=True, clip_mode="token"),
-    "visual_opsd_fixed_noise": METHODS["visual_opsd"](teacher="fixed", thoughts="noise", clip_mode="none", top_k=None),
+    "visual_opsd_self_tail": METHODS["visual_opsd"](
+        teacher="self", top_k=3, tail_bucket=True, clip_mode="token"
+    ),
+    "visual_opsd_fixed_noise": METHODS["visual_opsd"](
+        teacher="fixed", thoughts="noise", clip_mode="none", top_k=None
+    ),
     "grpo_response": METHODS["grpo"](averaging="response", updates=2),
-    "papo_gradient": METHODS["papo"](masked_gradient=True, perception_share=0.5, perception_clip=0.5),
+    "papo_gradient": METHODS["papo"](
+        masked_gradient=True, perception_share=0.5, perception_clip=0.5
+    ),
     "papo_annealed": METHODS["papo"](annealed=True, averaging="response"),
     "vgs_watched": METHODS["vgs"](preserve=0.0, gamma=0.5, watch_both=True),
     "vgs_language_watched": METHODS["vgs_language"](watch_both=True),
@@ -35,11 +41,16 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
 }
 LENGTHS, GROUP = [3, 5, 2, 8, 1, 4, 6, 6], [0, 0, 1, 1, 2, 2, 3, 3]
 #: Methods whose loss is a divergence between two readings, with knobs under which both see the same.
-DIVERGENCES = [n for n in VARIANTS if not n.startswith(("sft", "grpo", "papo", "vppo", "vcsd", "kd_cross"))]
+DIVERGENCES = [
+    n for n in VARIANTS if not n.startswith(("sft", "grpo", "papo", "vppo", "vcsd", "kd_cross"))
+]
 
 
 def gradients(leaves):
-    return {name: torch.zeros_like(x) if x.grad is None else x.grad.clone() for name, x in leaves.items()}
+    return {
+        name: torch.zeros_like(x) if x.grad is None else x.grad.clone()
+        for name, x in leaves.items()
+    }
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -52,7 +63,11 @@ def test_parts_of_any_rollouts_add_up_to_the_whole_batch(name):
     whole.backward()
     expected, total = gradients(leaves), float(whole)
     every = range(len(LENGTHS))
-    for split in ([[n] for n in every], [list(every[:3]), list(every[3:])], [list(every[::2]), list(every[1::2])]):
+    for split in (
+        [[n] for n in every],
+        [list(every[:3]), list(every[3:])],
+        [list(every[::2]), list(every[1::2])],
+    ):
         for leaf in leaves.values():
             leaf.grad = None
         summed = 0.0
@@ -60,7 +75,9 @@ def test_parts_of_any_rollouts_add_up_to_the_whole_batch(name):
             keep = torch.zeros(len(LENGTHS), dtype=torch.bool)
             keep[part] = True
             micro, rows = batch.take_rollouts(keep)
-            loss, _ = reduce_terms(terms_of(method, micro, cut_signals(signals, batch, rows, keep)), counts)
+            loss, _ = reduce_terms(
+                terms_of(method, micro, cut_signals(signals, batch, rows, keep)), counts
+            )
             loss.backward()
             summed += float(loss)
         assert summed == pytest.approx(total, abs=1e-6)
@@ -100,7 +117,9 @@ def test_equal_contexts_give_zero_loss_and_zero_gradient(name):
             leaf.copy_(same)
     ids = batch.responses.ids
     log_prob = torch.log_softmax(same, -1).gather(-1, ids[:, None])[:, 0]
-    batch = replace(batch, passes={k: replace(v, log_prob=log_prob) for k, v in batch.passes.items()})
+    batch = replace(
+        batch, passes={k: replace(v, log_prob=log_prob) for k, v in batch.passes.items()}
+    )
     loss = loss_of(method, batch)
     loss.backward()
     assert float(loss) == pytest.approx(0, abs=1e-6)
@@ -167,7 +186,14 @@ def test_adding_a_method_takes_a_class_and_a_line():
             return {"token_weight": torch.ones(batch.responses.num_tokens)}
 
         def terms(self, batch, signals):
-            return (LossTerm("toy", batch["student.full"].hidden.sum(-1), signals["token_weight"], per="token"),)
+            return (
+                LossTerm(
+                    "toy",
+                    batch["student.full"].hidden.sum(-1),
+                    signals["token_weight"],
+                    per="token",
+                ),
+            )
 
     method = Toy()
     assert isinstance(method, Objective)

@@ -8,7 +8,7 @@ from batches import loss_of, method_batch
 
 from vistill.batch import ScoredBatch
 from vistill.errors import ConfigError
-from vistill.meter import counting
+from vistill.flops_counter import counting
 from vistill.objectives import METHODS
 from vistill.types import Reader, View, Writer
 
@@ -67,7 +67,9 @@ SAME = {
 def test_two_methods_meet_where_their_difference_is_switched_off(name):
     first, second = SAME[name]
     ours, theirs = both(first, second)
-    if "both steps at the bottom" in name:  # the strict gate leaves out the one token at the very bottom
+    if (
+        "both steps at the bottom" in name
+    ):  # the strict gate leaves out the one token at the very bottom
         assert ours != theirs
         assert ours == pytest.approx(theirs, rel=0.1)
     else:
@@ -93,7 +95,10 @@ DIFFERENT = {
     "eopd and sampled opd": (make("opd", estimator="sampled"), make("eopd")),
     "iw_opd and sampled opd": (make("opd", estimator="sampled"), make("iw_opd")),
     "papo and grpo": (make("grpo"), make("papo")),
-    "vppo and grpo": (make("grpo", reference_weight=0.0, clip_high=0.28), make("vppo", entropy_weight=0.0)),
+    "vppo and grpo": (
+        make("grpo", reference_weight=0.0, clip_high=0.28),
+        make("vppo", entropy_weight=0.0),
+    ),
     "grpo's two averages": (make("grpo"), make("grpo", averaging="response")),
     "grpo_opd and grpo": (make("grpo", reference_weight=0.0), make("grpo_opd")),
     "grpo_vgs and grpo_opd": (make("grpo_opd"), make("grpo_vgs")),
@@ -109,8 +114,14 @@ def test_neighbours_differ_by_default(name):
 def test_s2vopd_degrades_the_student_where_visual_opsd_informs_the_teacher():
     s2v, opsd = make("s2vopd"), make("visual_opsd", top_k=None, clip_mode="none")
     assert (s2v.writer_view, opsd.writer_view) == (View.DEGRADED, View.FULL)
-    assert [(p.reader, p.view) for p in s2v.passes()] == [(Reader.STUDENT, View.DEGRADED), (Reader.EMA, View.FULL)]
-    assert [(p.reader, p.view) for p in opsd.passes()] == [(Reader.STUDENT, View.FULL), (Reader.EMA, View.PRIVILEGED)]
+    assert [(p.reader, p.view) for p in s2v.passes()] == [
+        (Reader.STUDENT, View.DEGRADED),
+        (Reader.EMA, View.FULL),
+    ]
+    assert [(p.reader, p.view) for p in opsd.passes()] == [
+        (Reader.STUDENT, View.FULL),
+        (Reader.EMA, View.PRIVILEGED),
+    ]
     rename = {"student.degraded": "student.full", "ema.full": "ema.privileged"}
     ours, theirs = both(opsd, s2v, rename=rename)
     assert ours == pytest.approx(theirs, abs=1e-6)
@@ -124,7 +135,9 @@ def test_vcsd_without_contrast_support_and_temperature_is_plain_self_distillatio
     assert abs(ours - theirs) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"adaptive": True}, {"preserve": 0.0, "eta": "none"}, {"preserve": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"adaptive": True}, {"preserve": 0.0, "eta": "none"}, {"preserve": 1.0}]
+)
 def test_merged_vgs_has_the_gradient_of_vgs_from_one_teacher_projection(options):
     gradients, losses, rows = [], [], []
     for merged in (False, True):
@@ -133,7 +146,9 @@ def test_merged_vgs_has_the_gradient_of_vgs_from_one_teacher_projection(options)
         with counting() as counted:
             loss = loss_of(method, batch)
         loss.backward()
-        gradients.append([None if leaf.grad is None else leaf.grad.clone() for leaf in leaves.values()])
+        gradients.append(
+            [None if leaf.grad is None else leaf.grad.clone() for leaf in leaves.values()]
+        )
         losses.append(float(loss))
         rows.append(counted["head_rows"])
     for a, b in zip(*gradients, strict=True):
@@ -144,7 +159,10 @@ def test_merged_vgs_has_the_gradient_of_vgs_from_one_teacher_projection(options)
 
 
 def test_merged_vgs_differs_from_vgs_by_what_no_student_changes():
-    apart, merged = make("vgs", preserve=0.0, eta="none"), make("vgs", preserve=0.0, eta="none", merged=True)
+    apart, merged = (
+        make("vgs", preserve=0.0, eta="none"),
+        make("vgs", preserve=0.0, eta="none", merged=True),
+    )
     batch, _ = method_batch(apart, LENGTHS, GROUP)
     gaps = []
     for shift in (0.0, 0.7):
@@ -183,8 +201,12 @@ def test_papos_masked_entropy_is_a_constant_unless_its_gradient_is_asked_for():
 def test_papos_annealing_takes_all_perception_terms_to_nothing():
     method, grpo = make("papo", annealed=True), make("grpo")
     batch, _ = method_batch(method, LENGTHS, GROUP)
-    assert float(loss_of(method, replace(batch, progress=1.0))) == pytest.approx(float(loss_of(grpo, batch)), abs=1e-6)
-    assert float(loss_of(method, batch)) == pytest.approx(float(loss_of(make("papo"), batch)), abs=1e-6)
+    assert float(loss_of(method, replace(batch, progress=1.0))) == pytest.approx(
+        float(loss_of(grpo, batch)), abs=1e-6
+    )
+    assert float(loss_of(method, batch)) == pytest.approx(
+        float(loss_of(make("papo"), batch)), abs=1e-6
+    )
 
 
 def test_equal_rewards_teach_nothing():

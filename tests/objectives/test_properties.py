@@ -15,7 +15,9 @@ from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.objectives import OPD, VAOPD
 
-lengths_and_groups = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4)
+lengths_and_groups = st.lists(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4
+)
 
 
 def flat(groups):
@@ -26,7 +28,13 @@ def flat(groups):
 @given(lengths_and_groups, st.integers(0, 100))
 def test_token_weights_of_a_prompt_sum_to_one(groups, seed):
     batch, _ = random_batch(*flat(groups), seed=seed)
-    for method in (OPD(), VAOPD(), VAOPD(tie_rule="random"), VAOPD(drop="high"), VAOPD(drop="random", drop_share=0.5)):
+    for method in (
+        OPD(),
+        VAOPD(),
+        VAOPD(tie_rule="random"),
+        VAOPD(drop="high"),
+        VAOPD(drop="random", drop_share=0.5),
+    ):
         weight = method.signals(batch)["token_weight"]
         r = batch.responses
         total = torch.zeros(r.num_groups).index_add_(0, r.group[r.rollout], weight)
@@ -49,19 +57,25 @@ def test_equal_distributions_give_zero_loss_and_zero_gradient(groups, seed):
 
 def test_va_opd_with_one_rollout_and_lambda_v_over_t_is_exactly_opd():
     batch, _ = random_batch([10], [0], seed=7)
-    assert float(loss_of(VAOPD(high_weight=2 / 10), batch)) == pytest.approx(float(loss_of(OPD(), batch)), abs=1e-6)
+    assert float(loss_of(VAOPD(high_weight=2 / 10), batch)) == pytest.approx(
+        float(loss_of(OPD(), batch)), abs=1e-6
+    )
 
 
 def test_va_opd_with_both_parts_off_is_opd_and_with_both_on_is_not():
     batch, _ = random_batch([4, 7, 5, 6], [0, 0, 1, 1], seed=8)
     opd = float(loss_of(OPD(), batch))
-    assert float(loss_of(VAOPD(rollout_weights=False, token_groups=False), batch)) == pytest.approx(opd, abs=1e-6)
+    assert float(loss_of(VAOPD(rollout_weights=False, token_groups=False), batch)) == pytest.approx(
+        opd, abs=1e-6
+    )
     assert abs(float(loss_of(VAOPD(), batch)) - opd) > 1e-3
 
 
 def test_equal_visual_advantage_still_gives_a_fifth_of_the_tokens_four_times_the_weight():
     batch, _ = random_batch([10, 10], [0, 0], seed=9)
-    same = ScoredBatch(batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]})
+    same = ScoredBatch(
+        batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]}
+    )
     weight = VAOPD().signals(same)["token_weight"]
     assert float(weight.max() / weight.min()) == pytest.approx(4.0, abs=1e-4)
     assert weight[:2].tolist() == pytest.approx([0.125, 0.125])
@@ -69,7 +83,9 @@ def test_equal_visual_advantage_still_gives_a_fifth_of_the_tokens_four_times_the
 
 def test_random_ties_do_not_favour_the_start_and_do_not_change_the_sum():
     batch, _ = random_batch([50], [0], seed=10)
-    same = ScoredBatch(batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]})
+    same = ScoredBatch(
+        batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]}
+    )
     stable = VAOPD().signals(same)["high_group"]
     random = VAOPD(tie_rule="random").signals(same)["high_group"]
     assert stable.nonzero()[:, 0].tolist() == list(range(10))
@@ -79,8 +95,12 @@ def test_random_ties_do_not_favour_the_start_and_do_not_change_the_sum():
 
 def test_a_response_without_visual_advantage_may_weigh_its_tokens_equally():
     batch, _ = random_batch([10, 10], [0, 0], seed=11)
-    same = ScoredBatch(batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]})
-    assert VAOPD(zero_va="uniform").signals(same)["token_weight"].tolist() == pytest.approx([0.05] * 20)
+    same = ScoredBatch(
+        batch.responses, {**batch.passes, "teacher.pixelated": batch["teacher.full"]}
+    )
+    assert VAOPD(zero_va="uniform").signals(same)["token_weight"].tolist() == pytest.approx(
+        [0.05] * 20
+    )
 
 
 def test_a_prompt_without_a_picture_is_plain_distillation():
@@ -89,10 +109,14 @@ def test_a_prompt_without_a_picture_is_plain_distillation():
     assert weight[:10].tolist() == pytest.approx([1 / 8] * 4 + [1 / 12] * 6)
 
 
-@pytest.mark.parametrize(("drop", "where"), [("high", "largest"), ("low", "smallest"), ("random", "any")])
+@pytest.mark.parametrize(
+    ("drop", "where"), [("high", "largest"), ("low", "smallest"), ("random", "any")]
+)
 def test_dropping_tokens_keeps_the_mean_over_the_kept_ones(drop, where):
     batch, _ = random_batch([20, 1], [0, 0], seed=13)
-    signals = VAOPD(rollout_weights=False, token_groups=False, drop=drop, drop_share=0.1).signals(batch)
+    signals = VAOPD(rollout_weights=False, token_groups=False, drop=drop, drop_share=0.1).signals(
+        batch
+    )
     weight, advantage = signals["token_weight"], signals["visual_advantage"]
     dropped = (weight[:20] == 0).nonzero()[:, 0]
     assert len(dropped) == 2
@@ -119,7 +143,10 @@ def test_a_score_that_is_not_finite_shows_in_the_signal():
     batch, _ = random_batch([3], [0])
     broken = batch["teacher.full"].log_prob.clone()
     broken[1] = float("nan")
-    bad = replace(batch, passes={**batch.passes, "teacher.full": replace(batch["teacher.full"], log_prob=broken)})
+    bad = replace(
+        batch,
+        passes={**batch.passes, "teacher.full": replace(batch["teacher.full"], log_prob=broken)},
+    )
     assert VAOPD().signals(bad)["visual_advantage"].isnan().tolist() == [False, True, False]
 
 
@@ -127,7 +154,10 @@ def test_a_score_that_is_not_finite_shows_in_the_signal():
 @given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 99))
 def test_reverse_kl_is_never_negative_and_ignores_shifts(rows, vocabulary, seed):
     g = torch.Generator().manual_seed(seed)
-    p, q = torch.randn(rows, vocabulary, generator=g) * 3, torch.randn(rows, vocabulary, generator=g) * 3
+    p, q = (
+        torch.randn(rows, vocabulary, generator=g) * 3,
+        torch.randn(rows, vocabulary, generator=g) * 3,
+    )
     values = reverse_kl(p, q)
     assert float(values.min()) > -1e-6
     shift = torch.randn(rows, 1, generator=g)

@@ -9,10 +9,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vistill.functional import rows as rows_module
 from vistill.functional import tiles
-from vistill.functional.divergences import forward_kl, jensen_shannon, keep_top, reverse_kl, skewed_forward_kl
+from vistill.functional.divergences import (
+    forward_kl,
+    jensen_shannon,
+    keep_top,
+    reverse_kl,
+    skewed_forward_kl,
+)
 from vistill.functional.heads import Head
 from vistill.functional.kernels import kernel_of
-from vistill.functional.rows import Ask, States, Target, log_prob_from_hidden, per_row, reverse_kl_from_hidden, rows_of
+from vistill.functional.rows import (
+    RowRule,
+    States,
+    Target,
+    apply_row_rules,
+    log_prob_from_hidden,
+    per_row,
+    reverse_kl_from_hidden,
+)
 from vistill.functional.targets import contrastive_target, reverse_kl_to_steered
 
 N, V, HS, HT = 23, 37, 6, 9
@@ -51,8 +65,18 @@ def make(seed, num_others=1, options=None, dtype=torch.float64):
     bias = draw(V) if options.pop("bias", False) else None
     hidden, weight = draw(N, HS).requires_grad_(), draw(V, HS).requires_grad_()
     bias = None if bias is None else bias.requires_grad_()
-    others = [States(draw(N, HT), Head(draw(V, HT), softcap=options.get("softcap"))) for _ in range(num_others)]
-    return hidden, weight, bias, others, options, torch.rand(N, generator=g, dtype=torch.float64).to(dtype)
+    others = [
+        States(draw(N, HT), Head(draw(V, HT), softcap=options.get("softcap")))
+        for _ in range(num_others)
+    ]
+    return (
+        hidden,
+        weight,
+        bias,
+        others,
+        options,
+        torch.rand(N, generator=g, dtype=torch.float64).to(dtype),
+    )
 
 
 def plain(rule, hidden, weight, bias, others, options):
@@ -65,7 +89,9 @@ def gradients(loss, leaves):
 
 
 def close(found, expected, tolerance):
-    assert float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= tolerance * max(
+        1.0, float(expected.abs().max())
+    )
 
 
 def agree(found, expected):
@@ -88,7 +114,9 @@ def pieces(request, monkeypatch):
 def kernels(request, monkeypatch):
     """Both backends; Triton's run in its interpreter, several blocks a row."""
     if request.param == "triton":
-        triton_rows = pytest.importorskip("vistill.fused", reason="the extra `triton` is not installed")
+        triton_rows = pytest.importorskip(
+            "vistill.triton_kernels", reason="the extra `triton` is not installed"
+        )
         monkeypatch.setattr(triton_rows, "BLOCK", 16)
     return request.param
 
@@ -96,7 +124,9 @@ def kernels(request, monkeypatch):
 @pytest.mark.parametrize("head", list(HEADS))
 @pytest.mark.parametrize("promised", [True, False])
 @pytest.mark.parametrize("name", list(RULES))
-def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, promised, head, kernels, pieces):
+def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(
+    name, promised, head, kernels, pieces
+):
     rule, num = RULES[name]
     hidden, weight, bias, others, options, weights = make(1, num, HEADS[head])
     leaves = (hidden, weight, bias)
@@ -105,7 +135,10 @@ def test_values_and_gradients_equal_autograd_on_all_logits_in_float64(name, prom
     values = per_row(rule, hidden, own, others, weights if promised else None)
     close(values, expected, 1e-12)
     scale = -0.37  # a common factor of the promised weights
-    agree(gradients((scale * weights * values).sum(), leaves), gradients((scale * weights * expected).sum(), leaves))
+    agree(
+        gradients((scale * weights * values).sum(), leaves),
+        gradients((scale * weights * expected).sum(), leaves),
+    )
 
 
 @pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "steered"])
@@ -127,7 +160,10 @@ def test_a_broken_promise_costs_time_and_never_numbers(pieces):
     other = torch.rand(N, dtype=torch.float64) + 0.1
     values = per_row(reverse_kl, hidden, Head(weight), others, weights + 0.1)
     expected = plain(reverse_kl, hidden, weight, None, others, {})
-    agree(gradients((other * values).sum(), (hidden, weight)), gradients((other * expected).sum(), (hidden, weight)))
+    agree(
+        gradients((other * values).sum(), (hidden, weight)),
+        gradients((other * expected).sum(), (hidden, weight)),
+    )
 
 
 def test_a_frozen_head_serves_any_weights_without_a_second_projection():
@@ -152,7 +188,8 @@ def test_rows_without_weight_are_not_projected_and_have_no_gradient(kernels, pie
     close(values[weights != 0], expected[weights != 0], 1e-12)
     assert not values[weights == 0].any()
     agree(
-        gradients((weights * values).sum(), (hidden, weight)), gradients((weights * expected).sum(), (hidden, weight))
+        gradients((weights * values).sum(), (hidden, weight)),
+        gradients((weights * expected).sum(), (hidden, weight)),
     )
 
 
@@ -166,19 +203,23 @@ def test_several_rules_share_every_projection(pieces):
     """Standard and steering of VGS, and something only watched: 3 readings and the student, each once."""
     hidden, weight, _, others, _, weights = make(7, 3)
     asked = [
-        Ask(reverse_kl, (0,), weights),
-        Ask(reverse_kl_to_steered, (0, 1, 2), 2 * weights),
-        Ask(forward_kl, (0,)),
+        RowRule(reverse_kl, (0,), weights),
+        RowRule(reverse_kl_to_steered, (0, 1, 2), 2 * weights),
+        RowRule(forward_kl, (0,)),
     ]
     with FlopCounterMode(display=False) as counter:
-        standard, visual, watched = rows_of(hidden, Head(weight), others, asked)
+        standard, visual, watched = apply_row_rules(hidden, Head(weight), others, asked)
         loss = (weights * standard).sum() + (2 * weights * visual).sum()
         found = gradients(loss, (hidden, weight))
     assert counter.get_total_flops() == 2 * N * V * (3 * HS + 3 * HT)
     a = plain(reverse_kl, hidden, weight, None, others[:1], {})
     b = plain(reverse_kl_to_steered, hidden, weight, None, others, {})
     close(watched, plain(forward_kl, hidden, weight, None, others[:1], {}), 1e-12)
-    for x, y in zip(found, gradients((weights * a).sum() + (2 * weights * b).sum(), (hidden, weight)), strict=True):
+    for x, y in zip(
+        found,
+        gradients((weights * a).sum() + (2 * weights * b).sum(), (hidden, weight)),
+        strict=True,
+    ):
         close(x, y, 1e-11)
 
 
@@ -188,12 +229,19 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
     own_blind = torch.randn(N, HS, dtype=torch.float64)
     full, blind = others[0].hidden, others[1].hidden
     teacher, student = others[0].head, Head(weight)
-    targets = [Target(1.0, own_blind, student.detached()), Target(1.0, full, teacher), Target(-1.0, blind, teacher)]
+    targets = [
+        Target(1.0, own_blind, student.detached()),
+        Target(1.0, full, teacher),
+        Target(-1.0, blind, teacher),
+    ]
     with FlopCounterMode(display=False) as counter:
         values = reverse_kl_from_hidden(hidden, student, targets, weights)
         found = gradients((weights * values).sum(), (hidden, weight))
     assert counter.get_total_flops() == 2 * N * V * (4 * HS + HT)
-    z = [h @ w.T for h, w in ((full, teacher.weight), (blind, teacher.weight), (own_blind, weight.detach()))]
+    z = [
+        h @ w.T
+        for h, w in ((full, teacher.weight), (blind, teacher.weight), (own_blind, weight.detach()))
+    ]
     expected = reverse_kl_to_steered(hidden @ weight.T, *z)
     close(values, expected, 1e-11)
     for a, b in zip(found, gradients((weights * expected).sum(), (hidden, weight)), strict=True):
@@ -204,17 +252,23 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
 def test_sampled_log_probabilities_equal_log_softmax(head, kernels, pieces):
     hidden, weight, bias, _, options, weights = make(9, 0, HEADS[head])
     ids = torch.arange(N) * 5 % V
-    plainly = lambda: torch.log_softmax(Head(weight, bias, **options).logits(hidden), -1).gather(1, ids[:, None])[:, 0]
+    plainly = lambda: torch.log_softmax(Head(weight, bias, **options).logits(hidden), -1).gather(
+        1, ids[:, None]
+    )[:, 0]
     with torch.no_grad():
         found = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids)
         close(found, plainly(), 1e-12)
     for promised in (weights, None):
         expected = plainly()
-        values = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids, promised)
+        values = log_prob_from_hidden(
+            hidden, Head(weight, bias, **options, kernels=kernels), ids, promised
+        )
         close(values, expected, 1e-12)
         leaves = (hidden, weight, bias)
         for a, b in zip(
-            gradients((weights * values).sum(), leaves), gradients((weights * expected).sum(), leaves), strict=True
+            gradients((weights * values).sum(), leaves),
+            gradients((weights * expected).sum(), leaves),
+            strict=True,
         ):
             close(a, b, 1e-11)
 
@@ -230,7 +284,9 @@ def test_a_nearly_certain_token_keeps_its_digits(kernels, pieces):
     assert float(((found - exact) / exact).abs().max()) < 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")  # numpy, in Triton's interpreter
+@pytest.mark.filterwarnings(
+    "ignore:(invalid value|divide by zero):RuntimeWarning"
+)  # numpy, in Triton's interpreter
 def test_a_target_without_support_somewhere_makes_no_nan(kernels):
     hidden, weight, _, others, _, weights = make(10)
     bias = torch.where(torch.arange(V) < 4, -math.inf, 0.0).double()
@@ -268,9 +324,9 @@ def test_no_rows_give_no_values():
     hidden, weight, _, others, _, _ = make(11)
     empty = [States(others[0].hidden[:0], others[0].head)]
     assert per_row(reverse_kl, hidden[:0], Head(weight), empty).shape == (0,)
-    assert log_prob_from_hidden(hidden[:0].detach(), Head(weight.detach()), torch.zeros(0, dtype=torch.long)).shape == (
-        0,
-    )
+    assert log_prob_from_hidden(
+        hidden[:0].detach(), Head(weight.detach()), torch.zeros(0, dtype=torch.long)
+    ).shape == (0,)
 
 
 def test_a_gradient_takes_five_projections_of_the_head(kernels):

@@ -42,7 +42,10 @@ def reference_opd(batch):
 def reference_va_opd(batch, method, advantage_of):
     rollouts = dense(batch)
     advantage = [
-        [advantage_of(log_softmax(t)[i] - log_softmax(d)[i]) for i, t, d in zip(ids, T, D, strict=True)]
+        [
+            advantage_of(log_softmax(t)[i] - log_softmax(d)[i])
+            for i, t, d in zip(ids, T, D, strict=True)
+        ]
         for _, ids, _, T, D in rollouts
     ]
     total = 0.0
@@ -53,7 +56,11 @@ def reference_va_opd(batch, method, advantage_of):
         mu = sum(means) / len(means)
         sigma = math.sqrt(sum((m - mu) ** 2 for m in means) / len(means))
         exp = [math.exp((m - mu) / (sigma + 1e-6) / method.rollout_temperature) for m in means]
-        weights = [e / sum(exp) for e in exp] if method.rollout_weights else [1 / len(members)] * len(members)
+        weights = (
+            [e / sum(exp) for e in exp]
+            if method.rollout_weights
+            else [1 / len(members)] * len(members)
+        )
         for n, w in zip(members, weights, strict=True):
             _, _, S, T, _ = rollouts[n]
             length = len(S)
@@ -64,7 +71,11 @@ def reference_va_opd(batch, method, advantage_of):
                 if not method.token_groups or m == length:
                     c = w / length
                 else:
-                    c = w * method.high_weight / m if t in high else w * (1 - method.high_weight) / (length - m)
+                    c = (
+                        w * method.high_weight / m
+                        if t in high
+                        else w * (1 - method.high_weight) / (length - m)
+                    )
                 total += c * kl(log_softmax(S[t]), log_softmax(T[t]))
     return total / len(groups)
 
@@ -121,14 +132,18 @@ def test_va_opd_agrees_with_the_definition(method, score):
     loss = loss_of(method, batch)
     assert float(loss) == pytest.approx(reference_va_opd(batch, method, rule), abs=1e-6)
     loss.backward()
-    for (r, v), slope in numeric_gradient(student, lambda: reference_va_opd(batch, method, rule)).items():
+    for (r, v), slope in numeric_gradient(
+        student, lambda: reference_va_opd(batch, method, rule)
+    ).items():
         assert float(student.grad[r, v]) == pytest.approx(slope, abs=2e-6)
 
 
 def test_sft_is_the_mean_over_all_response_tokens():
     batch, student = random_batch(LENGTHS, GROUP, seed=4)
     rollouts = dense(batch)
-    terms = [-log_softmax(s)[i] for _, ids, S, _, _ in rollouts for i, s in zip(ids, S, strict=True)]
+    terms = [
+        -log_softmax(s)[i] for _, ids, S, _, _ in rollouts for i, s in zip(ids, S, strict=True)
+    ]
     loss = loss_of(SFT(), batch)
     assert float(loss) == pytest.approx(sum(terms) / len(terms), abs=1e-6)
     loss.backward()
@@ -137,5 +152,11 @@ def test_sft_is_the_mean_over_all_response_tokens():
 
 def test_the_distribution_level_score_ranks_by_kl_between_the_teachers_two_views():
     batch, _ = random_batch(LENGTHS, GROUP, seed=5)
-    expected = [kl(log_softmax(t), log_softmax(d)) for _, _, _, T, D in dense(batch) for t, d in zip(T, D, strict=True)]
-    assert VAOPD(score="distribution").signals(batch)["visual_advantage"].tolist() == pytest.approx(expected, abs=1e-5)
+    expected = [
+        kl(log_softmax(t), log_softmax(d))
+        for _, _, _, T, D in dense(batch)
+        for t, d in zip(T, D, strict=True)
+    ]
+    assert VAOPD(score="distribution").signals(batch)["visual_advantage"].tolist() == pytest.approx(
+        expected, abs=1e-5
+    )

@@ -9,7 +9,7 @@ from batches import as_read, loss_of, method_batch, terms_of, without_gradient
 from objectives.test_dense_references import Dense, k3_of, kl, quantile, steered
 from objectives.test_every_method import VARIANTS
 
-from vistill.batch import LossTerm, ScoredBatch, coefficients, reduce_terms
+from vistill.batch import LossTerm, ScoredBatch, reduce_terms, term_coefficients
 from vistill.functional.divergences import (
     forward_kl,
     jensen_shannon,
@@ -41,14 +41,16 @@ def logged(method, batch):
     """The loss, every term, every coefficient."""
     terms = terms_of(method, batch)
     loss, parts = reduce_terms(terms, batch.responses.counts())
-    return float(loss), {name: float(x) for name, x in parts.items()}, coefficients(terms)
+    return float(loss), {name: float(x) for name, x in parts.items()}, term_coefficients(terms)
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_the_loss_is_the_sum_of_coefficient_times_term(name):
     method = VARIANTS[name]
     loss, parts, factors = logged(method, a_batch(method)[0])
-    assert loss == pytest.approx(sum(factor * parts[name] for name, factor in factors.items()), abs=1e-6)
+    assert loss == pytest.approx(
+        sum(factor * parts[name] for name, factor in factors.items()), abs=1e-6
+    )
 
 
 #: Two sets of knobs of a method that differ in coefficients alone.
@@ -63,15 +65,27 @@ SCALES = {
         make("vgs_language", eta="none", preserve=1.0),
         make("vgs_language", eta="dynamic", gamma=0.0, preserve=0.0),
     ),
-    "grpo": (make("grpo", reference_weight=0.5), make("grpo", reference_weight=0.0, watch_reference=True)),
+    "grpo": (
+        make("grpo", reference_weight=0.5),
+        make("grpo", reference_weight=0.0, watch_reference=True),
+    ),
     "papo": (
         make("papo"),
-        make("papo", perception_weight=0.0, entropy_weight=0.5, masked_entropy_weight=0.0, annealed=True),
+        make(
+            "papo",
+            perception_weight=0.0,
+            entropy_weight=0.5,
+            masked_entropy_weight=0.0,
+            annealed=True,
+        ),
     ),
     "vppo": (make("vppo"), make("vppo", entropy_weight=0.0)),
     "eopd": (make("eopd", entropy_above=1.5), make("eopd", entropy_above=1.5, forward_weight=0.0)),
     "grpo_opd": (make("grpo_opd"), make("grpo_opd", distillation_share=1.0)),
-    "grpo_vgs": (make("grpo_vgs"), make("grpo_vgs", distillation_share=0.0, gamma=1.0, preserve=0.0)),
+    "grpo_vgs": (
+        make("grpo_vgs"),
+        make("grpo_vgs", distillation_share=0.0, gamma=1.0, preserve=0.0),
+    ),
 }
 
 
@@ -79,7 +93,12 @@ SCALES = {
 def test_a_logged_term_does_not_depend_on_its_coefficient(name):
     first, second = SCALES[name]
     batch, _ = a_batch(first)
-    other = replace(batch, passes={q.name: batch[p.name] for p, q in zip(first.passes(), second.passes(), strict=True)})
+    other = replace(
+        batch,
+        passes={
+            q.name: batch[p.name] for p, q in zip(first.passes(), second.passes(), strict=True)
+        },
+    )
     _, ours, our_factors = logged(first, batch)
     _, theirs, their_factors = logged(second, other)
     assert our_factors != their_factors
@@ -132,7 +151,10 @@ def test_gated_language_kl_is_reported_where_nothing_is_preserved_and_learns_not
     batch, leaves = a_batch(method)
     loss, parts, factors = logged(method, batch)
     d, blind = Dense(batch), "old.text_only"
-    vds = {(n, t): kl(d.row("teacher.full", n, t), d.row("teacher.text_only", n, t)) for n, t in d.places()}
+    vds = {
+        (n, t): kl(d.row("teacher.full", n, t), d.row("teacher.text_only", n, t))
+        for n, t in d.places()
+    }
     limit = quantile(list(vds.values()), 0.7)
     language = lambda n, t: kl(d.row(blind, n, t), d.row("teacher.text_only", n, t))
     expected = d.mean(lambda n, t: (vds[n, t] > limit) * language(n, t))
@@ -144,11 +166,19 @@ def test_gated_language_kl_is_reported_where_nothing_is_preserved_and_learns_not
 
 
 def test_a_watched_reference_costs_a_pass_and_no_gradient():
-    plain, watched = make("grpo", reference_weight=0.0), make("grpo", reference_weight=0.0, watch_reference=True)
-    assert [p.name for p in watched.passes()] == [*(p.name for p in plain.passes()), "reference.full"]
+    plain, watched = (
+        make("grpo", reference_weight=0.0),
+        make("grpo", reference_weight=0.0, watch_reference=True),
+    )
+    assert [p.name for p in watched.passes()] == [
+        *(p.name for p in plain.passes()),
+        "reference.full",
+    ]
     batch, _ = a_batch(watched)
     d = Dense(batch)
-    gap = d.token_mean(lambda n, t: k3_of(d.sampled("student.full", n, t), d.sampled("reference.full", n, t)))
+    gap = d.token_mean(
+        lambda n, t: k3_of(d.sampled("student.full", n, t), d.sampled("reference.full", n, t))
+    )
     assert logged(watched, batch)[1]["reference_k3"] == pytest.approx(gap, abs=1e-6)
     assert logged(watched, batch)[0] == logged(plain, batch)[0]
     assert "reference_k3" not in logged(plain, batch)[1]
@@ -156,7 +186,10 @@ def test_a_watched_reference_costs_a_pass_and_no_gradient():
 
 def test_a_term_of_coefficient_zero_never_enters_even_when_it_is_nan():
     batch, _ = a_batch(make("opd"))
-    values, weights = torch.ones(batch.responses.num_tokens, requires_grad=True), torch.ones(batch.responses.num_tokens)
+    values, weights = (
+        torch.ones(batch.responses.num_tokens, requires_grad=True),
+        torch.ones(batch.responses.num_tokens),
+    )
     learnt = LossTerm("learnt", values, weights, coefficient=2.0)
     nothing = LossTerm("nothing", values * math.nan, weights, coefficient=0.0)
     loss, parts = reduce_terms((learnt, nothing), batch.responses.counts())
@@ -193,7 +226,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, i) for name, (_, n) in RULES.items() for i in range(1 + n)])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, i) for name, (_, n) in RULES.items() for i in range(1 + n)]
+)
 def test_a_row_of_nan_logits_is_never_lost_by_a_divergence(name, place):
     """Of any reading: a comparison would leave it out, and the token would be learnt from as if it were certain."""
     rule, others = RULES[name]

@@ -12,7 +12,13 @@ from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.models.scoring import EncodedGroup, score, to_rows
 from vistill.objectives import OPD
-from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 from vistill.types import Finish, Rollout, RolloutGroup
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
@@ -30,7 +36,9 @@ def trl_trainer(teacher):
     trainer.beta, trainer.temperature = 1.0, 1.0
     trainer._is_vlm = True
     trainer.model_kwarg_keys = set(inspect.signature(teacher.model.forward).parameters)
-    trainer._forward_redirection = lambda wrapper, inner, method, *args, **kwargs: method(*args, **kwargs)
+    trainer._forward_redirection = lambda wrapper, inner, method, *args, **kwargs: method(
+        *args, **kwargs
+    )
     return trainer
 
 
@@ -40,11 +48,17 @@ def trl_inputs(vlm, groups):
     prompt_width, width = max(len(p.ids) for p, _ in rows), max(len(r) for _, r in rows)
     pad = lambda n: [vlm.pad_id] * n
     prompt_ids = torch.tensor([pad(prompt_width - len(p.ids)) + list(p.ids) for p, _ in rows])
-    prompt_mask = torch.tensor([[0] * (prompt_width - len(p.ids)) + [1] * len(p.ids) for p, _ in rows])
+    prompt_mask = torch.tensor(
+        [[0] * (prompt_width - len(p.ids)) + [1] * len(p.ids) for p, _ in rows]
+    )
     completion_ids = torch.tensor([list(r) + pad(width - len(r)) for _, r in rows])
     completion_mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for _, r in rows])
     types = torch.cat(
-        [(prompt_ids == vlm.family.image_id).int() * prompt_mask.int(), torch.zeros_like(completion_ids).int()], 1
+        [
+            (prompt_ids == vlm.family.image_id).int() * prompt_mask.int(),
+            torch.zeros_like(completion_ids).int(),
+        ],
+        1,
     )
     return {
         "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids, "completion_mask": completion_mask,
@@ -80,18 +94,22 @@ def close(ours, theirs):
 def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer, teacher):
     student = build(tokenizer, 0)
     groups, encoded = make_groups(student, [[9, 9, 9], [9, 9, 9]])
-    cast, objective = Cast(student, teacher, student.vocabulary_size), OPD()
-    responses = lay_out(groups, 0, 0, student.device)
-    reading = prepare(cast, groups, objective.passes(), responses)
-    batch = read_without_gradient(cast, reading, objective.passes())
-    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), objective.signals(batch)):
+    models, objective = Models(student, teacher, student.vocabulary_size), OPD()
+    responses = flatten_responses(groups, 0, 0, student.device)
+    reading = encode_step(models, groups, objective.passes(), responses)
+    batch = score_without_gradient(models, reading, objective.passes())
+    for micro, cut in parts_with_gradient(
+        models, reading, batch, objective.passes(), objective.signals(batch)
+    ):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
     ours = gradients(student)
 
     student.model.zero_grad()
     num_tokens = torch.tensor(responses.num_tokens)
-    theirs, _, _ = trl_trainer(teacher)._compute_loss(student.model, trl_inputs(student, encoded), num_tokens)
+    theirs, _, _ = trl_trainer(teacher)._compute_loss(
+        student.model, trl_inputs(student, encoded), num_tokens
+    )
     theirs.backward()
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
     close(ours, gradients(student))
@@ -116,7 +134,9 @@ def test_per_token_reverse_kl_equals_trl_on_responses_of_unequal_length(tokenize
     theirs.backward()
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
     close(ours, gradients(student))
-    assert to_rows(encoded, 0).mask.sum() == sum(len(g.prompt.ids) * 2 + sum(map(len, g.responses)) for g in encoded)
+    assert to_rows(encoded, 0).mask.sum() == sum(
+        len(g.prompt.ids) * 2 + sum(map(len, g.responses)) for g in encoded
+    )
 
 
 def test_our_reverse_kl_equals_trls_tiled_kernel():
@@ -133,7 +153,9 @@ def test_our_reverse_kl_equals_trls_tiled_kernel():
     out[0].backward()
     theirs, student_grad = out[0].item(), student.grad.clone()
     student.grad = None
-    ours = reverse_kl_from_hidden(student[0], Head(heads[0]), [Target(1.0, teacher[0], Head(heads[1]))]).mean()
+    ours = reverse_kl_from_hidden(
+        student[0], Head(heads[0]), [Target(1.0, teacher[0], Head(heads[1]))]
+    ).mean()
     ours.backward()
     assert ours.item() == pytest.approx(theirs, rel=1e-5)
     assert torch.allclose(student.grad, student_grad, atol=1e-5)
@@ -146,8 +168,13 @@ def test_our_jensen_shannon_equals_trls_gkd_loss_in_value_and_gradient(beta):
     from vistill.functional.divergences import jensen_shannon
 
     g = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(19, 53, generator=g).requires_grad_(), torch.randn(19, 53, generator=g)
-    theirs = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="sum")
+    student, teacher = (
+        torch.randn(19, 53, generator=g).requires_grad_(),
+        torch.randn(19, 53, generator=g),
+    )
+    theirs = GKDTrainer.generalized_jsd_loss(
+        student[None], teacher[None], beta=beta, reduction="sum"
+    )
     (expected,) = torch.autograd.grad(theirs, student)
     ours = jensen_shannon(student, teacher, beta).sum()
     (slope,) = torch.autograd.grad(ours, student)
@@ -174,7 +201,9 @@ def test_our_grpo_equals_trls_loss_in_value_and_gradient(loss_type, averaging):
     draw = lambda: 2 * torch.randn(20, 11, generator=g)
     student = draw().requires_grad_()
     passes = {"student.full": logits_pass(student, r.ids), "old.full": logits_pass(draw(), r.ids)}
-    passes["reference.full"] = logits_pass(student.detach() + 0.3 * draw(), r.ids)  # k3 below 10, where ours is clamped
+    passes["reference.full"] = logits_pass(
+        student.detach() + 0.3 * draw(), r.ids
+    )  # k3 below 10, where ours is clamped
     batch = ScoredBatch(r, passes)
     method = METHODS["grpo"](updates=2, reference_weight=0.04, averaging=averaging)
     signals = method.signals(batch)
@@ -223,8 +252,14 @@ def test_our_position_weights_equal_trls_iw_opd_loss():
 
     r = responses([6, 6], [0, 0], vocabulary=9)
     g = torch.Generator().manual_seed(2)
-    student, teacher = torch.randn(12, 9, generator=g).requires_grad_(), torch.randn(12, 9, generator=g)
-    passes = {"student.full": logits_pass(student, r.ids), "old.full": logits_pass(student.detach(), r.ids)}
+    student, teacher = (
+        torch.randn(12, 9, generator=g).requires_grad_(),
+        torch.randn(12, 9, generator=g),
+    )
+    passes = {
+        "student.full": logits_pass(student, r.ids),
+        "old.full": logits_pass(student.detach(), r.ids),
+    }
     batch = ScoredBatch(r, passes | {"teacher.full": logits_pass(teacher, r.ids)})
     method = METHODS["iw_opd"]()
     ours = reduce_terms(method.terms(batch, method.signals(batch)), r.counts())[0]
@@ -234,7 +269,11 @@ def test_our_position_weights_equal_trls_iw_opd_loss():
                          "model": SimpleNamespace(training=True), "_metrics": {"train": defaultdict(list)}}  # fmt: skip
     ids = r.ids.reshape(2, 6)
     theirs = trainer._compute_iw_opd_loss(
-        student.reshape(2, 6, 9), ids, ids, batch["teacher.full"].sampled().reshape(2, 6), num_items_in_batch=12
+        student.reshape(2, 6, 9),
+        ids,
+        ids,
+        batch["teacher.full"].sampled().reshape(2, 6),
+        num_items_in_batch=12,
     )
     (expected,) = torch.autograd.grad(theirs, student)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)

@@ -12,11 +12,11 @@ import pytest
 
 from vistill.errors import StorageError
 from vistill.report.charts import Axes, Series, line_chart, nice_ticks
-from vistill.report.comparing import chosen, comparison_table
+from vistill.report.comparison import chosen_accuracy, comparison_table
+from vistill.report.headline import difference, sentence, warnings
 from vistill.report.heatmap import scale_of, tokens_html, visible
 from vistill.report.page import comparisons, render, write_report
-from vistill.report.reading import read_run, rows_from
-from vistill.report.verdict import difference, sentence, warnings
+from vistill.report.run_data import read_run, rows_from
 
 HARMLESS = "plain words"
 PAYLOADS = (
@@ -31,12 +31,20 @@ def write_answers(folder, step, right, rows=100, samples=1, first=0, **changes):
     (folder / "samples").mkdir(exist_ok=True)
     lines = []
     for i in range(first, first + rows):
-        plain = {"prompt": f"q{i}", "asked": f"digest-{i}", "question": f"Question {i}?", "gold": "7", "view": "full"}
+        plain = {
+            "prompt": f"q{i}",
+            "asked": f"digest-{i}",
+            "question": f"Question {i}?",
+            "gold": "7",
+            "view": "full",
+        }
         for sample in range(samples):
             correct = i - first < right
             judged = {**plain, "sample": sample, "correct": correct, **changes}
             lines += [{**judged, "mode": mode} for mode in ("sampled", "greedy")]
-    (folder / "samples" / f"step-{step:06d}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "samples" / f"step-{step:06d}.jsonl").write_text(
+        "".join(json.dumps(x) + "\n" for x in lines)
+    )
 
 
 def set_last(folder, **values):
@@ -56,7 +64,12 @@ def answered(folder, right, rows=100, **changes):
 def write_run(folder, text=HARMLESS, steps=3):
     folder.mkdir(parents=True, exist_ok=True)
     lock = {
-        "recipe": {"method": text, "seed": text, "student": {"model": text}, "teacher": {"model": text}},
+        "recipe": {
+            "method": text,
+            "seed": text,
+            "student": {"model": text},
+            "teacher": {"model": text},
+        },
         "versions": {text: text},
         "accepted": [text],
     }
@@ -92,7 +105,9 @@ def write_run(folder, text=HARMLESS, steps=3):
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in evaluations))
     write_answers(folder, 0, 40)
     write_answers(folder, steps, 40 + 10 * steps)
-    (folder / "quarantine.jsonl").write_text(json.dumps({"where": text, "code": text, "reason": text}) + "\n")
+    (folder / "quarantine.jsonl").write_text(
+        json.dumps({"where": text, "code": text, "reason": text}) + "\n"
+    )
     item = {
         "prompt": text,
         "question": text,
@@ -105,9 +120,17 @@ def write_run(folder, text=HARMLESS, steps=3):
     }
     for name in ("step-000000", f"step-{steps:06d}"):
         (folder / "tokens").mkdir(exist_ok=True)
-        (folder / "tokens" / f"{name}.json").write_text(json.dumps({"tail": [[0.1, 0.9], [1.0, 1.0]], "items": [item]}))
+        (folder / "tokens" / f"{name}.json").write_text(
+            json.dumps({"tail": [[0.1, 0.9], [1.0, 1.0]], "items": [item]})
+        )
     (folder / "rollouts").mkdir(exist_ok=True)
-    record = {"prompt": text, "sibling": 0, "tokens": [text], "visual_advantage": [1.0], "rollout_weight": 1.0}
+    record = {
+        "prompt": text,
+        "sibling": 0,
+        "tokens": [text],
+        "visual_advantage": [1.0],
+        "rollout_weight": 1.0,
+    }
     (folder / "rollouts" / "000003.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "result.json").write_text(json.dumps({"finished": True, "weights_sha256": text}))
     (folder / "data.json").write_text(json.dumps({"train_rows": text}))
@@ -209,11 +232,15 @@ def set_temperature(folder, value):
     (folder / "run.lock.json").write_text(json.dumps(lock))
 
 
-def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_figure_stands(tmp_path):
+def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_figure_stands(
+    tmp_path,
+):
     """It called every sampled accuracy one at T = 1, blind rows "the first", and gave greedy no denominator."""
     a, b = write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd")
     set_temperature(a, 0.7)
-    set_last(a, **{"greedy_accuracy": 0.9, "greedy_rows": 12.0, "gap/pixelated": 0.5, "blind_rows": 12.0})
+    set_last(
+        a, **{"greedy_accuracy": 0.9, "greedy_rows": 12.0, "gap/pixelated": 0.5, "blind_rows": 12.0}
+    )
     text = sentence([read_run(a)])
     assert "opd: accuracy (T = 0.7)" in text
     assert "greedy 90.0 % on 12 of them" in text
@@ -224,11 +251,14 @@ def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_f
     assert "T = 1" not in page
     assert "the first rows" not in page
     assert "90.0 % on 12" in page
-    assert "accuracy, T = 0.7 (opd), 1 (va_opd)" in html.unescape(render([read_run(a), read_run(b)]))
+    assert "accuracy, T = 0.7 (opd), 1 (va_opd)" in html.unescape(
+        render([read_run(a), read_run(b)])
+    )
 
 
 @pytest.mark.parametrize(
-    "values", [(0.0, 1e-14), (-3e-12, 0.0), (0.0, 0.0), (-1e-7, 2e-7), (5.0, 5.0 + 1e-9), (-4.0, -1.0)]
+    "values",
+    [(0.0, 1e-14), (-3e-12, 0.0), (0.0, 0.0), (-1e-7, 2e-7), (5.0, 5.0 + 1e-9), (-4.0, -1.0)],
 )
 def test_a_loss_that_is_nothing_but_rounding_error_can_be_drawn(values):
     """GRPO with equal rewards: every loss is 0 up to 1e-14."""
@@ -258,7 +288,10 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
         assert not os.environ.get("VISTILL_NEEDS_BROWSER"), "CI must have chromium"
         pytest.skip("chromium is not installed")
     page = write_report(
-        [write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd", "<script>document.title='owned'</script>")],
+        [
+            write_run(tmp_path / "opd"),
+            write_run(tmp_path / "va_opd", "<script>document.title='owned'</script>"),
+        ],
         tmp_path / "r.html",
     )
     flags = [
@@ -275,10 +308,17 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
     ]
     shot = tmp_path / "shot.png"
     subprocess.run(
-        [chromium, *flags, f"--screenshot={shot}", f"file://{page}"], check=True, capture_output=True, timeout=120
+        [chromium, *flags, f"--screenshot={shot}", f"file://{page}"],
+        check=True,
+        capture_output=True,
+        timeout=120,
     )
     dom = subprocess.run(
-        [chromium, *flags, "--dump-dom", f"file://{page}"], check=True, capture_output=True, text=True, timeout=120
+        [chromium, *flags, "--dump-dom", f"file://{page}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     ).stdout
     assert "owned</title>" not in dom
     assert "Does the student look?" in dom
@@ -288,7 +328,9 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
     assert len(colours) > 100
 
 
-def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares_equal_starts(tmp_path):
+def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares_equal_starts(
+    tmp_path,
+):
     runs = []
     for i, right in enumerate((50, 51, 90, 50, 49, 10)):
         runs.append(write_run(tmp_path / f"r{i}"))
@@ -330,7 +372,10 @@ def test_runs_on_other_data_are_not_compared_and_the_page_says_so(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     answered(b, 25, rows=25, first=500)
     text = sentence([read_run(a), read_run(b)])
-    assert "b and a are not compared: b and a have no question in common (25 and 100 questions)" in text
+    assert (
+        "b and a are not compared: b and a have no question in common (25 and 100 questions)"
+        in text
+    )
     assert "points above" not in text
     answered(b, 100, gold="8")
     text = sentence([read_run(a), read_run(b)])
@@ -388,7 +433,9 @@ def test_models_that_were_only_judged_are_compared_though_they_are_not_the_same_
 def test_heatmaps_stand_together_by_question_and_not_by_place(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     item = json.loads((a / "tokens" / "step-000003.json").read_text())["items"][0]
-    items = lambda *names: [item | {"prompt": n, "question": f"Q {n}?", "tokens": [n, "b"]} for n in names]
+    items = lambda *names: [
+        item | {"prompt": n, "question": f"Q {n}?", "tokens": [n, "b"]} for n in names
+    ]
     for run, names in ((a, "xyz"), (b, "zyw")):
         for step in (0, 3):
             content = {"tail": [], "items": items(*names)}
@@ -429,7 +476,10 @@ def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_pat
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        ({"checkpoint": "checkpoint-000003", "step": 3}, "hands out checkpoint-000003 (step 3): it is the last one"),
+        (
+            {"checkpoint": "checkpoint-000003", "step": 3},
+            "hands out checkpoint-000003 (step 3): it is the last one",
+        ),
         (
             {"checkpoint": "checkpoint-000002", "step": 3, "best": {"step": 2, "value": 0.5}},
             "hands out checkpoint-000002 (step 2): chosen by the accuracy of the evaluations during the run: 50.0 %."
@@ -439,12 +489,20 @@ def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_pat
             {
                 "checkpoint": "checkpoint-000002",
                 "step": 3,
-                "chosen": {"step": 2, "by": "accuracy on 200 fixed rows x 8 samples", "value": 0.4125},
+                "chosen": {
+                    "step": 2,
+                    "by": "accuracy on 200 fixed rows x 8 samples",
+                    "value": 0.4125,
+                },
             },
             "(step 2): chosen by accuracy on 200 fixed rows x 8 samples: 41.2 %.",
         ),
         (
-            {"checkpoint": "checkpoint-000003", "step": 3, "chosen": {"step": 3, "by": "last", "value": None}},
+            {
+                "checkpoint": "checkpoint-000003",
+                "step": 3,
+                "chosen": {"step": 3, "by": "last", "value": None},
+            },
             "(step 3): it is the last one",
         ),
     ],
@@ -452,7 +510,7 @@ def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_pat
 def test_the_page_names_the_chosen_checkpoint_and_how_it_was_chosen(tmp_path, result, said):
     run = write_run(tmp_path / "a")
     (run / "result.json").write_text(json.dumps({"finished": True, **result}))
-    assert said in chosen(read_run(run))
+    assert said in chosen_accuracy(read_run(run))
     assert said in html.unescape(render([read_run(run)]))
 
 
@@ -475,7 +533,10 @@ def test_a_chart_over_evaluations_of_different_rows_says_so(tmp_path):
 
 def test_the_page_says_where_the_rows_came_from():
     assert rows_from({"train": "a.jsonl", "eval": "b.jsonl"}, "eval") == "b.jsonl"
-    assert rows_from({"train": "a.jsonl", "eval": "", "holdout": 1200}, "eval") == "1,200 held out of a.jsonl"
+    assert (
+        rows_from({"train": "a.jsonl", "eval": "", "holdout": 1200}, "eval")
+        == "1,200 held out of a.jsonl"
+    )
     assert rows_from({"train": "diagrams"}, "eval") == "the built-in diagrams"
     assert rows_from({"train": "a.jsonl", "eval": ""}, "eval") == ""
 

@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from vistill.errors import RolloutError
-from vistill.rollouts.boundary import EMPTY_ATTEMPTS, CheckedEngine, awake, written_responses
-from vistill.rollouts.build import build_engine
-from vistill.rollouts.engine import RolloutRequest, Sampling, WrappedEngine, requests_of, sampling_of
+from vistill.rollouts.build import make_engine
+from vistill.rollouts.checked_engine import (
+    EMPTY_ATTEMPTS,
+    CheckedEngine,
+    generate_responses,
+    keep_awake,
+)
+from vistill.rollouts.engine import (
+    RolloutRequest,
+    Sampling,
+    WrappedEngine,
+    make_requests,
+    sampling_for_step,
+)
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
@@ -18,7 +29,7 @@ SAMPLING = Sampling(0, 0, 1.0, 1.0, 5, log_probs=True)
 
 
 def asked(vlm, prompts, siblings=(0, 1)):
-    return requests_of(prompts, [vlm.encode(p) for p in prompts], siblings)
+    return make_requests(prompts, [vlm.encode(p) for p in prompts], siblings)
 
 
 class Broken(WrappedEngine):
@@ -35,7 +46,9 @@ class Broken(WrappedEngine):
 def healthy(vlm):
     """Two tokens and the end of the turn, each with a log-probability."""
     stop = vlm.stop_ids[0]
-    return ScriptedEngine(lambda key, sibling: (20, 21, stop), stop, lambda request, ids: (-1.0,) * len(ids))
+    return ScriptedEngine(
+        lambda key, sibling: (20, 21, stop), stop, lambda request, ids: (-1.0,) * len(ids)
+    )
 
 
 def one(**changes):
@@ -64,7 +77,10 @@ BREAKS = {
     "an id below 0": (one(ids=(20, -1, STOP)), "R405"),
     "ids that are no ints": (numpy_ids, "R405"),
     "a picture's mark": (one(ids=(20, "banned", STOP)), "R405"),
-    "more tokens than asked for": (one(ids=(20, 21, 22, 23, 24, STOP), log_probs=(-1.0,) * 6), "R405"),
+    "more tokens than asked for": (
+        one(ids=(20, 21, 22, 23, 24, STOP), log_probs=(-1.0,) * 6),
+        "R405",
+    ),
     "tokens after the end": (one(ids=(20, STOP, STOP)), "R405"),
     "stopped without an end": (one(ids=(20, 21, 22)), "R406"),
     "cut off with an end": (one(finish=Finish.LENGTH), "R406"),
@@ -89,15 +105,17 @@ def spelt(vlm, change):
 
 def test_a_healthy_answer_passes_as_it_is(teacher, prompts):
     requests = asked(teacher, prompts[:2])
-    assert CheckedEngine(healthy(teacher), teacher).write(requests, SAMPLING) == healthy(teacher).write(
-        requests, SAMPLING
-    )
+    assert CheckedEngine(healthy(teacher), teacher).write(requests, SAMPLING) == healthy(
+        teacher
+    ).write(requests, SAMPLING)
 
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_every_way_to_break_the_contract_has_its_code(teacher, prompts, name):
     change, code = BREAKS[name]
-    engine = build_engine(teacher, RolloutSettings(), own=Broken(healthy(teacher), spelt(teacher, change)))
+    engine = make_engine(
+        teacher, RolloutSettings(), own=Broken(healthy(teacher), spelt(teacher, change))
+    )
     with pytest.raises(RolloutError) as caught:
         engine.write(asked(teacher, prompts[:2]), SAMPLING)
     assert caught.value.code == code
@@ -115,7 +133,9 @@ def test_an_engine_that_keeps_its_old_weights_is_stopped_at_the_sync(teacher):
     assert caught.value.code == "R408"
 
 
-def test_an_engine_that_falls_back_to_old_weights_is_stopped_before_its_responses_are_used(teacher, prompts):
+def test_an_engine_that_falls_back_to_old_weights_is_stopped_before_its_responses_are_used(
+    teacher, prompts
+):
     class Forgetful(SharedEngine):
         def write(self, requests, sampling):
             self.version = 0
@@ -129,9 +149,11 @@ def test_an_engine_that_falls_back_to_old_weights_is_stopped_before_its_response
 
 
 def test_a_caller_that_names_its_weights_notices_a_sync_that_was_left_out(teacher, prompts):
-    engine = build_engine(teacher, RolloutSettings())
+    engine = make_engine(teacher, RolloutSettings())
     engine.sync_weights(3)
-    now = replace(sampling_of(RolloutSettings(max_new_tokens=2), 0, 3, weights=3), rows_per_call=2)
+    now = replace(
+        sampling_for_step(RolloutSettings(max_new_tokens=2), 0, 3, weights=3), rows_per_call=2
+    )
     engine.write(asked(teacher, prompts[:1]), now)
     with pytest.raises(RolloutError) as caught:
         engine.write(asked(teacher, prompts[:1]), replace(now, weights=4))
@@ -159,7 +181,9 @@ class Late(ScriptedEngine):
 
 def test_an_empty_response_is_drawn_again_alone_and_with_a_new_key(teacher, prompts):
     engine = Late(teacher.stop_ids[0], 2)
-    ((first, second),) = written_responses(CheckedEngine(engine, teacher), asked(teacher, prompts[:1]), SAMPLING_PLAIN)
+    ((first, second),) = generate_responses(
+        CheckedEngine(engine, teacher), asked(teacher, prompts[:1]), SAMPLING_PLAIN
+    )
     key = prompts[0].id
     assert engine.calls == [(key, 0, 0), (key, 1, 0), (key, 1, 1), (key, 1, 2)]
     assert (first.attempt, second.attempt, second.ids) == (0, 2, first.ids)
@@ -171,7 +195,9 @@ SAMPLING_PLAIN = replace(SAMPLING, log_probs=False)
 def test_a_response_that_stays_empty_names_its_rows(teacher, prompts):
     engine = Late(teacher.stop_ids[0], 99)
     with pytest.raises(RolloutError) as caught:
-        written_responses(CheckedEngine(engine, teacher), asked(teacher, prompts[:2]), SAMPLING_PLAIN)
+        generate_responses(
+            CheckedEngine(engine, teacher), asked(teacher, prompts[:2]), SAMPLING_PLAIN
+        )
     assert caught.value.code == "R403"
     assert caught.value.rows == [p.id for p in prompts[:2]]
     assert max(attempt for *_, attempt in engine.calls) == EMPTY_ATTEMPTS
@@ -180,17 +206,19 @@ def test_a_response_that_stays_empty_names_its_rows(teacher, prompts):
 def test_the_end_of_a_turn_alone_is_a_response_of_one_token(teacher, prompts):
     stop = teacher.stop_ids[0]
     engine = CheckedEngine(ScriptedEngine(lambda key, sibling: (stop,), stop), teacher)
-    ((rollout,),) = written_responses(engine, asked(teacher, prompts[:1], (0,)), SAMPLING_PLAIN)
+    ((rollout,),) = generate_responses(engine, asked(teacher, prompts[:1], (0,)), SAMPLING_PLAIN)
     assert rollout == Rollout((stop,), 0, Finish.STOP)
 
 
-def test_an_engine_is_woken_for_its_responses_and_sleeps_afterwards_whatever_happens(teacher, prompts):
+def test_an_engine_is_woken_for_its_responses_and_sleeps_afterwards_whatever_happens(
+    teacher, prompts
+):
     engine = Late(teacher.stop_ids[0], 99)
     checked = CheckedEngine(engine, teacher)
-    with awake(checked):
+    with keep_awake(checked):
         pass
     with pytest.raises(RolloutError):
-        written_responses(checked, asked(teacher, prompts[:1]), SAMPLING_PLAIN)
+        generate_responses(checked, asked(teacher, prompts[:1]), SAMPLING_PLAIN)
     assert engine.states == ["sleep", "wake", "sleep"]
     with pytest.raises(AssertionError, match="sleeps"):
         checked.write(asked(teacher, prompts[:1]), SAMPLING_PLAIN)

@@ -6,9 +6,9 @@ from conftest import build
 
 from vistill.errors import RolloutError
 from vistill.models.scoring import EncodedGroup, score
-from vistill.rollouts.boundary import CheckedEngine
-from vistill.rollouts.build import build_engine
-from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
+from vistill.rollouts.build import make_engine
+from vistill.rollouts.checked_engine import CheckedEngine
+from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 
@@ -22,7 +22,13 @@ def nothing():
 def scoring(vlm, request, ids):
     """Log-probabilities as a step reads them."""
     with torch.no_grad():
-        read = score(vlm, [EncodedGroup(request.prompt, (ids,))], torch.tensor(ids), vlm.vocabulary_size, "log_prob")
+        read = score(
+            vlm,
+            [EncodedGroup(request.prompt, (ids,))],
+            torch.tensor(ids),
+            vlm.vocabulary_size,
+            "log_prob",
+        )
     return tuple(read.sampled().tolist())
 
 
@@ -30,7 +36,9 @@ def scripted(vlm, poll):
     """Responses that depend on prompt and sibling."""
     number = lambda key, sibling: 20 + (sum(key.encode()) + 7 * sibling) % 100
     script = lambda key, sibling: (number(key, sibling), 21, vlm.stop_ids[0])
-    return ScriptedEngine(script, vlm.stop_ids[0], lambda request, ids: scoring(vlm, request, ids), poll)
+    return ScriptedEngine(
+        script, vlm.stop_ids[0], lambda request, ids: scoring(vlm, request, ids), poll
+    )
 
 
 @pytest.fixture(params=["shared", "hf", "scripted"])
@@ -40,13 +48,13 @@ def make(request):
     def made(vlm, poll=nothing):
         own = scripted(vlm, poll) if request.param == "scripted" else None
         name = "shared" if own is not None else request.param
-        return build_engine(vlm, RolloutSettings(engine=name), poll, own)
+        return make_engine(vlm, RolloutSettings(engine=name), poll, own)
 
     return made
 
 
 def asked(vlm, prompts, siblings=(0, 1, 2)):
-    return requests_of(prompts, [vlm.encode(p) for p in prompts], siblings)
+    return make_requests(prompts, [vlm.encode(p) for p in prompts], siblings)
 
 
 def test_it_has_every_member_of_the_protocol_and_is_checked(make, teacher):
@@ -56,12 +64,17 @@ def test_it_has_every_member_of_the_protocol_and_is_checked(make, teacher):
     assert isinstance(engine.inner, RolloutEngine)
 
 
-def test_the_same_responses_and_log_probabilities_whatever_else_is_in_the_batch(make, teacher, prompts):
+def test_the_same_responses_and_log_probabilities_whatever_else_is_in_the_batch(
+    make, teacher, prompts
+):
     engine = make(teacher)
     whole = engine.write(asked(teacher, prompts[:4]), SAMPLING)
     alone = [engine.write(asked(teacher, [p]), SAMPLING)[0] for p in prompts[:4]]
     turned = engine.write(asked(teacher, prompts[:4][::-1]), SAMPLING)[::-1]
-    single = [tuple(engine.write(asked(teacher, [p], (k,)), SAMPLING)[0][0] for k in range(3)) for p in prompts[:4]]
+    single = [
+        tuple(engine.write(asked(teacher, [p], (k,)), SAMPLING)[0][0] for k in range(3))
+        for p in prompts[:4]
+    ]
     assert whole == alone == turned == single
     assert len({rollout.ids for group in whole for rollout in group}) > 6
     for other in (alone, turned, single):
@@ -69,8 +82,12 @@ def test_the_same_responses_and_log_probabilities_whatever_else_is_in_the_batch(
             assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.5), (0.0, 1.0), (3.0, 0.95)])
-def test_log_probabilities_equal_scoring_whatever_the_sampling(make, tokenizer, prompts, temperature, top_p):
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.5), (0.0, 1.0), (3.0, 0.95)]
+)
+def test_log_probabilities_equal_scoring_whatever_the_sampling(
+    make, tokenizer, prompts, temperature, top_p
+):
     """A likely end of turn: rows end early and are dropped, so values could slip to another row."""
     vlm = build(tokenizer, 5)
     with torch.no_grad():
@@ -83,7 +100,9 @@ def test_log_probabilities_equal_scoring_whatever_the_sampling(make, tokenizer, 
             assert rollout.log_probs == pytest.approx(scoring(vlm, request, rollout.ids), abs=1e-4)
 
 
-def test_asking_for_log_probabilities_changes_no_response_and_not_asking_costs_none(make, teacher, prompts):
+def test_asking_for_log_probabilities_changes_no_response_and_not_asking_costs_none(
+    make, teacher, prompts
+):
     from dataclasses import replace
 
     engine, requests = make(teacher), asked(teacher, prompts[:2])
@@ -92,7 +111,9 @@ def test_asking_for_log_probabilities_changes_no_response_and_not_asking_costs_n
     assert {rollout.log_probs for group in plain for rollout in group} == {None}
 
 
-def test_versions_are_what_was_synced_and_sleep_wake_and_close_may_be_repeated(make, teacher, prompts):
+def test_versions_are_what_was_synced_and_sleep_wake_and_close_may_be_repeated(
+    make, teacher, prompts
+):
     with make(teacher) as engine:
         before = engine.write(asked(teacher, prompts[:1]), SAMPLING)
         for version in (1, 2, 2, 7):
@@ -107,7 +128,9 @@ def test_versions_are_what_was_synced_and_sleep_wake_and_close_may_be_repeated(m
         engine.close()
 
 
-def test_a_signal_is_honoured_while_it_writes_and_leaves_the_model_as_it_was(make, student, prompts):
+def test_a_signal_is_honoured_while_it_writes_and_leaves_the_model_as_it_was(
+    make, student, prompts
+):
     calls = []
 
     def poll():
@@ -126,7 +149,9 @@ def test_a_signal_is_honoured_while_it_writes_and_leaves_the_model_as_it_was(mak
 
 def test_an_engine_without_log_probabilities_says_so_when_it_is_asked(teacher, prompts):
     stop = teacher.stop_ids[0]
-    engine = build_engine(teacher, RolloutSettings(), own=ScriptedEngine(lambda key, sibling: (20, stop), stop))
+    engine = make_engine(
+        teacher, RolloutSettings(), own=ScriptedEngine(lambda key, sibling: (20, stop), stop)
+    )
     assert not engine.reports_log_probs
     with pytest.raises(RolloutError) as caught:
         engine.write(asked(teacher, prompts[:1]), SAMPLING)
@@ -144,10 +169,10 @@ def test_the_models_own_generation_settings_change_no_response(tokenizer, prompt
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 2
     sampling, requests = Sampling(0, 0, 1.0, 1.0, 20), asked(vlm, prompts[:3], siblings)
-    plain = build_engine(vlm, RolloutSettings(engine="hf")).write(requests, sampling)
+    plain = make_engine(vlm, RolloutSettings(engine="hf")).write(requests, sampling)
     for name, value in own.items():
         setattr(vlm.model.generation_config, name, value)
     kept = vlm.model.generation_config.to_dict()
     for name in ("shared", "hf"):
-        assert build_engine(vlm, RolloutSettings(engine=name)).write(requests, sampling) == plain
+        assert make_engine(vlm, RolloutSettings(engine=name)).write(requests, sampling) == plain
     assert vlm.model.generation_config.to_dict() == kept

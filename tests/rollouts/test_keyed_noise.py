@@ -5,7 +5,7 @@ import torch
 
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
-from vistill.rollouts.noise import KeyedSampler, nucleus, rollout_seed
+from vistill.rollouts.keyed_noise import KeyedSampler, nucleus, rollout_seed
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
@@ -30,7 +30,10 @@ def test_any_batch_composition_writes_the_same_responses(teacher, prompts, engin
     whole = ids(engine.write(requests(teacher, prompts[:4]), SAMPLING))
     alone = [ids(engine.write(requests(teacher, [p]), SAMPLING))[0] for p in prompts[:4]]
     turned = ids(engine.write(requests(teacher, prompts[:4][::-1]), SAMPLING))[::-1]
-    single = [[ids(engine.write(requests(teacher, [p], (k,)), SAMPLING))[0][0] for k in range(4)] for p in prompts[:4]]
+    single = [
+        [ids(engine.write(requests(teacher, [p], (k,)), SAMPLING))[0][0] for k in range(4)]
+        for p in prompts[:4]
+    ]
     assert whole == alone == turned == single
     assert len({r for group in whole for r in group}) > 8
 
@@ -48,7 +51,9 @@ def test_seed_step_and_attempt_change_the_noise(teacher, prompts, engine_type):
 def test_sampled_frequencies_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = [
-        int(KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0])
+        int(
+            KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0]
+        )
         for i in range(8000)
     ]
     shares = torch.bincount(torch.tensor(draws), minlength=4) / 8000
@@ -67,7 +72,9 @@ def test_banned_tokens_and_tokens_outside_the_nucleus_are_never_chosen():
 def test_temperature_zero_is_greedy(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    out = engine_type(teacher).write(requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0))[0]
+    out = engine_type(teacher).write(
+        requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0)
+    )[0]
     assert len({r.ids for r in out}) == 1
 
 
@@ -75,7 +82,8 @@ def test_multimodal_tokens_are_never_sampled(teacher, prompts, engine_type):
     from dataclasses import replace
 
     out = engine_type(teacher).write(
-        requests(teacher, prompts[:6]), replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40)
+        requests(teacher, prompts[:6]),
+        replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40),
     )
     banned = {*teacher.family.banned_ids(), teacher.pad_id}
     assert not banned & {i for group in out for r in group for i in r.ids}
@@ -92,7 +100,9 @@ def test_the_first_end_of_turn_token_belongs_to_the_response_and_nothing_after_i
 def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts, engine_type):
     seen = []
     hook = teacher.model.model.visual.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(args[0].shape[0] if args else kwargs["hidden_states"].shape[0]),
+        lambda module, args, kwargs: seen.append(
+            args[0].shape[0] if args else kwargs["hidden_states"].shape[0]
+        ),
         with_kwargs=True,
     )
     engine_type(teacher).write(requests(teacher, prompts[:2]), SAMPLING)

@@ -11,15 +11,15 @@ from vistill.models.decoding import Decoder
 from vistill.models.families.qwen3_vl_step import fits
 from vistill.models.flex import plan_flex
 from vistill.models.scoring import PLANS
-from vistill.models.selftest import proven
+from vistill.models.selftest import run_selftest
 from vistill.models.tiny import TinySize, build_tiny
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import View
-from vistill.views import see
+from vistill.views import apply_view
 
 
 def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
@@ -28,10 +28,15 @@ def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.95), (0.0, 1.0)])
 def test_the_same_responses_token_for_token(teacher, prompts, temperature, top_p):
-    mixed = [*requests(teacher, prompts[:3]), *requests(teacher, [see(prompts[3], View.TEXT_ONLY)], (5, 2))]
+    mixed = [
+        *requests(teacher, prompts[:3]),
+        *requests(teacher, [apply_view(prompts[3], View.TEXT_ONLY)], (5, 2)),
+    ]
     for rows in (256, 5, 1):
         sampling = Sampling(3, 1, temperature, top_p, 90, rows)
-        assert SharedEngine(teacher).write(mixed, sampling) == HFEngine(teacher).write(mixed, sampling)
+        assert SharedEngine(teacher).write(mixed, sampling) == HFEngine(teacher).write(
+            mixed, sampling
+        )
 
 
 def test_responses_that_end_early_are_dropped_and_change_nothing(tokenizer, prompts):
@@ -80,12 +85,14 @@ def test_finished_rows_are_no_longer_read(tokenizer, prompts):
 
 def test_the_engine_polls_after_every_token(teacher, prompts):
     calls = []
-    SharedEngine(teacher, lambda: calls.append(1)).write(requests(teacher, prompts[:1]), Sampling(0, 0, 1.0, 1.0, 7))
+    SharedEngine(teacher, lambda: calls.append(1)).write(
+        requests(teacher, prompts[:1]), Sampling(0, 0, 1.0, 1.0, 7)
+    )
     assert len(calls) == 7
 
 
 def test_the_recipe_chooses_the_engine_and_a_family_that_cannot_share_falls_back(teacher):
-    kind = lambda vlm, settings: type(build_engine(vlm, settings).inner)
+    kind = lambda vlm, settings: type(make_engine(vlm, settings).inner)
     assert kind(teacher, RolloutSettings()) is SharedEngine
     assert kind(teacher, RolloutSettings(engine="hf")) is HFEngine
     assert kind(dataclasses.replace(teacher, share_prompts=False), RolloutSettings()) is HFEngine
@@ -94,7 +101,9 @@ def test_the_recipe_chooses_the_engine_and_a_family_that_cannot_share_falls_back
 def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
     class Wrong(type(teacher.family)):
         def packed_states(self, model, row):
-            return super().packed_states(model, dataclasses.replace(row, positions=2 * row.positions))
+            return super().packed_states(
+                model, dataclasses.replace(row, positions=2 * row.positions)
+            )
 
     class Broken(type(teacher.family)):
         def packed_states(self, model, row):
@@ -106,27 +115,33 @@ def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert proven(teacher).shares_prompts
-    for kind, reason in ((Wrong, "hidden states differ"), (Broken, "unexpected keyword"), (Own, "adapter")):
+        assert run_selftest(teacher).shares_prompts
+    for kind, reason in (
+        (Wrong, "hidden states differ"),
+        (Broken, "unexpected keyword"),
+        (Own, "adapter"),
+    ):
         family = object.__new__(kind)
         family.__dict__ = teacher.family.__dict__
         with pytest.warns(UserWarning, match=reason):
-            found = proven(dataclasses.replace(teacher, family=family))
+            found = run_selftest(dataclasses.replace(teacher, family=family))
         assert not found.shares_prompts
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
 def test_flex_attention_that_fails_its_self_test_gives_way_to_blocks(teacher, monkeypatch):
     flexible = dataclasses.replace(teacher, attention="flex")
-    assert proven(flexible).attention == "flex"
+    assert run_selftest(flexible).attention == "flex"
 
     def without_prompts(segments, num, device):
         """A mask that forgets whose prompt is whose."""
         return plan_flex([dataclasses.replace(s, prompt_length=0) for s in segments], num, device)
 
     monkeypatch.setitem(PLANS, "flex", without_prompts)
-    with pytest.warns(UserWarning, match="padded blocks instead of by flex attention, because its hidden states"):
-        found = proven(flexible)
+    with pytest.warns(
+        UserWarning, match="padded blocks instead of by flex attention, because its hidden states"
+    ):
+        found = run_selftest(flexible)
     assert found.attention == "blocks"
     assert found.shares_prompts
 
@@ -163,7 +178,9 @@ def states_along(vlm, prompts, lengths):
 def test_the_fused_step_makes_the_states_of_the_models_own_layers(tokenizer, prompts, monkeypatch):
     vlm = grouped(tokenizer)
     assert fits(vlm.model.model.language_model)
-    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE", 16)  # the table of angles grows on the way
+    monkeypatch.setattr(
+        "vistill.models.families.qwen3_vl_step.TABLE", 16
+    )  # the table of angles grows on the way
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
     monkeypatch.setattr("vistill.models.families.qwen3_vl.fits", lambda decoder: False)
     own = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
@@ -187,6 +204,8 @@ def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
 
 
 def test_a_fused_step_that_is_wrong_is_found_at_load(tokenizer, monkeypatch):
-    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(()))
+    monkeypatch.setattr(
+        "vistill.models.families.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(())
+    )
     with pytest.warns(UserWarning, match="its hidden states differ"):
-        assert not proven(grouped(tokenizer)).shares_prompts
+        assert not run_selftest(grouped(tokenizer)).shares_prompts

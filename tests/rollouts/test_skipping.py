@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.image_skips import ImageSkipEngine, extend_rollout
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.skipping import SkippingEngine, extended
 from vistill.types import Finish
 
 SETTINGS = RolloutSettings(image_skips=1)
@@ -21,7 +21,9 @@ class Script(ScriptedEngine):
 
     def __init__(self, vlm, rounds):
         answer = lambda key, sibling: vlm.response_ids(rounds[len(self.asked) - 1][sibling])
-        super().__init__(answer, vlm.stop_ids[0], lambda request, ids: tuple(-float(i) for i in ids))
+        super().__init__(
+            answer, vlm.stop_ids[0], lambda request, ids: tuple(-float(i) for i in ids)
+        )
         self.asked = []
 
     def write(self, requests, sampling):
@@ -35,7 +37,7 @@ def request(vlm, prompts, siblings=(0, 1)):
 
 def test_a_turn_that_wants_to_draw_is_reopened_and_both_rounds_are_one_completion(teacher, prompts):
     script = Script(teacher, [["I look.<image_start>", "So 7."], ["<image_end> It is 5."]])
-    engine = SkippingEngine(script, teacher, SETTINGS)
+    engine = ImageSkipEngine(script, teacher, SETTINGS)
     ((first, second),) = engine.write([request(teacher, prompts)], SAMPLING)
     assert teacher.decode(first.ids) == "I look.<image_start><image_end> It is 5."
     assert first.ids.count(teacher.stop_ids[0]) == 1
@@ -46,22 +48,22 @@ def test_a_turn_that_wants_to_draw_is_reopened_and_both_rounds_are_one_completio
 
 def test_the_second_round_sees_the_closed_turn_and_draws_other_noise(teacher, prompts):
     script = Script(teacher, [["<image_start>", "So 7."], ["5"]])
-    SkippingEngine(script, teacher, SETTINGS).write([request(teacher, prompts)], SAMPLING)
+    ImageSkipEngine(script, teacher, SETTINGS).write([request(teacher, prompts)], SAMPLING)
     ((again,), sampling) = script.asked[1]
     tail = teacher.tokenizer.decode(again.prompt.ids[len(teacher.encode(prompts[0]).ids) :])
     assert tail == "<image_start><|im_end|>\n<|im_start|>assistant\n"
     assert again.siblings == (0,)
     assert again.attempt != 0
     assert sampling.max_new_tokens < SAMPLING.max_new_tokens
-    assert again.prompt.next_position == teacher.encode(prompts[0]).next_position + len(again.prompt.ids) - len(
-        teacher.encode(prompts[0]).ids
-    )
+    assert again.prompt.next_position == teacher.encode(prompts[0]).next_position + len(
+        again.prompt.ids
+    ) - len(teacher.encode(prompts[0]).ids)
 
 
 def test_at_most_so_many_rounds_and_one_budget_for_all(teacher, prompts):
     always = ["<image_start> and so on and so on and so on"] * 2
     script = Script(teacher, [always, always, always])
-    ((first, _),) = SkippingEngine(script, teacher, replace(SETTINGS, image_skips=2)).write(
+    ((first, _),) = ImageSkipEngine(script, teacher, replace(SETTINGS, image_skips=2)).write(
         [request(teacher, prompts)], replace(SAMPLING, max_new_tokens=50)
     )
     assert len(script.asked) <= 3
@@ -70,7 +72,7 @@ def test_at_most_so_many_rounds_and_one_budget_for_all(teacher, prompts):
 
 def test_a_third_round_sees_both_earlier_ones(teacher, prompts):
     script = Script(teacher, [["one<image_start>", "x"], ["two<image_start>"], ["three"]])
-    engine = SkippingEngine(script, teacher, replace(SETTINGS, image_skips=2))
+    engine = ImageSkipEngine(script, teacher, replace(SETTINGS, image_skips=2))
     ((first, _),) = engine.write([request(teacher, prompts)], replace(SAMPLING, max_new_tokens=90))
     ((again,), _) = script.asked[2]
     tail = teacher.tokenizer.decode(again.prompt.ids[len(teacher.encode(prompts[0]).ids) :])
@@ -80,16 +82,20 @@ def test_a_third_round_sees_both_earlier_ones(teacher, prompts):
 
 
 def test_an_ordinary_model_never_notices(teacher, prompts):
-    plain, skipping = HFEngine(teacher), build_engine(teacher, SETTINGS)
-    assert isinstance(skipping.inner, SkippingEngine)
-    assert not isinstance(build_engine(teacher, SETTINGS.without_image_skips()).inner, SkippingEngine)
+    plain, skipping = HFEngine(teacher), make_engine(teacher, SETTINGS)
+    assert isinstance(skipping.inner, ImageSkipEngine)
+    assert not isinstance(
+        make_engine(teacher, SETTINGS.without_image_skips()).inner, ImageSkipEngine
+    )
     small = Sampling(0, 0, 1.0, 1.0, 6)
-    assert plain.write([request(teacher, prompts)], small) == skipping.write([request(teacher, prompts)], small)
+    assert plain.write([request(teacher, prompts)], small) == skipping.write(
+        [request(teacher, prompts)], small
+    )
 
 
 def test_both_rounds_carry_the_log_probabilities_of_the_ids_that_are_kept(teacher, prompts):
     script = Script(teacher, [["I look.<image_start>", "So 7."], ["<image_end> It is 5."]])
-    groups = SkippingEngine(script, teacher, SETTINGS).write(
+    groups = ImageSkipEngine(script, teacher, SETTINGS).write(
         [request(teacher, prompts)], replace(SAMPLING, log_probs=True)
     )
     for rollout in groups[0]:
@@ -102,10 +108,16 @@ def test_an_extended_prompt_is_read_as_prompt_and_response(teacher, prompts):
     ids = teacher.response_ids("So 7.")
     encoded = teacher.encode(prompts[0])
     with torch.no_grad():
-        whole = score(teacher, [EncodedGroup(encoded, (ids,))], torch.tensor(ids), teacher.vocabulary_size, "both")
+        whole = score(
+            teacher,
+            [EncodedGroup(encoded, (ids,))],
+            torch.tensor(ids),
+            teacher.vocabulary_size,
+            "both",
+        )
         rest = score(
             teacher,
-            [EncodedGroup(extended(encoded, ids[:2]), (ids[2:],))],
+            [EncodedGroup(extend_rollout(encoded, ids[:2]), (ids[2:],))],
             torch.tensor(ids[2:]),
             teacher.vocabulary_size,
             "both",

@@ -12,7 +12,14 @@ from conftest import REPO
 from vistill.config import load_stages
 from vistill.errors import CATALOGUE, KINDS, ConfigError, StorageError, VistillError, error_of
 from vistill.runs.storage import to_json
-from vistill.studies.arms import Arm, arms_of, check_matched, compare, differences, unmatched_sentence
+from vistill.studies.arms import (
+    Arm,
+    arms_of,
+    check_matched,
+    compare,
+    differences,
+    unmatched_sentence,
+)
 
 RECIPE = """
 run: {run}
@@ -37,13 +44,17 @@ def write_evaluation(arm, scores, step=8):
     """The last evaluation of an arm: one greedy and two sampled answers to each question."""
     (arm.folder / "samples").mkdir(parents=True, exist_ok=True)
     accuracy = sum(sum(pair) / 2 for pair in scores.values()) / len(scores)
-    (arm.folder / "evaluations.jsonl").write_text(to_json({"step": step, "accuracy": accuracy}) + "\n")
+    (arm.folder / "evaluations.jsonl").write_text(
+        to_json({"step": step, "accuracy": accuracy}) + "\n"
+    )
     lines = [
         {"prompt": prompt, "view": view, "mode": mode, "correct": bool(right)}
         for prompt, pair in scores.items()
         for view, mode, right in (("full", "greedy", 0), ("text_only", "sampled", 0), *(("full", "sampled", p) for p in pair))
     ]  # fmt: skip
-    (arm.folder / "samples" / f"step-{step:06d}.jsonl").write_text("".join(to_json(line) + "\n" for line in lines))
+    (arm.folder / "samples" / f"step-{step:06d}.jsonl").write_text(
+        "".join(to_json(line) + "\n" for line in lines)
+    )
 
 
 def test_every_stage_is_an_arm_with_the_command_that_trains_it_alone(tmp_path):
@@ -72,7 +83,9 @@ def test_a_method_its_knobs_and_what_changes_no_number_may_differ(tmp_path):
         ("stages.va_opd.views.pixelate=0.3", ["views.pixelate"]),
     ],
 )
-def test_anything_else_that_differs_is_refused_and_the_fix_makes_the_arms_equal(tmp_path, change, keys):
+def test_anything_else_that_differs_is_refused_and_the_fix_makes_the_arms_equal(
+    tmp_path, change, keys
+):
     arms = arms_in(tmp_path, change)
     with pytest.raises(ConfigError) as caught:
         check_matched(arms)
@@ -180,7 +193,9 @@ def test_methods_need_a_stage_to_state_costs_relative_to(tmp_path):
     from vistill.studies.methods import run_methods
 
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE.format(run=tmp_path / "r", seed=0).replace("  opd: {method: opd}\n", ""))
+    recipe.write_text(
+        RECIPE.format(run=tmp_path / "r", seed=0).replace("  opd: {method: opd}\n", "")
+    )
     with pytest.raises(ConfigError, match="no stage `opd`"):
         run_methods(str(recipe), [], print)
 
@@ -190,7 +205,9 @@ def test_an_arm_without_a_recipe_says_itself_whether_it_is_done(tmp_path):
     assert Arm("a", Path(tmp_path), done=lambda: True).is_finished()
 
 
-def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_study(tmp_path, monkeypatch):
+def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_study(
+    tmp_path, monkeypatch
+):
     from vistill import api
     from vistill.studies.arms import train_in_order
 
@@ -211,8 +228,12 @@ def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_stu
     assert load_stages(tmp_path / "recipe.yaml")["opd"] == arms[0].settings
 
 
-@pytest.mark.parametrize(("verb", "study"), [("demo", "demo.run_demo"), ("methods", "methods.run_methods")])
-def test_a_signal_between_two_arms_ends_the_verb_with_its_exit_code_and_a_word(verb, study, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("verb", "study"), [("demo", "demo.run_demo"), ("methods", "methods.run_methods")]
+)
+def test_a_signal_between_two_arms_ends_the_verb_with_its_exit_code_and_a_word(
+    verb, study, monkeypatch, capsys
+):
     from vistill.cli.main import entry
     from vistill.studies import demo, methods
 

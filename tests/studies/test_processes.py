@@ -13,7 +13,13 @@ from conftest import REPO
 
 from vistill.errors import ArmError, NonFiniteError, Preempted, StorageError
 from vistill.studies.arms import Arm
-from vistill.studies.processes import POLL_SECONDS, Processes, ProgressLine, last_record, run_side_by_side
+from vistill.studies.processes import (
+    POLL_SECONDS,
+    Processes,
+    ProgressLine,
+    last_record,
+    run_side_by_side,
+)
 from vistill.training.interrupt import Interrupted
 
 #: What every fake command may use. `note` appends a line to a log that all arms share.
@@ -92,7 +98,9 @@ def test_a_failing_arm_stops_the_others_which_save_and_its_own_error_is_raised(h
     assert lines() == ["b-ready", f"b-saved-{signal.SIGTERM:d}"]
 
 
-def test_an_arm_that_leaves_no_message_shows_its_own_last_lines_and_none_of_an_earlier_process(here):
+def test_an_arm_that_leaves_no_message_shows_its_own_last_lines_and_none_of_an_earlier_process(
+    here,
+):
     (here / "a").mkdir()
     (here / "a" / "console.log").write_text("an earlier process\n")
     with pytest.raises(ArmError) as caught:
@@ -126,7 +134,10 @@ def test_a_signal_is_passed_on_once_to_each_arm_and_nothing_more_is_started(here
     arms = [
         fake("a", "save_when_asked('a')"),
         fake("b", "save_when_asked('b')"),
-        fake("c", f"wait_for('a-ready', 'b-ready'); os.kill(os.getppid(), {sent:d}); save_when_asked('c')"),
+        fake(
+            "c",
+            f"wait_for('a-ready', 'b-ready'); os.kill(os.getppid(), {sent:d}); save_when_asked('c')",
+        ),
         fake("d", "note('d')"),
     ]
     with pytest.raises(Interrupted) as caught:
@@ -134,7 +145,10 @@ def test_a_signal_is_passed_on_once_to_each_arm_and_nothing_more_is_started(here
     assert caught.value.number == sent
     passed = signal.SIGTERM if sent == signal.SIGHUP else sent
     ended = sorted(line for line in lines() if not line.endswith("ready"))
-    assert [line for line in ended if line[0] in "ab"] == [f"a-saved-{passed:d}", f"b-saved-{passed:d}"]
+    assert [line for line in ended if line[0] in "ab"] == [
+        f"a-saved-{passed:d}",
+        f"b-saved-{passed:d}",
+    ]
     assert "d" not in ended
     assert signal.getsignal(sent) == before
 
@@ -172,7 +186,9 @@ def test_ctrl_c_at_a_terminal_reaches_an_arm_through_the_study_alone(here):
         "except Interrupted as stop: sys.exit(stop.number)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    study = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
+    study = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, start_new_session=True
+    )
     while not (here / "log").exists():
         time.sleep(0.05)
     os.killpg(study.pid, signal.SIGINT)

@@ -12,15 +12,15 @@ from vistill.errors import DataError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.training.canary import weak
+from vistill.training.canary.reader import weak_reader_warnings
+from vistill.training.canary.run import canary_rows, partners_with_other_pictures, run_canary
 from vistill.training.loop import run
 from vistill.training.settings import TrainSettings
-from vistill.training.watching import examine, exchanged, looked_at
 from vistill.types import View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
 MISMATCHED = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
@@ -36,43 +36,44 @@ def all_about_one_picture(prompts, count):
 
 
 def all_with_one_thought(prompts, count):
-    return [replace(p, thoughts=prompts[0].thoughts) if i < count else p for i, p in enumerate(prompts)]
+    return [
+        replace(p, thoughts=prompts[0].thoughts) if i < count else p for i, p in enumerate(prompts)
+    ]
 
 
 @pytest.mark.parametrize("same", [2, 4, 6])
 def test_the_canary_exchanges_pictures_where_its_rows_share_one(student, teacher, same):
     prompts = all_about_one_picture(PROMPTS, same)
-    others = exchanged(prompts[:4], prompts)
+    others = partners_with_other_pictures(prompts[:4], prompts)
     for prompt in prompts[:4]:
         assert pixels(others[prompt.id].images) != pixels(prompt.images)
-    facts = examine(step_context(student, teacher), prompts)
+    facts = run_canary(step_context(student, teacher), prompts)
     assert facts["canary/student_image_effect"] > 0
-    assert not weak(facts)
+    assert not weak_reader_warnings(facts)
 
 
 def test_the_canary_looks_at_the_row_that_lends_its_picture_too():
     prompts = all_about_one_picture(PROMPTS, 4)
-    assert [p.id for p in looked_at(prompts)][4:] == [PROMPTS[4].id] * 4
+    assert [p.id for p in canary_rows(prompts)][4:] == [PROMPTS[4].id] * 4
 
 
 def test_where_its_rows_differ_the_canary_exchanges_as_ever():
-    others = exchanged(PROMPTS[:4], PROMPTS)
+    others = partners_with_other_pictures(PROMPTS[:4], PROMPTS)
     assert [others[p.id].id for p in PROMPTS[:4]] == [PROMPTS[i].id for i in (1, 2, 3, 0)]
 
 
 def watched(monkeypatch):
     """(own thoughts, shown thoughts) of every mismatched view."""
-    from vistill.training import reading
 
     seen = []
 
     def watch(prompt, view, context):
-        out = see(prompt, view, context)
+        out = apply_view(prompt, view, context)
         if view is View.PRIVILEGED_MISMATCHED:
             seen.append((pixels(prompt.thoughts), pixels(out.images[-len(prompt.thoughts) :])))
         return out
 
-    monkeypatch.setattr(reading, "see", watch)
+    monkeypatch.setattr(reading, "apply_view", watch)
     return seen
 
 
@@ -81,30 +82,43 @@ def plan_of(student, teacher, prompts, **changes):
 
 
 @pytest.mark.usefixtures("without_canary")
-def test_a_teacher_that_should_see_other_thoughts_never_sees_the_rows_own(student, teacher, tmp_path, monkeypatch):
+def test_a_teacher_that_should_see_other_thoughts_never_sees_the_rows_own(
+    student, teacher, tmp_path, monkeypatch
+):
     seen = watched(monkeypatch)
     folder = RunFolder(tmp_path / "r")
-    run(prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 4), num_steps=3), folder), folder)
+    run(
+        prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 4), num_steps=3), folder),
+        folder,
+    )
     assert len(seen) >= 6
     assert all(own != shown for own, shown in seen)
     assert not folder.read(folder.replaced)
 
 
-def test_rows_that_all_have_the_same_thoughts_are_refused_before_the_first_step(student, teacher, tmp_path):
+def test_rows_that_all_have_the_same_thoughts_are_refused_before_the_first_step(
+    student, teacher, tmp_path
+):
     with pytest.raises(DataError) as caught:
-        prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 6)), RunFolder(tmp_path / "r"))
+        prepare_run(
+            plan_of(student, teacher, all_with_one_thought(TOLD, 6)), RunFolder(tmp_path / "r")
+        )
     assert caught.value.code == "D309"
     assert "visual_opsd.thoughts=noise" in caught.value.fix
 
 
 @pytest.mark.usefixtures("without_canary")
-def test_a_single_row_without_a_partner_is_set_aside_when_its_turn_comes(student, teacher, tmp_path):
+def test_a_single_row_without_a_partner_is_set_aside_when_its_turn_comes(
+    student, teacher, tmp_path
+):
     """A row with every thought there is: whatever it is shown is its own."""
     rows = all_with_one_thought(TOLD[:3], 2)
     everything = replace(TOLD[4], thoughts=(*rows[0].thoughts, *rows[2].thoughts))
     train = TrainSettings(prompts_per_step=2, lr=1e-3, steps=4)
     folder = RunFolder(tmp_path / "r")
-    plan = plan_of(student, teacher, [*rows, everything], train=train, num_steps=4, max_bad_share=0.3)
+    plan = plan_of(
+        student, teacher, [*rows, everything], train=train, num_steps=4, max_bad_share=0.3
+    )
     run(prepare_run(plan, folder), folder)
     (record,) = folder.read(folder.replaced)
     assert (record["id"], record["code"]) == (everything.id, "D309")
@@ -118,13 +132,13 @@ def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
     def watch(prompt, view, context):
         if view is View.PRIVILEGED_MISMATCHED:
             seen.append((prompt.thoughts, context.partner.thoughts))
-        return see(prompt, view, context)
+        return apply_view(prompt, view, context)
 
-    monkeypatch.setattr(answering, "see", watch)
-    monkeypatch.setattr(privilege, "see", watch)
+    monkeypatch.setattr(answering, "apply_view", watch)
+    monkeypatch.setattr(privilege, "apply_view", watch)
     settings = EvalSettings(max_new_tokens=3)
     rows = all_with_one_thought(TOLD, 4)
-    engine = build_engine(student, RolloutSettings())
+    engine = make_engine(student, RolloutSettings())
     measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext(), engine)
     assert len(seen) == 12
     assert all(pixels(own) != pixels(other) for own, other in seen)
@@ -132,6 +146,7 @@ def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
 
 def test_a_method_that_borrows_nothing_looks_for_no_partner(student, teacher, tmp_path):
     made = prepare_run(
-        make_plan(student, teacher, rollout=RolloutSettings(max_new_tokens=4)), RunFolder(tmp_path / "r")
+        make_plan(student, teacher, rollout=RolloutSettings(max_new_tokens=4)),
+        RunFolder(tmp_path / "r"),
     )
-    assert len(made.cast.partners) == 0
+    assert len(made.models.partners) == 0

@@ -15,17 +15,17 @@ from training.test_loop import TRAIN, go, make_plan
 import vistill
 from vistill.config import build_recipe
 from vistill.data.diagrams import diagram_prompts
-from vistill.data.stored import identified, read_prompts, write_prompts
+from vistill.data.stored_prompts import read_prompts, with_content_hashes, write_prompts
 from vistill.errors import ConfigError, DataError, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import teacher_dtype
-from vistill.models.resting import Resting
+from vistill.models.offload import OffloadedWeights
 from vistill.rollouts.settings import RolloutSettings
-from vistill.runs.chosen import resolve_model
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import changed_versions
-from vistill.studies.checking import check
-from vistill.studies.replaying import replay
+from vistill.runs.recipe_changes import changed_versions
+from vistill.studies.check import check
+from vistill.studies.replay import replay_run
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
@@ -36,7 +36,9 @@ from vistill.types import LoadedImage, Prompt
 from vistill.views.settings import ViewSettings
 
 OPTIONS = {
-    "train": TrainSettings(prompts_per_step=2, steps=3, lr=1e-3, schedule=ScheduleSettings("constant", 0.0)),
+    "train": TrainSettings(
+        prompts_per_step=2, steps=3, lr=1e-3, schedule=ScheduleSettings("constant", 0.0)
+    ),
     "rollout": RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on"),
     "evaluation": EvalSettings(every=0),
     "save": SaveSettings(every=1, keep=9),
@@ -45,7 +47,9 @@ OPTIONS = {
 
 def distilled(tokenizer, teacher, out, objective=None, prompts=TRAIN[:4], **options):
     student = options.pop("student", None) or build(tokenizer, 0)
-    return vistill.distill(student, teacher, prompts, objective or vistill.OPD(), out, **(OPTIONS | options))
+    return vistill.distill(
+        student, teacher, prompts, objective or vistill.OPD(), out, **(OPTIONS | options)
+    )
 
 
 def refused(code, kind=ConfigError):
@@ -62,7 +66,9 @@ def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
     assert "teacher" in caught.value.what
 
 
-def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continued(tokenizer, teacher, tmp_path):
+def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continued(
+    tokenizer, teacher, tmp_path
+):
     student = build(tokenizer, 0)
     distilled(tokenizer, teacher, tmp_path, student=student)
     distilled(tokenizer, teacher, tmp_path, student=student)  # trained in place by this very run
@@ -79,7 +85,9 @@ def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continue
         {"objective": vistill.VAOPD(high_share=0.3)},
     ],
 )
-def test_a_run_with_other_settings_is_refused_whichever_door_it_came_through(tokenizer, teacher, tmp_path, change):
+def test_a_run_with_other_settings_is_refused_whichever_door_it_came_through(
+    tokenizer, teacher, tmp_path, change
+):
     distilled(tokenizer, teacher, tmp_path, vistill.VAOPD())
     with refused("C201"):
         distilled(tokenizer, teacher, tmp_path, **({"objective": vistill.VAOPD()} | change))
@@ -99,7 +107,9 @@ def test_prompts_with_one_id_are_refused(tokenizer, teacher, tmp_path):
     assert '"same"' in caught.value.what
 
 
-def test_versions_of_the_first_start_stay_and_a_change_is_said(tokenizer, teacher, tmp_path, monkeypatch):
+def test_versions_of_the_first_start_stay_and_a_change_is_said(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     distilled(tokenizer, teacher, tmp_path)
     honest = run_lock.versions()
     monkeypatch.setattr(run_lock, "versions", lambda: honest | {"torch": "9.9"})
@@ -111,7 +121,9 @@ def test_versions_of_the_first_start_stay_and_a_change_is_said(tokenizer, teache
     assert "version of torch" in (tmp_path / "events.log").read_text()
 
 
-def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(tokenizer, teacher, tmp_path):
+def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(
+    tokenizer, teacher, tmp_path
+):
     distilled(tokenizer, teacher, tmp_path)
     lock = json.loads((tmp_path / "run.lock.json").read_text())
     for key in ("format", "models", "starts"):
@@ -119,7 +131,9 @@ def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(toke
     del lock["recipe"]["views"]["thought"]  # a key that version did not know, at its default now
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
     distilled(tokenizer, teacher, tmp_path)
-    lock["recipe"]["train"]["schedule"]["warmup"] = 0.5  # 1.5 steps: its learning rate went above the peak there
+    lock["recipe"]["train"]["schedule"]["warmup"] = (
+        0.5  # 1.5 steps: its learning rate went above the peak there
+    )
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
     with refused("C201") as caught:
         distilled(tokenizer, teacher, tmp_path)
@@ -128,7 +142,10 @@ def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(toke
 
 def test_a_folder_of_the_earlier_distill_is_refused_with_a_way_on(tokenizer, teacher, tmp_path):
     distilled(tokenizer, teacher, tmp_path)
-    lock = {"recipe": {"method": "OPD", "OPD": "OPD()", "prompts": ["a"], "run": str(tmp_path)}, "versions": {}}
+    lock = {
+        "recipe": {"method": "OPD", "OPD": "OPD()", "prompts": ["a"], "run": str(tmp_path)},
+        "versions": {},
+    }
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
     with refused("C201") as caught:
         distilled(tokenizer, teacher, tmp_path)
@@ -149,7 +166,7 @@ def test_a_folder_of_distill_is_judged_on_its_own_data_and_replayed(tokenizer, t
     samples = judged.folder.read(judged.path / "samples" / "step-000000.jsonl")
     assert {s["prompt"] for s in samples} == {p.id for p in held}
     assert json.loads((judged.path / "data.json").read_text())["eval_rows_with_answer"] == 3
-    replayed, step = replay(place)
+    replayed, step = replay_run(place)
     assert step == 3
     assert replayed.same
     assert replayed.from_journal == [3]
@@ -162,8 +179,8 @@ def test_a_method_of_ones_own_is_replayed_with_its_class_alone(tokenizer, teache
 
     distilled(tokenizer, teacher, tmp_path / "run", Mine())
     with refused("C102"):
-        replay(tmp_path / "run")
-    replayed, _ = replay(tmp_path / "run", objective=Mine())
+        replay_run(tmp_path / "run")
+    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
     assert replayed.same
 
 
@@ -176,7 +193,9 @@ def test_a_run_that_does_not_name_its_data_is_never_judged_on_others(tmp_path):
     assert recipe_for(str(tmp_path), ["data.train=diagrams"], "eval").data.train == "diagrams"
 
 
-def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(tokenizer, teacher, tiny_folder, tmp_path):
+def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(
+    tokenizer, teacher, tiny_folder, tmp_path
+):
     student = vistill.load(str(tiny_folder), device="cpu")
     run = distilled(tokenizer, teacher, tmp_path, student=student)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
@@ -190,9 +209,14 @@ def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(toke
 def test_stored_prompts_come_back_with_their_pixels(tmp_path, mode):
     picture = diagram_prompts("train", 1, 0)[0].images[0].load().convert(mode)
     prompt = Prompt(
-        "p", (LoadedImage(picture, "a"), "What?"), "1", ("1", "2"), boxes=((0, 0, 5, 5),), labels={"a": "b"}
+        "p",
+        (LoadedImage(picture, "a"), "What?"),
+        "1",
+        ("1", "2"),
+        boxes=((0, 0, 5, 5),),
+        labels={"a": "b"},
     )
-    (known,) = identified([prompt])
+    (known,) = with_content_hashes([prompt])
     write_prompts([known], tmp_path / "rows.jsonl")
     (back,) = read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
     assert replace(back, parts=()) == replace(known, parts=())
@@ -203,7 +227,7 @@ def test_stored_prompts_come_back_with_their_pixels(tmp_path, mode):
 
 
 def test_a_stored_prompt_cannot_name_a_picture_outside_its_folder(tmp_path):
-    (known,) = identified(diagram_prompts("train", 1, 0))
+    (known,) = with_content_hashes(diagram_prompts("train", 1, 0))
     write_prompts([known], tmp_path / "rows.jsonl")
     text = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(text.replace('"png": "', '"png": "../'))
@@ -211,12 +235,16 @@ def test_a_stored_prompt_cannot_name_a_picture_outside_its_folder(tmp_path):
         read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
 
 
-def test_the_student_of_a_run_has_one_path_and_the_result_names_the_checkpoint(tokenizer, teacher, tmp_path):
+def test_the_student_of_a_run_has_one_path_and_the_result_names_the_checkpoint(
+    tokenizer, teacher, tmp_path
+):
     run = distilled(tokenizer, teacher, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["checkpoint"] == "checkpoint-000003"
     assert result["chosen"] == {"step": 3, "by": "last"}
-    assert (tmp_path / "student").resolve() == (tmp_path / "checkpoint-000003" / "student").resolve()
+    assert (tmp_path / "student").resolve() == (
+        tmp_path / "checkpoint-000003" / "student"
+    ).resolve()
     assert Path(resolve_model(str(tmp_path))).resolve() == (tmp_path / "student").resolve()
     assert run.student.name == "student"
 
@@ -255,19 +283,25 @@ def test_recipe_and_distill_write_the_same_metrics(tmp_path):
     assert facts[0] == facts[1]
 
 
-def test_distill_honours_the_settings_of_attention_and_offloading(tokenizer, teacher, tmp_path, monkeypatch):
+def test_distill_honours_the_settings_of_attention_and_offloading(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     plan = make_plan(tokenizer, teacher)
     wanted = replace(plan.train, attention="flex", offload_teacher=True)
     setup = setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
-    monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)  # flex is slow on a CPU
-    monkeypatch.setattr("vistill.training.checks.models.on_host", lambda vlm: False)  # as if it were a GPU
+    monkeypatch.setattr(
+        "vistill.training.checks.models.proven", lambda vlm: vlm
+    )  # flex is slow on a CPU
+    monkeypatch.setattr(
+        "vistill.training.checks.models.on_host", lambda vlm: False
+    )  # as if it were a GPU
     setup.purpose = "eval"
     for one in START_CHECKS:
         if one.name in ("data", "tokenizers", "models"):
             one.run(setup)
-    assert setup.cast.student.attention == "flex"
-    assert setup.cast.teacher.attention == "flex"
-    assert setup.cast.teacher.resting is not None
+    assert setup.models.student.attention == "flex"
+    assert setup.models.teacher.attention == "flex"
+    assert setup.models.teacher.offload is not None
 
 
 def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monkeypatch):
@@ -277,13 +311,15 @@ def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monk
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = torch.full_like(host, torch.nan)
 
-    monkeypatch.setattr(Resting, "leave", leave)
+    monkeypatch.setattr(OffloadedWeights, "leave", leave)
     teacher = build(tokenizer, 1, hidden=48).freeze()
     plan = make_plan(tokenizer, teacher)
-    rested = replace(plan.cast, teacher=teacher.rested())
-    setup = setup_from(replace(plan, cast=rested, eval_prompts=()), RunFolder(tmp_path))
+    rested = replace(plan.models, teacher=teacher.offloaded())
+    setup = setup_from(replace(plan, models=rested, eval_prompts=()), RunFolder(tmp_path))
     monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)
-    monkeypatch.setattr(run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"})
+    monkeypatch.setattr(
+        run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"}
+    )
     views = next(check for check in START_CHECKS if check.name == "views")
     for one in START_CHECKS[: START_CHECKS.index(views) + 1]:
         one.run(setup)
@@ -324,7 +360,12 @@ def test_deterministic_kernels_end_with_the_run(tokenizer, teacher, tmp_path, be
 def test_every_check_has_a_name_of_its_own_and_check_prints_what_it_saw(tmp_path):
     names = [c.name for c in START_CHECKS]
     assert len(set(names)) == len(names)
-    settings = [f"run={tmp_path / 'x'}", "data.diagrams.train=32", "data.diagrams.eval=5", "train.steps=3"]
+    settings = [
+        f"run={tmp_path / 'x'}",
+        "data.diagrams.train=32",
+        "data.diagrams.eval=5",
+        "train.steps=3",
+    ]
     (lines, *_) = check("demo.yaml", settings).values()
     shown = {line.what for line in lines}
     assert {c.name for c in START_CHECKS if "check" in c.purposes} | {"canary"} <= shown
@@ -343,7 +384,9 @@ def test_a_plan_is_made_in_one_place():
 
 def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, monkeypatch):
     seen = []
-    watched = [replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS]
+    watched = [
+        replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS
+    ]
     monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(watched))
     build_plan(setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
     assert seen == [c.name for c in START_CHECKS]
@@ -354,20 +397,34 @@ def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, mon
 
 def record(step, accuracy, rows, fixed=None, fixed_rows=4.0):
     plain = {"step": step, "accuracy": accuracy, "rows": rows}
-    return plain if fixed is None else plain | {"selection/accuracy": fixed, "selection/rows": fixed_rows}
+    return (
+        plain
+        if fixed is None
+        else plain | {"selection/accuracy": fixed, "selection/rows": fixed_rows}
+    )
 
 
 def test_the_best_is_chosen_on_one_fixed_set_of_rows():
     during, at_end = record(4, 0.75, 4.0, 0.75), record(8, 0.3125, 64.0, 0.75)
-    assert best_of([during, at_end], SaveSettings()) == {"step": 8, "value": 0.75, "rows": 4.0}  # ties take the latest
+    assert best_of([during, at_end], SaveSettings()) == {
+        "step": 8,
+        "value": 0.75,
+        "rows": 4.0,
+    }  # ties take the latest
     assert best_of([record(4, 0.75, 4.0, 0.8), at_end], SaveSettings())["step"] == 4
-    assert best_of([record(4, 0.0, 4.0, 0.0), record(8, 0.0, 64.0, 0.0)], SaveSettings())["step"] == 8
+    assert (
+        best_of([record(4, 0.0, 4.0, 0.0), record(8, 0.0, 64.0, 0.0)], SaveSettings())["step"] == 8
+    )
 
 
 def test_evaluations_of_other_rows_are_never_compared():
     assert best_of([record(4, 0.75, 4.0), record(8, 0.3125, 64.0)], SaveSettings())["step"] == 8
     assert (
-        best_of([record(4, 0.9, 4.0), record(6, 0.5, 4.0, 0.5), record(8, 0.1, 64.0, 0.1)], SaveSettings())["step"] == 6
+        best_of(
+            [record(4, 0.9, 4.0), record(6, 0.5, 4.0, 0.5), record(8, 0.1, 64.0, 0.1)],
+            SaveSettings(),
+        )["step"]
+        == 6
     )
     assert best_of([record(0, 0.9, 4.0, 0.9)], SaveSettings()) is None
     assert best_of([record(4, 0.9, 4.0, 0.9)], SaveSettings(keep_best="none")) is None
@@ -375,16 +432,24 @@ def test_evaluations_of_other_rows_are_never_compared():
 
 def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, teacher, tmp_path):
     held = diagram_prompts("val", 6, 0)
-    settings = EvalSettings(every=3, limit=3, samples=2, max_new_tokens=5, blind=False, greedy=False, advantage=False)
+    settings = EvalSettings(
+        every=3, limit=3, samples=2, max_new_tokens=5, blind=False, greedy=False, advantage=False
+    )
     folder = RunFolder(tmp_path)
     go(make_plan(tokenizer, teacher, vistill.OPD(), eval_prompts=held, evaluation=settings), folder)
     records = {r["step"]: r for r in folder.read(folder.evaluations)}
     assert {r["selection/rows"] for r in records.values()} == {3.0}
     last = max(records)
     assert [records[s]["rows"] for s in (0, 3, last)] == [6.0, 3.0, 6.0]
-    asked = lambda step: {s["prompt"] for s in folder.read(tmp_path / "samples" / f"step-{step:06d}.jsonl")}
+    asked = lambda step: {
+        s["prompt"] for s in folder.read(tmp_path / "samples" / f"step-{step:06d}.jsonl")
+    }
     assert asked(3) == asked(6)
-    rows = [s for s in folder.read(tmp_path / "samples" / f"step-{last:06d}.jsonl") if s["prompt"] in asked(3)]
+    rows = [
+        s
+        for s in folder.read(tmp_path / "samples" / f"step-{last:06d}.jsonl")
+        if s["prompt"] in asked(3)
+    ]
     assert sum(s["correct"] for s in rows) / len(rows) == records[last]["selection/accuracy"]
 
 
@@ -399,6 +464,8 @@ def test_the_way_of_a_prompt_has_at_most_twenty_hand_overs_and_every_function_is
     for file, name in places:
         nodes = ast.parse((REPO / file).read_text()).body
         for part in name.split("."):
-            found = [n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part]
+            found = [
+                n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part
+            ]
             assert found, f"{file} has no {name}"
             nodes = found[0].body

@@ -15,23 +15,22 @@ from vistill.models import scoring
 from vistill.models.scoring import SharedReading
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
-from vistill.rollouts.build import build_engine
-from vistill.rollouts.engine import Sampling, WrappedEngine, requests_of
+from vistill.rollouts.build import make_engine
+from vistill.rollouts.engine import Sampling, WrappedEngine, make_requests
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import canary, reading
-from vistill.training.canary import SAMPLES, weak
-from vistill.training.canary_engine import STEP, TOKENS
+from vistill.training.canary.engine import STEP, TOKENS
+from vistill.training.canary.reader import SAMPLES, weak_reader_warnings
+from vistill.training.canary.run import run_canary
 from vistill.training.context import StepContext
 from vistill.training.loop import Plan, run
 from vistill.training.optim import make_optimizer
-from vistill.training.reading import Cast
+from vistill.training.response_source import ResponseSource
 from vistill.training.settings import SaveSettings, TrainSettings
-from vistill.training.watching import examine
-from vistill.training.writing import Desk
+from vistill.training.step_inputs import Models
 from vistill.types import Finish, LoadedImage, Prompt, View
 
 PROMPTS = diagram_prompts("train", 6, 0)
@@ -39,12 +38,14 @@ PROMPTS = diagram_prompts("train", 6, 0)
 
 def make_plan(student, teacher, **changes):
     base = {
-        "cast": Cast(student, teacher, student.vocabulary_size),
+        "models": Models(student, teacher, student.vocabulary_size),
         "objective": VAOPD(),
         "train_prompts": PROMPTS,
         "eval_prompts": [],
         "train": TrainSettings(prompts_per_step=2, lr=1e-3),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=4, all_truncated="go_on"),
+        "rollout": RolloutSettings(
+            per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=4, all_truncated="go_on"
+        ),
         "save": SaveSettings(every=0, keep=1),
         "evaluation": EvalSettings(every=0),
         "seed": 5,
@@ -57,8 +58,8 @@ def make_plan(student, teacher, **changes):
 def step_context(student, teacher, engine=None, objective=None, train=None, rollout=None, seed=0):
     objective, train = objective or VAOPD(), train or TrainSettings()
     return StepContext(
-        cast=Cast(student, teacher, student.vocabulary_size),
-        desk=Desk(engine or SharedEngine(student), objective, 2),
+        models=Models(student, teacher, student.vocabulary_size),
+        response_source=ResponseSource(engine or SharedEngine(student), objective, 2),
         optimizer=make_optimizer(student.model, train),
         train=train,
         rollout=rollout or RolloutSettings(),
@@ -154,7 +155,9 @@ def placeholder_collapsed(student, teacher, patch):
         made = plain(self, messages, images)
         first = made.ids.index(self.image_id) if made.has_image else 0
         keep = [i for i, token in enumerate(made.ids) if token != self.image_id or i == first]
-        return replace(made, ids=tuple(made.ids[i] for i in keep), positions=made.positions[:, keep])
+        return replace(
+            made, ids=tuple(made.ids[i] for i in keep), positions=made.positions[:, keep]
+        )
 
     return with_family(student, encode=encode), teacher
 
@@ -167,14 +170,20 @@ def rows_off_by_one(student, teacher, patch):
 
 def positions_off(student, teacher, patch):
     plain = scoring.after
-    patch.setattr(scoring, "after", lambda prompt, num: plain(prompt, num) + len(prompt.ids) - prompt.next_position)
+    patch.setattr(
+        scoring,
+        "after",
+        lambda prompt, num: plain(prompt, num) + len(prompt.ids) - prompt.next_position,
+    )
     return student, teacher
 
 
 def original_read_as_pixelated(student, teacher, patch):
-    plain = Cast.encode
+    plain = Models.encode
     turned = {View.FULL: View.PIXELATED}
-    patch.setattr(Cast, "encode", lambda self, prompt, view: plain(self, prompt, turned.get(view, view)))
+    patch.setattr(
+        Models, "encode", lambda self, prompt, view: plain(self, prompt, turned.get(view, view))
+    )
     return student, teacher
 
 
@@ -190,17 +199,22 @@ def rows_of_the_prompt_read(student, teacher, patch):
 
 
 def mask_including_the_prompt(student, teacher, patch):
-    plain = reading.lay_out
+    plain = reading.flatten_responses
 
     def lay_out(groups, *rest):
         longer = [
-            replace(g, rollouts=tuple(replace(r, ids=(*student.encode(g.prompt).ids[-2:], *r.ids)) for r in g.rollouts))
+            replace(
+                g,
+                rollouts=tuple(
+                    replace(r, ids=(*student.encode(g.prompt).ids[-2:], *r.ids)) for r in g.rollouts
+                ),
+            )
             for g in groups
         ]
         return plain(longer, *rest)
 
     for module in (reading, canary):
-        patch.setattr(module, "lay_out", lay_out)
+        patch.setattr(module, "flatten_responses", lay_out)
     return student, teacher
 
 
@@ -224,7 +238,9 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", list(MUTATIONS))
 def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monkeypatch):
     mutate, code = MUTATIONS[name]
-    student, teacher = mutate(build(tokenizer, 0), build(tokenizer, 1, hidden=48).freeze(), monkeypatch)
+    student, teacher = mutate(
+        build(tokenizer, 0), build(tokenizer, 1, hidden=48).freeze(), monkeypatch
+    )
     folder = RunFolder(tmp_path)
     with pytest.raises(ModelError) as caught:
         run(make_plan(student, teacher), folder)
@@ -235,7 +251,7 @@ def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monke
 
 def caught_code(context, prompts=PROMPTS):
     with pytest.raises(ModelError) as caught:
-        examine(context, prompts)
+        run_canary(context, prompts)
     return caught.value.code
 
 
@@ -249,17 +265,22 @@ def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher)
     stale = build(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
-            parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
+            parameter.add_(
+                5e-3
+                * torch.sign(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                )
+            )
     assert caught_code(step_context(student, teacher, SharedEngine(stale))) == "V810"
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
 def test_an_engine_that_is_shown_something_else_is_caught(view, student, teacher):
-    from vistill.views import see
+    from vistill.views import apply_view
 
     class Blurred(SharedEngine):
         def write(self, requests, sampling):
-            shown = {p.id: self.vlm.encode(see(p, view)) for p in PROMPTS}
+            shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
     assert caught_code(step_context(student, teacher, Blurred(student))) == "V811"
@@ -276,19 +297,24 @@ class Foreign(WrappedEngine):
 
 def foreign(vlm, view=View.FULL):
     """Weights and view of an engine with noise of its own."""
-    from vistill.views import see
+    from vistill.views import apply_view
 
     class Shown(SharedEngine):
         def write(self, requests, sampling):
-            shown = {p.id: self.vlm.encode(see(p, view)) for p in PROMPTS}
+            shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
     return Foreign(Shown(vlm))
 
 
-def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_the_students(student, teacher):
-    assert examine(step_context(student, teacher, foreign(student)), PROMPTS)
-    assert examine(step_context(student, teacher, foreign(student), train=TrainSettings(precision="bf16")), PROMPTS)
+def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_the_students(
+    student, teacher
+):
+    assert run_canary(step_context(student, teacher, foreign(student)), PROMPTS)
+    assert run_canary(
+        step_context(student, teacher, foreign(student), train=TrainSettings(precision="bf16")),
+        PROMPTS,
+    )
 
 
 def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, student, teacher):
@@ -296,12 +322,19 @@ def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, 
     stale = build(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
-            parameter.add_(5e-3 * torch.sign(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))))
+            parameter.add_(
+                5e-3
+                * torch.sign(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                )
+            )
     assert caught_code(step_context(student, teacher, foreign(stale))) == "V810"
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
-def test_an_engine_with_noise_of_its_own_that_is_shown_something_else_is_caught(view, student, teacher):
+def test_an_engine_with_noise_of_its_own_that_is_shown_something_else_is_caught(
+    view, student, teacher
+):
     assert caught_code(step_context(student, teacher, foreign(student, view))) == "V811"
 
 
@@ -311,8 +344,13 @@ def test_the_canary_judges_an_engine_by_what_it_promises(student, teacher):
     broken = foreign(student)
     broken.follows_keyed_noise = True
     assert caught_code(step_context(student, teacher, broken)) == "V810"
-    assert examine(step_context(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)), PROMPTS)
-    lying = ScriptedEngine(lambda key, sibling: (20, stop), stop, lambda request, ids: (-0.1,) * len(ids))
+    assert run_canary(
+        step_context(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)),
+        PROMPTS,
+    )
+    lying = ScriptedEngine(
+        lambda key, sibling: (20, stop), stop, lambda request, ids: (-0.1,) * len(ids)
+    )
     assert caught_code(step_context(student, teacher, lying)) == "V810"
 
 
@@ -320,26 +358,32 @@ def test_a_student_that_wants_to_draw_at_once_is_healthy(student, teacher):
     """What follows a reopened turn was written after other tokens, with other noise: it is not compared."""
     with torch.no_grad():
         student.model.get_output_embeddings().weight[student.stop_ids[0]] *= 4
-    requests = requests_of(PROMPTS, [student.encode(p) for p in PROMPTS], (0,))[:SAMPLES]
+    requests = make_requests(PROMPTS, [student.encode(p) for p in PROMPTS], (0,))[:SAMPLES]
     tries = (
         (seed, rollout)
         for seed in range(100)
-        for (rollout,) in SharedEngine(student).write(requests, Sampling(seed, STEP, 1.5, 1.0, TOKENS))
+        for (rollout,) in SharedEngine(student).write(
+            requests, Sampling(seed, STEP, 1.5, 1.0, TOKENS)
+        )
     )
-    seed, drawing = next((seed, r) for seed, r in tries if r.finish is Finish.STOP and 1 < len(r.ids) < TOKENS - 1)
+    seed, drawing = next(
+        (seed, r) for seed, r in tries if r.finish is Finish.STOP and 1 < len(r.ids) < TOKENS - 1
+    )
     marker = student.decode(drawing.ids[:1])
-    rollout = RolloutSettings(temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n")
-    engine, sampling = build_engine(student, rollout), Sampling(seed, STEP, 1.5, 1.0, TOKENS)
+    rollout = RolloutSettings(
+        temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n"
+    )
+    engine, sampling = make_engine(student, rollout), Sampling(seed, STEP, 1.5, 1.0, TOKENS)
     assert engine.write(requests, sampling) != engine.inner.inner.write(requests, sampling)
-    assert examine(step_context(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
+    assert run_canary(step_context(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
 
 
 def test_a_head_that_is_not_cut_to_the_vocabulary_is_caught(tokenizer, teacher):
     padded = build_tiny(TinySize(layers=1), tokenizer, 0)
     padded.model.resize_token_embeddings(len(tokenizer) + 16)
     context = step_context(padded, None, objective=METHODS["grpo"]())
-    whole = replace(context, cast=replace(context.cast, vocabulary=len(tokenizer) + 16))
-    examine(context, PROMPTS)
+    whole = replace(context, models=replace(context.models, vocabulary=len(tokenizer) + 16))
+    run_canary(context, PROMPTS)
     assert caught_code(whole) == "V812"
 
 
@@ -347,7 +391,9 @@ def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer
     """Before the canary: vocabularies are compared by content, M101."""
     from vistill.models.tiny import train_tokenizer
 
-    other = build_tiny(TinySize(layers=1), train_tokenizer(["quite other words are here"] * 60, len(tokenizer)), 1)
+    other = build_tiny(
+        TinySize(layers=1), train_tokenizer(["quite other words are here"] * 60, len(tokenizer)), 1
+    )
     other.tokenizer.add_tokens([f"<x{i}>" for i in range(len(tokenizer) - len(other.tokenizer))])
     assert len(other.tokenizer) == len(tokenizer)
     with pytest.raises(ModelError) as caught:
@@ -368,18 +414,25 @@ def test_a_student_with_dropout_is_caught(student, teacher):
 
 
 def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
-    plain = Cast.encode
+    plain = Models.encode
 
     def encode(self, prompt, view):
         made = plain(self, prompt, view)
         return replace(made, ids=(*made.ids, 9)) if view is View.PIXELATED else made
 
-    monkeypatch.setattr(Cast, "encode", encode)
+    monkeypatch.setattr(Models, "encode", encode)
     assert caught_code(step_context(student, teacher)) == "V816"
 
 
 def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
-    tried = {code for _, code in MUTATIONS.values()} | {"V810", "V811", "V812", "V814", "V815", "V816"}
+    tried = {code for _, code in MUTATIONS.values()} | {
+        "V810",
+        "V811",
+        "V812",
+        "V814",
+        "V815",
+        "V816",
+    }
     assert tried == {code for code in CATALOGUE if code.startswith("V8") and code != "V801"}
 
 
@@ -391,7 +444,9 @@ def healthy(number, tokenizer):
     if teacher is None:
         objective = SFT() if number % 2 else METHODS["grpo"]()
     engine = (SharedEngine, HFEngine)[number % 2](student)
-    rollout = RolloutSettings(temperature=(1.0, 0.7, 0.0, 1.3)[number % 4], top_p=(1.0, 0.9, 0.5)[number % 3])
+    rollout = RolloutSettings(
+        temperature=(1.0, 0.7, 0.0, 1.3)[number % 4], top_p=(1.0, 0.9, 0.5)[number % 3]
+    )
     train = TrainSettings(precision="bf16" if number % 5 == 4 else "auto")
     context = step_context(student, teacher, engine, objective, train, rollout, seed=number)
     return context, diagram_prompts("train", 1 + number % 5, number)
@@ -399,19 +454,19 @@ def healthy(number, tokenizer):
 
 @pytest.mark.parametrize("number", range(12))
 def test_a_healthy_start_is_let_go(number, tokenizer):
-    facts = examine(*healthy(number, tokenizer))
+    facts = run_canary(*healthy(number, tokenizer))
     assert facts["canary/student_image_effect"] > 0
-    assert not weak(facts)
+    assert not weak_reader_warnings(facts)
 
 
 @pytest.mark.slow
 def test_a_hundred_healthy_starts_raise_no_alarm(tokenizer):
     for number in range(12, 112):
-        assert examine(*healthy(number, tokenizer))["canary/student_image_effect"] > 0, number
+        assert run_canary(*healthy(number, tokenizer))["canary/student_image_effect"] > 0, number
 
 
 def test_without_pictures_there_is_nothing_to_see(student, teacher):
-    assert examine(step_context(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
+    assert run_canary(step_context(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
 
 
 def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
@@ -423,28 +478,33 @@ def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
         Prompt("two", (LoadedImage(noisy), "and", LoadedImage(tiny), "which?")),
         Prompt("wide", (LoadedImage(noisy), "What?")),
     ]
-    assert examine(step_context(student, teacher), prompts)
-    assert examine(step_context(student, teacher), prompts[:1])
+    assert run_canary(step_context(student, teacher), prompts)
+    assert run_canary(step_context(student, teacher), prompts[:1])
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
 @pytest.mark.parametrize("how", ["separate rows", "resting", "flex"])
 def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
     teacher = build(tokenizer, 1, hidden=48).freeze()
-    teacher = teacher.rested() if how == "resting" else teacher
+    teacher = teacher.offloaded() if how == "resting" else teacher
     if how == "separate rows":
         student, teacher = (replace(vlm, share_prompts=False) for vlm in (student, teacher))
     engine = HFEngine(student) if how == "separate rows" else SharedEngine(student)
     if how == "flex":
         teacher = replace(teacher, attention="flex")
-    facts = examine(step_context(student, teacher, engine), PROMPTS)
+    facts = run_canary(step_context(student, teacher, engine), PROMPTS)
     assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
 
 
-def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(tokenizer, teacher, tmp_path):
+def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(
+    tokenizer, teacher, tmp_path
+):
     student = build(tokenizer, 0)
     with torch.no_grad():  # beside what every picture shares, what is its own is a ten-thousandth
-        for merger in (student.model.model.visual.merger, *student.model.model.visual.deepstack_merger_list):
+        for merger in (
+            student.model.model.visual.merger,
+            *student.model.model.visual.deepstack_merger_list,
+        ):
             merger.linear_fc2.weight.mul_(1e-3)
             merger.linear_fc2.bias.normal_(0, 1, generator=torch.Generator().manual_seed(3))
     folder = RunFolder(tmp_path)
@@ -458,7 +518,9 @@ def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(tokenize
     run(prepare_run(plan, folder), folder)
     assert "canary: the student hardly uses its picture" in folder.events.read_text()
     for record in folder.read(folder.evaluations):
-        assert 0 < record["canary/student_image_effect"] < 1e-3 < record["canary/teacher_image_effect"]
+        assert (
+            0 < record["canary/student_image_effect"] < 1e-3 < record["canary/teacher_image_effect"]
+        )
 
 
 def test_the_canary_changes_nothing_in_a_run(student, teacher, prompts):
@@ -466,7 +528,7 @@ def test_the_canary_changes_nothing_in_a_run(student, teacher, prompts):
     before = {name: x.clone() for name, x in student.model.state_dict().items()}
     state = torch.get_rng_state()
     was_training = student.model.training
-    examine(context, prompts)
+    run_canary(context, prompts)
     assert all(torch.equal(x, before[name]) for name, x in student.model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in student.model.parameters())

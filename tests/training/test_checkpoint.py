@@ -14,18 +14,24 @@ from vistill.runs.storage import file_hash, read_json, write_json
 from vistill.training import checkpoint
 from vistill.training.checkpoint import (
     MANIFEST,
-    Saved,
+    TrainedObjects,
+    format_older_terms,
     newest,
-    older_terms,
     publish,
     reason_to_reject,
+    remove_leftovers,
     restore,
-    sweep,
 )
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
-from vistill.training.shards import in_shards, missing_shard, read_shards, save_shards, shards_of
+from vistill.training.shards import (
+    in_shards,
+    missing_shard_error,
+    read_shards,
+    save_shards,
+    shards_of,
+)
 from vistill.training.state_file import FIELDS, checked_state
 
 
@@ -43,7 +49,7 @@ def learner(tokenizer):
 @pytest.fixture
 def saved(learner):
     """What is saved at some step."""
-    return lambda step, **more: Saved(*learner, RunState(step=step, **more))
+    return lambda step, **more: TrainedObjects(*learner, RunState(step=step, **more))
 
 
 def moments(optimizer):
@@ -78,11 +84,17 @@ def test_copies_and_backups_of_people_neither_count_nor_are_removed(tmp_path, sa
     assert not folder.has_started()
     for step in (4, 6, 8, 10):
         publish(folder, saved(step), "x", keep=2)
-        sweep(folder)
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000008", "checkpoint-000010"]
+        remove_leftovers(folder)
+    assert [path.name for path in checkpoints_in(tmp_path)] == [
+        "checkpoint-000008",
+        "checkpoint-000010",
+    ]
     assert newest(folder) == folder.checkpoint(10)
     assert all((tmp_path / name / "mine.txt").exists() for name in STRAY)
-    assert all((tmp_path / name).is_dir() for name in (".inprogress-notes", ".trash-bin", ".trash-checkpoint-000001"))
+    assert all(
+        (tmp_path / name).is_dir()
+        for name in (".inprogress-notes", ".trash-bin", ".trash-checkpoint-000001")
+    )
 
 
 def test_checkpoints_are_ordered_by_step_beyond_six_digits(tmp_path):
@@ -141,7 +153,9 @@ def test_a_damaged_later_checkpoint_never_costs_a_valid_one(tmp_path, saved):
     assert newest(folder) == folder.checkpoint(5)
 
 
-def test_a_checkpoint_that_lies_elsewhere_and_is_linked_is_unlinked_and_stays_there(tmp_path, saved):
+def test_a_checkpoint_that_lies_elsewhere_and_is_linked_is_unlinked_and_stays_there(
+    tmp_path, saved
+):
     folder, elsewhere = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
     publish(folder, saved(4), "x", keep=1)
     shutil.move(folder.checkpoint(4), elsewhere)
@@ -152,7 +166,9 @@ def test_a_checkpoint_that_lies_elsewhere_and_is_linked_is_unlinked_and_stays_th
     assert (elsewhere / MANIFEST).exists()
 
 
-def test_the_optimizer_in_shards_is_restored_to_the_last_bit(tmp_path, saved, learner, tokenizer, monkeypatch):
+def test_the_optimizer_in_shards_is_restored_to_the_last_bit(
+    tmp_path, saved, learner, tokenizer, monkeypatch
+):
     folder = RunFolder(tmp_path)
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
     place = publish(folder, saved(4), "x", keep=1)
@@ -184,7 +200,9 @@ def forged(place, **changes):
     """Write a manifest again, as a save would have done."""
     files = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name != MANIFEST]
     entries = [[str(p.relative_to(place)), p.stat().st_size, file_hash(p)] for p in files]
-    write_json(place / MANIFEST, {**read_json(place / MANIFEST), "files": entries, **changes}, exact=True)
+    write_json(
+        place / MANIFEST, {**read_json(place / MANIFEST), "files": entries, **changes}, exact=True
+    )
 
 
 def test_weights_in_shards_are_whole_or_rejected(tmp_path, saved, learner):
@@ -212,13 +230,15 @@ def test_weights_that_a_loader_would_prefer_and_no_manifest_names_are_rejected(t
 
 @pytest.mark.parametrize("most", [1, 100, 400, 10**9])
 def test_shards_hold_every_tensor_once_and_no_more_than_they_may(tmp_path, most):
-    tensors = {f"t{i}": torch.arange(i * 10, dtype=torch.float32).reshape(i, 10) for i in range(1, 9)}
+    tensors = {
+        f"t{i}": torch.arange(i * 10, dtype=torch.float32).reshape(i, 10) for i in range(1, 9)
+    }
     parts = in_shards(tensors, most)
     assert [name for part in parts for name in part] == list(tensors)
     assert all(len(part) == 1 or sum(tensors[n].nbytes for n in part) <= most for part in parts)
     files = save_shards(tensors, tmp_path, "x", most)
     assert shards_of([file.name for file in files], "x") == [file.name for file in files]
-    assert missing_shard([file.name for file in files], tmp_path) is None
+    assert missing_shard_error([file.name for file in files], tmp_path) is None
     back = dict(read_shards(files))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
@@ -249,9 +269,12 @@ def as_format_1(place, state=FORMAT_1):
 
 def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, learner, tokenizer):
     place = publish(RunFolder(tmp_path), saved(3), "x", keep=1)
-    assert older_terms(place) == ""
+    assert format_older_terms(place) == ""
     as_format_1(place)
-    assert "up to step 3 loss/* in metrics.jsonl are times their coefficients" in older_terms(place)
+    assert (
+        "up to step 3 loss/* in metrics.jsonl are times their coefficients"
+        in format_older_terms(place)
+    )
     assert reason_to_reject(place) is None
     student = build(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())
@@ -308,7 +331,9 @@ def test_a_state_comes_back_as_it_was(tmp_path, saved, tokenizer):
     place = publish(RunFolder(tmp_path), saved(3, **full), "x", keep=1)
     assert set(read_json(place / "state.json")) == set(FIELDS)
     student = build(tokenizer, 1)
-    assert restore(place, student, make_optimizer(student.model, TrainSettings())) == RunState(step=3, **full)
+    assert restore(place, student, make_optimizer(student.model, TrainSettings())) == RunState(
+        step=3, **full
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -11,7 +11,7 @@ from training.test_loop import go, make_plan
 from vistill.batch import LossTerm, Need, Objective
 from vistill.errors import NonFiniteError
 from vistill.objectives import METHODS, OPD
-from vistill.objectives.passes import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
+from vistill.objectives.shared import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
 from vistill.runs.folder import RunFolder
 from vistill.training import loop, step
 from vistill.training.checkpoint import weights_hash
@@ -38,9 +38,13 @@ def spoil_readings(monkeypatch, by_step):
         batch = honest(*arguments)
         visits.append(1)
         name = by_step.get(len(visits))
-        return batch if name is None else replace(batch, passes={**batch.passes, name: spoilt(batch[name])})
+        return (
+            batch
+            if name is None
+            else replace(batch, passes={**batch.passes, name: spoilt(batch[name])})
+        )
 
-    monkeypatch.setattr(step, "read_without_gradient", read)
+    monkeypatch.setattr(step, "score_without_gradient", read)
 
 
 def spoilt(scored):
@@ -53,8 +57,8 @@ def trace_states(monkeypatch):
     honest, states = loop.log_step, []
 
     def log(plan, folder, state, result, clock):
-        companions = {str(role): weights_hash(vlm) for role, vlm in plan.cast.companions.items()}
-        states.append((weights_hash(plan.cast.student), companions, dict(state.memory)))
+        companions = {str(role): weights_hash(vlm) for role, vlm in plan.models.copies.items()}
+        states.append((weights_hash(plan.models.student), companions, dict(state.memory)))
         honest(plan, folder, state, result, clock)
 
     monkeypatch.setattr(loop, "log_step", log)
@@ -63,12 +67,17 @@ def trace_states(monkeypatch):
 
 def trained(tokenizer, teacher, folder, objective, steps, **changes):
     train = TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps)
-    go(make_plan(tokenizer, teacher, objective, train=train, eval_prompts=[], **changes), RunFolder(folder))
+    go(
+        make_plan(tokenizer, teacher, objective, train=train, eval_prompts=[], **changes),
+        RunFolder(folder),
+    )
     return RunFolder(folder).read(RunFolder(folder).metrics)
 
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if READ[n]])
-def test_a_nan_in_any_reading_skips_the_step_of_every_method(tokenizer, teacher, tmp_path, monkeypatch, name):
+def test_a_nan_in_any_reading_skips_the_step_of_every_method(
+    tokenizer, teacher, tmp_path, monkeypatch, name
+):
     bad = {2 * i + 2: reading for i, reading in enumerate(READ[name])}
     spoil_readings(monkeypatch, bad)
     states = trace_states(monkeypatch)
@@ -83,23 +92,31 @@ def test_a_nan_in_any_reading_skips_the_step_of_every_method(tokenizer, teacher,
             assert record[f"non_finite/reading/{bad[number]}"] == 1.0
             assert record["rollout/tokens"] > 0
             folder = tmp_path / "nonfinite" / f"step-{number:06d}"
-            lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+            lines = [
+                json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()
+            ]
             assert sum(sum(line[f"reading/{bad[number]}"]) for line in lines) == 1.0
         elif number > 1:
             assert states[number - 1][0] != states[number - 2][0]
             assert math.isfinite(record["loss"])
 
 
-def test_three_nan_readings_in_a_row_stop_va_opd_with_n701(tokenizer, teacher, tmp_path, monkeypatch):
+def test_three_nan_readings_in_a_row_stop_va_opd_with_n701(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     spoil_readings(monkeypatch, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
     with pytest.raises(NonFiniteError) as caught:
         trained(tokenizer, teacher, tmp_path, METHODS["va_opd"](), 6)
     assert caught.value.code == "N701"
 
 
-def test_a_nan_reading_leaves_running_thresholds_and_later_steps_gate_again(tokenizer, teacher, tmp_path, monkeypatch):
+def test_a_nan_reading_leaves_running_thresholds_and_later_steps_gate_again(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     spoil_readings(monkeypatch, {2: "teacher.text_only"})
-    records = trained(tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4)
+    records = trained(
+        tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4
+    )
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0, 1.0]
     assert all(r["vds/gated_share"] > 0 for r in records if r["finite"])
     assert all(math.isfinite(r["memory/threshold/0.5"]) for r in records[1:])
@@ -113,13 +130,15 @@ def spoil_probe(monkeypatch, at):
         found = honest(update, reading, batch, signals, poll, only)
         visits.extend([1] * (only is not None))
         if only is not None and len(visits) == at:
-            next(update.cast.student.model.parameters()).grad.fill_(math.nan)
+            next(update.models.student.model.parameters()).grad.fill_(math.nan)
         return found
 
     monkeypatch.setattr(step, "accumulate", accumulate)
 
 
-def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(tokenizer, teacher, tmp_path, monkeypatch):
+def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     spoil_probe(monkeypatch, 5)
     states = trace_states(monkeypatch)
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
@@ -131,7 +150,9 @@ def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(tokeni
     assert all(math.isfinite(r["memory/eta"]) for r in records)
 
 
-def test_a_first_probe_that_is_not_finite_writes_no_eta_at_all(tokenizer, teacher, tmp_path, monkeypatch):
+def test_a_first_probe_that_is_not_finite_writes_no_eta_at_all(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
     spoil_probe(monkeypatch, 1)
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
     trained(tokenizer, teacher, tmp_path, objective, 4, stop_after=1, save=SaveSettings(every=1))
@@ -156,14 +177,19 @@ class Counting(OPD):
     remembered: float = 1.0
 
     def signals(self, batch):
-        return {**super().signals(batch), "extra": torch.full((batch.responses.num_tokens,), self.signal)}
+        return {
+            **super().signals(batch),
+            "extra": torch.full((batch.responses.num_tokens,), self.signal),
+        }
 
     def remember(self, batch, signals):
         return {"steps": batch.memory.get("steps", 0.0) + self.remembered}
 
 
 @pytest.mark.parametrize("bad", [3, 4])
-def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(tokenizer, teacher, tmp_path, monkeypatch, bad):
+def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(
+    tokenizer, teacher, tmp_path, monkeypatch, bad
+):
     """Visits 3 and 4 are the two updates of step 2: the first was skipped and the second not, or the other way."""
     visits = []
 
@@ -177,7 +203,9 @@ def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(tokenizer, t
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0]
     assert [memory for _, _, memory in states] == [{"steps": 1.0}, {"steps": 1.0}, {"steps": 2.0}]
     assert states[1][0] != states[0][0]  # the other update was made
-    (event,) = [text for text in RunFolder(tmp_path).events.read_text().splitlines() if "skipped" in text]
+    (event,) = [
+        text for text in RunFolder(tmp_path).events.read_text().splitlines() if "skipped" in text
+    ]
     assert "the other updates of the step were made: 1" in event
 
 
@@ -185,16 +213,18 @@ def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(tokenizer, t
     ("objective", "name"),
     [(Counting(signal=math.inf), "signal/extra"), (Counting(remembered=math.nan), "memory/steps")],
 )
-def test_signals_and_memory_that_are_not_finite_skip_the_step(tokenizer, teacher, tmp_path, objective, name):
+def test_signals_and_memory_that_are_not_finite_skip_the_step(
+    tokenizer, teacher, tmp_path, objective, name
+):
     plan = make_plan(tokenizer, teacher, objective, num_steps=1, eval_prompts=[])
-    before = weights_hash(plan.cast.student)
+    before = weights_hash(plan.models.student)
     state = loop.run(plan, RunFolder(tmp_path))
     (record,) = RunFolder(tmp_path).read(RunFolder(tmp_path).metrics)
     assert record["finite"] == 0.0
     assert record[f"non_finite/{name}"] > 0
     assert state.skipped == 1
     assert state.memory == {}
-    assert weights_hash(plan.cast.student) == before
+    assert weights_hash(plan.models.student) == before
 
 
 def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_path):
@@ -212,7 +242,11 @@ def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_pat
 
         def signals(self, batch):
             ones = torch.ones(batch.responses.num_tokens)
-            return {"visual_advantage": ones, "visual_dependency": ones, "weights": per_response(batch.responses)}
+            return {
+                "visual_advantage": ones,
+                "visual_dependency": ones,
+                "weights": per_response(batch.responses),
+            }
 
         def terms(self, batch, signals):
             kl = reverse_kl_to_teacher(batch, signals["weights"])
@@ -228,10 +262,16 @@ def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_pat
     assert not any(name.startswith(("va/", "vds/", "weight/")) for name in record)
 
 
-@pytest.mark.parametrize("name", ["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"])
+@pytest.mark.parametrize(
+    "name", ["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"]
+)
 def test_the_log_has_terms_without_and_coefficients_apart(tokenizer, teacher, tmp_path, name):
     for record in trained(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2):
-        factors = {key.split("/")[1]: value for key, value in record.items() if key.startswith("coefficient/")}
+        factors = {
+            key.split("/")[1]: value
+            for key, value in record.items()
+            if key.startswith("coefficient/")
+        }
         total = sum(factor * record[f"loss/{term}"] for term, factor in factors.items())
         assert record["loss"] == pytest.approx(total, rel=1e-5, abs=1e-7)
 

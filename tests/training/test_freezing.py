@@ -17,8 +17,8 @@ from vistill.objectives import OPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.optim import freeze_parts
-from vistill.training.reading import Cast
 from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.step_inputs import Models
 
 CHOICES = [parts for n in (1, 2, 3) for parts in itertools.combinations(PARTS, n)]
 
@@ -73,7 +73,9 @@ def test_a_part_without_weights_is_refused(tokenizer, monkeypatch):
 @pytest.mark.usefixtures("without_canary")
 @pytest.mark.parametrize("parts", CHOICES[:-1], ids="+".join)
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_a_run_moves_all_other_parts_and_only_those(kind, parts, tokenizer, teacher, prompts, tmp_path):
+def test_a_run_moves_all_other_parts_and_only_those(
+    kind, parts, tokenizer, teacher, prompts, tmp_path
+):
     student, tied = KINDS[kind](tokenizer), kind == "tied"
     start = {name: p.detach().clone() for name, p in student.model.named_parameters()}
 
@@ -102,12 +104,14 @@ def test_prompts_without_a_picture_teach_a_frozen_decoder_nothing_and_stop_no_ru
     words = lambda p: tuple(part for part in p.parts if isinstance(part, str))
     rows = [replace(p, parts=words(p), boxes=(), content="") for p in TRAIN[:3]]
     student = untied(tokenizer, 0)
-    settings = TrainSettings(prompts_per_step=3, lr=3e-3, steps=2, freeze=("language", "head"), micro_batch=micro_batch)
+    settings = TrainSettings(
+        prompts_per_step=3, lr=3e-3, steps=2, freeze=("language", "head"), micro_batch=micro_batch
+    )
     plan = make_plan(
         tokenizer,
         teacher,
         OPD(),
-        cast=Cast(student, teacher, student.vocabulary_size),
+        models=Models(student, teacher, student.vocabulary_size),
         train_prompts=[*rows, *TRAIN[3:]],
         eval_prompts=[],
         train=settings,

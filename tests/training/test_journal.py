@@ -18,7 +18,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.runs.folder import RunFolder, checkpoints_in, step_of
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import Journal, chain_key
-from vistill.training.replay import told
+from vistill.training.replay import format_replay
 from vistill.training.settings import SaveSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -31,14 +31,16 @@ class Counting(HFEngine):
 
     def write(self, requests, sampling):
         Counting.calls += 1
-        return super().write(requests, replace(sampling, seed=sampling.seed + 1000 * Counting.calls))
+        return super().write(
+            requests, replace(sampling, seed=sampling.seed + 1000 * Counting.calls)
+        )
 
 
 def unreproducible(tokenizer, teacher, **changes):
     plan = make_plan(tokenizer, teacher, VAOPD(), save=SaveSettings(every=3, keep=2), **changes)
     return make_plan(
-        tokenizer, teacher, VAOPD(), save=SaveSettings(every=3, keep=2), cast=plan.cast,
-        engine=Counting(plan.cast.student), **changes,
+        tokenizer, teacher, VAOPD(), save=SaveSettings(every=3, keep=2), models=plan.models,
+        engine=Counting(plan.models.student), **changes,
     )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def test_after_a_crash_in_an_update_the_same_responses_are_learnt_from_even_by_a
     resumed = unreproducible(tokenizer, teacher)
     go(resumed, folder)
     assert Counting.calls - before == len(folder.read(folder.metrics)) - 5
-    assert weights_hash(resumed.cast.student) == weights_hash(plan.cast.student)
+    assert weights_hash(resumed.models.student) == weights_hash(plan.models.student)
     assert trace(folder) == trace(whole)
 
 
@@ -93,7 +95,9 @@ def plan_steps(folder):
     return folder.read(folder.metrics)[-1]["step"]
 
 
-def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(tokenizer, teacher, tmp_path):
+def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path)
     go(make_plan(tokenizer, teacher, stop_after=1), folder)
     record = json.loads((folder.journal / "000001.json").read_text())
@@ -109,7 +113,9 @@ def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(tokeni
     assert looking(record["fingerprint"]).steps() == [1]
 
 
-@pytest.mark.parametrize("share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.99))])
+@pytest.mark.parametrize(
+    "share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.99))]
+)
 def test_half_an_entry_is_none_and_is_written_again(tokenizer, teacher, tmp_path, share):
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
     save = SaveSettings(every=4, keep=9)
@@ -130,7 +136,7 @@ def test_a_run_without_a_journal_gives_the_same_bits(tokenizer, teacher, tmp_pat
         folder = RunFolder(tmp_path / str(journal))
         plan = make_plan(tokenizer, teacher, save=SaveSettings(every=2, keep=1, journal=journal))
         go(plan, folder)
-        ends.append((weights_hash(plan.cast.student), trace(folder)))
+        ends.append((weights_hash(plan.models.student), trace(folder)))
         assert folder.journal.exists() == journal
     assert ends[0] == ends[1]
 
@@ -145,11 +151,19 @@ REPLAYED = {
 
 
 @pytest.mark.parametrize(
-    "method", [m if m in ("va_opd", "vgs_with_memory") else pytest.param(m, marks=pytest.mark.slow) for m in REPLAYED]
+    "method",
+    [
+        m if m in ("va_opd", "vgs_with_memory") else pytest.param(m, marks=pytest.mark.slow)
+        for m in REPLAYED
+    ],
 )
-def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(tokenizer, teacher, tmp_path, method):
+def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
+    tokenizer, teacher, tmp_path, method
+):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(tokenizer, teacher, REPLAYED[method], save=SaveSettings(every=4, keep=5), eval_prompts=[])
+    make = lambda: make_plan(
+        tokenizer, teacher, REPLAYED[method], save=SaveSettings(every=4, keep=5), eval_prompts=[]
+    )
     go(make(), folder)
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     last = plan_steps(folder)
@@ -160,25 +174,35 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
         assert sorted(made.compared) == list(range(start + 1, step + 1))
         assert made.from_journal == (list(range(start + 1, step + 1)) if start else [])
     assert {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()} == before
-    assert "all" in told(made, last)
+    assert "all" in format_replay(made, last)
 
 
-def test_a_log_that_was_changed_and_a_weight_that_was_changed_are_found(tokenizer, teacher, tmp_path):
+def test_a_log_that_was_changed_and_a_weight_that_was_changed_are_found(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+    make = lambda: make_plan(
+        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
+    )
     go(make(), folder)
     lines = folder.metrics.read_text().splitlines()
     record = json.loads(lines[5])
     record["loss"] *= 1 + 1e-7
     folder.metrics.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
     made = replay_of(make(), folder, 7)
-    assert {step: list(differ) for step, differ in made.differences.items() if differ} == {6: ["loss"]}
-    assert "step 6 is the first that differs" in told(made, 7)
+    assert {step: list(differ) for step, differ in made.differences.items() if differ} == {
+        6: ["loss"]
+    }
+    assert "step 6 is the first that differs" in format_replay(made, 7)
 
 
-def test_without_its_journal_a_step_is_recomputed_from_fresh_responses(tokenizer, teacher, tmp_path):
+def test_without_its_journal_a_step_is_recomputed_from_fresh_responses(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+    make = lambda: make_plan(
+        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
+    )
     go(make(), folder)
     shutil.rmtree(folder.journal)
     made = replay_of(make(), folder, 6)
@@ -195,12 +219,16 @@ def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tm
     assert "--step 2" in caught.value.fix
 
 
-def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(tokenizer, teacher, tmp_path):
+def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(
+    tokenizer, teacher, tmp_path
+):
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     save = SaveSettings(every=50)
     go(make_plan(tokenizer, teacher, stop_after=2, save=save, eval_prompts=[]), folder)
     assert Journal(folder.journal, "").steps() == [1, 2]
-    for file in folder.journal.glob("*.json"):  # as an engine that is not reproducible would have written
+    for file in folder.journal.glob(
+        "*.json"
+    ):  # as an engine that is not reproducible would have written
         record = json.loads(file.read_text())
         record["rollouts"][0][0]["ids"][0] += 1
         file.write_text(json.dumps(record) + "\n")
@@ -211,10 +239,13 @@ def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(tokenize
 
 def test_a_run_that_begins_anew_with_another_student_is_refused(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    go(make_plan(tokenizer, teacher, stop_after=2, save=SaveSettings(every=50), eval_prompts=[]), folder)
+    go(
+        make_plan(tokenizer, teacher, stop_after=2, save=SaveSettings(every=50), eval_prompts=[]),
+        folder,
+    )
     other = make_plan(tokenizer, teacher, save=SaveSettings(every=50), eval_prompts=[])
     with torch.no_grad():
-        for parameter in other.cast.student.model.parameters():
+        for parameter in other.models.student.model.parameters():
             parameter.mul_(1.1)
     with pytest.raises(ConfigError) as caught:
         go(other, folder)
@@ -234,7 +265,7 @@ def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_o
 
     def plan(**changes):
         plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], **changes)
-        return replace(plan, engine=Changing(plan.cast.student))
+        return replace(plan, engine=Changing(plan.models.student))
 
     go(plan(stop_after=8), folder)
     with pytest.raises(StorageError) as caught:
@@ -248,20 +279,33 @@ def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_o
 
 
 def test_entries_of_an_older_version_are_dropped_and_written_again(tokenizer, teacher, tmp_path):
-    whole, folder, save = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), SaveSettings(every=4, keep=9)
+    whole, folder, save = (
+        RunFolder(tmp_path / "whole"),
+        RunFolder(tmp_path / "run"),
+        SaveSettings(every=4, keep=9),
+    )
     go(make_plan(tokenizer, teacher, save=save), whole)
     go(make_plan(tokenizer, teacher, save=save, stop_after=7), folder)
     for step in (5, 6, 7):
         file = folder.journal / f"{step:06d}.json"
         record = json.loads(file.read_text())
-        file.write_text(json.dumps({k: v for k, v in record.items() if k not in ("chain", "digest")}) + "\n")
+        file.write_text(
+            json.dumps({k: v for k, v in record.items() if k not in ("chain", "digest")}) + "\n"
+        )
     go(make_plan(tokenizer, teacher, save=save), folder)
     assert trace(folder) == trace(whole)
-    assert "step 5: its entry is of an older version: 3 entries of the journal dropped" in folder.events.read_text()
+    assert (
+        "step 5: its entry is of an older version: 3 entries of the journal dropped"
+        in folder.events.read_text()
+    )
 
 
 def test_an_entry_whose_token_ids_were_changed_is_not_taken(tokenizer, teacher, tmp_path):
-    whole, folder, save = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), SaveSettings(every=4, keep=9)
+    whole, folder, save = (
+        RunFolder(tmp_path / "whole"),
+        RunFolder(tmp_path / "run"),
+        SaveSettings(every=4, keep=9),
+    )
     go(make_plan(tokenizer, teacher, save=save), whole)
     go(make_plan(tokenizer, teacher, save=save, stop_after=6), folder)
     file = folder.journal / "000005.json"
@@ -290,12 +334,16 @@ def test_a_step_whose_row_was_replaced_takes_its_own_responses_again(tokenizer, 
     save = SaveSettings(every=5, keep=2)
 
     def plan(**changes):
-        plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], max_bad_share=0.5, **changes)
-        return replace(plan, engine=Refusing(plan.cast.student))
+        plan = make_plan(
+            tokenizer, teacher, save=save, eval_prompts=[], max_bad_share=0.5, **changes
+        )
+        return replace(plan, engine=Refusing(plan.models.student))
 
     Refusing.bad, Counting.calls = "", 0
     go(plan(stop_after=6), RunFolder(tmp_path / "order"))
-    Refusing.bad = json.loads((tmp_path / "order" / "journal" / "000006.json").read_text())["prompts"][0]
+    Refusing.bad = json.loads((tmp_path / "order" / "journal" / "000006.json").read_text())[
+        "prompts"
+    ][0]
     folder = RunFolder(tmp_path / "run")
     go(plan(stop_after=8), folder)
     before = folder.metrics.read_text()

@@ -12,7 +12,7 @@ from vistill.objectives import METHODS
 from vistill.objectives.va_opd import VAOPD
 from vistill.runs.folder import RunFolder
 from vistill.training import step as step_module
-from vistill.training.ladder import Ladder, halved, is_out_of_memory
+from vistill.training.oom import MemoryRetry, halve_micro_batches, is_out_of_memory
 from vistill.training.settings import SaveSettings, TrainSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -24,7 +24,12 @@ def gradients(monkeypatch):
     honest, seen = step_module.apply_update, []
 
     def watched(update, loss, lr):
-        found = [p.grad for group in update.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found = [
+            p.grad
+            for group in update.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         seen.append(torch.cat([g.flatten() for g in found]).clone())
         return honest(update, loss, lr)
 
@@ -70,13 +75,13 @@ def test_a_phase_is_halved_until_it_fits_and_the_run_remembers_it(
     first = gradients.pop()
     honest, asked = step_module.read_without_gradient, []
 
-    def small(cast, reading, *rest):
+    def small(models, reading, *rest):
         asked.append(max(len(part) for part in reading.micro_batches))
         if asked[-1] > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return honest(cast, reading, *rest)
+        return honest(models, reading, *rest)
 
-    monkeypatch.setattr(step_module, "read_without_gradient", small)
+    monkeypatch.setattr(step_module, "score_without_gradient", small)
     save = SaveSettings(every=2, keep=1)
     a_run(tokenizer, teacher, tmp_path / "short", save=save, stop_after=3)
     tried = list(asked)
@@ -94,11 +99,11 @@ def test_an_evaluation_that_does_not_fit_is_done_in_smaller_parts_with_the_same_
     a_run(tokenizer, teacher, tmp_path / "plain", eval_prompts=EVAL)
     honest, asked = loop.evaluate, []
 
-    def small(cast, prompts, settings, *rest):
+    def small(models, prompts, settings, *rest):
         asked.append(settings.rows_per_call)
         if settings.rows_per_call > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(cast, prompts, settings, *rest)
+        return honest(models, prompts, settings, *rest)
 
     monkeypatch.setattr(loop, "evaluate", small)
     a_run(tokenizer, teacher, tmp_path / "short", eval_prompts=EVAL)
@@ -111,7 +116,9 @@ def test_an_evaluation_that_does_not_fit_is_done_in_smaller_parts_with_the_same_
 def test_where_one_prompt_at_a_time_does_not_fit_the_run_says_so_and_keeps_its_checkpoint(
     tokenizer, teacher, tmp_path, monkeypatch, phase
 ):
-    name = {"rollout": "write_groups", "score": "read_without_gradient", "learn": "learning_parts"}[phase]
+    name = {"rollout": "write_groups", "score": "read_without_gradient", "learn": "learning_parts"}[
+        phase
+    ]
 
     def never(*rest):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -125,7 +132,9 @@ def test_where_one_prompt_at_a_time_does_not_fit_the_run_says_so_and_keeps_its_c
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    )
     calls = []
 
     def wrong(times):
@@ -133,14 +142,14 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Ladder().climb("score", lambda times: times, wrong)
+        MemoryRetry().run_halving("score", lambda times: times, wrong)
     assert calls == [0]
 
 
 def test_halving_keeps_every_prompt_in_its_order():
     parts = [[0, 1, 2, 3, 4], [5]]
     for times in range(5):
-        cut = halved(parts, times)
+        cut = halve_micro_batches(parts, times)
         assert list(itertools.chain(*cut)) == [0, 1, 2, 3, 4, 5]
-    assert halved(parts, 1) == [[0, 1, 2], [3, 4], [5]]
-    assert halved(parts, 3) == halved(parts, 4) == [[i] for i in range(6)]
+    assert halve_micro_batches(parts, 1) == [[0, 1, 2], [3, 4], [5]]
+    assert halve_micro_batches(parts, 3) == halve_micro_batches(parts, 4) == [[i] for i in range(6)]

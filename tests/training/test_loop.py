@@ -15,7 +15,7 @@ from plans import prepare_run
 
 from vistill.batch import ScoredBatch, reduce_terms
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
-from vistill.data.stored import identified
+from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import NonFiniteError, Preempted, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.faults import VARIABLE, forget_visits
@@ -27,35 +27,39 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import checkpoints, newest, retain, weights_hash
 from vistill.training.loop import Plan, best_of, log_step, run
+from vistill.training.micro_batches import BatchSplit
 from vistill.training.optim import lr_factor
-from vistill.training.reading import (
-    Cast,
-    lay_out,
-    learning_parts,
-    prepare,
-    read_without_gradient,
-)
+from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
-from vistill.training.splitting import Split
-from vistill.training.writing import Desk, write_groups
-from vistill.training.written import forget_others
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
+from vistill.training.teacher_responses import forget_others
 from vistill.types import Pass, Reader, RolloutGroup, View
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
-TRAIN = identified(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
+TRAIN = with_content_hashes(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
 EVAL = diagram_prompts("val", 3, 0)
 
 
 def make_plan(tokenizer, teacher, objective=None, **changes):
     student = build(tokenizer, 0)
     base = {
-        "cast": Cast(student, teacher, student.vocabulary_size),
+        "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective or VAOPD(),
         "train_prompts": TRAIN,
         "eval_prompts": EVAL,
-        "train": TrainSettings(prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"),
+        "train": TrainSettings(
+            prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)
+        ),
+        "rollout": RolloutSettings(
+            per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+        ),
         "save": SaveSettings(every=2, keep=1),
         "evaluation": EvalSettings(every=4, limit=3, max_new_tokens=5, blind=False, greedy=False),
         "seed": 5,
@@ -66,7 +70,9 @@ def make_plan(tokenizer, teacher, objective=None, **changes):
 
 
 def trace(folder):
-    return (folder.path / "metrics.jsonl").read_text(), (folder.path / "evaluations.jsonl").read_text()
+    return (folder.path / "metrics.jsonl").read_text(), (
+        folder.path / "evaluations.jsonl"
+    ).read_text()
 
 
 def go(plan, folder):
@@ -92,7 +98,9 @@ SLOW = {n: METHODS[n]() for n in METHODS if n not in ("va_opd", "sft", "visual_o
 }
 
 
-@pytest.fixture(scope="module", params=[*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.fixture(
+    scope="module", params=[*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def reference(request, tokenizer, teacher, tmp_path_factory):
     """An uninterrupted run of three epochs."""
     objective = {**FAST, **SLOW}[request.param]
@@ -101,16 +109,21 @@ def reference(request, tokenizer, teacher, tmp_path_factory):
         teach_answers(folder, teacher)
     plan = make_plan(tokenizer, teacher, objective)
     go(plan, folder)
-    return objective, weights_hash(plan.cast.student), trace(folder)
+    return objective, weights_hash(plan.models.student), trace(folder)
 
 
 def teach_answers(folder, teacher):
     """A random teacher is never right: put some right answers where its responses are stored."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    rollout = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on")
+    rollout = RolloutSettings(
+        per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+    )
     forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, prompt in enumerate(TRAIN):
-        texts = [f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}." for i in range(2)]
+        texts = [
+            f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}."
+            for i in range(2)
+        ]
         ids = [list(teacher.response_ids(text)) for text in texts]
         folder.log(
             folder.path / "teacher_responses.jsonl",
@@ -118,8 +131,12 @@ def teach_answers(folder, teacher):
         )
 
 
-@pytest.mark.parametrize("step", [s if s in (1, 5) else pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9)])
-def test_stopping_at_any_step_and_resuming_gives_the_same_bits(reference, tokenizer, teacher, tmp_path, step):
+@pytest.mark.parametrize(
+    "step", [s if s in (1, 5) else pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9)]
+)
+def test_stopping_at_any_step_and_resuming_gives_the_same_bits(
+    reference, tokenizer, teacher, tmp_path, step
+):
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
     if objective.keep_correct:
@@ -127,11 +144,13 @@ def test_stopping_at_any_step_and_resuming_gives_the_same_bits(reference, tokeni
     go(make_plan(tokenizer, teacher, objective, stop_after=step), folder)
     resumed = make_plan(tokenizer, teacher, objective)
     go(resumed, folder)
-    assert weights_hash(resumed.cast.student) == weights
+    assert weights_hash(resumed.models.student) == weights
     assert trace(folder) == lines
 
 
-def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(reference, tokenizer, teacher, tmp_path):
+def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
+    reference, tokenizer, teacher, tmp_path
+):
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
     if objective.keep_correct:
@@ -139,12 +158,14 @@ def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(reference, t
     for stop in (1, 2, 3, 5, 6, 8, None):
         plan = make_plan(tokenizer, teacher, objective, stop_after=stop)
         go(plan, folder)
-    assert weights_hash(plan.cast.student) == weights
+    assert weights_hash(plan.models.student) == weights
     assert trace(folder) == lines
 
 
 @pytest.mark.parametrize("at", [1, 5, 9])
-def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(tokenizer, teacher, tmp_path, at):
+def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(
+    tokenizer, teacher, tmp_path, at
+):
     whole = RunFolder(tmp_path / "whole")
     reference = make_plan(tokenizer, teacher)
     run(reference, whole)
@@ -160,14 +181,16 @@ def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(token
             return super().write(requests, sampling)
 
     plan = make_plan(tokenizer, teacher)
-    plan = make_plan(tokenizer, teacher, cast=plan.cast, engine=Signalling(HFEngine(plan.cast.student)))
+    plan = make_plan(
+        tokenizer, teacher, models=plan.models, engine=Signalling(HFEngine(plan.models.student))
+    )
     with pytest.raises(Preempted) as caught:
         run(plan, folder)
     assert caught.value.exit_code == 75
     assert newest(folder) is not None
     plan = make_plan(tokenizer, teacher)
     run(plan, folder)
-    assert weights_hash(plan.cast.student) == weights_hash(reference.cast.student)
+    assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
     assert trace(folder) == trace(whole)
 
 
@@ -194,67 +217,86 @@ def test_a_signal_during_an_evaluation_loses_neither_the_evaluation_nor_the_best
     monkeypatch.setattr(loop, "evaluate", honest)
     plan = make_plan(tokenizer, teacher)
     state = run(plan, folder)
-    assert weights_hash(plan.cast.student) == weights_hash(reference.cast.student)
+    assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
     assert trace(folder) == trace(whole)
     assert state.best == best
 
 
-def written(cast, objective):
+def written(models, objective):
     """Rollouts of four prompts, three siblings each."""
     sampling = Sampling(0, 0, 1.0, 1.0, 6)
-    return write_groups(cast, Desk(HFEngine(cast.student), objective, 3), TRAIN[:4], sampling)
+    return write_groups(
+        models, ResponseSource(HFEngine(models.student), objective, 3), TRAIN[:4], sampling
+    )
 
 
-def step_gradient(cast, objective, groups, micro_batch, rewards=None, part_tokens=4096):
+def step_gradient(models, objective, groups, micro_batch, rewards=None, part_tokens=4096):
     """The gradient of one step as one vector."""
-    responses = lay_out(groups, 0, 0, cast.student.device, rewards)
-    reading = prepare(cast, groups, objective.passes(), responses, Split(micro_batch, part_tokens=part_tokens))
-    batch = read_without_gradient(cast, reading, objective.passes())
+    responses = flatten_responses(groups, 0, 0, models.student.device, rewards)
+    reading = encode_step(
+        models,
+        groups,
+        objective.passes(),
+        responses,
+        BatchSplit(micro_batch, part_tokens=part_tokens),
+    )
+    batch = score_without_gradient(models, reading, objective.passes())
     signals = objective.signals(batch)
-    cast.student.model.zero_grad()
-    for micro, cut in learning_parts(cast, reading, batch, objective.passes(), signals):
+    models.student.model.zero_grad()
+    for micro, cut in parts_with_gradient(models, reading, batch, objective.passes(), signals):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
-    return torch.cat([p.grad.flatten() for p in cast.student.model.parameters() if p.grad is not None])
+    return torch.cat(
+        [p.grad.flatten() for p in models.student.model.parameters() if p.grad is not None]
+    )
 
 
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), SFT()], ids=["opd", "va_opd", "sft"])
 def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, objective):
-    cast = make_plan(tokenizer, teacher).cast
-    groups = written(cast, objective)
-    whole = step_gradient(cast, objective, groups, 4)
+    models = make_plan(tokenizer, teacher).models
+    groups = written(models, objective)
+    whole = step_gradient(models, objective, groups, 4)
     for size in (1, 2, 3, "auto"):
-        assert float((whole - step_gradient(cast, objective, groups, size)).abs().max()) < 1e-6
+        assert float((whole - step_gradient(models, objective, groups, size)).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize(
-    "objective", [OPD(), METHODS["papo"](masked_gradient=True, reference_weight=0.0), METHODS["vgs"]()]
+    "objective",
+    [OPD(), METHODS["papo"](masked_gradient=True, reference_weight=0.0), METHODS["vgs"]()],
 )
-def test_siblings_learnt_from_one_after_the_other_leave_the_gradient_of_separate_rows(tokenizer, teacher, objective):
-    cast = make_plan(tokenizer, teacher).cast
-    groups = written(cast, objective)
+def test_siblings_learnt_from_one_after_the_other_leave_the_gradient_of_separate_rows(
+    tokenizer, teacher, objective
+):
+    models = make_plan(tokenizer, teacher).models
+    groups = written(models, objective)
     rewards = [0.0, 1.0, 1.0] * len(groups)
-    plain = replace(cast, student=replace(cast.student, share_prompts=False))
+    plain = replace(models, student=replace(models.student, share_prompts=False))
     reference = step_gradient(plain, objective, groups, "auto", rewards)
     for tokens in (1, 7, 4096):
-        found = step_gradient(cast, objective, groups, "auto", rewards, tokens)
+        found = step_gradient(models, objective, groups, "auto", rewards, tokens)
         assert float((found - reference).norm()) <= 1e-5 * float(reference.norm())
 
 
-def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(tokenizer, teacher):
-    cast, objective = make_plan(tokenizer, teacher).cast, VAOPD(tie_rule="random")
-    groups = written(cast, objective)
+def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(
+    tokenizer, teacher
+):
+    models, objective = make_plan(tokenizer, teacher).models, VAOPD(tie_rule="random")
+    groups = written(models, objective)
     turned = [RolloutGroup(g.prompt, g.rollouts[::-1]) for g in groups[::-1]]
-    difference = step_gradient(cast, objective, groups, 2) - step_gradient(cast, objective, turned, 2)
+    difference = step_gradient(models, objective, groups, 2) - step_gradient(
+        models, objective, turned, 2
+    )
     assert float(difference.abs().max()) < 1e-6
 
 
 def test_only_the_student_learns_and_every_part_of_it_does(tokenizer, teacher, tmp_path):
     before = weights_hash(teacher)
     plan = make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[])
-    start = {k: v.clone() for k, v in plan.cast.student.model.state_dict().items()}
+    start = {k: v.clone() for k, v in plan.models.student.model.state_dict().items()}
     run(plan, RunFolder(tmp_path))
     assert weights_hash(teacher) == before
-    moved = {k for k, v in plan.cast.student.model.state_dict().items() if not torch.equal(v, start[k])}
+    moved = {
+        k for k, v in plan.models.student.model.state_dict().items() if not torch.equal(v, start[k])
+    }
     assert any("visual" in k for k in moved)
     assert any("language_model" in k for k in moved)
 
@@ -267,9 +309,9 @@ def test_a_frozen_part_keeps_its_weights(tokenizer, teacher, tmp_path):
         eval_prompts=[],
         train=TrainSettings(prompts_per_step=2, lr=1e-2, freeze=("vision",)),
     )
-    start = {k: v.clone() for k, v in plan.cast.student.model.state_dict().items()}
+    start = {k: v.clone() for k, v in plan.models.student.model.state_dict().items()}
     run(plan, RunFolder(tmp_path))
-    now = plan.cast.student.model.state_dict()
+    now = plan.models.student.model.state_dict()
     assert all(torch.equal(now[k], start[k]) for k in now if "visual" in k)
     assert any(not torch.equal(now[k], start[k]) for k in now if "language_model" in k)
 
@@ -281,12 +323,19 @@ def test_distillation_brings_the_student_to_the_teacher(tokenizer, teacher, tmp_
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_run(tokenizer, teacher, tmp_path):
+def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_run(
+    tokenizer, teacher, tmp_path
+):
     plan = make_plan(tokenizer, teacher, OPD(), eval_prompts=[])
     with torch.no_grad():
-        next(iter(plan.cast.student.model.model.language_model.layers[0].parameters())).fill_(float("nan"))
-    engine = ScriptedEngine(lambda key, sibling: (20, 21, plan.cast.student.stop_ids[0]), plan.cast.student.stop_ids[0])
-    plan = make_plan(tokenizer, teacher, OPD(), eval_prompts=[], cast=plan.cast, engine=engine)
+        next(iter(plan.models.student.model.model.language_model.layers[0].parameters())).fill_(
+            float("nan")
+        )
+    engine = ScriptedEngine(
+        lambda key, sibling: (20, 21, plan.models.student.stop_ids[0]),
+        plan.models.student.stop_ids[0],
+    )
+    plan = make_plan(tokenizer, teacher, OPD(), eval_prompts=[], models=plan.models, engine=engine)
     with pytest.raises(NonFiniteError) as caught:
         run(plan, RunFolder(tmp_path))
     assert caught.value.exit_code == 7
@@ -309,7 +358,10 @@ def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_
     lines = (tmp_path / "nonfinite" / "step-000003" / "rollouts.jsonl").read_text().splitlines()
     assert {json.loads(line)["prompt"] for line in lines} <= {p.id for p in TRAIN}
     assert len(lines) == 4
-    assert json.loads((tmp_path / "nonfinite" / "step-000003" / "metrics.json").read_text())["loss"] is None
+    assert (
+        json.loads((tmp_path / "nonfinite" / "step-000003" / "metrics.json").read_text())["loss"]
+        is None
+    )
     assert "step 3 skipped" in folder.events.read_text()
     assert [r["finite"] for r in folder.read(folder.metrics)] == [1.0, 1.0, 0.0, 1.0, 1.0]
     forget_visits()
@@ -319,7 +371,7 @@ def watching(hashes, plan):
     """Log a step as ever, and the weights after it."""
 
     def log(*arguments):
-        hashes.append(weights_hash(plan.cast.student))
+        hashes.append(weights_hash(plan.models.student))
         log_step(*arguments)
 
     return log
@@ -339,11 +391,17 @@ def test_too_many_updates_that_are_not_finite_stop_the_run_though_never_in_a_row
         run(make_plan(tokenizer, teacher, eval_prompts=[]), RunFolder(tmp_path))
 
 
-def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_used(tokenizer, teacher, tmp_path):
+def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_used(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path)
     run(
         make_plan(
-            tokenizer, teacher, save=SaveSettings(every=2, keep=3, keep_best="none"), num_steps=6, eval_prompts=[]
+            tokenizer,
+            teacher,
+            save=SaveSettings(every=2, keep=3, keep_best="none"),
+            num_steps=6,
+            eval_prompts=[],
         ),
         folder,
     )
@@ -374,7 +432,11 @@ def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
     run(
         make_plan(
-            tokenizer, teacher, save=SaveSettings(every=1, keep=2, keep_best="none"), num_steps=5, eval_prompts=[]
+            tokenizer,
+            teacher,
+            save=SaveSettings(every=1, keep=2, keep_best="none"),
+            num_steps=5,
+            eval_prompts=[],
         ),
         folder,
     )
@@ -384,8 +446,10 @@ def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
 def test_two_processes_cannot_own_one_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
     code = f"from vistill.runs.folder import RunFolder\nfrom pathlib import Path\nwith RunFolder(Path({str(tmp_path)!r})).owned(): pass"
-    other = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    with folder.owned(), folder.owned():
+    other = lambda: subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    with folder.locked(), folder.locked():
         done = other()
     assert "error[S602]" in done.stderr
     assert other().returncode == 0
@@ -404,18 +468,22 @@ def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
 
 def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher):
     """A pass whose `rows` name a signal keeps all rows, and gradient reaches only those it marks."""
-    cast = make_plan(tokenizer, teacher).cast
-    groups = written(cast, OPD())[:2]
-    responses = lay_out(groups, 0, 0, cast.student.device)
+    models = make_plan(tokenizer, teacher).models
+    groups = written(models, OPD())[:2]
+    responses = flatten_responses(groups, 0, 0, models.student.device)
     gated = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
-    reading = prepare(cast, groups, (gated,), responses)
+    reading = encode_step(models, groups, (gated,), responses)
     gate = torch.zeros(responses.num_tokens, dtype=torch.bool)
     gate[::3] = True
-    [(micro, cut)] = list(learning_parts(cast, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate}))
+    [(micro, cut)] = list(
+        parts_with_gradient(models, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate})
+    )
     hidden = micro["student.text_only"].hidden
     assert len(hidden) == len(cut["gate"]) == responses.num_tokens
-    first = next(p for n, p in cast.student.model.named_parameters() if "layers.0" in n)
-    grad = lambda rows: torch.autograd.grad(hidden[rows].sum(), first, retain_graph=True, allow_unused=True)[0]
+    first = next(p for n, p in models.student.model.named_parameters() if "layers.0" in n)
+    grad = lambda rows: torch.autograd.grad(
+        hidden[rows].sum(), first, retain_graph=True, allow_unused=True
+    )[0]
     assert float(grad(gate).abs().sum()) > 0
     assert float(grad(~gate).abs().sum()) == 0
 
@@ -434,11 +502,14 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(tokenizer, teacher, tmp_
                      train=TrainSettings(prompts_per_step=2, lr=1e-3, precision="bf16"))  # fmt: skip
     run(plan, folder)
     assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
-    assert all(p.dtype == torch.float32 for p in plan.cast.student.model.parameters())
+    assert all(p.dtype == torch.float32 for p in plan.models.student.model.parameters())
 
 
 def test_the_best_evaluation_is_the_latest_of_the_highest_and_its_checkpoint_survives(tmp_path):
-    records = [{"step": s, "accuracy": a, "rows": 3.0} for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))]
+    records = [
+        {"step": s, "accuracy": a, "rows": 3.0}
+        for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))
+    ]
     best = best_of(records, SaveSettings())
     assert best == {"step": 6, "value": 0.6, "rows": 3.0}
     assert best_of(records, SaveSettings(keep_best="none")) is None

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.usefixtures("without_canary")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.floats(0, 1), st.integers(1, 400), st.sampled_from(["cosine", "linear", "constant"]), st.floats(0, 1))
+@given(
+    st.floats(0, 1),
+    st.integers(1, 400),
+    st.sampled_from(["cosine", "linear", "constant"]),
+    st.floats(0, 1),
+)
 @example(0.05, 21, "cosine", 0.0)
 @example(0.05, 64, "cosine", 0.0)
 @example(0.29, 100, "linear", 0.0)
@@ -49,14 +54,18 @@ def test_the_first_rate_is_not_zero():
 def test_no_step_of_a_run_has_a_rate_above_the_recipes(tokenizer, teacher, tmp_path):
     """9 steps with a warm-up of 0.2, 1.8 steps: the second once had 1.11 times the rate asked for."""
     folder = RunFolder(tmp_path)
-    train = TrainSettings(prompts_per_step=2, lr=3e-3, steps=9, schedule=ScheduleSettings("cosine", 0.2))
+    train = TrainSettings(
+        prompts_per_step=2, lr=3e-3, steps=9, schedule=ScheduleSettings("cosine", 0.2)
+    )
     go(make_plan(tokenizer, teacher, OPD(), train=train, eval_prompts=[]), folder)
     rates = [r["lr"] for r in folder.read(folder.metrics)]
     assert max(rates) == rates[0] == rates[1] == 3e-3
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
-def test_a_decay_ends_at_the_smallest_rate_and_the_warm_up_may_begin_below_it(tokenizer, teacher, tmp_path):
+def test_a_decay_ends_at_the_smallest_rate_and_the_warm_up_may_begin_below_it(
+    tokenizer, teacher, tmp_path
+):
     """Visual-OPSD: 1e-5 to 1e-7 with a warm-up of a fifth of the steps."""
     folder = RunFolder(tmp_path)
     schedule = ScheduleSettings("cosine", 0.5, min_lr=1e-4)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import build
 from plans import prepare_run
+from vistill.training.copies import check_reference, copy_of, update_ema, with_student_copies
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
-from vistill.data.stored import identified
+from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import ConfigError, DataError, ModelError, Preempted
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS, OPD, SFT
@@ -19,30 +20,31 @@ from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
-from vistill.training.companions import check_reference, copy_of, follow, with_companions
 from vistill.training.loop import Plan, run
-from vistill.training.reading import Cast
 from vistill.training.rewards import Rewards
 from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.written import forget_others
+from vistill.training.step_inputs import Models
+from vistill.training.teacher_responses import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
-TOLD = identified(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
+TOLD = with_content_hashes(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
 PLAIN = diagram_prompts("train", 6, 0)
 
 
 def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
     student = build(tokenizer, 0)
     base = {
-        "cast": Cast(student, teacher, student.vocabulary_size),
+        "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective,
         "train_prompts": prompts,
         "eval_prompts": [],
         "train": TrainSettings(prompts_per_step=2, lr=1e-3, epochs=1),
-        "rollout": RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"),
+        "rollout": RolloutSettings(
+            per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+        ),
         "save": SaveSettings(),
         "evaluation": EvalSettings(every=0, max_new_tokens=5),
         "seed": 5,
@@ -62,13 +64,17 @@ def refused(plan, folder, code):
 
 
 def test_visual_thoughts_that_no_row_has_are_refused(tokenizer, teacher, tmp_path):
-    error = refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), PLAIN), tmp_path, "D304")
+    error = refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), PLAIN), tmp_path, "D304"
+    )
     assert "data.columns.thoughts" in error.fix
 
 
 def test_rows_without_thoughts_are_left_out_and_named_in_the_events(tokenizer, tmp_path):
     mixed = [*TOLD[:4], replace(TOLD[4], thoughts=()), replace(TOLD[5], thoughts=())]
-    plan = prepare_run(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), RunFolder(tmp_path))
+    plan = prepare_run(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), RunFolder(tmp_path)
+    )
     assert [p.id for p in plan.train_prompts] == [p.id for p in TOLD[:4]]
     assert plan.num_steps == 2
     assert "left out 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
@@ -83,7 +89,10 @@ def test_responses_longer_than_the_student_has_positions_are_refused_and_the_fix
     error = refused(long(8192), tmp_path, "C101")
     assert "8,192 positions" in error.what
     prepare_run(long(int(error.fix.split("=")[1])), RunFolder(tmp_path))
-    assert prepare_run(make_plan(tokenizer, None, SFT(), [replace(p, response="1") for p in TOLD]), RunFolder(tmp_path))
+    assert prepare_run(
+        make_plan(tokenizer, None, SFT(), [replace(p, response="1") for p in TOLD]),
+        RunFolder(tmp_path),
+    )
 
 
 @pytest.mark.parametrize("name", ["va_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"])
@@ -94,13 +103,19 @@ def test_a_visual_method_without_any_picture_is_refused(tokenizer, teacher, tmp_
 
 
 @pytest.mark.parametrize("name", ["va_opd", "grpo", "papo", "vppo", "grpo_opd", "grpo_vgs"])
-def test_one_rollout_a_prompt_is_refused_where_siblings_are_compared(tokenizer, teacher, tmp_path, name):
+def test_one_rollout_a_prompt_is_refused_where_siblings_are_compared(
+    tokenizer, teacher, tmp_path, name
+):
     plan = make_plan(tokenizer, teacher, METHODS[name](), rollout=RolloutSettings(per_prompt=1))
     refused(plan, tmp_path, "C103")
 
 
-@pytest.mark.parametrize("objective", [METHODS["grpo"](), METHODS["papo"](), SFT(responses="teacher")])
-def test_a_row_without_an_answer_is_refused_where_answers_are_rewarded(tokenizer, teacher, tmp_path, objective):
+@pytest.mark.parametrize(
+    "objective", [METHODS["grpo"](), METHODS["papo"](), SFT(responses="teacher")]
+)
+def test_a_row_without_an_answer_is_refused_where_answers_are_rewarded(
+    tokenizer, teacher, tmp_path, objective
+):
     rows = [*TOLD[:3], replace(TOLD[3], answer=None, labels={"row": "train.jsonl:4"})]
     error = refused(make_plan(tokenizer, teacher, objective, rows), tmp_path, "D302")
     assert "train.jsonl:4" in error.where
@@ -127,7 +142,9 @@ def test_fewer_usable_rows_than_a_step_takes_are_refused(tokenizer, tmp_path):
     refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), tmp_path, "C101")
 
 
-def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_it_measured(tokenizer, tmp_path):
+def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_it_measured(
+    tokenizer, tmp_path
+):
     plan = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4))
     error = refused(plan, tmp_path, "V801")
     gate = json.loads((tmp_path / "gate.json").read_text())
@@ -135,7 +152,9 @@ def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_i
     assert gate["generation_gap"] > 0
     assert not gate["passes"]
     assert "visual_opsd.gate=false" in error.note
-    prepare_run(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False)), RunFolder(tmp_path / "open"))
+    prepare_run(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False)), RunFolder(tmp_path / "open")
+    )
 
 
 def test_the_gate_compares_accuracy_strictly_and_asks_for_a_clear_gap():
@@ -157,15 +176,21 @@ def test_the_teacher_writes_once_and_continues_where_it_was_stopped(tokenizer, t
     again = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
     assert file.read_text() == whole
     assert again.written == plan.written
-    file.write_text("".join(line + "\n" for line in whole.splitlines()[:2]) + whole.splitlines()[2][:20])
+    file.write_text(
+        "".join(line + "\n" for line in whole.splitlines()[:2]) + whole.splitlines()[2][:20]
+    )
     resumed = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
     assert resumed.written == plan.written
 
 
-def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_step(tokenizer, teacher, tmp_path):
+def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_step(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path)
     first = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
-    shorter = RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3, all_truncated="go_on")
+    shorter = RolloutSettings(
+        per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3, all_truncated="go_on"
+    )
     second = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"](), rollout=shorter), folder)
     assert second.written != first.written
     assert max(len(r.ids) for rollouts in second.written.values() for r in rollouts) <= 3
@@ -178,11 +203,17 @@ def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
     before = (tmp_path / "gate.json").read_text()
     refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801")
     assert (tmp_path / "gate.json").read_text() == before
-    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4, thoughts="noise")), tmp_path, "V801")
+    refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4, thoughts="noise")),
+        tmp_path,
+        "V801",
+    )
     assert "privileged_noise" in (tmp_path / "gate.json").read_text()
 
 
-def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(tokenizer, teacher, tmp_path):
+def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path)
 
     def script(key, sibling):
@@ -190,7 +221,11 @@ def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes
 
     silent = ScriptedEngine(script, teacher.stop_ids[0])
     plan = make_plan(
-        tokenizer, teacher, METHODS["kd"](), engine=silent, train=TrainSettings(prompts_per_step=2, epochs=2)
+        tokenizer,
+        teacher,
+        METHODS["kd"](),
+        engine=silent,
+        train=TrainSettings(prompts_per_step=2, epochs=2),
     )
     plan = prepare_run(plan, folder)
     assert plan.num_steps == 6
@@ -200,17 +235,27 @@ def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes
 
 def test_gkd_mixes_writers_by_a_keyed_coin(tokenizer, teacher, tmp_path):
     from vistill.rollouts.engine import Sampling
-    from vistill.training.writing import takes_written
+    from vistill.training.response_source import uses_teacher_responses
 
     method = METHODS["gkd"](off_policy_share=0.25)
-    coins = [takes_written(method, p, Sampling(0, step, 1.0, 1.0, 4)) for p in TOLD for step in range(200)]
+    coins = [
+        uses_teacher_responses(method, p, Sampling(0, step, 1.0, 1.0, 4))
+        for p in TOLD
+        for step in range(200)
+    ]
     assert abs(sum(coins) / len(coins) - 0.25) < 0.04
-    assert coins == [takes_written(method, p, Sampling(0, step, 1.0, 1.0, 4)) for p in TOLD for step in range(200)]
-    assert not takes_written(METHODS["gkd"](off_policy_share=0.0), TOLD[0], Sampling(0, 0, 1.0, 1.0, 4))
+    assert coins == [
+        uses_teacher_responses(method, p, Sampling(0, step, 1.0, 1.0, 4))
+        for p in TOLD
+        for step in range(200)
+    ]
+    assert not uses_teacher_responses(
+        METHODS["gkd"](off_policy_share=0.0), TOLD[0], Sampling(0, 0, 1.0, 1.0, 4)
+    )
 
 
 def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teacher, tmp_path):
-    from vistill.training.writing import Desk, pick_written
+    from vistill.training.response_source import ResponseSource, pick_teacher_responses
 
     folder = RunFolder(tmp_path)
     folder.path.mkdir(exist_ok=True)
@@ -218,7 +263,10 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
     forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, p in enumerate(TOLD):
         right = [True, True] if number == 0 else [False, number % 2 == 0]
-        ids = [list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}")) for i, ok in enumerate(right)]
+        ids = [
+            list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}"))
+            for i, ok in enumerate(right)
+        ]
         folder.log(
             tmp_path / "teacher_responses.jsonl",
             {"prompt": p.id, "content": p.content, "ids": ids, "finish": ["stop"] * 2},
@@ -226,8 +274,10 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
     plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
     assert [p.id for p in plan.train_prompts] == [TOLD[i].id for i in (0, 2, 4)]
     assert "left out 3 of 6 rows" in (tmp_path / "events.log").read_text()
-    desk = Desk(None, plan.objective, 2, plan.written)
-    first, second, third = (pick_written(desk, TOLD[0], epoch) for epoch in (0, 1, 2))
+    response_source = ResponseSource(None, plan.objective, 2, plan.written)
+    first, second, third = (
+        pick_teacher_responses(response_source, TOLD[0], epoch) for epoch in (0, 1, 2)
+    )
     assert len(first) == 1
     assert first != second
     assert first == third
@@ -239,14 +289,16 @@ def test_a_teacher_that_is_never_right_is_refused(tokenizer, teacher, tmp_path):
 
 def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokenizer):
     student = build(tokenizer, 0)
-    cast = with_companions(Cast(student, None, student.vocabulary_size), METHODS["visual_opsd"]())
-    assert set(cast.companions) == {Reader.EMA}
-    average = cast.companions[Reader.EMA].model
+    models = with_student_copies(
+        Models(student, None, student.vocabulary_size), METHODS["visual_opsd"]()
+    )
+    assert set(models.copies) == {Reader.EMA}
+    average = models.copies[Reader.EMA].model
     before = [p.clone() for p in average.parameters()]
     with torch.no_grad():
         for p in student.model.parameters():
             p.add_(1.0)
-    follow(cast, 0.25)
+    update_ema(models, 0.25)
     for old, new in zip(before, average.parameters(), strict=True):
         assert torch.allclose(new, old + 0.25, atol=1e-6)
         assert not new.requires_grad
@@ -254,14 +306,14 @@ def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokeni
 
 def test_the_reference_stays_and_another_one_on_resume_is_refused(tokenizer):
     student = build(tokenizer, 0)
-    cast = with_companions(Cast(student, None, student.vocabulary_size), METHODS["grpo"]())
+    models = with_student_copies(Models(student, None, student.vocabulary_size), METHODS["grpo"]())
     state = RunState()
-    check_reference(cast, state)
+    check_reference(models, state)
     assert state.reference_sha256 == weights_hash(student)
-    check_reference(cast, state)
+    check_reference(models, state)
     other = build(tokenizer, 3)
     with pytest.raises(ConfigError) as caught:
-        check_reference(with_companions(Cast(other, None, 1), METHODS["grpo"]()), state)
+        check_reference(with_student_copies(Models(other, None, 1), METHODS["grpo"]()), state)
     assert caught.value.code == "C202"
 
 
@@ -295,7 +347,12 @@ def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     engine = ScriptedEngine(lambda key, sibling: right if sibling == 0 else wrong, stop)
     prompts = [replace(p, answer="2") for p in PLAIN]
     plan = make_plan(
-        tokenizer, None, METHODS["grpo"](), prompts, cast=Cast(student, None, student.vocabulary_size), engine=engine
+        tokenizer,
+        None,
+        METHODS["grpo"](),
+        prompts,
+        models=Models(student, None, student.vocabulary_size),
+        engine=engine,
     )
     plan = replace(plan, rollout=replace(plan.rollout, max_new_tokens=len(right)))
     folder = RunFolder(tmp_path)
@@ -306,7 +363,9 @@ def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
         with torch.no_grad():
             group = EncodedGroup(student.encode(prompts[0]), (ids,))
             return float(
-                score(student, [group], torch.tensor(ids), student.vocabulary_size, "log_prob").sampled().sum()
+                score(student, [group], torch.tensor(ids), student.vocabulary_size, "log_prob")
+                .sampled()
+                .sum()
             )
 
     before = log_prob(right) - log_prob(wrong)
@@ -320,19 +379,24 @@ def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokeniz
 
     assert parts_of([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
     assert parts_of([[0, 1, 2]], 1) == [[[0, 1, 2]]]
-    assert sorted(g for part in parts_of([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro) == list(range(7))
+    assert sorted(
+        g for part in parts_of([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro
+    ) == list(range(7))
 
 
 def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
-    from vistill.training.checks.models import refuse_long, too_long
+    from vistill.training.checks.models import check_prompt_lengths, overlong_prompt_error
     from vistill.types import View
 
     student = build(tokenizer, 0)
-    cast = Cast(student, None, student.vocabulary_size)
-    plain = max(len(cast.encode(p, View.FULL).ids) for p in TOLD)
-    assert too_long(student, cast.view, TOLD, plain + 10) == []
+    models = Models(student, None, student.vocabulary_size)
+    plain = max(len(models.encode(p, View.FULL).ids) for p in TOLD)
+    assert overlong_prompt_error(student, models.view, TOLD, plain + 10) == []
     with pytest.raises(DataError) as caught:
-        refuse_long(too_long(student, cast.view, TOLD, plain + 10, View.PRIVILEGED), plain + 10)
+        check_prompt_lengths(
+            overlong_prompt_error(student, models.view, TOLD, plain + 10, View.PRIVILEGED),
+            plain + 10,
+        )
     assert caught.value.code == "D203"
 
 
@@ -346,7 +410,6 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
     number, tokenizer, teacher, tmp_path, monkeypatch
 ):
     """The second call of the writer is told to stop: exit 75 or 130, the first sixteen prompts stay written."""
-    from vistill.training import written
 
     calls, plain = [], written.sample_groups
 
@@ -378,7 +441,12 @@ def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path
     def ended(engine):
         """Weights and log of a run whose teacher writes a part, and the gate's measurements."""
         rollout = RolloutSettings(
-            engine, per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
+            engine,
+            per_prompt=2,
+            temperature=1.0,
+            top_p=1.0,
+            max_new_tokens=5,
+            all_truncated="go_on",
         )
         judged = EvalSettings(every=2, limit=2, max_new_tokens=5)
         plan = make_plan(
@@ -394,7 +462,12 @@ def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path
         gated = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4), rollout=rollout)
         refused(gated, tmp_path / f"{engine}-gate", "V801")
         gate = (tmp_path / f"{engine}-gate" / "gate.json").read_text()
-        return weights_hash(plan.cast.student), folder.metrics.read_text(), folder.evaluations.read_text(), gate
+        return (
+            weights_hash(plan.models.student),
+            folder.metrics.read_text(),
+            folder.evaluations.read_text(),
+            gate,
+        )
 
     shared = ended("shared")
     monkeypatch.setattr(SharedEngine, "write", refuse)

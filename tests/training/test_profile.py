@@ -9,15 +9,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from vistill.api import distill
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
-from vistill.meter import count, counting
+from vistill.flops_counter import count, counting
 from vistill.models.families.base import Costs
 from vistill.objectives import GRPO, OPD, VAOPD
 from vistill.report.costs import profile_of, profile_text
 from vistill.report.page import write_report
-from vistill.report.reading import read_run
+from vistill.report.run_data import read_run
 from vistill.rollouts.settings import RolloutSettings
-from vistill.training.reading import Cast, lay_out, learning_parts, prepare, read_without_gradient
 from vistill.training.settings import TrainSettings
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 from vistill.types import Finish, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -35,14 +41,14 @@ def groups_of(lengths):
     ]
 
 
-def step(cast, objective, groups, rewards=None):
+def step(models, objective, groups, rewards=None):
     """One step after the rollouts."""
     passes = objective.passes()
-    responses = lay_out(groups, 0, 0, cast.student.device, rewards)
-    reading = prepare(cast, groups, passes, responses)
-    batch = read_without_gradient(cast, reading, passes)
+    responses = flatten_responses(groups, 0, 0, models.student.device, rewards)
+    reading = encode_step(models, groups, passes, responses)
+    batch = score_without_gradient(models, reading, passes)
     signals = objective.signals(batch)
-    for micro, cut in learning_parts(cast, reading, batch, passes, signals):
+    for micro, cut in parts_with_gradient(models, reading, batch, passes, signals):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
 
 
@@ -50,38 +56,50 @@ def only_linear(monkeypatch, family):
     """Attention costs nothing, so that what is left can be held against a counter of operations."""
     made = family.costs
     monkeypatch.setattr(
-        family, "costs", lambda model: Costs(**{**made(model).__dict__, "cell": 0.0, "patch_pair": 0.0})
+        family,
+        "costs",
+        lambda model: Costs(**{**made(model).__dict__, "cell": 0.0, "patch_pair": 0.0}),
     )
 
 
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), GRPO()], ids=lambda o: type(o).__name__)
-def test_counted_operations_equal_those_of_torchs_own_counter(monkeypatch, student, teacher, objective):
+def test_counted_operations_equal_those_of_torchs_own_counter(
+    monkeypatch, student, teacher, objective
+):
     for vlm in (student, teacher):
         only_linear(monkeypatch, vlm.family)
-    cast = Cast(student, teacher, student.vocabulary_size, companions={Reader.REFERENCE: teacher})
+    models = Models(student, teacher, student.vocabulary_size, copies={Reader.REFERENCE: teacher})
     groups = groups_of([(7, 12), (9, 3)])
     rewards = [1.0, 0.0, 0.0, 1.0] if isinstance(objective, GRPO) else None
-    step(cast, objective, groups, rewards)
+    step(models, objective, groups, rewards)
     with FlopCounterMode(display=False) as counter, counting() as counted:
-        step(cast, objective, groups, rewards)
-    by_name = {str(op).split(".")[-1]: flops for op, flops in counter.get_flop_counts()["Global"].items()}
+        step(models, objective, groups, rewards)
+    by_name = {
+        str(op).split(".")[-1]: flops for op, flops in counter.get_flop_counts()["Global"].items()
+    }
     theirs = sum(flops for name, flops in by_name.items() if name in LINEAR)
-    convolution = 2 * student.model.model.visual.patch_embed.proj.weight.numel() * counted["patches"]
+    convolution = (
+        2 * student.model.model.visual.patch_embed.proj.weight.numel() * counted["patches"]
+    )
     # the pictures themselves need no gradient: torch leaves that product out of the patch embedding's backward pass
     assert theirs <= counted["flops"] <= theirs + convolution
 
 
 def test_tokens_patches_and_head_rows_are_counted_as_they_are(student, teacher):
-    cast = Cast(student, teacher, student.vocabulary_size)
+    models = Models(student, teacher, student.vocabulary_size)
     groups = groups_of([(7, 12), (9, 3)])
     with counting() as counted:
-        step(cast, VAOPD(), groups)
+        step(models, VAOPD(), groups)
     encoded = [student.encode(group.prompt) for group in groups]
     patches = sum(int(e.pixels["image_grid_thw"].prod()) for e in encoded)
-    assert counted["patches"] == 3 * patches, "student, teacher, teacher on the pixelated picture; not once a sibling"
+    assert counted["patches"] == 3 * patches, (
+        "student, teacher, teacher on the pixelated picture; not once a sibling"
+    )
     assert counted["prompt_tokens"] == 3 * sum(len(e.ids) - 1 for e in encoded)
     assert counted["response_tokens"] == 3 * 31
-    assert counted["head_rows"] == 4 * 31, "two sampled log-probabilities, then student and teacher in the loss"
+    assert counted["head_rows"] == 4 * 31, (
+        "two sampled log-probabilities, then student and teacher in the loss"
+    )
 
 
 def test_nobody_listening_hears_nothing_and_listeners_may_nest():
@@ -114,7 +132,9 @@ def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, toke
     assert {p.name for p in table.phases} == {"rollout", "encode", "score", "learn", "step"}
     whole = table.phases[-1]
     assert table.steps == (2, 3), "the first step warms up"
-    assert whole.work["flops"] == pytest.approx(sum(p.work.get("flops", 0) for p in table.phases[:-1]))
+    assert whole.work["flops"] == pytest.approx(
+        sum(p.work.get("flops", 0) for p in table.phases[:-1])
+    )
     assert 0 < whole.floor < whole.seconds
     assert "GFLOP/s measured here" in profile_text(seen.path)
     page = write_report([seen.path], tmp_path / "page.html").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("without_canary")
 def scripted(tokenizer, teacher, script, **changes):
     """A plan whose student says what the script says."""
     plan = make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5, **changes)
-    stop = plan.cast.student.stop_ids[0]
+    stop = plan.models.student.stop_ids[0]
     engine = ScriptedEngine(lambda key, sibling: script(sibling, stop), stop)
-    changes = {"cast": plan.cast, "engine": engine, **changes}
+    changes = {"models": plan.models, "engine": engine, **changes}
     return make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5, **changes)
 
 
@@ -43,13 +43,17 @@ def test_three_steps_without_one_response_that_ends_stop_the_run(tokenizer, teac
 def test_one_response_in_three_steps_that_ends_is_enough_and_many_cut_off_ones_are_said_once(
     tokenizer, teacher, tmp_path
 ):
-    plan = without_switch(scripted(tokenizer, teacher, lambda sibling, stop: (20, stop) if sibling else (20, 21)))
+    plan = without_switch(
+        scripted(tokenizer, teacher, lambda sibling, stop: (20, stop) if sibling else (20, 21))
+    )
     folder = RunFolder(tmp_path)
     assert run(plan, folder).step == 5
     assert folder.events.read_text().count("50% of the responses were cut off") == 1
 
 
-def test_siblings_that_are_all_the_same_are_said_once_and_their_weights_are_equal(tokenizer, teacher, tmp_path):
+def test_siblings_that_are_all_the_same_are_said_once_and_their_weights_are_equal(
+    tokenizer, teacher, tmp_path
+):
     plan = scripted(tokenizer, teacher, lambda sibling, stop: (20, 21, stop))
     folder = RunFolder(tmp_path)
     run(plan, folder)
@@ -68,6 +72,10 @@ def test_a_step_in_which_no_token_has_visual_advantage_is_said_once(tokenizer, t
     plan, state, said = make_plan(tokenizer, teacher), RunState(step=1), []
     for zero in (0.4, 1.0, 1.0):
         metrics = {"rollout/truncated_share": 0.0, "va/zero_share": zero}
-        said.append(rollout_warnings(plan.rollout, state, StepResult(metrics, [], None, {}, {}, True, 1), "run"))
+        said.append(
+            rollout_warnings(
+                plan.rollout, state, StepResult(metrics, [], None, {}, {}, True, 1), "run"
+            )
+        )
     assert [len(warnings) for warnings in said] == [0, 1, 0]
     assert "no token of this step" in said[1][0]

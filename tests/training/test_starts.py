@@ -17,16 +17,16 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.data.images import FileImage, decode, on_white
 from vistill.data.rows import known
 from vistill.data.settings import DataSettings
-from vistill.data.stored import identified, read_prompts, write_prompts
+from vistill.data.stored_prompts import read_prompts, with_content_hashes, write_prompts
 from vistill.errors import DataError, StorageError
-from vistill.runs.chosen import resolve_model
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.studies.checking import check
-from vistill.studies.replaying import replay
+from vistill.studies.check import check
+from vistill.studies.replay import replay_run
 from vistill.training import results
 from vistill.training.checks.data import check_prompts
-from vistill.training.checks.models import too_long
-from vistill.training.handed_in import same_as_source
+from vistill.training.checks.models import overlong_prompt_error
+from vistill.training.provided_inputs import same_as_source
 from vistill.training.settings import ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views import ViewContext
@@ -46,7 +46,7 @@ def palette(colours, transparent=None):
 
 
 def there_and_back(tmp_path, *prompts):
-    write_prompts(identified(prompts), tmp_path / "rows.jsonl")
+    write_prompts(with_content_hashes(prompts), tmp_path / "rows.jsonl")
     return read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
 
 
@@ -73,7 +73,7 @@ def test_a_prompt_of_the_caller_holds_what_a_row_of_a_file_must_hold(fields, cod
 
 def test_a_picture_in_memory_that_no_processor_takes_is_refused_with_its_row():
     with refused("D202", DataError) as caught:
-        identified([Prompt("thin", (LoadedImage(Image.new("RGB", (1000, 2))), "what?"))])
+        with_content_hashes([Prompt("thin", (LoadedImage(Image.new("RGB", (1000, 2))), "what?"))])
     assert caught.value.where == "thin"
 
 
@@ -83,7 +83,9 @@ def test_an_option_that_distill_does_not_have_is_refused(tokenizer, teacher, tmp
     assert "evaluation" in caught.value.fix
 
 
-@pytest.mark.parametrize("settings", [{"clip_norm": float("inf")}, {"lr": float("inf")}, {"eps": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"clip_norm": float("inf")}, {"lr": float("inf")}, {"eps": float("nan")}]
+)
 def test_a_number_that_a_run_folder_cannot_hold_is_refused(settings):
     with refused("C002"):
         TrainSettings(**settings)
@@ -91,7 +93,9 @@ def test_a_number_that_a_run_folder_cannot_hold_is_refused(settings):
 
 def test_settings_given_next_to_a_recipe_object_count(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(vistill.api, "lock_recipe", lambda folder, recipe, accept: seen.append(recipe) or 1 / 0)
+    monkeypatch.setattr(
+        vistill.api, "lock_recipe", lambda folder, recipe, accept: seen.append(recipe) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         vistill.train(small_recipe(tmp_path), ["train.lr=0.5"])
     assert seen[0].train.lr == 0.5
@@ -107,13 +111,17 @@ def small_recipe(tmp_path):
 
 def test_palette_pictures_with_the_same_indices_are_two_pictures(tmp_path):
     first, second = palette([255, 0, 0, 0, 255, 0]), palette([0, 0, 255, 9, 9, 9])
-    a, b = there_and_back(tmp_path, Prompt("a", (LoadedImage(first), "?")), Prompt("b", (LoadedImage(second), "?")))
+    a, b = there_and_back(
+        tmp_path, Prompt("a", (LoadedImage(first), "?")), Prompt("b", (LoadedImage(second), "?"))
+    )
     assert a.asked != b.asked
     for prompt, picture in ((a, first), (b, second)):
         assert prompt.images[0].load().convert("RGB").tobytes() == picture.convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("text", ["line\u2028end", "next\x85line", "form\x0cfeed", "half a\r\nline"])
+@pytest.mark.parametrize(
+    "text", ["line\u2028end", "next\x85line", "form\x0cfeed", "half a\r\nline"]
+)
 def test_a_question_may_hold_any_line_separator(tmp_path, text):
     (back,) = there_and_back(tmp_path, Prompt("a", (text,)))
     assert back.text == text
@@ -144,7 +152,7 @@ def test_a_stored_picture_that_was_changed_is_refused_when_it_is_read(tmp_path):
 
 
 def test_a_picture_is_stored_whole_or_not_at_all(tmp_path, monkeypatch):
-    prompts = identified([Prompt("a", (LoadedImage(RED), "?"))])
+    prompts = with_content_hashes([Prompt("a", (LoadedImage(RED), "?"))])
 
     def killed(path, data, whole=Path.write_bytes):
         whole(path, data[:20])
@@ -160,10 +168,10 @@ def test_a_picture_is_stored_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_hashes_of_a_prompt_that_was_changed_in_the_program_are_made_anew():
-    (first,) = identified([Prompt("a", (LoadedImage(RED), "how many?"), answer="3")])
-    assert identified([first]) == [first]
+    (first,) = with_content_hashes([Prompt("a", (LoadedImage(RED), "how many?"), answer="3")])
+    assert with_content_hashes([first]) == [first]
     for change in ({"answer": "4"}, {"parts": ("why?",)}, {"thoughts": (LoadedImage(RED),)}):
-        (other,) = identified([replace(first, **change)])
+        (other,) = with_content_hashes([replace(first, **change)])
         assert other.content not in ("", first.content)
 
 
@@ -176,17 +184,29 @@ def test_transparent_pixels_lie_on_white_in_every_mode_and_view(teacher, tmp_pat
     white = Image.new("RGB", (32, 32), "white")
     white.paste((0, 0, 0), (4, 4, 12, 12))
     drawn.save(tmp_path / "drawn.png")
-    (prompt,) = identified([Prompt("a", (LoadedImage(drawn), "?"))])
+    (prompt,) = with_content_hashes([Prompt("a", (LoadedImage(drawn), "?"))])
     file = known(Prompt("b", (FileImage(tmp_path / "drawn.png"), "?")))
-    for shown in (prompt.images[0].load(), file.images[0].load(), on_white(drawn), on_white(drawn.convert("LA"))):
+    for shown in (
+        prompt.images[0].load(),
+        file.images[0].load(),
+        on_white(drawn),
+        on_white(drawn.convert("LA")),
+    ):
         assert shown.convert("RGB").tobytes() == white.tobytes()
-    seen = [teacher.encode(Prompt("x", (LoadedImage(p), "?"))).pixels["pixel_values"] for p in (drawn, white)]
+    seen = [
+        teacher.encode(Prompt("x", (LoadedImage(p), "?"))).pixels["pixel_values"]
+        for p in (drawn, white)
+    ]
     assert seen[0].equal(seen[1])
 
 
 def test_a_transparent_colour_of_a_palette_is_white_too_and_an_opaque_picture_stays_as_it_is():
     shown = on_white(palette([0, 0, 0, 0, 255, 0], transparent=0))
-    assert (shown.mode, shown.getpixel((0, 0)), shown.getpixel((20, 12))) == ("RGB", (255, 255, 255), (0, 255, 0))
+    assert (shown.mode, shown.getpixel((0, 0)), shown.getpixel((20, 12))) == (
+        "RGB",
+        (255, 255, 255),
+        (0, 255, 0),
+    )
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         picture = Image.new(mode, (8, 8)) if mode == "I;16" else RED.convert(mode)
         assert on_white(picture) is picture
@@ -194,7 +214,9 @@ def test_a_transparent_colour_of_a_palette_is_white_too_and_an_opaque_picture_st
 
 def test_a_transparent_file_is_decoded_on_white(tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert decode((tmp_path / "clear.png").read_bytes(), "here").convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+    assert decode((tmp_path / "clear.png").read_bytes(), "here").convert("RGB").getpixel(
+        (1, 1)
+    ) == (255, 255, 255)
 
 
 # lengths
@@ -203,8 +225,10 @@ def test_a_transparent_file_is_decoded_on_white(tmp_path):
 def test_the_length_of_a_prompt_is_known_without_the_image_processor(teacher, prompts, monkeypatch):
     told = [(len(e.ids), e.num_image_tokens) for e in map(teacher.encode, prompts)]
     assert [teacher.lengths(p) for p in prompts] == told
-    monkeypatch.setattr(type(teacher.family), "pixels", lambda self, images: pytest.fail("pictures are processed"))
-    assert too_long(teacher, ViewContext(), prompts, 10_000) == []
+    monkeypatch.setattr(
+        type(teacher.family), "pixels", lambda self, images: pytest.fail("pictures are processed")
+    )
+    assert overlong_prompt_error(teacher, ViewContext(), prompts, 10_000) == []
 
 
 # starts
@@ -221,7 +245,9 @@ def stopped_at(tokenizer, teacher, out, step, **options):
         distilled(tokenizer, teacher, out, progress=fail, **options)
 
 
-def test_a_student_that_was_trained_without_a_checkpoint_does_not_begin_the_run_anew(tokenizer, teacher, tmp_path):
+def test_a_student_that_was_trained_without_a_checkpoint_does_not_begin_the_run_anew(
+    tokenizer, teacher, tmp_path
+):
     student, save = build(tokenizer, 0), replace(OPTIONS["save"], every=0)
     stopped_at(tokenizer, teacher, tmp_path, 2, student=student, save=save)
     with refused("C202"):
@@ -229,22 +255,31 @@ def test_a_student_that_was_trained_without_a_checkpoint_does_not_begin_the_run_
     distilled(tokenizer, teacher, tmp_path, save=save)  # loaded again
 
 
-def test_a_stored_model_of_a_start_that_failed_is_not_taken_for_the_runs_own(tokenizer, teacher, tmp_path):
+def test_a_stored_model_of_a_start_that_failed_is_not_taken_for_the_runs_own(
+    tokenizer, teacher, tmp_path
+):
     run = tmp_path / "run"
     student = build(tokenizer, 0)
-    (run / "start" / "teacher").mkdir(parents=True)  # as an earlier start left it, which failed before its first step
+    (run / "start" / "teacher").mkdir(
+        parents=True
+    )  # as an earlier start left it, which failed before its first step
     vistill.models.save.save_vlm(teacher, tmp_path / "teacher")
     from_folder = replace(teacher, source=str(tmp_path / "teacher"))
     distilled(tokenizer, from_folder, run, student=student)
     distilled(tokenizer, from_folder, run, student=student)
 
 
-def test_a_model_of_the_hub_is_named_and_not_stored_again(tokenizer, teacher, tiny_folder, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_named_and_not_stored_again(
+    tokenizer, teacher, tiny_folder, tmp_path, monkeypatch
+):
     place = tmp_path / "cache" / "models--Tiny--Student"
     shutil.copytree(tiny_folder, place / "snapshots" / "abc")
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("abc")
-    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE"):
+    for name in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE",
+    ):
         monkeypatch.setattr(name, str(tmp_path / "cache"))
     loaded = replace(vistill.load(str(tiny_folder), device="cpu"), source="Tiny/Student")
     changed = build(tokenizer, 3)
@@ -257,7 +292,9 @@ def test_the_result_of_a_run_that_goes_on_is_no_longer_there(tokenizer, teacher,
     student = build(tokenizer, 0)
     distilled(tokenizer, teacher, tmp_path, student=student, train=STEPS[3])
     assert (tmp_path / "student").is_symlink()
-    stopped_at(tokenizer, teacher, tmp_path, 4, student=student, train=STEPS[5], accept=["train.steps"])
+    stopped_at(
+        tokenizer, teacher, tmp_path, 4, student=student, train=STEPS[5], accept=["train.steps"]
+    )
     assert not (tmp_path / "result.json").exists()
     assert not (tmp_path / "student").is_symlink()
     with refused("S605", StorageError) as caught:
@@ -268,9 +305,15 @@ def test_the_result_of_a_run_that_goes_on_is_no_longer_there(tokenizer, teacher,
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_folder_of_the_user_called_student_is_left_alone(tokenizer, teacher, tmp_path, monkeypatch, links):
+def test_a_folder_of_the_user_called_student_is_left_alone(
+    tokenizer, teacher, tmp_path, monkeypatch, links
+):
     if not links:
-        monkeypatch.setattr(Path, "symlink_to", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no links here")))
+        monkeypatch.setattr(
+            Path,
+            "symlink_to",
+            lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no links here")),
+        )
     mine = tmp_path / "student" / "model.safetensors"
     mine.parent.mkdir()
     mine.write_text("precious")
@@ -283,7 +326,10 @@ def test_a_folder_of_the_user_called_student_is_left_alone(tokenizer, teacher, t
         assert (tmp_path / "student").is_symlink() == links
         assert (tmp_path / "student" / results.COPIED).exists() != links
         weights = (tmp_path / "student" / "model.safetensors").read_bytes()
-        assert weights == (tmp_path / f"checkpoint-{steps:06d}" / "student" / "model.safetensors").read_bytes()
+        assert (
+            weights
+            == (tmp_path / f"checkpoint-{steps:06d}" / "student" / "model.safetensors").read_bytes()
+        )
 
 
 def test_an_evaluation_never_writes_over_a_training_run(tokenizer, teacher, tmp_path):
@@ -299,7 +345,7 @@ def test_an_evaluation_never_writes_over_a_training_run(tokenizer, teacher, tmp_
 
 def test_a_lock_that_cannot_be_opened_ends_in_a_message(tmp_path):
     (tmp_path / ".owner").mkdir()  # as with a read-only folder: opening it for writing is refused
-    with refused("S601", StorageError), RunFolder(tmp_path).owned():
+    with refused("S601", StorageError), RunFolder(tmp_path).locked():
         pass
 
 
@@ -313,7 +359,7 @@ def test_a_setting_that_was_masked_is_never_taken_for_what_it_was(tokenizer, tea
     assert "data.system=VALUE" in caught.value.fix
     assert recipe_for(str(tmp_path), ["data.system=see"], "eval").data.system == "see"
     with refused("S605", StorageError):
-        replay(tmp_path)
+        replay_run(tmp_path)
 
 
 def test_a_run_is_replayed_by_its_path_as_text_as_the_message_says(tokenizer, teacher, tmp_path):
@@ -324,19 +370,33 @@ def test_a_run_is_replayed_by_its_path_as_text_as_the_message_says(tokenizer, te
 def test_a_limit_of_the_last_evaluation_counts_where_a_run_is_judged(tokenizer, teacher, tmp_path):
     distilled(tokenizer, teacher, tmp_path)
     limit = lambda *words: recipe_for(str(tmp_path), list(words), "eval").eval.limit
-    assert (limit(), limit("eval.final_limit=4"), limit("eval.final_limit=4", "eval.limit=3")) == (None, 4, 3)
+    assert (limit(), limit("eval.final_limit=4"), limit("eval.final_limit=4", "eval.limit=3")) == (
+        None,
+        4,
+        3,
+    )
 
 
 # the chosen checkpoint
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"samples": 2}, {"temperature": 0.5}, {"max_new_tokens": 4}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"samples": 2}, {"temperature": 0.5}, {"max_new_tokens": 4}]
+)
 def test_evaluations_of_another_protocol_are_never_compared(tokenizer, teacher, tmp_path, change):
-    judged = replace(OPTIONS["evaluation"], every=1, limit=2, max_new_tokens=5, greedy=False, blind=False)
-    options = {"student": build(tokenizer, 0), "eval_prompts": diagram_prompts("val", 3, 0), "evaluation": judged}
+    judged = replace(
+        OPTIONS["evaluation"], every=1, limit=2, max_new_tokens=5, greedy=False, blind=False
+    )
+    options = {
+        "student": build(tokenizer, 0),
+        "eval_prompts": diagram_prompts("val", 3, 0),
+        "evaluation": judged,
+    }
     distilled(tokenizer, teacher, tmp_path, train=STEPS[3], **options)
     log = tmp_path / "evaluations.jsonl"
-    records = [json.loads(line) | {"selection/accuracy": 1.0} for line in log.read_text().splitlines()]
+    records = [
+        json.loads(line) | {"selection/accuracy": 1.0} for line in log.read_text().splitlines()
+    ]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     options["evaluation"] = replace(judged, **change)
     distilled(tokenizer, teacher, tmp_path, train=STEPS[5], accept=["train.steps"], **options)
@@ -348,12 +408,17 @@ def test_evaluations_of_another_protocol_are_never_compared(tokenizer, teacher, 
 
 def test_check_refuses_what_train_refuses_in_a_folder_of_an_earlier_version(tmp_path):
     tree = {"run": str(tmp_path / "r"), "student": {"model": "vistill:student"}, "method": "opd"}
-    tree |= {"teacher": {"model": "vistill:teacher"}, "data": {"diagrams": {"train": 32, "eval": 4}}}
+    tree |= {
+        "teacher": {"model": "vistill:teacher"},
+        "data": {"diagrams": {"train": 32, "eval": 4}},
+    }
     tree |= {"train": {"steps": 7, "schedule": {"warmup": 0.5}}}
     (tmp_path / "r").mkdir()
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
     assert check(str(tmp_path / "recipe.yaml"), fast=True)["run"][1].found.endswith("new")
-    (tmp_path / "r" / "run.lock.json").write_text(json.dumps({"recipe": build_recipe(tree).to_dict()}))
+    (tmp_path / "r" / "run.lock.json").write_text(
+        json.dumps({"recipe": build_recipe(tree).to_dict()})
+    )
     (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 1}\n')
     with refused("C201") as caught:
         check(str(tmp_path / "recipe.yaml"), fast=True)
@@ -374,5 +439,5 @@ def test_a_value_that_an_earlier_version_did_not_log_is_no_difference(tokenizer,
     for line in lines:
         line.pop("coefficient/reverse_kl")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    replayed, _ = replay(tmp_path, 3)
+    replayed, _ = replay_run(tmp_path, 3)
     assert replayed.same

@@ -7,7 +7,7 @@ from PIL import Image
 from vistill.data.loading import load_rows
 from vistill.data.settings import Columns, DataSettings
 from vistill.types import DrawnImage, LoadedImage, Prompt, View
-from vistill.views import Partners, ViewContext, see
+from vistill.views import Partners, ViewContext, apply_view
 
 
 def plain(colour, size=(8, 6), mode="RGB"):
@@ -15,7 +15,9 @@ def plain(colour, size=(8, 6), mode="RGB"):
 
 
 def row(name, *colours, thoughts=(), boxes=()):
-    return Prompt(name, (*map(plain, colours), "?"), thoughts=tuple(map(plain, thoughts)), boxes=boxes)
+    return Prompt(
+        name, (*map(plain, colours), "?"), thoughts=tuple(map(plain, thoughts)), boxes=boxes
+    )
 
 
 def partners(*rows, views=(View.SWAPPED,), thought="data"):
@@ -29,12 +31,19 @@ def test_the_partner_is_the_next_row_with_another_picture_around_the_end():
 
 
 def test_where_neighbours_differ_the_partner_is_the_next_row_as_ever():
-    rows = [row(name, colour) for name, colour in zip("abcd", ("red", "blue", "green", "white"), strict=True)]
+    rows = [
+        row(name, colour)
+        for name, colour in zip("abcd", ("red", "blue", "green", "white"), strict=True)
+    ]
     assert partners(*rows) == {"a": "b", "b": "c", "c": "d", "d": "a"}
 
 
 def test_pictures_are_compared_by_their_pixels_and_not_by_how_they_are_stored():
-    same = [row("a", "red"), Prompt("b", (plain("red", mode="P"), "?")), Prompt("c", (plain("red", mode="RGBA"), "?"))]
+    same = [
+        row("a", "red"),
+        Prompt("b", (plain("red", mode="P"), "?")),
+        Prompt("c", (plain("red", mode="RGBA"), "?")),
+    ]
     same.append(Prompt("d", (DrawnImage(lambda: Image.new("RGB", (8, 6), "red")), "?")))
     assert set(partners(*same).values()) == {None}
     assert partners(*same, row("e", "blue")) == {"a": "e", "b": "e", "c": "e", "d": "e", "e": "a"}
@@ -49,7 +58,11 @@ def test_a_row_alone_and_rows_of_one_picture_have_no_partner():
 
 
 def test_rows_without_a_picture_lend_none_and_need_none():
-    assert partners(row("a", "red"), row("words"), row("b", "blue")) == {"a": "b", "words": None, "b": "a"}
+    assert partners(row("a", "red"), row("words"), row("b", "blue")) == {
+        "a": "b",
+        "words": None,
+        "b": "a",
+    }
 
 
 def test_a_row_of_several_pictures_is_shown_at_least_one_that_is_not_its_own():
@@ -63,9 +76,15 @@ def test_a_row_of_several_pictures_is_shown_at_least_one_that_is_not_its_own():
 
 def test_mismatched_thoughts_are_never_the_rows_own():
     view = (View.PRIVILEGED_MISMATCHED,)
-    rows = [row("a", "red", thoughts=("red",)), row("b", "blue", thoughts=("red",)), row("c", "red", thoughts=("tan",))]
+    rows = [
+        row("a", "red", thoughts=("red",)),
+        row("b", "blue", thoughts=("red",)),
+        row("c", "red", thoughts=("tan",)),
+    ]
     assert partners(*rows, views=view) == {"a": "c", "b": "c", "c": "a"}
-    boxed = [row(name, "white", boxes=(box,)) for name, box in (("a", (0, 0, 4, 4)), ("b", (0, 0, 4, 4)))]
+    boxed = [
+        row(name, "white", boxes=(box,)) for name, box in (("a", (0, 0, 4, 4)), ("b", (0, 0, 4, 4)))
+    ]
     assert set(partners(*boxed, views=view, thought="box").values()) == {None}
     other = row("c", "white", boxes=((0, 0, 7, 5),))
     assert partners(*boxed, other, views=view, thought="box") == {"a": "c", "b": "c", "c": "a"}
@@ -85,11 +104,16 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
 
     for name in ("red", "blue"):
         Image.new("RGB", (9, 9), name).save(tmp_path / f"{name}.png")
-    lines = [f'{{"question": "Q{i}?", "images": "{"red" if i < 9 else "blue"}.png", "answer": "1"}}' for i in range(10)]
+    lines = [
+        f'{{"question": "Q{i}?", "images": "{"red" if i < 9 else "blue"}.png", "answer": "1"}}'
+        for i in range(10)
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
     decoded, decode = [], images.decode
-    monkeypatch.setattr(images, "decode", lambda data, where: decoded.append(where) or decode(data, where))
+    monkeypatch.setattr(
+        images, "decode", lambda data, where: decoded.append(where) or decode(data, where)
+    )
     made = Partners(rows)
     assert {made[p.id].id for p in rows[:9]} == {rows[9].id}
     assert len(decoded) == 2
@@ -99,7 +123,8 @@ def test_a_row_that_cannot_be_read_is_found_when_it_is_shown(tmp_path):
     for name in ("red", "blue"):
         Image.new("RGB", (9, 9), name).save(tmp_path / f"{name}.png")
     lines = [
-        f'{{"question": "Q{i}?", "images": "{name}.png", "answer": "1"}}' for i, name in enumerate(("red", "blue"))
+        f'{{"question": "Q{i}?", "images": "{name}.png", "answer": "1"}}'
+        for i, name in enumerate(("red", "blue"))
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
@@ -113,19 +138,29 @@ def pixels(prompt):
     return [np.asarray(ref.load().convert("RGB")) for ref in prompt.images]
 
 
-@pytest.mark.parametrize(("name", "repeated"), [("mathverse", 194), ("wemath", 82), ("puzzlevqa", 5), ("vsp_maze", 0)])
+@pytest.mark.parametrize(
+    ("name", "repeated"), [("mathverse", 194), ("wemath", 82), ("puzzlevqa", 5), ("vsp_maze", 0)]
+)
 def test_no_row_of_a_real_data_set_is_shown_its_own_picture(shared_data, name, repeated):
     path = str(shared_data / name / "data.jsonl")
-    settings = DataSettings(train=path, columns=Columns(id="id"), text_only="drop", max_bad_share=1.0)
+    settings = DataSettings(
+        train=path, columns=Columns(id="id"), text_only="drop", max_bad_share=1.0
+    )
     rows = load_rows(path, settings, None).prompts
     made = Partners(rows)
     following = [*rows[1:], *rows[:1]]
-    assert sum(not made.differs(p, other) for p, other in zip(rows, following, strict=True)) == repeated
+    assert (
+        sum(not made.differs(p, other) for p, other in zip(rows, following, strict=True))
+        == repeated
+    )
     for index, prompt in enumerate(rows):
         partner = made[prompt.id]
         if made.differs(prompt, following[index]):
             assert partner is following[index]
         if index % 20:  # looking at every picture takes long
             continue
-        own, shown = pixels(prompt), pixels(see(prompt, View.SWAPPED, ViewContext(partner=partner)))
+        own, shown = (
+            pixels(prompt),
+            pixels(apply_view(prompt, View.SWAPPED, ViewContext(partner=partner))),
+        )
         assert any(not np.array_equal(a, b) for a, b in zip(own, shown, strict=True))

@@ -23,17 +23,21 @@ def explain_word(word: str) -> str:
     if name in methods:
         return explain_method(name, methods[name])
     if name == "methods":
-        return "\n".join(f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.items())
+        return "\n".join(
+            f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.items()
+        )
     listed = [c for c in CATALOGUE if word == "codes" or c.startswith(code)]
     if listed:
         return "\n".join(f"{c}  {CATALOGUE[c]}" for c in sorted(listed))
-    raise unknown(word, list(methods))
+    raise unknown_word_error(word, list(methods))
 
 
-def unknown(word: str, methods: list[str]) -> ConfigError:
+def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
     """C102 with a few words that were perhaps meant."""
     near = closest(word.lower().replace("-", "_"), methods) + closest(word.upper(), CATALOGUE)
-    near += [code for code, text in CATALOGUE.items() if len(word) > 3 and word.lower() in text.lower()]
+    near += [
+        code for code, text in CATALOGUE.items() if len(word) > 3 and word.lower() in text.lower()
+    ]
     shown = list(dict.fromkeys(near))[:3]
     return ConfigError(
         "C102",
@@ -60,7 +64,9 @@ def explain_code(code: str) -> str:
     """The long form: what it means, how one gets there, why it is an error, what to do, where to read on."""
     lines, last = [f"{code}: {CATALOGUE[code]}"], ""
     for label, text in long_forms().get(code, []):
-        whole = re.sub(r"`[^`]*`", lambda m: m.group(0).replace(" ", "\u00a0"), text)  # commands stay on one line
+        whole = re.sub(
+            r"`[^`]*`", lambda m: m.group(0).replace(" ", "\u00a0"), text
+        )  # commands stay on one line
         head = f"{'' if label == last else label:<5} "
         made = textwrap.wrap(
             whole,
@@ -75,10 +81,10 @@ def explain_code(code: str) -> str:
     return "\n".join(lines)
 
 
-def kind_of(info: dict[str, Any]) -> str:
+def type_in_words(info: dict[str, Any]) -> str:
     """What a knob takes, in words."""
     if "anyOf" in info:
-        return " or ".join(kind_of(part) for part in info["anyOf"])
+        return " or ".join(type_in_words(part) for part in info["anyOf"])
     return " | ".join(info["enum"]) if "enum" in info else str(info.get("type", ""))
 
 
@@ -91,6 +97,6 @@ def explain_method(name: str, schema: dict[str, Any]) -> str:
     if not schema["properties"]:
         lines.append("no knobs of its own")
     for knob, info in schema["properties"].items():
-        lines.append(f"{name}.{knob} = {json.dumps(info['default'])}   ({kind_of(info)})")
+        lines.append(f"{name}.{knob} = {json.dumps(info['default'])}   ({type_in_words(info)})")
         lines.append(f"    {info['description']}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, suggest
-from vistill.outward import masked
+from vistill.redaction import mask_secrets
 
 TEMPLATE = """\
 # made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
@@ -75,12 +75,17 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     if method is None and not name.endswith(".yaml"):
         why = f"methods: {', '.join(methods)}   {suggest(stem.replace('-', '_'), methods)}".rstrip()
         raise ConfigError(
-            "C102", f'"{name}" names no method', why=why, fix="vistill init va-opd   or   vistill init FILE.yaml"
+            "C102",
+            f'"{name}" names no method',
+            why=why,
+            fix="vistill init va-opd   or   vistill init FILE.yaml",
         )
     method = method or "va_opd"
     file = Path(name if name.endswith(".yaml") else f"{stem.replace('-', '_')}.yaml")
     if file.exists():
-        raise ConfigError("C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first")
+        raise ConfigError(
+            "C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first"
+        )
     schema = method_schemas()[method]
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     column = ", response: response" if schema["x-writer"] == "data" else ""
@@ -99,5 +104,5 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     )
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(masked(text), encoding="utf-8")
+    file.write_text(mask_secrets(text), encoding="utf-8")
     return f"wrote {file}\nnext  vistill check {file}   then   vistill train {file}"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from vistill.outward import for_terminal
+from vistill.redaction import for_terminal
 
 #: Seconds between two lines of a run that nobody watches.
 QUIET_SECONDS = 30.0
@@ -26,7 +26,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.live:
             print(file=sys.stderr)
@@ -45,7 +48,8 @@ class Progress:
             self.last_eval = record
             if not self.live:
                 print(
-                    f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}", file=sys.stderr
+                    f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}",
+                    file=sys.stderr,
                 )
             return
         if "loss" not in record or not (self.live or self.is_due(record)):
@@ -62,12 +66,21 @@ class Progress:
         rate = record["rollout/tokens"] / max(1e-9, record["seconds"])
         parts += [f"{rate:,.0f} tokens/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
         line = "   ".join(parts)
-        print("\r\x1b[K" + line if self.live else line, end="" if self.live else "\n", flush=True, file=sys.stderr)
+        print(
+            "\r\x1b[K" + line if self.live else line,
+            end="" if self.live else "\n",
+            flush=True,
+            file=sys.stderr,
+        )
 
     def is_due(self, record: dict[str, Any]) -> bool:
         """Whether a run without a terminal says something now: its first and last step, and every half a minute."""
         now = time.monotonic()
-        if self.first_step is None or record["step"] == record["steps"] or now - self.said >= QUIET_SECONDS:
+        if (
+            self.first_step is None
+            or record["step"] == record["steps"]
+            or now - self.said >= QUIET_SECONDS
+        ):
             self.said = now
             return True
         return False

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe
-from vistill.report.reading import read_json, rows_from
-from vistill.runs.chosen import resolve_model
+from vistill.report.run_data import read_json, rows_from
+from vistill.runs.chosen_student import resolve_model
 
 ROWS = (
     ("accuracy", "accuracy, T = {temperature:g}"),
@@ -39,7 +39,7 @@ ROWS_OF = {
 UNITS = {"va/mean": "tokens", "reading/stated": "labels", "reading/follows_swap": "diagrams"}
 
 
-def facts_of(recipe: Recipe, run: Path) -> dict[str, Any]:
+def run_facts(recipe: Recipe, run: Path) -> dict[str, Any]:
     """What was judged on what: model, the checkpoint behind it, data, rows that are there."""
     folder = resolve_model(recipe.student.model)
     result, data = read_json(run / "result.json"), read_json(run / "data.json")
@@ -89,5 +89,7 @@ def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
         on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
         lines.append(f"{name.format(temperature=temperature):<40} {value:.3f}{band}{on}")
     if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
-        lines.append("  picture swapped                        not measured: no row has another picture")
+        lines.append(
+            "  picture swapped                        not measured: no row has another picture"
+        )
     return "\n".join(lines)

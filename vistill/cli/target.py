@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, build_recipe, load_recipe, method_schemas, override, set_dotted, split_override
+from vistill.config import (
+    Recipe,
+    build_recipe,
+    load_recipe,
+    method_schemas,
+    override,
+    set_dotted,
+    split_override,
+)
 from vistill.errors import StorageError
 from vistill.runs.folder import RunFolder
 from vistill.training.first_start import require_unmasked
@@ -25,20 +33,24 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     folder = Path(target)
     if (folder / "recipe.json").is_file():
         require_unmasked(RunFolder(folder), pairs)
-        tree = of_run(folder)
+        tree = recipe_of_run(folder)
         tree["run"] = f"{target.rstrip('/')}-{verb}"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
-        raise no_data(target, verb)
+        raise no_data_error(target, verb)
     else:
-        tree = {"run": f"runs/{verb}-{folder.name.replace(':', '-')}", "method": "sft", "eval": {"limit": 200}}
+        tree = {
+            "run": f"runs/{verb}-{folder.name.replace(':', '-')}",
+            "method": "sft",
+            "eval": {"limit": 200},
+        }
         tree |= {"student": {}, "data": {"train": "diagrams"}}
     set_dotted(tree, "student.model", target)
     override(tree, pairs)
     return build_recipe(tree, name=verb)
 
 
-def of_run(folder: Path) -> dict[str, Any]:
+def recipe_of_run(folder: Path) -> dict[str, Any]:
     """The recipe of a run folder, for judging its student: a method of the user's own plays no part in that."""
     tree = stored_in(str(folder), json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
     if tree["method"] not in method_schemas():
@@ -47,7 +59,7 @@ def of_run(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def no_data(target: str, verb: str) -> StorageError:
+def no_data_error(target: str, verb: str) -> StorageError:
     """S605 for a run of an earlier version's `vistill.distill`."""
     return StorageError(
         "S605",

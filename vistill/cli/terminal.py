@@ -11,14 +11,14 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vistill.outward import for_terminal
+from vistill.redaction import for_terminal
 
 #: How progress lines begin a write: ours clears the line, those of libraries return to its start or climb.
 PROGRESS = re.compile(r"\r(?:\x1b\[K)?|\n*(?:\x1b\[A)+\Z")
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-class Guard:
+class EscapingStream:
     """A stream that shows control characters and masks secrets."""
 
     def __init__(self, stream: TextIO, progress: bool = False) -> None:
@@ -44,10 +44,10 @@ class Guard:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def escape_output() -> Iterator[None]:
     """Both streams behind a guard; progress lines stand on the second."""
     kept: tuple[Any, Any] = sys.stdout, sys.stderr
-    guards: tuple[Any, Any] = Guard(kept[0]), Guard(kept[1], progress=True)
+    guards: tuple[Any, Any] = EscapingStream(kept[0]), EscapingStream(kept[1], progress=True)
     sys.stdout, sys.stderr = guards
     try:
         yield
@@ -60,7 +60,7 @@ class Verb(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb behind the guard."""
-        with guarded():
+        with escape_output():
             return super().invoke(ctx)
 
 
@@ -69,17 +69,17 @@ class VerbGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Parse and run a verb."""
-        with harmless_usage_errors():
+        with escape_usage_errors():
             return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what stands before the verb."""
-        with harmless_usage_errors():
+        with escape_usage_errors():
             return super().parse_args(ctx, args)
 
 
 @contextmanager
-def harmless_usage_errors() -> Iterator[None]:
+def escape_usage_errors() -> Iterator[None]:
     """Messages of usage errors without control characters and secrets."""
     try:
         yield
@@ -96,6 +96,12 @@ class Verbs(typer.Typer):
         return super().command(*names, **({"cls": Verb} | options))
 
 
-def show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def show_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """A traceback for whoever mends the code, printed as harmlessly as everything else."""
-    print(for_terminal("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    print(
+        for_terminal("".join(traceback.format_exception(kind, error, trace))),
+        end="",
+        file=sys.stderr,
+    )

@@ -79,8 +79,16 @@ def letters_of(text: str) -> frozenset[str]:
 def plain(text: str) -> str:
     r"""A normal form for string comparison: no dollars, spaces, units, trailing dots; `\dfrac` is `\frac`."""
     out = text.strip().strip("$").strip()
-    out = re.sub(r"\\(?:left|right|displaystyle)", "", out).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    out = re.sub(r"\\text\{\s*([A-Za-z ]+)\s*\}", r"\1", out) if re.fullmatch(r"\\text\{[^}]*\}", out) else out
+    out = (
+        re.sub(r"\\(?:left|right|displaystyle)", "", out)
+        .replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac")
+    )
+    out = (
+        re.sub(r"\\text\{\s*([A-Za-z ]+)\s*\}", r"\1", out)
+        if re.fullmatch(r"\\text\{[^}]*\}", out)
+        else out
+    )
     out = UNITS.sub("", out.replace(" ", "")).rstrip(".")
     return out.lower()
 
@@ -102,7 +110,11 @@ def is_letter_row(answer: str, choices: tuple[str, ...]) -> bool:
 
 
 def judge_answer(
-    response: str, answer: str, choices: tuple[str, ...] = (), take: Take = "first", math: MathJudge | None = None
+    response: str,
+    answer: str,
+    choices: tuple[str, ...] = (),
+    take: Take = "first",
+    math: MathJudge | None = None,
 ) -> Verdict:
     """Compare a response with the gold answer.
 
@@ -117,7 +129,11 @@ def judge_answer(
     if choices:
         gold = answer
         letters = chosen_letters(found, choices)
-        texts = [choices[ord(letter) - ord("A")] for letter in letters if ord(letter) - ord("A") < len(choices)]
+        texts = [
+            choices[ord(letter) - ord("A")]
+            for letter in letters
+            if ord(letter) - ord("A") < len(choices)
+        ]
         if len(texts) == 1 and plain(texts[0]) == plain(gold):
             return Verdict(found, correct=True)
     return Verdict(found, same_value(found, answer, math))

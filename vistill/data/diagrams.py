@@ -11,7 +11,13 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from vistill.data.drawing import GLYPH_SHARE, Place, draw_diagram, draw_thought, label_centres
+from vistill.data.drawing import (
+    GLYPH_SHARE,
+    ShapePosition,
+    draw_diagram,
+    draw_thought,
+    label_centres,
+)
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.data.wording import Wording, question_text, solution_text
 from vistill.errors import ConfigError
@@ -73,12 +79,16 @@ class Diagram:
 
     def picture(self) -> Image.Image:
         """The drawn diagram."""
-        shown = tuple(value if seen else None for value, seen in zip(self.values, self.visible, strict=True))
-        return draw_diagram(Place(self.kind, self.colour, self.key, self.settings.side), shown)
+        shown = tuple(
+            value if seen else None for value, seen in zip(self.values, self.visible, strict=True)
+        )
+        return draw_diagram(
+            ShapePosition(self.kind, self.colour, self.key, self.settings.side), shown
+        )
 
     def label_cells(self, cells: int = 4) -> list[tuple[int, int]]:
         """(cell of a `cells` x `cells` raster, value) of each drawn label: where a vision tower can read what."""
-        centres = label_centres(Place(self.kind, self.colour, self.key, self.settings.side))
+        centres = label_centres(ShapePosition(self.kind, self.colour, self.key, self.settings.side))
         size = self.settings.side / cells
         return [
             (int(y // size) * cells + int(x // size), value)
@@ -90,9 +100,14 @@ class Diagram:
         """Pixel regions of the drawn labels, in reading order."""
         side = self.settings.side
         reach = 0.6 * GLYPH_SHARE * side * (1.4 if self.settings.two_digits else 1.0)
-        centres = label_centres(Place(self.kind, self.colour, self.key, side))
+        centres = label_centres(ShapePosition(self.kind, self.colour, self.key, side))
         return tuple(
-            (max(0.0, x - reach), max(0.0, y - reach), min(float(side), x + reach), min(float(side), y + reach))
+            (
+                max(0.0, x - reach),
+                max(0.0, y - reach),
+                min(float(side), x + reach),
+                min(float(side), y + reach),
+            )
             for (x, y), seen in zip(centres, self.visible, strict=True)
             if seen
         )
@@ -105,11 +120,16 @@ class Diagram:
     def thought_cells(self, cells: int = 4) -> list[tuple[int, int]]:
         """(cell, value) of each label of the visual thought."""
         shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
-        return [(cells // 2 * cells + int((i + 0.5) / len(shown) * cells), value) for i, value in enumerate(shown)]
+        return [
+            (cells // 2 * cells + int((i + 0.5) / len(shown) * cells), value)
+            for i, value in enumerate(shown)
+        ]
 
     def wording(self) -> Wording:
         """What the question and the solution talk about."""
-        in_text = tuple(self.version == "text_dominant" or i == self.given for i in range(len(self.values)))
+        in_text = tuple(
+            self.version == "text_dominant" or i == self.given for i in range(len(self.values))
+        )
         return Wording(self.kind, self.colour, self.values, in_text, self.version, self.answer)
 
     def question(self) -> str:
@@ -127,8 +147,14 @@ class Diagram:
 
     def prompt(self, prompt_id: str) -> Prompt:
         """The item as a prompt, its solution as the written response."""
-        thoughts = (DrawnImage(self.thought, f"{prompt_id}-thought"),) if self.settings.thoughts else ()
-        labels = {"kind": self.kind, "version": self.version, "values": " ".join(map(str, self.values))}
+        thoughts = (
+            (DrawnImage(self.thought, f"{prompt_id}-thought"),) if self.settings.thoughts else ()
+        )
+        labels = {
+            "kind": self.kind,
+            "version": self.version,
+            "values": " ".join(map(str, self.values)),
+        }
         return Prompt(
             id=prompt_id,
             parts=(DrawnImage(self.picture, prompt_id), self.question()),
@@ -136,11 +162,12 @@ class Diagram:
             response=self.solution(),
             thoughts=thoughts,
             boxes=self.label_boxes(),
-            labels=labels | {"drawn": " ".join(str(i) for i, seen in enumerate(self.visible) if seen)},
+            labels=labels
+            | {"drawn": " ".join(str(i) for i, seen in enumerate(self.visible) if seen)},
         )
 
 
-def split_of(kind: Kind, values: tuple[int, ...]) -> Split:
+def diagram_split(kind: Kind, values: tuple[int, ...]) -> Split:
     """The split a number combination belongs to. Splits share no combination, whatever the drawing."""
     bucket = keyed_seed("split", kind, *values) % 100
     if bucket < TEST_SHARE:
@@ -148,7 +175,7 @@ def split_of(kind: Kind, values: tuple[int, ...]) -> Split:
     return "val" if bucket < TEST_SHARE + VAL_SHARE else "train"
 
 
-def favourite(kind: Kind, colour: str, two_digits: bool) -> int:
+def biased_value(kind: Kind, colour: str, two_digits: bool) -> int:
     """The value that this kind and colour show more often than chance: a shortcut a blind model can learn."""
     digit = 1 + keyed_seed("favourite", kind, colour) % 9
     return 11 * digit if two_digits else digit
@@ -162,35 +189,48 @@ def sample_diagram(rng: np.random.Generator, split: Split, settings: DiagramSett
     low, high = (10, 99) if settings.two_digits else (1, 9)
     while True:
         values = tuple(
-            favourite(kind, colour, settings.two_digits)
+            biased_value(kind, colour, settings.two_digits)
             if rng.random() < SHORTCUT
             else int(rng.integers(low, high + 1))
             for _ in range(NUM_VALUES[kind])
         )
-        if split_of(kind, values) == split:
+        if diagram_split(kind, values) == split:
             break
     given = int(rng.integers(len(values))) if version == "text_lite" else None
     return Diagram(kind, colour, values, version, given, int(rng.integers(2**62)), settings)
 
 
-def iterate_diagrams(split: Split, seed: int, settings: DiagramSettings | None = None) -> Iterator[Diagram]:
+def iterate_diagrams(
+    split: Split, seed: int, settings: DiagramSettings | None = None
+) -> Iterator[Diagram]:
     """Endless diagrams of a split; item i depends on (seed, split, i) alone."""
     index = 0
     while True:
-        yield sample_diagram(keyed_generator("diagram", seed, split, index), split, settings or DiagramSettings())
+        yield sample_diagram(
+            keyed_generator("diagram", seed, split, index), split, settings or DiagramSettings()
+        )
         index += 1
 
 
-def diagrams(split: Split, count: int, seed: int, settings: DiagramSettings | None = None) -> list[Diagram]:
+def diagrams(
+    split: Split, count: int, seed: int, settings: DiagramSettings | None = None
+) -> list[Diagram]:
     """The first `count` diagrams of a split (C002 for a split there is not)."""
     if split not in get_args(Split):
         known = ", ".join(get_args(Split))
-        raise ConfigError("C002", f'no split "{split}"', why=f"splits: {known}", fix='diagram_prompts("val", 8, 0)')
+        raise ConfigError(
+            "C002",
+            f'no split "{split}"',
+            why=f"splits: {known}",
+            fix='diagram_prompts("val", 8, 0)',
+        )
     stream = iterate_diagrams(split, seed, settings)
     return [next(stream) for _ in range(count)]
 
 
-def diagram_prompts(split: Split, count: int, seed: int, settings: DiagramSettings | None = None) -> list[Prompt]:
+def diagram_prompts(
+    split: Split, count: int, seed: int, settings: DiagramSettings | None = None
+) -> list[Prompt]:
     """The same diagrams as prompts."""
     items = diagrams(split, count, seed, settings)
     return [item.prompt(f"{split}-{seed}-{i}") for i, item in enumerate(items)]

@@ -22,7 +22,7 @@ GLYPH_SHARE = 14 / 64
 
 
 @dataclass(frozen=True)
-class Place:
+class ShapePosition:
     """Where things are drawn."""
 
     kind: str
@@ -56,7 +56,7 @@ def least_ink(num_digits: int, size: int) -> float:
     return min(inks)
 
 
-def label_centres(place: Place) -> list[tuple[float, float]]:
+def label_centres(place: ShapePosition) -> list[tuple[float, float]]:
     """Centres of the labels in pixels, one for each value in reading order, with jitter."""
     rng = keyed_generator("labels", place.key)
 
@@ -70,21 +70,30 @@ def label_centres(place: Place) -> list[tuple[float, float]]:
         "rectangle": [(middle(), 0.875), (0.125, middle())],
     }[place.kind]
     s = place.side
-    return [(x * s + float(rng.uniform(-2, 2)) * s / 64, y * s + float(rng.uniform(-2, 2)) * s / 64) for x, y in raster]
+    return [
+        (x * s + float(rng.uniform(-2, 2)) * s / 64, y * s + float(rng.uniform(-2, 2)) * s / 64)
+        for x, y in raster
+    ]
 
 
-def draw_shape(canvas: ImageDraw.ImageDraw, place: Place, rng: np.random.Generator) -> None:
+def draw_shape(canvas: ImageDraw.ImageDraw, place: ShapePosition, rng: np.random.Generator) -> None:
     """The coloured shape: large enough to survive pixelation, and no measure of the values."""
     s, fill, edge = place.side, FILL[place.colour], (60, 60, 60)
     wobble = lambda share: share * s + float(rng.uniform(-2, 2)) * s / 64
     if place.kind == "triangle":
-        corners = [(wobble(0.5), wobble(0.1)), (wobble(0.22), wobble(0.72)), (wobble(0.78), wobble(0.72))]
+        corners = [
+            (wobble(0.5), wobble(0.1)),
+            (wobble(0.22), wobble(0.72)),
+            (wobble(0.78), wobble(0.72)),
+        ]
         canvas.polygon(corners, fill=fill, outline=edge)
     elif place.kind == "segment":
         y = wobble(0.64)
         canvas.rectangle([0.05 * s, y - 0.06 * s, 0.95 * s, y + 0.06 * s], fill=fill, outline=edge)
         for x in (0.05, wobble(0.3) / s, wobble(0.7) / s, 0.95):
-            canvas.line([x * s, y - 0.11 * s, x * s, y + 0.11 * s], fill=edge, width=max(1, s // 48))
+            canvas.line(
+                [x * s, y - 0.11 * s, x * s, y + 0.11 * s], fill=edge, width=max(1, s // 48)
+            )
     elif place.kind == "bars":
         for x in (0.03, 0.38, 0.73):
             top = float(rng.uniform(0.32, 0.6)) * s
@@ -94,7 +103,9 @@ def draw_shape(canvas: ImageDraw.ImageDraw, place: Place, rng: np.random.Generat
         canvas.rectangle(box, fill=fill, outline=edge)
 
 
-def paste_glyph(pixels: np.ndarray, text: str, centre: tuple[float, float], darkness: float) -> None:
+def paste_glyph(
+    pixels: np.ndarray, text: str, centre: tuple[float, float], darkness: float
+) -> None:
     """Darken the pixels under a label, in place on an array this module owns."""
     side = pixels.shape[0]
     size = round(GLYPH_SHARE * side * (1.0 if len(text) == 1 else 0.8))
@@ -106,7 +117,7 @@ def paste_glyph(pixels: np.ndarray, text: str, centre: tuple[float, float], dark
     area -= area * ink[:, :, None]
 
 
-def draw_diagram(place: Place, shown: tuple[int | None, ...]) -> Image.Image:
+def draw_diagram(place: ShapePosition, shown: tuple[int | None, ...]) -> Image.Image:
     """The picture: shape, then the labels that are shown, with jitter in place and contrast."""
     rng = keyed_generator("layout", place.key)
     ground = int(rng.integers(236, 256))

@@ -46,18 +46,22 @@ class FileImage:
         """The file's content, within the limits (D201, D202)."""
         try:
             if not self.path.is_file():
-                raise missing(self.path, self.where, self.root)
+                raise image_missing_error(self.path, self.where, self.root)
             if self.path.stat().st_size > MAX_BYTES:
-                raise refused(f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}")
+                raise image_refused_error(
+                    f"larger than {MAX_BYTES:,} bytes", f"{self.where} {self.path.name}"
+                )
             return self.path.read_bytes()
         except OSError as error:
-            raise refused(str(error.strerror or error), f"{self.where} {self.path.name}") from error
+            raise image_refused_error(
+                str(error.strerror or error), f"{self.where} {self.path.name}"
+            ) from error
 
     def load(self) -> Image.Image:
         """The decoded picture, turned as its EXIF says, fully read."""
         data = self.data()
-        if self.digest and digest_of(data) != self.digest:
-            raise changed(f"{self.where} {self.path.name}")
+        if self.digest and file_digest(data) != self.digest:
+            raise image_changed_error(f"{self.where} {self.path.name}")
         return decode(data, f"{self.where} {self.path.name}")
 
 
@@ -71,7 +75,7 @@ class BytesImage:
     def data(self) -> bytes:
         """The encoded picture."""
         if len(self.content) > MAX_BYTES:
-            raise refused(f"larger than {MAX_BYTES:,} bytes", self.name)
+            raise image_refused_error(f"larger than {MAX_BYTES:,} bytes", self.name)
         return self.content
 
     def load(self) -> Image.Image:
@@ -79,7 +83,7 @@ class BytesImage:
         return decode(self.data(), self.name)
 
 
-def digest_of(data: bytes) -> str:
+def file_digest(data: bytes) -> str:
     """xxh3-128 of an encoded picture."""
     return xxhash.xxh3_128(data).hexdigest()
 
@@ -104,7 +108,7 @@ def digest_of_pixels(picture: Image.Image) -> str:
     if picture.mode == "P" and values:  # only as far as it is used: files drop the rest
         used = 3 * (max(values) + 1)
         palette = bytes(picture.getpalette("RGB") or []).ljust(used, b"\0")[:used]
-    return digest_of(f"{picture.mode} {picture.size} ".encode() + palette + values)
+    return file_digest(f"{picture.mode} {picture.size} ".encode() + palette + values)
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -119,7 +123,11 @@ def decode(data: bytes, where: str) -> Image.Image:
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        reason = "no picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = (
+            "no picture of a known format"
+            if isinstance(error, UnidentifiedImageError)
+            else str(error)
+        )
         raise DataError(
             "D202",
             "image cannot be decoded",
@@ -132,12 +140,16 @@ def decode(data: bytes, where: str) -> Image.Image:
 def check_size(width: int, height: int, where: str) -> None:
     """D202 for more pixels than the limit, none, or a picture that is all length."""
     if width * height > MAX_PIXELS:
-        raise refused(f"{width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} pixels", where)
+        raise image_refused_error(
+            f"{width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} pixels", where
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise refused(f"{width:,} x {height:,} pixels, one side may be {MAX_ASPECT} times the other", where)
+        raise image_refused_error(
+            f"{width:,} x {height:,} pixels, one side may be {MAX_ASPECT} times the other", where
+        )
 
 
-def refused(why: str, where: str) -> DataError:
+def image_refused_error(why: str, where: str) -> DataError:
     """D202 for a picture that is readable and not wanted."""
     return DataError(
         "D202",
@@ -148,7 +160,7 @@ def refused(why: str, where: str) -> DataError:
     )
 
 
-def changed(where: str) -> DataError:
+def image_changed_error(where: str) -> DataError:
     """D208."""
     return DataError(
         "D208",
@@ -159,12 +171,12 @@ def changed(where: str) -> DataError:
     )
 
 
-def missing(path: Path, where: str, root: Path) -> DataError:
+def image_missing_error(path: Path, where: str, root: Path) -> DataError:
     """D201 with a suggestion from the folder, or the folder nearby that holds it."""
     found, hint = "", ""
     with contextlib.suppress(OSError, ValueError):  # it is only advice
         found = folder_with(path, root)
-        hint = suggest(path.name, names_like(path))
+        hint = suggest(path.name, similar_names(path))
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
@@ -174,7 +186,7 @@ def missing(path: Path, where: str, root: Path) -> DataError:
     )
 
 
-def names_like(path: Path) -> list[str]:
+def similar_names(path: Path) -> list[str]:
     """Names in the folder that begin alike and are as long; a large folder is not searched to its end."""
     there = itertools.islice(os.scandir(path.parent), 5000) if path.parent.is_dir() else []
     near = lambda name: name[:1] == path.name[:1] and abs(len(name) - len(path.name)) <= 3
@@ -182,22 +194,29 @@ def names_like(path: Path) -> list[str]:
 
 
 @cache
-def folders_near(root: Path) -> tuple[Path, ...]:
+def nearby_folders(root: Path) -> tuple[Path, ...]:
     """An image folder, those beside, above and below it."""
     above = [root, *root.absolute().parents[:2]]
-    return tuple(f for a in above if a.is_dir() for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]])
+    return tuple(
+        f
+        for a in above
+        if a.is_dir()
+        for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]]
+    )
 
 
 def folder_with(path: Path, root: Path) -> str:
     """An image folder beside, above or below under which the row's own path leads to a picture."""
     inside = path.relative_to(root.resolve())
-    found = next((folder for folder in folders_near(root.absolute()) if (folder / inside).is_file()), None)
+    found = next(
+        (folder for folder in nearby_folders(root.absolute()) if (folder / inside).is_file()), None
+    )
     if found is None:
         return ""
     return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
 
 
-def resolve(name: str, root: Path, where: str) -> Path:
+def resolve_image_path(name: str, root: Path, where: str) -> Path:
     """The file a row names, which must lie inside the image folder (D205, D206)."""
     if "://" in name or name.startswith("data:"):
         raise DataError(
@@ -209,7 +228,12 @@ def resolve(name: str, root: Path, where: str) -> Path:
         )
     size = lambda text: len(text.encode(errors="surrogatepass"))
     half = any("\ud800" <= character <= "\udfff" for character in name)
-    if "\0" in name or half or any(size(part) > 255 for part in Path(name).parts) or size(name) > 4096:
+    if (
+        "\0" in name
+        or half
+        or any(size(part) > 255 for part in Path(name).parts)
+        or size(name) > 4096
+    ):
         raise DataError(
             "D206",
             f"not a file name: {name[:40]!r}, {len(name)} characters",
@@ -221,7 +245,11 @@ def resolve(name: str, root: Path, where: str) -> Path:
         path = (root / name).resolve()
     except (OSError, RuntimeError) as error:
         raise DataError(
-            "D206", f'image path leads in circles: "{name}"', where=where, why=str(error)[:200], fix="mend the link"
+            "D206",
+            f'image path leads in circles: "{name}"',
+            where=where,
+            why=str(error)[:200],
+            fix="mend the link",
         ) from error
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         raise DataError(

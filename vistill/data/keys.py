@@ -23,7 +23,11 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 
 def rows_of_step(
-    step: int, per_step: int, num_rows: int, seed: int, gone: Callable[[int], bool] = lambda row: False
+    step: int,
+    per_step: int,
+    num_rows: int,
+    seed: int,
+    gone: Callable[[int], bool] = lambda row: False,
 ) -> list[int]:
     """Row indices of step `step` (from 0): positions `step*per_step ...` of the endless sequence of epochs.
 

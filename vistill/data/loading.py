@@ -10,8 +10,8 @@ from vistill.data.diagrams import Diagram, diagrams
 from vistill.data.keys import keyed_seed
 from vistill.data.rows import RowReader
 from vistill.data.settings import DataSettings
-from vistill.data.sources import check_columns, rows_of
-from vistill.data.stored import PREFIX, read_prompts
+from vistill.data.sources import check_columns, read_source
+from vistill.data.stored_prompts import PREFIX, read_prompts
 from vistill.errors import ConfigError, DataError
 from vistill.types import Prompt
 
@@ -51,11 +51,13 @@ def load_both(settings: DataSettings) -> tuple[LoadedData, LoadedData]:
     return hold_out(train, settings.holdout)
 
 
-def load_source(source: str, settings: DataSettings, split: Literal["train", "test"], limit: int | None) -> LoadedData:
+def load_source(
+    source: str, settings: DataSettings, split: Literal["train", "test"], limit: int | None
+) -> LoadedData:
     """Diagrams, prompts of an earlier run, a file, or a hub data set."""
     if source == "diagrams":
         count = settings.diagrams.train if split == "train" else settings.diagrams.eval
-        return procedural(settings, split, count)
+        return load_diagrams(settings, split, count)
     if source.startswith(PREFIX):
         return LoadedData(read_prompts(source), [], [])
     return load_rows(source, settings, limit)
@@ -130,7 +132,9 @@ def nearest_sum(sizes: Sequence[int], count: int) -> set[int]:
     return chosen
 
 
-def procedural(settings: DataSettings, split: Literal["train", "test"], count: int) -> LoadedData:
+def load_diagrams(
+    settings: DataSettings, split: Literal["train", "test"], count: int
+) -> LoadedData:
     """Diagrams as a data set."""
     items = diagrams(split, count, settings.diagrams.seed, settings.diagrams.options)
     prompts = [item.prompt(f"{split}-{settings.diagrams.seed}-{i}") for i, item in enumerate(items)]
@@ -147,7 +151,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
     seen: Counter[str] = Counter()
     without = 0
     total = 0
-    for line, row in rows_of(source):
+    for line, row in read_source(source):
         if limit is not None and len(good) >= limit:
             break
         total += 1
@@ -158,12 +162,15 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
         if not prompt.images and settings.text_only != "plain":
             without += 1
             if settings.text_only == "error":
-                raise no_image(prompt, source)
+                raise image_missing(prompt, source)
             continue
         good.append(numbered(prompt, seen, settings, source))
     if total == 0:
         raise DataError(
-            "D102", "the data set is empty", where=source, fix="data.train=FILE.jsonl with at least one row"
+            "D102",
+            "the data set is empty",
+            where=source,
+            fix="data.train=FILE.jsonl with at least one row",
         )
     check_bad_share(bad, total, settings, source)
     if not good:
@@ -176,7 +183,9 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
     return LoadedData(good, bad, [], without)
 
 
-def read_row(reader: RowReader, row: dict[str, Any] | DataError, line: int, bad: list[Quarantined]) -> Prompt | None:
+def read_row(
+    reader: RowReader, row: dict[str, Any] | DataError, line: int, bad: list[Quarantined]
+) -> Prompt | None:
     """One row with its pictures decoded once, or None with a quarantine entry."""
     try:
         if isinstance(row, DataError):
@@ -207,7 +216,7 @@ def numbered(prompt: Prompt, seen: Counter[str], settings: DataSettings, source:
     return replace(prompt, id=f"{prompt.id}-{number}")
 
 
-def no_image(prompt: Prompt, source: str) -> DataError:
+def image_missing(prompt: Prompt, source: str) -> DataError:
     """D204."""
     return DataError(
         "D204",
@@ -218,13 +227,19 @@ def no_image(prompt: Prompt, source: str) -> DataError:
     )
 
 
-def check_first_rows(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
+def check_first_rows(
+    bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str
+) -> None:
     """Stop at once where all of the first rows are bad, whatever share is allowed."""
     if total == len(bad) == FIRST_ROWS:
-        raise bad_rows_error(bad, f"the first {total} rows cannot be used, not one", bad[0].fix, source)
+        raise bad_rows_error(
+            bad, f"the first {total} rows cannot be used, not one", bad[0].fix, source
+        )
 
 
-def check_bad_share(bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str) -> None:
+def check_bad_share(
+    bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str
+) -> None:
     """Stop where too many rows are bad."""
     if len(bad) > settings.max_bad_share * total:
         what = f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})"

@@ -14,11 +14,11 @@ from vistill.data.images import (
     BytesImage,
     FileImage,
     check_size,
-    digest_of,
     digest_of_pixels,
+    file_digest,
+    image_refused_error,
     on_white,
-    refused,
-    resolve,
+    resolve_image_path,
 )
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
@@ -46,17 +46,19 @@ class RowReader:
         question = self.question(row, where)
         choices = choices_of(value_of(row, columns.choices), where)
         answer = value_of(row, columns.answer)
-        text = fill(self.settings.template, prompt=question, choices=render_choices(choices)).rstrip()
+        text = fill_template(
+            self.settings.template, prompt=question, choices=render_choices(choices)
+        ).rstrip()
         check_tokens(text, where)
         images = self.images(row, columns.images, where)
         response = value_of(row, columns.response)
         if response is None and self.settings.response_template and answer is not None:
-            response = fill(self.settings.response_template, answer=str(answer))
+            response = fill_template(self.settings.response_template, answer=str(answer))
         identity = value_of(row, columns.id)
         check_characters([text, *choices, str(identity), str(answer), str(response)], where)
         prompt = Prompt(
             id="" if identity is None else str(identity),
-            parts=tuple(place(text, images, where)),
+            parts=tuple(location_of_row(text, images, where)),
             answer=None if answer is None else str(answer),
             choices=choices,
             response=None if response is None else str(response),
@@ -90,13 +92,17 @@ class RowReader:
     def image(self, value: Any, where: str) -> ImageRef:
         """One picture."""
         if isinstance(value, str):
-            return FileImage(resolve(value, self.root, where), where, self.root)
+            return FileImage(resolve_image_path(value, self.root, where), where, self.root)
         if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
             return BytesImage(value["bytes"], where)
-        if isinstance(value, Mapping) and isinstance(value.get("path"), str) and value.get("bytes") is None:
+        if (
+            isinstance(value, Mapping)
+            and isinstance(value.get("path"), str)
+            and value.get("bytes") is None
+        ):
             return self.image(value["path"], where)
         if not isinstance(value, Image.Image):
-            raise refused(f"{value!r:.40} is neither a file name nor a picture", where)
+            raise image_refused_error(f"{value!r:.40} is neither a file name nor a picture", where)
         return LoadedImage(value, where)
 
 
@@ -129,7 +135,9 @@ def choices_of(value: Any, where: str) -> tuple[str, ...]:
     """The options of a question; anything but a list of texts and numbers is D104."""
     if value is None or value == "":
         return ()
-    if not isinstance(value, (list, tuple)) or any(isinstance(c, (list, tuple, Mapping)) for c in value):
+    if not isinstance(value, (list, tuple)) or any(
+        isinstance(c, (list, tuple, Mapping)) for c in value
+    ):
         raise DataError(
             "D104",
             f"the choices are no list of texts: {value!r:.40}",
@@ -155,7 +163,7 @@ def known(prompt: Prompt) -> Prompt:
 
     def seen(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
-            digests.append(digest_of(image.data()))
+            digests.append(file_digest(image.data()))
             image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
             picture = image.load()
         else:
@@ -180,7 +188,17 @@ def content_of(prompt: Prompt, digests: Sequence[str]) -> str:
     words = [part if isinstance(part, str) else None for part in prompt.parts]
     short = lambda facts: hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
     asked = short([words, digests[: len(prompt.images)]])
-    whole = short([words, digests, prompt.answer, prompt.choices, prompt.response, prompt.boxes, prompt.system])
+    whole = short(
+        [
+            words,
+            digests,
+            prompt.answer,
+            prompt.choices,
+            prompt.response,
+            prompt.boxes,
+            prompt.system,
+        ]
+    )
     return f"{asked}-{whole}"
 
 
@@ -188,16 +206,22 @@ def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float],
     """One box or a list of them: left, top, right, bottom in pixels of the first picture (D207)."""
     if value is None or value == []:
         return ()
-    several = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
+    several = (
+        isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
+    )
     return tuple(box_of(box, where) for box in (value if several else [value]))
 
 
 def box_of(box: Any, where: str) -> tuple[float, float, float, float]:
     """One box (D207)."""
     whole = isinstance(box, (list, tuple)) and len(box) == 4
-    numbers = [float(x) for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)] if whole else []
+    numbers = (
+        [float(x) for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        if whole
+        else []
+    )
     if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        raise not_a_box(box, "left < right, top < bottom", where)
+        raise bad_box_error(box, "left < right, top < bottom", where)
     return (numbers[0], numbers[1], numbers[2], numbers[3])
 
 
@@ -208,10 +232,12 @@ def check_inside(
     for box in boxes:
         width, height = sizes[0] if sizes else (0, 0)
         if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
-            raise not_a_box(box, f"inside the picture, which has {width} x {height} pixels", where)
+            raise bad_box_error(
+                box, f"inside the picture, which has {width} x {height} pixels", where
+            )
 
 
-def not_a_box(box: Any, asked: str, where: str) -> DataError:
+def bad_box_error(box: Any, asked: str, where: str) -> DataError:
     """D207."""
     return DataError(
         "D207",
@@ -222,7 +248,7 @@ def not_a_box(box: Any, asked: str, where: str) -> DataError:
     )
 
 
-def fill(template: str, **values: str) -> str:
+def fill_template(template: str, **values: str) -> str:
     """Fill `{name}` in a template; anything else stays as it is, so LaTeX braces are safe.
 
     `{{` and `}}` stand for single braces.
@@ -237,10 +263,12 @@ def render_choices(choices: Sequence[str]) -> str:
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     if choices and [c.strip() for c in choices] == letters:
         return "Choose from " + " ".join(f"({letter})" for letter in letters)
-    return "\n".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True))
+    return "\n".join(
+        f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
+    )
 
 
-def place(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
+def location_of_row(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
     """Put pictures where their placeholders stand; pictures without a placeholder come first."""
     used: set[int] = set()
     pieces: list[Part] = []

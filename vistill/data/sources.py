@@ -15,7 +15,7 @@ HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$
 Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
-def rows_of(source: str) -> Rows:
+def read_source(source: str) -> Rows:
     """(line, row) pairs of a source."""
     if "://" in source:
         raise DataError(
@@ -53,9 +53,17 @@ def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
     try:
         row = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        return DataError("D102", "a line is not JSON", where=where, why=str(error)[:200], fix="correct the line")
+        return DataError(
+            "D102", "a line is not JSON", where=where, why=str(error)[:200], fix="correct the line"
+        )
     if not isinstance(row, dict):
-        return DataError("D102", "a line is not a JSON object", where=where, why=f"{row!r:.40}", fix="correct the line")
+        return DataError(
+            "D102",
+            "a line is not a JSON object",
+            where=where,
+            why=f"{row!r:.40}",
+            fix="correct the line",
+        )
     return row
 
 
@@ -75,17 +83,24 @@ def column_fix(key: str, name: str, found: Sequence[str]) -> str:
     near = [*closest(name, found, cutoff=0.8), *usual]
     named = [f"data.columns.{key}={near[0]}"] if near else []
     none = [] if key == "prompt" else [f"data.columns.{key}="]
-    return "   or   ".join([*named, *none]) or f"data.columns.{key}=COLUMN   one of: {', '.join(found)}"
+    return (
+        "   or   ".join([*named, *none])
+        or f"data.columns.{key}=COLUMN   one of: {', '.join(found)}"
+    )
 
 
 def check_columns(source: str, settings: DataSettings) -> None:
     """D101 for a column that no row has: that is a wrong name, not a bad row."""
     wanted = {key: name for key, name in vars(settings.columns).items() if name}
     found: dict[str, None] = {}
-    for _, row in rows_of(source):
+    for _, row in read_source(source):
         if isinstance(row, Mapping):
             found |= dict.fromkeys(row)
-        if source.startswith("hf:") or source.endswith(".parquet") or all(n in found for n in wanted.values()):
+        if (
+            source.startswith("hf:")
+            or source.endswith(".parquet")
+            or all(n in found for n in wanted.values())
+        ):
             break
     for key, name in wanted.items():
         if found and name not in found and not (key == "images" and settings.text_only != "error"):
@@ -102,7 +117,9 @@ def hub_rows(source: str) -> Rows:
     match = HUB.match(source)
     if match is None:
         raise DataError(
-            "D102", f'"{source}" is not of the form hf:owner/name[split]', fix="hf:hiyouga/geometry3k[train]"
+            "D102",
+            f'"{source}" is not of the form hf:owner/name[split]',
+            fix="hf:hiyouga/geometry3k[train]",
         )
     yield from dataset_rows(match["name"], split=match["split"] or "train")
 
@@ -130,6 +147,8 @@ def dataset_rows(name: str, **how: str) -> Rows:
         ) from error
     line = 0
     for batch in made.with_format("arrow").iter(batch_size=64):  # pyright: ignore[reportAttributeAccessIssue]
-        for row in batch.to_pylist():  # encoded pictures and bare paths: nothing is opened but by our own rules
+        for row in (
+            batch.to_pylist()
+        ):  # encoded pictures and bare paths: nothing is opened but by our own rules
             line += 1
             yield line, row

@@ -14,18 +14,35 @@ NAMES = {
 ASK = {
     "triangle": ("What is the perimeter of the triangle?", "Find the perimeter of the triangle."),
     "segment": ("How long is the whole segment?", "Find the length of the segment."),
-    "bars": ("What is the difference between the largest and the smallest number?", "Find the range of the numbers."),
-    "rectangle": ("What is the perimeter of the rectangle?", "Find the perimeter of the rectangle."),
+    "bars": (
+        "What is the difference between the largest and the smallest number?",
+        "Find the range of the numbers.",
+    ),
+    "rectangle": (
+        "What is the perimeter of the rectangle?",
+        "Find the perimeter of the rectangle.",
+    ),
 }
 ASK_VISION_ONLY = ("Solve the problem in the picture.",)
-SHAPE = {"triangle": "triangle", "segment": "segment", "bars": "bar chart", "rectangle": "rectangle"}
+SHAPE = {
+    "triangle": "triangle",
+    "segment": "segment",
+    "bars": "bar chart",
+    "rectangle": "rectangle",
+}
 OPEN = ("The figure shows a", "In the picture there is a", "We are given a")
 READ = ("Reading its labels:", "The labels say", "From the figure:")
 RULE = {
     "triangle": ("The perimeter is the sum of the three sides.", "We add the three sides."),
     "segment": ("The whole length is the sum of its parts.", "We add the three parts."),
-    "bars": ("The range is the largest value minus the smallest.", "We subtract the smallest from the largest."),
-    "rectangle": ("The perimeter is twice the sum of the sides.", "We add both sides and double the sum."),
+    "bars": (
+        "The range is the largest value minus the smallest.",
+        "We subtract the smallest from the largest.",
+    ),
+    "rectangle": (
+        "The perimeter is twice the sum of the sides.",
+        "We add both sides and double the sum.",
+    ),
 }
 CLOSE = ("The answer is", "Hence the answer is", "So the final answer is")
 

@@ -18,7 +18,7 @@ from vistill.models.scoring import EncodedGroup, score
 from vistill.signals.concentration import gini, top_mass_share
 from vistill.signals.visual_advantage import distribution_advantage, visual_advantage
 from vistill.types import Prompt, View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 #: A token is critical where KL(teacher with picture || teacher with pixelated picture) exceeds this, in nats.
 CRITICAL_NATS = 0.5
@@ -63,28 +63,39 @@ def read_tokens(
         ids = torch.tensor([i for a in part for i in a.rollout.ids], device=teacher.device)
         full = groups_of(teacher, part, View.FULL, context)
         seen = score(teacher, full, ids, vocabulary, "both")
-        blurred = score(teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary, "both")
+        blurred = score(
+            teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary, "both"
+        )
         blind = score(teacher, groups_of(teacher, part, View.TEXT_ONLY, context), ids, vocabulary)
         own = score(student, full, ids.to(student.device), vocabulary)
         head = seen.projection()
-        kl = reverse_kl_from_hidden(own.states(), own.projection(), [Target(1.0, seen.states(), head)])
-        critical, dependency = distribution_advantage(seen, blurred), distribution_advantage(seen, blind)
+        kl = reverse_kl_from_hidden(
+            own.states(), own.projection(), [Target(1.0, seen.states(), head)]
+        )
+        critical, dependency = (
+            distribution_advantage(seen, blurred),
+            distribution_advantage(seen, blind),
+        )
         chosen = torch.cat([head.logits(h).argmax(-1) for h in seen.states().split(TILE_ROWS)])
         misread = (critical > CRITICAL_NATS) & (chosen != ids)
         advantage = visual_advantage(seen.sampled(), blurred.sampled())
         lengths = [len(a.rollout.ids) for a in part]
         columns = [advantage, critical, dependency, kl, misread, seen.sampled(), blurred.sampled()]
         cut = [c.cpu().split(lengths) for c in columns]
-        out += [TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)]
+        out += [
+            TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)
+        ]
     return out
 
 
-def groups_of(vlm: VLM, answered: Sequence[Answered], view: View, context: ViewContext) -> list[EncodedGroup]:
+def groups_of(
+    vlm: VLM, answered: Sequence[Answered], view: View, context: ViewContext
+) -> list[EncodedGroup]:
     """One group per response."""
     encoded: dict[str, EncodedPrompt] = {}
     for item in answered:
         if item.prompt.id not in encoded:
-            encoded[item.prompt.id] = vlm.encode(see(item.prompt, view, context))
+            encoded[item.prompt.id] = vlm.encode(apply_view(item.prompt, view, context))
     return [EncodedGroup(encoded[a.prompt.id], (a.rollout.ids,)) for a in answered]
 
 

@@ -10,9 +10,9 @@ from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
-from vistill.rollouts.engine import RolloutEngine, Sampling, requests_of
+from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.types import Prompt, Rollout, View
-from vistill.views import Partners, ViewContext, see
+from vistill.views import Partners, ViewContext, apply_view
 from vistill.views.partners import pixel_digest
 
 
@@ -62,7 +62,9 @@ class Answering:
     known: dict[View, Partners] = field(default_factory=dict, compare=False)
     """Partners within the pool, by view: each picture is decoded once for them."""
 
-    def answer(self, prompts: Sequence[Prompt], view: View, mode: str = "sampled") -> list[Answered]:
+    def answer(
+        self, prompts: Sequence[Prompt], view: View, mode: str = "sampled"
+    ) -> list[Answered]:
         """All responses, in order of prompts and samples. An empty one is an answer that says nothing."""
         count = self.settings.samples if mode == "sampled" else 1
         sampling = Sampling(
@@ -78,8 +80,8 @@ class Answering:
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):
             part = prompts[start : start + per_call]
-            seen = [see(p, view, contexts[p.id]) for p in part]
-            requests = requests_of(seen, [self.vlm.encode(p) for p in seen], range(count))
+            seen = [apply_view(p, view, contexts[p.id]) for p in part]
+            requests = make_requests(seen, [self.vlm.encode(p) for p in seen], range(count))
             for prompt, rollouts in zip(part, self.engine.write(requests, sampling), strict=True):
                 answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return answered

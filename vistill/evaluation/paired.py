@@ -111,16 +111,18 @@ class Paired:
             return f"not compared: {self.nothing_common(a, b)}"
         if self.same_set:
             return f"on the same {self.questions:,} questions"
-        left = [f"{count:,} only in {name}" for count, name in ((self.only_a, a), (self.only_b, b)) if count]
+        left = [
+            f"{count:,} only in {name}"
+            for count, name in ((self.only_a, a), (self.only_b, b))
+            if count
+        ]
         left += [f"{self.other:,} differ under one id"] if self.other else []
         return f"on the {self.questions:,} questions both answered; {', '.join(left)}"
 
     def nothing_common(self, a: str, b: str) -> str:
         """Why there is no comparison."""
         if self.other:
-            return (
-                f"{a} and {b} were asked other questions under the same ids ({self.other:,}; equal: {self.questions:,})"
-            )
+            return f"{a} and {b} were asked other questions under the same ids ({self.other:,}; equal: {self.questions:,})"
         if not self.only_a or not self.only_b:
             return f"no answers are stored of {b if self.only_a else a if self.only_b else f'{a} and {b}'}"
         return f"{a} and {b} have no question in common ({self.only_a:,} and {self.only_b:,} questions)"

@@ -14,10 +14,10 @@ from vistill.functional.rows import States, per_row
 from vistill.functional.segments import segment_mean
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
-from vistill.rollouts.boundary import awake, without_tokens
+from vistill.rollouts.checked_engine import empty_response_error, keep_awake
 from vistill.rollouts.engine import RolloutEngine
 from vistill.types import Prompt, View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 #: Responses read together.
 GROUPS_PER_CALL = 64
@@ -65,14 +65,16 @@ def measure_privilege(
         context: the parameters of the views.
         engine: writes for the model.
     """
-    with MathJudge() as math, awake(engine):
+    with MathJudge() as math, keep_awake(engine):
         answering = Answering(vlm, settings, math, engine, context)
         plain = accuracy_by_question(answering.answer(prompts, View.FULL, "greedy"))
         told = accuracy_by_question(answering.answer(prompts, view, "greedy"))
         sampled = [a for a in answering.answer(prompts, View.FULL) if a.rollout.ids]
         contexts = answering.contexts(prompts, view)
     if not sampled:
-        raise without_tokens(f"every response to {len(prompts)} prompts is empty", [p.id for p in prompts])
+        raise empty_response_error(
+            f"every response to {len(prompts)} prompts is empty", [p.id for p in prompts]
+        )
     parts = [sampled[i : i + GROUPS_PER_CALL] for i in range(0, len(sampled), GROUPS_PER_CALL)]
     gaps = torch.cat([generation_gaps(vlm, part, view, contexts) for part in parts])
     error = float(gaps.std() / len(gaps) ** 0.5) if len(gaps) > 1 else 0.0
@@ -90,9 +92,14 @@ def generation_gaps(
     read = []
     for seen in (View.FULL, view):
         groups = [
-            EncodedGroup(vlm.encode(see(a.prompt, seen, contexts[a.prompt.id])), (a.rollout.ids,)) for a in answered
+            EncodedGroup(
+                vlm.encode(apply_view(a.prompt, seen, contexts[a.prompt.id])), (a.rollout.ids,)
+            )
+            for a in answered
         ]
         read.append(score(vlm, groups, ids, vlm.vocabulary_size))
     plain, told = read
-    values = per_row(forward_kl, plain.states(), plain.projection(), [States(told.states(), told.projection())])
+    values = per_row(
+        forward_kl, plain.states(), plain.projection(), [States(told.states(), told.projection())]
+    )
     return segment_mean(values.float().cpu(), rollout, len(answered))

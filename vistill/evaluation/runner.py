@@ -9,14 +9,19 @@ from zlib import crc32
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
-from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, read_tokens, summarise_tokens
+from vistill.evaluation.advantage import (
+    TokenReading,
+    heavy_tail_curve,
+    read_tokens,
+    summarise_tokens,
+)
 from vistill.evaluation.answering import Answered, Answering, accuracy_by_question, question_digest
-from vistill.evaluation.reading import counterfactual, stated_share
+from vistill.evaluation.counterfactual import counterfactual, stated_share
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson
 from vistill.models.loading import VLM
-from vistill.rollouts.boundary import awake
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
+from vistill.rollouts.checked_engine import keep_awake
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import to_json
@@ -58,11 +63,17 @@ class EvalResult:
         """Per-sample JSON lines."""
         prompts = {sample.prompt.id: sample.prompt for sample in self.samples}
         asked = {name: question_digest(prompt) for name, prompt in prompts.items()}
-        return "".join(to_json(sample.to_dict(asked[sample.prompt.id])) + "\n" for sample in self.samples)
+        return "".join(
+            to_json(sample.to_dict(asked[sample.prompt.id])) + "\n" for sample in self.samples
+        )
 
     def heatmaps(self, vlm: VLM) -> list[dict[str, Any]]:
         """Token readings of the first items, with the verdict on each response, for the report."""
-        sampled = (s for s in self.samples if s.view is View.FULL and s.mode == "sampled" and s.rollout.sibling == 0)
+        sampled = (
+            s
+            for s in self.samples
+            if s.view is View.FULL and s.mode == "sampled" and s.rollout.sibling == 0
+        )
         correct = {sample.prompt.id: sample.correct for sample in sampled if sample.prompt.answer}
         return [
             {
@@ -91,7 +102,7 @@ def rounded(values: Any) -> list[float]:
 
 
 def evaluate(
-    cast: Judged,
+    models: Judged,
     prompts: Sequence[Prompt],
     settings: EvalSettings,
     poll: Callable[[], None] = lambda: None,
@@ -103,7 +114,7 @@ def evaluate(
     A row whose answer is "" has none and is judged nowhere, but its responses are read for visual advantage.
 
     Args:
-        cast: student and teacher.
+        models: student and teacher.
         prompts: the evaluation rows; `settings.limit` of them are used, chosen by a key, always the same ones. Any of
             them lends its pictures to `swapped`.
         settings: protocol.
@@ -112,12 +123,12 @@ def evaluate(
         engine: writes for the student; without one the default engine does. The recipe's is
             `build_engine(student, rollout.without_image_skips(), poll)`: turns are not reopened in an evaluation.
     """
-    engine = engine or build_engine(cast.student, RolloutSettings(), poll)
+    engine = engine or make_engine(models.student, RolloutSettings(), poll)
     answered = [p for p in prompts if p.answer is not None]
     rows = chosen_rows(answered, settings.limit, settings.seed)
     fewer = chosen_rows(rows, settings.extra_limit, settings.seed)
-    with MathJudge() as math, awake(engine):
-        answering = Answering(cast.student, settings, math, engine, cast.view, prompts)
+    with MathJudge() as math, keep_awake(engine):
+        answering = Answering(models.student, settings, math, engine, models.view, prompts)
         sampled = answering.answer(rows, View.FULL)
         samples = list(sampled)
         summary = accuracy_summary([a for a in sampled if a.prompt.answer], settings)
@@ -137,10 +148,12 @@ def evaluate(
             summary |= counterfactual(answering, diagrams)
     tokens = []
     read = {p.id for p in fewer if p.images}
-    if settings.advantage and cast.teacher is not None and read:
-        first = [a for a in sampled if a.prompt.id in read and a.rollout.sibling == 0 and a.rollout.ids]
-        with cast.teacher.here():
-            tokens = read_tokens(cast.student, cast.teacher, first, cast.view, poll)
+    if settings.advantage and models.teacher is not None and read:
+        first = [
+            a for a in sampled if a.prompt.id in read and a.rollout.sibling == 0 and a.rollout.ids
+        ]
+        with models.teacher.on_device():
+            tokens = read_tokens(models.student, models.teacher, first, models.view, poll)
         summary |= summarise_tokens(tokens, settings)
     return EvalResult(summary, samples, tokens, settings)
 
@@ -171,7 +184,9 @@ def selection_size(settings: EvalSettings) -> int | None:
     return min(limits) if limits else None
 
 
-def selection_summary(result: EvalResult, prompts: Sequence[Prompt], settings: EvalSettings) -> dict[str, float]:
+def selection_summary(
+    result: EvalResult, prompts: Sequence[Prompt], settings: EvalSettings
+) -> dict[str, float]:
     """Accuracy on the rows that choose between checkpoints: the same rows and samples in every evaluation of a run.
 
     Args:

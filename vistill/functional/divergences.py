@@ -14,7 +14,9 @@ from torch import Tensor
 ClipMode = Literal["entry", "token", "none"]
 
 
-def reverse_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+def reverse_kl(
+    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]
+) -> Float[Tensor, " R"]:
     """KL(student || target) of each row, natural log, whole vocabulary.
 
     `sum_a p(a) (log p(a) - log q(a))` with p the student. Zero at equality.
@@ -25,7 +27,9 @@ def reverse_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def forward_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+def forward_kl(
+    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"]
+) -> Float[Tensor, " R"]:
     """KL(target || student) of each row: `sum_a q(a) (log q(a) - log p(a))`, the teacher's entropy included.
 
     A target logit of -inf takes its token out of the sum. Source: off-policy KD, methods 4.1.
@@ -35,7 +39,9 @@ def forward_kl(student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor
     return expected_difference(log_q, log_p)
 
 
-def expected_difference(log_q: Float[Tensor, "R V"], log_p: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+def expected_difference(
+    log_q: Float[Tensor, "R V"], log_p: Float[Tensor, "R V"]
+) -> Float[Tensor, " R"]:
     """`sum_a q(a) (log q(a) - log p(a))`, where tokens without probability count 0; a NaN stays one."""
     inside = log_q != -torch.inf
     safe = torch.where(inside, log_q, torch.zeros_like(log_q))
@@ -101,7 +107,10 @@ def jensen_shannon(
 
 
 def keep_top(
-    student_logits: Float[Tensor, "R V"], target_logits: Float[Tensor, "R V"], top_k: int, tail_bucket: bool = False
+    student_logits: Float[Tensor, "R V"],
+    target_logits: Float[Tensor, "R V"],
+    top_k: int,
+    tail_bucket: bool = False,
 ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K"]]:
     """Both rows of logits at the **target's** `top_k` largest entries, in the target's order.
 

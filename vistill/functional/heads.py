@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from vistill.meter import count
+from vistill.flops_counter import count
 
 
-def whole(weight: Tensor) -> Tensor:
+def full_tensor(weight: Tensor) -> Tensor:
     """A sharded weight as one tensor, gathered once for all rows; anything else as it is.
 
     Every rank learns from rows of its own, so what comes back is summed over ranks and each keeps its shard.
@@ -43,7 +43,9 @@ class Head:
         """Logits in float32 or wider; the product runs in the weight's own precision, whatever autocast says."""
         count(head_rows=len(hidden), flops=2.0 * len(hidden) * self.weight.numel())
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.finish(F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.wide))
+            return self.finish(
+                F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.wide)
+            )
 
     @property
     def wide(self) -> torch.dtype:
@@ -56,11 +58,15 @@ class Head:
         return self.bias is None and self.softcap is None
 
     @torch.no_grad()
-    def project(self, hidden: Float[Tensor, "R H"], out: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    def project(
+        self, hidden: Float[Tensor, "R H"], out: Float[Tensor, "R V"]
+    ) -> Float[Tensor, "R V"]:
         """The product alone, before scale and softcap, written into `out` (of the wide precision)."""
         if self.weight.dtype == out.dtype:
             torch.mm(hidden.to(out.dtype), self.weight.T, out=out)
-        elif self.weight.is_cuda and out.dtype == torch.float32:  # the sum stays in float32 instead of being rounded
+        elif (
+            self.weight.is_cuda and out.dtype == torch.float32
+        ):  # the sum stays in float32 instead of being rounded
             torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32, out=out)
         else:
             out.copy_(hidden.to(self.weight.dtype) @ self.weight.T)
@@ -71,7 +77,9 @@ class Head:
         logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def slope(self, logits: Float[Tensor, "R V"], gradient: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    def slope(
+        self, logits: Float[Tensor, "R V"], gradient: Float[Tensor, "R V"]
+    ) -> Float[Tensor, "R V"]:
         """From the gradient of the finished logits to that of the product."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap) ** 2)

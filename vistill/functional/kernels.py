@@ -72,7 +72,9 @@ def forward_kl_rows(block: Block, others: Sequence[Tensor], weights: Tensor | No
     return values
 
 
-def jensen_shannon_rows(block: Block, others: Sequence[Tensor], weights: Tensor | None, beta: float) -> Tensor:
+def jensen_shannon_rows(
+    block: Block, others: Sequence[Tensor], weights: Tensor | None, beta: float
+) -> Tensor:
     """`beta KL(q || m) + (1 - beta) KL(p || m)` inside (0, 1); slope `p (g - sum p g)`, `g = (1 - beta) log(p / m)`."""
     log_q = torch.log_softmax(others[0], -1, out=block.a).clamp_min_(FAR)
     q = torch.softmax(others[0], -1, out=block.b)
@@ -97,9 +99,13 @@ def is_plain_steering(rule: Callable[..., Tensor]) -> bool:
     """KL to q* whose ratio is neither clamped nor limited to a support."""
     if rule is reverse_kl_to_steered:
         return True
-    options = rule.keywords if isinstance(rule, partial) and rule.func is reverse_kl_to_steered else None
+    options = (
+        rule.keywords if isinstance(rule, partial) and rule.func is reverse_kl_to_steered else None
+    )
     plain = {"ratio_clamp": None, "support": 0.0}
-    return options is not None and all(plain.get(name, 1) == value for name, value in options.items())
+    return options is not None and all(
+        plain.get(name, 1) == value for name, value in options.items()
+    )
 
 
 def kernel_of(rule: Callable[..., Tensor]) -> Kernel | None:
@@ -112,7 +118,12 @@ def kernel_of(rule: Callable[..., Tensor]) -> Kernel | None:
         return log_prob_rows
     if is_plain_steering(rule):
         return steered_rows
-    if isinstance(rule, partial) and rule.func is jensen_shannon and set(rule.keywords) == {"beta"} and not rule.args:
+    if (
+        isinstance(rule, partial)
+        and rule.func is jensen_shannon
+        and set(rule.keywords) == {"beta"}
+        and not rule.args
+    ):
         beta = rule.keywords["beta"]
         ends = {0.0: forward_kl_rows, 1.0: reverse_kl_rows}
         return ends.get(beta) or partial(jensen_shannon_rows, beta=beta)

@@ -23,7 +23,9 @@ def group_advantage(reward: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Fl
     return (centred / (deviation[group] + REWARD_EPSILON)).to(reward.dtype)
 
 
-def probability_ratio(log_prob: Float[Tensor, " R"], old_log_prob: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+def probability_ratio(
+    log_prob: Float[Tensor, " R"], old_log_prob: Float[Tensor, " R"]
+) -> Float[Tensor, " R"]:
     """`exp(clamp(log pi - log pi_old, +-20))`."""
     return (log_prob - old_log_prob).clamp(-20, 20).exp()
 

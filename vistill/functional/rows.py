@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vistill.flops_counter import count
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.kernels import Block, Fused, fused_of, kernel_of, log_prob_rows
 from vistill.functional.tiles import tiled_log_prob
-from vistill.meter import count
 
 #: Bytes of logits that exist at a time of each reading, and elements of a block that fit into a cache.
 CHUNK_BYTES = {"cpu": 80 << 20, "cuda": 1 << 29}
@@ -44,7 +44,7 @@ class States(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ask:
+class RowRule:
     """A rule on the rows."""
 
     rule: Rule
@@ -72,22 +72,27 @@ def per_row(
         others: the other readings.
         weights: what the values will be multiplied by in the loss, if it is known; values of weight 0 come out as 0.
     """
-    return rows_of(hidden, head, others, [Ask(rule, tuple(range(len(others))), weights)])[0]
+    return apply_row_rules(
+        hidden, head, others, [RowRule(rule, tuple(range(len(others))), weights)]
+    )[0]
 
 
-def rows_of(
-    hidden: Float[Tensor, "R H"], head: Head, others: Sequence[States], asked: Sequence[Ask]
+def apply_row_rules(
+    hidden: Float[Tensor, "R H"], head: Head, others: Sequence[States], asked: Sequence[RowRule]
 ) -> tuple[Float[Tensor, " R"], ...]:
     """Values of several rules on the same rows: every reading is projected once for all of them."""
     others = tuple(States(s.hidden.detach(), s.head.detached()) for s in others)
-    work = Work(head.detached(), others, tuple(asked))
+    work = LogitsLoss(head.detached(), others, tuple(asked))
     if not (torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)):
         return tuple(work.run(hidden.detach(), None).values)
     return tuple(RowValues.apply(hidden, head.weight, head.bias, work).unbind(0))
 
 
 def reverse_kl_from_hidden(
-    hidden: Float[Tensor, "R H"], head: Head, targets: Sequence[Target], weights: Float[Tensor, " R"] | None = None
+    hidden: Float[Tensor, "R H"],
+    head: Head,
+    targets: Sequence[Target],
+    weights: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " R"]:
     """KL(student || softmax of a linear combination of target logits) of each row, from hidden states.
 
@@ -121,7 +126,7 @@ def merge(targets: Sequence[Target]) -> list[Target]:
     return made
 
 
-class Made(NamedTuple):
+class RowGradients(NamedTuple):
     """Values of each rule, and the gradients of their weighted sum where they were wanted."""
 
     values: Float[Tensor, "A R"]
@@ -131,12 +136,12 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class LogitsLoss:
     """Everything but the student's states and the weights."""
 
     head: Head
     others: tuple[States, ...]
-    asked: tuple[Ask, ...]
+    asked: tuple[RowRule, ...]
 
     def promised(self) -> Tensor | None:
         """Weights [A, R], if any are known; a rule without is only watched, or the promise is not kept."""
@@ -144,57 +149,81 @@ class Work:
         if not known:
             return None
         zeros = torch.zeros_like(known[0])
-        return torch.stack([zeros if ask.weights is None else ask.weights for ask in self.asked]).detach()
+        return torch.stack(
+            [zeros if ask.weights is None else ask.weights for ask in self.asked]
+        ).detach()
 
-    def take(self, rows: Tensor) -> "Work":
+    def take(self, rows: Tensor) -> "LogitsLoss":
         """The same for some rows."""
         asked = tuple(a if a.ids is None else replace(a, ids=a.ids[rows]) for a in self.asked)
-        return replace(self, others=tuple(States(s.hidden[rows], s.head) for s in self.others), asked=asked)
+        return replace(
+            self, others=tuple(States(s.hidden[rows], s.head) for s in self.others), asked=asked
+        )
 
     @torch.no_grad()
-    def run(self, hidden: Tensor, weights: Tensor | None, head_learns: bool = True) -> Made:
+    def run(self, hidden: Tensor, weights: Tensor | None, head_learns: bool = True) -> RowGradients:
         """Values, and with weights the gradients. Rows without any weight are left out where weights are promised."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.run_some(hidden, weights, head_learns)
 
-    def run_some(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> Made:
+    def run_some(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> RowGradients:
         """The rows that have a weight."""
         promised = self.promised() if weights is None else weights
         promised = None if any(ask.weights is None for ask in self.asked) else promised
         rows = None if promised is None else torch.nonzero((promised != 0).any(0))[:, 0]
         if rows is None or len(rows) == len(hidden):
             return self.run_all(hidden, weights, head_learns)
-        part = self.take(rows).run_all(hidden[rows], None if weights is None else weights[:, rows], head_learns)
-        values = part.values.new_zeros(len(self.asked), len(hidden)).index_copy_(1, rows, part.values)
-        wide = None if part.hidden is None else torch.zeros_like(hidden).index_copy_(0, rows, part.hidden)
+        part = self.take(rows).run_all(
+            hidden[rows], None if weights is None else weights[:, rows], head_learns
+        )
+        values = part.values.new_zeros(len(self.asked), len(hidden)).index_copy_(
+            1, rows, part.values
+        )
+        wide = (
+            None
+            if part.hidden is None
+            else torch.zeros_like(hidden).index_copy_(0, rows, part.hidden)
+        )
         return part._replace(values=values, hidden=wide)
 
-    def run_all(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> Made:
+    def run_all(self, hidden: Tensor, weights: Tensor | None, head_learns: bool) -> RowGradients:
         """Every row, chunk by chunk, in the same buffers."""
         w, wide = self.head.weight, self.head.wide
         values = torch.zeros(len(self.asked), len(hidden), dtype=wide, device=w.device)
         fused = self.fused()
         if weights is None and self.only_sampled() and fused is None:
             values[0] = tiled_log_prob(hidden, self.head, self.ids_of(self.asked[0]))
-            return Made(values)
+            return RowGradients(values)
         learnt = weights is not None
         self.count(len(hidden), learnt + (learnt and head_learns))
         out = torch.empty_like(hidden) if learnt else None
         dw = torch.zeros(w.shape, dtype=wide, device=w.device) if learnt and head_learns else None
-        db = torch.zeros(len(w), dtype=wide, device=w.device) if learnt and self.head.bias is not None else None
+        db = (
+            torch.zeros(len(w), dtype=wide, device=w.device)
+            if learnt and self.head.bias is not None
+            else None
+        )
         size = self.chunk_rows(len(hidden))
-        buffers = [torch.empty(size, len(w), dtype=wide, device=w.device) for _ in range(1 + len(self.others))]
+        buffers = [
+            torch.empty(size, len(w), dtype=wide, device=w.device)
+            for _ in range(1 + len(self.others))
+        ]
         block = None if fused else Block(buffers[0], self.block_rows(size))
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             num = rows.stop - start
             h = hidden[rows]
             logits = self.head.project(h, buffers[0][:num])
-            seen = [s.head.project(s.hidden[rows], b[:num]) for s, b in zip(self.others, buffers[1:], strict=True)]
+            seen = [
+                s.head.project(s.hidden[rows], b[:num])
+                for s, b in zip(self.others, buffers[1:], strict=True)
+            ]
             cut = None if weights is None else weights[:, rows].to(wide)
             if block is None:
                 assert fused is not None
-                values[0, rows] = self.in_one_kernel(fused, logits, seen, None if cut is None else cut[0], rows)
+                values[0, rows] = self.in_one_kernel(
+                    fused, logits, seen, None if cut is None else cut[0], rows
+                )
             else:
                 values[:, rows] = self.blocks(block, logits, seen, cut, rows)
             if out is None:
@@ -202,15 +231,17 @@ class Work:
             slope = logits.to(w.dtype)
             out[rows] = slope @ w
             if dw is not None:
-                gather_slope(dw, slope, h)
+                accumulate_head_grad(dw, slope, h)
             if db is not None:
                 db += logits.sum(0)
-        return Made(values, out, dw, db)
+        return RowGradients(values, out, dw, db)
 
     def count(self, rows: int, slopes: int) -> None:
         """Report every reading's projection, and the products that bring the gradient back."""
         heads = [self.head, *(s.head for s in self.others)]
-        flops = 2.0 * rows * (sum(h.weight.numel() for h in heads) + slopes * self.head.weight.numel())
+        flops = (
+            2.0 * rows * (sum(h.weight.numel() for h in heads) + slopes * self.head.weight.numel())
+        )
         count(head_rows=rows * len(heads), flops=flops)
 
     def chunk_rows(self, num: int) -> int:
@@ -220,10 +251,21 @@ class Work:
 
     def block_rows(self, num: int) -> int:
         """Rows that are looked at together."""
-        return max(1, min(num, BLOCK_ELEMENTS.get(self.head.weight.device.type, 1 << 24) // len(self.head.weight)))
+        return max(
+            1,
+            min(
+                num,
+                BLOCK_ELEMENTS.get(self.head.weight.device.type, 1 << 24) // len(self.head.weight),
+            ),
+        )
 
     def blocks(
-        self, buffers: Block, logits: Tensor, others: list[Tensor], weights: Tensor | None, rows: slice
+        self,
+        buffers: Block,
+        logits: Tensor,
+        others: list[Tensor],
+        weights: Tensor | None,
+        rows: slice,
     ) -> Tensor:
         """Values [A, C] of a chunk, block by block; with weights its products become their gradient."""
         size, made = len(buffers.log_p), []
@@ -241,7 +283,7 @@ class Work:
                 if ask.ids is not None:
                     seen = [self.ids_of(ask)[rows.start + a : rows.start + b, None]]
                 weight = None if weights is None else weights[number, a:b]
-                values.append((kernel or Through(ask.rule, z))(block, seen, weight))
+                values.append((kernel or AutogradRule(ask.rule, z))(block, seen, weight))
             made.append(torch.stack(values))
             if weights is not None:
                 logits[a:b] = self.head.slope(z, block.gradient)
@@ -252,32 +294,47 @@ class Work:
         heads = [self.head, *(s.head for s in self.others)]
         bent = any(h.softcap is not None for h in heads)
         alone = len(self.asked) == 1
-        return fused_of(self.asked[0].rule) if alone and self.head.kernels == "triton" and not bent else None
+        return (
+            fused_of(self.asked[0].rule)
+            if alone and self.head.kernels == "triton" and not bent
+            else None
+        )
 
     def in_one_kernel(
-        self, fused: Fused, logits: Tensor, others: list[Tensor], weights: Tensor | None, rows: slice
+        self,
+        fused: Fused,
+        logits: Tensor,
+        others: list[Tensor],
+        weights: Tensor | None,
+        rows: slice,
     ) -> Tensor:
         """Values [C] of a chunk; with weights its products become their gradient."""
-        from vistill import fused as kernels  # the extra `triton`, named by the self-test where it is missing
+        from vistill import (
+            triton_kernels as kernels,  # the extra `triton`, named by the self-test where it is missing
+        )
 
         ask, scale = self.asked[0], self.head.scale
         if fused.kind == "log_prob":
             return kernels.log_prob_rows(logits, self.ids_of(ask)[rows], weights, scale)
         (place,) = ask.others
         scales = (scale, self.others[place].head.scale)
-        return kernels.divergence_rows(fused.kind, fused.beta, logits, others[place], weights, scales)
+        return kernels.divergence_rows(
+            fused.kind, fused.beta, logits, others[place], weights, scales
+        )
 
     def only_sampled(self) -> bool:
         """Whether only the sampled token's log-probability is asked for."""
         return len(self.asked) == 1 and self.asked[0].ids is not None
 
-    def ids_of(self, ask: Ask) -> Tensor:
+    def ids_of(self, ask: RowRule) -> Tensor:
         """The ids a rule looks at."""
         assert ask.ids is not None
         return ask.ids
 
 
-def gather_slope(dw: Float[Tensor, "V H"], slope: Float[Tensor, "R V"], hidden: Float[Tensor, "R H"]) -> None:
+def accumulate_head_grad(
+    dw: Float[Tensor, "V H"], slope: Float[Tensor, "R V"], hidden: Float[Tensor, "R H"]
+) -> None:
     """Add `slope^T h` to the head's gradient, which is kept in the wide precision."""
     if hidden.dtype == slope.dtype == dw.dtype:
         torch.addmm(dw, slope.T, hidden, out=dw)
@@ -288,7 +345,7 @@ def gather_slope(dw: Float[Tensor, "V H"], slope: Float[Tensor, "R V"], hidden: 
 
 
 @dataclass(frozen=True)
-class Through:
+class AutogradRule:
     """A rule without a kernel: autograd on one block."""
 
     rule: Rule
@@ -310,7 +367,9 @@ class RowValues(torch.autograd.Function):
     """Values whose gradient was computed with them, where the weights were promised."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: LogitsLoss
+    ) -> Tensor:
         """`[A, R]` values. With a frozen head the unweighted gradient of the hidden states serves any weights."""
         promised, learns = work.promised(), weight.requires_grad
         if promised is None and not learns and len(work.asked) == 1:
@@ -325,7 +384,7 @@ class RowValues(torch.autograd.Function):
         """Scale what was computed, in place and once, or compute it now for weights that were not the promised ones."""
         (grad,) = grads
         hidden, promised = ctx.saved_tensors
-        made: Made | None = ctx.made
+        made: RowGradients | None = ctx.made
         ctx.made = None
         if made is not None and promised is not None:
             factor = common_factor(grad, promised)
@@ -334,7 +393,7 @@ class RowValues(torch.autograd.Function):
             if factor is not None:
                 scaled = [None if x is None else x.mul_(factor) for x in made[1:]]
                 return (*scaled, None)
-        afresh: Made = ctx.work.run(hidden, grad, ctx.learns)
+        afresh: RowGradients = ctx.work.run(hidden, grad, ctx.learns)
         return (*afresh[1:], None)
 
 
@@ -359,5 +418,5 @@ def log_prob_from_hidden(
 
     Without gradient, or before its weights are known, tile by tile over rows and vocabulary: nothing grows with either.
     """
-    ask = Ask(log_prob_rows, (), weights, ids)  # pyright: ignore[reportArgumentType]
-    return rows_of(hidden, head, (), [ask])[0]
+    ask = RowRule(log_prob_rows, (), weights, ids)  # pyright: ignore[reportArgumentType]
+    return apply_row_rules(hidden, head, (), [ask])[0]

@@ -5,7 +5,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def segment_sum(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " S"]:
+def segment_sum(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
+) -> Float[Tensor, " S"]:
     """Sum of the values of each segment: `out[s] = sum of values[r] with segment[r] = s`."""
     return values.new_zeros(num).index_add_(0, segment, values)
 
@@ -15,7 +17,9 @@ def segment_count(segment: Int[Tensor, " R"], num: int) -> Int[Tensor, " S"]:
     return torch.bincount(segment, minlength=num)
 
 
-def segment_mean(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " S"]:
+def segment_mean(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
+) -> Float[Tensor, " S"]:
     """Mean of the values of each segment. A segment without elements is a programming error."""
     count = segment_count(segment, num)
     assert bool((count > 0).all()), "a segment is empty"
@@ -23,7 +27,9 @@ def segment_mean(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: i
 
 
 def segment_rank(
-    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], tie_noise: Float[Tensor, " R"] | None = None
+    values: Float[Tensor, " R"],
+    segment: Int[Tensor, " R"],
+    tie_noise: Float[Tensor, " R"] | None = None,
 ) -> Int[Tensor, " R"]:
     """Rank of each value within its segment, 0 for the largest.
 
@@ -74,7 +80,9 @@ def segment_quantile(
     return low + (high - low) * (place - below).to(values.dtype)
 
 
-def sum_before(values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int) -> Float[Tensor, " R"]:
+def sum_before(
+    values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
+) -> Float[Tensor, " R"]:
     """Sum of the values that come earlier in the same segment (segments are contiguous): 0 for its first."""
     running = torch.cumsum(values.double(), 0) - values.double()
     count = segment_count(segment, num)

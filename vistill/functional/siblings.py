@@ -23,7 +23,9 @@ def sibling_softmax(
     mu = segment_mean(values, group, num)
     sigma = segment_mean((values - mu[group]) ** 2, group, num).sqrt()
     z = (values - mu[group]) / (sigma[group] + SIGMA_EPSILON) / temperature
-    peak = torch.full((num,), -torch.inf, dtype=z.dtype, device=z.device).scatter_reduce_(0, group, z, "amax")
+    peak = torch.full((num,), -torch.inf, dtype=z.dtype, device=z.device).scatter_reduce_(
+        0, group, z, "amax"
+    )
     exp = (z - peak[group]).exp()
     return (exp / segment_sum(exp, group, num)[group]).to(means.dtype)
 
@@ -41,7 +43,9 @@ def mean_coefficients(
     """`w[n] / T_n` for each token, or `w[n] / kept_n` for the kept tokens and 0 for the dropped ones."""
     kept = torch.ones_like(rollout, dtype=torch.bool) if keep is None else keep
     count = segment_sum(kept.to(rollout_weight.dtype), rollout, len(rollout_weight))
-    return torch.where(kept, rollout_weight[rollout] / count.clamp_min(1)[rollout], rollout_weight.new_zeros(()))
+    return torch.where(
+        kept, rollout_weight[rollout] / count.clamp_min(1)[rollout], rollout_weight.new_zeros(())
+    )
 
 
 def token_group_coefficients(
@@ -59,6 +63,8 @@ def token_group_coefficients(
     num_high = segment_sum(high.to(rollout_weight.dtype), rollout, num)
     num_low = segment_sum((~high).to(rollout_weight.dtype), rollout, num)
     no_low = num_low == 0
-    in_high = torch.where(no_low, rollout_weight, rollout_weight * high_weight) / num_high.clamp_min(1)
+    in_high = torch.where(
+        no_low, rollout_weight, rollout_weight * high_weight
+    ) / num_high.clamp_min(1)
     in_low = rollout_weight * (1 - high_weight) / num_low.clamp_min(1)
     return torch.where(high, in_high[rollout], in_low[rollout])

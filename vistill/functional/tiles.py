@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vistill.flops_counter import count
 from vistill.functional.heads import Head
-from vistill.meter import count
 
 #: Rows and vocabulary entries of a tile.
 TILE_ROWS, TILE_VOCABULARY = 2048, 4096
@@ -16,12 +16,16 @@ CACHED_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 @torch.no_grad()
-def tiled_log_prob(hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+def tiled_log_prob(
+    hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]
+) -> Float[Tensor, " R"]:
     """`z_id - log sum exp z`, the sum made tile by tile of the vocabulary."""
     vocabulary, made = len(head.weight), []
     count(head_rows=len(hidden), flops=2.0 * len(hidden) * head.weight.numel())
     width = vocabulary if vocabulary <= 2 * TILE_VOCABULARY else TILE_VOCABULARY
-    buffer = torch.empty(min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device)
+    buffer = torch.empty(
+        min(len(hidden), TILE_ROWS), width, dtype=head.wide, device=head.weight.device
+    )
     for start in range(0, len(hidden), TILE_ROWS):
         h, index = hidden[start : start + TILE_ROWS], ids[start : start + TILE_ROWS]
         peak = torch.full((len(h),), -torch.inf, dtype=head.wide, device=h.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vistill.functional.divergences import forward_kl, jensen_shannon, reverse_kl
 from vistill.functional.heads import Head, Kernels
-from vistill.functional.rows import Ask, States, log_prob_rows, rows_of
+from vistill.functional.rows import RowRule, States, apply_row_rules, log_prob_rows
 from vistill.models.loading import VLM
 
 #: Rows, vocabulary and width of the proof: several blocks, the last one ragged.
@@ -30,7 +30,7 @@ def with_kernels(vlm: VLM, wanted: Literal["auto", "torch", "triton"]) -> VLM:
     """
     if wanted == "torch" or (wanted == "auto" and vlm.device.type != "cuda"):
         return vlm
-    reason = why_not(vlm.device)
+    reason = backend_failure(vlm.device)
     if reason is None:
         return replace(vlm, kernels="triton")
     warnings.warn(
@@ -41,7 +41,7 @@ def with_kernels(vlm: VLM, wanted: Literal["auto", "torch", "triton"]) -> VLM:
 
 
 @cache
-def why_not(device: torch.device) -> str | None:
+def backend_failure(device: torch.device) -> str | None:
     """Why the Triton kernels cannot be used on a device; None where every one of them agrees with torch."""
     try:
         import triton
@@ -50,13 +50,24 @@ def why_not(device: torch.device) -> str | None:
     if device.type != "cuda" and not triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
         return "Triton needs a CUDA device"
     try:
-        difference = max(difference_of(rule, num_others, device) for rule, num_others in PROVEN)
-    except (RuntimeError, TypeError, ValueError, AttributeError, OSError, triton.TritonError) as error:
+        difference = max(difference_of(rule, num_others, device) for rule, num_others in VERIFIED)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        triton.TritonError,
+    ) as error:
         return f"its kernels failed on {device} with {type(error).__name__}: {error}"
-    return None if difference <= TOLERANCE else f"its kernels differ from torch's by {difference:.1e} on {device}"
+    return (
+        None
+        if difference <= TOLERANCE
+        else f"its kernels differ from torch's by {difference:.1e} on {device}"
+    )
 
 
-PROVEN: tuple[tuple[Callable[..., Tensor], int], ...] = (
+VERIFIED: tuple[tuple[Callable[..., Tensor], int], ...] = (
     (reverse_kl, 1),
     (forward_kl, 1),
     (partial(jensen_shannon, beta=0.3), 1),
@@ -71,14 +82,19 @@ def difference_of(rule: Callable[..., Tensor], num_others: int, device: torch.de
     g = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=g).to(device)
     hidden, weight = draw(rows, width), SPREAD * draw(vocabulary, width)
-    others = [States(draw(rows, width), Head(SPREAD * draw(vocabulary, width))) for _ in range(num_others)]
-    weights, ids = torch.rand(rows, generator=g).to(device) + 0.1, torch.arange(rows, device=device) * 2999
-    ask = Ask(rule, tuple(range(num_others)), weights, ids if rule is log_prob_rows else None)
+    others = [
+        States(draw(rows, width), Head(SPREAD * draw(vocabulary, width))) for _ in range(num_others)
+    ]
+    weights, ids = (
+        torch.rand(rows, generator=g).to(device) + 0.1,
+        torch.arange(rows, device=device) * 2999,
+    )
+    ask = RowRule(rule, tuple(range(num_others)), weights, ids if rule is log_prob_rows else None)
 
     def made(kernels: Kernels) -> list[Tensor]:
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         with torch.enable_grad():
-            (values,) = rows_of(h, Head(w, kernels=kernels), others, [ask])
+            (values,) = apply_row_rules(h, Head(w, kernels=kernels), others, [ask])
             return [values.detach(), *torch.autograd.grad((values * weights).sum(), (h, w))]
 
     pairs = zip(made("triton"), made("torch"), strict=True)

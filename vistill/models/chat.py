@@ -24,7 +24,11 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
                 fix="give the row as many images as placeholders, or remove it from the question",
             )
         content.append({"type": "text", "text": part})
-    head = [{"role": "system", "content": [{"type": "text", "text": prompt.system}]}] if prompt.system else []
+    head = (
+        [{"role": "system", "content": [{"type": "text", "text": prompt.system}]}]
+        if prompt.system
+        else []
+    )
     return [*head, {"role": "user", "content": content}]
 
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vistill.models.decode_attention import DecodeAttention
 from vistill.models.families.base import DecoderStep, EncodedPrompt, PackedRow
 from vistill.models.loading import VLM
-from vistill.models.one_each import OneEach
 from vistill.models.packed import is_plain
 from vistill.models.scoring import EncodedGroup, SharedReading
 from vistill.models.sharing import KeysValues, Segment
@@ -22,7 +22,7 @@ class Decoder:
         reading = SharedReading(vlm, [EncodedGroup(p, ()) for p in prompts])
         device = vlm.device
         prompt, mask = padded(reading.made, reading.segments)
-        self.attend = OneEach(prompt, mask, torch.tensor(group, device=device))
+        self.attend = DecodeAttention(prompt, mask, torch.tensor(group, device=device))
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
         self.positions = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
         self.following = torch.tensor([prompts[g].next_position for g in group])
@@ -43,7 +43,11 @@ class Decoder:
     def keep(self, rows: Int[Tensor, " M"]) -> None:
         """Drop all other rows."""
         here = rows.to(self.following.device)
-        self.ids, self.following, self.positions = self.ids[rows], self.following[here], self.positions[:, here]
+        self.ids, self.following, self.positions = (
+            self.ids[rows],
+            self.following[here],
+            self.positions[:, here],
+        )
         self.attend.keep(rows)
 
 
@@ -54,11 +58,14 @@ def decoder_step(vlm: VLM) -> DecoderStep:
     return fast or (lambda ids, positions, attend: vlm.states(PackedRow(ids, positions, attend)))
 
 
-def padded(made: KeysValues, segments: Sequence[Segment]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor | None]:
+def padded(
+    made: KeysValues, segments: Sequence[Segment]
+) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor | None]:
     """Packed prompts as [G, heads, P, d] by layer, and the mask of what is padding."""
     some = next(iter(made.keys.values()))
     start, length = (
-        torch.tensor([getattr(s, name) for s in segments], device=some.device)[:, None] for name in ("start", "length")
+        torch.tensor([getattr(s, name) for s in segments], device=some.device)[:, None]
+        for name in ("start", "length")
     )
     column = torch.arange(int(length.max()), device=some.device)
     index = (start + torch.minimum(column, (length - 1).clamp_min(0))).clamp_max(len(some) - 1)
@@ -66,5 +73,7 @@ def padded(made: KeysValues, segments: Sequence[Segment]) -> tuple[dict[int, tup
     inside = column < length
     mask = None
     if not bool(inside.all()):
-        mask = torch.zeros(inside.shape, device=some.device).masked_fill(~inside, -torch.inf)[:, None, None]
+        mask = torch.zeros(inside.shape, device=some.device).masked_fill(~inside, -torch.inf)[
+            :, None, None
+        ]
     return {i: (shape(made.keys[i]), shape(made.values[i])) for i in made.keys}, mask

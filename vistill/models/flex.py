@@ -32,7 +32,9 @@ class FlexAttend:
     kept: KeysValues | None = None
     last_layer: int = -1
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
         own, heads = (tokens_first(key), tokens_first(value)), key.shape[1]
         if self.kept is not None:
@@ -47,12 +49,18 @@ class FlexAttend:
         """Attention output [1, heads, L, d]."""
         grouped = query.shape[1] != key.shape[1]
         if query.device.type != "cpu":
-            return compiled()(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=grouped)
+            return compiled()(
+                query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=grouped
+            )
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
             row, column = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
             dense = self.sees(0, 0, row, column)
-            return F.scaled_dot_product_attention(query, key, value, dense, scale=scaling, enable_gqa=grouped)
-        made = flex_attention(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(
+                query, key, value, dense, scale=scaling, enable_gqa=grouped
+            )
+        made = flex_attention(
+            query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=grouped
+        )
         assert isinstance(made, Tensor)
         return made
 
@@ -63,7 +71,9 @@ def compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def plan_flex(segments: Sequence[Segment], num_prompt_tokens: int, device: torch.device) -> FlexAttend:
+def plan_flex(
+    segments: Sequence[Segment], num_prompt_tokens: int, device: torch.device
+) -> FlexAttend:
     """The block mask of consecutive segments behind the table of prompt keys."""
     total = sum(s.length for s in segments)
     prompt_of_key = torch.full((num_prompt_tokens,), NOBODY)
@@ -73,7 +83,9 @@ def plan_flex(segments: Sequence[Segment], num_prompt_tokens: int, device: torch
     numbers = {start: number for number, start in enumerate(prompts)}
     lengths = torch.tensor([s.length for s in segments])
     segment = torch.repeat_interleave(torch.arange(len(segments)), lengths)
-    own_prompt = torch.tensor([numbers[s.prompt_start] if s.prompt_length else NOBODY - 1 for s in segments])
+    own_prompt = torch.tensor(
+        [numbers[s.prompt_start] if s.prompt_length else NOBODY - 1 for s in segments]
+    )
     query_prompt, query_segment = own_prompt[segment].to(device), segment.to(device)
     key_prompt = torch.cat([prompt_of_key, torch.full((total,), NOBODY)]).to(device)
     key_segment = torch.cat([torch.full((num_prompt_tokens,), NOBODY), segment]).to(device)

@@ -22,17 +22,17 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
-from vistill.functional.heads import Head, Kernels, whole
+from vistill.functional.heads import Head, Kernels, full_tensor
 from vistill.models.chat import messages_of, pictures_of
 from vistill.models.families import FAMILIES
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
+from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, Reading
-from vistill.models.resting import Resting
-from vistill.runs.chosen import resolve_model
-from vistill.runs.missing import looks_like_hub_id, models_near, not_found, shown
+from vistill.runs.chosen_student import resolve_model
+from vistill.runs.model_not_found import looks_like_hub_id, model_not_found, models_near, shown
 from vistill.types import Prompt
 
-Attending = Literal["blocks", "flex"]
+AttentionPlan = Literal["blocks", "flex"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class VLM:
     """Read a prompt once for all its siblings, where the family can; false makes every rollout a row of its own."""
     kernels: Kernels = "torch"
     """What turns rows of logits into values and gradients (`models/backends.py` chooses)."""
-    attention: Attending = "blocks"
+    attention: AttentionPlan = "blocks"
     """How siblings attend to the prompt they share; the numbers are the same."""
-    resting: Resting | None = field(default=None, compare=False)
+    offload: OffloadedWeights | None = field(default=None, compare=False)
     """Where its weights wait while nobody reads with it."""
     packed: torch.nn.Module | None = field(default=None, compare=False, repr=False)
     """The module whose forward every reading enters, made from the model; a sharded or compiled one can be given."""
@@ -78,7 +78,7 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where the weights are when they are read with."""
-        return self.model.device if self.resting is None else self.resting.device
+        return self.model.device if self.offload is None else self.offload.device
 
     @property
     def vocabulary_size(self) -> int:
@@ -88,7 +88,9 @@ class VLM:
     @property
     def stop_ids(self) -> list[int]:
         """Ids that end a response."""
-        ids: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids: Any = (
+            self.model.generation_config.eos_token_id if self.model.generation_config else None
+        )
         if ids is None:
             ids = self.tokenizer.eos_token_id
         return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
@@ -110,11 +112,11 @@ class VLM:
     def head(self, vocabulary: int) -> Head:
         """The language-model head over the first `vocabulary` ids."""
         layer: Any = self.model.get_output_embeddings()
-        weight, bias = whole(layer.weight), getattr(layer, "bias", None)
+        weight, bias = full_tensor(layer.weight), getattr(layer, "bias", None)
         text_config = self.model.config.get_text_config()
         return Head(
             weight=weight[:vocabulary],
-            bias=None if bias is None else whole(bias)[:vocabulary],
+            bias=None if bias is None else full_tensor(bias)[:vocabulary],
             softcap=getattr(text_config, "final_logit_softcapping", None),
             kernels=self.kernels,
         )
@@ -131,15 +133,15 @@ class VLM:
         """Text of each token, for heatmaps."""
         return [str(self.tokenizer.decode([i])) for i in ids]
 
-    def here(self) -> AbstractContextManager[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """Inside, the weights are on the device; a model that never rests is always there."""
-        return nullcontext() if self.resting is None else self.resting.here()
+        return nullcontext() if self.offload is None else self.offload.on_device()
 
-    def rested(self) -> "VLM":
+    def offloaded(self) -> "VLM":
         """The same frozen model, its weights in host memory outside `here`; its head stays on the device."""
         head = self.model.get_output_embeddings()
         assert isinstance(head, torch.nn.Module)
-        return replace(self, resting=Resting(self.model, head, self.device))
+        return replace(self, offload=OffloadedWeights(self.model, head, self.device))
 
     def freeze(self) -> "VLM":
         """Evaluation mode, no gradient."""
@@ -173,7 +175,11 @@ class PromptEncoder:
 
 
 def load_encoder(
-    source: str | Path, *, revision: str | None = None, max_image_tokens: int | None = None, role: str = "model"
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    max_image_tokens: int | None = None,
+    role: str = "model",
 ) -> PromptEncoder:
     """Tokenizer and adapter of a model folder or hub id.
 
@@ -188,14 +194,14 @@ def load_encoder(
     """
     name = str(source)
     if not Path(name).exists() and not looks_like_hub_id(name):
-        raise not_found(name, role)
+        raise model_not_found(name, role)
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise not_found(name, role) from error
+        raise model_not_found(name, role) from error
     family_type = FAMILIES.get(config.model_type)
     if family_type is None:
-        raise no_adapter(name, config.model_type, role)
+        raise unknown_family_error(name, config.model_type, role)
     check_index(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     processor = family_type.processor_type.from_pretrained(name, revision=revision or "main")
@@ -219,14 +225,20 @@ def load_weights(
             trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(name, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise unreadable_model_error(
+            name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     encoder.family.check_arguments(model)
     return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
 
 
 def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
     """The precision of a model that is only read: bf16 on an accelerator unless `train.precision` is fp32."""
-    return torch.float32 if torch.device(device).type == "cpu" or precision == "fp32" else torch.bfloat16
+    return (
+        torch.float32
+        if torch.device(device).type == "cpu" or precision == "fp32"
+        else torch.bfloat16
+    )
 
 
 def load_vlm(
@@ -259,20 +271,28 @@ def check_index(name: str, revision: str | None) -> None:
     transformers opens whatever an index names, outside the folder too, and unpickles what is not called `.safetensors`.
     """
     found = cached_file(
-        name, SAFE_WEIGHTS_INDEX_NAME, revision=revision or "main", _raise_exceptions_for_missing_entries=False
+        name,
+        SAFE_WEIGHTS_INDEX_NAME,
+        revision=revision or "main",
+        _raise_exceptions_for_missing_entries=False,
     )
     if found is None:
         return
     try:
         files = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise unreadable(name, f"its index of weights cannot be read: {error}") from error
+        raise unreadable_model_error(
+            name, f"its index of weights cannot be read: {error}"
+        ) from error
     strange = sorted(str(f) for f in files if not re.fullmatch(r"[\w.-]+\.safetensors", str(f)))
     if strange:
-        raise unreadable(name, f"its index of weights names {strange[0]!r}, which is no safetensors file beside it")
+        raise unreadable_model_error(
+            name,
+            f"its index of weights names {strange[0]!r}, which is no safetensors file beside it",
+        )
 
 
-def unreadable(name: str, why: str) -> ModelError:
+def unreadable_model_error(name: str, why: str) -> ModelError:
     """M107."""
     return ModelError(
         "M107",
@@ -283,7 +303,7 @@ def unreadable(name: str, why: str) -> ModelError:
     )
 
 
-def no_adapter(name: str, family: str, role: str) -> ModelError:
+def unknown_family_error(name: str, family: str, role: str) -> ModelError:
     """M105."""
     key = "" if role == "model" else f"{role}.model="
     return ModelError(
@@ -304,13 +324,15 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def check_pair(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> int:
     """The shared vocabulary's size, or an error where two models cannot be compared row by row (M101, M102)."""
     if vocabulary_hash(student.tokenizer) != vocabulary_hash(teacher.tokenizer):
-        raise other_words(student, teacher)
+        raise vocabulary_mismatch_error(student, teacher)
     if student.family.image_grid() != teacher.family.image_grid():
-        raise other_grid(student, teacher)
+        raise image_grid_mismatch_error(student, teacher)
     return student.vocabulary_size
 
 
-def other_words(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
+def vocabulary_mismatch_error(
+    student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
+) -> ModelError:
     """M101."""
     mine, other = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     differing = [i for word, i in mine.items() if other.get(word) != i] or [
@@ -319,18 +341,24 @@ def other_words(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> M
     at = min(differing)
     words = [next((word for word, i in vocab.items() if i == at), None) for vocab in (mine, other)]
     rows = [("student", student, len(mine)), ("teacher", teacher, len(other))]
-    told = [f"{r} {shown(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}" for r, m, n in rows]
+    told = [
+        f"{r} {shown(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}"
+        for r, m, n in rows
+    ]
     return ModelError(
         "M101",
         "student and teacher do not share a vocabulary",
         where=f"first difference: id {at}, {words[0]!r:.30} and {words[1]!r:.30}",
         why="\n".join([*told, "the loss compares both next-token distributions id by id"]),
-        fix=fitting(student, teacher) or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
+        fix=fitting(student, teacher)
+        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
         note="padding rows of the output head are ignored; a method without a teacher: method=grpo teacher.model=",
     )
 
 
-def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
+def image_grid_mismatch_error(
+    student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
+) -> ModelError:
     """M102."""
     told = []
     for role, vlm in (("student", student), ("teacher", teacher)):
@@ -350,7 +378,9 @@ def other_grid(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> Mo
 def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
     """Image tokens a picture under which two grids are one; None where patches differ."""
     limits = {"min_pixels", "max_pixels"}
-    rest = [{key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)]
+    rest = [
+        {key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)
+    ]
     if rest[0] != rest[1] or not limits <= ours.keys() & theirs.keys():
         return None
     key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
@@ -360,7 +390,9 @@ def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
 def fitting(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:
     """`teacher.model=...` with a model nearby that fits the student, else one that fits the teacher; or nothing."""
     near = list(dict.fromkeys([*models_near(teacher.source), *models_near(student.source)]))
-    others = [name for name in near if name not in {shown(student.source), shown(teacher.source)}][:12]
+    others = [name for name in near if name not in {shown(student.source), shown(teacher.source)}][
+        :12
+    ]
     for role, kept in (("teacher", student), ("student", teacher)):
         for name in others:
             try:

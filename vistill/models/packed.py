@@ -43,5 +43,12 @@ class PackedForward(nn.Module):
 
 def is_plain(module: nn.Module) -> bool:
     """Whether calling a module does nothing but its own forward: no hooks, not sharded, not compiled."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return isinstance(module, PackedForward) and module._compiled_call_impl is None and not any(hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return (
+        isinstance(module, PackedForward) and module._compiled_call_impl is None and not any(hooks)
+    )

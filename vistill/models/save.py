@@ -15,7 +15,13 @@ from vistill.errors import ModelError
 from vistill.models.loading import VLM
 
 #: What safetensors calls the precisions that weights have.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 #: Weights above this size are written as several files and an index.
 MAX_SHARD_SIZE = "50GB"
 
@@ -46,7 +52,10 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
     """
     try:
         with ExitStack() as stack:
-            files = {path.name: stack.enter_context(safe_open(path, "pt")) for path in weight_files(folder)}
+            files = {
+                path.name: stack.enter_context(safe_open(path, "pt"))
+                for path in weight_files(folder)
+            }
             places = places_of(folder, files)
             targets = dict(targets_of(folder, model, places))
             for name, target in targets.items():
@@ -54,7 +63,9 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
             for name, target in targets.items():
                 target.copy_(files[places[name]].get_tensor(name))
     except (OSError, SafetensorError) as error:
-        raise incomplete(folder, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise incomplete_weights_error(
+            folder, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -62,12 +73,18 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
     names = sorted(set(read_index(folder).values()))
-    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    outside = [
+        name for name in names if Path(name).name != name or not name.endswith(".safetensors")
+    ]
     if outside:
-        raise incomplete(folder, f"its index names {outside[0]!r}, which is no safetensors file next to it")
+        raise incomplete_weights_error(
+            folder, f"its index names {outside[0]!r}, which is no safetensors file next to it"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise incomplete(folder, f"{missing[0]} is missing ({len(missing)} of {len(names)} files)")
+        raise incomplete_weights_error(
+            folder, f"{missing[0]} is missing ({len(missing)} of {len(names)} files)"
+        )
     return [folder / name for name in names]
 
 
@@ -75,12 +92,16 @@ def read_index(folder: Path) -> dict[str, str]:
     """The file of each weight by the index."""
     path = folder / SAFE_WEIGHTS_INDEX_NAME
     if not path.is_file():
-        raise incomplete(folder, f"it has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
+        raise incomplete_weights_error(
+            folder, f"it has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}"
+        )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in index.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise incomplete(folder, f"its index of weights cannot be read: {error}") from error
+        raise incomplete_weights_error(
+            folder, f"its index of weights cannot be read: {error}"
+        ) from error
 
 
 def places_of(folder: Path, files: dict[str, Any]) -> dict[str, str]:
@@ -89,30 +110,38 @@ def places_of(folder: Path, files: dict[str, Any]) -> dict[str, str]:
     for file, opened in files.items():
         for name in opened.keys():  # noqa: SIM118  not a mapping
             if name in places:
-                raise incomplete(folder, f"{name} is in {places[name]} and in {file}")
+                raise incomplete_weights_error(folder, f"{name} is in {places[name]} and in {file}")
             places[name] = file
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         index = read_index(folder)
-        differing = sorted(name for name in index.keys() | places.keys() if index.get(name) != places.get(name))
+        differing = sorted(
+            name for name in index.keys() | places.keys() if index.get(name) != places.get(name)
+        )
         if differing:
             name = differing[0]
-            raise incomplete(folder, f"{name} is in {places.get(name)}, its index says {index.get(name)}")
+            raise incomplete_weights_error(
+                folder, f"{name} is in {places.get(name)}, its index says {index.get(name)}"
+            )
     return places
 
 
-def targets_of(folder: Path, model: nn.Module, places: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+def targets_of(
+    folder: Path, model: nn.Module, places: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensor of the model for each saved weight; each tensor once, whatever names it has."""
     tensors = model.state_dict(keep_vars=True)
     unknown = sorted(places.keys() - tensors.keys())
     if unknown:
-        raise incomplete(folder, f"it holds {unknown[0]}, which the model does not have")
+        raise incomplete_weights_error(
+            folder, f"it holds {unknown[0]}, which the model does not have"
+        )
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     for aliases in names.values():
         saved = [name for name in aliases if name in places]
         if len(saved) != 1:
-            raise incomplete(folder, f"{aliases[0]} is in it {len(saved)} times")
+            raise incomplete_weights_error(folder, f"{aliases[0]} is in it {len(saved)} times")
         yield saved[0], tensors[saved[0]]
 
 
@@ -120,12 +149,16 @@ def check_tensor(folder: Path, name: str, saved: Any, target: torch.Tensor) -> N
     """M107 where shape or precision differ."""
     shape, dtype = list(saved.get_shape()), DTYPES.get(saved.get_dtype())
     if shape != list(target.shape):
-        raise incomplete(folder, f"{name} has the shape {shape}, the model's has {list(target.shape)}")
+        raise incomplete_weights_error(
+            folder, f"{name} has the shape {shape}, the model's has {list(target.shape)}"
+        )
     if dtype != target.dtype:
-        raise incomplete(folder, f"{name} is {saved.get_dtype()}, the model's is {target.dtype}")
+        raise incomplete_weights_error(
+            folder, f"{name} is {saved.get_dtype()}, the model's is {target.dtype}"
+        )
 
 
-def incomplete(folder: Path, why: str) -> ModelError:
+def incomplete_weights_error(folder: Path, why: str) -> ModelError:
     """M107."""
     return ModelError(
         "M107",

@@ -58,7 +58,7 @@ def to_rows(groups: Sequence[EncodedGroup], pad_id: int) -> RowBatch:
 
 #: How packed segments attend, by `VLM.attention`.
 PLANS = {"blocks": plan_attention, "flex": plan_flex}
-Place = tuple[int, int]
+ResponseIndex = tuple[int, int]
 """Group and sibling of a response."""
 
 
@@ -66,7 +66,7 @@ Place = tuple[int, int]
 class GroupReading(Protocol):
     """Groups of one micro-batch, of which responses are read in parts."""
 
-    def read(self, places: Sequence[Place]) -> Float[Tensor, "R H"]:
+    def read(self, places: Sequence[ResponseIndex]) -> Float[Tensor, "R H"]:
         """Hidden states that predict each token of these responses, on the flat response axis."""
         ...
 
@@ -96,7 +96,7 @@ class SharedReading:
         vlm.read(PackedRow(ids, positions, attend, prompts))
         self.known = self.made.cut() if cut else self.made
 
-    def read(self, places: Sequence[Place]) -> Float[Tensor, "R H"]:
+    def read(self, places: Sequence[ResponseIndex]) -> Float[Tensor, "R H"]:
         """Hidden states of some responses."""
         ids, positions, lengths = [], [], []
         for g, k in places:
@@ -108,7 +108,9 @@ class SharedReading:
             Segment(own.start, own.length, self.segments[g].start, self.segments[g].length)
             for own, (g, _) in zip(segments_of(lengths), places, strict=True)
         ]
-        attend = PLANS[self.vlm.attention](shared, sum(s.length for s in self.segments), self.vlm.device)
+        attend = PLANS[self.vlm.attention](
+            shared, sum(s.length for s in self.segments), self.vlm.device
+        )
         attend.prompt = self.known
         return self.vlm.states(PackedRow(torch.tensor(ids), torch.cat(positions, 1), attend))
 
@@ -116,7 +118,9 @@ class SharedReading:
         """One backward pass through the prompts for all siblings."""
         if not self.cut:
             return
-        pairs = [(a, b.grad) for a, b in zip(self.made.tensors(), self.known.tensors(), strict=True)]
+        pairs = [
+            (a, b.grad) for a, b in zip(self.made.tensors(), self.known.tensors(), strict=True)
+        ]
         wanted = [(a, grad) for a, grad in pairs if grad is not None]
         if wanted:
             torch.autograd.backward([a for a, _ in wanted], [grad for _, grad in wanted])
@@ -128,7 +132,7 @@ class PlainReading:
     def __init__(self, vlm: VLM, groups: Sequence[EncodedGroup]) -> None:
         self.vlm, self.groups = vlm, groups
 
-    def read(self, places: Sequence[Place]) -> Float[Tensor, "R H"]:
+    def read(self, places: Sequence[ResponseIndex]) -> Float[Tensor, "R H"]:
         """Hidden states of some responses."""
         chosen: dict[int, list[int]] = {}
         for g, k in places:
@@ -139,11 +143,16 @@ class PlainReading:
         ]
         hidden = self.vlm.states(to_rows(groups, self.vlm.pad_id))
         picks_row, picks_column = [], []
-        for row, (prompt, response) in enumerate((g.prompt, r) for g in groups for r in g.responses):
+        for row, (prompt, response) in enumerate(
+            (g.prompt, r) for g in groups for r in g.responses
+        ):
             columns = prediction_rows(len(prompt.ids), len(response))
             picks_row += [row] * len(columns)
             picks_column += list(columns)
-        return hidden[torch.tensor(picks_row, device=hidden.device), torch.tensor(picks_column, device=hidden.device)]
+        return hidden[
+            torch.tensor(picks_row, device=hidden.device),
+            torch.tensor(picks_column, device=hidden.device),
+        ]
 
     def close(self) -> None:
         """Nothing is left to do."""
@@ -154,7 +163,7 @@ def read_groups(vlm: VLM, groups: Sequence[EncodedGroup], cut: bool = False) -> 
     return SharedReading(vlm, groups, cut) if vlm.shares_prompts else PlainReading(vlm, groups)
 
 
-def every_place(groups: Sequence[EncodedGroup]) -> list[Place]:
+def all_responses(groups: Sequence[EncodedGroup]) -> list[ResponseIndex]:
     """All responses in order."""
     return [(g, k) for g, group in enumerate(groups) for k in range(len(group.responses))]
 
@@ -172,7 +181,7 @@ def after(prompt: EncodedPrompt, num: int) -> Tensor:
 
 def response_states(vlm: VLM, groups: Sequence[EncodedGroup]) -> Float[Tensor, "R H"]:
     """Hidden states that predict each response token, on the flat response axis."""
-    return read_groups(vlm, groups).read(every_place(groups))
+    return read_groups(vlm, groups).read(all_responses(groups))
 
 
 def score(

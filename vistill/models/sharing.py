@@ -65,7 +65,9 @@ class Attention(Protocol):
         """Attention scores of one layer and head."""
         ...
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
         ...
 
@@ -87,7 +89,9 @@ class Attend:
         """Attention scores of one layer and head, padding of the blocks included."""
         return sum(len(b.queries) * len(b.keys) // b.rows for b in self.blocks)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
         own = tokens_first(key), tokens_first(value)
         if self.kept is not None:
@@ -100,12 +104,24 @@ class Attend:
         made = []
         for block in self.blocks:
             q, k, v = (
-                table.index_select(0, index).view(block.rows, -1, table.shape[1] // width, width).transpose(1, 2)
-                for table, index in ((queries, block.queries), (keys, block.keys), (values, block.keys))
+                table.index_select(0, index)
+                .view(block.rows, -1, table.shape[1] // width, width)
+                .transpose(1, 2)
+                for table, index in (
+                    (queries, block.queries),
+                    (keys, block.keys),
+                    (values, block.keys),
+                )
             )
             mask = None if block.mask is None else block.mask.to(q.dtype)
             out = F.scaled_dot_product_attention(
-                q, k, v, mask, scale=scaling, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                mask,
+                scale=scaling,
+                is_causal=mask is None,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
             made.append(out.transpose(1, 2).reshape(-1, queries.shape[1]))
         joined = made[0] if len(made) == 1 else torch.cat(made)
@@ -133,7 +149,9 @@ class KeysValues:
     def cut(self) -> "KeysValues":
         """The same values as leaves that gather gradient, so that siblings can be read one after the other."""
         leaf = lambda x: x.detach().requires_grad_(x.requires_grad)
-        return KeysValues({i: leaf(x) for i, x in self.keys.items()}, {i: leaf(x) for i, x in self.values.items()})
+        return KeysValues(
+            {i: leaf(x) for i, x in self.keys.items()}, {i: leaf(x) for i, x in self.values.items()}
+        )
 
     def tensors(self) -> list[Tensor]:
         """Everything, layer by layer."""
@@ -174,13 +192,21 @@ def tokens_first(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1).flatten(1)
 
 
-def plan_attention(segments: Sequence[Segment], num_prompt_tokens: int, device: torch.device) -> Attend:
+def plan_attention(
+    segments: Sequence[Segment], num_prompt_tokens: int, device: torch.device
+) -> Attend:
     """Blocks for consecutive segments: rows of similar size together."""
-    order = sorted(range(len(segments)), key=lambda i: (segments[i].length, segments[i].prompt_length), reverse=True)
+    order = sorted(
+        range(len(segments)),
+        key=lambda i: (segments[i].length, segments[i].prompt_length),
+        reverse=True,
+    )
     parts: list[list[Segment]] = []
     for i in order:
         joined = [*parts[-1], segments[i]] if parts else []
-        if not joined or padded_cells(joined) > max(WASTE * sum(s.cells for s in joined), FREE_CELLS):
+        if not joined or padded_cells(joined) > max(
+            WASTE * sum(s.cells for s in joined), FREE_CELLS
+        ):
             parts.append([segments[i]])
         else:
             parts[-1] = joined
@@ -193,7 +219,12 @@ def plan_attention(segments: Sequence[Segment], num_prompt_tokens: int, device: 
             place[s.start : s.start + s.length] = torch.arange(s.length) + at + row * width
         at += width * len(part)
     moved = [
-        Block(b.queries.to(device), b.keys.to(device), None if b.mask is None else b.mask.to(device), b.rows)
+        Block(
+            b.queries.to(device),
+            b.keys.to(device),
+            None if b.mask is None else b.mask.to(device),
+            b.rows,
+        )
         for b in blocks
     ]
     return Attend(moved, place.to(device))

@@ -6,12 +6,12 @@ from typing import Literal
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import skewed_forward_kl, skewed_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, Mixture, against
+from vistill.objectives.shared import STUDENT, TEACHER, OffPolicyMixture, apply_rule
 from vistill.ranges import ranged
 
 
 @dataclass(frozen=True)
-class DistiLLM(Mixture):
+class DistiLLM(OffPolicyMixture):
     """`KL(pT || a pT + (1-a) pS)` (forward) or `KL(pS || a pS + (1-a) pT)` (reverse), tokens, responses, prompts."""
 
     direction: Literal["forward", "reverse"] = "forward"
@@ -23,5 +23,5 @@ class DistiLLM(Mixture):
         """The skewed divergence."""
         rule = skewed_forward_kl if self.direction == "forward" else skewed_reverse_kl
         weights = signals["token_weight"]
-        values = against(batch, STUDENT, partial(rule, skew=self.skew), TEACHER, weights=weights)
+        values = apply_rule(batch, STUDENT, partial(rule, skew=self.skew), TEACHER, weights=weights)
         return (LossTerm(f"skewed_{self.direction}_kl", values, weights),)

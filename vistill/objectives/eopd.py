@@ -9,7 +9,14 @@ from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
 from vistill.functional.divergences import entropy, forward_kl, keep_top
 from vistill.functional.rows import per_row
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, against, learnt_with, per_response
+from vistill.objectives.shared import (
+    STUDENT,
+    TEACHER,
+    TEACHER_WITH_LOG_PROBS,
+    apply_rule,
+    grad_if_learned,
+    per_response,
+)
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass
 
@@ -30,7 +37,7 @@ class EOPD(Objective):
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes."""
-        return (STUDENT, TEACHER_TOLD)
+        return (STUDENT, TEACHER_WITH_LOG_PROBS)
 
     @torch.no_grad()
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
@@ -38,7 +45,11 @@ class EOPD(Objective):
         teacher = batch[TEACHER.name]
         found = per_row(entropy, teacher.states(), teacher.projection())
         gate = found > self.entropy_above
-        return {"teacher_entropy": found, "gate": gate, "token_weight": per_response(batch.responses)}
+        return {
+            "teacher_entropy": found,
+            "gate": gate,
+            "token_weight": per_response(batch.responses),
+        }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """The policy term everywhere, the forward term on undecided tokens."""
@@ -48,7 +59,9 @@ class EOPD(Objective):
             return forward_kl(*keep_top(own, other, self.top_k))
 
         undecided = weights * gate
-        with learnt_with(self.forward_weight):
-            values = against(batch, STUDENT, top_forward, TEACHER, weights=undecided)
-        forward = LossTerm("forward_kl_undecided", values, undecided, coefficient=self.forward_weight)
+        with grad_if_learned(self.forward_weight):
+            values = apply_rule(batch, STUDENT, top_forward, TEACHER, weights=undecided)
+        forward = LossTerm(
+            "forward_kl_undecided", values, undecided, coefficient=self.forward_weight
+        )
         return (*sampled_reverse_kl(batch, weights), forward)

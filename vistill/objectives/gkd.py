@@ -5,12 +5,12 @@ from functools import partial
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import jensen_shannon
-from vistill.objectives.passes import STUDENT, TEACHER, Mixture, against
+from vistill.objectives.shared import STUDENT, TEACHER, OffPolicyMixture, apply_rule
 from vistill.ranges import ranged
 
 
 @dataclass(frozen=True)
-class GKD(Mixture):
+class GKD(OffPolicyMixture):
     """`(1/N) sum_n (1/T_n) sum_t JSD_beta(pT, pS)` on a mixture of student and teacher responses."""
 
     beta: float = ranged(0.5, 0, 1)
@@ -19,5 +19,7 @@ class GKD(Mixture):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Generalised Jensen-Shannon divergence."""
         weights = signals["token_weight"]
-        values = against(batch, STUDENT, partial(jensen_shannon, beta=self.beta), TEACHER, weights=weights)
+        values = apply_rule(
+            batch, STUDENT, partial(jensen_shannon, beta=self.beta), TEACHER, weights=weights
+        )
         return (LossTerm("jensen_shannon", values, weights),)

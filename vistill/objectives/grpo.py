@@ -13,7 +13,7 @@ from vistill.batch import LossTerm, Need, Objective, Responses, ScoredBatch, Sig
 from vistill.functional.divergences import k3
 from vistill.functional.policy import clipped_surrogate, group_advantage, probability_ratio
 from vistill.objectives.metrics import group_metrics
-from vistill.objectives.passes import STUDENT, WRITTEN, Averaging, averaged, log_prob_of
+from vistill.objectives.shared import OLD_LOG_PROBS, STUDENT, Averaging, averaged, log_prob_of
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
@@ -48,7 +48,7 @@ class GRPO(Objective):
 
     def passes(self) -> tuple[Pass, ...]:
         """The student; its old self where several updates share a step; the reference where it is used."""
-        old = (WRITTEN,) if self.updates > 1 else ()
+        old = (OLD_LOG_PROBS,) if self.updates > 1 else ()
         return (STUDENT, *old, *((REFERENCE,) if self.measures_reference else ()))
 
     @property
@@ -66,26 +66,39 @@ class GRPO(Objective):
         advantage = signals["group_advantage"][batch.responses.rollout]
         return self.policy_terms(batch, log_prob_of(batch, STUDENT), advantage)
 
-    def policy_terms(self, batch: ScoredBatch, log_prob: Tensor, advantage: Tensor) -> tuple[LossTerm, ...]:
+    def policy_terms(
+        self, batch: ScoredBatch, log_prob: Tensor, advantage: Tensor
+    ) -> tuple[LossTerm, ...]:
         """The terms for an advantage of each token."""
-        old = batch[WRITTEN.name].sampled() if self.updates > 1 else log_prob.detach()
+        old = batch[OLD_LOG_PROBS.name].sampled() if self.updates > 1 else log_prob.detach()
         ratio = probability_ratio(log_prob, old)
-        surrogate = clipped_surrogate(ratio, advantage, self.clip_low, self.clip_high, self.dual_clip)
+        surrogate = clipped_surrogate(
+            ratio, advantage, self.clip_low, self.clip_high, self.dual_clip
+        )
         terms = [
             self.mean_term(batch.responses, "policy", surrogate),
             *self.clip_shares(batch.responses, ratio.detach(), advantage),
         ]
         if self.measures_reference:
             reference = k3(log_prob, batch[REFERENCE.name].sampled())
-            terms.append(self.mean_term(batch.responses, "reference_k3", reference, self.reference_weight))
+            terms.append(
+                self.mean_term(batch.responses, "reference_k3", reference, self.reference_weight)
+            )
         return tuple(terms)
 
     def mean_term(
-        self, responses: Responses, name: str, values: Tensor, coefficient: float = 1.0, keep: Tensor | None = None
+        self,
+        responses: Responses,
+        name: str,
+        values: Tensor,
+        coefficient: float = 1.0,
+        keep: Tensor | None = None,
     ) -> LossTerm:
         """A term under the method's averaging; tokens that `keep` does not mark count as 0."""
         weights, per = averaged(responses, self.averaging)
-        return LossTerm(name, values, weights if keep is None else weights * keep, per, coefficient=coefficient)
+        return LossTerm(
+            name, values, weights if keep is None else weights * keep, per, coefficient=coefficient
+        )
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """How many rollouts have no advantage."""

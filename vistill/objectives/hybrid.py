@@ -11,7 +11,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.opd import OPD
-from vistill.objectives.passes import learnt_with
+from vistill.objectives.shared import grad_if_learned
 from vistill.objectives.vgs import VGS
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import Scope
@@ -46,9 +46,9 @@ class GRPOWithOPD(GRPO):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Both halves' terms, each with its share as a coefficient."""
         share = self.distillation_share
-        with learnt_with(1 - share):
+        with grad_if_learned(1 - share):
             policy = [t.scaled(1 - share) for t in super().terms(batch, signals)]
-        with learnt_with(share):
+        with grad_if_learned(share):
             return (*policy, *(t.scaled(share) for t in self.distillation().terms(batch, signals)))
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:

@@ -8,7 +8,14 @@ from torch import Tensor
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.segments import segment_sum, sum_before
 from vistill.objectives.opd import sampled_reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, WRITTEN, per_response, reverse_kl_to_teacher
+from vistill.objectives.shared import (
+    OLD_LOG_PROBS,
+    STUDENT,
+    TEACHER,
+    TEACHER_WITH_LOG_PROBS,
+    per_response,
+    reverse_kl_to_teacher,
+)
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
 
@@ -27,14 +34,21 @@ class IWOPD(Objective):
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes, and the student's own log-probabilities from when it wrote."""
-        told = Pass(Reader.TEACHER, View.FULL, keep="log_prob") if self.estimator == "sampled" else TEACHER_TOLD
-        return (STUDENT, told, WRITTEN)
+        told = (
+            Pass(Reader.TEACHER, View.FULL, keep="log_prob")
+            if self.estimator == "sampled"
+            else TEACHER_WITH_LOG_PROBS
+        )
+        return (STUDENT, told, OLD_LOG_PROBS)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Position weight and coefficient of each token."""
-        gap = (batch[TEACHER.name].sampled() - batch[WRITTEN.name].sampled()).abs()
+        gap = (batch[TEACHER.name].sampled() - batch[OLD_LOG_PROBS.name].sampled()).abs()
         position = position_weight(gap, batch.responses, self.strength)
-        return {"position_weight": position, "token_weight": per_response(batch.responses) * position}
+        return {
+            "position_weight": position,
+            "token_weight": per_response(batch.responses) * position,
+        }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher, or its estimate, weighted by position."""

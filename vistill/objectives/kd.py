@@ -5,11 +5,11 @@ from typing import Literal
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
-from vistill.objectives.passes import (
+from vistill.objectives.shared import (
     STUDENT,
     TEACHER,
-    PlainMean,
-    against,
+    UniformObjective,
+    apply_rule,
     log_prob_of,
     reverse_kl_to_teacher,
 )
@@ -17,7 +17,7 @@ from vistill.types import Pass, Writer
 
 
 @dataclass(frozen=True)
-class KD(PlainMean):
+class KD(UniformObjective):
     """`(1/N) sum_n (1/T_n) sum_t KL(pT || pS)` on the teacher's own responses, written once and stored in the run."""
 
     loss: Literal["forward_kl", "cross_entropy", "reverse_kl"] = "forward_kl"
@@ -39,4 +39,10 @@ class KD(PlainMean):
             return (reverse_kl_to_teacher(batch, weights),)
         if self.loss == "cross_entropy":
             return (LossTerm("nll", -log_prob_of(batch, STUDENT, weights), weights),)
-        return (LossTerm("forward_kl", against(batch, STUDENT, forward_kl, TEACHER, weights=weights), weights),)
+        return (
+            LossTerm(
+                "forward_kl",
+                apply_rule(batch, STUDENT, forward_kl, TEACHER, weights=weights),
+                weights,
+            ),
+        )

@@ -18,7 +18,9 @@ def advantage_metrics(responses: Responses, signals: Signals) -> dict[str, float
 
     Reads the signals `visual_advantage`, `high_group` and `rollout_weight`.
     """
-    advantage, high, weight = (signals[name] for name in ("visual_advantage", "high_group", "rollout_weight"))
+    advantage, high, weight = (
+        signals[name] for name in ("visual_advantage", "high_group", "rollout_weight")
+    )
     mass = float(advantage.sum())
     entropy = -(weight * weight.clamp_min(1e-30).log()).sum() / responses.num_groups
     of_rollouts = segment_mean(advantage, responses.rollout, responses.num_rollouts)

@@ -9,12 +9,18 @@ from typing import Literal
 from torch import Tensor
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
-from vistill.objectives.passes import STUDENT, TEACHER, PlainMean, log_prob_of, reverse_kl_to_teacher
+from vistill.objectives.shared import (
+    STUDENT,
+    TEACHER,
+    UniformObjective,
+    log_prob_of,
+    reverse_kl_to_teacher,
+)
 from vistill.types import Pass, Reader, View
 
 
 @dataclass(frozen=True)
-class OPD(PlainMean):
+class OPD(UniformObjective):
     """`(1/N) sum_n (1/T_n) sum_t KL(pS || pT)` on the student's own responses, whole vocabulary, temperature 1."""
 
     estimator: Literal["full", "sampled"] = "full"

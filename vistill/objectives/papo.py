@@ -10,7 +10,7 @@ from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.segments import top_share
 from vistill.objectives.grpo import GRPO
-from vistill.objectives.passes import STUDENT, log_prob_of
+from vistill.objectives.shared import STUDENT, log_prob_of
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import token_has_image
 from vistill.types import Pass, Reader, View
@@ -58,7 +58,9 @@ class PAPO(GRPO):
         perception = k3(log_prob, masked)
         kept = seen
         if self.perception_share < 1:
-            kept = kept & top_share(perception.detach(), r.rollout, r.lengths, self.perception_share)
+            kept = kept & top_share(
+                perception.detach(), r.rollout, r.lengths, self.perception_share
+            )
         if self.perception_clip is not None:
             perception = perception.clamp_max(self.perception_clip)
         left = 1 - batch.progress if self.annealed else 1.0
@@ -67,5 +69,7 @@ class PAPO(GRPO):
             self.mean_term(r, "perception", perception, -self.perception_weight * left, kept),
             self.mean_term(r, "entropy", -log_prob, self.entropy_weight * left),
             self.mean_term(r, "masked_entropy", -masked, self.masked_entropy_weight * left),
-            replace(self.mean_term(r, "perception_k3", perception.detach(), keep=seen), minimised=False),
+            replace(
+                self.mean_term(r, "perception_k3", perception.detach(), keep=seen), minimised=False
+            ),
         )

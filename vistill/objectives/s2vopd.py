@@ -9,7 +9,7 @@ from functools import partial
 
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import jensen_shannon
-from vistill.objectives.passes import PlainMean, against
+from vistill.objectives.shared import UniformObjective, apply_rule
 from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
@@ -18,7 +18,7 @@ ORIGINAL_EMA = Pass(Reader.EMA, View.FULL)
 
 
 @dataclass(frozen=True)
-class S2VOPD(PlainMean):
+class S2VOPD(UniformObjective):
     """`(1/T) sum_t JSD_beta(p_ema(.|picture), p(.|degraded picture))` on responses to the degraded picture."""
 
     beta: float = ranged(0.5, 0, 1)
@@ -46,5 +46,5 @@ class S2VOPD(PlainMean):
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Jensen-Shannon divergence, whole vocabulary."""
         weights, rule = signals["token_weight"], partial(jensen_shannon, beta=self.beta)
-        values = against(batch, DEGRADED_STUDENT, rule, ORIGINAL_EMA, weights=weights)
+        values = apply_rule(batch, DEGRADED_STUDENT, rule, ORIGINAL_EMA, weights=weights)
         return (LossTerm("jensen_shannon", values, weights),)

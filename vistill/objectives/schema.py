@@ -16,7 +16,10 @@ from vistill.objectives import METHODS
 SCHEMA_FILE = Path(__file__).parent.parent / "schema" / "methods.json"
 PAGES = Path(__file__).parent / "pages"
 #: The generated part of `docs/methods.md` stands between these two lines.
-BEGIN, END = "<!-- pages: python -m vistill.objectives.schema docs/methods.md -->", "<!-- end of pages -->"
+BEGIN, END = (
+    "<!-- pages: python -m vistill.objectives.schema docs/methods.md -->",
+    "<!-- end of pages -->",
+)
 
 
 def knob_docs(method: type) -> dict[str, str]:
@@ -73,20 +76,31 @@ def method_schema(method: type) -> dict[str, Any]:
 
 def methods_schema() -> dict[str, Any]:
     """The packaged file's content."""
-    return {name: method_schema(method) | {"x-page": page(name)} for name, method in METHODS.items()}
+    return {
+        name: method_schema(method) | {"x-page": page(name)} for name, method in METHODS.items()
+    }
 
 
 def page(name: str) -> str:
     """The half page about a method; its docstring where there is none yet."""
     file = PAGES / f"{name}.md"
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else str(inspect.getdoc(METHODS[name]))
+    return (
+        file.read_text(encoding="utf-8").strip()
+        if file.is_file()
+        else str(inspect.getdoc(METHODS[name]))
+    )
 
 
 def page_markdown(name: str, schema: dict[str, Any]) -> str:
     """A method's section of `docs/methods.md`: the page, what it sees, its knobs."""
     title, _, body = schema["x-page"].partition("\n")
     sees = [f"{p} (gradient)" if p in schema["x-gradient"] else p for p in schema["x-passes"]]
-    lines = [f"### `{name}`: {title}", body, "", f"Sees: {', '.join(sees)}. Responses from: {schema['x-writer']}."]
+    lines = [
+        f"### `{name}`: {title}",
+        body,
+        "",
+        f"Sees: {', '.join(sees)}. Responses from: {schema['x-writer']}.",
+    ]
     if schema["properties"]:
         lines += ["", "| knob | default | meaning |", "| --- | --- | --- |"]
     for knob, info in schema["properties"].items():

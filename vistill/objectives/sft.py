@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
-from vistill.objectives.passes import STUDENT, log_prob_of
+from vistill.objectives.shared import STUDENT, log_prob_of
 from vistill.types import Pass, Writer
 
 
@@ -37,7 +37,11 @@ class SFT(Objective):
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Uniform token weights."""
-        return {"token_weight": torch.ones(batch.responses.num_tokens, device=batch.responses.ids.device)}
+        return {
+            "token_weight": torch.ones(
+                batch.responses.num_tokens, device=batch.responses.ids.device
+            )
+        }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Negative log-likelihood, averaged over the step's tokens."""

@@ -9,21 +9,24 @@ from torch import Tensor
 from vistill.batch import LossTerm, ScoredBatch
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import Rule
-from vistill.objectives.passes import STUDENT, TEACHER, against
+from vistill.objectives.shared import STUDENT, TEACHER, apply_rule
 from vistill.types import Pass, Reader, View
 
-TEACHER_BLIND: Final = Pass(Reader.TEACHER, View.TEXT_ONLY)
+TEACHER_TEXT_ONLY: Final = Pass(Reader.TEACHER, View.TEXT_ONLY)
 
 
 @torch.no_grad()
-def watched_kls(
+def monitored_kls(
     batch: ScoredBatch, blind: Pass, kl_to_steered: Rule, weights: Tensor, known: Sequence[LossTerm]
 ) -> tuple[LossTerm, ...]:
     """KL(p || q*) and KL(p_x || q_x) of every token (VGS Eq. 6 and 11), as far as the loss does not report them."""
     asked = {
-        "visual_kl": (STUDENT, kl_to_steered, (TEACHER, TEACHER_BLIND, blind)),
-        "language_kl": (blind, reverse_kl, (TEACHER_BLIND,)),
+        "visual_kl": (STUDENT, kl_to_steered, (TEACHER, TEACHER_TEXT_ONLY, blind)),
+        "language_kl": (blind, reverse_kl, (TEACHER_TEXT_ONLY,)),
     }
     missing = [name for name in asked if name not in {term.name for term in known}]
-    values = {name: against(batch, *asked[name][:2], *asked[name][2], weights=weights) for name in missing}
+    values = {
+        name: apply_rule(batch, *asked[name][:2], *asked[name][2], weights=weights)
+        for name in missing
+    }
     return tuple(LossTerm(name, values[name], weights, minimised=False) for name in missing)

@@ -17,9 +17,19 @@ from torch import Tensor
 
 from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
-from vistill.functional.siblings import mean_coefficients, sibling_softmax, token_group_coefficients, uniform_siblings
+from vistill.functional.siblings import (
+    mean_coefficients,
+    sibling_softmax,
+    token_group_coefficients,
+    uniform_siblings,
+)
 from vistill.objectives.metrics import advantage_metrics
-from vistill.objectives.passes import STUDENT, TEACHER, TEACHER_TOLD, reverse_kl_to_teacher
+from vistill.objectives.shared import (
+    STUDENT,
+    TEACHER,
+    TEACHER_WITH_LOG_PROBS,
+    reverse_kl_to_teacher,
+)
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
 from vistill.signals.visual_dependency import token_has_image
@@ -61,7 +71,7 @@ class VAOPD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated picture."""
         keep = "hidden" if self.score == "distribution" else "log_prob"
-        return (STUDENT, TEACHER_TOLD, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
+        return (STUDENT, TEACHER_WITH_LOG_PROBS, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual advantage, the two kinds of weight, and the coefficient c of each token."""
@@ -69,12 +79,16 @@ class VAOPD(Objective):
         advantage = self._score(batch)
         weight = self._rollout_weight(batch, advantage)
         tie_noise = responses.tie_noise if self.tie_rule == "random" else None
-        high = top_share(advantage, responses.rollout, responses.lengths, self.high_share, tie_noise)
+        high = top_share(
+            advantage, responses.rollout, responses.lengths, self.high_share, tie_noise
+        )
         plain = mean_coefficients(weight, responses.rollout, self._kept(batch, advantage))
         token_weight = plain
         if self.token_groups and self.drop == "none":
             grouped = token_group_coefficients(weight, high, responses.rollout, self.high_weight)
-            token_weight = torch.where(self._ungrouped(batch, advantage)[responses.rollout], plain, grouped)
+            token_weight = torch.where(
+                self._ungrouped(batch, advantage)[responses.rollout], plain, grouped
+            )
         groups = {"visual_advantage": advantage, "high_group": high}
         return groups | {"rollout_weight": weight, "token_weight": token_weight}
 
@@ -116,4 +130,7 @@ class VAOPD(Objective):
             return None
         r, noise = batch.responses, batch.responses.tie_noise
         ranked = {"high": advantage, "low": -advantage, "random": noise}[self.drop]
-        return ~top_share(ranked, r.rollout, r.lengths, self.drop_share, noise) | (r.lengths == 1)[r.rollout]
+        return (
+            ~top_share(ranked, r.rollout, r.lengths, self.drop_share, noise)
+            | (r.lengths == 1)[r.rollout]
+        )

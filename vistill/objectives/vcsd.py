@@ -8,17 +8,17 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
 from vistill.functional.targets import contrastive_target
-from vistill.objectives.passes import STUDENT, PlainMean, against
+from vistill.objectives.shared import STUDENT, UniformObjective, apply_rule
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import token_has_image
 from vistill.types import Pass, Reader, View
 
-SEEING = Pass(Reader.EMA, View.FULL)
+EMA_FULL = Pass(Reader.EMA, View.FULL)
 BLACK = Pass(Reader.EMA, View.BLACK)
 
 
 @dataclass(frozen=True)
-class VCSD(PlainMean):
+class VCSD(UniformObjective):
     """`(1/T) sum_t KL(q* || p)` at temperature 2, `q* ~ q (q / q_black)^a` on the support `q >= b max q`."""
 
     strength: float = ranged(1.0, 0)
@@ -40,17 +40,30 @@ class VCSD(PlainMean):
 
     def passes(self) -> tuple[Pass, ...]:
         """The student; its moving average with the picture and with a black one."""
-        return (STUDENT, SEEING, BLACK)
+        return (STUDENT, EMA_FULL, BLACK)
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Forward KL to the contrastive target."""
-        rule = partial(kl_to_contrast, strength=self.strength, support=self.support, temperature=self.temperature)
+        rule = partial(
+            kl_to_contrast,
+            strength=self.strength,
+            support=self.support,
+            temperature=self.temperature,
+        )
         weights = signals["token_weight"] * token_has_image(batch.responses)
-        return (LossTerm("contrastive_kl", against(batch, STUDENT, rule, SEEING, BLACK, weights=weights), weights),)
+        return (
+            LossTerm(
+                "contrastive_kl",
+                apply_rule(batch, STUDENT, rule, EMA_FULL, BLACK, weights=weights),
+                weights,
+            ),
+        )
 
 
 def kl_to_contrast(
     own: Tensor, full: Tensor, black: Tensor, strength: float, support: float, temperature: float
 ) -> Tensor:
     """KL(q* || student), both at the temperature."""
-    return forward_kl(own / temperature, contrastive_target(full, black, strength, support) / temperature)
+    return forward_kl(
+        own / temperature, contrastive_target(full, black, strength, support) / temperature
+    )

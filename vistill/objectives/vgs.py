@@ -10,12 +10,25 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.targets import reverse_kl_to_steered
-from vistill.objectives.merging import merged_steering, refuse_bent
-from vistill.objectives.norms import NormCorrected
-from vistill.objectives.passes import STUDENT, TEACHER, against, all_against, learnt_with, per_response
-from vistill.objectives.steering import TEACHER_BLIND
+from vistill.objectives.merged_steering import merged_steering, require_linear_head
+from vistill.objectives.norm_correction import NormCorrected
+from vistill.objectives.shared import (
+    STUDENT,
+    TEACHER,
+    apply_rule,
+    apply_rules,
+    grad_if_learned,
+    per_response,
+)
+from vistill.objectives.steering import TEACHER_TEXT_ONLY
 from vistill.ranges import check_ranges, ranged
-from vistill.signals.visual_dependency import Scope, threshold, threshold_key, token_has_image, visual_dependency
+from vistill.signals.visual_dependency import (
+    Scope,
+    threshold,
+    threshold_key,
+    token_has_image,
+    visual_dependency,
+)
 from vistill.types import Pass, Reader, View
 
 
@@ -57,7 +70,12 @@ class VGS(NormCorrected):
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.merged:
-            refuse_bent(self.steering_term != "visual_kl", self.ratio_clamp is not None, self.support > 0, self.eta)
+            require_linear_head(
+                self.steering_term != "visual_kl",
+                self.ratio_clamp is not None,
+                self.support > 0,
+                self.eta,
+            )
 
     def needs(self) -> frozenset[Need]:
         """Pictures: without one all four readings agree."""
@@ -70,18 +88,29 @@ class VGS(NormCorrected):
 
     def passes(self) -> tuple[Pass, ...]:
         """Four readings: student and teacher, with the picture and without."""
-        return (STUDENT, TEACHER, TEACHER_BLIND, self.blind())
+        return (STUDENT, TEACHER, TEACHER_TEXT_ONLY, self.blind())
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual dependency, the gate, and the share of gamma that each token is steered with."""
         r, seen = batch.responses, token_has_image(batch.responses)
-        dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_BLIND.name], r)
+        dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_TEXT_ONLY.name], r)
         shares = (self.quantile, self.low_quantile)
-        high, low = (threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory) for s in shares)
+        high, low = (
+            threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory)
+            for s in shares
+        )
         steps = ((dependency > low).float() + (dependency > high).float()) / 2
         steering = (steps if self.adaptive else torch.ones_like(steps)) * seen
-        found = {"visual_dependency": dependency, "gate": (dependency > high) & seen, "steering": steering}
-        return found | {"gate_threshold": high, "low_threshold": low, "token_weight": per_response(r)}
+        found = {
+            "visual_dependency": dependency,
+            "gate": (dependency > high) & seen,
+            "steering": steering,
+        }
+        return found | {
+            "gate_threshold": high,
+            "low_threshold": low,
+            "token_weight": per_response(r),
+        }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, steering and preservation, all times eta; q* is data, the gate is strict."""
@@ -89,22 +118,26 @@ class VGS(NormCorrected):
         steered = self.standard_and_steering(batch, weights, signals["steering"])
         return self.corrected(batch, weights, *steered, self.preserved(batch, signals))
 
-    def standard_and_steering(self, batch: ScoredBatch, weights: Tensor, steering: Tensor) -> tuple[LossTerm, ...]:
+    def standard_and_steering(
+        self, batch: ScoredBatch, weights: Tensor, steering: Tensor
+    ) -> tuple[LossTerm, ...]:
         """KL(p||q) and KL(p||q*), or both as one term."""
         if self.merged:
-            readings = [batch[p.name] for p in (STUDENT, TEACHER, TEACHER_BLIND, self.blind())]
+            readings = [batch[p.name] for p in (STUDENT, TEACHER, TEACHER_TEXT_ONLY, self.blind())]
             return (merged_steering(readings, weights, self.gamma * steering),)
-        steered, target = weights * steering, (TEACHER, TEACHER_BLIND, self.blind())
+        steered, target = weights * steering, (TEACHER, TEACHER_TEXT_ONLY, self.blind())
         learnt = self.gamma * steered if self.gamma > 0 else None
         both = ((reverse_kl, (TEACHER,), weights), (self.kl_to_steered(), target, learnt))
-        plain, visual = all_against(batch, STUDENT, *both)
-        return LossTerm("reverse_kl", plain, weights), LossTerm("visual_kl", visual, steered, coefficient=self.gamma)
+        plain, visual = apply_rules(batch, STUDENT, *both)
+        return LossTerm("reverse_kl", plain, weights), LossTerm(
+            "visual_kl", visual, steered, coefficient=self.gamma
+        )
 
     def preserved(self, batch: ScoredBatch, signals: Signals) -> LossTerm:
         """The student without the picture stays with the teacher on gated rows; the head runs on those alone."""
         kept = signals["token_weight"] * signals["gate"]
-        with learnt_with(self.preserve):
-            language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=kept)
+        with grad_if_learned(self.preserve):
+            language = apply_rule(batch, self.blind(), reverse_kl, TEACHER_TEXT_ONLY, weights=kept)
         return LossTerm("language_preservation", language, kept, coefficient=self.preserve)
 
     def kl_to_steered(self) -> partial[Tensor]:
@@ -113,6 +146,12 @@ class VGS(NormCorrected):
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Running thresholds."""
-        found = {self.quantile: signals["gate_threshold"], self.low_quantile: signals["low_threshold"]}
+        found = {
+            self.quantile: signals["gate_threshold"],
+            self.low_quantile: signals["low_threshold"],
+        }
         running = found if self.scope == "running" else {}
-        return {**batch.memory, **{threshold_key(share): float(limit[0]) for share, limit in running.items()}}
+        return {
+            **batch.memory,
+            **{threshold_key(share): float(limit[0]) for share, limit in running.items()},
+        }

@@ -9,8 +9,14 @@ from typing import ClassVar, Literal
 
 from vistill.batch import LossTerm, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
-from vistill.objectives.passes import STUDENT, TEACHER, against, learnt_with, reverse_kl_to_teacher
-from vistill.objectives.steering import TEACHER_BLIND
+from vistill.objectives.shared import (
+    STUDENT,
+    TEACHER,
+    apply_rule,
+    grad_if_learned,
+    reverse_kl_to_teacher,
+)
+from vistill.objectives.steering import TEACHER_TEXT_ONLY
 from vistill.objectives.vgs import VGS
 from vistill.types import Pass, Reader, View
 
@@ -32,13 +38,15 @@ class VGSLanguage(VGS):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Standard, language steering, preserved vision, all times eta."""
-        weights, target = signals["token_weight"], (TEACHER, TEACHER_BLIND, self.blind())
+        weights, target = signals["token_weight"], (TEACHER, TEACHER_TEXT_ONLY, self.blind())
         steered, kept = weights * signals["steering"], weights * signals["gate"]
-        with learnt_with(self.gamma):
-            language = against(batch, self.blind(), reverse_kl, TEACHER_BLIND, weights=steered)
+        with grad_if_learned(self.gamma):
+            language = apply_rule(
+                batch, self.blind(), reverse_kl, TEACHER_TEXT_ONLY, weights=steered
+            )
         learner = STUDENT if self.vision_preserved == "meant" else self.blind()
-        with learnt_with(self.preserve):
-            visual = against(batch, learner, self.kl_to_steered(), *target, weights=kept)
+        with grad_if_learned(self.preserve):
+            visual = apply_rule(batch, learner, self.kl_to_steered(), *target, weights=kept)
         return self.corrected(
             batch,
             weights,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vistill.batch import EntryGate, LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.divergences import ClipMode, forward_kl, jensen_shannon, keep_top
-from vistill.objectives.passes import STUDENT, PlainMean, all_against
+from vistill.objectives.shared import STUDENT, UniformObjective, apply_rules
 from vistill.ranges import ranged
 from vistill.types import Pass, Reader, View
 
@@ -28,7 +28,7 @@ THOUGHTS = {
 
 
 @dataclass(frozen=True)
-class VisualOPSD(PlainMean):
+class VisualOPSD(UniformObjective):
     """`(1/T) sum_t JSD_beta(p(.|privileged), p(.|picture))` on the teacher's top-K entries, each entry clipped."""
 
     teacher: Teacher = "ema"
@@ -76,9 +76,13 @@ class VisualOPSD(PlainMean):
         """The divergence, and the generation gap KL(teacher || student) of Eq. 4 to watch."""
         weights, teacher = signals["token_weight"], self.privileged()
         clip = None if self.clip_mode == "none" else self.clip
-        rule = partial(top_jensen_shannon, beta=self.beta, top_k=self.top_k, tail_bucket=self.tail_bucket)
+        rule = partial(
+            top_jensen_shannon, beta=self.beta, top_k=self.top_k, tail_bucket=self.tail_bucket
+        )
         clipped = partial(rule, clip=clip, clip_mode=self.clip_mode)
-        values, gap = all_against(batch, STUDENT, (clipped, (teacher,), weights), (forward_kl, (teacher,), None))
+        values, gap = apply_rules(
+            batch, STUDENT, (clipped, (teacher,), weights), (forward_kl, (teacher,), None)
+        )
         return (
             LossTerm("jensen_shannon", values, weights),
             LossTerm("generation_gap", gap.detach(), weights, minimised=False),

@@ -8,7 +8,7 @@ from torch import Tensor
 from vistill.batch import LossTerm, Need, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, top_share
 from vistill.objectives.grpo import GRPO
-from vistill.objectives.passes import STUDENT, WRITTEN, log_prob_of
+from vistill.objectives.shared import OLD_LOG_PROBS, STUDENT, log_prob_of
 from vistill.ranges import ranged
 from vistill.signals.visual_dependency import sampled_dependency, token_has_image
 from vistill.types import Pass, Reader, View
@@ -37,13 +37,17 @@ class VPPO(GRPO):
 
     def passes(self) -> tuple[Pass, ...]:
         """GRPO's passes, and the old log-probabilities with and without the picture."""
-        return (*(p for p in super().passes() if p != WRITTEN), WRITTEN, MASKED)
+        return (*(p for p in super().passes() if p != OLD_LOG_PROBS), OLD_LOG_PROBS, MASKED)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Dependency, which tokens keep their gradient, and the scaled advantage of each rollout."""
         r = batch.responses
-        dependency = sampled_dependency(batch[WRITTEN.name].sampled(), batch[MASKED.name].sampled())
-        scale = trajectory_scale(segment_mean(dependency, r.rollout, r.num_rollouts), self.scale_low)
+        dependency = sampled_dependency(
+            batch[OLD_LOG_PROBS.name].sampled(), batch[MASKED.name].sampled()
+        )
+        scale = trajectory_scale(
+            segment_mean(dependency, r.rollout, r.num_rollouts), self.scale_low
+        )
         advantage = super().signals(batch)["group_advantage"] * scale
         gate = top_share(dependency, r.rollout, r.lengths, self.token_share) | ~token_has_image(r)
         found = {"sampled_dependency": dependency, "gate": gate}

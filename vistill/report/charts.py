@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from vistill.outward import visible
+from vistill.redaction import escape_control_characters
 
 #: Okabe and Ito.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -41,7 +41,7 @@ class Axes:
 
 def text_of(words: str) -> Markup:
     """Text for a text node or a quoted attribute: controls shown, markup escaped."""
-    return escape(visible(words))
+    return escape(escape_control_characters(words))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -72,7 +72,9 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
     if not drawn:
         return Markup('<p class="empty">{}: nothing measured.</p>').format(text_of(axes.title))
     xs = [x for s in drawn for x, _ in s.points]
-    ys = [y for s in drawn for _, y in s.points] + [v for s in drawn for _, lo, hi in s.band for v in (lo, hi)]
+    ys = [y for s in drawn for _, y in s.points] + [
+        v for s in drawn for _, lo, hi in s.band for v in (lo, hi)
+    ]
     x_ticks = nice_ticks(min(xs), max(xs), count=4)
     y_ticks = nice_ticks(min(0.0, *ys) if axes.y_from_zero else min(ys), max(ys))
 
@@ -80,7 +82,11 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
         return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
 
     def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+        return (
+            HEIGHT
+            - BOTTOM
+            - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+        )
 
     parts = [frame(x_ticks, y_ticks, px, py, axes)]
     for s in drawn:
@@ -88,17 +94,23 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
         if s.band:
             up = [f"{px(x):.1f},{py(hi):.1f}" for x, _, hi in s.band]
             down = [f"{px(x):.1f},{py(lo):.1f}" for x, lo, _ in reversed(s.band)]
-            parts.append(f'<polygon points="{" ".join(up + down)}" fill="{colour}" opacity="0.14"/>')
+            parts.append(
+                f'<polygon points="{" ".join(up + down)}" fill="{colour}" opacity="0.14"/>'
+            )
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         dots = s.points if len(s.points) <= 24 else ()
-        parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in dots]
+        parts += [
+            f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in dots
+        ]
         if s.arrow:
             (x0, y0), (x1, y1) = s.points[0], s.points[-1]
             parts.append(
                 f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>'
             )
-            parts.append(f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>')
+            parts.append(
+                f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>'
+            )
     legend = "".join(
         f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{text_of(s.name)}</span>'
         for s in drawn
@@ -120,17 +132,28 @@ def frame(
     base, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     out = []
     for y in y_ticks:
-        out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>')
-        out.append(f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{tick_text(y, y_ticks)}</text>')
+        out.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>'
+        )
+        out.append(
+            f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{tick_text(y, y_ticks)}</text>'
+        )
     out += [
-        f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>' for x in x_ticks
+        f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>'
+        for x in x_ticks
     ]
     for x, name in axes.marks:
         at = f"{px(x):.1f}"
-        out.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888" stroke-dasharray="4 3"/>')
+        out.append(
+            f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888" stroke-dasharray="4 3"/>'
+        )
         out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{text_of(name)}</text>')
     centre = f"{(LEFT + WIDTH - RIGHT) / 2:.0f}"
-    out.append(f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{text_of(axes.x)}</text>')
+    out.append(
+        f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{text_of(axes.x)}</text>'
+    )
     turn = f"translate(12,{middle:.0f}) rotate(-90)"
-    out.append(f'<text transform="{turn}" text-anchor="middle" class="axis">{text_of(axes.y)}</text>')
+    out.append(
+        f'<text transform="{turn}" text-anchor="middle" class="axis">{text_of(axes.y)}</text>'
+    )
     return "".join(out)

@@ -5,10 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.report.reading import RunData, read_run
+from vistill.report.run_data import RunData, read_run
 
 COLUMNS = ("prompt_tokens", "response_tokens", "patches", "head_rows")
-HEADINGS = ("s/step", "share", "of floor", "prompt tok", "response tok", "patches", "head rows", "GFLOP", "peak MiB")
+HEADINGS = (
+    "s/step",
+    "share",
+    "of floor",
+    "prompt tok",
+    "response tok",
+    "patches",
+    "head rows",
+    "GFLOP",
+    "peak MiB",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,14 @@ class Phase:
         counts = [f"{self.work[name]:,.0f}" if self.work.get(name) else "" for name in COLUMNS]
         of_floor = f"{self.floor / self.seconds:.0%}" if self.floor and self.seconds else ""
         flops = f"{self.work['flops'] / 1e9:,.1f}" if self.work.get("flops") else ""
-        return [f"{self.seconds:.3f}", f"{self.share:.0%}", of_floor, *counts, flops, f"{self.work['peak_mib']:,.0f}"]
+        return [
+            f"{self.seconds:.3f}",
+            f"{self.share:.0%}",
+            of_floor,
+            *counts,
+            flops,
+            f"{self.work['peak_mib']:,.0f}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,12 @@ class ProfileTable:
         rows = [["", *HEADINGS], *([p.name, *p.cells()] for p in self.phases)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+                ]
+            )
             for row in rows
         ]
         after = [f"outside the steps: {self.outside()}"] if self.beside else []
@@ -84,7 +106,11 @@ def profile_of(run: RunData) -> ProfileTable | None:
     steps = (int(records[0]["step"]), int(records[-1]["step"]))
     phases.sort(key=lambda p: -p.seconds)
     return ProfileTable(
-        run.name, steps, float(run.profile.get("rate", 0.0)), [*phases, total], run.profile.get("beside", {})
+        run.name,
+        steps,
+        float(run.profile.get("rate", 0.0)),
+        [*phases, total],
+        run.profile.get("beside", {}),
     )
 
 
@@ -95,10 +121,18 @@ def phase_of(name: str | None, records: Sequence[dict[str, Any]], whole: float) 
     work: dict[str, float] = {}
     for totals in (t for r in records for t in picked(r["work"])):
         for key, value in totals.items():
-            work[key] = max(work.get(key, 0.0), value) if key == "peak_mib" else work.get(key, 0.0) + value
-    mean = {key: value if key == "peak_mib" else value / len(records) for key, value in work.items()}
+            work[key] = (
+                max(work.get(key, 0.0), value) if key == "peak_mib" else work.get(key, 0.0) + value
+            )
+    mean = {
+        key: value if key == "peak_mib" else value / len(records) for key, value in work.items()
+    }
     return Phase(
-        name or "step", seconds / len(records), seconds / whole if whole else 0.0, mean.pop("floor_seconds", 0.0), mean
+        name or "step",
+        seconds / len(records),
+        seconds / whole if whole else 0.0,
+        mean.pop("floor_seconds", 0.0),
+        mean,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from vistill.outward import visible
+from vistill.redaction import escape_control_characters
 
 
 def scale_of(values: Sequence[Sequence[float]], share: float = 0.99) -> float:
@@ -14,7 +14,10 @@ def scale_of(values: Sequence[Sequence[float]], share: float = 0.99) -> float:
 
 
 def tokens_html(
-    tokens: Sequence[str], values: Sequence[float], scale: float | None = None, titles: Sequence[str] = ()
+    tokens: Sequence[str],
+    values: Sequence[float],
+    scale: float | None = None,
+    titles: Sequence[str] = (),
 ) -> Markup:
     """One span a token: darker orange means a larger advantage; above half of the scale it is underlined too."""
     top = scale if scale is not None else scale_of([values])
@@ -25,5 +28,9 @@ def tokens_html(
             ";border-bottom:2px solid #7a2e00" if share > 0.5 else ""
         )
         title = titles[i] if titles else f"{value:.2f} nats"
-        spans.append(Markup('<span class="t" style="{}" title="{}">{}</span>').format(style, title, visible(token)))
+        spans.append(
+            Markup('<span class="t" style="{}" title="{}">{}</span>').format(
+                style, title, escape_control_characters(token)
+            )
+        )
     return Markup('<p class="tokens">{}</p>').format(Markup("").join(spans))

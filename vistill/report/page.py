@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vistill.faults import fault
-from vistill.outward import masked, visible
+from vistill.redaction import escape_control_characters, mask_secrets
 from vistill.report.charts import Axes, Series, line_chart
-from vistill.report.comparing import chosen, comparison_table, p_text, same_start
+from vistill.report.comparison import chosen_accuracy, comparison_table, p_text, same_start
 from vistill.report.costs import HEADINGS, cost, profile_of
+from vistill.report.headline import MANY, interval, percent, sentence, warnings
 from vistill.report.heatmap import scale_of, tokens_html
-from vistill.report.reading import RunData, read_run, rows_from, sampled_at
-from vistill.report.verdict import MANY, interval, percent, sentence, warnings
+from vistill.report.run_data import RunData, read_run, rows_from, sampled_at
 from vistill.runs.storage import write_text
 
 #: Items whose heatmaps are shown, and prompt groups whose siblings are: of one run, and on a page over many.
@@ -28,7 +28,7 @@ NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "hig
 def write_report(paths: Sequence[Path], out: Path) -> Path:
     """Write one offline page over one or several runs; the first is the one others are compared with."""
     fault("report.begin")
-    write_text(out, masked(render([read_run(Path(path)) for path in paths])))
+    write_text(out, mask_secrets(render([read_run(Path(path)) for path in paths])))
     return out
 
 
@@ -41,14 +41,19 @@ def render(runs: Sequence[RunData]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short, "p_text": p_text, "points": signed_points}
+    environment.filters |= {
+        "percent": percent,
+        "short": short,
+        "p_text": p_text,
+        "points": signed_points,
+    }
     return environment.get_template("report.html.jinja").render(
         runs=runs,
         evaluated=[run for run in runs if run.evaluations],
         sampled_at=sampled_at([run for run in runs if run.evaluations]),
         sentence=sentence([run for run in runs if run.evaluations]),
         warnings=[(run, text) for run in runs for text in warnings(run)],
-        chosen=[(run, text) for run in runs if (text := chosen(run))],
+        chosen=[(run, text) for run in runs if (text := chosen_accuracy(run))],
         compared=comparison_table([run for run in runs if run.evaluations]),
         tables=evaluation_table(runs),
         looking=looking_charts(runs),
@@ -66,7 +71,11 @@ def render(runs: Sequence[RunData]) -> str:
 
 def harmless(value: Any) -> Any:
     """Text with its control characters and direction marks shown; escaping comes after."""
-    return visible(value, "\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+    return (
+        escape_control_characters(value, "\n")
+        if isinstance(value, str) and not isinstance(value, Markup)
+        else value
+    )
 
 
 def short(value: Any) -> str:
@@ -89,7 +98,9 @@ def signed_points(value: float) -> str:
 
 def points(records: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
     """(x, y) pairs of the records that have both."""
-    return [(float(r[x]), float(r[y])) for r in records if r.get(x) is not None and r.get(y) is not None]
+    return [
+        (float(r[x]), float(r[y])) for r in records if r.get(x) is not None and r.get(y) is not None
+    ]
 
 
 def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
@@ -102,17 +113,31 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
             for r in ev
             if r.get("accuracy_low") is not None and r.get("accuracy_high") is not None
         ]
-        accuracy.append(Series(run.name, points(ev, "step", "accuracy"), i, band=band if len(runs) <= MANY else []))
+        accuracy.append(
+            Series(
+                run.name, points(ev, "step", "accuracy"), i, band=band if len(runs) <= MANY else []
+            )
+        )
         blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
         advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
         path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
     title = f"Accuracy at {sampled_at(runs)} (95 % interval{row_range(runs)})"
     return [
         line_chart(accuracy, Axes(title, "step", "accuracy")),
-        line_chart(blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")),
-        line_chart(advantage, Axes("Mean visual advantage of the student's responses", "step", "nats per token")),
         line_chart(
-            path, Axes("Does accuracy come with looking? circle: start, square: end", "mean VA (nats)", "accuracy")
+            blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")
+        ),
+        line_chart(
+            advantage,
+            Axes("Mean visual advantage of the student's responses", "step", "nats per token"),
+        ),
+        line_chart(
+            path,
+            Axes(
+                "Does accuracy come with looking? circle: start, square: end",
+                "mean VA (nats)",
+                "accuracy",
+            ),
         ),
     ]
 
@@ -175,7 +200,11 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     asked = {name: item for _, _, items in reversed(readers) for name, item in items.items()}
     order = list(dict.fromkeys(name for _, _, items in readers for name in items))
     same = {
-        name: [(who, run, items[name]) for who, run, items in readers if same_question(asked[name], items.get(name))]
+        name: [
+            (who, run, items[name])
+            for who, run, items in readers
+            if same_question(asked[name], items.get(name))
+        ]
         for name in order
     }
     order.sort(key=lambda name: -len(same[name]))
@@ -185,7 +214,10 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         items = [(who, item) for who, _, item in same[name]]
         scale = scale_of([item["advantage"] for _, item in items])
         panels = [
-            (f"{who}: {verdict(item)}", tokens_html(item["tokens"], item["advantage"], scale, titles(item)))
+            (
+                f"{who}: {verdict(item)}",
+                tokens_html(item["tokens"], item["advantage"], scale, titles(item)),
+            )
             for who, item in items
         ]
         out.append(
@@ -201,7 +233,9 @@ def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     return out
 
 
-def heatmap_readers(runs: Sequence[RunData]) -> list[tuple[str, RunData, dict[str, dict[str, Any]]]]:
+def heatmap_readers(
+    runs: Sequence[RunData],
+) -> list[tuple[str, RunData, dict[str, dict[str, Any]]]]:
     """Who answered, in which run's folder, and the stored items by prompt id: before training, and each run's last."""
     keyed = lambda tokens: {str(item["prompt"]): item for item in tokens.get("items", [])}
     runs = [run for run in runs if run.tokens]
@@ -220,7 +254,9 @@ def heatmap_readers(runs: Sequence[RunData]) -> list[tuple[str, RunData, dict[st
 
 def same_question(item: dict[str, Any], other: dict[str, Any] | None) -> bool:
     """Whether two readings are of the same question."""
-    return other is not None and all(item.get(key) == other.get(key) for key in ("asked", "question", "gold"))
+    return other is not None and all(
+        item.get(key) == other.get(key) for key in ("asked", "question", "gold")
+    )
 
 
 def verdict(item: dict[str, Any]) -> str:
@@ -246,14 +282,21 @@ def siblings_of(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 def drawn_signal(record: dict[str, Any]) -> str | None:
     """The token signal that a method's heatmap shows: what is visual first."""
-    lists = [k for k, v in record.items() if isinstance(v, list) and k not in ("ids", "tokens", *NOT_DRAWN)]
+    lists = [
+        k
+        for k, v in record.items()
+        if isinstance(v, list) and k not in ("ids", "tokens", *NOT_DRAWN)
+    ]
     return min(lists, key=lambda name: not name.startswith("visual"), default=None)
 
 
 def label_of(record: dict[str, Any]) -> str:
     """The rollout's own signals in words: `rollout weight 0.656`."""
     numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "sibling"}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()) or "sibling"
+    return (
+        ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
+        or "sibling"
+    )
 
 
 def sibling_groups(run: RunData) -> list[dict[str, Any]]:

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 
 from vistill.models.loading import VLM
-from vistill.rollouts.boundary import CheckedEngine
+from vistill.rollouts.checked_engine import CheckedEngine
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.image_skips import ImageSkipEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
-from vistill.rollouts.skipping import SkippingEngine
 
 
-def build_engine(
+def make_engine(
     vlm: VLM,
     settings: RolloutSettings,
     poll: Callable[[], None] = lambda: None,
@@ -31,4 +31,8 @@ def build_engine(
         return own if isinstance(own, CheckedEngine) else CheckedEngine(own, vlm)
     shared = settings.engine == "shared" and vlm.shares_prompts
     plain = CheckedEngine(SharedEngine(vlm, poll) if shared else HFEngine(vlm, poll), vlm)
-    return plain if settings.image_skips == 0 else CheckedEngine(SkippingEngine(plain, vlm, settings), vlm)
+    return (
+        plain
+        if settings.image_skips == 0
+        else CheckedEngine(ImageSkipEngine(plain, vlm, settings), vlm)
+    )

@@ -23,12 +23,15 @@ class RolloutRequest:
     own, which must end at the ids of `prompt`."""
 
 
-def requests_of(
+def make_requests(
     seen: Sequence[Prompt], encoded: Sequence[EncodedPrompt], siblings: Sequence[int]
 ) -> list[RolloutRequest]:
     """One request for each prompt, as its writer sees it."""
     pairs = zip(seen, encoded, strict=True)
-    return [RolloutRequest(prompt.id, tokens, tuple(siblings), source=prompt) for prompt, tokens in pairs]
+    return [
+        RolloutRequest(prompt.id, tokens, tuple(siblings), source=prompt)
+        for prompt, tokens in pairs
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Sampling:
     """The weights version that must write; None takes the one that was synced last."""
 
 
-def sampling_of(settings: RolloutSettings, seed: int, step: int, weights: int | None = None) -> Sampling:
+def sampling_for_step(
+    settings: RolloutSettings, seed: int, step: int, weights: int | None = None
+) -> Sampling:
     """The sampling of a recipe at a step."""
     return Sampling(
         seed,
@@ -62,7 +67,7 @@ def sampling_of(settings: RolloutSettings, seed: int, step: int, weights: int | 
 
 @runtime_checkable
 class RolloutEngine(Protocol):
-    """Writes responses. What an answer must fulfil is checked in one place: `rollouts/boundary.py`.
+    """Writes responses. What an answer must fulfil is checked in one place: `rollouts/checked_engine.py`.
 
     `sleep`, `wake` and `close` may be called again and in any state; a closed engine writes no more.
     """
@@ -85,7 +90,9 @@ class RolloutEngine(Protocol):
         """Whether `Sampling.log_probs` is answered."""
         ...
 
-    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         """The rollouts of each request, in order."""
         ...
 
@@ -158,7 +165,9 @@ class WrappedEngine:
         """Of the inner engine."""
         return self.inner.reports_log_probs
 
-    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         """What the inner engine writes."""
         return self.inner.write(requests, sampling)
 

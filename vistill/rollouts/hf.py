@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from vistill.models.loading import VLM
-from vistill.rollouts.boundary import banned_ids
+from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
-from vistill.rollouts.noise import KeyedSampler, rollout_seed
+from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
 from vistill.types import Finish, Rollout
 
 
@@ -62,7 +62,9 @@ class HFEngine(InProcessEngine):
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
         self.vlm, self.poll = vlm, poll
 
-    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         """The rollouts of each request, in order. Requests of equal K are decoded together."""
         written: dict[int, tuple[Rollout, ...]] = {}
         by_count: dict[int, list[int]] = {}
@@ -77,7 +79,9 @@ class HFEngine(InProcessEngine):
         return [written[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _call(self, requests: list[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def _call(
+        self, requests: list[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         vlm, count = self.vlm, len(requests[0].siblings)
         inputs = vlm.family.generation_inputs([r.prompt for r in requests], vlm.pad_id)
         seeds = [
@@ -102,8 +106,13 @@ class HFEngine(InProcessEngine):
                 stopping_criteria=StoppingCriteriaList([Poll(self.poll)]),
             )
         rows = iter(output[:, inputs["input_ids"].shape[1] :].tolist())
-        values = iter(torch.stack(sampler.log_probs, 1).tolist() if sampler.log_probs else [None] * len(seeds))
-        return [tuple(to_rollout(next(rows), stop, s, r.attempt, next(values)) for s in r.siblings) for r in requests]
+        values = iter(
+            torch.stack(sampler.log_probs, 1).tolist() if sampler.log_probs else [None] * len(seeds)
+        )
+        return [
+            tuple(to_rollout(next(rows), stop, s, r.attempt, next(values)) for s in r.siblings)
+            for r in requests
+        ]
 
     def _config(self, count: int, sampling: Sampling) -> GenerationConfig:
         """The sampler leaves one token to choose. Sampling stays on only where `generate` must expand siblings."""
@@ -124,4 +133,10 @@ def to_rollout(
     """Tokens up to and including the first end-of-turn token; without one the response was cut off."""
     end = next((place + 1 for place, token in enumerate(row) if token in stop), None)
     finish = Finish.LENGTH if end is None else Finish.STOP
-    return Rollout(tuple(row[:end]), sibling, finish, attempt, None if log_probs is None else tuple(log_probs[:end]))
+    return Rollout(
+        tuple(row[:end]),
+        sibling,
+        finish,
+        attempt,
+        None if log_probs is None else tuple(log_probs[:end]),
+    )

@@ -27,9 +27,13 @@ class ScriptedEngine(InProcessEngine):
         """Whether the script has log-probabilities."""
         return self.log_probs is not None
 
-    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         """The scripted rollouts."""
-        return [tuple(self.rollout(r, sibling, sampling) for sibling in r.siblings) for r in requests]
+        return [
+            tuple(self.rollout(r, sibling, sampling) for sibling in r.siblings) for r in requests
+        ]
 
     def ids(self, request: RolloutRequest, sibling: int, sampling: Sampling) -> tuple[int, ...]:
         """One response; a subclass may look at attempt, step or prompt."""
@@ -40,5 +44,9 @@ class ScriptedEngine(InProcessEngine):
         self.poll()
         ids = self.ids(request, sibling, sampling)
         finish = Finish.STOP if ids and ids[-1] == self.stop_id else Finish.LENGTH
-        values = None if self.log_probs is None or not sampling.log_probs else self.log_probs(request, ids)
+        values = (
+            None
+            if self.log_probs is None or not sampling.log_probs
+            else self.log_probs(request, ids)
+        )
         return Rollout(ids, sibling, finish, request.attempt, values)

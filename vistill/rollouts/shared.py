@@ -6,10 +6,10 @@ import torch
 
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
-from vistill.rollouts.boundary import banned_ids
+from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import to_rollout, writing_mode
-from vistill.rollouts.noise import KeyedSampler, rollout_seed
+from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
 from vistill.types import Rollout
 
 #: Finished rows are dropped once so many steps were wasted on them, all rows together counted as one step: about what
@@ -23,7 +23,9 @@ class SharedEngine(InProcessEngine):
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
         self.vlm, self.poll = vlm, poll
 
-    def write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         """The rollouts of each request, in order; whole requests are decoded together up to `rows_per_call` rows."""
         written: list[tuple[Rollout, ...]] = []
         part: list[RolloutRequest] = []
@@ -35,7 +37,9 @@ class SharedEngine(InProcessEngine):
         return written + (self._call(part, sampling) if part else [])
 
     @torch.no_grad()
-    def _call(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[tuple[Rollout, ...]]:
+    def _call(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[tuple[Rollout, ...]]:
         group = [g for g, request in enumerate(requests) for _ in request.siblings]
         with writing_mode(self.vlm.model):
             rows, values = self._decode(requests, group, sampling)
@@ -44,14 +48,20 @@ class SharedEngine(InProcessEngine):
             iter(rows),
             iter(values if sampling.log_probs else [None] * len(rows)),
         )
-        return [tuple(to_rollout(next(row), stop, s, r.attempt, next(value)) for s in r.siblings) for r in requests]
+        return [
+            tuple(to_rollout(next(row), stop, s, r.attempt, next(value)) for s in r.siblings)
+            for r in requests
+        ]
 
     def _decode(
         self, requests: Sequence[RolloutRequest], group: list[int], sampling: Sampling
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids of every row, its first end-of-turn token included, and their log-probabilities if asked for."""
         vlm = self.vlm
-        decoder, sampler = Decoder(vlm, [r.prompt for r in requests], group), self._sampler(requests, sampling)
+        decoder, sampler = (
+            Decoder(vlm, [r.prompt for r in requests], group),
+            self._sampler(requests, sampling),
+        )
         head, stop = vlm.head(vlm.vocabulary_size), set(vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
@@ -63,7 +73,9 @@ class SharedEngine(InProcessEngine):
                 if not done[row]:
                     rows[row].append(token)
                     done[row] = token in stop
-            if sampler.log_probs is not None:  # what a finished row is given here, `to_rollout` cuts off
+            if (
+                sampler.log_probs is not None
+            ):  # what a finished row is given here, `to_rollout` cuts off
                 for row, value in zip(alive, sampler.log_probs.pop().tolist(), strict=True):
                     values[row].append(value)
             decoder.append(chosen)
@@ -81,7 +93,11 @@ class SharedEngine(InProcessEngine):
     def _sampler(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> KeyedSampler:
         """Keyed noise of each row."""
         vlm = self.vlm
-        seeds = [rollout_seed(sampling.seed, sampling.step, r.key, s, r.attempt) for r in requests for s in r.siblings]
+        seeds = [
+            rollout_seed(sampling.seed, sampling.step, r.key, s, r.attempt)
+            for r in requests
+            for s in r.siblings
+        ]
         return KeyedSampler(
             seeds,
             sampling.temperature,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
-from vistill.outward import for_terminal
-from vistill.runs.resuming import unused
+from vistill.redaction import for_terminal
+from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import (
     append_line,
     cut_lines,
@@ -66,7 +66,11 @@ def journal_files(path: Path) -> dict[int, Path]:
 
 def leftovers_in(path: Path) -> list[Path]:
     """Folders that an interrupted save or removal left behind."""
-    return [place for place in path.iterdir() if LEFTOVER.fullmatch(place.name)] if path.is_dir() else []
+    return (
+        [place for place in path.iterdir() if LEFTOVER.fullmatch(place.name)]
+        if path.is_dir()
+        else []
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,9 @@ class RunFolder:
 
     def rollout_files(self) -> list[Path]:
         """The rollouts that were written out, oldest step first."""
-        return [file for file in numbered(self.path / "rollouts", ROLLOUTS).values() if file.is_file()]
+        return [
+            file for file in numbered(self.path / "rollouts", ROLLOUTS).values() if file.is_file()
+        ]
 
     def token_files(self) -> list[Path]:
         """The tokens of evaluated responses, oldest step first."""
@@ -158,7 +164,9 @@ class RunFolder:
     def cut_after(self, step: int, gone: Collection[str] = ()) -> None:
         """Forget logged steps that come after a checkpoint, and replaced rows that are not gone in it."""
         for name in STEP_LOGS:
-            kept = lambda r, of_rows=name == "replaced.jsonl": r["id"] in gone if of_rows else r.get("step", 0) <= step
+            kept = lambda r, of_rows=name == "replaced.jsonl": (
+                r["id"] in gone if of_rows else r.get("step", 0) <= step
+            )
             cut_lines(self.path / name, kept, self.path / name.replace(".jsonl", ".lost.jsonl"))
 
     def log(self, path: Path, record: dict[str, Any], exact: bool = False) -> None:
@@ -177,7 +185,7 @@ class RunFolder:
         """The lock file."""
         write_json(self.lock_file, record)
 
-    def check_place(self) -> None:
+    def check_writable(self) -> None:
         """S601 where the run folder is a file, or lies below one."""
         place = self.path.absolute()
         file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
@@ -187,11 +195,11 @@ class RunFolder:
                 f"run={self.path} cannot be a folder: {file.name} is a file",
                 where=str(self.path),
                 why="a run writes its checkpoints, logs and report into a folder of its own",
-                fix=f"run={unused(str(file))}",
+                fix=f"run={unused_folder(str(file))}",
             )
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One owner at a time (S602); whoever owns it already in this process goes on."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import xxhash
 
 from vistill.errors import NonFiniteError, StorageError
 from vistill.faults import fault
-from vistill.outward import MASK, Secrets, is_secret, masked, secrets_now
+from vistill.redaction import MASK, Secrets, is_secret, mask_secrets, secrets_in_environment
 
 
 def to_json(value: object, indent: int | None = None, exact: bool = False) -> str:
@@ -24,8 +24,10 @@ def to_json(value: object, indent: int | None = None, exact: bool = False) -> st
     """
     if exact:
         check_finite(value)
-    plain = finite(value) if exact else without_secrets(finite(value), secrets_now())
-    return json.dumps(plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None)
+    plain = finite(value) if exact else without_secrets(finite(value), secrets_in_environment())
+    return json.dumps(
+        plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
+    )
 
 
 def check_finite(value: Any, name: str = "") -> None:
@@ -60,9 +62,11 @@ def finite(value: Any) -> Any:
 def without_secrets(value: Any, secrets: Secrets) -> Any:
     """The same plain value, secrets in its texts masked; numbers and keys stay."""
     if isinstance(value, str):
-        return masked(value, secrets)
+        return mask_secrets(value, secrets)
     if isinstance(value, dict):
-        return {k: MASK if is_secret(k, v) else without_secrets(v, secrets) for k, v in value.items()}
+        return {
+            k: MASK if is_secret(k, v) else without_secrets(v, secrets) for k, v in value.items()
+        }
     return [without_secrets(v, secrets) for v in value] if isinstance(value, list) else value
 
 
@@ -86,7 +90,9 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:  # half a surrogate pair
+        with temporary.open(
+            "w", encoding="utf-8", errors="backslashreplace"
+        ) as handle:  # half a surrogate pair
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
@@ -177,11 +183,11 @@ def read_json(path: Path, **fields: type | set[str]) -> dict[str, Any]:
             if not exact and not (isinstance(kind, type) and isinstance(value, kind)):
                 raise ValueError(f"{name} is missing or not as it was written")
     except (OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
+        raise damaged_file_error(path, str(error)) from error
     return record
 
 
-def damaged(path: Path, why: str) -> StorageError:
+def damaged_file_error(path: Path, why: str) -> StorageError:
     """S606."""
     return StorageError(
         "S606",
@@ -220,7 +226,9 @@ def remove_tree(folder: Path) -> None:
         trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
         folder.rename(trash)
         fault("remove.after_rename")
-    if trash.is_symlink():  # a checkpoint that was moved to another disk and linked: what it points to stays
+    if (
+        trash.is_symlink()
+    ):  # a checkpoint that was moved to another disk and linked: what it points to stays
         trash.unlink()
     else:
         shutil.rmtree(trash, ignore_errors=True)

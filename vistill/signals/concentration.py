@@ -15,7 +15,9 @@ def top_mass_share(values: Float[Tensor, " R"], share: float = 0.1) -> float:
     total = float(values.double().sum())
     if len(values) == 0 or total <= 0:
         return math.nan
-    top = torch.sort(values.double(), descending=True).values[: math.ceil(share * len(values) - 1e-9)]
+    top = torch.sort(values.double(), descending=True).values[
+        : math.ceil(share * len(values) - 1e-9)
+    ]
     return float(top.sum()) / total
 
 

@@ -37,4 +37,9 @@ def distribution_advantage(full: ScoredPass, degraded: ScoredPass) -> Float[Tens
 
     The expectation of the signed advantage under the teacher itself; it fires on misread tokens too.
     """
-    return per_row(reverse_kl, full.states(), full.projection(), [States(degraded.states(), degraded.projection())])
+    return per_row(
+        reverse_kl,
+        full.states(),
+        full.projection(),
+        [States(degraded.states(), degraded.projection())],
+    )

@@ -23,7 +23,9 @@ def token_has_image(responses: Responses) -> Tensor:
 
 
 @torch.no_grad()
-def visual_dependency(full: ScoredPass, text_only: ScoredPass, responses: Responses) -> Float[Tensor, " R"]:
+def visual_dependency(
+    full: ScoredPass, text_only: ScoredPass, responses: Responses
+) -> Float[Tensor, " R"]:
     """`VDS_t = KL(q with the picture || q without)`, whole vocabulary, in nats; 0 where there is no picture.
 
     Teacher only. Unlike visual advantage it fires on misread tokens too. Source: VGS Eq. 12.
@@ -33,7 +35,9 @@ def visual_dependency(full: ScoredPass, text_only: ScoredPass, responses: Respon
 
 
 @torch.no_grad()
-def sampled_dependency(log_prob: Float[Tensor, " R"], masked_log_prob: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+def sampled_dependency(
+    log_prob: Float[Tensor, " R"], masked_log_prob: Float[Tensor, " R"]
+) -> Float[Tensor, " R"]:
     """k3 of the sampled token with and without the picture, in [0, 10] (VPPO)."""
     return k3(log_prob, masked_log_prob)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError, StorageError
-from vistill.report.reading import read_json
+from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import flatten, key_class
+from vistill.runs.recipe_changes import flatten, key_class
 from vistill.runs.storage import read_lines, to_json
 
 if TYPE_CHECKING:  # a mistake in the recipe is reported before torch is imported
@@ -55,8 +55,13 @@ class Arm:
         """Whether its folder holds the finished run of this very recipe. Data and models are not read again."""
         if self.recipe is None:
             return self.done()
-        result, lock = read_json(self.folder / "result.json"), read_json(RunFolder(self.folder).lock_file)
-        same = lock.get("recipe") == json.loads(to_json(self.recipe.to_dict()))  # both without secrets
+        result, lock = (
+            read_json(self.folder / "result.json"),
+            read_json(RunFolder(self.folder).lock_file),
+        )
+        same = lock.get("recipe") == json.loads(
+            to_json(self.recipe.to_dict())
+        )  # both without secrets
         return same and bool(result.get("finished"))
 
 
@@ -68,7 +73,12 @@ def vistill_command(*words: str) -> tuple[str, ...]:
 def arms_of(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
     """Every stage of a recipe as an arm, in order; a recipe without stages is one arm."""
     return [
-        Arm(name, Path(stage.run), stage, vistill_command("train", recipe, *overrides, "--stage", name))
+        Arm(
+            name,
+            Path(stage.run),
+            stage,
+            vistill_command("train", recipe, *overrides, "--stage", name),
+        )
         for name, stage in load_stages(recipe, overrides).items()
     ]
 
@@ -119,7 +129,10 @@ def check_matched(arms: Sequence[Arm], varies: Collection[str] = ()) -> None:
                 f"the arms {arms[0].name} and {other.name} differ in {', '.join(different)}",
                 where=str(other.folder),
                 why="compared runs share student, teacher, data, seed and evaluation; else the cause is not known",
-                fix="\n".join(f"stages.{other.name}.{key}={shown_value(arms[0], key)}" for key in different[:5]),
+                fix="\n".join(
+                    f"stages.{other.name}.{key}={shown_value(arms[0], key)}"
+                    for key in different[:5]
+                ),
             )
 
 
@@ -157,7 +170,9 @@ class Comparison:
     @property
     def differences(self) -> list[float]:
         """Other minus base, one value per seed."""
-        return [b - a for a, b in zip(self.accuracy[self.base], self.accuracy[self.other], strict=True)]
+        return [
+            b - a for a, b in zip(self.accuracy[self.base], self.accuracy[self.other], strict=True)
+        ]
 
     @property
     def mean(self) -> float:
@@ -225,7 +240,9 @@ def last_evaluation(arm: Arm) -> tuple[float, dict[str, float]]:
     return last["accuracy"], {prompt: sum(values) / len(values) for prompt, values in right.items()}
 
 
-def check_questions(pair: Sequence[Arm], first: Mapping[str, float], second: Mapping[str, float]) -> None:
+def check_questions(
+    pair: Sequence[Arm], first: Mapping[str, float], second: Mapping[str, float]
+) -> None:
     """C301 where two arms did not answer the same questions in their last evaluation."""
     alone, total = sorted(first.keys() ^ second.keys()), len(first.keys() | second.keys())
     if alone:

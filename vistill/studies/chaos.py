@@ -25,18 +25,24 @@ from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import METHODS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.runtime import quiet, use_one_thread
-from vistill.studies.raising import raising_tokenizer
-from vistill.training.build import build, setup_of
+from vistill.runtime import quiet_libraries, use_one_thread
+from vistill.studies.make_tiny_models import tiny_tokenizer
+from vistill.training.build import build, make_setup
 from vistill.training.checkpoint import newest
 from vistill.training.loop import run
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
-from vistill.training.setup import Given, RunSetup
+from vistill.training.setup import ProvidedInputs, RunSetup
 
 STEPS, PROMPTS = 9, 6
 #: Points inside a save, where a quarter of the kills happen.
-SAVE_POINTS = ("save.begin", "save.after_weights", "save.after_files", "save.after_manifest", "save.after_rename")
+SAVE_POINTS = (
+    "save.begin",
+    "save.after_weights",
+    "save.after_files",
+    "save.after_manifest",
+    "save.after_rename",
+)
 PHASES = (
     "rollout.begin",
     "score.begin",
@@ -60,7 +66,12 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `rows`."""
-        counts = {"name": self.name, "tried": self.tried, "survived": self.survived, "seconds": round(self.seconds, 1)}
+        counts = {
+            "name": self.name,
+            "tried": self.tried,
+            "survived": self.survived,
+            "seconds": round(self.seconds, 1),
+        }
         return {**counts, "failures": self.failures} if self.failures else counts
 
     def note(self, failure: str | None) -> None:
@@ -75,10 +86,10 @@ class Chaos:
     """Trials below one folder; the storage under test is the one that folder lies on."""
 
     def __init__(self, folder: Path, method: str = "va_opd") -> None:
-        quiet()
+        quiet_libraries()
         use_one_thread()
         self.folder, self.method = folder, method
-        self.tokenizer = raising_tokenizer()
+        self.tokenizer = tiny_tokenizer()
         self.prompts = diagram_prompts("train", PROMPTS, 0, DiagramSettings(thoughts=True))
         self.held = diagram_prompts("val", 2, 0)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,32 +97,45 @@ class Chaos:
         start = time.perf_counter()
         code = self.forked(reference)()
         self.seconds = time.perf_counter() - start
-        assert code == 0, f"the undisturbed run of {method} failed: {(folder / 'console.log').read_text()[-2000:]}"
+        assert code == 0, (
+            f"the undisturbed run of {method} failed: {(folder / 'console.log').read_text()[-2000:]}"
+        )
         self.expected = self.fingerprint(reference)
 
     def setup(self, folder: RunFolder, stop_after: int | None = None) -> RunSetup:
         """A run of a few seconds: three epochs, evaluations, checkpoints every second step."""
-        student, teacher = build_tiny(SIZE, self.tokenizer, 0), build_tiny(SIZE, self.tokenizer, 1).freeze()
-        objective = METHODS[self.method](**({"gate": False} if self.method == "visual_opsd" else {}))
+        student, teacher = (
+            build_tiny(SIZE, self.tokenizer, 0),
+            build_tiny(SIZE, self.tokenizer, 1).freeze(),
+        )
+        objective = METHODS[self.method](
+            **({"gate": False} if self.method == "visual_opsd" else {})
+        )
         recipe = Recipe(
             run=str(folder.path),
             student=ModelSettings("built here"),
             teacher=ModelSettings("built here"),
             method=self.method,
             seed=5,
-            train=TrainSettings(prompts_per_step=2, steps=STEPS, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)),
-            rollout=RolloutSettings(per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=6, all_truncated="go_on"),
+            train=TrainSettings(
+                prompts_per_step=2, steps=STEPS, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)
+            ),
+            rollout=RolloutSettings(
+                per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=6, all_truncated="go_on"
+            ),
             save=SaveSettings(every=2, keep=1),
             eval=EvalSettings(every=4, limit=2, max_new_tokens=6, blind=False, greedy=False),
         )
-        given = Given(student, teacher, self.prompts, self.held, stop_after=stop_after)
-        return setup_of(recipe, folder, given=given, objective=objective)
+        given = ProvidedInputs(student, teacher, self.prompts, self.held, stop_after=stop_after)
+        return make_setup(recipe, folder, given=given, objective=objective)
 
     def go(self, folder: RunFolder, stop_after: int | None = None) -> None:
         """Train into a folder, from wherever it is."""
         run(build(self.setup(folder, stop_after)), folder)
 
-    def forked(self, folder: Path, fault: str = "", before: Callable[[], None] = lambda: None) -> "Child":
+    def forked(
+        self, folder: Path, fault: str = "", before: Callable[[], None] = lambda: None
+    ) -> "Child":
         """A child that trains into a folder."""
 
         def work() -> None:
@@ -164,7 +188,10 @@ class Chaos:
         point = f"{PHASES[number % len(PHASES)]}:term@{rng.integers(1, 5)}"
         start = time.perf_counter()
         code = self.forked(folder, point)()
-        if code not in (0, Preempted.exit_code):  # 0: the last phase was over before the flag was looked at
+        if code not in (
+            0,
+            Preempted.exit_code,
+        ):  # 0: the last phase was over before the flag was looked at
             return f"{point}: exit {code} after {time.perf_counter() - start:.1f} s"
         if code and newest(RunFolder(folder)) is None:
             return f"{point}: exit {code}, but no checkpoint"
@@ -194,7 +221,8 @@ def selftest_rows(folder: Path, trials: int) -> list[Row]:
 def report_of(rows: Sequence[Row]) -> str:
     """One line a row, then what failed."""
     lines = [
-        f"{row.name:<10} {row.survived} of {row.tried} ended with the same bits   {row.seconds:.0f} s" for row in rows
+        f"{row.name:<10} {row.survived} of {row.tried} ended with the same bits   {row.seconds:.0f} s"
+        for row in rows
     ]
     return "\n".join([*lines, *(f"failed: {text}" for row in rows for text in row.failures)])
 

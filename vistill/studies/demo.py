@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.report.csv_file import write_sheet
+from vistill.report.headline import percent, sentence
 from vistill.report.page import write_report
-from vistill.report.reading import read_json, read_run
-from vistill.report.sheet import write_sheet
-from vistill.report.verdict import percent, sentence
+from vistill.report.run_data import read_json, read_run
 from vistill.runs.folder import RunFolder
 from vistill.studies.arms import Arm, Comparison, arms_of, check_matched, compare
 from vistill.studies.processes import run_side_by_side
@@ -25,7 +25,9 @@ GOOD_TEACHER = 0.90
 def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
     """The whole demo; everything is written below `run`. A second call with the same folder resumes."""
     started = time.monotonic()
-    print(f"vistill demo · {os.cpu_count()} cores · no network needed · 2 to 3 minutes a seed · writing to {run}")
+    print(
+        f"vistill demo · {os.cpu_count()} cores · no network needed · 2 to 3 minutes a seed · writing to {run}"
+    )
     models = train_models(run / "models", run / "cost.json") if from_scratch else []
     by_seed = [arms_of_seed(run, seed, seeds, models) for seed in range(seeds)]
     for seed, arms in enumerate(by_seed):
@@ -35,7 +37,7 @@ def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
     page = write_report(paths[: len(METHODS)], run / "report.html")
     write_comparison(paths, run / "compare.csv")
     lines = spread(compare(*zip(*by_seed, strict=True))) if seeds > 1 else []
-    tell(paths[: len(METHODS)], lines, page, time.monotonic() - started)
+    print_comparison(paths[: len(METHODS)], lines, page, time.monotonic() - started)
 
 
 def arms_of_seed(run: Path, seed: int, seeds: int, models: Sequence[str]) -> list[Arm]:
@@ -54,8 +56,15 @@ def train_models(folder: Path, cost_file: Path) -> list[str]:
     arms = []
     for name in names:
         target = folder / name
-        command = (sys.executable, "-m", "vistill.studies.raising", name, str(target))
-        arms.append(Arm(name, folder / f"{name}-log", command=command, done=lambda target=target: is_whole(target)))
+        command = (sys.executable, "-m", "vistill.studies.make_tiny_models", name, str(target))
+        arms.append(
+            Arm(
+                name,
+                folder / f"{name}-log",
+                command=command,
+                done=lambda target=target: is_whole(target),
+            )
+        )
         if not is_whole(target):
             shutil.rmtree(target, ignore_errors=True)
     run_side_by_side("raising a teacher and a student from nothing", arms, cost_file)
@@ -66,14 +75,18 @@ def train_models(folder: Path, cost_file: Path) -> list[str]:
             f"   {name}: {percent(read['greedy'])} greedy, {percent(read['sampled'])} at T = 1, pixelated {pixelated}"
         )
         if name == "teacher" and read["greedy"] < GOOD_TEACHER:
-            print(f"   note: this teacher is below {percent(GOOD_TEACHER)}; what follows is measured with it anyway")
+            print(
+                f"   note: this teacher is below {percent(GOOD_TEACHER)}; what follows is measured with it anyway"
+            )
     return [f"{name}.model={folder / name}" for name in names]
 
 
 def is_whole(model: Path) -> bool:
     """Whether a folder holds the weights that its card, which is written last, describes."""
     weights, card = model / "model.safetensors", read_json(model / "CARD.json")
-    return weights.is_file() and card.get("sha256") == hashlib.sha256(weights.read_bytes()).hexdigest()
+    return (
+        weights.is_file() and card.get("sha256") == hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
 
 
 def write_comparison(paths: Sequence[Path], out: Path) -> None:
@@ -88,7 +101,10 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
 
 def spread(comparison: Comparison) -> list[str]:
     """Accuracy over seeds: each value, mean and standard deviation of the paired difference."""
-    lines = [f"   {name}: " + ", ".join(map(percent, values)) for name, values in comparison.accuracy.items()]
+    lines = [
+        f"   {name}: " + ", ".join(map(percent, values))
+        for name, values in comparison.accuracy.items()
+    ]
     deviation = comparison.deviation
     assert deviation is not None, "one seed has no spread"
     paired = f"{100 * comparison.mean:+.1f} points, standard deviation {100 * deviation:.1f}"
@@ -96,11 +112,15 @@ def spread(comparison: Comparison) -> list[str]:
     return [*lines, f"   {names}, paired: {paired} over {len(comparison.seeds)} seeds"]
 
 
-def tell(paths: Sequence[Path], lines: Sequence[str], page: Path, seconds: float) -> None:
+def print_comparison(
+    paths: Sequence[Path], lines: Sequence[str], page: Path, seconds: float
+) -> None:
     """What was measured, in one sentence; where to look; what to do next."""
     print()
     for line in lines:
         print(line)
     print("   " + sentence([read_run(path) for path in paths]))
-    print(f"   Open   {page}   ({page.stat().st_size / 1024:.0f} KB, works offline; {seconds:.0f} s in all)")
+    print(
+        f"   Open   {page}   ({page.stat().st_size / 1024:.0f} KB, works offline; {seconds:.0f} s in all)"
+    )
     print("   Next   vistill init va-opd --data YOUR.jsonl      your first recipe")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import method_schemas
 from vistill.errors import ConfigError
+from vistill.report.csv_file import write_sheet
 from vistill.report.page import write_report
-from vistill.report.sheet import write_sheet
 from vistill.studies.arms import Arm, arms_of, train_in_order, unmatched_sentence
 from vistill.studies.stages import tell_kept
 
@@ -85,9 +85,12 @@ def passes_of(method: str) -> str:
     return f"{learnt} + {total - learnt}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, ready for a document."""
-    lines = [f"| {' | '.join(heading for _, heading, _ in COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    lines = [
+        f"| {' | '.join(heading for _, heading, _ in COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
+    ]
     for row in rows:
         cells = ["-" if row[key] is None else format(row[key], form) for key, _, form in COLUMNS]
         lines.append(f"| {' | '.join(cells)} |")

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from vistill.errors import ArmError, Preempted, VistillError, error_of
-from vistill.report.reading import read_json
-from vistill.report.verdict import percent
+from vistill.report.headline import percent
+from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import disk_error, write_json
 from vistill.studies.arms import Arm
@@ -155,7 +155,7 @@ class ArmProcess:
         self.code: int | None = None
         self.cost = Cost(0.0, 0.0)
         self.error_file, self.log = arm.folder / ERROR_FILE, arm.folder / "console.log"
-        RunFolder(arm.folder).check_place()
+        RunFolder(arm.folder).check_writable()
         try:
             arm.folder.mkdir(parents=True, exist_ok=True)
             self.error_file.unlink(missing_ok=True)
@@ -198,8 +198,13 @@ class ArmProcess:
     def progress(self) -> str:
         """Where it is, from its own logs."""
         folder = RunFolder(self.arm.folder)
-        step, accuracy = last_record(folder.metrics).get("step", 0), last_record(folder.evaluations).get("accuracy")
-        return f"{self.arm.name} step {step}" + ("" if accuracy is None else f" {percent(accuracy)}")
+        step, accuracy = (
+            last_record(folder.metrics).get("step", 0),
+            last_record(folder.evaluations).get("accuracy"),
+        )
+        return f"{self.arm.name} step {step}" + (
+            "" if accuracy is None else f" {percent(accuracy)}"
+        )
 
     def error(self) -> VistillError:
         """Its own message with its own code; where it left none, how it ended and its last lines."""
@@ -210,7 +215,9 @@ class ArmProcess:
             return error_of({**record, "what": f"arm {name}: {record['what']}", "note": note})
         if self.code in STOPPED:
             fix = "run the same command again to continue"
-            return Preempted("P075", f"the arm {name} was stopped from outside", where=str(self.log), fix=fix)
+            return Preempted(
+                "P075", f"the arm {name} was stopped from outside", where=str(self.log), fix=fix
+            )
         assert self.code is not None, "it still runs"
         how = f"exit code {self.code}"
         if self.code < 0:
@@ -247,7 +254,12 @@ class ProgressLine:
         now = time.monotonic()
         with suppress(BrokenPipeError):
             if self.live:
-                print(f"\r\x1b[K   {text}   {self.seconds():.0f} s", end="", flush=True, file=sys.stderr)
+                print(
+                    f"\r\x1b[K   {text}   {self.seconds():.0f} s",
+                    end="",
+                    flush=True,
+                    file=sys.stderr,
+                )
             elif now - self.shown > QUIET_SECONDS:
                 self.shown = now
                 print(f"   {text}", flush=True)

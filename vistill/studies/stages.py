@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.config import find_recipe, flatten, parse_text, split_override, text_of
+from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_override
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
@@ -27,7 +27,12 @@ def run_stages(
     chosen = [arm for arm in arms if only in (None, arm.name)]
     if not chosen:
         names = [arm.name for arm in arms]
-        raise ConfigError("C002", f'no stage "{only}"', why=f"stages: {', '.join(names)}", fix=f"--stage {names[0]}")
+        raise ConfigError(
+            "C002",
+            f'no stage "{only}"',
+            why=f"stages: {', '.join(names)}",
+            fix=f"--stage {names[0]}",
+        )
     tell_kept(recipe, overrides, [arm.name for arm in chosen])
     for _, run in train_in_order(chosen, progress, accept):
         tell_quarantine(run)
@@ -41,12 +46,15 @@ def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> No
     """A setting that a stage makes itself wins over the same key on the command line: say so, and how to change it."""
     file = find_recipe(recipe)
     given = {split_override(text)[0] for text in overrides}
-    stages = parse_text(text_of(file), file).get("stages") or {}
+    stages = parse_text(read_recipe_text(file), file).get("stages") or {}
     for name in names:
         kept = sorted(given & set(flatten(stages.get(name) or {})))
         if kept:
             change = " ".join(f"stages.{name}.{key}=..." for key in kept)
-            print(f"stage {name} keeps its own {', '.join(kept)}; to change it: {change}", file=sys.stderr)
+            print(
+                f"stage {name} keeps its own {', '.join(kept)}; to change it: {change}",
+                file=sys.stderr,
+            )
 
 
 def tell_quarantine(run: "Run") -> None:
@@ -54,7 +62,10 @@ def tell_quarantine(run: "Run") -> None:
     bad = run.folder.read(run.folder.quarantine)
     if bad:
         first = f"{bad[0]['where']}: {bad[0]['reason']}"
-        print(f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}", file=sys.stderr)
+        print(
+            f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}",
+            file=sys.stderr,
+        )
 
 
 def tell_profile(run: "Run") -> None:

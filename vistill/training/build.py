@@ -17,18 +17,18 @@ from vistill.training.checks.models import MODEL_CHECKS
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
-from vistill.training.setup import Given, RunSetup
+from vistill.training.setup import ProvidedInputs, RunSetup
 
 #: Everything that must hold before the first step, in order: data before models, cheap before expensive.
-#: The canary is the last one; it needs the restored student, so the loop runs it (`training/canary.py`).
+#: The canary is the last one; it needs the restored student, so the loop runs it (`training/canary/reader.py`).
 START_CHECKS: tuple[StartCheck, ...] = (*DATA_CHECKS, METHOD_CHECK, *MODEL_CHECKS, *RUN_CHECKS)
 
 
-def setup_of(
+def make_setup(
     recipe: Recipe,
     folder: RunFolder,
     purpose: Purpose = "train",
-    given: Given | None = None,
+    given: ProvidedInputs | None = None,
     objective: Objective | None = None,
 ) -> RunSetup:
     """A setup whose checks have not run yet.
@@ -40,10 +40,10 @@ def setup_of(
         given: models and prompts of the caller; the recipe says where they come from otherwise.
         objective: the method; made from the recipe's method and knobs otherwise.
     """
-    return RunSetup(recipe, objective or objective_of(recipe), folder, purpose, given)
+    return RunSetup(recipe, objective or make_objective(recipe), folder, purpose, given)
 
 
-def objective_of(recipe: Recipe) -> Objective:
+def make_objective(recipe: Recipe) -> Objective:
     """The method that a recipe names (C102 where it is a class that is not part of the package)."""
     if recipe.method not in METHODS:
         raise ConfigError(
@@ -74,7 +74,7 @@ def build(setup: RunSetup) -> Plan:
         raise preempted(stop, None) from None
 
 
-def findings_of(setup: RunSetup, checks: Sequence[StartCheck] = START_CHECKS) -> list[Finding]:
+def run_start_checks(setup: RunSetup, checks: Sequence[StartCheck] = START_CHECKS) -> list[Finding]:
     """What the checks of a setup saw, without a plan."""
     return run_checks(setup, checks)
 

@@ -29,7 +29,13 @@ from vistill.runs.storage import (
 )
 from vistill.training.journal import Journal
 from vistill.training.run_state import RunState
-from vistill.training.shards import SHARD_BYTES, missing_shard, read_shards, save_shards, shards_of
+from vistill.training.shards import (
+    SHARD_BYTES,
+    missing_shard_error,
+    read_shards,
+    save_shards,
+    shards_of,
+)
 from vistill.training.state_file import read_state
 
 #: What is written, and what is read. 2: typed fields in `state.json`, with the chain of the journal; shards.
@@ -42,7 +48,7 @@ WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)
 
 
 @dataclass(frozen=True)
-class Saved:
+class TrainedObjects:
     """Everything that is saved together."""
 
     student: VLM
@@ -64,7 +70,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Iterable[tuple[str, Tensor]]) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, saved: Iterable[tuple[str, Tensor]]
+) -> None:
     """Put every moment back, one after the other; one of no parameter, or of another shape, is an error (S604)."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
@@ -81,7 +89,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved:
         optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
 
 
-def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Path:
+def publish(folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: int) -> Path:
     """Write a checkpoint so that it exists whole or not at all, then apply retention."""
     step = saved.state.step
     final = folder.checkpoint(step)
@@ -98,7 +106,9 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
         for name, vlm in saved.extra.items():
             save_vlm(vlm, working / name)
         fault("save.after_weights")
-        save_shards(optimizer_tensors(saved.student.model, saved.optimizer), working, OPTIMIZER, SHARD_BYTES)
+        save_shards(
+            optimizer_tensors(saved.student.model, saved.optimizer), working, OPTIMIZER, SHARD_BYTES
+        )
         save_file({"torch": torch.get_rng_state()}, working / NOISE)
         write_json(working / STATE, state, exact=True)
         files = [path for path in sorted(working.rglob("*")) if path.is_file()]
@@ -132,12 +142,18 @@ def publish(folder: RunFolder, saved: Saved, fingerprint: str, keep: int) -> Pat
     return final
 
 
-def check_space(folder: RunFolder, saved: Saved, keep: int) -> None:
+def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
     """S601 before anything is written where the disk cannot hold another checkpoint, older ones dropped first."""
     needed = int(SPACE_FACTOR * size_of(folder, saved))
     if free_space(folder.path) >= needed:
         return
-    retain(folder, keep, saved.state.best, saved.state.step, lambda path: reason_to_reject(path) is None)
+    retain(
+        folder,
+        keep,
+        saved.state.best,
+        saved.state.step,
+        lambda path: reason_to_reject(path) is None,
+    )
     free = free_space(folder.path)
     if free < needed:
         raise StorageError(
@@ -155,14 +171,16 @@ def free_space(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def size_of(folder: RunFolder, saved: Saved) -> int:
+def size_of(folder: RunFolder, saved: TrainedObjects) -> int:
     """Bytes of the newest checkpoint, or of the tensors that will be saved where there is none."""
     found = checkpoints_in(folder.path)
     if found:
         return sum(path.stat().st_size for path in found[-1].rglob("*") if path.is_file())
     models = [saved.student, *saved.extra.values()]
     weights = sum(p.numel() * p.element_size() for vlm in models for p in vlm.model.parameters())
-    learnt = sum(p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad)
+    learnt = sum(
+        p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad
+    )
     return weights + 2 * learnt
 
 
@@ -230,10 +248,12 @@ def wrong_file(path: Path, name: str, size: int, digest: str) -> str | None:
 def wrong_content(path: Path, manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with a checkpoint whose files are as they were written: shards that are missing, or the state."""
     names = {name for name, _, _ in manifest["files"]}
-    absent = missing_shard(names, path)
+    absent = missing_shard_error(names, path)
     if absent is not None:
         return f"{absent} is missing"
-    there = {str(file.relative_to(path)) for file in path.rglob("*") if WEIGHTS.fullmatch(file.name)}
+    there = {
+        str(file.relative_to(path)) for file in path.rglob("*") if WEIGHTS.fullmatch(file.name)
+    }
     if there - names:
         return f"{min(there - names)} is not in its manifest, and would be read"
     try:
@@ -248,7 +268,7 @@ def state_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return read_state(path / STATE, manifest["format"], file_hash(path / MANIFEST))
 
 
-def sweep(folder: RunFolder) -> None:
+def remove_leftovers(folder: RunFolder) -> None:
     """Remove what an interrupted save left behind."""
     for path in leftovers_in(folder.path):
         remove_tree(path)
@@ -273,7 +293,7 @@ def newest(folder: RunFolder) -> Path | None:
     return None
 
 
-def older_terms(path: Path) -> str:
+def format_older_terms(path: Path) -> str:
     """What to know of the log of a checkpoint of format 1, whose version logged terms otherwise; else nothing."""
     if json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] != 1:
         return ""
@@ -281,13 +301,18 @@ def older_terms(path: Path) -> str:
 
 
 def restore(
-    path: Path, student: VLM, optimizer: torch.optim.Optimizer, extra: Mapping[str, VLM] | None = None
+    path: Path,
+    student: VLM,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, VLM] | None = None,
 ) -> RunState:
     """Load weights, moments, noise state and counters of a verified checkpoint, further models by name."""
     for name, vlm in {"student": student, **(extra or {})}.items():
         restore_weights(path / name, vlm)
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    moments = [path / name for name in shards_of([name for name, _, _ in manifest["files"]], OPTIMIZER)]
+    moments = [
+        path / name for name in shards_of([name for name, _, _ in manifest["files"]], OPTIMIZER)
+    ]
     restore_optimizer(student.model, optimizer, read_shards(moments))
     torch.set_rng_state(load_file(path / NOISE)["torch"])
     return RunState(**state_fields(path, manifest))

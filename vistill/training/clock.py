@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vistill.meter import counting
+from vistill.flops_counter import counting
 
 #: Side of the square matrices whose product tells how fast the machine multiplies, by device; and how often.
 PROBE_SIDE, PROBE_REPEATS = {"cpu": 1024, "cuda": 8192}, 3

@@ -5,7 +5,7 @@ from typing import Any
 
 from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
-from vistill.runs.resuming import compare_recipes, unused
+from vistill.runs.recipe_changes import compare_recipes, unused_folder
 from vistill.runs.storage import read_json
 from vistill.training.recipe import default_settings
 
@@ -54,15 +54,15 @@ def changes_since(
         return []
     before = earlier["recipe"]
     if "student" not in before:
-        raise earlier_distill(folder)
-    above = overshot(earlier, before)
+        raise old_distill_error(folder)
+    above = old_warmup_error(earlier, before)
     if above and WARMUP not in accept:
         raise warmed_above_the_peak(before)
     changed = compare_recipes(before, tree, accept, default_settings(str(tree["method"])))
     return sorted({*changed, *([WARMUP] if above else [])})
 
 
-def overshot(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+def old_warmup_error(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
     """Whether an earlier version took this run's warm-up above its peak; whole warm-ups were right there too."""
     if earlier.get("format", 1) >= FORMAT:
         return False
@@ -78,17 +78,17 @@ def warmed_above_the_peak(recipe: Mapping[str, Any]) -> ConfigError:
         "this run was started by an earlier version, whose learning rate warmed up above its peak",
         where=str(recipe.get("run")),
         why="there a warm-up of 3.2 steps ended at 1.25 times the peak; from here on it is int(share * steps) steps",
-        fix=f"new run: run={unused(str(recipe.get('run')))}   or continue knowingly: --accept train.schedule.warmup",
+        fix=f"new run: run={unused_folder(str(recipe.get('run')))}   or continue knowingly: --accept train.schedule.warmup",
     )
 
 
-def earlier_distill(folder: RunFolder) -> ConfigError:
+def old_distill_error(folder: RunFolder) -> ConfigError:
     """C201 for a folder of `vistill.distill` from a version that wrote neither models nor prompts down."""
     return ConfigError(
         "C201",
         "this run was started by an earlier version, which did not write down its models and prompts",
         where=str(folder.path),
         why="nothing says whether the models and prompts handed in now are those it began with",
-        fix=f"start a new run: out={unused(str(folder.path))}",
+        fix=f"start a new run: out={unused_folder(str(folder.path))}",
         note="its checkpoints are ordinary model folders: vistill eval RUN/checkpoint-000123/student",
     )

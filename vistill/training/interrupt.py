@@ -55,7 +55,7 @@ def restore(handlers: Mapping[Any, Any]) -> None:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exit_on_second_signal() -> Iterator[None]:
     """Where nothing is under way that must be finished, the first signal raises: imports, rows, models, the report."""
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -72,7 +72,9 @@ def leaving_at_once() -> Iterator[None]:
 def preempted(stop: Interrupted, step: int | None) -> Preempted:
     """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; before the first step there is no step to name."""
     where = (
-        "before the first step; what was written is kept" if step is None else f"after step {step}; checkpoint saved"
+        "before the first step; what was written is kept"
+        if step is None
+        else f"after step {step}; checkpoint saved"
     )
     error = Preempted(
         "P075",

@@ -29,7 +29,9 @@ def digest_of(*parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def chain_after(chain: str, record: Mapping[str, Any], gone: Collection[str], fingerprint: str) -> str:
+def chain_after(
+    chain: str, record: Mapping[str, Any], gone: Collection[str], fingerprint: str
+) -> str:
     """What identifies a run up to and including a step.
 
     Args:
@@ -76,7 +78,7 @@ class Journal:
         earlier = self.read(step, [g.prompt for g in groups], chain)
         if isinstance(earlier, str):
             self.drop_from(step, earlier)
-        rollouts = [[plain(r) for r in g.rollouts] for g in groups]
+        rollouts = [[to_plain_rollout(r) for r in g.rollouts] for g in groups]
         record = {
             "step": step,
             "fingerprint": self.fingerprint,
@@ -108,7 +110,10 @@ class Journal:
             if record["digest"] != digest_of(record["rollouts"]):
                 raise ValueError("its responses were changed")
             pairs = zip(prompts, record["rollouts"], strict=True)
-            return [RolloutGroup(prompt, tuple(rollout_of(r) for r in rollouts)) for prompt, rollouts in pairs]
+            return [
+                RolloutGroup(prompt, tuple(rollout_of(r) for r in rollouts))
+                for prompt, rollouts in pairs
+            ]
         except FileNotFoundError:
             return NO_ENTRY
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -120,7 +125,9 @@ class Journal:
         for file in dropped:
             file.unlink(missing_ok=True)
         if dropped:
-            self.say(f"step {step}: {reason}: {len(dropped)} entries of the journal dropped, responses written again")
+            self.say(
+                f"step {step}: {reason}: {len(dropped)} entries of the journal dropped, responses written again"
+            )
 
     def forget_all(self) -> None:
         """Drop every entry: a run that begins anew takes nothing from an earlier beginning."""
@@ -133,12 +140,19 @@ class Journal:
                 file.unlink(missing_ok=True)
 
 
-def no_entry(journal: Journal, folder: RunFolder, step: int) -> StorageError:
+def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageError:
     """S607, with a step that can be recomputed where there is one."""
     steps, saved = journal.steps(), checkpoints_in(folder.path)
     held = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it holds none"
-    starts = [max((step_of(path) for path in saved if step_of(path) < number), default=0) for number in steps]
-    possible = [n for n, start in zip(steps, starts, strict=True) if set(range(start + 1, n + 1)) <= set(steps)]
+    starts = [
+        max((step_of(path) for path in saved if step_of(path) < number), default=0)
+        for number in steps
+    ]
+    possible = [
+        n
+        for n, start in zip(steps, starts, strict=True)
+        if set(range(start + 1, n + 1)) <= set(steps)
+    ]
     return StorageError(
         "S607",
         f"the responses of step {step} are not in the journal",
@@ -151,7 +165,7 @@ def no_entry(journal: Journal, folder: RunFolder, step: int) -> StorageError:
     )
 
 
-def plain(rollout: Rollout) -> dict[str, Any]:
+def to_plain_rollout(rollout: Rollout) -> dict[str, Any]:
     """A rollout as JSON."""
     return {
         "ids": list(rollout.ids),
@@ -163,4 +177,6 @@ def plain(rollout: Rollout) -> dict[str, Any]:
 
 def rollout_of(record: Mapping[str, Any]) -> Rollout:
     """A rollout from JSON."""
-    return Rollout(tuple(record["ids"]), record["sibling"], Finish(record["finish"]), record["attempt"])
+    return Rollout(
+        tuple(record["ids"]), record["sibling"], Finish(record["finish"]), record["attempt"]
+    )

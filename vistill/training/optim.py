@@ -53,7 +53,10 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
     weights = {part: weights_of(modules) for part, modules in vlm.family.parts(vlm.model).items()}
     for part in parts:
         if not weights.get(part):
-            what, why = f"the model has no weights in {part!r}", "freezing it would do nothing without saying so"
+            what, why = (
+                f"the model has no weights in {part!r}",
+                "freezing it would do nothing without saying so",
+            )
             raise wrong_parts(parts, what, why, [p for p in parts if weights.get(p)])
     everything = {id(weight) for weight in vlm.model.parameters()}
 
@@ -61,8 +64,14 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
         return bool(everything - {id(weight) for part in chosen for weight in weights[part]})
 
     if not left(parts):
-        tied = {id(weight) for weight in weights["head"]} & {id(weight) for weight in weights["language"]}
-        why = "the head is tied to the input embedding, which belongs to 'language'" if tied else "no part is left"
+        tied = {id(weight) for weight in weights["head"]} & {
+            id(weight) for weight in weights["language"]
+        }
+        why = (
+            "the head is tied to the input embedding, which belongs to 'language'"
+            if tied
+            else "no part is left"
+        )
         fewer = next(parts[:n] for n in range(len(parts) - 1, -1, -1) if left(parts[:n]))
         raise wrong_parts(parts, "nothing is left to train", why, fewer)
     for part in parts:
@@ -72,13 +81,21 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
 
 def weights_of(parts: Iterable[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
     """The parameters of modules, and parameters that stand alone."""
-    return [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+    return [
+        p
+        for part in parts
+        for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
+    ]
 
 
 def wrong_parts(parts: Sequence[str], what: str, why: str, better: Sequence[str]) -> ConfigError:
     """C110."""
     return ConfigError(
-        "C110", what, where=f"train.freeze=[{','.join(parts)}]", why=why, fix=f"train.freeze=[{','.join(better)}]"
+        "C110",
+        what,
+        where=f"train.freeze=[{','.join(parts)}]",
+        why=why,
+        fix=f"train.freeze=[{','.join(better)}]",
     )
 
 

@@ -9,9 +9,9 @@ from vistill.data.diagrams import Diagram
 from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.training.reading import Cast
+from vistill.training.micro_batches import BatchSplit
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.splitting import Split
+from vistill.training.step_inputs import Models
 from vistill.types import Prompt, Rollout
 
 
@@ -19,7 +19,7 @@ from vistill.types import Prompt, Rollout
 class Plan:
     """A whole run as values."""
 
-    cast: Cast
+    models: Models
     objective: Objective
     train_prompts: Sequence[Prompt]
     eval_prompts: Sequence[Prompt]
@@ -41,9 +41,9 @@ class Plan:
     max_bad_share: float = 0.01
     """Share of the training rows that may go bad after the start."""
     gone: Mapping[str, str] = field(default_factory=dict)
-    """Rows of the first start that are missing now: id and reason (`training/roster.py`)."""
+    """Rows of the first start that are missing now: id and reason (`training/row_lock.py`)."""
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
-    split: Split = Split()
+    split: BatchSplit = BatchSplit()
     """Micro-batches and their parts (`prepare_run`)."""
     profile: bool = False
     """Count what each phase is made of and put it beside the bare matrix products; the update stays the same."""

@@ -10,7 +10,7 @@ from typing import Any
 from vistill.data.settings import DataSettings
 from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.settings import RolloutSettings
-from vistill.runs.resuming import flatten, key_class
+from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views.settings import ViewSettings
 
@@ -60,7 +60,9 @@ class Recipe:
     def located(self) -> "Recipe":
         """The recipe with `{run}`, which stands for the run folder in a stored one, filled in."""
         here = lambda text: text.replace(HERE, self.run)
-        data = dataclasses.replace(self.data, train=here(self.data.train), eval=here(self.data.eval))
+        data = dataclasses.replace(
+            self.data, train=here(self.data.train), eval=here(self.data.eval)
+        )
         student = dataclasses.replace(self.student, model=here(self.student.model))
         teacher = dataclasses.replace(self.teacher, model=here(self.teacher.model))
         return dataclasses.replace(self, data=data, student=student, teacher=teacher)
@@ -68,7 +70,9 @@ class Recipe:
     def fingerprint(self) -> str:
         """Hash of everything that decides the update."""
         kept = {k: v for k, v in flatten(self.to_dict()).items() if key_class(k) != "free"}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[
+            :16
+        ]
 
 
 #: Stands in a stored recipe for the run folder itself, which may be moved.

@@ -15,11 +15,11 @@ from vistill.errors import DataError, StorageError
 from vistill.runs.folder import RunFolder, checkpoints_in, step_of
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
-from vistill.training.checkpoint import Saved, reason_to_reject, restore
+from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
 from vistill.training.clock import Clock
-from vistill.training.companions import stored
+from vistill.training.copies import copies_to_save
 from vistill.training.interrupt import Interrupt
-from vistill.training.journal import Journal, chain_after, chain_key, no_entry
+from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (
     borrow_from_present,
     deterministic,
@@ -67,7 +67,7 @@ class Replayed:
         return not any(self.differences.values())
 
 
-def recompute(
+def replay_step(
     setup: RunSetup, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None
 ) -> Replayed:
     """Recompute a step from the newest valid checkpoint before it. Nothing is written into the run folder.
@@ -98,26 +98,36 @@ def recompute(
         journal = Journal(folder.journal, plan.fingerprint, writes=False)
         made = Replayed(state.step, accepted=accepted_changes(folder))
         with rewards_of(plan) as rewards:
-            saved = Saved(plan.cast.student, optimizer, state, stored(plan.cast))
+            saved = TrainedObjects(
+                plan.models.student, optimizer, state, copies_to_save(plan.models)
+            )
             context = step_context(plan, place, saved, rewards, Interrupt(), Clock())
             context.journal = journal
             borrow_from_present(plan, context, state.gone)
             replaced = folder.read(folder.replaced)
-            context.desk.engine.sync_weights(state.step)
+            context.response_source.engine.sync_weights(state.step)
             while state.step < step:
                 state.gone |= {r["id"]: r["code"] for r in replaced if r["step"] <= state.step + 1}
                 borrow_from_present(plan, context, state.gone)
                 prompts, epochs = prompts_of_step(plan, state.step, state.gone)
                 check_present(plan, prompts, state.step + 1)
-                if journal.find(state.step + 1, prompts, chain_key(state.chain, state.gone)) is not None:
+                if (
+                    journal.find(state.step + 1, prompts, chain_key(state.chain, state.gone))
+                    is not None
+                ):
                     made.from_journal.append(state.step + 1)
-                elif plan.objective.writer is not Writer.DATA and not context.desk.engine.follows_keyed_noise:
-                    raise no_entry(journal, folder, state.step + 1)
+                elif (
+                    plan.objective.writer is not Writer.DATA
+                    and not context.response_source.engine.follows_keyed_noise
+                ):
+                    raise no_entry_error(journal, folder, state.step + 1)
                 result = train_step(context, prompts, state, epochs)
                 state.step += 1
                 state.memory = result.memory
-                context.desk.engine.sync_weights(state.step)
-                state.chain = chain_after(state.chain, logged[state.step], state.gone, plan.fingerprint)
+                context.response_source.engine.sync_weights(state.step)
+                state.chain = chain_after(
+                    state.chain, logged[state.step], state.gone, plan.fingerprint
+                )
                 compare(made, state.step, logged[state.step], result.metrics)
                 say(f"step {state.step}: {len(made.differences[state.step])} values differ")
     return made
@@ -143,7 +153,7 @@ def check_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
 
 
 @contextmanager
-def aside(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
+def copied_run_folder(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
     """A folder that starts as the run's did, removed at the end."""
     with tempfile.TemporaryDirectory() as name:
         for file in NEEDED:
@@ -152,11 +162,13 @@ def aside(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
         yield RunFolder(Path(name))
 
 
-def state_before(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int) -> RunState:
+def state_before(
+    plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int
+) -> RunState:
     """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
     for path in reversed(checkpoints_in(folder.path)):
         if step_of(path) < step and reason_to_reject(path) is None:
-            return restore(path, plan.cast.student, optimizer, stored(plan.cast))
+            return restore(path, plan.models.student, optimizer, copies_to_save(plan.models))
     return RunState()
 
 
@@ -168,7 +180,7 @@ def compare(made: Replayed, step: int, logged: dict[str, Any], metrics: dict[str
     made.compared[step], made.differences[step] = len(names) - 1, differ
 
 
-def told(made: Replayed, step: int) -> str:
+def format_replay(made: Replayed, step: int) -> str:
     """What a replay found, in a few lines."""
     start = f"checkpoint-{made.start:06d}" if made.start else "the student the run found"
     count = sum(made.compared.values())
@@ -181,8 +193,16 @@ def told(made: Replayed, step: int) -> str:
         return "\n".join([*lines, f"all {count} logged values are the same to the last bit"])
     first = min(s for s, differ in made.differences.items() if differ)
     differ = made.differences[first]
-    lines.append(f"step {first} is the first that differs, in {len(differ)} of {made.compared[first]} values:")
+    lines.append(
+        f"step {first} is the first that differs, in {len(differ)} of {made.compared[first]} values:"
+    )
     if made.accepted:
-        lines.append(f"accepted since the run began: {', '.join(made.accepted)}; steps before that had other values")
-    shown = [f"  {name:<28} logged {a!r}, recomputed {b!r}" for name, (a, b) in list(differ.items())[:6]]
-    return "\n".join([*lines, *shown, *([f"  and {len(differ) - 6} more"] if len(differ) > 6 else [])])
+        lines.append(
+            f"accepted since the run began: {', '.join(made.accepted)}; steps before that had other values"
+        )
+    shown = [
+        f"  {name:<28} logged {a!r}, recomputed {b!r}" for name, (a, b) in list(differ.items())[:6]
+    ]
+    return "\n".join(
+        [*lines, *shown, *([f"  and {len(differ) - 6} more"] if len(differ) > 6 else [])]
+    )

@@ -17,7 +17,7 @@ from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.types import Prompt, View
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 #: A link to the chosen checkpoint's student: the same path whatever its step.
 STUDENT = "student"
@@ -26,7 +26,7 @@ COPIED = ".copy-of-checkpoint"
 
 
 @contextmanager
-def noting_failures(folder: RunFolder) -> Iterator[None]:
+def record_failures(folder: RunFolder) -> Iterator[None]:
     """What ends a run stands in its folder: `error.json`, and where in the code it came from in `events.log`.
 
     A folder that another process owns (S602) is left as it is.
@@ -37,11 +37,11 @@ def noting_failures(folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "code", "") != "S602":
             with suppress(OSError):  # a full disk has its own message
-                note_failure(folder, error)
+                record_failure(folder, error)
         raise
 
 
-def note_failure(folder: RunFolder, error: Exception) -> None:
+def record_failure(folder: RunFolder, error: Exception) -> None:
     """Message for machines, bad rows where there are any, traceback for a bug report."""
     if isinstance(error, VistillError):
         write_json(folder.path / "error.json", error.to_dict())
@@ -62,20 +62,22 @@ def write_result(folder: RunFolder, plan: Plan, state: RunState) -> None:
         "best": state.best,
         "checkpoint": chosen.name if chosen else None,
         "chosen": None if chosen is None else how_chosen(plan, state, chosen is best),
-        "weights_sha256": weights_hash(plan.cast.student),
+        "weights_sha256": weights_hash(plan.models.student),
         "skipped_updates": state.skipped,
     }
     write_json(folder.path / "result.json", result)
     if chosen is not None:
         link_student(folder, chosen)
-    store_pictures(folder, pictured_prompts(folder, plan), plan.cast.view)
+    store_pictures(folder, pictured_prompts(folder, plan), plan.models.view)
 
 
 def how_chosen(plan: Plan, state: RunState, is_best: bool) -> dict[str, Any]:
     """Step of the chosen checkpoint, by what it was chosen, and the value."""
     if not is_best or state.best is None:
         return {"step": state.step, "by": "last"}
-    rows = f"{int(state.best['rows']):,} fixed rows" if "rows" in state.best else "the evaluation rows"
+    rows = (
+        f"{int(state.best['rows']):,} fixed rows" if "rows" in state.best else "the evaluation rows"
+    )
     by = f"accuracy on {rows} x {plan.evaluation.samples} samples"
     return {"step": int(state.best["step"]), "by": by, "value": state.best["value"]}
 
@@ -85,7 +87,9 @@ def link_student(folder: RunFolder, checkpoint: Path) -> None:
     place, target = folder.path / STUDENT, Path(checkpoint.name) / "student"
     fresh = folder.path / f".{STUDENT}-{os.getpid()}"
     if not is_ours(place):
-        folder.event(f"{place} is no link of this run and stays as it is; the chosen student: {folder.path / target}")
+        folder.event(
+            f"{place} is no link of this run and stays as it is; the chosen student: {folder.path / target}"
+        )
         return
     try:
         remove_link(fresh)
@@ -103,7 +107,10 @@ def link_student(folder: RunFolder, checkpoint: Path) -> None:
 def is_ours(place: Path) -> bool:
     """Whether `student` may be replaced: it is not there, a link to a checkpoint, or a copy that was made of one."""
     if place.is_symlink():
-        return place.readlink().parts[:1] != () and CHECKPOINT.fullmatch(place.readlink().parts[0]) is not None
+        return (
+            place.readlink().parts[:1] != ()
+            and CHECKPOINT.fullmatch(place.readlink().parts[0]) is not None
+        )
     return not place.exists() or (place / COPIED).is_file()
 
 
@@ -129,7 +136,10 @@ def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
     """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
     logged = {r["prompt"] for path in folder.rollout_files()[-1:] for r in folder.read(path)}
     at_end = replace(plan.evaluation, limit=plan.evaluation.final_limit)
-    return [*heatmap_rows(plan.eval_prompts, at_end), *(p for p in plan.train_prompts if p.id in logged)]
+    return [
+        *heatmap_rows(plan.eval_prompts, at_end),
+        *(p for p in plan.train_prompts if p.id in logged),
+    ]
 
 
 def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewContext) -> None:
@@ -140,12 +150,16 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
     for number, prompt in enumerate(p for p in prompts if p.images):
         for view in (View.FULL, View.PIXELATED):
             try:
-                image = see(prompt, view, context).images[0].load().convert("RGB")
+                image = apply_view(prompt, view, context).images[0].load().convert("RGB")
             except DataError as error:  # it was readable when it was needed; the page goes without
                 folder.event(f"no picture in the report: {error.what}")
                 break
             image.thumbnail((320, 320))
             image.save(pictures / f"{number:03d}-{view}.png")
         else:
-            index[prompt.id] = {"file": f"{number:03d}", "question": prompt.text, "gold": prompt.answer}
+            index[prompt.id] = {
+                "file": f"{number:03d}",
+                "question": prompt.text,
+                "gold": prompt.answer,
+            }
     write_json(pictures / "index.json", index)

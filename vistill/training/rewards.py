@@ -24,7 +24,12 @@ class Rewards:
         self.math.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.math.__exit__(kind, error, at)
 
     def of(self, groups: Sequence[RolloutGroup]) -> list[float]:
@@ -35,6 +40,8 @@ class Rewards:
         """The reward of one response."""
         text = self.vlm.decode(ids)
         assert group.prompt.answer is not None, "rows without an answer were refused before step 1"
-        verdict = judge_answer(text, group.prompt.answer, group.prompt.choices, self.settings.answer, self.math)
+        verdict = judge_answer(
+            text, group.prompt.answer, group.prompt.choices, self.settings.answer, self.math
+        )
         formed = re.search(self.settings.pattern, text, re.S) is not None
         return self.settings.accuracy * verdict.correct + self.settings.format * formed

@@ -9,7 +9,9 @@ from vistill.training.step import StepResult
 MUCH_TRUNCATED, MAX_ALL_TRUNCATED = 0.2, 3
 
 
-def rollout_warnings(rollout: RolloutSettings, state: RunState, result: StepResult, run: str) -> list[str]:
+def rollout_warnings(
+    rollout: RolloutSettings, state: RunState, result: StepResult, run: str
+) -> list[str]:
     """Warnings about this step's responses that were not given before.
 
     Raises:
@@ -36,11 +38,11 @@ def rollout_warnings(rollout: RolloutSettings, state: RunState, result: StepResu
     new = [name for name, (holds, _) in warnings.items() if holds and name not in state.warned]
     state.warned += new
     if state.all_truncated_in_a_row >= MAX_ALL_TRUNCATED and rollout.all_truncated == "stop":
-        raise never_ends(rollout, state, run)
+        raise always_truncated_error(rollout, state, run)
     return [warnings[name][1] for name in new]
 
 
-def never_ends(rollout: RolloutSettings, state: RunState, run: str) -> RolloutError:
+def always_truncated_error(rollout: RolloutSettings, state: RunState, run: str) -> RolloutError:
     """R401."""
     return RolloutError(
         "R401",

@@ -28,7 +28,9 @@ def rollout_records(vlm: VLM, groups: Sequence[RolloutGroup], signals: Signals) 
             }
             for name, value in signals.items():
                 cut = value[rows] if len(value) == num_tokens else value[index]
-                record[name] = [round(float(x), 6) for x in cut] if cut.ndim else round(float(cut), 6)
+                record[name] = (
+                    [round(float(x), 6) for x in cut] if cut.ndim else round(float(cut), 6)
+                )
             if number < MAX_GROUPS:
                 lines.append(to_json(record))
             token += len(rollout.ids)

@@ -17,14 +17,23 @@ from torch import nn
 
 from vistill.errors import ConfigError
 from vistill.models.loading import VLM
-from vistill.outward import masked_settings
+from vistill.redaction import mask_secret_settings
 from vistill.runs.folder import RunFolder, checkpoints_in
-from vistill.runs.resuming import flatten, unused
+from vistill.runs.recipe_changes import flatten, unused_folder
 from vistill.runs.storage import file_hash, finite, to_json
 from vistill.training.first_start import FORMAT, changes_since, read_lock
 from vistill.training.recipe import Recipe
 
-PACKAGES = ("vistill", "torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "math-verify")
+PACKAGES = (
+    "vistill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+    "numpy",
+    "math-verify",
+)
 #: Students that a run of this process trains, with its folder: its checkpoints replace their weights on resume.
 TRAINED_HERE: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
@@ -63,7 +72,9 @@ def masked_keys(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
     """Settings that `recipe.json` does not hold as they are, because a secret in them is masked."""
     written = flatten(tree)
     return [
-        key for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items() if value != written[key]
+        key
+        for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items()
+        if value != written[key]
     ]
 
 
@@ -72,7 +83,9 @@ def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
     here = versions()
     for name, old in before.items():
         if here.get(name, old) != old:
-            folder.event(f"version of {name}: {old} at the first start, {here[name]} now; last bits may differ")
+            folder.event(
+                f"version of {name}: {old} at the first start, {here[name]} now; last bits may differ"
+            )
 
 
 def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: bool) -> str:
@@ -89,10 +102,16 @@ def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: b
         if before is None:
             continue
         if before["dtype"] != facts["dtype"]:
-            folder.event(f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}")
+            folder.event(
+                f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}"
+            )
         elif before["hash"] != facts["hash"]:
-            trained_here = role == "student" and TRAINED_HERE.get(models[role].model) == str(folder.path.resolve())
-            replaced = trained_here and checkpoints_in(folder.path)  # else the run would begin with trained weights
+            trained_here = role == "student" and TRAINED_HERE.get(models[role].model) == str(
+                folder.path.resolve()
+            )
+            replaced = trained_here and checkpoints_in(
+                folder.path
+            )  # else the run would begin with trained weights
             if not replaced or reads_reference:
                 raise other_weights(folder, role, models[role])
             here[role] = before
@@ -107,7 +126,7 @@ def other_weights(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
         f"the {role} is not the one this run began with: its weights are others",
         where=vlm.source,
         why="their hash differs from the one in run.lock.json, so from here on it would be another experiment",
-        fix=f"load the {role} of the first start again, or start a new run: run={unused(str(folder.path))}",
+        fix=f"load the {role} of the first start again, or start a new run: run={unused_folder(str(folder.path))}",
     )
 
 
@@ -133,7 +152,7 @@ def run_fingerprint(recipe: Recipe, models: str, rows: Path) -> str:
 def shown_command() -> str:
     """The command this process was started with, without the interpreter's path and without secrets."""
     words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
-    return masked_settings(" ".join(words))
+    return mask_secret_settings(" ".join(words))
 
 
 def now() -> str:
@@ -143,7 +162,11 @@ def now() -> str:
 
 def machine() -> dict[str, str]:
     """Python, system and processor."""
-    return {"python": platform.python_version(), "system": platform.system(), "cpu": platform.machine()}
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpu": platform.machine(),
+    }
 
 
 def versions() -> dict[str, str]:

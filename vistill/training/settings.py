@@ -95,7 +95,10 @@ class RewardSettings:
             re.compile(self.pattern)
         except re.error as error:
             raise ConfigError(
-                "C002", f"pattern is no regular expression: {error}", why=self.pattern, fix=r"pattern=\\boxed"
+                "C002",
+                f"pattern is no regular expression: {error}",
+                why=self.pattern,
+                fix=r"pattern=\\boxed",
             ) from error
 
 

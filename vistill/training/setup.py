@@ -13,18 +13,18 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import Purpose
+from vistill.training.micro_batches import BatchSplit
 from vistill.training.plan import Plan
-from vistill.training.reading import Cast
 from vistill.training.recipe import Recipe
 from vistill.training.settings import RewardSettings, TrainSettings
-from vistill.training.splitting import Split
+from vistill.training.step_inputs import Models
 from vistill.types import Prompt, Rollout
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Given:
+class ProvidedInputs:
     """Models and prompts that the caller already holds; without them the recipe says where they come from."""
 
     student: VLM
@@ -44,7 +44,7 @@ class RunSetup:
     objective: Objective
     folder: RunFolder
     purpose: Purpose = "train"
-    given: Given | None = None
+    given: ProvidedInputs | None = None
     progress: Progress = field(default=lambda record: None)
     poll: Callable[[], None] = field(default=lambda: None)
     """Raises where a signal has arrived."""
@@ -55,19 +55,19 @@ class RunSetup:
     eval_prompts: Sequence[Prompt] = ()
     diagrams: Sequence[Diagram] = ()
     encoders: tuple[PromptEncoder | VLM, PromptEncoder | VLM | None] | None = None
-    models: Cast | None = None
+    loaded_models: Models | None = None
     written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
-    split: Split = Split()
+    split: BatchSplit = BatchSplit()
     models_hash: str = ""
     fingerprint: str = ""
     num_steps: int = 0
 
     @property
-    def cast(self) -> Cast:
+    def models(self) -> Models:
         """The models, which the check `models` loads."""
-        assert self.models is not None, "the check `models` comes first"
-        return self.models
+        assert self.loaded_models is not None, "the check `models` comes first"
+        return self.loaded_models
 
     @property
     def student(self) -> PromptEncoder | VLM:
@@ -78,7 +78,11 @@ class RunSetup:
     @property
     def has_teacher(self) -> bool:
         """Whether there is a teacher, or will be once the models are loaded."""
-        return self.given.teacher is not None if self.given is not None else bool(self.recipe.teacher.model)
+        return (
+            self.given.teacher is not None
+            if self.given is not None
+            else bool(self.recipe.teacher.model)
+        )
 
     @property
     def train(self) -> TrainSettings:
@@ -114,7 +118,7 @@ class RunSetup:
         """The run as values: made here, once."""
         given = self.given
         return Plan(
-            cast=self.cast,
+            models=self.models,
             objective=self.objective,
             train_prompts=self.train_prompts,
             eval_prompts=self.eval_prompts,

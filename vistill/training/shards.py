@@ -60,16 +60,20 @@ def shards_of(names: Collection[str], stem: str) -> list[str]:
     return sorted(numbered) or [name for name in names if name == f"{stem}.safetensors"]
 
 
-def missing_shard(names: Collection[str], folder: Path) -> str | None:
+def missing_shard_error(names: Collection[str], folder: Path) -> str | None:
     """A shard that an index or the other shards' names speak of and that is not among some file names, or None."""
     there = set(names)
     for name in sorted(there):
         if match := SHARD.fullmatch(name):
-            wanted = [f"{match[1]}-{i:05d}-of-{match[3]}.safetensors" for i in range(1, int(match[3]) + 1)]
+            wanted = [
+                f"{match[1]}-{i:05d}-of-{match[3]}.safetensors" for i in range(1, int(match[3]) + 1)
+            ]
         elif name.endswith(".safetensors.index.json"):
             index = json.loads((folder / name).read_bytes())
             place = name.rpartition("/")[0]
-            wanted = [f"{place}/{file}" if place else file for file in set(index["weight_map"].values())]
+            wanted = [
+                f"{place}/{file}" if place else file for file in set(index["weight_map"].values())
+            ]
         else:
             continue
         absent = sorted(set(wanted) - there)

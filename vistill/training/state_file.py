@@ -29,7 +29,10 @@ def is_number(value: Any) -> bool:
 
 def maps_to(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """A dictionary of names to such values."""
-    return lambda value: isinstance(value, Mapping) and all(isinstance(k, str) and check(v) for k, v in value.items())
+    return lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(k, str) and check(v) for k, v in value.items())
+    )
 
 
 def is_text(value: Any) -> bool:
@@ -41,9 +44,15 @@ def is_best(value: Any) -> bool:
     """Step and value of the best evaluation, and on how many rows; or none."""
     if value is None:
         return True
-    if not isinstance(value, Mapping) or not {"step", "value"} <= set(value) <= {"step", "value", "rows"}:
+    if not isinstance(value, Mapping) or not {"step", "value"} <= set(value) <= {
+        "step",
+        "value",
+        "rows",
+    }:
         return False
-    return is_count(value["step"]) and is_number(value["value"]) and is_number(value.get("rows") or 0)
+    return (
+        is_count(value["step"]) and is_number(value["value"]) and is_number(value.get("rows") or 0)
+    )
 
 
 #: Every field, what it must be, and what it is where a file does not have it.
@@ -83,7 +92,11 @@ def state_of_format_1(raw: Mapping[str, Any], manifest_hash: str) -> dict[str, A
     if not isinstance(method, Mapping) or not set(method) <= set(IN_METHOD):
         raise ValueError(f"state.json has no such method: {method!r:.60}")
     rest = {name: value for name, value in raw.items() if name != "method"}
-    return {**rest, **{IN_METHOD[name]: value for name, value in method.items()}, "chain": manifest_hash}
+    return {
+        **rest,
+        **{IN_METHOD[name]: value for name, value in method.items()},
+        "chain": manifest_hash,
+    }
 
 
 def read_state(file: Path, format_: int, manifest_hash: str) -> dict[str, Any]:

@@ -7,25 +7,30 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vistill.batch import ScoredBatch, Signals, coefficients, reduce_terms
+from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
-from vistill.rollouts.engine import sampling_of
-from vistill.training.companions import follow
+from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
-from vistill.training.finite import counts_of, non_finite_memory, non_finite_readings, non_finite_signals
-from vistill.training.journal import chain_key
-from vistill.training.ladder import halved
-from vistill.training.optim import learning_rate
-from vistill.training.reading import (
-    Cast,
-    Reading,
-    lay_out,
-    learning_parts,
-    prepare,
-    read_without_gradient,
+from vistill.training.copies import update_ema
+from vistill.training.finite import (
+    counts_of,
+    non_finite_memory,
+    non_finite_readings,
+    non_finite_signals,
 )
+from vistill.training.journal import chain_key
+from vistill.training.oom import halve_micro_batches
+from vistill.training.optim import learning_rate
+from vistill.training.response_source import write_groups
 from vistill.training.run_state import RunState
-from vistill.training.writing import write_groups
+from vistill.training.step_inputs import (
+    Models,
+    StepInputs,
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
 from vistill.types import Pass, Prompt, RolloutGroup
 
 
@@ -49,16 +54,18 @@ def train_step(
 ) -> StepResult:
     """Step `state.step + 1`. Until the first weight changes it can be thrown away and done again."""
     step, objective = state.step, context.objective
-    cast = context.cast.at_step(context.seed, step)
+    models = context.models.at_step(context.seed, step)
     passes = objective.passes()
     with context.observe("rollout"):
-        groups = responses_of(context, cast, prompts, step, epochs, chain_key(state.chain, state.gone))
+        groups = responses_of(
+            context, models, prompts, step, epochs, chain_key(state.chain, state.gone)
+        )
     rewards = None if context.rewards is None else context.rewards.of(groups)
-    responses = lay_out(groups, context.seed, step, cast.student.device, rewards)
+    responses = flatten_responses(groups, context.seed, step, models.student.device, rewards)
     with context.observe("encode"):
-        reading = prepare(cast, groups, passes, responses, context.split)
+        reading = encode_step(models, groups, passes, responses, context.split)
     with context.observe("score"):
-        read = scored(context, cast, reading, passes)
+        read = score_passes(context, models, reading, passes)
         memory = dict(state.memory)
         batch = replace(read, memory=memory, progress=step / context.num_steps)
         bad_rows = non_finite_readings(batch)
@@ -69,50 +76,63 @@ def train_step(
             batch, bad = probe_gradients(context, reading, batch, signals, step)
         remembered = memory if bad else objective.remember(batch, signals)
         bad = bad or non_finite_memory(remembered)
-        learnt = skipped(context, bad, step) if bad else learn(context, reading, batch, signals, step)
-    metrics = learnt.metrics | {f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)}
-    metrics |= describe(batch, groups) | ({} if bad else objective.metrics(batch, signals))
+        learnt = (
+            skip_update(context, bad, step)
+            if bad
+            else update_student(context, reading, batch, signals, step)
+        )
+    metrics = learnt.metrics | {
+        f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)
+    }
+    metrics |= rollout_metrics(batch, groups) | ({} if bad else objective.metrics(batch, signals))
     kept = remembered if learnt.finite else memory
     return StepResult(metrics, groups, batch, signals, kept, learnt.finite, learnt.updates_made)
 
 
 def responses_of(
-    context: StepContext, cast: Cast, prompts: Sequence[Prompt], step: int, epochs: Sequence[int], chain: str
+    context: StepContext,
+    models: Models,
+    prompts: Sequence[Prompt],
+    step: int,
+    epochs: Sequence[int],
+    chain: str,
 ) -> list[RolloutGroup]:
     """The step's responses: those of the journal where it has them, else fresh ones, which go into it."""
     found = None if context.journal is None else context.journal.find(step + 1, prompts, chain)
     if found is not None:
         return found
-    sampling = sampling_of(context.rollout, context.seed, step, weights=step)
-    at_most = min(sampling.rows_per_call, len(prompts) * context.desk.per_prompt)
-    rows = lambda times: max(context.desk.per_prompt, at_most >> times)
+    sampling = sampling_for_step(context.rollout, context.seed, step, weights=step)
+    at_most = min(sampling.rows_per_call, len(prompts) * context.response_source.per_prompt)
+    rows = lambda times: max(context.response_source.per_prompt, at_most >> times)
 
     def write(times: int) -> list[RolloutGroup]:
         fault("rollout.begin")
         asked = sampling if times == 0 else replace(sampling, rows_per_call=rows(times))
-        return write_groups(cast, context.desk, prompts, asked, epochs)
+        return write_groups(models, context.response_source, prompts, asked, epochs)
 
-    groups = context.ladder.climb("rollout", rows, write)
+    groups = context.ladder.run_halving("rollout", rows, write)
     if context.journal is not None:
         context.journal.keep(step + 1, groups, chain)
     return groups
 
 
-def scored(context: StepContext, cast: Cast, reading: Reading, passes: Sequence[Pass]) -> ScoredBatch:
+def score_passes(
+    context: StepContext, models: Models, reading: StepInputs, passes: Sequence[Pass]
+) -> ScoredBatch:
     """Every pass without gradient, in the precision that the passes with gradient have: else no ratio would be 1."""
-    micro_batches = lambda times: halved(reading.micro_batches, times)
+    micro_batches = lambda times: halve_micro_batches(reading.micro_batches, times)
 
     def read(times: int) -> ScoredBatch:
         fault("score.begin")
-        with cast.here(passes), context.autocast():
+        with models.on_device(passes), context.autocast():
             part = replace(reading, micro_batches=micro_batches(times))
-            return read_without_gradient(cast, part, passes, context.poll)
+            return score_without_gradient(models, part, passes, context.poll)
 
-    return context.ladder.climb("score", micro_batches, read)
+    return context.ladder.run_halving("score", micro_batches, read)
 
 
 @dataclass(frozen=True)
-class Learnt:
+class UpdateResult:
     """Loss, terms, rate and norm of a step's updates, averaged, and whether all of them were finite."""
 
     metrics: dict[str, float]
@@ -120,7 +140,9 @@ class Learnt:
     updates_made: int
 
 
-def learn(context: StepContext, reading: Reading, batch: ScoredBatch, signals: Signals, step: int) -> Learnt:
+def update_student(
+    context: StepContext, reading: StepInputs, batch: ScoredBatch, signals: Signals, step: int
+) -> UpdateResult:
     """The step's updates: one, or its prompts in so many parts. Signals wait only before the first."""
     lr = learning_rate(step, context.num_steps, context.train)
     parts = parts_of(reading.micro_batches, context.objective.updates)
@@ -128,26 +150,30 @@ def learn(context: StepContext, reading: Reading, batch: ScoredBatch, signals: S
     updates_made = 0
     for number, micro_batches in enumerate(parts):
         poll = context.poll if number == 0 else lambda: None
-        loss, terms = accumulate(context, replace(reading, micro_batches=micro_batches), batch, signals, poll)
+        loss, terms = accumulate(
+            context, replace(reading, micro_batches=micro_batches), batch, signals, poll
+        )
         loss = math.nan if fault("learn.loss") else loss
         fault("learn.before_update")
         norm, well = apply_update(context, loss, lr)
         if well:
-            follow(context.cast, context.objective.ema_rate())
+            update_ema(context.models, context.objective.ema_rate())
         fault("learn.after_update")
         updates_made += well
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
             same = name.startswith("coefficient/")  # in every part
             sums[name] = value if same else sums.get(name, 0.0) + value / len(parts)
     finite = updates_made == len(parts)
-    return Learnt({**sums, "lr": lr, "finite": float(finite)}, finite, updates_made)
+    return UpdateResult({**sums, "lr": lr, "finite": float(finite)}, finite, updates_made)
 
 
-def skipped(context: StepContext, bad: Mapping[str, int], step: int) -> Learnt:
+def skip_update(context: StepContext, bad: Mapping[str, int], step: int) -> UpdateResult:
     """A step without any update: what it would have learnt from is not finite. It counts like one whose loss is not."""
     lr = learning_rate(step, context.num_steps, context.train)
     facts = {f"non_finite/{name}": float(number) for name, number in bad.items()}
-    return Learnt({"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False, 0)
+    return UpdateResult(
+        {"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False, 0
+    )
 
 
 def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
@@ -163,7 +189,7 @@ def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int
 
 def accumulate(
     context: StepContext,
-    reading: Reading,
+    reading: StepInputs,
     batch: ScoredBatch,
     signals: Signals,
     poll: Callable[[], None],
@@ -172,27 +198,36 @@ def accumulate(
     """Backward over whole prompts, of all terms or of some; the update's own counts make the split invisible."""
 
     def sizes(times: int) -> object:
-        cut = smaller(reading, times)
+        cut = with_smaller_parts(reading, times)
         return cut.micro_batches, [cut.parts(groups) for groups in cut.micro_batches]
 
-    return context.ladder.climb(
-        "learn", sizes, lambda times: backward(context, smaller(reading, times), batch, signals, poll, only)
+    return context.ladder.run_halving(
+        "learn",
+        sizes,
+        lambda times: backward(
+            context, with_smaller_parts(reading, times), batch, signals, poll, only
+        ),
     )
 
 
-def smaller(reading: Reading, times: int) -> Reading:
+def with_smaller_parts(reading: StepInputs, times: int) -> StepInputs:
     """The reading in micro-batches and parts that were halved so many times."""
     if times == 0:
         return reading
-    longest = max(sum(len(r.ids) for g in part for r in reading.groups[g].rollouts) for part in reading.micro_batches)
+    longest = max(
+        sum(len(r.ids) for g in part for r in reading.groups[g].rollouts)
+        for part in reading.micro_batches
+    )
     tokens = min(reading.split.part_tokens, longest) >> times
     split = replace(reading.split, part_tokens=max(1, tokens))
-    return replace(reading, micro_batches=halved(reading.micro_batches, times), split=split)
+    return replace(
+        reading, micro_batches=halve_micro_batches(reading.micro_batches, times), split=split
+    )
 
 
 def backward(
     context: StepContext,
-    reading: Reading,
+    reading: StepInputs,
     batch: ScoredBatch,
     signals: Signals,
     poll: Callable[[], None],
@@ -200,26 +235,32 @@ def backward(
 ) -> tuple[float, dict[str, float]]:
     """One attempt at the gradient, from zero."""
     context.optimizer.zero_grad(set_to_none=True)
-    context.cast.student.model.train()
+    context.models.student.model.train()
     passes = context.objective.passes()
     counts = reading.counts()
     total, found = 0.0, {}
-    for micro, cut in learning_parts(context.cast, reading, batch, passes, signals, context.autocast, poll):
+    for micro, cut in parts_with_gradient(
+        context.models, reading, batch, passes, signals, context.autocast, poll
+    ):
         fault("learn.part")
         made = context.objective.terms(micro, cut)
-        loss, terms = reduce_terms(made if only is None else [t for t in made if t.name in only], counts)
-        if loss.requires_grad:  # without a picture, nothing reaches a model of which only `vision` learns
+        loss, terms = reduce_terms(
+            made if only is None else [t for t in made if t.name in only], counts
+        )
+        if (
+            loss.requires_grad
+        ):  # without a picture, nothing reaches a model of which only `vision` learns
             loss.backward()
         total += loss.item()
         for name, value in terms.items():
             found[f"loss/{name}"] = found.get(f"loss/{name}", 0.0) + value.item()
-        found |= {f"coefficient/{name}": value for name, value in coefficients(made).items()}
-    context.cast.student.model.eval()
+        found |= {f"coefficient/{name}": value for name, value in term_coefficients(made).items()}
+    context.models.student.model.eval()
     return total, found
 
 
 def probe_gradients(
-    context: StepContext, reading: Reading, batch: ScoredBatch, signals: Signals, step: int
+    context: StepContext, reading: StepInputs, batch: ScoredBatch, signals: Signals, step: int
 ) -> tuple[ScoredBatch, dict[str, int]]:
     """Measure the gradient norms the method asked for, and let it learn them before the update.
 
@@ -232,7 +273,12 @@ def probe_gradients(
     norms = []
     for names in probe.sums:
         accumulate(context, reading, batch, signals, context.poll, names)
-        gradients = [p.grad for group in context.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad
+            for group in context.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
     context.optimizer.zero_grad(set_to_none=True)
     bad = sum(not math.isfinite(norm) for norm in norms)
@@ -254,7 +300,7 @@ def apply_update(context: StepContext, loss: float, lr: float) -> tuple[float, b
     return norm, finite
 
 
-def describe(batch: ScoredBatch, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+def rollout_metrics(batch: ScoredBatch, groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Reproducible facts about the step's responses, whatever the method."""
     responses = batch.responses
     rollouts = [r for group in groups for r in group.rollouts]

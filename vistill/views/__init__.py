@@ -7,11 +7,18 @@ import numpy as np
 from PIL import Image
 
 from vistill.types import ImageRef, LoadedImage, Prompt, View
-from vistill.views.partners import Partners, no_partner
+from vistill.views.partners import Partners, no_partner_error
 from vistill.views.pictures import add_noise, mask_patches, noise_like, pixelate, shrink
-from vistill.views.privileged import blank, has_thoughts, mismatched, noisy, thoughts_of, with_thoughts
+from vistill.views.privileged import (
+    blank,
+    has_thoughts,
+    mismatched,
+    noisy,
+    thoughts_of,
+    with_thoughts,
+)
 
-__all__ = ["VIEWS", "Partners", "ViewContext", "has_thoughts", "pixelate", "see"]
+__all__ = ["VIEWS", "Partners", "ViewContext", "has_thoughts", "pixelate", "apply_view"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,9 @@ class ViewContext:
 
 
 def _with_pictures(prompt: Prompt, change: Callable[[Image.Image, int], Image.Image]) -> Prompt:
-    images: list[ImageRef] = [LoadedImage(change(ref.load(), i), ref.name) for i, ref in enumerate(prompt.images)]
+    images: list[ImageRef] = [
+        LoadedImage(change(ref.load(), i), ref.name) for i, ref in enumerate(prompt.images)
+    ]
     return prompt.with_images(images)
 
 
@@ -66,14 +75,18 @@ def swapped(prompt: Prompt, context: ViewContext) -> Prompt:
         return prompt
     others = context.partner.images if context.partner is not None else ()
     if not others:
-        raise no_partner(prompt, View.SWAPPED)
-    return _with_pictures(prompt, lambda image, i: others[i % len(others)].load().convert("RGB").resize(image.size))
+        raise no_partner_error(prompt, View.SWAPPED)
+    return _with_pictures(
+        prompt, lambda image, i: others[i % len(others)].load().convert("RGB").resize(image.size)
+    )
 
 
 def masked(prompt: Prompt, context: ViewContext) -> Prompt:
     """Random patches blanked (PAPO)."""
     rng = np.random.default_rng(context.seed)
-    return _with_pictures(prompt, lambda image, _: mask_patches(image, context.mask_share, context.patch, rng))
+    return _with_pictures(
+        prompt, lambda image, _: mask_patches(image, context.mask_share, context.patch, rng)
+    )
 
 
 def noise(prompt: Prompt, context: ViewContext) -> Prompt:
@@ -92,7 +105,11 @@ def degraded(prompt: Prompt, context: ViewContext) -> Prompt:
     rng = np.random.default_rng(context.seed)
 
     def change(image: Image.Image, _: int) -> Image.Image:
-        coin, share, strength = rng.random(), float(rng.uniform(0.3, 0.6)), float(rng.uniform(0.1, 0.3))
+        coin, share, strength = (
+            rng.random(),
+            float(rng.uniform(0.3, 0.6)),
+            float(rng.uniform(0.1, 0.3)),
+        )
         small = context.degrade == "downsample" or (context.degrade == "either" and coin < 0.5)
         return shrink(image, share) if small else add_noise(image, strength, rng)
 
@@ -124,7 +141,7 @@ def privileged_mismatched(prompt: Prompt, context: ViewContext) -> Prompt:
     own = thoughts_of(prompt, context.thought)
     others = thoughts_of(context.partner, context.thought) if context.partner is not None else []
     if own and not others:
-        raise no_partner(prompt, View.PRIVILEGED_MISMATCHED)
+        raise no_partner_error(prompt, View.PRIVILEGED_MISMATCHED)
     return with_thoughts(prompt, mismatched(own, others))
 
 
@@ -150,6 +167,6 @@ VIEWS: dict[View, Callable[[Prompt, ViewContext], Prompt]] = {
 }
 
 
-def see(prompt: Prompt, view: View, context: ViewContext | None = None) -> Prompt:
+def apply_view(prompt: Prompt, view: View, context: ViewContext | None = None) -> Prompt:
     """The prompt as a view shows it."""
     return VIEWS[view](prompt, context or ViewContext())

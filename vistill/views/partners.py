@@ -13,7 +13,7 @@ from vistill.types import ImageRef, Prompt, View
 from vistill.views.privileged import thoughts_of
 
 #: Views that show something of another row.
-BORROWING = (View.SWAPPED, View.PRIVILEGED_MISMATCHED)
+VIEWS_WITH_PARTNERS = (View.SWAPPED, View.PRIVILEGED_MISMATCHED)
 
 
 class Partners(Mapping[str, Prompt]):
@@ -30,10 +30,13 @@ class Partners(Mapping[str, Prompt]):
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], views: Collection[View] = (View.SWAPPED,), thought: str = "data"
+        self,
+        prompts: Sequence[Prompt],
+        views: Collection[View] = (View.SWAPPED,),
+        thought: str = "data",
     ) -> None:
         self.prompts, self.thought = prompts, thought
-        self.views = tuple(view for view in BORROWING if view in views)
+        self.views = tuple(view for view in VIEWS_WITH_PARTNERS if view in views)
         self.place = {prompt.id: i for i, prompt in enumerate(prompts)}
         self.chosen: dict[str, Prompt | None] = {}
         self.pixels: dict[str, str] = {}
@@ -127,7 +130,7 @@ def pixel_digest(image: ImageRef) -> str:
     return xxhash.xxh3_128(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
 
 
-def no_partner(prompt: Prompt, view: View) -> DataError:
+def no_partner_error(prompt: Prompt, view: View) -> DataError:
     """D309: nothing else can be shown in the place of what the row has."""
     what = "picture" if view is View.SWAPPED else "visual thoughts"
     error = DataError(

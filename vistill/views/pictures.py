@@ -15,11 +15,15 @@ def pixelate(image: Image.Image, share: float = 0.10) -> Image.Image:
     elif image.mode == "1":
         image = image.convert("L")
     width, height = image.size
-    small = image.resize((max(1, int(share * width)), max(1, int(share * height))), Image.Resampling.BILINEAR)
+    small = image.resize(
+        (max(1, int(share * width)), max(1, int(share * height))), Image.Resampling.BILINEAR
+    )
     return small.resize((width, height), Image.Resampling.NEAREST)
 
 
-def mask_patches(image: Image.Image, share: float, patch: int, rng: np.random.Generator) -> Image.Image:
+def mask_patches(
+    image: Image.Image, share: float, patch: int, rng: np.random.Generator
+) -> Image.Image:
     """Blank each patch with probability `share` (black)."""
     pixels = np.asarray(image.convert("RGB")).copy()
     for top in range(0, pixels.shape[0], patch):
@@ -33,7 +37,9 @@ def shrink(image: Image.Image, share: float) -> Image.Image:
     """Reduce to `share` of each side and back again, both BILINEAR: fine detail is gone, the token grid stays."""
     image = image.convert("RGB")
     small = (max(1, round(share * image.width)), max(1, round(share * image.height)))
-    return image.resize(small, Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
+    return image.resize(small, Image.Resampling.BILINEAR).resize(
+        image.size, Image.Resampling.BILINEAR
+    )
 
 
 def add_noise(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:

@@ -15,7 +15,9 @@ REF_INTRO = (
     " the correct answer. Use them silently as grounding context; do not describe or echo them."
 )
 #: Verbatim from the paper (appendix E).
-TRANSITION = "Now, using your own independent reasoning, answer the problem above. Think step by step."
+TRANSITION = (
+    "Now, using your own independent reasoning, answer the problem above. Think step by step."
+)
 #: A crop shows this much more than its box on every side, as a share of the box.
 CROP_MARGIN = 0.15
 
@@ -45,7 +47,10 @@ def thoughts_of(prompt: Prompt, source: str) -> list[ImageRef]:
     picture = prompt.images[0].load().convert("RGB")
     if source == "box":
         return [LoadedImage(outline(picture, prompt.boxes), f"{prompt.id}-boxes")]
-    return [LoadedImage(crop(picture, box), f"{prompt.id}-crop{i}") for i, box in enumerate(prompt.boxes)]
+    return [
+        LoadedImage(crop(picture, box), f"{prompt.id}-crop{i}")
+        for i, box in enumerate(prompt.boxes)
+    ]
 
 
 def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
@@ -64,7 +69,9 @@ def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.
     return part.resize(size, Image.Resampling.BICUBIC)
 
 
-def outline(picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
+def outline(
+    picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]
+) -> Image.Image:
     """The picture with a red frame around each box."""
     drawn = picture.copy()
     canvas = ImageDraw.Draw(drawn)
@@ -73,14 +80,19 @@ def outline(picture: Image.Image, boxes: Sequence[tuple[float, float, float, flo
     return drawn
 
 
-def noisy(thoughts: Sequence[ImageRef], rng: np.random.Generator, kind: str = "gaussian") -> list[ImageRef]:
+def noisy(
+    thoughts: Sequence[ImageRef], rng: np.random.Generator, kind: str = "gaussian"
+) -> list[ImageRef]:
     """Noise of each thought's size: every token stays, the content is gone."""
     return [LoadedImage(noise_like(ref.load(), rng, kind), ref.name) for ref in thoughts]
 
 
 def blank(thoughts: Sequence[ImageRef]) -> list[ImageRef]:
     """White pictures of each thought's size."""
-    return [LoadedImage(Image.new("RGB", ref.load().size, (255, 255, 255)), ref.name) for ref in thoughts]
+    return [
+        LoadedImage(Image.new("RGB", ref.load().size, (255, 255, 255)), ref.name)
+        for ref in thoughts
+    ]
 
 
 def mismatched(thoughts: Sequence[ImageRef], others: Sequence[ImageRef]) -> list[ImageRef]:

@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from vistill.data.images import on_white
 from vistill.errors import ConfigError, DataError
-from vistill.meter import is_heard
+from vistill.flops_counter import is_counting
+from vistill.models.decode_attention import DecodeAttention
 from vistill.models.families.layers import keys_only, plainly_causal, with_added
 from vistill.models.families.signatures import check_signature
-from vistill.models.one_each import OneEach
+from vistill.models.flops import ModelFlops, ReadTokens, count_reading, learns, linear_costs
 from vistill.models.sharing import ATTENTION, Attention
-from vistill.models.work import Costs, Read, count_reading, learns, linear_costs
 from vistill.types import Picture
 
 #: Image tensors of one prompt, under the model's own keyword names. Opaque outside this package.
@@ -102,10 +102,12 @@ class PictureStates:
             by_prompt = table.split(counts)
             return torch.cat([by_prompt[g] for g in rows.group])
 
-        return PictureStates(in_row_order(self.states), [in_row_order(level) for level in self.levels])
+        return PictureStates(
+            in_row_order(self.states), [in_row_order(level) for level in self.levels]
+        )
 
 
-DecoderStep = Callable[[Tensor, Tensor, OneEach], Tensor]
+DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """Ids [N], positions [axes, N], attention of the rows -> hidden states [N, H]."""
 
 
@@ -139,7 +141,9 @@ class Family(ABC):
 
     def grid_in_words(self) -> str:
         """The grid in a message."""
-        return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self.image_grid().items())
+        return ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in self.image_grid().items()
+        )
 
     # Encoding.
 
@@ -148,7 +152,9 @@ class Family(ABC):
         ids = self.text_ids(messages, len(images))
         pixels = self.pixels(images) if images else {}
         expanded, positions, following = self.place(ids, images, pixels)
-        return EncodedPrompt(tuple(expanded), pixels, positions, following, expanded.count(self.image_id))
+        return EncodedPrompt(
+            tuple(expanded), pixels, positions, following, expanded.count(self.image_id)
+        )
 
     def lengths(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> tuple[int, int]:
         """Tokens of a prompt, and of its pictures; from their sizes, without the image processor."""
@@ -158,7 +164,9 @@ class Family(ABC):
 
     def text_ids(self, messages: list[dict[str, Any]], num_images: int) -> list[int]:
         """The chat template in tokens, one placeholder a picture (D103)."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         assert isinstance(text, str)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids.count(self.image_id) != num_images:
@@ -172,13 +180,19 @@ class Family(ABC):
 
     def pixels(self, images: Sequence[Picture]) -> Pixels:
         """Image tensors of one prompt."""
-        processed = self.processor(images=[on_white(image).convert("RGB") for image in images], return_tensors="pt")
+        processed = self.processor(
+            images=[on_white(image).convert("RGB") for image in images], return_tensors="pt"
+        )
         return {name: processed[name] for name in self.processor.model_input_names}
 
-    def place(self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels) -> tuple[list[int], Tensor, int]:
+    def place(
+        self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels
+    ) -> tuple[list[int], Tensor, int]:
         """Expand each placeholder to its tokens; ids, positions [axes, P] and the position that follows."""
         counts = iter([self.image_tokens(image) for image in images])
-        expanded = [token for i in ids for token in ([i] * next(counts) if i == self.image_id else [i])]
+        expanded = [
+            token for i in ids for token in ([i] * next(counts) if i == self.image_id else [i])
+        ]
         return expanded, torch.arange(len(expanded))[None], len(expanded)
 
     def limit_image_tokens(self, limit: int) -> None:
@@ -225,7 +239,11 @@ class Family(ABC):
         decoder, base = self.decoder(model), base_of(model)
         rest = [child for child in base.children() if child is not decoder]
         loose = [p for p in base.parameters(recurse=False) if isinstance(p, nn.Parameter)]
-        return {"vision": [*rest, *loose], "language": [decoder], "head": [model.get_output_embeddings()]}
+        return {
+            "vision": [*rest, *loose],
+            "language": [decoder],
+            "head": [model.get_output_embeddings()],
+        }
 
     def check_arguments(self, model: Any) -> None:
         """M110 where a keyword that a picture or a position travels by is not in the signature of what is called."""
@@ -233,7 +251,12 @@ class Family(ABC):
         prompt = EncodedPrompt((self.image_id,), probe, torch.zeros(1, 1), 1, 1)
         check_signature(model.forward, [*self.generation_inputs([prompt], 0), "logits_to_keep"])
         check_signature(base_of(model).get_image_features, probe)
-        wanted = ("inputs_embeds", "attention_mask", "position_ids", *self.picture_arguments(torch.zeros(1), ()))
+        wanted = (
+            "inputs_embeds",
+            "attention_mask",
+            "position_ids",
+            *self.picture_arguments(torch.zeros(1), ()),
+        )
         check_signature(self.decoder(model).forward, wanted)
 
     # Reading.
@@ -263,7 +286,9 @@ class Family(ABC):
         states = torch.cat(list(features.pooler_output))
         wanted = sum(p.num_image_tokens for p in prompts)
         if len(states) != wanted:
-            raise ValueError(f"the vision tower gives {len(states)} states for {wanted} image tokens")
+            raise ValueError(
+                f"the vision tower gives {len(states)} states for {wanted} image tokens"
+            )
         levels = getattr(features, "deepstack_features", None) or ()
         return PictureStates(states, [torch.cat(list(level)) for level in levels])
 
@@ -275,9 +300,11 @@ class Family(ABC):
     def backbone(self, model: Any, rows: RowBatch) -> Tensor:
         """Hidden states [N, L, H] before the head; the vision tower runs once per prompt, not once per rollout."""
         decoder, ids = self.decoder(model), rows.ids.to(model.device)
-        if is_heard():
+        if is_counting():
             prompts, every = sum(len(rows.prompts[g].ids) for g in rows.group), rows.ids.numel()
-            self.count(model, Read(prompts, every - prompts, every * rows.ids.shape[1]), rows.prompts)
+            self.count(
+                model, ReadTokens(prompts, every - prompts, every * rows.ids.shape[1]), rows.prompts
+            )
         hidden, extra = decoder.embed_tokens(ids), {}
         pictures = self.joined_pictures(model, rows.prompts)
         if pictures is not None:
@@ -305,9 +332,9 @@ class Family(ABC):
         """
         decoder, device = self.decoder(model), model.device
         decoder.config._attn_implementation = ATTENTION
-        if is_heard():
+        if is_counting():
             length, kept = len(row.ids), row.attend.kept is not None
-            read = Read(length * kept, length * (not kept), row.attend.cells, keys_only=kept)
+            read = ReadTokens(length * kept, length * (not kept), row.attend.cells, keys_only=kept)
             self.count(model, read, row.prompts)
         ids = row.ids.to(device)
         hidden, levels, seen = decoder.embed_tokens(ids), (), ids == self.image_id
@@ -335,7 +362,7 @@ class Family(ABC):
 
     # Costs.
 
-    def count(self, model: Any, read: Read, prompts: Sequence[EncodedPrompt]) -> None:
+    def count(self, model: Any, read: ReadTokens, prompts: Sequence[EncodedPrompt]) -> None:
         """Report a reading to the meter."""
         grids = [grid for p in prompts if p.has_image for grid in self.patch_grids(p)]
         count_reading(self.costs(model), read, grids)
@@ -344,7 +371,7 @@ class Family(ABC):
         """Frames, rows and columns of patches of each picture; by default one strip as long as its tokens."""
         return [(1, 1, prompt.num_image_tokens)]
 
-    def costs(self, model: Any) -> Costs:
+    def costs(self, model: Any) -> ModelFlops:
         """What a token and a patch cost in operations."""
         decoder, vision = self.decoder(model), model.config.vision_config
         seeing = [m for m in self.parts(model)["vision"] if isinstance(m, nn.Module)]
@@ -356,11 +383,11 @@ class Family(ABC):
         )
 
 
-def text_costs(decoder: Any, vision_learns: bool) -> Costs:
+def text_costs(decoder: Any, vision_learns: bool) -> ModelFlops:
     """What the tokens of a decoder cost."""
     text = decoder.config
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Costs(
+    return ModelFlops(
         token=linear_costs(decoder.layers),
         last_feed_forward=linear_costs([decoder.layers[-1].mlp]),
         cell=4.0 * text.num_attention_heads * width,

@@ -44,7 +44,8 @@ def plainly_causal(config: Any) -> bool:
     windowed = (
         any(kind != "full_attention" for kind in kinds)
         if kinds
-        else getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        else getattr(config, "sliding_window", None) is not None
+        and getattr(config, "use_sliding_window", True)
     )
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     return not (windowed or capped or getattr(config, "use_bidirectional_attention", None))

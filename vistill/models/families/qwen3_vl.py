@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from vistill.errors import ModelError
-from vistill.meter import is_heard
+from vistill.flops_counter import is_counting
+from vistill.models.decode_attention import DecodeAttention
 from vistill.models.families.base import (
     DecoderStep,
     EncodedPrompt,
@@ -22,8 +26,7 @@ from vistill.models.families.base import (
     text_costs,
 )
 from vistill.models.families.qwen3_vl_step import FusedDecoder, fits
-from vistill.models.one_each import OneEach
-from vistill.models.work import Costs, Read, learns, linear_costs
+from vistill.models.flops import ModelFlops, ReadTokens, learns, linear_costs
 from vistill.types import Picture
 
 
@@ -33,7 +36,9 @@ class Qwen3VLFamily(Family):
     name = "qwen3_vl"
     processor_type = Qwen2VLImageProcessorPil
 
-    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil) -> None:
+    def __init__(
+        self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
+    ) -> None:
         check_config(config)
         super().__init__(config, tokenizer, processor)
         self.merge = int(config.vision_config.spatial_merge_size)
@@ -47,11 +52,17 @@ class Qwen3VLFamily(Family):
         """Frames, rows and columns of patches, from the picture's size alone."""
         size, patch = dict(self.processor.size), int(self.config.vision_config.patch_size)
         height, width = smart_resize(
-            image.height, image.width, patch * self.merge, int(size["shortest_edge"]), int(size["longest_edge"])
+            image.height,
+            image.width,
+            patch * self.merge,
+            int(size["shortest_edge"]),
+            int(size["longest_edge"]),
         )
         return [1, height // patch, width // patch]
 
-    def place(self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels) -> tuple[list[int], Tensor, int]:
+    def place(
+        self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels
+    ) -> tuple[list[int], Tensor, int]:
         """Image tokens as the grids say; three-axis positions."""
         if not images:
             return list(ids), torch.arange(len(ids)).expand(3, -1), len(ids)
@@ -76,9 +87,9 @@ class Qwen3VLFamily(Family):
             return None
         fused = FusedDecoder(decoder)
 
-        def step(ids: Tensor, positions: Tensor, attend: OneEach) -> Tensor:
-            if is_heard():
-                self.count(model, Read(response_tokens=len(ids), cells=attend.cells), ())
+        def step(ids: Tensor, positions: Tensor, attend: DecodeAttention) -> Tensor:
+            if is_counting():
+                self.count(model, ReadTokens(response_tokens=len(ids), cells=attend.cells), ())
             return fused(ids, positions, attend)
 
         return step
@@ -87,7 +98,7 @@ class Qwen3VLFamily(Family):
         """As the processor made them."""
         return [(f, h, w) for f, h, w in prompt.pixels["image_grid_thw"].tolist()]
 
-    def costs(self, model: Any) -> Costs:
+    def costs(self, model: Any) -> ModelFlops:
         """What a token and a patch cost; the mergers run on merged patches."""
         tower, vision = model.model.visual, model.config.vision_config
         mergers = linear_costs([tower.merger, *tower.deepstack_merger_list]) / self.merge**2
@@ -137,7 +148,9 @@ class Qwen3VLFamily(Family):
         self.processor.size = type(self.processor.size)(shortest_edge=smallest, longest_edge=area)
 
 
-def place_images(ids: Sequence[int], image_id: int, grids: Tensor, merge: int) -> tuple[list[int], Tensor, int]:
+def place_images(
+    ids: Sequence[int], image_id: int, grids: Tensor, merge: int
+) -> tuple[list[int], Tensor, int]:
     """Expand each image placeholder to its tokens and give every token its (time, height, width) position.
 
     Text advances all three axes by one; a picture of h x w merged tokens advances them by max(h, w).
@@ -157,7 +170,9 @@ def place_images(ids: Sequence[int], image_id: int, grids: Tensor, merge: int) -
         frames, height, width = next(pictures)
         height, width = height // merge, width // merge
         expanded += [image_id] * (frames * height * width)
-        axes = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+        axes = torch.meshgrid(
+            torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij"
+        )
         columns.append(torch.stack(axes).reshape(3, -1) + at)
         at += max(height, width)
     return expanded, torch.cat(columns, dim=1), at
@@ -171,7 +186,10 @@ def check_config(config: Any) -> None:
     levels = list(vision.deepstack_visual_indexes)
     vision_head = vision.hidden_size // vision.num_heads
     problems = [
-        (len(section) != 3, f"mrope_section {section} must have three entries (time, height, width)"),
+        (
+            len(section) != 3,
+            f"mrope_section {section} must have three entries (time, height, width)",
+        ),
         (
             sum(section) != head_dim // 2,
             f"mrope_section {section} sums to {sum(section)}, half the head dimension is {head_dim // 2}",

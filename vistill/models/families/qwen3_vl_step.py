@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistill.models.one_each import OneEach
+from vistill.models.decode_attention import DecodeAttention
 
 #: Weights of the decoder layers that may be copied into fused ones, in entries (64 MiB of float32).
 FUSED_ENTRIES = 1 << 24
@@ -23,7 +23,13 @@ def fits(decoder: nn.Module) -> bool:
     """Whether the layers are the plain float32 ones this file is written for, and small enough to copy."""
     parts = [m for layer in decoder.layers for m in layer.modules()]  # pyright: ignore[reportGeneralTypeIssues]
     maps = [m for m in parts if isinstance(m, nn.Linear)]
-    known = {"Linear", "Qwen3VLTextRMSNorm", "Qwen3VLTextAttention", "Qwen3VLTextMLP", "Qwen3VLTextDecoderLayer"}
+    known = {
+        "Linear",
+        "Qwen3VLTextRMSNorm",
+        "Qwen3VLTextAttention",
+        "Qwen3VLTextMLP",
+        "Qwen3VLTextDecoderLayer",
+    }
     plain = all(type(m).__name__ in known or not list(m.parameters()) for m in parts)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in parts)
     float32 = all(m.weight.dtype == torch.float32 and m.bias is None for m in maps)
@@ -35,21 +41,33 @@ class FusedLayer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.heads, self.width = attention.q_proj.out_features // attention.head_dim, attention.head_dim
+        self.heads, self.width = (
+            attention.q_proj.out_features // attention.head_dim,
+            attention.head_dim,
+        )
         self.kv_heads = attention.k_proj.out_features // self.width
         before, between = layer.input_layernorm, layer.post_attention_layernorm
         self.eps = before.variance_epsilon
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = (torch.cat([m.weight for m in projections]) * before.weight).T.contiguous()
-        self.gate_up = (torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between.weight).T.contiguous()
-        self.out, self.down = attention.o_proj.weight.T.contiguous(), mlp.down_proj.weight.T.contiguous()
+        self.gate_up = (
+            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between.weight
+        ).T.contiguous()
+        self.out, self.down = (
+            attention.o_proj.weight.T.contiguous(),
+            mlp.down_proj.weight.T.contiguous(),
+        )
         queries = (attention.q_norm.weight * attention.scaling).expand(self.heads, -1)
         self.qk_norm = torch.cat([queries, attention.k_norm.weight.expand(self.kv_heads, -1)])
         self.act = mlp.act_fn
 
-    def step(self, hidden: Tensor, cos: Tensor, sin: Tensor, index: int, attend: OneEach) -> Tensor:
+    def step(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, index: int, attend: DecodeAttention
+    ) -> Tensor:
         """Hidden states [N, H] after the layer."""
-        made = (torch.mm(hidden, self.qkv) * inverse_norm(hidden, self.eps)).unflatten(-1, (-1, self.width))
+        made = (torch.mm(hidden, self.qkv) * inverse_norm(hidden, self.eps)).unflatten(
+            -1, (-1, self.width)
+        )
         turning = made[:, : self.heads + self.kv_heads]
         turning = turning * inverse_norm(turning, self.eps) * self.qk_norm
         turning = torch.addcmul(turning * cos, turning.roll(self.width // 2, -1), sin)
@@ -75,7 +93,7 @@ class FusedDecoder:
             self.layers = [FusedLayer(layer) for layer in decoder.layers]
         self.table: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, ids: Tensor, positions: Tensor, attend: OneEach) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, attend: DecodeAttention) -> Tensor:
         """Hidden states [N, H] of one token a row at positions [axes, N]."""
         hidden = self.decoder.embed_tokens(ids)
         cos, sin = self.angles(hidden, positions)
@@ -86,7 +104,9 @@ class FusedDecoder:
 
     def angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine, [N, 1, d]: from a table where all axes are the same position, as in all responses."""
-        if positions.stride(0) != 0:  # not one row expanded over the axes: the last token of a prompt
+        if (
+            positions.stride(0) != 0
+        ):  # not one row expanded over the axes: the last token of a prompt
             return self.turned(hidden, positions)
         last = int(positions[0].max())
         if self.table is None or len(self.table[0]) <= last:

@@ -8,7 +8,7 @@ from vistill.data.answers import gold_response, judge_answer
 from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
 from vistill.data.math_judge import MathJudge
 from vistill.data.rows import check_characters, check_tokens
-from vistill.data.stored import identified
+from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import EVERY, TRAINING, StartCheck
@@ -26,9 +26,9 @@ def load_rows(setup: "RunSetup") -> str:
         given = setup.given
         check_prompts([*given.train_prompts, *given.eval_prompts])
         if not given.train_prompts and setup.purpose != "eval":
-            raise no_prompts("the data set is empty")
-        train = LoadedData(identified(given.train_prompts), [], [])
-        held = LoadedData(identified(given.eval_prompts), [], list(given.diagrams))
+            raise no_prompts_error("the data set is empty")
+        train = LoadedData(with_content_hashes(given.train_prompts), [], [])
+        held = LoadedData(with_content_hashes(given.eval_prompts), [], list(given.diagrams))
     if setup.purpose == "eval" and not held.prompts:
         train, held = replace(train, prompts=[]), train
         setup.evaluates_training_rows = True
@@ -37,7 +37,11 @@ def load_rows(setup: "RunSetup") -> str:
     setup.diagrams = held.diagrams
     bad = [*train.quarantined, *held.quarantined]
     note_data(setup, train, held)
-    aside = f"; set aside {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}" if bad else ""
+    aside = (
+        f"; set aside {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
+        if bad
+        else ""
+    )
     return f"{len(train.prompts):,} training rows, {len(held.prompts):,} to evaluate on{aside}"
 
 
@@ -49,7 +53,8 @@ def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
     source = settings.train if setup.evaluates_training_rows else settings.eval
     record = {
         "train": settings.train,
-        "eval": source or ("diagrams" if settings.train == "diagrams" else f"held out of {settings.train}"),
+        "eval": source
+        or ("diagrams" if settings.train == "diagrams" else f"held out of {settings.train}"),
         "train_rows": len(train.prompts),
         "eval_rows": len(held.prompts),
         "eval_rows_with_answer": sum(p.answer is not None for p in held.prompts),
@@ -63,10 +68,17 @@ def check_prompts(prompts: Sequence[object]) -> None:
     """D102 for something that is no prompt; what a row of a file must hold, a prompt of the caller must hold too."""
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
-            raise no_prompts("prompts must be vistill.Prompt objects")
+            raise no_prompts_error("prompts must be vistill.Prompt objects")
         check_kinds(prompt)
         where = prompt.labels.get("row", prompt.id)
-        texts = [prompt.text, *prompt.choices, prompt.id, prompt.answer, prompt.response, prompt.system]
+        texts = [
+            prompt.text,
+            *prompt.choices,
+            prompt.id,
+            prompt.answer,
+            prompt.response,
+            prompt.system,
+        ]
         check_characters([text for text in texts if text is not None], where)
         check_tokens(prompt.text, where)
 
@@ -74,7 +86,12 @@ def check_prompts(prompts: Sequence[object]) -> None:
 def check_kinds(prompt: Prompt) -> None:
     """D104 for a number where a text belongs, D202 for a picture that is not wrapped."""
     where = str(prompt.labels.get("row", prompt.id))
-    named = [("id", prompt.id), ("answer", prompt.answer), ("response", prompt.response), ("system", prompt.system)]
+    named = [
+        ("id", prompt.id),
+        ("answer", prompt.answer),
+        ("response", prompt.response),
+        ("system", prompt.system),
+    ]
     for name, value in [*named, *(("choices", choice) for choice in prompt.choices)]:
         if not isinstance(value, str) and (value is not None or name in ("id", "choices")):
             raise DataError(
@@ -96,7 +113,7 @@ def check_kinds(prompt: Prompt) -> None:
         )
 
 
-def no_prompts(what: str) -> DataError:
+def no_prompts_error(what: str) -> DataError:
     """D102."""
     return DataError(
         "D102",
@@ -108,7 +125,9 @@ def no_prompts(what: str) -> DataError:
 def no_overlap(setup: "RunSetup") -> str:
     """D308 where an evaluation row asks what a training row asks."""
     check_overlap(setup.train_data, setup.eval_data, setup.recipe.data)
-    return f"no evaluation row asks what a training row asks ({setup.recipe.data.overlap} otherwise)"
+    return (
+        f"no evaluation row asks what a training row asks ({setup.recipe.data.overlap} otherwise)"
+    )
 
 
 def gold_answers(setup: "RunSetup") -> str:
@@ -118,7 +137,9 @@ def gold_answers(setup: "RunSetup") -> str:
         return "made with the diagrams" if prompts else "no row to evaluate on has one"
     with MathJudge() as math:
         accepted = lambda p: (
-            judge_answer(gold_response(p.answer), p.answer, p.choices, setup.recipe.eval.answer, math).correct
+            judge_answer(
+                gold_response(p.answer), p.answer, p.choices, setup.recipe.eval.answer, math
+            ).correct
         )
         bad = [p for p in prompts if not accepted(p)]
     if bad:

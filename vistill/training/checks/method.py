@@ -9,15 +9,15 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import check_enough
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
-from vistill.rollouts.build import build_engine
+from vistill.rollouts.build import make_engine
 from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.checks.check import TRAINING, WRITING, StartCheck
-from vistill.training.measuring import split_of
-from vistill.training.roster import restore_rows
+from vistill.training.memory_budget import choose_split
+from vistill.training.response_source import ResponseSource, check_response
+from vistill.training.row_lock import restore_rows
 from vistill.training.run_lock import run_fingerprint
-from vistill.training.writing import Desk, check_response
-from vistill.training.written import only_correct, written_by_teacher
+from vistill.training.teacher_responses import keep_correct_responses, write_teacher_responses
 from vistill.types import Prompt, Reader, Writer
 from vistill.views import has_thoughts
 
@@ -36,7 +36,9 @@ def requirements(setup: "RunSetup") -> str:
             why="with one rollout every weight is 1 and every advantage 0",
             fix="rollout.per_prompt=4",
         )
-    reads_teacher = any(p.reader is Reader.TEACHER for p in objective.passes()) or objective.off_policy() > 0
+    reads_teacher = (
+        any(p.reader is Reader.TEACHER for p in objective.passes()) or objective.off_policy() > 0
+    )
     if reads_teacher and not setup.has_teacher:
         raise ConfigError(
             "C101",
@@ -45,28 +47,32 @@ def requirements(setup: "RunSetup") -> str:
         )
     if Need.IMAGE in needs and not any(p.images for p in prompts):
         raise DataError(
-            "D305", f"{name} needs pictures, and no row has one", fix="method=opd   or   data.columns.images=COLUMN"
+            "D305",
+            f"{name} needs pictures, and no row has one",
+            fix="method=opd   or   data.columns.images=COLUMN",
         )
     if Need.REWARD in needs or objective.keep_correct:
         check_answers(prompts, name)
     if objective.writer is Writer.DATA:
         for prompt in prompts:
             check_response(prompt)
-    keep_thoughtful(setup, name)
+    keep_rows_with_thoughts(setup, name)
     wanted = ", ".join(sorted(str(need) for need in needs)) or "nothing beyond its passes"
     return f"{name} needs {wanted}: there on {len(setup.train_prompts):,} rows"
 
 
-def keep_thoughtful(setup: "RunSetup", name: str) -> None:
+def keep_rows_with_thoughts(setup: "RunSetup", name: str) -> None:
     """Leave out rows without visual thoughts where the method needs them (D304 where none is left)."""
     if Need.THOUGHTS not in setup.objective.needs():
         return
     source, prompts = setup.recipe.views.thought, setup.train_prompts
     kept = [p for p in prompts if has_thoughts(p, source)]
     if not kept:
-        raise no_thoughts(name, source)
+        raise no_thoughts_error(name, source)
     if len(kept) < len(prompts):
-        setup.folder.event(f"left out {len(prompts) - len(kept)} of {len(prompts)} rows without visual thoughts")
+        setup.folder.event(
+            f"left out {len(prompts) - len(kept)} of {len(prompts)} rows without visual thoughts"
+        )
     setup.train_prompts = kept
 
 
@@ -83,7 +89,7 @@ def check_answers(prompts: Sequence[Prompt], name: str) -> None:
         )
 
 
-def no_thoughts(name: str, source: str) -> DataError:
+def no_thoughts_error(name: str, source: str) -> DataError:
     """D304."""
     column = "thoughts" if source == "data" else "boxes"
     return DataError(
@@ -92,7 +98,9 @@ def no_thoughts(name: str, source: str) -> DataError:
         why=f"views.thought={source} takes them from the column data.columns.{column}; without them the teacher would"
         "\ndiffer from the student by the wording of two sentences alone",
         fix=f"data.columns.{column}=COLUMN, or for procedural diagrams data.diagrams.options.thoughts=true",
-        note="rows with boxes draw their own: data.columns.boxes=COLUMN views.thought=crop" if source == "data" else "",
+        note="rows with boxes draw their own: data.columns.boxes=COLUMN views.thought=crop"
+        if source == "data"
+        else "",
     )
 
 
@@ -110,14 +118,22 @@ def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
     folder = setup.folder
     file = folder.path / "gate.json"
     asked = [p for p in setup.train_prompts if p.answer is not None][: asks.rows]
-    question = {"view": str(asks.view), "thought": setup.cast.view.thought, "prompts": [p.id for p in asked]}
-    question |= {"seed": setup.seed, "student_sha256": weights_hash(setup.cast.student)}
+    question = {
+        "view": str(asks.view),
+        "thought": setup.models.view.thought,
+        "prompts": [p.id for p in asked],
+    }
+    question |= {"seed": setup.seed, "student_sha256": weights_hash(setup.models.student)}
     if not file.exists() or read_json(file).get("question") != question:
         if not asked:
             check_answers(setup.train_prompts, f"the gate of {type(setup.objective).__name__}")
         settings = replace(setup.evaluation, samples=1, seed=setup.seed)
-        with build_engine(setup.cast.student, setup.rollout.without_image_skips(), setup.poll) as engine:
-            found = measure_privilege(setup.cast.student, asked, asks.view, settings, setup.cast.view, engine)
+        with make_engine(
+            setup.models.student, setup.rollout.without_image_skips(), setup.poll
+        ) as engine:
+            found = measure_privilege(
+                setup.models.student, asked, asks.view, settings, setup.models.view, engine
+            )
         made = {**found.to_dict(), "passes": found.passes(), "question": question}
         folder.write("gate.json", to_json(made, exact=True))
     gate: dict[str, Any] = read_json(file, passes=bool, question=dict)
@@ -139,17 +155,21 @@ def teacher_responses(setup: "RunSetup") -> str:
     """The teacher's responses written once, with only correct ones where the method asks for those (D306)."""
     if setup.objective.off_policy() == 0:
         return "none are needed"
-    assert setup.cast.teacher is not None, "the check `method` asks for a teacher"
+    assert setup.models.teacher is not None, "the check `method` asks for a teacher"
     prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
-    with setup.folder.owned(), build_engine(setup.cast.teacher, settings, setup.poll) as engine:
-        source = Desk(engine, setup.objective, setup.rollout.per_prompt)
-        written = written_by_teacher(setup.cast, setup.folder, source, prompts, setup.rollout, setup.seed)
+    with setup.folder.locked(), make_engine(setup.models.teacher, settings, setup.poll) as engine:
+        source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
+        written = write_teacher_responses(
+            setup.models, setup.folder, source, prompts, setup.rollout, setup.seed
+        )
     setup.written = written
     if setup.objective.keep_correct:
-        kept = only_correct(setup.cast, prompts, written, setup.reward)
+        kept = keep_correct_responses(setup.models, prompts, written, setup.reward)
         dropped = len(prompts) - len(kept)
         if dropped:
-            setup.folder.event(f"left out {dropped} of {len(prompts)} rows: no correct response of the teacher")
+            setup.folder.event(
+                f"left out {dropped} of {len(prompts)} rows: no correct response of the teacher"
+            )
         setup.written = kept
         setup.train_prompts = [p for p in prompts if p.id in kept]
     return f"{sum(map(len, setup.written.values())):,} to {len(setup.written):,} prompts"
@@ -161,7 +181,9 @@ def same_rows(setup: "RunSetup") -> str:
     rows, train = len(setup.train_prompts), setup.train
     check_enough(train.prompts_per_step, rows - len(setup.gone))
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
-    setup.fingerprint = run_fingerprint(setup.recipe, setup.models_hash, setup.folder.path / "rows.json")
+    setup.fingerprint = run_fingerprint(
+        setup.recipe, setup.models_hash, setup.folder.path / "rows.json"
+    )
     missing = f", {len(setup.gone)} of them missing now and replaced" if setup.gone else ""
     steps = f"{setup.num_steps:,} steps of {train.prompts_per_step} prompts x {setup.rollout.per_prompt} rollouts"
     return f"{rows:,} rows{missing}: {steps}"
@@ -169,7 +191,7 @@ def same_rows(setup: "RunSetup") -> str:
 
 def memory(setup: "RunSetup") -> str:
     """C104 where one prompt with one response is more than the memory that may be used."""
-    setup.split = split_of(setup, setup.folder)
+    setup.split = choose_split(setup, setup.folder)
     if setup.split.micro_batch != "auto":
         return f"micro-batches of {setup.split.micro_batch} prompts, as the recipe says"
     return f"micro-batches of up to {setup.split.tokens:,} tokens, parts of {setup.split.part_tokens:,}"
@@ -178,7 +200,12 @@ def memory(setup: "RunSetup") -> str:
 METHOD_CHECK = StartCheck("method", "the rows have what the method needs", requirements, TRAINING)
 RUN_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("gate", "what the method asks of the untrained student holds", gate, WRITING),
-    StartCheck("teacher responses", "the teacher has written what is learnt from", teacher_responses, WRITING),
+    StartCheck(
+        "teacher responses",
+        "the teacher has written what is learnt from",
+        teacher_responses,
+        WRITING,
+    ),
     StartCheck("rows", "rows and order are those of the run's first start", same_rows, TRAINING),
     StartCheck("memory", "one prompt with one response fits into memory", memory, TRAINING),
 )

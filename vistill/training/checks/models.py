@@ -9,16 +9,28 @@ import torch
 from vistill.batch import ScoredBatch
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, PromptEncoder, check_pair, load_encoder, load_weights, teacher_dtype
-from vistill.models.selftest import proven
-from vistill.runs.chosen import resolve_model
+from vistill.models.loading import (
+    VLM,
+    PromptEncoder,
+    check_pair,
+    load_encoder,
+    load_weights,
+    teacher_dtype,
+)
+from vistill.models.selftest import run_selftest
+from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import EVERY, TRAINING, StartCheck
-from vistill.training.reading import Cast, lay_out, prepare, read_without_gradient
 from vistill.training.recipe import ModelSettings, Recipe
-from vistill.training.roster import partners_of
+from vistill.training.row_lock import partners_of
 from vistill.training.run_lock import lock_models
+from vistill.training.step_inputs import (
+    Models,
+    encode_step,
+    flatten_responses,
+    score_without_gradient,
+)
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
-from vistill.views import ViewContext, see
+from vistill.views import ViewContext, apply_view
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -68,10 +80,16 @@ def prompt_lengths(setup: "RunSetup") -> str:
     if setup.train_data.diagrams or setup.eval_data.diagrams:
         return "short: procedural diagrams"
     context = view_context(setup.recipe, setup.student)
-    long = too_long(setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit)
-    if any(p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()):  # the only views that are longer
-        long += too_long(setup.student, context, setup.train_prompts, limit, View.PRIVILEGED)
-    refuse_long(long, limit)
+    long = overlong_prompt_error(
+        setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
+    )
+    if any(
+        p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()
+    ):  # the only views that are longer
+        long += overlong_prompt_error(
+            setup.student, context, setup.train_prompts, limit, View.PRIVILEGED
+        )
+    check_prompt_lengths(long, limit)
     return f"none longer than {limit:,} tokens"
 
 
@@ -89,13 +107,17 @@ class OverlongPrompt:
         return (limit - self.tokens + self.image_tokens) // max(1, self.pictures)
 
 
-def too_long(
-    student: PromptEncoder | VLM, context: ViewContext, prompts: Sequence[Prompt], limit: int, view: View = View.FULL
+def overlong_prompt_error(
+    student: PromptEncoder | VLM,
+    context: ViewContext,
+    prompts: Sequence[Prompt],
+    limit: int,
+    view: View = View.FULL,
 ) -> list[OverlongPrompt]:
     """The prompts above the limit."""
     long = []
     for prompt in prompts:
-        tokens, of_images = student.lengths(see(prompt, view, context))
+        tokens, of_images = student.lengths(apply_view(prompt, view, context))
         if tokens > limit:
             thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
             place = prompt.labels.get("row", prompt.id)
@@ -104,7 +126,7 @@ def too_long(
     return long
 
 
-def refuse_long(long: Sequence[OverlongPrompt], limit: int) -> None:
+def check_prompt_lengths(long: Sequence[OverlongPrompt], limit: int) -> None:
     """D203 for the longest, with settings under which all of them pass."""
     if not long:
         return
@@ -168,25 +190,27 @@ def load_models(setup: "RunSetup") -> str:
             teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
     if teacher is not None:
         one_device(str(student.device), str(teacher.device))
-    setup.models = fitted(setup, student, teacher)
-    context = setup.models.view
+    setup.loaded_models = fitted(setup, student, teacher)
+    context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
     return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
 
 
-def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Cast:
+def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
     """The models with attention, kernels and off-loading as the recipe says, also for models that were handed in."""
     train = setup.recipe.train
-    fit = lambda vlm: with_kernels(proven(replace(vlm, attention=train.attention)), train.kernels)
+    fit = lambda vlm: with_kernels(
+        run_selftest(replace(vlm, attention=train.attention)), train.kernels
+    )
     context = view_context(setup.recipe, student)
     student = fit(student)
     if teacher is None:
-        return Cast(student, None, student.vocabulary_size, context)
+        return Models(student, None, student.vocabulary_size, context)
     teacher = fit(teacher).freeze()
-    if train.offload_teacher and not on_host(teacher) and teacher.resting is None:
-        teacher = teacher.rested()
-    return Cast(student, teacher, student.vocabulary_size, context)
+    if train.offload_teacher and not on_host(teacher) and teacher.offload is None:
+        teacher = teacher.offloaded()
+    return Models(student, teacher, student.vocabulary_size, context)
 
 
 def on_host(vlm: VLM) -> bool:
@@ -209,38 +233,44 @@ def require_full_precision(student: VLM) -> None:
 
 def same_models(setup: "RunSetup") -> str:
     """C202 where the weights are not those of the first start."""
-    cast = setup.cast
-    models = {"student": cast.student} | ({} if cast.teacher is None else {"teacher": cast.teacher})
+    models = setup.models
+    by_role = {"student": models.student} | (
+        {} if models.teacher is None else {"teacher": models.teacher}
+    )
     reads_reference = any(p.reader is Reader.REFERENCE for p in setup.objective.passes())
-    setup.models_hash = lock_models(setup.folder, models, reads_reference)
-    return "weights are those of the first start" if setup.folder.has_started() else "weights written down by hash"
+    setup.models_hash = lock_models(setup.folder, by_role, reads_reference)
+    return (
+        "weights are those of the first start"
+        if setup.folder.has_started()
+        else "weights written down by hash"
+    )
 
 
 def every_view(setup: "RunSetup") -> str:
     """M106 where a reader cannot read one short response under a view that the method needs."""
-    setup.models = replace(setup.cast, partners=partners_of(setup, setup.train_prompts))
+    setup.loaded_models = replace(setup.models, partners=partners_of(setup, setup.train_prompts))
     pictured = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
-    same = {Reader.EMA: setup.cast.student, Reader.REFERENCE: setup.cast.student}
-    cast = replace(setup.cast, companions=same)
-    groups = [RolloutGroup(pictured[0], (Rollout((cast.student.stop_ids[0],), 0, Finish.STOP),))]
+    same = {Reader.EMA: setup.models.student, Reader.REFERENCE: setup.models.student}
+    models = replace(setup.models, copies=same)
+    groups = [RolloutGroup(pictured[0], (Rollout((models.student.stop_ids[0],), 0, Finish.STOP),))]
     for p in setup.objective.passes():
         asked = (replace(p, gradient=False, keep="log_prob"),)
         try:
-            responses = lay_out(groups, setup.seed, 0, cast.student.device)
-            reading = prepare(cast, groups, asked, responses)
-            with cast.here(asked):
-                scored: ScoredBatch = read_without_gradient(cast, reading, asked)
+            responses = flatten_responses(groups, setup.seed, 0, models.student.device)
+            reading = encode_step(models, groups, asked, responses)
+            with models.on_device(asked):
+                scored: ScoredBatch = score_without_gradient(models, reading, asked)
             finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise unreadable(p.name, f"{type(error).__name__}: {error}") from error
+            raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
         if not finite:
-            raise unreadable(p.name, "the log-probability it gives is not finite")
+            raise unreadable_view_error(p.name, "the log-probability it gives is not finite")
     return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
 
 
-def unreadable(name: str, why: str) -> ModelError:
+def unreadable_view_error(name: str, why: str) -> ModelError:
     """M106."""
     reader, view = name.split(".")
     hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
@@ -254,11 +284,11 @@ def unreadable(name: str, why: str) -> ModelError:
 
 def positions(setup: "RunSetup") -> str:
     """C101 where a response of full length would run past the positions the student was made for."""
-    limit = setup.cast.student.model.config.get_text_config().max_position_embeddings
+    limit = setup.models.student.model.config.get_text_config().max_position_embeddings
     if setup.objective.writer is Writer.DATA:
         return f"{limit:,}; written responses are not limited by rollout.max_new_tokens"
     prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
-    first = setup.cast.encode(prompt, View.FULL).next_position
+    first = setup.models.encode(prompt, View.FULL).next_position
     if first + new > limit:
         raise ConfigError(
             "C101",
@@ -275,9 +305,16 @@ def positions(setup: "RunSetup") -> str:
 
 MODEL_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("tokenizers", "both models read the same tokens and pictures", tokenizers, EVERY),
-    StartCheck("prompt lengths", "no prompt is longer than data.max_prompt_tokens", prompt_lengths, TRAINING),
+    StartCheck(
+        "prompt lengths",
+        "no prompt is longer than data.max_prompt_tokens",
+        prompt_lengths,
+        TRAINING,
+    ),
     StartCheck("models", "weights load and pass their self-test", load_models, EVERY),
     StartCheck("same models", "weights are those of the run's first start", same_models, TRAINING),
     StartCheck("views", "every reader can read every view", every_view, TRAINING),
-    StartCheck("positions", "the longest response fits the student's positions", positions, TRAINING),
+    StartCheck(
+        "positions", "the longest response fits the student's positions", positions, TRAINING
+    ),
 )

@@ -1,0 +1,173 @@
+"""What the page needs from run folders, tolerant of runs that are still going, dead or empty."""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vistill.errors import StorageError
+from vistill.evaluation.paired import Question, questions_of
+from vistill.runs.folder import RunFolder
+
+#: What `pictures/index.json` may name; nothing outside its folder is ever shown.
+PICTURE_NAME = re.compile(r"[\w-]{1,64}")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run as the page sees it."""
+
+    name: str
+    path: Path
+    recipe: dict[str, Any]
+    lock: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    quarantine: list[dict[str, Any]]
+    rollouts: list[dict[str, Any]]
+    tokens: dict[str, Any]
+    """Step -> {"tail": ..., "items": ...}."""
+    result: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
+    read_answers: dict[int, dict[str, dict[str, Question]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.recipe.get("method", "?"))
+
+    @property
+    def temperature(self) -> float:
+        """The temperature that sampled answers are drawn at."""
+        return float(self.recipe.get("eval", {}).get("temperature", 1.0))
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The first evaluation."""
+        return self.evaluations[0] if self.evaluations else {}
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last evaluation."""
+        return self.evaluations[-1] if self.evaluations else {}
+
+    def answers(self, step: int, mode: str = "sampled") -> dict[str, Question]:
+        """The answers of an evaluation by prompt id, with the whole picture; empty where none are stored."""
+        return self.stored_answers(step).get(mode, {})
+
+    def stored_answers(self, step: int) -> dict[str, dict[str, Question]]:
+        """By mode; the file is read once."""
+        if step not in self.read_answers:
+            folder = RunFolder(self.path)
+            records = [
+                r
+                for r in folder.read(folder.samples(f"step-{step:06d}"))
+                if r.get("view") == "full"
+            ]
+            self.read_answers[step] = {
+                mode: questions_of(records, mode=mode) for mode in ("sampled", "greedy")
+            }
+        return self.read_answers[step]
+
+    def picture(self, prompt: str, view: str, question: str | None = None) -> str | None:
+        """A stored picture as a data URI; None where the one under this id belongs to another question."""
+        entry = self.pictures.get(prompt)
+        if entry and question is not None and entry.get("question", question) != question:
+            return None
+        name = str(entry["file"]) if entry else ""
+        file = self.path / "pictures" / f"{name}-{view}.png"
+        if not PICTURE_NAME.fullmatch(name) or not file.is_file():
+            return None
+        return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the folder holds a recipe that can be run again."""
+        return (self.path / "recipe.json").is_file()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase over the run."""
+        total: dict[str, float] = {}
+        for record in self.timing:
+            for name, value in record.get("seconds", {}).items():
+                total[name] = total.get(name, 0.0) + float(value)
+        return total
+
+    def peak_mib(self) -> float | None:
+        """Peak memory of the run's process or device."""
+        return max((r["peak_mib"] for r in self.timing if "peak_mib" in r), default=None)
+
+
+def sampled_at(runs: Sequence[RunData]) -> str:
+    """`T = 1`: the temperature of the runs' sampled answers, or of each where they differ."""
+    by_run = {run.name: f"{run.temperature:g}" for run in runs}
+    values = set(by_run.values())
+    if len(values) > 1:
+        return "T = " + ", ".join(f"{value} ({name})" for name, value in by_run.items())
+    return f"T = {min(values, default='1')}"
+
+
+def rows_from(data: Mapping[str, Any], part: str) -> str:
+    """Where the rows of a recipe's `data` come from, `train` or `eval`; empty where there are none."""
+    train = str(data.get("train") or "")
+    if part == "train" or not train:
+        return "the built-in diagrams" if train == "diagrams" else train
+    if data.get("eval") not in (None, "", "diagrams"):
+        return str(data["eval"])
+    if data.get("eval") == "diagrams" or train == "diagrams":
+        return "the built-in diagrams"
+    return f"{data['holdout']:,} held out of {train}" if data.get("holdout") else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON document, or nothing where it is missing or half-written."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_run(path: Path) -> RunData:
+    """Everything the page shows of one run (S605 where there is nothing)."""
+    folder = RunFolder(path)
+    lock = read_json(folder.lock_file)
+    if not lock and not folder.metrics.exists():
+        raise StorageError(
+            "S605",
+            "no run here",
+            where=str(path),
+            why="neither run.lock.json nor metrics.jsonl was found",
+            fix="vistill report runs/NAME",
+        )
+    rollouts = folder.rollout_files()
+    evaluations = folder.read(folder.evaluations)
+    steps = {
+        f"{int(r.get('step', 0)):06d}" for r in evaluations
+    }  # others are of steps that a resume took back
+    files = {p.stem.removeprefix("step-"): p for p in folder.token_files()}
+    tokens = {step: read_json(p) for step, p in files.items() if step in steps or not steps}
+    return RunData(
+        path.name,
+        path,
+        lock.get("recipe", {}),
+        lock,
+        folder.read(folder.metrics),
+        folder.read(folder.timing),
+        evaluations,
+        [*folder.read(folder.quarantine), *folder.read(folder.replaced)],
+        folder.read(rollouts[-1]) if rollouts else [],
+        tokens,
+        read_json(path / "result.json"),
+        read_json(path / "data.json"),
+        read_json(path / "pictures" / "index.json"),
+        read_json(path / "profile.json"),
+    )

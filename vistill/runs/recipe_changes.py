@@ -1,0 +1,112 @@
+"""What may change between two starts of one run: three classes of keys, and C201 for what may not."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vistill.errors import ConfigError
+
+#: Keys that change neither data nor update: changing them on resume is silent.
+FREE = (
+    "run",
+    "profile",
+    "save.",
+    "eval.",
+    "train.micro_batch",
+    "train.memory",
+    "train.kernels",
+    "train.attention",
+    "train.offload_teacher",
+    "rollout.rows_per_call",
+    "rollout.all_truncated",
+    "data.max_bad_share",
+    "data.on_bad_row",
+    "data.images",
+    "data.overlap",
+    "student.device",
+    "teacher.device",
+)
+#: Keys that change the course of a run: changing them on resume needs --accept.
+SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
+
+
+MEANING = {"identity": "changes the data or the update", "schedule": "schedule", "free": "harmless"}
+
+
+def key_class(key: str) -> str:
+    """`free`, `schedule` or `identity`."""
+    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        return "free"
+    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE)
+    return "schedule" if scheduled else "identity"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.lr": 1e-6, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def unused_folder(run: str) -> str:
+    """`RUN-2`, or the first such folder that is not there yet."""
+    return next(
+        f"{run}-{number}" for number in itertools.count(2) if not Path(f"{run}-{number}").exists()
+    )
+
+
+def compare_recipes(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    accept: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted.
+
+    Args:
+        old: recipe of the first start.
+        new: recipe of this start.
+        accept: changed schedule keys that are wanted.
+        defaults: values of keys that a recipe does not name, because the version that wrote it did not know them.
+    """
+    plain = lambda tree: json.loads(json.dumps(flatten(tree), default=str))
+    before, after = ({**plain(defaults or {}), **plain(tree)} for tree in (old, new))
+    changed = [
+        k
+        for k in sorted({*before, *after})
+        if before.get(k) != after.get(k) and key_class(k) != "free"
+    ]
+    refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
+    if refused:
+        lines = [
+            f"{k}   {before.get(k)} -> {after.get(k)}   ({MEANING[key_class(k)]})"
+            for k in refused[:5]
+        ]
+        allowed = [k for k in refused if key_class(k) == "schedule"]
+        if len(refused) > len(lines):
+            lines.append(f"and {len(refused) - len(lines)} more")
+        fix = f"new run: run={unused_folder(str(new.get('run')))}"
+        if len(allowed) == len(refused):
+            fix += f"   or continue knowingly: --accept {','.join(allowed)}"
+        raise ConfigError(
+            "C201",
+            "this run was started with another recipe",
+            where=str(new.get("run")),
+            why="\n".join(lines),
+            fix=fix,
+        )
+    return changed
+
+
+def changed_versions(lock: Mapping[str, Any]) -> list[str]:
+    """`torch 2.11.0 -> 2.13.0` for every package that changed between the starts of a run."""
+    first, changed = lock.get("versions", {}), {}
+    for start in lock.get("starts", []):
+        for name, new in start.get("versions", {}).items():
+            if first.get(name, new) != new:
+                changed[f"{name} {first[name]} -> {new}"] = None
+    return list(changed)

@@ -1,0 +1,1 @@
+"""Before the first step and at every evaluation: does every reader see the picture?"""
