@@ -111,7 +111,7 @@ def tiny_folder(tokenizer, tmp_path_factory):
 def without_canary():
     """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vistill.training.loop.examine", lambda update, prompts: {})
+        patch.setattr("vistill.training.loop.run_canary", lambda update, prompts: {})
         yield
 
 

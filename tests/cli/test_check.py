@@ -31,8 +31,8 @@ def test_the_families_it_knows_are_those_with_an_adapter():
 
 def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     code = (
-        "import sys\nfrom vistill.studies.check import check, table\n"
-        f"print(table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
+        "import sys\nfrom vistill.studies.check import check, format_table\n"
+        f"print(format_table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -33,12 +33,10 @@ def python_arguments():
     import inspect
 
     from vistill.api import distill
-    from vistill.studies.replay import replay_run
+    from vistill.studies.replay import replay
 
     return {
-        name
-        for function in (distill, replay_run)
-        for name in inspect.signature(function).parameters
+        name for function in (distill, replay) for name in inspect.signature(function).parameters
     }
 
 

@@ -22,7 +22,7 @@ from vistill.objectives import METHODS
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import build, step
+from vistill.training import build, memory_budget, step
 from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
@@ -185,9 +185,9 @@ def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(
     make = lambda: make_plan(
         tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
     )
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e6)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e6)
     go(make(), folder)
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e10)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e10)
     assert replay_of(make(), folder, 7).same
 
 

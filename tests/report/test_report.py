@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from vistill.errors import StorageError
+from vistill.redaction import escape_control_characters
 from vistill.report.charts import Axes, Series, line_chart, nice_ticks
 from vistill.report.comparison import chosen_accuracy, comparison_table
 from vistill.report.headline import difference, sentence, warnings
-from vistill.report.heatmap import scale_of, tokens_html, visible
+from vistill.report.heatmap import scale_of, tokens_html
 from vistill.report.page import comparisons, render, write_report
 from vistill.report.run_data import read_run, rows_from
 
@@ -178,8 +179,8 @@ def test_hostile_text_in_any_field_adds_no_element_and_no_attribute(tmp_path, pa
 
 
 def test_control_and_direction_characters_are_made_visible():
-    assert visible("a\x1b[0m\u202eb\x00") == "a\\x1b[0m\\x202eb\\x00"
-    assert visible("a\nb") == "a⏎b"
+    assert escape_control_characters("a\x1b[0m\u202eb\x00") == "a\\x1b[0m\\x202eb\\x00"
+    assert escape_control_characters("a\nb") == "a⏎b"
 
 
 @pytest.mark.parametrize(

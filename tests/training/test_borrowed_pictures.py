@@ -15,6 +15,7 @@ from vistill.objectives import METHODS
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training import step_inputs
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, partners_with_other_pictures, run_canary
 from vistill.training.loop import run
@@ -73,7 +74,7 @@ def watched(monkeypatch):
             seen.append((pixels(prompt.thoughts), pixels(out.images[-len(prompt.thoughts) :])))
         return out
 
-    monkeypatch.setattr(reading, "apply_view", watch)
+    monkeypatch.setattr(step_inputs, "apply_view", watch)
     return seen
 
 

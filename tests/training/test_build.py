@@ -25,7 +25,7 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import changed_versions
 from vistill.studies.check import check
-from vistill.studies.replay import replay_run
+from vistill.studies.replay import replay
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
@@ -166,7 +166,7 @@ def test_a_folder_of_distill_is_judged_on_its_own_data_and_replayed(tokenizer, t
     samples = judged.folder.read(judged.path / "samples" / "step-000000.jsonl")
     assert {s["prompt"] for s in samples} == {p.id for p in held}
     assert json.loads((judged.path / "data.json").read_text())["eval_rows_with_answer"] == 3
-    replayed, step = replay_run(place)
+    replayed, step = replay(place)
     assert step == 3
     assert replayed.same
     assert replayed.from_journal == [3]
@@ -179,8 +179,8 @@ def test_a_method_of_ones_own_is_replayed_with_its_class_alone(tokenizer, teache
 
     distilled(tokenizer, teacher, tmp_path / "run", Mine())
     with refused("C102"):
-        replay_run(tmp_path / "run")
-    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
+        replay(tmp_path / "run")
+    replayed, _ = replay(tmp_path / "run", objective=Mine())
     assert replayed.same
 
 
@@ -290,7 +290,7 @@ def test_distill_honours_the_settings_of_attention_and_offloading(
     wanted = replace(plan.train, attention="flex", offload_teacher=True)
     setup = setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
     monkeypatch.setattr(
-        "vistill.training.checks.models.proven", lambda vlm: vlm
+        "vistill.training.checks.models.run_selftest", lambda vlm: vlm
     )  # flex is slow on a CPU
     monkeypatch.setattr(
         "vistill.training.checks.models.on_host", lambda vlm: False
@@ -316,7 +316,7 @@ def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monk
     plan = make_plan(tokenizer, teacher)
     rested = replace(plan.models, teacher=teacher.offloaded())
     setup = setup_from(replace(plan, models=rested, eval_prompts=()), RunFolder(tmp_path))
-    monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)
+    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
     monkeypatch.setattr(
         run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"}
     )

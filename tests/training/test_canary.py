@@ -22,6 +22,8 @@ from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
+from vistill.training import step_inputs
+from vistill.training.canary import reader
 from vistill.training.canary.engine import STEP, TOKENS
 from vistill.training.canary.reader import SAMPLES, weak_reader_warnings
 from vistill.training.canary.run import run_canary
@@ -199,7 +201,7 @@ def rows_of_the_prompt_read(student, teacher, patch):
 
 
 def mask_including_the_prompt(student, teacher, patch):
-    plain = reading.flatten_responses
+    plain = step_inputs.flatten_responses
 
     def lay_out(groups, *rest):
         longer = [
@@ -213,7 +215,7 @@ def mask_including_the_prompt(student, teacher, patch):
         ]
         return plain(longer, *rest)
 
-    for module in (reading, canary):
+    for module in (step_inputs, reader):
         patch.setattr(module, "flatten_responses", lay_out)
     return student, teacher
 

@@ -14,6 +14,7 @@ from vistill.models.scoring import EncodedGroup, read_groups
 from vistill.objectives import OPD, SFT, VGS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training import memory_budget
 from vistill.training.loop import Plan
 from vistill.training.memory_budget import (
     GIB,
@@ -133,9 +134,9 @@ def test_it_is_measured_once_and_again_where_the_question_changed(
     tmp_path, student, teacher, monkeypatch
 ):
     folder, calls = RunFolder(tmp_path), []
-    monkeypatch.setattr(measuring, "measure", lambda plan: calls.append(1) or measure(plan))
+    monkeypatch.setattr(memory_budget, "measure", lambda plan: calls.append(1) or measure(plan))
     first = choose_split(plan_of(student, teacher, memory=0.002), folder)
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 0.0)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 0.0)
     assert choose_split(plan_of(student, teacher, memory=0.002), folder) == first
     assert len(calls) == 1
     assert choose_split(plan_of(student, teacher, memory=0.004), folder) != first
@@ -180,7 +181,7 @@ def test_an_impossible_budget_says_what_would_fit_and_that_fits(tmp_path, studen
 def test_written_responses_are_as_long_as_they_are(student, teacher):
     prompts = [replace(p, response="word " * 50) for p in PROMPTS]
     plan = replace(plan_of(student, teacher, SFT()), train_prompts=prompts)
-    assert measuring.longest_response(plan) == len(student.response_ids("word " * 50))
+    assert memory_budget.longest_response(plan) == len(student.response_ids("word " * 50))
 
 
 def test_a_response_that_copies_its_prompts_keys_counts_for_more_where_memory_is_short(tmp_path):

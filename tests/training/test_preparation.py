@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import build
 from plans import prepare_run
-from vistill.training.student_copies import check_reference, copy_of, update_ema, with_student_copies
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes
@@ -19,12 +18,19 @@ from vistill.objectives import METHODS, OPD, SFT
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training import teacher_responses
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
 from vistill.training.rewards import Rewards
 from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.step_inputs import Models
+from vistill.training.student_copies import (
+    check_reference,
+    copy_of,
+    update_ema,
+    with_student_copies,
+)
 from vistill.training.teacher_responses import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
@@ -411,7 +417,7 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
 ):
     """The second call of the writer is told to stop: exit 75 or 130, the first sixteen prompts stay written."""
 
-    calls, plain = [], written.sample_groups
+    calls, plain = [], teacher_responses.sample_groups
 
     def sample(*arguments):
         calls.append(1)
@@ -419,15 +425,15 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
             os.kill(os.getpid(), number)
         return plain(*arguments)
 
-    monkeypatch.setattr(written, "sample_groups", sample)
-    monkeypatch.setattr(written, "PROMPTS_PER_CALL", 2)
+    monkeypatch.setattr(teacher_responses, "sample_groups", sample)
+    monkeypatch.setattr(teacher_responses, "PROMPTS_PER_CALL", 2)
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, METHODS["kd"]())
     with pytest.raises(Preempted) as caught:
         prepare_run(plan, folder)
     assert caught.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "before the first step" in str(caught.value)
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
-    monkeypatch.setattr(written, "sample_groups", plain)
+    monkeypatch.setattr(teacher_responses, "sample_groups", plain)
     assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
 
 

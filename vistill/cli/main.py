@@ -260,7 +260,7 @@ def replay(
     """Recompute a step from the checkpoint before it and its logged responses: same values to the last bit?"""
     from dataclasses import asdict
 
-    from vistill.studies.replay import replay_run as recompute
+    from vistill.studies.replay import replay as recompute
     from vistill.training.replay import format_replay
 
     made, at = recompute(run, step, lambda text: print(text, file=sys.stderr))

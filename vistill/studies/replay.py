@@ -17,7 +17,7 @@ from vistill.training.recipe import Recipe
 from vistill.training.replay import Replayed, copied_run_folder, replay_step
 
 
-def replay_run(
+def replay(
     path: str | Path,
     step: int | None = None,
     say: Callable[[str], None] = lambda text: None,

@@ -29,7 +29,6 @@ from vistill.training.checkpoint import (
 from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.context import StepContext
-from vistill.training.student_copies import check_reference, copies_to_save, with_student_copies
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
 from vistill.training.journal import Journal, chain_after
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
@@ -53,6 +52,7 @@ from vistill.training.run_lock import TRAINED_HERE
 from vistill.training.run_state import RunState
 from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, train_step
+from vistill.training.student_copies import check_reference, copies_to_save, with_student_copies
 from vistill.types import Prompt, Writer
 
 #: Updates in a row that may be non-finite before the run stops.

@@ -17,7 +17,6 @@ from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
 from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
 from vistill.training.clock import Clock
-from vistill.training.student_copies import copies_to_save
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (
@@ -32,6 +31,7 @@ from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.training.setup import RunSetup
 from vistill.training.step import train_step
+from vistill.training.student_copies import copies_to_save
 from vistill.types import Prompt, Writer
 
 #: What a start needs of a run folder beside its checkpoints.
