@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import build
 from plans import prepare_run
-from vistill.training.copies import check_reference, copy_of, update_ema, with_student_copies
+from vistill.training.student_copies import check_reference, copy_of, update_ema, with_student_copies
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes

@@ -29,7 +29,7 @@ from vistill.training.checkpoint import (
 from vistill.training.checks.check import Finding
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.context import StepContext
-from vistill.training.copies import check_reference, copies_to_save, with_student_copies
+from vistill.training.student_copies import check_reference, copies_to_save, with_student_copies
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
 from vistill.training.journal import Journal, chain_after
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error

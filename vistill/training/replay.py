@@ -17,7 +17,7 @@ from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
 from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
 from vistill.training.clock import Clock
-from vistill.training.copies import copies_to_save
+from vistill.training.student_copies import copies_to_save
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (

@@ -11,7 +11,7 @@ from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
 from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
-from vistill.training.copies import update_ema
+from vistill.training.student_copies import update_ema
 from vistill.training.finite import (
     counts_of,
     non_finite_memory,
