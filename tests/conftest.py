@@ -43,7 +43,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def build(tokenizer, seed, hidden=32):
+def build_model(tokenizer, seed, hidden=32):
     from vistill.models.tiny import TinySize, build_tiny
 
     size = TinySize(
@@ -59,7 +59,7 @@ def build(tokenizer, seed, hidden=32):
     return build_tiny(size, tokenizer, seed)
 
 
-def untied(tokenizer, seed):
+def build_untied(tokenizer, seed):
     """A tiny student whose head is a matrix of its own, as in 8B and 32B."""
     from transformers import Qwen3VLForConditionalGeneration
 
@@ -73,7 +73,7 @@ def untied(tokenizer, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
-    like = build(tokenizer, seed)
+    like = build_model(tokenizer, seed)
     model.generation_config = like.model.generation_config
     return VLM(model, tokenizer, like.family, "untied")
 
@@ -81,13 +81,13 @@ def untied(tokenizer, seed):
 @pytest.fixture(scope="session")
 def teacher(tokenizer):
     """A tiny random teacher, wider than the student."""
-    return build(tokenizer, 1, hidden=48).freeze()
+    return build_model(tokenizer, 1, hidden=48).freeze()
 
 
 @pytest.fixture
 def student(tokenizer):
     """A fresh tiny random student."""
-    return build(tokenizer, 0)
+    return build_model(tokenizer, 0)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def tiny_folder(tokenizer, tmp_path_factory):
     from vistill.models.save import save_vlm
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_vlm(build(tokenizer, 0), folder)
+    save_vlm(build_model(tokenizer, 0), folder)
     return folder
 
 
@@ -111,7 +111,7 @@ def tiny_folder(tokenizer, tmp_path_factory):
 def without_canary():
     """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vistill.training.loop.examine", lambda update, prompts: {})
+        patch.setattr("vistill.training.loop.run_canary", lambda update, prompts: {})
         yield
 
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from vistill.data.settings import DataSettings
 from vistill.training.build import build, make_setup, method_name
-from vistill.training.provided_inputs import knobs_of
+from vistill.training.provided_inputs import changed_knobs
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.replay import copied_run_folder, replay_step
 from vistill.training.setup import ProvidedInputs
 from vistill.views.settings import ViewSettings
 
 
-def setup_from(plan, folder, purpose="train"):
+def make_setup_from(plan, folder, purpose="train"):
     """The setup of a run with the settings, models and prompts of a plan."""
     view = plan.models.view
     recipe = Recipe(
@@ -22,7 +22,7 @@ def setup_from(plan, folder, purpose="train"):
         else ModelSettings(),
         method=method_name(plan.objective),
         seed=plan.seed,
-        knobs=knobs_of(plan.objective),
+        knobs=changed_knobs(plan.objective),
         data=DataSettings(max_bad_share=plan.max_bad_share, text_only="plain"),
         rollout=plan.rollout,
         views=ViewSettings(
@@ -45,12 +45,12 @@ def setup_from(plan, folder, purpose="train"):
 
 def prepare_run(plan, folder):
     """The plan after every start check."""
-    return build(setup_from(plan, folder))
+    return build(make_setup_from(plan, folder))
 
 
-def replay_of(plan, folder, step):
+def replay_plan(plan, folder, step):
     """Recompute a step of a run with the models and prompts of a plan."""
     with copied_run_folder(folder) as place:
-        setup = setup_from(plan, place, "replay")
+        setup = make_setup_from(plan, place, "replay")
         setup.recipe = replace(setup.recipe, run=str(folder.path))
         return replay_step(setup, folder, step)

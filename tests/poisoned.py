@@ -7,7 +7,7 @@ import torch
 from vistill.models.offload import OffloadedWeights
 
 
-class Poisoned(OffloadedWeights):
+class NanOffloadedWeights(OffloadedWeights):
     """Weights that are right inside `here` and NaN outside; the head stays, as on a real device."""
 
     def leave(self):
@@ -15,6 +15,8 @@ class Poisoned(OffloadedWeights):
             weight.data = torch.full_like(host, torch.nan)
 
 
-def poisoned(vlm):
+def with_nan_offload(vlm):
     """The same frozen model, resting where it cannot be read."""
-    return replace(vlm, offload=Poisoned(vlm.model, vlm.model.get_output_embeddings(), vlm.device))
+    return replace(
+        vlm, offload=NanOffloadedWeights(vlm.model, vlm.model.get_output_embeddings(), vlm.device)
+    )

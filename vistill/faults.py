@@ -55,10 +55,10 @@ def fault(point: str) -> bool:
     _visits[point] += 1
     if _visits[point] != int(number or 1):
         return False
-    return act(action, point)
+    return run_action(action, point)
 
 
-def act(action: str, point: str) -> bool:
+def run_action(action: str, point: str) -> bool:
     """One action."""
     if action == "nan":
         return True
@@ -75,6 +75,6 @@ def act(action: str, point: str) -> bool:
     return False
 
 
-def forget_visits() -> None:
+def reset_visits() -> None:
     """Start counting again, for tests in one process."""
     _visits.clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 MASK = "***"
 #: C0 and C1 controls but newline and tab, direction marks, line separators, lone surrogates.
-HIDDEN = re.compile(
+CONTROL_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
 #: Names whose values are nobody's business: of a setting, of a JSON key, of an environment variable.
@@ -33,12 +33,12 @@ SETTING = re.compile(
 )
 #: Shorter values of the environment, and those without a letter and a digit, are words that occur anywhere.
 SHORTEST_SECRET = 8
-GUESSED = re.compile(r"(?=.*[A-Za-z])(?=.*\d)", re.DOTALL)
+LETTER_AND_DIGIT = re.compile(r"(?=.*[A-Za-z])(?=.*\d)", re.DOTALL)
 
 
 def escape_control_characters(text: str, newline: str = "⏎") -> str:
     """Control characters and direction marks made visible; spaces and tabs stay."""
-    shown = HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    shown = CONTROL_CHARACTERS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return shown if newline == "\n" else shown.replace("\n", newline)
 
 
@@ -56,16 +56,16 @@ class Secrets:
 
 def secrets_in_environment() -> Secrets:
     """The secrets of the environment as it is now; looked for again only where the environment has changed."""
-    return secrets_of(tuple(os.environ.items()))
+    return find_secrets(tuple(os.environ.items()))
 
 
 @lru_cache(maxsize=1)
-def secrets_of(environment: tuple[tuple[str, str], ...]) -> Secrets:
+def find_secrets(environment: tuple[tuple[str, str], ...]) -> Secrets:
     """Values of variables that are named like secrets, as they are and as JSON has them, the longest first."""
     named = {
         v
         for k, v in environment
-        if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k) and GUESSED.search(v)
+        if len(v) >= SHORTEST_SECRET and SECRET_NAME.search(k) and LETTER_AND_DIGIT.search(v)
     }
     found = {v for v in named if not os.access(v, os.F_OK)}  # the path of a key file is no secret
     longest_first = sorted(found | {json.dumps(v)[1:-1] for v in found}, key=lambda v: (-len(v), v))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
-Picture = Any
+PilImage = Any
 """A `PIL.Image.Image`. Only `views/`, `data/` and `models/` look inside, so the nouns need no Pillow."""
 
 
@@ -73,7 +73,7 @@ class ImageRef(Protocol):
         """A short name for messages."""
         ...
 
-    def load(self) -> Picture:
+    def load(self) -> PilImage:
         """The decoded picture."""
         ...
 
@@ -82,10 +82,10 @@ class ImageRef(Protocol):
 class LoadedImage:
     """A picture that is already in memory."""
 
-    image: Picture
+    image: PilImage
     name: str = "image"
 
-    def load(self) -> Picture:
+    def load(self) -> PilImage:
         """The picture itself."""
         return self.image
 
@@ -94,10 +94,10 @@ class LoadedImage:
 class DrawnImage:
     """A picture that a function draws on demand (procedural diagrams)."""
 
-    draw: Callable[[], Picture]
+    draw: Callable[[], PilImage]
     name: str = "drawn"
 
-    def load(self) -> Picture:
+    def load(self) -> PilImage:
         """Draw it."""
         return self.draw()
 

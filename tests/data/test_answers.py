@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from vistill.data.answers import boxed, committed, gold_response, judge_answer
+from vistill.data.answers import find_boxes, find_committed_answer, gold_response, judge_answer
 from vistill.data.math_judge import MathJudge
 
 SETS = (
@@ -84,12 +84,12 @@ def test_answers_are_read_and_compared(math, response, gold, choices, correct):
 
 def test_first_or_last_committed_answer_is_a_choice():
     text = "At first \\boxed{3}, no: Answer: 5\nfinally \\boxed{7}"
-    assert committed(text, "first", False) == "3"
-    assert committed(text, "last", False) == "7"
+    assert find_committed_answer(text, "first", False) == "3"
+    assert find_committed_answer(text, "last", False) == "7"
 
 
 def test_boxes_are_matched_by_balanced_braces():
-    assert [b for _, b in boxed("\\boxed{\\frac{1}{2}} and \\boxed{x")] == ["\\frac{1}{2}"]
+    assert [b for _, b in find_boxes("\\boxed{\\frac{1}{2}} and \\boxed{x")] == ["\\frac{1}{2}"]
 
 
 def test_an_unparsed_answer_is_wrong_and_says_so():

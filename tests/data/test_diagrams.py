@@ -13,7 +13,7 @@ from vistill.data.diagrams import (
     diagram_split,
     diagrams,
 )
-from vistill.data.drawing import glyph
+from vistill.data.drawing import render_glyph
 from vistill.data.wording import stated_values
 from vistill.views import pixelate
 
@@ -30,7 +30,7 @@ def test_d1_few_tokens_of_a_solution_depend_on_the_picture(tokenizer):
 
 
 def test_d2_every_glyph_of_a_size_holds_the_same_ink():
-    inks = [float(glyph(str(d), 14).sum()) for d in range(1, 10)]
+    inks = [float(render_glyph(str(d), 14).sum()) for d in range(1, 10)]
     assert max(inks) - min(inks) < 1e-3 * max(inks)
 
 

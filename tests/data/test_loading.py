@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vistill.data.keys import num_steps, rows_of_step
-from vistill.data.loading import LoadedData, check_overlap, hold_out, load_both, load_rows
+from vistill.data.loading import LoadedData, check_overlap, hold_out, load_rows, load_train_and_eval
 from vistill.data.rows import PLACEHOLDER, fill_template
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
@@ -172,7 +172,7 @@ def test_a_line_that_is_not_json_is_named(folder):
 
 def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
     path = write(folder, [row(f"{i}?") for i in range(20)])
-    train, held = load_both(DataSettings(train=path, holdout=5))
+    train, held = load_train_and_eval(DataSettings(train=path, holdout=5))
     assert (len(train.prompts), len(held.prompts)) == (15, 5)
     assert not {p.id for p in train.prompts} & {p.id for p in held.prompts}
 
@@ -277,7 +277,7 @@ def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allo
         json.dumps(row("Why?", answer="3")) + "\n" + json.dumps(row("Why?", ["1.png"])) + "\n"
     )
     settings = DataSettings(train=path, eval=str(other))
-    both = load_both(settings)
+    both = load_train_and_eval(settings)
     with pytest.raises(VistillError) as caught:
         check_overlap(*both, settings)
     assert caught.value.code == "D308"
@@ -289,7 +289,7 @@ def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allo
 def test_equal_questions_are_held_out_together(folder):
     rows = [row(f"{i // 4}?", answer=str(i)) for i in range(24)]
     settings = DataSettings(train=write(folder, rows), holdout=8)
-    train, held = load_both(settings)
+    train, held = load_train_and_eval(settings)
     assert len(held.prompts) == 8
     check_overlap(train, held, settings)
 

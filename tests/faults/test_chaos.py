@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vistill.errors import StorageError
-from vistill.faults import POINTS, VARIABLE, fault, forget_visits
+from vistill.faults import POINTS, VARIABLE, fault, reset_visits
 from vistill.runs.folder import RunFolder
 from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.training import checkpoint
@@ -29,12 +29,12 @@ def test_without_the_variable_a_fault_point_does_nothing(monkeypatch):
 
 
 def test_a_fault_waits_for_its_visit_and_an_unknown_point_is_refused(monkeypatch):
-    forget_visits()
+    reset_visits()
     monkeypatch.setenv(VARIABLE, "learn.loss:nan@2")
     assert [fault("learn.loss"), fault("learn.loss"), fault("learn.loss")] == [False, True, False]
     with pytest.raises(AssertionError, match="no fault point"):
         fault("nowhere")
-    forget_visits()
+    reset_visits()
 
 
 def test_every_fault_point_stands_in_the_code():

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from plans import setup_from
+from plans import make_setup_from
 from training.test_loop import make_plan
 
 from vistill.errors import NonFiniteError, StorageError
@@ -33,7 +33,7 @@ DAMAGE = [
 @pytest.mark.parametrize("content", DAMAGE)
 def test_a_damaged_file_that_a_run_reads_again_is_named(tokenizer, teacher, tmp_path, content):
     folder = RunFolder(tmp_path)
-    setup = setup_from(make_plan(tokenizer, teacher), folder)
+    setup = make_setup_from(make_plan(tokenizer, teacher), folder)
     setup.loaded_models = make_plan(tokenizer, teacher).models
     folder.log(folder.metrics, {"step": 1})
     for name in ("memory.json", "rows.json"):

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 from faults.test_bad_rows import one_picture_a_row, plan_on, spoil
-from plans import replay_of
+from plans import replay_plan
 from training.test_loop import go
 
 from vistill.data.keys import rows_of_step
-from vistill.faults import VARIABLE, forget_visits
+from vistill.faults import VARIABLE, reset_visits
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import chain_after, chain_key
@@ -46,7 +46,7 @@ def test_killed_at_8_resumed_from_4_and_a_row_vanishes_at_6(
     tokenizer, teacher, tmp_path, monkeypatch, journal
 ):
     file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
-    forget_visits()
+    reset_visits()
     monkeypatch.setenv(VARIABLE, "learn.before_update:raise@8")
     with pytest.raises(RuntimeError, match="fault at learn"):
         losing_a_row(tokenizer, teacher, folder, file, journal=journal, vanishes=False)
@@ -64,7 +64,7 @@ def test_killed_at_8_resumed_from_4_and_a_row_vanishes_at_6(
 def steps_from_journal(tokenizer, teacher, folder, file):
     """Steps whose responses a replay of the whole run since step 4 takes from the journal."""
     shutil.rmtree(folder.checkpoint(8))
-    made = replay_of(plan_of(tokenizer, teacher, file), folder, 10)
+    made = replay_plan(plan_of(tokenizer, teacher, file), folder, 10)
     assert (made.same, made.start) == (True, 4)
     return made.from_journal
 

@@ -11,18 +11,18 @@ from dataclasses import replace
 import pytest
 from bad_rows import planted
 from faults.test_bad_rows import Spoiling, one_picture_a_row, plan_on, spoil
-from plans import prepare_run, replay_of
+from plans import prepare_run, replay_plan
 from training.test_loop import go, make_plan
 
 from vistill.data.keys import rows_of_step
-from vistill.data.loading import load_both
+from vistill.data.loading import load_train_and_eval
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, Preempted, RolloutError, StorageError
 from vistill.objectives import METHODS
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import build, step
+from vistill.training import build, memory_budget, step
 from vistill.training.checkpoint import newest, weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
@@ -79,7 +79,7 @@ def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_add
     file, folder = planted(tmp_path / "data", 40, 0)[0], RunFolder(tmp_path / "run")
 
     def make(**changes):
-        train, held = load_both(DataSettings(train=str(file), holdout=8))
+        train, held = load_train_and_eval(DataSettings(train=str(file), holdout=8))
         more = {"train_prompts": train.prompts, "eval_prompts": held.prompts, "stop_after": 2}
         return plan_on(file, tokenizer, teacher, **(more | changes))[0]
 
@@ -185,10 +185,10 @@ def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(
     make = lambda: make_plan(
         tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
     )
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e6)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e6)
     go(make(), folder)
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 8e10)
-    assert replay_of(make(), folder, 7).same
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e10)
+    assert replay_plan(make(), folder, 7).same
 
 
 @pytest.mark.parametrize("mended", [True, False])
@@ -203,7 +203,7 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
     go(replace(plan, engine=Spoiling(plan.models.student, 4, victim)), folder)
     if mended:
         victim.images[0].path.write_bytes(whole)
-    assert replay_of(make(), folder, 6).same
+    assert replay_plan(make(), folder, 6).same
 
 
 def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher, tmp_path):

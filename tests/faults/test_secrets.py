@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from vistill import redaction
 from vistill.cli.main import entry
 from vistill.redaction import MASK, for_terminal, mask_secret_settings, mask_secrets
 from vistill.runs.folder import RunFolder
@@ -206,7 +207,7 @@ def test_long_text_is_masked_in_linear_time(planted, piece):
 
 
 def test_the_search_finds_a_canary_where_nothing_masks(planted, tmp_path, monkeypatch):
-    monkeypatch.setattr("vistill.runs.storage.masked", lambda text, _: text)
+    monkeypatch.setattr("vistill.runs.storage.mask_secrets", lambda text, _: text)
     write_text(tmp_path / "a.txt", ENVIRONMENT["HF_TOKEN"])
     assert found_in(tmp_path, "") == ["a.txt"]
 
@@ -231,13 +232,13 @@ def test_many_texts_cost_one_look_at_the_environment_and_one_pattern(planted, mo
         type(os.environ), "items", lambda self: looks.append(1) or plain_items(self), raising=False
     )
     monkeypatch.setattr(re, "compile", lambda *a: patterns.append(a) or compile_(*a))
-    outward.secrets_of.cache_clear()
+    redaction.secrets_of.cache_clear()
     record = {"tokens": [f"token {i}" for i in range(4096)], "text": ENVIRONMENT["HF_TOKEN"]}
     for _ in range(32):
         assert json.loads(to_json(record))["text"] == MASK
     assert len(looks) == 32
     assert len(patterns) == 1
-    assert outward.secrets_of.cache_info().misses == 1
+    assert redaction.secrets_of.cache_info().misses == 1
 
 
 def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeypatch, tmp_path):

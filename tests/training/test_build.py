@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, build
-from plans import setup_from
+from conftest import REPO, build_model
+from plans import make_setup_from
 from training.test_loop import TRAIN, go, make_plan
 
 import vistill
@@ -29,7 +29,7 @@ from vistill.studies.replay import replay_run
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
-from vistill.training.checks.models import one_device
+from vistill.training.checks.models import check_same_device
 from vistill.training.loop import best_of
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
@@ -46,7 +46,7 @@ OPTIONS = {
 
 
 def distilled(tokenizer, teacher, out, objective=None, prompts=TRAIN[:4], **options):
-    student = options.pop("student", None) or build(tokenizer, 0)
+    student = options.pop("student", None) or build_model(tokenizer, 0)
     return vistill.distill(
         student, teacher, prompts, objective or vistill.OPD(), out, **(OPTIONS | options)
     )
@@ -62,18 +62,18 @@ def refused(code, kind=ConfigError):
 def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
     distilled(tokenizer, teacher, tmp_path)
     with refused("C202") as caught:
-        distilled(tokenizer, build(tokenizer, 7, hidden=48), tmp_path)
+        distilled(tokenizer, build_model(tokenizer, 7, hidden=48), tmp_path)
     assert "teacher" in caught.value.what
 
 
 def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continued(
     tokenizer, teacher, tmp_path
 ):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     distilled(tokenizer, teacher, tmp_path, student=student)
     distilled(tokenizer, teacher, tmp_path, student=student)  # trained in place by this very run
     with refused("C202"):
-        distilled(tokenizer, teacher, tmp_path, student=build(tokenizer, 3))
+        distilled(tokenizer, teacher, tmp_path, student=build_model(tokenizer, 3))
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_versions_of_the_first_start_stay_and_a_change_is_said(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
     distilled(tokenizer, teacher, tmp_path)
-    honest = run_lock.versions()
-    monkeypatch.setattr(run_lock, "versions", lambda: honest | {"torch": "9.9"})
+    honest = run_lock.package_versions()
+    monkeypatch.setattr(run_lock, "package_versions", lambda: honest | {"torch": "9.9"})
     distilled(tokenizer, teacher, tmp_path)
     lock = json.loads((tmp_path / "run.lock.json").read_text())
     assert lock["versions"]["torch"] == honest["torch"]
@@ -288,12 +288,12 @@ def test_distill_honours_the_settings_of_attention_and_offloading(
 ):
     plan = make_plan(tokenizer, teacher)
     wanted = replace(plan.train, attention="flex", offload_teacher=True)
-    setup = setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
+    setup = make_setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
     monkeypatch.setattr(
-        "vistill.training.checks.models.proven", lambda vlm: vlm
+        "vistill.training.checks.models.run_selftest", lambda vlm: vlm
     )  # flex is slow on a CPU
     monkeypatch.setattr(
-        "vistill.training.checks.models.on_host", lambda vlm: False
+        "vistill.training.checks.models.is_on_host", lambda vlm: False
     )  # as if it were a GPU
     setup.purpose = "eval"
     for one in START_CHECKS:
@@ -312,23 +312,21 @@ def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monk
             weight.data = torch.full_like(host, torch.nan)
 
     monkeypatch.setattr(OffloadedWeights, "leave", leave)
-    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher = build_model(tokenizer, 1, hidden=48).freeze()
     plan = make_plan(tokenizer, teacher)
     rested = replace(plan.models, teacher=teacher.offloaded())
-    setup = setup_from(replace(plan, models=rested, eval_prompts=()), RunFolder(tmp_path))
-    monkeypatch.setattr("vistill.training.checks.models.proven", lambda vlm: vlm)
-    monkeypatch.setattr(
-        run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"}
-    )
+    setup = make_setup_from(replace(plan, models=rested, eval_prompts=()), RunFolder(tmp_path))
+    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+    monkeypatch.setattr(run_lock, "hash_weights", lambda model: {"dtype": "float32", "hash": "x"})
     views = next(check for check in START_CHECKS if check.name == "views")
     for one in START_CHECKS[: START_CHECKS.index(views) + 1]:
         one.run(setup)
 
 
 def test_student_and_teacher_on_two_devices_are_refused():
-    one_device("cuda", "cuda:0")
+    check_same_device("cuda", "cuda:0")
     with refused("C101"):
-        one_device("cuda:0", "cuda:1")
+        check_same_device("cuda:0", "cuda:1")
 
 
 def test_a_teacher_is_read_in_one_precision_whichever_door_loads_it():
@@ -338,7 +336,7 @@ def test_a_teacher_is_read_in_one_precision_whichever_door_loads_it():
 
 
 def test_a_student_in_half_precision_is_refused(tokenizer, teacher, tmp_path):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     student.model.to(torch.bfloat16)
     with refused("C101"):
         distilled(tokenizer, teacher, tmp_path, student=student)
@@ -388,7 +386,7 @@ def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, mon
         replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS
     ]
     monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(watched))
-    build_plan(setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
+    build_plan(make_setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
     assert seen == [c.name for c in START_CHECKS]
 
 

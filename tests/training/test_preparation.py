@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from plans import prepare_run
-from vistill.training.student_copies import check_reference, copy_of, update_ema, with_student_copies
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes
@@ -19,12 +18,19 @@ from vistill.objectives import METHODS, OPD, SFT
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training import teacher_responses
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
 from vistill.training.rewards import Rewards
 from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.step_inputs import Models
+from vistill.training.student_copies import (
+    check_reference,
+    copy_of,
+    update_ema,
+    with_student_copies,
+)
 from vistill.training.teacher_responses import forget_others
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
@@ -35,7 +41,7 @@ PLAIN = diagram_prompts("train", 6, 0)
 
 
 def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     base = {
         "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective,
@@ -288,7 +294,7 @@ def test_a_teacher_that_is_never_right_is_refused(tokenizer, teacher, tmp_path):
 
 
 def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokenizer):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     models = with_student_copies(
         Models(student, None, student.vocabulary_size), METHODS["visual_opsd"]()
     )
@@ -305,20 +311,20 @@ def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokeni
 
 
 def test_the_reference_stays_and_another_one_on_resume_is_refused(tokenizer):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     models = with_student_copies(Models(student, None, student.vocabulary_size), METHODS["grpo"]())
     state = RunState()
     check_reference(models, state)
     assert state.reference_sha256 == weights_hash(student)
     check_reference(models, state)
-    other = build(tokenizer, 3)
+    other = build_model(tokenizer, 3)
     with pytest.raises(ConfigError) as caught:
         check_reference(with_student_copies(Models(other, None, 1), METHODS["grpo"]()), state)
     assert caught.value.code == "C202"
 
 
 def test_a_copy_shares_no_weight_with_its_model(tokenizer):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     pointers = {p.data_ptr() for p in student.model.parameters()}
     assert not pointers & {p.data_ptr() for p in copy_of(student).model.parameters()}
 
@@ -326,7 +332,7 @@ def test_a_copy_shares_no_weight_with_its_model(tokenizer):
 def test_rewards_add_accuracy_and_format(tokenizer):
     from vistill.data.math_judge import MathJudge
 
-    vlm = build(tokenizer, 0)
+    vlm = build_model(tokenizer, 0)
     prompt = Prompt("p", ("1+1?",), answer="2")
     texts = ["So \\boxed{2}.", "So \\boxed{3}.", "The answer is 2", "no idea"]
     rollouts = tuple(Rollout(vlm.response_ids(t), i, Finish.STOP) for i, t in enumerate(texts))
@@ -341,7 +347,7 @@ def test_a_pattern_that_is_no_regular_expression_is_refused():
 
 def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     """Two siblings, one rewarded: the rewarded response becomes more likely."""
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     stop = student.stop_ids[0]
     right, wrong = (tuple(student.response_ids(t)) for t in ("\\boxed{2}", "\\boxed{7}"))
     engine = ScriptedEngine(lambda key, sibling: right if sibling == 0 else wrong, stop)
@@ -385,16 +391,16 @@ def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokeniz
 
 
 def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
-    from vistill.training.checks.models import check_prompt_lengths, overlong_prompt_error
+    from vistill.training.checks.models import check_prompt_lengths, find_overlong_prompts
     from vistill.types import View
 
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     models = Models(student, None, student.vocabulary_size)
     plain = max(len(models.encode(p, View.FULL).ids) for p in TOLD)
-    assert overlong_prompt_error(student, models.view, TOLD, plain + 10) == []
+    assert find_overlong_prompts(student, models.view, TOLD, plain + 10) == []
     with pytest.raises(DataError) as caught:
         check_prompt_lengths(
-            overlong_prompt_error(student, models.view, TOLD, plain + 10, View.PRIVILEGED),
+            find_overlong_prompts(student, models.view, TOLD, plain + 10, View.PRIVILEGED),
             plain + 10,
         )
     assert caught.value.code == "D203"
@@ -411,7 +417,7 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
 ):
     """The second call of the writer is told to stop: exit 75 or 130, the first sixteen prompts stay written."""
 
-    calls, plain = [], written.sample_groups
+    calls, plain = [], teacher_responses.sample_groups
 
     def sample(*arguments):
         calls.append(1)
@@ -419,15 +425,15 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
             os.kill(os.getpid(), number)
         return plain(*arguments)
 
-    monkeypatch.setattr(written, "sample_groups", sample)
-    monkeypatch.setattr(written, "PROMPTS_PER_CALL", 2)
+    monkeypatch.setattr(teacher_responses, "sample_groups", sample)
+    monkeypatch.setattr(teacher_responses, "PROMPTS_PER_CALL", 2)
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, METHODS["kd"]())
     with pytest.raises(Preempted) as caught:
         prepare_run(plan, folder)
     assert caught.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "before the first step" in str(caught.value)
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
-    monkeypatch.setattr(written, "sample_groups", plain)
+    monkeypatch.setattr(teacher_responses, "sample_groups", plain)
     assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
 
 

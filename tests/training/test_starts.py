@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import build
+from conftest import build_model
 from PIL import Image
 from training.test_build import OPTIONS, distilled, refused
 
@@ -14,8 +14,8 @@ import vistill
 from vistill.cli.target import recipe_for
 from vistill.config import build_recipe
 from vistill.data.diagrams import diagram_prompts
-from vistill.data.images import FileImage, decode, on_white
-from vistill.data.rows import known
+from vistill.data.images import FileImage, decode_image, flatten_on_white
+from vistill.data.rows import with_hashes
 from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import read_prompts, with_content_hashes, write_prompts
 from vistill.errors import DataError, StorageError
@@ -25,8 +25,8 @@ from vistill.studies.check import check
 from vistill.studies.replay import replay_run
 from vistill.training import results
 from vistill.training.checks.data import check_prompts
-from vistill.training.checks.models import overlong_prompt_error
-from vistill.training.provided_inputs import same_as_source
+from vistill.training.checks.models import find_overlong_prompts
+from vistill.training.provided_inputs import matches_source
 from vistill.training.settings import ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views import ViewContext
@@ -185,12 +185,12 @@ def test_transparent_pixels_lie_on_white_in_every_mode_and_view(teacher, tmp_pat
     white.paste((0, 0, 0), (4, 4, 12, 12))
     drawn.save(tmp_path / "drawn.png")
     (prompt,) = with_content_hashes([Prompt("a", (LoadedImage(drawn), "?"))])
-    file = known(Prompt("b", (FileImage(tmp_path / "drawn.png"), "?")))
+    file = with_hashes(Prompt("b", (FileImage(tmp_path / "drawn.png"), "?")))
     for shown in (
         prompt.images[0].load(),
         file.images[0].load(),
-        on_white(drawn),
-        on_white(drawn.convert("LA")),
+        flatten_on_white(drawn),
+        flatten_on_white(drawn.convert("LA")),
     ):
         assert shown.convert("RGB").tobytes() == white.tobytes()
     seen = [
@@ -201,7 +201,7 @@ def test_transparent_pixels_lie_on_white_in_every_mode_and_view(teacher, tmp_pat
 
 
 def test_a_transparent_colour_of_a_palette_is_white_too_and_an_opaque_picture_stays_as_it_is():
-    shown = on_white(palette([0, 0, 0, 0, 255, 0], transparent=0))
+    shown = flatten_on_white(palette([0, 0, 0, 0, 255, 0], transparent=0))
     assert (shown.mode, shown.getpixel((0, 0)), shown.getpixel((20, 12))) == (
         "RGB",
         (255, 255, 255),
@@ -209,12 +209,12 @@ def test_a_transparent_colour_of_a_palette_is_white_too_and_an_opaque_picture_st
     )
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         picture = Image.new(mode, (8, 8)) if mode == "I;16" else RED.convert(mode)
-        assert on_white(picture) is picture
+        assert flatten_on_white(picture) is picture
 
 
 def test_a_transparent_file_is_decoded_on_white(tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert decode((tmp_path / "clear.png").read_bytes(), "here").convert("RGB").getpixel(
+    assert decode_image((tmp_path / "clear.png").read_bytes(), "here").convert("RGB").getpixel(
         (1, 1)
     ) == (255, 255, 255)
 
@@ -228,7 +228,7 @@ def test_the_length_of_a_prompt_is_known_without_the_image_processor(teacher, pr
     monkeypatch.setattr(
         type(teacher.family), "pixels", lambda self, images: pytest.fail("pictures are processed")
     )
-    assert overlong_prompt_error(teacher, ViewContext(), prompts, 10_000) == []
+    assert find_overlong_prompts(teacher, ViewContext(), prompts, 10_000) == []
 
 
 # starts
@@ -248,7 +248,7 @@ def stopped_at(tokenizer, teacher, out, step, **options):
 def test_a_student_that_was_trained_without_a_checkpoint_does_not_begin_the_run_anew(
     tokenizer, teacher, tmp_path
 ):
-    student, save = build(tokenizer, 0), replace(OPTIONS["save"], every=0)
+    student, save = build_model(tokenizer, 0), replace(OPTIONS["save"], every=0)
     stopped_at(tokenizer, teacher, tmp_path, 2, student=student, save=save)
     with refused("C202"):
         distilled(tokenizer, teacher, tmp_path, student=student, save=save)
@@ -259,7 +259,7 @@ def test_a_stored_model_of_a_start_that_failed_is_not_taken_for_the_runs_own(
     tokenizer, teacher, tmp_path
 ):
     run = tmp_path / "run"
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     (run / "start" / "teacher").mkdir(
         parents=True
     )  # as an earlier start left it, which failed before its first step
@@ -282,14 +282,14 @@ def test_a_model_of_the_hub_is_named_and_not_stored_again(
     ):
         monkeypatch.setattr(name, str(tmp_path / "cache"))
     loaded = replace(vistill.load(str(tiny_folder), device="cpu"), source="Tiny/Student")
-    changed = build(tokenizer, 3)
-    assert same_as_source(loaded)
-    assert not same_as_source(replace(loaded, model=changed.model))
-    assert not same_as_source(replace(loaded, source="Tiny/Nowhere"))
+    changed = build_model(tokenizer, 3)
+    assert matches_source(loaded)
+    assert not matches_source(replace(loaded, model=changed.model))
+    assert not matches_source(replace(loaded, source="Tiny/Nowhere"))
 
 
 def test_the_result_of_a_run_that_goes_on_is_no_longer_there(tokenizer, teacher, tmp_path):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     distilled(tokenizer, teacher, tmp_path, student=student, train=STEPS[3])
     assert (tmp_path / "student").is_symlink()
     stopped_at(
@@ -388,7 +388,7 @@ def test_evaluations_of_another_protocol_are_never_compared(tokenizer, teacher, 
         OPTIONS["evaluation"], every=1, limit=2, max_new_tokens=5, greedy=False, blind=False
     )
     options = {
-        "student": build(tokenizer, 0),
+        "student": build_model(tokenizer, 0),
         "eval_prompts": diagram_prompts("val", 3, 0),
         "evaluation": judged,
     }
@@ -415,7 +415,7 @@ def test_check_refuses_what_train_refuses_in_a_folder_of_an_earlier_version(tmp_
     tree |= {"train": {"steps": 7, "schedule": {"warmup": 0.5}}}
     (tmp_path / "r").mkdir()
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
-    assert check(str(tmp_path / "recipe.yaml"), fast=True)["run"][1].found.endswith("new")
+    assert check(str(tmp_path / "recipe.yaml"), fast=True)["run"][1].summary.endswith("new")
     (tmp_path / "r" / "run.lock.json").write_text(
         json.dumps({"recipe": build_recipe(tree).to_dict()})
     )
@@ -430,7 +430,7 @@ def test_check_takes_the_recipe_of_a_distill_folder(tokenizer, teacher, tmp_path
     run = tmp_path / "run"
     distilled(tokenizer, teacher, run)  # both models are stored in the folder, under {run}
     found = check(str(run / "recipe.json"), fast=fast)["run"]
-    assert any(line.what == "data" and line.found.startswith("4 training rows") for line in found)
+    assert any(line.what == "data" and line.summary.startswith("4 training rows") for line in found)
 
 
 def test_a_value_that_an_earlier_version_did_not_log_is_no_difference(tokenizer, teacher, tmp_path):

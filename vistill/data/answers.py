@@ -35,7 +35,7 @@ class Verdict:
         return self.extracted is None
 
 
-def boxed(text: str) -> list[tuple[int, str]]:
+def find_boxes(text: str) -> list[tuple[int, str]]:
     r"""Position and content of every balanced `\boxed{...}`."""
     found = []
     for match in re.finditer(r"\\boxed\s*\{", text):
@@ -48,13 +48,15 @@ def boxed(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def committed(response: str, take: Take, has_choices: bool) -> str | None:
+def find_committed_answer(response: str, take: Take, has_choices: bool) -> str | None:
     """The first or last committed answer: a box, an answer tag, `Answer: X`; for choices also a lone letter.
 
     VA-OPD takes the first, the usual harnesses the last.
     """
     text = THINK.sub("", response)
-    candidates = boxed(text) + [(m.start(), m.group(1).strip()) for m in ANSWER_TAG.finditer(text)]
+    candidates = find_boxes(text) + [
+        (m.start(), m.group(1).strip()) for m in ANSWER_TAG.finditer(text)
+    ]
     candidates += [
         (m.start(), m.group(1).strip().rstrip(".").strip())
         for m in ANSWER_LINE.finditer(text)
@@ -67,7 +69,7 @@ def committed(response: str, take: Take, has_choices: bool) -> str | None:
     return letters[0] if len(set(letters)) == 1 else None
 
 
-def letters_of(text: str) -> frozenset[str]:
+def parse_letters(text: str) -> frozenset[str]:
     """The option letters an answer names: `B`, `(B)`, `A, C`."""
     bare = text.strip().strip("$.()[]{} ")
     if LETTERS.fullmatch(bare):
@@ -76,7 +78,7 @@ def letters_of(text: str) -> frozenset[str]:
     return frozenset(match.group(1)) if match else frozenset()
 
 
-def plain(text: str) -> str:
+def normalize_answer(text: str) -> str:
     r"""A normal form for string comparison: no dollars, spaces, units, trailing dots; `\dfrac` is `\frac`."""
     out = text.strip().strip("$").strip()
     out = (
@@ -93,9 +95,9 @@ def plain(text: str) -> str:
     return out.lower()
 
 
-def as_fraction(text: str) -> Fraction | None:
+def parse_fraction(text: str) -> Fraction | None:
     """An exact number, or None where the text is no plain number."""
-    bare = plain(text)
+    bare = normalize_answer(text)
     if not bare or not NUMBER.match(bare) or bare in {".", "+", "-"}:
         return None
     try:
@@ -121,11 +123,11 @@ def judge_answer(
     Choices: the letter, or exactly one option's text. Otherwise: normal form, exact number, then math-verify in a
     separate process with a time limit.
     """
-    found = committed(response, take, bool(choices))
+    found = find_committed_answer(response, take, bool(choices))
     if found is None:
         return Verdict(None, correct=False)
     if is_letter_row(answer, choices):
-        return Verdict(found, chosen_letters(found, choices) == letters_of(answer))
+        return Verdict(found, chosen_letters(found, choices) == parse_letters(answer))
     if choices:
         gold = answer
         letters = chosen_letters(found, choices)
@@ -134,25 +136,29 @@ def judge_answer(
             for letter in letters
             if ord(letter) - ord("A") < len(choices)
         ]
-        if len(texts) == 1 and plain(texts[0]) == plain(gold):
+        if len(texts) == 1 and normalize_answer(texts[0]) == normalize_answer(gold):
             return Verdict(found, correct=True)
-    return Verdict(found, same_value(found, answer, math))
+    return Verdict(found, is_same_value(found, answer, math))
 
 
 def chosen_letters(found: str, choices: tuple[str, ...]) -> frozenset[str]:
     """Letters named, or the letter of the one option whose text was given."""
-    letters = letters_of(found)
+    letters = parse_letters(found)
     if letters:
         return letters
-    same = [chr(ord("A") + i) for i, choice in enumerate(choices) if plain(choice) == plain(found)]
+    same = [
+        chr(ord("A") + i)
+        for i, choice in enumerate(choices)
+        if normalize_answer(choice) == normalize_answer(found)
+    ]
     return frozenset(same) if len(same) == 1 else frozenset()
 
 
-def same_value(found: str, gold: str, math: MathJudge | None) -> bool:
+def is_same_value(found: str, gold: str, math: MathJudge | None) -> bool:
     """Equal as normal form, as exact numbers, or as mathematical expressions."""
-    if plain(found) == plain(gold) and plain(gold):
+    if normalize_answer(found) == normalize_answer(gold) and normalize_answer(gold):
         return True
-    ours, theirs = as_fraction(found), as_fraction(gold)
+    ours, theirs = parse_fraction(found), parse_fraction(gold)
     if ours is not None and theirs is not None:
         return ours == theirs
     if theirs is not None and not any(c.isdigit() for c in found):

@@ -32,9 +32,9 @@ COLOURS = ("red", "green", "blue", "orange", "purple", "teal")
 NUM_VALUES: dict[Kind, int] = {"triangle": 3, "segment": 3, "bars": 3, "rectangle": 2}
 
 #: Percent of the number combinations of each kind that belong to the test and validation splits.
-TEST_SHARE, VAL_SHARE = 15, 10
+TEST_PERCENT, VAL_PERCENT = 15, 10
 #: Chance that a value is replaced by the favourite of its kind and colour: the shortcut of property D4.
-SHORTCUT = 0.35
+SHORTCUT_PROBABILITY = 0.35
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class Diagram:
 def diagram_split(kind: Kind, values: tuple[int, ...]) -> Split:
     """The split a number combination belongs to. Splits share no combination, whatever the drawing."""
     bucket = keyed_seed("split", kind, *values) % 100
-    if bucket < TEST_SHARE:
+    if bucket < TEST_PERCENT:
         return "test"
-    return "val" if bucket < TEST_SHARE + VAL_SHARE else "train"
+    return "val" if bucket < TEST_PERCENT + VAL_PERCENT else "train"
 
 
 def biased_value(kind: Kind, colour: str, two_digits: bool) -> int:
@@ -190,7 +190,7 @@ def sample_diagram(rng: np.random.Generator, split: Split, settings: DiagramSett
     while True:
         values = tuple(
             biased_value(kind, colour, settings.two_digits)
-            if rng.random() < SHORTCUT
+            if rng.random() < SHORTCUT_PROBABILITY
             else int(rng.integers(low, high + 1))
             for _ in range(NUM_VALUES[kind])
         )

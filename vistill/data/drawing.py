@@ -32,7 +32,7 @@ class ShapePosition:
 
 
 @lru_cache(maxsize=512)
-def glyph(text: str, size: int) -> np.ndarray:
+def render_glyph(text: str, size: int) -> np.ndarray:
     """Coverage of a label in [0, 1], cropped, scaled so that every label of a size holds the same ink."""
     font = ImageFont.load_default(size=size)
     left, top, right, bottom = font.getbbox(text)
@@ -109,7 +109,7 @@ def paste_glyph(
     """Darken the pixels under a label, in place on an array this module owns."""
     side = pixels.shape[0]
     size = round(GLYPH_SHARE * side * (1.0 if len(text) == 1 else 0.8))
-    ink = glyph(text, size) * darkness
+    ink = render_glyph(text, size) * darkness
     height, width = ink.shape
     x = int(np.clip(round(centre[0] - width / 2), 0, side - width))
     y = int(np.clip(round(centre[1] - height / 2), 0, side - height))

@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 #: What to do about a picture that is nowhere near.
-WITHOUT_IT = "data.images=OTHER_FOLDER   or without the row: data.on_bad_row=quarantine"
+NO_IMAGE_FIX = "data.images=OTHER_FOLDER   or without the row: data.on_bad_row=quarantine"
 #: Longer side over shorter side; beyond it image processors refuse the picture.
 MAX_ASPECT = 200
 
@@ -62,7 +62,7 @@ class FileImage:
         data = self.data()
         if self.digest and file_digest(data) != self.digest:
             raise image_changed_error(f"{self.where} {self.path.name}")
-        return decode(data, f"{self.where} {self.path.name}")
+        return decode_image(data, f"{self.where} {self.path.name}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class BytesImage:
 
     def load(self) -> Image.Image:
         """The decoded picture."""
-        return decode(self.data(), self.name)
+        return decode_image(self.data(), self.name)
 
 
 def file_digest(data: bytes) -> str:
@@ -88,7 +88,7 @@ def file_digest(data: bytes) -> str:
     return xxhash.xxh3_128(data).hexdigest()
 
 
-def on_white(picture: Image.Image) -> Image.Image:
+def flatten_on_white(picture: Image.Image) -> Image.Image:
     """A picture whose transparent pixels lie on white, as in the models' own preprocessing; without such, itself.
 
     A plain conversion to RGB would show whatever colour lies under them, often black: black lines on black.
@@ -102,7 +102,7 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", full.size, "white"), full).convert("RGB")
 
 
-def digest_of_pixels(picture: Image.Image) -> str:
+def pixel_digest(picture: Image.Image) -> str:
     """xxh3-128 of a picture in memory: mode, size and values; the values of a palette picture mean nothing alone."""
     values, palette = picture.tobytes(), b""
     if picture.mode == "P" and values:  # only as far as it is used: files drop the rest
@@ -111,15 +111,15 @@ def digest_of_pixels(picture: Image.Image) -> str:
     return file_digest(f"{picture.mode} {picture.size} ".encode() + palette + values)
 
 
-def decode(data: bytes, where: str) -> Image.Image:
+def decode_image(data: bytes, where: str) -> Image.Image:
     """Decode one picture within the limits (D202). Only a full decode notices a truncated file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(image.width, image.height, where)
+                check_image_size(image.width, image.height, where)
                 image.load()
-                return on_white(ImageOps.exif_transpose(image))
+                return flatten_on_white(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
@@ -137,7 +137,7 @@ def decode(data: bytes, where: str) -> Image.Image:
         ) from error
 
 
-def check_size(width: int, height: int, where: str) -> None:
+def check_image_size(width: int, height: int, where: str) -> None:
     """D202 for more pixels than the limit, none, or a picture that is all length."""
     if width * height > MAX_PIXELS:
         raise image_refused_error(
@@ -175,14 +175,14 @@ def image_missing_error(path: Path, where: str, root: Path) -> DataError:
     """D201 with a suggestion from the folder, or the folder nearby that holds it."""
     found, hint = "", ""
     with contextlib.suppress(OSError, ValueError):  # it is only advice
-        found = folder_with(path, root)
+        found = find_image_folder(path, root)
         hint = suggest(path.name, similar_names(path))
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=f"data.images={found}" if found else WITHOUT_IT,
+        fix=f"data.images={found}" if found else NO_IMAGE_FIX,
     )
 
 
@@ -205,7 +205,7 @@ def nearby_folders(root: Path) -> tuple[Path, ...]:
     )
 
 
-def folder_with(path: Path, root: Path) -> str:
+def find_image_folder(path: Path, root: Path) -> str:
     """An image folder beside, above or below under which the row's own path leads to a picture."""
     inside = path.relative_to(root.resolve())
     found = next(

@@ -20,7 +20,7 @@ FIRST_ROWS = 20
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class QuarantinedRow:
     """A row that is not used, and why."""
 
     where: str
@@ -38,12 +38,12 @@ class LoadedData:
     """Good rows, bad rows, and the procedural items where there are any."""
 
     prompts: list[Prompt]
-    quarantined: list[Quarantined]
+    quarantined: list[QuarantinedRow]
     diagrams: list[Diagram]
     dropped_text_only: int = 0
 
 
-def load_both(settings: DataSettings) -> tuple[LoadedData, LoadedData]:
+def load_train_and_eval(settings: DataSettings) -> tuple[LoadedData, LoadedData]:
     """Training and evaluation rows. Evaluation rows come from their own source, or are held out, or there are none."""
     train = load_source(settings.train, settings, "train", settings.limit)
     if settings.eval or settings.train == "diagrams":
@@ -88,24 +88,24 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
             why="equal questions stay together, so none can be held out while others are learnt from",
             fix="data.eval=FILE with other rows   or   data.holdout=0",
         )
-    chosen = groups_adding_up([len(group) for group in groups.values()], count)
+    chosen = choose_groups([len(group) for group in groups.values()], count)
     aside = {p.id for index, group in enumerate(groups.values()) if index in chosen for p in group}
     kept = [p for p in data.prompts if p.id not in aside]
     held = [p for p in data.prompts if p.id in aside]
     return replace(data, prompts=kept), LoadedData(held, [], [])
 
 
-def groups_adding_up(sizes: Sequence[int], count: int) -> set[int]:
+def choose_groups(sizes: Sequence[int], count: int) -> set[int]:
     """Indices of groups that hold `count` rows, or the nearest number from 1 that they can hold without being all."""
     chosen, left = set[int](), count
     for index, size in enumerate(sizes):
         if size <= left:
             chosen.add(index)
             left -= size
-    return chosen if left == 0 else nearest_sum(sizes, count)
+    return chosen if left == 0 else choose_groups_of_nearest_sum(sizes, count)
 
 
-def nearest_sum(sizes: Sequence[int], count: int) -> set[int]:
+def choose_groups_of_nearest_sum(sizes: Sequence[int], count: int) -> set[int]:
     """The same where taking whatever fits, in order, does not add up: over all sums there are, as bits of a number."""
     most = min(count + max(sizes), sum(sizes) - 1)
     limit = (1 << (most + 1)) - 1
@@ -147,7 +147,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
     reader = RowReader(settings, source, Path(settings.images) if settings.images else folder)
     check_columns(source, settings)
     good: list[Prompt] = []
-    bad: list[Quarantined] = []
+    bad: list[QuarantinedRow] = []
     seen: Counter[str] = Counter()
     without = 0
     total = 0
@@ -162,9 +162,9 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
         if not prompt.images and settings.text_only != "plain":
             without += 1
             if settings.text_only == "error":
-                raise image_missing(prompt, source)
+                raise no_image_error(prompt, source)
             continue
-        good.append(numbered(prompt, seen, settings, source))
+        good.append(with_unique_id(prompt, seen, settings, source))
     if total == 0:
         raise DataError(
             "D102",
@@ -184,7 +184,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
 
 
 def read_row(
-    reader: RowReader, row: dict[str, Any] | DataError, line: int, bad: list[Quarantined]
+    reader: RowReader, row: dict[str, Any] | DataError, line: int, bad: list[QuarantinedRow]
 ) -> Prompt | None:
     """One row with its pictures decoded once, or None with a quarantine entry."""
     try:
@@ -195,11 +195,13 @@ def read_row(
         if reader.settings.on_bad_row == "stop":
             raise
         place = error.where or f"{reader.source}:{line}"
-        bad.append(Quarantined(place, error.code, f"{error.what}; {error.why}", error.fix))
+        bad.append(QuarantinedRow(place, error.code, f"{error.what}; {error.why}", error.fix))
         return None
 
 
-def numbered(prompt: Prompt, seen: Counter[str], settings: DataSettings, source: str) -> Prompt:
+def with_unique_id(
+    prompt: Prompt, seen: Counter[str], settings: DataSettings, source: str
+) -> Prompt:
     """An id of its own for every row: equal rows are counted, equal ids of a named column are an error (D102)."""
     seen[prompt.id] += 1
     number = seen[prompt.id]
@@ -216,7 +218,7 @@ def numbered(prompt: Prompt, seen: Counter[str], settings: DataSettings, source:
     return replace(prompt, id=f"{prompt.id}-{number}")
 
 
-def image_missing(prompt: Prompt, source: str) -> DataError:
+def no_image_error(prompt: Prompt, source: str) -> DataError:
     """D204."""
     return DataError(
         "D204",
@@ -228,7 +230,7 @@ def image_missing(prompt: Prompt, source: str) -> DataError:
 
 
 def check_first_rows(
-    bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str
+    bad: Sequence[QuarantinedRow], total: int, settings: DataSettings, source: str
 ) -> None:
     """Stop at once where all of the first rows are bad, whatever share is allowed."""
     if total == len(bad) == FIRST_ROWS:
@@ -238,7 +240,7 @@ def check_first_rows(
 
 
 def check_bad_share(
-    bad: Sequence[Quarantined], total: int, settings: DataSettings, source: str
+    bad: Sequence[QuarantinedRow], total: int, settings: DataSettings, source: str
 ) -> None:
     """Stop where too many rows are bad."""
     if len(bad) > settings.max_bad_share * total:
@@ -248,7 +250,7 @@ def check_bad_share(
         raise bad_rows_error(bad, what, allow if len(bad) < total else bad[0].fix, source)
 
 
-def bad_rows_error(bad: Sequence[Quarantined], what: str, fix: str, source: str) -> DataError:
+def bad_rows_error(bad: Sequence[QuarantinedRow], what: str, fix: str, source: str) -> DataError:
     """The first bad row's code, every bad row attached."""
     first = bad[0]
     error = DataError(
@@ -278,7 +280,7 @@ def check_overlap(train: LoadedData, held: LoadedData, settings: DataSettings) -
         )
 
 
-def check_enough(per_step: int, rows: int) -> None:
+def check_rows_per_step(per_step: int, rows: int) -> None:
     """C101 where a prompt would occur twice in one step."""
     if per_step > rows:
         raise ConfigError(

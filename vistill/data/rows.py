@@ -13,11 +13,11 @@ from PIL import Image
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    check_size,
-    digest_of_pixels,
+    check_image_size,
     file_digest,
+    flatten_on_white,
     image_refused_error,
-    on_white,
+    pixel_digest,
     resolve_image_path,
 )
 from vistill.data.settings import DataSettings
@@ -44,34 +44,34 @@ class RowReader:
         """The prompt of a row (`line` counts from 1)."""
         columns, where = self.settings.columns, f"{self.source}:{line}"
         question = self.question(row, where)
-        choices = choices_of(value_of(row, columns.choices), where)
-        answer = value_of(row, columns.answer)
+        choices = parse_choices(column_value(row, columns.choices), where)
+        answer = column_value(row, columns.answer)
         text = fill_template(
             self.settings.template, prompt=question, choices=render_choices(choices)
         ).rstrip()
-        check_tokens(text, where)
+        check_special_tokens(text, where)
         images = self.images(row, columns.images, where)
-        response = value_of(row, columns.response)
+        response = column_value(row, columns.response)
         if response is None and self.settings.response_template and answer is not None:
             response = fill_template(self.settings.response_template, answer=str(answer))
-        identity = value_of(row, columns.id)
+        identity = column_value(row, columns.id)
         check_characters([text, *choices, str(identity), str(answer), str(response)], where)
         prompt = Prompt(
             id="" if identity is None else str(identity),
-            parts=tuple(location_of_row(text, images, where)),
+            parts=tuple(place_images(text, images, where)),
             answer=None if answer is None else str(answer),
             choices=choices,
             response=None if response is None else str(response),
             thoughts=tuple(self.images(row, columns.thoughts, where)),
-            boxes=boxes_of(value_of(row, columns.boxes), where),
+            boxes=parse_boxes(column_value(row, columns.boxes), where),
             system=self.settings.system or None,
             labels={"row": where},
         )
-        return known(prompt)
+        return with_hashes(prompt)
 
     def question(self, row: Mapping[str, Any], where: str) -> str:
         """The question, which must be text (D104)."""
-        question = value_of(row, self.settings.columns.prompt)
+        question = column_value(row, self.settings.columns.prompt)
         if not isinstance(question, str) or not question.strip():
             shown = "empty" if isinstance(question, str) else f"{question!r:.40}"
             raise DataError(
@@ -85,7 +85,7 @@ class RowReader:
 
     def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef]:
         """The pictures of a column: a path, a list of paths, or decoded pictures from a data set library."""
-        value = value_of(row, name)
+        value = column_value(row, name)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
@@ -118,7 +118,7 @@ def check_characters(texts: Sequence[str], where: str) -> None:
         )
 
 
-def check_tokens(text: str, where: str) -> None:
+def check_special_tokens(text: str, where: str) -> None:
     """D103 for words that would act on the model."""
     found = SPECIAL_TOKEN.search(text)
     if found:
@@ -131,7 +131,7 @@ def check_tokens(text: str, where: str) -> None:
         )
 
 
-def choices_of(value: Any, where: str) -> tuple[str, ...]:
+def parse_choices(value: Any, where: str) -> tuple[str, ...]:
     """The options of a question; anything but a list of texts and numbers is D104."""
     if value is None or value == "":
         return ()
@@ -148,12 +148,12 @@ def choices_of(value: Any, where: str) -> tuple[str, ...]:
     return tuple(str(c) for c in value)
 
 
-def value_of(row: Mapping[str, Any], name: str) -> Any:
+def column_value(row: Mapping[str, Any], name: str) -> Any:
     """A column's value; None where the recipe names none or this row has none."""
     return row.get(name) if name else None
 
 
-def known(prompt: Prompt) -> Prompt:
+def with_hashes(prompt: Prompt) -> Prompt:
     """The prompt with every picture decoded once, their contents remembered, and an id that follows from the content.
 
     Ids key the noise, so a row keeps its own wherever it stands in the file.
@@ -168,22 +168,22 @@ def known(prompt: Prompt) -> Prompt:
             picture = image.load()
         else:
             picture = image.load()
-            if (opaque := on_white(picture)) is not picture:
+            if (opaque := flatten_on_white(picture)) is not picture:
                 image, picture = LoadedImage(opaque, image.name), opaque
-            check_size(picture.width, picture.height, prompt.labels.get("row", prompt.id))
-            digests.append(digest_of_pixels(picture))
+            check_image_size(picture.width, picture.height, prompt.labels.get("row", prompt.id))
+            digests.append(pixel_digest(picture))
         sizes.append(picture.size)
         return image
 
     parts = tuple(part if isinstance(part, str) else seen(part) for part in prompt.parts)
-    check_inside(prompt.boxes, sizes, prompt.labels.get("row", prompt.id))
+    check_boxes_inside(prompt.boxes, sizes, prompt.labels.get("row", prompt.id))
     thoughts = tuple(seen(image) for image in prompt.thoughts)
-    content = content_of(prompt, digests)
+    content = content_hash(prompt, digests)
     whole = content.partition("-")[2]
     return replace(prompt, id=prompt.id or whole, parts=parts, thoughts=thoughts, content=content)
 
 
-def content_of(prompt: Prompt, digests: Sequence[str]) -> str:
+def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
     """Hash of question and pictures, and of everything; digests of the pictures come before those of the thoughts."""
     words = [part if isinstance(part, str) else None for part in prompt.parts]
     short = lambda facts: hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
@@ -202,17 +202,17 @@ def content_of(prompt: Prompt, digests: Sequence[str]) -> str:
     return f"{asked}-{whole}"
 
 
-def boxes_of(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
+def parse_boxes(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
     """One box or a list of them: left, top, right, bottom in pixels of the first picture (D207)."""
     if value is None or value == []:
         return ()
     several = (
         isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
     )
-    return tuple(box_of(box, where) for box in (value if several else [value]))
+    return tuple(parse_box(box, where) for box in (value if several else [value]))
 
 
-def box_of(box: Any, where: str) -> tuple[float, float, float, float]:
+def parse_box(box: Any, where: str) -> tuple[float, float, float, float]:
     """One box (D207)."""
     whole = isinstance(box, (list, tuple)) and len(box) == 4
     numbers = (
@@ -225,7 +225,7 @@ def box_of(box: Any, where: str) -> tuple[float, float, float, float]:
     return (numbers[0], numbers[1], numbers[2], numbers[3])
 
 
-def check_inside(
+def check_boxes_inside(
     boxes: Sequence[tuple[float, float, float, float]], sizes: Sequence[tuple[int, int]], where: str
 ) -> None:
     """D207 for a box that lies outside its picture."""
@@ -268,7 +268,7 @@ def render_choices(choices: Sequence[str]) -> str:
     )
 
 
-def location_of_row(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
+def place_images(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
     """Put pictures where their placeholders stand; pictures without a placeholder come first."""
     used: set[int] = set()
     pieces: list[Part] = []

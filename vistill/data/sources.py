@@ -26,14 +26,14 @@ def read_source(source: str) -> Rows:
             fix="download it: data.train=FILE.jsonl   or, on the hub,   data.train=hf:OWNER/NAME[SPLIT]",
         )
     if source.startswith("hf:"):
-        yield from hub_rows(source)
+        yield from read_hub_rows(source)
     elif source.endswith(".parquet"):
-        yield from dataset_rows("parquet", data_files=source, split="train")
+        yield from read_dataset_rows("parquet", data_files=source, split="train")
     else:
-        yield from json_lines(Path(source))
+        yield from read_json_lines(Path(source))
 
 
-def json_lines(path: Path) -> Rows:
+def read_json_lines(path: Path) -> Rows:
     """Rows of a JSON Lines file (D102)."""
     if not path.is_file():
         raise DataError(
@@ -45,10 +45,10 @@ def json_lines(path: Path) -> Rows:
     with path.open("rb") as handle:
         for line, text in enumerate(handle, 1):
             if text.strip():
-                yield line, parsed(text.removeprefix(codecs.BOM_UTF8), f"{path}:{line}")
+                yield line, parse_line(text.removeprefix(codecs.BOM_UTF8), f"{path}:{line}")
 
 
-def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
+def parse_line(text: bytes, where: str) -> dict[str, Any] | DataError:
     """One line as a row, or as the error it is (D102)."""
     try:
         row = json.loads(text.decode("utf-8"))
@@ -68,7 +68,7 @@ def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
 
 
 #: What data sets call their columns, for a name that is not there.
-USUAL = {
+USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
     "images": ("images", "image", "pictures", "picture", "img"),
     "answer": ("answer", "solution", "gold", "label", "target"),
@@ -79,7 +79,7 @@ USUAL = {
 
 def column_fix(key: str, name: str, found: Sequence[str]) -> str:
     """Settings that name the column that was probably meant, or none."""
-    usual = [column for column in USUAL.get(key, ()) if column in found]
+    usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in found]
     near = [*closest(name, found, cutoff=0.8), *usual]
     named = [f"data.columns.{key}={near[0]}"] if near else []
     none = [] if key == "prompt" else [f"data.columns.{key}="]
@@ -112,7 +112,7 @@ def check_columns(source: str, settings: DataSettings) -> None:
             )
 
 
-def hub_rows(source: str) -> Rows:
+def read_hub_rows(source: str) -> Rows:
     """Rows of a data set on the hub, or in its local cache."""
     match = HUB.match(source)
     if match is None:
@@ -121,10 +121,10 @@ def hub_rows(source: str) -> Rows:
             f'"{source}" is not of the form hf:owner/name[split]',
             fix="hf:hiyouga/geometry3k[train]",
         )
-    yield from dataset_rows(match["name"], split=match["split"] or "train")
+    yield from read_dataset_rows(match["name"], split=match["split"] or "train")
 
 
-def dataset_rows(name: str, **how: str) -> Rows:
+def read_dataset_rows(name: str, **how: str) -> Rows:
     """Rows through `datasets` (extra `data`)."""
     try:
         import datasets

@@ -16,13 +16,13 @@ from PIL import Image
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    digest_of_pixels,
     file_digest,
+    flatten_on_white,
     image_changed_error,
     image_refused_error,
-    on_white,
+    pixel_digest,
 )
-from vistill.data.rows import content_of, known
+from vistill.data.rows import content_hash, with_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import append_line, disk_error, sync_file, write_text
 from vistill.types import ImageRef, LoadedImage, Prompt
@@ -49,36 +49,37 @@ def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
                 fix="vistill.Prompt(id, ...) with an id of its own for each",
             )
         seen.add(prompt.id)
-    return [prompt if is_current(prompt) else known(storable(prompt)) for prompt in prompts]
+    return [
+        prompt if has_current_hashes(prompt) else with_hashes(with_storable_images(prompt))
+        for prompt in prompts
+    ]
 
 
-def is_current(prompt: Prompt) -> bool:
+def has_current_hashes(prompt: Prompt) -> bool:
     """Whether the hashes are there and are those of what the prompt holds now; no file is read, nothing decoded."""
     if not prompt.content:
         return False
-    digests = [digest_now(image) for image in (*prompt.images, *prompt.thoughts)]
-    return all(digests) and prompt.content == content_of(prompt, digests)
+    digests = [current_digest(image) for image in (*prompt.images, *prompt.thoughts)]
+    return all(digests) and prompt.content == content_hash(prompt, digests)
 
 
-def digest_now(image: ImageRef) -> str:
+def current_digest(image: ImageRef) -> str:
     """The hash of a picture as `known` takes it; empty for a file that was not read yet."""
     if isinstance(image, FileImage | PngImage):
         return image.digest
     return (
-        file_digest(image.data())
-        if isinstance(image, BytesImage)
-        else digest_of_pixels(image.load())
+        file_digest(image.data()) if isinstance(image, BytesImage) else pixel_digest(image.load())
     )
 
 
-def storable(prompt: Prompt) -> Prompt:
+def with_storable_images(prompt: Prompt) -> Prompt:
     """The prompt with pictures in memory in a mode that PNG holds."""
 
     def kept(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
             return image
         picture = image.load()
-        plain = on_white(picture)
+        plain = flatten_on_white(picture)
         if plain is picture and picture.mode in PNG_MODES:
             return image
         try:
@@ -97,17 +98,19 @@ def write_prompts(prompts: Sequence[Prompt], file: Path) -> None:
     file.unlink(missing_ok=True)
     write_text(file, "")
     for prompt in prompts:
-        append_line(file, to_row(prompt, file.parent / "images"), exact=True)
+        append_line(file, prompt_to_row(prompt, file.parent / "images"), exact=True)
     sync_file(file)
 
 
-def to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
+def prompt_to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
     """One prompt as plain values."""
     return {
         "id": prompt.id,
         "content": prompt.content,
-        "parts": [part if isinstance(part, str) else stored(part, images) for part in prompt.parts],
-        "thoughts": [stored(image, images) for image in prompt.thoughts],
+        "parts": [
+            part if isinstance(part, str) else store_image(part, images) for part in prompt.parts
+        ],
+        "thoughts": [store_image(image, images) for image in prompt.thoughts],
         "answer": prompt.answer,
         "choices": list(prompt.choices),
         "response": prompt.response,
@@ -117,7 +120,7 @@ def to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
     }
 
 
-def stored(image: ImageRef, images: Path) -> dict[str, str]:
+def store_image(image: ImageRef, images: Path) -> dict[str, str]:
     """Where a picture can be read again: its own file, or one that is written now."""
     if isinstance(image, FileImage):
         place = {"file": str(image.path.absolute()), "root": str(image.root.absolute())}
@@ -126,24 +129,24 @@ def stored(image: ImageRef, images: Path) -> dict[str, str]:
         images.mkdir(parents=True, exist_ok=True)
         if isinstance(image, BytesImage):
             path = images / file_digest(image.data())
-            write_once(path, image.data)
+            write_if_missing(path, image.data)
             return {"bytes": path.name, "name": image.name}
         picture = image.load()
-        path = images / f"{digest_of_pixels(picture)}.png"
-        write_once(path, lambda: png_of(picture))
+        path = images / f"{pixel_digest(picture)}.png"
+        write_if_missing(path, lambda: encode_png(picture))
         return {"png": path.name, "name": image.name}
     except OSError as error:
         raise disk_error(images, error) from error
 
 
-def png_of(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
     """A picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def write_once(path: Path, content: Callable[[], bytes]) -> None:
+def write_if_missing(path: Path, content: Callable[[], bytes]) -> None:
     """Write a file under the name of its content, whole or not at all."""
     if path.exists():
         return
@@ -159,7 +162,7 @@ def read_prompts(source: str) -> list[Prompt]:
     try:
         # not splitlines: JSON holds other line separators as they are
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return [to_prompt(json.loads(line), file.parent / "images") for line in lines if line]
+        return [prompt_from_row(json.loads(line), file.parent / "images") for line in lines if line]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "D102",
@@ -169,28 +172,29 @@ def read_prompts(source: str) -> list[Prompt]:
         ) from error
 
 
-def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
+def prompt_from_row(row: dict[str, Any], images: Path) -> Prompt:
     """A prompt from its line (ValueError where it is not what its own hash says)."""
     prompt = Prompt(
         id=row["id"],
         parts=tuple(
-            part if isinstance(part, str) else picture_of(part, images) for part in row["parts"]
+            part if isinstance(part, str) else find_stored_image(part, images)
+            for part in row["parts"]
         ),
         answer=row["answer"],
         choices=tuple(row["choices"]),
         response=row["response"],
-        thoughts=tuple(picture_of(image, images) for image in row["thoughts"]),
+        thoughts=tuple(find_stored_image(image, images) for image in row["thoughts"]),
         boxes=tuple((box[0], box[1], box[2], box[3]) for box in row["boxes"]),
         system=row["system"],
         labels=dict(row["labels"]),
         content=row["content"],
     )
-    if not is_current(prompt):
+    if not has_current_hashes(prompt):
         raise ValueError(f"the prompt {prompt.id!r} was changed since it was written")
     return prompt
 
 
-def picture_of(place: dict[str, str], images: Path) -> ImageRef:
+def find_stored_image(place: dict[str, str], images: Path) -> ImageRef:
     """A stored picture, decoded on demand."""
     if "file" in place:
         if not place[
@@ -224,6 +228,6 @@ class PngImage:
                 picture = stored_picture.copy()
         except (OSError, ValueError, SyntaxError) as error:
             raise image_refused_error(str(error), f"{self.name} {self.path}") from error
-        if digest_of_pixels(picture) != self.digest:
+        if pixel_digest(picture) != self.digest:
             raise image_changed_error(f"{self.name} {self.path}")
         return picture

@@ -11,7 +11,7 @@ NAMES = {
     "bars": ("x", "y", "z"),
     "rectangle": ("w", "h"),
 }
-ASK = {
+QUESTIONS = {
     "triangle": ("What is the perimeter of the triangle?", "Find the perimeter of the triangle."),
     "segment": ("How long is the whole segment?", "Find the length of the segment."),
     "bars": (
@@ -23,16 +23,16 @@ ASK = {
         "Find the perimeter of the rectangle.",
     ),
 }
-ASK_VISION_ONLY = ("Solve the problem in the picture.",)
-SHAPE = {
+QUESTIONS_VISION_ONLY = ("Solve the problem in the picture.",)
+SHAPES = {
     "triangle": "triangle",
     "segment": "segment",
     "bars": "bar chart",
     "rectangle": "rectangle",
 }
-OPEN = ("The figure shows a", "In the picture there is a", "We are given a")
-READ = ("Reading its labels:", "The labels say", "From the figure:")
-RULE = {
+OPENINGS = ("The figure shows a", "In the picture there is a", "We are given a")
+LABEL_PHRASES = ("Reading its labels:", "The labels say", "From the figure:")
+RULES = {
     "triangle": ("The perimeter is the sum of the three sides.", "We add the three sides."),
     "segment": ("The whole length is the sum of its parts.", "We add the three parts."),
     "bars": (
@@ -44,7 +44,7 @@ RULE = {
         "We add both sides and double the sum.",
     ),
 }
-CLOSE = ("The answer is", "Hence the answer is", "So the final answer is")
+CLOSINGS = ("The answer is", "Hence the answer is", "So the final answer is")
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,29 @@ class Wording:
     answer: int
 
 
-def assign(names: tuple[str, ...], values: tuple[int, ...]) -> str:
+def format_values(names: tuple[str, ...], values: tuple[int, ...]) -> str:
     """`a=7, b=4, c=9`."""
     return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
 
 
-def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick_phrase(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     """One of several wordings."""
     return options[int(rng.integers(len(options)))]
 
 
 def question_text(wording: Wording, rng: np.random.Generator) -> str:
     """The question. Values that the version puts into the text are given first."""
-    ask = pick(rng, ASK_VISION_ONLY if wording.version == "vision_only" else ASK[wording.kind])
+    ask = pick_phrase(
+        rng, QUESTIONS_VISION_ONLY if wording.version == "vision_only" else QUESTIONS[wording.kind]
+    )
     known = [i for i, given in enumerate(wording.in_text) if given]
     if not known:
         return ask
     names = tuple(NAMES[wording.kind][i] for i in known)
-    return f"Given {assign(names, tuple(wording.values[i] for i in known))}. {ask}"
+    return f"Given {format_values(names, tuple(wording.values[i] for i in known))}. {ask}"
 
 
-def arithmetic(wording: Wording, verbose: bool) -> str:
+def arithmetic_text(wording: Wording, verbose: bool) -> str:
     """The calculation, in one or two steps."""
     v = wording.values
     if wording.kind == "bars":
@@ -96,17 +98,17 @@ def arithmetic(wording: Wording, verbose: bool) -> str:
 
 def solution_text(wording: Wording, rng: np.random.Generator) -> str:
     """A chain of thought: layout facts, labels, rule, arithmetic, boxed answer; restated or not, at random."""
-    labels = assign(NAMES[wording.kind], wording.values)
+    labels = format_values(NAMES[wording.kind], wording.values)
     parts = [
-        f"{pick(rng, OPEN)} {wording.colour} {SHAPE[wording.kind]}.",
-        f"{pick(rng, READ)} {labels}.",
-        pick(rng, RULE[wording.kind]),
+        f"{pick_phrase(rng, OPENINGS)} {wording.colour} {SHAPES[wording.kind]}.",
+        f"{pick_phrase(rng, LABEL_PHRASES)} {labels}.",
+        pick_phrase(rng, RULES[wording.kind]),
     ]
     verbose = bool(rng.random() < 0.5)
     if verbose:
         parts.append(f"So we know {labels}.")
-    parts.append(arithmetic(wording, verbose))
-    parts.append(f"{pick(rng, CLOSE)} \\boxed{{{wording.answer}}}.")
+    parts.append(arithmetic_text(wording, verbose))
+    parts.append(f"{pick_phrase(rng, CLOSINGS)} \\boxed{{{wording.answer}}}.")
     return " ".join(parts)
 
 

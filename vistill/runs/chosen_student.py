@@ -4,11 +4,11 @@ from pathlib import Path
 
 from vistill.errors import ModelError, StorageError
 from vistill.runs.folder import checkpoints_in
-from vistill.runs.model_not_found import ASSETS, nearest
+from vistill.runs.model_not_found import ASSETS, similar_names
 from vistill.runs.storage import read_json
 
 #: The tiny models that come with the package.
-SHIPPED = ("teacher", "student", "base")
+SHIPPED_MODELS = ("teacher", "student", "base")
 
 
 def resolve_model(source: str, role: str = "student") -> str:
@@ -18,12 +18,12 @@ def resolve_model(source: str, role: str = "student") -> str:
     """
     if source.startswith("vistill:"):
         name = source.removeprefix("vistill:")
-        if name not in SHIPPED:
+        if name not in SHIPPED_MODELS:
             raise ModelError(
                 "M103",
                 f'{role} "{source}" not found: no shipped model has this name',
-                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED)}",
-                fix=f"{role}.model=vistill:{[*nearest(name, SHIPPED), role][0]}",
+                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED_MODELS)}",
+                fix=f"{role}.model=vistill:{[*similar_names(name, SHIPPED_MODELS), role][0]}",
             )
         return str(ASSETS / name)
     folder = Path(source)

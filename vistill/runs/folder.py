@@ -15,8 +15,8 @@ from vistill.redaction import for_terminal
 from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import (
     append_line,
-    cut_lines,
     disk_error,
+    move_lines,
     read_lines,
     sync_file,
     sync_folder,
@@ -38,10 +38,10 @@ STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jso
 
 
 #: Run folders that this process owns.
-OWNED: set[tuple[int, str]] = set()
+LOCKED_HERE: set[tuple[int, str]] = set()
 
 
-def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+def numbered_paths(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """What lies in a folder under a numbered name, by number in ascending order; anything else is left out."""
     named = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
     matches = [match for match in map(pattern.fullmatch, named) if match]
@@ -51,17 +51,19 @@ def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 
 def checkpoints_in(path: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest step first: folders that are called exactly `checkpoint-000123`."""
-    return [place for place in numbered(path, CHECKPOINT).values() if place.is_dir()]
+    return [place for place in numbered_paths(path, CHECKPOINT).values() if place.is_dir()]
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The step of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def journal_files(path: Path) -> dict[int, Path]:
     """The entries of a journal by step, oldest first."""
-    return {step: file for step, file in numbered(path, JOURNAL_ENTRY).items() if file.is_file()}
+    return {
+        step: file for step, file in numbered_paths(path, JOURNAL_ENTRY).items() if file.is_file()
+    }
 
 
 def leftovers_in(path: Path) -> list[Path]:
@@ -134,12 +136,16 @@ class RunFolder:
     def rollout_files(self) -> list[Path]:
         """The rollouts that were written out, oldest step first."""
         return [
-            file for file in numbered(self.path / "rollouts", ROLLOUTS).values() if file.is_file()
+            file
+            for file in numbered_paths(self.path / "rollouts", ROLLOUTS).values()
+            if file.is_file()
         ]
 
     def token_files(self) -> list[Path]:
         """The tokens of evaluated responses, oldest step first."""
-        return [file for file in numbered(self.path / "tokens", TOKENS).values() if file.is_file()]
+        return [
+            file for file in numbered_paths(self.path / "tokens", TOKENS).values() if file.is_file()
+        ]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a published checkpoint."""
@@ -167,7 +173,7 @@ class RunFolder:
             kept = lambda r, of_rows=name == "replaced.jsonl": (
                 r["id"] in gone if of_rows else r.get("step", 0) <= step
             )
-            cut_lines(self.path / name, kept, self.path / name.replace(".jsonl", ".lost.jsonl"))
+            move_lines(self.path / name, kept, self.path / name.replace(".jsonl", ".lost.jsonl"))
 
     def log(self, path: Path, record: dict[str, Any], exact: bool = False) -> None:
         """Append one record; exact where its texts are read again."""
@@ -206,7 +212,7 @@ class RunFolder:
         except OSError as error:
             raise disk_error(self.path, error) from error
         key = (os.getpid(), str(self.path.resolve()))
-        if key in OWNED:
+        if key in LOCKED_HERE:
             yield
             return
         try:
@@ -229,11 +235,11 @@ class RunFolder:
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}, boot {boot_id()}")
         handle.flush()
-        OWNED.add(key)
+        LOCKED_HERE.add(key)
         try:
             yield
         finally:
-            OWNED.discard(key)
+            LOCKED_HERE.discard(key)
             handle.close()
 
 

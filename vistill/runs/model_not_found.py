@@ -11,20 +11,20 @@ ASSETS = Path(__file__).parent.parent / "assets"
 #: Model families with an adapter; a test holds it equal to the adapters'.
 KNOWN_FAMILIES = ("qwen3_vl",)
 #: Hub ids that a misspelt one is held against.
-ON_THE_HUB = tuple(
+HUB_MODELS = tuple(
     f"Qwen/Qwen3-VL-{size}-{kind}"
     for size in ("2B", "4B", "8B", "32B")
     for kind in ("Instruct", "Thinking")
 )
 
 
-def shown(source: str) -> str:
+def model_name(source: str) -> str:
     """A model as a recipe would name it."""
     folder = Path(source)
     return f"vistill:{folder.name}" if folder.parent == ASSETS else source
 
 
-def is_model(folder: Path) -> bool:
+def is_model_folder(folder: Path) -> bool:
     """A folder with weights of a family that can be trained."""
     try:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -42,27 +42,29 @@ def looks_like_hub_id(name: str) -> bool:
 def models_in(folder: Path) -> list[str]:
     """The models that lie in a folder."""
     inside = sorted(folder.iterdir())[:200] if folder.is_dir() else []
-    return [shown(str(path)) for path in inside if is_model(path)]
+    return [model_name(str(path)) for path in inside if is_model_folder(path)]
 
 
-def models_near(source: str) -> list[str]:
+def nearby_models(source: str) -> list[str]:
     """The models inside a path and beside it, then those of the hub's cache, as a recipe would name them."""
     place = Path(source)
     return [
-        m for m in [*models_in(place), *models_in(place.parent)] if m != shown(source)
-    ] + models_cached()
+        m for m in [*models_in(place), *models_in(place.parent)] if m != model_name(source)
+    ] + cached_models()
 
 
-def models_cached() -> list[str]:
+def cached_models() -> list[str]:
     """Hub ids of the models in the local cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    found = [p for p in sorted(Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*")) if is_model(p)]
+    found = [
+        p for p in sorted(Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*")) if is_model_folder(p)
+    ]
     names = [p.parent.parent.name.removeprefix("models--").replace("--", "/", 1) for p in found]
     return list(dict.fromkeys(names))
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
+def similar_names(name: str, known: Iterable[str]) -> list[str]:
     """Models that are spelt like this one. Of a path only the last part is compared: its folder is shared by all."""
     by_end = {
         (m if looks_like_hub_id(name) else Path(m).name.removeprefix("vistill:")): m for m in known
@@ -72,10 +74,10 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     ]
 
 
-def model_not_found(name: str, role: str = "model") -> ModelError:
+def model_not_found_error(name: str, role: str = "model") -> ModelError:
     """M103 with the model that was probably meant."""
     hub, inside = looks_like_hub_id(name), models_in(Path(name))
-    near = nearest(name, [*models_near(name), *(ON_THE_HUB if hub else ())])
+    near = similar_names(name, [*nearby_models(name), *(HUB_MODELS if hub else ())])
     if inside:  # the folder of the models in place of one of them
         near = sorted(inside, key=lambda model: role not in Path(model).name)
     key = "" if role == "model" else f"{role}.model="

@@ -9,7 +9,7 @@ from typing import Any
 from vistill.errors import ConfigError
 
 #: Keys that change neither data nor update: changing them on resume is silent.
-FREE = (
+FREE_KEYS = (
     "run",
     "profile",
     "save.",
@@ -29,17 +29,21 @@ FREE = (
     "teacher.device",
 )
 #: Keys that change the course of a run: changing them on resume needs --accept.
-SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
+SCHEDULE_KEYS = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 
 
-MEANING = {"identity": "changes the data or the update", "schedule": "schedule", "free": "harmless"}
+CLASS_MEANINGS = {
+    "identity": "changes the data or the update",
+    "schedule": "schedule",
+    "free": "harmless",
+}
 
 
 def key_class(key: str) -> str:
     """`free`, `schedule` or `identity`."""
-    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS):
         return "free"
-    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE)
+    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE_KEYS)
     return "schedule" if scheduled else "identity"
 
 
@@ -83,7 +87,7 @@ def compare_recipes(
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:
         lines = [
-            f"{k}   {before.get(k)} -> {after.get(k)}   ({MEANING[key_class(k)]})"
+            f"{k}   {before.get(k)} -> {after.get(k)}   ({CLASS_MEANINGS[key_class(k)]})"
             for k in refused[:5]
         ]
         allowed = [k for k in refused if key_class(k) == "schedule"]

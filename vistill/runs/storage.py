@@ -24,7 +24,11 @@ def to_json(value: object, indent: int | None = None, exact: bool = False) -> st
     """
     if exact:
         check_finite(value)
-    plain = finite(value) if exact else without_secrets(finite(value), secrets_in_environment())
+    plain = (
+        replace_nonfinite(value)
+        if exact
+        else without_secrets(replace_nonfinite(value), secrets_in_environment())
+    )
     return json.dumps(
         plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
     )
@@ -48,14 +52,14 @@ def check_finite(value: Any, name: str = "") -> None:
             check_finite(part, f"{name}[{index}]")
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """The same value with NaN and infinity replaced by None."""
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
         return None
     if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
+        return {str(k): replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
+        return [replace_nonfinite(v) for v in value]
     return value
 
 
@@ -198,7 +202,7 @@ def damaged_file_error(path: Path, why: str) -> StorageError:
     )
 
 
-def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool], lost: Path) -> None:
+def move_lines(path: Path, keep: Callable[[dict[str, Any]], bool], lost: Path) -> None:
     """Keep some lines, move the others to another file; half a last line is dropped."""
     if not path.exists():
         return

@@ -22,7 +22,7 @@ def read_lock(folder: RunFolder) -> dict[str, Any]:
     return read_json(folder.lock_file)
 
 
-def require_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
+def check_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
     """S605 where `recipe.json` lacks a setting, because a secret in it was masked, and it is not given now."""
     hidden = [key for key in read_lock(folder).get("masked", []) if key not in given]
     if hidden:
@@ -36,7 +36,7 @@ def require_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
         )
 
 
-def changes_since(
+def check_recipe_changes(
     folder: RunFolder, earlier: Mapping[str, Any], tree: Mapping[str, Any], accept: Sequence[str]
 ) -> list[str]:
     """Keys of the recipe that changed since the first start and were accepted.
@@ -55,14 +55,14 @@ def changes_since(
     before = earlier["recipe"]
     if "student" not in before:
         raise old_distill_error(folder)
-    above = old_warmup_error(earlier, before)
+    above = has_old_warmup(earlier, before)
     if above and WARMUP not in accept:
-        raise warmed_above_the_peak(before)
+        raise old_warmup_error(before)
     changed = compare_recipes(before, tree, accept, default_settings(str(tree["method"])))
     return sorted({*changed, *([WARMUP] if above else [])})
 
 
-def old_warmup_error(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+def has_old_warmup(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
     """Whether an earlier version took this run's warm-up above its peak; whole warm-ups were right there too."""
     if earlier.get("format", 1) >= FORMAT:
         return False
@@ -71,7 +71,7 @@ def old_warmup_error(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> b
     return not (steps and float(share * steps).is_integer())
 
 
-def warmed_above_the_peak(recipe: Mapping[str, Any]) -> ConfigError:
+def old_warmup_error(recipe: Mapping[str, Any]) -> ConfigError:
     """C201 for a run whose learning rate would change in the middle."""
     return ConfigError(
         "C201",

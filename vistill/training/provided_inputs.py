@@ -21,17 +21,17 @@ from vistill.models.loading import VLM, load_encoder
 from vistill.models.save import save_vlm
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.model_not_found import shown
+from vistill.runs.model_not_found import model_name
 from vistill.training.build import method_name
 from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
 from vistill.training.setup import ProvidedInputs
 
 #: Where the run folder keeps what cannot be loaded from anywhere else.
-DATA, MODELS = "data", "start"
+DATA_FOLDER, MODELS_FOLDER = "data", "start"
 
 
-def recipe_of(
+def make_recipe(
     out: Path, given: ProvidedInputs, objective: Objective, settings: Mapping[str, Any]
 ) -> Recipe:
     """The recipe of a run whose models and prompts were handed in.
@@ -43,7 +43,7 @@ def recipe_of(
         settings: further fields of a `Recipe`; the others have its defaults.
     """
     folder = RunFolder(out)
-    files = {part: f"{PREFIX}{HERE}/{DATA}/{part}.jsonl" for part in ("train", "eval")}
+    files = {part: f"{PREFIX}{HERE}/{DATA_FOLDER}/{part}.jsonl" for part in ("train", "eval")}
     data = replace(
         settings.get("data", DataSettings()),
         train=files["train"],
@@ -53,20 +53,20 @@ def recipe_of(
     teacher = (
         ModelSettings()
         if given.teacher is None
-        else ModelSettings(place_of(folder, "teacher", given.teacher))
+        else ModelSettings(model_location(folder, "teacher", given.teacher))
     )
     made_here = {
         "run": str(out),
-        "student": ModelSettings(place_of(folder, "student", given.student)),
+        "student": ModelSettings(model_location(folder, "student", given.student)),
         "teacher": teacher,
         "method": method_name(objective),
-        "knobs": knobs_of(objective),
+        "knobs": changed_knobs(objective),
         "data": data,
     }
     return Recipe(**{**settings, **made_here})
 
 
-def knobs_of(objective: Objective) -> dict[str, Any]:
+def changed_knobs(objective: Objective) -> dict[str, Any]:
     """The knobs of a method that are not at their defaults, as a recipe would name them."""
     knobs: dict[str, Any] = {}
     for f in fields(objective):  # pyright: ignore[reportArgumentType]  every method is a dataclass
@@ -80,44 +80,48 @@ def store_inputs(folder: RunFolder, recipe: Recipe, given: ProvidedInputs) -> No
     """Write prompts, and models that cannot be loaded again from where they came from; once, before the first step."""
     if folder.has_started():
         return
-    write_prompts(given.train_prompts, folder.path / DATA / "train.jsonl")
+    write_prompts(given.train_prompts, folder.path / DATA_FOLDER / "train.jsonl")
     if given.eval_prompts:
-        write_prompts(given.eval_prompts, folder.path / DATA / "eval.jsonl")
+        write_prompts(given.eval_prompts, folder.path / DATA_FOLDER / "eval.jsonl")
     for role, model, vlm in (
         ("student", recipe.student, given.student),
         ("teacher", recipe.teacher, given.teacher),
     ):
-        if vlm is not None and model.model == f"{HERE}/{MODELS}/{role}":
-            save_vlm(vlm, folder.path / MODELS / role)
+        if vlm is not None and model.model == f"{HERE}/{MODELS_FOLDER}/{role}":
+            save_vlm(vlm, folder.path / MODELS_FOLDER / role)
 
 
-def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
+def model_location(folder: RunFolder, role: str, vlm: VLM) -> str:
     """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
-    here = f"{HERE}/{MODELS}/{role}"
+    here = f"{HERE}/{MODELS_FOLDER}/{role}"
     if folder.has_started():  # what lies in the folder may be of a start that failed
         known = read_lock(folder).get("recipe", {}).get(role, {})
         return (
-            here if isinstance(known, Mapping) and known.get("model") == here else shown(vlm.source)
+            here
+            if isinstance(known, Mapping) and known.get("model") == here
+            else model_name(vlm.source)
         )
-    return shown(vlm.source) if same_as_source(vlm) else here
+    return model_name(vlm.source) if matches_source(vlm) else here
 
 
-def same_as_source(vlm: VLM) -> bool:
+def matches_source(vlm: VLM) -> bool:
     """Whether loading the model's source again would give these very weights and this very image grid."""
     try:
-        place = folder_of(resolve_model(vlm.source))
+        place = local_model_folder(resolve_model(vlm.source))
         if place is None:
             return False
         encoder = load_encoder(place)
         limit = image_limit(vlm)
         if limit is not None:
             encoder.family.limit_image_tokens(limit)
-        return encoder.family.image_grid() == vlm.family.image_grid() and same_weights(vlm, place)
+        return encoder.family.image_grid() == vlm.family.image_grid() and has_same_weights(
+            vlm, place
+        )
     except (VistillError, OSError, ValueError, SafetensorError):
         return False
 
 
-def folder_of(source: str) -> Path | None:
+def local_model_folder(source: str) -> Path | None:
     """The folder behind a model: itself, or of a hub id the snapshot in the cache; nothing is downloaded."""
     if Path(source).is_dir():
         return Path(source)
@@ -127,7 +131,7 @@ def folder_of(source: str) -> Path | None:
     return None if config is None else Path(config).parent
 
 
-def same_weights(vlm: VLM, place: Path) -> bool:
+def has_same_weights(vlm: VLM, place: Path) -> bool:
     """Whether every weight is the one in the folder's safetensors files, read one after the other."""
     files = sorted(place.glob("*.safetensors"))
     weights: Mapping[str, torch.Tensor] = vlm.model.state_dict()

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from vistill.errors import DataError, StorageError
-from vistill.runs.folder import RunFolder, checkpoints_in, step_of
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
 from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
 from vistill.training.clock import Clock
-from vistill.training.student_copies import copies_to_save
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (
@@ -32,6 +31,7 @@ from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.training.setup import RunSetup
 from vistill.training.step import train_step
+from vistill.training.student_copies import copies_to_save
 from vistill.types import Prompt, Writer
 
 #: What a start needs of a run folder beside its checkpoints.
@@ -167,7 +167,7 @@ def state_before(
 ) -> RunState:
     """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
     for path in reversed(checkpoints_in(folder.path)):
-        if step_of(path) < step and reason_to_reject(path) is None:
+        if checkpoint_step(path) < step and reason_to_reject(path) is None:
             return restore(path, plan.models.student, optimizer, copies_to_save(plan.models))
     return RunState()
 

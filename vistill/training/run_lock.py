@@ -20,8 +20,8 @@ from vistill.models.loading import VLM
 from vistill.redaction import mask_secret_settings
 from vistill.runs.folder import RunFolder, checkpoints_in
 from vistill.runs.recipe_changes import flatten, unused_folder
-from vistill.runs.storage import file_hash, finite, to_json
-from vistill.training.first_start import FORMAT, changes_since, read_lock
+from vistill.runs.storage import file_hash, replace_nonfinite, to_json
+from vistill.training.first_start import FORMAT, check_recipe_changes, read_lock
 from vistill.training.recipe import Recipe
 
 PACKAGES = (
@@ -35,7 +35,7 @@ PACKAGES = (
     "math-verify",
 )
 #: Students that a run of this process trains, with its folder: its checkpoints replace their weights on resume.
-TRAINED_HERE: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+TRAINED_STUDENTS: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
 
 def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
@@ -46,19 +46,19 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     """
     tree = json.loads(to_json(recipe.to_dict()))  # without secrets, as it was written
     earlier = read_lock(folder) if folder.has_started() else {}
-    accepted = changes_since(folder, earlier, tree, accept)
+    accepted = check_recipe_changes(folder, earlier, tree, accept)
     for key in accepted:
         folder.event(f"accepted change of {key}")
     if "recipe" in earlier:
-        note_versions(folder, earlier.get("versions", {}))
-    start = {"at": now(), "command": shown_command(), "versions": versions()}
+        log_version_changes(folder, earlier.get("versions", {}))
+    start = {"at": utc_now(), "command": command_line(), "versions": package_versions()}
     record = {
         "format": FORMAT,
         "recipe": tree,
-        "command": earlier.get("command", shown_command()),
-        "versions": earlier.get("versions", versions()),
-        "machine": machine(),
-        "started": earlier.get("started", now()),
+        "command": earlier.get("command", command_line()),
+        "versions": earlier.get("versions", package_versions()),
+        "machine": machine_facts(),
+        "started": earlier.get("started", utc_now()),
         "starts": [*earlier.get("starts", []), start],
         "accepted": [*earlier.get("accepted", []), *accepted],
         "models": earlier.get("models", {}),
@@ -73,14 +73,16 @@ def masked_keys(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
     written = flatten(tree)
     return [
         key
-        for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items()
+        for key, value in flatten(
+            json.loads(json.dumps(replace_nonfinite(recipe.to_dict())))
+        ).items()
         if value != written[key]
     ]
 
 
-def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
+def log_version_changes(folder: RunFolder, before: Mapping[str, str]) -> None:
     """Say which packages are others than at the first start: they decide the last bits of every number."""
-    here = versions()
+    here = package_versions()
     for name, old in before.items():
         if here.get(name, old) != old:
             folder.event(
@@ -96,7 +98,7 @@ def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: b
     """
     lock = read_lock(folder)
     known: dict[str, Any] = lock.get("models", {}) if folder.has_started() else {}
-    here = {role: weights_fingerprint(vlm.model) for role, vlm in models.items()}
+    here = {role: hash_weights(vlm.model) for role, vlm in models.items()}
     for role, facts in here.items():
         before = known.get(role)
         if before is None:
@@ -106,20 +108,20 @@ def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: b
                 f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}"
             )
         elif before["hash"] != facts["hash"]:
-            trained_here = role == "student" and TRAINED_HERE.get(models[role].model) == str(
+            trained_here = role == "student" and TRAINED_STUDENTS.get(models[role].model) == str(
                 folder.path.resolve()
             )
             replaced = trained_here and checkpoints_in(
                 folder.path
             )  # else the run would begin with trained weights
             if not replaced or reads_reference:
-                raise other_weights(folder, role, models[role])
+                raise changed_weights_error(folder, role, models[role])
             here[role] = before
     folder.write_lock({**lock, "models": {**known, **here}})
     return hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
 
 
-def other_weights(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
+def changed_weights_error(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
     """C202."""
     return ConfigError(
         "C202",
@@ -130,7 +132,7 @@ def other_weights(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
     )
 
 
-def weights_fingerprint(model: nn.Module) -> dict[str, str]:
+def hash_weights(model: nn.Module) -> dict[str, str]:
     """xxh3-128 of all weights by name, in the precision they are held in."""
     digest, seen = xxhash.xxh3_128(), set()
     for name, tensor in sorted(model.state_dict().items()):
@@ -149,18 +151,18 @@ def run_fingerprint(recipe: Recipe, models: str, rows: Path) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def shown_command() -> str:
+def command_line() -> str:
     """The command this process was started with, without the interpreter's path and without secrets."""
     words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
     return mask_secret_settings(" ".join(words))
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def machine() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Python, system and processor."""
     return {
         "python": platform.python_version(),
@@ -169,7 +171,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers."""
     numbers = {}
     for name in PACKAGES:

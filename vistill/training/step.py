@@ -11,7 +11,6 @@ from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
 from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
-from vistill.training.student_copies import update_ema
 from vistill.training.finite import (
     counts_of,
     non_finite_memory,
@@ -31,6 +30,7 @@ from vistill.training.step_inputs import (
     parts_with_gradient,
     score_without_gradient,
 )
+from vistill.training.student_copies import update_ema
 from vistill.types import Pass, Prompt, RolloutGroup
 
 

@@ -8,9 +8,9 @@ if TYPE_CHECKING:  # the data checks run without torch
     from vistill.training.setup import RunSetup
 
 Purpose = Literal["train", "check", "replay", "eval"]
-EVERY: tuple[Purpose, ...] = ("train", "check", "replay", "eval")
-TRAINING: tuple[Purpose, ...] = ("train", "check", "replay")
-WRITING: tuple[Purpose, ...] = ("train", "replay")
+ALL_PURPOSES: tuple[Purpose, ...] = ("train", "check", "replay", "eval")
+TRAINING_PURPOSES: tuple[Purpose, ...] = ("train", "check", "replay")
+WRITING_PURPOSES: tuple[Purpose, ...] = ("train", "replay")
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,23 @@ class StartCheck:
     """What holds once it has passed."""
     run: "Callable[[RunSetup], str]"
     """Raises a coded error, or says in a few words what it saw; it may fill in what it learnt."""
-    purposes: tuple[Purpose, ...] = TRAINING
+    purposes: tuple[Purpose, ...] = TRAINING_PURPOSES
     """Who makes it: evaluation needs fewer, and what asks a model to write is left out of `vistill check`."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check saw."""
 
     what: str
-    found: str
+    summary: str
 
 
-def run_checks(setup: "RunSetup", checks: Sequence[StartCheck]) -> list[Finding]:
+def run_checks(setup: "RunSetup", checks: Sequence[StartCheck]) -> list[CheckResult]:
     """Make the checks in order, each once; the first that fails raises its error."""
     findings = []
     for check in checks:
         if setup.purpose in check.purposes:
             setup.poll()
-            findings.append(Finding(check.name, check.run(setup)))
+            findings.append(CheckResult(check.name, check.run(setup)))
     return findings

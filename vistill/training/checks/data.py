@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vistill.data.answers import gold_response, judge_answer
-from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
+from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.data.math_judge import MathJudge
-from vistill.data.rows import check_characters, check_tokens
+from vistill.data.rows import check_characters, check_special_tokens
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import to_json, write_json
-from vistill.training.checks.check import EVERY, TRAINING, StartCheck
+from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load_rows(setup: "RunSetup") -> str:
     """Every row read and every picture decoded; bad rows are set aside with their reason."""
     if setup.given is None:
-        train, held = load_both(setup.recipe.located().data)
+        train, held = load_train_and_eval(setup.recipe.located().data)
     else:
         given = setup.given
         check_prompts([*given.train_prompts, *given.eval_prompts])
@@ -36,7 +36,7 @@ def load_rows(setup: "RunSetup") -> str:
     setup.train_prompts, setup.eval_prompts = train.prompts, held.prompts
     setup.diagrams = held.diagrams
     bad = [*train.quarantined, *held.quarantined]
-    note_data(setup, train, held)
+    write_data_summary(setup, train, held)
     aside = (
         f"; set aside {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
         if bad
@@ -45,7 +45,7 @@ def load_rows(setup: "RunSetup") -> str:
     return f"{len(train.prompts):,} training rows, {len(held.prompts):,} to evaluate on{aside}"
 
 
-def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
+def write_data_summary(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
     """Row counts, where the rows come from, and every row that was set aside."""
     bad = [*train.quarantined, *held.quarantined]
     setup.folder.write("quarantine.jsonl", "".join(to_json(q.to_dict()) + "\n" for q in bad))
@@ -69,7 +69,7 @@ def check_prompts(prompts: Sequence[object]) -> None:
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
             raise no_prompts_error("prompts must be vistill.Prompt objects")
-        check_kinds(prompt)
+        check_prompt_types(prompt)
         where = prompt.labels.get("row", prompt.id)
         texts = [
             prompt.text,
@@ -80,10 +80,10 @@ def check_prompts(prompts: Sequence[object]) -> None:
             prompt.system,
         ]
         check_characters([text for text in texts if text is not None], where)
-        check_tokens(prompt.text, where)
+        check_special_tokens(prompt.text, where)
 
 
-def check_kinds(prompt: Prompt) -> None:
+def check_prompt_types(prompt: Prompt) -> None:
     """D104 for a number where a text belongs, D202 for a picture that is not wrapped."""
     where = str(prompt.labels.get("row", prompt.id))
     named = [
@@ -122,7 +122,7 @@ def no_prompts_error(what: str) -> DataError:
     )
 
 
-def no_overlap(setup: "RunSetup") -> str:
+def check_no_overlap(setup: "RunSetup") -> str:
     """D308 where an evaluation row asks what a training row asks."""
     check_overlap(setup.train_data, setup.eval_data, setup.recipe.data)
     return (
@@ -130,7 +130,7 @@ def no_overlap(setup: "RunSetup") -> str:
     )
 
 
-def gold_answers(setup: "RunSetup") -> str:
+def check_gold_answers(setup: "RunSetup") -> str:
     """D301 where a gold answer is not accepted by its own checker: its row would count as wrong for ever."""
     prompts = [p for p in setup.eval_prompts if p.answer is not None]
     if setup.diagrams or not prompts:
@@ -153,15 +153,22 @@ def gold_answers(setup: "RunSetup") -> str:
     return f"{len(prompts):,} of {len(setup.eval_prompts):,} rows have one, all accepted by their own checker"
 
 
-def enough_rows(setup: "RunSetup") -> str:
+def check_step_size(setup: "RunSetup") -> str:
     """C101 where a prompt would occur twice in one step."""
-    check_enough(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
+    check_rows_per_step(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
     return f"{setup.recipe.train.prompts_per_step} different prompts in each step"
 
 
 DATA_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("data", "every row and picture can be read, ids differ", load_rows, EVERY),
-    StartCheck("overlap", "no evaluation row asks what a training row asks", no_overlap, TRAINING),
-    StartCheck("gold answers", "each gold answer passes its own checker", gold_answers, EVERY),
-    StartCheck("step size", "no prompt occurs twice in a step", enough_rows, TRAINING),
+    StartCheck("data", "every row and picture can be read, ids differ", load_rows, ALL_PURPOSES),
+    StartCheck(
+        "overlap",
+        "no evaluation row asks what a training row asks",
+        check_no_overlap,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck(
+        "gold answers", "each gold answer passes its own checker", check_gold_answers, ALL_PURPOSES
+    ),
+    StartCheck("step size", "no prompt occurs twice in a step", check_step_size, TRAINING_PURPOSES),
 )

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.batch import EntryGate, Need
 from vistill.data.keys import num_steps
-from vistill.data.loading import check_enough
+from vistill.data.loading import check_rows_per_step
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.build import make_engine
 from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
-from vistill.training.checks.check import TRAINING, WRITING, StartCheck
+from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, StartCheck
 from vistill.training.memory_budget import choose_split
 from vistill.training.response_source import ResponseSource, check_response
 from vistill.training.row_lock import restore_rows
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
 
 
-def requirements(setup: "RunSetup") -> str:
+def check_requirements(setup: "RunSetup") -> str:
     """Refuse what the method cannot do without (C103, C101, D302 to D305); leave out rows without thoughts."""
     objective, prompts = setup.objective, setup.train_prompts
     needs, name = objective.needs(), type(objective).__name__
@@ -104,16 +104,16 @@ def no_thoughts_error(name: str, source: str) -> DataError:
     )
 
 
-def gate(setup: "RunSetup") -> str:
+def check_gate(setup: "RunSetup") -> str:
     """V801 where the method's question to the untrained student has the wrong answer."""
     asks = setup.objective.entry_gate()
     if asks is None:
         return "none"
-    facts = check_gate(setup, asks)
+    facts = measure_gate(setup, asks)
     return f"greedy {facts['accuracy']:.1%} without thoughts, {facts['privileged_accuracy']:.1%} with them"
 
 
-def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
+def measure_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
     """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
     folder = setup.folder
     file = folder.path / "gate.json"
@@ -151,7 +151,7 @@ def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
     return gate
 
 
-def teacher_responses(setup: "RunSetup") -> str:
+def prepare_teacher_responses(setup: "RunSetup") -> str:
     """The teacher's responses written once, with only correct ones where the method asks for those (D306)."""
     if setup.objective.off_policy() == 0:
         return "none are needed"
@@ -175,11 +175,11 @@ def teacher_responses(setup: "RunSetup") -> str:
     return f"{sum(map(len, setup.written.values())):,} to {len(setup.written):,} prompts"
 
 
-def same_rows(setup: "RunSetup") -> str:
+def restore_run_rows(setup: "RunSetup") -> str:
     """The rows of the run's first start, in their order (D307); the number of steps follows from them."""
     restore_rows(setup)
     rows, train = len(setup.train_prompts), setup.train
-    check_enough(train.prompts_per_step, rows - len(setup.gone))
+    check_rows_per_step(train.prompts_per_step, rows - len(setup.gone))
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
     setup.fingerprint = run_fingerprint(
         setup.recipe, setup.models_hash, setup.folder.path / "rows.json"
@@ -189,7 +189,7 @@ def same_rows(setup: "RunSetup") -> str:
     return f"{rows:,} rows{missing}: {steps}"
 
 
-def memory(setup: "RunSetup") -> str:
+def check_memory(setup: "RunSetup") -> str:
     """C104 where one prompt with one response is more than the memory that may be used."""
     setup.split = choose_split(setup, setup.folder)
     if setup.split.micro_batch != "auto":
@@ -197,15 +197,26 @@ def memory(setup: "RunSetup") -> str:
     return f"micro-batches of up to {setup.split.tokens:,} tokens, parts of {setup.split.part_tokens:,}"
 
 
-METHOD_CHECK = StartCheck("method", "the rows have what the method needs", requirements, TRAINING)
+METHOD_CHECK = StartCheck(
+    "method", "the rows have what the method needs", check_requirements, TRAINING_PURPOSES
+)
 RUN_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("gate", "what the method asks of the untrained student holds", gate, WRITING),
+    StartCheck(
+        "gate", "what the method asks of the untrained student holds", check_gate, WRITING_PURPOSES
+    ),
     StartCheck(
         "teacher responses",
         "the teacher has written what is learnt from",
-        teacher_responses,
-        WRITING,
+        prepare_teacher_responses,
+        WRITING_PURPOSES,
     ),
-    StartCheck("rows", "rows and order are those of the run's first start", same_rows, TRAINING),
-    StartCheck("memory", "one prompt with one response fits into memory", memory, TRAINING),
+    StartCheck(
+        "rows",
+        "rows and order are those of the run's first start",
+        restore_run_rows,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck(
+        "memory", "one prompt with one response fits into memory", check_memory, TRAINING_PURPOSES
+    ),
 )

@@ -19,7 +19,7 @@ from vistill.models.loading import (
 )
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
-from vistill.training.checks.check import EVERY, TRAINING, StartCheck
+from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.row_lock import partners_of
 from vistill.training.run_lock import lock_models
@@ -39,15 +39,17 @@ if TYPE_CHECKING:
 FEWEST_IMAGE_TOKENS = 16
 
 
-def tokenizers(setup: "RunSetup") -> str:
+def check_tokenizers(setup: "RunSetup") -> str:
     """M101 to M105 before any weight is loaded."""
     given, recipe = setup.given, setup.recipe.located()
     if given is not None:
         student, teacher = given.student, given.teacher
     else:
         limit = recipe.data.max_image_tokens
-        student = encoder_of(recipe.student, "student", limit)
-        teacher = encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
+        student = load_encoder_of(recipe.student, "student", limit)
+        teacher = (
+            load_encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
+        )
     if teacher is not None:
         check_pair(student, teacher)
     setup.encoders = student, teacher
@@ -55,13 +57,13 @@ def tokenizers(setup: "RunSetup") -> str:
     return f"{shared} {student.vocabulary_size:,} tokens, patches of {student.family.image_grid()['patch']} pixels"
 
 
-def encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
+def load_encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
     """Tokenizer and adapter of a model."""
     source = resolve_model(model.model, role)
     return load_encoder(source, revision=model.revision, max_image_tokens=limit, role=role)
 
 
-def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
+def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
     """The parameters of the views."""
     return ViewContext(
         pixel_share=recipe.views.pixelate,
@@ -74,19 +76,19 @@ def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
     )
 
 
-def prompt_lengths(setup: "RunSetup") -> str:
+def measure_prompt_lengths(setup: "RunSetup") -> str:
     """D203 where a prompt is longer than the limit, under the views that lengthen it too."""
     limit = setup.recipe.data.max_prompt_tokens
     if setup.train_data.diagrams or setup.eval_data.diagrams:
         return "short: procedural diagrams"
-    context = view_context(setup.recipe, setup.student)
-    long = overlong_prompt_error(
+    context = make_view_context(setup.recipe, setup.student)
+    long = find_overlong_prompts(
         setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
     )
     if any(
         p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()
     ):  # the only views that are longer
-        long += overlong_prompt_error(
+        long += find_overlong_prompts(
             setup.student, context, setup.train_prompts, limit, View.PRIVILEGED
         )
     check_prompt_lengths(long, limit)
@@ -107,7 +109,7 @@ class OverlongPrompt:
         return (limit - self.tokens + self.image_tokens) // max(1, self.pictures)
 
 
-def overlong_prompt_error(
+def find_overlong_prompts(
     student: PromptEncoder | VLM,
     context: ViewContext,
     prompts: Sequence[Prompt],
@@ -157,7 +159,7 @@ def choose_device(name: str) -> str:
     return name
 
 
-def one_device(student: str, teacher: str) -> None:
+def check_same_device(student: str, teacher: str) -> None:
     """C101 where student and teacher would live on two devices: nothing moves states between them."""
     index = lambda name: f"{name}:0" if name == "cuda" else name
     if index(student) != index(teacher):
@@ -181,7 +183,7 @@ def load_models(setup: "RunSetup") -> str:
         assert isinstance(student_encoder, PromptEncoder)
         devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
         if teacher_encoder is not None:
-            one_device(*devices)
+            check_same_device(*devices)
         student = load_weights(student_encoder, dtype=torch.float32, device=devices[0])
         teacher = None
         if teacher_encoder is not None:
@@ -189,31 +191,31 @@ def load_models(setup: "RunSetup") -> str:
             dtype = teacher_dtype(devices[1], recipe.train.precision)
             teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
     if teacher is not None:
-        one_device(str(student.device), str(teacher.device))
-    setup.loaded_models = fitted(setup, student, teacher)
+        check_same_device(str(student.device), str(teacher.device))
+    setup.loaded_models = configure_models(setup, student, teacher)
     context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
     return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
 
 
-def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
+def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
     """The models with attention, kernels and off-loading as the recipe says, also for models that were handed in."""
     train = setup.recipe.train
     fit = lambda vlm: with_kernels(
         run_selftest(replace(vlm, attention=train.attention)), train.kernels
     )
-    context = view_context(setup.recipe, student)
+    context = make_view_context(setup.recipe, student)
     student = fit(student)
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)
     teacher = fit(teacher).freeze()
-    if train.offload_teacher and not on_host(teacher) and teacher.offload is None:
+    if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
         teacher = teacher.offloaded()
     return Models(student, teacher, student.vocabulary_size, context)
 
 
-def on_host(vlm: VLM) -> bool:
+def is_on_host(vlm: VLM) -> bool:
     """Whether the model is in host memory anyway, where there is nothing to move."""
     return vlm.device.type == "cpu"
 
@@ -231,7 +233,7 @@ def require_full_precision(student: VLM) -> None:
         )
 
 
-def same_models(setup: "RunSetup") -> str:
+def lock_run_models(setup: "RunSetup") -> str:
     """C202 where the weights are not those of the first start."""
     models = setup.models
     by_role = {"student": models.student} | (
@@ -246,7 +248,7 @@ def same_models(setup: "RunSetup") -> str:
     )
 
 
-def every_view(setup: "RunSetup") -> str:
+def check_views(setup: "RunSetup") -> str:
     """M106 where a reader cannot read one short response under a view that the method needs."""
     setup.loaded_models = replace(setup.models, partners=partners_of(setup, setup.train_prompts))
     pictured = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
@@ -282,7 +284,7 @@ def unreadable_view_error(name: str, why: str) -> ModelError:
     )
 
 
-def positions(setup: "RunSetup") -> str:
+def check_positions(setup: "RunSetup") -> str:
     """C101 where a response of full length would run past the positions the student was made for."""
     limit = setup.models.student.model.config.get_text_config().max_position_embeddings
     if setup.objective.writer is Writer.DATA:
@@ -304,17 +306,30 @@ def positions(setup: "RunSetup") -> str:
 
 
 MODEL_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("tokenizers", "both models read the same tokens and pictures", tokenizers, EVERY),
+    StartCheck(
+        "tokenizers",
+        "both models read the same tokens and pictures",
+        check_tokenizers,
+        ALL_PURPOSES,
+    ),
     StartCheck(
         "prompt lengths",
         "no prompt is longer than data.max_prompt_tokens",
-        prompt_lengths,
-        TRAINING,
+        measure_prompt_lengths,
+        TRAINING_PURPOSES,
     ),
-    StartCheck("models", "weights load and pass their self-test", load_models, EVERY),
-    StartCheck("same models", "weights are those of the run's first start", same_models, TRAINING),
-    StartCheck("views", "every reader can read every view", every_view, TRAINING),
+    StartCheck("models", "weights load and pass their self-test", load_models, ALL_PURPOSES),
     StartCheck(
-        "positions", "the longest response fits the student's positions", positions, TRAINING
+        "same models",
+        "weights are those of the run's first start",
+        lock_run_models,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck("views", "every reader can read every view", check_views, TRAINING_PURPOSES),
+    StartCheck(
+        "positions",
+        "the longest response fits the student's positions",
+        check_positions,
+        TRAINING_PURPOSES,
     ),
 )
