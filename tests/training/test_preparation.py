@@ -83,7 +83,7 @@ def test_rows_without_thoughts_are_left_out_and_named_in_the_events(tokenizer, t
     )
     assert [p.id for p in plan.train_prompts] == [p.id for p in TOLD[:4]]
     assert plan.num_steps == 2
-    assert "left out 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
+    assert "dropped 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
 
 
 def test_responses_longer_than_the_student_has_positions_are_refused_and_the_fix_is_accepted(
@@ -279,7 +279,7 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
         )
     plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
     assert [p.id for p in plan.train_prompts] == [TOLD[i].id for i in (0, 2, 4)]
-    assert "left out 3 of 6 rows" in (tmp_path / "events.log").read_text()
+    assert "dropped 3 of 6 rows" in (tmp_path / "events.log").read_text()
     response_source = ResponseSource(None, plan.objective, 2, plan.written)
     first, second, third = (
         pick_teacher_responses(response_source, TOLD[0], epoch) for epoch in (0, 1, 2)

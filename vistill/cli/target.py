@@ -15,7 +15,7 @@ from vistill.config import (
 )
 from vistill.errors import StorageError
 from vistill.runs.folder import RunFolder
-from vistill.training.first_start import check_unmasked
+from vistill.training.run_lock import check_unmasked
 from vistill.training.recipe import stored_in
 
 

@@ -14,7 +14,7 @@ from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_not_found import KNOWN_FAMILIES, looks_like_hub_id, model_not_found_error
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import CheckResult
-from vistill.training.first_start import check_recipe_changes, read_lock
+from vistill.training.run_lock import check_recipe_changes, read_lock
 
 
 def check(
