@@ -39,7 +39,7 @@ def test_d2_pixelation_hides_which_digit_is_drawn_and_d3_keeps_the_colour():
     items = diagrams("train", 1500, 3, DiagramSettings(versions=("vision_dominant",)))
     items = [i for i in items if i.kind == "segment"]
     pixels = np.stack(
-        [np.asarray(pixelate(i.picture()).resize((6, 6)), float).ravel() for i in items]
+        [np.asarray(pixelate(i.draw_image()).resize((6, 6)), float).ravel() for i in items]
     )
     half = len(items) // 2
 
@@ -112,14 +112,14 @@ def test_d9_splits_share_no_number_combination():
 
 def test_the_same_seed_draws_the_same_pictures_and_items_do_not_depend_on_the_count():
     a, b = diagrams("train", 5, 9), diagrams("train", 50, 9)[:5]
-    assert [i.picture().tobytes() for i in a] == [i.picture().tobytes() for i in b]
+    assert [i.draw_image().tobytes() for i in a] == [i.picture().tobytes() for i in b]
     assert [i.question() + i.solution() for i in a] == [i.question() + i.solution() for i in b]
 
 
 def test_a_counterfactual_twin_differs_in_one_label_only():
     item = Diagram("segment", "red", (3, 4, 5), "vision_dominant", None, 11)
     other = item.with_value(1, 8)
-    before, after = (np.asarray(x.picture(), int) for x in (item, other))
+    before, after = (np.asarray(x.draw_image(), int) for x in (item, other))
     changed = np.argwhere(np.abs(before - after).sum(-1) > 0)
     assert item.question() == other.question()
     assert len(changed) > 5

@@ -114,7 +114,7 @@ def test_palette_pictures_with_the_same_indices_are_two_pictures(tmp_path):
     a, b = there_and_back(
         tmp_path, Prompt("a", (LoadedImage(first), "?")), Prompt("b", (LoadedImage(second), "?"))
     )
-    assert a.asked != b.asked
+    assert a.question_key != b.question_key
     for prompt, picture in ((a, first), (b, second)):
         assert prompt.images[0].load().convert("RGB").tobytes() == picture.convert("RGB").tobytes()
 

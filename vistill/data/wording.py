@@ -1,10 +1,11 @@
-"""What is said about a diagram: the question, and a chain of thought with few image-bound tokens."""
+"""The text of a diagram: the question, and a chain of thought with few image-bound tokens."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-#: How each kind names its values and what is asked.
+#: Names of the values of each kind, then its questions.
 NAMES = {
     "triangle": ("a", "b", "c"),
     "segment": ("p", "q", "r"),
@@ -49,7 +50,7 @@ CLOSINGS = ("The answer is", "Hence the answer is", "So the final answer is")
 
 @dataclass(frozen=True)
 class Wording:
-    """What question and solution talk about."""
+    """The facts that the question and the solution mention."""
 
     kind: str
     colour: str
@@ -65,24 +66,24 @@ def format_values(names: tuple[str, ...], values: tuple[int, ...]) -> str:
 
 
 def pick_phrase(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    """One of several wordings."""
+    """Pick one of several phrases."""
     return options[int(rng.integers(len(options)))]
 
 
 def question_text(wording: Wording, rng: np.random.Generator) -> str:
-    """The question. Values that the version puts into the text are given first."""
-    ask = pick_phrase(
+    """The question, after the values that the version gives in the text."""
+    question = pick_phrase(
         rng, QUESTIONS_VISION_ONLY if wording.version == "vision_only" else QUESTIONS[wording.kind]
     )
-    known = [i for i, given in enumerate(wording.in_text) if given]
-    if not known:
-        return ask
-    names = tuple(NAMES[wording.kind][i] for i in known)
-    return f"Given {format_values(names, tuple(wording.values[i] for i in known))}. {ask}"
+    in_text = [i for i, given in enumerate(wording.in_text) if given]
+    if not in_text:
+        return question
+    names = tuple(NAMES[wording.kind][i] for i in in_text)
+    return f"Given {format_values(names, tuple(wording.values[i] for i in in_text))}. {question}"
 
 
 def arithmetic_text(wording: Wording, verbose: bool) -> str:
-    """The calculation, in one or two steps."""
+    """The calculation, in one or two steps; `verbose` first states what it uses."""
     v = wording.values
     if wording.kind == "bars":
         high, low = max(v), min(v)
@@ -97,7 +98,7 @@ def arithmetic_text(wording: Wording, verbose: bool) -> str:
 
 
 def solution_text(wording: Wording, rng: np.random.Generator) -> str:
-    """A chain of thought: layout facts, labels, rule, arithmetic, boxed answer; restated or not, at random."""
+    """A chain of thought: layout, labels, rule, arithmetic, boxed answer."""
     labels = format_values(NAMES[wording.kind], wording.values)
     parts = [
         f"{pick_phrase(rng, OPENINGS)} {wording.colour} {SHAPES[wording.kind]}.",
@@ -113,8 +114,6 @@ def solution_text(wording: Wording, rng: np.random.Generator) -> str:
 
 
 def stated_values(kind: str, response: str) -> tuple[str, ...]:
-    """The labels a response states first, in reading order; empty where it states none."""
-    import re
-
-    found = [re.search(rf"(?<![a-z]){name}=(\d+)", response) for name in NAMES[kind]]
-    return tuple("" if match is None else match.group(1) for match in found)
+    """The labels that a response states first, in reading order; empty text for a missing one."""
+    matches = [re.search(rf"(?<![a-z]){name}=(\d+)", response) for name in NAMES[kind]]
+    return tuple("" if match is None else match.group(1) for match in matches)

@@ -235,7 +235,7 @@ def require_full_precision(student: VLM) -> None:
             "C101",
             f"the student's weights are {str(dtype).removeprefix('torch.')}",
             where=student.source,
-            why="rounding swallows an update of 1e-6; a run keeps float32 weights and computes in bf16",
+            why="rounding swallows an update of 1e-6; train float32 weights and compute in bf16",
             fix=f'student = vistill.load("{student.source}")',
         )
 
@@ -302,7 +302,7 @@ def check_positions(setup: "RunSetup") -> str:
             "C101",
             f"rollout.max_new_tokens = {new:,}, but the student has {limit:,} positions",
             where=prompt.labels.get("row", prompt.id),
-            why=f"this prompt takes {first:,}, so at most {max(0, limit - first):,} tokens can follow;"
+            why=f"this prompt takes {first:,}, so at most {max(0, limit - first):,} tokens fit;"
             " the model was never trained on later positions",
             fix=f"rollout.max_new_tokens={(limit - first) // 2}"
             if limit - first >= 2
