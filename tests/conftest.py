@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, tiny models built in process, no network, real data where it lies."""
+"""Shared fixtures: one thread, tiny models built in process, no network, real data if present."""
 
 import os
 import socket
@@ -30,9 +30,9 @@ def _no_network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real data; CI has it."""
+    """The folder of real data, which CI has."""
     if not SHARED.is_dir():
-        pytest.skip(f"real data is not here: {SHARED}")
+        pytest.skip(f"no real data in {SHARED}")
     return SHARED
 
 
@@ -60,7 +60,7 @@ def build_model(tokenizer, seed, hidden=32):
 
 
 def build_untied(tokenizer, seed):
-    """A tiny student whose head is a matrix of its own, as in 8B and 32B."""
+    """A tiny student with an untied head, as in 8B and 32B."""
     from transformers import Qwen3VLForConditionalGeneration
 
     from vistill.models.loading import VLM
@@ -73,9 +73,9 @@ def build_untied(tokenizer, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
-    like = build_model(tokenizer, seed)
-    model.generation_config = like.model.generation_config
-    return VLM(model, tokenizer, like.family, "untied")
+    tied = build_model(tokenizer, seed)
+    model.generation_config = tied.model.generation_config
+    return VLM(model, tokenizer, tied.family, "untied")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def teacher(tokenizer):
 
 @pytest.fixture
 def student(tokenizer):
-    """A fresh tiny random student."""
+    """A new tiny random student."""
     return build_model(tokenizer, 0)
 
 
@@ -109,14 +109,14 @@ def tiny_folder(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without_canary():
-    """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
+    """Runs skip the canary. It has its own tests, and the end-to-end tests keep it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vistill.training.loop.run_canary", lambda update, prompts: {})
         yield
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Zero oracle tests executed is a failure, not a success."""
+    """Fail a session of oracle tests in which none was executed."""
     if session.config.option.markexpr == "oracle" and exitstatus == 0:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and not reporter.stats.get("passed"):

@@ -1,4 +1,4 @@
-"""Runs in tests: a plan by its parts, taken through the one builder as a recipe's is."""
+"""Build runs of tests from the parts of a plan, with the builder that recipes use."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from vistill.views.settings import ViewSettings
 
 
 def make_setup_from(plan, folder, purpose="train"):
-    """The setup of a run with the settings, models and prompts of a plan."""
+    """Make the setup of a run with the settings, models and prompts of a plan."""
     view = plan.models.view
     recipe = Recipe(
         run=str(folder.path),
@@ -34,23 +34,23 @@ def make_setup_from(plan, folder, purpose="train"):
         eval=plan.evaluation,
         profile=plan.profile,
     )
-    given = ProvidedInputs(
-        plan.models.student, plan.models.teacher, plan.train_prompts, plan.eval_prompts, plan.diagrams, plan.engine,
-        plan.stop_after,
+    provided = ProvidedInputs(
+        plan.models.student, plan.models.teacher, plan.train_prompts, plan.eval_prompts,
+        plan.diagrams, plan.engine, plan.stop_after,
     )  # fmt: skip
-    setup = make_setup(recipe, folder, purpose, given, plan.objective)
+    setup = make_setup(recipe, folder, purpose, provided, plan.objective)
     setup.progress = plan.progress
     return setup
 
 
 def prepare_run(plan, folder):
-    """The plan after every start check."""
+    """Run every start check on a plan and return the new plan."""
     return build(make_setup_from(plan, folder))
 
 
 def replay_plan(plan, folder, step):
-    """Recompute a step of a run with the models and prompts of a plan."""
-    with copied_run_folder(folder) as place:
-        setup = make_setup_from(plan, place, "replay")
+    """Replay a step of a run with the models and prompts of a plan."""
+    with copied_run_folder(folder) as copy:
+        setup = make_setup_from(plan, copy, "replay")
         setup.recipe = replace(setup.recipe, run=str(folder.path))
         return replay_step(setup, folder, step)

@@ -1,4 +1,4 @@
-"""A second device on a machine that has none: while a model is off-loaded, its weights are NaN, so a read at that time shows."""
+"""Simulate offloading on a CPU: weights of an offloaded model are NaN, so that a read shows."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from vistill.models.offload import OffloadedWeights
 
 
 class NanOffloadedWeights(OffloadedWeights):
-    """Weights that are right inside `here` and NaN outside; the head stays, as on a real device."""
+    """Weights that are valid inside `on_device` and NaN outside; the head stays on the device."""
 
     def leave(self):
         for weight, host in zip(self.weights, self.host, strict=True):
@@ -16,7 +16,7 @@ class NanOffloadedWeights(OffloadedWeights):
 
 
 def with_nan_offload(vlm):
-    """The same frozen model, resting where it cannot be read."""
+    """The same frozen model, offloaded with NaN weights."""
     return replace(
         vlm, offload=NanOffloadedWeights(vlm.model, vlm.model.get_output_embeddings(), vlm.device)
     )

@@ -128,10 +128,13 @@ def test_no_module_executes_what_a_stranger_wrote(module):
 @pytest.mark.parametrize(
     "text",
     [
-        "import pickle", "from dill import loads", "import subprocess", "import csv", "eval('1')", "exec(x)", "compile(x, y, z)", "torch.load(f)",
-        "subprocess.run(x, shell=True)", "subprocess.run(x, shell=False)", "dist.broadcast_object_list(x)", "yaml.load(x)", "yaml.load(x, yaml.Loader)",
-        "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)", "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
-        "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)", "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
+        "import pickle", "from dill import loads", "import subprocess", "import csv", "eval('1')",
+        "exec(x)", "compile(x, y, z)", "torch.load(f)", "subprocess.run(x, shell=True)",
+        "subprocess.run(x, shell=False)", "dist.broadcast_object_list(x)", "yaml.load(x)",
+        "yaml.load(x, yaml.Loader)", "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)",
+        "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
+        "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)",
+        "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
     ],
 )  # fmt: skip
 def test_the_search_finds_each_of_them(text):

@@ -131,18 +131,14 @@ class RunFolder:
         return self.path / "samples" / f"{name}.jsonl"
 
     def rollout_files(self) -> list[Path]:
-        """The rollouts that were written out, oldest step first."""
-        return [
-            file
-            for file in numbered_paths(self.path / "rollouts", ROLLOUTS).values()
-            if file.is_file()
-        ]
+        """The files of rollouts by ascending step."""
+        files = numbered_paths(self.path / "rollouts", ROLLOUTS).values()
+        return [file for file in files if file.is_file()]
 
     def token_files(self) -> list[Path]:
-        """The tokens of evaluated responses, oldest step first."""
-        return [
-            file for file in numbered_paths(self.path / "tokens", TOKENS).values() if file.is_file()
-        ]
+        """The token files of evaluated responses by ascending step."""
+        files = numbered_paths(self.path / "tokens", TOKENS).values()
+        return [file for file in files if file.is_file()]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a published checkpoint."""

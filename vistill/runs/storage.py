@@ -24,13 +24,11 @@ def to_json(value: object, indent: int | None = None, exact: bool = False) -> st
     """
     if exact:
         check_finite(value)
-    plain = (
-        replace_nonfinite(value)
-        if exact
-        else without_secrets(replace_nonfinite(value), secrets_in_environment())
-    )
+    values = replace_nonfinite(value)
+    if not exact:
+        values = without_secrets(values, secrets_in_environment())
     return json.dumps(
-        plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
+        values, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
     )
 
 
