@@ -1,4 +1,4 @@
-"""Hostile text: markup for pages, bytes for terminals, formulas for spreadsheets. Made systematically, all distinct."""
+"""Hostile text: markup for pages, bytes for terminals, formulas for spreadsheets."""
 
 import html
 import itertools
@@ -19,7 +19,7 @@ EVENTS = (
     "onbegin",
 )
 QUOTED = ("{e}=alert(1)", '{e}="alert(1)"', "{e}='alert(1)'", "{e}=`alert(1)`")
-#: How a text leaves the place it was put into.
+#: Prefixes that end the context into which a text is inserted.
 ESCAPES = (
     "", '">', "'>", '" ', "' ", "-->", "]]>", "</title>", "</style>", "</pre>", "</textarea>",
     "</svg>", "</p></td></table>", "\x00", "\r\n", "</figure></div>", "&quot;>", "\\\">",
@@ -68,12 +68,12 @@ CLASSICS = (
 
 
 def markup_payloads():
-    """More than 500 texts that would become elements or attributes wherever one is not escaped."""
+    """More than 500 distinct texts that become elements or attributes if they are not escaped."""
     events = itertools.cycle(itertools.product(EVENTS, QUOTED))
-    made = []
+    generated = []
     for tag, escape in itertools.product(TAGS, ESCAPES):
         event, quoted = next(events)
-        made.append(f"{escape}<{tag} src=x href=x {quoted.format(e=event)}>")
+        generated.append(f"{escape}<{tag} src=x href=x {quoted.format(e=event)}>")
     encoders = (
         html.escape,
         urllib.parse.quote,
@@ -81,11 +81,11 @@ def markup_payloads():
         str.upper,
     )
     for tag, encode in itertools.product(TAGS, encoders):
-        made.append(encode(f"<{tag} onerror=alert(1)>"))
-    return list(dict.fromkeys([*CLASSICS, *made]))
+        generated.append(encode(f"<{tag} onerror=alert(1)>"))
+    return list(dict.fromkeys([*CLASSICS, *generated]))
 
 
-#: Sequences that steer a terminal, and what looks like markup to a printing library.
+#: Sequences that control a terminal, and text that a printing library takes for markup.
 TERMINAL_PAYLOADS = (
     "\x1b[31mred", "\x1b[2J\x1b[H", "\x1b]0;title\x07", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\",
     "\x1b]52;c;ZXZpbA==\x07", "\x1b[6n", "\x1bP+q544e\x1b\\", "\x1bc", "\x1b[?1049h",

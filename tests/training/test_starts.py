@@ -339,9 +339,7 @@ def test_an_evaluation_never_writes_over_a_training_run(tokenizer, teacher, tmp_
 
 
 def test_a_lock_that_cannot_be_opened_gives_an_error(tmp_path):
-    (
-        tmp_path / ".owner"
-    ).mkdir()  # as with a read-only folder: opening it for writing is raises_code
+    (tmp_path / ".owner").mkdir()  # opening it for writing fails, as in a read-only folder
     with raises_code("S601", StorageError), RunFolder(tmp_path).locked():
         pass
 
