@@ -99,10 +99,10 @@ def test_a_prompt_keeps_the_system_message(folder):
     assert load(write_rows(folder, [row()]), system="Be brief.").prompts[0].system == "Be brief."
 
 
-@pytest.mark.parametrize(("policy", "kept", "dropped"), [("plain", 2, 0), ("drop", 1, 1)])
-def test_rows_without_an_image_follow_text_only(folder, policy, kept, dropped):
+@pytest.mark.parametrize(("policy", "num_rows", "dropped"), [("plain", 2, 0), ("drop", 1, 1)])
+def test_rows_without_an_image_follow_text_only(folder, policy, num_rows, dropped):
     data = load(write_rows(folder, [row(), row(images=[])]), text_only=policy)
-    assert len(data.prompts) == kept
+    assert len(data.prompts) == num_rows
     assert data.dropped_text_only == dropped
 
 
@@ -172,9 +172,9 @@ def test_an_error_names_a_line_that_is_not_json(folder):
 
 def test_held_out_rows_are_disjoint_and_complete(folder):
     path = write_rows(folder, [row(f"{i}?") for i in range(20)])
-    train, held = load_train_and_eval(DataSettings(train=path, holdout=5))
-    assert (len(train.prompts), len(held.prompts)) == (15, 5)
-    assert not {p.id for p in train.prompts} & {p.id for p in held.prompts}
+    train, held_out = load_train_and_eval(DataSettings(train=path, holdout=5))
+    assert (len(train.prompts), len(held_out.prompts)) == (15, 5)
+    assert not {p.id for p in train.prompts} & {p.id for p in held_out.prompts}
 
 
 def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
@@ -291,9 +291,9 @@ def test_an_evaluation_row_that_repeats_a_training_question_is_refused_or_allowe
 def test_equal_questions_are_held_out_together(folder):
     rows = [row(f"{i // 4}?", answer=str(i)) for i in range(24)]
     settings = DataSettings(train=write_rows(folder, rows), holdout=8)
-    train, held = load_train_and_eval(settings)
-    assert len(held.prompts) == 8
-    check_overlap(train, held, settings)
+    train, held_out = load_train_and_eval(settings)
+    assert len(held_out.prompts) == 8
+    check_overlap(train, held_out, settings)
 
 
 def hold_out_groups(sizes, count):
@@ -303,13 +303,13 @@ def hold_out_groups(sizes, count):
         for g, size in enumerate(sizes)
         for i in range(size)
     ]
-    train, held = hold_out(LoadedData(rows, [], []), count)
-    assert sorted(p.id for p in (*train.prompts, *held.prompts)) == sorted(p.id for p in rows)
-    return train, held
+    train, held_out = hold_out(LoadedData(rows, [], []), count)
+    assert sorted(p.id for p in (*train.prompts, *held_out.prompts)) == sorted(p.id for p in rows)
+    return train, held_out
 
 
 def possible_sums(sizes):
-    """All numbers of rows that whole groups have, except none and all."""
+    """All numbers of rows that complete groups have, except none and all."""
     reachable = {0}
     for size in sizes:
         reachable |= {n + size for n in reachable}
@@ -321,17 +321,17 @@ def test_equal_questions_stay_together_and_the_number_held_out_is_the_nearest_po
     rng = random.Random(seed)
     sizes = [rng.choice([1, 2, 2, 3, 5, 9]) for _ in range(rng.randint(2, 12))]
     for count in {1, sum(sizes) - 1, *(rng.randint(1, sum(sizes) - 1) for _ in range(4))}:
-        train, held = hold_out_groups(sizes, count)
-        check_overlap(train, held, DataSettings())
+        train, held_out = hold_out_groups(sizes, count)
+        check_overlap(train, held_out, DataSettings())
         nearest = min(abs(n - count) for n in possible_sums(sizes))
-        assert abs(len(held.prompts) - count) == nearest
-        assert (train, held) == hold_out_groups(sizes, count)
+        assert abs(len(held_out.prompts) - count) == nearest
+        assert (train, held_out) == hold_out_groups(sizes, count)
 
 
 def test_three_of_eight_paired_rows():
-    train, held = hold_out_groups([2, 2, 2, 2], 3)
-    assert (len(train.prompts), len(held.prompts)) == (6, 2)
-    check_overlap(train, held, DataSettings())
+    train, held_out = hold_out_groups([2, 2, 2, 2], 3)
+    assert (len(train.prompts), len(held_out.prompts)) == (6, 2)
+    check_overlap(train, held_out, DataSettings())
 
 
 def test_no_row_can_be_held_out_if_all_ask_the_same():
@@ -342,6 +342,6 @@ def test_no_row_can_be_held_out_if_all_ask_the_same():
 
 
 def test_many_rows_are_held_out_quickly_for_any_groups():
-    train, held = hold_out_groups([2] * 20_000 + [7] * 301, 10_001)
-    assert len(held.prompts) == 10_001
+    train, held_out = hold_out_groups([2] * 20_000 + [7] * 301, 10_001)
+    assert len(held_out.prompts) == 10_001
     assert len(train.prompts) == 40_000 + 2_107 - 10_001

@@ -140,7 +140,7 @@ def test_a_row_that_becomes_bad_is_replaced_and_any_interruption_gives_the_same_
     tokenizer, teacher, tmp_path, stop
 ):
     ends = []
-    for name, leave in (("whole", None), ("stopped", stop)):
+    for name, leave in (("uninterrupted", None), ("stopped", stop)):
         file, folder = rows_with_own_images(tmp_path / f"data-{name}"), RunFolder(tmp_path / name)
         settings = {"steps": 9, "save": SaveSettings(every=2, keep=1), "stop_after": leave}
         plan, _ = plan_on(file, tokenizer, teacher, **settings)
@@ -230,7 +230,7 @@ def test_a_changed_data_file_is_detected_at_the_next_start(tokenizer, teacher, t
 def test_new_and_reordered_rows_do_not_change_a_started_run(tokenizer, teacher, tmp_path):
     file, ends = rows_with_own_images(tmp_path / "data"), []
     lines = file.read_text().splitlines()
-    for name in ("whole", "stopped"):
+    for name in ("uninterrupted", "stopped"):
         folder = RunFolder(tmp_path / name)
         write_lines(file, lines)
         if name == "stopped":

@@ -11,10 +11,10 @@ import pytest
 from mistakes import (
     ASSETS,
     Workspace,
-    check_message,
-    is_installable,
-    forbid_loading_weights,
     apply_fixes,
+    check_message,
+    forbid_loading_weights,
+    is_installable,
 )
 from PIL import Image
 
@@ -338,12 +338,12 @@ def test_another_recipe_in_the_same_folder_is_refused_and_both_fixes_work(
 ):
     shutil.copytree(trained / "runs", workspace.folder / "runs")
     workspace.command = "train"
-    kept = (workspace.folder / "runs" / "x" / "metrics.jsonl").read_bytes()
+    metrics = (workspace.folder / "runs" / "x" / "metrics.jsonl").read_bytes()
     words = plant(workspace)
     error = follow(workspace, "C201").error
     assert words in error["fix"]
     assert " -> " in error["why"]
-    assert (workspace.folder / "runs" / "x" / "metrics.jsonl").read_bytes().startswith(kept)
+    assert (workspace.folder / "runs" / "x" / "metrics.jsonl").read_bytes().startswith(metrics)
 
 
 # ---- D101, columns ----

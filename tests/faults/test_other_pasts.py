@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from faults.test_bad_rows import rows_with_own_images, plan_on, spoil_image
+from faults.test_bad_rows import plan_on, rows_with_own_images, spoil_image
 from plans import replay_plan
 from training.test_loop import go
 
@@ -55,7 +55,7 @@ def test_a_run_killed_at_8_and_resumed_from_4_loses_a_row_at_6(
     assert [(r["step"], r["id"]) for r in folder.read(folder.replaced)] == [(6, resumed[2])]
     assert "resumed from checkpoint-000004" in folder.events.read_text()
     other = rows_with_own_images(tmp_path / "other")
-    undisturbed = run_losing_a_row(tokenizer, teacher, RunFolder(tmp_path / "whole"), other)
+    undisturbed = run_losing_a_row(tokenizer, teacher, RunFolder(tmp_path / "uninterrupted"), other)
     assert resumed[:2] == undisturbed[:2]
     steps, from_journal = range(5, 11), steps_from_journal(tokenizer, teacher, folder, file)
     assert from_journal == (list(steps) if journal else [])
@@ -80,10 +80,10 @@ RECORDS = [
 REPLACED = [(), ("a",), ("b", "a")]
 
 
-def chain_of(records, gone, fingerprints):
+def chain_of(records, replaced, fingerprints):
     """The chain after some steps."""
     chain = ""
-    for record, rows, fingerprint in zip(records, gone, fingerprints, strict=True):
+    for record, rows, fingerprint in zip(records, replaced, fingerprints, strict=True):
         chain = chain_after(chain, record, rows, fingerprint)
     return chain
 

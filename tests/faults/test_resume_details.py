@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from bad_rows import write_data_files
-from faults.test_bad_rows import SpoilingEngine, rows_with_own_images, plan_on, spoil_image
+from faults.test_bad_rows import SpoilingEngine, plan_on, rows_with_own_images, spoil_image
 from plans import prepare_run, replay_plan
 from training.test_loop import go, make_plan
 
@@ -44,7 +44,7 @@ def test_views_with_partners_resume_exactly_after_any_change_of_the_file(
     tokenizer, teacher, tmp_path, change
 ):
     ends = []
-    for name in ("whole", "stopped"):
+    for name in ("uninterrupted", "stopped"):
         file = rows_with_own_images(tmp_path / f"data-{name}")
         lines = [
             json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in read_lines(file)

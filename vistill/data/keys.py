@@ -27,13 +27,13 @@ def rows_of_step(
     per_step: int,
     num_rows: int,
     seed: int,
-    is_gone: Callable[[int], bool] | None = None,
+    is_replaced: Callable[[int], bool] | None = None,
 ) -> list[int]:
     """Row indices of step `step` (from 0): positions `step * per_step ...` of the endless epochs.
 
     A batch may cross the end of an epoch; every row still occurs exactly once per epoch. Any step
-    is computed directly, without the steps before it. The slot of a row that is gone takes the next
-    row of the sequence that is neither gone nor in this step; all other slots stay.
+    is computed directly, without the steps before it. The slot of a replaced row takes the next
+    row of the sequence that is neither replaced nor in this step; all other slots stay.
     """
     orders: dict[int, np.ndarray] = {}
 
@@ -44,12 +44,12 @@ def rows_of_step(
         return int(orders[epoch][index])
 
     rows = [row_at(position) for position in range(step * per_step, (step + 1) * per_step)]
-    if is_gone is None:
+    if is_replaced is None:
         return rows
     following = (step + 1) * per_step
     for slot, row in enumerate(rows):
-        if is_gone(row):
-            while is_gone(row) or row in rows:
+        if is_replaced(row):
+            while is_replaced(row) or row in rows:
                 row, following = row_at(following), following + 1
             rows[slot] = row
     return rows

@@ -152,7 +152,7 @@ def read_dataset_rows(name: str, **options: str) -> Rows:
         ) from error
     line = 0
     for batch in loaded.with_format("arrow").iter(batch_size=64):  # pyright: ignore[reportAttributeAccessIssue]
-        # encoded images and paths: only our own code opens a file
+        # encoded images and paths: only vistill opens a file
         for row in batch.to_pylist():
             line += 1
             yield line, row

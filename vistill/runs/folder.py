@@ -160,16 +160,16 @@ class RunFolder:
                 sync_file(self.path / name)
         sync_folder(self.path)
 
-    def cut_after(self, step: int, gone: Collection[str] = ()) -> None:
+    def cut_after(self, step: int, replaced: Collection[str] = ()) -> None:
         """Cut the logs back to a checkpoint: later steps, and replaced rows that it does not know.
 
         Args:
             step: of the checkpoint.
-            gone: ids of the rows that are replaced in the checkpoint.
+            replaced: ids of the rows that the checkpoint has replaced.
         """
 
         def is_known_row(record: dict[str, Any]) -> bool:
-            return record["id"] in gone
+            return record["id"] in replaced
 
         def is_earlier_step(record: dict[str, Any]) -> bool:
             return record.get("step", 0) <= step

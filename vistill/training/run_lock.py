@@ -118,7 +118,7 @@ def check_recipe_changes(
 def has_old_warmup(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
     """Whether an earlier version of vistill warmed this run's learning rate up above its peak.
 
-    A warm-up of a whole number of steps was right in that version too.
+    A warm-up of a whole number of steps was correct in that version too.
     """
     if earlier.get("format", 1) >= FORMAT:
         return False
