@@ -100,23 +100,23 @@ def may_mount(folder):
 def power_cuts(folder, most):
     """Every prefix of a recorded run times the losses of what was not synced."""
     from crash_states import Recorder
-    from test_crash_states import examine
+    from test_crash_states import check_states
 
     chaos, place = Chaos(folder / "chaos"), RunFolder(folder / "run")
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
         chaos.go(place, stop_after=8)
-    tried, wrong = examine(recorder.ops, folder, most)
+    tried, wrong = check_states(recorder.operations, folder, most)
     yield from wrong
     yield from [None] * (tried - len(wrong))
 
 
 def bad_rows(folder, chaos, rows, bad):
     """Planted rows of every kind: one trial a row, lost where it was not set aside or where weights are not the cleaned file's."""
-    from bad_rows import planted
+    from bad_rows import write_data_files
 
-    dirty, clean, codes = planted(folder / "data", rows, bad)
+    dirty, clean, codes = write_data_files(folder / "data", rows, bad)
     hashes, found = [], {}
     for file in (dirty, clean):
         data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
@@ -124,7 +124,7 @@ def bad_rows(folder, chaos, rows, bad):
         place = RunFolder(folder / file.stem)
         setup = chaos.setup(place)
         setup.recipe = replace(setup.recipe, train=replace(setup.recipe.train, steps=20))
-        setup.given = replace(setup.given, train_prompts=data.prompts)
+        setup.provided = replace(setup.provided, train_prompts=data.prompts)
         plan = build(setup)
         run(plan, place)
         hashes.append((weights_hash(plan.models.student), place.metrics.read_text()))

@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, tiny models built in process, no network, real data where it lies."""
+"""Shared fixtures: one thread, tiny models built in process, no network, real data if present."""
 
 import os
 import socket
@@ -30,9 +30,9 @@ def _no_network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real data; CI has it."""
+    """The folder of real data, which CI has."""
     if not SHARED.is_dir():
-        pytest.skip(f"real data is not here: {SHARED}")
+        pytest.skip(f"no real data in {SHARED}")
     return SHARED
 
 
@@ -43,7 +43,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def build(tokenizer, seed, hidden=32):
+def build_model(tokenizer, seed, hidden=32):
     from vistill.models.tiny import TinySize, build_tiny
 
     size = TinySize(
@@ -59,8 +59,8 @@ def build(tokenizer, seed, hidden=32):
     return build_tiny(size, tokenizer, seed)
 
 
-def untied(tokenizer, seed):
-    """A tiny student whose head is a matrix of its own, as in 8B and 32B."""
+def build_untied(tokenizer, seed):
+    """A tiny student with an untied head, as in 8B and 32B."""
     from transformers import Qwen3VLForConditionalGeneration
 
     from vistill.models.loading import VLM
@@ -73,21 +73,21 @@ def untied(tokenizer, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
-    like = build(tokenizer, seed)
-    model.generation_config = like.model.generation_config
-    return VLM(model, tokenizer, like.family, "untied")
+    tied = build_model(tokenizer, seed)
+    model.generation_config = tied.model.generation_config
+    return VLM(model, tokenizer, tied.family, "untied")
 
 
 @pytest.fixture(scope="session")
 def teacher(tokenizer):
     """A tiny random teacher, wider than the student."""
-    return build(tokenizer, 1, hidden=48).freeze()
+    return build_model(tokenizer, 1, hidden=48).freeze()
 
 
 @pytest.fixture
 def student(tokenizer):
-    """A fresh tiny random student."""
-    return build(tokenizer, 0)
+    """A new tiny random student."""
+    return build_model(tokenizer, 0)
 
 
 @pytest.fixture(scope="session")
@@ -103,20 +103,20 @@ def tiny_folder(tokenizer, tmp_path_factory):
     from vistill.models.save import save_vlm
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_vlm(build(tokenizer, 0), folder)
+    save_vlm(build_model(tokenizer, 0), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def without_canary():
-    """Runs of a test of something else start at once; the canary has a file of its own, and end-to-end tests keep it."""
+    """Runs skip the canary. It has its own tests, and the end-to-end tests keep it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vistill.training.loop.run_canary", lambda update, prompts: {})
         yield
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Zero oracle tests executed is a failure, not a success."""
+    """Fail a session of oracle tests in which none was executed."""
     if session.config.option.markexpr == "oracle" and exitstatus == 0:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and not reporter.stats.get("passed"):

@@ -1,4 +1,4 @@
-"""A second device on a machine that has none: while a model is off-loaded, its weights are NaN, so a read at that time shows."""
+"""Simulate offloading on a CPU: weights of an offloaded model are NaN, so that a read shows."""
 
 from dataclasses import replace
 
@@ -7,14 +7,16 @@ import torch
 from vistill.models.offload import OffloadedWeights
 
 
-class Poisoned(OffloadedWeights):
-    """Weights that are right inside `here` and NaN outside; the head stays, as on a real device."""
+class NanOffloadedWeights(OffloadedWeights):
+    """Weights that are valid inside `on_device` and NaN outside; the head stays on the device."""
 
     def leave(self):
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = torch.full_like(host, torch.nan)
 
 
-def poisoned(vlm):
-    """The same frozen model, resting where it cannot be read."""
-    return replace(vlm, offload=Poisoned(vlm.model, vlm.model.get_output_embeddings(), vlm.device))
+def with_nan_offload(vlm):
+    """The same frozen model, offloaded with NaN weights."""
+    return replace(
+        vlm, offload=NanOffloadedWeights(vlm.model, vlm.model.get_output_embeddings(), vlm.device)
+    )

@@ -33,7 +33,7 @@ from vistill.training.build import build, make_setup, run_start_checks
 from vistill.training.checks.data import check_prompts, no_prompts_error
 from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
-from vistill.training.provided_inputs import recipe_of, store_inputs
+from vistill.training.provided_inputs import make_recipe, store_inputs
 from vistill.training.recipe import Recipe
 from vistill.training.results import record_failures, store_pictures, write_result
 from vistill.training.run_lock import lock_recipe
@@ -200,7 +200,7 @@ def distill(
     folder = RunFolder(Path(out))
     folder.check_writable()
     with folder.locked():
-        recipe = recipe_of(folder.path, given, objective, settings)
+        recipe = make_recipe(folder.path, given, objective, settings)
         lock_recipe(folder, recipe, options.get("accept", ()))
         with record_failures(folder):
             store_inputs(folder, recipe, given)

@@ -1,8 +1,8 @@
-"""Named points at which a test may break a run: `VISTILL_FAULT=save.after_manifest:kill@2`. Unset, they do nothing.
+"""Named points at which a test breaks a run: `VISTILL_FAULT=save.after_manifest:kill@2`.
 
-Actions: `kill` (SIGKILL, like a power cut for this process), `term` (SIGTERM), `raise`, `enospc` (the disk is full),
-`slow` (half a second), `hang` (an hour), `nan` (the caller spoils its number), `oom` (out of memory).
-`@n` waits for the n-th visit.
+Without the variable they do nothing. Actions: `kill` (SIGKILL, like a power cut for this process),
+`term` (SIGTERM), `raise`, `enospc` (disk full), `slow` (half a second), `hang` (an hour), `nan`
+(the caller replaces its number by NaN), `oom` (out of memory). `@n` acts at the n-th visit.
 """
 
 import errno
@@ -37,29 +37,29 @@ _visits: Counter[str] = Counter()
 
 
 def fault(point: str) -> bool:
-    """Do what the environment asks for at this point.
+    """Run the action that the environment sets for this point.
 
     Returns:
-        Whether the caller should spoil its number (`nan`).
+        Whether the caller must replace its number by NaN (`nan`).
     """
-    asked = os.environ.get(VARIABLE)
-    if not asked:
+    setting = os.environ.get(VARIABLE)
+    if not setting:
         return False
-    assert point in POINTS, f"no fault point is called {point}"
-    where, _, rest = asked.partition(":")
+    assert point in POINTS, f"no fault point {point}"
+    where, _, rest = setting.partition(":")
     action, _, number = rest.partition("@")
-    assert where in POINTS, f"{VARIABLE} names no fault point: {where}"
-    assert action in ACTIONS, f"{VARIABLE} names no action: {action}"
+    assert where in POINTS, f"{VARIABLE}: no fault point {where}"
+    assert action in ACTIONS, f"{VARIABLE}: no action {action}"
     if where != point:
         return False
     _visits[point] += 1
     if _visits[point] != int(number or 1):
         return False
-    return act(action, point)
+    return run_action(action, point)
 
 
-def act(action: str, point: str) -> bool:
-    """One action."""
+def run_action(action: str, point: str) -> bool:
+    """Run one action; return whether it is `nan`."""
     if action == "nan":
         return True
     if action in ("kill", "term"):
@@ -75,6 +75,6 @@ def act(action: str, point: str) -> bool:
     return False
 
 
-def forget_visits() -> None:
-    """Start counting again, for tests in one process."""
+def reset_visits() -> None:
+    """Reset the counters, for tests in one process."""
     _visits.clear()

@@ -1,7 +1,7 @@
-"""The nouns without tensors: prompts, views, passes, rollouts. Needs no torch.
+"""Types without tensors: prompts, views, passes, rollouts. Needs no torch.
 
-Shape letters used everywhere: G prompt groups, K siblings a prompt, N = G*K rollouts,
-R response tokens of all rollouts on one flat axis, P prompt tokens, V shared vocabulary, H hidden size.
+Shape letters: G prompt groups, K siblings per prompt, N = G*K rollouts, R response tokens of all
+rollouts on one flat axis, P prompt tokens, V shared vocabulary, H hidden size.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
-Picture = Any
-"""A `PIL.Image.Image`. Only `views/`, `data/` and `models/` look inside, so the nouns need no Pillow."""
+PilImage = Any
+"""A `PIL.Image.Image`, as `Any` so that this module does not import Pillow."""
 
 
 class View(StrEnum):
-    """What a reader may see of a prompt."""
+    """What a reader sees of a prompt."""
 
     FULL = "full"
     PIXELATED = "pixelated"
@@ -32,21 +32,21 @@ class View(StrEnum):
 
 
 class Reader(StrEnum):
-    """Which model reads."""
+    """The model that reads."""
 
     STUDENT = "student"
-    """The weights that learn."""
+    """The trained weights."""
     OLD = "old"
-    """The student as it was when the step began; never with gradient."""
+    """The student at the beginning of the step; never with gradient."""
     TEACHER = "teacher"
     EMA = "ema"
-    """A moving average of the student, stored with every checkpoint."""
+    """An exponential moving average of the student, stored in every checkpoint."""
     REFERENCE = "reference"
-    """The student as the run found it."""
+    """The student at the start of the run."""
 
 
 class Writer(StrEnum):
-    """Who writes the responses."""
+    """The source of the responses."""
 
     STUDENT = "student"
     TEACHER = "teacher"
@@ -54,51 +54,51 @@ class Writer(StrEnum):
 
 
 class Finish(StrEnum):
-    """Why a response ended."""
+    """The reason why a response ended."""
 
     STOP = "stop"
     LENGTH = "length"
 
     def is_truncated(self) -> bool:
-        """Whether the response was cut off at the length limit."""
+        """Whether the length limit cut the response."""
         return self is Finish.LENGTH
 
 
 @runtime_checkable
 class ImageRef(Protocol):
-    """A picture that is decoded only when somebody looks."""
+    """An image that is decoded on demand."""
 
     @property
     def name(self) -> str:
         """A short name for messages."""
         ...
 
-    def load(self) -> Picture:
-        """The decoded picture."""
+    def load(self) -> PilImage:
+        """Decode the image."""
         ...
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A picture that is already in memory."""
+    """An image in memory."""
 
-    image: Picture
+    image: PilImage
     name: str = "image"
 
-    def load(self) -> Picture:
-        """The picture itself."""
+    def load(self) -> PilImage:
+        """The image itself."""
         return self.image
 
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """A picture that a function draws on demand (procedural diagrams)."""
+    """An image that a function draws on demand (procedural diagrams)."""
 
-    draw: Callable[[], Picture]
+    draw: Callable[[], PilImage]
     name: str = "drawn"
 
-    def load(self) -> Picture:
-        """Draw it."""
+    def load(self) -> PilImage:
+        """Draw the image."""
         return self.draw()
 
 
@@ -107,14 +107,14 @@ Part = str | ImageRef
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question with its pictures in place."""
+    """A question with its images in place."""
 
     id: str
     """Unique within a data set; part of the key of the sampling noise."""
     parts: tuple[Part, ...]
-    """Text and pictures in reading order."""
+    """Text and images in reading order."""
     answer: str | None = None
-    """The gold answer, or None where the row has none."""
+    """The gold answer; None if the row has none."""
     choices: tuple[str, ...] = ()
     """The options of a multiple choice question; empty for free answers."""
     response: str | None = None
@@ -122,48 +122,49 @@ class Prompt:
     thoughts: tuple[ImageRef, ...] = ()
     """Privileged visual thoughts."""
     boxes: tuple[tuple[float, float, float, float], ...] = ()
-    """Regions (left, top, right, bottom) of the first picture, in its pixels; thoughts can be drawn from them."""
+    """Regions (left, top, right, bottom) in pixels of the first image, to draw thoughts from."""
     system: str | None = None
     """A system message."""
     labels: dict[str, str] = field(default_factory=dict, hash=False)
     """Facts about the row for reports (question type, version, ...)."""
     content: str = field(default="", compare=False)
-    """Hashes of a row that came from a file: of question and pictures, of everything."""
+    """`QUESTION_HASH-ROW_HASH`: of question and images, and of the whole row."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """The pictures in order."""
+        """The images in order."""
         return tuple(part for part in self.parts if not isinstance(part, str))
 
     @property
     def text(self) -> str:
-        """The question without its pictures."""
+        """The question without its images."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
-    def asked(self) -> str:
-        """What is asked, without who answers what: equal for the same question about the same pictures."""
+    def question_key(self) -> str:
+        """Equal for the same question about the same images, whatever the answer."""
         return self.content.partition("-")[0] or self.id
 
     def with_images(self, images: Sequence[ImageRef]) -> "Prompt":
-        """The same prompt with other pictures in the same places."""
-        fresh = iter(images)
-        parts = tuple(part if isinstance(part, str) else next(fresh) for part in self.parts)
-        assert next(fresh, None) is None, "more pictures than places"
+        """The same prompt with other images in the same places."""
+        remaining = iter(images)
+        parts = tuple(part if isinstance(part, str) else next(remaining) for part in self.parts)
+        assert next(remaining, None) is None, "more images than places"
         return replace(self, parts=parts)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One reading of the responses: who reads, what they see, whether gradient flows."""
+    """One forward pass over the responses: the reader, its view, and whether gradient flows."""
 
     reader: Reader
     view: View
     gradient: bool = False
     keep: str = "hidden"
-    """`hidden` keeps the hidden states of the response rows, `log_prob` the sampled token's log-probability, `both`."""
+    """`hidden` keeps the hidden states of the response rows, `log_prob` keeps the sampled tokens'
+    log-probabilities, `both` keeps both."""
     rows: str = ""
-    """Name of a boolean signal: gradient is cut at the rows it does not mark; empty means all rows learn."""
+    """Name of a boolean signal: only the rows it marks get gradient. Empty: all rows."""
 
     @property
     def name(self) -> str:
@@ -173,7 +174,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One response, as token ids. Ids travel; text is only for people."""
+    """One response, as token ids. Text is for display only."""
 
     ids: tuple[int, ...]
     """Valid response tokens, the first end-of-turn token included."""
@@ -181,11 +182,11 @@ class Rollout:
     """Index among the K rollouts of its prompt."""
     finish: Finish
     attempt: int = 0
-    """How often an empty response was drawn again."""
+    """Number of times an empty response was sampled again."""
     log_probs: tuple[float, ...] | None = field(default=None, compare=False)
-    """Log-probability of each id where the engine was asked for it (`Sampling.log_probs`): under the model's own
-    distribution over the shared vocabulary at temperature 1, before temperature, nucleus and banned ids, in nats.
-    So it is what scoring gives for the same weights and the prompt that the writer read."""
+    """Log-probability of each id in nats, if requested (`Sampling.log_probs`): under the model's
+    distribution over the shared vocabulary at temperature 1, before temperature, nucleus and banned
+    ids. Scoring gives the same values for the same weights and the writer's prompt."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Answer checking: gold answers pass on every real set, wrong ones do not, nothing is evaluated as code."""
+"""The answer checker accepts gold answers, rejects wrong ones, and evaluates nothing as code."""
 
 import json
 import threading
 
 import pytest
 
-from vistill.data.answers import boxed, committed, gold_response, judge_answer
+from vistill.data.answers import find_boxes, find_committed_answer, gold_response, judge_answer
 from vistill.data.math_judge import MathJudge
 
 SETS = (
@@ -36,7 +36,7 @@ def rows(shared_data, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_gold_answers_pass_their_own_checker(shared_data, math, name):
+def test_the_checker_accepts_gold_answers_of_every_real_set(shared_data, math, name):
     failed = [
         (a, c)
         for a, c in rows(shared_data, name)
@@ -48,7 +48,7 @@ def test_gold_answers_pass_their_own_checker(shared_data, math, name):
 @pytest.mark.parametrize(
     "name", ["geometry_mathv", "mathvision_testmini", "wemath", "blink_jigsaw"]
 )
-def test_another_letter_is_never_right(shared_data, name):
+def test_another_letter_is_never_correct(shared_data, name):
     for answer, choices in rows(shared_data, name):
         if choices and len(answer) == 1:
             wrong = chr(ord("A") + (ord(answer) - ord("A") + 1) % len(choices))
@@ -78,37 +78,37 @@ def test_another_letter_is_never_right(shared_data, name):
         ("\\boxed{A}", "A, C", ("1", "2", "3"), False),
     ],
 )
-def test_answers_are_read_and_compared(math, response, gold, choices, correct):
+def test_answers_are_extracted_and_compared(math, response, gold, choices, correct):
     assert judge_answer(response, gold, choices, "first", math).correct is correct
 
 
-def test_first_or_last_committed_answer_is_a_choice():
+def test_take_selects_the_first_or_the_last_committed_answer():
     text = "At first \\boxed{3}, no: Answer: 5\nfinally \\boxed{7}"
-    assert committed(text, "first", False) == "3"
-    assert committed(text, "last", False) == "7"
+    assert find_committed_answer(text, "first", False) == "3"
+    assert find_committed_answer(text, "last", False) == "7"
 
 
 def test_boxes_are_matched_by_balanced_braces():
-    assert [b for _, b in boxed("\\boxed{\\frac{1}{2}} and \\boxed{x")] == ["\\frac{1}{2}"]
+    assert [b for _, b in find_boxes("\\boxed{\\frac{1}{2}} and \\boxed{x")] == ["\\frac{1}{2}"]
 
 
-def test_an_unparsed_answer_is_wrong_and_says_so():
+def test_an_unparsed_answer_is_wrong_and_marked():
     verdict = judge_answer("hmm", "4")
     assert verdict.unparsed
     assert not verdict.correct
 
 
-def test_it_works_in_a_thread():
-    out = []
+def test_the_judge_works_in_a_thread():
+    results = []
     with MathJudge() as judge:
         worker = threading.Thread(
-            target=lambda: out.append(
+            target=lambda: results.append(
                 judge_answer("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}", (), "first", judge).correct
             )
         )
         worker.start()
         worker.join()
-    assert out == [True]
+    assert results == [True]
 
 
 def test_a_comparison_that_takes_too_long_counts_as_wrong_and_the_next_one_works():
@@ -119,7 +119,7 @@ def test_a_comparison_that_takes_too_long_counts_as_wrong_and_the_next_one_works
         assert judge.equal("\\frac{1}{2}", "\\frac{2}{4}")
 
 
-def test_hostile_answers_do_nothing(math, tmp_path):
+def test_hostile_answers_run_no_code(math, tmp_path):
     marker = tmp_path / "marker"
     for text in (
         f"__import__('pathlib').Path('{marker}').touch()",

@@ -1,6 +1,7 @@
 """Procedural diagrams: properties D1 to D9 of the specification."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,15 @@ from vistill.data.diagrams import (
     diagram_split,
     diagrams,
 )
-from vistill.data.drawing import glyph
+from vistill.data.drawing import render_glyph
 from vistill.data.wording import stated_values
+from vistill.errors import ConfigError
 from vistill.views import pixelate
 
 ALL = DiagramSettings(versions=("text_dominant", "text_lite", "vision_dominant", "vision_only"))
-from vistill.errors import ConfigError
 
 
-def test_d1_few_tokens_of_a_solution_depend_on_the_picture(tokenizer):
+def test_d1_few_tokens_of_a_solution_depend_on_the_image(tokenizer):
     shares = []
     for item in diagrams("train", 200, 0):
         num_tokens = len(tokenizer(item.solution())["input_ids"]) + 1
@@ -29,17 +30,17 @@ def test_d1_few_tokens_of_a_solution_depend_on_the_picture(tokenizer):
     assert 0.02 < np.mean(shares) < 0.10
 
 
-def test_d2_every_glyph_of_a_size_holds_the_same_ink():
-    inks = [float(glyph(str(d), 14).sum()) for d in range(1, 10)]
+def test_d2_all_glyphs_of_a_size_have_the_same_ink():
+    inks = [float(render_glyph(str(d), 14).sum()) for d in range(1, 10)]
     assert max(inks) - min(inks) < 1e-3 * max(inks)
 
 
 def test_d2_pixelation_hides_which_digit_is_drawn_and_d3_keeps_the_colour():
-    """A nearest-centroid reader on pixelated pixels is near chance on digits and near perfect on colours."""
+    """On pixelated images a nearest-centroid classifier fails on digits and succeeds on colours."""
     items = diagrams("train", 1500, 3, DiagramSettings(versions=("vision_dominant",)))
     items = [i for i in items if i.kind == "segment"]
     pixels = np.stack(
-        [np.asarray(pixelate(i.picture()).resize((6, 6)), float).ravel() for i in items]
+        [np.asarray(pixelate(i.draw_image()).resize((6, 6)), float).ravel() for i in items]
     )
     half = len(items) // 2
 
@@ -62,16 +63,14 @@ def test_d4_a_shortcut_predicts_values_more_often_than_chance():
     assert 0.3 < np.mean(hits) < 0.6
 
 
-def test_d5_tellings_of_one_item_differ_in_how_often_values_are_named():
+def test_d5_solutions_of_one_item_differ_in_how_often_they_name_values():
     item = diagrams("train", 1, 0)[0]
-    counts = {len(re.findall(r"=\d", item.solution(t))) for t in range(12)}
+    counts = {len(re.findall(r"=\d", item.solution(variant))) for variant in range(12)}
     assert len(counts) > 1
 
 
 @pytest.mark.parametrize("two_digits", [False, True])
 def test_d6_and_d9_the_solution_ends_in_the_exact_answer_and_states_the_values(two_digits):
-    from dataclasses import replace
-
     for item in diagrams("train", 200, 2, replace(ALL, two_digits=two_digits)):
         text = item.solution()
         assert text.endswith(f"\\boxed{{{item.answer}}}.")
@@ -110,28 +109,28 @@ def test_d9_splits_share_no_number_combination():
     assert diagram_split("bars", (1, 2, 3)) == diagram_split("bars", (1, 2, 3))
 
 
-def test_the_same_seed_draws_the_same_pictures_and_items_do_not_depend_on_the_count():
+def test_the_same_seed_draws_the_same_images_and_items_do_not_depend_on_the_count():
     a, b = diagrams("train", 5, 9), diagrams("train", 50, 9)[:5]
-    assert [i.picture().tobytes() for i in a] == [i.picture().tobytes() for i in b]
+    assert [i.draw_image().tobytes() for i in a] == [i.draw_image().tobytes() for i in b]
     assert [i.question() + i.solution() for i in a] == [i.question() + i.solution() for i in b]
 
 
-def test_a_counterfactual_twin_differs_in_one_label_only():
+def test_a_counterfactual_diagram_differs_in_one_label_only():
     item = Diagram("segment", "red", (3, 4, 5), "vision_dominant", None, 11)
     other = item.with_value(1, 8)
-    before, after = (np.asarray(x.picture(), int) for x in (item, other))
+    before, after = (np.asarray(x.draw_image(), int) for x in (item, other))
     changed = np.argwhere(np.abs(before - after).sum(-1) > 0)
     assert item.question() == other.question()
     assert len(changed) > 5
     assert np.ptp(changed, axis=0).max() < 16
 
 
-def test_labels_sit_where_the_cells_say():
+def test_each_label_has_its_own_cell():
     for item in diagrams("train", 60, 6):
         cells = item.label_cells()
         assert len({c for c, _ in cells}) == len(cells) == sum(item.visible)
 
 
-def test_a_split_there_is_not_is_refused_at_once():
+def test_an_unknown_split_is_refused():
     with pytest.raises(ConfigError):
         diagrams("eval", 3, 0)

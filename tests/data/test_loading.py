@@ -1,4 +1,4 @@
-"""Rows to prompts: placeholders, several images, text-only policy, quarantine, faults with codes."""
+"""Rows become prompts: placeholders, several images, text-only rows, quarantine, error codes."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vistill.data.keys import num_steps, rows_of_step
-from vistill.data.loading import LoadedData, check_overlap, hold_out, load_both, load_rows
+from vistill.data.loading import LoadedData, check_overlap, hold_out, load_rows, load_train_and_eval
 from vistill.data.rows import PLACEHOLDER, fill_template
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
@@ -21,7 +21,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write(folder, rows):
+def write_rows(folder, rows):
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(path)
@@ -31,7 +31,7 @@ def load(path, **settings):
     return load_rows(path, DataSettings(train=path, **settings), None)
 
 
-def caught(path, **settings):
+def load_error(path, **settings):
     with pytest.raises(VistillError) as error:
         load(path, **settings)
     return error.value
@@ -41,8 +41,8 @@ def row(question="What?", images=("0.png",), answer="1", **more):
     return {"question": question, "images": list(images), "answer": answer, **more}
 
 
-def test_numbered_and_plain_placeholders_put_pictures_in_place(folder):
-    path = write(
+def test_placeholders_with_and_without_numbers_place_images(folder):
+    path = write_rows(
         folder,
         [
             row("a <image2> b <image1> c", ["0.png", "1.png"]),
@@ -64,52 +64,52 @@ def test_numbered_and_plain_placeholders_put_pictures_in_place(folder):
     ]
 
 
-def test_pictures_without_a_placeholder_come_first(folder):
-    prompt = load(write(folder, [row()])).prompts[0]
+def test_images_without_a_placeholder_come_first(folder):
+    prompt = load(write_rows(folder, [row()])).prompts[0]
     assert not isinstance(prompt.parts[0], str)
     assert prompt.parts[1] == "What?"
 
 
 def test_choices_are_rendered_by_the_template(folder):
-    path = write(folder, [row(choices=["3", "4"]), row(choices=["A", "B"])])
+    path = write_rows(folder, [row(choices=["3", "4"]), row(choices=["A", "B"])])
     data = load(path, columns=Columns(choices="choices"), template="{prompt}\n{choices}")
     assert data.prompts[0].text == "What?\n(A) 3\n(B) 4"
     assert data.prompts[1].text == "What?\nChoose from (A) (B)"
 
 
-def test_a_row_without_choices_leaves_no_trace_of_them(folder):
-    path = write(folder, [row(choices=None), row(choices=[])])
+def test_a_row_without_choices_renders_none(folder):
+    path = write_rows(folder, [row(choices=None), row(choices=[])])
     data = load(path, columns=Columns(choices="choices"), template="{prompt}\n{choices}")
     assert [p.text for p in data.prompts] == ["What?", "What?"]
 
 
-def test_a_template_leaves_latex_braces_alone():
+def test_a_template_keeps_latex_braces():
     assert (
         fill_template("\\boxed{{{answer}}} \\frac{1}{2} {other}", answer="x{y}")
         == "\\boxed{x{y}} \\frac{1}{2} {other}"
     )
 
 
-def test_a_response_template_writes_responses_for_sft(folder):
-    data = load(write(folder, [row()]), response_template="The answer is \\boxed{{{answer}}}.")
+def test_a_response_template_makes_responses_for_sft(folder):
+    data = load(write_rows(folder, [row()]), response_template="The answer is \\boxed{{{answer}}}.")
     assert data.prompts[0].response == "The answer is \\boxed{1}."
 
 
-def test_a_system_prompt_is_carried(folder):
-    assert load(write(folder, [row()]), system="Be brief.").prompts[0].system == "Be brief."
+def test_a_prompt_keeps_the_system_message(folder):
+    assert load(write_rows(folder, [row()]), system="Be brief.").prompts[0].system == "Be brief."
 
 
-@pytest.mark.parametrize(("policy", "kept", "dropped"), [("plain", 2, 0), ("drop", 1, 1)])
-def test_rows_without_a_picture_follow_the_policy(folder, policy, kept, dropped):
-    data = load(write(folder, [row(), row(images=[])]), text_only=policy)
-    assert len(data.prompts) == kept
+@pytest.mark.parametrize(("policy", "num_rows", "dropped"), [("plain", 2, 0), ("drop", 1, 1)])
+def test_rows_without_an_image_follow_text_only(folder, policy, num_rows, dropped):
+    data = load(write_rows(folder, [row(), row(images=[])]), text_only=policy)
+    assert len(data.prompts) == num_rows
     assert data.dropped_text_only == dropped
 
 
-def test_bad_rows_are_set_aside_with_place_and_reason(folder):
+def test_bad_rows_are_quarantined_with_place_and_reason(folder):
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:40])
     rows = [row() for _ in range(6)] + [row(images=["missing.png"]), row(images=["cut.png"])]
-    data = load(write(folder, rows), max_bad_share=0.3)
+    data = load(write_rows(folder, rows), max_bad_share=0.3)
     assert len(data.prompts) == 6
     assert [(q.where.split("data.jsonl")[1].split()[0], q.code) for q in data.quarantined] == [
         (":7", "D201"),
@@ -117,11 +117,11 @@ def test_bad_rows_are_set_aside_with_place_and_reason(folder):
     ]
 
 
-def test_a_jpeg_cut_in_half_is_noticed_before_training(folder):
+def test_a_jpeg_cut_in_half_is_detected_before_training(folder):
     Image.effect_noise((300, 300), 90).convert("RGB").save(folder / "big.jpg")
     data = (folder / "big.jpg").read_bytes()
     (folder / "big.jpg").write_bytes(data[: len(data) // 2])
-    assert caught(write(folder, [row(images=["big.jpg"])])).code == "D202"
+    assert load_error(write_rows(folder, [row(images=["big.jpg"])])).code == "D202"
 
 
 @pytest.mark.parametrize(
@@ -139,42 +139,42 @@ def test_a_jpeg_cut_in_half_is_noticed_before_training(folder):
         ([row(id="x"), row(id="x")], {"columns": Columns(id="id")}, "D102"),
     ],
 )
-def test_bad_input_has_its_code_before_any_training(folder, rows, settings, code):
-    error = caught(write(folder, rows), **settings)
+def test_bad_input_gives_its_code_before_training(folder, rows, settings, code):
+    error = load_error(write_rows(folder, rows), **settings)
     assert error.code == code
     assert error.exit_code == 3
     assert len(error.render().splitlines()) <= 12
 
 
-def test_a_wrong_column_names_the_ones_there_are_and_the_closest(folder):
-    error = caught(write(folder, [row()]), columns=Columns(prompt="questoin"))
+def test_a_wrong_column_error_lists_the_columns_and_the_closest(folder):
+    error = load_error(write_rows(folder, [row()]), columns=Columns(prompt="questoin"))
     assert "question" in error.render()
     assert error.fix == "data.columns.prompt=question"
 
 
-def test_a_link_out_of_the_image_folder_is_refused(folder, tmp_path_factory):
+def test_a_link_that_leaves_the_image_folder_is_refused(folder, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "secret.png"
     Image.new("RGB", (4, 4)).save(outside)
     (folder / "link.png").symlink_to(outside)
-    assert caught(write(folder, [row(images=["link.png"])])).code == "D206"
+    assert load_error(write_rows(folder, [row(images=["link.png"])])).code == "D206"
 
 
 def test_an_image_bomb_is_refused_by_its_header(folder):
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    assert caught(write(folder, [row(images=["bomb.png"])])).code == "D202"
+    assert load_error(write_rows(folder, [row(images=["bomb.png"])])).code == "D202"
 
 
-def test_a_line_that_is_not_json_is_named(folder):
+def test_an_error_names_a_line_that_is_not_json(folder):
     path = folder / "data.jsonl"
     path.write_text(json.dumps(row()) + "\n{oops\n")
-    assert "data.jsonl:2" in caught(str(path)).render()
+    assert "data.jsonl:2" in load_error(str(path)).render()
 
 
-def test_held_out_rows_are_disjoint_and_none_is_lost(folder):
-    path = write(folder, [row(f"{i}?") for i in range(20)])
-    train, held = load_both(DataSettings(train=path, holdout=5))
-    assert (len(train.prompts), len(held.prompts)) == (15, 5)
-    assert not {p.id for p in train.prompts} & {p.id for p in held.prompts}
+def test_held_out_rows_are_disjoint_and_complete(folder):
+    path = write_rows(folder, [row(f"{i}?") for i in range(20)])
+    train, held_out = load_train_and_eval(DataSettings(train=path, holdout=5))
+    assert (len(train.prompts), len(held_out.prompts)) == (15, 5)
+    assert not {p.id for p in train.prompts} & {p.id for p in held_out.prompts}
 
 
 def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
@@ -200,7 +200,7 @@ def test_a_parquet_file_with_image_bytes_is_read_through_datasets(folder):
     ("name", "code"),
     [("0.png", None), ("/etc/hostname", "D206"), ("../x.png", "D206"), ("https://h/x.png", "D205")],
 )
-def test_a_picture_that_a_parquet_file_only_names_follows_the_same_rules(folder, name, code):
+def test_an_image_path_in_a_parquet_file_follows_the_same_rules(folder, name, code):
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
     from pyarrow import parquet
 
@@ -210,43 +210,45 @@ def test_a_picture_that_a_parquet_file_only_names_follows_the_same_rules(folder,
     if code is None:
         assert load(path).prompts[0].images[0].load().size == (40, 30)
     else:
-        assert caught(path).code == code
+        assert load_error(path).code == code
 
 
 @pytest.mark.parametrize(
     ("more", "code"),
     [
         ({"choices": 5}, "D104"), ({"choices": "AB"}, "D104"), ({"choices": ["\ud83d"]}, "D104"),
-        ({"choices": ["<|image_pad|>"]}, "D103"), ({"boxes": 7}, "D207"), ({"boxes": [[1, 2, 3, 4], 5]}, "D207"),
-        ({"boxes": [90, 90, 99, 99]}, "D207"), ({"images": {"bytes": 10**15}}, "D202"), ({"images": {"bytes": "x"}}, "D202"),
-        ({"id": "\ud83d"}, "D104"), ({"answer": "\ud83d"}, "D104"), ({"images": ["loop.png"]}, "D206"),
+        ({"choices": ["<|image_pad|>"]}, "D103"), ({"boxes": 7}, "D207"),
+        ({"boxes": [[1, 2, 3, 4], 5]}, "D207"), ({"boxes": [90, 90, 99, 99]}, "D207"),
+        ({"images": {"bytes": 10**15}}, "D202"), ({"images": {"bytes": "x"}}, "D202"),
+        ({"id": "\ud83d"}, "D104"), ({"answer": "\ud83d"}, "D104"),
+        ({"images": ["loop.png"]}, "D206"),
     ],
 )  # fmt: skip
-def test_a_row_of_the_wrong_shape_is_set_aside_and_never_a_traceback(folder, more, code):
+def test_a_row_of_the_wrong_shape_is_quarantined_without_a_traceback(folder, more, code):
     (folder / "loop.png").symlink_to(folder / "loop.png")
     rows = [{**row(), "id": str(i), "choices": ["1"], "boxes": [1, 1, 9, 9]} for i in range(3)]
-    path = write(folder, [*rows, {**rows[0], "id": "x", **more}])
+    path = write_rows(folder, [*rows, {**rows[0], "id": "x", **more}])
     columns = Columns(choices="choices", boxes="boxes", id="id")
     data = load(path, columns=columns, template="{prompt} {choices}", max_bad_share=0.5)
     assert [q.code for q in data.quarantined] == [code]
     assert len(data.prompts) == 3
 
 
-def test_data_given_as_an_address_are_refused():
-    assert caught("https://host/rows.parquet").code == "D205"
+def test_a_url_as_data_source_is_refused():
+    assert load_error("https://host/rows.parquet").code == "D205"
 
 
-def test_a_byte_order_mark_is_no_bad_row(folder):
-    path = write(folder, [row()])
+def test_a_byte_order_mark_is_accepted(folder):
+    path = write_rows(folder, [row()])
     (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "data.jsonl").read_bytes())
     assert len(load(path).prompts) == 1
 
 
-def test_a_hub_source_that_is_malformed_is_explained():
-    assert caught("hf:not a name").code == "D102"
+def test_a_malformed_hub_source_is_refused():
+    assert load_error("hf:not a name").code == "D102"
 
 
-def test_every_real_row_is_read_or_named(shared_data):
+def test_every_row_of_the_real_sets_is_read(shared_data):
     for name, expected in (
         ("geometry_mathv", 466),
         ("blink_jigsaw", 120),
@@ -261,7 +263,7 @@ def test_every_real_row_is_read_or_named(shared_data):
     assert all(len(p.images) == 3 for p in jigsaw)
 
 
-def test_every_row_occurs_once_an_epoch_and_the_order_is_a_function():
+def test_every_row_occurs_once_per_epoch_and_the_order_is_a_function():
     for n, per in ((10, 3), (12, 4), (7, 7), (5, 8)):
         stream = [i for s in range(n * 3) for i in rows_of_step(s, per, n, seed=1)]
         for epoch in range(3):
@@ -270,14 +272,14 @@ def test_every_row_occurs_once_an_epoch_and_the_order_is_a_function():
     assert num_steps(466, 16, 5) == 145
 
 
-def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allowed(folder):
-    path = write(folder, [row(), row("Why?"), row("Why?", answer="2")])
+def test_an_evaluation_row_that_repeats_a_training_question_is_refused_or_allowed(folder):
+    path = write_rows(folder, [row(), row("Why?"), row("Why?", answer="2")])
     other = folder / "eval.jsonl"
     other.write_text(
         json.dumps(row("Why?", answer="3")) + "\n" + json.dumps(row("Why?", ["1.png"])) + "\n"
     )
     settings = DataSettings(train=path, eval=str(other))
-    both = load_both(settings)
+    both = load_train_and_eval(settings)
     with pytest.raises(VistillError) as caught:
         check_overlap(*both, settings)
     assert caught.value.code == "D308"
@@ -288,26 +290,26 @@ def test_an_evaluation_row_that_asks_what_a_training_row_asks_is_refused_or_allo
 
 def test_equal_questions_are_held_out_together(folder):
     rows = [row(f"{i // 4}?", answer=str(i)) for i in range(24)]
-    settings = DataSettings(train=write(folder, rows), holdout=8)
-    train, held = load_both(settings)
-    assert len(held.prompts) == 8
-    check_overlap(train, held, settings)
+    settings = DataSettings(train=write_rows(folder, rows), holdout=8)
+    train, held_out = load_train_and_eval(settings)
+    assert len(held_out.prompts) == 8
+    check_overlap(train, held_out, settings)
 
 
-def holding_out(sizes, count):
-    """Held and kept rows where the questions are repeated so often."""
+def hold_out_groups(sizes, count):
+    """Hold out `count` rows of a data set in which question g occurs `sizes[g]` times."""
     rows = [
         Prompt(f"{g}-{i}", (f"question {g}",), content=f"q{g}-{i}")
         for g, size in enumerate(sizes)
         for i in range(size)
     ]
-    train, held = hold_out(LoadedData(rows, [], []), count)
-    assert sorted(p.id for p in (*train.prompts, *held.prompts)) == sorted(p.id for p in rows)
-    return train, held
+    train, held_out = hold_out(LoadedData(rows, [], []), count)
+    assert sorted(p.id for p in (*train.prompts, *held_out.prompts)) == sorted(p.id for p in rows)
+    return train, held_out
 
 
-def sums_of(sizes):
-    """Every number of rows that whole groups hold, but none and all."""
+def possible_sums(sizes):
+    """All numbers of rows that complete groups have, except none and all."""
     reachable = {0}
     for size in sizes:
         reachable |= {n + size for n in reachable}
@@ -315,31 +317,31 @@ def sums_of(sizes):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_equal_questions_stay_together_and_the_number_held_out_is_the_nearest_there_is(seed):
+def test_equal_questions_stay_together_and_the_number_held_out_is_the_nearest_possible(seed):
     rng = random.Random(seed)
     sizes = [rng.choice([1, 2, 2, 3, 5, 9]) for _ in range(rng.randint(2, 12))]
     for count in {1, sum(sizes) - 1, *(rng.randint(1, sum(sizes) - 1) for _ in range(4))}:
-        train, held = holding_out(sizes, count)
-        check_overlap(train, held, DataSettings())
-        nearest = min(abs(n - count) for n in sums_of(sizes))
-        assert abs(len(held.prompts) - count) == nearest
-        assert (train, held) == holding_out(sizes, count)
+        train, held_out = hold_out_groups(sizes, count)
+        check_overlap(train, held_out, DataSettings())
+        nearest = min(abs(n - count) for n in possible_sums(sizes))
+        assert abs(len(held_out.prompts) - count) == nearest
+        assert (train, held_out) == hold_out_groups(sizes, count)
 
 
 def test_three_of_eight_paired_rows():
-    train, held = holding_out([2, 2, 2, 2], 3)
-    assert (len(train.prompts), len(held.prompts)) == (6, 2)
-    check_overlap(train, held, DataSettings())
+    train, held_out = hold_out_groups([2, 2, 2, 2], 3)
+    assert (len(train.prompts), len(held_out.prompts)) == (6, 2)
+    check_overlap(train, held_out, DataSettings())
 
 
-def test_where_all_rows_ask_the_same_none_can_be_held_out():
+def test_no_row_can_be_held_out_if_all_ask_the_same():
     with pytest.raises(DataError) as caught:
-        holding_out([5], 2)
+        hold_out_groups([5], 2)
     assert caught.value.code == "D308"
-    assert len(holding_out([5], 0)[0].prompts) == 5
+    assert len(hold_out_groups([5], 0)[0].prompts) == 5
 
 
-def test_many_rows_are_held_out_quickly_whatever_their_groups():
-    train, held = holding_out([2] * 20_000 + [7] * 301, 10_001)
-    assert len(held.prompts) == 10_001
+def test_many_rows_are_held_out_quickly_for_any_groups():
+    train, held_out = hold_out_groups([2] * 20_000 + [7] * 301, 10_001)
+    assert len(held_out.prompts) == 10_001
     assert len(train.prompts) == 40_000 + 2_107 - 10_001

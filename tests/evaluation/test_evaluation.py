@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 
 from vistill.data.diagrams import diagram_prompts, diagrams
 from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, summarise_tokens
@@ -20,7 +20,7 @@ SETTINGS = EvalSettings(limit=4, extra_limit=4, samples=2, max_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def result(tokenizer, teacher):
-    student = build(tokenizer, 0).freeze()
+    student = build_model(tokenizer, 0).freeze()
     models = Models(student, teacher, student.vocabulary_size)
     return evaluate(models, diagram_prompts("val", 4, 0), SETTINGS, diagrams=diagrams("val", 4, 0))
 
@@ -49,7 +49,7 @@ def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(
 ):
     from dataclasses import replace
 
-    student = build(tokenizer, 0).freeze()
+    student = build_model(tokenizer, 0).freeze()
     models = Models(student, teacher, student.vocabulary_size)
     again = evaluate(
         models,
@@ -189,7 +189,7 @@ ROWS = [drawn("a", "red"), drawn("b", "red"), drawn("c", "red"), drawn("d", "blu
 
 @pytest.fixture(scope="module")
 def models(tokenizer, teacher):
-    student = build(tokenizer, 0).freeze()
+    student = build_model(tokenizer, 0).freeze()
     return Models(student, teacher, student.vocabulary_size)
 
 
@@ -330,7 +330,7 @@ def test_the_engine_that_is_handed_over_writes_every_answer(tokenizer, teacher, 
         def sleep(self):
             self.states.append("sleep")
 
-    student = build(tokenizer, 0).freeze()
+    student = build_model(tokenizer, 0).freeze()
     engine = Counting(HFEngine(student))
     models = Models(student, teacher, student.vocabulary_size)
     again = evaluate(

@@ -1,4 +1,4 @@
-"""A response_source with a valid recipe on it, and a user who reads a message, pastes its fix behind the same command, and tries again."""
+"""A folder with a valid recipe, and a user who reads a message, pastes its fix and tries again."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ train: {prompts_per_step: 2, steps: 1, lr: 1e-4}
 save: {keep_best: none}
 eval: {every: 0}
 """
-#: What can be pasted behind a command as it stands; words in capitals are for the user to fill in.
+#: A fix that can be pasted after a command as it is; the user fills in words in capitals.
 OVERRIDE = r"[a-z_][\w.]*=(?![A-Z_]{3,}(?:\W|$))[^\s,]*"
 PASTE = re.compile(
     rf"--accept [\w.,]+|{OVERRIDE}(?: {OVERRIDE})*|vistill [a-z]+(?: [^\s]+)*|pip install .+"
@@ -37,7 +37,7 @@ PASTE = re.compile(
 
 @dataclass
 class Outcome:
-    """What a user sees of a command."""
+    """What a user sees of a command: exit status, text, and the error as JSON."""
 
     status: int
     shown: str
@@ -47,25 +47,30 @@ class Outcome:
     def code(self):
         return self.error.get("code")
 
-    def pastes(self):
+    def pasteable_fixes(self):
         """The alternatives of the fix that can be pasted."""
         return PASTE.findall(self.error["fix"])
 
 
-class Desk:
-    """A folder with models, pictures, rows and a recipe; commands run in it."""
+class Workspace:
+    """A folder with models, images, rows and a recipe; commands run in it."""
 
     def __init__(self, folder):
-        self.folder, self.command, self.words = folder, "check", []
+        self.folder, self.command, self.arguments = folder, "check", []
         (folder / "data" / "images").mkdir(parents=True)
         for number in range(ROWS):
-            picture = Image.new("RGB", (64, 64), (30 * number, 120, 200))
-            picture.paste((255, 255, 255), (8, 8 + 4 * number, 40, 24 + 4 * number))
-            picture.save(folder / "data" / "images" / f"fig_{number}.png")
+            image = Image.new("RGB", (64, 64), (30 * number, 120, 200))
+            image.paste((255, 255, 255), (8, 8 + 4 * number, 40, 24 + 4 * number))
+            image.save(folder / "data" / "images" / f"fig_{number}.png")
         self.rows = [
-            {"question": f"How many bars has figure {n}?", "images": [f"images/fig_{n}.png"], "answer": str(n), "response": f"{n} bars"}
+            {
+                "question": f"How many bars has figure {n}?",
+                "images": [f"images/fig_{n}.png"],
+                "answer": str(n),
+                "response": f"{n} bars",
+            }
             for n in range(ROWS)
-        ]  # fmt: skip
+        ]
         self.save()
         self.recipe()
 
@@ -75,20 +80,20 @@ class Desk:
         (self.folder / "data" / name).write_text(text)
 
     def recipe(self, old="", new="", more=""):
-        """Write the recipe, one thing changed."""
+        """Write the recipe with one change."""
         assert old in RECIPE
         (self.folder / "r.yaml").write_text(
             RECIPE.replace(old, new, 1) + more if old else RECIPE + more
         )
 
     def models(self, *names):
-        """Local copies of the shipped models, and what the recipe calls them."""
+        """Copy included models to the folder, and let the recipe use them."""
         for name in names:
             shutil.copytree(
                 ASSETS / (name if (ASSETS / name).is_dir() else "teacher"),
                 self.folder / "models" / name,
             )
-        self.words += [
+        self.arguments += [
             f"{name}.model=models/{name}" for name in names if name in ("student", "teacher")
         ]
 
@@ -102,19 +107,19 @@ class Desk:
         path.write_text(json.dumps(tree))
 
     def attempt(self, *pasted):
-        """Run the command, with something pasted behind it."""
-        return run([self.command, "r.yaml", *self.words, *pasted], self.folder)
+        """Run the command, with pasted words after it."""
+        return run([self.command, "r.yaml", *self.arguments, *pasted], self.folder)
 
     def paste(self, text):
-        """A fix: words behind the same command, or a command of its own."""
+        """Apply a fix: words after the same command, or another command."""
         words = shlex.split(text)
         return run(words[1:], self.folder) if words[0] == "vistill" else self.attempt(*words)
 
 
 def run(words, folder):
-    """The real entry in this process, as if typed in a folder."""
-    twin = folder / "error.json"
-    twin.unlink(missing_ok=True)
+    """Run the command line in this process, as if typed in a folder."""
+    error_file = folder / "error.json"
+    error_file.unlink(missing_ok=True)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -122,12 +127,12 @@ def run(words, folder):
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
-    error = json.loads(twin.read_text()) if twin.exists() else {}
+    error = json.loads(error_file.read_text()) if error_file.exists() else {}
     return Outcome(status, err.getvalue(), error)
 
 
-def examine(outcome, code):
-    """The message: right code, at most twelve lines, each with something to say, and the same for machines."""
+def check_message(outcome, code):
+    """Check a message: its code, at most twelve lines, none empty, the same content as JSON."""
     assert outcome.code == code, outcome.shown or outcome
     shown = outcome.shown.strip("\n").splitlines()
     start = next(i for i, line in enumerate(shown) if line.startswith(f"error[{code}]: "))
@@ -140,39 +145,39 @@ def examine(outcome, code):
         assert outcome.error[part], f"{code} has no {part}"
         assert outcome.error[part].splitlines()[0] in outcome.shown
     assert not re.search(r"(?:/tmp|/work|/home)/\S*assets", outcome.shown), (
-        "a shipped model is named by its path"
+        "an included model is named by its path"
     )
 
 
-def mend(response_source, first, tries=4):
-    """Paste fixes until the command passes; no code comes twice."""
+def apply_fixes(workspace, first, tries=4):
+    """Paste fixes until the command passes; fail if a code repeats."""
     seen, outcome = [], first
     while outcome.status and len(seen) < tries:
         assert outcome.code not in seen, f"{seen}, then again:\n{outcome.shown}"
         assert outcome.code, outcome.shown
         seen.append(outcome.code)
-        assert outcome.pastes(), f"nothing to paste:\n{outcome.shown}"
-        words = shlex.split(outcome.pastes()[0])
+        assert outcome.pasteable_fixes(), f"nothing to paste:\n{outcome.shown}"
+        words = shlex.split(outcome.pasteable_fixes()[0])
         if words[0] == "vistill":
-            return response_source.paste(outcome.pastes()[0])
-        response_source.words += words
-        outcome = response_source.attempt()
+            return workspace.paste(outcome.pasteable_fixes()[0])
+        workspace.arguments += words
+        outcome = workspace.attempt()
     assert outcome.status == 0, f"after {seen}:\n{outcome.shown}"
     return outcome
 
 
 def is_installable(text):
-    """Whether `pip install ...` names this package with an extra it has, and no file that is not there."""
+    """Whether `pip install ...` names this package with one of its extras."""
     words = shlex.split(text)
     name, extra = re.fullmatch(r"(\w+)\[(\w+)\]", words[2]).groups()
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     return name == project["name"] and extra in project["optional-dependencies"] and len(words) == 3
 
 
-def lock_weights(patch):
-    """Whoever loads weights fails: what can be known without them must be said before."""
+def forbid_loading_weights(patch):
+    """Make loading weights fail: the mistake must be reported before."""
 
     def refuse(*arguments, **options):
-        raise AssertionError("weights were loaded before the mistake was named")
+        raise AssertionError("weights were loaded before the mistake was reported")
 
     patch.setattr("vistill.training.checks.models.load_weights", refuse)

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or out of disk: the same command ends with the same bits."""
+"""Runs that are killed, stopped or out of disk space: the same command ends with the same bits."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from vistill.errors import StorageError
-from vistill.faults import POINTS, VARIABLE, fault, forget_visits
+from vistill.faults import POINTS, VARIABLE, fault, reset_visits
 from vistill.runs.folder import RunFolder
 from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.training import checkpoint
 from vistill.training.checkpoint import newest
 
-#: Points a run passes; the report is written after it.
+#: Points inside a run; the report comes after it.
 IN_A_RUN = [point for point in POINTS if point != "report.begin"]
 
 
@@ -28,16 +28,16 @@ def test_without_the_variable_a_fault_point_does_nothing(monkeypatch):
     assert not any(fault(point) for point in POINTS)
 
 
-def test_a_fault_waits_for_its_visit_and_an_unknown_point_is_refused(monkeypatch):
-    forget_visits()
+def test_a_fault_acts_at_its_visit_and_an_unknown_point_is_refused(monkeypatch):
+    reset_visits()
     monkeypatch.setenv(VARIABLE, "learn.loss:nan@2")
     assert [fault("learn.loss"), fault("learn.loss"), fault("learn.loss")] == [False, True, False]
     with pytest.raises(AssertionError, match="no fault point"):
         fault("nowhere")
-    forget_visits()
+    reset_visits()
 
 
-def test_every_fault_point_stands_in_the_code():
+def test_every_fault_point_occurs_in_the_code():
     root = Path(checkpoint.__file__).parent.parent
     text = "".join(f.read_text() for f in root.rglob("*.py") if f.name != "faults.py")
     assert {point for point in POINTS if f'fault("{point}")' not in text} == set()
@@ -59,7 +59,7 @@ def test_killed_at_a_random_instant_the_same_command_ends_with_the_same_bits(cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
-def test_told_to_stop_in_any_phase_it_saves_leaves_with_75_and_goes_on_to_the_same_bits(
+def test_a_signal_in_any_phase_saves_exits_with_75_and_the_run_resumes_to_the_same_bits(
     chaos, number
 ):
     assert chaos.terminate(number) is None
@@ -67,55 +67,55 @@ def test_told_to_stop_in_any_phase_it_saves_leaves_with_75_and_goes_on_to_the_sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", SAVE_POINTS)
-def test_a_full_disk_inside_a_save_leaves_the_checkpoint_before_it(chaos, point):
+def test_a_full_disk_during_a_save_leaves_the_previous_checkpoint(chaos, point):
     folder = chaos.folder / f"full-{point}"
     assert chaos.forked(folder, f"{point}:enospc@2")() == 1
-    found = newest(RunFolder(folder))
-    assert found is not None
+    assert newest(RunFolder(folder)) is not None
     assert "S601" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, point) is None
 
 
 @pytest.mark.slow
-def test_too_little_space_is_said_before_anything_is_written(chaos):
+def test_too_little_space_is_reported_before_anything_is_written(chaos):
     folder = chaos.folder / "little"
 
-    def little():
+    def limit_free_space():
         checkpoint.free_space = lambda path: 1000
 
-    assert chaos.forked(folder, before=little)() == 1
+    assert chaos.forked(folder, before=limit_free_space)() == 1
     assert newest(RunFolder(folder)) is None
     assert not list(folder.glob(".inprogress-*"))
     assert "a checkpoint needs" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, "little space") is None
 
 
-def test_little_space_drops_older_checkpoints_first_and_then_refuses(
-    tmp_path, monkeypatch, student
-):
+def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeypatch, student):
     from vistill.training.checkpoint import TrainedObjects, check_space, checkpoints, publish
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
 
     folder, optimizer = RunFolder(tmp_path), make_optimizer(student.model, TrainSettings())
-    saved = lambda step: TrainedObjects(student, optimizer, RunState(step=step))
+
+    def objects_at(step):
+        return TrainedObjects(student, optimizer, RunState(step=step))
+
     for step in (1, 2, 3):
-        publish(folder, saved(step), "x", keep=3)
+        publish(folder, objects_at(step), "x", keep=3)
     monkeypatch.setattr(
         checkpoint, "free_space", lambda path: 10 if len(checkpoints(folder)) > 1 else 10**12
     )
-    check_space(folder, saved(4), keep=1)
+    check_space(folder, objects_at(4), keep=1)
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-000003"]
     monkeypatch.setattr(checkpoint, "free_space", lambda path: 10)
     with pytest.raises(StorageError) as caught:
-        check_space(folder, saved(4), keep=1)
+        check_space(folder, objects_at(4), keep=1)
     assert caught.value.code == "S601"
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-000003"]
 
 
 @pytest.mark.slow
-def test_the_selftest_verb_tells_what_survived(tmp_path):
+def test_the_selftest_command_prints_its_result(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -124,7 +124,7 @@ def test_the_selftest_verb_tells_what_survived(tmp_path):
         "--chaos",
         "1",
         "--folder",
-        str(tmp_path / "here"),
+        str(tmp_path / "runs"),
     ]
     done = subprocess.run(
         command,
@@ -135,9 +135,9 @@ def test_the_selftest_verb_tells_what_survived(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sigkill    1 of 1 ended with the same bits" in done.stdout
-    assert not list((tmp_path / "here").iterdir())
+    assert not list((tmp_path / "runs").iterdir())
 
 
-def test_what_failed_is_named():
+def test_the_report_names_failed_trials():
     row = Row("sigkill", 2, 1, 3.0, ["trial 1, killed after 0.5 s: other weights"])
     assert report_of([row]).splitlines()[1] == "failed: trial 1, killed after 0.5 s: other weights"

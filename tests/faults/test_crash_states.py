@@ -1,4 +1,4 @@
-"""Power cuts: in every folder one can leave, the newest complete checkpoint loads and no logged step of it is lost."""
+"""After any power cut, the newest complete checkpoint loads and no logged step of it is lost."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from crash_states import Disk, Op, Recorder, build, losses
+from crash_states import Disk, Operation, Recorder, build_folder, losses
 
 from vistill.errors import VistillError
 from vistill.runs.folder import RunFolder
@@ -17,8 +17,8 @@ from vistill.training.checkpoint import MANIFEST, newest, remove_leftovers
 
 
 @pytest.fixture
-def fast(tmp_path):
-    """A folder in memory, where there is one: thousands of states are laid out and removed."""
+def memory_folder(tmp_path):
+    """A folder in memory if possible: the test writes and removes thousands of states."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path
@@ -28,75 +28,81 @@ def fast(tmp_path):
     shutil.rmtree(folder)
 
 
-def recorded(folder):
-    """A run of a few steps, operation by operation."""
-    chaos = Chaos(folder / "chaos")
-    place = RunFolder(folder / "run")
-    place.path.mkdir()
-    recorder = Recorder(place.path)
+def record_run(root):
+    """Record a run of a few steps, operation by operation."""
+    chaos = Chaos(root / "chaos")
+    folder = RunFolder(root / "run")
+    folder.path.mkdir()
+    recorder = Recorder(folder.path)
     with recorder.watching():
-        chaos.go(place, stop_after=6)
-    return recorder.ops
+        chaos.go(folder, stop_after=6)
+    return recorder.operations
 
 
-def published(ops):
-    """For each prefix the newest checkpoint whose rename is durable: what must load from then on."""
-    waiting, safe, found = None, None, []
+def safe_checkpoints(ops):
+    """For each prefix, the step of the newest checkpoint whose rename is durable."""
+    renamed, safe, steps = None, None, []
     for op in ops:
         if op.kind == "rename" and op.other.startswith("checkpoint-"):
-            waiting = int(op.other.split("-")[1])
-        if op.kind == "syncdir" and op.path == "." and waiting is not None:
-            safe = waiting
-        found.append(safe)
-    return found
+            renamed = int(op.other.split("-")[1])
+        if op.kind == "syncdir" and op.path == "." and renamed is not None:
+            safe = renamed
+        steps.append(safe)
+    return steps
 
 
-def examine(ops, folder, most, seed=0):
-    """States tried, and what went wrong in those where something did."""
-    disk, rng, wrong, tried = Disk(), random.Random(seed), [], 0
+def check_states(ops, folder, limit, seed=0):
+    """Check the state after each loss; return their number and the problems."""
+    disk, rng, problems, tried = Disk(), random.Random(seed), [], 0
     store, state = folder / "store", folder / "state"
     store.mkdir()
-    for number, (op, safe) in enumerate(zip(ops, published(ops), strict=True)):
-        disk.do(op)
-        for loss in losses(disk, rng, most):
-            build(disk.root, loss, state, store)
+    for number, (op, safe) in enumerate(zip(ops, safe_checkpoints(ops), strict=True)):
+        disk.apply(op)
+        for loss in losses(disk, rng, limit):
+            build_folder(disk.root, loss, state, store)
             tried += 1
-            problem = judge(RunFolder(state), safe)
+            problem = find_problem(RunFolder(state), safe)
             if problem:
-                wrong.append(f"after operation {number} ({op.kind} {op.path}): {problem}")
+                problems.append(f"after operation {number} ({op.kind} {op.path}): {problem}")
             shutil.rmtree(state)
-    return tried, wrong
+    return tried, problems
 
 
-def judge(place, safe):
-    """What is wrong with a folder that a power cut left, or None."""
+def find_problem(folder, safe):
+    """The problem of a folder that a power cut left, or None."""
     try:
-        remove_leftovers(place)
-        found = newest(place)
+        remove_leftovers(folder)
+        checkpoint = newest(folder)
     except (VistillError, OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    step = -1 if found is None else json.loads((found / MANIFEST).read_text())["step"]
+    step = -1 if checkpoint is None else json.loads((checkpoint / MANIFEST).read_text())["step"]
     if safe is not None and step < safe:
         return f"checkpoint {safe} was published, {step} loads"
     logged = (
-        [record["step"] for record in place.read(place.metrics)] if place.metrics.exists() else []
+        [record["step"] for record in folder.read(folder.metrics)]
+        if folder.metrics.exists()
+        else []
     )
     missing = set(range(1, step + 1)) - set(logged)
     return (
-        f"checkpoint {step} loads, but steps {sorted(missing)} are gone from metrics.jsonl"
+        f"checkpoint {step} loads, but steps {sorted(missing)} are missing in metrics.jsonl"
         if missing
         else None
     )
 
 
-def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path):
+def test_the_disk_model_loses_what_was_not_synced(tmp_path):
     disk = Disk()
-    for op in (Op("mkdir", "a"), Op("write", "a/x", content=b"new"), Op("sync", "a/x")):
-        disk.do(op)
+    for op in (
+        Operation("mkdir", "a"),
+        Operation("write", "a/x", content=b"new"),
+        Operation("sync", "a/x"),
+    ):
+        disk.apply(op)
     shapes = set()
     for number, loss in enumerate(losses(disk, random.Random(0), 100)):
         (tmp_path / "s").mkdir(exist_ok=True)
-        build(disk.root, loss, tmp_path / str(number), tmp_path / "s")
+        build_folder(disk.root, loss, tmp_path / str(number), tmp_path / "s")
         shapes.add(
             tuple(
                 sorted(
@@ -106,29 +112,34 @@ def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path):
             )
         )
     assert shapes == {(), ("a",), ("a", "a/x")}
-    for op in (Op("syncdir", "a"), Op("syncdir", "."), Op("rename", "a", "b"), Op("syncdir", ".")):
-        disk.do(op)
+    for op in (
+        Operation("syncdir", "a"),
+        Operation("syncdir", "."),
+        Operation("rename", "a", "b"),
+        Operation("syncdir", "."),
+    ):
+        disk.apply(op)
     (last,) = losses(disk, random.Random(0), 100)
-    build(disk.root, last, tmp_path / "end", tmp_path / "s")
+    build_folder(disk.root, last, tmp_path / "end", tmp_path / "s")
     assert (tmp_path / "end" / "b" / "x").read_bytes() == b"new"
 
 
 @pytest.mark.slow
-def test_every_power_cut_leaves_the_newest_complete_checkpoint(fast):
-    ops = recorded(fast)
+def test_every_power_cut_leaves_the_newest_complete_checkpoint(memory_folder):
+    ops = record_run(memory_folder)
     assert {"mkdir", "write", "sync", "syncdir", "rename", "remove"} == {op.kind for op in ops}
-    tried, wrong = examine(ops, fast, most=24)
-    assert not wrong, f"{len(wrong)} of {tried} states, first: {wrong[:3]}"
+    tried, problems = check_states(ops, memory_folder, limit=24)
+    assert not problems, f"{len(problems)} of {tried} states, first: {problems[:3]}"
     assert tried > 2000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forgotten", ["syncdir", "sync"])
-def test_the_enumeration_finds_a_save_that_forgets_to_sync(fast, forgotten):
+@pytest.mark.parametrize("skipped", ["syncdir", "sync"])
+def test_the_enumeration_detects_a_save_that_does_not_sync(memory_folder, skipped):
     ops = [
         op
-        for op in recorded(fast)
-        if op.kind != forgotten or (op.path == "." and op.kind == "syncdir")
+        for op in record_run(memory_folder)
+        if op.kind != skipped or (op.path == "." and op.kind == "syncdir")
     ]
-    tried, wrong = examine(ops, fast, most=6)
-    assert wrong, f"{tried} states and nothing found"
+    tried, problems = check_states(ops, memory_folder, limit=6)
+    assert problems, f"{tried} states without a problem"

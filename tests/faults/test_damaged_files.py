@@ -1,10 +1,10 @@
-"""Files of a run folder that were edited, cut or left there by people: a code that names them, never a traceback."""
+"""Edited, cut or unexpected files in a run folder: an error that names the file, no traceback."""
 
 import json
 import signal
 
 import pytest
-from plans import setup_from
+from plans import make_setup_from
 from training.test_loop import make_plan
 
 from vistill.errors import NonFiniteError, StorageError
@@ -31,9 +31,9 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_file_that_a_run_reads_again_is_named(tokenizer, teacher, tmp_path, content):
+def test_an_error_names_a_damaged_state_file(tokenizer, teacher, tmp_path, content):
     folder = RunFolder(tmp_path)
-    setup = setup_from(make_plan(tokenizer, teacher), folder)
+    setup = make_setup_from(make_plan(tokenizer, teacher), folder)
     setup.loaded_models = make_plan(tokenizer, teacher).models
     folder.log(folder.metrics, {"step": 1})
     for name in ("memory.json", "rows.json"):
@@ -46,7 +46,7 @@ def test_a_damaged_file_that_a_run_reads_again_is_named(tokenizer, teacher, tmp_
 
 
 @pytest.mark.parametrize("content", DAMAGE[:5])
-def test_a_damaged_lock_or_result_is_named(tmp_path, content):
+def test_an_error_names_a_damaged_lock_or_result(tmp_path, content):
     for name in ("run.lock.json", "result.json"):
         (tmp_path / name).write_bytes(content)
     for read in (
@@ -59,14 +59,14 @@ def test_a_damaged_lock_or_result_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("line", [b"5", b"[]", b"{", b'{"a": "\xff"}', b"\0\0"])
-def test_a_line_that_is_no_record_is_named_with_its_number(tmp_path, line):
+def test_an_error_names_the_number_of_a_line_that_is_not_a_record(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(StorageError, match=r"line 2 of metrics\.jsonl") as caught:
         list(read_lines(tmp_path / "metrics.jsonl"))
     assert caught.value.code == "S605"
 
 
-def test_half_a_last_line_is_left_out_also_inside_a_character(tmp_path):
+def test_a_half_written_last_line_is_ignored(tmp_path):
     (tmp_path / "x.jsonl").write_bytes('{"a": "ü"}\n{"a": "ü'.encode()[:-1])
     assert list(read_lines(tmp_path / "x.jsonl")) == [{"a": "ü"}]
 
@@ -80,16 +80,16 @@ def test_half_a_last_line_is_left_out_also_inside_a_character(tmp_path):
         {"ids": [[1], [2]], "finish": ["stop"]},
     ],
 )
-def test_a_damaged_response_of_the_teacher_is_named(tokenizer, teacher, tmp_path, record):
+def test_a_damaged_teacher_response_is_refused(tokenizer, teacher, tmp_path, record):
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher)
     prompts, response_source = plan.train_prompts[:1], ResponseSource(None, plan.objective, 2)  # type: ignore[arg-type]
     settings = {"teacher": teacher.source, "seed": 5, **vars(plan.rollout)}
-    kept = {
+    stored = {
         key: value
         for key, value in settings.items()
         if key not in ("rows_per_call", "all_truncated")
     }
-    write_json(tmp_path / "teacher_responses.settings.json", kept, exact=True)
+    write_json(tmp_path / "teacher_responses.settings.json", stored, exact=True)
     append_line(
         tmp_path / "teacher_responses.jsonl",
         {"prompt": prompts[0].id, "content": prompts[0].content, **record},
@@ -99,7 +99,7 @@ def test_a_damaged_response_of_the_teacher_is_named(tokenizer, teacher, tmp_path
     assert caught.value.code == "S606"
 
 
-def test_what_is_read_again_holds_no_nan(tmp_path):
+def test_a_file_that_is_read_again_refuses_nan(tmp_path):
     assert to_json({"a": float("nan")}) == '{"a": null}'
     with pytest.raises(NonFiniteError, match=r"held\.token\[1\] is nan") as caught:
         write_json(tmp_path / "memory.json", {"held": {"token": [1.0, float("nan")]}}, exact=True)
@@ -107,7 +107,7 @@ def test_what_is_read_again_holds_no_nan(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_read_json_asks_for_what_was_written(tmp_path):
+def test_read_json_checks_the_required_fields(tmp_path):
     (tmp_path / "a.json").write_text('{"n": 1, "d": {"x": 1}}')
     assert read_json(tmp_path / "a.json", n=int, d={"x"})["n"] == 1
     for fields in ({"m": int}, {"n": str}, {"d": {"x", "y"}}, {"n": {"x"}}):
@@ -115,7 +115,7 @@ def test_read_json_asks_for_what_was_written(tmp_path):
             read_json(tmp_path / "a.json", **fields)
 
 
-def test_check_counts_the_checkpoints_that_a_start_would_count(tmp_path):
+def test_check_counts_the_same_checkpoints_as_a_start(tmp_path):
     from vistill.config import build_recipe
 
     run = tmp_path / "run"
@@ -133,10 +133,10 @@ def test_check_counts_the_checkpoints_that_a_start_would_count(tmp_path):
 
 
 @pytest.mark.parametrize("listening", [lambda: Interrupt().listening(), exit_on_second_signal])
-def test_a_handler_that_was_not_installed_from_python_does_not_break_the_end_of_a_run(
+def test_a_signal_handler_from_outside_python_does_not_break_the_end_of_a_run(
     listening, monkeypatch
 ):
-    """`signal.signal` returns None for one that was there before Python started."""
+    """`signal.signal` returns None for a handler from before Python started."""
     before, install = signal.getsignal(signal.SIGUSR1), signal.signal
     with monkeypatch.context() as patch:
         patch.setattr(signal, "signal", lambda number, handler: install(number, handler) and None)

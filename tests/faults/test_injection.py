@@ -1,4 +1,4 @@
-"""Hostile text in every field of a run folder: not one element, attribute or comment more in the page."""
+"""Hostile text in every field of a run folder adds no element, attribute or comment to the page."""
 
 import json
 import random
@@ -16,29 +16,32 @@ from vistill.report import charts, page
 from vistill.report.run_data import read_run
 
 PAYLOADS = markup_payloads()
-LEFT_ALONE = ("checkpoint-*/student/*", "*.html", "*.png", "*.safetensors", ".owner")
-#: Renders of the fast part: each puts another payload into every text of the folder.
+UNCHANGED = ("checkpoint-*/student/*", "*.html", "*.png", "*.safetensors", ".owner")
+#: Number of renders in the fast test; each puts other payloads into all texts.
 SAMPLED = 40
 
 
 @pytest.fixture(scope="module")
 def run_folder(tiny_folder, tmp_path_factory, without_canary):
-    """A real run of two steps: rows with pictures, one of them bad, an evaluation, heatmaps, siblings, a profile."""
+    """A run of two steps with images, a bad row, an evaluation, heatmaps and a profile."""
     import vistill
 
-    place = tmp_path_factory.mktemp("injection")
+    root = tmp_path_factory.mktemp("injection")
     rows = [
         {"id": f"row {i}", "question": f"How long is it? {i}", "images": "a.png", "answer": str(i)}
         for i in range(6)
     ]
     rows.append(rows[0] | {"id": "bad", "images": "gone.png"})
-    (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Image.new("RGB", (64, 64), "teal").save(place / "a.png")
-    recipe = place / "recipe.yaml"
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (64, 64), "teal").save(root / "a.png")
+    recipe = root / "recipe.yaml"
     recipe.write_text(
-        f"run: {place / 'run'}\nmethod: va_opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\nprofile: true\n"
-        f"data: {{train: {place / 'data.jsonl'}, holdout: 2, max_bad_share: 0.5, columns: {{id: id}}}}\n"
-        "rollout: {per_prompt: 2, max_new_tokens: 5}\ntrain: {steps: 2, prompts_per_step: 2, lr: 1.0e-4}\n"
+        f"run: {root / 'run'}\nmethod: va_opd\nprofile: true\n"
+        f"student: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\n"
+        f"data: {{train: {root / 'data.jsonl'}, holdout: 2, max_bad_share: 0.5,\n"
+        "       columns: {id: id}}\n"
+        "rollout: {per_prompt: 2, max_new_tokens: 5}\n"
+        "train: {steps: 2, prompts_per_step: 2, lr: 1.0e-4}\n"
         "eval: {every: 2, limit: 2, extra_limit: 2, max_new_tokens: 5}\n"
     )
     folder = vistill.train(recipe).path
@@ -48,22 +51,22 @@ def run_folder(tiny_folder, tmp_path_factory, without_canary):
 
 
 def text_files(folder):
-    """Every file of a run folder that holds text of ours."""
+    """Every file of a run folder that contains text."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not any(name.match(pattern) for pattern in LEFT_ALONE):
+        if path.is_file() and not any(name.match(pattern) for pattern in UNCHANGED):
             yield path
 
 
-class Swap:
-    """Replaces texts, the same by the same, and adds a key to every group; remembers which fields it saw."""
+class TextReplacer:
+    """Replaces equal texts equally and adds a key to every group; records the fields it sees."""
 
-    def __init__(self, give):
-        self.give, self.known, self.fields = give, {}, set()
+    def __init__(self, replacement):
+        self.replacement, self.known, self.fields = replacement, {}, set()
 
     def text(self, value, field):
         self.fields.add(field)
-        return self.give(self.known.setdefault(value, len(self.known)))
+        return self.replacement(self.known.setdefault(value, len(self.known)))
 
     def tree(self, value, field):
         if isinstance(value, str):
@@ -73,28 +76,31 @@ class Swap:
         if not isinstance(value, dict):
             return value
         ids = field == "pictures/index.json"
-        made = {
+        result = {
             (self.text(key, f"{field}:keys") if ids else key): (
                 inner if key == "file" else self.tree(inner, f"{field}.{'*' if ids else key}")
             )
             for key, inner in value.items()
         }
-        return self.added_key(made, field) | made
+        return self.added_key(result, field) | result
 
-    def added_key(self, made, field):
-        """One more entry, like one that is there: pages that list a group's keys show it."""
-        floats = lambda v: isinstance(v, list) and bool(v) and all(isinstance(x, float) for x in v)
+    def added_key(self, result, field):
+        """One more entry, a copy of another: pages that list the keys of a group show it."""
+
+        def is_list_of_floats(v):
+            return isinstance(v, list) and bool(v) and all(isinstance(x, float) for x in v)
+
         kinds = (
             lambda v: isinstance(v, dict),
-            floats,
+            is_list_of_floats,
             lambda v: isinstance(v, float),
             lambda v: isinstance(v, str),
         )
-        for kind in kinds:
-            like = [v for v in made.values() if kind(v)]
-            if like:
+        for has_kind in kinds:
+            values = [v for v in result.values() if has_kind(v)]
+            if values:
                 key = self.text("an added key", f"{field}:added")
-                return {f"visual {key}" if kind is floats else key: like[0]}
+                return {f"visual {key}" if has_kind is is_list_of_floats else key: values[0]}
         return {}
 
     def file(self, path, name):
@@ -111,24 +117,26 @@ class Swap:
         )
 
 
-def hostile(folder, give, out):
+def make_hostile_run(folder, replacement, out):
     """A copy of a run folder with every text replaced, as the page reads it; and the fields."""
-    swap = Swap(give)
+    replacer = TextReplacer(replacement)
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder / "pictures", out / "pictures")
     for path in text_files(folder):
         name = path.relative_to(folder)
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(swap.file(path, re.sub(r"\d{6}", "N", str(name))), encoding="utf-8")
-    run = replace(read_run(out), name=swap.text("name of the run", "name of the folder"))
-    return run, swap.fields
+        (out / name).write_text(
+            replacer.file(path, re.sub(r"\d{6}", "N", str(name))), encoding="utf-8"
+        )
+    run = replace(read_run(out), name=replacer.text("name of the run", "name of the folder"))
+    return run, replacer.fields
 
 
-def harmless(number):
+def harmless_text(number):
     return f"plain words {number}"
 
 
-def census(text):
+def count_elements(text):
     """Elements, their attributes' names and comments, as a browser builds them."""
     tree = html5lib.parse(text, treebuilder="etree", namespaceHTMLElements=False)
     return [
@@ -140,60 +148,79 @@ def census(text):
     ]
 
 
-def payload(shift):
+def payload_shifted_by(shift):
     return lambda number: PAYLOADS[(number + shift) % len(PAYLOADS)]
 
 
-def rotations(number=None):
-    """Shifts such that every text meets every payload, or a few of them."""
+def payload_shifts(number=None):
+    """Shifts such that every text meets every payload, or a sample of such shifts."""
     shifts = list(range(len(PAYLOADS)))
     return shifts if number is None else random.Random(0).sample(shifts, number)
 
 
-def differing(folder, shifts, out):
-    """The shifts whose page has another census than the harmless one."""
-    plain = census(page.render([hostile(folder, harmless, out)[0]]))
-    return [
-        s for s in shifts if census(page.render([hostile(folder, payload(s), out)[0]])) != plain
-    ]
+def differing_shifts(folder, shifts, out):
+    """The shifts whose page has other elements than the harmless page."""
+
+    def elements(make_text):
+        return count_elements(page.render([make_hostile_run(folder, make_text, out)[0]]))
+
+    harmless = elements(harmless_text)
+    return [shift for shift in shifts if elements(payload_shifted_by(shift)) != harmless]
 
 
-def test_there_are_more_than_500_payloads_and_every_kind_of_field(run_folder, tmp_path):
+def test_there_are_more_than_500_payloads_for_every_kind_of_field(run_folder, tmp_path):
     assert len(set(PAYLOADS)) == len(PAYLOADS) >= 500
-    _, fields = hostile(run_folder, harmless, tmp_path / "h")
-    wanted = {"name of the folder", "run.lock.json.command", "run.lock.json.accepted[]", "run.lock.json.recipe.student.model",
-              "run.lock.json.versions:added", "rollouts/N.jsonl.tokens[]", "rollouts/N.jsonl.prompt", "rollouts/N.jsonl:added",
-              "tokens/step-N.json.items[].question", "tokens/step-N.json.items[].gold", "quarantine.jsonl.reason", "timing.jsonl.seconds:added",
-              "pictures/index.json:keys", "pictures/index.json.*.question", "result.json.weights_sha256", "events.log"}  # fmt: skip
-    assert wanted <= fields, wanted - fields
+    _, fields = make_hostile_run(run_folder, harmless_text, tmp_path / "h")
+    required = {
+        "name of the folder",
+        "run.lock.json.command",
+        "run.lock.json.accepted[]",
+        "run.lock.json.recipe.student.model",
+        "run.lock.json.versions:added",
+        "rollouts/N.jsonl.tokens[]",
+        "rollouts/N.jsonl.prompt",
+        "rollouts/N.jsonl:added",
+        "tokens/step-N.json.items[].question",
+        "tokens/step-N.json.items[].gold",
+        "quarantine.jsonl.reason",
+        "timing.jsonl.seconds:added",
+        "pictures/index.json:keys",
+        "pictures/index.json.*.question",
+        "result.json.weights_sha256",
+        "events.log",
+    }
+    assert required <= fields, required - fields
     assert len(fields) > 80
 
 
-def test_the_harmless_page_shows_the_texts_it_was_given(run_folder, tmp_path):
-    text = page.render([hostile(run_folder, harmless, tmp_path / "h")[0]])
+def test_the_harmless_page_shows_its_texts(run_folder, tmp_path):
+    text = page.render([make_hostile_run(run_folder, harmless_text, tmp_path / "h")[0]])
     assert len(set(re.findall(r"plain words \d+", text))) > 40
     assert "visual plain words" in text, "the name of a signal reaches the page"
 
 
 def test_a_sample_of_payloads_in_every_field_adds_no_element_and_no_attribute(run_folder, tmp_path):
-    assert differing(run_folder, rotations(SAMPLED), tmp_path / "h") == []
+    assert differing_shifts(run_folder, payload_shifts(SAMPLED), tmp_path / "h") == []
 
 
 @pytest.mark.slow
 def test_every_payload_in_every_field_adds_no_element_and_no_attribute(run_folder, tmp_path):
-    assert differing(run_folder, rotations(), tmp_path / "h") == []
+    assert differing_shifts(run_folder, payload_shifts(), tmp_path / "h") == []
 
 
-def test_hostile_names_of_many_runs_add_nothing_either(run_folder, tmp_path):
+def test_hostile_names_of_many_runs_add_no_element(run_folder, tmp_path):
     run = read_run(run_folder)
-    pages = lambda names: census(page.render([replace(run, name=name) for name in names]))
-    plain = pages([harmless(i) for i in range(6)])
+
+    def elements(names):
+        return count_elements(page.render([replace(run, name=name) for name in names]))
+
+    harmless = elements([harmless_text(i) for i in range(6)])
     for start in range(0, len(PAYLOADS), len(PAYLOADS) // 8):
-        assert pages([PAYLOADS[(start + i) % len(PAYLOADS)] for i in range(6)]) == plain
+        assert elements([PAYLOADS[(start + i) % len(PAYLOADS)] for i in range(6)]) == harmless
 
 
-def planted(monkeypatch, old, new):
-    """The page's template with a mistake in it."""
+def break_template(monkeypatch, old, new):
+    """Put a mistake into the template of the page."""
     source, *_ = page.PackageLoader("vistill.report").get_source(
         page.Environment(), "report.html.jinja"
     )
@@ -205,7 +232,7 @@ def planted(monkeypatch, old, new):
     )
 
 
-SAFE = [
+TEMPLATE_MISTAKES = [
     ("{{ item.question }}", "{{ item.question | safe }}"),
     ("{{ run.name }}: {{ run.method }}", "{{ run.name | safe }}: {{ run.method }}"),
     ("<td>{{ row.reason }}</td>", "<td title={{ row.reason }}>{{ row.reason }}</td>"),
@@ -222,29 +249,31 @@ SAFE = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), SAFE, ids=[old for old, _ in SAFE])
-def test_one_field_that_is_not_escaped_or_not_quoted_is_noticed(
+@pytest.mark.parametrize(
+    ("old", "new"), TEMPLATE_MISTAKES, ids=[old for old, _ in TEMPLATE_MISTAKES]
+)
+def test_one_field_that_is_not_escaped_or_not_quoted_is_detected(
     run_folder, tmp_path, monkeypatch, old, new
 ):
-    planted(monkeypatch, old, new)
-    assert differing(run_folder, rotations(6), tmp_path / "h")
+    break_template(monkeypatch, old, new)
+    assert differing_shifts(run_folder, payload_shifts(6), tmp_path / "h")
 
 
-def test_a_page_without_escaping_is_noticed(run_folder, tmp_path, monkeypatch):
-    made = page.Environment
+def test_a_page_without_escaping_is_detected(run_folder, tmp_path, monkeypatch):
+    result = page.Environment
     monkeypatch.setattr(
-        page, "Environment", lambda **options: made(**(options | {"autoescape": False}))
+        page, "Environment", lambda **options: result(**(options | {"autoescape": False}))
     )
-    assert differing(run_folder, rotations(3), tmp_path / "h")
+    assert differing_shifts(run_folder, payload_shifts(3), tmp_path / "h")
 
 
-def test_charts_that_do_not_escape_are_noticed(run_folder, tmp_path, monkeypatch):
+def test_charts_that_do_not_escape_are_detected(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(charts, "text_of", str)
-    assert differing(run_folder, rotations(6), tmp_path / "h")
+    assert differing_shifts(run_folder, payload_shifts(6), tmp_path / "h")
 
 
-def test_the_page_fetches_nothing_runs_nothing_and_says_so(run_folder, tmp_path):
-    text = page.render([hostile(run_folder, payload(7), tmp_path / "h")[0]])
+def test_the_page_fetches_nothing_runs_nothing_and_forbids_both(run_folder, tmp_path):
+    text = page.render([make_hostile_run(run_folder, payload_shifted_by(7), tmp_path / "h")[0]])
     tree = html5lib.parse(text, treebuilder="etree", namespaceHTMLElements=False)
     elements = [e for e in tree.iter() if isinstance(e.tag, str)]
     assert not {
@@ -279,12 +308,13 @@ def test_the_page_fetches_nothing_runs_nothing_and_says_so(run_folder, tmp_path)
         if e.attrib.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy == [
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
+        " base-uri 'none'; form-action 'none'"
     ]
 
 
 def test_control_and_direction_characters_never_reach_the_page(run_folder, tmp_path):
-    run, _ = hostile(
+    run, _ = make_hostile_run(
         run_folder,
         lambda number: f"\x1b[3{number}m\x00\x85\u202e\u2066\u200f\ud800x",
         tmp_path / "h",
@@ -300,7 +330,7 @@ def test_control_and_direction_characters_never_reach_the_page(run_folder, tmp_p
 @pytest.mark.parametrize(
     "name", ["../../secret", "/etc/secret", "a/../../../secret", "x" * 5000, "a\0b", "..", ""]
 )
-def test_an_index_of_pictures_cannot_name_files_elsewhere(run_folder, tmp_path, name):
+def test_the_image_index_cannot_name_files_elsewhere(run_folder, tmp_path, name):
     Image.new("RGB", (9, 9)).save(tmp_path / "secret-full.png")
     shutil.copytree(run_folder, tmp_path / "runs" / "run")
     run = read_run(tmp_path / "runs" / "run")

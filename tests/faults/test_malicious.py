@@ -1,4 +1,4 @@
-"""Hostile recipes, rows, models and checkpoints: refused or inert. None leaves its marker, none reaches out, none hangs."""
+"""Hostile recipes, rows, models and checkpoints run no code, open no connection, never hang."""
 
 import json
 import os
@@ -19,11 +19,14 @@ from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 
-BASE = "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\ndata: {train: diagrams}\n"
+BASE = (
+    "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\n"
+    "data: {train: diagrams}\n"
+)
 
 
 class Payload:
-    """Unpickled, it makes its marker."""
+    """Creates its marker when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -34,9 +37,9 @@ class Payload:
 
 @pytest.fixture
 def marker(tmp_path):
-    place = tmp_path / "MARKER"
-    yield place
-    assert not place.exists(), "the payload ran"
+    path = tmp_path / "MARKER"
+    yield path
+    assert not path.exists(), "the payload ran"
 
 
 RECIPES = {
@@ -66,7 +69,7 @@ def test_a_hostile_recipe_is_refused(name, tmp_path, marker):
     assert len(caught.value.render().splitlines()) <= 12
 
 
-def test_an_override_cannot_carry_a_tag_either(tmp_path, marker):
+def test_an_override_with_a_tag_is_refused(tmp_path, marker):
     file = tmp_path / "recipe.yaml"
     file.write_text(BASE)
     with pytest.raises(ConfigError) as caught:
@@ -95,7 +98,7 @@ ROWS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data folder with something forbidden beside it."""
+    """A data folder with an image outside the image folder, and hostile entries inside it."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "data" / "secret.png")
@@ -111,7 +114,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", list(ROWS))
 @pytest.mark.timeout(20)
-def test_a_hostile_picture_is_set_aside_and_never_opened(name, folder):
+def test_a_hostile_image_is_refused_and_never_opened(name, folder):
     path, code = ROWS[name]
     file = folder / "rows.jsonl"
     file.write_text(json.dumps({"question": "What?", "images": path, "answer": "1"}) + "\n")
@@ -125,8 +128,8 @@ def test_a_hostile_picture_is_set_aside_and_never_opened(name, folder):
     assert len(caught.value.render().splitlines()) <= 12
 
 
-def spoil(folder, name, change):
-    """Change a JSON file of a model folder."""
+def edit_json(folder, name, change):
+    """Change values in a JSON file of a model folder."""
     file = folder / name
     content = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(content | change))
@@ -137,19 +140,19 @@ def remote_code(folder, marker):
         f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
     )
     auto = {"AutoConfig": "modeling_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
-    spoil(folder, "config.json", {"auto_map": auto})
+    edit_json(folder, "config.json", {"auto_map": auto})
 
 
 def remote_family(folder, marker):
     remote_code(folder, marker)
-    spoil(folder, "config.json", {"model_type": "evil"})
+    edit_json(folder, "config.json", {"model_type": "evil"})
 
 
 def remote_tokenizer(folder, marker):
     (folder / "tokenization_evil.py").write_text(
         f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
     )
-    spoil(
+    edit_json(
         folder,
         "tokenizer_config.json",
         {"auto_map": {"AutoTokenizer": [None, "tokenization_evil.Evil"]}},
@@ -160,7 +163,7 @@ def remote_processor(folder, marker):
     (folder / "processing_evil.py").write_text(
         f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
     )
-    spoil(
+    edit_json(
         folder,
         "preprocessor_config.json",
         {"auto_map": {"AutoImageProcessor": "processing_evil.Evil"}},
@@ -190,13 +193,19 @@ def index_leading_out(folder, marker):
 
 
 MODELS = [
-    remote_code, remote_family, remote_tokenizer, remote_processor, pickled_weights, pickle_under_a_safe_name,
-    cut_weights, index_leading_out,
-]  # fmt: skip
+    remote_code,
+    remote_family,
+    remote_tokenizer,
+    remote_processor,
+    pickled_weights,
+    pickle_under_a_safe_name,
+    cut_weights,
+    index_leading_out,
+]
 
 
 @pytest.mark.parametrize("attack", MODELS, ids=lambda f: f.__name__)
-def test_a_hostile_model_folder_runs_nothing(attack, tiny_folder, tmp_path, marker, monkeypatch):
+def test_a_hostile_model_folder_runs_no_code(attack, tiny_folder, tmp_path, marker, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     attack(folder, marker)
@@ -213,8 +222,10 @@ def test_a_hostile_model_folder_runs_nothing(attack, tiny_folder, tmp_path, mark
 def test_a_chat_template_cannot_reach_python(tiny_folder, tmp_path, marker):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    attack = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.mkdir('MARKER') }}"
-    attack = attack.replace("MARKER", str(marker))
+    attack = (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+        "{{ cycler.__init__.__globals__.os.mkdir('MARKER') }}"
+    ).replace("MARKER", str(marker))
     (folder / "chat_template.jinja").write_text(attack)
     from vistill.types import Prompt
 
@@ -235,7 +246,7 @@ def run_folder(tmp_path, student):
     return folder
 
 
-def planted_pickle(checkpoint, marker):
+def add_pickles(checkpoint, marker):
     (checkpoint / "rng.bin").write_bytes(pickle.dumps(Payload(marker)))
     (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Payload(marker)))
 
@@ -272,10 +283,10 @@ def test_a_hostile_checkpoint_is_rejected_with_its_reason(attack, run_folder, ma
     assert "rejected checkpoint-000001" in run_folder.events.read_text()
 
 
-def test_files_that_a_manifest_does_not_name_are_never_read(run_folder, marker, student):
+def test_files_that_are_not_in_the_manifest_are_never_read(run_folder, marker, student):
     from vistill.training.checkpoint import restore
 
-    planted_pickle(run_folder.checkpoint(1), marker)
-    found = newest(run_folder)
-    assert found is not None
-    restore(found, student, make_optimizer(student.model, TrainSettings()))
+    add_pickles(run_folder.checkpoint(1), marker)
+    checkpoint = newest(run_folder)
+    assert checkpoint is not None
+    restore(checkpoint, student, make_optimizer(student.model, TrainSettings()))

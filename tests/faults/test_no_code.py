@@ -1,4 +1,4 @@
-"""Nothing that comes from a stranger is code: held by reading the package's own source, and by planting a hub repository."""
+"""Input is never executed: checked on the package's source and with a hostile hub repository."""
 
 import ast
 import csv
@@ -32,9 +32,9 @@ UNPICKLERS = {
     "codeop",
     "imp",
 }
-#: Who may start a process, always with a list of words: the arms of a study, the checker of mathematics.
+#: Modules that may start a process, always with a list of arguments.
 PROCESSES = {"studies/processes.py", "data/math_judge.py"}
-#: Who may read the environment, always by name (or hand it whole to its own child).
+#: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "cli/main.py",
     "studies/chaos.py",
@@ -46,10 +46,10 @@ ENVIRONMENT = {
 }
 
 
-def dotted(node):
-    """`torch.load` of an expression, as far as it is names."""
+def dotted_name(node):
+    """The dotted name of an expression, such as `torch.load`."""
     if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}"
+        return f"{dotted_name(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
@@ -59,9 +59,9 @@ def keywords(call):
     }
 
 
-def mistakes_of_call(call, module):
-    """Why a call may execute what a stranger wrote."""
-    name, given = dotted(call.func), keywords(call)
+def find_unsafe_call(call, module):
+    """Reasons why a call may execute input."""
+    name, arguments = dotted_name(call.func), keywords(call)
     last = name.rsplit(".", 1)[-1]
     banned = {
         "eval",
@@ -82,13 +82,13 @@ def mistakes_of_call(call, module):
         "send_object_list",
     }:
         yield name
-    if "shell" in given or last in {"execv", "execve", "execvp", "spawnv", "posix_spawn"}:
+    if "shell" in arguments or last in {"execv", "execve", "execvp", "spawnv", "posix_spawn"}:
         yield f"{name} by a shell"
-    if given.get("allow_pickle", False) or given.get("weights_only", True) is not True:
+    if arguments.get("allow_pickle", False) or arguments.get("weights_only", True) is not True:
         yield f"{name} unpickles"
-    if given.get("trust_remote_code", False) is not False:
+    if arguments.get("trust_remote_code", False) is not False:
         yield f"{name} trusts remote code"
-    if name == "yaml.load" and [dotted(a) for a in call.args[1:]] != ["StrictLoader"]:
+    if name == "yaml.load" and [dotted_name(a) for a in call.args[1:]] != ["StrictLoader"]:
         yield "yaml.load without the strict loader"
     if last == "import_module" and not (
         call.args
@@ -97,8 +97,8 @@ def mistakes_of_call(call, module):
         yield "an import by a computed name"
 
 
-def mistakes_of(text, module):
-    """Everything in a module's source that could execute a stranger's text."""
+def find_unsafe_code(text, module):
+    """Everything in a module's source that could execute input."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {
@@ -111,49 +111,52 @@ def mistakes_of(text, module):
             if "csv" in names and module != "report/csv_file.py":
                 yield "imports csv"
         if isinstance(node, ast.Call):
-            yield from mistakes_of_call(node, module)
+            yield from find_unsafe_call(node, module)
         if (
             isinstance(node, ast.Attribute)
-            and dotted(node) in ("os.environ", "os.getenv", "os.environb")
+            and dotted_name(node) in ("os.environ", "os.getenv", "os.environb")
             and module not in ENVIRONMENT
         ):
             yield "reads the environment"
 
 
 @pytest.mark.parametrize("module", list(MODULES))
-def test_no_module_executes_what_a_stranger_wrote(module):
-    assert list(mistakes_of(MODULES[module], module)) == []
+def test_no_module_executes_input(module):
+    assert list(find_unsafe_code(MODULES[module], module)) == []
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "import pickle", "from dill import loads", "import subprocess", "import csv", "eval('1')", "exec(x)", "compile(x, y, z)", "torch.load(f)",
-        "subprocess.run(x, shell=True)", "subprocess.run(x, shell=False)", "dist.broadcast_object_list(x)", "yaml.load(x)", "yaml.load(x, yaml.Loader)",
-        "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)", "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
-        "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)", "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
+        "import pickle", "from dill import loads", "import subprocess", "import csv", "eval('1')",
+        "exec(x)", "compile(x, y, z)", "torch.load(f)", "subprocess.run(x, shell=True)",
+        "subprocess.run(x, shell=False)", "dist.broadcast_object_list(x)", "yaml.load(x)",
+        "yaml.load(x, yaml.Loader)", "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)",
+        "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
+        "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)",
+        "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
     ],
 )  # fmt: skip
-def test_the_search_finds_each_of_them(text):
-    assert list(mistakes_of(text, "x.py"))
+def test_the_search_finds_each_unsafe_pattern(text):
+    assert list(find_unsafe_code(text, "x.py"))
 
 
-def test_nobody_writes_the_whole_environment():
-    """It is read by name; whole it goes to the demo's own children alone."""
+def test_only_two_modules_use_the_whole_environment():
+    """Others read it by name. Whole, it goes to the demo's child processes and the redaction."""
     whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
-    found = {module: whole.findall(text) for module, text in MODULES.items() if whole.search(text)}
-    assert set(found) <= {"studies/processes.py", "redaction.py"}
+    modules = {module for module, text in MODULES.items() if whole.search(text)}
+    assert modules <= {"studies/processes.py", "redaction.py"}
 
 
-def test_every_loader_says_that_remote_code_is_not_trusted():
-    """`AutoX.from_pretrained` asks at the terminal where nothing is said."""
+def test_every_loader_sets_trust_remote_code_to_false():
+    """Without it, `AutoX.from_pretrained` asks a question at the terminal."""
     for module, text in MODULES.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and re.fullmatch(
-                r"Auto\w+\.(from_pretrained|from_config)", dotted(node.func)
+                r"Auto\w+\.(from_pretrained|from_config)", dotted_name(node.func)
             ):
                 given = keywords(node)
-                assert given.get("trust_remote_code") is False or dotted(node.func).endswith(
+                assert given.get("trust_remote_code") is False or dotted_name(node.func).endswith(
                     "from_config"
                 ), (
                     module,
@@ -161,7 +164,10 @@ def test_every_loader_says_that_remote_code_is_not_trusted():
                 )
 
 
-BASE = "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\ndata: {train: diagrams}\n"
+BASE = (
+    "run: runs/x\nmethod: va_opd\nstudent: {model: a}\nteacher: {model: b}\n"
+    "data: {train: diagrams}\n"
+)
 GROUPS = [
     "",
     *(f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)),
@@ -172,7 +178,7 @@ GROUPS = [
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("key", ["trust_remote_code", "auto_map", "code_revision", "plugins"])
-def test_no_recipe_can_ask_for_remote_code(group, key, tmp_path):
+def test_no_recipe_can_enable_remote_code(group, key, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(BASE)
     with pytest.raises(ConfigError) as caught:
@@ -180,7 +186,7 @@ def test_no_recipe_can_ask_for_remote_code(group, key, tmp_path):
     assert caught.value.code == "C001"
 
 
-def test_no_settings_have_a_field_for_code():
+def test_no_settings_class_has_a_field_for_code():
     fields = {
         f"{kind.__name__}.{f.name}"
         for kind in settings_types(Recipe)
@@ -192,7 +198,7 @@ def test_no_settings_have_a_field_for_code():
 
 
 def hub_repository(cache, tiny_folder, marker, change):
-    """A stranger's model as the hub's cache holds it, with code beside it."""
+    """Write a hostile model with code to a cache of the hub."""
     commit = "0" * 40
     snapshot = cache / "models--stranger--model" / "snapshots" / commit
     shutil.copytree(tiny_folder, snapshot)
@@ -223,7 +229,7 @@ CHANGES = {
         {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}},
         True,
     ),
-    "picture processor": (
+    "image processor": (
         {"preprocessor_config.json": {"auto_map": AUTO, "image_processor_type": "Evil"}},
         True,
     ),
@@ -268,7 +274,7 @@ def test_no_text_in_a_table_is_a_formula(formula, tmp_path):
     )
 
 
-def test_numbers_in_a_table_stay_numbers(tmp_path):
+def test_numbers_in_a_table_remain_numbers(tmp_path):
     write_sheet(
         tmp_path / "a.csv",
         ["a", "b", "c", "d"],
@@ -277,7 +283,7 @@ def test_numbers_in_a_table_stay_numbers(tmp_path):
     assert (tmp_path / "a.csv").read_text().split("\n")[1] == "-1.5,3,,text"
 
 
-def test_the_tables_of_demo_and_methods_keep_the_rule(tmp_path):
+def test_the_tables_of_demo_and_methods_contain_no_formula(tmp_path):
     from vistill.studies.demo import write_comparison
     from vistill.studies.methods import COLUMNS, write_csv
 
@@ -297,7 +303,7 @@ def test_the_tables_of_demo_and_methods_keep_the_rule(tmp_path):
                 ), name
 
 
-def test_the_audit_claims_nothing_it_did_not_see():
+def test_the_audit_reports_only_what_it_audited():
     spec = importlib.util.spec_from_file_location("audit", REPO / ".ci" / "audit.py")
     audit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(audit)

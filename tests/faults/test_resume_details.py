@@ -1,4 +1,4 @@
-"""What two reviewers found by trying: rows moved, responses of another timeline, signals in odd moments."""
+"""Details of resuming: moved rows, responses of another history, signals at unusual moments."""
 
 import json
 import os
@@ -9,13 +9,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from bad_rows import planted
-from faults.test_bad_rows import Spoiling, one_picture_a_row, plan_on, spoil
-from plans import prepare_run, replay_of
+from bad_rows import write_data_files
+from faults.test_bad_rows import SpoilingEngine, plan_on, rows_with_own_images, spoil_image
+from plans import prepare_run, replay_plan
 from training.test_loop import go, make_plan
 
 from vistill.data.keys import rows_of_step
-from vistill.data.loading import load_both
+from vistill.data.loading import load_train_and_eval
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, Preempted, RolloutError, StorageError
 from vistill.objectives import METHODS
@@ -31,25 +31,25 @@ from vistill.views import ViewContext
 pytestmark = pytest.mark.usefixtures("without_canary")
 
 
-def lines_of(file):
+def read_lines(file):
     return file.read_text().splitlines()
 
 
-def rewrite(file, lines):
+def write_lines(file, lines):
     file.write_text("".join(line + "\n" for line in lines))
 
 
 @pytest.mark.parametrize("change", ["same", "reordered", "more"])
-def test_views_that_borrow_from_a_partner_resume_exactly_whatever_happened_to_the_file(
+def test_views_with_partners_resume_exactly_after_any_change_of_the_file(
     tokenizer, teacher, tmp_path, change
 ):
     ends = []
-    for name in ("whole", "stopped"):
-        file = one_picture_a_row(tmp_path / f"data-{name}")
+    for name in ("uninterrupted", "stopped"):
+        file = rows_with_own_images(tmp_path / f"data-{name}")
         lines = [
-            json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in lines_of(file)
+            json.dumps({**json.loads(line), "boxes": [4, 4, 40, 40]}) for line in read_lines(file)
         ]
-        rewrite(file, lines)
+        write_lines(file, lines)
         more = [
             json.dumps({**json.loads(line), "question": f"New {i}?"})
             for i, line in enumerate(lines)
@@ -66,34 +66,34 @@ def test_views_that_borrow_from_a_partner_resume_exactly_whatever_happened_to_th
         if name == "stopped":
             go(make(stop_after=3), folder)
             mixed = [x for pair in zip(lines, more, strict=True) for x in pair]
-            rewrite(file, {"same": lines, "reordered": lines[::-1], "more": mixed}[change])
+            write_lines(file, {"same": lines, "reordered": lines[::-1], "more": mixed}[change])
         plan = make()
         go(plan, folder)
         ends.append((weights_hash(plan.models.student), folder.metrics.read_text()))
     assert ends[0] == ends[1]
 
 
-def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_added(
+def test_held_out_rows_of_a_started_run_stay_held_out_if_rows_move_or_are_added(
     tokenizer, teacher, tmp_path
 ):
-    file, folder = planted(tmp_path / "data", 40, 0)[0], RunFolder(tmp_path / "run")
+    file, folder = write_data_files(tmp_path / "data", 40, 0)[0], RunFolder(tmp_path / "run")
 
     def make(**changes):
-        train, held = load_both(DataSettings(train=str(file), holdout=8))
-        more = {"train_prompts": train.prompts, "eval_prompts": held.prompts, "stop_after": 2}
+        train, held_out = load_train_and_eval(DataSettings(train=str(file), holdout=8))
+        more = {"train_prompts": train.prompts, "eval_prompts": held_out.prompts, "stop_after": 2}
         return plan_on(file, tokenizer, teacher, **(more | changes))[0]
 
     first = make()
     go(first, folder)
-    lines = lines_of(file)
+    lines = read_lines(file)
     extra = [
         json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)
     ]
-    rewrite(file, [*extra, *lines[::-1]])
+    write_lines(file, [*extra, *lines[::-1]])
     again = prepare_run(make(), folder)
     assert [p.id for p in again.train_prompts] == [p.id for p in first.train_prompts]
     assert [p.id for p in again.eval_prompts] == [p.id for p in first.eval_prompts]
-    rewrite(
+    write_lines(
         file, [line for line in lines if json.loads(line)["question"] != first.eval_prompts[0].text]
     )
     with pytest.raises(DataError) as caught:
@@ -103,7 +103,7 @@ def test_held_out_rows_of_a_started_run_stay_held_out_when_rows_are_moved_or_add
 
 
 def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, teacher, tmp_path):
-    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
+    file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
     go(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
     (folder.path / "rows.json").unlink()
     with pytest.raises(StorageError) as caught:
@@ -111,10 +111,8 @@ def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, tea
     assert caught.value.code == "S604"
 
 
-def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_found_in(
-    tokenizer, teacher, tmp_path
-):
-    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
+def test_a_replaced_row_is_logged_if_a_signal_ends_the_same_step(tokenizer, teacher, tmp_path):
+    file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
     save = SaveSettings(every=50)
     plan, _ = plan_on(file, tokenizer, teacher, save=save)
     victim = plan.train_prompts[rows_of_step(2, 2, 8, plan.seed)[0]]
@@ -125,7 +123,7 @@ def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_fou
         def write(self, requests, sampling):
             Engine.calls += 1
             if Engine.calls == 2:
-                spoil(victim)
+                spoil_image(victim)
             written = super().write(requests, sampling)
             if Engine.calls == 3:
                 signal.raise_signal(signal.SIGTERM)
@@ -139,7 +137,7 @@ def test_a_replaced_row_stays_listed_when_a_signal_ends_the_very_step_it_was_fou
     assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
 
 
-def test_responses_of_another_timeline_are_not_learnt_from(tokenizer, teacher, tmp_path):
+def test_responses_of_another_history_are_not_reused(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
 
     def make(lr, every, stop):
@@ -168,7 +166,7 @@ def test_responses_of_another_timeline_are_not_learnt_from(tokenizer, teacher, t
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 40, b'"fingerprint'])
-def test_an_entry_of_the_journal_with_a_hole_is_written_again(tokenizer, teacher, tmp_path, damage):
+def test_a_damaged_journal_entry_is_written_again(tokenizer, teacher, tmp_path, damage):
     folder = RunFolder(tmp_path)
     go(make_plan(tokenizer, teacher, stop_after=5), folder)
     file = folder.journal / "000005.json"
@@ -178,35 +176,37 @@ def test_an_entry_of_the_journal_with_a_hole_is_written_again(tokenizer, teacher
     go(make_plan(tokenizer, teacher), folder)
 
 
-def test_a_replay_splits_as_the_run_did_though_more_memory_is_free_now(
+def test_a_replay_splits_like_the_run_if_more_memory_is_free(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(
-        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
-    )
+
+    def make():
+        return make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e6)
     go(make(), folder)
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e10)
-    assert replay_of(make(), folder, 7).same
+    assert replay_plan(make(), folder, 7).same
 
 
-@pytest.mark.parametrize("mended", [True, False])
-def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tmp_path, mended):
-    file, folder = one_picture_a_row(tmp_path / "data"), RunFolder(tmp_path / "run")
-    make = lambda **more: plan_on(
-        file, tokenizer, teacher, steps=9, save=SaveSettings(every=3, keep=9), **more
-    )[0]
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tmp_path, restored):
+    file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
+
+    def make():
+        return plan_on(file, tokenizer, teacher, steps=9, save=SaveSettings(every=3, keep=9))[0]
+
     plan = make()
     victim = plan.train_prompts[rows_of_step(4, 2, 8, plan.seed)[0]]
-    whole = victim.images[0].path.read_bytes()
-    go(replace(plan, engine=Spoiling(plan.models.student, 4, victim)), folder)
-    if mended:
-        victim.images[0].path.write_bytes(whole)
-    assert replay_of(make(), folder, 6).same
+    image = victim.images[0].path.read_bytes()
+    go(replace(plan, engine=SpoilingEngine(plan.models.student, 4, victim)), folder)
+    if restored:
+        victim.images[0].path.write_bytes(image)
+    assert replay_plan(make(), folder, 6).same
 
 
-def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher, tmp_path):
+def test_truncated_steps_that_are_not_consecutive_do_not_stop_a_run(tokenizer, teacher, tmp_path):
     plan = make_plan(tokenizer, teacher, eval_prompts=[])
     stop, calls = plan.models.student.stop_ids[0], []
 
@@ -225,18 +225,18 @@ def test_cut_off_steps_that_are_not_in_a_row_never_stop_a_run(tokenizer, teacher
 
 
 @pytest.mark.parametrize("where", ["signals", "optimizer"])
-def test_memory_that_runs_out_where_nothing_can_be_halved_has_its_code_too(
+def test_out_of_memory_where_nothing_can_be_halved_has_its_code(
     tokenizer, teacher, tmp_path, monkeypatch, where
 ):
-    def never(*_, **__):
+    def fail(*_, **__):
         raise MemoryError("no more")
 
     plan = make_plan(tokenizer, teacher)
     monkeypatch.setattr(
         *(
-            (type(plan.objective), "signals", never)
+            (type(plan.objective), "signals", fail)
             if where == "signals"
-            else (step, "apply_update", never)
+            else (step, "apply_update", fail)
         )
     )
     with pytest.raises(RolloutError) as caught:
@@ -244,26 +244,24 @@ def test_memory_that_runs_out_where_nothing_can_be_halved_has_its_code_too(
     assert caught.value.code == "R501"
 
 
-def test_a_signal_in_the_last_moment_of_the_preparation_is_heard(
+def test_a_signal_at_the_end_of_the_start_checks_stops_the_run(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    honest = build.run_checks
+    run_checks = build.run_checks
 
-    def slow(*arguments):
-        findings = honest(*arguments)
+    def run_checks_then_signal(*arguments):
+        results = run_checks(*arguments)
         signal.raise_signal(signal.SIGTERM)
-        return findings
+        return results
 
-    monkeypatch.setattr(build, "run_checks", slow)
+    monkeypatch.setattr(build, "run_checks", run_checks_then_signal)
     with pytest.raises(Preempted):
         prepare_run(make_plan(tokenizer, teacher), RunFolder(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 2.5, 4.0, 5.0])
-def test_a_signal_at_any_moment_of_the_command_ends_it_with_its_exit_code_and_a_word(
-    tmp_path, seconds
-):
+def test_a_signal_at_any_moment_ends_the_command_with_exit_code_and_message(tmp_path, seconds):
     command = [
         sys.executable,
         "-m",
@@ -282,6 +280,6 @@ def test_a_signal_at_any_moment_of_the_command_ends_it_with_its_exit_code_and_a_
     )
     time.sleep(seconds)
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 75, said[-2000:]
-    assert "run the same command again" in said
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 75, stderr[-2000:]
+    assert "run the same command again" in stderr

@@ -1,4 +1,4 @@
-"""Ten canaries planted where secrets are: none of them is found in a run folder, on the screen or in an export."""
+"""Ten secrets (canaries): none appears in a run folder, on the screen or in an export."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from vistill.redaction import MASK, for_terminal, mask_secret_settings, mask_sec
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, to_json, write_json, write_text
 
-#: Of the environment; what a hub, a cloud and a tracker read.
+#: Secrets in the environment, as hubs, clouds and trackers read them.
 ENVIRONMENT = {
     "HF_TOKEN": "CANARY-01-hf-token",
     "HUGGING_FACE_HUB_TOKEN": "CANARY-02-hub-token",
@@ -23,13 +23,30 @@ ENVIRONMENT = {
     "MY_DATABASE_PASSWORD": "CANARY-05-password",
     "SOME_SERVICE_SECRET": "CANARY-06-secret",
 }
-QUICK = ["data.diagrams.train=4", "data.diagrams.eval=2", "train.steps=1", "train.prompts_per_step=2", "rollout.per_prompt=2",
-         "rollout.max_new_tokens=4", "eval.every=1", "eval.limit=2", "eval.extra_limit=2", "eval.max_new_tokens=4"]  # fmt: skip
+QUICK = [
+    "data.diagrams.train=4",
+    "data.diagrams.eval=2",
+    "train.steps=1",
+    "train.prompts_per_step=2",
+    "rollout.per_prompt=2",
+    "rollout.max_new_tokens=4",
+    "eval.every=1",
+    "eval.limit=2",
+    "eval.extra_limit=2",
+    "eval.max_new_tokens=4",
+]
+
+
+def recipe_text(model):
+    return (
+        f"run: run\nmethod: opd\nstudent: {{model: {model}}}\nteacher: {{model: {model}}}\n"
+        "data: {train: diagrams}\n"
+    )
 
 
 @pytest.fixture
 def vistill(monkeypatch, tmp_path, capfd):
-    """The command in a folder of its own, as typed; everything it printed."""
+    """Run the command in its own folder; return exit status and printed text."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
@@ -47,8 +64,8 @@ def vistill(monkeypatch, tmp_path, capfd):
     return run
 
 
-def found_in(folder, printed):
-    """Files with a canary in them, and the screen."""
+def canaries_in(folder, printed):
+    """Files that contain a canary, and the screen if it shows one."""
     files = [
         str(p.relative_to(folder))
         for p in folder.rglob("*")
@@ -61,9 +78,7 @@ def test_a_run_with_canaries_everywhere_writes_and_prints_none(
     vistill, tiny_folder, tmp_path, without_canary
 ):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
-    )
+    recipe.write_text(recipe_text(tiny_folder))
     words = [
         "train",
         "recipe.yaml",
@@ -80,9 +95,9 @@ def test_a_run_with_canaries_everywhere_writes_and_prints_none(
     )
     again, printed_again = vistill(*words)
     assert again == 0, (
-        f"the same command resumes: a mask is no change of the recipe\n{printed_again}"
+        f"the same command must resume: a mask does not change the recipe\n{printed_again}"
     )
-    assert found_in(tmp_path, printed + printed_again) == []
+    assert canaries_in(tmp_path, printed + printed_again) == []
 
 
 BEFORE = ["train", "demo.yaml", "--stage", "opd", "run=r", *QUICK]
@@ -110,7 +125,7 @@ def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp
     monkeypatch.setenv("VISTILL_ERROR_JSON", "machine.json")
     _, printed = vistill(*words)
     assert printed.strip()
-    assert found_in(tmp_path, printed) == []
+    assert canaries_in(tmp_path, printed) == []
     assert (
         words[0] in ("init", "doctor")
         or "--hf-token" in words[-1]
@@ -119,12 +134,12 @@ def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp
 
 
 @pytest.fixture
-def planted(monkeypatch):
+def secret_environment(monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
 
 
-def test_every_way_into_a_run_folder_masks(planted, tmp_path):
+def test_every_way_to_write_to_a_run_folder_masks(secret_environment, tmp_path):
     folder = RunFolder(tmp_path)
     for i, secret in enumerate(ENVIRONMENT.values()):
         folder.event(f"hub said {secret}, api_key={secret}")
@@ -138,13 +153,11 @@ def test_every_way_into_a_run_folder_masks(planted, tmp_path):
                 "nested": {"my_token": "CANARY", "password": "CANARY"},
             },
         )
-    assert found_in(tmp_path, "") == []
+    assert canaries_in(tmp_path, "") == []
     assert json.loads((tmp_path / "c2.json").read_text())
 
 
-def test_state_that_is_read_again_comes_back_as_it_was_whatever_the_environment_holds(
-    monkeypatch, tmp_path
-):
+def test_state_that_is_read_again_is_not_masked(monkeypatch, tmp_path):
     monkeypatch.setenv("SORT_KEY", "training-0")
     monkeypatch.setenv("DB_PASSWORD", "33333333")
     write_json(
@@ -157,7 +170,7 @@ def test_state_that_is_read_again_comes_back_as_it_was_whatever_the_environment_
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"loss": 1 / 3, "training-0": 1}
 
 
-def test_a_token_in_an_address_is_masked():
+def test_a_token_in_a_url_is_masked():
     text = mask_secrets(
         "https://user:x1@h.example/m?a=1&token=SECRET2&b=2 and hf:o/n?api_key=SECRET3"
     )
@@ -166,7 +179,7 @@ def test_a_token_in_an_address_is_masked():
     assert "b=2" in text
 
 
-def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):
+def test_text_without_secrets_stays(secret_environment, monkeypatch, tmp_path):
     record = {
         "va_token": 0.5,
         "tokens": ["a", "="],
@@ -187,9 +200,18 @@ def test_what_is_no_secret_stays(planted, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["hf_token=CANARY", "train.api_key=CANARY", '"aws_secret": "CANARY"', "{'password': 'CANARY x'}", "--hf-token CANARY", "--password=CANARY",
-     "MY_TOKEN: CANARY", "ftp://a:CANARY@h", "https://CANARY@h/x"],
-)  # fmt: skip
+    [
+        "hf_token=CANARY",
+        "train.api_key=CANARY",
+        '"aws_secret": "CANARY"',
+        "{'password': 'CANARY x'}",
+        "--hf-token CANARY",
+        "--password=CANARY",
+        "MY_TOKEN: CANARY",
+        "ftp://a:CANARY@h",
+        "https://CANARY@h/x",
+    ],
+)
 def test_settings_of_commands_and_messages_are_masked(text):
     assert "CANARY" not in mask_secret_settings(text)
     assert MASK in mask_secret_settings(text)
@@ -200,25 +222,23 @@ def test_settings_of_commands_and_messages_are_masked(text):
     "piece",
     ["a", "-", "a-", "_key", '_key="', "://", "://a", ":/a:", "hf_", "--", " ", "_key ", "\x1b"],
 )
-def test_long_text_is_masked_in_linear_time(planted, piece):
+def test_long_text_is_masked_in_linear_time(secret_environment, piece):
     start = time.perf_counter()
     for_terminal(piece * (200_000 // len(piece)))
     assert time.perf_counter() - start < 3
 
 
-def test_the_search_finds_a_canary_where_nothing_masks(planted, tmp_path, monkeypatch):
+def test_the_search_finds_a_canary_if_nothing_is_masked(secret_environment, tmp_path, monkeypatch):
     monkeypatch.setattr("vistill.runs.storage.mask_secrets", lambda text, _: text)
     write_text(tmp_path / "a.txt", ENVIRONMENT["HF_TOKEN"])
-    assert found_in(tmp_path, "") == ["a.txt"]
+    assert canaries_in(tmp_path, "") == ["a.txt"]
 
 
-def test_a_run_with_a_masked_recipe_is_known_again_by_check(
+def test_check_recognizes_a_run_with_a_masked_recipe(
     vistill, tiny_folder, tmp_path, without_canary
 ):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"run: run\nmethod: opd\nstudent: {{model: {tiny_folder}}}\nteacher: {{model: {tiny_folder}}}\ndata: {{train: diagrams}}\n"
-    )
+    recipe.write_text(recipe_text(tiny_folder))
     words = ["recipe.yaml", *QUICK, 'data.template="{prompt} https://me:CANARY-07@host/x"']
     assert vistill("train", *words)[0] == 0
     status, printed = vistill("check", "--fast", *words)
@@ -226,22 +246,24 @@ def test_a_run_with_a_masked_recipe_is_known_again_by_check(
     assert "goes on after step 1" in printed
 
 
-def test_many_texts_cost_one_look_at_the_environment_and_one_pattern(planted, monkeypatch):
-    looks, patterns, plain_items, compile_ = [], [], type(os.environ).items, re.compile
+def test_many_texts_read_the_environment_once_each_and_compile_one_pattern(
+    secret_environment, monkeypatch
+):
+    reads, patterns, items, compile_ = [], [], type(os.environ).items, re.compile
     monkeypatch.setattr(
-        type(os.environ), "items", lambda self: looks.append(1) or plain_items(self), raising=False
+        type(os.environ), "items", lambda self: reads.append(1) or items(self), raising=False
     )
     monkeypatch.setattr(re, "compile", lambda *a: patterns.append(a) or compile_(*a))
-    redaction.secrets_of.cache_clear()
+    redaction.find_secrets.cache_clear()
     record = {"tokens": [f"token {i}" for i in range(4096)], "text": ENVIRONMENT["HF_TOKEN"]}
     for _ in range(32):
         assert json.loads(to_json(record))["text"] == MASK
-    assert len(looks) == 32
+    assert len(reads) == 32
     assert len(patterns) == 1
-    assert redaction.secrets_of.cache_info().misses == 1
+    assert redaction.find_secrets.cache_info().misses == 1
 
 
-def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeypatch, tmp_path):
+def test_secrets_that_are_set_changed_or_removed_later_take_effect_at_once(monkeypatch, tmp_path):
     assert to_json("late-secret-1 late-secret-2") == '"late-secret-1 late-secret-2"'
     monkeypatch.setenv("LATE_TOKEN", "late-secret-1")
     assert to_json("late-secret-1 late-secret-2") == '"*** late-secret-2"'
@@ -251,7 +273,7 @@ def test_secrets_that_are_set_changed_or_removed_later_are_known_at_once(monkeyp
     assert for_terminal("late-secret-1 late-secret-2") == "late-secret-1 late-secret-2"
 
 
-def test_the_longer_of_two_secrets_that_begin_alike_is_masked_whole(monkeypatch):
+def test_the_longer_of_two_secrets_with_one_prefix_is_masked_completely(monkeypatch):
     monkeypatch.setenv("A_TOKEN", "secret-12")
     monkeypatch.setenv("B_TOKEN", "secret-12345(.*)")
     assert mask_secrets("x secret-12345(.*) y secret-12 z") == "x *** y *** z"

@@ -1,4 +1,4 @@
-"""Hostile text on its way to a terminal: no control byte but newline, whatever prints it; markup is text."""
+"""Hostile text at a terminal: no control character except newline is printed; markup is text."""
 
 import json
 import os
@@ -20,31 +20,30 @@ CONTROLS = re.compile(
 BASE = "method: va_opd\nstudent: {model: 'vistill:student'}\nteacher: {model: 'vistill:teacher'}\n"
 
 
-def legal(text):
-    """Whether a file can be called so, and a command line can carry it."""
+def is_legal_name(text):
+    """Whether it is a legal file name and a legal argument."""
     try:
         return "\0" not in text and "/" not in text and bool(os.fsencode(text))
     except UnicodeEncodeError:
         return False
 
 
-NAMES = [text for text in TERMINAL_PAYLOADS if legal(text)]
+NAMES = [text for text in TERMINAL_PAYLOADS if is_legal_name(text)]
 SAMPLED = [
     pytest.param(text, marks=[pytest.mark.slow] if i % 5 else []) for i, text in enumerate(NAMES)
 ]
 
 
-def words(capsys, *arguments):
-    """What a verb printed, on both streams."""
+def run_command(capsys, *arguments):
+    """Run a command and return what it printed, on both streams."""
     with pytest.raises(SystemExit):
         main.entry([str(a) for a in arguments])
     done = capsys.readouterr()
     return done.out + done.err
 
 
-def harmless(printed):
-    found = CONTROLS.findall(printed)
-    assert not found, ascii(printed)
+def assert_harmless(printed):
+    assert not CONTROLS.search(printed), ascii(printed)
     printed.encode("utf-8")
     return printed
 
@@ -55,7 +54,7 @@ def test_there_are_30_payloads():
 
 
 @pytest.mark.parametrize("payload", TERMINAL_PAYLOADS, ids=ascii)
-def test_events_errors_crashes_and_warnings_are_shown_harmlessly(payload, capsys):
+def test_events_errors_crashes_and_warnings_are_printed_harmlessly(payload, capsys):
     with Progress() as progress:
         progress.show({"event": payload})
         progress.show({"step": 1, "steps": 2, "eval/accuracy": 0.5})
@@ -69,23 +68,25 @@ def test_events_errors_crashes_and_warnings_are_shown_harmlessly(payload, capsys
         print("text", payload, file=sys.stderr)
         sys.stderr.write(warnings.formatwarning(payload, UserWarning, "file.py", 1))
     done = capsys.readouterr()
-    harmless(done.out + done.err)
+    assert_harmless(done.out + done.err)
     if payload.startswith(("[", "answer")):
         assert payload in done.err, "markup is text"
 
 
 @pytest.mark.parametrize("payload", NAMES, ids=ascii)
-def test_words_of_the_command_line_come_back_harmlessly(payload, capsys, tmp_path, monkeypatch):
+def test_arguments_of_the_command_line_are_printed_harmlessly(
+    payload, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    harmless(words(capsys, payload))
-    harmless(words(capsys, f"--{payload}"))
-    harmless(words(capsys, "train", f"--{payload}"))
-    harmless(words(capsys, "demo", "--seeds", payload))
-    harmless(words(capsys, "explain", payload))
-    harmless(words(capsys, "init", payload))
-    harmless(words(capsys, "train", payload))
-    harmless(words(capsys, "check", "--fast", "demo.yaml", payload))
-    harmless(words(capsys, "report", tmp_path / payload))
+    assert_harmless(run_command(capsys, payload))
+    assert_harmless(run_command(capsys, f"--{payload}"))
+    assert_harmless(run_command(capsys, "train", f"--{payload}"))
+    assert_harmless(run_command(capsys, "demo", "--seeds", payload))
+    assert_harmless(run_command(capsys, "explain", payload))
+    assert_harmless(run_command(capsys, "init", payload))
+    assert_harmless(run_command(capsys, "train", payload))
+    assert_harmless(run_command(capsys, "check", "--fast", "demo.yaml", payload))
+    assert_harmless(run_command(capsys, "report", tmp_path / payload))
 
 
 @pytest.mark.parametrize("payload", SAMPLED, ids=ascii)
@@ -99,23 +100,22 @@ def test_a_hostile_recipe_and_hostile_rows_are_checked_harmlessly(payload, capsy
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"run: {json.dumps(str(tmp_path / payload))}\n{BASE}data: {{train: {data}, max_bad_share: 1.0, columns: {{id: id}}}}\n"
+        f"run: {json.dumps(str(tmp_path / payload))}\n{BASE}"
+        f"data: {{train: {data}, max_bad_share: 1.0, columns: {{id: id}}}}\n"
     )
-    harmless(words(capsys, "check", "--fast", recipe))
-    recipe.write_text(
-        f"run: {tmp_path / 'r'}\n{BASE}{quoted}: 1\ndata: {{train: diagrams, diagrams: {{train: 2, eval: 2}}}}\n"
-    )
-    harmless(words(capsys, "check", "--fast", recipe))
-    recipe.write_text(
-        f"run: {tmp_path / 'r'}\n{BASE}data: {{train: diagrams, diagrams: {{train: 2, eval: 2}}}}\nstages: {{{quoted}: {{seed: 1}}, a: {{seed: 2}}}}\n"
-    )
-    harmless(words(capsys, "check", "--fast", recipe))
-    harmless(words(capsys, "train", recipe, "--stage", f"{payload}?"))
-    harmless(words(capsys, "eval", tmp_path / payload))
+    assert_harmless(run_command(capsys, "check", "--fast", recipe))
+    diagrams = "data: {train: diagrams, diagrams: {train: 2, eval: 2}}\n"
+    recipe.write_text(f"run: {tmp_path / 'r'}\n{BASE}{quoted}: 1\n{diagrams}")
+    assert_harmless(run_command(capsys, "check", "--fast", recipe))
+    stages = f"stages: {{{quoted}: {{seed: 1}}, a: {{seed: 2}}}}\n"
+    recipe.write_text(f"run: {tmp_path / 'r'}\n{BASE}{diagrams}{stages}")
+    assert_harmless(run_command(capsys, "check", "--fast", recipe))
+    assert_harmless(run_command(capsys, "train", recipe, "--stage", f"{payload}?"))
+    assert_harmless(run_command(capsys, "eval", tmp_path / payload))
 
 
 @pytest.mark.parametrize("payload", NAMES, ids=ascii)
-def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, tmp_path):
+def test_tables_and_messages_about_hostile_runs_are_harmless(payload, capsys, tmp_path):
     from vistill.api import Run
     from vistill.studies import demo, methods, stages
 
@@ -144,23 +144,23 @@ def test_tables_and_sentences_about_hostile_runs_are_harmless(payload, capsys, t
         stages.tell_kept(str(recipe), ["seed=3"], [payload])
         demo.print_comparison(paths, [], recipe, 1.0)
     done = capsys.readouterr()
-    assert harmless(done.out + done.err).count("\n") > 8
-    harmless(words(capsys, "report", *paths))
+    assert assert_harmless(done.out + done.err).count("\n") > 8
+    assert_harmless(run_command(capsys, "report", *paths))
 
 
-@pytest.mark.parametrize("own", ["\r\x1b[K", "\r", "\x1b[A", "\n\n\x1b[A\x1b[A"])
-def test_progress_lines_of_ours_and_of_libraries_still_work(own, capsys):
+@pytest.mark.parametrize("control", ["\r\x1b[K", "\r", "\x1b[A", "\n\n\x1b[A\x1b[A"])
+def test_progress_lines_of_vistill_and_of_libraries_still_work(control, capsys):
     stream = EscapingStream(sys.stdout, progress=True)
-    stream.writelines([own])
-    if own.startswith("\r"):
-        stream.write(f"{own}step 1 \x1b[31m")
-        assert capsys.readouterr().out == f"{own}{own}step 1 \\x1b[31m"
+    stream.writelines([control])
+    if control.startswith("\r"):
+        stream.write(f"{control}step 1 \x1b[31m")
+        assert capsys.readouterr().out == f"{control}{control}step 1 \\x1b[31m"
     else:
-        assert capsys.readouterr().out == own
+        assert capsys.readouterr().out == control
     assert stream.isatty() == sys.stdout.isatty()
 
 
-def test_the_live_line_of_training_is_numbers_alone(capsys, monkeypatch):
+def test_the_progress_line_of_training_shows_only_numbers(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress() as progress:
         record = {

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,7 +96,7 @@ def test_one_packed_row_under_a_block_mask_gives_the_same_states(teacher, many, 
 def test_a_block_mask_counts_no_padding_and_learns_the_same(tokenizer, prompts):
     found = []
     for attention in ("blocks", "flex"):
-        vlm = dataclasses.replace(build(tokenizer, 0), attention=attention)
+        vlm = dataclasses.replace(build_model(tokenizer, 0), attention=attention)
         groups = groups_of(vlm, prompts[:2], [[3, 40], [7]])
         reading = read_groups(vlm, groups, cut=True)
         for place in all_responses(groups):
@@ -149,7 +149,7 @@ def gradient(vlm, groups, weights, part=None):
 
 
 def test_gradients_equal_those_of_separate_rows_whether_or_not_the_prompt_is_cut(tokenizer, many):
-    vlm = build(tokenizer, 3)
+    vlm = build_model(tokenizer, 3)
     groups = groups_of(vlm, many, [[3, 9, 1], [4, 4], [2, 2], [30], [1, 1, 20]])
     weights = torch.randn(77, 48, generator=torch.Generator().manual_seed(0))[
         :, : vlm.model.config.text_config.hidden_size
@@ -234,7 +234,7 @@ def saved_bytes(vlm, groups, part):
 
 
 def test_what_is_held_for_the_backward_pass_does_not_grow_with_the_siblings(tokenizer, prompts):
-    vlm = build(tokenizer, 0)
+    vlm = build_model(tokenizer, 0)
     one, eight = (saved_bytes(vlm, groups_of(vlm, prompts[:1], [[30] * k]), 1) for k in (1, 8))
     together = saved_bytes(vlm, groups_of(vlm, prompts[:1], [[30] * 8]), 8)
     assert eight <= 1.02 * one

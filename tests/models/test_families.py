@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from PIL import Image
 from tiny_llava import LlavaFamily, build_llava
 
@@ -32,7 +32,10 @@ from vistill.types import LoadedImage, Prompt, View
 from vistill.views import ViewContext, apply_view
 
 #: A tiny model of each family.
-TINY = {"qwen3_vl": lambda tokenizer, seed: build(tokenizer, seed, hidden=48), "llava": build_llava}
+TINY = {
+    "qwen3_vl": lambda tokenizer, seed: build_model(tokenizer, seed, hidden=48),
+    "llava": build_llava,
+}
 RESPONSES = ((40, 41, 42, 43, 44, 45, 46), (50, 51, 52), (60,))
 #: Hidden states of two ways to the same reading, relative to the largest.
 CLOSE = 2e-5

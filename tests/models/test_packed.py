@@ -8,14 +8,14 @@ from collections import Counter
 import jaxtyping
 import pytest
 import torch
-from conftest import REPO, build
+from conftest import REPO, build_model
 from tiny_llava import build_llava
 
 from vistill.models.scoring import EncodedGroup, all_responses, read_groups, response_states
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.shared import SharedEngine
 
-TINY = {"qwen3_vl": build, "llava": build_llava}
+TINY = {"qwen3_vl": build_model, "llava": build_llava}
 RESPONSES = ((40, 41, 42, 43), (50, 51))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from poisoned import poisoned
+from poisoned import with_nan_offload
 
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import METHODS, VAOPD
@@ -23,9 +23,9 @@ TRAIN = TrainSettings(prompts_per_step=2, lr=1e-3)
 
 @pytest.fixture
 def resting(tokenizer):
-    from conftest import build
+    from conftest import build_model
 
-    return build(tokenizer, 1, hidden=48).freeze().offloaded()
+    return build_model(tokenizer, 1, hidden=48).freeze().offloaded()
 
 
 def pointers(vlm):
@@ -57,10 +57,10 @@ def test_a_model_that_learns_cannot_rest(student):
 
 
 def test_a_reading_outside_is_seen_where_resting_weights_are_poisoned(tokenizer, prompts):
-    from conftest import build
+    from conftest import build_model
 
-    never, sometimes = (build(tokenizer, 1, hidden=48).freeze() for _ in range(2))
-    sometimes = poisoned(sometimes)
+    never, sometimes = (build_model(tokenizer, 1, hidden=48).freeze() for _ in range(2))
+    sometimes = with_nan_offload(sometimes)
     groups = [EncodedGroup(never.encode(prompts[0]), ((40, 41, 42),))]
     with torch.no_grad():
         assert bool(response_states(sometimes, groups).isnan().all())
@@ -76,13 +76,13 @@ def test_a_reading_outside_is_seen_where_resting_weights_are_poisoned(tokenizer,
 def test_a_step_with_a_resting_teacher_is_bit_for_bit_the_same(
     method, away, tokenizer, teacher, resting, prompts
 ):
-    from conftest import build
+    from conftest import build_model
 
     if away == "poisoned":
-        resting = poisoned(build(tokenizer, 1, hidden=48).freeze())
+        resting = with_nan_offload(build_model(tokenizer, 1, hidden=48).freeze())
     found = []
     for other in (teacher, resting):
-        own = build(tokenizer, 0)
+        own = build_model(tokenizer, 0)
         objective = METHODS[method]()
         context = StepContext(
             models=Models(own, other, own.vocabulary_size),

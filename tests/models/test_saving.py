@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import build, untied
+from conftest import build_model, build_untied
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -18,7 +18,7 @@ from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 
 INDEX = "model.safetensors.index.json"
-KINDS = {"tied": build, "untied": untied}
+KINDS = {"tied": build_model, "untied": build_untied}
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -63,12 +63,12 @@ def test_saved_and_read_back_bit_for_bit(size, kind, tokenizer, tmp_path, monkey
 def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
     settings, folder = TrainSettings(), RunFolder(tmp_path)
-    student, average = build(tokenizer, 7), build(tokenizer, 9)
+    student, average = build_model(tokenizer, 7), build_model(tokenizer, 9)
     saved = TrainedObjects(
         student, make_optimizer(student.model, settings), RunState(step=3), {"ema": average}
     )
     publish(folder, saved, "test", 1)
-    other, second = build(tokenizer, 8), build(tokenizer, 8)
+    other, second = build_model(tokenizer, 8), build_model(tokenizer, 8)
     state = restore(newest(folder), other, make_optimizer(other.model, settings), {"ema": second})
     assert state.step == 3
     assert weights_hash(other) == weights_hash(student)
@@ -182,8 +182,8 @@ def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(spoil, shards
 
 def test_a_head_of_its_own_that_was_not_saved_is_missed(tokenizer, tmp_path):
     """Where embeddings are tied the head need not be saved; where they are not, its absence is an error."""
-    save_vlm(build(tokenizer, 7), tmp_path)
-    other = untied(tokenizer, 8)
+    save_vlm(build_model(tokenizer, 7), tmp_path)
+    other = build_untied(tokenizer, 8)
     with pytest.raises(ModelError, match="cannot be put back") as caught:
         load_weights_into(tmp_path, other.model)
     assert "lm_head.weight is in it 0 times" in caught.value.render()

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
@@ -92,7 +92,7 @@ def close(ours, theirs):
 
 
 def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer, teacher):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     groups, encoded = make_groups(student, [[9, 9, 9], [9, 9, 9]])
     models, objective = Models(student, teacher, student.vocabulary_size), OPD()
     responses = flatten_responses(groups, 0, 0, student.device)
@@ -117,7 +117,7 @@ def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer,
 
 def test_per_token_reverse_kl_equals_trl_on_responses_of_unequal_length(tokenizer, teacher):
     """TRL averages over all tokens; ours per response. Per token both are the same numbers."""
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     _, encoded = make_groups(student, [[3, 11], [7, 5], [12, 2]], seed=1)
     ids = torch.tensor([i for g in encoded for r in g.responses for i in r])
     with torch.no_grad():

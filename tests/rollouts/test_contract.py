@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 
 from vistill.errors import RolloutError
 from vistill.models.scoring import EncodedGroup, score
@@ -89,7 +89,7 @@ def test_log_probabilities_equal_scoring_whatever_the_sampling(
     make, tokenizer, prompts, temperature, top_p
 ):
     """A likely end of turn: rows end early and are dropped, so values could slip to another row."""
-    vlm = build(tokenizer, 5)
+    vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
     sampling = Sampling(0, 0, temperature, top_p, 40, 16, log_probs=True)
@@ -165,7 +165,7 @@ def test_an_engine_without_log_probabilities_says_so_when_it_is_asked(teacher, p
 )  # fmt: skip
 def test_the_models_own_generation_settings_change_no_response(tokenizer, prompts, own, siblings):
     """A model's file may ask for a repetition penalty; sampling follows the recipe and the softmax alone."""
-    vlm = build(tokenizer, 5)
+    vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 2
     sampling, requests = Sampling(0, 0, 1.0, 1.0, 20), asked(vlm, prompts[:3], siblings)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 
 from vistill.models.decoding import Decoder
 from vistill.models.families.qwen3_vl_step import fits
@@ -41,7 +41,7 @@ def test_the_same_responses_token_for_token(teacher, prompts, temperature, top_p
 
 def test_responses_that_end_early_are_dropped_and_change_nothing(tokenizer, prompts):
     """A model whose end-of-turn token is likely: lengths from 1 upwards, many drops, caches grown twice."""
-    vlm = build(tokenizer, 5)
+    vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
     sampling = Sampling(0, 0, 1.5, 1.0, 150)
@@ -67,7 +67,7 @@ def test_grouped_query_attention_writes_the_same(tokenizer, prompts):
 
 
 def test_finished_rows_are_no_longer_read(tokenizer, prompts):
-    vlm = build(tokenizer, 5)
+    vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
     read = []

@@ -1,4 +1,4 @@
-"""One builder behind recipe, API and commands: the same settings give the same run, and every change is noticed."""
+"""One builder for recipes, API and commands: equal settings give equal runs."""
 
 import ast
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, build
-from plans import setup_from
+from conftest import REPO, build_model
+from plans import make_setup_from
 from training.test_loop import TRAIN, go, make_plan
 
 import vistill
@@ -25,11 +25,11 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import changed_versions
 from vistill.studies.check import check
-from vistill.studies.replay import replay
+from vistill.studies.replay import replay_run
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
-from vistill.training.checks.models import one_device
+from vistill.training.checks.models import check_same_device
 from vistill.training.loop import best_of
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
@@ -45,35 +45,35 @@ OPTIONS = {
 }
 
 
-def distilled(tokenizer, teacher, out, objective=None, prompts=TRAIN[:4], **options):
-    student = options.pop("student", None) or build(tokenizer, 0)
+def distill_run(tokenizer, teacher, out, objective=None, prompts=TRAIN[:4], **options):
+    student = options.pop("student", None) or build_model(tokenizer, 0)
     return vistill.distill(
         student, teacher, prompts, objective or vistill.OPD(), out, **(OPTIONS | options)
     )
 
 
-def refused(code, kind=ConfigError):
+def raises_code(code, kind=ConfigError):
     return pytest.raises(kind, match=rf"error\[{code}\]")
 
 
-# what a run was started with
+# comparison with the first start
 
 
 def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
-    distilled(tokenizer, teacher, tmp_path)
-    with refused("C202") as caught:
-        distilled(tokenizer, build(tokenizer, 7, hidden=48), tmp_path)
+    distill_run(tokenizer, teacher, tmp_path)
+    with raises_code("C202") as caught:
+        distill_run(tokenizer, build_model(tokenizer, 7, hidden=48), tmp_path)
     assert "teacher" in caught.value.what
 
 
-def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continued(
+def test_a_run_with_another_student_is_refused_and_its_own_student_continues(
     tokenizer, teacher, tmp_path
 ):
-    student = build(tokenizer, 0)
-    distilled(tokenizer, teacher, tmp_path, student=student)
-    distilled(tokenizer, teacher, tmp_path, student=student)  # trained in place by this very run
-    with refused("C202"):
-        distilled(tokenizer, teacher, tmp_path, student=build(tokenizer, 3))
+    student = build_model(tokenizer, 0)
+    distill_run(tokenizer, teacher, tmp_path, student=student)
+    distill_run(tokenizer, teacher, tmp_path, student=student)  # this run has trained it in place
+    with raises_code("C202"):
+        distill_run(tokenizer, teacher, tmp_path, student=build_model(tokenizer, 3))
 
 
 @pytest.mark.parametrize(
@@ -85,119 +85,116 @@ def test_a_run_with_another_student_is_refused_and_the_one_it_trains_is_continue
         {"objective": vistill.VAOPD(high_share=0.3)},
     ],
 )
-def test_a_run_with_other_settings_is_refused_whichever_door_it_came_through(
-    tokenizer, teacher, tmp_path, change
-):
-    distilled(tokenizer, teacher, tmp_path, vistill.VAOPD())
-    with refused("C201"):
-        distilled(tokenizer, teacher, tmp_path, **({"objective": vistill.VAOPD()} | change))
+def test_distill_refuses_other_settings_in_the_same_folder(tokenizer, teacher, tmp_path, change):
+    distill_run(tokenizer, teacher, tmp_path, vistill.VAOPD())
+    with raises_code("C201"):
+        distill_run(tokenizer, teacher, tmp_path, **({"objective": vistill.VAOPD()} | change))
 
 
-def test_a_row_that_asks_something_else_under_its_old_id_is_refused(tokenizer, teacher, tmp_path):
-    distilled(tokenizer, teacher, tmp_path)
+def test_a_row_with_the_same_id_and_another_question_is_refused(tokenizer, teacher, tmp_path):
+    distill_run(tokenizer, teacher, tmp_path)
     other = [replace(TRAIN[0], parts=(*TRAIN[0].parts, " Really?"), content=""), *TRAIN[1:4]]
-    with refused("D307", DataError):
-        distilled(tokenizer, teacher, tmp_path, prompts=other)
+    with raises_code("D307", DataError):
+        distill_run(tokenizer, teacher, tmp_path, prompts=other)
 
 
 def test_prompts_with_one_id_are_refused(tokenizer, teacher, tmp_path):
-    twins = [replace(p, id="same") for p in TRAIN[:2]]
-    with refused("D102", DataError) as caught:
-        distilled(tokenizer, teacher, tmp_path, prompts=[*twins, *TRAIN[2:4]])
+    duplicates = [replace(p, id="same") for p in TRAIN[:2]]
+    with raises_code("D102", DataError) as caught:
+        distill_run(tokenizer, teacher, tmp_path, prompts=[*duplicates, *TRAIN[2:4]])
     assert '"same"' in caught.value.what
 
 
-def test_versions_of_the_first_start_stay_and_a_change_is_said(
+def test_the_lock_keeps_the_versions_of_the_first_start_and_logs_changes(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    distilled(tokenizer, teacher, tmp_path)
-    honest = run_lock.versions()
-    monkeypatch.setattr(run_lock, "versions", lambda: honest | {"torch": "9.9"})
-    distilled(tokenizer, teacher, tmp_path)
+    distill_run(tokenizer, teacher, tmp_path)
+    real = run_lock.package_versions()
+    monkeypatch.setattr(run_lock, "package_versions", lambda: real | {"torch": "9.9"})
+    distill_run(tokenizer, teacher, tmp_path)
     lock = json.loads((tmp_path / "run.lock.json").read_text())
-    assert lock["versions"]["torch"] == honest["torch"]
-    assert [start["versions"]["torch"] for start in lock["starts"]] == [honest["torch"], "9.9"]
-    assert changed_versions(lock) == [f"torch {honest['torch']} -> 9.9"]
+    assert lock["versions"]["torch"] == real["torch"]
+    assert [start["versions"]["torch"] for start in lock["starts"]] == [real["torch"], "9.9"]
+    assert changed_versions(lock) == [f"torch {real['torch']} -> 9.9"]
     assert "version of torch" in (tmp_path / "events.log").read_text()
 
 
-def test_a_run_of_the_earlier_version_continues_where_nothing_of_it_changed(
+def test_a_run_of_an_earlier_version_continues_if_its_settings_are_the_same(
     tokenizer, teacher, tmp_path
 ):
-    distilled(tokenizer, teacher, tmp_path)
+    distill_run(tokenizer, teacher, tmp_path)
     lock = json.loads((tmp_path / "run.lock.json").read_text())
     for key in ("format", "models", "starts"):
         del lock[key]
-    del lock["recipe"]["views"]["thought"]  # a key that version did not know, at its default now
+    del lock["recipe"]["views"]["thought"]  # a key that the earlier version lacks
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
-    distilled(tokenizer, teacher, tmp_path)
-    lock["recipe"]["train"]["schedule"]["warmup"] = (
-        0.5  # 1.5 steps: its learning rate went above the peak there
-    )
+    distill_run(tokenizer, teacher, tmp_path)
+    # 1.5 steps: the earlier version exceeded the peak
+    lock["recipe"]["train"]["schedule"]["warmup"] = 0.5
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
-    with refused("C201") as caught:
-        distilled(tokenizer, teacher, tmp_path)
+    with raises_code("C201") as caught:
+        distill_run(tokenizer, teacher, tmp_path)
     assert "--accept train.schedule.warmup" in caught.value.fix
 
 
-def test_a_folder_of_the_earlier_distill_is_refused_with_a_way_on(tokenizer, teacher, tmp_path):
-    distilled(tokenizer, teacher, tmp_path)
+def test_a_distill_folder_of_an_earlier_version_is_refused_with_a_fix(tokenizer, teacher, tmp_path):
+    distill_run(tokenizer, teacher, tmp_path)
     lock = {
         "recipe": {"method": "OPD", "OPD": "OPD()", "prompts": ["a"], "run": str(tmp_path)},
         "versions": {},
     }
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
-    with refused("C201") as caught:
-        distilled(tokenizer, teacher, tmp_path)
+    with raises_code("C201") as caught:
+        distill_run(tokenizer, teacher, tmp_path)
     assert "earlier version" in caught.value.what
 
 
-# what a run folder says about itself
+# evaluation and replay of a run folder
 
 
-def test_a_folder_of_distill_is_judged_on_its_own_data_and_replayed(tokenizer, teacher, tmp_path):
+def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, teacher, tmp_path):
     from vistill.cli.target import recipe_for
 
-    held = diagram_prompts("val", 3, 0)
-    run = distilled(tokenizer, teacher, tmp_path / "run", vistill.VAOPD(), eval_prompts=held)
-    place = (tmp_path / "run").rename(tmp_path / "moved")
-    recipe = recipe_for(str(place), ["eval.max_new_tokens=5"], "eval")
-    judged = vistill.evaluate(recipe)
-    samples = judged.folder.read(judged.path / "samples" / "step-000000.jsonl")
-    assert {s["prompt"] for s in samples} == {p.id for p in held}
-    assert json.loads((judged.path / "data.json").read_text())["eval_rows_with_answer"] == 3
-    replayed, step = replay(place)
+    held_out = diagram_prompts("val", 3, 0)
+    run = distill_run(tokenizer, teacher, tmp_path / "run", vistill.VAOPD(), eval_prompts=held_out)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    recipe = recipe_for(str(moved), ["eval.max_new_tokens=5"], "eval")
+    evaluated = vistill.evaluate(recipe)
+    samples = evaluated.folder.read(evaluated.path / "samples" / "step-000000.jsonl")
+    assert {s["prompt"] for s in samples} == {p.id for p in held_out}
+    assert json.loads((evaluated.path / "data.json").read_text())["eval_rows_with_answer"] == 3
+    replayed, step = replay_run(moved)
     assert step == 3
     assert replayed.same
     assert replayed.from_journal == [3]
     assert run.path.name == "run"
 
 
-def test_a_method_of_ones_own_is_replayed_with_its_class_alone(tokenizer, teacher, tmp_path):
+def test_a_user_method_is_replayed_only_with_its_class(tokenizer, teacher, tmp_path):
     class Mine(vistill.OPD):
         pass
 
-    distilled(tokenizer, teacher, tmp_path / "run", Mine())
-    with refused("C102"):
-        replay(tmp_path / "run")
-    replayed, _ = replay(tmp_path / "run", objective=Mine())
+    distill_run(tokenizer, teacher, tmp_path / "run", Mine())
+    with raises_code("C102"):
+        replay_run(tmp_path / "run")
+    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
     assert replayed.same
 
 
-def test_a_run_that_does_not_name_its_data_is_never_judged_on_others(tmp_path):
+def test_a_run_that_does_not_name_its_data_is_not_evaluated_on_other_data(tmp_path):
     from vistill.cli.target import recipe_for
 
     (tmp_path / "run.lock.json").write_text("{}")
-    with refused("S605", StorageError):
+    with raises_code("S605", StorageError):
         recipe_for(str(tmp_path), [], "eval")
     assert recipe_for(str(tmp_path), ["data.train=diagrams"], "eval").data.train == "diagrams"
 
 
-def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(
+def test_models_that_match_their_source_are_not_stored_again(
     tokenizer, teacher, tiny_folder, tmp_path
 ):
     student = vistill.load(str(tiny_folder), device="cpu")
-    run = distilled(tokenizer, teacher, tmp_path, student=student)
+    run = distill_run(tokenizer, teacher, tmp_path, student=student)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe["student"]["model"] == str(tiny_folder)
     assert recipe["teacher"]["model"] == "{run}/start/teacher"  # built in memory
@@ -207,38 +204,38 @@ def test_models_that_still_are_what_their_folder_holds_are_not_stored_again(
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_stored_prompts_come_back_with_their_pixels(tmp_path, mode):
-    picture = diagram_prompts("train", 1, 0)[0].images[0].load().convert(mode)
-    prompt = Prompt(
+    image = diagram_prompts("train", 1, 0)[0].images[0].load().convert(mode)
+    original = Prompt(
         "p",
-        (LoadedImage(picture, "a"), "What?"),
+        (LoadedImage(image, "a"), "What?"),
         "1",
         ("1", "2"),
         boxes=((0, 0, 5, 5),),
         labels={"a": "b"},
     )
-    (known,) = with_content_hashes([prompt])
-    write_prompts([known], tmp_path / "rows.jsonl")
+    (prompt,) = with_content_hashes([original])
+    write_prompts([prompt], tmp_path / "rows.jsonl")
     (back,) = read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
-    assert replace(back, parts=()) == replace(known, parts=())
-    assert back.content == known.content
-    there = back.images[0].load()
-    assert there.mode == known.images[0].load().mode
-    assert there.tobytes() == known.images[0].load().tobytes()
+    assert replace(back, parts=()) == replace(prompt, parts=())
+    assert back.content == prompt.content
+    stored = back.images[0].load()
+    assert stored.mode == prompt.images[0].load().mode
+    assert stored.tobytes() == prompt.images[0].load().tobytes()
 
 
 def test_a_stored_prompt_cannot_name_a_picture_outside_its_folder(tmp_path):
-    (known,) = with_content_hashes(diagram_prompts("train", 1, 0))
-    write_prompts([known], tmp_path / "rows.jsonl")
+    (prompt,) = with_content_hashes(diagram_prompts("train", 1, 0))
+    write_prompts([prompt], tmp_path / "rows.jsonl")
     text = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(text.replace('"png": "', '"png": "../'))
-    with refused("D102", DataError):
+    with raises_code("D102", DataError):
         read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
 
 
-def test_the_student_of_a_run_has_one_path_and_the_result_names_the_checkpoint(
+def test_a_run_has_one_student_path_and_the_result_names_its_checkpoint(
     tokenizer, teacher, tmp_path
 ):
-    run = distilled(tokenizer, teacher, tmp_path)
+    run = distill_run(tokenizer, teacher, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["checkpoint"] == "checkpoint-000003"
     assert result["chosen"] == {"step": 3, "by": "last"}
@@ -283,17 +280,17 @@ def test_recipe_and_distill_write_the_same_metrics(tmp_path):
     assert facts[0] == facts[1]
 
 
-def test_distill_honours_the_settings_of_attention_and_offloading(
+def test_distill_applies_the_settings_of_attention_and_offloading(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
     plan = make_plan(tokenizer, teacher)
-    wanted = replace(plan.train, attention="flex", offload_teacher=True)
-    setup = setup_from(replace(plan, train=wanted), RunFolder(tmp_path))
+    train = replace(plan.train, attention="flex", offload_teacher=True)
+    setup = make_setup_from(replace(plan, train=train), RunFolder(tmp_path))
     monkeypatch.setattr(
         "vistill.training.checks.models.run_selftest", lambda vlm: vlm
     )  # flex is slow on a CPU
     monkeypatch.setattr(
-        "vistill.training.checks.models.on_host", lambda vlm: False
+        "vistill.training.checks.models.is_on_host", lambda vlm: False
     )  # as if it were a GPU
     setup.purpose = "eval"
     for one in START_CHECKS:
@@ -304,60 +301,58 @@ def test_distill_honours_the_settings_of_attention_and_offloading(
     assert setup.models.teacher.offload is not None
 
 
-def test_a_teacher_that_rests_is_read_only_where_it_is(tokenizer, tmp_path, monkeypatch):
-    """On a GPU weights outside `here` lie in host memory; a CPU shows it by weights that are not numbers there."""
+def test_an_offloaded_teacher_is_read_only_on_its_device(tokenizer, tmp_path, monkeypatch):
+    """On a GPU, weights outside `on_device` are in host memory; here they are NaN instead."""
 
     def leave(self):
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = torch.full_like(host, torch.nan)
 
     monkeypatch.setattr(OffloadedWeights, "leave", leave)
-    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher = build_model(tokenizer, 1, hidden=48).freeze()
     plan = make_plan(tokenizer, teacher)
-    rested = replace(plan.models, teacher=teacher.offloaded())
-    setup = setup_from(replace(plan, models=rested, eval_prompts=()), RunFolder(tmp_path))
+    offloaded = replace(plan.models, teacher=teacher.offloaded())
+    setup = make_setup_from(replace(plan, models=offloaded, eval_prompts=()), RunFolder(tmp_path))
     monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
-    monkeypatch.setattr(
-        run_lock, "weights_fingerprint", lambda model: {"dtype": "float32", "hash": "x"}
-    )
+    monkeypatch.setattr(run_lock, "hash_weights", lambda model: {"dtype": "float32", "hash": "x"})
     views = next(check for check in START_CHECKS if check.name == "views")
     for one in START_CHECKS[: START_CHECKS.index(views) + 1]:
         one.run(setup)
 
 
 def test_student_and_teacher_on_two_devices_are_refused():
-    one_device("cuda", "cuda:0")
-    with refused("C101"):
-        one_device("cuda:0", "cuda:1")
+    check_same_device("cuda", "cuda:0")
+    with raises_code("C101"):
+        check_same_device("cuda:0", "cuda:1")
 
 
-def test_a_teacher_is_read_in_one_precision_whichever_door_loads_it():
+def test_a_teacher_has_one_dtype_per_device_and_precision():
     assert teacher_dtype("cuda:0", "auto") == torch.bfloat16
     assert teacher_dtype("cuda:0", "fp32") == torch.float32
     assert teacher_dtype("cpu", "auto") == torch.float32
 
 
 def test_a_student_in_half_precision_is_refused(tokenizer, teacher, tmp_path):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     student.model.to(torch.bfloat16)
-    with refused("C101"):
-        distilled(tokenizer, teacher, tmp_path, student=student)
+    with raises_code("C101"):
+        distill_run(tokenizer, teacher, tmp_path, student=student)
 
 
 @pytest.mark.parametrize("before", [False, True])
 def test_deterministic_kernels_end_with_the_run(tokenizer, teacher, tmp_path, before):
     torch.use_deterministic_algorithms(before, warn_only=True)
     try:
-        distilled(tokenizer, teacher, tmp_path)
+        distill_run(tokenizer, teacher, tmp_path)
         assert torch.are_deterministic_algorithms_enabled() == before
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-# checks, plan, state
+# checks and plan
 
 
-def test_every_check_has_a_name_of_its_own_and_check_prints_what_it_saw(tmp_path):
+def test_every_check_has_a_unique_name_and_check_prints_its_result(tmp_path):
     names = [c.name for c in START_CHECKS]
     assert len(set(names)) == len(names)
     settings = [
@@ -382,13 +377,13 @@ def test_a_plan_is_made_in_one_place():
     assert len(calls) == 1, calls
 
 
-def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, monkeypatch):
+def test_the_checks_run_once_and_in_order(tokenizer, teacher, tmp_path, monkeypatch):
     seen = []
-    watched = [
+    recording = [
         replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS
     ]
-    monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(watched))
-    build_plan(setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
+    monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(recording))
+    build_plan(make_setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
     assert seen == [c.name for c in START_CHECKS]
 
 
@@ -396,15 +391,13 @@ def test_the_checks_are_made_once_and_in_order(tokenizer, teacher, tmp_path, mon
 
 
 def record(step, accuracy, rows, fixed=None, fixed_rows=4.0):
-    plain = {"step": step, "accuracy": accuracy, "rows": rows}
-    return (
-        plain
-        if fixed is None
-        else plain | {"selection/accuracy": fixed, "selection/rows": fixed_rows}
-    )
+    values = {"step": step, "accuracy": accuracy, "rows": rows}
+    if fixed is None:
+        return values
+    return values | {"selection/accuracy": fixed, "selection/rows": fixed_rows}
 
 
-def test_the_best_is_chosen_on_one_fixed_set_of_rows():
+def test_the_best_checkpoint_is_chosen_on_one_fixed_set_of_rows():
     during, at_end = record(4, 0.75, 4.0, 0.75), record(8, 0.3125, 64.0, 0.75)
     assert best_of([during, at_end], SaveSettings()) == {
         "step": 8,
@@ -417,7 +410,7 @@ def test_the_best_is_chosen_on_one_fixed_set_of_rows():
     )
 
 
-def test_evaluations_of_other_rows_are_never_compared():
+def test_evaluations_on_other_rows_are_not_compared():
     assert best_of([record(4, 0.75, 4.0), record(8, 0.3125, 64.0)], SaveSettings())["step"] == 8
     assert (
         best_of(
@@ -431,32 +424,37 @@ def test_evaluations_of_other_rows_are_never_compared():
 
 
 def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, teacher, tmp_path):
-    held = diagram_prompts("val", 6, 0)
+    held_out = diagram_prompts("val", 6, 0)
     settings = EvalSettings(
         every=3, limit=3, samples=2, max_new_tokens=5, blind=False, greedy=False, advantage=False
     )
     folder = RunFolder(tmp_path)
-    go(make_plan(tokenizer, teacher, vistill.OPD(), eval_prompts=held, evaluation=settings), folder)
+    go(
+        make_plan(tokenizer, teacher, vistill.OPD(), eval_prompts=held_out, evaluation=settings),
+        folder,
+    )
     records = {r["step"]: r for r in folder.read(folder.evaluations)}
     assert {r["selection/rows"] for r in records.values()} == {3.0}
     last = max(records)
     assert [records[s]["rows"] for s in (0, 3, last)] == [6.0, 3.0, 6.0]
-    asked = lambda step: {
-        s["prompt"] for s in folder.read(tmp_path / "samples" / f"step-{step:06d}.jsonl")
-    }
-    assert asked(3) == asked(6)
+
+    def evaluated_prompts(step):
+        samples = folder.read(tmp_path / "samples" / f"step-{step:06d}.jsonl")
+        return {s["prompt"] for s in samples}
+
+    assert evaluated_prompts(3) == evaluated_prompts(6)
     rows = [
         s
         for s in folder.read(tmp_path / "samples" / f"step-{last:06d}.jsonl")
-        if s["prompt"] in asked(3)
+        if s["prompt"] in evaluated_prompts(3)
     ]
     assert sum(s["correct"] for s in rows) / len(rows) == records[last]["selection/accuracy"]
 
 
-# the drawn way
+# docs/architecture.md
 
 
-def test_the_way_of_a_prompt_has_at_most_twenty_hand_overs_and_every_function_is_there():
+def test_the_documented_path_of_a_prompt_has_at_most_twenty_functions_and_all_exist():
     text = (REPO / "docs" / "architecture.md").read_text()
     section = text[text.index("## The way of a prompt") : text.index("## One batch")]
     places = re.findall(r"\| \d+ \| `([\w/.]+):([\w.]+)` \|", section)
@@ -464,8 +462,7 @@ def test_the_way_of_a_prompt_has_at_most_twenty_hand_overs_and_every_function_is
     for file, name in places:
         nodes = ast.parse((REPO / file).read_text()).body
         for part in name.split("."):
-            found = [
-                n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part
-            ]
-            assert found, f"{file} has no {name}"
-            nodes = found[0].body
+            definitions = [n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+            matches = [n for n in definitions if n.name == part]
+            assert matches, f"{file} has no {name}"
+            nodes = matches[0].body

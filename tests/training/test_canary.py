@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from PIL import Image
 from plans import prepare_run
 
@@ -241,7 +241,7 @@ MUTATIONS = {
 def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monkeypatch):
     mutate, code = MUTATIONS[name]
     student, teacher = mutate(
-        build(tokenizer, 0), build(tokenizer, 1, hidden=48).freeze(), monkeypatch
+        build_model(tokenizer, 0), build_model(tokenizer, 1, hidden=48).freeze(), monkeypatch
     )
     folder = RunFolder(tmp_path)
     with pytest.raises(ModelError) as caught:
@@ -258,13 +258,18 @@ def caught_code(context, prompts=PROMPTS):
 
 
 def test_an_engine_with_other_weights_is_caught(tokenizer, student, teacher):
-    assert caught_code(step_context(student, teacher, SharedEngine(build(tokenizer, 7)))) == "V810"
-    assert caught_code(step_context(student, teacher, HFEngine(build(tokenizer, 7)))) == "V810"
+    assert (
+        caught_code(step_context(student, teacher, SharedEngine(build_model(tokenizer, 7))))
+        == "V810"
+    )
+    assert (
+        caught_code(step_context(student, teacher, HFEngine(build_model(tokenizer, 7)))) == "V810"
+    )
 
 
 def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher):
     """Weights that went 1e-3 further: the tokens still mostly agree, their noisy scores do not."""
-    stale = build(tokenizer, 0)
+    stale = build_model(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(
@@ -320,8 +325,8 @@ def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_
 
 
 def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, student, teacher):
-    assert caught_code(step_context(student, teacher, foreign(build(tokenizer, 7)))) == "V810"
-    stale = build(tokenizer, 0)
+    assert caught_code(step_context(student, teacher, foreign(build_model(tokenizer, 7)))) == "V810"
+    stale = build_model(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(
@@ -404,7 +409,7 @@ def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer
 
 
 def test_a_teacher_that_ends_responses_otherwise_is_caught(tokenizer, student):
-    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher = build_model(tokenizer, 1, hidden=48).freeze()
     teacher.model.generation_config.eos_token_id = 17
     assert caught_code(step_context(student, teacher)) == "V814"
 
@@ -441,7 +446,7 @@ def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
 def healthy(number, tokenizer):
     """One of many starts: sizes, seeds, engines, sampling, precision, methods, pictures."""
     student = build_tiny(TinySize(layers=1 + number % 3, heads=1 + number % 2), tokenizer, number)
-    teacher = None if number % 7 == 6 else build(tokenizer, 1000 + number, hidden=48).freeze()
+    teacher = None if number % 7 == 6 else build_model(tokenizer, 1000 + number, hidden=48).freeze()
     objective = (VAOPD(), OPD(), METHODS["vgs"](), METHODS["gkd"]())[number % 4]
     if teacher is None:
         objective = SFT() if number % 2 else METHODS["grpo"]()
@@ -487,7 +492,7 @@ def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
 @pytest.mark.parametrize("how", ["separate rows", "resting", "flex"])
 def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
-    teacher = build(tokenizer, 1, hidden=48).freeze()
+    teacher = build_model(tokenizer, 1, hidden=48).freeze()
     teacher = teacher.offloaded() if how == "resting" else teacher
     if how == "separate rows":
         student, teacher = (replace(vlm, share_prompts=False) for vlm in (student, teacher))
@@ -501,7 +506,7 @@ def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
 def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(
     tokenizer, teacher, tmp_path
 ):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     with torch.no_grad():  # beside what every picture shares, what is its own is a ten-thousandth
         for merger in (
             student.model.model.visual.merger,

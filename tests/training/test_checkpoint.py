@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 
 from vistill.errors import NonFiniteError, StorageError
 from vistill.runs.folder import RunFolder, checkpoints_in
@@ -38,7 +38,7 @@ from vistill.training.state_file import FIELDS, checked_state
 @pytest.fixture(scope="module")
 def learner(tokenizer):
     """A student and an optimizer with moments."""
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     optimizer = make_optimizer(student.model, TrainSettings())
     for number, parameter in enumerate(student.model.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-3 * (number + 1))
@@ -179,7 +179,7 @@ def test_the_optimizer_in_shards_is_restored_to_the_last_bit(
         name for name, _, _ in read_json(place / MANIFEST)["files"]
     }
     shutil.copy(shards[0], place / "optimizer.safetensors")  # not in the manifest: never read
-    student = build(tokenizer, 1)
+    student = build_model(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())
     assert restore(place, student, optimizer).step == 4
     assert same_moments(optimizer, learner[1])
@@ -276,7 +276,7 @@ def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, learner, tokenize
         in format_older_terms(place)
     )
     assert reason_to_reject(place) is None
-    student = build(tokenizer, 1)
+    student = build_model(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())
     state = restore(place, student, optimizer)
     assert same_moments(optimizer, learner[1])
@@ -330,7 +330,7 @@ def test_a_state_comes_back_as_it_was(tmp_path, saved, tokenizer):
             "reference_sha256": "f00"}  # fmt: skip
     place = publish(RunFolder(tmp_path), saved(3, **full), "x", keep=1)
     assert set(read_json(place / "state.json")) == set(FIELDS)
-    student = build(tokenizer, 1)
+    student = build_model(tokenizer, 1)
     assert restore(place, student, make_optimizer(student.model, TrainSettings())) == RunState(
         step=3, **full
     )

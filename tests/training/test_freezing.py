@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build, untied
+from conftest import build_model, build_untied
 from tiny_llava import build_llava
 from training.test_loop import TRAIN, go, make_plan
 
@@ -24,8 +24,8 @@ CHOICES = [parts for n in (1, 2, 3) for parts in itertools.combinations(PARTS, n
 
 
 KINDS = {
-    "tied": lambda tokenizer: build(tokenizer, 0),
-    "untied": lambda tokenizer: untied(tokenizer, 0),
+    "tied": lambda tokenizer: build_model(tokenizer, 0),
+    "untied": lambda tokenizer: build_untied(tokenizer, 0),
     "llava": lambda tokenizer: build_llava(tokenizer, 0),
     "llava, tied": lambda tokenizer: build_llava(tokenizer, 0, tied=True),
 }
@@ -62,7 +62,7 @@ def test_exactly_the_weights_of_the_named_parts_are_frozen(kind, parts, tokenize
 
 
 def test_a_part_without_weights_is_refused(tokenizer, monkeypatch):
-    vlm = build(tokenizer, 0)
+    vlm = build_model(tokenizer, 0)
     parts = {**vlm.family.parts(vlm.model), "vision": []}
     monkeypatch.setattr(type(vlm.family), "parts", lambda self, model: parts)
     with pytest.raises(ConfigError, match="no weights in 'vision'") as caught:
@@ -103,7 +103,7 @@ def test_prompts_without_a_picture_teach_a_frozen_decoder_nothing_and_stop_no_ru
     """Their loss reaches no weight that learns: once the raw error of a backward pass without a graph."""
     words = lambda p: tuple(part for part in p.parts if isinstance(part, str))
     rows = [replace(p, parts=words(p), boxes=(), content="") for p in TRAIN[:3]]
-    student = untied(tokenizer, 0)
+    student = build_untied(tokenizer, 0)
     settings = TrainSettings(
         prompts_per_step=3, lr=3e-3, steps=2, freeze=("language", "head"), micro_batch=micro_batch
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plans import replay_of
+from plans import replay_plan
 from training.test_loop import TRAIN, go, make_plan, trace
 
 from vistill.data.diagrams import diagram_prompts
@@ -15,7 +15,7 @@ from vistill.objectives import METHODS
 from vistill.objectives.sft import SFT
 from vistill.objectives.va_opd import VAOPD
 from vistill.rollouts.hf import HFEngine
-from vistill.runs.folder import RunFolder, checkpoints_in, step_of
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.training.checkpoint import weights_hash
 from vistill.training.journal import Journal, chain_key
 from vistill.training.replay import format_replay
@@ -87,7 +87,11 @@ def test_the_journal_goes_back_to_the_oldest_of_the_newest_checkpoints_however_o
         folder.log(folder.evaluations, {"step": 2, "accuracy": 1.0})
         plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
     go(plan, folder)
-    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [*([2] if best else []), 14, 15]
+    assert [checkpoint_step(path) for path in checkpoints_in(tmp_path)] == [
+        *([2] if best else []),
+        14,
+        15,
+    ]
     assert Journal(folder.journal, "").steps() == [15]
 
 
@@ -168,7 +172,7 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     last = plan_steps(folder)
     for step, start in ((1, 0), (7, 4), (last, (last - 1) // 4 * 4)):
-        made = replay_of(make(), folder, step)
+        made = replay_plan(make(), folder, step)
         assert made.same
         assert made.start == start
         assert sorted(made.compared) == list(range(start + 1, step + 1))
@@ -189,7 +193,7 @@ def test_a_log_that_was_changed_and_a_weight_that_was_changed_are_found(
     record = json.loads(lines[5])
     record["loss"] *= 1 + 1e-7
     folder.metrics.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
-    made = replay_of(make(), folder, 7)
+    made = replay_plan(make(), folder, 7)
     assert {step: list(differ) for step, differ in made.differences.items() if differ} == {
         6: ["loss"]
     }
@@ -205,7 +209,7 @@ def test_without_its_journal_a_step_is_recomputed_from_fresh_responses(
     )
     go(make(), folder)
     shutil.rmtree(folder.journal)
-    made = replay_of(make(), folder, 6)
+    made = replay_plan(make(), folder, 6)
     assert made.same
     assert made.from_journal == []
 
@@ -214,7 +218,7 @@ def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tm
     folder = RunFolder(tmp_path / "run")
     go(make_plan(tokenizer, teacher, stop_after=2), folder)
     with pytest.raises(StorageError) as caught:
-        replay_of(make_plan(tokenizer, teacher), folder, 3)
+        replay_plan(make_plan(tokenizer, teacher), folder, 3)
     assert caught.value.code == "S605"
     assert "--step 2" in caught.value.fix
 
@@ -269,13 +273,13 @@ def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_o
 
     go(plan(stop_after=8), folder)
     with pytest.raises(StorageError) as caught:
-        replay_of(plan(), folder, 3)
+        replay_plan(plan(), folder, 3)
     assert caught.value.code == "S607"
     assert caught.value.fix.endswith("--step 8")
-    assert replay_of(plan(), folder, 8).same
+    assert replay_plan(plan(), folder, 8).same
     shutil.rmtree(folder.journal)
     with pytest.raises(StorageError, match=r"save\.keep=10"):
-        replay_of(plan(), folder, 8)
+        replay_plan(plan(), folder, 8)
 
 
 def test_entries_of_an_older_version_are_dropped_and_written_again(tokenizer, teacher, tmp_path):

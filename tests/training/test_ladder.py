@@ -7,7 +7,7 @@ import torch
 from training.test_loop import EVAL, go, make_plan
 
 from vistill.errors import RolloutError
-from vistill.faults import VARIABLE, forget_visits
+from vistill.faults import VARIABLE, reset_visits
 from vistill.objectives import METHODS
 from vistill.objectives.va_opd import VAOPD
 from vistill.runs.folder import RunFolder
@@ -58,11 +58,11 @@ def test_memory_that_runs_out_once_in_any_phase_leaves_the_update(
     a_run(tokenizer, teacher, tmp_path / "plain", objective, stop_after=1)
     first = gradients[0]
     gradients.clear()
-    forget_visits()
+    reset_visits()
     monkeypatch.setenv(VARIABLE, f"{point}:oom@1")
     folder = RunFolder(tmp_path / "short")
     a_run(tokenizer, teacher, folder.path, objective, stop_after=1)
-    forget_visits()
+    reset_visits()
     assert float((first - gradients[0]).abs().max()) < 1e-6
     assert "out of memory while" in folder.events.read_text()
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from plans import prepare_run
 
 from vistill.batch import ScoredBatch, reduce_terms
@@ -18,7 +18,7 @@ from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import NonFiniteError, Preempted, StorageError
 from vistill.evaluation.settings import EvalSettings
-from vistill.faults import VARIABLE, forget_visits
+from vistill.faults import VARIABLE, reset_visits
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
 from vistill.rollouts.engine import Sampling, WrappedEngine
 from vistill.rollouts.hf import HFEngine
@@ -48,7 +48,7 @@ EVAL = diagram_prompts("val", 3, 0)
 
 
 def make_plan(tokenizer, teacher, objective=None, **changes):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     base = {
         "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective or VAOPD(),
@@ -347,7 +347,7 @@ def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_r
 def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_on(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    forget_visits()
+    reset_visits()
     monkeypatch.setenv(VARIABLE, "learn.loss:nan@3")
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5)
     hashes = []
@@ -364,7 +364,7 @@ def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_
     )
     assert "step 3 skipped" in folder.events.read_text()
     assert [r["finite"] for r in folder.read(folder.metrics)] == [1.0, 1.0, 0.0, 1.0, 1.0]
-    forget_visits()
+    reset_visits()
 
 
 def watching(hashes, plan):

@@ -1,4 +1,4 @@
-"""What is checked, filtered and written before step 1."""
+"""Checks, filters and teacher responses before step 1."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import build
+from conftest import build_model
 from plans import prepare_run
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
@@ -36,12 +36,12 @@ from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
-TOLD = with_content_hashes(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
-PLAIN = diagram_prompts("train", 6, 0)
+WITH_THOUGHTS = with_content_hashes(diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True)))
+WITHOUT_THOUGHTS = diagram_prompts("train", 6, 0)
 
 
-def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
-    student = build(tokenizer, 0)
+def make_plan(tokenizer, teacher, objective, prompts=WITH_THOUGHTS, **changes):
+    student = build_model(tokenizer, 0)
     base = {
         "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective,
@@ -60,7 +60,7 @@ def make_plan(tokenizer, teacher, objective, prompts=TOLD, **changes):
     return Plan(**(base | changes))
 
 
-def refused(plan, folder, code):
+def assert_refused(plan, folder, code):
     with pytest.raises((ConfigError, DataError, ModelError)) as caught:
         prepare_run(plan, RunFolder(folder))
     assert caught.value.code == code
@@ -69,90 +69,104 @@ def refused(plan, folder, code):
     return caught.value
 
 
-def test_visual_thoughts_that_no_row_has_are_refused(tokenizer, teacher, tmp_path):
-    error = refused(
-        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), PLAIN), tmp_path, "D304"
+def test_a_method_of_visual_thoughts_is_refused_without_any(tokenizer, teacher, tmp_path):
+    error = assert_refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), WITHOUT_THOUGHTS),
+        tmp_path,
+        "D304",
     )
     assert "data.columns.thoughts" in error.fix
 
 
-def test_rows_without_thoughts_are_left_out_and_named_in_the_events(tokenizer, tmp_path):
-    mixed = [*TOLD[:4], replace(TOLD[4], thoughts=()), replace(TOLD[5], thoughts=())]
+def test_rows_without_thoughts_are_dropped_and_counted_in_the_events(tokenizer, tmp_path):
+    mixed = [
+        *WITH_THOUGHTS[:4],
+        replace(WITH_THOUGHTS[4], thoughts=()),
+        replace(WITH_THOUGHTS[5], thoughts=()),
+    ]
     plan = prepare_run(
         make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), RunFolder(tmp_path)
     )
-    assert [p.id for p in plan.train_prompts] == [p.id for p in TOLD[:4]]
+    assert [p.id for p in plan.train_prompts] == [p.id for p in WITH_THOUGHTS[:4]]
     assert plan.num_steps == 2
-    assert "left out 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
+    assert "dropped 2 of 6 rows without visual thoughts" in (tmp_path / "events.log").read_text()
 
 
-def test_responses_longer_than_the_student_has_positions_are_refused_and_the_fix_is_accepted(
+def test_responses_beyond_the_students_positions_are_refused_and_the_fix_works(
     tokenizer, teacher, tmp_path
 ):
-    long = lambda count: make_plan(
-        tokenizer, teacher, OPD(), rollout=RolloutSettings(per_prompt=2, max_new_tokens=count)
-    )
-    error = refused(long(8192), tmp_path, "C101")
+    def plan_with_max_tokens(count):
+        rollout = RolloutSettings(per_prompt=2, max_new_tokens=count)
+        return make_plan(tokenizer, teacher, OPD(), rollout=rollout)
+
+    error = assert_refused(plan_with_max_tokens(8192), tmp_path, "C101")
     assert "8,192 positions" in error.what
-    prepare_run(long(int(error.fix.split("=")[1])), RunFolder(tmp_path))
+    prepare_run(plan_with_max_tokens(int(error.fix.split("=")[1])), RunFolder(tmp_path))
     assert prepare_run(
-        make_plan(tokenizer, None, SFT(), [replace(p, response="1") for p in TOLD]),
+        make_plan(tokenizer, None, SFT(), [replace(p, response="1") for p in WITH_THOUGHTS]),
         RunFolder(tmp_path),
     )
 
 
 @pytest.mark.parametrize("name", ["va_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"])
-def test_a_visual_method_without_any_picture_is_refused(tokenizer, teacher, tmp_path, name):
-    blind = [Prompt(p.id, (p.text,), answer=p.answer) for p in TOLD]
+def test_a_visual_method_is_refused_without_any_image(tokenizer, teacher, tmp_path, name):
+    text_only = [Prompt(p.id, (p.text,), answer=p.answer) for p in WITH_THOUGHTS]
     options = {"gate": False} if name == "visual_opsd" else {}
-    refused(make_plan(tokenizer, teacher, METHODS[name](**options), blind), tmp_path, "D305")
+    assert_refused(
+        make_plan(tokenizer, teacher, METHODS[name](**options), text_only), tmp_path, "D305"
+    )
 
 
 @pytest.mark.parametrize("name", ["va_opd", "grpo", "papo", "vppo", "grpo_opd", "grpo_vgs"])
-def test_one_rollout_a_prompt_is_refused_where_siblings_are_compared(
+def test_one_rollout_per_prompt_is_refused_for_methods_that_compare_siblings(
     tokenizer, teacher, tmp_path, name
 ):
     plan = make_plan(tokenizer, teacher, METHODS[name](), rollout=RolloutSettings(per_prompt=1))
-    refused(plan, tmp_path, "C103")
+    assert_refused(plan, tmp_path, "C103")
 
 
 @pytest.mark.parametrize(
     "objective", [METHODS["grpo"](), METHODS["papo"](), SFT(responses="teacher")]
 )
-def test_a_row_without_an_answer_is_refused_where_answers_are_rewarded(
+def test_a_row_without_an_answer_is_refused_for_methods_that_score_answers(
     tokenizer, teacher, tmp_path, objective
 ):
-    rows = [*TOLD[:3], replace(TOLD[3], answer=None, labels={"row": "train.jsonl:4"})]
-    error = refused(make_plan(tokenizer, teacher, objective, rows), tmp_path, "D302")
+    rows = [
+        *WITH_THOUGHTS[:3],
+        replace(WITH_THOUGHTS[3], answer=None, labels={"row": "train.jsonl:4"}),
+    ]
+    error = assert_refused(make_plan(tokenizer, teacher, objective, rows), tmp_path, "D302")
     assert "train.jsonl:4" in error.where
 
 
 def test_a_model_that_cannot_run_without_an_image_is_refused(tokenizer, teacher, tmp_path):
-    class NeedsPictures(type(teacher.family)):
+    class NeedsImages(type(teacher.family)):
         def packed_states(self, model, row):
             if row.prompts and not any(p.has_image for p in row.prompts):
                 raise ValueError("pixel_values is required")
             return super().packed_states(model, row)
 
-    family = object.__new__(NeedsPictures)
+    family = object.__new__(NeedsImages)
     family.__dict__ = teacher.family.__dict__
-    blind = replace(teacher, family=family)
-    error = refused(make_plan(tokenizer, blind, METHODS["vgs"]()), tmp_path, "M106")
+    image_only = replace(teacher, family=family)
+    error = assert_refused(make_plan(tokenizer, image_only, METHODS["vgs"]()), tmp_path, "M106")
     assert "teacher cannot read the view text_only" in error.what
     assert "pixel_values is required" in error.why
-    prepare_run(make_plan(tokenizer, blind, OPD()), RunFolder(tmp_path / "opd"))
+    prepare_run(make_plan(tokenizer, image_only, OPD()), RunFolder(tmp_path / "opd"))
 
 
-def test_fewer_usable_rows_than_a_step_takes_are_refused(tokenizer, tmp_path):
-    mixed = [TOLD[0], *(replace(p, thoughts=()) for p in TOLD[1:])]
-    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), tmp_path, "C101")
+def test_fewer_usable_rows_than_prompts_per_step_are_refused(tokenizer, tmp_path):
+    mixed = [WITH_THOUGHTS[0], *(replace(p, thoughts=()) for p in WITH_THOUGHTS[1:])]
+    assert_refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate=False), mixed), tmp_path, "C101"
+    )
 
 
-def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_it_measured(
+def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_stores_its_measurements(
     tokenizer, tmp_path
 ):
     plan = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4))
-    error = refused(plan, tmp_path, "V801")
+    error = assert_refused(plan, tmp_path, "V801")
     gate = json.loads((tmp_path / "gate.json").read_text())
     assert gate["rows"] == 4
     assert gate["generation_gap"] > 0
@@ -163,7 +177,7 @@ def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_remembers_what_i
     )
 
 
-def test_the_gate_compares_accuracy_strictly_and_asks_for_a_clear_gap():
+def test_the_gate_needs_higher_accuracy_and_a_significant_gap():
     from vistill.evaluation.privilege import Privilege
 
     assert Privilege(0.5, 0.1, 0.3, 0.4, 10).passes()
@@ -172,24 +186,24 @@ def test_the_gate_compares_accuracy_strictly_and_asks_for_a_clear_gap():
     assert not Privilege(0.0, 0.0, 0.3, 0.4, 10).passes()
 
 
-def test_the_teacher_writes_once_and_continues_where_it_was_stopped(tokenizer, teacher, tmp_path):
+def test_the_teacher_writes_once_and_continues_after_an_interruption(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
     plan = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
     file = tmp_path / "teacher_responses.jsonl"
-    whole = file.read_text()
-    assert len(whole.splitlines()) == 6
+    text = file.read_text()
+    assert len(text.splitlines()) == 6
     assert all(len(rollouts) == 2 for rollouts in plan.written.values())
     again = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
-    assert file.read_text() == whole
+    assert file.read_text() == text
     assert again.written == plan.written
     file.write_text(
-        "".join(line + "\n" for line in whole.splitlines()[:2]) + whole.splitlines()[2][:20]
+        "".join(line + "\n" for line in text.splitlines()[:2]) + text.splitlines()[2][:20]
     )
     resumed = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
     assert resumed.written == plan.written
 
 
-def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_step(
+def test_teacher_responses_of_other_sampling_settings_are_written_again(
     tokenizer, teacher, tmp_path
 ):
     folder = RunFolder(tmp_path)
@@ -204,12 +218,16 @@ def test_responses_of_another_way_of_sampling_are_set_aside_before_the_first_ste
     assert "writing them again" in (tmp_path / "events.log").read_text()
 
 
-def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
-    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801")
+def test_a_gate_measures_again_if_its_question_changes(tokenizer, tmp_path):
+    assert_refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801"
+    )
     before = (tmp_path / "gate.json").read_text()
-    refused(make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801")
+    assert_refused(
+        make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801"
+    )
     assert (tmp_path / "gate.json").read_text() == before
-    refused(
+    assert_refused(
         make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4, thoughts="noise")),
         tmp_path,
         "V801",
@@ -217,7 +235,7 @@ def test_a_gate_asks_again_when_the_question_is_another(tokenizer, tmp_path):
     assert "privileged_noise" in (tmp_path / "gate.json").read_text()
 
 
-def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes(
+def test_kd_uses_all_teacher_responses_in_every_epoch_and_the_student_never_writes(
     tokenizer, teacher, tmp_path
 ):
     folder = RunFolder(tmp_path)
@@ -225,12 +243,12 @@ def test_kd_takes_all_written_responses_every_epoch_and_the_student_never_writes
     def script(key, sibling):
         raise AssertionError("the student must not write")
 
-    silent = ScriptedEngine(script, teacher.stop_ids[0])
+    engine = ScriptedEngine(script, teacher.stop_ids[0])
     plan = make_plan(
         tokenizer,
         teacher,
         METHODS["kd"](),
-        engine=silent,
+        engine=engine,
         train=TrainSettings(prompts_per_step=2, epochs=2),
     )
     plan = prepare_run(plan, folder)
@@ -246,28 +264,28 @@ def test_gkd_mixes_writers_by_a_keyed_coin(tokenizer, teacher, tmp_path):
     method = METHODS["gkd"](off_policy_share=0.25)
     coins = [
         uses_teacher_responses(method, p, Sampling(0, step, 1.0, 1.0, 4))
-        for p in TOLD
+        for p in WITH_THOUGHTS
         for step in range(200)
     ]
     assert abs(sum(coins) / len(coins) - 0.25) < 0.04
     assert coins == [
         uses_teacher_responses(method, p, Sampling(0, step, 1.0, 1.0, 4))
-        for p in TOLD
+        for p in WITH_THOUGHTS
         for step in range(200)
     ]
     assert not uses_teacher_responses(
-        METHODS["gkd"](off_policy_share=0.0), TOLD[0], Sampling(0, 0, 1.0, 1.0, 4)
+        METHODS["gkd"](off_policy_share=0.0), WITH_THOUGHTS[0], Sampling(0, 0, 1.0, 1.0, 4)
     )
 
 
-def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teacher, tmp_path):
+def test_only_correct_chains_of_thought_are_learned_one_per_epoch(tokenizer, teacher, tmp_path):
     from vistill.training.response_source import ResponseSource, pick_teacher_responses
 
     folder = RunFolder(tmp_path)
     folder.path.mkdir(exist_ok=True)
     rollout = make_plan(tokenizer, teacher, SFT()).rollout
     forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
-    for number, p in enumerate(TOLD):
+    for number, p in enumerate(WITH_THOUGHTS):
         right = [True, True] if number == 0 else [False, number % 2 == 0]
         ids = [
             list(teacher.response_ids(f"{i}: \\boxed{{{p.answer if ok else 99}}}"))
@@ -278,11 +296,11 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
             {"prompt": p.id, "content": p.content, "ids": ids, "finish": ["stop"] * 2},
         )
     plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
-    assert [p.id for p in plan.train_prompts] == [TOLD[i].id for i in (0, 2, 4)]
-    assert "left out 3 of 6 rows" in (tmp_path / "events.log").read_text()
+    assert [p.id for p in plan.train_prompts] == [WITH_THOUGHTS[i].id for i in (0, 2, 4)]
+    assert "dropped 3 of 6 rows" in (tmp_path / "events.log").read_text()
     response_source = ResponseSource(None, plan.objective, 2, plan.written)
     first, second, third = (
-        pick_teacher_responses(response_source, TOLD[0], epoch) for epoch in (0, 1, 2)
+        pick_teacher_responses(response_source, WITH_THOUGHTS[0], epoch) for epoch in (0, 1, 2)
     )
     assert len(first) == 1
     assert first != second
@@ -290,11 +308,11 @@ def test_only_correct_chains_of_thought_are_learnt_one_an_epoch(tokenizer, teach
 
 
 def test_a_teacher_that_is_never_right_is_refused(tokenizer, teacher, tmp_path):
-    refused(make_plan(tokenizer, teacher, SFT(responses="teacher")), tmp_path, "D306")
+    assert_refused(make_plan(tokenizer, teacher, SFT(responses="teacher")), tmp_path, "D306")
 
 
-def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokenizer):
-    student = build(tokenizer, 0)
+def test_the_moving_average_starts_at_the_student_and_follows_by_its_rate(tokenizer):
+    student = build_model(tokenizer, 0)
     models = with_student_copies(
         Models(student, None, student.vocabulary_size), METHODS["visual_opsd"]()
     )
@@ -310,21 +328,21 @@ def test_the_moving_average_follows_by_its_rate_and_starts_at_the_student(tokeni
         assert not new.requires_grad
 
 
-def test_the_reference_stays_and_another_one_on_resume_is_refused(tokenizer):
-    student = build(tokenizer, 0)
+def test_the_reference_is_fixed_and_another_one_on_resume_is_refused(tokenizer):
+    student = build_model(tokenizer, 0)
     models = with_student_copies(Models(student, None, student.vocabulary_size), METHODS["grpo"]())
     state = RunState()
     check_reference(models, state)
     assert state.reference_sha256 == weights_hash(student)
     check_reference(models, state)
-    other = build(tokenizer, 3)
+    other = build_model(tokenizer, 3)
     with pytest.raises(ConfigError) as caught:
         check_reference(with_student_copies(Models(other, None, 1), METHODS["grpo"]()), state)
     assert caught.value.code == "C202"
 
 
 def test_a_copy_shares_no_weight_with_its_model(tokenizer):
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     pointers = {p.data_ptr() for p in student.model.parameters()}
     assert not pointers & {p.data_ptr() for p in copy_of(student).model.parameters()}
 
@@ -332,7 +350,7 @@ def test_a_copy_shares_no_weight_with_its_model(tokenizer):
 def test_rewards_add_accuracy_and_format(tokenizer):
     from vistill.data.math_judge import MathJudge
 
-    vlm = build(tokenizer, 0)
+    vlm = build_model(tokenizer, 0)
     prompt = Prompt("p", ("1+1?",), answer="2")
     texts = ["So \\boxed{2}.", "So \\boxed{3}.", "The answer is 2", "no idea"]
     rollouts = tuple(Rollout(vlm.response_ids(t), i, Finish.STOP) for i, t in enumerate(texts))
@@ -340,18 +358,18 @@ def test_rewards_add_accuracy_and_format(tokenizer):
         assert rewards.of([RolloutGroup(prompt, rollouts)]) == pytest.approx([1.0, 0.1, 0.9, 0.0])
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused():
+def test_an_invalid_regular_expression_is_refused():
     with pytest.raises(ConfigError):
         RewardSettings(pattern="(")
 
 
-def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
-    """Two siblings, one rewarded: the rewarded response becomes more likely."""
-    student = build(tokenizer, 0)
+def test_grpo_makes_the_rewarded_response_more_likely(tokenizer, tmp_path):
+    """Two siblings, one of them rewarded."""
+    student = build_model(tokenizer, 0)
     stop = student.stop_ids[0]
     right, wrong = (tuple(student.response_ids(t)) for t in ("\\boxed{2}", "\\boxed{7}"))
     engine = ScriptedEngine(lambda key, sibling: right if sibling == 0 else wrong, stop)
-    prompts = [replace(p, answer="2") for p in PLAIN]
+    prompts = [replace(p, answer="2") for p in WITHOUT_THOUGHTS]
     plan = make_plan(
         tokenizer,
         None,
@@ -380,7 +398,7 @@ def test_grpo_raises_the_reward_it_is_given(tokenizer, tmp_path):
     assert folder.read(folder.metrics)[0]["reward/mean"] == 0.5
 
 
-def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokenizer, tmp_path):
+def test_several_updates_per_step_take_every_prompt_once(tokenizer, tmp_path):
     from vistill.training.step import parts_of
 
     assert parts_of([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
@@ -391,39 +409,40 @@ def test_several_updates_a_step_take_every_prompt_once_and_wake_the_clip(tokeniz
 
 
 def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
-    from vistill.training.checks.models import check_prompt_lengths, overlong_prompt_error
+    from vistill.training.checks.models import check_prompt_lengths, find_overlong_prompts
     from vistill.types import View
 
-    student = build(tokenizer, 0)
+    student = build_model(tokenizer, 0)
     models = Models(student, None, student.vocabulary_size)
-    plain = max(len(models.encode(p, View.FULL).ids) for p in TOLD)
-    assert overlong_prompt_error(student, models.view, TOLD, plain + 10) == []
+    longest = max(len(models.encode(p, View.FULL).ids) for p in WITH_THOUGHTS)
+    assert find_overlong_prompts(student, models.view, WITH_THOUGHTS, longest + 10) == []
     with pytest.raises(DataError) as caught:
         check_prompt_lengths(
-            overlong_prompt_error(student, models.view, TOLD, plain + 10, View.PRIVILEGED),
-            plain + 10,
+            find_overlong_prompts(
+                student, models.view, WITH_THOUGHTS, longest + 10, View.PRIVILEGED
+            ),
+            longest + 10,
         )
     assert caught.value.code == "D203"
 
 
 @pytest.mark.parametrize("name", ["opd", "kd", "vgs", "gkd"])
 def test_a_method_without_the_teacher_it_needs_is_refused_with_a_reason(tokenizer, tmp_path, name):
-    refused(make_plan(tokenizer, None, METHODS[name]()), tmp_path, "C101")
+    assert_refused(make_plan(tokenizer, None, METHODS[name]()), tmp_path, "C101")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept(
+def test_a_signal_while_the_teacher_writes_stops_the_run_and_keeps_its_responses(
     number, tokenizer, teacher, tmp_path, monkeypatch
 ):
-    """The second call of the writer is told to stop: exit 75 or 130, the first sixteen prompts stay written."""
-
-    calls, plain = [], teacher_responses.sample_groups
+    """A signal in the second call ends with exit 75 or 130; responses of the first call stay."""
+    calls, sample_groups = [], teacher_responses.sample_groups
 
     def sample(*arguments):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), number)
-        return plain(*arguments)
+        return sample_groups(*arguments)
 
     monkeypatch.setattr(teacher_responses, "sample_groups", sample)
     monkeypatch.setattr(teacher_responses, "PROMPTS_PER_CALL", 2)
@@ -433,19 +452,19 @@ def test_a_signal_while_the_teacher_writes_is_honoured_and_what_it_wrote_is_kept
     assert caught.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "before the first step" in str(caught.value)
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
-    monkeypatch.setattr(teacher_responses, "sample_groups", plain)
+    monkeypatch.setattr(teacher_responses, "sample_groups", sample_groups)
     assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
 
 
-def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path, monkeypatch):
-    """Training, evaluation, the teacher's responses and the gate: with `rollout.engine: hf` ours never writes."""
+def test_the_engine_of_the_recipe_writes_every_response(tokenizer, teacher, tmp_path, monkeypatch):
+    """With `rollout.engine: hf`, training, evaluation, teacher and gate never use our engine."""
     from vistill.rollouts.shared import SharedEngine
 
     def refuse(self, requests, sampling):
         raise AssertionError("rollout.engine is hf")
 
-    def ended(engine):
-        """Weights and log of a run whose teacher writes a part, and the gate's measurements."""
+    def run_with(engine):
+        """Weights and logs of a run with teacher responses, and the gate's measurements."""
         rollout = RolloutSettings(
             engine,
             per_prompt=2,
@@ -454,19 +473,19 @@ def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path
             max_new_tokens=5,
             all_truncated="go_on",
         )
-        judged = EvalSettings(every=2, limit=2, max_new_tokens=5)
+        evaluation = EvalSettings(every=2, limit=2, max_new_tokens=5)
         plan = make_plan(
             tokenizer,
             teacher,
             METHODS["gkd"](),
             rollout=rollout,
             eval_prompts=diagram_prompts("val", 2, 0),
-            evaluation=judged,
+            evaluation=evaluation,
         )
         folder = RunFolder(tmp_path / engine)
         run(prepare_run(plan, folder), folder)
         gated = make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4), rollout=rollout)
-        refused(gated, tmp_path / f"{engine}-gate", "V801")
+        assert_refused(gated, tmp_path / f"{engine}-gate", "V801")
         gate = (tmp_path / f"{engine}-gate" / "gate.json").read_text()
         return (
             weights_hash(plan.models.student),
@@ -475,6 +494,6 @@ def test_the_engine_of_the_recipe_writes_everything(tokenizer, teacher, tmp_path
             gate,
         )
 
-    shared = ended("shared")
+    shared = run_with("shared")
     monkeypatch.setattr(SharedEngine, "write", refuse)
-    assert ended("hf") == shared
+    assert run_with("hf") == shared

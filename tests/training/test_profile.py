@@ -121,10 +121,10 @@ def trained(tmp_path, name, student, teacher, **options):
 
 
 def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, tokenizer, teacher):
-    from conftest import build
+    from conftest import build_model
 
-    plain = trained(tmp_path, "plain", build(tokenizer, 0), teacher)
-    seen = trained(tmp_path, "profiled", build(tokenizer, 0), teacher, profile=True)
+    plain = trained(tmp_path, "plain", build_model(tokenizer, 0), teacher)
+    seen = trained(tmp_path, "profiled", build_model(tokenizer, 0), teacher, profile=True)
     assert plain.folder.metrics.read_bytes() == seen.folder.metrics.read_bytes()
     assert profile_text(plain.path) == ""
     table = profile_of(read_run(seen.path))

@@ -110,9 +110,9 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
-    decoded, decode = [], images.decode
+    decoded, decode = [], images.decode_image
     monkeypatch.setattr(
-        images, "decode", lambda data, where: decoded.append(where) or decode(data, where)
+        images, "decode_image", lambda data, where: decoded.append(where) or decode(data, where)
     )
     made = Partners(rows)
     assert {made[p.id].id for p in rows[:9]} == {rows[9].id}

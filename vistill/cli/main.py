@@ -136,7 +136,7 @@ def check(
     if as_json:
         print(
             json.dumps(
-                {name: [[f.what, f.found] for f in lines] for name, lines in found.items()},
+                {name: [[f.what, f.summary] for f in lines] for name, lines in found.items()},
                 indent=2,
             )
         )

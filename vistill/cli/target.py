@@ -15,7 +15,7 @@ from vistill.config import (
 )
 from vistill.errors import StorageError
 from vistill.runs.folder import RunFolder
-from vistill.training.first_start import require_unmasked
+from vistill.training.run_lock import check_unmasked
 from vistill.training.recipe import stored_in
 
 
@@ -32,7 +32,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         return load_recipe(target, pairs)
     folder = Path(target)
     if (folder / "recipe.json").is_file():
-        require_unmasked(RunFolder(folder), pairs)
+        check_unmasked(RunFolder(folder), pairs)
         tree = recipe_of_run(folder)
         tree["run"] = f"{target.rstrip('/')}-{verb}"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs

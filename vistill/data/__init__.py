@@ -1,1 +1,1 @@
-"""Prompts in: JSONL with an image folder, data sets from the hub, procedural diagrams, answer checkers."""
+"""Prompts: JSONL with an image folder, hub data sets, procedural diagrams, answer checkers."""

@@ -1,4 +1,7 @@
-"""Answers: what a response committed to, and whether it is right. Never `eval`; unparsed is wrong and counted."""
+"""Find the answer that a response commits to, and decide whether it is correct.
+
+Never uses `eval`. A response without an answer that can be parsed is wrong and counted.
+"""
 
 import re
 from dataclasses import dataclass
@@ -13,48 +16,52 @@ THINK = re.compile(r"<think>.*?</think>", re.S)
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 #: `Answer: X`, `the answer is X`; X runs to the end of the line or sentence.
 ANSWER_LINE = re.compile(r"\banswer(?:\s+is)?\s*:?\s*([^\n]+)", re.I)
-#: Several letters: `A, C`, `A and C`, one a line.
+#: Several letters: `A, C`, `A and C`, one per line.
 LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*|\s+and\s+|\s*\n\s*)\(?[A-J]\)?)*")
 LETTER = re.compile(r"(?<![A-Za-z\\])\(?([A-J])\)?(?![A-Za-z'])")
 NUMBER = re.compile(r"^[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?$")
 UNITS = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\\(?:,|;|!| )|cm|mm|km|m|°|\^\\circ|\^\{\\circ\}|\\%|%|\\degree)+$"
+    r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\\(?:,|;|!| )|cm|mm|km|m|°"
+    r"|\^\\circ|\^\{\\circ\}|\\%|%|\\degree)+$"
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was read out of a response, and whether it is right."""
+    """The answer extracted from a response, and whether it is correct."""
 
     extracted: str | None
     correct: bool
 
     @property
     def unparsed(self) -> bool:
-        """No committed answer was found."""
+        """Whether the response commits to no answer."""
         return self.extracted is None
 
 
-def boxed(text: str) -> list[tuple[int, str]]:
+def find_boxes(text: str) -> list[tuple[int, str]]:
     r"""Position and content of every balanced `\boxed{...}`."""
-    found = []
+    boxes = []
     for match in re.finditer(r"\\boxed\s*\{", text):
         depth, start = 1, match.end()
         for i in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[i], 0)
             if depth == 0:
-                found.append((match.start(), text[start:i].strip()))
+                boxes.append((match.start(), text[start:i].strip()))
                 break
-    return found
+    return boxes
 
 
-def committed(response: str, take: Take, has_choices: bool) -> str | None:
-    """The first or last committed answer: a box, an answer tag, `Answer: X`; for choices also a lone letter.
+def find_committed_answer(response: str, take: Take, has_choices: bool) -> str | None:
+    """Find the first or last committed answer: a box, an answer tag, `Answer: X`.
 
-    VA-OPD takes the first, the usual harnesses the last.
+    For choices, also a letter if the response names only one. VA-OPD takes the first answer, the
+    usual harnesses take the last.
     """
     text = THINK.sub("", response)
-    candidates = boxed(text) + [(m.start(), m.group(1).strip()) for m in ANSWER_TAG.finditer(text)]
+    candidates = find_boxes(text) + [
+        (m.start(), m.group(1).strip()) for m in ANSWER_TAG.finditer(text)
+    ]
     candidates += [
         (m.start(), m.group(1).strip().rstrip(".").strip())
         for m in ANSWER_LINE.finditer(text)
@@ -67,8 +74,8 @@ def committed(response: str, take: Take, has_choices: bool) -> str | None:
     return letters[0] if len(set(letters)) == 1 else None
 
 
-def letters_of(text: str) -> frozenset[str]:
-    """The option letters an answer names: `B`, `(B)`, `A, C`."""
+def parse_letters(text: str) -> frozenset[str]:
+    """Parse the option letters that an answer names: `B`, `(B)`, `A, C`."""
     bare = text.strip().strip("$.()[]{} ")
     if LETTERS.fullmatch(bare):
         return frozenset(re.findall(r"[A-J]", bare))
@@ -76,8 +83,8 @@ def letters_of(text: str) -> frozenset[str]:
     return frozenset(match.group(1)) if match else frozenset()
 
 
-def plain(text: str) -> str:
-    r"""A normal form for string comparison: no dollars, spaces, units, trailing dots; `\dfrac` is `\frac`."""
+def normalize_answer(text: str) -> str:
+    r"""Normalize for comparison: no dollars, spaces, units, final dots; `\dfrac` is `\frac`."""
     out = text.strip().strip("$").strip()
     out = (
         re.sub(r"\\(?:left|right|displaystyle)", "", out)
@@ -93,9 +100,9 @@ def plain(text: str) -> str:
     return out.lower()
 
 
-def as_fraction(text: str) -> Fraction | None:
-    """An exact number, or None where the text is no plain number."""
-    bare = plain(text)
+def parse_fraction(text: str) -> Fraction | None:
+    """Parse an exact number; None if the text is not a number."""
+    bare = normalize_answer(text)
     if not bare or not NUMBER.match(bare) or bare in {".", "+", "-"}:
         return None
     try:
@@ -105,7 +112,7 @@ def as_fraction(text: str) -> Fraction | None:
 
 
 def is_letter_row(answer: str, choices: tuple[str, ...]) -> bool:
-    """Whether the row asks for a letter: it has choices, and its gold answer names letters. Decided by the row."""
+    """Whether the row asks for a letter: it has choices and its gold answer names letters."""
     return bool(choices) and LETTERS.fullmatch(answer.strip()) is not None
 
 
@@ -118,48 +125,51 @@ def judge_answer(
 ) -> Verdict:
     """Compare a response with the gold answer.
 
-    Choices: the letter, or exactly one option's text. Otherwise: normal form, exact number, then math-verify in a
-    separate process with a time limit.
+    With choices: the letter, or the text of exactly one option. Otherwise: normal form, exact
+    number, then math-verify in a separate process with a time limit.
     """
-    found = committed(response, take, bool(choices))
-    if found is None:
+    extracted = find_committed_answer(response, take, bool(choices))
+    if extracted is None:
         return Verdict(None, correct=False)
     if is_letter_row(answer, choices):
-        return Verdict(found, chosen_letters(found, choices) == letters_of(answer))
+        return Verdict(extracted, chosen_letters(extracted, choices) == parse_letters(answer))
     if choices:
-        gold = answer
-        letters = chosen_letters(found, choices)
+        letters = chosen_letters(extracted, choices)
         texts = [
             choices[ord(letter) - ord("A")]
             for letter in letters
             if ord(letter) - ord("A") < len(choices)
         ]
-        if len(texts) == 1 and plain(texts[0]) == plain(gold):
-            return Verdict(found, correct=True)
-    return Verdict(found, same_value(found, answer, math))
+        if len(texts) == 1 and normalize_answer(texts[0]) == normalize_answer(answer):
+            return Verdict(extracted, correct=True)
+    return Verdict(extracted, is_same_value(extracted, answer, math))
 
 
-def chosen_letters(found: str, choices: tuple[str, ...]) -> frozenset[str]:
-    """Letters named, or the letter of the one option whose text was given."""
-    letters = letters_of(found)
+def chosen_letters(extracted: str, choices: tuple[str, ...]) -> frozenset[str]:
+    """The letters an answer names, or the letter of the one option whose text it gives."""
+    letters = parse_letters(extracted)
     if letters:
         return letters
-    same = [chr(ord("A") + i) for i, choice in enumerate(choices) if plain(choice) == plain(found)]
+    same = [
+        chr(ord("A") + i)
+        for i, choice in enumerate(choices)
+        if normalize_answer(choice) == normalize_answer(extracted)
+    ]
     return frozenset(same) if len(same) == 1 else frozenset()
 
 
-def same_value(found: str, gold: str, math: MathJudge | None) -> bool:
-    """Equal as normal form, as exact numbers, or as mathematical expressions."""
-    if plain(found) == plain(gold) and plain(gold):
+def is_same_value(extracted: str, gold: str, math: MathJudge | None) -> bool:
+    """Whether two answers are equal: in normal form, as exact numbers, or as mathematics."""
+    if normalize_answer(extracted) == normalize_answer(gold) and normalize_answer(gold):
         return True
-    ours, theirs = as_fraction(found), as_fraction(gold)
-    if ours is not None and theirs is not None:
-        return ours == theirs
-    if theirs is not None and not any(c.isdigit() for c in found):
+    number, gold_number = parse_fraction(extracted), parse_fraction(gold)
+    if number is not None and gold_number is not None:
+        return number == gold_number
+    if gold_number is not None and not any(c.isdigit() for c in extracted):
         return False
-    return math is not None and math.equal(gold, found)
+    return math is not None and math.equal(gold, extracted)
 
 
 def gold_response(answer: str) -> str:
-    """A response that commits to the gold answer, for checking the checker."""
+    """A response that commits to the gold answer, to test the checker."""
     return f"The answer is \\boxed{{{answer}}}."

@@ -1,7 +1,8 @@
-"""Procedural diagrams: unlimited questions whose numbers can only be read off the picture.
+"""Procedural diagrams: unlimited questions whose numbers can only be read from the image.
 
-A diagram is a coloured shape with a few fine glyphs. Colour and shape survive pixelation; the glyphs do not, and
-their ink is equalised so that no grey level betrays them. Properties D1-D9 of the method specification, section 5.
+A diagram is a coloured shape with a few fine glyphs. Colour and shape survive pixelation, the
+glyphs do not. All glyphs have the same amount of ink, so that no grey level reveals the digit.
+Properties D1-D9 of the method specification, section 5.
 """
 
 from collections.abc import Iterator
@@ -32,9 +33,9 @@ COLOURS = ("red", "green", "blue", "orange", "purple", "teal")
 NUM_VALUES: dict[Kind, int] = {"triangle": 3, "segment": 3, "bars": 3, "rectangle": 2}
 
 #: Percent of the number combinations of each kind that belong to the test and validation splits.
-TEST_SHARE, VAL_SHARE = 15, 10
-#: Chance that a value is replaced by the favourite of its kind and colour: the shortcut of property D4.
-SHORTCUT = 0.35
+TEST_PERCENT, VAL_PERCENT = 15, 10
+#: Probability that a value is the biased one of its kind and colour: the shortcut of property D4.
+SHORTCUT_PROBABILITY = 0.35
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,23 @@ class DiagramSettings:
     two_digits: bool = False
     """Labels 10..99 instead of 1..9."""
     versions: tuple[Version, ...] = ("text_lite", "vision_dominant", "vision_only")
-    """Redundant versions to mix, from text_dominant (values in the question too) to vision_only."""
+    """Versions to mix, from text_dominant (the question also gives the values) to vision_only."""
     thoughts: bool = False
-    """Draw a visual thought for each item: the labels, enlarged, in reading order."""
+    """Draw a visual thought for each item: the enlarged labels in reading order."""
     side: int = 64
-    """Side of the square picture in pixels."""
+    """Side of the square image in pixels."""
 
 
 @dataclass(frozen=True)
 class Diagram:
-    """One item: everything that the picture, the question, the solution and the answer follow from."""
+    """One item: it determines the image, the question, the solution and the answer."""
 
     kind: Kind
     colour: str
     values: tuple[int, ...]
     version: Version
-    given: int | None
-    """Index of the value that the question gives and the picture leaves out (text_lite)."""
+    given_index: int | None
+    """Index of the value that the question gives and the image omits (text_lite)."""
     key: int
     """Seed of the layout and of the wording."""
     settings: DiagramSettings = field(default_factory=DiagramSettings)
@@ -74,81 +75,89 @@ class Diagram:
 
     @property
     def visible(self) -> tuple[bool, ...]:
-        """Which values are drawn."""
-        return tuple(i != self.given for i in range(len(self.values)))
+        """Whether each value is drawn."""
+        return tuple(i != self.given_index for i in range(len(self.values)))
 
-    def picture(self) -> Image.Image:
-        """The drawn diagram."""
+    def draw_image(self) -> Image.Image:
+        """Draw the diagram."""
         shown = tuple(
-            value if seen else None for value, seen in zip(self.values, self.visible, strict=True)
+            value if is_drawn else None
+            for value, is_drawn in zip(self.values, self.visible, strict=True)
         )
         return draw_diagram(
             ShapePosition(self.kind, self.colour, self.key, self.settings.side), shown
         )
 
     def label_cells(self, cells: int = 4) -> list[tuple[int, int]]:
-        """(cell of a `cells` x `cells` raster, value) of each drawn label: where a vision tower can read what."""
+        """(cell of a `cells` x `cells` grid, value) of each drawn label, for vision training."""
         centres = label_centres(ShapePosition(self.kind, self.colour, self.key, self.settings.side))
         size = self.settings.side / cells
         return [
             (int(y // size) * cells + int(x // size), value)
-            for (x, y), value, seen in zip(centres, self.values, self.visible, strict=True)
-            if seen
+            for (x, y), value, is_drawn in zip(centres, self.values, self.visible, strict=True)
+            if is_drawn
         ]
 
     def label_boxes(self) -> tuple[tuple[float, float, float, float], ...]:
         """Pixel regions of the drawn labels, in reading order."""
         side = self.settings.side
-        reach = 0.6 * GLYPH_SHARE * side * (1.4 if self.settings.two_digits else 1.0)
+        half = 0.6 * GLYPH_SHARE * side * (1.4 if self.settings.two_digits else 1.0)
         centres = label_centres(ShapePosition(self.kind, self.colour, self.key, side))
         return tuple(
             (
-                max(0.0, x - reach),
-                max(0.0, y - reach),
-                min(float(side), x + reach),
-                min(float(side), y + reach),
+                max(0.0, x - half),
+                max(0.0, y - half),
+                min(float(side), x + half),
+                min(float(side), y + half),
             )
-            for (x, y), seen in zip(centres, self.visible, strict=True)
-            if seen
+            for (x, y), is_drawn in zip(centres, self.visible, strict=True)
+            if is_drawn
         )
 
-    def thought(self) -> Image.Image:
-        """The visual thought: the drawn labels enlarged, left to right in reading order."""
-        shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
-        return draw_thought(shown, self.settings.side)
+    def shown_values(self) -> list[int]:
+        """The drawn values in reading order."""
+        pairs = zip(self.values, self.visible, strict=True)
+        return [value for value, is_drawn in pairs if is_drawn]
+
+    def draw_thought(self) -> Image.Image:
+        """Draw the visual thought: the enlarged labels, left to right in reading order."""
+        return draw_thought(self.shown_values(), self.settings.side)
 
     def thought_cells(self, cells: int = 4) -> list[tuple[int, int]]:
         """(cell, value) of each label of the visual thought."""
-        shown = [value for value, seen in zip(self.values, self.visible, strict=True) if seen]
+        shown = self.shown_values()
         return [
             (cells // 2 * cells + int((i + 0.5) / len(shown) * cells), value)
             for i, value in enumerate(shown)
         ]
 
     def wording(self) -> Wording:
-        """What the question and the solution talk about."""
+        """The facts that the question and the solution mention."""
         in_text = tuple(
-            self.version == "text_dominant" or i == self.given for i in range(len(self.values))
+            self.version == "text_dominant" or i == self.given_index
+            for i in range(len(self.values))
         )
         return Wording(self.kind, self.colour, self.values, in_text, self.version, self.answer)
 
     def question(self) -> str:
-        """The question, without the picture."""
+        """The question, without the image."""
         return question_text(self.wording(), keyed_generator("question", self.key))
 
-    def solution(self, telling: int = 0) -> str:
-        """A chain of thought ending in the boxed answer. `telling` chooses another wording."""
-        return solution_text(self.wording(), keyed_generator("solution", self.key, telling))
+    def solution(self, variant: int = 0) -> str:
+        """A chain of thought that ends in the boxed answer. `variant` selects the wording."""
+        return solution_text(self.wording(), keyed_generator("solution", self.key, variant))
 
     def with_value(self, index: int, value: int) -> "Diagram":
-        """The counterfactual twin: the same layout and question with one label changed."""
+        """The counterfactual diagram: the same layout and question with one label changed."""
         values = (*self.values[:index], value, *self.values[index + 1 :])
         return replace(self, values=values)
 
     def prompt(self, prompt_id: str) -> Prompt:
-        """The item as a prompt, its solution as the written response."""
+        """The item as a prompt, with its solution as the written response."""
         thoughts = (
-            (DrawnImage(self.thought, f"{prompt_id}-thought"),) if self.settings.thoughts else ()
+            (DrawnImage(self.draw_thought, f"{prompt_id}-thought"),)
+            if self.settings.thoughts
+            else ()
         )
         labels = {
             "kind": self.kind,
@@ -157,32 +166,32 @@ class Diagram:
         }
         return Prompt(
             id=prompt_id,
-            parts=(DrawnImage(self.picture, prompt_id), self.question()),
+            parts=(DrawnImage(self.draw_image, prompt_id), self.question()),
             answer=str(self.answer),
             response=self.solution(),
             thoughts=thoughts,
             boxes=self.label_boxes(),
             labels=labels
-            | {"drawn": " ".join(str(i) for i, seen in enumerate(self.visible) if seen)},
+            | {"drawn": " ".join(str(i) for i, drawn in enumerate(self.visible) if drawn)},
         )
 
 
 def diagram_split(kind: Kind, values: tuple[int, ...]) -> Split:
-    """The split a number combination belongs to. Splits share no combination, whatever the drawing."""
+    """The split of a combination of numbers. Splits share no combination, in any drawing."""
     bucket = keyed_seed("split", kind, *values) % 100
-    if bucket < TEST_SHARE:
+    if bucket < TEST_PERCENT:
         return "test"
-    return "val" if bucket < TEST_SHARE + VAL_SHARE else "train"
+    return "val" if bucket < TEST_PERCENT + VAL_PERCENT else "train"
 
 
 def biased_value(kind: Kind, colour: str, two_digits: bool) -> int:
-    """The value that this kind and colour show more often than chance: a shortcut a blind model can learn."""
+    """The value that this kind and colour show more often than chance: a text-only shortcut."""
     digit = 1 + keyed_seed("favourite", kind, colour) % 9
     return 11 * digit if two_digits else digit
 
 
 def sample_diagram(rng: np.random.Generator, split: Split, settings: DiagramSettings) -> Diagram:
-    """Draw one diagram of the split at random."""
+    """Sample one diagram of the split."""
     kind = KINDS[rng.integers(len(KINDS))]
     colour = COLOURS[rng.integers(len(COLOURS))]
     version = settings.versions[rng.integers(len(settings.versions))]
@@ -190,14 +199,15 @@ def sample_diagram(rng: np.random.Generator, split: Split, settings: DiagramSett
     while True:
         values = tuple(
             biased_value(kind, colour, settings.two_digits)
-            if rng.random() < SHORTCUT
+            if rng.random() < SHORTCUT_PROBABILITY
             else int(rng.integers(low, high + 1))
             for _ in range(NUM_VALUES[kind])
         )
         if diagram_split(kind, values) == split:
             break
-    given = int(rng.integers(len(values))) if version == "text_lite" else None
-    return Diagram(kind, colour, values, version, given, int(rng.integers(2**62)), settings)
+    given_index = int(rng.integers(len(values))) if version == "text_lite" else None
+    key = int(rng.integers(2**62))
+    return Diagram(kind, colour, values, version, given_index, key, settings)
 
 
 def iterate_diagrams(
@@ -215,7 +225,7 @@ def iterate_diagrams(
 def diagrams(
     split: Split, count: int, seed: int, settings: DiagramSettings | None = None
 ) -> list[Diagram]:
-    """The first `count` diagrams of a split (C002 for a split there is not)."""
+    """The first `count` diagrams of a split (C002 for an unknown split)."""
     if split not in get_args(Split):
         known = ", ".join(get_args(Split))
         raise ConfigError(

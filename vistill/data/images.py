@@ -1,4 +1,4 @@
-"""Image files from strangers: limits before decoding, no URLs, nothing outside the image folder."""
+"""Untrusted image files: limits before decoding, no URLs, no path outside the image folder."""
 
 import contextlib
 import io
@@ -18,16 +18,15 @@ MAX_PIXELS = 50_000_000
 MAX_BYTES = 20_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
-
-#: What to do about a picture that is nowhere near.
-WITHOUT_IT = "data.images=OTHER_FOLDER   or without the row: data.on_bad_row=quarantine"
-#: Longer side over shorter side; beyond it image processors refuse the picture.
+#: The fix for an image that no nearby folder contains.
+NO_IMAGE_FIX = "data.images=OTHER_FOLDER   or skip such rows: data.on_bad_row=quarantine"
+#: Longer side over shorter side; image processors refuse images beyond it.
 MAX_ASPECT = 200
 
 
 @dataclass(frozen=True)
 class FileImage:
-    """A picture in a file, decoded when somebody looks."""
+    """An image in a file, decoded on demand."""
 
     path: Path
     where: str = ""
@@ -35,7 +34,7 @@ class FileImage:
     root: Path = Path()
     """The image folder."""
     digest: str = ""
-    """Hash of the file as it was first read; another content is an error from then on (D208)."""
+    """Hash of the file as first read; any other content is an error afterwards (D208)."""
 
     @property
     def name(self) -> str:
@@ -43,7 +42,7 @@ class FileImage:
         return self.path.name
 
     def data(self) -> bytes:
-        """The file's content, within the limits (D201, D202)."""
+        """Read the file, within the limits (D201, D202)."""
         try:
             if not self.path.is_file():
                 raise image_missing_error(self.path, self.where, self.root)
@@ -58,73 +57,74 @@ class FileImage:
             ) from error
 
     def load(self) -> Image.Image:
-        """The decoded picture, turned as its EXIF says, fully read."""
+        """Decode the image fully and apply its EXIF rotation."""
         data = self.data()
         if self.digest and file_digest(data) != self.digest:
             raise image_changed_error(f"{self.where} {self.path.name}")
-        return decode(data, f"{self.where} {self.path.name}")
+        return decode_image(data, f"{self.where} {self.path.name}")
 
 
 @dataclass(frozen=True)
 class BytesImage:
-    """A picture stored in the data file itself."""
+    """An image stored in the data file itself."""
 
     content: bytes
     name: str
 
     def data(self) -> bytes:
-        """The encoded picture."""
+        """The encoded image."""
         if len(self.content) > MAX_BYTES:
             raise image_refused_error(f"larger than {MAX_BYTES:,} bytes", self.name)
         return self.content
 
     def load(self) -> Image.Image:
-        """The decoded picture."""
-        return decode(self.data(), self.name)
+        """Decode the image."""
+        return decode_image(self.data(), self.name)
 
 
 def file_digest(data: bytes) -> str:
-    """xxh3-128 of an encoded picture."""
+    """xxh3-128 of an encoded image."""
     return xxhash.xxh3_128(data).hexdigest()
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """A picture whose transparent pixels lie on white, as in the models' own preprocessing; without such, itself.
+def flatten_on_white(image: Image.Image) -> Image.Image:
+    """Put transparent pixels on white, as the models' preprocessing does.
 
-    A plain conversion to RGB would show whatever colour lies under them, often black: black lines on black.
+    Returns the same object if no pixel is transparent. A direct conversion to RGB would reveal the
+    colour under transparent pixels, often black: black lines on black.
     """
-    keyed = picture.mode in ("1", "L", "P", "RGB") and "transparency" in picture.info
-    if not keyed and picture.mode not in ("LA", "PA", "RGBA"):
-        return picture
-    full = picture.convert("RGBA")
-    if not keyed and full.getchannel("A").getextrema()[0] == 255:
-        return picture
-    return Image.alpha_composite(Image.new("RGBA", full.size, "white"), full).convert("RGB")
+    has_colour_key = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    if not has_colour_key and image.mode not in ("LA", "PA", "RGBA"):
+        return image
+    rgba = image.convert("RGBA")
+    if not has_colour_key and rgba.getchannel("A").getextrema()[0] == 255:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def digest_of_pixels(picture: Image.Image) -> str:
-    """xxh3-128 of a picture in memory: mode, size and values; the values of a palette picture mean nothing alone."""
-    values, palette = picture.tobytes(), b""
-    if picture.mode == "P" and values:  # only as far as it is used: files drop the rest
+def pixel_digest(image: Image.Image) -> str:
+    """xxh3-128 of an image in memory: mode, size, values, and the palette if it has one."""
+    values, palette = image.tobytes(), b""
+    if image.mode == "P" and values:  # only the used part: files drop the rest
         used = 3 * (max(values) + 1)
-        palette = bytes(picture.getpalette("RGB") or []).ljust(used, b"\0")[:used]
-    return file_digest(f"{picture.mode} {picture.size} ".encode() + palette + values)
+        palette = bytes(image.getpalette("RGB") or []).ljust(used, b"\0")[:used]
+    return file_digest(f"{image.mode} {image.size} ".encode() + palette + values)
 
 
-def decode(data: bytes, where: str) -> Image.Image:
-    """Decode one picture within the limits (D202). Only a full decode notices a truncated file."""
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode one image within the limits (D202). Only a full decode detects a truncated file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(image.width, image.height, where)
+                check_image_size(image.width, image.height, where)
                 image.load()
-                return on_white(ImageOps.exif_transpose(image))
+                return flatten_on_white(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
         reason = (
-            "no picture of a known format"
+            "no image of a known format"
             if isinstance(error, UnidentifiedImageError)
             else str(error)
         )
@@ -133,12 +133,12 @@ def decode(data: bytes, where: str) -> Image.Image:
             "image cannot be decoded",
             where=where,
             why=f"{reason} ({len(data):,} bytes)",
-            fix="download it again, or continue without the row: data.on_bad_row=quarantine",
+            fix="download it again, or skip such rows: data.on_bad_row=quarantine",
         ) from error
 
 
-def check_size(width: int, height: int, where: str) -> None:
-    """D202 for more pixels than the limit, none, or a picture that is all length."""
+def check_image_size(width: int, height: int, where: str) -> None:
+    """D202 for an image without pixels, with too many, or with an extreme aspect ratio."""
     if width * height > MAX_PIXELS:
         raise image_refused_error(
             f"{width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} pixels", where
@@ -150,13 +150,13 @@ def check_size(width: int, height: int, where: str) -> None:
 
 
 def image_refused_error(why: str, where: str) -> DataError:
-    """D202 for a picture that is readable and not wanted."""
+    """D202 for an image that a limit excludes."""
     return DataError(
         "D202",
         "image beyond the limits",
         where=where,
         why=why,
-        fix="mend the picture, or continue without the row: data.on_bad_row=quarantine",
+        fix="fix the image, or skip such rows: data.on_bad_row=quarantine",
     )
 
 
@@ -164,81 +164,77 @@ def image_changed_error(where: str) -> DataError:
     """D208."""
     return DataError(
         "D208",
-        "an image has changed since this run first read it",
+        "an image changed after this run first read it",
         where=where,
-        why="two contents under one name would be two experiments under one",
-        fix="put the old file back, or start a new run: run=OTHER_FOLDER",
+        why="training on both contents would mix two experiments in one run",
+        fix="restore the old file, or start a new run: run=OTHER_FOLDER",
     )
 
 
 def image_missing_error(path: Path, where: str, root: Path) -> DataError:
-    """D201 with a suggestion from the folder, or the folder nearby that holds it."""
-    found, hint = "", ""
-    with contextlib.suppress(OSError, ValueError):  # it is only advice
-        found = folder_with(path, root)
+    """D201 with a similar name from the folder, or a nearby folder that contains the image."""
+    folder, hint = "", ""
+    with contextlib.suppress(OSError, ValueError):  # advice only
+        folder = find_image_folder(path, root)
         hint = suggest(path.name, similar_names(path))
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=f"data.images={found}" if found else WITHOUT_IT,
+        fix=f"data.images={folder}" if folder else NO_IMAGE_FIX,
     )
 
 
 def similar_names(path: Path) -> list[str]:
-    """Names in the folder that begin alike and are as long; a large folder is not searched to its end."""
-    there = itertools.islice(os.scandir(path.parent), 5000) if path.parent.is_dir() else []
-    near = lambda name: name[:1] == path.name[:1] and abs(len(name) - len(path.name)) <= 3
-    return sorted(entry.name for entry in there if near(entry.name))[:300]
+    """Names in the folder with the same first letter and a similar length.
+
+    Looks at the first 5,000 entries of a large folder.
+    """
+
+    def is_similar(name: str) -> bool:
+        return name[:1] == path.name[:1] and abs(len(name) - len(path.name)) <= 3
+
+    entries = itertools.islice(os.scandir(path.parent), 5000) if path.parent.is_dir() else []
+    return sorted(entry.name for entry in entries if is_similar(entry.name))[:300]
 
 
 @cache
 def nearby_folders(root: Path) -> tuple[Path, ...]:
-    """An image folder, those beside, above and below it."""
-    above = [root, *root.absolute().parents[:2]]
-    return tuple(
-        f
-        for a in above
-        if a.is_dir()
-        for f in [a, *sorted(p for p in a.iterdir() if p.is_dir())[:100]]
-    )
+    """An image folder, its two parents, and the folders inside each of them."""
+    folders: list[Path] = []
+    for parent in (root, *root.absolute().parents[:2]):
+        if parent.is_dir():
+            folders += [parent, *sorted(p for p in parent.iterdir() if p.is_dir())[:100]]
+    return tuple(folders)
 
 
-def folder_with(path: Path, root: Path) -> str:
-    """An image folder beside, above or below under which the row's own path leads to a picture."""
+def find_image_folder(path: Path, root: Path) -> str:
+    """A nearby folder in which the row's path leads to a file; empty if there is none."""
     inside = path.relative_to(root.resolve())
-    found = next(
-        (folder for folder in nearby_folders(root.absolute()) if (folder / inside).is_file()), None
-    )
-    if found is None:
-        return ""
-    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
+    for folder in nearby_folders(root.absolute()):
+        if (folder / inside).is_file():
+            is_below = folder.is_relative_to(Path.cwd())
+            return str(folder.relative_to(Path.cwd()) if is_below else folder)
+    return ""
 
 
 def resolve_image_path(name: str, root: Path, where: str) -> Path:
-    """The file a row names, which must lie inside the image folder (D205, D206)."""
+    """Resolve the file that a row names; it must be inside the image folder (D205, D206)."""
     if "://" in name or name.startswith("data:"):
         raise DataError(
             "D205",
-            "an image is given as a URL",
+            "a row names an image by URL",
             where=where,
-            why="data never reaches the network: a row could make the machine call anywhere",
+            why="vistill fetches no image from the network: a row could contact any host",
             fix="download the images into a folder and name them by path",
         )
-    size = lambda text: len(text.encode(errors="surrogatepass"))
-    half = any("\ud800" <= character <= "\udfff" for character in name)
-    if (
-        "\0" in name
-        or half
-        or any(size(part) > 255 for part in Path(name).parts)
-        or size(name) > 4096
-    ):
+    if not is_legal_file_name(name):
         raise DataError(
             "D206",
             f"not a file name: {name[:40]!r}, {len(name)} characters",
             where=where,
-            why="names are whole characters, at most 255 bytes, and have no null byte",
+            why="a name has at most 255 bytes, no null byte and no lone surrogate",
             fix="correct the row, or name the right column: data.columns.images=COLUMN",
         )
     try:
@@ -246,10 +242,10 @@ def resolve_image_path(name: str, root: Path, where: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise DataError(
             "D206",
-            f'image path leads in circles: "{name}"',
+            f'image path is a circular link: "{name}"',
             where=where,
             why=str(error)[:200],
-            fix="mend the link",
+            fix="fix the link, or skip such rows: data.on_bad_row=quarantine",
         ) from error
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         raise DataError(
@@ -260,3 +256,14 @@ def resolve_image_path(name: str, root: Path, where: str) -> Path:
             fix="data.images=FOLDER that holds all images",
         )
     return path
+
+
+def is_legal_file_name(name: str) -> bool:
+    """Whether a file system can hold the name: no null byte, no lone surrogate, not too long."""
+
+    def size(text: str) -> int:
+        return len(text.encode(errors="surrogatepass"))
+
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        return False
+    return size(name) <= 4096 and all(size(part) <= 255 for part in Path(name).parts)

@@ -1,4 +1,4 @@
-"""Order and noise as pure functions of what they belong to, never of what happened before."""
+"""Order and noise as pure functions of a key, independent of history."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ def keyed_seed(*key: object) -> int:
 
 
 def keyed_generator(*key: object) -> np.random.Generator:
-    """A fresh numpy generator that belongs to the key."""
+    """A new numpy generator seeded by the key."""
     return np.random.Generator(np.random.Philox(keyed_seed(*key)))
 
 
@@ -27,26 +27,29 @@ def rows_of_step(
     per_step: int,
     num_rows: int,
     seed: int,
-    gone: Callable[[int], bool] = lambda row: False,
+    is_replaced: Callable[[int], bool] | None = None,
 ) -> list[int]:
-    """Row indices of step `step` (from 0): positions `step*per_step ...` of the endless sequence of epochs.
+    """Row indices of step `step` (from 0): positions `step * per_step ...` of the endless epochs.
 
-    A batch may cross an epoch's end; every row still occurs exactly once in an epoch. Seeking costs nothing. The slot
-    of a row that is gone takes the next row of the sequence that is neither gone nor in this step; all others stay.
+    A batch may cross the end of an epoch; every row still occurs exactly once per epoch. Any step
+    is computed directly, without the steps before it. The slot of a replaced row takes the next
+    row of the sequence that is neither replaced nor in this step; all other slots stay.
     """
     orders: dict[int, np.ndarray] = {}
 
     def row_at(position: int) -> int:
-        epoch, place = divmod(position, num_rows)
+        epoch, index = divmod(position, num_rows)
         if epoch not in orders:
             orders[epoch] = epoch_order(seed, epoch, num_rows)
-        return int(orders[epoch][place])
+        return int(orders[epoch][index])
 
     rows = [row_at(position) for position in range(step * per_step, (step + 1) * per_step)]
+    if is_replaced is None:
+        return rows
     following = (step + 1) * per_step
     for slot, row in enumerate(rows):
-        if gone(row):
-            while gone(row) or row in rows:
+        if is_replaced(row):
+            while is_replaced(row) or row in rows:
                 row, following = row_at(following), following + 1
             rows[slot] = row
     return rows

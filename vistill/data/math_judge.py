@@ -1,6 +1,6 @@
-"""math-verify in a process of its own: a time limit that works anywhere, and no crash that reaches the run.
+"""Run math-verify in a separate process, so that its time limit holds and no crash reaches the run.
 
-A plain child process that speaks JSON lines, not `multiprocessing`: that would import the user's script again.
+The process reads and writes JSON lines. `multiprocessing` would import the user's script again.
 """
 
 import json
@@ -17,7 +17,7 @@ START_LIMIT = 60.0
 
 
 class MathJudge:
-    """Whether two expressions are mathematically equal. The worker starts at the first question."""
+    """Compares mathematical expressions. The worker process starts at the first comparison."""
 
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
         self.time_limit = time_limit
@@ -25,20 +25,23 @@ class MathJudge:
         self.process: subprocess.Popen[str] | None = None
 
     def equal(self, gold: str, answer: str) -> bool:
-        """Gold first, as math-verify asks. A comparison that takes too long counts as not equal."""
+        """Whether two expressions are equal; gold first, as math-verify requires.
+
+        A comparison that exceeds the time limit counts as not equal.
+        """
         process = self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps([gold, answer]) + "\n")
         process.stdin.flush()
-        line = self._line(process, self.time_limit)
+        line = self._read_line(process, self.time_limit)
         if line is None:
             self.timeouts += 1
             self.close()
             return False
         return line == "true"
 
-    def _line(self, process: "subprocess.Popen[str]", limit: float) -> str | None:
-        """The worker's next line, or None where it takes too long or has died."""
+    def _read_line(self, process: "subprocess.Popen[str]", limit: float) -> str | None:
+        """The worker's next line; None if it takes too long or has died."""
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], limit)
         return process.stdout.readline().strip() or None if ready else None
@@ -55,7 +58,7 @@ class MathJudge:
             bufsize=1,
         )
         self.process = process
-        if self._line(process, START_LIMIT) != "ready":
+        if self._read_line(process, START_LIMIT) != "ready":
             self.close()
             raise RuntimeError("the math worker did not start")
         return process
@@ -80,7 +83,7 @@ class MathJudge:
 
 
 def serve() -> None:
-    """The worker: pairs of expressions in, `true` or `false` out."""
+    """Run the worker: read pairs of expressions, write `true` or `false`."""
     import logging
 
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -98,7 +101,7 @@ def serve() -> None:
         gold, answer = json.loads(line)
         try:
             equal = bool(verify(read(gold), read(answer), timeout_seconds=None))
-        except Exception:  # noqa: BLE001  (whatever a parser does with hostile text, the answer is: not equal)
+        except Exception:  # noqa: BLE001  a parser error on hostile text means "not equal"
             equal = False
         sys.stdout.write("true\n" if equal else "false\n")
         sys.stdout.flush()

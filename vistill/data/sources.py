@@ -1,4 +1,7 @@
-"""Rows of a file, of a data set on the hub, or of its local cache; a line that is no row comes as its error."""
+"""Read rows of a file, of a data set on the hub, or of its local cache.
+
+A line that is not a row is yielded as the error that describes it.
+"""
 
 import codecs
 import json
@@ -16,40 +19,41 @@ Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
 def read_source(source: str) -> Rows:
-    """(line, row) pairs of a source."""
+    """Read (line, row) pairs of a source."""
     if "://" in source:
         raise DataError(
             "D205",
-            "the data are given as a URL",
+            "the data source is a URL",
             where=source,
-            why="data never reaches the network by itself",
-            fix="download it: data.train=FILE.jsonl   or, on the hub,   data.train=hf:OWNER/NAME[SPLIT]",
+            why="vistill does not download data from URLs",
+            fix="download it: data.train=FILE.jsonl"
+            "   or, on the hub,   data.train=hf:OWNER/NAME[SPLIT]",
         )
     if source.startswith("hf:"):
-        yield from hub_rows(source)
+        yield from read_hub_rows(source)
     elif source.endswith(".parquet"):
-        yield from dataset_rows("parquet", data_files=source, split="train")
+        yield from read_dataset_rows("parquet", data_files=source, split="train")
     else:
-        yield from json_lines(Path(source))
+        yield from read_json_lines(Path(source))
 
 
-def json_lines(path: Path) -> Rows:
-    """Rows of a JSON Lines file (D102)."""
+def read_json_lines(path: Path) -> Rows:
+    """Read rows of a JSON Lines file (D102)."""
     if not path.is_file():
         raise DataError(
             "D102",
             f'data file "{path}" does not exist',
-            why="looked for a .jsonl file, a .parquet file, `hf:owner/name[split]` or `diagrams`",
+            why="a source is a .jsonl file, a .parquet file, `hf:owner/name[split]` or `diagrams`",
             fix="data.train=FILE.jsonl",
         )
     with path.open("rb") as handle:
         for line, text in enumerate(handle, 1):
             if text.strip():
-                yield line, parsed(text.removeprefix(codecs.BOM_UTF8), f"{path}:{line}")
+                yield line, parse_line(text.removeprefix(codecs.BOM_UTF8), f"{path}:{line}")
 
 
-def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
-    """One line as a row, or as the error it is (D102)."""
+def parse_line(text: bytes, where: str) -> dict[str, Any] | DataError:
+    """Parse one line as a row; return a D102 error for a bad line."""
     try:
         row = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -67,8 +71,8 @@ def parsed(text: bytes, where: str) -> dict[str, Any] | DataError:
     return row
 
 
-#: What data sets call their columns, for a name that is not there.
-USUAL = {
+#: Usual column names of data sets, to suggest one for a missing column.
+USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
     "images": ("images", "image", "pictures", "picture", "img"),
     "answer": ("answer", "solution", "gold", "label", "target"),
@@ -77,55 +81,56 @@ USUAL = {
 }
 
 
-def column_fix(key: str, name: str, found: Sequence[str]) -> str:
-    """Settings that name the column that was probably meant, or none."""
-    usual = [column for column in USUAL.get(key, ()) if column in found]
-    near = [*closest(name, found, cutoff=0.8), *usual]
-    named = [f"data.columns.{key}={near[0]}"] if near else []
-    none = [] if key == "prompt" else [f"data.columns.{key}="]
+def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
+    """Settings that name a similar or usual column, or that leave the column empty."""
+    usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in columns]
+    candidates = [*closest(name, columns, cutoff=0.8), *usual]
+    renamed = [f"data.columns.{key}={candidates[0]}"] if candidates else []
+    empty = [] if key == "prompt" else [f"data.columns.{key}="]
     return (
-        "   or   ".join([*named, *none])
-        or f"data.columns.{key}=COLUMN   one of: {', '.join(found)}"
+        "   or   ".join([*renamed, *empty])
+        or f"data.columns.{key}=COLUMN   one of: {', '.join(columns)}"
     )
 
 
 def check_columns(source: str, settings: DataSettings) -> None:
-    """D101 for a column that no row has: that is a wrong name, not a bad row."""
-    wanted = {key: name for key, name in vars(settings.columns).items() if name}
-    found: dict[str, None] = {}
+    """D101 for a column that no row has: a wrong name, not a bad row."""
+    named = {key: name for key, name in vars(settings.columns).items() if name}
+    columns: dict[str, None] = {}
     for _, row in read_source(source):
         if isinstance(row, Mapping):
-            found |= dict.fromkeys(row)
+            columns |= dict.fromkeys(row)
         if (
             source.startswith("hf:")
             or source.endswith(".parquet")
-            or all(n in found for n in wanted.values())
+            or all(n in columns for n in named.values())
         ):
             break
-    for key, name in wanted.items():
-        if found and name not in found and not (key == "images" and settings.text_only != "error"):
+    for key, name in named.items():
+        may_be_missing = key == "images" and settings.text_only != "error"
+        if columns and name not in columns and not may_be_missing:
             raise DataError(
                 "D101",
                 f'column "{name}" not in {source}',
-                why=f"columns found: {', '.join(found)}",
-                fix=column_fix(key, name, list(found)),
+                why=f"columns found: {', '.join(columns)}",
+                fix=column_fix(key, name, list(columns)),
             )
 
 
-def hub_rows(source: str) -> Rows:
-    """Rows of a data set on the hub, or in its local cache."""
+def read_hub_rows(source: str) -> Rows:
+    """Read rows of a data set on the hub, or of its local cache."""
     match = HUB.match(source)
     if match is None:
         raise DataError(
             "D102",
-            f'"{source}" is not of the form hf:owner/name[split]',
+            f'"{source}" does not have the form hf:owner/name[split]',
             fix="hf:hiyouga/geometry3k[train]",
         )
-    yield from dataset_rows(match["name"], split=match["split"] or "train")
+    yield from read_dataset_rows(match["name"], split=match["split"] or "train")
 
 
-def dataset_rows(name: str, **how: str) -> Rows:
-    """Rows through `datasets` (extra `data`)."""
+def read_dataset_rows(name: str, **options: str) -> Rows:
+    """Read rows with the package `datasets` (extra `data`)."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -133,22 +138,21 @@ def dataset_rows(name: str, **how: str) -> Rows:
         raise MissingExtraError(
             "E301",
             "this source needs the package `datasets`",
-            why="`hf:` and .parquet are read by it; a .jsonl file with a folder of pictures needs nothing",
+            why="it reads `hf:` and .parquet; a .jsonl file with an image folder needs no package",
             fix='pip install "vistill[data]"',
         ) from error
     try:
-        made = datasets.load_dataset(name, **how)  # pyright: ignore[reportArgumentType,reportCallIssue]
+        loaded = datasets.load_dataset(name, **options)  # pyright: ignore[reportArgumentType,reportCallIssue]
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             "D102",
-            f'the data set "{how.get("data_files", name)}" cannot be read',
+            f'the data set "{options.get("data_files", name)}" cannot be read',
             why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="data.train=hf:OWNER/NAME[SPLIT] as the hub spells them, or data.train=FILE.jsonl",
+            fix="data.train=hf:OWNER/NAME[SPLIT], spelled as on the hub, or data.train=FILE.jsonl",
         ) from error
     line = 0
-    for batch in made.with_format("arrow").iter(batch_size=64):  # pyright: ignore[reportAttributeAccessIssue]
-        for row in (
-            batch.to_pylist()
-        ):  # encoded pictures and bare paths: nothing is opened but by our own rules
+    for batch in loaded.with_format("arrow").iter(batch_size=64):  # pyright: ignore[reportAttributeAccessIssue]
+        # encoded images and paths: only vistill opens a file
+        for row in batch.to_pylist():
             line += 1
             yield line, row

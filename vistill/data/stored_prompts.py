@@ -1,7 +1,7 @@
-"""Prompts as the run folder keeps them: what `vistill.distill` was given, so that the run can be read again.
+"""The prompts of `vistill.distill`, stored in the run folder so that other commands can read them.
 
-A prompt is one JSON line with its own id, because ids key the sampling noise. A picture that lies in a file is named
-by its path and hash; a picture that exists only in memory is written as PNG, which loses nothing.
+A prompt is one JSON line with its id, because ids key the sampling noise. An image file is stored
+as path and hash; an image in memory is stored as a PNG, which is lossless.
 """
 
 import io
@@ -16,28 +16,28 @@ from PIL import Image
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    digest_of_pixels,
     file_digest,
+    flatten_on_white,
     image_changed_error,
     image_refused_error,
-    on_white,
+    pixel_digest,
 )
-from vistill.data.rows import content_of, known
+from vistill.data.rows import content_hash, with_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import append_line, disk_error, sync_file, write_text
 from vistill.types import ImageRef, LoadedImage, Prompt
 
-#: How a recipe names stored prompts: `data.train: prompts:runs/mine/data/train.jsonl`.
+#: Prefix of stored prompts in a recipe: `data.train: prompts:runs/mine/data/train.jsonl`.
 PREFIX = "prompts:"
-#: Modes that PNG holds without loss. Pictures of other modes are made RGB before anything reads them.
+#: Modes that PNG stores without loss. Images of other modes are converted to RGB first.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts whose content hashes are known and whose pictures can be stored, ids as they are.
+    """Add content hashes and make the images storable; ids stay.
 
     Raises:
-        DataError: D102 where two prompts have the same id: ids key the noise and the encoded prompts.
+        DataError: D102 if two prompts have one id: ids key the noise and the encoded prompts.
     """
     seen: set[str] = set()
     for prompt in prompts:
@@ -45,69 +45,72 @@ def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
             raise DataError(
                 "D102",
                 f'two prompts have the id "{prompt.id}"',
-                why="ids key the sampling noise and what is encoded, so one would be taken for the other",
-                fix="vistill.Prompt(id, ...) with an id of its own for each",
+                why="ids key the sampling noise and the encoded prompts",
+                fix="vistill.Prompt(id, ...) with a different id for each prompt",
             )
         seen.add(prompt.id)
-    return [prompt if is_current(prompt) else known(storable(prompt)) for prompt in prompts]
+    return [
+        prompt if has_current_hashes(prompt) else with_hashes(with_storable_images(prompt))
+        for prompt in prompts
+    ]
 
 
-def is_current(prompt: Prompt) -> bool:
-    """Whether the hashes are there and are those of what the prompt holds now; no file is read, nothing decoded."""
+def has_current_hashes(prompt: Prompt) -> bool:
+    """Whether the prompt has hashes and they match its content. Reads and decodes no file."""
     if not prompt.content:
         return False
-    digests = [digest_now(image) for image in (*prompt.images, *prompt.thoughts)]
-    return all(digests) and prompt.content == content_of(prompt, digests)
+    digests = [current_digest(image) for image in (*prompt.images, *prompt.thoughts)]
+    return all(digests) and prompt.content == content_hash(prompt, digests)
 
 
-def digest_now(image: ImageRef) -> str:
-    """The hash of a picture as `known` takes it; empty for a file that was not read yet."""
+def current_digest(image: ImageRef) -> str:
+    """The hash of an image as `with_hashes` computes it; empty for a file not read yet."""
     if isinstance(image, FileImage | PngImage):
         return image.digest
     return (
-        file_digest(image.data())
-        if isinstance(image, BytesImage)
-        else digest_of_pixels(image.load())
+        file_digest(image.data()) if isinstance(image, BytesImage) else pixel_digest(image.load())
     )
 
 
-def storable(prompt: Prompt) -> Prompt:
-    """The prompt with pictures in memory in a mode that PNG holds."""
+def with_storable_images(prompt: Prompt) -> Prompt:
+    """Convert images in memory to a mode that PNG stores."""
 
-    def kept(image: ImageRef) -> ImageRef:
+    def convert(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
             return image
-        picture = image.load()
-        plain = on_white(picture)
-        if plain is picture and picture.mode in PNG_MODES:
+        pixels = image.load()
+        opaque = flatten_on_white(pixels)
+        if opaque is pixels and pixels.mode in PNG_MODES:
             return image
         try:
             return LoadedImage(
-                plain if plain is not picture else picture.convert("RGB"), image.name
+                opaque if opaque is not pixels else pixels.convert("RGB"), image.name
             )
         except ValueError as error:
             raise image_refused_error(str(error), image.name) from error
 
-    parts = tuple(part if isinstance(part, str) else kept(part) for part in prompt.parts)
-    return replace(prompt, parts=parts, thoughts=tuple(kept(image) for image in prompt.thoughts))
+    parts = tuple(part if isinstance(part, str) else convert(part) for part in prompt.parts)
+    return replace(prompt, parts=parts, thoughts=tuple(convert(image) for image in prompt.thoughts))
 
 
 def write_prompts(prompts: Sequence[Prompt], file: Path) -> None:
-    """Write prompts to a JSON Lines file; pictures in memory go into the folder `images` next to it."""
+    """Write prompts to a JSON Lines file, images in memory to the folder `images` next to it."""
     file.unlink(missing_ok=True)
     write_text(file, "")
     for prompt in prompts:
-        append_line(file, to_row(prompt, file.parent / "images"), exact=True)
+        append_line(file, prompt_to_row(prompt, file.parent / "images"), exact=True)
     sync_file(file)
 
 
-def to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
-    """One prompt as plain values."""
+def prompt_to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
+    """Convert a prompt to JSON values; store its images in memory."""
     return {
         "id": prompt.id,
         "content": prompt.content,
-        "parts": [part if isinstance(part, str) else stored(part, images) for part in prompt.parts],
-        "thoughts": [stored(image, images) for image in prompt.thoughts],
+        "parts": [
+            part if isinstance(part, str) else store_image(part, images) for part in prompt.parts
+        ],
+        "thoughts": [store_image(image, images) for image in prompt.thoughts],
         "answer": prompt.answer,
         "choices": list(prompt.choices),
         "response": prompt.response,
@@ -117,34 +120,34 @@ def to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
     }
 
 
-def stored(image: ImageRef, images: Path) -> dict[str, str]:
-    """Where a picture can be read again: its own file, or one that is written now."""
+def store_image(image: ImageRef, images: Path) -> dict[str, str]:
+    """Return where to read an image again: its file, or one that this call writes."""
     if isinstance(image, FileImage):
-        place = {"file": str(image.path.absolute()), "root": str(image.root.absolute())}
-        return {**place, "digest": image.digest, "where": image.where}
+        paths = {"file": str(image.path.absolute()), "root": str(image.root.absolute())}
+        return {**paths, "digest": image.digest, "where": image.where}
     try:
         images.mkdir(parents=True, exist_ok=True)
         if isinstance(image, BytesImage):
             path = images / file_digest(image.data())
-            write_once(path, image.data)
+            write_if_missing(path, image.data)
             return {"bytes": path.name, "name": image.name}
-        picture = image.load()
-        path = images / f"{digest_of_pixels(picture)}.png"
-        write_once(path, lambda: png_of(picture))
+        pixels = image.load()
+        path = images / f"{pixel_digest(pixels)}.png"
+        write_if_missing(path, lambda: encode_png(pixels))
         return {"png": path.name, "name": image.name}
     except OSError as error:
         raise disk_error(images, error) from error
 
 
-def png_of(picture: Image.Image) -> bytes:
-    """A picture as PNG."""
+def encode_png(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def write_once(path: Path, content: Callable[[], bytes]) -> None:
-    """Write a file under the name of its content, whole or not at all."""
+def write_if_missing(path: Path, content: Callable[[], bytes]) -> None:
+    """Write a file named after its content, unless it exists; atomically."""
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.tmp")
@@ -154,76 +157,76 @@ def write_once(path: Path, content: Callable[[], bytes]) -> None:
 
 
 def read_prompts(source: str) -> list[Prompt]:
-    """The prompts of a stored file (D102 where it is gone, damaged or changed)."""
+    """Read stored prompts (D102 if the file is missing, damaged or changed)."""
     file = Path(source.removeprefix(PREFIX))
     try:
-        # not splitlines: JSON holds other line separators as they are
+        # not splitlines: JSON texts may contain other line separators
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return [to_prompt(json.loads(line), file.parent / "images") for line in lines if line]
+        return [prompt_from_row(json.loads(line), file.parent / "images") for line in lines if line]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "D102",
             f'stored prompts "{file}" cannot be read',
             why=f"{type(error).__name__}: {error}"[:200],
-            fix="put the run folder's data back, or name another source: data.train=FILE.jsonl",
+            fix="restore the run folder's data, or name another source: data.train=FILE.jsonl",
         ) from error
 
 
-def to_prompt(row: dict[str, Any], images: Path) -> Prompt:
-    """A prompt from its line (ValueError where it is not what its own hash says)."""
+def prompt_from_row(row: dict[str, Any], images: Path) -> Prompt:
+    """Make a prompt from its stored row (ValueError if its hash does not match)."""
     prompt = Prompt(
         id=row["id"],
         parts=tuple(
-            part if isinstance(part, str) else picture_of(part, images) for part in row["parts"]
+            part if isinstance(part, str) else open_stored_image(part, images)
+            for part in row["parts"]
         ),
         answer=row["answer"],
         choices=tuple(row["choices"]),
         response=row["response"],
-        thoughts=tuple(picture_of(image, images) for image in row["thoughts"]),
+        thoughts=tuple(open_stored_image(image, images) for image in row["thoughts"]),
         boxes=tuple((box[0], box[1], box[2], box[3]) for box in row["boxes"]),
         system=row["system"],
         labels=dict(row["labels"]),
         content=row["content"],
     )
-    if not is_current(prompt):
-        raise ValueError(f"the prompt {prompt.id!r} was changed since it was written")
+    if not has_current_hashes(prompt):
+        raise ValueError(f"the prompt {prompt.id!r} changed after it was stored")
     return prompt
 
 
-def picture_of(place: dict[str, str], images: Path) -> ImageRef:
-    """A stored picture, decoded on demand."""
-    if "file" in place:
-        if not place[
-            "digest"
-        ]:  # the hash keeps a stranger's run folder from showing any picture of this machine
-            raise ValueError(f"no hash of {place['file']!r}")
-        return FileImage(Path(place["file"]), place["where"], Path(place["root"]), place["digest"])
-    name = place.get("bytes") or place["png"]
+def open_stored_image(entry: dict[str, str], images: Path) -> ImageRef:
+    """A stored image, decoded on demand."""
+    if "file" in entry:
+        # without a hash, an untrusted run folder could show any image of this machine
+        if not entry["digest"]:
+            raise ValueError(f"no hash of {entry['file']!r}")
+        return FileImage(Path(entry["file"]), entry["where"], Path(entry["root"]), entry["digest"])
+    name = entry.get("bytes") or entry["png"]
     if Path(name).name != name:
-        raise ValueError(f"{name!r} leaves the folder of the pictures")
-    if "bytes" in place:
-        return FileImage(images / name, place["name"], images, digest=name)
-    return PngImage(images / name, place["name"])
+        raise ValueError(f"{name!r} leaves the image folder")
+    if "bytes" in entry:
+        return FileImage(images / name, entry["name"], images, digest=name)
+    return PngImage(images / name, entry["name"])
 
 
 class PngImage:
-    """A picture that this program wrote itself: read back in the mode it was written in."""
+    """An image that vistill wrote as PNG; loads in the mode it was written in."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
 
     @property
     def digest(self) -> str:
-        """Hash of its pixels, after which the file is called."""
+        """Hash of its pixels, which is the name of the file."""
         return self.path.stem
 
     def load(self) -> Image.Image:
-        """The picture (D202 where it cannot be read, D208 where it is another)."""
+        """Load the image (D202 if it cannot be read, D208 if it changed)."""
         try:
-            with Image.open(self.path, formats=("PNG",)) as stored_picture:
-                picture = stored_picture.copy()
+            with Image.open(self.path, formats=("PNG",)) as file:
+                pixels = file.copy()
         except (OSError, ValueError, SyntaxError) as error:
             raise image_refused_error(str(error), f"{self.name} {self.path}") from error
-        if digest_of_pixels(picture) != self.digest:
+        if pixel_digest(pixels) != self.digest:
             raise image_changed_error(f"{self.name} {self.path}")
-        return picture
+        return pixels

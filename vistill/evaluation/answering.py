@@ -109,7 +109,7 @@ class Answering:
 def question_digest(prompt: Prompt) -> str:
     """Digest of the words and the pictures of a question: equal in two runs that were asked the same."""
     if prompt.content:
-        return prompt.asked
+        return prompt.question_key
     parts = [part if isinstance(part, str) else [pixel_digest(part)] for part in prompt.parts]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 

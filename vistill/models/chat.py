@@ -4,7 +4,7 @@ from typing import Any
 
 from vistill.data.rows import PLACEHOLDER, SPECIAL_TOKEN
 from vistill.errors import DataError
-from vistill.types import Picture, Prompt
+from vistill.types import PilImage, Prompt
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
@@ -32,6 +32,6 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     return [*head, {"role": "user", "content": content}]
 
 
-def pictures_of(prompt: Prompt) -> list[Picture]:
+def pictures_of(prompt: Prompt) -> list[PilImage]:
     """The decoded pictures in order."""
     return [ref.load() for ref in prompt.images]

@@ -29,7 +29,12 @@ from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBa
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, Reading
 from vistill.runs.chosen_student import resolve_model
-from vistill.runs.model_not_found import looks_like_hub_id, model_not_found, models_near, shown
+from vistill.runs.model_not_found import (
+    looks_like_hub_id,
+    model_name,
+    model_not_found_error,
+    nearby_models,
+)
 from vistill.types import Prompt
 
 AttentionPlan = Literal["blocks", "flex"]
@@ -194,11 +199,11 @@ def load_encoder(
     """
     name = str(source)
     if not Path(name).exists() and not looks_like_hub_id(name):
-        raise model_not_found(name, role)
+        raise model_not_found_error(name, role)
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise model_not_found(name, role) from error
+        raise model_not_found_error(name, role) from error
     family_type = FAMILIES.get(config.model_type)
     if family_type is None:
         raise unknown_family_error(name, config.model_type, role)
@@ -342,7 +347,7 @@ def vocabulary_mismatch_error(
     words = [next((word for word, i in vocab.items() if i == at), None) for vocab in (mine, other)]
     rows = [("student", student, len(mine)), ("teacher", teacher, len(other))]
     told = [
-        f"{r} {shown(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}"
+        f"{r} {model_name(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}"
         for r, m, n in rows
     ]
     return ModelError(
@@ -389,10 +394,12 @@ def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
 
 def fitting(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:
     """`teacher.model=...` with a model nearby that fits the student, else one that fits the teacher; or nothing."""
-    near = list(dict.fromkeys([*models_near(teacher.source), *models_near(student.source)]))
-    others = [name for name in near if name not in {shown(student.source), shown(teacher.source)}][
-        :12
-    ]
+    near = list(dict.fromkeys([*nearby_models(teacher.source), *nearby_models(student.source)]))
+    others = [
+        name
+        for name in near
+        if name not in {model_name(student.source), model_name(teacher.source)}
+    ][:12]
     for role, kept in (("teacher", student), ("student", teacher)):
         for name in others:
             try:

@@ -1,36 +1,36 @@
-"""Which model a path stands for: a model folder or hub id is itself; a run folder is its chosen student."""
+"""Resolve a model: a model folder or hub id stays, a run folder gives its chosen student."""
 
 from pathlib import Path
 
 from vistill.errors import ModelError, StorageError
 from vistill.runs.folder import checkpoints_in
-from vistill.runs.model_not_found import ASSETS, nearest
+from vistill.runs.model_not_found import ASSETS, similar_names
 from vistill.runs.storage import read_json
 
-#: The tiny models that come with the package.
-SHIPPED = ("teacher", "student", "base")
+#: Tiny models that the package includes.
+SHIPPED_MODELS = ("teacher", "student", "base")
 
 
 def resolve_model(source: str, role: str = "student") -> str:
-    """The model folder behind a run folder; anything else unchanged.
+    """Resolve a run folder or a `vistill:` name to a model folder; return anything else unchanged.
 
-    `vistill:teacher`, `vistill:student` and `vistill:base` (reads visual thoughts) are shipped with the package.
+    `vistill:teacher`, `vistill:student` and `vistill:base` (reads visual thoughts) are the models
+    that the package includes.
     """
     if source.startswith("vistill:"):
         name = source.removeprefix("vistill:")
-        if name not in SHIPPED:
+        if name not in SHIPPED_MODELS:
             raise ModelError(
                 "M103",
-                f'{role} "{source}" not found: no shipped model has this name',
-                why=f"shipped: {', '.join(f'vistill:{name}' for name in SHIPPED)}",
-                fix=f"{role}.model=vistill:{[*nearest(name, SHIPPED), role][0]}",
+                f'{role} "{source}" not found: the package includes no such model',
+                why=f"included: {', '.join(f'vistill:{name}' for name in SHIPPED_MODELS)}",
+                fix=f"{role}.model=vistill:{[*similar_names(name, SHIPPED_MODELS), role][0]}",
             )
         return str(ASSETS / name)
     folder = Path(source)
     result = folder / "result.json"
-    if (folder / "config.json").exists() or not (
-        result.is_file() or (folder / "run.lock.json").is_file()
-    ):
+    is_run = result.is_file() or (folder / "run.lock.json").is_file()
+    if (folder / "config.json").exists() or not is_run:
         return source
     chosen = read_json(result).get("checkpoint") if result.is_file() else None
     student = folder / str(chosen) / "student"
@@ -40,13 +40,15 @@ def resolve_model(source: str, role: str = "student") -> str:
 
 
 def unfinished_run_error(folder: Path, role: str) -> StorageError:
-    """S605 for a run that has not chosen its student yet."""
+    """S605 for a run that has no chosen student yet."""
     saved = checkpoints_in(folder)
-    newest = f"   or its newest checkpoint: {role}.model={saved[-1] / 'student'}" if saved else ""
+    newest = (
+        f"   or take its newest checkpoint: {role}.model={saved[-1] / 'student'}" if saved else ""
+    )
     return StorageError(
         "S605",
-        f"the run {folder} has not chosen its student yet",
+        f"the run {folder} has no chosen student yet",
         where=str(folder),
-        why="it has not come to its end: result.json names the chosen checkpoint only then",
-        fix=f"vistill train RECIPE   to its end{newest}",
+        why="the run is not finished: result.json names the chosen checkpoint at its end",
+        fix=f"vistill train RECIPE   to finish it{newest}",
     )

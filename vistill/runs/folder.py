@@ -1,4 +1,4 @@
-"""Names inside a run folder, its owner, and the logs."""
+"""The run folder: names inside it, its lock, and its logs."""
 
 import fcntl
 import os
@@ -15,8 +15,8 @@ from vistill.redaction import for_terminal
 from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import (
     append_line,
-    cut_lines,
     disk_error,
+    move_lines,
     read_lines,
     sync_file,
     sync_folder,
@@ -24,129 +24,128 @@ from vistill.runs.storage import (
     write_text,
 )
 
-#: Names that count. Copies, backups and other files of people in a run folder are neither read nor removed.
+#: Names that vistill uses. It neither reads nor removes copies, backups and other files of users.
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{6,})")
 JOURNAL_ENTRY = re.compile(r"([0-9]{6,})\.json")
 ROLLOUTS = re.compile(r"([0-9]{6,})\.jsonl")
 TOKENS = re.compile(r"step-([0-9]{6,})\.json")
-#: What an interrupted save or removal leaves behind.
+#: Folders that an interrupted save or removal leaves.
 UNFINISHED = r"\.inprogress-[0-9]{6,}-[0-9a-f]{8}"
 LEFTOVER = re.compile(rf"{UNFINISHED}|(\.trash-)+(checkpoint-[0-9]{{6,}}|{UNFINISHED})(-[0-9]+)+")
 
-#: Logs that are cut back to the checkpoint's step on resume.
+#: Logs that a resume cuts back to the step of its checkpoint.
 STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jsonl")
+#: Run folders that this process has locked: process id and path.
+LOCKED_HERE: set[tuple[int, str]] = set()
 
 
-#: Run folders that this process owns.
-OWNED: set[tuple[int, str]] = set()
-
-
-def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    """What lies in a folder under a numbered name, by number in ascending order; anything else is left out."""
-    named = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
-    matches = [match for match in map(pattern.fullmatch, named) if match]
-    as_written = [m for m in matches if m[1] == f"{int(m[1]):06d}"]  # no second name for one number
-    return {int(m[1]): named[m[0]] for m in sorted(as_written, key=lambda m: int(m[1]))}
+def numbered_paths(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """The entries of a folder with a numbered name, by ascending number."""
+    by_name = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    matches = [match for match in map(pattern.fullmatch, by_name) if match]
+    # `0000001` is not a second name for 1
+    canonical = [m for m in matches if m[1] == f"{int(m[1]):06d}"]
+    return {int(m[1]): by_name[m[0]] for m in sorted(canonical, key=lambda m: int(m[1]))}
 
 
 def checkpoints_in(path: Path) -> list[Path]:
-    """The checkpoints of a run folder, oldest step first: folders that are called exactly `checkpoint-000123`."""
-    return [place for place in numbered(path, CHECKPOINT).values() if place.is_dir()]
+    """The checkpoints of a run folder by step: folders named exactly `checkpoint-000123`."""
+    return [folder for folder in numbered_paths(path, CHECKPOINT).values() if folder.is_dir()]
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint's folder."""
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def journal_files(path: Path) -> dict[int, Path]:
-    """The entries of a journal by step, oldest first."""
-    return {step: file for step, file in numbered(path, JOURNAL_ENTRY).items() if file.is_file()}
+    """The entries of a journal by ascending step."""
+    return {
+        step: file for step, file in numbered_paths(path, JOURNAL_ENTRY).items() if file.is_file()
+    }
 
 
 def leftovers_in(path: Path) -> list[Path]:
-    """Folders that an interrupted save or removal left behind."""
-    return (
-        [place for place in path.iterdir() if LEFTOVER.fullmatch(place.name)]
-        if path.is_dir()
-        else []
-    )
+    """Folders that an interrupted save or removal left."""
+    if not path.is_dir():
+        return []
+    return [folder for folder in path.iterdir() if LEFTOVER.fullmatch(folder.name)]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`recipe.json, run.lock.json, metrics.jsonl, rollouts/, samples/, checkpoint-000300/, report.html`, ..."""
+    """A folder with `recipe.json`, `run.lock.json`, `metrics.jsonl`, `checkpoint-000300/`, ..."""
 
     path: Path
 
     @property
     def metrics(self) -> Path:
-        """Reproducible values, one line a step."""
+        """Reproducible values, one line per step."""
         return self.path / "metrics.jsonl"
 
     @property
     def timing(self) -> Path:
-        """Durations, rates and memory: outside bit identity."""
+        """Durations, rates and memory: not reproducible."""
         return self.path / "timing.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """One line an evaluation."""
+        """One line per evaluation."""
         return self.path / "evaluations.jsonl"
 
     @property
     def lock_file(self) -> Path:
-        """What was resolved at the first start: versions, hashes, fingerprint."""
+        """Facts of the first start: settings, versions, hashes."""
         return self.path / "run.lock.json"
 
     @property
     def events(self) -> Path:
-        """Starts, resumes, rejected checkpoints, warnings: for people."""
+        """Starts, resumes, rejected checkpoints and warnings, as text."""
         return self.path / "events.log"
 
     @property
     def quarantine(self) -> Path:
-        """Rows that could not be used, with place and reason."""
+        """Rows that cannot be used, with place and reason."""
         return self.path / "quarantine.jsonl"
 
     @property
     def replaced(self) -> Path:
-        """Rows that could no longer be used after some step, with place and reason."""
+        """Rows that became unusable during training, with place and reason."""
         return self.path / "replaced.jsonl"
 
     @property
     def journal(self) -> Path:
-        """The responses of every step since the oldest of the newest checkpoints."""
+        """The responses of every step since the oldest retained checkpoint."""
         return self.path / "journal"
 
     def has_started(self) -> bool:
-        """Whether a step was ever taken here; a start that failed on bad data binds nobody to its recipe."""
+        """Whether the run has taken a step. A start that failed before fixes no recipe."""
         return self.metrics.exists() or bool(checkpoints_in(self.path))
 
     def rollouts(self, step: int) -> Path:
-        """The rollouts of a step with their signals."""
+        """The file of a step's rollouts with their signals."""
         return self.path / "rollouts" / f"{step:06d}.jsonl"
 
     def samples(self, name: str) -> Path:
-        """Per-sample results of an evaluation."""
+        """The file of an evaluation's per-sample results."""
         return self.path / "samples" / f"{name}.jsonl"
 
     def rollout_files(self) -> list[Path]:
-        """The rollouts that were written out, oldest step first."""
-        return [
-            file for file in numbered(self.path / "rollouts", ROLLOUTS).values() if file.is_file()
-        ]
+        """The files of rollouts by ascending step."""
+        files = numbered_paths(self.path / "rollouts", ROLLOUTS).values()
+        return [file for file in files if file.is_file()]
 
     def token_files(self) -> list[Path]:
-        """The tokens of evaluated responses, oldest step first."""
-        return [file for file in numbered(self.path / "tokens", TOKENS).values() if file.is_file()]
+        """The token files of evaluated responses by ascending step."""
+        files = numbered_paths(self.path / "tokens", TOKENS).values()
+        return [file for file in files if file.is_file()]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a published checkpoint."""
         return self.path / f"checkpoint-{step:06d}"
 
     def event(self, text: str) -> None:
-        """Add a line to the event log, without secrets and without characters that steer a terminal."""
+        """Append a line to the event log; secrets and control characters are masked."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.events.open("a", encoding="utf-8") as handle:
@@ -155,58 +154,68 @@ class RunFolder:
             raise disk_error(self.events, error) from error
 
     def sync_logs(self) -> None:
-        """Make what was logged so far durable."""
+        """Make the logs durable."""
         for name in (*STEP_LOGS, "events.log"):
             if (self.path / name).exists():
                 sync_file(self.path / name)
         sync_folder(self.path)
 
-    def cut_after(self, step: int, gone: Collection[str] = ()) -> None:
-        """Forget logged steps that come after a checkpoint, and replaced rows that are not gone in it."""
+    def cut_after(self, step: int, replaced: Collection[str] = ()) -> None:
+        """Cut the logs back to a checkpoint: later steps, and replaced rows that it does not know.
+
+        Args:
+            step: of the checkpoint.
+            replaced: ids of the rows that the checkpoint has replaced.
+        """
+
+        def is_known_row(record: dict[str, Any]) -> bool:
+            return record["id"] in replaced
+
+        def is_earlier_step(record: dict[str, Any]) -> bool:
+            return record.get("step", 0) <= step
+
         for name in STEP_LOGS:
-            kept = lambda r, of_rows=name == "replaced.jsonl": (
-                r["id"] in gone if of_rows else r.get("step", 0) <= step
-            )
-            cut_lines(self.path / name, kept, self.path / name.replace(".jsonl", ".lost.jsonl"))
+            keep = is_known_row if name == "replaced.jsonl" else is_earlier_step
+            move_lines(self.path / name, keep, self.path / name.replace(".jsonl", ".lost.jsonl"))
 
     def log(self, path: Path, record: dict[str, Any], exact: bool = False) -> None:
-        """Append one record; exact where its texts are read again."""
+        """Append one record; `exact` if vistill reads its texts again."""
         append_line(path, record, exact)
 
     def read(self, path: Path) -> list[dict[str, Any]]:
-        """All complete records of a log."""
+        """Read all complete records of a log."""
         return list(read_lines(path))
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the folder."""
+        """Write a text file of the folder."""
         write_text(self.path / name, text)
 
     def write_lock(self, record: dict[str, Any]) -> None:
-        """The lock file."""
+        """Write the lock file."""
         write_json(self.lock_file, record)
 
     def check_writable(self) -> None:
-        """S601 where the run folder is a file, or lies below one."""
-        place = self.path.absolute()
-        file = next((p for p in (place, *place.parents) if p.exists() and not p.is_dir()), None)
+        """S601 if the run folder or one of its parents is a file."""
+        path = self.path.absolute()
+        file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
         if file is not None:
             raise StorageError(
                 "S601",
                 f"run={self.path} cannot be a folder: {file.name} is a file",
                 where=str(self.path),
-                why="a run writes its checkpoints, logs and report into a folder of its own",
+                why="a run writes its checkpoints, logs and report into its own folder",
                 fix=f"run={unused_folder(str(file))}",
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One owner at a time (S602); whoever owns it already in this process goes on."""
+        """Lock the folder against other processes (S602); reentrant within this process."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(self.path, error) from error
         key = (os.getpid(), str(self.path.resolve()))
-        if key in OWNED:
+        if key in LOCKED_HERE:
             yield
             return
         try:
@@ -221,24 +230,24 @@ class RunFolder:
             handle.close()
             raise StorageError(
                 "S602",
-                "another process owns this run folder",
+                "another process uses this run folder",
                 where=str(self.path),
-                why=f"owner: {owner}",
-                fix="wait for it, stop it, or choose another folder: run=OTHER_FOLDER",
+                why=f"locked by {owner}",
+                fix="wait for it or stop it, or choose another folder: run=OTHER_FOLDER",
             ) from error
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}, boot {boot_id()}")
         handle.flush()
-        OWNED.add(key)
+        LOCKED_HERE.add(key)
         try:
             yield
         finally:
-            OWNED.discard(key)
+            LOCKED_HERE.discard(key)
             handle.close()
 
 
 def boot_id() -> str:
-    """Which start of this machine it is; a pid means nothing after the next one."""
+    """An id of this boot of the machine; a process id is only meaningful with it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
     except OSError:

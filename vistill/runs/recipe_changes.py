@@ -1,4 +1,4 @@
-"""What may change between two starts of one run: three classes of keys, and C201 for what may not."""
+"""Which settings may change between two starts of a run: three classes of keys, else C201."""
 
 import itertools
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 from vistill.errors import ConfigError
 
-#: Keys that change neither data nor update: changing them on resume is silent.
-FREE = (
+#: Keys that change neither data nor update: they may change on resume.
+FREE_KEYS = (
     "run",
     "profile",
     "save.",
@@ -28,23 +28,27 @@ FREE = (
     "student.device",
     "teacher.device",
 )
-#: Keys that change the course of a run: changing them on resume needs --accept.
-SCHEDULE = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
+#: Keys of the schedule: changing them on resume needs --accept.
+SCHEDULE_KEYS = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 
 
-MEANING = {"identity": "changes the data or the update", "schedule": "schedule", "free": "harmless"}
+CLASS_MEANINGS = {
+    "identity": "changes the data or the update",
+    "schedule": "schedule",
+    "free": "harmless",
+}
 
 
 def key_class(key: str) -> str:
-    """`free`, `schedule` or `identity`."""
-    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+    """The class of a key: `free`, `schedule` or `identity`."""
+    if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS):
         return "free"
-    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE)
+    scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE_KEYS)
     return "schedule" if scheduled else "identity"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.lr": 1e-6, ...}`."""
+    """Flatten a tree to `{"train.lr": 1e-6, ...}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -53,7 +57,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unused_folder(run: str) -> str:
-    """`RUN-2`, or the first such folder that is not there yet."""
+    """`RUN-2`, or the next number whose folder does not exist."""
     return next(
         f"{run}-{number}" for number in itertools.count(2) if not Path(f"{run}-{number}").exists()
     )
@@ -65,16 +69,22 @@ def compare_recipes(
     accept: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Changes on resume. Free keys pass; others raise C201 unless accepted. Returns what was accepted.
+    """Compare recipes on resume. Free keys may change, others raise C201 unless accepted.
 
     Args:
         old: recipe of the first start.
         new: recipe of this start.
-        accept: changed schedule keys that are wanted.
-        defaults: values of keys that a recipe does not name, because the version that wrote it did not know them.
+        accept: schedule keys that may change.
+        defaults: values of keys that an older version did not write.
+
+    Returns:
+        The changed keys, all accepted.
     """
-    plain = lambda tree: json.loads(json.dumps(flatten(tree), default=str))
-    before, after = ({**plain(defaults or {}), **plain(tree)} for tree in (old, new))
+
+    def json_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(flatten(tree), default=str))
+
+    before, after = ({**json_values(defaults or {}), **json_values(tree)} for tree in (old, new))
     changed = [
         k
         for k in sorted({*before, *after})
@@ -83,7 +93,7 @@ def compare_recipes(
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:
         lines = [
-            f"{k}   {before.get(k)} -> {after.get(k)}   ({MEANING[key_class(k)]})"
+            f"{k}   {before.get(k)} -> {after.get(k)}   ({CLASS_MEANINGS[key_class(k)]})"
             for k in refused[:5]
         ]
         allowed = [k for k in refused if key_class(k) == "schedule"]
@@ -91,7 +101,7 @@ def compare_recipes(
             lines.append(f"and {len(refused) - len(lines)} more")
         fix = f"new run: run={unused_folder(str(new.get('run')))}"
         if len(allowed) == len(refused):
-            fix += f"   or continue knowingly: --accept {','.join(allowed)}"
+            fix += f"   or accept the change: --accept {','.join(allowed)}"
         raise ConfigError(
             "C201",
             "this run was started with another recipe",
@@ -103,7 +113,7 @@ def compare_recipes(
 
 
 def changed_versions(lock: Mapping[str, Any]) -> list[str]:
-    """`torch 2.11.0 -> 2.13.0` for every package that changed between the starts of a run."""
+    """`torch 2.11.0 -> 2.13.0` for each package whose version changed between starts of a run."""
     first, changed = lock.get("versions", {}), {}
     for start in lock.get("starts", []):
         for name, new in start.get("versions", {}).items():

@@ -1,4 +1,4 @@
-"""The single place that writes durable files: fsync, rename, hashes, appended lines."""
+"""Write and read the files of a run folder: fsync, rename, hashes, appended lines."""
 
 import contextlib
 import json
@@ -17,50 +17,52 @@ from vistill.redaction import MASK, Secrets, is_secret, mask_secrets, secrets_in
 
 
 def to_json(value: object, indent: int | None = None, exact: bool = False) -> str:
-    """JSON that every reader accepts: no NaN, no infinity (they become null), secrets in its texts masked.
+    """Convert to JSON that every reader accepts: NaN and infinity become null, secrets are masked.
 
-    Where it is exact, this program reads it again and it must come back as it was: nothing is masked, and a number that
-    is not finite is an error (N702).
+    `exact` is for files that vistill reads again: nothing is masked, and a number that is not
+    finite is an error (N702).
     """
     if exact:
         check_finite(value)
-    plain = finite(value) if exact else without_secrets(finite(value), secrets_in_environment())
+    values = replace_nonfinite(value)
+    if not exact:
+        values = without_secrets(values, secrets_in_environment())
     return json.dumps(
-        plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
+        values, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None
     )
 
 
 def check_finite(value: Any, name: str = "") -> None:
-    """N702 where NaN or infinity would be read back as nothing."""
+    """N702 if the value contains NaN or infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         raise NonFiniteError(
             "N702",
             f"{name.removeprefix('.') or 'a value'} is {value} and cannot be saved",
-            why="what is saved is read again, and a run that goes on with such a number never becomes finite again",
+            why="a run that resumes with such a number never becomes finite again",
             fix="train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run=NEW",
-            note="nothing was overwritten; the same command goes on from the newest checkpoint",
+            note="nothing was overwritten; the same command resumes from the newest checkpoint",
         )
     if isinstance(value, Mapping):
-        for key, part in value.items():
-            check_finite(part, f"{name}.{key}")
+        for key, item in value.items():
+            check_finite(item, f"{name}.{key}")
     elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            check_finite(part, f"{name}[{index}]")
+        for index, item in enumerate(value):
+            check_finite(item, f"{name}[{index}]")
 
 
-def finite(value: Any) -> Any:
-    """The same value with NaN and infinity replaced by None."""
-    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+def replace_nonfinite(value: Any) -> Any:
+    """Replace NaN and infinity by None, and tuples by lists."""
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
+        return {str(k): replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
+        return [replace_nonfinite(v) for v in value]
     return value
 
 
 def without_secrets(value: Any, secrets: Secrets) -> Any:
-    """The same plain value, secrets in its texts masked; numbers and keys stay."""
+    """Mask the secrets in the texts of a JSON value; numbers and keys stay."""
     if isinstance(value, str):
         return mask_secrets(value, secrets)
     if isinstance(value, dict):
@@ -80,19 +82,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
+    """Make the content of a file durable."""
     with path.open("rb+") as handle:
         os.fsync(handle.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename."""
+    """Write a file atomically: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open(
-            "w", encoding="utf-8", errors="backslashreplace"
-        ) as handle:  # half a surrogate pair
+        # backslashreplace: texts may contain lone surrogates
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
@@ -105,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> StorageError:
-    """S601 for anything the disk refuses."""
+    """S601 for any error of the disk."""
     return StorageError(
         "S601",
         f"cannot write {path.name}: {error.strerror or error}",
@@ -116,12 +117,12 @@ def disk_error(path: Path, error: OSError) -> StorageError:
 
 
 def write_json(path: Path, value: object, exact: bool = False) -> None:
-    """A JSON document, whole or not at all."""
+    """Write a JSON document atomically."""
     write_text(path, to_json(value, indent=2, exact=exact) + "\n")
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file and make it durable; a crash may leave half of it, so readers must look for that."""
+    """Write a file and make it durable. A crash may leave half of it; readers must detect that."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as handle:
@@ -134,7 +135,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, record: object, exact: bool = False) -> None:
-    """One JSON line, one write, flushed."""
+    """Append one JSON line in one write."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as handle:
@@ -144,7 +145,11 @@ def append_line(path: Path, record: object, exact: bool = False) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete JSON lines of a file; a half-written last line is left out (S605 for another that is no record)."""
+    """Read the complete JSON lines of a file and ignore a half-written last line.
+
+    Raises:
+        StorageError: S605, another line is not a record.
+    """
     if not path.exists():
         return
     with path.open("rb") as handle:
@@ -154,34 +159,34 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
                 if not isinstance(record, dict):
-                    raise ValueError(f"a record is expected, not {type(record).__name__}")
+                    raise ValueError(f"expected a record, not {type(record).__name__}")
             except ValueError as error:
                 raise StorageError(
                     "S605",
                     f"line {number} of {path.name} cannot be read",
                     where=str(path.parent),
-                    why=f"it was changed since it was written: {error}",
-                    fix=f"take the line out of {path}",
+                    why=f"it changed after it was written: {error}",
+                    fix=f"remove the line from {path}",
                 ) from error
             yield record
 
 
 def read_json(path: Path, **fields: type | set[str]) -> dict[str, Any]:
-    """A JSON document that this program wrote (S606 where it is none).
+    """Read a JSON document that vistill wrote (S606 if it is damaged).
 
     Args:
         path: of the file.
-        fields: what it must hold at least: a type, or the exact keys of an object.
+        fields: required fields, each with a type or the exact keys of an object.
     """
     try:
         record = json.loads(path.read_bytes())
         if not isinstance(record, dict):
-            raise ValueError(f"an object is expected, not {type(record).__name__}")
+            raise ValueError(f"expected an object, not {type(record).__name__}")
         for name, kind in fields.items():
             value = record.get(name)
-            exact = isinstance(kind, set) and isinstance(value, dict) and set(value) == kind
-            if not exact and not (isinstance(kind, type) and isinstance(value, kind)):
-                raise ValueError(f"{name} is missing or not as it was written")
+            has_keys = isinstance(kind, set) and isinstance(value, dict) and set(value) == kind
+            if not has_keys and not (isinstance(kind, type) and isinstance(value, kind)):
+                raise ValueError(f"{name} is missing or has another type")
     except (OSError, ValueError) as error:
         raise damaged_file_error(path, str(error)) from error
     return record
@@ -193,21 +198,21 @@ def damaged_file_error(path: Path, why: str) -> StorageError:
         "S606",
         f"{path.name} cannot be read",
         where=str(path.parent),
-        why=f"it was changed since it was written: {why}",
+        why=f"it changed after it was written: {why}",
         fix=f"restore {path} from a backup, or start a new run: run={path.parent}-2",
     )
 
 
-def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool], lost: Path) -> None:
-    """Keep some lines, move the others to another file; half a last line is dropped."""
+def move_lines(path: Path, keep: Callable[[dict[str, Any]], bool], lost: Path) -> None:
+    """Keep some lines and move the others to another file; drop a half-written last line."""
     if not path.exists():
         return
-    kept, cut = [], []
+    to_keep, to_move = [], []
     for record in read_lines(path):
-        (kept if keep(record) else cut).append(record)
-    for record in cut:
+        (to_keep if keep(record) else to_move).append(record)
+    for record in to_move:
         append_line(lost, record, exact=True)
-    write_text(path, "".join(to_json(record, exact=True) + "\n" for record in kept))
+    write_text(path, "".join(to_json(record, exact=True) + "\n" for record in to_keep))
 
 
 def file_hash(path: Path) -> str:
@@ -220,15 +225,13 @@ def file_hash(path: Path) -> str:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder by renaming it first, so that no half-deleted folder is ever taken for a whole one."""
+    """Rename a folder, then delete it, so that no half-deleted folder counts as complete."""
     trash = folder
     if not folder.name.startswith(".trash-"):
         trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
         folder.rename(trash)
         fault("remove.after_rename")
-    if (
-        trash.is_symlink()
-    ):  # a checkpoint that was moved to another disk and linked: what it points to stays
+    if trash.is_symlink():  # a checkpoint moved to another disk and linked: its target stays
         trash.unlink()
     else:
         shutil.rmtree(trash, ignore_errors=True)

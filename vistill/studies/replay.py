@@ -11,8 +11,8 @@ from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
-from vistill.training.first_start import require_unmasked
-from vistill.training.provided_inputs import knobs_of
+from vistill.training.run_lock import check_unmasked
+from vistill.training.provided_inputs import changed_knobs
 from vistill.training.recipe import Recipe
 from vistill.training.replay import Replayed, copied_run_folder, replay_step
 
@@ -60,7 +60,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
             why="a step is recomputed from the run's own recipe; earlier versions of vistill.distill wrote none",
             fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
         )
-    require_unmasked(RunFolder(path))
+    check_unmasked(RunFolder(path))
     tree = {**json.loads(file.read_text(encoding="utf-8")), "run": str(path)}
     name = str(tree.get("method"))
     if name in method_schemas():
@@ -80,4 +80,4 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
 
 def as_method(recipe: Recipe, name: str, objective: Objective) -> Recipe:
     """The recipe under the name and knobs of a method of one's own."""
-    return replace(recipe, method=name, knobs=knobs_of(objective))
+    return replace(recipe, method=name, knobs=changed_knobs(objective))

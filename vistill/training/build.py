@@ -10,7 +10,7 @@ from vistill.batch import Objective
 from vistill.errors import ConfigError
 from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder
-from vistill.training.checks.check import Finding, Purpose, StartCheck, run_checks
+from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
 from vistill.training.checks.data import DATA_CHECKS
 from vistill.training.checks.method import METHOD_CHECK, RUN_CHECKS
 from vistill.training.checks.models import MODEL_CHECKS
@@ -74,7 +74,9 @@ def build(setup: RunSetup) -> Plan:
         raise preempted(stop, None) from None
 
 
-def run_start_checks(setup: RunSetup, checks: Sequence[StartCheck] = START_CHECKS) -> list[Finding]:
+def run_start_checks(
+    setup: RunSetup, checks: Sequence[StartCheck] = START_CHECKS
+) -> list[CheckResult]:
     """What the checks of a setup saw, without a plan."""
     return run_checks(setup, checks)
 

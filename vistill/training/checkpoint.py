@@ -17,7 +17,7 @@ from vistill.errors import StorageError
 from vistill.faults import fault
 from vistill.models.loading import VLM
 from vistill.models.save import load_weights_into, save_vlm
-from vistill.runs.folder import RunFolder, checkpoints_in, leftovers_in, step_of
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
 from vistill.runs.storage import (
     check_finite,
     disk_error,
@@ -200,7 +200,7 @@ def retain(
         step: of the run. A later checkpoint was rejected at the start: it is not among the newest, and is left alone.
         counts: whether one may be among the newest.
     """
-    found = [path for path in checkpoints_in(folder.path) if step_of(path) <= step]
+    found = [path for path in checkpoints_in(folder.path) if checkpoint_step(path) <= step]
     newest_ones = [path for path in found if counts(path)][-max(1, keep) :]
     protected = {path.name for path in newest_ones}
     if best is not None:
@@ -209,7 +209,7 @@ def retain(
         if path.name not in protected:
             remove_tree(path)
     if newest_ones:
-        Journal(folder.journal, "").forget_until(step_of(newest_ones[0]))
+        Journal(folder.journal, "").forget_until(checkpoint_step(newest_ones[0]))
 
 
 def checkpoints(folder: RunFolder) -> list[Path]:
@@ -223,7 +223,7 @@ def reason_to_reject(path: Path) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] not in READABLE:
             return f"format {manifest['format']}, this version reads {' and '.join(map(str, READABLE))}"
-        if manifest["step"] != step_of(path):
+        if manifest["step"] != checkpoint_step(path):
             return f"its manifest is that of step {manifest['step']}"
         wrong = (wrong_file(path, *entry) for entry in manifest["files"])
         return next((reason for reason in wrong if reason), None) or wrong_content(path, manifest)
@@ -297,7 +297,7 @@ def format_older_terms(path: Path) -> str:
     """What to know of the log of a checkpoint of format 1, whose version logged terms otherwise; else nothing."""
     if json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] != 1:
         return ""
-    return f"; up to step {step_of(path)} loss/* in metrics.jsonl are times their coefficients, later ones are not"
+    return f"; up to step {checkpoint_step(path)} loss/* in metrics.jsonl are times their coefficients, later ones are not"
 
 
 def restore(

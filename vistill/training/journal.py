@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
-from vistill.runs.folder import RunFolder, checkpoints_in, journal_files, step_of
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, journal_files
 from vistill.runs.storage import to_json, write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
@@ -145,7 +145,7 @@ def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageErr
     steps, saved = journal.steps(), checkpoints_in(folder.path)
     held = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it holds none"
     starts = [
-        max((step_of(path) for path in saved if step_of(path) < number), default=0)
+        max((checkpoint_step(path) for path in saved if checkpoint_step(path) < number), default=0)
         for number in steps
     ]
     possible = [

@@ -26,7 +26,7 @@ from vistill.training.checkpoint import (
     remove_leftovers,
     restore,
 )
-from vistill.training.checks.check import Finding
+from vistill.training.checks.check import CheckResult
 from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
 from vistill.training.context import StepContext
 from vistill.training.interrupt import Interrupt, Interrupted, preempted
@@ -48,7 +48,7 @@ from vistill.training.row_lock import (
     within_bad_row_limit,
     without_replaced,
 )
-from vistill.training.run_lock import TRAINED_HERE
+from vistill.training.run_lock import TRAINED_STUDENTS
 from vistill.training.run_state import RunState
 from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, train_step
@@ -70,7 +70,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
     """
     interrupt, clock = Interrupt(), clock_of(plan)
     plan, optimizer = trainable(plan)
-    TRAINED_HERE[plan.models.student.model] = str(folder.path.resolve())
+    TRAINED_STUDENTS[plan.models.student.model] = str(folder.path.resolve())
     with ExitStack() as stack:
         stack.enter_context(deterministic(plan.train.deterministic))
         stack.enter_context(folder.locked())
@@ -459,7 +459,7 @@ def evaluate_student(
         publish(folder, saved, plan.fingerprint, plan.save.keep)
 
 
-def canary_finding(plan: Plan, folder: RunFolder) -> list[Finding]:
+def canary_finding(plan: Plan, folder: RunFolder) -> list[CheckResult]:
     """The canary of a run that does not begin: how much each reader uses the picture, and warnings."""
     plan, optimizer = trainable(replace(plan, save=replace(plan.save, journal=False)))
     saved = TrainedObjects(plan.models.student, optimizer, RunState())
@@ -475,6 +475,6 @@ def canary_finding(plan: Plan, folder: RunFolder) -> list[Finding]:
         else "no pictures"
     )
     return [
-        Finding("canary", seen),
-        *(Finding("warning", text) for text in weak_reader_warnings(effects)),
+        CheckResult("canary", seen),
+        *(CheckResult("warning", text) for text in weak_reader_warnings(effects)),
     ]

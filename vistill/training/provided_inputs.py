@@ -1,7 +1,8 @@
-"""A run from models and prompts of the caller, written down so that the run folder says everything about itself.
+"""The recipe and the stored inputs of a run whose caller passes in models and prompts.
 
-`vistill.distill` has no recipe file, so one is made: settings as they are, models by where they can be loaded from,
-prompts by a file in the run folder. With it `eval`, `replay`, `check` and `report` work on the folder as on any other.
+`vistill.distill` has no recipe file, so this module makes one: settings as they are, models by the
+place they can be loaded from, prompts as a file in the run folder. With it `eval`, `replay`,
+`check` and `report` work on the folder as on any other.
 """
 
 from collections.abc import Mapping
@@ -21,20 +22,20 @@ from vistill.models.loading import VLM, load_encoder
 from vistill.models.save import save_vlm
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.model_not_found import shown
+from vistill.runs.model_not_found import model_name
 from vistill.training.build import method_name
-from vistill.training.first_start import read_lock
 from vistill.training.recipe import HERE, ModelSettings, Recipe
+from vistill.training.run_lock import read_lock
 from vistill.training.setup import ProvidedInputs
 
-#: Where the run folder keeps what cannot be loaded from anywhere else.
-DATA, MODELS = "data", "start"
+#: Folders inside the run folder, for prompts and for models that cannot be loaded from elsewhere.
+DATA_FOLDER, MODELS_FOLDER = "data", "start"
 
 
-def recipe_of(
+def make_recipe(
     out: Path, given: ProvidedInputs, objective: Objective, settings: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe of a run whose models and prompts were handed in.
+    """Make the recipe of a run whose models and prompts the caller passes in.
 
     Args:
         out: the run folder.
@@ -43,31 +44,31 @@ def recipe_of(
         settings: further fields of a `Recipe`; the others have its defaults.
     """
     folder = RunFolder(out)
-    files = {part: f"{PREFIX}{HERE}/{DATA}/{part}.jsonl" for part in ("train", "eval")}
+    files = {part: f"{PREFIX}{HERE}/{DATA_FOLDER}/{part}.jsonl" for part in ("train", "eval")}
     data = replace(
         settings.get("data", DataSettings()),
         train=files["train"],
         eval=files["eval"] if given.eval_prompts else "",
-        max_image_tokens=image_limit(given.student),
+        max_image_tokens=image_token_limit(given.student),
     )
     teacher = (
         ModelSettings()
         if given.teacher is None
-        else ModelSettings(place_of(folder, "teacher", given.teacher))
+        else ModelSettings(model_location(folder, "teacher", given.teacher))
     )
-    made_here = {
+    from_inputs = {
         "run": str(out),
-        "student": ModelSettings(place_of(folder, "student", given.student)),
+        "student": ModelSettings(model_location(folder, "student", given.student)),
         "teacher": teacher,
         "method": method_name(objective),
-        "knobs": knobs_of(objective),
+        "knobs": changed_knobs(objective),
         "data": data,
     }
-    return Recipe(**{**settings, **made_here})
+    return Recipe(**{**settings, **from_inputs})
 
 
-def knobs_of(objective: Objective) -> dict[str, Any]:
-    """The knobs of a method that are not at their defaults, as a recipe would name them."""
+def changed_knobs(objective: Objective) -> dict[str, Any]:
+    """The knobs of a method that are not at their defaults, as a recipe names them."""
     knobs: dict[str, Any] = {}
     for f in fields(objective):  # pyright: ignore[reportArgumentType]  every method is a dataclass
         value = getattr(objective, f.name)
@@ -77,48 +78,48 @@ def knobs_of(objective: Objective) -> dict[str, Any]:
 
 
 def store_inputs(folder: RunFolder, recipe: Recipe, given: ProvidedInputs) -> None:
-    """Write prompts, and models that cannot be loaded again from where they came from; once, before the first step."""
+    """Before the first step, write the prompts, and each model that its source does not hold."""
     if folder.has_started():
         return
-    write_prompts(given.train_prompts, folder.path / DATA / "train.jsonl")
+    write_prompts(given.train_prompts, folder.path / DATA_FOLDER / "train.jsonl")
     if given.eval_prompts:
-        write_prompts(given.eval_prompts, folder.path / DATA / "eval.jsonl")
+        write_prompts(given.eval_prompts, folder.path / DATA_FOLDER / "eval.jsonl")
     for role, model, vlm in (
         ("student", recipe.student, given.student),
         ("teacher", recipe.teacher, given.teacher),
     ):
-        if vlm is not None and model.model == f"{HERE}/{MODELS}/{role}":
-            save_vlm(vlm, folder.path / MODELS / role)
+        if vlm is not None and model.model == f"{HERE}/{MODELS_FOLDER}/{role}":
+            save_vlm(vlm, folder.path / MODELS_FOLDER / role)
 
 
-def place_of(folder: RunFolder, role: str, vlm: VLM) -> str:
-    """Where a model can be loaded from: its source if that still holds these very weights, else the run folder."""
-    here = f"{HERE}/{MODELS}/{role}"
-    if folder.has_started():  # what lies in the folder may be of a start that failed
+def model_location(folder: RunFolder, role: str, vlm: VLM) -> str:
+    """Where to load a model from: its source if that has the same weights, else the run folder."""
+    in_run_folder = f"{HERE}/{MODELS_FOLDER}/{role}"
+    if folder.has_started():  # the lock decides: a failed start may have left a model in the folder
         known = read_lock(folder).get("recipe", {}).get(role, {})
-        return (
-            here if isinstance(known, Mapping) and known.get("model") == here else shown(vlm.source)
-        )
-    return shown(vlm.source) if same_as_source(vlm) else here
+        is_stored = isinstance(known, Mapping) and known.get("model") == in_run_folder
+        return in_run_folder if is_stored else model_name(vlm.source)
+    return model_name(vlm.source) if matches_source(vlm) else in_run_folder
 
 
-def same_as_source(vlm: VLM) -> bool:
-    """Whether loading the model's source again would give these very weights and this very image grid."""
+def matches_source(vlm: VLM) -> bool:
+    """Whether loading the model's source again gives the same weights and the same image grid."""
     try:
-        place = folder_of(resolve_model(vlm.source))
-        if place is None:
+        folder = local_model_folder(resolve_model(vlm.source))
+        if folder is None:
             return False
-        encoder = load_encoder(place)
-        limit = image_limit(vlm)
+        encoder = load_encoder(folder)
+        limit = image_token_limit(vlm)
         if limit is not None:
             encoder.family.limit_image_tokens(limit)
-        return encoder.family.image_grid() == vlm.family.image_grid() and same_weights(vlm, place)
+        same_grid = encoder.family.image_grid() == vlm.family.image_grid()
+        return same_grid and has_same_weights(vlm, folder)
     except (VistillError, OSError, ValueError, SafetensorError):
         return False
 
 
-def folder_of(source: str) -> Path | None:
-    """The folder behind a model: itself, or of a hub id the snapshot in the cache; nothing is downloaded."""
+def local_model_folder(source: str) -> Path | None:
+    """The folder of a model: the path itself, or a hub id's cached snapshot. Downloads nothing."""
     if Path(source).is_dir():
         return Path(source)
     config = cached_file(
@@ -127,15 +128,15 @@ def folder_of(source: str) -> Path | None:
     return None if config is None else Path(config).parent
 
 
-def same_weights(vlm: VLM, place: Path) -> bool:
-    """Whether every weight is the one in the folder's safetensors files, read one after the other."""
-    files = sorted(place.glob("*.safetensors"))
+def has_same_weights(vlm: VLM, folder: Path) -> bool:
+    """Whether every weight equals the one in the folder's safetensors files, read one by one."""
+    files = sorted(folder.glob("*.safetensors"))
     weights: Mapping[str, torch.Tensor] = vlm.model.state_dict()
     tied = set(getattr(vlm.model, "_tied_weights_keys", None) or ())
     seen: set[str] = set()
     for file in files:
         with safe_open(file, framework="pt") as stored:  # pyright: ignore[reportPrivateImportUsage]
-            for name in stored.keys():  # noqa: SIM118  it is no dictionary
+            for name in stored.keys():  # noqa: SIM118  safe_open is not a dictionary
                 if name not in weights:
                     return False
                 weight = weights[name].detach()
@@ -145,13 +146,13 @@ def same_weights(vlm: VLM, place: Path) -> bool:
     return bool(files) and weights.keys() - seen <= tied
 
 
-def image_limit(vlm: VLM) -> int | None:
-    """Image tokens per picture under which the model was loaded; None where it is its own processor's limit."""
+def image_token_limit(vlm: VLM) -> int | None:
+    """Tokens per image that the model was loaded with; None if that is its processor's limit."""
     grid = vlm.family.image_grid()
     try:
-        own = load_encoder(resolve_model(vlm.source)).family.image_grid()
+        default_grid = load_encoder(resolve_model(vlm.source)).family.image_grid()
     except (VistillError, OSError, ValueError):
         return None
-    if own == grid:
+    if default_grid == grid:
         return None
     return int(grid["max_pixels"]) // (int(grid["patch"]) * int(grid["merge"])) ** 2

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vistill.errors import DataError, StorageError
-from vistill.runs.folder import RunFolder, checkpoints_in, step_of
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
 from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
@@ -167,7 +167,7 @@ def state_before(
 ) -> RunState:
     """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
     for path in reversed(checkpoints_in(folder.path)):
-        if step_of(path) < step and reason_to_reject(path) is None:
+        if checkpoint_step(path) < step and reason_to_reject(path) is None:
             return restore(path, plan.models.student, optimizer, copies_to_save(plan.models))
     return RunState()
 

@@ -81,7 +81,7 @@ def restore_row_order(
         setup.models, partners=partners_of(setup, without_replaced(rows, gone))
     )
     setup.train_prompts, setup.eval_prompts = rows, [everything[row] for row in held_rows]
-    setup.gone = gone
+    setup.missing_rows = gone
 
 
 def row_keys(prompts: Sequence[Prompt]) -> list[list[str]]:

@@ -1,29 +1,39 @@
-"""`run.lock.json`: what a run was started with. Every later start is compared with it, so no change goes unnoticed."""
+"""`run.lock.json`: what a run was started with. Every later start is compared with it.
+
+Settings that differ are C201, model weights that differ are C202. `vistill check --fast` reads the
+lock too, so this module imports torch only where it hashes weights.
+"""
 
 import datetime
 import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import torch
 import xxhash
-from torch import nn
 
-from vistill.errors import ConfigError
-from vistill.models.loading import VLM
+from vistill.errors import ConfigError, StorageError
 from vistill.redaction import mask_secret_settings
 from vistill.runs.folder import RunFolder, checkpoints_in
-from vistill.runs.recipe_changes import flatten, unused_folder
-from vistill.runs.storage import file_hash, finite, to_json
-from vistill.training.first_start import FORMAT, changes_since, read_lock
-from vistill.training.recipe import Recipe
+from vistill.runs.recipe_changes import compare_recipes, flatten, unused_folder
+from vistill.runs.storage import file_hash, read_json, replace_nonfinite, to_json
+from vistill.training.recipe import Recipe, default_settings
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vistill.models.loading import VLM
+
+#: Format 1 (up to commit f223428): the warm-up exceeded the peak unless it was a whole number of
+#: steps.
+FORMAT = 2
+#: When accepted, a run of format 1 continues with a warm-up that ends at the peak.
+WARMUP = "train.schedule.warmup"
 PACKAGES = (
     "vistill",
     "torch",
@@ -34,31 +44,42 @@ PACKAGES = (
     "numpy",
     "math-verify",
 )
-#: Students that a run of this process trains, with its folder: its checkpoints replace their weights on resume.
-TRAINED_HERE: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+#: Students that a run of this process trains, with the run's folder. On resume the checkpoint
+#: replaces their weights.
+TRAINED_STUDENTS: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+
+
+def read_lock(folder: RunFolder) -> dict[str, Any]:
+    """Read the lock; empty if the run folder has none."""
+    if not folder.lock_file.exists():
+        return {}
+    return read_json(folder.lock_file)
+
+
+# the recipe
 
 
 def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> None:
-    """Compare the recipe with that of the run's first start, then write both `recipe.json` and `run.lock.json`.
+    """Compare the recipe with that of the first start, then write `recipe.json` and the lock.
 
     Raises:
-        ConfigError: C201, something changed that may not change, or was not accepted.
+        ConfigError: C201, a setting changed that may not change, or that was not accepted.
     """
-    tree = json.loads(to_json(recipe.to_dict()))  # without secrets, as it was written
+    tree = json.loads(to_json(recipe.to_dict()))  # as written: secrets are masked
     earlier = read_lock(folder) if folder.has_started() else {}
-    accepted = changes_since(folder, earlier, tree, accept)
+    accepted = check_recipe_changes(folder, earlier, tree, accept)
     for key in accepted:
         folder.event(f"accepted change of {key}")
     if "recipe" in earlier:
-        note_versions(folder, earlier.get("versions", {}))
-    start = {"at": now(), "command": shown_command(), "versions": versions()}
+        log_version_changes(folder, earlier.get("versions", {}))
+    start = {"at": utc_now(), "command": command_line(), "versions": package_versions()}
     record = {
         "format": FORMAT,
         "recipe": tree,
-        "command": earlier.get("command", shown_command()),
-        "versions": earlier.get("versions", versions()),
-        "machine": machine(),
-        "started": earlier.get("started", now()),
+        "command": earlier.get("command", command_line()),
+        "versions": earlier.get("versions", package_versions()),
+        "machine": machine_facts(),
+        "started": earlier.get("started", utc_now()),
         "starts": [*earlier.get("starts", []), start],
         "accepted": [*earlier.get("accepted", []), *accepted],
         "models": earlier.get("models", {}),
@@ -68,70 +89,142 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     folder.write("recipe.json", to_json(tree, indent=2))
 
 
+def check_recipe_changes(
+    folder: RunFolder, earlier: Mapping[str, Any], tree: Mapping[str, Any], accept: Sequence[str]
+) -> list[str]:
+    """Return the keys that changed since the first start and were accepted.
+
+    Args:
+        folder: of the run.
+        earlier: its lock; empty before the first step.
+        tree: the recipe of this start, secrets masked.
+        accept: schedule keys that may change.
+
+    Raises:
+        ConfigError: C201, a setting changed that may not change, or that was not accepted.
+    """
+    if "recipe" not in earlier:
+        return []
+    before = earlier["recipe"]
+    if "student" not in before:
+        raise old_distill_error(folder)
+    old_warmup = has_old_warmup(earlier, before)
+    if old_warmup and WARMUP not in accept:
+        raise old_warmup_error(before)
+    changed = compare_recipes(before, tree, accept, default_settings(str(tree["method"])))
+    return sorted({*changed, *([WARMUP] if old_warmup else [])})
+
+
+def has_old_warmup(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether an earlier version of vistill warmed this run's learning rate up above its peak.
+
+    A warm-up of a whole number of steps was correct in that version too.
+    """
+    if earlier.get("format", 1) >= FORMAT:
+        return False
+    settings = recipe.get("train", {})
+    share, steps = settings.get("schedule", {}).get("warmup", 0.05), settings.get("steps")
+    return not (steps and float(share * steps).is_integer())
+
+
+def old_warmup_error(recipe: Mapping[str, Any]) -> ConfigError:
+    """C201 for a run whose learning rate would change in the middle."""
+    new_run = f"run={unused_folder(str(recipe.get('run')))}"
+    return ConfigError(
+        "C201",
+        "this run was started by an earlier version, whose learning rate warmed up above its peak",
+        where=str(recipe.get("run")),
+        why="in that version a warm-up of 3.2 steps ended at 1.25 times the peak;"
+        " now the warm-up takes int(share * steps) steps",
+        fix=f"new run: {new_run}   or accept the change: --accept {WARMUP}",
+    )
+
+
+def old_distill_error(folder: RunFolder) -> ConfigError:
+    """C201 for a `vistill.distill` folder of a version that stored neither models nor prompts."""
+    return ConfigError(
+        "C201",
+        "this run was started by an earlier version, which did not store its models and prompts",
+        where=str(folder.path),
+        why="the folder does not say whether these models and prompts are those of the first start",
+        fix=f"start a new run: out={unused_folder(str(folder.path))}",
+        note="its checkpoints are model folders: vistill eval RUN/checkpoint-000123/student",
+    )
+
+
 def masked_keys(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
-    """Settings that `recipe.json` does not hold as they are, because a secret in them is masked."""
+    """Keys whose value in `recipe.json` differs from the run's, because a secret is masked."""
     written = flatten(tree)
-    return [
-        key
-        for key, value in flatten(json.loads(json.dumps(finite(recipe.to_dict())))).items()
-        if value != written[key]
-    ]
+    values = flatten(json.loads(json.dumps(replace_nonfinite(recipe.to_dict()))))
+    return [key for key, value in values.items() if value != written[key]]
 
 
-def note_versions(folder: RunFolder, before: Mapping[str, str]) -> None:
-    """Say which packages are others than at the first start: they decide the last bits of every number."""
-    here = versions()
-    for name, old in before.items():
-        if here.get(name, old) != old:
-            folder.event(
-                f"version of {name}: {old} at the first start, {here[name]} now; last bits may differ"
-            )
+def check_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
+    """S605 if `recipe.json` lacks a masked setting and `given` does not supply it."""
+    hidden = [key for key in read_lock(folder).get("masked", []) if key not in given]
+    if hidden:
+        raise StorageError(
+            "S605",
+            f"recipe.json does not hold the value of {hidden[0]}: a secret in it was masked",
+            where=str(folder.path),
+            why="secrets are never written; with *** in their place prompts or paths would differ",
+            fix=f"vistill eval {folder.path} {' '.join(f'{key}=VALUE' for key in hidden)}",
+            note="such a run cannot be replayed; keep secrets in the environment, not in settings",
+        )
 
 
-def lock_models(folder: RunFolder, models: Mapping[str, VLM], reads_reference: bool) -> str:
-    """Compare the models' weights with those of the first start, and write them down. Returns one hash of all.
+# the models
+
+
+def lock_models(folder: RunFolder, models: "Mapping[str, VLM]", reads_reference: bool) -> str:
+    """Compare the models' weights with those of the first start, and write their hashes.
+
+    Returns one hash of all.
 
     Raises:
         ConfigError: C202, a model is not the one this run began with.
     """
     lock = read_lock(folder)
     known: dict[str, Any] = lock.get("models", {}) if folder.has_started() else {}
-    here = {role: weights_fingerprint(vlm.model) for role, vlm in models.items()}
-    for role, facts in here.items():
+    hashes = {role: hash_weights(vlm.model) for role, vlm in models.items()}
+    for role, entry in hashes.items():
         before = known.get(role)
         if before is None:
             continue
-        if before["dtype"] != facts["dtype"]:
+        if before["dtype"] != entry["dtype"]:
             folder.event(
-                f"the {role} is read in {facts['dtype']}, at the last start in {before['dtype']}"
+                f"the {role} is read in {entry['dtype']}, at the last start in {before['dtype']}"
             )
-        elif before["hash"] != facts["hash"]:
-            trained_here = role == "student" and TRAINED_HERE.get(models[role].model) == str(
+        elif before["hash"] != entry["hash"]:
+            in_training = role == "student" and TRAINED_STUDENTS.get(models[role].model) == str(
                 folder.path.resolve()
             )
-            replaced = trained_here and checkpoints_in(
-                folder.path
-            )  # else the run would begin with trained weights
-            if not replaced or reads_reference:
-                raise other_weights(folder, role, models[role])
-            here[role] = before
-    folder.write_lock({**lock, "models": {**known, **here}})
-    return hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+            # without a checkpoint the run would begin with trained weights
+            is_restored = in_training and checkpoints_in(folder.path)
+            if not is_restored or reads_reference:
+                raise changed_weights_error(folder, role, models[role])
+            hashes[role] = before
+    folder.write_lock({**lock, "models": {**known, **hashes}})
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def other_weights(folder: RunFolder, role: str, vlm: VLM) -> ConfigError:
+def changed_weights_error(folder: RunFolder, role: str, vlm: "VLM") -> ConfigError:
     """C202."""
+    new_run = f"run={unused_folder(str(folder.path))}"
     return ConfigError(
         "C202",
-        f"the {role} is not the one this run began with: its weights are others",
+        f"the {role} is not the one this run began with: its weights differ",
         where=vlm.source,
-        why="their hash differs from the one in run.lock.json, so from here on it would be another experiment",
-        fix=f"load the {role} of the first start again, or start a new run: run={unused_folder(str(folder.path))}",
+        why="their hash differs from the one in run.lock.json;"
+        " continuing would mix two experiments in one run",
+        fix=f"load the {role} of the first start again, or start a new run: {new_run}",
     )
 
 
-def weights_fingerprint(model: nn.Module) -> dict[str, str]:
-    """xxh3-128 of all weights by name, in the precision they are held in."""
+def hash_weights(model: "nn.Module") -> dict[str, str]:
+    """xxh3-128 of all weights by name, in the dtype they are stored in."""
+    import torch
+
     digest, seen = xxhash.xxh3_128(), set()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -144,23 +237,37 @@ def weights_fingerprint(model: nn.Module) -> dict[str, str]:
 
 
 def run_fingerprint(recipe: Recipe, models: str, rows: Path) -> str:
-    """One hash of settings, models and rows: responses of another fingerprint are never taken."""
+    """One hash of settings, models and rows; it keys the journal's responses."""
     parts = [recipe.fingerprint(), models, file_hash(rows) if rows.exists() else ""]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def shown_command() -> str:
-    """The command this process was started with, without the interpreter's path and without secrets."""
+# facts about a start
+
+
+def log_version_changes(folder: RunFolder, before: Mapping[str, str]) -> None:
+    """Log packages whose version changed: versions decide the last bits of every number."""
+    current = package_versions()
+    for name, old in before.items():
+        if current.get(name, old) != old:
+            folder.event(
+                f"version of {name}: {old} at the first start, {current[name]} now;"
+                " last bits may differ"
+            )
+
+
+def command_line() -> str:
+    """The command of this process, without the interpreter's path and without secrets."""
     words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
     return mask_secret_settings(" ".join(words))
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def machine() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Python, system and processor."""
     return {
         "python": platform.python_version(),
@@ -169,7 +276,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers."""
     numbers = {}
     for name in PACKAGES:

@@ -1,4 +1,4 @@
-"""A run on its way from settings to a plan: the start checks fill it in, in order."""
+"""The setup of a run, from settings to a plan: the start checks fill it in, in order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class ProvidedInputs:
-    """Models and prompts that the caller already holds; without them the recipe says where they come from."""
+    """Models and prompts that the caller passes in; without them the recipe names their source."""
 
     student: VLM
     teacher: VLM | None
@@ -38,16 +38,16 @@ class ProvidedInputs:
 
 @dataclass
 class RunSetup:
-    """Settings, and everything the start checks learnt so far."""
+    """Settings, and what the start checks have loaded and measured so far."""
 
     recipe: Recipe
     objective: Objective
     folder: RunFolder
     purpose: Purpose = "train"
-    given: ProvidedInputs | None = None
+    provided: ProvidedInputs | None = None
     progress: Progress = field(default=lambda record: None)
     poll: Callable[[], None] = field(default=lambda: None)
-    """Raises where a signal has arrived."""
+    """Raises if a signal has arrived."""
     train_data: LoadedData = field(default_factory=lambda: LoadedData([], [], []))
     eval_data: LoadedData = field(default_factory=lambda: LoadedData([], [], []))
     evaluates_training_rows: bool = False
@@ -57,7 +57,8 @@ class RunSetup:
     encoders: tuple[PromptEncoder | VLM, PromptEncoder | VLM | None] | None = None
     loaded_models: Models | None = None
     written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
-    gone: Mapping[str, str] = field(default_factory=dict)
+    missing_rows: Mapping[str, str] = field(default_factory=dict)
+    """Rows of the first start that are missing or bad now: id to reason."""
     split: BatchSplit = BatchSplit()
     models_hash: str = ""
     fingerprint: str = ""
@@ -65,58 +66,56 @@ class RunSetup:
 
     @property
     def models(self) -> Models:
-        """The models, which the check `models` loads."""
-        assert self.loaded_models is not None, "the check `models` comes first"
+        """The models, once the check `models` has loaded them."""
+        assert self.loaded_models is not None, "the check `models` has not run yet"
         return self.loaded_models
 
     @property
     def student(self) -> PromptEncoder | VLM:
-        """What turns prompts into the student's tokens."""
-        assert self.encoders is not None, "the check `tokenizers` comes first"
+        """The encoder of the student's prompts."""
+        assert self.encoders is not None, "the check `tokenizers` has not run yet"
         return self.encoders[0]
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is a teacher, or will be once the models are loaded."""
-        return (
-            self.given.teacher is not None
-            if self.given is not None
-            else bool(self.recipe.teacher.model)
-        )
+        """Whether the run has a teacher, loaded or not yet."""
+        if self.provided is not None:
+            return self.provided.teacher is not None
+        return bool(self.recipe.teacher.model)
 
     @property
     def train(self) -> TrainSettings:
-        """The update."""
+        """Settings of the update."""
         return self.recipe.train
 
     @property
     def rollout(self) -> RolloutSettings:
-        """How responses are sampled."""
+        """Settings of sampling."""
         return self.recipe.rollout
 
     @property
     def evaluation(self) -> EvalSettings:
-        """How models are judged."""
+        """Settings of evaluation."""
         return self.recipe.eval
 
     @property
     def reward(self) -> RewardSettings:
-        """What is rewarded."""
+        """Settings of the rewards."""
         return self.recipe.reward
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run."""
         return self.recipe.seed
 
     @property
     def max_bad_share(self) -> float:
-        """Share of the training rows that may go bad after the start."""
+        """Largest share of training rows that may become unusable after the start."""
         return self.recipe.data.max_bad_share
 
     def plan(self) -> Plan:
-        """The run as values: made here, once."""
-        given = self.given
+        """Make the plan: the run as values. This is the only place that makes one."""
+        provided = self.provided
         return Plan(
             models=self.models,
             objective=self.objective,
@@ -129,13 +128,13 @@ class RunSetup:
             seed=self.seed,
             num_steps=self.num_steps,
             fingerprint=self.fingerprint,
-            stop_after=None if given is None else given.stop_after,
-            engine=None if given is None else given.engine,
+            stop_after=None if provided is None else provided.stop_after,
+            engine=None if provided is None else provided.engine,
             diagrams=self.diagrams,
             written=self.written,
             reward=self.reward,
             max_bad_share=self.max_bad_share,
-            gone=self.gone,
+            gone=self.missing_rows,
             progress=self.progress,
             split=self.split,
             profile=self.recipe.profile,

@@ -10,7 +10,7 @@ from vistill.errors import DataError
 from vistill.rollouts.engine import sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import cut_lines, damaged_file_error, read_json, write_json
+from vistill.runs.storage import damaged_file_error, move_lines, read_json, write_json
 from vistill.training.response_source import ResponseSource, sample_groups
 from vistill.training.settings import RewardSettings
 from vistill.training.step_inputs import Models
@@ -37,7 +37,7 @@ def write_teacher_responses(
     forget_others(folder, {"teacher": models.teacher.source, "seed": seed, **asdict(rollout)})
     known = {prompt.id: prompt.content for prompt in prompts}
     same = lambda record: record.get("content", "") == known.get(record.get("prompt", ""))
-    cut_lines(path, same, path.with_suffix(".lost.jsonl"))
+    move_lines(path, same, path.with_suffix(".lost.jsonl"))
     try:
         found = {record["prompt"]: from_record(record) for record in folder.read(path)}
     except (KeyError, TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vistill.data.images import on_white
+from vistill.data.images import flatten_on_white
 from vistill.errors import ConfigError, DataError
 from vistill.flops_counter import is_counting
 from vistill.models.decode_attention import DecodeAttention
@@ -28,7 +28,7 @@ from vistill.models.families.layers import keys_only, plainly_causal, with_added
 from vistill.models.families.signatures import check_signature
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, learns, linear_costs
 from vistill.models.sharing import ATTENTION, Attention
-from vistill.types import Picture
+from vistill.types import PilImage
 
 #: Image tensors of one prompt, under the model's own keyword names. Opaque outside this package.
 Pixels = Mapping[str, Tensor]
@@ -129,7 +129,7 @@ class Family(ABC):
     # What every family must say.
 
     @abstractmethod
-    def image_tokens(self, image: Picture) -> int:
+    def image_tokens(self, image: PilImage) -> int:
         """How many tokens a picture takes, from its width and height alone."""
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Family(ABC):
 
     # Encoding.
 
-    def encode(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> EncodedPrompt:
+    def encode(self, messages: list[dict[str, Any]], images: Sequence[PilImage]) -> EncodedPrompt:
         """Render the chat template, expand image placeholders, compute positions."""
         ids = self.text_ids(messages, len(images))
         pixels = self.pixels(images) if images else {}
@@ -156,7 +156,9 @@ class Family(ABC):
             tuple(expanded), pixels, positions, following, expanded.count(self.image_id)
         )
 
-    def lengths(self, messages: list[dict[str, Any]], images: Sequence[Picture]) -> tuple[int, int]:
+    def lengths(
+        self, messages: list[dict[str, Any]], images: Sequence[PilImage]
+    ) -> tuple[int, int]:
         """Tokens of a prompt, and of its pictures; from their sizes, without the image processor."""
         ids = self.text_ids(messages, len(images))
         of_images = sum(map(self.image_tokens, images))
@@ -178,15 +180,15 @@ class Family(ABC):
             )
         return ids
 
-    def pixels(self, images: Sequence[Picture]) -> Pixels:
+    def pixels(self, images: Sequence[PilImage]) -> Pixels:
         """Image tensors of one prompt."""
         processed = self.processor(
-            images=[on_white(image).convert("RGB") for image in images], return_tensors="pt"
+            images=[flatten_on_white(image).convert("RGB") for image in images], return_tensors="pt"
         )
         return {name: processed[name] for name in self.processor.model_input_names}
 
     def place(
-        self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels
+        self, ids: Sequence[int], images: Sequence[PilImage], pixels: Pixels
     ) -> tuple[list[int], Tensor, int]:
         """Expand each placeholder to its tokens; ids, positions [axes, P] and the position that follows."""
         counts = iter([self.image_tokens(image) for image in images])
@@ -204,7 +206,7 @@ class Family(ABC):
             fix="data.max_image_tokens=null",
         )
 
-    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[Picture]) -> str | None:
+    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
         """Why image tokens or image tensors are not what the pictures ask for; None where they are."""
         expected, present = sum(map(self.image_tokens, images)), prompt.ids.count(self.image_id)
         if present != expected:

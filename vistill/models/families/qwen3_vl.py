@@ -27,7 +27,7 @@ from vistill.models.families.base import (
 )
 from vistill.models.families.qwen3_vl_step import FusedDecoder, fits
 from vistill.models.flops import ModelFlops, ReadTokens, learns, linear_costs
-from vistill.types import Picture
+from vistill.types import PilImage
 
 
 class Qwen3VLFamily(Family):
@@ -43,12 +43,12 @@ class Qwen3VLFamily(Family):
         super().__init__(config, tokenizer, processor)
         self.merge = int(config.vision_config.spatial_merge_size)
 
-    def image_tokens(self, image: Picture) -> int:
+    def image_tokens(self, image: PilImage) -> int:
         """Merged patches of the picture as it is resized."""
         _, height, width = self.expected_grid(image)
         return height * width // self.merge**2
 
-    def expected_grid(self, image: Picture) -> list[int]:
+    def expected_grid(self, image: PilImage) -> list[int]:
         """Frames, rows and columns of patches, from the picture's size alone."""
         size, patch = dict(self.processor.size), int(self.config.vision_config.patch_size)
         height, width = smart_resize(
@@ -61,7 +61,7 @@ class Qwen3VLFamily(Family):
         return [1, height // patch, width // patch]
 
     def place(
-        self, ids: Sequence[int], images: Sequence[Picture], pixels: Pixels
+        self, ids: Sequence[int], images: Sequence[PilImage], pixels: Pixels
     ) -> tuple[list[int], Tensor, int]:
         """Image tokens as the grids say; three-axis positions."""
         if not images:
@@ -108,7 +108,7 @@ class Qwen3VLFamily(Family):
             backward=2.0 * learns(tower),
         )
 
-    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[Picture]) -> str | None:
+    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
         """Grids follow from the pictures' sizes alone; patches and image tokens follow from the grids."""
         expected = [self.expected_grid(image) for image in images]
         tokens = sum(h * w // self.merge**2 for _, h, w in expected)

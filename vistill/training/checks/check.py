@@ -1,4 +1,4 @@
-"""A start check: a name, a sentence on what it makes sure of, and a function that says what it saw."""
+"""A start check: a name, what it ensures, and a function that returns a summary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,37 +8,39 @@ if TYPE_CHECKING:  # the data checks run without torch
     from vistill.training.setup import RunSetup
 
 Purpose = Literal["train", "check", "replay", "eval"]
-EVERY: tuple[Purpose, ...] = ("train", "check", "replay", "eval")
-TRAINING: tuple[Purpose, ...] = ("train", "check", "replay")
-WRITING: tuple[Purpose, ...] = ("train", "replay")
+ALL_PURPOSES: tuple[Purpose, ...] = ("train", "check", "replay", "eval")
+TRAINING_PURPOSES: tuple[Purpose, ...] = ("train", "check", "replay")
+WRITING_PURPOSES: tuple[Purpose, ...] = ("train", "replay")
 
 
 @dataclass(frozen=True)
 class StartCheck:
-    """One thing that must hold before the first step."""
+    """A condition that must hold before the first step."""
 
     name: str
     ensures: str
-    """What holds once it has passed."""
+    """What holds after the check has passed."""
     run: "Callable[[RunSetup], str]"
-    """Raises a coded error, or says in a few words what it saw; it may fill in what it learnt."""
-    purposes: tuple[Purpose, ...] = TRAINING
-    """Who makes it: evaluation needs fewer, and what asks a model to write is left out of `vistill check`."""
+    """Raises a coded error or returns a short summary; may fill in fields of the setup."""
+    purposes: tuple[Purpose, ...] = TRAINING_PURPOSES
+    """Purposes that need the check. Evaluation needs fewer checks; `vistill check` skips those in
+    which a model writes responses."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one check saw."""
+class CheckResult:
+    """The result of one check that passed."""
 
     what: str
-    found: str
+    """Name of the check."""
+    summary: str
 
 
-def run_checks(setup: "RunSetup", checks: Sequence[StartCheck]) -> list[Finding]:
-    """Make the checks in order, each once; the first that fails raises its error."""
-    findings = []
+def run_checks(setup: "RunSetup", checks: Sequence[StartCheck]) -> list[CheckResult]:
+    """Run the checks in order, each once; the first that fails raises its error."""
+    results = []
     for check in checks:
         if setup.purpose in check.purposes:
             setup.poll()
-            findings.append(Finding(check.name, check.run(setup)))
-    return findings
+            results.append(CheckResult(check.name, check.run(setup)))
+    return results

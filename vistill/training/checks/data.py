@@ -1,17 +1,17 @@
-"""Checks of the run folder and the data. They need no torch, so `vistill check --fast` makes them too."""
+"""Checks of the data. They need no torch, so `vistill check --fast` runs them too."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vistill.data.answers import gold_response, judge_answer
-from vistill.data.loading import LoadedData, check_enough, check_overlap, load_both
+from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.data.math_judge import MathJudge
-from vistill.data.rows import check_characters, check_tokens
+from vistill.data.rows import check_characters, check_special_tokens
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import to_json, write_json
-from vistill.training.checks.check import EVERY, TRAINING, StartCheck
+from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
@@ -19,35 +19,39 @@ if TYPE_CHECKING:
 
 
 def load_rows(setup: "RunSetup") -> str:
-    """Every row read and every picture decoded; bad rows are set aside with their reason."""
-    if setup.given is None:
-        train, held = load_both(setup.recipe.located().data)
+    """Read every row and decode every image; quarantine bad rows with their reason."""
+    if setup.provided is None:
+        train, held_out = load_train_and_eval(setup.recipe.located().data)
     else:
-        given = setup.given
-        check_prompts([*given.train_prompts, *given.eval_prompts])
-        if not given.train_prompts and setup.purpose != "eval":
+        provided = setup.provided
+        check_prompts([*provided.train_prompts, *provided.eval_prompts])
+        if not provided.train_prompts and setup.purpose != "eval":
             raise no_prompts_error("the data set is empty")
-        train = LoadedData(with_content_hashes(given.train_prompts), [], [])
-        held = LoadedData(with_content_hashes(given.eval_prompts), [], list(given.diagrams))
-    if setup.purpose == "eval" and not held.prompts:
-        train, held = replace(train, prompts=[]), train
+        train = LoadedData(with_content_hashes(provided.train_prompts), [], [])
+        eval_prompts = with_content_hashes(provided.eval_prompts)
+        held_out = LoadedData(eval_prompts, [], list(provided.diagrams))
+    if setup.purpose == "eval" and not held_out.prompts:
+        train, held_out = replace(train, prompts=[]), train
         setup.evaluates_training_rows = True
-    setup.train_data, setup.eval_data = train, held
-    setup.train_prompts, setup.eval_prompts = train.prompts, held.prompts
-    setup.diagrams = held.diagrams
-    bad = [*train.quarantined, *held.quarantined]
-    note_data(setup, train, held)
-    aside = (
-        f"; set aside {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
+    setup.train_data, setup.eval_data = train, held_out
+    setup.train_prompts, setup.eval_prompts = train.prompts, held_out.prompts
+    setup.diagrams = held_out.diagrams
+    bad = [*train.quarantined, *held_out.quarantined]
+    write_data_summary(setup, train, held_out)
+    quarantined = (
+        f"; quarantined {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
         if bad
         else ""
     )
-    return f"{len(train.prompts):,} training rows, {len(held.prompts):,} to evaluate on{aside}"
+    return (
+        f"{len(train.prompts):,} training rows, {len(held_out.prompts):,} evaluation rows"
+        f"{quarantined}"
+    )
 
 
-def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
-    """Row counts, where the rows come from, and every row that was set aside."""
-    bad = [*train.quarantined, *held.quarantined]
+def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedData) -> None:
+    """Write `data.json` (row counts and sources) and `quarantine.jsonl` (each bad row)."""
+    bad = [*train.quarantined, *held_out.quarantined]
     setup.folder.write("quarantine.jsonl", "".join(to_json(q.to_dict()) + "\n" for q in bad))
     settings = setup.recipe.located().data
     source = settings.train if setup.evaluates_training_rows else settings.eval
@@ -56,20 +60,20 @@ def note_data(setup: "RunSetup", train: LoadedData, held: LoadedData) -> None:
         "eval": source
         or ("diagrams" if settings.train == "diagrams" else f"held out of {settings.train}"),
         "train_rows": len(train.prompts),
-        "eval_rows": len(held.prompts),
-        "eval_rows_with_answer": sum(p.answer is not None for p in held.prompts),
+        "eval_rows": len(held_out.prompts),
+        "eval_rows_with_answer": sum(p.answer is not None for p in held_out.prompts),
         "quarantined": len(bad),
-        "dropped_text_only": train.dropped_text_only + held.dropped_text_only,
+        "dropped_text_only": train.dropped_text_only + held_out.dropped_text_only,
     }
     write_json(setup.folder.path / "data.json", record)
 
 
 def check_prompts(prompts: Sequence[object]) -> None:
-    """D102 for something that is no prompt; what a row of a file must hold, a prompt of the caller must hold too."""
+    """Check the caller's prompts like the rows of a file (D102 for anything but a prompt)."""
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
             raise no_prompts_error("prompts must be vistill.Prompt objects")
-        check_kinds(prompt)
+        check_prompt_types(prompt)
         where = prompt.labels.get("row", prompt.id)
         texts = [
             prompt.text,
@@ -80,36 +84,36 @@ def check_prompts(prompts: Sequence[object]) -> None:
             prompt.system,
         ]
         check_characters([text for text in texts if text is not None], where)
-        check_tokens(prompt.text, where)
+        check_special_tokens(prompt.text, where)
 
 
-def check_kinds(prompt: Prompt) -> None:
-    """D104 for a number where a text belongs, D202 for a picture that is not wrapped."""
+def check_prompt_types(prompt: Prompt) -> None:
+    """D104 for a field that must be text but is not, D202 for an image that is no `ImageRef`."""
     where = str(prompt.labels.get("row", prompt.id))
-    named = [
+    text_fields = [
         ("id", prompt.id),
         ("answer", prompt.answer),
         ("response", prompt.response),
         ("system", prompt.system),
     ]
-    for name, value in [*named, *(("choices", choice) for choice in prompt.choices)]:
+    for name, value in [*text_fields, *(("choices", choice) for choice in prompt.choices)]:
         if not isinstance(value, str) and (value is not None or name in ("id", "choices")):
             raise DataError(
                 "D104",
-                f"{name} of a prompt is no text: {value!r:.40}",
+                f"{name} of a prompt is not text: {value!r:.40}",
                 where=where,
-                why="it is compared with what a model writes, which is text",
+                why="vistill compares it with a model's response, which is text",
                 fix=f'{name}="TEXT"   in vistill.Prompt',
             )
-    pictures = [*prompt.images, *prompt.thoughts]
-    strange = next((p for p in pictures if not isinstance(p, ImageRef)), None)
-    if strange is not None:
+    images = [*prompt.images, *prompt.thoughts]
+    other = next((image for image in images if not isinstance(image, ImageRef)), None)
+    if other is not None:
         raise DataError(
             "D202",
-            f"a picture of a prompt is a bare {type(strange).__name__}",
+            f"an image of a prompt is a bare {type(other).__name__}",
             where=where,
-            why="a picture has a name for messages and is decoded on demand",
-            fix="vistill.LoadedImage(PICTURE)   in vistill.Prompt",
+            why="an image needs a name for messages and is decoded on demand",
+            fix="vistill.LoadedImage(IMAGE)   in vistill.Prompt",
         )
 
 
@@ -118,50 +122,60 @@ def no_prompts_error(what: str) -> DataError:
     return DataError(
         "D102",
         what,
-        fix='vistill.load_prompts("data/train.jsonl", prompt="question"), or vistill.Prompt("id", ("text",))',
+        fix='vistill.load_prompts("data/train.jsonl", prompt="question"),'
+        ' or vistill.Prompt("id", ("text",))',
     )
 
 
-def no_overlap(setup: "RunSetup") -> str:
-    """D308 where an evaluation row asks what a training row asks."""
+def check_no_overlap(setup: "RunSetup") -> str:
+    """D308 if an evaluation row asks the same question as a training row."""
     check_overlap(setup.train_data, setup.eval_data, setup.recipe.data)
     return (
-        f"no evaluation row asks what a training row asks ({setup.recipe.data.overlap} otherwise)"
+        "no evaluation row asks the same question as a training row"
+        f" (otherwise {setup.recipe.data.overlap})"
     )
 
 
-def gold_answers(setup: "RunSetup") -> str:
-    """D301 where a gold answer is not accepted by its own checker: its row would count as wrong for ever."""
+def check_gold_answers(setup: "RunSetup") -> str:
+    """D301 if the checker rejects a row's own gold answer: that row could never count as right."""
     prompts = [p for p in setup.eval_prompts if p.answer is not None]
     if setup.diagrams or not prompts:
-        return "made with the diagrams" if prompts else "no row to evaluate on has one"
+        return "computed with the diagrams" if prompts else "no evaluation row has one"
+    take = setup.recipe.eval.answer
     with MathJudge() as math:
-        accepted = lambda p: (
-            judge_answer(
-                gold_response(p.answer), p.answer, p.choices, setup.recipe.eval.answer, math
-            ).correct
-        )
-        bad = [p for p in prompts if not accepted(p)]
+
+        def is_accepted(prompt: Prompt, answer: str) -> bool:
+            response = gold_response(answer)
+            return judge_answer(response, answer, prompt.choices, take, math).correct
+
+        bad = [p for p in prompts if p.answer is not None and not is_accepted(p, p.answer)]
     if bad:
         raise DataError(
             "D301",
-            f"{len(bad)} gold answers are not accepted by their own checker",
+            f"the checker rejects {len(bad)} gold answers",
             where=bad[0].labels.get("row", bad[0].id),
             why=f'first: gold answer "{bad[0].answer}", choices {list(bad[0].choices)}',
-            fix="correct the rows, or name the right columns under data.columns",
+            fix="correct the rows, or name the right columns: data.columns.answer=COLUMN",
         )
-    return f"{len(prompts):,} of {len(setup.eval_prompts):,} rows have one, all accepted by their own checker"
+    return f"{len(prompts):,} of {len(setup.eval_prompts):,} rows have one, the checker accepts all"
 
 
-def enough_rows(setup: "RunSetup") -> str:
-    """C101 where a prompt would occur twice in one step."""
-    check_enough(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
+def check_step_size(setup: "RunSetup") -> str:
+    """C101 if a prompt would occur twice in one step."""
+    check_rows_per_step(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
     return f"{setup.recipe.train.prompts_per_step} different prompts in each step"
 
 
 DATA_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("data", "every row and picture can be read, ids differ", load_rows, EVERY),
-    StartCheck("overlap", "no evaluation row asks what a training row asks", no_overlap, TRAINING),
-    StartCheck("gold answers", "each gold answer passes its own checker", gold_answers, EVERY),
-    StartCheck("step size", "no prompt occurs twice in a step", enough_rows, TRAINING),
+    StartCheck("data", "every row and image can be read, ids differ", load_rows, ALL_PURPOSES),
+    StartCheck(
+        "overlap",
+        "no evaluation row asks the same question as a training row",
+        check_no_overlap,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck(
+        "gold answers", "the checker accepts each gold answer", check_gold_answers, ALL_PURPOSES
+    ),
+    StartCheck("step size", "no prompt occurs twice in a step", check_step_size, TRAINING_PURPOSES),
 )

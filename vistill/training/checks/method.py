@@ -1,4 +1,4 @@
-"""Checks of the method: what it cannot do without, its gate, and the responses a teacher writes before step 1."""
+"""Checks of the method: its requirements, its gate, and the teacher's responses before step 1."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.batch import EntryGate, Need
 from vistill.data.keys import num_steps
-from vistill.data.loading import check_enough
+from vistill.data.loading import check_rows_per_step
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.build import make_engine
 from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
-from vistill.training.checks.check import TRAINING, WRITING, StartCheck
+from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, StartCheck
 from vistill.training.memory_budget import choose_split
 from vistill.training.response_source import ResponseSource, check_response
 from vistill.training.row_lock import restore_rows
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
 
 
-def requirements(setup: "RunSetup") -> str:
-    """Refuse what the method cannot do without (C103, C101, D302 to D305); leave out rows without thoughts."""
+def check_requirements(setup: "RunSetup") -> str:
+    """Check the method's requirements (C103, C101, D302 to D305); drop rows without thoughts."""
     objective, prompts = setup.objective, setup.train_prompts
     needs, name = objective.needs(), type(objective).__name__
     if Need.SIBLINGS in needs and setup.rollout.per_prompt == 1:
@@ -43,12 +43,12 @@ def requirements(setup: "RunSetup") -> str:
         raise ConfigError(
             "C101",
             f"{name} needs a teacher",
-            fix="teacher.model=FOLDER_OR_HUB_ID   or   vistill.distill(student, teacher, ...) with a model",
+            fix="teacher.model=FOLDER_OR_HUB_ID   or   vistill.distill(student, TEACHER, ...)",
         )
     if Need.IMAGE in needs and not any(p.images for p in prompts):
         raise DataError(
             "D305",
-            f"{name} needs pictures, and no row has one",
+            f"{name} needs images, and no row has one",
             fix="method=opd   or   data.columns.images=COLUMN",
         )
     if Need.REWARD in needs or objective.keep_correct:
@@ -57,23 +57,22 @@ def requirements(setup: "RunSetup") -> str:
         for prompt in prompts:
             check_response(prompt)
     keep_rows_with_thoughts(setup, name)
-    wanted = ", ".join(sorted(str(need) for need in needs)) or "nothing beyond its passes"
-    return f"{name} needs {wanted}: there on {len(setup.train_prompts):,} rows"
+    needed = ", ".join(sorted(str(need) for need in needs)) or "nothing beyond its passes"
+    return f"{name} needs {needed}: satisfied by {len(setup.train_prompts):,} rows"
 
 
 def keep_rows_with_thoughts(setup: "RunSetup", name: str) -> None:
-    """Leave out rows without visual thoughts where the method needs them (D304 where none is left)."""
+    """Drop rows without visual thoughts if the method needs them (D304 if none is left)."""
     if Need.THOUGHTS not in setup.objective.needs():
         return
     source, prompts = setup.recipe.views.thought, setup.train_prompts
-    kept = [p for p in prompts if has_thoughts(p, source)]
-    if not kept:
+    with_thoughts = [p for p in prompts if has_thoughts(p, source)]
+    if not with_thoughts:
         raise no_thoughts_error(name, source)
-    if len(kept) < len(prompts):
-        setup.folder.event(
-            f"left out {len(prompts) - len(kept)} of {len(prompts)} rows without visual thoughts"
-        )
-    setup.train_prompts = kept
+    if len(with_thoughts) < len(prompts):
+        dropped = len(prompts) - len(with_thoughts)
+        setup.folder.event(f"dropped {dropped} of {len(prompts)} rows without visual thoughts")
+    setup.train_prompts = with_thoughts
 
 
 def check_answers(prompts: Sequence[Prompt], name: str) -> None:
@@ -82,10 +81,10 @@ def check_answers(prompts: Sequence[Prompt], name: str) -> None:
     if without:
         raise DataError(
             "D302",
-            f"{name} asks whether answers are right, and {len(without)} of {len(prompts)} rows have no gold answer",
+            f"{name} scores answers, and {len(without)} of {len(prompts)} rows have no gold answer",
             where=without[0].labels.get("row", without[0].id),
-            why="the reward of such a row would be 0 whatever the student says",
-            fix="data.columns.answer=COLUMN, or leave these rows out",
+            why="the reward of such a row would be 0 for every response",
+            fix="data.columns.answer=COLUMN, or remove these rows",
         )
 
 
@@ -95,67 +94,77 @@ def no_thoughts_error(name: str, source: str) -> DataError:
     return DataError(
         "D304",
         f"{name} needs visual thoughts, and no row has any",
-        why=f"views.thought={source} takes them from the column data.columns.{column}; without them the teacher would"
-        "\ndiffer from the student by the wording of two sentences alone",
-        fix=f"data.columns.{column}=COLUMN, or for procedural diagrams data.diagrams.options.thoughts=true",
-        note="rows with boxes draw their own: data.columns.boxes=COLUMN views.thought=crop"
+        why=f"views.thought={source} takes them from the column data.columns.{column};"
+        "\nwithout them the teacher's prompt would differ from the student's in two sentences only",
+        fix=f"data.columns.{column}=COLUMN, or for procedural diagrams"
+        " data.diagrams.options.thoughts=true",
+        note="to draw them from boxes: data.columns.boxes=COLUMN views.thought=crop"
         if source == "data"
         else "",
     )
 
 
-def gate(setup: "RunSetup") -> str:
-    """V801 where the method's question to the untrained student has the wrong answer."""
-    asks = setup.objective.entry_gate()
-    if asks is None:
+def check_gate(setup: "RunSetup") -> str:
+    """V801 if the untrained student does not pass the method's gate."""
+    gate = setup.objective.entry_gate()
+    if gate is None:
         return "none"
-    facts = check_gate(setup, asks)
-    return f"greedy {facts['accuracy']:.1%} without thoughts, {facts['privileged_accuracy']:.1%} with them"
+    measured = measure_gate(setup, gate)
+    without, with_thoughts = measured["accuracy"], measured["privileged_accuracy"]
+    return f"greedy accuracy {without:.1%} without thoughts, {with_thoughts:.1%} with them"
 
 
-def check_gate(setup: "RunSetup", asks: EntryGate) -> dict[str, Any]:
-    """V801 where the thoughts change nothing, or do not make the untrained model more accurate."""
-    folder = setup.folder
-    file = folder.path / "gate.json"
-    asked = [p for p in setup.train_prompts if p.answer is not None][: asks.rows]
+def measure_gate(setup: "RunSetup", gate: EntryGate) -> dict[str, Any]:
+    """V801 if the thoughts change nothing, or do not make the untrained model more accurate.
+
+    Measures once; a later start with the same question reads `gate.json`.
+    """
+    file = setup.folder.path / "gate.json"
+    prompts = [p for p in setup.train_prompts if p.answer is not None][: gate.rows]
     question = {
-        "view": str(asks.view),
+        "view": str(gate.view),
         "thought": setup.models.view.thought,
-        "prompts": [p.id for p in asked],
+        "prompts": [p.id for p in prompts],
     }
     question |= {"seed": setup.seed, "student_sha256": weights_hash(setup.models.student)}
     if not file.exists() or read_json(file).get("question") != question:
-        if not asked:
+        if not prompts:
             check_answers(setup.train_prompts, f"the gate of {type(setup.objective).__name__}")
         settings = replace(setup.evaluation, samples=1, seed=setup.seed)
         with make_engine(
             setup.models.student, setup.rollout.without_image_skips(), setup.poll
         ) as engine:
-            found = measure_privilege(
-                setup.models.student, asked, asks.view, settings, setup.models.view, engine
+            privilege = measure_privilege(
+                setup.models.student, prompts, gate.view, settings, setup.models.view, engine
             )
-        made = {**found.to_dict(), "passes": found.passes(), "question": question}
-        folder.write("gate.json", to_json(made, exact=True))
-    gate: dict[str, Any] = read_json(file, passes=bool, question=dict)
-    if not gate["passes"]:
-        raise ModelError(
-            "V801",
-            "the visual thoughts do not help this model, so there is nothing to distil",
-            where=str(file),
-            why=f"greedy accuracy {gate['accuracy']:.1%} without and {gate['privileged_accuracy']:.1%} with them, "
-            f"generation gap {gate['generation_gap']:.4f} +- {gate['generation_gap_error']:.4f} nats a token,"
-            f" {gate['rows']} rows",
-            fix="a model trained to read visual thoughts: student.model=FOLDER_OR_HUB_ID",
-            note="for a control on purpose: visual_opsd.gate=false",
-        )
-    return gate
+        record = {**privilege.to_dict(), "passes": privilege.passes(), "question": question}
+        setup.folder.write("gate.json", to_json(record, exact=True))
+    measured: dict[str, Any] = read_json(file, passes=bool, question=dict)
+    if not measured["passes"]:
+        raise gate_error(measured, str(file))
+    return measured
 
 
-def teacher_responses(setup: "RunSetup") -> str:
-    """The teacher's responses written once, with only correct ones where the method asks for those (D306)."""
+def gate_error(measured: dict[str, Any], file: str) -> ModelError:
+    """V801."""
+    without, with_thoughts = measured["accuracy"], measured["privileged_accuracy"]
+    gap, error = measured["generation_gap"], measured["generation_gap_error"]
+    return ModelError(
+        "V801",
+        "the visual thoughts do not help this model, so there is nothing to distil",
+        where=file,
+        why=f"greedy accuracy {without:.1%} without and {with_thoughts:.1%} with them,"
+        f" generation gap {gap:.4f} +- {error:.4f} nats per token, {measured['rows']} rows",
+        fix="a model trained to read visual thoughts: student.model=FOLDER_OR_HUB_ID",
+        note="to run without the gate, as a control: visual_opsd.gate=false",
+    )
+
+
+def prepare_teacher_responses(setup: "RunSetup") -> str:
+    """Let the teacher write its responses once; drop wrong ones if the method says so (D306)."""
     if setup.objective.off_policy() == 0:
-        return "none are needed"
-    assert setup.models.teacher is not None, "the check `method` asks for a teacher"
+        return "none needed"
+    assert setup.models.teacher is not None, "the check `method` requires a teacher"
     prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
     with setup.folder.locked(), make_engine(setup.models.teacher, settings, setup.poll) as engine:
         source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
@@ -164,48 +173,61 @@ def teacher_responses(setup: "RunSetup") -> str:
         )
     setup.written = written
     if setup.objective.keep_correct:
-        kept = keep_correct_responses(setup.models, prompts, written, setup.reward)
-        dropped = len(prompts) - len(kept)
+        correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
+        dropped = len(prompts) - len(correct)
         if dropped:
             setup.folder.event(
-                f"left out {dropped} of {len(prompts)} rows: no correct response of the teacher"
+                f"dropped {dropped} of {len(prompts)} rows: the teacher has no correct response"
             )
-        setup.written = kept
-        setup.train_prompts = [p for p in prompts if p.id in kept]
-    return f"{sum(map(len, setup.written.values())):,} to {len(setup.written):,} prompts"
+        setup.written = correct
+        setup.train_prompts = [p for p in prompts if p.id in correct]
+    return f"{sum(map(len, setup.written.values())):,} for {len(setup.written):,} prompts"
 
 
-def same_rows(setup: "RunSetup") -> str:
-    """The rows of the run's first start, in their order (D307); the number of steps follows from them."""
+def restore_run_rows(setup: "RunSetup") -> str:
+    """Restore rows and order of the first start (D307); they give the number of steps."""
     restore_rows(setup)
     rows, train = len(setup.train_prompts), setup.train
-    check_enough(train.prompts_per_step, rows - len(setup.gone))
+    check_rows_per_step(train.prompts_per_step, rows - len(setup.missing_rows))
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
     setup.fingerprint = run_fingerprint(
         setup.recipe, setup.models_hash, setup.folder.path / "rows.json"
     )
-    missing = f", {len(setup.gone)} of them missing now and replaced" if setup.gone else ""
-    steps = f"{setup.num_steps:,} steps of {train.prompts_per_step} prompts x {setup.rollout.per_prompt} rollouts"
-    return f"{rows:,} rows{missing}: {steps}"
+    missing, per_prompt = len(setup.missing_rows), setup.rollout.per_prompt
+    replaced = f", {missing} of them missing now and replaced" if missing else ""
+    steps = f"{setup.num_steps:,} steps of {train.prompts_per_step} prompts x {per_prompt} rollouts"
+    return f"{rows:,} rows{replaced}: {steps}"
 
 
-def memory(setup: "RunSetup") -> str:
-    """C104 where one prompt with one response is more than the memory that may be used."""
+def check_memory(setup: "RunSetup") -> str:
+    """C104 if one prompt with one response exceeds the memory budget."""
     setup.split = choose_split(setup, setup.folder)
-    if setup.split.micro_batch != "auto":
-        return f"micro-batches of {setup.split.micro_batch} prompts, as the recipe says"
-    return f"micro-batches of up to {setup.split.tokens:,} tokens, parts of {setup.split.part_tokens:,}"
+    split = setup.split
+    if split.micro_batch != "auto":
+        return f"micro-batches of {split.micro_batch} prompts, as the recipe says"
+    return f"micro-batches of up to {split.tokens:,} tokens, parts of {split.part_tokens:,}"
 
 
-METHOD_CHECK = StartCheck("method", "the rows have what the method needs", requirements, TRAINING)
+METHOD_CHECK = StartCheck(
+    "method", "the rows meet the method's requirements", check_requirements, TRAINING_PURPOSES
+)
 RUN_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("gate", "what the method asks of the untrained student holds", gate, WRITING),
+    StartCheck(
+        "gate", "the untrained student passes the method's gate", check_gate, WRITING_PURPOSES
+    ),
     StartCheck(
         "teacher responses",
-        "the teacher has written what is learnt from",
-        teacher_responses,
-        WRITING,
+        "the teacher has written the responses to learn from",
+        prepare_teacher_responses,
+        WRITING_PURPOSES,
     ),
-    StartCheck("rows", "rows and order are those of the run's first start", same_rows, TRAINING),
-    StartCheck("memory", "one prompt with one response fits into memory", memory, TRAINING),
+    StartCheck(
+        "rows",
+        "rows and their order are those of the first start",
+        restore_run_rows,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck(
+        "memory", "one prompt with one response fits into memory", check_memory, TRAINING_PURPOSES
+    ),
 )

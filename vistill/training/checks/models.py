@@ -1,4 +1,4 @@
-"""Checks of the models: they fit together, hold every prompt, and can read every view that the method needs."""
+"""Checks of the models: they match, fit every prompt, and can read every view of the method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from vistill.models.loading import (
 )
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
-from vistill.training.checks.check import EVERY, TRAINING, StartCheck
+from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.row_lock import partners_of
 from vistill.training.run_lock import lock_models
@@ -35,34 +35,37 @@ from vistill.views import ViewContext, apply_view
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
 
-#: With fewer image tokens a picture cannot be read, so it is no advice to shrink it so far.
-FEWEST_IMAGE_TOKENS = 16
+#: An image of fewer tokens is unreadable, so no message advises to shrink images further.
+MIN_IMAGE_TOKENS = 16
 
 
-def tokenizers(setup: "RunSetup") -> str:
+def check_tokenizers(setup: "RunSetup") -> str:
     """M101 to M105 before any weight is loaded."""
-    given, recipe = setup.given, setup.recipe.located()
-    if given is not None:
-        student, teacher = given.student, given.teacher
+    provided, recipe = setup.provided, setup.recipe.located()
+    if provided is not None:
+        student, teacher = provided.student, provided.teacher
     else:
         limit = recipe.data.max_image_tokens
-        student = encoder_of(recipe.student, "student", limit)
-        teacher = encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
+        student = load_encoder_of(recipe.student, "student", limit)
+        teacher = (
+            load_encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
+        )
     if teacher is not None:
         check_pair(student, teacher)
     setup.encoders = student, teacher
-    shared = "student and teacher share" if teacher is not None else "the student has"
-    return f"{shared} {student.vocabulary_size:,} tokens, patches of {student.family.image_grid()['patch']} pixels"
+    subject = "student and teacher share" if teacher is not None else "the student has"
+    patch = student.family.image_grid()["patch"]
+    return f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels"
 
 
-def encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
-    """Tokenizer and adapter of a model."""
+def load_encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
+    """Load tokenizer and adapter of a model."""
     source = resolve_model(model.model, role)
     return load_encoder(source, revision=model.revision, max_image_tokens=limit, role=role)
 
 
-def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
-    """The parameters of the views."""
+def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
+    """Make the parameters of the views."""
     return ViewContext(
         pixel_share=recipe.views.pixelate,
         mask_share=recipe.views.mask_share,
@@ -74,114 +77,119 @@ def view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
     )
 
 
-def prompt_lengths(setup: "RunSetup") -> str:
-    """D203 where a prompt is longer than the limit, under the views that lengthen it too."""
+def measure_prompt_lengths(setup: "RunSetup") -> str:
+    """D203 if a prompt exceeds the length limit, also under views that lengthen it."""
     limit = setup.recipe.data.max_prompt_tokens
     if setup.train_data.diagrams or setup.eval_data.diagrams:
         return "short: procedural diagrams"
-    context = view_context(setup.recipe, setup.student)
-    long = overlong_prompt_error(
+    context = make_view_context(setup.recipe, setup.student)
+    overlong = find_overlong_prompts(
         setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
     )
-    if any(
-        p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()
-    ):  # the only views that are longer
-        long += overlong_prompt_error(
+    # privileged views are the only ones that lengthen a prompt
+    if any(p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()):
+        overlong += find_overlong_prompts(
             setup.student, context, setup.train_prompts, limit, View.PRIVILEGED
         )
-    check_prompt_lengths(long, limit)
+    check_prompt_lengths(overlong, limit)
     return f"none longer than {limit:,} tokens"
 
 
 @dataclass(frozen=True)
 class OverlongPrompt:
-    """A prompt above the limit."""
+    """A prompt that exceeds the length limit."""
 
     where: str
     tokens: int
     image_tokens: int
-    pictures: int
+    num_images: int
 
-    def tokens_per_picture(self, limit: int) -> int:
-        """Image tokens that each of its pictures may have under a limit."""
-        return (limit - self.tokens + self.image_tokens) // max(1, self.pictures)
+    def tokens_per_image(self, limit: int) -> int:
+        """Tokens that each of its images may take under a limit."""
+        return (limit - self.tokens + self.image_tokens) // max(1, self.num_images)
 
 
-def overlong_prompt_error(
+def find_overlong_prompts(
     student: PromptEncoder | VLM,
     context: ViewContext,
     prompts: Sequence[Prompt],
     limit: int,
     view: View = View.FULL,
 ) -> list[OverlongPrompt]:
-    """The prompts above the limit."""
-    long = []
+    """Find the prompts that exceed the length limit."""
+    overlong = []
     for prompt in prompts:
-        tokens, of_images = student.lengths(apply_view(prompt, view, context))
+        tokens, image_tokens = student.lengths(apply_view(prompt, view, context))
         if tokens > limit:
             thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
-            place = prompt.labels.get("row", prompt.id)
-            pictures = len(prompt.images) + thoughts
-            long.append(OverlongPrompt(place, tokens, of_images, pictures))
-    return long
+            where = prompt.labels.get("row", prompt.id)
+            num_images = len(prompt.images) + thoughts
+            overlong.append(OverlongPrompt(where, tokens, image_tokens, num_images))
+    return overlong
 
 
-def check_prompt_lengths(long: Sequence[OverlongPrompt], limit: int) -> None:
-    """D203 for the longest, with settings under which all of them pass."""
-    if not long:
+def check_prompt_lengths(overlong: Sequence[OverlongPrompt], limit: int) -> None:
+    """D203 for the longest prompt, with settings under which all of them pass."""
+    if not overlong:
         return
-    worst, each = max(long, key=lambda p: p.tokens), min(p.tokens_per_picture(limit) for p in long)
-    shrink = f"data.max_image_tokens={each}   or   " if each >= FEWEST_IMAGE_TOKENS else ""
-    others = f" ({len(long):,} prompts are too long, this is the longest)" if len(long) > 1 else ""
-    text = worst.tokens - worst.image_tokens
+    longest = max(overlong, key=lambda p: p.tokens)
+    per_image = min(p.tokens_per_image(limit) for p in overlong)
+    shrink = f"data.max_image_tokens={per_image}   or   " if per_image >= MIN_IMAGE_TOKENS else ""
+    count = len(overlong)
+    others = f" ({count:,} prompts are too long, this is the longest)" if count > 1 else ""
+    text_tokens = longest.tokens - longest.image_tokens
     raise DataError(
         "D203",
-        f"prompt longer than the limit: {worst.tokens:,} tokens = {worst.image_tokens:,} image + {text:,} text{others}",
-        where=worst.where,
+        f"prompt longer than the limit: {longest.tokens:,} tokens"
+        f" = {longest.image_tokens:,} image + {text_tokens:,} text{others}",
+        where=longest.where,
         why=f"data.max_prompt_tokens is {limit:,}; cutting a prompt would cut image placeholders",
-        fix=f"{shrink}data.max_prompt_tokens={worst.tokens + 64}",
+        fix=f"{shrink}data.max_prompt_tokens={longest.tokens + 64}",
     )
 
 
 def choose_device(name: str) -> str:
-    """`auto` takes a CUDA device where there is one."""
+    """Resolve a device name: `auto` takes a CUDA device if the machine has one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             "C101",
-            f"the device {name} is asked for, but torch {torch.__version__} sees none here",
-            why="a build for CPUs, no driver, or no device",
+            f"the recipe requests the device {name}, but torch {torch.__version__} finds none",
+            why="torch is a CPU build, or the driver or the device is missing",
             fix="student.device=cpu teacher.device=cpu",
         )
     return name
 
 
-def one_device(student: str, teacher: str) -> None:
-    """C101 where student and teacher would live on two devices: nothing moves states between them."""
-    index = lambda name: f"{name}:0" if name == "cuda" else name
-    if index(student) != index(teacher):
+def check_same_device(student: str, teacher: str) -> None:
+    """C101 if student and teacher are on two devices: nothing moves states between them."""
+    student_device, teacher_device = (
+        "cuda:0" if name == "cuda" else name for name in (student, teacher)
+    )
+    if student_device != teacher_device:
         raise ConfigError(
             "C101",
             f"student.device is {student} and teacher.device {teacher}",
-            why="one step reads both and compares them row by row; ids and states are not moved between devices",
-            fix="student.device=auto teacher.device=auto   and, where memory is short, train.offload_teacher=true",
+            why="a step compares both row by row, and does not move states between devices",
+            fix="student.device=auto teacher.device=auto"
+            "   and, if memory is short, train.offload_teacher=true",
         )
 
 
 def load_models(setup: "RunSetup") -> str:
-    """Weights loaded, fitted with the kernels the recipe names, self-tested; the same for models of the caller."""
-    recipe, given = setup.recipe, setup.given
+    """Load the weights, or take the caller's models; configure and self-test them."""
+    recipe, provided = setup.recipe, setup.provided
     student_encoder, teacher_encoder = setup.encoders or (None, None)
-    assert student_encoder is not None, "the check `tokenizers` comes first"
-    if given is not None:
-        student, teacher = given.student, given.teacher
+    assert student_encoder is not None, "the check `tokenizers` has not run yet"
+    if provided is not None:
+        student, teacher = provided.student, provided.teacher
         require_full_precision(student)
     else:
         assert isinstance(student_encoder, PromptEncoder)
         devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
         if teacher_encoder is not None:
-            one_device(*devices)
+            check_same_device(*devices)
         student = load_weights(student_encoder, dtype=torch.float32, device=devices[0])
         teacher = None
         if teacher_encoder is not None:
@@ -189,84 +197,84 @@ def load_models(setup: "RunSetup") -> str:
             dtype = teacher_dtype(devices[1], recipe.train.precision)
             teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
     if teacher is not None:
-        one_device(str(student.device), str(teacher.device))
-    setup.loaded_models = fitted(setup, student, teacher)
+        check_same_device(str(student.device), str(teacher.device))
+    setup.loaded_models = configure_models(setup, student, teacher)
     context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
     return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
 
 
-def fitted(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
-    """The models with attention, kernels and off-loading as the recipe says, also for models that were handed in."""
+def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
+    """The models with attention, kernels and offloading as the recipe says."""
     train = setup.recipe.train
-    fit = lambda vlm: with_kernels(
-        run_selftest(replace(vlm, attention=train.attention)), train.kernels
-    )
-    context = view_context(setup.recipe, student)
-    student = fit(student)
+
+    def configure(vlm: VLM) -> VLM:
+        return with_kernels(run_selftest(replace(vlm, attention=train.attention)), train.kernels)
+
+    context = make_view_context(setup.recipe, student)
+    student = configure(student)
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)
-    teacher = fit(teacher).freeze()
-    if train.offload_teacher and not on_host(teacher) and teacher.offload is None:
+    teacher = configure(teacher).freeze()
+    if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
         teacher = teacher.offloaded()
     return Models(student, teacher, student.vocabulary_size, context)
 
 
-def on_host(vlm: VLM) -> bool:
-    """Whether the model is in host memory anyway, where there is nothing to move."""
+def is_on_host(vlm: VLM) -> bool:
+    """Whether the model is in host memory already, so that there is nothing to offload."""
     return vlm.device.type == "cpu"
 
 
 def require_full_precision(student: VLM) -> None:
-    """C101 for a student in half precision: AdamW would lose most of its steps to rounding."""
+    """C101 for a student in half precision: rounding would swallow most AdamW updates."""
     dtype = next(student.model.parameters()).dtype
     if dtype in (torch.bfloat16, torch.float16):
         raise ConfigError(
             "C101",
             f"the student's weights are {str(dtype).removeprefix('torch.')}",
             where=student.source,
-            why="an update of 1e-6 is lost in their rounding; a run keeps float32 weights and reads them in bf16",
+            why="rounding swallows an update of 1e-6; train float32 weights and compute in bf16",
             fix=f'student = vistill.load("{student.source}")',
         )
 
 
-def same_models(setup: "RunSetup") -> str:
-    """C202 where the weights are not those of the first start."""
+def lock_run_models(setup: "RunSetup") -> str:
+    """C202 if the weights are not those of the first start."""
     models = setup.models
     by_role = {"student": models.student} | (
         {} if models.teacher is None else {"teacher": models.teacher}
     )
     reads_reference = any(p.reader is Reader.REFERENCE for p in setup.objective.passes())
     setup.models_hash = lock_models(setup.folder, by_role, reads_reference)
-    return (
-        "weights are those of the first start"
-        if setup.folder.has_started()
-        else "weights written down by hash"
-    )
+    if setup.folder.has_started():
+        return "weights are those of the first start"
+    return "hashes of the weights written to the lock"
 
 
-def every_view(setup: "RunSetup") -> str:
-    """M106 where a reader cannot read one short response under a view that the method needs."""
+def check_views(setup: "RunSetup") -> str:
+    """M106 if a reader cannot read one short response under a view that the method needs."""
     setup.loaded_models = replace(setup.models, partners=partners_of(setup, setup.train_prompts))
-    pictured = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
-    same = {Reader.EMA: setup.models.student, Reader.REFERENCE: setup.models.student}
-    models = replace(setup.models, copies=same)
-    groups = [RolloutGroup(pictured[0], (Rollout((models.student.stop_ids[0],), 0, Finish.STOP),))]
+    with_images = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
+    student = setup.models.student
+    models = replace(setup.models, copies={Reader.EMA: student, Reader.REFERENCE: student})
+    rollout = Rollout((student.stop_ids[0],), 0, Finish.STOP)
+    groups = [RolloutGroup(with_images[0], (rollout,))]
     for p in setup.objective.passes():
-        asked = (replace(p, gradient=False, keep="log_prob"),)
+        passes = (replace(p, gradient=False, keep="log_prob"),)
         try:
-            responses = flatten_responses(groups, setup.seed, 0, models.student.device)
-            reading = encode_step(models, groups, asked, responses)
-            with models.on_device(asked):
-                scored: ScoredBatch = score_without_gradient(models, reading, asked)
-            finite = bool(torch.isfinite(scored[p.name].sampled()).all())
+            responses = flatten_responses(groups, setup.seed, 0, student.device)
+            inputs = encode_step(models, groups, passes, responses)
+            with models.on_device(passes):
+                scored: ScoredBatch = score_without_gradient(models, inputs, passes)
+            is_finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
-        if not finite:
-            raise unreadable_view_error(p.name, "the log-probability it gives is not finite")
+        if not is_finite:
+            raise unreadable_view_error(p.name, "its log-probability is not finite")
     return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
 
 
@@ -282,11 +290,11 @@ def unreadable_view_error(name: str, why: str) -> ModelError:
     )
 
 
-def positions(setup: "RunSetup") -> str:
-    """C101 where a response of full length would run past the positions the student was made for."""
+def check_positions(setup: "RunSetup") -> str:
+    """C101 if a response of full length would exceed the student's positions."""
     limit = setup.models.student.model.config.get_text_config().max_position_embeddings
     if setup.objective.writer is Writer.DATA:
-        return f"{limit:,}; written responses are not limited by rollout.max_new_tokens"
+        return f"{limit:,}; rollout.max_new_tokens does not limit written responses"
     prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
     first = setup.models.encode(prompt, View.FULL).next_position
     if first + new > limit:
@@ -294,27 +302,40 @@ def positions(setup: "RunSetup") -> str:
             "C101",
             f"rollout.max_new_tokens = {new:,}, but the student has {limit:,} positions",
             where=prompt.labels.get("row", prompt.id),
-            why=f"this prompt takes {first:,} of them, so at most {max(0, limit - first):,} tokens can follow;"
-            " beyond the last position a model was never trained",
+            why=f"this prompt takes {first:,}, so at most {max(0, limit - first):,} tokens fit;"
+            " the model was never trained on later positions",
             fix=f"rollout.max_new_tokens={(limit - first) // 2}"
             if limit - first >= 2
             else f"data.max_prompt_tokens={limit // 2}   or data.max_image_tokens={limit // 4}",
         )
-    return f"{first:,} of the first prompt and {new:,} of a response, of {limit:,}"
+    return f"{first:,} for the first prompt and {new:,} for a response, of {limit:,}"
 
 
 MODEL_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("tokenizers", "both models read the same tokens and pictures", tokenizers, EVERY),
+    StartCheck(
+        "tokenizers",
+        "both models use the same tokens and image grid",
+        check_tokenizers,
+        ALL_PURPOSES,
+    ),
     StartCheck(
         "prompt lengths",
         "no prompt is longer than data.max_prompt_tokens",
-        prompt_lengths,
-        TRAINING,
+        measure_prompt_lengths,
+        TRAINING_PURPOSES,
     ),
-    StartCheck("models", "weights load and pass their self-test", load_models, EVERY),
-    StartCheck("same models", "weights are those of the run's first start", same_models, TRAINING),
-    StartCheck("views", "every reader can read every view", every_view, TRAINING),
+    StartCheck("models", "weights load and pass their self-test", load_models, ALL_PURPOSES),
     StartCheck(
-        "positions", "the longest response fits the student's positions", positions, TRAINING
+        "same models",
+        "weights are those of the first start",
+        lock_run_models,
+        TRAINING_PURPOSES,
+    ),
+    StartCheck("views", "every reader can read every view", check_views, TRAINING_PURPOSES),
+    StartCheck(
+        "positions",
+        "the longest response fits into the student's positions",
+        check_positions,
+        TRAINING_PURPOSES,
     ),
 )
