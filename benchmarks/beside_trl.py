@@ -17,7 +17,7 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.models.chat import messages_of, pictures_of
+from vistill.models.chat import chat_messages, load_images
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.settings import RolloutSettings
@@ -200,8 +200,8 @@ def trl_rows_of(sizes):
     text = lambda message: "".join(part.get("text", "") for part in message["content"])
     return [
         {
-            "prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)],
-            "images": pictures_of(p),
+            "prompt": [{"role": m["role"], "content": text(m)} for m in chat_messages(p)],
+            "images": load_images(p),
         }
         for p in repeated
     ]

@@ -26,7 +26,7 @@ from vistill.models.backends import with_kernels
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
 from vistill.models.selftest import run_selftest
-from vistill.models.tiny import SPECIAL, TinySize, tiny_processor, train_tokenizer
+from vistill.models.tiny import SPECIAL_TOKENS, TinySize, tiny_processor, train_tokenizer
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
@@ -187,7 +187,7 @@ def build_model(
     Student and teacher get the same tokenizer and the same picture grid.
     """
     tokenizer = tokenizer_of(shape.tokens)
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
     config = config_of(shape, ids)
     with torch.device(device):
         torch.manual_seed(0)

@@ -68,7 +68,7 @@ import vistill
 from vistill.data.diagrams import diagram_prompts
 from vistill.data.keys import keyed_generator
 from vistill.evaluation.settings import EvalSettings
-from vistill.models.chat import messages_of, pictures_of
+from vistill.models.chat import chat_messages, load_images
 from vistill.models.tiny import build_tiny
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -171,8 +171,8 @@ def train_trl(folder, told, stop=None):
     text = lambda message: "".join(part.get("text", "") for part in message["content"])
     rows = [
         {
-            "prompt": [{"role": m["role"], "content": text(m)} for m in messages_of(p)],
-            "images": pictures_of(p),
+            "prompt": [{"role": m["role"], "content": text(m)} for m in chat_messages(p)],
+            "images": load_images(p),
         }
         for p in diagram_prompts("train", PROMPTS, 0)
     ]

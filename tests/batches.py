@@ -1,4 +1,4 @@
-"""Hand-made scored batches for tests of objectives and signals."""
+"""Small scored batches for tests of objectives and signals."""
 
 import torch
 
@@ -25,7 +25,7 @@ def responses(lengths, group, vocabulary=5, has_image=None, seed=0):
 
 
 def identity_head(vocabulary):
-    """Hidden states are the logits."""
+    """A head that returns the hidden states as logits."""
     return Head(torch.eye(vocabulary))
 
 
@@ -39,10 +39,13 @@ def logits_pass(logits, ids=None):
 
 
 def random_batch(lengths, group, vocabulary=5, seed=0, has_image=None):
-    """Student, teacher and degraded teacher with random logits; the student's carry gradient."""
+    """Random logits of student, teacher and degraded teacher. The student's carry gradient."""
     r = responses(lengths, group, vocabulary, has_image, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    draw = lambda: torch.randn(r.num_tokens, vocabulary, generator=generator)
+
+    def draw():
+        return torch.randn(r.num_tokens, vocabulary, generator=generator)
+
     student, full, blurred = draw().requires_grad_(), draw(), draw()
     batch = ScoredBatch(
         r,
@@ -56,7 +59,7 @@ def random_batch(lengths, group, vocabulary=5, seed=0, has_image=None):
 
 
 def method_batch(method, lengths, group, vocabulary=7, seed=0, has_image=None, spread=1.0):
-    """Every pass of a method with random logits, every pass a leaf, so that stray gradient shows."""
+    """Random logits of every pass of a method. Each is a leaf, so that stray gradient shows."""
     r = responses(lengths, group, vocabulary, has_image, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     leaves = {
@@ -68,8 +71,8 @@ def method_batch(method, lengths, group, vocabulary=7, seed=0, has_image=None, s
     return ScoredBatch(r, {name: logits_pass(leaf, r.ids) for name, leaf in leaves.items()}), leaves
 
 
-def without_gradient(method, batch):
-    """What signals may see: passes without gradient."""
+def passes_without_gradient(method, batch):
+    """The batch that signals see: only the passes without gradient."""
     names = {p.name for p in method.passes() if not p.gradient}
     passes = {
         name: ScoredPass(s.log_prob.detach(), s.hidden.detach(), s.head)
@@ -79,19 +82,19 @@ def without_gradient(method, batch):
     return ScoredBatch(batch.responses, passes, batch.memory, batch.progress)
 
 
-def as_read(method, batch, signals):
-    """Passes as the loop hands them to `terms`: gradient cut where a pass's `rows` says so."""
+def cut_like_loop(method, batch, signals):
+    """The batch that the loop gives to `terms`: gradient is cut outside the `rows` of a pass."""
     passes = dict(batch.passes)
     for p in method.passes():
         if p.gradient:
-            made = ScoredPass(None, passes[p.name].hidden, passes[p.name].head)
-            passes[p.name] = cut_gradient(made, signals[p.rows]) if p.rows else made
+            scored = ScoredPass(None, passes[p.name].hidden, passes[p.name].head)
+            passes[p.name] = cut_gradient(scored, signals[p.rows]) if p.rows else scored
     return ScoredBatch(batch.responses, passes, batch.memory, batch.progress)
 
 
 def terms_of(method, batch, signals=None):
-    signals = method.signals(without_gradient(method, batch)) if signals is None else signals
-    return method.terms(as_read(method, batch, signals), signals)
+    signals = method.signals(passes_without_gradient(method, batch)) if signals is None else signals
+    return method.terms(cut_like_loop(method, batch, signals), signals)
 
 
 def loss_of(objective, batch):

@@ -1,4 +1,7 @@
-"""Distributions as lists, one token at a time, for references that share no mathematics with the package."""
+"""Distributions as lists, one token at a time.
+
+References in tests use them, so that they share no mathematics with the package.
+"""
 
 import math
 

@@ -10,7 +10,7 @@ from vistill.models.offload import OffloadedWeights
 class NanOffloadedWeights(OffloadedWeights):
     """Weights that are valid inside `on_device` and NaN outside; the head stays on the device."""
 
-    def leave(self):
+    def move_to_host(self):
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = torch.full_like(host, torch.nan)
 

@@ -1,6 +1,7 @@
-"""A second family, in as few lines as `families/base.py` asks for: LLaVA with a CLIP tower and a Llama decoder.
+"""A second family that defines only what every family must: LLaVA, CLIP tower and Llama decoder.
 
-Other classes, other module names, one position axis, a fixed number of tokens a picture, no DeepStack.
+It has other classes and module names, one position axis, a fixed number of tokens per image and no
+DeepStack.
 """
 
 import torch
@@ -28,10 +29,10 @@ class LlavaFamily(Family):
 
 
 def build_llava(tokenizer, seed, tied=False, hidden=32):
-    """A tiny untrained model; the same seed gives the same weights."""
+    """A tiny untrained model. The same seed gives the same weights."""
     ids = {
-        t: tokenizer.convert_tokens_to_ids(t)
-        for t in ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")
+        token: tokenizer.convert_tokens_to_ids(token)
+        for token in ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")
     }
     text = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,18 +1,21 @@
-"""What the work was made of, counted where it is done. While nobody listens a count is one look at an empty list."""
+"""Counts of the work that a run does: tokens, image patches, rows of a head, operations.
+
+The code that does the work calls `count`. Without a listener that only checks an empty list.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Whoever listens. Not a context variable: autograd calls us from threads of its own on a GPU.
+#: Totals of every open `counting` block. No context variable: autograd has threads of its own.
 _listeners: list[dict[str, float]] = []
 
 
 def count(**amounts: float) -> None:
-    """Tell every listener.
+    """Add amounts to the totals of every open `counting` block.
 
     Args:
-        **amounts: `prompt_tokens` and `response_tokens` that were read, picture `patches` that were encoded,
-            `head_rows` that went through a head, `flops` of matrix products.
+        **amounts: `prompt_tokens` and `response_tokens` that a model read, image `patches` that it
+            encoded, `head_rows` that a head projected, `flops` of the matrix products.
     """
     for totals in _listeners:
         for name, amount in amounts.items():
@@ -20,13 +23,13 @@ def count(**amounts: float) -> None:
 
 
 def is_counting() -> bool:
-    """Whether anybody listens; what is costly to work out need not be when nobody does."""
+    """Whether a `counting` block is open. If none is, skip counts that are costly to compute."""
     return bool(_listeners)
 
 
 @contextmanager
 def counting() -> Iterator[dict[str, float]]:
-    """Sums of everything that is counted inside the block."""
+    """Collect the totals of everything that is counted inside the block."""
     totals: dict[str, float] = {}
     _listeners.append(totals)
     try:

@@ -1,4 +1,7 @@
-"""Process settings: one thread, and an allocator that keeps big blocks (measured 1.6-2x on tiny models)."""
+"""Process settings: one thread, and an allocator that keeps large blocks.
+
+The allocator setting makes tiny models 1.6 to 2 times as fast.
+"""
 
 import contextlib
 import ctypes
@@ -6,7 +9,10 @@ import os
 
 
 def use_one_thread() -> None:
-    """One intra-op thread: parallel processes beat threads at this size, and the numbers stay the same."""
+    """Use one intra-op thread. At this size parallel processes are faster than threads.
+
+    The numbers are the same.
+    """
     import torch
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,7 +20,7 @@ def use_one_thread() -> None:
 
 
 def keep_large_allocations() -> None:
-    """Tell glibc to keep large blocks instead of returning them to the system; elsewhere it does nothing."""
+    """Tell glibc to keep large blocks. With another C library it does nothing."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
@@ -24,7 +30,7 @@ def keep_large_allocations() -> None:
 
 
 def use_one_thread_on_cpu() -> None:
-    """One thread where there is no CUDA device; elsewhere torch's own choice stays."""
+    """Use one thread if there is no CUDA device. With one, keep torch's own choice."""
     import torch
 
     if not torch.cuda.is_available():
@@ -32,7 +38,7 @@ def use_one_thread_on_cpu() -> None:
 
 
 def quiet_libraries() -> None:
-    """No progress bars of other libraries, no telemetry."""
+    """Turn off progress bars and telemetry of other libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
@@ -42,7 +48,7 @@ def quiet_libraries() -> None:
 
 
 def prepare_process() -> None:
-    """What a process that trains or measures sets first: quiet libraries, one thread, big blocks kept."""
+    """Apply all settings of a process that trains or measures."""
     quiet_libraries()
     use_one_thread_on_cpu()
     keep_large_allocations()

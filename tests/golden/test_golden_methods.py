@@ -1,4 +1,4 @@
-"""Golden numbers of the method specification, section 9, beyond opd and va_opd; one for every relative as well."""
+"""Golden numbers of the methods besides opd and va_opd (method specification, section 9)."""
 
 import math
 from dataclasses import replace
@@ -43,21 +43,21 @@ def test_the_vgs_row():
     assert float(to_teacher - to_target) == pytest.approx(0.115474, abs=5e-7)
 
 
-def rows(*distributions):
+def log_rows(*distributions):
     return torch.tensor(distributions).log()
 
 
 def test_the_gated_vgs_loss_is_0_468938():
-    """Two tokens in two responses of one: the golden row passes the gate, a row without dependency does not."""
+    """The golden row passes the gate. A row without visual dependency does not."""
     r = responses([2], [0], vocabulary=3)
     uniform = [1 / 3] * 3
     batch = ScoredBatch(
         r,
         {
-            "student.full": logits_pass(rows(P, uniform)),
-            "teacher.full": logits_pass(rows(Q, uniform)),
-            "teacher.text_only": logits_pass(rows(Q_X, uniform)),
-            "student.text_only": logits_pass(rows(P_X, uniform)),
+            "student.full": logits_pass(log_rows(P, uniform)),
+            "teacher.full": logits_pass(log_rows(Q, uniform)),
+            "teacher.text_only": logits_pass(log_rows(Q_X, uniform)),
+            "student.text_only": logits_pass(log_rows(P_X, uniform)),
         },
     )
     method = METHODS["vgs"](eta="none")
@@ -76,7 +76,10 @@ def test_the_gated_vgs_loss_is_0_468938():
 
 def test_one_valid_token_alone_never_passes_the_strict_gate():
     r = responses([1], [0], vocabulary=3)
-    passes = {"teacher.full": logits_pass(rows(Q)), "teacher.text_only": logits_pass(rows(Q_X))}
+    passes = {
+        "teacher.full": logits_pass(log_rows(Q)),
+        "teacher.text_only": logits_pass(log_rows(Q_X)),
+    }
     assert METHODS["vgs"]().signals(ScoredBatch(r, passes))["gate"].tolist() == [False]
 
 
@@ -103,7 +106,7 @@ def test_entries_of_jensen_shannon():
     assert entries.tolist() == pytest.approx([0.1840, 0.1371, 0.0495], abs=5e-5)
 
 
-def test_a_clipped_entry_has_no_gradient_and_total_disagreement_none_at_all():
+def test_a_clipped_entry_has_no_gradient():
     student = log([1e-9, 1 - 1e-9]).requires_grad_()
     jensen_shannon(student, log([1 - 1e-9, 1e-9]), clip=0.05).sum().backward()
     assert float(student.grad.abs().max()) < 1e-9
@@ -117,23 +120,23 @@ def test_the_ends_of_beta_are_the_two_kls_not_zero():
 
 
 @pytest.mark.parametrize(
-    ("lp", "lpm", "value", "slope"),
+    ("log_prob", "masked_log_prob", "value", "grad"),
     [(-1.0, -2.0, 0.36788, 0.63212), (-2.0, -1.0, 0.71828, -1.71828)],
 )
-def test_papos_k_and_its_slope(lp, lpm, value, slope):
-    own = torch.tensor([lp], requires_grad=True)
-    k = k3(own, torch.tensor([lpm]))
+def test_papos_k_and_its_gradient(log_prob, masked_log_prob, value, grad):
+    x = torch.tensor([log_prob], requires_grad=True)
+    k = k3(x, torch.tensor([masked_log_prob]))
     k.backward(torch.ones(1))
     assert float(k) == pytest.approx(value, abs=5e-6)
-    assert float(own.grad) == pytest.approx(slope, abs=5e-6)
+    assert float(x.grad) == pytest.approx(grad, abs=5e-6)
 
 
 def test_a_clamped_k_has_no_gradient():
-    own = torch.tensor([-5.0], requires_grad=True)
-    k = k3(own, torch.tensor([-1.0]))
+    x = torch.tensor([-5.0], requires_grad=True)
+    k = k3(x, torch.tensor([-1.0]))
     k.backward(torch.ones(1))
     assert float(k) == 10.0
-    assert float(own.grad) == 0.0
+    assert float(x.grad) == 0.0
 
 
 @pytest.mark.parametrize(("visual", "eta", "rotation"), [(0.801, 0.41, 26.1), (0.976, 0.36, 28.1)])
@@ -197,7 +200,7 @@ def test_skewed_kls():
     assert float(skewed_forward_kl(p, q, 1.0)) == pytest.approx(0)
 
 
-def test_the_contrastive_target_drops_what_is_unlikely_and_exaggerates_the_rest():
+def test_the_contrastive_target_drops_unlikely_tokens_and_sharpens_the_rest():
     logits = contrastive_target(log([0.6, 0.35, 0.05]), log([0.3, 0.4, 0.3]), 1.0, 0.1)
     assert torch.softmax(logits, -1)[0].tolist() == pytest.approx(
         [0.796680, 0.203320, 0.0], abs=5e-6
@@ -205,7 +208,7 @@ def test_the_contrastive_target_drops_what_is_unlikely_and_exaggerates_the_rest(
     assert math.isfinite(float(forward_kl(log(P), logits)))
 
 
-def test_position_weights_fall_from_one_plus_gamma_as_the_disagreement_is_used_up():
+def test_position_weights_start_at_one_plus_gamma_and_fall_with_the_disagreement_so_far():
     gap = torch.tensor([1.0, 0.0, 3.0, 2.0, 2.0])
     weights = position_weight(gap, responses([3, 2], [0, 0]), 0.5)
     assert weights.tolist() == pytest.approx([1.5, 1.375, 1.375, 1.5, 1.25])
@@ -217,9 +220,12 @@ def test_trajectory_scales_start_at_beta_min_and_average_one():
     assert trajectory_scale(torch.tensor([2.0, 2.0]), 0.9).tolist() == [1.0, 1.0]
 
 
-def test_a_tail_bucket_makes_the_students_mass_outside_visible():
+def test_a_tail_bucket_shows_the_students_probability_outside_the_top_k():
     teacher, inside, outside = log([0.6, 0.3, 0.1]), log([0.6, 0.3, 0.1]), log([0.06, 0.03, 0.91])
-    loss = lambda student, tail: float(jensen_shannon(*keep_top(student, teacher, 2, tail)))
+
+    def loss(student, tail):
+        return float(jensen_shannon(*keep_top(student, teacher, 2, tail)))
+
     assert loss(inside, False) == pytest.approx(0, abs=1e-12)
     assert loss(outside, False) == pytest.approx(0, abs=1e-12)
     coarse = float(jensen_shannon(log([0.06, 0.03, 0.91]), teacher))
@@ -227,25 +233,25 @@ def test_a_tail_bucket_makes_the_students_mass_outside_visible():
     assert coarse > 0.3
 
 
-def test_the_entropy_gate_opens_only_where_the_teacher_is_undecided():
+def test_the_entropy_gate_opens_only_at_high_teacher_entropy():
     r = responses([2], [0], vocabulary=3)
-    batch = ScoredBatch(r, {"teacher.full": logits_pass(rows([0.4, 0.3, 0.3], Q), r.ids)})
+    batch = ScoredBatch(r, {"teacher.full": logits_pass(log_rows([0.4, 0.3, 0.3], Q), r.ids)})
     signals = METHODS["eopd"]().signals(batch)
     assert signals["teacher_entropy"].tolist() == pytest.approx([1.0889, 0.6390], abs=5e-5)
     assert signals["gate"].tolist() == [True, False]
 
 
-def loss_of_one_token(name, readings, **knobs):
-    """The loss of a method on one response of one token, from the distributions of its readings."""
+def loss_of_one_token(name, passes, **knobs):
+    """The loss of a method on one response of one token, from the distributions of its passes."""
     r = replace(responses([1], [0], vocabulary=3), ids=torch.tensor([1]))
-    batch = ScoredBatch(r, {key: logits_pass(rows(row), r.ids) for key, row in readings.items()})
+    batch = ScoredBatch(r, {key: logits_pass(log_rows(row), r.ids) for key, row in passes.items()})
     method = METHODS[name](**knobs)
     terms = method.terms(batch, method.signals(batch))
     return sum(t.coefficient * float((t.weights * t.values).sum()) for t in terms if t.minimised)
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "readings", "expected"),
+    ("name", "knobs", "passes", "expected"),
     [
         # (log 0.5 - log 0.8) log 0.5
         ("opd", {"estimator": "sampled"}, {"student.full": P, "teacher.full": Q}, 0.325782),
@@ -273,26 +279,108 @@ def loss_of_one_token(name, readings, **knobs):
         ("eopd", {}, {"student.full": P, "teacher.full": Q}, 0.325782),
     ],
 )
-def test_the_loss_of_one_token(name, knobs, readings, expected):
-    assert loss_of_one_token(name, readings, **knobs) == pytest.approx(expected, abs=2e-6)
+def test_the_loss_of_one_token(name, knobs, passes, expected):
+    assert loss_of_one_token(name, passes, **knobs) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("vgs", {"gamma": 2.0, "preserve": 0.01, "quantile": 0.7, "eta_value": 0.41, "low_quantile": 0.4}),
-        ("visual_opsd", {"beta": 0.5, "top_k": 256, "clip": 0.05, "clip_mode": "entry", "ema_decay": 0.995, "teacher": "ema", "tail_bucket": False}),
-        ("grpo", {"clip_low": 0.2, "clip_high": 0.3, "reference_weight": 0.01, "dual_clip": 3.0, "averaging": "token"}),
-        ("papo", {"perception_weight": 0.02, "entropy_weight": 0.03, "masked_entropy_weight": 0.03, "masked_gradient": False}),
-        ("grpo_vgs", {"distillation_share": 0.3, "gamma": 2.0, "preserve": 0.01, "reference_weight": 0.0}),
-        ("gkd", {"beta": 0.5, "off_policy_share": 0.5}),
-        ("distillm", {"skew": 0.1}),
-        ("vcsd", {"strength": 1.0, "support": 0.1, "temperature": 2.0, "ema_decay": 0.95}),
-        ("eopd", {"entropy_above": 0.8}),
-        ("iw_opd", {"strength": 0.5}),
-        ("vppo", {"token_share": 0.4, "scale_low": 0.9, "entropy_weight": 0.06, "clip_high": 0.28}),
+        (
+            "vgs",
+            {
+                "gamma": 2.0,
+                "preserve": 0.01,
+                "quantile": 0.7,
+                "eta_value": 0.41,
+                "low_quantile": 0.4,
+            },
+        ),
+        (
+            "visual_opsd",
+            {
+                "beta": 0.5,
+                "top_k": 256,
+                "clip": 0.05,
+                "clip_mode": "entry",
+                "ema_decay": 0.995,
+                "teacher": "ema",
+                "tail_bucket": False,
+            },
+        ),
+        (
+            "grpo",
+            {
+                "clip_low": 0.2,
+                "clip_high": 0.3,
+                "reference_weight": 0.01,
+                "dual_clip": 3.0,
+                "averaging": "token",
+            },
+        ),
+        (
+            "papo",
+            {
+                "perception_weight": 0.02,
+                "entropy_weight": 0.03,
+                "masked_entropy_weight": 0.03,
+                "masked_gradient": False,
+            },
+        ),
+        (
+            "grpo_vgs",
+            {
+                "distillation_share": 0.3,
+                "gamma": 2.0,
+                "preserve": 0.01,
+                "reference_weight": 0.0,
+            },
+        ),
+        (
+            "gkd",
+            {
+                "beta": 0.5,
+                "off_policy_share": 0.5,
+            },
+        ),
+        (
+            "distillm",
+            {
+                "skew": 0.1,
+            },
+        ),
+        (
+            "vcsd",
+            {
+                "strength": 1.0,
+                "support": 0.1,
+                "temperature": 2.0,
+                "ema_decay": 0.95,
+            },
+        ),
+        (
+            "eopd",
+            {
+                "entropy_above": 0.8,
+            },
+        ),
+        (
+            "iw_opd",
+            {
+                "strength": 0.5,
+            },
+        ),
+        (
+            "vppo",
+            {
+                "token_share": 0.4,
+                "scale_low": 0.9,
+                "entropy_weight": 0.06,
+                "clip_high": 0.28,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_class_defaults_are_the_papers_settings(name, expected):
     method = METHODS[name]()
     assert {key: getattr(method, key) for key in expected} == expected

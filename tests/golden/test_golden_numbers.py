@@ -1,4 +1,4 @@
-"""Golden numbers of the method specification, section 9, that concern sft, opd and va_opd."""
+"""Golden numbers of sft, opd and va_opd (method specification, section 9)."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_reverse_kl_of_the_vgs_row():
     assert float(reverse_kl(q, q_x)) == pytest.approx(0.346574, abs=5e-7)
 
 
-def test_a_high_token_weighs_four_times_a_low_one():
+def test_a_token_of_the_high_group_has_four_times_the_weight():
     r = responses([10], [0])
     full, blurred = torch.zeros(10, 5), torch.zeros(10, 5)
     full[3, r.ids[3]] = 3.0
@@ -96,7 +96,7 @@ def test_class_defaults_are_the_papers_setting():
     assert method.token_groups
 
 
-def test_top_share_size_has_no_float_artefact_up_to_8192():
+def test_top_share_size_is_exact_up_to_8192_tokens():
     from vistill.functional.segments import top_share_size
 
     lengths = torch.arange(1, 8193)

@@ -1,4 +1,4 @@
-"""Scoring: the off-by-one, the flat axis, padding, siblings, views."""
+"""Scoring: the off-by-one, the flat response axis, padding, siblings and views."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_rows_of_a_response_start_at_the_last_prompt_token():
     assert list(prediction_rows(10, 3)) == [9, 10, 11]
 
 
-def test_log_probabilities_equal_those_of_the_plain_model_call(teacher, encoded, responses):
+def test_log_probabilities_equal_those_of_the_models_own_forward(teacher, encoded, responses):
     prompt, response = encoded[0], responses[1]
     inputs = teacher.family.generation_inputs([prompt], teacher.pad_id)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([response])], 1)
@@ -56,19 +56,19 @@ def test_siblings_scored_together_equal_each_scored_alone(teacher, encoded, resp
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_groups_of_different_length_do_not_disturb_one_another(teacher, encoded, responses):
+def test_groups_of_different_length_do_not_affect_one_another(teacher, encoded, responses):
     groups = [EncodedGroup(e, (r,)) for e, r in zip(encoded, responses, strict=True)]
     together = states(teacher, groups)
     alone = torch.cat([states(teacher, [g]) for g in groups])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_prompts_with_and_without_pictures_share_a_batch(teacher, prompts, responses):
-    blind = teacher.encode(apply_view(prompts[0], View.TEXT_ONLY))
-    seen = teacher.encode(prompts[1])
+def test_prompts_with_and_without_images_share_a_batch(teacher, prompts, responses):
+    text_only = teacher.encode(apply_view(prompts[0], View.TEXT_ONLY))
+    with_image = teacher.encode(prompts[1])
     groups = [
-        EncodedGroup(blind, (responses[0],)),
-        EncodedGroup(seen, (responses[1], responses[2])),
+        EncodedGroup(text_only, (responses[0],)),
+        EncodedGroup(with_image, (responses[1], responses[2])),
     ]
     together = states(teacher, groups)
     alone = torch.cat([states(teacher, [g]) for g in groups])
@@ -79,14 +79,14 @@ def test_positions_equal_the_models_own(teacher, prompts):
     encoded = [teacher.encode(p) for p in prompts[:2]]
     for e in encoded:
         ids = torch.tensor([e.ids])
-        own, _ = teacher.model.model.get_rope_index(
+        expected, _ = teacher.model.model.get_rope_index(
             ids, (ids == teacher.family.image_id).int(), e.pixels["image_grid_thw"]
         )
-        assert torch.equal(own[:, 0], e.positions)
-        assert e.next_position == int(own.max()) + 1
+        assert torch.equal(expected[:, 0], e.positions)
+        assert e.next_position == int(expected.max()) + 1
 
 
-def test_the_picture_moves_the_log_probabilities_and_the_views_keep_the_grid(
+def test_the_image_changes_the_log_probabilities_and_views_keep_the_image_grid(
     teacher, prompts, responses
 ):
     from vistill.views import ViewContext
@@ -107,30 +107,30 @@ def test_the_picture_moves_the_log_probabilities_and_the_views_keep_the_grid(
 
 
 def test_scoring_never_reads_rows_beyond_the_response(teacher, encoded, responses):
-    """Changing the last token changes no row: row t predicts token t from what comes before it."""
+    """Row t predicts token t from the tokens before it, so the last token changes no row."""
     changed = (*responses[0][:-1], responses[0][-1] - 1)
     a = states(teacher, [EncodedGroup(encoded[0], (responses[0],))])
     b = states(teacher, [EncodedGroup(encoded[0], (changed,))])
     assert torch.equal(a, b)
 
 
-def test_head_rows_beyond_the_tokenizer_are_cut(teacher):
+def test_the_head_is_cut_to_the_vocabulary(teacher):
     assert teacher.head(100).weight.shape[0] == 100
 
 
-def test_several_pictures_in_a_prompt(teacher):
+def test_a_prompt_can_have_several_images(teacher):
     a, b = diagram_prompts("train", 2, 5)
     prompt = Prompt("two", (a.images[0], "first, second ", b.images[0], "which?"))
     encoded = teacher.encode(prompt)
     assert encoded.num_image_tokens == 32
     ids = torch.tensor([encoded.ids])
-    own, _ = teacher.model.model.get_rope_index(
+    expected, _ = teacher.model.model.get_rope_index(
         ids, (ids == teacher.family.image_id).int(), encoded.pixels["image_grid_thw"]
     )
-    assert torch.equal(own[:, 0], encoded.positions)
-    alone = log_prob_from_hidden(
+    assert torch.equal(expected[:, 0], encoded.positions)
+    log_prob = log_prob_from_hidden(
         states(teacher, [EncodedGroup(encoded, ((20, 21),))]),
         teacher.head(50),
         torch.tensor([20, 21]),
     )
-    assert torch.isfinite(alone).all()
+    assert torch.isfinite(log_prob).all()

@@ -1,4 +1,4 @@
-"""Prompts read once: the same numbers as one row per rollout, for less."""
+"""Prefix sharing: the same numbers as one row per rollout, at a lower cost."""
 
 import dataclasses
 import itertools
@@ -14,10 +14,10 @@ from transformers import Qwen3VLForConditionalGeneration
 from vistill.data.diagrams import diagram_prompts
 from vistill.models.scoring import (
     EncodedGroup,
-    PlainReading,
+    PaddedReading,
     SharedReading,
     all_responses,
-    read_groups,
+    open_reading,
     response_states,
 )
 from vistill.models.tiny import TinySize, tiny_config
@@ -25,27 +25,29 @@ from vistill.types import Prompt, View
 from vistill.views import apply_view
 
 
-def plain(vlm):
+def without_sharing(vlm):
     return dataclasses.replace(vlm, share_prompts=False)
 
 
-def words(vlm, seed, length):
+def random_ids(vlm, seed, length):
     generator = torch.Generator().manual_seed(seed)
     return tuple(
         int(i) for i in torch.randint(20, vlm.vocabulary_size, (length,), generator=generator)
     )
 
 
-def groups_of(vlm, prompts, lengths):
+def make_groups(vlm, prompts, lengths):
     return [
-        EncodedGroup(vlm.encode(p), tuple(words(vlm, 100 * g + k, n) for k, n in enumerate(ns)))
+        EncodedGroup(
+            vlm.encode(p), tuple(random_ids(vlm, 100 * g + k, n) for k, n in enumerate(ns))
+        )
         for g, (p, ns) in enumerate(zip(prompts, lengths, strict=True))
     ]
 
 
 @pytest.fixture(scope="module")
-def many(prompts):
-    """Different lengths, no picture, two pictures, other views."""
+def varied_prompts(prompts):
+    """Prompts of different lengths, without image, with two images, and under other views."""
     a, b = prompts[:2]
     two = Prompt("two", (a.images[0], "first, second ", b.images[0], "which?"))
     return [
@@ -60,52 +62,55 @@ def many(prompts):
 @pytest.mark.parametrize(
     "case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5]
 )
-def test_hidden_states_equal_those_of_separate_rows(teacher, many, case):
-    groups = groups_of(teacher, many, case)
+def test_hidden_states_equal_those_of_separate_rows(teacher, varied_prompts, case):
+    groups = make_groups(teacher, varied_prompts, case)
     with torch.no_grad():
-        shared, separate = response_states(teacher, groups), response_states(plain(teacher), groups)
-    assert isinstance(read_groups(teacher, groups), SharedReading)
-    assert isinstance(read_groups(plain(teacher), groups), PlainReading)
+        shared, separate = (
+            response_states(teacher, groups),
+            response_states(without_sharing(teacher), groups),
+        )
+    assert isinstance(open_reading(teacher, groups), SharedReading)
+    assert isinstance(open_reading(without_sharing(teacher), groups), PaddedReading)
     assert float((shared - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
-def flexible(vlm):
+def with_flex(vlm):
     return dataclasses.replace(vlm, attention="flex")
 
 
-UNFUSED = pytest.mark.filterwarnings(
+ALLOW_UNCOMPILED_FLEX = pytest.mark.filterwarnings(
     "ignore:.*flex_attention called without torch.compile.*:UserWarning"
 )
 
 
-@UNFUSED
+@ALLOW_UNCOMPILED_FLEX
 @pytest.mark.parametrize(
     "case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5]
 )
-def test_one_packed_row_under_a_block_mask_gives_the_same_states(teacher, many, case):
-    groups = groups_of(teacher, many, case)
+def test_flex_attention_gives_the_same_states(teacher, varied_prompts, case):
+    groups = make_groups(teacher, varied_prompts, case)
     with torch.no_grad():
         flex, separate = (
-            response_states(flexible(teacher), groups),
-            response_states(plain(teacher), groups),
+            response_states(with_flex(teacher), groups),
+            response_states(without_sharing(teacher), groups),
         )
     assert float((flex - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
-@UNFUSED
-def test_a_block_mask_counts_no_padding_and_learns_the_same(tokenizer, prompts):
-    found = []
+@ALLOW_UNCOMPILED_FLEX
+def test_flex_attention_gives_the_same_gradients(tokenizer, prompts):
+    gradients = []
     for attention in ("blocks", "flex"):
         vlm = dataclasses.replace(build_model(tokenizer, 0), attention=attention)
-        groups = groups_of(vlm, prompts[:2], [[3, 40], [7]])
-        reading = read_groups(vlm, groups, cut=True)
+        groups = make_groups(vlm, prompts[:2], [[3, 40], [7]])
+        reading = open_reading(vlm, groups, cut=True)
         for place in all_responses(groups):
             reading.read([place]).square().sum().backward()
         reading.close()
-        found.append(
+        gradients.append(
             torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
         )
-    assert float((found[0] - found[1]).norm()) < 1e-5 * float(found[0].norm())
+    assert float((gradients[0] - gradients[1]).norm()) < 1e-5 * float(gradients[0].norm())
 
 
 @settings(max_examples=20, deadline=None)
@@ -114,9 +119,12 @@ def test_a_block_mask_counts_no_padding_and_learns_the_same(tokenizer, prompts):
     st.integers(0, 9),
 )
 def test_any_lengths_and_any_number_of_siblings_agree(teacher, lengths, seed):
-    groups = groups_of(teacher, diagram_prompts("train", len(lengths), seed), lengths)
+    groups = make_groups(teacher, diagram_prompts("train", len(lengths), seed), lengths)
     with torch.no_grad():
-        shared, separate = response_states(teacher, groups), response_states(plain(teacher), groups)
+        shared, separate = (
+            response_states(teacher, groups),
+            response_states(without_sharing(teacher), groups),
+        )
     assert float((shared - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
@@ -128,9 +136,12 @@ def test_grouped_query_attention_and_several_deepstack_levels_agree(tokenizer, t
         torch.manual_seed(0)
         model = Qwen3VLForConditionalGeneration(base).eval()
     vlm = dataclasses.replace(teacher, model=model)
-    groups = groups_of(vlm, prompts[:2], [[7, 12], [9]])
+    groups = make_groups(vlm, prompts[:2], [[7, 12], [9]])
     with torch.no_grad():
-        shared, separate = response_states(vlm, groups), response_states(plain(vlm), groups)
+        shared, separate = (
+            response_states(vlm, groups),
+            response_states(without_sharing(vlm), groups),
+        )
     assert float((shared - separate).abs().max()) < 2e-5 * float(separate.abs().max())
 
 
@@ -139,7 +150,7 @@ def gradient(vlm, groups, weights, part=None):
     if part is None:
         (response_states(vlm, groups) * weights).sum().backward()
     else:
-        reading, places, at = read_groups(vlm, groups, cut=True), all_responses(groups), 0
+        reading, places, at = open_reading(vlm, groups, cut=True), all_responses(groups), 0
         for start in range(0, len(places), part):
             hidden = reading.read(places[start : start + part])
             (hidden * weights[at : at + len(hidden)]).sum().backward()
@@ -148,21 +159,23 @@ def gradient(vlm, groups, weights, part=None):
     return torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
 
 
-def test_gradients_equal_those_of_separate_rows_whether_or_not_the_prompt_is_cut(tokenizer, many):
+def test_gradients_equal_those_of_separate_rows_with_and_without_a_cut_at_the_prompt(
+    tokenizer, varied_prompts
+):
     vlm = build_model(tokenizer, 3)
-    groups = groups_of(vlm, many, [[3, 9, 1], [4, 4], [2, 2], [30], [1, 1, 20]])
+    groups = make_groups(vlm, varied_prompts, [[3, 9, 1], [4, 4], [2, 2], [30], [1, 1, 20]])
     weights = torch.randn(77, 48, generator=torch.Generator().manual_seed(0))[
         :, : vlm.model.config.text_config.hidden_size
     ]
-    reference = gradient(plain(vlm), groups, weights)
+    reference = gradient(without_sharing(vlm), groups, weights)
     for part in (None, 1, 4, 99):
         assert float((gradient(vlm, groups, weights, part) - reference).norm()) < 1e-5 * float(
             reference.norm()
         )
 
 
-def test_the_same_reading_is_bitwise_repeatable(teacher, prompts):
-    groups = groups_of(teacher, prompts[:2], [[7, 12], [9, 30]])
+def test_a_reading_is_bitwise_repeatable(teacher, prompts):
+    groups = make_groups(teacher, prompts[:2], [[7, 12], [9, 30]])
     with torch.no_grad():
         assert torch.equal(response_states(teacher, groups), response_states(teacher, groups))
 
@@ -173,69 +186,75 @@ def flops(vlm, groups):
     return counter.get_total_flops()
 
 
-def test_siblings_cost_only_their_own_tokens(teacher, prompts):
-    """Four siblings of a long prompt: far fewer operations than four rows; a further one costs a response alone."""
+def test_a_sibling_costs_only_its_own_tokens(teacher, prompts):
+    """Four siblings of a long prompt cost far less than four rows. One more costs its response."""
     length = 4
-    costs = [flops(teacher, groups_of(teacher, prompts[:1], [[length] * k])) for k in (1, 2, 3, 4)]
-    separate = flops(plain(teacher), groups_of(teacher, prompts[:1], [[length] * 4]))
+    costs = [
+        flops(teacher, make_groups(teacher, prompts[:1], [[length] * k])) for k in (1, 2, 3, 4)
+    ]
+    separate = flops(without_sharing(teacher), make_groups(teacher, prompts[:1], [[length] * 4]))
     steps = [b - a for a, b in itertools.pairwise(costs)]
     assert steps[0] == steps[1] == steps[2]
-    assert separate / costs[3] > 2  # separate rows share the encoding of the picture already
+    assert separate / costs[3] > 2  # separate rows already share the encoding of the image
     assert steps[0] < 0.2 * costs[0]
 
 
-def test_pictures_and_prompt_tokens_are_forwarded_once_a_prompt(teacher, prompts, monkeypatch):
-    seen = {"patches": 0, "tokens": 0}
+def test_images_and_prompt_tokens_go_through_the_model_once_per_prompt(teacher, prompts):
+    counts = {"patches": 0, "tokens": 0}
     visual, embed = teacher.model.model.visual, teacher.model.model.language_model.embed_tokens
     hooks = [
         visual.register_forward_pre_hook(
-            lambda _, args: seen.__setitem__("patches", seen["patches"] + len(args[0]))
+            lambda _, args: counts.__setitem__("patches", counts["patches"] + len(args[0]))
         ),
         embed.register_forward_pre_hook(
-            lambda _, args: seen.__setitem__("tokens", seen["tokens"] + args[0].numel())
+            lambda _, args: counts.__setitem__("tokens", counts["tokens"] + args[0].numel())
         ),
     ]
-    groups = groups_of(teacher, prompts[:2], [[5] * 4, [7] * 4])
+    groups = make_groups(teacher, prompts[:2], [[5] * 4, [7] * 4])
     with torch.no_grad():
         response_states(teacher, groups)
     for hook in hooks:
         hook.remove()
-    assert seen["patches"] == sum(len(g.prompt.pixels["pixel_values"]) for g in groups)
-    assert seen["tokens"] == sum(len(g.prompt.ids) - 1 for g in groups) + 4 * (5 + 7)
+    assert counts["patches"] == sum(len(g.prompt.pixels["pixel_values"]) for g in groups)
+    assert counts["tokens"] == sum(len(g.prompt.ids) - 1 for g in groups) + 4 * (5 + 7)
 
 
-def saved_bytes(vlm, groups, part):
-    """The most that is held for the backward pass at any time, in tensors that are saved once."""
-    held, most = {}, 0
+def peak_saved_bytes(vlm, groups, part):
+    """Peak bytes of tensors that are saved for the backward pass. Each storage counts once."""
+    references, peak = {}, 0
 
     def pack(x):
-        nonlocal most
+        nonlocal peak
         key = (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
-        held[key] = held.get(key, 0) + 1
-        most = max(most, sum(size for _, size in held))
+        references[key] = references.get(key, 0) + 1
+        peak = max(peak, sum(size for _, size in references))
         return key, x
 
-    class Saved:
+    class SavedTensor:
         def __init__(self, packed):
             self.key, self.value = packed
 
         def __del__(self):
-            held[self.key] -= 1
-            if held[self.key] == 0:
-                del held[self.key]
+            references[self.key] -= 1
+            if references[self.key] == 0:
+                del references[self.key]
 
-    reading_places = all_responses(groups)
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: Saved(pack(x)), lambda s: s.value):
-        reading = read_groups(vlm, groups, cut=True)
-        for start in range(0, len(reading_places), part):
-            reading.read(reading_places[start : start + part]).sum().backward()
+    responses = all_responses(groups)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: SavedTensor(pack(x)), lambda s: s.value
+    ):
+        reading = open_reading(vlm, groups, cut=True)
+        for start in range(0, len(responses), part):
+            reading.read(responses[start : start + part]).sum().backward()
         reading.close()
-    return most
+    return peak
 
 
-def test_what_is_held_for_the_backward_pass_does_not_grow_with_the_siblings(tokenizer, prompts):
+def test_memory_for_the_backward_pass_does_not_grow_with_the_siblings(tokenizer, prompts):
     vlm = build_model(tokenizer, 0)
-    one, eight = (saved_bytes(vlm, groups_of(vlm, prompts[:1], [[30] * k]), 1) for k in (1, 8))
-    together = saved_bytes(vlm, groups_of(vlm, prompts[:1], [[30] * 8]), 8)
+    one, eight = (
+        peak_saved_bytes(vlm, make_groups(vlm, prompts[:1], [[30] * k]), 1) for k in (1, 8)
+    )
+    together = peak_saved_bytes(vlm, make_groups(vlm, prompts[:1], [[30] * 8]), 8)
     assert eight <= 1.02 * one
     assert together > 2 * one

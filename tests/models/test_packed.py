@@ -1,4 +1,4 @@
-"""Every reading is the forward of one module: what hangs on modules sees it, and no number depends on it."""
+"""Every reading is the forward of one module: hooks, compilation and sharding work on it."""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from conftest import REPO, build_model
 from tiny_llava import build_llava
 
-from vistill.models.scoring import EncodedGroup, all_responses, read_groups, response_states
+from vistill.models.scoring import EncodedGroup, all_responses, open_reading, response_states
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.shared import SharedEngine
 
@@ -24,14 +24,14 @@ def vlm(request, tokenizer):
     return TINY[request.param](tokenizer, 3)
 
 
-def groups_of(vlm, prompts):
+def make_groups(vlm, prompts):
     return [EncodedGroup(vlm.encode(p), RESPONSES) for p in prompts[:2]]
 
 
-def learnt(vlm, groups):
-    """States and gradients of learning part by part."""
+def states_and_gradients(vlm, groups):
+    """States and gradients, with a backward pass after each part."""
     vlm.model.zero_grad()
-    reading, states = read_groups(vlm, groups, cut=True), []
+    reading, states = open_reading(vlm, groups, cut=True), []
     for place in all_responses(groups):
         states.append(reading.read([place]))
         states[-1].square().sum().backward()
@@ -41,13 +41,13 @@ def learnt(vlm, groups):
     }
 
 
-def rollouts(vlm, prompts):
+def write_rollouts(vlm, prompts):
     requests = [RolloutRequest(p.id, vlm.encode(p), (0, 1)) for p in prompts[:2]]
     return SharedEngine(vlm).write(requests, Sampling(0, 0, 1.0, 1.0, 4))
 
 
-def hooked(vlm):
-    """Counts of calls of the module and of every decoder layer, before and after."""
+def count_hook_calls(vlm):
+    """Count the calls of hooks before and after the module and every decoder layer."""
     calls = Counter()
     layers = {f"layer {i}": layer for i, layer in enumerate(vlm.model.get_decoder().layers)}
     for name, module in {"module": vlm.packed, **layers}.items():
@@ -56,52 +56,48 @@ def hooked(vlm):
     return calls, {f"{name} {when}" for name in ("module", *layers) for when in ("before", "after")}
 
 
-@pytest.mark.parametrize("way", ["scoring", "rows", "learning", "rollouts"])
-def test_hooks_of_the_module_and_of_every_layer_fire_and_change_nothing(way, vlm, prompts):
+@pytest.mark.parametrize("path", ["scoring", "rows", "training", "rollouts"])
+def test_hooks_of_the_module_and_of_every_layer_run_and_change_nothing(path, vlm, prompts):
     def read(vlm):
-        groups = groups_of(vlm, prompts)
-        if way == "learning":
-            return learnt(vlm, groups)[0]
-        if way == "rollouts":
+        groups = make_groups(vlm, prompts)
+        if path == "training":
+            return states_and_gradients(vlm, groups)[0]
+        if path == "rollouts":
             return torch.tensor(
-                [i for group in rollouts(vlm, prompts) for r in group for i in r.ids]
+                [i for group in write_rollouts(vlm, prompts) for r in group for i in r.ids]
             )
         return response_states(
-            dataclasses.replace(vlm, share_prompts=way == "scoring"), groups
+            dataclasses.replace(vlm, share_prompts=path == "scoring"), groups
         ).detach()
 
     expected = read(vlm)
-    calls, names = hooked(vlm)
+    calls, names = count_hook_calls(vlm)
     assert torch.equal(read(vlm), expected)
     assert set(calls) == names
     assert len(set(calls.values())) == 1
-    readings = {
-        "scoring": 2,
-        "rows": 1,
-        "learning": 5,
-        "rollouts": 5,
-    }  # prompts, then each part or token
-    assert calls["module before"] == readings[way]
+    # One reading for the prompts, then one for each part or token.
+    readings = {"scoring": 2, "rows": 1, "training": 5, "rollouts": 5}
+    assert calls["module before"] == readings[path]
 
 
-def test_the_keys_of_a_prompt_are_what_the_module_and_its_last_layer_return(vlm, prompts):
-    """So that hooks on outputs, which gather a layer for its backward pass, see where gradient comes back."""
-    seen = []
+def test_the_module_and_its_last_layer_return_the_keys_and_values_of_a_prompt(vlm, prompts):
+    """Hooks on outputs gather a layer for its backward pass. They must see where gradient comes."""
+    outputs = []
     for module in (vlm.packed, vlm.model.get_decoder().layers[-1]):
-        module.register_forward_hook(lambda module, args, out: seen.append(out))
-    reading = read_groups(vlm, groups_of(vlm, prompts), cut=True)
-    last, every = seen
-    assert all(a is b for a, b in zip(every, reading.made.tensors(), strict=True))
-    assert all(a is b for a, b in zip(last, every[-2:], strict=True))
-    assert all(x.requires_grad for x in every)
+        module.register_forward_hook(lambda module, args, out: outputs.append(out))
+    reading = open_reading(vlm, make_groups(vlm, prompts), cut=True)
+    last_layer, module = outputs
+    assert all(a is b for a, b in zip(module, reading.prompt_cache.tensors(), strict=True))
+    assert all(a is b for a, b in zip(last_layer, module[-2:], strict=True))
+    assert all(x.requires_grad for x in module)
 
 
-def test_the_module_goes_with_its_model(vlm):
+def test_a_copy_with_another_model_gets_its_own_module(vlm):
     assert dataclasses.replace(vlm, kernels="torch").packed is vlm.packed
     other = TINY[vlm.family.name](vlm.tokenizer, 4).model
-    moved = dataclasses.replace(vlm, model=other)
-    assert moved.packed is not vlm.packed
-    assert moved.packed.model is other
+    copy = dataclasses.replace(vlm, model=other)
+    assert copy.packed is not vlm.packed
+    assert copy.packed.model is other
     assert not any(name.startswith("packed") for name in vlm.model.state_dict())
     assert {f"model.{name}" for name in vlm.model.state_dict()} == set(vlm.packed.state_dict())
 
@@ -109,29 +105,28 @@ def test_the_module_goes_with_its_model(vlm):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_module_reads_the_same(vlm, prompts, monkeypatch):
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # shapes are not checked while it traces
-    groups = groups_of(vlm, prompts)
-    states, gradient = learnt(vlm, groups)
-    gradient = {name: g.clone() for name, g in gradient.items()}
-    frames = []
+    # The compiler cannot trace the shape checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    groups = make_groups(vlm, prompts)
+    states, gradients = states_and_gradients(vlm, groups)
+    gradients = {name: g.clone() for name, g in gradients.items()}
+    graphs = []
 
     def backend(graph, inputs):
-        frames.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     compiled = dataclasses.replace(vlm, packed=torch.compile(vlm.packed, backend=backend))
     assert compiled.packed is not vlm.packed
-    again, same = learnt(compiled, groups)
-    assert frames
-    assert torch.equal(again, states)
-    assert gradient.keys() == same.keys()
-    assert all(torch.equal(same[name], g) for name, g in gradient.items())
-    written = rollouts(vlm, prompts)
-    frames.clear()
-    assert rollouts(compiled, prompts) == written
-    assert frames  # rollouts went through it too
+    compiled_states, compiled_gradients = states_and_gradients(compiled, groups)
+    assert graphs
+    assert torch.equal(compiled_states, states)
+    assert gradients.keys() == compiled_gradients.keys()
+    assert all(torch.equal(compiled_gradients[name], g) for name, g in gradients.items())
+    expected = write_rollouts(vlm, prompts)
+    graphs.clear()
+    assert write_rollouts(compiled, prompts) == expected
+    assert graphs  # rollouts use the compiled module too
 
 
 SCRIPT = """
@@ -142,38 +137,43 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/models"]
-from conftest import build
-from test_packed import groups_of, learnt, rollouts
-from tiny_llava import build_llava
+from test_packed import TINY, make_groups, states_and_gradients, write_rollouts
 from vistill.data.diagrams import diagram_prompts
-from vistill.studies.make_tiny_models import raising_tokenizer
 from vistill.models.scoring import response_states
+from vistill.studies.make_tiny_models import tiny_tokenizer
 
 rank, world, store = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-mesh, tokenizer, prompts = init_device_mesh("cpu", (world,)), raising_tokenizer(), diagram_prompts("train", 2, 0)
-whole = lambda x: x.full_tensor() if isinstance(x, DTensor) else x
-for make in (build, build_llava):
-    plain, sharded = make(tokenizer, 3), make(tokenizer, 3)
+mesh = init_device_mesh("cpu", (world,))
+tokenizer, prompts = tiny_tokenizer(), diagram_prompts("train", 2, 0)
+
+
+def full(x):
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+for build_tiny in TINY.values():
+    dense, sharded = build_tiny(tokenizer, 3), build_tiny(tokenizer, 3)
     for layer in sharded.model.get_decoder().layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(sharded.packed, mesh=mesh, reshard_after_forward=True)
     assert isinstance(sharded.packed, FSDPModule)
-    groups = groups_of(plain, prompts)
+    groups = make_groups(dense, prompts)
     with torch.no_grad():
-        a, b = response_states(plain, groups), response_states(sharded, groups)
+        a, b = response_states(dense, groups), response_states(sharded, groups)
     assert float((a - b).abs().max()) <= 1e-6, "states"
-    (a, expected), (b, made) = learnt(plain, groups), learnt(sharded, groups)
+    a, expected = states_and_gradients(dense, groups)
+    b, gradients = states_and_gradients(sharded, groups)
     assert float((a - b).abs().max()) <= 1e-6, "states with gradient"
-    made = {name: g for name, g in made.items()}
-    assert expected.keys() == made.keys(), expected.keys() ^ made.keys()
+    assert expected.keys() == gradients.keys(), expected.keys() ^ gradients.keys()
     for name, g in expected.items():
-        assert isinstance(made[name], DTensor), name
-        assert float((g - whole(made[name])).abs().max()) <= 1e-6 * max(1.0, float(g.abs().max())), name
+        assert isinstance(gradients[name], DTensor), name
+        difference = float((g - full(gradients[name])).abs().max())
+        assert difference <= 1e-6 * max(1.0, float(g.abs().max())), name
     embedding = sharded.model.get_input_embeddings().weight
     assert isinstance(embedding, DTensor), "resharded after each reading"
-    assert rollouts(plain, prompts) == rollouts(sharded, prompts), "rollouts"
+    assert write_rollouts(dense, prompts) == write_rollouts(sharded, prompts), "rollouts"
 dist.destroy_process_group()
 print("equal")
 """
@@ -181,13 +181,17 @@ print("equal")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_model_sharded_by_fsdp2_reads_and_learns_the_same(world, tmp_path):
-    """`fully_shard` on each decoder layer and on the module; every rank reads the same here, so gradients are the mean."""
+def test_a_model_sharded_by_fsdp2_gives_the_same_states_gradients_and_rollouts(world, tmp_path):
+    """`fully_shard` on each decoder layer and on the module.
+
+    Every rank reads the same rows, so the mean of the gradients is the gradient of one process.
+    """
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(REPO / "tests")]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": REPO}
-    ranks = [subprocess.Popen([*command, str(rank), str(world), str(tmp_path / "store")], **options)
-             for rank in range(world)]  # fmt: skip
-    done = [process.communicate(timeout=250) for process in ranks]
-    assert [out.decode().strip() for out, _ in done] == ["equal"] * world, done[0][1].decode()[
-        -3000:
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(world), str(tmp_path / "store")], **options)
+        for rank in range(world)
     ]
+    outputs = [process.communicate(timeout=250) for process in ranks]
+    errors = outputs[0][1].decode()[-3000:]
+    assert [out.decode().strip() for out, _ in outputs] == ["equal"] * world, errors

@@ -1,4 +1,4 @@
-"""Saved weights: one file or shards, read back bit for bit; whatever does not fit is an error and changes nothing."""
+"""Saved weights: one file or shards, loaded bit for bit. A mismatch changes nothing."""
 
 import json
 
@@ -42,7 +42,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("size", ["60KB", "50GB"])
-def test_saved_and_read_back_bit_for_bit(size, kind, tokenizer, tmp_path, monkeypatch):
+def test_saved_weights_are_loaded_bit_for_bit(size, kind, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", size)
     vlm, other = KINDS[kind](tokenizer, 7), KINDS[kind](tokenizer, 8)
     save_vlm(vlm, tmp_path)
@@ -75,19 +75,19 @@ def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypa
     assert weights_hash(second) == weights_hash(average)
 
 
-def one_missing(folder):
+def drop_one_file(folder):
     sorted(folder.glob("*.safetensors"))[1].unlink()
     return "-00002-of-"
 
 
-def all_missing(folder):
+def drop_all_files(folder):
     for path in [*folder.glob("*.safetensors"), folder / INDEX]:
         path.unlink()
     return "neither"
 
 
-def rewritten(folder, change):
-    """The first shard with other tensors; the index is left as it is unless `change` writes it."""
+def rewrite_first_shard(folder, change):
+    """Change the tensors of the first shard. The index stays as it is."""
     path = sorted(folder.glob("*.safetensors"))[0]
     tensors = load_file(path)
     name = next(iter(tensors))
@@ -96,32 +96,31 @@ def rewritten(folder, change):
     return name
 
 
-def weight_left_out(folder):
-    return rewritten(folder, lambda tensors, name: tensors.pop(name))
+def drop_weight(folder):
+    return rewrite_first_shard(folder, lambda tensors, name: tensors.pop(name))
 
 
-def weight_left_out_of_file_and_index(folder):
-    name = weight_left_out(folder)
+def drop_weight_from_file_and_index(folder):
+    name = drop_weight(folder)
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"].pop(name)
     (folder / INDEX).write_text(json.dumps(index))
-    return f"{name} is in it 0 times"
+    return f"contains {name} 0 times"
 
 
-def weight_unknown(folder):
+def add_unknown_weight(folder):
     def change(tensors, name):
         tensors["model.extra"] = torch.zeros(2)
 
-    rewritten(folder, change)
+    rewrite_first_shard(folder, change)
     index = json.loads((folder / INDEX).read_text())
-    index["weight_map"]["model.extra"] = sorted(path.name for path in folder.glob("*.safetensors"))[
-        0
-    ]
+    first = min(path.name for path in folder.glob("*.safetensors"))
+    index["weight_map"]["model.extra"] = first
     (folder / INDEX).write_text(json.dumps(index))
     return "model.extra, which the model does not have"
 
 
-def weight_twice(folder):
+def duplicate_weight(folder):
     first, second = sorted(folder.glob("*.safetensors"))[:2]
     tensors, others = load_file(first), load_file(second)
     name = next(iter(tensors))
@@ -129,32 +128,32 @@ def weight_twice(folder):
     return f"{name} is in"
 
 
-def other_shape(folder):
+def change_shape(folder):
     def change(tensors, name):
         tensors[name] = torch.cat([tensors[name], tensors[name]])
 
-    return rewritten(folder, change) + " has the shape"
+    return rewrite_first_shard(folder, change) + " has the shape"
 
 
-def other_precision(folder):
+def change_precision(folder):
     def change(tensors, name):
         tensors[name] = tensors[name].bfloat16()
 
-    return rewritten(folder, change) + " is BF16"
+    return rewrite_first_shard(folder, change) + " is BF16"
 
 
-def cut_short(folder):
+def truncate_file(folder):
     path = sorted(folder.glob("*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:-100])
     return "SafetensorError"
 
 
-def index_broken(folder):
+def break_index(folder):
     (folder / INDEX).write_text("{")
     return "index of weights cannot be read"
 
 
-def index_elsewhere(folder):
+def point_index_outside(folder):
     index = json.loads((folder / INDEX).read_text())
     name = next(iter(index["weight_map"]))
     index["weight_map"][name] = "../model.safetensors"
@@ -162,28 +161,37 @@ def index_elsewhere(folder):
     return "'../model.safetensors'"
 
 
-SPOILT = [
-    one_missing, all_missing, weight_left_out, weight_left_out_of_file_and_index, weight_unknown, weight_twice, other_shape,
-    other_precision, cut_short, index_broken, index_elsewhere,
-]  # fmt: skip
+DAMAGES = [
+    drop_one_file,
+    drop_all_files,
+    drop_weight,
+    drop_weight_from_file_and_index,
+    add_unknown_weight,
+    duplicate_weight,
+    change_shape,
+    change_precision,
+    truncate_file,
+    break_index,
+    point_index_outside,
+]
 
 
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda f: f.__name__)
-def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(spoil, shards, kind, tokenizer):
-    part = spoil(shards)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_damaged_folder_is_an_error_and_changes_nothing(damage, shards, kind, tokenizer):
+    expected = damage(shards)
     other = KINDS[kind](tokenizer, 8)
     before = weights_hash(other)
     with pytest.raises(ModelError) as caught:
         load_weights_into(shards, other.model)
     assert caught.value.code == "M107"
-    assert part in caught.value.render()
+    assert expected in caught.value.render()
     assert weights_hash(other) == before
 
 
-def test_a_head_of_its_own_that_was_not_saved_is_missed(tokenizer, tmp_path):
-    """Where embeddings are tied the head need not be saved; where they are not, its absence is an error."""
+def test_an_untied_head_that_was_not_saved_is_an_error(tokenizer, tmp_path):
+    """A tied head need not be saved. An untied one must be."""
     save_vlm(build_model(tokenizer, 7), tmp_path)
     other = build_untied(tokenizer, 8)
-    with pytest.raises(ModelError, match="cannot be put back") as caught:
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load_weights_into(tmp_path, other.model)
-    assert "lm_head.weight is in it 0 times" in caught.value.render()
+    assert "contains lm_head.weight 0 times" in caught.value.render()

@@ -1,4 +1,4 @@
-"""Tiny models of the real kind: tokenizer, configuration pitfalls, folders, the real processor as oracle."""
+"""Tiny models: tokenizer, configuration, folders, and inputs equal to the real processor's."""
 
 import json
 
@@ -8,14 +8,15 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import DataError, ModelError
-from vistill.models.chat import messages_of, pictures_of
+from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.qwen3_vl import check_config
-from vistill.models.loading import check_pair, load_vlm, vocabulary_hash
+from vistill.models.loading import load_vlm
+from vistill.models.pairs import check_pair, vocabulary_hash
 from vistill.models.tiny import TinySize, build_tiny, tiny_config, train_tokenizer
 from vistill.types import LoadedImage, Prompt
 
 
-def test_the_tokenizer_spells_every_real_question_and_gives_it_back(shared_data, tokenizer):
+def test_the_tokenizer_encodes_and_decodes_every_real_question(shared_data, tokenizer):
     unknown = tokenizer.unk_token_id
     for path in sorted(shared_data.glob("*/data.jsonl")):
         for line in path.read_text().splitlines()[:150]:
@@ -30,13 +31,13 @@ def test_every_digit_is_one_token(tokenizer):
     assert len(tokenizer("1234")["input_ids"]) == 4
 
 
-def test_a_saved_folder_loads_by_the_ordinary_path_with_the_same_weights(tiny_folder, student):
+def test_a_saved_folder_loads_by_transformers_with_the_same_weights(tiny_folder, student):
     loaded = load_vlm(tiny_folder)
     assert isinstance(loaded.model, Qwen3VLForConditionalGeneration)
     for name, value in student.model.state_dict().items():
         assert torch.equal(value, loaded.model.state_dict()[name]), name
-    plain = Qwen3VLForConditionalGeneration.from_pretrained(tiny_folder)
-    assert plain.config.model_type == "qwen3_vl"
+    reference = Qwen3VLForConditionalGeneration.from_pretrained(tiny_folder)
+    assert reference.config.model_type == "qwen3_vl"
 
 
 def test_the_same_seed_builds_the_same_weights(tokenizer):
@@ -45,7 +46,7 @@ def test_the_same_seed_builds_the_same_weights(tokenizer):
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
-def broken(tokenizer, **changes):
+def config_with(tokenizer, **changes):
     config = tiny_config(TinySize(), tokenizer)
     for path, value in changes.items():
         part, name = path.split("__")
@@ -70,9 +71,9 @@ def broken(tokenizer, **changes):
         {"vision_config__num_heads": 32},
     ],
 )
-def test_values_that_transformers_would_ignore_are_refused(tokenizer, changes):
+def test_values_that_transformers_would_ignore_are_an_error(tokenizer, changes):
     with pytest.raises(ModelError) as caught:
-        check_config(broken(tokenizer, **changes))
+        check_config(config_with(tokenizer, **changes))
     assert caught.value.code == "M104"
 
 
@@ -85,19 +86,33 @@ def test_the_published_configurations_pass(hidden, layers, heads, vision_hidden,
     from transformers import Qwen3VLConfig
 
     rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
-    text = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
-            "head_dim": 128, "rope_scaling": rope, "rope_theta": 5_000_000}  # fmt: skip
-    vision = {"hidden_size": vision_hidden, "depth": depth, "num_heads": 16, "patch_size": 16, "out_hidden_size": hidden,
-              "num_position_embeddings": 2304, "deepstack_visual_indexes": levels}  # fmt: skip
+    text = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_scaling": rope,
+        "rope_theta": 5_000_000,
+    }
+    vision = {
+        "hidden_size": vision_hidden,
+        "depth": depth,
+        "num_heads": 16,
+        "patch_size": 16,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": levels,
+    }
     check_config(Qwen3VLConfig(text_config=text, vision_config=vision))
 
 
-def test_a_sound_configuration_passes(tokenizer):
+def test_the_tiny_configuration_passes(tokenizer):
     check_config(tiny_config(TinySize(), tokenizer))
 
 
-class NoVideo(Qwen3VLProcessor):
-    """The real processor without its video half, which cannot be constructed without torchvision."""
+class ProcessorWithoutVideo(Qwen3VLProcessor):
+    """The real processor without its video part, which needs torchvision."""
 
     def __init__(self, image_processor, tokenizer, **kwargs):
         from transformers.processing_utils import ProcessorMixin
@@ -122,7 +137,7 @@ def test_inputs_equal_those_of_the_real_processor(tiny_folder, shared_data):
     from vistill.data.settings import Columns, DataSettings
 
     vlm = load_vlm(tiny_folder, max_image_tokens=64)
-    processor = NoVideo(vlm.family.processor, vlm.tokenizer)
+    processor = ProcessorWithoutVideo(vlm.family.processor, vlm.tokenizer)
     real = load_rows(
         str(shared_data / "geometry_mathv" / "data.jsonl"),
         DataSettings(columns=Columns(id="id")),
@@ -134,16 +149,16 @@ def test_inputs_equal_those_of_the_real_processor(tiny_folder, shared_data):
     for prompt in [*diagram_prompts("train", 3, 0), *real, *jigsaw]:
         ours = vlm.encode(prompt)
         text = vlm.tokenizer.apply_chat_template(
-            messages_of(prompt), tokenize=False, add_generation_prompt=True
+            chat_messages(prompt), tokenize=False, add_generation_prompt=True
         )
-        images = [i.convert("RGB") for i in pictures_of(prompt)]
+        images = [i.convert("RGB") for i in load_images(prompt)]
         theirs = processor(text=[text], images=images, return_tensors="pt")
         assert list(ours.ids) == theirs["input_ids"][0].tolist()
         assert torch.equal(ours.pixels["pixel_values"], theirs["pixel_values"])
         assert torch.equal(ours.pixels["image_grid_thw"], theirs["image_grid_thw"])
 
 
-def test_pictures_of_every_size_stay_under_the_token_limit(tiny_folder):
+def test_images_of_every_size_stay_within_the_token_limit(tiny_folder):
     from PIL import Image
 
     vlm = load_vlm(tiny_folder, max_image_tokens=64)
@@ -156,7 +171,7 @@ def test_pictures_of_every_size_stay_under_the_token_limit(tiny_folder):
         assert 0 < encoded.num_image_tokens <= 64
 
 
-def test_a_literal_placeholder_never_reaches_the_tokenizer(teacher):
+def test_a_placeholder_in_the_text_is_an_error(teacher):
     for text in ("look at <image1>", "<|image_pad|> here", "<img> there"):
         with pytest.raises(DataError) as caught:
             teacher.encode(Prompt("p", (text,)))
@@ -174,21 +189,21 @@ def test_a_system_message_and_a_text_only_prompt(teacher):
 def test_vocabularies_are_compared_by_content_not_by_size(student, tiny_folder):
     other = load_vlm(tiny_folder)
     assert check_pair(student, other) == len(student.tokenizer)
-    strange = train_tokenizer(["completely different words here"] * 50, 491)
-    assert vocabulary_hash(strange) != vocabulary_hash(student.tokenizer)
+    other_tokenizer = train_tokenizer(["completely different words here"] * 50, 491)
+    assert vocabulary_hash(other_tokenizer) != vocabulary_hash(student.tokenizer)
     with pytest.raises(ModelError) as caught:
-        check_pair(student, build_tiny(TinySize(layers=1), strange, 0))
+        check_pair(student, build_tiny(TinySize(layers=1), other_tokenizer, 0))
     assert caught.value.code == "M101"
 
 
-def test_different_image_grids_are_refused(student, tokenizer):
+def test_different_image_grids_are_an_error(student, tokenizer):
     other = build_tiny(TinySize(layers=1, patch=16, side=128), tokenizer, 0)
     with pytest.raises(ModelError) as caught:
         check_pair(student, other)
     assert caught.value.code == "M102"
 
 
-def test_a_missing_model_is_explained_with_the_closest_name(tiny_folder):
+def test_the_error_for_a_missing_model_names_the_closest_one(tiny_folder):
     with pytest.raises(ModelError) as caught:
         load_vlm(str(tiny_folder) + "y")
     assert caught.value.code == "M103"

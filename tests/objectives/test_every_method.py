@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import as_read, cut_signals, loss_of, method_batch, terms_of, without_gradient
+from batches import (
+    cut_like_loop,
+    cut_signals,
+    loss_of,
+    method_batch,
+    passes_without_gradient,
+    terms_of,
+)
 
 import vistill.objectives
 from vistill.batch import LossTerm, Objective, ScoredBatch, reduce_terms
@@ -57,7 +64,7 @@ def gradients(leaves):
 def test_parts_of_any_rollouts_add_up_to_the_whole_batch(name):
     method = VARIANTS[name]
     batch, leaves = method_batch(method, LENGTHS, GROUP, seed=1)
-    signals = method.signals(without_gradient(method, batch))
+    signals = method.signals(passes_without_gradient(method, batch))
     counts = batch.responses.counts()
     whole, _ = reduce_terms(terms_of(method, batch, signals), counts)
     whole.backward()
@@ -99,7 +106,7 @@ def test_gradient_reaches_exactly_the_passes_that_asked_for_it(name):
 def test_gradient_limited_to_rows_never_reaches_another_row(name):
     method = VARIANTS[name]
     batch, leaves = method_batch(method, LENGTHS, GROUP, seed=3)
-    signals = method.signals(without_gradient(method, batch))
+    signals = method.signals(passes_without_gradient(method, batch))
     reduce_terms(terms_of(method, batch, signals), batch.responses.counts())[0].backward()
     for p in method.passes():
         if p.rows:
@@ -156,7 +163,7 @@ def test_a_prompt_without_a_picture_is_learnt_from_without_a_visual_part(name):
     batch, _ = method_batch(method, [4, 5, 3, 4], [0, 0, 1, 1], seed=6, has_image=[False, True])
     for term in terms_of(method, batch):
         assert torch.isfinite(term.values[term.weights != 0]).all()
-    signals = method.signals(without_gradient(method, batch))
+    signals = method.signals(passes_without_gradient(method, batch))
     if "visual_dependency" in signals:
         assert float(signals["visual_dependency"][:9].abs().max()) == 0
         assert not signals["gate"][:9].any()
@@ -198,7 +205,7 @@ def test_adding_a_method_takes_a_class_and_a_line():
     method = Toy()
     assert isinstance(method, Objective)
     batch, leaves = method_batch(method, [2, 2], [0, 0])
-    read = as_read(method, batch, method.signals(batch))
+    read = cut_like_loop(method, batch, method.signals(batch))
     reduce_terms(method.terms(read, method.signals(batch)), batch.responses.counts())[0].backward()
     assert leaves["student.full"].grad is not None
     assert leaves["teacher.full"].grad is None

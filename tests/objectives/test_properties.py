@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistill.batch import LossTerm, ScoredBatch, reduce_terms
-from vistill.functional import rows as rows_module
+from vistill.functional import row_chunks as rows_module
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vistill.functional import rows as rows_module
+from vistill.functional import row_chunks as rows_module
 from vistill.functional import tiles
 from vistill.functional.divergences import (
     forward_kl,
@@ -17,7 +17,7 @@ from vistill.functional.divergences import (
     skewed_forward_kl,
 )
 from vistill.functional.heads import Head
-from vistill.functional.kernels import kernel_of
+from vistill.functional.kernels import find_kernel
 from vistill.functional.rows import (
     RowRule,
     States,
@@ -293,7 +293,7 @@ def test_a_target_without_support_somewhere_makes_no_nan(kernels):
     gone = [States(others[0].hidden, Head(others[0].head.weight, bias))]
     kept = [States(others[0].hidden, Head(others[0].head.weight, bias.clamp_min(-200)))]
     for rule in (forward_kl, partial(jensen_shannon, beta=0.4)):
-        assert kernel_of(rule) is not None
+        assert find_kernel(rule) is not None
         values = per_row(rule, hidden, Head(weight, kernels=kernels), gone, weights)
         near = plain(rule, hidden, weight, None, kept, {})
         close(values, near, 1e-11)
@@ -315,9 +315,13 @@ def test_a_second_backward_pass_through_the_same_values_gives_the_same_gradient(
 
 
 def test_plain_steering_has_a_kernel_and_bent_steering_has_none():
-    assert kernel_of(RULES["steered"][0]) is kernel_of(RULES["steered_with_options"][0]) is not None
-    assert kernel_of(RULES["steered_clamped"][0]) is None
-    assert kernel_of(RULES["steered_supported"][0]) is None
+    assert (
+        find_kernel(RULES["steered"][0])
+        is find_kernel(RULES["steered_with_options"][0])
+        is not None
+    )
+    assert find_kernel(RULES["steered_clamped"][0]) is None
+    assert find_kernel(RULES["steered_supported"][0]) is None
 
 
 def test_no_rows_give_no_values():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import as_read, loss_of, method_batch, terms_of, without_gradient
+from batches import cut_like_loop, loss_of, method_batch, passes_without_gradient, terms_of
 from objectives.test_dense_references import Dense, k3_of, kl, quantile, steered
 from objectives.test_every_method import VARIANTS
 
@@ -244,7 +244,7 @@ def test_a_row_of_nan_logits_is_never_lost_by_a_divergence(name, place):
 def test_signals_are_what_terms_see_so_that_watching_changes_none():
     method = make("vgs", watch_both=True)
     batch, _ = a_batch(method)
-    signals = method.signals(without_gradient(method, batch))
-    plain = replace(method, watch_both=False).signals(without_gradient(method, batch))
+    signals = method.signals(passes_without_gradient(method, batch))
+    plain = replace(method, watch_both=False).signals(passes_without_gradient(method, batch))
     assert all(torch.equal(signals[name], plain[name]) for name in plain)
-    assert len(method.terms(as_read(method, batch, signals), signals)) == 4
+    assert len(method.terms(cut_like_loop(method, batch, signals), signals)) == 4

@@ -1,4 +1,4 @@
-"""TRL 1.16 as oracle: our standard OPD equals `DistillationTrainer`'s own loss on the same ids and images."""
+"""TRL 1.16 as oracle: our losses equal TRL's own loss code on the same ids and images."""
 
 import inspect
 
@@ -10,7 +10,7 @@ from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
-from vistill.models.scoring import EncodedGroup, score, to_rows
+from vistill.models.scoring import EncodedGroup, pad_rows, score
 from vistill.objectives import OPD
 from vistill.training.step_inputs import (
     Models,
@@ -26,7 +26,7 @@ trl = pytest.importorskip("trl", reason="the extra `oracle` is not installed")
 
 
 def trl_trainer(teacher):
-    """A trainer with only what `_compute_loss` reads: the loss code is TRL's own, unchanged."""
+    """A trainer with only the attributes that `_compute_loss` reads. The loss code is TRL's own."""
     from accelerate import Accelerator
     from trl import DistillationTrainer
 
@@ -43,10 +43,13 @@ def trl_trainer(teacher):
 
 
 def trl_inputs(vlm, groups):
-    """The same rows as TRL lays them out: left-padded prompts, right-padded completions, one image a row."""
+    """The same rows in TRL's layout: left-padded prompts, right-padded completions, one image."""
     rows = [(g.prompt, r) for g in groups for r in g.responses]
     prompt_width, width = max(len(p.ids) for p, _ in rows), max(len(r) for _, r in rows)
-    pad = lambda n: [vlm.pad_id] * n
+
+    def pad(n):
+        return [vlm.pad_id] * n
+
     prompt_ids = torch.tensor([pad(prompt_width - len(p.ids)) + list(p.ids) for p, _ in rows])
     prompt_mask = torch.tensor(
         [[0] * (prompt_width - len(p.ids)) + [1] * len(p.ids) for p, _ in rows]
@@ -61,7 +64,8 @@ def trl_inputs(vlm, groups):
         1,
     )
     return {
-        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids, "completion_mask": completion_mask,
+        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids, "completion_mask": completion_mask,
         "pixel_values": torch.cat([p.pixels["pixel_values"] for p, _ in rows]),
         "image_grid_thw": torch.cat([p.pixels["image_grid_thw"] for p, _ in rows]),
         "mm_token_type_ids": types,
@@ -71,7 +75,10 @@ def trl_inputs(vlm, groups):
 def make_groups(vlm, lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     prompts = diagram_prompts("train", len(lengths), seed)
-    draw = lambda n: tuple(int(i) for i in torch.randint(20, 300, (n,), generator=generator))
+
+    def draw(n):
+        return tuple(int(i) for i in torch.randint(20, 300, (n,), generator=generator))
+
     groups = [
         RolloutGroup(p, tuple(Rollout(draw(n), k, Finish.LENGTH) for k, n in enumerate(ns)))
         for p, ns in zip(prompts, lengths, strict=True)
@@ -84,7 +91,7 @@ def gradients(vlm):
     return {n: p.grad.clone() for n, p in vlm.model.named_parameters() if p.grad is not None}
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     assert set(ours) == set(theirs)
     top = max(float(g.abs().max()) for g in theirs.values())
     for name, gradient in theirs.items():
@@ -112,19 +119,19 @@ def test_opd_loss_and_gradient_equal_trl_on_responses_of_equal_length(tokenizer,
     )
     theirs.backward()
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
-    close(ours, gradients(student))
+    assert_close(ours, gradients(student))
 
 
 def test_per_token_reverse_kl_equals_trl_on_responses_of_unequal_length(tokenizer, teacher):
-    """TRL averages over all tokens; ours per response. Per token both are the same numbers."""
+    """TRL averages over all tokens, we average per response. Per token the numbers are equal."""
     student = build_model(tokenizer, 0)
     _, encoded = make_groups(student, [[3, 11], [7, 5], [12, 2]], seed=1)
     ids = torch.tensor([i for g in encoded for r in g.responses for i in r])
     with torch.no_grad():
         target = score(teacher, encoded, ids, student.vocabulary_size)
-    own = score(student, encoded, ids, student.vocabulary_size)
+    scored = score(student, encoded, ids, student.vocabulary_size)
     targets = [Target(1.0, target.states(), target.projection())]
-    loss = reverse_kl_from_hidden(own.states(), own.projection(), targets).mean()
+    loss = reverse_kl_from_hidden(scored.states(), scored.projection(), targets).mean()
     loss.backward()
     ours = gradients(student)
     student.model.zero_grad()
@@ -133,8 +140,8 @@ def test_per_token_reverse_kl_equals_trl_on_responses_of_unequal_length(tokenize
     )
     theirs.backward()
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
-    close(ours, gradients(student))
-    assert to_rows(encoded, 0).mask.sum() == sum(
+    assert_close(ours, gradients(student))
+    assert pad_rows(encoded, 0).mask.sum() == sum(
         len(g.prompt.ids) * 2 + sum(map(len, g.responses)) for g in encoded
     )
 
@@ -177,14 +184,14 @@ def test_our_jensen_shannon_equals_trls_gkd_loss_in_value_and_gradient(beta):
     )
     (expected,) = torch.autograd.grad(theirs, student)
     ours = jensen_shannon(student, teacher, beta).sum()
-    (slope,) = torch.autograd.grad(ours, student)
+    (grad,) = torch.autograd.grad(ours, student)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(slope, expected, atol=1e-6)
+    assert torch.allclose(grad, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("loss_type", "averaging"), [("bnpo", "token"), ("grpo", "response")])
 def test_our_grpo_equals_trls_loss_in_value_and_gradient(loss_type, averaging):
-    """TRL's own `_compute_loss` on log-probabilities that reach every branch: both clips, the dual clip, k3."""
+    """The log-probabilities reach every branch of TRL's loss: both clips, the dual clip and k3."""
     from collections import defaultdict
     from types import SimpleNamespace
 
@@ -198,42 +205,57 @@ def test_our_grpo_equals_trls_loss_in_value_and_gradient(loss_type, averaging):
     lengths = [5, 5, 5, 5]
     r = responses(lengths, [0, 0, 0, 0], vocabulary=11)
     g = torch.Generator().manual_seed(1)
-    draw = lambda: 2 * torch.randn(20, 11, generator=g)
+
+    def draw():
+        return 2 * torch.randn(20, 11, generator=g)
+
     student = draw().requires_grad_()
     passes = {"student.full": logits_pass(student, r.ids), "old.full": logits_pass(draw(), r.ids)}
-    passes["reference.full"] = logits_pass(
-        student.detach() + 0.3 * draw(), r.ids
-    )  # k3 below 10, where ours is clamped
+    # Keep k3 below 10, where ours is clamped.
+    passes["reference.full"] = logits_pass(student.detach() + 0.3 * draw(), r.ids)
     batch = ScoredBatch(r, passes)
     method = METHODS["grpo"](updates=2, reference_weight=0.04, averaging=averaging)
     signals = method.signals(batch)
     ours = reduce_terms(method.terms(batch, signals), r.counts())[0]
-    (slope,) = torch.autograd.grad(ours, student)
+    (grad,) = torch.autograd.grad(ours, student)
 
     log_prob = torch.log_softmax(student, -1).gather(-1, r.ids[:, None]).reshape(4, 5)
     trainer = object.__new__(GRPOTrainer)
     trainer.__dict__ |= {
-        "accelerator": Accelerator(cpu=True), "model": SimpleNamespace(training=True), "aux_loss_enabled": False,
-        "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "importance_sampling_level": "token",
-        "beta": 0.04, "loss_type": loss_type, "epsilon_low": 0.2, "epsilon_high": 0.3, "use_vllm": False,
-        "args": SimpleNamespace(delta=3.0, use_bias_correction_kl=False), "_entropy_bonus_enabled": False,
-        "current_gradient_accumulation_steps": 1, "_metrics": {"train": defaultdict(list)},
+        "accelerator": Accelerator(cpu=True),
+        "model": SimpleNamespace(training=True),
+        "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "importance_sampling_level": "token",
+        "beta": 0.04,
+        "loss_type": loss_type,
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.3,
+        "use_vllm": False,
+        "args": SimpleNamespace(delta=3.0, use_bias_correction_kl=False),
+        "_entropy_bonus_enabled": False,
+        "current_gradient_accumulation_steps": 1,
+        "_metrics": {"train": defaultdict(list)},
         "_get_per_token_logps_and_entropies": lambda *a, **k: (log_prob, torch.zeros(4, 5), None),
-    }  # fmt: skip
+    }
     blank = torch.zeros(4, 1, dtype=torch.long)
     inputs = {
-        "prompt_ids": blank, "prompt_mask": blank, "completion_ids": r.ids.reshape(4, 5),
-        "completion_mask": torch.ones(4, 5, dtype=torch.long), "advantages": signals["group_advantage"],
+        "prompt_ids": blank,
+        "prompt_mask": blank,
+        "completion_ids": r.ids.reshape(4, 5),
+        "completion_mask": torch.ones(4, 5, dtype=torch.long),
+        "advantages": signals["group_advantage"],
         "old_per_token_logps": batch["old.full"].sampled().reshape(4, 5),
         "ref_per_token_logps": batch["reference.full"].sampled().reshape(4, 5),
-    }  # fmt: skip
+    }
     theirs = trainer._compute_loss(None, inputs)
     (expected,) = torch.autograd.grad(theirs, student)
     metrics = trainer._metrics["train"]
     assert metrics["clip_ratio/low_mean"][0] > 0
     assert metrics["clip_ratio/high_mean"][0] > 0
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(slope, expected, atol=1e-6)
+    assert torch.allclose(grad, expected, atol=1e-6)
     watched = {t.name: t for t in method.terms(batch, signals)}
     for side in ("low", "high"):
         share = watched[f"clip_{side}_share"].values.mean().item()
@@ -263,10 +285,15 @@ def test_our_position_weights_equal_trls_iw_opd_loss():
     batch = ScoredBatch(r, passes | {"teacher.full": logits_pass(teacher, r.ids)})
     method = METHODS["iw_opd"]()
     ours = reduce_terms(method.terms(batch, method.signals(batch)), r.counts())[0]
-    (slope,) = torch.autograd.grad(ours, student)
+    (grad,) = torch.autograd.grad(ours, student)
     trainer = object.__new__(IWOPDTrainer)
-    trainer.__dict__ |= {"temperature": 1.0, "iw_opd_gamma": 0.5, "iw_opd_epsilon": 1e-8,
-                         "model": SimpleNamespace(training=True), "_metrics": {"train": defaultdict(list)}}  # fmt: skip
+    trainer.__dict__ |= {
+        "temperature": 1.0,
+        "iw_opd_gamma": 0.5,
+        "iw_opd_epsilon": 1e-8,
+        "model": SimpleNamespace(training=True),
+        "_metrics": {"train": defaultdict(list)},
+    }
     ids = r.ids.reshape(2, 6)
     theirs = trainer._compute_iw_opd_loss(
         student.reshape(2, 6, 9),
@@ -277,4 +304,4 @@ def test_our_position_weights_equal_trls_iw_opd_loss():
     )
     (expected,) = torch.autograd.grad(theirs, student)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(slope, expected, atol=1e-6)
+    assert torch.allclose(grad, expected, atol=1e-6)

@@ -8,9 +8,9 @@ import torch
 from conftest import build_model
 
 from vistill.models.decoding import Decoder
-from vistill.models.families.qwen3_vl_step import fits
+from vistill.models.families.qwen3_vl_step import can_fuse
 from vistill.models.flex import plan_flex
-from vistill.models.scoring import PLANS
+from vistill.models.scoring import ATTENTION_PLANS
 from vistill.models.selftest import run_selftest
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.build import make_engine
@@ -137,7 +137,7 @@ def test_flex_attention_that_fails_its_self_test_gives_way_to_blocks(teacher, mo
         """A mask that forgets whose prompt is whose."""
         return plan_flex([dataclasses.replace(s, prompt_length=0) for s in segments], num, device)
 
-    monkeypatch.setitem(PLANS, "flex", without_prompts)
+    monkeypatch.setitem(ATTENTION_PLANS, "flex", without_prompts)
     with pytest.warns(
         UserWarning, match="padded blocks instead of by flex attention, because its hidden states"
     ):
@@ -177,12 +177,12 @@ def states_along(vlm, prompts, lengths):
 
 def test_the_fused_step_makes_the_states_of_the_models_own_layers(tokenizer, prompts, monkeypatch):
     vlm = grouped(tokenizer)
-    assert fits(vlm.model.model.language_model)
+    assert can_fuse(vlm.model.model.language_model)
     monkeypatch.setattr(
-        "vistill.models.families.qwen3_vl_step.TABLE", 16
+        "vistill.models.families.qwen3_vl_step.TABLE_POSITIONS", 16
     )  # the table of angles grows on the way
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
-    monkeypatch.setattr("vistill.models.families.qwen3_vl.fits", lambda decoder: False)
+    monkeypatch.setattr("vistill.models.families.qwen3_vl.can_fuse", lambda decoder: False)
     own = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
     assert float((fused - own).abs().max() / own.abs().max()) < 1e-5
 
@@ -191,7 +191,7 @@ def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
     def changed(change):
         decoder = grouped(tokenizer).model.model.language_model
         change(decoder.layers[0])
-        return fits(decoder)
+        return can_fuse(decoder)
 
     class Adapter(torch.nn.Linear):
         pass

@@ -304,11 +304,11 @@ def test_distill_applies_the_settings_of_attention_and_offloading(
 def test_an_offloaded_teacher_is_read_only_on_its_device(tokenizer, tmp_path, monkeypatch):
     """On a GPU, weights outside `on_device` are in host memory; here they are NaN instead."""
 
-    def leave(self):
+    def move_to_host(self):
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = torch.full_like(host, torch.nan)
 
-    monkeypatch.setattr(OffloadedWeights, "leave", leave)
+    monkeypatch.setattr(OffloadedWeights, "move_to_host", move_to_host)
     teacher = build_model(tokenizer, 1, hidden=48).freeze()
     plan = make_plan(tokenizer, teacher)
     offloaded = replace(plan.models, teacher=teacher.offloaded())

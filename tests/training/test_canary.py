@@ -171,10 +171,10 @@ def rows_off_by_one(student, teacher, patch):
 
 
 def positions_off(student, teacher, patch):
-    plain = scoring.after
+    plain = scoring.response_positions
     patch.setattr(
         scoring,
-        "after",
+        "response_positions",
         lambda prompt, num: plain(prompt, num) + len(prompt.ids) - prompt.next_position,
     )
     return student, teacher

@@ -10,7 +10,7 @@ from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
-from vistill.models.scoring import EncodedGroup, read_groups
+from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.objectives import OPD, SFT, VGS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -64,7 +64,7 @@ def test_what_is_measured_on_short_responses_foretells_what_long_ones_hold(
     encoded = max((student.encode(p) for p in PROMPTS), key=lambda e: len(e.ids))
     group = EncodedGroup(encoded, ((40,) * 300,))
     student.model.train()
-    prompt, reading = held_bytes(student.model, lambda: read_groups(student, [group], cut=True))
+    prompt, reading = held_bytes(student.model, lambda: open_reading(student, [group], cut=True))
     response, _ = held_bytes(student.model, lambda: reading.read([(0, 0)]))
     assert found.longest == len(encoded.ids)
     assert found.held.prompt(found.longest) >= prompt

@@ -10,7 +10,7 @@ from vistill.api import distill
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.flops_counter import count, counting
-from vistill.models.families.base import ModelFlops
+from vistill.models.flops import ModelFlops
 from vistill.objectives import GRPO, OPD, VAOPD
 from vistill.report.costs import profile_of, profile_text
 from vistill.report.page import write_report
@@ -58,7 +58,9 @@ def only_linear(monkeypatch, family):
     monkeypatch.setattr(
         family,
         "costs",
-        lambda model: ModelFlops(**{**made(model).__dict__, "cell": 0.0, "patch_pair": 0.0}),
+        lambda model: ModelFlops(
+            **{**made(model).__dict__, "attention_score": 0.0, "patch_pair": 0.0}
+        ),
     )
 
 

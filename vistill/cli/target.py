@@ -15,8 +15,8 @@ from vistill.config import (
 )
 from vistill.errors import StorageError
 from vistill.runs.folder import RunFolder
-from vistill.training.run_lock import check_unmasked
 from vistill.training.recipe import stored_in
+from vistill.training.run_lock import check_unmasked
 
 
 def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:

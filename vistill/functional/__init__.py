@@ -1,1 +1,1 @@
-"""Pure tensor math on torch only: no state, no logging, no device moves."""
+"""Pure tensor math on torch alone: no state, no logging, no moves between devices."""

@@ -1,4 +1,4 @@
-"""The language-model head as a value: hidden states in, logits over the shared vocabulary out."""
+"""The language-model head as a value: from hidden states to logits over the shared vocabulary."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from vistill.flops_counter import count
 
+Kernels = Literal["torch", "triton"]
+
 
 def full_tensor(weight: Tensor) -> Tensor:
-    """A sharded weight as one tensor, gathered once for all rows; anything else as it is.
+    """Gather a sharded weight into one tensor, once for all rows. Return other weights unchanged.
 
-    Every rank learns from rows of its own, so what comes back is summed over ranks and each keeps its shard.
+    Every rank computes the loss of its own rows. So the gradient is summed over the ranks, and each
+    rank keeps the part for its shard.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return weight
@@ -25,35 +28,38 @@ def full_tensor(weight: Tensor) -> Tensor:
     return weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
 
 
-Kernels = Literal["torch", "triton"]
-
-
 @dataclass(frozen=True)
 class Head:
-    """`logits = softcap * tanh((scale * h W^T + b) / softcap)`, already sliced to the shared vocabulary."""
+    """`logits = softcap * tanh((scale * h W^T + b) / softcap)`, sliced to the shared vocabulary.
+
+    The product `h W^T + b` is computed first. Scale and softcap are applied to it afterwards.
+    """
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None = None
     softcap: float | None = None
     scale: float = 1.0
     kernels: Kernels = "torch"
-    """What turns rows of logits into values and gradients; the numbers are the same."""
+    """The backend that computes values and gradients from logits. The numbers are the same."""
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
-        """Logits in float32 or wider; the product runs in the weight's own precision, whatever autocast says."""
+        """Logits in float32 or wider.
+
+        The product runs in the precision of the weight, whatever autocast says.
+        """
         count(head_rows=len(hidden), flops=2.0 * len(hidden) * self.weight.numel())
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.finish(
-                F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.wide)
+            return self.product_to_logits(
+                F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.logits_dtype)
             )
 
     @property
-    def wide(self) -> torch.dtype:
-        """The precision of logits."""
+    def logits_dtype(self) -> torch.dtype:
+        """The precision of logits: float32, or float64 if the weight has it."""
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     @property
-    def linear(self) -> bool:
+    def is_linear(self) -> bool:
         """Whether logits are linear in the hidden states: no bias, no softcap."""
         return self.bias is None and self.softcap is None
 
@@ -61,29 +67,28 @@ class Head:
     def project(
         self, hidden: Float[Tensor, "R H"], out: Float[Tensor, "R V"]
     ) -> Float[Tensor, "R V"]:
-        """The product alone, before scale and softcap, written into `out` (of the wide precision)."""
+        """Write the product `h W^T + b` into `out`, which has `logits_dtype`."""
         if self.weight.dtype == out.dtype:
             torch.mm(hidden.to(out.dtype), self.weight.T, out=out)
-        elif (
-            self.weight.is_cuda and out.dtype == torch.float32
-        ):  # the sum stays in float32 instead of being rounded
+        elif self.weight.is_cuda and out.dtype == torch.float32:
+            # Accumulate in float32 and keep the sum unrounded.
             torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32, out=out)
         else:
             out.copy_(hidden.to(self.weight.dtype) @ self.weight.T)
         return out if self.bias is None else out.add_(self.bias)
 
-    def finish(self, product: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
-        """Scale and softcap; the product itself where there is neither."""
+    def product_to_logits(self, product: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        """Apply scale and softcap. Return the product itself if there is neither."""
         logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def slope(
-        self, logits: Float[Tensor, "R V"], gradient: Float[Tensor, "R V"]
+    def product_grad(
+        self, logits: Float[Tensor, "R V"], grad: Float[Tensor, "R V"]
     ) -> Float[Tensor, "R V"]:
-        """From the gradient of the finished logits to that of the product."""
+        """The gradient of the product, from the gradient of the logits."""
         if self.softcap is not None:
-            gradient = gradient * (1 - (logits / self.softcap) ** 2)
-        return gradient if self.scale == 1.0 else gradient * self.scale
+            grad = grad * (1 - (logits / self.softcap) ** 2)
+        return grad if self.scale == 1.0 else grad * self.scale
 
     def detached(self) -> "Head":
         """The same head without gradient."""

@@ -11,16 +11,17 @@ REWARD_EPSILON = 1e-6
 
 
 def group_advantage(reward: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """`(r - mean) / (std + 1e-6)` among the siblings of a prompt, with the **unbiased** deviation (ddof 1).
+    """`(r - mean) / (std + 1e-6)` over the siblings of a prompt.
 
-    Computed in float64. Equal rewards, and a rollout without siblings, give 0.
+    The deviation is the **unbiased** one (ddof 1), computed in float64. Equal rewards give 0,
+    and so does a rollout without siblings.
     """
     num = int(group.max()) + 1
     values = reward.double()
-    centred = values - segment_mean(values, group, num)[group]
-    freedom = (segment_count(group, num) - 1).clamp_min(1)
-    deviation = (segment_sum(centred**2, group, num) / freedom).sqrt()
-    return (centred / (deviation[group] + REWARD_EPSILON)).to(reward.dtype)
+    centered = values - segment_mean(values, group, num)[group]
+    degrees = (segment_count(group, num) - 1).clamp_min(1)
+    deviation = (segment_sum(centered**2, group, num) / degrees).sqrt()
+    return (centered / (deviation[group] + REWARD_EPSILON)).to(reward.dtype)
 
 
 def probability_ratio(
@@ -37,7 +38,10 @@ def clipped_surrogate(
     clip_high: float = 0.3,
     dual_clip: float = 3.0,
 ) -> Float[Tensor, " R"]:
-    """The loss `-min(rho A, clip(rho, 1 - low, 1 + high) A)`; where A < 0 it is at most `-dual_clip A`."""
+    """The loss `-min(rho A, clip(rho, 1 - low, 1 + high) A)`, per token.
+
+    If A < 0, the loss is at most `-dual_clip A`.
+    """
     inside = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantage, inside * advantage)
     bounded = torch.maximum(surrogate, dual_clip * advantage)

@@ -1,4 +1,4 @@
-"""Means, sums and ranks over segments of the flat response axis, so that padding cannot exist."""
+"""Means, sums and ranks over segments of the flat response axis. There is no padding."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,7 @@ def segment_rank(
 ) -> Int[Tensor, " R"]:
     """Rank of each value within its segment, 0 for the largest.
 
-    Ties keep their order on the axis, or follow `tie_noise` (larger first) where it is given.
+    Ties keep their order on the axis. With `tie_noise` the larger noise comes first.
     """
     order = torch.arange(len(values), device=values.device)
     if tie_noise is not None:
@@ -48,7 +48,10 @@ def segment_rank(
 
 
 def top_share_size(lengths: Int[Tensor, " N"], share: float) -> Int[Tensor, " N"]:
-    """`max(1, ceil(share * T))` tokens of each rollout (VA-OPD section 3.2; the epsilon guards float products)."""
+    """`max(1, ceil(share * T))` for a rollout of T tokens. Source: VA-OPD section 3.2.
+
+    The epsilon keeps a product such as `0.2 * 5` from being rounded up.
+    """
     return torch.ceil(lengths.double() * share - 1e-9).long().clamp_min(1)
 
 
@@ -66,24 +69,24 @@ def top_share(
 def segment_quantile(
     values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int, share: float
 ) -> Float[Tensor, " S"]:
-    """The `share` quantile of each segment, linearly interpolated between order statistics (numpy's default)."""
+    """The `share` quantile of each segment, with linear interpolation (numpy's default)."""
     order = torch.argsort(values, stable=True)
     order = order[torch.argsort(segment[order], stable=True)]
     ranked = values[order]
     count = segment_count(segment, num)
     assert bool((count > 0).all()), "a segment is empty"
     start = torch.cumsum(count, 0) - count
-    place = (count - 1).double() * share
-    below = place.floor().long()
+    position = (count - 1).double() * share
+    below = position.floor().long()
     above = torch.minimum(below + 1, count - 1)
     low, high = ranked[start + below], ranked[start + above]
-    return low + (high - low) * (place - below).to(values.dtype)
+    return low + (high - low) * (position - below).to(values.dtype)
 
 
 def sum_before(
     values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
 ) -> Float[Tensor, " R"]:
-    """Sum of the values that come earlier in the same segment (segments are contiguous): 0 for its first."""
+    """Sum of the earlier values of the same segment, 0 for its first. Segments are contiguous."""
     running = torch.cumsum(values.double(), 0) - values.double()
     count = segment_count(segment, num)
     first = (torch.cumsum(count, 0) - count).clamp_max(max(0, len(values) - 1))
@@ -94,8 +97,8 @@ def segment_extremes(
     values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
     """Smallest and largest value of each segment."""
-    low = torch.full((num,), torch.inf, dtype=values.dtype, device=values.device)
+    infinity = torch.full((num,), torch.inf, dtype=values.dtype, device=values.device)
     return (
-        low.scatter_reduce(0, segment, values, "amin"),
-        (-low).scatter_reduce(0, segment, values, "amax"),
+        infinity.scatter_reduce(0, segment, values, "amin"),
+        (-infinity).scatter_reduce(0, segment, values, "amax"),
     )

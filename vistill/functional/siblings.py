@@ -13,10 +13,11 @@ SIGMA_EPSILON = 1e-6
 def sibling_softmax(
     means: Float[Tensor, " N"], group: Int[Tensor, " N"], temperature: float = 1.0
 ) -> Float[Tensor, " N"]:
-    """Rollout weights: softmax over siblings of their z-scores, summing to 1 in each group.
+    """Rollout weights: a softmax of the siblings' z-scores. They sum to 1 in each group.
 
-    `z = (mean - mu) / (sigma + 1e-6)` with the **population** standard deviation, `w = softmax(z / temperature)`.
-    Computed in float64. Equal siblings get equal weights. Source: VA-OPD Eq. 3-4 (`temperature` = tau).
+    `z = (mean - mu) / (sigma + 1e-6)` with the **population** standard deviation, and
+    `w = softmax(z / temperature)`. Computed in float64. Equal siblings get equal weights.
+    Source: VA-OPD Eq. 3-4 (`temperature` = tau).
     """
     num = int(group.max()) + 1
     values = means.double()
@@ -40,11 +41,14 @@ def mean_coefficients(
     rollout: Int[Tensor, " R"],
     keep: Bool[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " R"]:
-    """`w[n] / T_n` for each token, or `w[n] / kept_n` for the kept tokens and 0 for the dropped ones."""
-    kept = torch.ones_like(rollout, dtype=torch.bool) if keep is None else keep
-    count = segment_sum(kept.to(rollout_weight.dtype), rollout, len(rollout_weight))
+    """`w[n] / T_n` for each token of rollout n, where T_n counts its tokens.
+
+    With `keep` it counts the tokens to keep, and the others get 0.
+    """
+    keep = torch.ones_like(rollout, dtype=torch.bool) if keep is None else keep
+    count = segment_sum(keep.to(rollout_weight.dtype), rollout, len(rollout_weight))
     return torch.where(
-        kept, rollout_weight[rollout] / count.clamp_min(1)[rollout], rollout_weight.new_zeros(())
+        keep, rollout_weight[rollout] / count.clamp_min(1)[rollout], rollout_weight.new_zeros(())
     )
 
 
@@ -54,9 +58,10 @@ def token_group_coefficients(
     rollout: Int[Tensor, " R"],
     high_weight: float,
 ) -> Float[Tensor, " R"]:
-    """Coefficient of each token: `w lambda / |V|` in the high group, `w (1 - lambda) / |L|` in the low group.
+    """Coefficient of each token, from the high group V and the low group L of its rollout.
 
-    Where the low group is empty every token gets `w / |V|`. They sum to `w[n]` over each rollout.
+    `w lambda / |V|` in the high group, `w (1 - lambda) / |L|` in the low group. If the low group is
+    empty, every token gets `w / |V|`. The coefficients of a rollout sum to its weight `w[n]`.
     Source: VA-OPD Eq. 5-6 (`high_weight` = lambda).
     """
     num = len(rollout_weight)

@@ -1,4 +1,7 @@
-"""Attention of rows that add one token each: siblings share their prompt's keys, each row has a cache of its own."""
+"""Attention of rows that each add one token per call.
+
+Siblings share the keys and values of their prompt. Each row has a cache for its response.
+"""
 
 from dataclasses import dataclass, field
 
@@ -6,63 +9,71 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vistill.models.sharing import KeysValues
+from vistill.models.sharing import KVCache
 
-#: Tokens a cache has room for at first; it doubles when they are used up.
+#: Tokens that a new row cache can hold. It doubles when it is full.
 CACHE_TOKENS = 64
 
 
 @dataclass
 class DecodeAttention:
-    """Attention of rows that add one token each: to their prompt's keys, which siblings share, and to their own."""
+    """Attention of N rows to the keys of their prompt and of their response.
 
-    prompt: dict[int, tuple[Tensor, Tensor]]
-    """Keys and values by layer, [G, heads, P, d], short prompts padded."""
+    Each call adds one token per row. It is an `Attention`, so decoder layers can call it. `rows`
+    does the work.
+    """
+
+    prompt_cache: dict[int, tuple[Tensor, Tensor]]
+    """Keys and values of the prompts by layer, [G, heads, P, d], padded to the longest prompt."""
     mask: Tensor | None
-    """0 or -inf, [G, 1, 1, P]."""
+    """0 or -inf, [G, 1, 1, P]. None if no prompt is padded."""
     group: Tensor
     """Prompt of each row, ascending, [N]."""
-    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Keys and values by layer, [N, heads, capacity, d]."""
-    time: int = 0
-    """Tokens each row has added so far."""
-    kept: KeysValues | None = None
+    row_cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values of the responses by layer, [N, heads, capacity, d]."""
+    num_added: int = 0
+    """Tokens that each row has added so far."""
+    new_cache: KVCache | None = None
     last_layer: int = -1
 
     def __post_init__(self) -> None:
         self.arrange()
 
     @property
-    def cells(self) -> int:
-        """Attention scores of one layer and head."""
-        return len(self.group) * (next(iter(self.prompt.values()))[0].shape[2] + self.time + 1)
+    def num_scores(self) -> int:
+        """Attention scores per layer and head."""
+        prompt_keys = next(iter(self.prompt_cache.values()))[0]
+        return len(self.group) * (prompt_keys.shape[2] + self.num_added + 1)
 
     def arrange(self) -> None:
-        """Places of the rows in a grid of prompts and siblings; the last row of a prompt fills what is empty."""
+        """Arrange the rows in a grid of prompts and siblings.
+
+        The last row of a prompt fills the cells of siblings that it does not have.
+        """
         self.group = torch.unique_consecutive(self.group, return_inverse=True)[1]
         count = torch.bincount(self.group)
         start = count.cumsum(0) - count
         column = torch.arange(int(count.max()), device=count.device)
-        self.grid = (start[:, None] + torch.minimum(column, count[:, None] - 1)).reshape(-1)
-        place = torch.arange(len(self.group), device=count.device) - start[self.group]
-        self.place = self.group * len(column) + place
-        self.full = len(self.grid) == len(self.group)
+        self.row_of_cell = (start[:, None] + torch.minimum(column, count[:, None] - 1)).reshape(-1)
+        sibling = torch.arange(len(self.group), device=count.device) - start[self.group]
+        self.cell_of_row = self.group * len(column) + sibling
+        self.is_full = len(self.row_of_cell) == len(self.group)
 
     def to_grid(self, x: Float[Tensor, "N heads rep D"]) -> Float[Tensor, "G heads M D"]:
-        """One entry a row to one matrix a prompt."""
-        x = x if self.full else x.index_select(0, self.grid)
+        """From one entry per row to one matrix per prompt."""
+        x = x if self.is_full else x.index_select(0, self.row_of_cell)
         num = int(self.group[-1]) + 1
         return x.unflatten(0, (num, -1)).transpose(1, 2).flatten(2, 3)
 
     def to_rows(self, x: Float[Tensor, "G heads M D"], rep: int) -> Float[Tensor, "N heads rep D"]:
-        """One matrix a prompt to one entry a row."""
+        """From one matrix per prompt to one entry per row."""
         x = x.unflatten(2, (-1, rep)).transpose(1, 2).flatten(0, 1)
-        return x if self.full else x.index_select(0, self.place)
+        return x if self.is_full else x.index_select(0, self.cell_of_row)
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     ) -> Tensor:
-        """Attention output [1, N, heads, d] of one packed query a row, [1, heads, N, d]."""
+        """Attention output [1, N, heads, d] of one packed query per row, [1, heads, N, d]."""
         width = query.shape[-1]
         q = query[0].transpose(0, 1) * (width**-0.5 if scaling is None else scaling)
         return self.rows(layer, q, key[0].transpose(0, 1), value[0].transpose(0, 1)).view(
@@ -76,14 +87,14 @@ class DecodeAttention:
         key: Float[Tensor, "N heads d"],
         value: Float[Tensor, "N heads d"],
     ) -> Float[Tensor, "N Qd"]:
-        """Attention output of one scaled query a row; its key and value are appended first."""
-        keys, values = self.write(layer, key, value)
+        """Attention output of one scaled query per row. Its key and value are appended first."""
+        keys, values = self.append(layer, key, value)
         q = query.unflatten(1, (key.shape[1], -1))
         rep = q.shape[2]
-        prompt_keys, prompt_values = self.prompt[layer]
-        before = self.to_grid(q) @ prompt_keys.transpose(-1, -2)
-        before = before if self.mask is None else before + self.mask
-        scores = torch.cat([self.to_rows(before, rep), q @ keys.transpose(-1, -2)], -1)
+        prompt_keys, prompt_values = self.prompt_cache[layer]
+        prompt_scores = self.to_grid(q) @ prompt_keys.transpose(-1, -2)
+        prompt_scores = prompt_scores if self.mask is None else prompt_scores + self.mask
+        scores = torch.cat([self.to_rows(prompt_scores, rep), q @ keys.transpose(-1, -2)], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
         length = prompt_keys.shape[2]
         out = (
@@ -92,41 +103,39 @@ class DecodeAttention:
         )
         return out.flatten(1)
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one token a row; all own keys and values so far."""
-        pair = self.own.get(layer)
-        if pair is None or pair[0].shape[2] == self.time:
-            pair = (
-                (grow(None, key), grow(None, value))
-                if pair is None
-                else (grow(pair[0], key), grow(pair[1], value))
-            )
-            self.own[layer] = pair
-        pair[0][:, :, self.time] = key
-        pair[1][:, :, self.time] = value
-        return pair[0][:, :, : self.time + 1], pair[1][:, :, : self.time + 1]
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one token per row. Return all keys and values of the responses so far."""
+        pair = self.row_cache.get(layer)
+        if pair is None:
+            pair = self.row_cache[layer] = grow(None, key), grow(None, value)
+        elif pair[0].shape[2] == self.num_added:
+            pair = self.row_cache[layer] = grow(pair[0], key), grow(pair[1], value)
+        pair[0][:, :, self.num_added] = key
+        pair[1][:, :, self.num_added] = value
+        return pair[0][:, :, : self.num_added + 1], pair[1][:, :, : self.num_added + 1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows, and the prompts that nobody needs any more."""
-        self.own = {
-            i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.own.items()
+        """Drop all other rows, and the prompts without rows."""
+        self.row_cache = {
+            i: (k.index_select(0, rows), v.index_select(0, rows))
+            for i, (k, v) in self.row_cache.items()
         }
-        left = self.group[rows]
-        used = torch.unique_consecutive(left)
-        if len(used) < len(next(iter(self.prompt.values()))[0]):
-            self.prompt = {
+        group = self.group[rows]
+        used = torch.unique_consecutive(group)
+        if len(used) < len(next(iter(self.prompt_cache.values()))[0]):
+            self.prompt_cache = {
                 i: (k.index_select(0, used), v.index_select(0, used))
-                for i, (k, v) in self.prompt.items()
+                for i, (k, v) in self.prompt_cache.items()
             }
             self.mask = None if self.mask is None else self.mask.index_select(0, used)
-        self.group = left
+        self.group = group
         self.arrange()
 
 
-def grow(old: Tensor | None, like: Tensor) -> Tensor:
-    """A cache with room for twice as many tokens, holding what the old one holds."""
-    capacity = CACHE_TOKENS if old is None else 2 * old.shape[2]
-    fresh = like.new_empty(len(like), like.shape[1], capacity, like.shape[2])
-    if old is not None:
-        fresh[:, :, : old.shape[2]] = old
-    return fresh
+def grow(cache: Tensor | None, like: Tensor) -> Tensor:
+    """A cache of twice the capacity, with the same content."""
+    capacity = CACHE_TOKENS if cache is None else 2 * cache.shape[2]
+    larger = like.new_empty(len(like), like.shape[1], capacity, like.shape[2])
+    if cache is not None:
+        larger[:, :, : cache.shape[2]] = cache
+    return larger

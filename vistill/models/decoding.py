@@ -1,4 +1,4 @@
-"""Write one token after another: prompts read once, a cache that is written in place, rows that can be dropped."""
+"""Decode one token after another: prompts are read once, finished rows can be dropped."""
 
 from collections.abc import Sequence
 
@@ -9,71 +9,78 @@ from torch import Tensor
 from vistill.models.decode_attention import DecodeAttention
 from vistill.models.families.base import DecoderStep, EncodedPrompt, PackedRow
 from vistill.models.loading import VLM
-from vistill.models.packed import is_plain
+from vistill.models.packed import is_unmodified
 from vistill.models.scoring import EncodedGroup, SharedReading
-from vistill.models.sharing import KeysValues, Segment
+from vistill.models.sharing import KVCache, Segment
 
 
 class Decoder:
-    """Siblings of several prompts, one more token at each call."""
+    """Siblings of several prompts. Each call of `states` reads one more token per row."""
 
     def __init__(self, vlm: VLM, prompts: Sequence[EncodedPrompt], group: Sequence[int]) -> None:
         self.vlm = vlm
         reading = SharedReading(vlm, [EncodedGroup(p, ()) for p in prompts])
         device = vlm.device
-        prompt, mask = padded(reading.made, reading.segments)
-        self.attend = DecodeAttention(prompt, mask, torch.tensor(group, device=device))
+        cache, mask = pad_prompts(reading.prompt_cache, reading.segments)
+        self.attention = DecodeAttention(cache, mask, torch.tensor(group, device=device))
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
         self.positions = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
-        self.following = torch.tensor([prompts[g].next_position for g in group])
-        self.step = decoder_step(vlm)
+        self.first_positions = torch.tensor([prompts[g].next_position for g in group])
+        self.step = make_decoder_step(vlm)
 
     @torch.no_grad()
     def states(self) -> Float[Tensor, "N H"]:
-        """Read the rows' newest tokens; hidden states that predict the next ones."""
-        hidden = self.step(self.ids, self.positions, self.attend)
-        self.positions = (self.following + self.attend.time).expand(len(self.positions), -1)
-        self.attend.time += 1
+        """Read the newest token of each row. Return the states that predict the next tokens."""
+        hidden = self.step(self.ids, self.positions, self.attention)
+        next_positions = self.first_positions + self.attention.num_added
+        self.positions = next_positions.expand(len(self.positions), -1)
+        self.attention.num_added += 1
         return hidden
 
     def append(self, ids: Int[Tensor, " N"]) -> None:
-        """The rows' next tokens."""
+        """Append the next token to each row."""
         self.ids = ids
 
     def keep(self, rows: Int[Tensor, " M"]) -> None:
         """Drop all other rows."""
-        here = rows.to(self.following.device)
-        self.ids, self.following, self.positions = (
-            self.ids[rows],
-            self.following[here],
-            self.positions[:, here],
-        )
-        self.attend.keep(rows)
+        host_rows = rows.to(self.first_positions.device)
+        self.ids = self.ids[rows]
+        self.first_positions = self.first_positions[host_rows]
+        self.positions = self.positions[:, host_rows]
+        self.attention.keep(rows)
 
 
-def decoder_step(vlm: VLM) -> DecoderStep:
-    """The family's own fast step where nothing hangs on the model's modules, else the packed reading."""
+def make_decoder_step(vlm: VLM) -> DecoderStep:
+    """The family's fast step if no hook or wrapper needs the modules, else the packed reading."""
     assert vlm.packed is not None
-    fast = vlm.family.decoder_step(vlm.model) if is_plain(vlm.packed) else None
-    return fast or (lambda ids, positions, attend: vlm.states(PackedRow(ids, positions, attend)))
+    fast = vlm.family.decoder_step(vlm.model) if is_unmodified(vlm.packed) else None
+    if fast is not None:
+        return fast
+
+    def step(ids: Tensor, positions: Tensor, attention: DecodeAttention) -> Tensor:
+        return vlm.states(PackedRow(ids, positions, attention))
+
+    return step
 
 
-def padded(
-    made: KeysValues, segments: Sequence[Segment]
+def pad_prompts(
+    cache: KVCache, segments: Sequence[Segment]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor | None]:
-    """Packed prompts as [G, heads, P, d] by layer, and the mask of what is padding."""
-    some = next(iter(made.keys.values()))
+    """Packed prompts as [G, heads, P, d] by layer, and the mask of the padding."""
+    keys = next(iter(cache.keys.values()))
     start, length = (
-        torch.tensor([getattr(s, name) for s in segments], device=some.device)[:, None]
+        torch.tensor([getattr(s, name) for s in segments], device=keys.device)[:, None]
         for name in ("start", "length")
     )
-    column = torch.arange(int(length.max()), device=some.device)
-    index = (start + torch.minimum(column, (length - 1).clamp_min(0))).clamp_max(len(some) - 1)
-    shape = lambda x: x[index].unflatten(-1, (made.heads, -1)).transpose(1, 2).contiguous()
+    column = torch.arange(int(length.max()), device=keys.device)
+    index = (start + torch.minimum(column, (length - 1).clamp_min(0))).clamp_max(len(keys) - 1)
+
+    def pad(x: Tensor) -> Tensor:
+        return x[index].unflatten(-1, (cache.heads, -1)).transpose(1, 2).contiguous()
+
     inside = column < length
     mask = None
     if not bool(inside.all()):
-        mask = torch.zeros(inside.shape, device=some.device).masked_fill(~inside, -torch.inf)[
-            :, None, None
-        ]
-    return {i: (shape(made.keys[i]), shape(made.values[i])) for i in made.keys}, mask
+        zeros = torch.zeros(inside.shape, device=keys.device)
+        mask = zeros.masked_fill(~inside, -torch.inf)[:, None, None]
+    return {i: (pad(cache.keys[i]), pad(cache.values[i])) for i in cache.keys}, mask

@@ -1,7 +1,8 @@
-"""Floating-point operations of the matrix products of a forward pass, from shapes alone, and of its backward pass."""
+"""Floating-point operations of the matrix products of a model, computed from shapes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,66 +12,86 @@ from vistill.flops_counter import count
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What one unit costs in one forward pass, in floating-point operations (a multiply-add is two)."""
+    """Operations of one unit of work in one forward pass. A multiply-add counts as two."""
 
     token: float
-    """A token through the linear maps of all decoder layers."""
+    """One token in the linear maps of all decoder layers."""
     last_feed_forward: float
-    """The part of `token` that a prompt's keys and values do not need."""
-    cell: float
-    """An attention score and its use, in one decoder layer."""
+    """The part of `token` that a reading for keys and values skips."""
+    attention_score: float
+    """One attention score and its use, in one decoder layer."""
     layers: int
     """Decoder layers."""
     patch: float
-    """A picture patch through the linear maps of the vision tower, its mergers included."""
+    """One image patch in the linear maps of the vision tower, mergers included."""
     patch_pair: float
-    """An attention score of the vision tower and its use, in all its layers."""
+    """One attention score of the vision tower and its use, in all its layers."""
     text_backward: float
-    """Backward over forward, language: 2 where it learns, 1 where only something before it does, else 0."""
+    """Cost of backward over forward for the decoder.
+
+    2 if it is trainable, 1 if only a part before it is, else 0.
+    """
     vision_backward: float
+    """The same for the vision tower."""
 
     def with_vision(self, patch: float, patch_pair: float, backward: float) -> "ModelFlops":
-        """The same decoder with a vision tower."""
+        """The same decoder, with the costs of a vision tower."""
         return replace(self, patch=patch, patch_pair=patch_pair, vision_backward=backward)
 
 
-def linear_costs(parts: Iterable[nn.Module]) -> float:
-    """`2 x weights` of every linear map and patch embedding below some modules."""
+def linear_flops(parts: Iterable[nn.Module]) -> float:
+    """Twice the number of weights in the linear maps and patch embeddings of some modules."""
     modules = [m for part in parts for m in part.modules() if isinstance(m, (nn.Linear, nn.Conv3d))]
     return 2.0 * sum(m.weight.numel() for m in modules)
 
 
-def learns(module: nn.Module) -> bool:
-    """Whether any of its weights gets a gradient."""
+def is_trainable(module: nn.Module) -> bool:
+    """Whether any weight of a module gets a gradient."""
     return any(p.requires_grad for p in module.parameters())
+
+
+def decoder_flops(decoder: Any, is_vision_trainable: bool) -> ModelFlops:
+    """The costs of a decoder. Those of the vision tower are 0."""
+    text, is_text_trainable = decoder.config, is_trainable(decoder)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelFlops(
+        token=linear_flops(decoder.layers),
+        last_feed_forward=linear_flops([decoder.layers[-1].mlp]),
+        attention_score=4.0 * text.num_attention_heads * width,
+        layers=len(decoder.layers),
+        patch=0.0,
+        patch_pair=0.0,
+        text_backward=float(is_text_trainable) + float(is_text_trainable or is_vision_trainable),
+        vision_backward=0.0,
+    )
 
 
 @dataclass(frozen=True)
 class ReadTokens:
-    """What one reading went through."""
+    """What one reading sent through the decoder."""
 
     prompt_tokens: int = 0
     response_tokens: int = 0
-    cells: int = 0
-    """Attention scores of one layer and head."""
+    num_scores: int = 0
+    """Attention scores per layer and head."""
     keys_only: bool = False
-    """The last layer made keys and values alone."""
+    """Whether the last layer computed only keys and values."""
 
 
 def count_reading(
     costs: ModelFlops, read: ReadTokens, grids: Sequence[tuple[int, int, int]] = ()
 ) -> None:
-    """Report a reading; with gradient its backward pass is counted too.
+    """Count a reading. With gradient count its backward pass too.
 
     Args:
-        costs: what a unit costs.
+        costs: operations per unit.
         read: what went through the decoder.
-        grids: frames, rows and columns of patches of each picture that was encoded.
+        grids: frames, rows and columns of patches of each image that was encoded.
     """
     patches = [frames * height * width for frames, height, width in grids]
     tokens = read.prompt_tokens + read.response_tokens
     text = tokens * (costs.token - costs.last_feed_forward * read.keys_only)
-    text += read.cells * costs.cell * (costs.layers - read.keys_only)
+    text += read.num_scores * costs.attention_score * (costs.layers - read.keys_only)
     pairs = sum(frames * (height * width) ** 2 for frames, height, width in grids)
     vision = sum(patches) * costs.patch + pairs * costs.patch_pair
     if torch.is_grad_enabled():

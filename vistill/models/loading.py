@@ -1,6 +1,5 @@
-"""Load and save models: one code path for `Qwen/Qwen3-VL-2B-Instruct` and for a tiny folder."""
+"""Load models. The code path is the same for `Qwen/Qwen3-VL-2B-Instruct` and a tiny folder."""
 
-import hashlib
 import json
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -23,18 +22,12 @@ from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor
-from vistill.models.chat import messages_of, pictures_of
+from vistill.models.chat import chat_messages, load_images
 from vistill.models.families import FAMILIES
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.offload import OffloadedWeights
-from vistill.models.packed import PackedForward, Reading
-from vistill.runs.chosen_student import resolve_model
-from vistill.runs.model_not_found import (
-    looks_like_hub_id,
-    model_name,
-    model_not_found_error,
-    nearby_models,
-)
+from vistill.models.packed import PackedForward, PackedInput
+from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
 
 AttentionPlan = Literal["blocks", "flex"]
@@ -50,44 +43,50 @@ class VLM:
     source: str
     """Folder or hub id it was loaded from."""
     share_prompts: bool = True
-    """Read a prompt once for all its siblings, where the family can; false makes every rollout a row of its own."""
+    """Read a prompt once for all its siblings, if the family can. Else every rollout is a row."""
     kernels: Kernels = "torch"
-    """What turns rows of logits into values and gradients (`models/backends.py` chooses)."""
+    """The backend of the head's values and gradients. `models/backends.py` chooses it."""
     attention: AttentionPlan = "blocks"
-    """How siblings attend to the prompt they share; the numbers are the same."""
+    """How siblings attend to the prompt they share. The numbers are the same."""
     offload: OffloadedWeights | None = field(default=None, compare=False)
-    """Where its weights wait while nobody reads with it."""
+    """The weights in host memory, if they are there while no pass reads with the model."""
     packed: torch.nn.Module | None = field(default=None, compare=False, repr=False)
-    """The module whose forward every reading enters, made from the model; a sharded or compiled one can be given."""
+    """The module whose forward every reading enters.
+
+    By default it is made from the model. A sharded or compiled one can be passed.
+    """
 
     def __post_init__(self) -> None:
         if self.packed is None or self.packed.model is not self.model:
             object.__setattr__(self, "packed", PackedForward(self.model))
 
     def read(self, row: PackedRow | RowBatch) -> Tensor | tuple[Tensor, ...]:
-        """Hidden states before the head, [L, H] or [N, L, H]; of a row whose keys are kept, the keys and values."""
+        """Hidden states before the head, [L, H] or [N, L, H].
+
+        For a row with a `new_cache` the result is its keys and values.
+        """
         assert self.packed is not None
-        return self.packed(Reading(self.family, row))
+        return self.packed(PackedInput(self.family, row))
 
     def states(self, row: PackedRow | RowBatch) -> Tensor:
-        """Hidden states of a row whose keys are not kept."""
+        """Hidden states of a row without a `new_cache`."""
         states = self.read(row)
         assert isinstance(states, Tensor)
         return states
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether prompts are read once."""
+        """Whether a prompt is read once for all its siblings."""
         return self.share_prompts and self.family.shares_prompts(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are when they are read with."""
+        """The device of the weights while a pass reads with the model."""
         return self.model.device if self.offload is None else self.offload.device
 
     @property
     def vocabulary_size(self) -> int:
-        """Length of the tokenizer: the shared vocabulary. Head rows beyond it are padding."""
+        """Length of the tokenizer, the shared vocabulary. Head rows beyond it are padding."""
         return len(self.tokenizer)
 
     @property
@@ -102,20 +101,20 @@ class VLM:
 
     @property
     def pad_id(self) -> int:
-        """Padding id; the end-of-turn id where the tokenizer has none."""
+        """Padding id, or the end-of-turn id if the tokenizer has none."""
         pad: Any = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.stop_ids[0]
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tokens, image tensors and positions of a prompt as this model reads it."""
-        return self.family.encode(messages_of(prompt), pictures_of(prompt))
+        return self.family.encode(chat_messages(prompt), load_images(prompt))
 
     def lengths(self, prompt: Prompt) -> tuple[int, int]:
-        """Tokens of a prompt, and of its pictures, without the image processor."""
-        return self.family.lengths(messages_of(prompt), pictures_of(prompt))
+        """Tokens of a prompt, and of its images, without the image processor."""
+        return self.family.lengths(chat_messages(prompt), load_images(prompt))
 
     def head(self, vocabulary: int) -> Head:
-        """The language-model head over the first `vocabulary` ids."""
+        """The language-model head, over the first `vocabulary` ids."""
         layer: Any = self.model.get_output_embeddings()
         weight, bias = full_tensor(layer.weight), getattr(layer, "bias", None)
         text_config = self.model.config.get_text_config()
@@ -127,11 +126,11 @@ class VLM:
         )
 
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """A written response as tokens, end-of-turn included (only for data that is text to begin with)."""
+        """A response as tokens, end-of-turn included. Use it only for data that is text."""
         return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_ids[0])
 
     def decode(self, ids: tuple[int, ...] | list[int]) -> str:
-        """Text of a response, for people and answer checkers."""
+        """Text of a response, for display and answer checks."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def tokens(self, ids: tuple[int, ...] | list[int]) -> list[str]:
@@ -143,13 +142,16 @@ class VLM:
         return nullcontext() if self.offload is None else self.offload.on_device()
 
     def offloaded(self) -> "VLM":
-        """The same frozen model, its weights in host memory outside `here`; its head stays on the device."""
+        """The same frozen model with its weights in host memory outside `on_device`.
+
+        The head stays on the device.
+        """
         head = self.model.get_output_embeddings()
         assert isinstance(head, torch.nn.Module)
         return replace(self, offload=OffloadedWeights(self.model, head, self.device))
 
     def freeze(self) -> "VLM":
-        """Evaluation mode, no gradient."""
+        """Set evaluation mode and turn off gradients. Return the model."""
         self.model.requires_grad_(False)
         self.model.eval()
         return self
@@ -157,7 +159,7 @@ class VLM:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """What turns prompts into a model's tokens. Much can be refused with it before any weight is loaded."""
+    """What turns prompts into a model's tokens. Many checks need only this, not the weights."""
 
     source: str
     """Folder or hub id."""
@@ -171,12 +173,12 @@ class PromptEncoder:
         return len(self.tokenizer)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Tokens, image tensors and positions of a prompt as the model will read it."""
-        return self.family.encode(messages_of(prompt), pictures_of(prompt))
+        """Tokens, image tensors and positions of a prompt as the model reads it."""
+        return self.family.encode(chat_messages(prompt), load_images(prompt))
 
     def lengths(self, prompt: Prompt) -> tuple[int, int]:
-        """Tokens of a prompt, and of its pictures, without the image processor."""
-        return self.family.lengths(messages_of(prompt), pictures_of(prompt))
+        """Tokens of a prompt, and of its images, without the image processor."""
+        return self.family.lengths(chat_messages(prompt), load_images(prompt))
 
 
 def load_encoder(
@@ -191,11 +193,12 @@ def load_encoder(
     Args:
         source: local folder, or a hub id such as `Qwen/Qwen3-VL-2B-Instruct`.
         revision: commit of a hub id.
-        max_image_tokens: upper limit per picture; larger pictures are shrunk.
-        role: student or teacher, for messages.
+        max_image_tokens: limit per image. Larger images are shrunk.
+        role: student or teacher, for error messages.
 
     Raises:
-        ModelError: M103 where there is no such model, M105 without an adapter, M104 for a malformed configuration.
+        ModelError: M103 if there is no such model, M105 without a family, M104 for a malformed
+            configuration, M107 for a bad index of weights.
     """
     name = str(source)
     if not Path(name).exists() and not looks_like_hub_id(name):
@@ -219,7 +222,7 @@ def load_encoder(
 def load_weights(
     encoder: PromptEncoder, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> VLM:
-    """The model that belongs to an encoder (M107 where its weights cannot be read)."""
+    """Load the model of an encoder (M107 if its weights cannot be read)."""
     name = encoder.source
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -238,7 +241,7 @@ def load_weights(
 
 
 def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
-    """The precision of a model that is only read: bf16 on an accelerator unless `train.precision` is fp32."""
+    """The precision of a frozen model: bf16 on an accelerator, unless `train.precision` is fp32."""
     return (
         torch.float32
         if torch.device(device).type == "cpu" or precision == "fp32"
@@ -259,41 +262,42 @@ def load_vlm(
     Args:
         source: local folder, or a hub id such as `Qwen/Qwen3-VL-2B-Instruct`.
         revision: commit of a hub id.
-        dtype: precision of the weights; float32 by default.
-        device: where the weights go.
-        max_image_tokens: upper limit per picture; larger pictures are shrunk.
+        dtype: precision of the weights, float32 by default.
+        device: the device of the weights.
+        max_image_tokens: limit per image. Larger images are shrunk.
 
     Raises:
-        ModelError: as `load_encoder`; M107 where the weights cannot be read.
+        ModelError: as `load_encoder`, and M107 if the weights cannot be read.
     """
     encoder = load_encoder(source, revision=revision, max_image_tokens=max_image_tokens)
     return load_weights(encoder, dtype=dtype, device=device)
 
 
 def check_index(name: str, revision: str | None) -> None:
-    """M107 where the index of sharded weights names anything but safetensors files beside it.
+    """Raise M107 if the index of sharded weights names anything but safetensors files next to it.
 
-    transformers opens whatever an index names, outside the folder too, and unpickles what is not called `.safetensors`.
+    transformers opens every path in an index, outside the folder too, and unpickles files without
+    the suffix `.safetensors`.
     """
-    found = cached_file(
+    index = cached_file(
         name,
         SAFE_WEIGHTS_INDEX_NAME,
         revision=revision or "main",
         _raise_exceptions_for_missing_entries=False,
     )
-    if found is None:
+    if index is None:
         return
     try:
-        files = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise unreadable_model_error(
             name, f"its index of weights cannot be read: {error}"
         ) from error
-    strange = sorted(str(f) for f in files if not re.fullmatch(r"[\w.-]+\.safetensors", str(f)))
-    if strange:
+    invalid = sorted(str(f) for f in files if not re.fullmatch(r"[\w.-]+\.safetensors", str(f)))
+    if invalid:
         raise unreadable_model_error(
             name,
-            f"its index of weights names {strange[0]!r}, which is no safetensors file beside it",
+            f"its index of weights names {invalid[0]!r}, which is not a safetensors file in it",
         )
 
 
@@ -304,7 +308,7 @@ def unreadable_model_error(name: str, why: str) -> ModelError:
         "the model's weights cannot be read",
         where=name,
         why=why[:300],
-        fix="download the model again; only safetensors are read, convert others with save_pretrained",
+        fix="download the model again; only safetensors are read, others need save_pretrained",
     )
 
 
@@ -318,100 +322,3 @@ def unknown_family_error(name: str, family: str, role: str) -> ModelError:
         why="image tokens and positions differ between families",
         fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(FAMILIES)}",
     )
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Content hash of a vocabulary: the same words under the same ids."""
-    pairs = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:12]
-
-
-def check_pair(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> int:
-    """The shared vocabulary's size, or an error where two models cannot be compared row by row (M101, M102)."""
-    if vocabulary_hash(student.tokenizer) != vocabulary_hash(teacher.tokenizer):
-        raise vocabulary_mismatch_error(student, teacher)
-    if student.family.image_grid() != teacher.family.image_grid():
-        raise image_grid_mismatch_error(student, teacher)
-    return student.vocabulary_size
-
-
-def vocabulary_mismatch_error(
-    student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
-) -> ModelError:
-    """M101."""
-    mine, other = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    differing = [i for word, i in mine.items() if other.get(word) != i] or [
-        i for w, i in other.items() if w not in mine
-    ]
-    at = min(differing)
-    words = [next((word for word, i in vocab.items() if i == at), None) for vocab in (mine, other)]
-    rows = [("student", student, len(mine)), ("teacher", teacher, len(other))]
-    told = [
-        f"{r} {model_name(m.source)}: {n:,} tokens, sha {vocabulary_hash(m.tokenizer)}"
-        for r, m, n in rows
-    ]
-    return ModelError(
-        "M101",
-        "student and teacher do not share a vocabulary",
-        where=f"first difference: id {at}, {words[0]!r:.30} and {words[1]!r:.30}",
-        why="\n".join([*told, "the loss compares both next-token distributions id by id"]),
-        fix=fitting(student, teacher)
-        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
-        note="padding rows of the output head are ignored; a method without a teacher: method=grpo teacher.model=",
-    )
-
-
-def image_grid_mismatch_error(
-    student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
-) -> ModelError:
-    """M102."""
-    told = []
-    for role, vlm in (("student", student), ("teacher", teacher)):
-        told.append(f"{role}: {vlm.family.grid_in_words()}")
-    common = common_limit(student.family.image_grid(), teacher.family.image_grid())
-    shrunk = f"data.max_image_tokens={common}" if common else ""
-    found = fitting(student, teacher)
-    return ModelError(
-        "M102",
-        "student and teacher turn the same picture into different tokens",
-        why="\n".join([*told, "the loss needs one teacher row per student token"]),
-        fix="   or   ".join(fix for fix in (shrunk, found) if fix)
-        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's patches",
-    )
-
-
-def common_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
-    """Image tokens a picture under which two grids are one; None where patches differ."""
-    limits = {"min_pixels", "max_pixels"}
-    rest = [
-        {key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)
-    ]
-    if rest[0] != rest[1] or not limits <= ours.keys() & theirs.keys():
-        return None
-    key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
-    return max(1, min(int(ours[key]), int(theirs[key])) // (ours["patch"] * ours["merge"]) ** 2)
-
-
-def fitting(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:
-    """`teacher.model=...` with a model nearby that fits the student, else one that fits the teacher; or nothing."""
-    near = list(dict.fromkeys([*nearby_models(teacher.source), *nearby_models(student.source)]))
-    others = [
-        name
-        for name in near
-        if name not in {model_name(student.source), model_name(teacher.source)}
-    ][:12]
-    for role, kept in (("teacher", student), ("student", teacher)):
-        for name in others:
-            try:
-                check_same(load_encoder(kept.source), load_encoder(resolve_model(name)))
-            except (ModelError, OSError, ValueError):
-                continue
-            return f"{role}.model={name}"
-    return ""
-
-
-def check_same(one: PromptEncoder, other: PromptEncoder) -> None:
-    """ValueError where two encoders differ, as they are without limits of a recipe."""
-    same_words = vocabulary_hash(one.tokenizer) == vocabulary_hash(other.tokenizer)
-    if not same_words or one.family.image_grid() != other.family.image_grid():
-        raise ValueError

@@ -1,4 +1,7 @@
-"""A frozen model whose weights wait in host memory while nobody reads with it. Its head stays: the loss projects it."""
+"""Offload a frozen model: its weights stay in host memory while no pass reads with it.
+
+The head stays on the device, because the loss projects hidden states through it later.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +11,23 @@ from torch import Tensor
 
 
 class OffloadedWeights:
-    """Weights that are on the device only inside `here`; copies are exact, so no number changes.
+    """Weights that are on the device only inside `on_device`. Copies are exact: no number changes.
 
-    The host's copies are made once, in pinned memory where a CUDA device is, and never written: coming back is
-    forgetting the device's copies.
+    The host copies are made once, in pinned memory for a CUDA device, and never written. To offload
+    the weights, the device copies are dropped.
     """
 
     def __init__(self, model: torch.nn.Module, head: torch.nn.Module, device: torch.device) -> None:
-        kept = {id(p) for p in head.parameters()}
+        head_ids = {id(p) for p in head.parameters()}
         self.device, self.depth = device, 0
-        self.weights = [p for p in model.parameters() if id(p) not in kept]
-        assert not any(p.requires_grad for p in self.weights), "a model that learns cannot rest"
+        self.weights = [p for p in model.parameters() if id(p) not in head_ids]
+        assert not any(p.requires_grad for p in self.weights), "a trained model cannot be offloaded"
         self.host = [pin_to_host(p.data, pinned=device.type == "cuda") for p in self.weights]
-        self.leave()
+        self.move_to_host()
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """The weights are on the device; inside another `here` nothing moves."""
+        """Keep the weights on the device inside the block. A nested block moves nothing."""
         self.depth += 1
         if self.depth == 1:
             for weight, host in zip(self.weights, self.host, strict=True):
@@ -34,15 +37,15 @@ class OffloadedWeights:
         finally:
             self.depth -= 1
             if self.depth == 0:
-                self.leave()
+                self.move_to_host()
 
-    def leave(self) -> None:
-        """Only the host's copies stay."""
+    def move_to_host(self) -> None:
+        """Drop the device copies and use the host copies."""
         for weight, host in zip(self.weights, self.host, strict=True):
             weight.data = host
 
 
 def pin_to_host(weight: Tensor, pinned: bool) -> Tensor:
-    """A copy in host memory."""
+    """A copy in host memory, pinned if asked."""
     copy = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pinned)
     return copy.copy_(weight)

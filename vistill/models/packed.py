@@ -1,4 +1,7 @@
-"""The reading of a model as the `forward` of a module: sharding, compilation and hooks work on modules."""
+"""Every reading of a model as the `forward` of one module.
+
+Sharding, compilation and hooks work on modules.
+"""
 
 from typing import Any
 
@@ -7,42 +10,45 @@ from torch import Tensor, nn
 from vistill.models.families.base import Family, PackedRow, RowBatch
 
 
-class Reading:
-    """A row and the family that reads it.
+class PackedInput:
+    """A row and the family that reads it: the argument of `PackedForward`.
 
-    Not a dataclass, on purpose: FSDP copies dataclasses and containers among a module's arguments to
-    follow their tensors, but keys and values are stored in the very object that the caller holds.
+    It is deliberately no dataclass. FSDP copies dataclasses and containers among the arguments of a
+    module, but the reading stores keys and values in the caller's object.
     """
 
     def __init__(self, family: Family, row: PackedRow | RowBatch) -> None:
         self.family, self.row = family, row
 
     def __call__(self, model: Any) -> Tensor | tuple[Tensor, ...]:
-        """Hidden states before the head, [L, H] or [N, L, H]; of a row whose keys are kept, the keys and values."""
+        """Hidden states before the head, [L, H] or [N, L, H].
+
+        For a row with a `new_cache` the result is its keys and values.
+        """
         if isinstance(self.row, RowBatch):
             return self.family.backbone(model, self.row)
         return self.family.packed_states(model, self.row)
 
 
 class PackedForward(nn.Module):
-    """A model with the forward that vistill reads by. Its weights are the model's own.
+    """A model with vistill's own forward. Its weights are those of the model.
 
-    Every reading enters here and goes on through calls of the model's submodules. So
-    `fully_shard(layer)` for each decoder layer and `fully_shard(packed)` for the rest gather what a
-    reading needs, and `torch.compile(packed)` sees it.
+    Every reading enters here and calls the model's submodules. So `fully_shard(layer)` for each
+    decoder layer and `fully_shard(packed)` for the rest gather the weights that a reading needs,
+    and `torch.compile(packed)` compiles it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, reading: Reading) -> Tensor | tuple[Tensor, ...]:
-        """Hidden states before the head, or the keys and values that are kept."""
-        return reading(self.model)
+    def forward(self, packed_input: PackedInput) -> Tensor | tuple[Tensor, ...]:
+        """Hidden states before the head, or the stored keys and values."""
+        return packed_input(self.model)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling a module does nothing but its own forward: no hooks, not sharded, not compiled."""
+def is_unmodified(module: nn.Module) -> bool:
+    """Whether a call runs the module's forward only: no hooks, not sharded, not compiled."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

@@ -1,4 +1,4 @@
-"""Write model folders that transformers reads, and put saved weights back into a model."""
+"""Write model folders that transformers can read, and load saved weights into a model."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from vistill.errors import ModelError
 from vistill.models.loading import VLM
 
-#: What safetensors calls the precisions that weights have.
+#: The precisions of weights, by their names in safetensors.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,12 +43,12 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
 def load_weights_into(folder: Path, model: nn.Module) -> None:
     """Copy the weights of a model folder into a model, one tensor at a time.
 
-    Every file that the index names must be there, and every weight of the model in exactly one of
-    them, in its own shape and precision; tied weights are one weight. Nothing is written before all
-    names, shapes and precisions fit.
+    Every file that the index names must exist. Every weight of the model must be in exactly one of
+    them, with the model's shape and precision. Tied weights count as one weight. Nothing is written
+    until all names, shapes and precisions match.
 
     Raises:
-        ModelError: M107 where anything is missing, unknown or different.
+        ModelError: M107 if anything is missing, unknown or different.
     """
     try:
         with ExitStack() as stack:
@@ -56,12 +56,12 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
                 path.name: stack.enter_context(safe_open(path, "pt"))
                 for path in weight_files(folder)
             }
-            places = places_of(folder, files)
-            targets = dict(targets_of(folder, model, places))
+            file_of = locate_weights(folder, files)
+            targets = dict(match_tensors(folder, model, file_of))
             for name, target in targets.items():
-                check_tensor(folder, name, files[places[name]].get_slice(name), target)
+                check_tensor(folder, name, files[file_of[name]].get_slice(name), target)
             for name, target in targets.items():
-                target.copy_(files[places[name]].get_tensor(name))
+                target.copy_(files[file_of[name]].get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise incomplete_weights_error(
             folder, f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -69,7 +69,7 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The one file, or the shards that the index names."""
+    """The single file, or the shards that the index names."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
     names = sorted(set(read_index(folder).values()))
@@ -78,7 +78,7 @@ def weight_files(folder: Path) -> list[Path]:
     ]
     if outside:
         raise incomplete_weights_error(
-            folder, f"its index names {outside[0]!r}, which is no safetensors file next to it"
+            folder, f"its index names {outside[0]!r}, which is not a safetensors file in the folder"
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The file of each weight by the index."""
+    """The file of each weight, from the index."""
     path = folder / SAFE_WEIGHTS_INDEX_NAME
     if not path.is_file():
         raise incomplete_weights_error(
@@ -104,49 +104,51 @@ def read_index(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def places_of(folder: Path, files: dict[str, Any]) -> dict[str, str]:
-    """The file of each weight as the files say, checked against the index."""
-    places: dict[str, str] = {}
+def locate_weights(folder: Path, files: dict[str, Any]) -> dict[str, str]:
+    """The file of each weight, from the files themselves, checked against the index."""
+    file_of: dict[str, str] = {}
     for file, opened in files.items():
-        for name in opened.keys():  # noqa: SIM118  not a mapping
-            if name in places:
-                raise incomplete_weights_error(folder, f"{name} is in {places[name]} and in {file}")
-            places[name] = file
+        for name in opened.keys():  # noqa: SIM118  it is not a mapping
+            if name in file_of:
+                raise incomplete_weights_error(
+                    folder, f"{name} is in {file_of[name]} and in {file}"
+                )
+            file_of[name] = file
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         index = read_index(folder)
         differing = sorted(
-            name for name in index.keys() | places.keys() if index.get(name) != places.get(name)
+            name for name in index.keys() | file_of.keys() if index.get(name) != file_of.get(name)
         )
         if differing:
             name = differing[0]
             raise incomplete_weights_error(
-                folder, f"{name} is in {places.get(name)}, its index says {index.get(name)}"
+                folder, f"{name} is in {file_of.get(name)}, but the index says {index.get(name)}"
             )
-    return places
+    return file_of
 
 
-def targets_of(
-    folder: Path, model: nn.Module, places: dict[str, str]
+def match_tensors(
+    folder: Path, model: nn.Module, file_of: dict[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensor of the model for each saved weight; each tensor once, whatever names it has."""
+    """The model's tensor for each saved weight. A tensor with several names appears once."""
     tensors = model.state_dict(keep_vars=True)
-    unknown = sorted(places.keys() - tensors.keys())
+    unknown = sorted(file_of.keys() - tensors.keys())
     if unknown:
         raise incomplete_weights_error(
-            folder, f"it holds {unknown[0]}, which the model does not have"
+            folder, f"it contains {unknown[0]}, which the model does not have"
         )
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     for aliases in names.values():
-        saved = [name for name in aliases if name in places]
+        saved = [name for name in aliases if name in file_of]
         if len(saved) != 1:
-            raise incomplete_weights_error(folder, f"{aliases[0]} is in it {len(saved)} times")
+            raise incomplete_weights_error(folder, f"it contains {aliases[0]} {len(saved)} times")
         yield saved[0], tensors[saved[0]]
 
 
 def check_tensor(folder: Path, name: str, saved: Any, target: torch.Tensor) -> None:
-    """M107 where shape or precision differ."""
+    """Raise M107 if the shape or the precision differs."""
     shape, dtype = list(saved.get_shape()), DTYPES.get(saved.get_dtype())
     if shape != list(target.shape):
         raise incomplete_weights_error(
@@ -162,8 +164,8 @@ def incomplete_weights_error(folder: Path, why: str) -> ModelError:
     """M107."""
     return ModelError(
         "M107",
-        "saved weights cannot be put back",
+        "saved weights cannot be loaded",
         where=str(folder),
         why=why[:300],
-        fix="copy the folder again with all its files, or remove it: the checkpoint before it is taken then",
+        fix="copy the folder again with all its files, or remove it to use the checkpoint before",
     )

@@ -1,9 +1,13 @@
-"""Prompts read once: sibling responses attend to the keys and values of the prompt they share.
+"""Prefix sharing: sibling responses attend to the keys and values of the prompt that they share.
 
-Everything is packed; only the attention of short rows beside long ones is padded. Prompts lie one after the other on
-one axis, responses on another. A response reads `[last prompt token, y_0, ..., y_{T-2}]`, T tokens that predict its T
-tokens, so the prompt proper ends one token earlier and needs no hidden states of its own, only keys and values. This
-file is about rows and attention; embeddings and layers belong to the family.
+Prompts are packed one after the other on one axis, responses on another axis. Only the attention
+of segments of unequal length is padded.
+
+A response is read as `[last prompt token, y_0, ..., y_{T-2}]`: T tokens that predict its T tokens.
+So the shared part of a prompt ends one token earlier. It needs keys and values, but no hidden
+states at its end.
+
+This file is about rows and attention. Embeddings and layers belong to the family.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +21,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-#: Our name among transformers' attention functions. Without a plan it is their own `sdpa`.
-ATTENTION = "vistill"
-#: Rows of unequal size are attended together while that wastes less than a quarter of the cells, or so few cells.
-WASTE, FREE_CELLS = 1.25, 1 << 18
+#: The name of `attention_function` in transformers' registry of attention functions.
+ATTENTION_NAME = "vistill"
+#: Segments of unequal length share a block if padding adds less than a quarter of the scores, ...
+MAX_PADDING = 1.25
+#: ... or if the padded block has at most this many scores.
+MAX_SMALL_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive packed tokens that attend causally to one another and to all keys of one prompt."""
+    """Consecutive packed tokens that attend causally to one another and to all keys of a prompt."""
 
     start: int
     length: int
@@ -33,21 +39,21 @@ class Segment:
     prompt_length: int = 0
 
     @property
-    def cells(self) -> int:
-        """Attention scores of the segment alone."""
+    def num_scores(self) -> int:
+        """Attention scores of the segment, per layer and head."""
         return self.length * (self.prompt_length + self.length)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Segments that are attended in one call."""
+class AttentionBlock:
+    """Segments that attend in one call, padded to the longest."""
 
     queries: Tensor
-    """Packed row of each query, [rows * width]."""
+    """Packed index of each query, [rows * width]."""
     keys: Tensor
-    """Row of each key in the table of prompt keys followed by own keys, [rows * length]."""
+    """Index of each key in the table of prompt keys followed by the row's own, [rows * length]."""
     mask: Tensor | None
-    """0 or -inf, [rows or 1, 1, width, length]; None where plain causal attention is meant."""
+    """0 or -inf, [rows or 1, 1, width, length]. None means causal attention without a prompt."""
     rows: int
 
 
@@ -55,14 +61,14 @@ class Block:
 class Attention(Protocol):
     """How the tokens of one packed row attend, layer by layer."""
 
-    kept: "KeysValues | None"
-    """Where the row's own keys and values are stored; then nothing else of the row is wanted."""
+    new_cache: "KVCache | None"
+    """Where the row stores its keys and values. If set, nothing else of the row is computed."""
     last_layer: int
-    """The layer whose keys and values end such a row; the family sets it."""
+    """The layer whose keys and values end such a row. The family sets it."""
 
     @property
-    def cells(self) -> int:
-        """Attention scores of one layer and head."""
+    def num_scores(self) -> int:
+        """Attention scores per layer and head."""
         ...
 
     def __call__(
@@ -73,35 +79,36 @@ class Attention(Protocol):
 
 
 @dataclass
-class Attend:
-    """How the tokens of one packed row attend; handed through the decoder layers to `attention`."""
+class BlockAttention:
+    """Attention in padded blocks. The decoder layers pass it on to `attention_function`."""
 
-    blocks: list[Block]
+    blocks: list[AttentionBlock]
     order: Tensor
-    """Where in the blocks' output each packed token stands."""
-    prompt: "KeysValues | None" = None
-    """Keys and values the own ones are appended to."""
-    kept: "KeysValues | None" = None
+    """Index of each packed token in the joined output of the blocks."""
+    prompt_cache: "KVCache | None" = None
+    """Keys and values of the prompts, which precede the row's own."""
+    new_cache: "KVCache | None" = None
     last_layer: int = -1
 
     @property
-    def cells(self) -> int:
-        """Attention scores of one layer and head, padding of the blocks included."""
+    def num_scores(self) -> int:
+        """Attention scores per layer and head, padding included."""
         return sum(len(b.queries) * len(b.keys) // b.rows for b in self.blocks)
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     ) -> Tensor:
         """Attention output [1, L, heads, d] of packed queries [1, heads, L, d]."""
-        own = tokens_first(key), tokens_first(value)
-        if self.kept is not None:
-            self.kept.put(layer, *own, heads=key.shape[1])
+        keys, values = tokens_first(key), tokens_first(value)
+        if self.new_cache is not None:
+            self.new_cache.store(layer, keys, values, heads=key.shape[1])
         if layer == self.last_layer:
             return query.transpose(1, 2)
-        keys, values = own if self.prompt is None else self.prompt.followed_by(layer, *own)
+        if self.prompt_cache is not None:
+            keys, values = self.prompt_cache.concat(layer, keys, values)
         queries = tokens_first(query)
         width = query.shape[-1]
-        made = []
+        outputs = []
         for block in self.blocks:
             q, k, v = (
                 table.index_select(0, index)
@@ -123,42 +130,46 @@ class Attend:
                 is_causal=mask is None,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
-            made.append(out.transpose(1, 2).reshape(-1, queries.shape[1]))
-        joined = made[0] if len(made) == 1 else torch.cat(made)
+            outputs.append(out.transpose(1, 2).reshape(-1, queries.shape[1]))
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined.index_select(0, self.order).view(1, -1, query.shape[1], width)
 
 
 @dataclass
-class KeysValues:
+class KVCache:
     """Keys and values of packed prompts by layer, tokens first, [S, heads * d]."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     heads: int = 0
 
-    def put(self, layer: int, key: Tensor, value: Tensor, heads: int) -> None:
-        """Store a layer's; a second reading of the layer (gradient checkpointing) changes nothing."""
+    def store(self, layer: int, key: Tensor, value: Tensor, heads: int) -> None:
+        """Store a layer. A second call for the layer (gradient checkpointing) changes nothing."""
         self.heads = heads
         self.keys.setdefault(layer, key)
         self.values.setdefault(layer, value)
 
-    def followed_by(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The table of a layer: the prompts' rows, then these."""
+    def concat(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer, followed by these."""
         return torch.cat([self.keys[layer], key]), torch.cat([self.values[layer], value])
 
-    def cut(self) -> "KeysValues":
-        """The same values as leaves that gather gradient, so that siblings can be read one after the other."""
-        leaf = lambda x: x.detach().requires_grad_(x.requires_grad)
-        return KeysValues(
-            {i: leaf(x) for i, x in self.keys.items()}, {i: leaf(x) for i, x in self.values.items()}
+    def as_leaves(self) -> "KVCache":
+        """The same values as leaves that collect gradient, so that siblings can be read in turn."""
+
+        def as_leaf(x: Tensor) -> Tensor:
+            return x.detach().requires_grad_(x.requires_grad)
+
+        return KVCache(
+            {i: as_leaf(x) for i, x in self.keys.items()},
+            {i: as_leaf(x) for i, x in self.values.items()},
         )
 
     def tensors(self) -> list[Tensor]:
-        """Everything, layer by layer."""
+        """All tensors, layer by layer."""
         return [table[i] for i in self.keys for table in (self.keys, self.values)]
 
 
-def attention(  # noqa: PLR0913  transformers fixes this signature
+def attention_function(  # noqa: PLR0913  transformers fixes this signature
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -169,22 +180,23 @@ def attention(  # noqa: PLR0913  transformers fixes this signature
     attend: Callable[..., Tensor] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention function: with a plan ours, without one its own.
+    """The attention function for transformers: `attend` if it is given, else transformers' own.
 
-    `attend` is the bound call of a plan: FSDP would copy the plan itself, a dataclass, on its way through a layer.
+    `attend` is the bound `__call__` of an `Attention`. FSDP would copy the object itself on its way
+    through a layer, because it is a dataclass.
     """
     if attend is None:
         return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
-    assert dropout == 0, "dropout in attention would differ between readings of the same response"
+    assert dropout == 0, "attention dropout would differ between two readings of one response"
     layer = module.layer_idx
     assert isinstance(layer, int)
     return attend(layer, query, key, value, scaling), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attention_function)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, sdpa_mask)
 
 
 def tokens_first(x: Tensor) -> Tensor:
@@ -194,8 +206,8 @@ def tokens_first(x: Tensor) -> Tensor:
 
 def plan_attention(
     segments: Sequence[Segment], num_prompt_tokens: int, device: torch.device
-) -> Attend:
-    """Blocks for consecutive segments: rows of similar size together."""
+) -> BlockAttention:
+    """Blocks for consecutive segments. Segments of similar length share a block."""
     order = sorted(
         range(len(segments)),
         key=lambda i: (segments[i].length, segments[i].prompt_length),
@@ -204,22 +216,21 @@ def plan_attention(
     parts: list[list[Segment]] = []
     for i in order:
         joined = [*parts[-1], segments[i]] if parts else []
-        if not joined or padded_cells(joined) > max(
-            WASTE * sum(s.cells for s in joined), FREE_CELLS
-        ):
+        limit = max(MAX_PADDING * sum(s.num_scores for s in joined), MAX_SMALL_BLOCK)
+        if not joined or num_padded_scores(joined) > limit:
             parts.append([segments[i]])
         else:
             parts[-1] = joined
     blocks = [make_block(part, num_prompt_tokens) for part in parts]
-    place = torch.empty(sum(s.length for s in segments), dtype=torch.long)
+    output_order = torch.empty(sum(s.length for s in segments), dtype=torch.long)
     at = 0
     for part in parts:
         width = max(s.length for s in part)
         for row, s in enumerate(part):
-            place[s.start : s.start + s.length] = torch.arange(s.length) + at + row * width
+            output_order[s.start : s.start + s.length] = torch.arange(s.length) + at + row * width
         at += width * len(part)
-    moved = [
-        Block(
+    on_device = [
+        AttentionBlock(
             b.queries.to(device),
             b.keys.to(device),
             None if b.mask is None else b.mask.to(device),
@@ -227,36 +238,36 @@ def plan_attention(
         )
         for b in blocks
     ]
-    return Attend(moved, place.to(device))
+    return BlockAttention(on_device, output_order.to(device))
 
 
-def padded_cells(part: Sequence[Segment]) -> int:
-    """Attention scores of segments padded to the largest."""
+def num_padded_scores(part: Sequence[Segment]) -> int:
+    """Attention scores of segments that are padded to the longest."""
     width = max(s.length for s in part)
     return len(part) * width * (max(s.prompt_length for s in part) + width)
 
 
-def make_block(part: Sequence[Segment], num_prompt_tokens: int) -> Block:
-    """Indices and mask of segments that are attended together."""
+def make_block(part: Sequence[Segment], num_prompt_tokens: int) -> AttentionBlock:
+    """Indices and mask of segments that attend in one call."""
     start, length, prompt_start, prompt_length = (
         torch.tensor([getattr(s, name) for s in part])[:, None]
         for name in ("start", "length", "prompt_start", "prompt_length")
     )
-    width, before = int(length.max()), int(prompt_length.max())
-    column, prompt_column = torch.arange(width), torch.arange(before)
+    width, prompt_width = int(length.max()), int(prompt_length.max())
+    column, prompt_column = torch.arange(width), torch.arange(prompt_width)
     queries = start + torch.minimum(column, length - 1)
     prompt_keys = prompt_start + torch.minimum(prompt_column, (prompt_length - 1).clamp_min(0))
     keys = torch.cat([prompt_keys, queries + num_prompt_tokens], 1)
     mask = None
-    if before:
-        seen = torch.cat(
+    if prompt_width:
+        visible = torch.cat(
             [
                 (prompt_column < prompt_length)[:, None].expand(-1, width, -1),
                 (column <= column[:, None]).expand(len(part), -1, -1),
             ],
             -1,
         )
-        if bool((prompt_length == before).all()):
-            seen = seen[:1]
-        mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
-    return Block(queries.reshape(-1), keys.reshape(-1), mask, len(part))
+        if bool((prompt_length == prompt_width).all()):
+            visible = visible[:1]
+        mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]
+    return AttentionBlock(queries.reshape(-1), keys.reshape(-1), mask, len(part))

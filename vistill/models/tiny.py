@@ -1,4 +1,7 @@
-"""Tiny models of the real kind: Qwen3-VL classes with small numbers and a byte-level tokenizer made in process."""
+"""Tiny models of the real architecture: Qwen3-VL classes with small sizes.
+
+Their byte-level tokenizer is trained in the same process.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
 
-SPECIAL = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -20,7 +23,7 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-#: Qwen's own shape: role headers, pictures in place between vision marks.
+#: The format of Qwen: role headers, images in place between vision tokens.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -29,13 +32,13 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-#: Words take a leading space or mark, every digit stands alone (as in Qwen's tokenizer).
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+#: A word includes a leading space or mark. Every digit is a token (as in Qwen's tokenizer).
+SPLIT_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
 class TinySize:
-    """The numbers of a tiny model."""
+    """The sizes of a tiny model."""
 
     hidden: int = 64
     layers: int = 3
@@ -52,41 +55,44 @@ class TinySize:
     min_pixels: int = 64 * 64
     max_pixels: int = 64 * 64
     init: float = 0.05
-    """Standard deviation of the initial weights; 0.02 is much slower at this size."""
+    """Standard deviation of the initial weights. With 0.02 this size learns much more slowly."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: every string has a spelling, so nothing is ever unknown."""
+    """A byte-level tokenizer. It can encode every string, so it needs no unknown token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=32768,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
-    return wrapped
+    fast_tokenizer.chat_template = CHAT_TEMPLATE
+    return fast_tokenizer
 
 
 def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """A `Qwen3VLConfig` whose silent pitfalls are avoided: head_dim, mrope_section, deepstack below depth, ids."""
+    """A `Qwen3VLConfig` without values that transformers would silently ignore or clamp.
+
+    These are head_dim, mrope_section, DeepStack levels below the depth, and the special ids.
+    """
     head_dim = 32
     third = head_dim // 2 // 3
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}  # pyright: ignore[reportArgumentType]
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}  # pyright: ignore[reportArgumentType]
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -131,7 +137,7 @@ def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLCo
 
 
 def tiny_processor(size: TinySize) -> Qwen2VLImageProcessorPil:
-    """The PIL image processor with the tiny patch and size limits."""
+    """The PIL image processor, with the patch size and the size limits of the tiny model."""
     return Qwen2VLImageProcessorPil(
         patch_size=size.patch,
         temporal_patch_size=2,
@@ -143,7 +149,7 @@ def tiny_processor(size: TinySize) -> Qwen2VLImageProcessorPil:
 
 
 def build_tiny(size: TinySize, tokenizer: PreTrainedTokenizerFast, seed: int) -> VLM:
-    """A tiny untrained model; the same seed gives the same weights."""
+    """A tiny untrained model. The same seed gives the same weights."""
     config = tiny_config(size, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

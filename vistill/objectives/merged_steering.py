@@ -23,7 +23,7 @@ def merged_steering(readings: Sequence[ScoredPass], weights: Tensor, strength: T
         ConfigError: C002 for a head with bias or softcap.
     """
     own, full, blind, own_blind = readings
-    if not (full.projection().linear and own_blind.projection().linear):
+    if not (full.projection().is_linear and own_blind.projection().is_linear):
         raise nonlinear_head_error(
             "heads without bias and softcap",
             "states are added up before the head, which must be linear",

@@ -24,7 +24,7 @@ from vistill.objectives.steering import TEACHER_TEXT_ONLY
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_dependency import (
     Scope,
-    threshold,
+    quantile_threshold,
     threshold_key,
     token_has_image,
     visual_dependency,
@@ -96,7 +96,7 @@ class VGS(NormCorrected):
         dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_TEXT_ONLY.name], r)
         shares = (self.quantile, self.low_quantile)
         high, low = (
-            threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory)
+            quantile_threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory)
             for s in shares
         )
         steps = ((dependency > low).float() + (dependency > high).float()) / 2

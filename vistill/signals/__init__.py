@@ -1,1 +1,1 @@
-"""What a token owes to the image: named per-token measurements, without gradient."""
+"""Per-token measurements of what a token owes to the image. They have no gradient."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def top_mass_share(values: Float[Tensor, " R"], share: float = 0.1) -> float:
-    """Share of the total that the largest `ceil(share * n)` values carry; NaN where the total is zero.
+    """Share of the total in the largest `ceil(share * n)` values. NaN if the total is 0.
 
     Source: VA-OPD Figure 2a (about 93 % for the top 10 % of the tokens).
     """
@@ -22,7 +22,7 @@ def top_mass_share(values: Float[Tensor, " R"], share: float = 0.1) -> float:
 
 
 def gini(values: Float[Tensor, " R"]) -> float:
-    """Gini coefficient of non-negative values: 0 when equal, towards 1 when one token carries everything."""
+    """Gini coefficient of non-negative values: 0 if all are equal, near 1 if one token has all."""
     n = len(values)
     total = float(values.double().sum())
     if n == 0 or total <= 0:

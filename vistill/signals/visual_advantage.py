@@ -1,4 +1,4 @@
-"""Visual advantage: how much the picture supports a token, in nats."""
+"""Visual advantage: how much the image raises the log-probability of a token, in nats."""
 
 from typing import Literal
 
@@ -19,10 +19,11 @@ def visual_advantage(
     log_prob_degraded: Float[Tensor, " R"],
     score: Literal["rectified", "signed", "absolute"] = "rectified",
 ) -> Float[Tensor, " R"]:
-    """Teacher log-probability of the sampled token with the picture minus with the degraded picture.
+    """Log-probability of the sampled token with the image (l) minus with a degraded one (l~).
 
-    `a = max(l - l~, 0)` (rectified, the paper), `l - l~` (signed) or its absolute value, in nats, in float32.
-    A **misread** token has l < l~, so its rectified advantage is 0: it marks correctly read tokens.
+    l and l~ are the teacher's. `a = max(l - l~, 0)` (rectified, as in the paper), `l - l~` (signed)
+    or its absolute value, in nats, in float32. A token that the student **misread** has l < l~, so
+    its rectified advantage is 0: the rectified advantage marks tokens that were read correctly.
     Source: VA-OPD Eq. 2.
     """
     difference = log_prob_full.float() - log_prob_degraded.float()
@@ -33,9 +34,9 @@ def visual_advantage(
 
 @torch.no_grad()
 def distribution_advantage(full: ScoredPass, degraded: ScoredPass) -> Float[Tensor, " R"]:
-    """KL(teacher with the picture || teacher with the degraded picture) of each row, in nats.
+    """KL(teacher with the image || teacher with the degraded image) of each row, in nats.
 
-    The expectation of the signed advantage under the teacher itself; it fires on misread tokens too.
+    This is the expected signed advantage under the teacher. It is large on misread tokens too.
     """
     return per_row(
         reverse_kl,

@@ -1,4 +1,4 @@
-"""Visual dependency: how much the picture changes what a reader expects next, and a quantile to pass."""
+"""Visual dependency: how much the image changes the next-token distribution. With its threshold."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -13,12 +13,12 @@ from vistill.functional.segments import segment_quantile
 from vistill.signals.visual_advantage import distribution_advantage
 
 Scope = Literal["batch", "response", "micro_batch", "running"]
-#: Share of the earlier threshold that a running one keeps each step.
+#: Weight of the earlier threshold in the moving average of the scope `running`.
 RUNNING_DECAY = 0.9
 
 
 def token_has_image(responses: Responses) -> Tensor:
-    """Whether each token belongs to a prompt with a picture."""
+    """Whether each token belongs to a prompt with an image."""
     return responses.has_image[responses.group][responses.rollout]
 
 
@@ -26,9 +26,10 @@ def token_has_image(responses: Responses) -> Tensor:
 def visual_dependency(
     full: ScoredPass, text_only: ScoredPass, responses: Responses
 ) -> Float[Tensor, " R"]:
-    """`VDS_t = KL(q with the picture || q without)`, whole vocabulary, in nats; 0 where there is no picture.
+    """`VDS_t = KL(q with the image || q without)`, over the whole vocabulary, in nats.
 
-    Teacher only. Unlike visual advantage it fires on misread tokens too. Source: VGS Eq. 12.
+    q is the teacher. The value is 0 if the prompt has no image. Unlike visual advantage it is large
+    on misread tokens too. Source: VGS Eq. 12.
     """
     values = distribution_advantage(full, text_only)
     return torch.where(token_has_image(responses), values, torch.zeros_like(values))
@@ -38,12 +39,12 @@ def visual_dependency(
 def sampled_dependency(
     log_prob: Float[Tensor, " R"], masked_log_prob: Float[Tensor, " R"]
 ) -> Float[Tensor, " R"]:
-    """k3 of the sampled token with and without the picture, in [0, 10] (VPPO)."""
+    """k3 of the sampled token with and without the image, in [0, 10]. Source: VPPO."""
     return k3(log_prob, masked_log_prob)
 
 
 @torch.no_grad()
-def threshold(
+def quantile_threshold(
     values: Float[Tensor, " R"],
     responses: Responses,
     share: float,
@@ -51,15 +52,17 @@ def threshold(
     scope_prompts: int = 1,
     memory: Mapping[str, float] | None = None,
 ) -> Float[Tensor, " R"]:
-    """The `share` quantile of a signal that each token is held against, linearly interpolated.
+    """The threshold of each token: the `share` quantile of a signal, with linear interpolation.
 
     Args:
         values: the signal.
-        responses: where tokens belong.
+        responses: the rollout and the prompt of each token.
         share: the quantile, 0.7 in VGS.
-        scope: over all tokens of the step (`batch`), of the response, of so many prompts (`micro_batch`), or the
-            step's quantile averaged over steps (`running`).
-        scope_prompts: prompts of a micro-batch; it does not follow `train.micro_batch`, which never changes an update.
+        scope: take the quantile over all tokens of the step (`batch`), of the response, or of
+            `scope_prompts` prompts (`micro_batch`), or average the step's quantile over steps
+            (`running`).
+        scope_prompts: prompts of a micro-batch. It is independent of `train.micro_batch`, which
+            never changes an update.
         memory: earlier thresholds under `threshold/SHARE`, for `running`.
     """
     if scope == "response":
@@ -69,11 +72,11 @@ def threshold(
         num = int(segment.max()) + 1
     else:
         segment, num = torch.zeros_like(responses.rollout), 1
-    found = segment_quantile(values, segment, num, share)
-    before = (memory or {}).get(threshold_key(share))
-    if scope == "running" and before is not None:
-        found = RUNNING_DECAY * before + (1 - RUNNING_DECAY) * found
-    return found[segment]
+    quantile = segment_quantile(values, segment, num, share)
+    previous = (memory or {}).get(threshold_key(share))
+    if scope == "running" and previous is not None:
+        quantile = RUNNING_DECAY * previous + (1 - RUNNING_DECAY) * quantile
+    return quantile[segment]
 
 
 def threshold_key(share: float) -> str:

@@ -11,10 +11,10 @@ from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
-from vistill.training.run_lock import check_unmasked
 from vistill.training.provided_inputs import changed_knobs
 from vistill.training.recipe import Recipe
 from vistill.training.replay import Replayed, copied_run_folder, replay_step
+from vistill.training.run_lock import check_unmasked
 
 
 def replay(

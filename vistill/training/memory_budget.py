@@ -11,7 +11,7 @@ import torch
 from vistill.errors import ConfigError
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
-from vistill.models.scoring import EncodedGroup, read_groups
+from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_json, to_json
 from vistill.training.micro_batches import AUTO_TOKENS, PART_TOKENS, BatchSplit
@@ -182,7 +182,7 @@ def measure_one(vlm: VLM, prompt: EncodedPrompt, setup: "RunSetup") -> dict[str,
     found: dict[str, float] = {}
     with autocast(setup.train, vlm.device):
         holding = lambda work: held_bytes(vlm.model, work)
-        found["prompt"], reading = holding(lambda: read_groups(vlm, [group], cut=True))
+        found["prompt"], reading = holding(lambda: open_reading(vlm, [group], cut=True))
         found["short"], _ = holding(lambda: reading.read([(0, 0)]))
         found["long"], _ = holding(lambda: reading.read([(0, 1)]))
     vlm.model.train(was_training)

@@ -12,7 +12,7 @@ from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator, keyed_seed
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
-from vistill.models.scoring import EncodedGroup, all_responses, read_groups, score
+from vistill.models.scoring import EncodedGroup, all_responses, open_reading, score
 from vistill.training.micro_batches import BatchSplit
 from vistill.types import Pass, Prompt, Reader, RolloutGroup, View
 from vistill.views import ViewContext, apply_view
@@ -203,7 +203,7 @@ def parts_with_gradient(  # noqa: PLR0913  one more than six: what to read, what
         poll()
         with precision():
             opened = {
-                p.name: read_groups(
+                p.name: open_reading(
                     models.reader(p.reader), reading.under(p.view, groups), cut=True
                 )
                 for p in learning

@@ -1,51 +1,76 @@
-"""Decoder layers of transformers: run one up to its attention, add to hidden states, which attention it has."""
+"""Helpers for modules of transformers: decoder layers, their attention, and signatures.
 
-from collections.abc import Mapping
+`check_signature` guards against arguments that a function would accept and ignore.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import __version__ as transformers_version
 
+from vistill.errors import ModelError
 from vistill.models.sharing import Attention
 
 
-def with_added(hidden: Tensor, seen: Tensor, level: Tensor) -> Tensor:
-    """Hidden states with something added at the image tokens."""
+def add_at_image_tokens(hidden: Tensor, is_image: Tensor, level: Tensor) -> Tensor:
+    """Hidden states plus `level` [I, H] at the image tokens, which `is_image` marks."""
     hidden = hidden.clone()
-    hidden[seen] = hidden[seen] + level.to(hidden.dtype)
+    hidden[is_image] = hidden[is_image] + level.to(hidden.dtype)
     return hidden
 
 
-def keys_only(layer: Any, hidden: Tensor, attend: Attention, options: Mapping[str, Any]) -> None:
-    """Run a decoder layer up to its attention, which keeps keys and values.
+def run_to_attention(
+    layer: Any, hidden: Tensor, attention: Attention, options: Mapping[str, Any]
+) -> None:
+    """Run a decoder layer up to its attention, which stores keys and values.
 
-    The layer is called, so that its hooks fire (FSDP gathers its weights there), and the keys and
-    values are its output, so that hooks on the output see where gradient comes back.
+    The layer module is called, so its hooks run (FSDP gathers its weights in one). The keys and
+    values are its output, so hooks on the output see the gradient come back.
     """
 
     def forward(hidden: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         layer.self_attn(layer.input_layernorm(hidden), attention_mask=None, **options)
-        assert attend.kept is not None
-        return attend.kept.keys[attend.last_layer], attend.kept.values[attend.last_layer]
+        cache, last = attention.new_cache, attention.last_layer
+        assert cache is not None
+        return cache.keys[last], cache.values[last]
 
-    own = layer.__dict__.get("forward")
+    instance_forward = layer.__dict__.get("forward")
     layer.forward = forward
     try:
-        nn.Module.__call__(layer, hidden, attend=attend.__call__, **options)
+        nn.Module.__call__(layer, hidden, attend=attention.__call__, **options)
     finally:
-        if own is None:
+        if instance_forward is None:
             del layer.forward
         else:
-            layer.forward = own
+            layer.forward = instance_forward
 
 
-def plainly_causal(config: Any) -> bool:
-    """Whether every layer of a decoder attends to all earlier tokens and nothing else."""
-    kinds = getattr(config, "layer_types", None)
-    windowed = (
-        any(kind != "full_attention" for kind in kinds)
-        if kinds
-        else getattr(config, "sliding_window", None) is not None
-        and getattr(config, "use_sliding_window", True)
-    )
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return not (windowed or capped or getattr(config, "use_bidirectional_attention", None))
+def is_fully_causal(config: Any) -> bool:
+    """Whether every layer of a decoder attends to all earlier tokens and to nothing else."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        has_window = any(kind != "full_attention" for kind in layer_types)
+    else:
+        has_window = getattr(config, "sliding_window", None) is not None and getattr(
+            config, "use_sliding_window", True
+        )
+    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    is_bidirectional = getattr(config, "use_bidirectional_attention", None)
+    return not (has_window or has_softcap or is_bidirectional)
+
+
+def check_signature(function: Callable[..., Any], names: Iterable[str]) -> None:
+    """Raise M110 if a function does not name an argument. `**kwargs` would ignore it silently."""
+    parameters = inspect.signature(function).parameters
+    missing = [name for name in names if name not in parameters]
+    if missing:
+        where = getattr(function, "__qualname__", str(function))
+        raise ModelError(
+            "M110",
+            f"{where} of transformers {transformers_version} has no argument {missing[0]!r}",
+            where=where,
+            why="it would accept and ignore the argument, and the model would not see its images",
+            fix="pip install 'transformers>=5.19'",
+        )

@@ -1,7 +1,7 @@
-"""The Qwen3-VL family: 2B, 4B, 8B, 32B and tiny ones from the same classes.
+"""The Qwen3-VL family: 2B, 4B, 8B, 32B, and tiny models of the same classes.
 
-Inputs come from the tokenizer and the PIL image processor, not from `Qwen3VLProcessor`, which cannot be constructed
-without torchvision; a test holds them equal to the real processor.
+Inputs come from the tokenizer and the PIL image processor. `Qwen3VLProcessor` needs torchvision. A
+test shows that both give equal inputs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,15 @@ from vistill.models.families.base import (
     EncodedPrompt,
     Family,
     Pixels,
-    text_costs,
 )
-from vistill.models.families.qwen3_vl_step import FusedDecoder, fits
-from vistill.models.flops import ModelFlops, ReadTokens, learns, linear_costs
+from vistill.models.families.qwen3_vl_step import FusedDecoder, can_fuse
+from vistill.models.flops import (
+    ModelFlops,
+    ReadTokens,
+    decoder_flops,
+    is_trainable,
+    linear_flops,
+)
 from vistill.types import PilImage
 
 
@@ -44,12 +49,12 @@ class Qwen3VLFamily(Family):
         self.merge = int(config.vision_config.spatial_merge_size)
 
     def image_tokens(self, image: PilImage) -> int:
-        """Merged patches of the picture as it is resized."""
+        """Merged patches of the resized image."""
         _, height, width = self.expected_grid(image)
         return height * width // self.merge**2
 
     def expected_grid(self, image: PilImage) -> list[int]:
-        """Frames, rows and columns of patches, from the picture's size alone."""
+        """Frames, rows and columns of patches. They depend on the size of the image only."""
         size, patch = dict(self.processor.size), int(self.config.vision_config.patch_size)
         height, width = smart_resize(
             image.height,
@@ -60,73 +65,74 @@ class Qwen3VLFamily(Family):
         )
         return [1, height // patch, width // patch]
 
-    def place(
+    def expand_placeholders(
         self, ids: Sequence[int], images: Sequence[PilImage], pixels: Pixels
     ) -> tuple[list[int], Tensor, int]:
-        """Image tokens as the grids say; three-axis positions."""
+        """Expand each placeholder by its grid, with positions on three axes."""
         if not images:
             return list(ids), torch.arange(len(ids)).expand(3, -1), len(ids)
         return place_images(ids, self.image_id, pixels["image_grid_thw"], self.merge)
 
     def generation_inputs(self, prompts: Sequence[EncodedPrompt], pad_id: int) -> dict[str, Tensor]:
-        """Arguments for `generate`; positions follow from the grids and token types."""
+        """Arguments of `generate`. Positions follow from the grids and the token types."""
         inputs = super().generation_inputs(prompts, pad_id)
         if any(p.has_image for p in prompts):
-            seen = (inputs["input_ids"] == self.image_id) & (inputs["attention_mask"] == 1)
-            inputs["mm_token_type_ids"] = seen.int()
+            is_image = (inputs["input_ids"] == self.image_id) & (inputs["attention_mask"] == 1)
+            inputs["mm_token_type_ids"] = is_image.int()
         return inputs
 
-    def picture_arguments(self, seen: Tensor, levels: Sequence[Tensor]) -> dict[str, Any]:
-        """DeepStack."""
-        return {"visual_pos_masks": seen, "deepstack_visual_embeds": list(levels)}
+    def image_arguments(self, is_image: Tensor, levels: Sequence[Tensor]) -> dict[str, Any]:
+        """The arguments of DeepStack."""
+        return {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(levels)}
 
     def decoder_step(self, model: Any) -> DecoderStep | None:
-        """A fused step for a small float32 model."""
+        """A fused step, for a small float32 model."""
         decoder = self.decoder(model)
-        if not fits(decoder):
+        if not can_fuse(decoder):
             return None
         fused = FusedDecoder(decoder)
 
-        def step(ids: Tensor, positions: Tensor, attend: DecodeAttention) -> Tensor:
+        def step(ids: Tensor, positions: Tensor, attention: DecodeAttention) -> Tensor:
             if is_counting():
-                self.count(model, ReadTokens(response_tokens=len(ids), cells=attend.cells), ())
-            return fused(ids, positions, attend)
+                read = ReadTokens(response_tokens=len(ids), num_scores=attention.num_scores)
+                self.count(model, read, ())
+            return fused(ids, positions, attention)
 
         return step
 
     def patch_grids(self, prompt: EncodedPrompt) -> Iterable[tuple[int, int, int]]:
-        """As the processor made them."""
+        """The grids of the processor."""
         return [(f, h, w) for f, h, w in prompt.pixels["image_grid_thw"].tolist()]
 
     def costs(self, model: Any) -> ModelFlops:
-        """What a token and a patch cost; the mergers run on merged patches."""
+        """Operations per token and per patch. The mergers run on merged patches."""
         tower, vision = model.model.visual, model.config.vision_config
-        mergers = linear_costs([tower.merger, *tower.deepstack_merger_list]) / self.merge**2
-        return text_costs(self.decoder(model), learns(tower)).with_vision(
-            patch=linear_costs([tower.patch_embed, *tower.blocks]) + mergers,
+        mergers = linear_flops([tower.merger, *tower.deepstack_merger_list]) / self.merge**2
+        return decoder_flops(self.decoder(model), is_trainable(tower)).with_vision(
+            patch=linear_flops([tower.patch_embed, *tower.blocks]) + mergers,
             patch_pair=4.0 * vision.hidden_size * vision.depth,
-            backward=2.0 * learns(tower),
+            backward=2.0 * is_trainable(tower),
         )
 
-    def wrong_encoding(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
-        """Grids follow from the pictures' sizes alone; patches and image tokens follow from the grids."""
+    def encoding_problem(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
+        """Compare grids with the image sizes, then patches and image tokens with the grids."""
         expected = [self.expected_grid(image) for image in images]
         tokens = sum(h * w // self.merge**2 for _, h, w in expected)
-        found = prompt.ids.count(self.image_id)
-        if found != tokens:
-            return f"{found} image tokens, the pictures ask for {tokens}"
+        present = prompt.ids.count(self.image_id)
+        if present != tokens:
+            return f"{present} image tokens, but the images need {tokens}"
         if not images:
             return None
         if "pixel_values" not in prompt.pixels:
-            return "the picture's pixels are missing"
+            return "the pixels of the image are missing"
         grids = prompt.pixels["image_grid_thw"].tolist()
         if grids != expected:
-            return f"grids {grids}, the pictures ask for {expected}"
+            return f"grids {grids}, but the images need {expected}"
         patches, needed = len(prompt.pixels["pixel_values"]), sum(h * w for _, h, w in expected)
-        return None if patches == needed else f"{patches} patches, the pictures ask for {needed}"
+        return None if patches == needed else f"{patches} patches, but the images need {needed}"
 
     def image_grid(self) -> dict[str, Any]:
-        """Patch, merge and size limits."""
+        """Patch size, merge size and size limits."""
         size = {key: value for key, value in dict(self.processor.size).items() if value is not None}
         return {
             "patch": int(self.config.vision_config.patch_size),
@@ -135,13 +141,14 @@ class Qwen3VLFamily(Family):
             "max_pixels": size.get("longest_edge"),
         }
 
-    def grid_in_words(self) -> str:
-        """The grid in a message."""
-        g = self.image_grid()
-        return f"patch {g['patch']}, merge {g['merge']}, {g['min_pixels']:,} to {g['max_pixels']:,} pixels"
+    def describe_grid(self) -> str:
+        """The image grid in words, for messages."""
+        grid = self.image_grid()
+        limits = f"{grid['min_pixels']:,} to {grid['max_pixels']:,} pixels"
+        return f"patch {grid['patch']}, merge {grid['merge']}, {limits}"
 
     def limit_image_tokens(self, limit: int) -> None:
-        """Shrink larger pictures to at most `limit` image tokens each."""
+        """Shrink larger images to at most `limit` image tokens."""
         area = limit * (int(self.config.vision_config.patch_size) * self.merge) ** 2
         size = dict(self.processor.size)
         smallest = min(int(size["shortest_edge"]), area)
@@ -151,35 +158,36 @@ class Qwen3VLFamily(Family):
 def place_images(
     ids: Sequence[int], image_id: int, grids: Tensor, merge: int
 ) -> tuple[list[int], Tensor, int]:
-    """Expand each image placeholder to its tokens and give every token its (time, height, width) position.
+    """Expand each image placeholder to its tokens, with (time, height, width) positions.
 
-    Text advances all three axes by one; a picture of h x w merged tokens advances them by max(h, w).
+    A text token advances all three axes by 1. An image of h x w merged tokens advances them by
+    max(h, w).
 
     Returns:
-        Expanded ids, positions [3, P], and the position of the token that follows.
+        Expanded ids, positions [3, P], and the position of the next token.
     """
     expanded: list[int] = []
     columns: list[Tensor] = []
-    at, pictures = 0, iter(grids.tolist())
+    position, grid_of_image = 0, iter(grids.tolist())
     for token in ids:
         if token != image_id:
             expanded.append(token)
-            columns.append(torch.full((3, 1), at))
-            at += 1
+            columns.append(torch.full((3, 1), position))
+            position += 1
             continue
-        frames, height, width = next(pictures)
+        frames, height, width = next(grid_of_image)
         height, width = height // merge, width // merge
         expanded += [image_id] * (frames * height * width)
         axes = torch.meshgrid(
             torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij"
         )
-        columns.append(torch.stack(axes).reshape(3, -1) + at)
-        at += max(height, width)
-    return expanded, torch.cat(columns, dim=1), at
+        columns.append(torch.stack(axes).reshape(3, -1) + position)
+        position += max(height, width)
+    return expanded, torch.cat(columns, dim=1), position
 
 
 def check_config(config: Any) -> None:
-    """Refuse values that transformers would ignore or clamp silently (M104)."""
+    """Raise M104 for values that transformers would silently ignore or clamp."""
     text, vision = config.text_config, config.vision_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     section = (getattr(text, "rope_parameters", None) or {}).get("mrope_section", [24, 20, 20])
@@ -192,12 +200,13 @@ def check_config(config: Any) -> None:
         ),
         (
             sum(section) != head_dim // 2,
-            f"mrope_section {section} sums to {sum(section)}, half the head dimension is {head_dim // 2}",
+            f"mrope_section {section} sums to {sum(section)},"
+            f" half the head dimension is {head_dim // 2}",
         ),
         (min(section) == 0, f"mrope_section {section} leaves an axis without a frequency"),
         (
             bool(levels) and max(levels) >= vision.depth,
-            f"deepstack_visual_indexes {levels} must lie below depth {vision.depth}",
+            f"deepstack_visual_indexes {levels} must be below depth {vision.depth}",
         ),
         (len(set(levels)) != len(levels), f"deepstack_visual_indexes {levels} repeats a layer"),
         (
@@ -206,7 +215,8 @@ def check_config(config: Any) -> None:
         ),
         (
             vision.out_hidden_size != text.hidden_size,
-            f"vision out_hidden_size {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}",
+            f"vision out_hidden_size {vision.out_hidden_size} is not the text hidden_size"
+            f" {text.hidden_size}",
         ),
         (vision_head % 4 != 0, f"vision head dimension {vision_head} must be a multiple of 4"),
         (
@@ -214,12 +224,12 @@ def check_config(config: Any) -> None:
             f"num_position_embeddings {vision.num_position_embeddings} must be a square",
         ),
     ]
-    for wrong, message in problems:
-        if wrong:
+    for is_wrong, message in problems:
+        if is_wrong:
             raise ModelError(
                 "M104",
                 message,
                 where="config.json",
-                why="transformers accepts this silently and the model would be built differently from what it says",
-                fix="correct config.json, or build the model again",
+                why="transformers accepts this silently and builds another model",
+                fix="correct config.json, or create the model again",
             )

@@ -1,8 +1,10 @@
-"""One token a row through the Qwen3-VL decoder with few, large operations: what writing responses spends its time on.
+"""One token per row through the Qwen3-VL decoder, in few and large operations.
 
-The same mathematics as `packed_states`, laid out for rows of one token: queries, keys and values come from one product,
-gate and up from another, norm weights stand inside the products' weights, rotary angles are looked up in a table. A
-tiny model writes 1.5 times as fast; a large one keeps its weights where they are. The self-test at load compares both.
+Rollouts spend most of their time here. The mathematics is that of `packed_states`, arranged for
+rows of one token: one product gives queries, keys and values, another gives gate and up, the norm
+weights are multiplied into the weights of these products, and rotary angles come from a table.
+A tiny model generates 1.5 times as fast. A large model uses its own layers, because the fused
+weights are copies. The self-test at load compares both.
 """
 
 from typing import Any
@@ -13,31 +15,32 @@ from torch.nn import functional as F
 
 from vistill.models.decode_attention import DecodeAttention
 
-#: Weights of the decoder layers that may be copied into fused ones, in entries (64 MiB of float32).
+#: Largest number of decoder weights that are copied into fused ones (64 MiB of float32).
 FUSED_ENTRIES = 1 << 24
-#: Positions in the first table of rotary angles; it doubles when they are used up.
-TABLE = 512
+#: Positions in the first table of rotary angles. It doubles when a position is beyond its end.
+TABLE_POSITIONS = 512
 
 
-def fits(decoder: nn.Module) -> bool:
-    """Whether the layers are the plain float32 ones this file is written for, and small enough to copy."""
-    parts = [m for layer in decoder.layers for m in layer.modules()]  # pyright: ignore[reportGeneralTypeIssues]
-    maps = [m for m in parts if isinstance(m, nn.Linear)]
-    known = {
+def can_fuse(decoder: nn.Module) -> bool:
+    """Whether the layers are the float32 layers that this file supports, small enough to copy."""
+    modules = [m for layer in decoder.layers for m in layer.modules()]  # pyright: ignore[reportGeneralTypeIssues]
+    linear = [m for m in modules if isinstance(m, nn.Linear)]
+    supported = {
         "Linear",
         "Qwen3VLTextRMSNorm",
         "Qwen3VLTextAttention",
         "Qwen3VLTextMLP",
         "Qwen3VLTextDecoderLayer",
     }
-    plain = all(type(m).__name__ in known or not list(m.parameters()) for m in parts)
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in parts)
-    float32 = all(m.weight.dtype == torch.float32 and m.bias is None for m in maps)
-    return plain and float32 and not hooked and sum(m.weight.numel() for m in maps) <= FUSED_ENTRIES
+    is_supported = all(type(m).__name__ in supported or not list(m.parameters()) for m in modules)
+    has_hooks = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    is_float32 = all(m.weight.dtype == torch.float32 and m.bias is None for m in linear)
+    is_small = sum(m.weight.numel() for m in linear) <= FUSED_ENTRIES
+    return is_supported and is_float32 and not has_hooks and is_small
 
 
 class FusedLayer:
-    """Weights of one decoder layer, laid out for `step`."""
+    """Weights of one decoder layer, arranged for `step`."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -46,12 +49,14 @@ class FusedLayer:
             attention.head_dim,
         )
         self.kv_heads = attention.k_proj.out_features // self.width
-        before, between = layer.input_layernorm, layer.post_attention_layernorm
-        self.eps = before.variance_epsilon
+        attention_norm, mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.eps = attention_norm.variance_epsilon
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = (torch.cat([m.weight for m in projections]) * before.weight).T.contiguous()
+        self.qkv = (
+            torch.cat([m.weight for m in projections]) * attention_norm.weight
+        ).T.contiguous()
         self.gate_up = (
-            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between.weight
+            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * mlp_norm.weight
         ).T.contiguous()
         self.out, self.down = (
             attention.o_proj.weight.T.contiguous(),
@@ -62,18 +67,17 @@ class FusedLayer:
         self.act = mlp.act_fn
 
     def step(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, index: int, attend: DecodeAttention
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, index: int, attention: DecodeAttention
     ) -> Tensor:
         """Hidden states [N, H] after the layer."""
-        made = (torch.mm(hidden, self.qkv) * inverse_norm(hidden, self.eps)).unflatten(
-            -1, (-1, self.width)
-        )
-        turning = made[:, : self.heads + self.kv_heads]
-        turning = turning * inverse_norm(turning, self.eps) * self.qk_norm
-        turning = torch.addcmul(turning * cos, turning.roll(self.width // 2, -1), sin)
-        query, key = turning[:, : self.heads], turning[:, self.heads :]
-        seen = attend.rows(index, query, key, made[:, self.heads + self.kv_heads :])
-        hidden = torch.addmm(hidden, seen, self.out)
+        qkv = torch.mm(hidden, self.qkv) * inverse_norm(hidden, self.eps)
+        qkv = qkv.unflatten(-1, (-1, self.width))
+        num_qk = self.heads + self.kv_heads
+        qk, value = qkv[:, :num_qk], qkv[:, num_qk:]
+        qk = qk * inverse_norm(qk, self.eps) * self.qk_norm
+        qk = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin)
+        query, key = qk[:, : self.heads], qk[:, self.heads :]
+        hidden = torch.addmm(hidden, attention.rows(index, query, key, value), self.out)
         gate, up = (torch.mm(hidden, self.gate_up) * inverse_norm(hidden, self.eps)).chunk(2, -1)
         return torch.addmm(hidden, self.act(gate) * up, self.down)
 
@@ -85,7 +89,7 @@ def inverse_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class FusedDecoder:
-    """All layers, from token ids to the states the head reads."""
+    """All layers, from token ids to the hidden states that the head reads."""
 
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
@@ -93,32 +97,35 @@ class FusedDecoder:
             self.layers = [FusedLayer(layer) for layer in decoder.layers]
         self.table: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, ids: Tensor, positions: Tensor, attend: DecodeAttention) -> Tensor:
-        """Hidden states [N, H] of one token a row at positions [axes, N]."""
+    def __call__(self, ids: Tensor, positions: Tensor, attention: DecodeAttention) -> Tensor:
+        """Hidden states [N, H] of one token per row, at positions [axes, N]."""
         hidden = self.decoder.embed_tokens(ids)
         cos, sin = self.angles(hidden, positions)
         for index, layer in enumerate(self.layers):
-            hidden = layer.step(hidden, cos, sin, index, attend)
+            hidden = layer.step(hidden, cos, sin, index, attention)
         norm = self.decoder.norm
         return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
 
     def angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine, [N, 1, d]: from a table where all axes are the same position, as in all responses."""
-        if (
-            positions.stride(0) != 0
-        ):  # not one row expanded over the axes: the last token of a prompt
-            return self.turned(hidden, positions)
+        """Cosine and signed sine, [N, 1, d].
+
+        In a response all axes have the same position, so the values come from a table. The last
+        token of a prompt can have different positions on its axes.
+        """
+        is_expanded = positions.stride(0) == 0  # one row of positions for all axes
+        if not is_expanded:
+            return self.compute_angles(hidden, positions)
         last = int(positions[0].max())
         if self.table is None or len(self.table[0]) <= last:
-            size = TABLE
+            size = TABLE_POSITIONS
             while size <= last:
                 size *= 2
-            self.table = self.turned(hidden, torch.arange(size).expand(len(positions), -1))
-        place = positions[0].to(hidden.device)
-        return self.table[0].index_select(0, place), self.table[1].index_select(0, place)
+            self.table = self.compute_angles(hidden, torch.arange(size).expand(len(positions), -1))
+        index = positions[0].to(hidden.device)
+        return self.table[0].index_select(0, index), self.table[1].index_select(0, index)
 
-    def turned(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's own angles; `rotate_half` is a roll whose first half changes sign."""
+    def compute_angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's own angles. `rotate_half` is a roll whose first half changes sign."""
         cos, sin = self.decoder.rotary_emb(hidden, positions[:, None].to(hidden.device))
         half = sin.shape[-1] // 2
         return cos[0][:, None], torch.cat([-sin[0][:, :half], sin[0][:, half:]], -1)[:, None]

@@ -15,11 +15,11 @@ from torch import Tensor
 from vistill.errors import ModelError
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import States, per_row
-from vistill.models.chat import pictures_of
+from vistill.models.chat import load_images
 from vistill.models.families.base import EncodedPrompt
-from vistill.models.hf_reference import reference_log_probs, same_pixels
+from vistill.models.hf_reference import has_same_pixels, reference_log_probs
 from vistill.models.loading import VLM
-from vistill.models.scoring import EncodedGroup, all_responses, read_groups, response_states, score
+from vistill.models.scoring import EncodedGroup, all_responses, open_reading, response_states, score
 from vistill.training.step_inputs import Models, Precision, flatten_responses
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View
 from vistill.views import apply_view
@@ -128,7 +128,7 @@ def check_encodings(models: Models, prompts: Sequence[Prompt]) -> None:
     """V806, V807, V816: tokens, patches and grids are what the pictures ask for, and equal in views of equal size."""
     for prompt in prompts:
         full = models.encode(prompt, View.FULL)
-        reason = models.student.family.wrong_encoding(full, pictures_of(prompt))
+        reason = models.student.family.encoding_problem(full, load_images(prompt))
         if reason is not None:
             tokens = "image tokens" in reason
             raise encoding_error("V807" if tokens else "V806", reason, prompt)
@@ -235,11 +235,11 @@ def faulty_pictures(probe: ReaderProbe) -> ModelError | None:
     first = probe.encoded(View.FULL, 0)
     others = [probe.encoded(view, 0) for view in SAME_TOKENS]
     others = [probe.encoded(view, 0) for view in SAME_TOKENS]
-    second = next((e for e in others if not same_pixels(e, first)), None)
+    second = next((e for e in others if not has_same_pixels(e, first)), None)
     if second is None:
         return None
     with torch.no_grad(), probe.precision():
-        made = [probe.vlm.family.picture_states(probe.vlm.model, [e]) for e in (first, second)]
+        made = [probe.vlm.family.image_states(probe.vlm.model, [e]) for e in (first, second)]
     if not all(made):
         return probe.error("V803", "the picture's pixels never reach the model")
     a, b = (x[0].float() for x in made)
@@ -264,7 +264,7 @@ def check_effects(probe: ReaderProbe) -> dict[str, float]:
     effects: dict[str, float] = {}
     for view in (View.SWAPPED, View.PIXELATED, View.TEXT_ONLY):
         differs = [
-            not same_pixels(probe.encoded(view, i), probe.encoded(View.FULL, i))
+            not has_same_pixels(probe.encoded(view, i), probe.encoded(View.FULL, i))
             for i in range(len(probe.prompts))
         ]
         if not any(differs):  # a picture without detail looks the same pixelated
@@ -291,7 +291,7 @@ def check_self_divergence(probe: ReaderProbe) -> None:
     was_training = vlm.model.training
     with probe.precision():
         vlm.model.train()
-        learning = read_groups(vlm, groups, cut=True).read(all_responses(groups)).detach()
+        learning = open_reading(vlm, groups, cut=True).read(all_responses(groups)).detach()
         vlm.model.eval()
         with torch.no_grad():
             judged = response_states(vlm, groups)

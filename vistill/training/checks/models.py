@@ -12,11 +12,11 @@ from vistill.models.backends import with_kernels
 from vistill.models.loading import (
     VLM,
     PromptEncoder,
-    check_pair,
     load_encoder,
     load_weights,
     teacher_dtype,
 )
+from vistill.models.pairs import check_pair
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
