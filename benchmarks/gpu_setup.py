@@ -32,7 +32,7 @@ from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.storage import file_hash
-from vistill.training.clock import measured_rate as matrix_rate
+from vistill.training.clock import measure_rate as matrix_rate
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.optim import make_optimizer
 from vistill.training.precision import autocast

@@ -76,7 +76,7 @@ from vistill.runtime import use_one_thread
 from vistill.studies.chaos import SIZE, Child
 from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.build import build, make_setup
-from vistill.training.checkpoint import newest
+from vistill.training.checkpoint import newest_checkpoint
 from vistill.training.loop import run
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
@@ -235,7 +235,7 @@ class Tool:
     def weights(self, folder):
         """SHA-256 of the final weights."""
         ours = self.name == "vistill"
-        file = newest(RunFolder(folder)) / "student" if ours else folder / "final"
+        file = newest_checkpoint(RunFolder(folder)) / "student" if ours else folder / "final"
         return hashlib.sha256((file / "model.safetensors").read_bytes()).hexdigest()
 
 

@@ -34,7 +34,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
-from vistill.training.checkpoint import TrainedObjects, publish
+from vistill.training.checkpoint import TrainedObjects, publish_checkpoint
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.run_state import RunState
@@ -202,7 +202,7 @@ def save_row(student):
     optimizer = make_optimizer(student.model, TrainSettings())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        publish(
+        publish_checkpoint(
             RunFolder(Path(folder)),
             TrainedObjects(student, optimizer, RunState(step=1)),
             "bench",

@@ -81,17 +81,17 @@ def demo_run(steps):
         recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0)
     )
     recipe = replace(recipe, save=replace(recipe.save, every=max(1, steps // 4)))
-    plain = loop.publish, loop.examine, Journal.keep
-    loop.publish, loop.examine = (
-        timed(seconds, "save", loop.publish),
-        timed(seconds, "canary", loop.examine),
+    plain = loop.publish_checkpoint, loop.run_canary, Journal.write
+    loop.publish_checkpoint, loop.run_canary = (
+        timed(seconds, "save", loop.publish_checkpoint),
+        timed(seconds, "canary", loop.run_canary),
     )
-    Journal.keep = timed(seconds, "journal", Journal.keep)
+    Journal.write = timed(seconds, "journal", Journal.write)
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = RunFolder(Path(name))
             loop.run(build(make_setup(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
-        loop.publish, loop.examine, Journal.keep = plain
+        loop.publish_checkpoint, loop.run_canary, Journal.write = plain
     return seconds, sum(sum(record["seconds"].values()) for record in timing)

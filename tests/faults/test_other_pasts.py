@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from faults.test_bad_rows import plan_on, rows_with_own_images, spoil_image
 from plans import replay_plan
-from training.test_loop import go
+from training.test_loop import run_plan
 
 from vistill.data.keys import rows_of_step
 from vistill.faults import VARIABLE, reset_visits
@@ -37,7 +37,7 @@ def run_losing_a_row(tokenizer, teacher, folder, file, journal=True, vanishes=Tr
         if vanishes and record.get("step") == 5 and "loss" in record:
             spoil_image(victim)
 
-    go(replace(plan, progress=progress), folder)
+    run_plan(replace(plan, progress=progress), folder)
     return weights_hash(plan.models.student), folder.metrics.read_text(), victim.id
 
 

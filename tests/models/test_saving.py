@@ -12,7 +12,13 @@ from vistill.errors import ModelError
 from vistill.models.loading import load_vlm
 from vistill.models.save import load_weights_into, save_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import TrainedObjects, newest, publish, restore, weights_hash
+from vistill.training.checkpoint import (
+    TrainedObjects,
+    newest_checkpoint,
+    publish_checkpoint,
+    restore_checkpoint,
+    weights_hash,
+)
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
@@ -67,9 +73,11 @@ def test_a_checkpoint_of_several_files_is_restored(tokenizer, tmp_path, monkeypa
     saved = TrainedObjects(
         student, make_optimizer(student.model, settings), RunState(step=3), {"ema": average}
     )
-    publish(folder, saved, "test", 1)
+    publish_checkpoint(folder, saved, "test", 1)
     other, second = build_model(tokenizer, 8), build_model(tokenizer, 8)
-    state = restore(newest(folder), other, make_optimizer(other.model, settings), {"ema": second})
+    state = restore_checkpoint(
+        newest_checkpoint(folder), other, make_optimizer(other.model, settings), {"ema": second}
+    )
     assert state.step == 3
     assert weights_hash(other) == weights_hash(student)
     assert weights_hash(second) == weights_hash(average)

@@ -1,4 +1,4 @@
-"""The canary: every way to be blind is caught before step 1 with a code of its own; health is never taken for blindness."""
+"""Every way to ignore the image stops the run before step 1; a healthy run passes."""
 
 from dataclasses import replace
 
@@ -29,10 +29,10 @@ from vistill.training.canary.reader import SAMPLES, weak_reader_warnings
 from vistill.training.canary.run import run_canary
 from vistill.training.context import StepContext
 from vistill.training.loop import Plan, run
+from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource
 from vistill.training.settings import SaveSettings, TrainSettings
-from vistill.training.step_inputs import Models
 from vistill.types import Finish, LoadedImage, Prompt, View
 
 PROMPTS = diagram_prompts("train", 6, 0)
@@ -71,14 +71,14 @@ def step_context(student, teacher, engine=None, objective=None, train=None, roll
 
 
 @torch.no_grad()
-def tower_zeroed(student, teacher, patch):
+def teachers_tower_zeroed(student, teacher, patch):
     for parameter in teacher.model.model.visual.parameters():
         parameter.zero_()
     return student, teacher
 
 
 @torch.no_grad()
-def own_tower_zeroed(student, teacher, patch):
+def students_tower_zeroed(student, teacher, patch):
     for parameter in student.model.model.visual.parameters():
         parameter.zero_()
     return student, teacher
@@ -96,40 +96,40 @@ def pixels_dropped(student, teacher, patch):
     return student, with_family(teacher, image_features=lambda self, model, prompts: None)
 
 
-def pictures_of_two_rows_swapped(student, teacher, patch):
-    plain = type(teacher.family).image_features
+def images_of_two_rows_swapped(student, teacher, patch):
+    image_features = type(teacher.family).image_features
 
-    def turned(self, model, prompts):
-        features = plain(self, model, prompts)
+    def swapped(self, model, prompts):
+        features = image_features(self, model, prompts)
         if features is not None:
             features.pooler_output = tuple(reversed(features.pooler_output))
         return features
 
-    return student, with_family(teacher, image_features=turned)
+    return student, with_family(teacher, image_features=swapped)
 
 
-def first_picture_cached(student, teacher, patch):
-    plain, kept = type(student.family).image_features, []
+def first_image_cached(student, teacher, patch):
+    image_features, cache = type(student.family).image_features, []
 
     def cached(self, model, prompts):
-        features = plain(self, model, prompts)
+        features = image_features(self, model, prompts)
         if features is not None:
-            kept.append(features.pooler_output[0])
-            features.pooler_output = tuple(kept[0] for _ in features.pooler_output)
+            cache.append(features.pooler_output[0])
+            features.pooler_output = tuple(cache[0] for _ in features.pooler_output)
         return features
 
     return with_family(student, image_features=cached), teacher
 
 
-def first_picture_cached_in_the_model_itself(student, teacher, patch):
-    plain, kept = teacher.model.model.get_image_features, []
+def first_image_cached_in_the_model_itself(student, teacher, patch):
+    get_image_features, cache = teacher.model.model.get_image_features, []
 
     def cached(*args, **options):
-        features = plain(*args, **options)
-        kept.append(features)
-        count = len(features.pooler_output)
-        features.deepstack_features = [(level[0],) * count for level in kept[0].deepstack_features]
-        features.pooler_output = (kept[0].pooler_output[0],) * count
+        features = get_image_features(*args, **options)
+        cache.append(features)
+        count, first = len(features.pooler_output), cache[0]
+        features.deepstack_features = [(level[0],) * count for level in first.deepstack_features]
+        features.pooler_output = (first.pooler_output[0],) * count
         return features
 
     patch.setattr(teacher.model.model, "get_image_features", cached)
@@ -137,73 +137,77 @@ def first_picture_cached_in_the_model_itself(student, teacher, patch):
 
 
 def wrong_grid(student, teacher, patch):
-    plain = type(student.family).encode
+    original = type(student.family).encode
 
     def encode(self, messages, images):
-        made = plain(self, messages, images)
-        if not made.has_image:
-            return made
-        grids = made.pixels["image_grid_thw"].clone()
+        encoded = original(self, messages, images)
+        if not encoded.has_image:
+            return encoded
+        grids = encoded.pixels["image_grid_thw"].clone()
         grids[:, 1], grids[:, 2] = grids[:, 1] // 2, grids[:, 2] * 2
-        return replace(made, pixels={**made.pixels, "image_grid_thw": grids})
+        return replace(encoded, pixels={**encoded.pixels, "image_grid_thw": grids})
 
     return with_family(student, encode=encode), teacher
 
 
 def placeholder_collapsed(student, teacher, patch):
-    plain = type(student.family).encode
+    original = type(student.family).encode
 
     def encode(self, messages, images):
-        made = plain(self, messages, images)
-        first = made.ids.index(self.image_id) if made.has_image else 0
-        keep = [i for i, token in enumerate(made.ids) if token != self.image_id or i == first]
-        return replace(
-            made, ids=tuple(made.ids[i] for i in keep), positions=made.positions[:, keep]
-        )
+        encoded = original(self, messages, images)
+        first = encoded.ids.index(self.image_id) if encoded.has_image else 0
+        keep = [i for i, token in enumerate(encoded.ids) if token != self.image_id or i == first]
+        ids = tuple(encoded.ids[i] for i in keep)
+        return replace(encoded, ids=ids, positions=encoded.positions[:, keep])
 
     return with_family(student, encode=encode), teacher
 
 
 def rows_off_by_one(student, teacher, patch):
-    plain = SharedReading.read
-    patch.setattr(SharedReading, "read", lambda self, places: torch.roll(plain(self, places), 1, 0))
+    original = SharedReading.read
+
+    def rolled(self, responses):
+        return torch.roll(original(self, responses), 1, 0)
+
+    patch.setattr(SharedReading, "read", rolled)
     return student, teacher
 
 
 def positions_off(student, teacher, patch):
-    plain = scoring.response_positions
-    patch.setattr(
-        scoring,
-        "response_positions",
-        lambda prompt, num: plain(prompt, num) + len(prompt.ids) - prompt.next_position,
-    )
+    original = scoring.response_positions
+
+    def shifted(prompt, num):
+        return original(prompt, num) + len(prompt.ids) - prompt.next_position
+
+    patch.setattr(scoring, "response_positions", shifted)
     return student, teacher
 
 
 def original_read_as_pixelated(student, teacher, patch):
-    plain = Models.encode
-    turned = {View.FULL: View.PIXELATED}
-    patch.setattr(
-        Models, "encode", lambda self, prompt, view: plain(self, prompt, turned.get(view, view))
-    )
+    original = Models.encode
+
+    def encode(self, prompt, view):
+        return original(self, prompt, View.PIXELATED if view is View.FULL else view)
+
+    patch.setattr(Models, "encode", encode)
     return student, teacher
 
 
 def rows_of_the_prompt_read(student, teacher, patch):
-    plain = SharedReading.read
+    original = SharedReading.read
 
-    def read(self, places):
-        found = plain(self, places)
-        return torch.cat([found[:3], found])
+    def read(self, responses):
+        states = original(self, responses)
+        return torch.cat([states[:3], states])
 
     patch.setattr(SharedReading, "read", read)
     return student, teacher
 
 
 def mask_including_the_prompt(student, teacher, patch):
-    plain = step_inputs.flatten_responses
+    original = step_inputs.flatten_responses
 
-    def lay_out(groups, *rest):
+    def flatten(groups, *rest):
         longer = [
             replace(
                 g,
@@ -213,20 +217,20 @@ def mask_including_the_prompt(student, teacher, patch):
             )
             for g in groups
         ]
-        return plain(longer, *rest)
+        return original(longer, *rest)
 
     for module in (step_inputs, reader):
-        patch.setattr(module, "flatten_responses", lay_out)
+        patch.setattr(module, "flatten_responses", flatten)
     return student, teacher
 
 
 MUTATIONS = {
-    "vision tower zeroed": (tower_zeroed, "V802"),
-    "the student's vision tower zeroed": (own_tower_zeroed, "V802"),
+    "the teacher's vision tower zeroed": (teachers_tower_zeroed, "V802"),
+    "the student's vision tower zeroed": (students_tower_zeroed, "V802"),
     "pixels dropped": (pixels_dropped, "V803"),
-    "pictures of two rows swapped": (pictures_of_two_rows_swapped, "V804"),
-    "first picture cached": (first_picture_cached, "V805"),
-    "first picture cached in the model itself": (first_picture_cached_in_the_model_itself, "V805"),
+    "images of two rows swapped": (images_of_two_rows_swapped, "V804"),
+    "first image cached": (first_image_cached, "V805"),
+    "first image cached in the model itself": (first_image_cached_in_the_model_itself, "V805"),
     "wrong grid": (wrong_grid, "V806"),
     "placeholder collapsed": (placeholder_collapsed, "V807"),
     "rows off by one": (rows_off_by_one, "V808"),
@@ -238,7 +242,9 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", list(MUTATIONS))
-def test_a_blind_reader_is_caught_before_step_1(name, tokenizer, tmp_path, monkeypatch):
+def test_a_reader_that_ignores_the_image_stops_the_run_before_step_1(
+    name, tokenizer, tmp_path, monkeypatch
+):
     mutate, code = MUTATIONS[name]
     student, teacher = mutate(
         build_model(tokenizer, 0), build_model(tokenizer, 1, hidden=48).freeze(), monkeypatch
@@ -268,7 +274,7 @@ def test_an_engine_with_other_weights_is_caught(tokenizer, student, teacher):
 
 
 def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher):
-    """Weights that went 1e-3 further: the tokens still mostly agree, their noisy scores do not."""
+    """With weights that differ by 5e-3 most tokens still agree, but their noisy scores do not."""
     stale = build_model(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
@@ -282,19 +288,19 @@ def test_an_engine_that_missed_one_update_is_caught(tokenizer, student, teacher)
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
-def test_an_engine_that_is_shown_something_else_is_caught(view, student, teacher):
+def test_an_engine_that_reads_another_view_is_caught(view, student, teacher):
     from vistill.views import apply_view
 
-    class Blurred(SharedEngine):
+    class OtherView(SharedEngine):
         def write(self, requests, sampling):
             shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
-    assert caught_code(step_context(student, teacher, Blurred(student))) == "V811"
+    assert caught_code(step_context(student, teacher, OtherView(student))) == "V811"
 
 
-class Foreign(WrappedEngine):
-    """An engine with noise of its own, as an engine in another process has, that reports log-probabilities."""
+class UnkeyedEngine(WrappedEngine):
+    """An engine with other noise, like one in another process, that reports log-probabilities."""
 
     follows_keyed_noise = False
 
@@ -302,8 +308,8 @@ class Foreign(WrappedEngine):
         return super().write(requests, replace(sampling, seed=sampling.seed + 99))
 
 
-def foreign(vlm, view=View.FULL):
-    """Weights and view of an engine with noise of its own."""
+def unkeyed(vlm, view=View.FULL):
+    """An engine with other noise, with these weights and this view."""
     from vistill.views import apply_view
 
     class Shown(SharedEngine):
@@ -311,21 +317,19 @@ def foreign(vlm, view=View.FULL):
             shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
             return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
-    return Foreign(Shown(vlm))
+    return UnkeyedEngine(Shown(vlm))
 
 
-def test_an_engine_with_noise_of_its_own_is_let_go_if_its_log_probabilities_are_the_students(
-    student, teacher
-):
-    assert run_canary(step_context(student, teacher, foreign(student)), PROMPTS)
+def test_an_unkeyed_engine_passes_if_its_log_probabilities_are_the_students(student, teacher):
+    assert run_canary(step_context(student, teacher, unkeyed(student)), PROMPTS)
     assert run_canary(
-        step_context(student, teacher, foreign(student), train=TrainSettings(precision="bf16")),
+        step_context(student, teacher, unkeyed(student), train=TrainSettings(precision="bf16")),
         PROMPTS,
     )
 
 
-def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, student, teacher):
-    assert caught_code(step_context(student, teacher, foreign(build_model(tokenizer, 7)))) == "V810"
+def test_an_unkeyed_engine_with_stale_weights_is_caught(tokenizer, student, teacher):
+    assert caught_code(step_context(student, teacher, unkeyed(build_model(tokenizer, 7)))) == "V810"
     stale = build_model(tokenizer, 0)
     with torch.no_grad():
         for parameter in student.model.parameters():
@@ -335,48 +339,46 @@ def test_an_engine_with_noise_of_its_own_and_stale_weights_is_caught(tokenizer, 
                     torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
                 )
             )
-    assert caught_code(step_context(student, teacher, foreign(stale))) == "V810"
+    assert caught_code(step_context(student, teacher, unkeyed(stale))) == "V810"
 
 
 @pytest.mark.parametrize("view", [View.PIXELATED, View.TEXT_ONLY])
-def test_an_engine_with_noise_of_its_own_that_is_shown_something_else_is_caught(
-    view, student, teacher
-):
-    assert caught_code(step_context(student, teacher, foreign(student, view))) == "V811"
+def test_an_unkeyed_engine_that_reads_another_view_is_caught(view, student, teacher):
+    assert caught_code(step_context(student, teacher, unkeyed(student, view))) == "V811"
 
 
-def test_the_canary_judges_an_engine_by_what_it_promises(student, teacher):
-    """Keyed noise that is promised and not followed is caught; a scripted engine promises nothing."""
+def test_the_canary_checks_what_an_engine_promises(student, teacher):
+    """Keyed noise that is promised must be followed; a scripted engine promises nothing."""
     stop = student.stop_ids[0]
-    broken = foreign(student)
+    broken = unkeyed(student)
     broken.follows_keyed_noise = True
     assert caught_code(step_context(student, teacher, broken)) == "V810"
     assert run_canary(
         step_context(student, teacher, ScriptedEngine(lambda key, sibling: (20, stop), stop)),
         PROMPTS,
     )
-    lying = ScriptedEngine(
+    wrong_log_probs = ScriptedEngine(
         lambda key, sibling: (20, stop), stop, lambda request, ids: (-0.1,) * len(ids)
     )
-    assert caught_code(step_context(student, teacher, lying)) == "V810"
+    assert caught_code(step_context(student, teacher, wrong_log_probs)) == "V810"
 
 
-def test_a_student_that_wants_to_draw_at_once_is_healthy(student, teacher):
-    """What follows a reopened turn was written after other tokens, with other noise: it is not compared."""
+def test_a_student_that_writes_the_image_marker_at_once_is_healthy(student, teacher):
+    """What follows a reopened turn is not compared: it follows other tokens, with other noise."""
     with torch.no_grad():
         student.model.get_output_embeddings().weight[student.stop_ids[0]] *= 4
     requests = make_requests(PROMPTS, [student.encode(p) for p in PROMPTS], (0,))[:SAMPLES]
-    tries = (
+    attempts = (
         (seed, rollout)
         for seed in range(100)
         for (rollout,) in SharedEngine(student).write(
             requests, Sampling(seed, STEP, 1.5, 1.0, TOKENS)
         )
     )
-    seed, drawing = next(
-        (seed, r) for seed, r in tries if r.finish is Finish.STOP and 1 < len(r.ids) < TOKENS - 1
+    seed, response = next(
+        (seed, r) for seed, r in attempts if r.finish is Finish.STOP and 1 < len(r.ids) < TOKENS - 1
     )
-    marker = student.decode(drawing.ids[:1])
+    marker = student.decode(response.ids[:1])
     rollout = RolloutSettings(
         temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n"
     )
@@ -389,13 +391,13 @@ def test_a_head_that_is_not_cut_to_the_vocabulary_is_caught(tokenizer, teacher):
     padded = build_tiny(TinySize(layers=1), tokenizer, 0)
     padded.model.resize_token_embeddings(len(tokenizer) + 16)
     context = step_context(padded, None, objective=METHODS["grpo"]())
-    whole = replace(context, models=replace(context.models, vocabulary=len(tokenizer) + 16))
+    uncut = replace(context, models=replace(context.models, vocabulary=len(tokenizer) + 16))
     run_canary(context, PROMPTS)
-    assert caught_code(whole) == "V812"
+    assert caught_code(uncut) == "V812"
 
 
 def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer, tmp_path):
-    """Before the canary: vocabularies are compared by content, M101."""
+    """A start check compares vocabularies by content, before the canary: M101."""
     from vistill.models.tiny import train_tokenizer
 
     other = build_tiny(
@@ -408,7 +410,7 @@ def test_a_tokenizer_of_equal_size_with_other_words_is_caught(student, tokenizer
     assert caught.value.code == "M101"
 
 
-def test_a_teacher_that_ends_responses_otherwise_is_caught(tokenizer, student):
+def test_a_teacher_with_another_end_token_is_caught(tokenizer, student):
     teacher = build_model(tokenizer, 1, hidden=48).freeze()
     teacher.model.generation_config.eos_token_id = 17
     assert caught_code(step_context(student, teacher)) == "V814"
@@ -421,11 +423,11 @@ def test_a_student_with_dropout_is_caught(student, teacher):
 
 
 def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
-    plain = Models.encode
+    original = Models.encode
 
     def encode(self, prompt, view):
-        made = plain(self, prompt, view)
-        return replace(made, ids=(*made.ids, 9)) if view is View.PIXELATED else made
+        encoded = original(self, prompt, view)
+        return replace(encoded, ids=(*encoded.ids, 9)) if view is View.PIXELATED else encoded
 
     monkeypatch.setattr(Models, "encode", encode)
     assert caught_code(step_context(student, teacher)) == "V816"
@@ -443,8 +445,8 @@ def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
     assert tried == {code for code in CATALOGUE if code.startswith("V8") and code != "V801"}
 
 
-def healthy(number, tokenizer):
-    """One of many starts: sizes, seeds, engines, sampling, precision, methods, pictures."""
+def healthy_start(number, tokenizer):
+    """One of many sizes, seeds, engines, samplings, precisions, methods and images."""
     student = build_tiny(TinySize(layers=1 + number % 3, heads=1 + number % 2), tokenizer, number)
     teacher = None if number % 7 == 6 else build_model(tokenizer, 1000 + number, hidden=48).freeze()
     objective = (VAOPD(), OPD(), METHODS["vgs"](), METHODS["gkd"]())[number % 4]
@@ -460,24 +462,26 @@ def healthy(number, tokenizer):
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_a_healthy_start_is_let_go(number, tokenizer):
-    facts = run_canary(*healthy(number, tokenizer))
+def test_a_healthy_start_passes(number, tokenizer):
+    facts = run_canary(*healthy_start(number, tokenizer))
     assert facts["canary/student_image_effect"] > 0
     assert not weak_reader_warnings(facts)
 
 
 @pytest.mark.slow
-def test_a_hundred_healthy_starts_raise_no_alarm(tokenizer):
+def test_a_hundred_healthy_starts_pass(tokenizer):
     for number in range(12, 112):
-        assert run_canary(*healthy(number, tokenizer))["canary/student_image_effect"] > 0, number
+        assert run_canary(*healthy_start(number, tokenizer))["canary/student_image_effect"] > 0, (
+            number
+        )
 
 
-def test_without_pictures_there_is_nothing_to_see(student, teacher):
+def test_without_images_there_is_nothing_to_check(student, teacher):
     assert run_canary(step_context(student, teacher), [Prompt("a", ("What is 1 + 1?",))]) == {}
 
 
-def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
-    """A picture without detail looks the same pixelated; a wide one, a tiny one, two in one prompt."""
+def test_blank_and_odd_images_pass(student, teacher):
+    """An image that looks the same pixelated; a wide one; a tiny one; two in a prompt."""
     blank, tiny = Image.new("RGB", (40, 40), (9, 9, 9)), Image.new("L", (9, 30), 200)
     noisy = Image.effect_noise((200, 64), 90).convert("RGB")
     prompts = [
@@ -490,10 +494,10 @@ def test_blank_and_odd_pictures_raise_no_alarm(student, teacher):
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
-@pytest.mark.parametrize("how", ["separate rows", "resting", "flex"])
-def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
+@pytest.mark.parametrize("how", ["separate rows", "offloaded", "flex"])
+def test_other_ways_to_read_pass_too(how, tokenizer, student):
     teacher = build_model(tokenizer, 1, hidden=48).freeze()
-    teacher = teacher.offloaded() if how == "resting" else teacher
+    teacher = teacher.offloaded() if how == "offloaded" else teacher
     if how == "separate rows":
         student, teacher = (replace(vlm, share_prompts=False) for vlm in (student, teacher))
     engine = HFEngine(student) if how == "separate rows" else SharedEngine(student)
@@ -503,11 +507,13 @@ def test_other_ways_to_read_are_healthy_too(how, tokenizer, student):
     assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
 
 
-def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(
+def test_a_weak_effect_of_the_image_is_a_warning_and_evaluations_log_it(
     tokenizer, teacher, tmp_path
 ):
     student = build_model(tokenizer, 0)
-    with torch.no_grad():  # beside what every picture shares, what is its own is a ten-thousandth
+    with (
+        torch.no_grad()
+    ):  # the part that differs between images is a ten-thousandth of what they share
         for merger in (
             student.model.model.visual.merger,
             *student.model.model.visual.deepstack_merger_list,
@@ -523,7 +529,7 @@ def test_little_reliance_is_a_warning_and_evaluations_report_the_effect(
         evaluation=EvalSettings(every=2, limit=2, max_new_tokens=4, blind=False),
     )
     run(prepare_run(plan, folder), folder)
-    assert "canary: the student hardly uses its picture" in folder.events.read_text()
+    assert "canary: the student hardly uses its image" in folder.events.read_text()
     for record in folder.read(folder.evaluations):
         assert (
             0 < record["canary/student_image_effect"] < 1e-3 < record["canary/teacher_image_effect"]

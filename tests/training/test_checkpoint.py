@@ -1,4 +1,4 @@
-"""What counts as a checkpoint, what is refused, what an older version wrote, and tensors in shards."""
+"""What is a checkpoint, what is rejected, older formats, and tensors in shards."""
 
 import json
 import math
@@ -16,27 +16,27 @@ from vistill.training.checkpoint import (
     MANIFEST,
     TrainedObjects,
     format_older_terms,
-    newest,
-    publish,
+    newest_checkpoint,
+    publish_checkpoint,
     reason_to_reject,
     remove_leftovers,
-    restore,
+    restore_checkpoint,
 )
 from vistill.training.optim import make_optimizer
-from vistill.training.run_state import RunState
+from vistill.training.rollout_health import RolloutHealth
+from vistill.training.run_state import FIELDS, HEALTH_FIELDS, RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.shards import (
-    in_shards,
-    missing_shard_error,
+    find_missing_shard,
+    find_shards,
     read_shards,
     save_shards,
-    shards_of,
+    split_into_shards,
 )
-from vistill.training.state_file import FIELDS, checked_state
 
 
 @pytest.fixture(scope="module")
-def learner(tokenizer):
+def trained_student(tokenizer):
     """A student and an optimizer with moments."""
     student = build_model(tokenizer, 0)
     optimizer = make_optimizer(student.model, TrainSettings())
@@ -47,9 +47,13 @@ def learner(tokenizer):
 
 
 @pytest.fixture
-def saved(learner):
-    """What is saved at some step."""
-    return lambda step, **more: TrainedObjects(*learner, RunState(step=step, **more))
+def saved(trained_student):
+    """Make the objects to save at a step."""
+
+    def objects_at(step, **state):
+        return TrainedObjects(*trained_student, RunState(step=step, **state))
+
+    return objects_at
 
 
 def moments(optimizer):
@@ -73,7 +77,7 @@ STRAY = [
 ]
 
 
-def test_copies_and_backups_of_people_neither_count_nor_are_removed(tmp_path, saved):
+def test_copies_and_backups_made_by_the_user_neither_count_nor_are_removed(tmp_path, saved):
     folder = RunFolder(tmp_path)
     for name in STRAY:
         (tmp_path / name).mkdir()
@@ -83,13 +87,13 @@ def test_copies_and_backups_of_people_neither_count_nor_are_removed(tmp_path, sa
     (tmp_path / "checkpoint-000002").write_text("a file is no checkpoint")
     assert not folder.has_started()
     for step in (4, 6, 8, 10):
-        publish(folder, saved(step), "x", keep=2)
+        publish_checkpoint(folder, saved(step), "x", keep=2)
         remove_leftovers(folder)
     assert [path.name for path in checkpoints_in(tmp_path)] == [
         "checkpoint-000008",
         "checkpoint-000010",
     ]
-    assert newest(folder) == folder.checkpoint(10)
+    assert newest_checkpoint(folder) == folder.checkpoint(10)
     assert all((tmp_path / name / "mine.txt").exists() for name in STRAY)
     assert all(
         (tmp_path / name).is_dir()
@@ -103,7 +107,7 @@ def test_checkpoints_are_ordered_by_step_beyond_six_digits(tmp_path):
     assert [path.name[11:] for path in checkpoints_in(tmp_path)] == ["000020", "999999", "1000000"]
 
 
-def test_files_of_people_beside_rollouts_and_tokens_do_not_count(tmp_path):
+def test_files_of_the_user_next_to_rollouts_and_tokens_do_not_count(tmp_path):
     folder = RunFolder(tmp_path)
     for name in (
         "rollouts/000004.jsonl",
@@ -120,9 +124,9 @@ def test_files_of_people_beside_rollouts_and_tokens_do_not_count(tmp_path):
 
 def test_a_checkpoint_under_the_name_of_another_step_is_rejected(tmp_path, saved):
     folder = RunFolder(tmp_path)
-    publish(folder, saved(4), "x", keep=2)
+    publish_checkpoint(folder, saved(4), "x", keep=2)
     shutil.copytree(folder.checkpoint(4), folder.checkpoint(9))
-    assert newest(folder) == folder.checkpoint(4)
+    assert newest_checkpoint(folder) == folder.checkpoint(4)
     assert "rejected checkpoint-000009: its manifest is that of step 4" in folder.events.read_text()
 
 
@@ -137,58 +141,56 @@ def damage(path):
 def test_a_damaged_checkpoint_is_written_again_when_its_step_is_taken_again(tmp_path, saved):
     folder = RunFolder(tmp_path)
     for step in (4, 6):
-        publish(folder, saved(step), "x", keep=2)
+        publish_checkpoint(folder, saved(step), "x", keep=2)
     damage(folder.checkpoint(6))
-    assert newest(folder) == folder.checkpoint(4)
-    publish(folder, saved(6), "x", keep=2)
-    assert newest(folder) == folder.checkpoint(6)
+    assert newest_checkpoint(folder) == folder.checkpoint(4)
+    publish_checkpoint(folder, saved(6), "x", keep=2)
+    assert newest_checkpoint(folder) == folder.checkpoint(6)
 
 
-def test_a_damaged_later_checkpoint_never_costs_a_valid_one(tmp_path, saved):
+def test_a_damaged_later_checkpoint_never_makes_a_valid_one_disappear(tmp_path, saved):
     folder = RunFolder(tmp_path)
     for step in (4, 6):
-        publish(folder, saved(step), "x", keep=2)
+        publish_checkpoint(folder, saved(step), "x", keep=2)
     damage(folder.checkpoint(6))
-    publish(folder, saved(5), "x", keep=1)
-    assert newest(folder) == folder.checkpoint(5)
+    publish_checkpoint(folder, saved(5), "x", keep=1)
+    assert newest_checkpoint(folder) == folder.checkpoint(5)
 
 
-def test_a_checkpoint_that_lies_elsewhere_and_is_linked_is_unlinked_and_stays_there(
-    tmp_path, saved
-):
+def test_of_a_checkpoint_behind_a_link_only_the_link_is_removed(tmp_path, saved):
     folder, elsewhere = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
-    publish(folder, saved(4), "x", keep=1)
+    publish_checkpoint(folder, saved(4), "x", keep=1)
     shutil.move(folder.checkpoint(4), elsewhere)
     folder.checkpoint(4).symlink_to(elsewhere)
     assert reason_to_reject(folder.checkpoint(4)) is None
-    publish(folder, saved(6), "x", keep=1)
+    publish_checkpoint(folder, saved(6), "x", keep=1)
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-000006"]
     assert (elsewhere / MANIFEST).exists()
 
 
 def test_the_optimizer_in_shards_is_restored_to_the_last_bit(
-    tmp_path, saved, learner, tokenizer, monkeypatch
+    tmp_path, saved, trained_student, tokenizer, monkeypatch
 ):
     folder = RunFolder(tmp_path)
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
-    place = publish(folder, saved(4), "x", keep=1)
-    shards = sorted(place.glob("optimizer*"))
+    path = publish_checkpoint(folder, saved(4), "x", keep=1)
+    shards = sorted(path.glob("optimizer*"))
     assert len(shards) > 2
     assert shards[0].name == f"optimizer-00001-of-{len(shards):05d}.safetensors"
-    assert {str(file.relative_to(place)) for file in shards} <= {
-        name for name, _, _ in read_json(place / MANIFEST)["files"]
+    assert {str(file.relative_to(path)) for file in shards} <= {
+        name for name, _, _ in read_json(path / MANIFEST)["files"]
     }
-    shutil.copy(shards[0], place / "optimizer.safetensors")  # not in the manifest: never read
+    shutil.copy(shards[0], path / "optimizer.safetensors")  # not in the manifest: never read
     student = build_model(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())
-    assert restore(place, student, optimizer).step == 4
-    assert same_moments(optimizer, learner[1])
+    assert restore_checkpoint(path, student, optimizer).step == 4
+    assert same_moments(optimizer, trained_student[1])
     shards[1].unlink()
-    assert reason_to_reject(place) == f"{shards[1].name} is missing"
+    assert reason_to_reject(path) == f"{shards[1].name} is missing"
 
 
 def test_moments_of_another_model_are_an_error_with_a_code(tmp_path, saved, tokenizer):
-    place = publish(RunFolder(tmp_path), saved(4), "x", keep=1)
+    place = publish_checkpoint(RunFolder(tmp_path), saved(4), "x", keep=1)
     other = torch.nn.Linear(3, 3)
     tensors = list(read_shards([place / "optimizer.safetensors"]))
     with pytest.raises(StorageError) as caught:
@@ -196,8 +198,8 @@ def test_moments_of_another_model_are_an_error_with_a_code(tmp_path, saved, toke
     assert caught.value.code == "S604"
 
 
-def forged(place, **changes):
-    """Write a manifest again, as a save would have done."""
+def rewrite_manifest(place, **changes):
+    """Write a manifest again that fits the files, as a save does."""
     files = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name != MANIFEST]
     entries = [[str(p.relative_to(place)), p.stat().st_size, file_hash(p)] for p in files]
     write_json(
@@ -205,52 +207,53 @@ def forged(place, **changes):
     )
 
 
-def test_weights_in_shards_are_whole_or_rejected(tmp_path, saved, learner):
-    place = publish(RunFolder(tmp_path), saved(4), "x", keep=1)
+def test_weights_in_shards_are_complete_or_rejected(tmp_path, saved, trained_student):
+    place = publish_checkpoint(RunFolder(tmp_path), saved(4), "x", keep=1)
     (place / "student" / "model.safetensors").unlink()
-    learner[0].model.save_pretrained(place / "student", max_shard_size="100KB")
+    trained_student[0].model.save_pretrained(place / "student", max_shard_size="100KB")
     shards = sorted((place / "student").glob("model-*.safetensors"))
     assert len(shards) > 1
     assert "is missing" in str(reason_to_reject(place))
-    forged(place)
+    rewrite_manifest(place)
     assert reason_to_reject(place) is None
     shards[-1].unlink()
     assert reason_to_reject(place) == f"student/{shards[-1].name} is missing"
-    forged(place)
+    rewrite_manifest(place)
     assert reason_to_reject(place) == f"student/{shards[-1].name} is missing"
 
 
 def test_weights_that_a_loader_would_prefer_and_no_manifest_names_are_rejected(tmp_path, saved):
-    place = publish(RunFolder(tmp_path), saved(4), "x", keep=1)
+    place = publish_checkpoint(RunFolder(tmp_path), saved(4), "x", keep=1)
     (place / "student" / "notes.safetensors").write_text("mine")
     assert reason_to_reject(place) is None
     (place / "student" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     assert "is not in its manifest" in str(reason_to_reject(place))
 
 
-@pytest.mark.parametrize("most", [1, 100, 400, 10**9])
-def test_shards_hold_every_tensor_once_and_no_more_than_they_may(tmp_path, most):
+@pytest.mark.parametrize("max_bytes", [1, 100, 400, 10**9])
+def test_shards_hold_every_tensor_once_within_their_limit(tmp_path, max_bytes):
     tensors = {
         f"t{i}": torch.arange(i * 10, dtype=torch.float32).reshape(i, 10) for i in range(1, 9)
     }
-    parts = in_shards(tensors, most)
+    parts = split_into_shards(tensors, max_bytes)
     assert [name for part in parts for name in part] == list(tensors)
-    assert all(len(part) == 1 or sum(tensors[n].nbytes for n in part) <= most for part in parts)
-    files = save_shards(tensors, tmp_path, "x", most)
-    assert shards_of([file.name for file in files], "x") == [file.name for file in files]
-    assert missing_shard_error([file.name for file in files], tmp_path) is None
+    sizes = [sum(tensors[name].nbytes for name in part) for part in parts]
+    assert all(len(p) == 1 or size <= max_bytes for p, size in zip(parts, sizes, strict=True))
+    files = save_shards(tensors, tmp_path, "x", max_bytes)
+    assert find_shards([file.name for file in files], "x") == [file.name for file in files]
+    assert find_missing_shard([file.name for file in files], tmp_path) is None
     back = dict(read_shards(files))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-def test_no_tensors_are_one_empty_shard(tmp_path):
+def test_without_tensors_there_is_one_empty_shard(tmp_path):
     files = save_shards({}, tmp_path, "x", 10)
     assert [file.name for file in files] == ["x.safetensors"]
     assert dict(read_shards(files)) == {}
 
 
-#: As the version before wrote it.
+#: State files as versions of format 1 and 2 wrote them.
 FORMAT_1 = {
     "best": {"step": 2, "value": 0.0},
     "gone": {"row": "D208"},
@@ -261,16 +264,31 @@ FORMAT_1 = {
 }
 
 
-def as_format_1(place, state=FORMAT_1):
-    """Make a checkpoint one of format 1."""
+FORMAT_2 = {
+    "all_truncated_in_a_row": 2,
+    "best": {"rows": 8.0, "step": 2, "value": 1 / 3},
+    "chain": "3f21ab",
+    "gone": {"row": "D208"},
+    "ladder": {"learn": 1},
+    "memory": {"eta": 0.37399633001247834},
+    "non_finite_in_a_row": 1,
+    "reference_sha256": "f00",
+    "skipped": 1,
+    "step": 3,
+    "warned": ["truncated"],
+}
+
+
+def write_as_format(number, place, state):
+    """Turn a checkpoint into one of an older format."""
     (place / "state.json").write_text(json.dumps(state))
-    forged(place, format=1, step=3)
+    rewrite_manifest(place, format=number, step=3)
 
 
-def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, learner, tokenizer):
-    place = publish(RunFolder(tmp_path), saved(3), "x", keep=1)
+def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, trained_student, tokenizer):
+    place = publish_checkpoint(RunFolder(tmp_path), saved(3), "x", keep=1)
     assert format_older_terms(place) == ""
-    as_format_1(place)
+    write_as_format(1, place, FORMAT_1)
     assert (
         "up to step 3 loss/* in metrics.jsonl are times their coefficients"
         in format_older_terms(place)
@@ -278,33 +296,56 @@ def test_a_checkpoint_of_format_1_is_restored(tmp_path, saved, learner, tokenize
     assert reason_to_reject(place) is None
     student = build_model(tokenizer, 1)
     optimizer = make_optimizer(student.model, TrainSettings())
-    state = restore(place, student, optimizer)
-    assert same_moments(optimizer, learner[1])
-    assert checked_state(state.to_dict()) == {
-        "step": 3,
-        "best": {"step": 2, "value": 0.0},
-        "skipped": 0,
-        "gone": {"row": "D208"},
-        "ladder": {"learn": 1},
-        "memory": {"eta": 0.37399633001247834},
-        "non_finite_in_a_row": 0,
-        "warned": ["truncated"],
-        "all_truncated_in_a_row": 3,
-        "reference_sha256": None,
-        "chain": file_hash(place / MANIFEST),
-    }
+    state = restore_checkpoint(place, student, optimizer)
+    assert same_moments(optimizer, trained_student[1])
+    assert state == RunState(
+        step=3,
+        best={"step": 2, "value": 0.0},
+        rollout_health=RolloutHealth(3, ["truncated"]),
+        replaced_rows={"row": "D208"},
+        halvings={"learn": 1},
+        memory={"eta": 0.37399633001247834},
+        chain=file_hash(place / MANIFEST),
+    )
+
+
+def test_a_checkpoint_of_format_2_is_restored(tmp_path, saved, trained_student, tokenizer):
+    place = publish_checkpoint(RunFolder(tmp_path), saved(3), "x", keep=1)
+    write_as_format(2, place, FORMAT_2)
+    assert reason_to_reject(place) is None
+    assert format_older_terms(place) == ""
+    student = build_model(tokenizer, 1)
+    optimizer = make_optimizer(student.model, TrainSettings())
+    assert restore_checkpoint(place, student, optimizer) == RunState(
+        step=3,
+        best={"step": 2, "value": 1 / 3, "rows": 8.0},
+        skipped=1,
+        non_finite_in_a_row=1,
+        rollout_health=RolloutHealth(2, ["truncated"]),
+        replaced_rows={"row": "D208"},
+        halvings={"learn": 1},
+        memory={"eta": 0.37399633001247834},
+        reference_sha256="f00",
+        chain="3f21ab",
+    )
+    assert same_moments(optimizer, trained_student[1])
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"method": {"memory": {"eta": None}}}, "no such memory"),  # NaN, as format 1 wrote it
-        ({"method": {"mood": 1}}, "no such method"),
+        (
+            {"method": {"memory": {"eta": None}}},
+            "bad value for memory",
+        ),  # NaN, as format 1 wrote it
+        ({"method": {"mood": 1}}, "bad value for method"),
         ({"step": 4}, "is that of step 4"),
-        ({"step": "3"}, "no such step"),
-        ({"ladder": {"learn": 0.5}}, "no such ladder"),
-        ({"best": {"step": 2}}, "no such best"),
+        ({"step": "3"}, "bad value for step"),
+        ({"ladder": {"learn": 0.5}}, "bad value for halvings"),
+        ({"best": {"step": 2}}, "bad value for best"),
         ({"more": 1}, "a field that this version does not know: more"),
+        ({"method": {"warned": [1]}}, "bad value for warned"),
+        ({"halvings": {}}, "a field that format 2 does not know: halvings"),
     ],
 )
 def test_a_state_that_cannot_be_continued_is_rejected_and_the_checkpoint_before_it_is_used(
@@ -312,35 +353,45 @@ def test_a_state_that_cannot_be_continued_is_rejected_and_the_checkpoint_before_
 ):
     folder = RunFolder(tmp_path)
     for step in (2, 3):
-        publish(folder, saved(step), "x", keep=2)
-    as_format_1(folder.checkpoint(3), FORMAT_1 | change)
+        publish_checkpoint(folder, saved(step), "x", keep=2)
+    write_as_format(1, folder.checkpoint(3), FORMAT_1 | change)
     assert reason in str(reason_to_reject(folder.checkpoint(3)))
-    assert newest(folder) == folder.checkpoint(2)
+    assert newest_checkpoint(folder) == folder.checkpoint(2)
 
 
-def test_a_format_to_come_is_rejected_with_its_number(tmp_path, saved):
-    place = publish(RunFolder(tmp_path), saved(3), "x", keep=1)
-    forged(place, format=3)
-    assert reason_to_reject(place) == "format 3, this version reads 1 and 2"
+def test_a_later_format_is_rejected_with_its_number(tmp_path, saved):
+    place = publish_checkpoint(RunFolder(tmp_path), saved(3), "x", keep=1)
+    rewrite_manifest(place, format=4)
+    assert reason_to_reject(place) == "format 4, this version reads 1, 2, 3"
 
 
 def test_a_state_comes_back_as_it_was(tmp_path, saved, tokenizer):
-    full = {"best": {"step": 2, "value": 1 / 3}, "skipped": 1, "gone": {"r": "D202"}, "ladder": {"score": 2}, "chain": "abc",
-            "memory": {"eta": math.pi}, "warned": ["blind"], "non_finite_in_a_row": 1, "all_truncated_in_a_row": 2,
-            "reference_sha256": "f00"}  # fmt: skip
-    place = publish(RunFolder(tmp_path), saved(3, **full), "x", keep=1)
-    assert set(read_json(place / "state.json")) == set(FIELDS)
+    full = {
+        "best": {"step": 2, "value": 1 / 3},
+        "skipped": 1,
+        "non_finite_in_a_row": 1,
+        "rollout_health": RolloutHealth(2, ["blind"]),
+        "replaced_rows": {"r": "D202"},
+        "halvings": {"score": 2},
+        "memory": {"eta": math.pi},
+        "reference_sha256": "f00",
+        "chain": "abc",
+    }
+    place = publish_checkpoint(RunFolder(tmp_path), saved(3, **full), "x", keep=1)
+    stored = read_json(place / "state.json")
+    assert set(stored) == set(FIELDS)
+    assert set(stored["rollout_health"]) == set(HEALTH_FIELDS)
     student = build_model(tokenizer, 1)
-    assert restore(place, student, make_optimizer(student.model, TrainSettings())) == RunState(
-        step=3, **full
-    )
+    assert restore_checkpoint(
+        place, student, make_optimizer(student.model, TrainSettings())
+    ) == RunState(step=3, **full)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_state_that_is_not_finite_is_refused_before_anything_is_written(tmp_path, saved, value):
     folder = RunFolder(tmp_path)
-    publish(folder, saved(2), "x", keep=1)
+    publish_checkpoint(folder, saved(2), "x", keep=1)
     with pytest.raises(NonFiniteError, match=r"memory\.eta is (nan|inf)") as caught:
-        publish(folder, saved(3, memory={"eta": value}), "x", keep=1)
+        publish_checkpoint(folder, saved(3, memory={"eta": value}), "x", keep=1)
     assert caught.value.code == "N702"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]

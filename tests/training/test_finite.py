@@ -1,4 +1,4 @@
-"""What is not finite skips the step, in every method: weights, moving average and memory stay, the step is counted."""
+"""Values that are not finite skip the step of every method: weights and memory stay."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from training.test_loop import go, make_plan
+from training.test_loop import make_plan, run_plan
 
 from vistill.batch import LossTerm, Need, Objective
 from vistill.errors import NonFiniteError
@@ -27,61 +27,61 @@ OBJECTIVES = {n: METHODS[n]() for n in METHODS if n != "visual_opsd"} | {
     "vgs_no_preservation": METHODS["vgs"](preserve=0.0),
     "grpo_two_updates": METHODS["grpo"](updates=2),
 }
-READ = {n: [p.name for p in m.passes() if not p.gradient] for n, m in OBJECTIVES.items()}
+PASSES = {n: [p.name for p in m.passes() if not p.gradient] for n, m in OBJECTIVES.items()}
 
 
-def spoil_readings(monkeypatch, by_step):
+def put_nan_into_passes(monkeypatch, by_step):
     """In some steps (from 1) one row of a pass becomes NaN, as after an overflow in a reader."""
-    honest, visits = step.read_without_gradient, []
+    original, visits = step.score_without_gradient, []
 
-    def read(*arguments):
-        batch = honest(*arguments)
+    def score(*arguments):
+        batch = original(*arguments)
         visits.append(1)
         name = by_step.get(len(visits))
-        return (
-            batch
-            if name is None
-            else replace(batch, passes={**batch.passes, name: spoilt(batch[name])})
-        )
+        if name is None:
+            return batch
+        return replace(batch, passes={**batch.passes, name: with_nan(batch[name])})
 
-    monkeypatch.setattr(step, "score_without_gradient", read)
+    monkeypatch.setattr(step, "score_without_gradient", score)
 
 
-def spoilt(scored):
-    nan = lambda x: None if x is None else x.index_fill(0, torch.tensor([1]), math.nan)
-    return replace(scored, log_prob=nan(scored.log_prob), hidden=nan(scored.hidden))
+def with_nan(scored):
+    def fill(values):
+        return None if values is None else values.index_fill(0, torch.tensor([1]), math.nan)
+
+    return replace(scored, log_prob=fill(scored.log_prob), hidden=fill(scored.hidden))
 
 
-def trace_states(monkeypatch):
+def record_states(monkeypatch):
     """After every step: the student's weights, the moving average's, and the method's memory."""
-    honest, states = loop.log_step, []
+    original, states = loop.log_step, []
 
     def log(plan, folder, state, result, clock):
-        companions = {str(role): weights_hash(vlm) for role, vlm in plan.models.copies.items()}
-        states.append((weights_hash(plan.models.student), companions, dict(state.memory)))
-        honest(plan, folder, state, result, clock)
+        copies = {str(role): weights_hash(vlm) for role, vlm in plan.models.copies.items()}
+        states.append((weights_hash(plan.models.student), copies, dict(state.memory)))
+        original(plan, folder, state, result, clock)
 
     monkeypatch.setattr(loop, "log_step", log)
     return states
 
 
-def trained(tokenizer, teacher, folder, objective, steps, **changes):
-    train = TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps)
-    go(
-        make_plan(tokenizer, teacher, objective, train=train, eval_prompts=[], **changes),
+def train(tokenizer, teacher, folder, objective, steps, **changes):
+    settings = TrainSettings(prompts_per_step=2, lr=3e-3, steps=steps)
+    run_plan(
+        make_plan(tokenizer, teacher, objective, train=settings, eval_prompts=[], **changes),
         RunFolder(folder),
     )
     return RunFolder(folder).read(RunFolder(folder).metrics)
 
 
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if READ[n]])
-def test_a_nan_in_any_reading_skips_the_step_of_every_method(
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if PASSES[n]])
+def test_a_nan_in_any_pass_skips_the_step_of_every_method(
     tokenizer, teacher, tmp_path, monkeypatch, name
 ):
-    bad = {2 * i + 2: reading for i, reading in enumerate(READ[name])}
-    spoil_readings(monkeypatch, bad)
-    states = trace_states(monkeypatch)
-    records = trained(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2 * len(bad) + 1)
+    bad = {2 * i + 2: pass_name for i, pass_name in enumerate(PASSES[name])}
+    put_nan_into_passes(monkeypatch, bad)
+    states = record_states(monkeypatch)
+    records = train(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2 * len(bad) + 1)
     for record in records:
         number = record["step"]
         assert record["finite"] == float(number not in bad)
@@ -101,49 +101,47 @@ def test_a_nan_in_any_reading_skips_the_step_of_every_method(
             assert math.isfinite(record["loss"])
 
 
-def test_three_nan_readings_in_a_row_stop_va_opd_with_n701(
+def test_three_steps_with_nan_in_a_row_stop_va_opd_with_n701(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    spoil_readings(monkeypatch, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
+    put_nan_into_passes(monkeypatch, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
     with pytest.raises(NonFiniteError) as caught:
-        trained(tokenizer, teacher, tmp_path, METHODS["va_opd"](), 6)
+        train(tokenizer, teacher, tmp_path, METHODS["va_opd"](), 6)
     assert caught.value.code == "N701"
 
 
-def test_a_nan_reading_leaves_running_thresholds_and_later_steps_gate_again(
+def test_a_nan_in_a_pass_leaves_running_thresholds_and_later_steps_have_a_gate(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    spoil_readings(monkeypatch, {2: "teacher.text_only"})
-    records = trained(
-        tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4
-    )
+    put_nan_into_passes(monkeypatch, {2: "teacher.text_only"})
+    records = train(tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4)
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0, 1.0]
     assert all(r["vds/gated_share"] > 0 for r in records if r["finite"])
     assert all(math.isfinite(r["memory/threshold/0.5"]) for r in records[1:])
 
 
-def spoil_probe(monkeypatch, at):
+def put_nan_into_probe(monkeypatch, at):
     """The gradient of the at-th probed sum is NaN."""
-    honest, visits = step.accumulate, []
+    original, visits = step.accumulate_gradient, []
 
-    def accumulate(update, reading, batch, signals, poll, only=None):
-        found = honest(update, reading, batch, signals, poll, only)
+    def accumulate(context, inputs, batch, signals, poll, only=None):
+        result = original(context, inputs, batch, signals, poll, only)
         visits.extend([1] * (only is not None))
         if only is not None and len(visits) == at:
-            next(update.models.student.model.parameters()).grad.fill_(math.nan)
-        return found
+            next(context.models.student.model.parameters()).grad.fill_(math.nan)
+        return result
 
-    monkeypatch.setattr(step, "accumulate", accumulate)
+    monkeypatch.setattr(step, "accumulate_gradient", accumulate)
 
 
-def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(
+def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_resume(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    spoil_probe(monkeypatch, 5)
-    states = trace_states(monkeypatch)
+    put_nan_into_probe(monkeypatch, 5)
+    states = record_states(monkeypatch)
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
-    trained(tokenizer, teacher, tmp_path, objective, 6, stop_after=5, save=SaveSettings(every=1))
-    records = trained(tokenizer, teacher, tmp_path, objective, 6)
+    train(tokenizer, teacher, tmp_path, objective, 6, stop_after=5, save=SaveSettings(every=1))
+    records = train(tokenizer, teacher, tmp_path, objective, 6)
     assert [r["finite"] for r in records] == [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     assert records[4]["non_finite/gradient_probe"] == 1.0
     assert states[4] == states[3]
@@ -153,15 +151,15 @@ def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_be_resumed(
 def test_a_first_probe_that_is_not_finite_writes_no_eta_at_all(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    spoil_probe(monkeypatch, 1)
+    put_nan_into_probe(monkeypatch, 1)
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
-    trained(tokenizer, teacher, tmp_path, objective, 4, stop_after=1, save=SaveSettings(every=1))
-    records = trained(tokenizer, teacher, tmp_path, objective, 4)
+    train(tokenizer, teacher, tmp_path, objective, 4, stop_after=1, save=SaveSettings(every=1))
+    records = train(tokenizer, teacher, tmp_path, objective, 4)
     assert [r["finite"] for r in records] == [0.0, 1.0, 1.0, 1.0]
     assert ["memory/eta" in r for r in records] == [False, False, True, True]
 
 
-def test_a_gradient_of_zero_has_no_ratio_and_teaches_no_eta():
+def test_a_gradient_of_zero_has_no_ratio_and_leaves_eta():
     method = METHODS["vgs"](eta="dynamic")
     for norms in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
         assert method.learn_norms(norms, {}) == {}
@@ -170,7 +168,7 @@ def test_a_gradient_of_zero_has_no_ratio_and_teaches_no_eta():
 
 @dataclass(frozen=True)
 class Counting(OPD):
-    """`opd` that counts the steps it remembers, with two updates a step and what else is asked for."""
+    """`opd` that counts its steps in its memory, with two updates per step."""
 
     updates: int = 2
     signal: float = 1.0
@@ -190,7 +188,7 @@ class Counting(OPD):
 def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(
     tokenizer, teacher, tmp_path, monkeypatch, bad
 ):
-    """Visits 3 and 4 are the two updates of step 2: the first was skipped and the second not, or the other way."""
+    """Visits 3 and 4 are the two updates of step 2; one of them is skipped, the other is made."""
     visits = []
 
     def fault(point):
@@ -198,8 +196,8 @@ def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(
         return point == "learn.loss" and len(visits) == bad
 
     monkeypatch.setattr(step, "fault", fault)
-    states = trace_states(monkeypatch)
-    records = trained(tokenizer, teacher, tmp_path, Counting(), 3)
+    states = record_states(monkeypatch)
+    records = train(tokenizer, teacher, tmp_path, Counting(), 3)
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0]
     assert [memory for _, _, memory in states] == [{"steps": 1.0}, {"steps": 1.0}, {"steps": 2.0}]
     assert states[1][0] != states[0][0]  # the other update was made
@@ -227,8 +225,8 @@ def test_signals_and_memory_that_are_not_finite_skip_the_step(
     assert weights_hash(plan.models.student) == before
 
 
-def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_path):
-    """The step knows no method's names: these three once meant that others are there too."""
+def test_a_method_may_use_any_names_for_its_signals(tokenizer, teacher, tmp_path):
+    """The step knows no names of signals; these three once implied that other signals exist."""
 
     @dataclass(frozen=True)
     class Mine(Objective):
@@ -255,7 +253,7 @@ def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_pat
         def metrics(self, batch, signals):
             return {"mine/tokens": float(len(signals["weights"]))}
 
-    (record,) = trained(tokenizer, teacher, tmp_path, Mine(), 1)
+    (record,) = train(tokenizer, teacher, tmp_path, Mine(), 1)
     assert record["finite"] == 1.0
     assert record["mine/tokens"] == record["rollout/tokens"]
     assert "reward/mean" in record
@@ -265,8 +263,10 @@ def test_a_method_may_call_its_signals_what_it_likes(tokenizer, teacher, tmp_pat
 @pytest.mark.parametrize(
     "name", ["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"]
 )
-def test_the_log_has_terms_without_and_coefficients_apart(tokenizer, teacher, tmp_path, name):
-    for record in trained(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2):
+def test_the_log_has_terms_without_their_coefficients_and_the_coefficients(
+    tokenizer, teacher, tmp_path, name
+):
+    for record in train(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2):
         factors = {
             key.split("/")[1]: value
             for key, value in record.items()
@@ -278,13 +278,19 @@ def test_the_log_has_terms_without_and_coefficients_apart(tokenizer, teacher, tm
 
 def test_the_metrics_of_the_shipped_methods_keep_their_names(tokenizer, teacher, tmp_path):
     names = {
-        "va_opd": {"va/mean", "va/mean_of_rollouts", "va/top10_share", "va/zero_share", "va/high_group_zero_share",
-                   "va/high_group_va_share", "weight/min", "weight/max", "weight/entropy"},
-        "grpo_vgs": {"vds/mean", "vds/top10_share", "vds/gated_share", "reward/mean", "reward/no_advantage_share"},
+        "va_opd": {
+            *(f"va/{name}" for name in ("mean", "mean_of_rollouts", "top10_share", "zero_share")),
+            *("va/high_group_zero_share", "va/high_group_va_share"),
+            *("weight/min", "weight/max", "weight/entropy"),
+        },
+        "grpo_vgs": {
+            *("vds/mean", "vds/top10_share", "vds/gated_share"),
+            *("reward/mean", "reward/no_advantage_share"),
+        },
         "vgs_language": {"vds/mean", "vds/top10_share", "vds/gated_share"},
         "opd": set(),
-    }  # fmt: skip
+    }
     for name, expected in names.items():
-        (record,) = trained(tokenizer, teacher, tmp_path / name, METHODS[name](), 1)
-        found = {key for key in record if key.split("/")[0] in ("va", "vds", "weight", "reward")}
-        assert found == expected
+        (record,) = train(tokenizer, teacher, tmp_path / name, METHODS[name](), 1)
+        logged = {key for key in record if key.split("/")[0] in ("va", "vds", "weight", "reward")}
+        assert logged == expected

@@ -1,4 +1,4 @@
-"""`train.freeze`: parts are found by module, tied heads included; a recipe that freezes nothing or everything is refused."""
+"""`train.freeze` finds parts by module, tied heads too; nothing or everything is refused."""
 
 import itertools
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import build_model, build_untied
 from tiny_llava import build_llava
-from training.test_loop import TRAIN, go, make_plan
+from training.test_loop import TRAIN, make_plan, run_plan
 
 from vistill.api import distill
 from vistill.errors import ConfigError
@@ -16,14 +16,14 @@ from vistill.models.families.base import PARTS
 from vistill.objectives import OPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training.models_of_run import Models
 from vistill.training.optim import freeze_parts
 from vistill.training.settings import SaveSettings, TrainSettings
-from vistill.training.step_inputs import Models
 
 CHOICES = [parts for n in (1, 2, 3) for parts in itertools.combinations(PARTS, n)]
 
 
-KINDS = {
+MODELS = {
     "tied": lambda tokenizer: build_model(tokenizer, 0),
     "untied": lambda tokenizer: build_untied(tokenizer, 0),
     "llava": lambda tokenizer: build_llava(tokenizer, 0),
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def parts_of(name, tied):
-    """The parts a weight belongs to, by its name alone; a tied head stands under the name of the input embedding."""
+    """The parts of a weight, from its name; a tied head has the name of the input embedding."""
     if name.startswith("lm_head"):
         return {"head"}
     part = "language" if name.startswith("model.language_model.") else "vision"
@@ -40,9 +40,9 @@ def parts_of(name, tied):
 
 
 @pytest.mark.parametrize("parts", CHOICES, ids="+".join)
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", list(MODELS))
 def test_exactly_the_weights_of_the_named_parts_are_frozen(kind, parts, tokenizer):
-    vlm = KINDS[kind](tokenizer)
+    vlm = MODELS[kind](tokenizer)
     tied = vlm.model.get_input_embeddings().weight is vlm.model.get_output_embeddings().weight
     assert tied == (kind in {"tied", "llava, tied"})
     names = dict(vlm.model.named_parameters())
@@ -52,8 +52,10 @@ def test_exactly_the_weights_of_the_named_parts_are_frozen(kind, parts, tokenize
             freeze_parts(vlm, parts)
         assert caught.value.code == "C110"
         assert all(p.requires_grad for p in names.values())
-        better = tuple(caught.value.fix.removeprefix("train.freeze=[").removesuffix("]").split(","))
-        freeze_parts(vlm, better)
+        possible = tuple(
+            caught.value.fix.removeprefix("train.freeze=[").removesuffix("]").split(",")
+        )
+        freeze_parts(vlm, possible)
         assert any(p.requires_grad for p in names.values())
         return
     freeze_parts(vlm, parts)
@@ -76,20 +78,27 @@ def test_a_part_without_weights_is_refused(tokenizer, monkeypatch):
 def test_a_run_moves_all_other_parts_and_only_those(
     kind, parts, tokenizer, teacher, prompts, tmp_path
 ):
-    student, tied = KINDS[kind](tokenizer), kind == "tied"
+    student, tied = MODELS[kind](tokenizer), kind == "tied"
     start = {name: p.detach().clone() for name, p in student.model.named_parameters()}
 
-    def distilled():
-        train = TrainSettings(prompts_per_step=2, steps=1, lr=1e-2, freeze=parts)
-        rollout = RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on")
-        distill(student, teacher, prompts[:2], OPD(), tmp_path / "run", train=train, rollout=rollout,
-                save=SaveSettings(every=0), evaluation=EvalSettings(every=0))  # fmt: skip
+    def run_distill():
+        distill(
+            student,
+            teacher,
+            prompts[:2],
+            OPD(),
+            tmp_path / "run",
+            train=TrainSettings(prompts_per_step=2, steps=1, lr=1e-2, freeze=parts),
+            rollout=RolloutSettings(per_prompt=2, max_new_tokens=5, all_truncated="go_on"),
+            save=SaveSettings(every=0),
+            evaluation=EvalSettings(every=0),
+        )
 
     if tied and {"vision", "language"} <= set(parts):
         with pytest.raises(ConfigError, match="nothing is left"):
-            distilled()
+            run_distill()
         return
-    distilled()
+    run_distill()
     frozen = set(parts) | ({"head"} if tied and "language" in parts else set())
     moved = {n for n, p in student.model.named_parameters() if not torch.equal(p, start[n])}
     assert not any(parts_of(name, tied) & set(parts) for name in moved)
@@ -97,12 +106,15 @@ def test_a_run_moves_all_other_parts_and_only_those(
 
 
 @pytest.mark.parametrize("micro_batch", [1, "auto"])
-def test_prompts_without_a_picture_teach_a_frozen_decoder_nothing_and_stop_no_run(
+def test_with_a_frozen_decoder_prompts_without_an_image_have_no_gradient_and_stop_no_run(
     tokenizer, teacher, tmp_path, micro_batch
 ):
-    """Their loss reaches no weight that learns: once the raw error of a backward pass without a graph."""
-    words = lambda p: tuple(part for part in p.parts if isinstance(part, str))
-    rows = [replace(p, parts=words(p), boxes=(), content="") for p in TRAIN[:3]]
+    """Their loss reaches no trainable weight; `backward` once raised an error without a code."""
+
+    def text_parts(prompt):
+        return tuple(part for part in prompt.parts if isinstance(part, str))
+
+    rows = [replace(p, parts=text_parts(p), boxes=(), content="") for p in TRAIN[:3]]
     student = build_untied(tokenizer, 0)
     settings = TrainSettings(
         prompts_per_step=3, lr=3e-3, steps=2, freeze=("language", "head"), micro_batch=micro_batch
@@ -117,7 +129,7 @@ def test_prompts_without_a_picture_teach_a_frozen_decoder_nothing_and_stop_no_ru
         train=settings,
     )
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
-    go(plan, RunFolder(tmp_path))
+    run_plan(plan, RunFolder(tmp_path))
     records = RunFolder(tmp_path).read(RunFolder(tmp_path).metrics)
     moved = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved

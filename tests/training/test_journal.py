@@ -1,4 +1,4 @@
-"""Responses are on disk before they are learnt from; a crash repeats nothing; any step can be recomputed."""
+"""Responses are on disk before the update; after a crash none is sampled again."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from plans import replay_plan
-from training.test_loop import TRAIN, go, make_plan, trace
+from training.test_loop import TRAIN, logged_text, make_plan, run_plan
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import ConfigError, RolloutError, StorageError
@@ -24,69 +24,66 @@ from vistill.training.settings import SaveSettings
 pytestmark = pytest.mark.usefixtures("without_canary")
 
 
-class Counting(HFEngine):
-    """An engine that counts its calls and is not reproducible: every call has noise of its own."""
+class CountingEngine(HFEngine):
+    """An engine that counts its calls and is not reproducible: every call has other noise."""
 
     calls = 0
 
     def write(self, requests, sampling):
-        Counting.calls += 1
+        CountingEngine.calls += 1
         return super().write(
-            requests, replace(sampling, seed=sampling.seed + 1000 * Counting.calls)
+            requests, replace(sampling, seed=sampling.seed + 1000 * CountingEngine.calls)
         )
 
 
-def unreproducible(tokenizer, teacher, **changes):
+def make_unreproducible_plan(tokenizer, teacher, **changes):
     plan = make_plan(tokenizer, teacher, VAOPD(), save=SaveSettings(every=3, keep=2), **changes)
-    return make_plan(
-        tokenizer, teacher, VAOPD(), save=SaveSettings(every=3, keep=2), models=plan.models,
-        engine=Counting(plan.models.student), **changes,
-    )  # fmt: skip
+    return replace(plan, engine=CountingEngine(plan.models.student))
 
 
-def test_after_a_crash_in_an_update_the_same_responses_are_learnt_from_even_by_an_engine_that_would_write_others(
+def test_after_a_crash_an_engine_that_would_write_other_responses_is_not_asked_again(
     tokenizer, teacher, tmp_path
 ):
-    Counting.calls = 0
+    CountingEngine.calls = 0
     whole = RunFolder(tmp_path / "whole")
-    plan = unreproducible(tokenizer, teacher)
-    go(plan, whole)
-    Counting.calls = 0
+    plan = make_unreproducible_plan(tokenizer, teacher)
+    run_plan(plan, whole)
+    CountingEngine.calls = 0
     folder = RunFolder(tmp_path / "stopped")
-    go(unreproducible(tokenizer, teacher, stop_after=5), folder)
-    before = Counting.calls
-    resumed = unreproducible(tokenizer, teacher)
-    go(resumed, folder)
-    assert Counting.calls - before == len(folder.read(folder.metrics)) - 5
+    run_plan(make_unreproducible_plan(tokenizer, teacher, stop_after=5), folder)
+    before = CountingEngine.calls
+    resumed = make_unreproducible_plan(tokenizer, teacher)
+    run_plan(resumed, folder)
+    assert CountingEngine.calls - before == len(folder.read(folder.metrics)) - 5
     assert weights_hash(resumed.models.student) == weights_hash(plan.models.student)
-    assert trace(folder) == trace(whole)
+    assert logged_text(folder) == logged_text(whole)
 
 
 def test_responses_are_on_disk_before_the_update(tokenizer, teacher, tmp_path, monkeypatch):
     from vistill.training import step as step_module
 
-    folder, honest, seen = RunFolder(tmp_path), step_module.apply_update, []
+    folder, original, seen = RunFolder(tmp_path), step_module.apply_update, []
 
-    def look(update, loss, lr):
+    def watch(context, loss, lr):
         seen.append(Journal(folder.journal, "").steps()[-1])
-        return honest(update, loss, lr)
+        return original(context, loss, lr)
 
-    monkeypatch.setattr(step_module, "apply_update", look)
-    go(make_plan(tokenizer, teacher, stop_after=4), folder)
+    monkeypatch.setattr(step_module, "apply_update", watch)
+    run_plan(make_plan(tokenizer, teacher, stop_after=4), folder)
     assert seen == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("best", [False, True])
-def test_the_journal_goes_back_to_the_oldest_of_the_newest_checkpoints_however_old_the_best_is(
+def test_the_journal_goes_back_to_the_oldest_newest_checkpoint_and_not_to_the_best(
     tokenizer, teacher, tmp_path, best
 ):
     folder = RunFolder(tmp_path)
     plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
     if best:
-        go(replace(plan, stop_after=2), folder)
+        run_plan(replace(plan, stop_after=2), folder)
         folder.log(folder.evaluations, {"step": 2, "accuracy": 1.0})
         plan = make_plan(tokenizer, teacher, eval_prompts=[], save=SaveSettings(every=2, keep=2))
-    go(plan, folder)
+    run_plan(plan, folder)
     assert [checkpoint_step(path) for path in checkpoints_in(tmp_path)] == [
         *([2] if best else []),
         14,
@@ -95,54 +92,53 @@ def test_the_journal_goes_back_to_the_oldest_of_the_newest_checkpoints_however_o
     assert Journal(folder.journal, "").steps() == [15]
 
 
-def plan_steps(folder):
+def last_step(folder):
     return folder.read(folder.metrics)[-1]["step"]
 
 
-def test_responses_under_another_recipe_or_to_other_prompts_are_not_taken(
-    tokenizer, teacher, tmp_path
-):
+def test_responses_of_another_recipe_or_to_other_prompts_are_not_used(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    go(make_plan(tokenizer, teacher, stop_after=1), folder)
+    run_plan(make_plan(tokenizer, teacher, stop_after=1), folder)
     record = json.loads((folder.journal / "000001.json").read_text())
-    asked = [next(p for p in TRAIN if p.id == name) for name in record["prompts"]]
+    prompts = [next(p for p in TRAIN if p.id == name) for name in record["prompts"]]
     past = chain_key("", ())
-    looking = lambda fingerprint: Journal(folder.journal, fingerprint, writes=False)
-    assert looking(record["fingerprint"]).find(1, asked, past) is not None
-    assert looking("other").find(1, asked, past) is None
-    assert looking(record["fingerprint"]).find(1, diagram_prompts("val", 2, 3), past) is None
-    assert looking(record["fingerprint"]).find(2, asked, past) is None
-    assert looking(record["fingerprint"]).find(1, asked, chain_key("", ("a row",))) is None
-    assert looking(record["fingerprint"]).find(1, asked, chain_key("another past", ())) is None
-    assert looking(record["fingerprint"]).steps() == [1]
+    journal = Journal(folder.journal, record["fingerprint"], writes=False)
+    other = Journal(folder.journal, "other", writes=False)
+    assert journal.find(1, prompts, past) is not None
+    assert other.find(1, prompts, past) is None
+    assert journal.find(1, diagram_prompts("val", 2, 3), past) is None
+    assert journal.find(2, prompts, past) is None
+    assert journal.find(1, prompts, chain_key("", ("a row",))) is None
+    assert journal.find(1, prompts, chain_key("another past", ())) is None
+    assert journal.steps() == [1]
 
 
 @pytest.mark.parametrize(
     "share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.99))]
 )
-def test_half_an_entry_is_none_and_is_written_again(tokenizer, teacher, tmp_path, share):
+def test_a_torn_entry_is_not_used_and_is_written_again(tokenizer, teacher, tmp_path, share):
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
     save = SaveSettings(every=4, keep=9)
-    go(make_plan(tokenizer, teacher, save=save), whole)
-    go(make_plan(tokenizer, teacher, save=save, stop_after=5), folder)
+    run_plan(make_plan(tokenizer, teacher, save=save), whole)
+    run_plan(make_plan(tokenizer, teacher, save=save, stop_after=5), folder)
     file = folder.journal / "000005.json"
     text = file.read_bytes()
     file.write_bytes(text[: int(share * len(text))])
-    go(make_plan(tokenizer, teacher, save=save), folder)
+    run_plan(make_plan(tokenizer, teacher, save=save), folder)
     assert file.read_bytes() == text
     assert "its entry cannot be read: 1 entries of the journal dropped" in folder.events.read_text()
-    assert trace(folder) == trace(whole)
+    assert logged_text(folder) == logged_text(whole)
 
 
 def test_a_run_without_a_journal_gives_the_same_bits(tokenizer, teacher, tmp_path):
-    ends = []
+    results = []
     for journal in (True, False):
         folder = RunFolder(tmp_path / str(journal))
         plan = make_plan(tokenizer, teacher, save=SaveSettings(every=2, keep=1, journal=journal))
-        go(plan, folder)
-        ends.append((weights_hash(plan.models.student), trace(folder)))
+        run_plan(plan, folder)
+        results.append((weights_hash(plan.models.student), logged_text(folder)))
         assert folder.journal.exists() == journal
-    assert ends[0] == ends[1]
+    assert results[0] == results[1]
 
 
 REPLAYED = {
@@ -165,85 +161,86 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
     tokenizer, teacher, tmp_path, method
 ):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(
-        tokenizer, teacher, REPLAYED[method], save=SaveSettings(every=4, keep=5), eval_prompts=[]
-    )
-    go(make(), folder)
+
+    def make():
+        return make_plan(
+            tokenizer,
+            teacher,
+            REPLAYED[method],
+            save=SaveSettings(every=4, keep=5),
+            eval_prompts=[],
+        )
+
+    run_plan(make(), folder)
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
-    last = plan_steps(folder)
+    last = last_step(folder)
     for step, start in ((1, 0), (7, 4), (last, (last - 1) // 4 * 4)):
-        made = replay_plan(make(), folder, step)
-        assert made.same
-        assert made.start == start
-        assert sorted(made.compared) == list(range(start + 1, step + 1))
-        assert made.from_journal == (list(range(start + 1, step + 1)) if start else [])
+        replayed = replay_plan(make(), folder, step)
+        assert replayed.same
+        assert replayed.start == start
+        assert sorted(replayed.compared) == list(range(start + 1, step + 1))
+        assert replayed.from_journal == (list(range(start + 1, step + 1)) if start else [])
     assert {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()} == before
-    assert "all" in format_replay(made, last)
+    assert "all" in format_replay(replayed, last)
 
 
-def test_a_log_that_was_changed_and_a_weight_that_was_changed_are_found(
-    tokenizer, teacher, tmp_path
-):
+def test_a_changed_log_is_found(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(
-        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
-    )
-    go(make(), folder)
+
+    def make():
+        return make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+
+    run_plan(make(), folder)
     lines = folder.metrics.read_text().splitlines()
     record = json.loads(lines[5])
     record["loss"] *= 1 + 1e-7
     folder.metrics.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
-    made = replay_plan(make(), folder, 7)
-    assert {step: list(differ) for step, differ in made.differences.items() if differ} == {
+    replayed = replay_plan(make(), folder, 7)
+    assert {step: list(differ) for step, differ in replayed.differences.items() if differ} == {
         6: ["loss"]
     }
-    assert "step 6 is the first that differs" in format_replay(made, 7)
+    assert "step 6 is the first that differs" in format_replay(replayed, 7)
 
 
-def test_without_its_journal_a_step_is_recomputed_from_fresh_responses(
-    tokenizer, teacher, tmp_path
-):
+def test_without_its_journal_a_step_is_recomputed_from_new_responses(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    make = lambda: make_plan(
-        tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[]
-    )
-    go(make(), folder)
+
+    def make():
+        return make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
+
+    run_plan(make(), folder)
     shutil.rmtree(folder.journal)
-    made = replay_plan(make(), folder, 6)
-    assert made.same
-    assert made.from_journal == []
+    replayed = replay_plan(make(), folder, 6)
+    assert replayed.same
+    assert replayed.from_journal == []
 
 
 def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    go(make_plan(tokenizer, teacher, stop_after=2), folder)
+    run_plan(make_plan(tokenizer, teacher, stop_after=2), folder)
     with pytest.raises(StorageError) as caught:
         replay_plan(make_plan(tokenizer, teacher), folder, 3)
     assert caught.value.code == "S605"
     assert "--step 2" in caught.value.fix
 
 
-def test_a_run_that_begins_anew_takes_nothing_from_an_earlier_beginning(
-    tokenizer, teacher, tmp_path
-):
+def test_a_run_that_starts_over_uses_nothing_of_its_earlier_start(tokenizer, teacher, tmp_path):
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     save = SaveSettings(every=50)
-    go(make_plan(tokenizer, teacher, stop_after=2, save=save, eval_prompts=[]), folder)
+    run_plan(make_plan(tokenizer, teacher, stop_after=2, save=save, eval_prompts=[]), folder)
     assert Journal(folder.journal, "").steps() == [1, 2]
-    for file in folder.journal.glob(
-        "*.json"
-    ):  # as an engine that is not reproducible would have written
+    for file in folder.journal.glob("*.json"):  # as from an engine that is not reproducible
         record = json.loads(file.read_text())
         record["rollouts"][0][0]["ids"][0] += 1
         file.write_text(json.dumps(record) + "\n")
     for place in (folder, whole):
-        go(make_plan(tokenizer, teacher, save=save, eval_prompts=[]), place)
+        run_plan(make_plan(tokenizer, teacher, save=save, eval_prompts=[]), place)
     assert folder.metrics.read_text() == whole.metrics.read_text()
 
 
-def test_a_run_that_begins_anew_with_another_student_is_refused(tokenizer, teacher, tmp_path):
+def test_a_run_that_starts_over_with_another_student_is_refused(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    go(
+    run_plan(
         make_plan(tokenizer, teacher, stop_after=2, save=SaveSettings(every=50), eval_prompts=[]),
         folder,
     )
@@ -252,26 +249,26 @@ def test_a_run_that_begins_anew_with_another_student_is_refused(tokenizer, teach
         for parameter in other.models.student.model.parameters():
             parameter.mul_(1.1)
     with pytest.raises(ConfigError) as caught:
-        go(other, folder)
+        run_plan(other, folder)
     assert caught.value.code == "C202"
 
 
-class Changing(Counting):
-    """An engine that says that it would not write the same again."""
+class UnkeyedEngine(CountingEngine):
+    """An engine that declares that it would not write the same again."""
 
     follows_keyed_noise = False
 
 
-def test_a_step_older_than_the_journal_is_refused_where_the_engine_would_write_other_responses(
+def test_a_step_older_than_the_journal_is_refused_for_an_unkeyed_engine(
     tokenizer, teacher, tmp_path
 ):
     folder, save = RunFolder(tmp_path / "run"), SaveSettings(every=3, keep=2)
 
     def plan(**changes):
         plan = make_plan(tokenizer, teacher, save=save, eval_prompts=[], **changes)
-        return replace(plan, engine=Changing(plan.models.student))
+        return replace(plan, engine=UnkeyedEngine(plan.models.student))
 
-    go(plan(stop_after=8), folder)
+    run_plan(plan(stop_after=8), folder)
     with pytest.raises(StorageError) as caught:
         replay_plan(plan(), folder, 3)
     assert caught.value.code == "S607"
@@ -288,82 +285,82 @@ def test_entries_of_an_older_version_are_dropped_and_written_again(tokenizer, te
         RunFolder(tmp_path / "run"),
         SaveSettings(every=4, keep=9),
     )
-    go(make_plan(tokenizer, teacher, save=save), whole)
-    go(make_plan(tokenizer, teacher, save=save, stop_after=7), folder)
+    run_plan(make_plan(tokenizer, teacher, save=save), whole)
+    run_plan(make_plan(tokenizer, teacher, save=save, stop_after=7), folder)
     for step in (5, 6, 7):
         file = folder.journal / f"{step:06d}.json"
         record = json.loads(file.read_text())
         file.write_text(
             json.dumps({k: v for k, v in record.items() if k not in ("chain", "digest")}) + "\n"
         )
-    go(make_plan(tokenizer, teacher, save=save), folder)
-    assert trace(folder) == trace(whole)
+    run_plan(make_plan(tokenizer, teacher, save=save), folder)
+    assert logged_text(folder) == logged_text(whole)
     assert (
         "step 5: its entry is of an older version: 3 entries of the journal dropped"
         in folder.events.read_text()
     )
 
 
-def test_an_entry_whose_token_ids_were_changed_is_not_taken(tokenizer, teacher, tmp_path):
+def test_an_entry_with_changed_token_ids_is_not_used(tokenizer, teacher, tmp_path):
     whole, folder, save = (
         RunFolder(tmp_path / "whole"),
         RunFolder(tmp_path / "run"),
         SaveSettings(every=4, keep=9),
     )
-    go(make_plan(tokenizer, teacher, save=save), whole)
-    go(make_plan(tokenizer, teacher, save=save, stop_after=6), folder)
+    run_plan(make_plan(tokenizer, teacher, save=save), whole)
+    run_plan(make_plan(tokenizer, teacher, save=save, stop_after=6), folder)
     file = folder.journal / "000005.json"
     record = json.loads(file.read_text())
     record["rollouts"][0][0]["ids"][0] += 1
     file.write_text(json.dumps(record) + "\n")
-    go(make_plan(tokenizer, teacher, save=save), folder)
-    assert trace(folder) == trace(whole)
+    run_plan(make_plan(tokenizer, teacher, save=save), folder)
+    assert logged_text(folder) == logged_text(whole)
 
 
-class Refusing(Changing):
-    """It has no answer to one row from some call on: the row is set aside, and its step taken with another one."""
+class RefusingEngine(UnkeyedEngine):
+    """An engine that fails for one row from step 6 on: the row is replaced in that step."""
 
     bad = ""
 
     def write(self, requests, sampling):
-        if any(r.key == Refusing.bad for r in requests) and sampling.step >= 5:
+        if any(r.key == RefusingEngine.bad for r in requests) and sampling.step >= 5:
             error = RolloutError("R403", "no answer", why="a test", fix="none")
-            error.rows = [Refusing.bad]
+            error.rows = [RefusingEngine.bad]
             raise error
         return super().write(requests, sampling)
 
 
-def test_a_step_whose_row_was_replaced_takes_its_own_responses_again(tokenizer, teacher, tmp_path):
-    """A repeated step meets the row first: that look-up finds another past, and once dropped every later entry."""
+def test_a_step_with_a_replaced_row_uses_its_own_responses_again(tokenizer, teacher, tmp_path):
+    """A repeated step first looks for the bad row, finds another past, and drops no entry."""
     save = SaveSettings(every=5, keep=2)
 
     def plan(**changes):
         plan = make_plan(
             tokenizer, teacher, save=save, eval_prompts=[], max_bad_share=0.5, **changes
         )
-        return replace(plan, engine=Refusing(plan.models.student))
+        return replace(plan, engine=RefusingEngine(plan.models.student))
 
-    Refusing.bad, Counting.calls = "", 0
-    go(plan(stop_after=6), RunFolder(tmp_path / "order"))
-    Refusing.bad = json.loads((tmp_path / "order" / "journal" / "000006.json").read_text())[
+    RefusingEngine.bad, CountingEngine.calls = "", 0
+    run_plan(plan(stop_after=6), RunFolder(tmp_path / "order"))
+    RefusingEngine.bad = json.loads((tmp_path / "order" / "journal" / "000006.json").read_text())[
         "prompts"
     ][0]
     folder = RunFolder(tmp_path / "run")
-    go(plan(stop_after=8), folder)
+    run_plan(plan(stop_after=8), folder)
     before = folder.metrics.read_text()
-    assert [r["id"] for r in folder.read(folder.replaced)] == [Refusing.bad]
-    go(plan(stop_after=8), folder)
+    assert [r["id"] for r in folder.read(folder.replaced)] == [RefusingEngine.bad]
+    run_plan(plan(stop_after=8), folder)
     assert folder.metrics.read_text() == before
     assert "dropped" not in folder.events.read_text()
 
 
-def test_files_of_people_in_the_journal_are_left_alone(tokenizer, teacher, tmp_path):
+def test_files_of_the_user_in_the_journal_stay(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
     names = ("notes.json", "000005-copy.json", "5.json", "0000005.json", "backup/x.json")
     for name in names:
         (folder.journal / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.journal / name).write_text("{}")
-    Journal(folder.journal, "").forget_until(10)
+    Journal(folder.journal, "").drop_until(10)
     Journal(folder.journal, "").drop_from(1, "for a test")
     assert Journal(folder.journal, "").steps() == []
     assert all((folder.journal / name).exists() for name in names)

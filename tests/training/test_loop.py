@@ -16,7 +16,7 @@ from plans import prepare_run
 from vistill.batch import ScoredBatch, reduce_terms
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import NonFiniteError, Preempted, StorageError
+from vistill.errors import NonFiniteError, Preempted, RolloutError, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.faults import VARIABLE, reset_visits
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
@@ -25,20 +25,26 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import checkpoints, newest, retain, weights_hash
-from vistill.training.loop import Plan, best_of, log_step, run
+from vistill.runs.storage import file_hash
+from vistill.training.checkpoint import (
+    drop_old_checkpoints,
+    list_checkpoints,
+    newest_checkpoint,
+    weights_hash,
+)
+from vistill.training.loop import Plan, choose_best, log_step, run
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.models_of_run import Models
 from vistill.training.optim import lr_factor
 from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,
     score_without_gradient,
 )
-from vistill.training.teacher_responses import forget_others
+from vistill.training.teacher_responses import discard_stale_responses
 from vistill.types import Pass, Reader, RolloutGroup, View
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -69,18 +75,18 @@ def make_plan(tokenizer, teacher, objective=None, **changes):
     return Plan(**(base | changes))
 
 
-def trace(folder):
+def logged_text(folder):
     return (folder.path / "metrics.jsonl").read_text(), (
         folder.path / "evaluations.jsonl"
     ).read_text()
 
 
-def go(plan, folder):
-    """Prepare and run, as a recipe does."""
+def run_plan(plan, folder):
+    """Run every start check, then the loop, as for a recipe."""
     run(prepare_run(plan, folder), folder)
 
 
-#: The methods that differ in what a checkpoint must carry; the others are covered by the slow test below.
+#: The methods that differ in what a checkpoint must hold; the others are slow tests.
 FAST = {
     "va_opd": VAOPD(),
     "sft": SFT(),
@@ -106,19 +112,19 @@ def reference(request, tokenizer, teacher, tmp_path_factory):
     objective = {**FAST, **SLOW}[request.param]
     folder = RunFolder(tmp_path_factory.mktemp("reference"))
     if getattr(objective, "keep_correct", False):
-        teach_answers(folder, teacher)
+        store_correct_answers(folder, teacher)
     plan = make_plan(tokenizer, teacher, objective)
-    go(plan, folder)
-    return objective, weights_hash(plan.models.student), trace(folder)
+    run_plan(plan, folder)
+    return objective, weights_hash(plan.models.student), logged_text(folder)
 
 
-def teach_answers(folder, teacher):
-    """A random teacher is never right: put some right answers where its responses are stored."""
+def store_correct_answers(folder, teacher):
+    """Store some correct responses as the teacher's: a random teacher has none."""
     folder.path.mkdir(parents=True, exist_ok=True)
     rollout = RolloutSettings(
         per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
     )
-    forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
+    discard_stale_responses(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, prompt in enumerate(TRAIN):
         texts = [
             f"The answer is \\boxed{{{prompt.answer if i <= number % 2 else 99}}}."
@@ -140,12 +146,60 @@ def test_stopping_at_any_step_and_resuming_gives_the_same_bits(
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
     if objective.keep_correct:
-        teach_answers(folder, teacher)
-    go(make_plan(tokenizer, teacher, objective, stop_after=step), folder)
+        store_correct_answers(folder, teacher)
+    run_plan(make_plan(tokenizer, teacher, objective, stop_after=step), folder)
     resumed = make_plan(tokenizer, teacher, objective)
-    go(resumed, folder)
+    run_plan(resumed, folder)
     assert weights_hash(resumed.models.student) == weights
-    assert trace(folder) == lines
+    assert logged_text(folder) == lines
+
+
+def write_state_as_format_2(checkpoint):
+    """Write state and manifest of a checkpoint as the version before format 3 did."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    health = state.pop("rollout_health")
+    state |= {**health, "gone": state.pop("replaced_rows"), "ladder": state.pop("halvings")}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    for entry in manifest["files"]:
+        if entry[0] == "state.json":
+            file = checkpoint / "state.json"
+            entry[1:] = [file.stat().st_size, file_hash(file)]
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest | {"format": 2}))
+
+
+def test_a_run_resumes_from_a_checkpoint_of_format_2_to_the_same_bits(tokenizer, teacher, tmp_path):
+    """Two of six rows go bad after step 1; step 5 takes its responses from the journal."""
+
+    class FailingEngine(WrappedEngine):
+        """An engine that cannot answer two rows."""
+
+        def write(self, requests, sampling):
+            bad = [r.key for r in requests if r.key in (TRAIN[0].id, TRAIN[1].id)]
+            if bad and sampling.step > 0:
+                error = RolloutError("R403", "no answer", why="a test", fix="none")
+                error.rows = bad
+                raise error
+            return super().write(requests, sampling)
+
+    def make(**changes):
+        objective = METHODS["vgs"](scope="running", eta="dynamic", eta_every=2)
+        plan = make_plan(tokenizer, teacher, objective, max_bad_share=0.5, **changes)
+        return replace(plan, engine=FailingEngine(HFEngine(plan.models.student)))
+
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "resumed")
+    reference = make()
+    run_plan(reference, whole)
+    run_plan(make(stop_after=5), folder)
+    checkpoint = newest_checkpoint(folder)
+    assert json.loads((checkpoint / "state.json").read_text())["replaced_rows"]
+    write_state_as_format_2(checkpoint)
+    resumed = make()
+    run_plan(resumed, folder)
+    assert "resumed from checkpoint-000004" in folder.events.read_text()
+    assert "dropped" not in folder.events.read_text()
+    assert weights_hash(resumed.models.student) == weights_hash(reference.models.student)
+    assert logged_text(folder) == logged_text(whole)
 
 
 def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
@@ -154,16 +208,16 @@ def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
     if objective.keep_correct:
-        teach_answers(folder, teacher)
+        store_correct_answers(folder, teacher)
     for stop in (1, 2, 3, 5, 6, 8, None):
         plan = make_plan(tokenizer, teacher, objective, stop_after=stop)
-        go(plan, folder)
+        run_plan(plan, folder)
     assert weights_hash(plan.models.student) == weights
-    assert trace(folder) == lines
+    assert logged_text(folder) == lines
 
 
 @pytest.mark.parametrize("at", [1, 5, 9])
-def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(
+def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
     tokenizer, teacher, tmp_path, at
 ):
     whole = RunFolder(tmp_path / "whole")
@@ -187,11 +241,11 @@ def test_a_signal_saves_the_last_whole_step_and_the_same_command_continues(
     with pytest.raises(Preempted) as caught:
         run(plan, folder)
     assert caught.value.exit_code == 75
-    assert newest(folder) is not None
+    assert newest_checkpoint(folder) is not None
     plan = make_plan(tokenizer, teacher)
     run(plan, folder)
     assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
-    assert trace(folder) == trace(whole)
+    assert logged_text(folder) == logged_text(whole)
 
 
 @pytest.mark.parametrize("interrupted_step", [0, 4, 8])
@@ -203,27 +257,27 @@ def test_a_signal_during_an_evaluation_loses_neither_the_evaluation_nor_the_best
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     reference = make_plan(tokenizer, teacher)
     best = run(reference, whole).best
-    honest, calls = loop.evaluate, []
+    original, calls = loop.evaluate, []
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 1 + interrupted_step // 4:
             signal.raise_signal(signal.SIGTERM)
-        return honest(*args)
+        return original(*args)
 
     monkeypatch.setattr(loop, "evaluate", interrupted)
     with pytest.raises(Preempted):
         run(make_plan(tokenizer, teacher), folder)
-    monkeypatch.setattr(loop, "evaluate", honest)
+    monkeypatch.setattr(loop, "evaluate", original)
     plan = make_plan(tokenizer, teacher)
     state = run(plan, folder)
     assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
-    assert trace(folder) == trace(whole)
+    assert logged_text(folder) == logged_text(whole)
     assert state.best == best
 
 
-def written(models, objective):
-    """Rollouts of four prompts, three siblings each."""
+def write_rollouts(models, objective):
+    """Rollouts to four prompts, three siblings each."""
     sampling = Sampling(0, 0, 1.0, 1.0, 6)
     return write_groups(
         models, ResponseSource(HFEngine(models.student), objective, 3), TRAIN[:4], sampling
@@ -233,17 +287,12 @@ def written(models, objective):
 def step_gradient(models, objective, groups, micro_batch, rewards=None, part_tokens=4096):
     """The gradient of one step as one vector."""
     responses = flatten_responses(groups, 0, 0, models.student.device, rewards)
-    reading = encode_step(
-        models,
-        groups,
-        objective.passes(),
-        responses,
-        BatchSplit(micro_batch, part_tokens=part_tokens),
-    )
-    batch = score_without_gradient(models, reading, objective.passes())
+    split = BatchSplit(micro_batch, part_tokens=part_tokens)
+    inputs = encode_step(models, groups, objective.passes(), responses, split)
+    batch = score_without_gradient(models, inputs, objective.passes())
     signals = objective.signals(batch)
     models.student.model.zero_grad()
-    for micro, cut in parts_with_gradient(models, reading, batch, objective.passes(), signals):
+    for micro, cut in parts_with_gradient(models, inputs, batch, objective.passes(), signals):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
     return torch.cat(
         [p.grad.flatten() for p in models.student.model.parameters() if p.grad is not None]
@@ -253,7 +302,7 @@ def step_gradient(models, objective, groups, micro_batch, rewards=None, part_tok
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), SFT()], ids=["opd", "va_opd", "sft"])
 def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, objective):
     models = make_plan(tokenizer, teacher).models
-    groups = written(models, objective)
+    groups = write_rollouts(models, objective)
     whole = step_gradient(models, objective, groups, 4)
     for size in (1, 2, 3, "auto"):
         assert float((whole - step_gradient(models, objective, groups, size)).abs().max()) < 1e-6
@@ -263,32 +312,30 @@ def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, object
     "objective",
     [OPD(), METHODS["papo"](masked_gradient=True, reference_weight=0.0), METHODS["vgs"]()],
 )
-def test_siblings_learnt_from_one_after_the_other_leave_the_gradient_of_separate_rows(
-    tokenizer, teacher, objective
-):
+def test_parts_of_any_size_give_the_gradient_of_separate_rows(tokenizer, teacher, objective):
     models = make_plan(tokenizer, teacher).models
-    groups = written(models, objective)
+    groups = write_rollouts(models, objective)
     rewards = [0.0, 1.0, 1.0] * len(groups)
-    plain = replace(models, student=replace(models.student, share_prompts=False))
-    reference = step_gradient(plain, objective, groups, "auto", rewards)
+    separate = replace(models, student=replace(models.student, share_prompts=False))
+    reference = step_gradient(separate, objective, groups, "auto", rewards)
     for tokens in (1, 7, 4096):
-        found = step_gradient(models, objective, groups, "auto", rewards, tokens)
-        assert float((found - reference).norm()) <= 1e-5 * float(reference.norm())
+        gradient = step_gradient(models, objective, groups, "auto", rewards, tokens)
+        assert float((gradient - reference).norm()) <= 1e-5 * float(reference.norm())
 
 
 def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(
     tokenizer, teacher
 ):
     models, objective = make_plan(tokenizer, teacher).models, VAOPD(tie_rule="random")
-    groups = written(models, objective)
-    turned = [RolloutGroup(g.prompt, g.rollouts[::-1]) for g in groups[::-1]]
+    groups = write_rollouts(models, objective)
+    reversed_groups = [RolloutGroup(g.prompt, g.rollouts[::-1]) for g in groups[::-1]]
     difference = step_gradient(models, objective, groups, 2) - step_gradient(
-        models, objective, turned, 2
+        models, objective, reversed_groups, 2
     )
     assert float(difference.abs().max()) < 1e-6
 
 
-def test_only_the_student_learns_and_every_part_of_it_does(tokenizer, teacher, tmp_path):
+def test_a_run_changes_every_part_of_the_student_and_nothing_else(tokenizer, teacher, tmp_path):
     before = weights_hash(teacher)
     plan = make_plan(tokenizer, teacher, num_steps=2, eval_prompts=[])
     start = {k: v.clone() for k, v in plan.models.student.model.state_dict().items()}
@@ -344,14 +391,14 @@ def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_r
     assert record["loss"] is None
 
 
-def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_on(
+def test_one_update_that_is_not_finite_is_skipped_and_stored_and_the_run_continues(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
     reset_visits()
     monkeypatch.setenv(VARIABLE, "learn.loss:nan@3")
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5)
     hashes = []
-    monkeypatch.setattr("vistill.training.loop.log_step", watching(hashes, plan))
+    monkeypatch.setattr("vistill.training.loop.log_step", log_and_hash(hashes, plan))
     state = run(plan, folder)
     assert state.skipped == 1
     assert [a == b for a, b in itertools.pairwise(hashes)] == [False, True, False, False]
@@ -367,8 +414,8 @@ def test_one_update_that_is_not_finite_is_skipped_written_down_and_the_run_goes_
     reset_visits()
 
 
-def watching(hashes, plan):
-    """Log a step as ever, and the weights after it."""
+def log_and_hash(hashes, plan):
+    """Log a step, and collect the hash of the weights after it."""
 
     def log(*arguments):
         hashes.append(weights_hash(plan.models.student))
@@ -410,17 +457,19 @@ def test_damaged_checkpoints_are_rejected_with_a_reason_and_the_older_one_is_use
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
-    assert newest(folder) == folder.checkpoint(4)
+    assert newest_checkpoint(folder) == folder.checkpoint(4)
     assert "checkpoint-000006" in folder.events.read_text()
     assert "changed since it was written" in folder.events.read_text()
-    for path in checkpoints(folder):
+    for path in list_checkpoints(folder):
         (path / "MANIFEST.json").write_text("{")
     with pytest.raises(StorageError) as caught:
-        newest(folder)
+        newest_checkpoint(folder)
     assert caught.value.code == "S604"
 
 
-def test_leftovers_of_an_interrupted_save_are_swept_and_never_loaded(tokenizer, teacher, tmp_path):
+def test_leftovers_of_an_interrupted_save_are_removed_and_never_loaded(
+    tokenizer, teacher, tmp_path
+):
     folder = RunFolder(tmp_path)
     (tmp_path / ".inprogress-000009-0123abcd" / "student").mkdir(parents=True)
     (tmp_path / ".trash-checkpoint-000001-4711").mkdir()
@@ -440,19 +489,24 @@ def test_the_best_checkpoint_and_the_newest_stay(tokenizer, teacher, tmp_path):
         ),
         folder,
     )
-    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000005"]
+    assert [p.name for p in list_checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000005"]
 
 
-def test_two_processes_cannot_own_one_run_folder(tmp_path):
+def test_two_processes_cannot_use_one_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
-    code = f"from vistill.runs.folder import RunFolder\nfrom pathlib import Path\nwith RunFolder(Path({str(tmp_path)!r})).owned(): pass"
-    other = lambda: subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    code = (
+        "from vistill.runs.folder import RunFolder\nfrom pathlib import Path\n"
+        f"with RunFolder(Path({str(tmp_path)!r})).locked(): pass"
     )
+
+    def lock_in_another_process():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
     with folder.locked(), folder.locked():
-        done = other()
-    assert "error[S602]" in done.stderr
-    assert other().returncode == 0
+        refused = lock_in_another_process()
+    assert "error[S602]" in refused.stderr
+    assert lock_in_another_process().returncode == 0
 
 
 def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
@@ -466,24 +520,26 @@ def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
     assert timing["peak_mib"] > 0
 
 
-def test_gradient_may_be_limited_to_rows_that_a_signal_chose(tokenizer, teacher):
-    """A pass whose `rows` name a signal keeps all rows, and gradient reaches only those it marks."""
+def test_a_signal_can_limit_the_gradient_of_a_pass_to_some_rows(tokenizer, teacher):
+    """A pass whose `rows` name a signal has all rows, and gradient only at those that it marks."""
     models = make_plan(tokenizer, teacher).models
-    groups = written(models, OPD())[:2]
+    groups = write_rollouts(models, OPD())[:2]
     responses = flatten_responses(groups, 0, 0, models.student.device)
     gated = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
-    reading = encode_step(models, groups, (gated,), responses)
+    inputs = encode_step(models, groups, (gated,), responses)
     gate = torch.zeros(responses.num_tokens, dtype=torch.bool)
     gate[::3] = True
     [(micro, cut)] = list(
-        parts_with_gradient(models, reading, ScoredBatch(responses, {}), (gated,), {"gate": gate})
+        parts_with_gradient(models, inputs, ScoredBatch(responses, {}), (gated,), {"gate": gate})
     )
     hidden = micro["student.text_only"].hidden
     assert len(hidden) == len(cut["gate"]) == responses.num_tokens
     first = next(p for n, p in models.student.model.named_parameters() if "layers.0" in n)
-    grad = lambda rows: torch.autograd.grad(
-        hidden[rows].sum(), first, retain_graph=True, allow_unused=True
-    )[0]
+
+    def grad(rows):
+        loss = hidden[rows].sum()
+        return torch.autograd.grad(loss, first, retain_graph=True, allow_unused=True)[0]
+
     assert float(grad(gate).abs().sum()) > 0
     assert float(grad(~gate).abs().sum()) == 0
 
@@ -498,8 +554,8 @@ def test_removing_the_run_folder_starts_over(tokenizer, teacher, tmp_path):
 
 def test_bf16_autocast_trains_and_keeps_float32_weights(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
-    plan = make_plan(tokenizer, teacher, OPD(), num_steps=2, eval_prompts=[],
-                     train=TrainSettings(prompts_per_step=2, lr=1e-3, precision="bf16"))  # fmt: skip
+    train = TrainSettings(prompts_per_step=2, lr=1e-3, precision="bf16")
+    plan = make_plan(tokenizer, teacher, OPD(), num_steps=2, eval_prompts=[], train=train)
     run(plan, folder)
     assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
     assert all(p.dtype == torch.float32 for p in plan.models.student.model.parameters())
@@ -510,14 +566,14 @@ def test_the_best_evaluation_is_the_latest_of_the_highest_and_its_checkpoint_sur
         {"step": s, "accuracy": a, "rows": 3.0}
         for s, a in ((0, 0.9), (2, 0.4), (4, 0.6), (6, 0.6), (8, 0.5))
     ]
-    best = best_of(records, SaveSettings())
+    best = choose_best(records, SaveSettings())
     assert best == {"step": 6, "value": 0.6, "rows": 3.0}
-    assert best_of(records, SaveSettings(keep_best="none")) is None
+    assert choose_best(records, SaveSettings(keep_best="none")) is None
     folder = RunFolder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.checkpoint(step).mkdir()
-    retain(folder, 1, best, 8)
-    assert [p.name for p in checkpoints(folder)] == ["checkpoint-000006", "checkpoint-000008"]
+    drop_old_checkpoints(folder, 1, best, 8)
+    assert [p.name for p in list_checkpoints(folder)] == ["checkpoint-000006", "checkpoint-000008"]
 
 
 def test_learning_rates_follow_their_schedules():
@@ -530,19 +586,20 @@ def test_learning_rates_follow_their_schedules():
     assert lr_factor(99, 100, ScheduleSettings("constant", 0.0)) == 1.0
 
 
-def test_under_bf16_the_old_readings_equal_the_learning_ones(tokenizer, teacher, tmp_path):
-    """A reading without gradient in another precision would make every probability ratio wrong from the start."""
-    plan = make_plan(tokenizer, None, METHODS["grpo"](updates=2), num_steps=1, eval_prompts=[],
-                     train=TrainSettings(prompts_per_step=2, lr=0.0, steps=2, micro_batch=1, precision="bf16"))  # fmt: skip
+def test_under_bf16_log_probs_with_and_without_gradient_are_equal(tokenizer, teacher, tmp_path):
+    """With another precision without gradient, every probability ratio would be wrong."""
+    train = TrainSettings(prompts_per_step=2, lr=0.0, steps=2, micro_batch=1, precision="bf16")
+    objective = METHODS["grpo"](updates=2)
+    plan = make_plan(tokenizer, None, objective, num_steps=1, eval_prompts=[], train=train)
     seen = []
-    honest = METHODS["grpo"].policy_terms
+    original = METHODS["grpo"].policy_terms
 
     def watch(self, batch, log_prob, advantage):
         seen.append(float((log_prob.detach() - batch["old.full"].sampled()).abs().max()))
-        return honest(self, batch, log_prob, advantage)
+        return original(self, batch, log_prob, advantage)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(METHODS["grpo"], "policy_terms", watch)
-        go(plan, RunFolder(tmp_path))
+        run_plan(plan, RunFolder(tmp_path))
     assert len(seen) == 4
     assert max(seen) < 1e-6

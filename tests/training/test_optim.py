@@ -1,4 +1,4 @@
-"""Learning rates as a function of the step, and what the optimizer is made of."""
+"""Learning rates as a function of the step, and the settings of the optimizer."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from training.test_loop import go, make_plan
+from training.test_loop import make_plan, run_plan
 
 from vistill.errors import ConfigError
 from vistill.objectives import OPD
@@ -52,32 +52,30 @@ def test_the_first_rate_is_not_zero():
 
 
 def test_no_step_of_a_run_has_a_rate_above_the_recipes(tokenizer, teacher, tmp_path):
-    """9 steps with a warm-up of 0.2, 1.8 steps: the second once had 1.11 times the rate asked for."""
+    """A warm-up of 1.8 steps: the second step once had 1.11 times the rate of the recipe."""
     folder = RunFolder(tmp_path)
     train = TrainSettings(
         prompts_per_step=2, lr=3e-3, steps=9, schedule=ScheduleSettings("cosine", 0.2)
     )
-    go(make_plan(tokenizer, teacher, OPD(), train=train, eval_prompts=[]), folder)
+    run_plan(make_plan(tokenizer, teacher, OPD(), train=train, eval_prompts=[]), folder)
     rates = [r["lr"] for r in folder.read(folder.metrics)]
     assert max(rates) == rates[0] == rates[1] == 3e-3
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
-def test_a_decay_ends_at_the_smallest_rate_and_the_warm_up_may_begin_below_it(
-    tokenizer, teacher, tmp_path
-):
+def test_a_decay_ends_at_min_lr_and_the_warm_up_may_begin_below_it(tokenizer, teacher, tmp_path):
     """Visual-OPSD: 1e-5 to 1e-7 with a warm-up of a fifth of the steps."""
     folder = RunFolder(tmp_path)
     schedule = ScheduleSettings("cosine", 0.5, min_lr=1e-4)
     train = TrainSettings(prompts_per_step=2, lr=3e-4, steps=8, schedule=schedule)
-    go(make_plan(tokenizer, teacher, OPD(), train=train, eval_prompts=[]), folder)
+    run_plan(make_plan(tokenizer, teacher, OPD(), train=train, eval_prompts=[]), folder)
     rates = [r["lr"] for r in folder.read(folder.metrics)]
     assert rates[0] == pytest.approx(3e-4 / 4)
     after = [1e-4 + 2e-4 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
     assert rates[4:] == [pytest.approx(rate) for rate in after]
 
 
-def test_a_smallest_rate_above_the_peak_is_refused():
+def test_a_min_lr_above_the_peak_is_refused():
     with pytest.raises(ConfigError) as caught:
         TrainSettings(lr=1e-6, schedule=ScheduleSettings(min_lr=1e-5))
     assert caught.value.code == "C002"

@@ -1,4 +1,4 @@
-"""The profile counts what was done, exactly, and changes nothing."""
+"""The profile counts every operation exactly, and changes nothing."""
 
 import json
 
@@ -16,9 +16,9 @@ from vistill.report.costs import profile_of, profile_text
 from vistill.report.page import write_report
 from vistill.report.run_data import read_run
 from vistill.rollouts.settings import RolloutSettings
+from vistill.training.models_of_run import Models
 from vistill.training.settings import TrainSettings
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,
@@ -33,7 +33,10 @@ LINEAR = ("mm", "addmm", "convolution", "convolution_backward")
 
 def groups_of(lengths):
     g = torch.Generator().manual_seed(0)
-    draw = lambda n: tuple(int(i) for i in torch.randint(20, 300, (n,), generator=g))
+
+    def draw(n):
+        return tuple(int(i) for i in torch.randint(20, 300, (n,), generator=g))
+
     prompts = diagram_prompts("train", len(lengths), 0)
     return [
         RolloutGroup(p, tuple(Rollout(draw(n), k, Finish.LENGTH) for k, n in enumerate(ns)))
@@ -41,27 +44,25 @@ def groups_of(lengths):
     ]
 
 
-def step(models, objective, groups, rewards=None):
-    """One step after the rollouts."""
+def read_and_backward(models, objective, groups, rewards=None):
+    """One step after the rollouts, without the update."""
     passes = objective.passes()
     responses = flatten_responses(groups, 0, 0, models.student.device, rewards)
-    reading = encode_step(models, groups, passes, responses)
-    batch = score_without_gradient(models, reading, passes)
+    inputs = encode_step(models, groups, passes, responses)
+    batch = score_without_gradient(models, inputs, passes)
     signals = objective.signals(batch)
-    for micro, cut in parts_with_gradient(models, reading, batch, passes, signals):
+    for micro, cut in parts_with_gradient(models, inputs, batch, passes, signals):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
 
 
 def only_linear(monkeypatch, family):
-    """Attention costs nothing, so that what is left can be held against a counter of operations."""
-    made = family.costs
-    monkeypatch.setattr(
-        family,
-        "costs",
-        lambda model: ModelFlops(
-            **{**made(model).__dict__, "attention_score": 0.0, "patch_pair": 0.0}
-        ),
-    )
+    """Count no attention, so that the rest can be compared with torch's counter of operations."""
+    costs = family.costs
+
+    def without_attention(model):
+        return ModelFlops(**{**costs(model).__dict__, "cell": 0.0, "patch_pair": 0.0})
+
+    monkeypatch.setattr(family, "costs", without_attention)
 
 
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), GRPO()], ids=lambda o: type(o).__name__)
@@ -73,29 +74,30 @@ def test_counted_operations_equal_those_of_torchs_own_counter(
     models = Models(student, teacher, student.vocabulary_size, copies={Reader.REFERENCE: teacher})
     groups = groups_of([(7, 12), (9, 3)])
     rewards = [1.0, 0.0, 0.0, 1.0] if isinstance(objective, GRPO) else None
-    step(models, objective, groups, rewards)
+    read_and_backward(models, objective, groups, rewards)
     with FlopCounterMode(display=False) as counter, counting() as counted:
-        step(models, objective, groups, rewards)
+        read_and_backward(models, objective, groups, rewards)
     by_name = {
         str(op).split(".")[-1]: flops for op, flops in counter.get_flop_counts()["Global"].items()
     }
-    theirs = sum(flops for name, flops in by_name.items() if name in LINEAR)
+    linear = sum(flops for name, flops in by_name.items() if name in LINEAR)
     convolution = (
         2 * student.model.model.visual.patch_embed.proj.weight.numel() * counted["patches"]
     )
-    # the pictures themselves need no gradient: torch leaves that product out of the patch embedding's backward pass
-    assert theirs <= counted["flops"] <= theirs + convolution
+    # pixels need no gradient, so torch leaves that product out of the patch embedding's backward
+    # pass
+    assert linear <= counted["flops"] <= linear + convolution
 
 
 def test_tokens_patches_and_head_rows_are_counted_as_they_are(student, teacher):
     models = Models(student, teacher, student.vocabulary_size)
     groups = groups_of([(7, 12), (9, 3)])
     with counting() as counted:
-        step(models, VAOPD(), groups)
+        read_and_backward(models, VAOPD(), groups)
     encoded = [student.encode(group.prompt) for group in groups]
     patches = sum(int(e.pixels["image_grid_thw"].prod()) for e in encoded)
     assert counted["patches"] == 3 * patches, (
-        "student, teacher, teacher on the pixelated picture; not once a sibling"
+        "student, teacher, teacher on the pixelated image; not once per sibling"
     )
     assert counted["prompt_tokens"] == 3 * sum(len(e.ids) - 1 for e in encoded)
     assert counted["response_tokens"] == 3 * 31
@@ -104,7 +106,7 @@ def test_tokens_patches_and_head_rows_are_counted_as_they_are(student, teacher):
     )
 
 
-def test_nobody_listening_hears_nothing_and_listeners_may_nest():
+def test_without_a_counter_nothing_is_counted_and_counters_nest():
     count(flops=1.0)
     with counting() as outer:
         count(flops=1.0)
@@ -114,22 +116,29 @@ def test_nobody_listening_hears_nothing_and_listeners_may_nest():
     assert (outer, inner) == ({"flops": 7.0}, {"flops": 2.0})
 
 
-def trained(tmp_path, name, student, teacher, **options):
+def run_distill(tmp_path, name, student, teacher, **options):
     return distill(
-        student, teacher, diagram_prompts("train", 4, 0), VAOPD(), tmp_path / name,
+        student,
+        teacher,
+        diagram_prompts("train", 4, 0),
+        VAOPD(),
+        tmp_path / name,
         train=TrainSettings(prompts_per_step=2, steps=3),
-        rollout=RolloutSettings(per_prompt=2, max_new_tokens=6, temperature=1.0, top_p=1.0, all_truncated="go_on"), **options,
-    )  # fmt: skip
+        rollout=RolloutSettings(
+            per_prompt=2, max_new_tokens=6, temperature=1.0, top_p=1.0, all_truncated="go_on"
+        ),
+        **options,
+    )
 
 
 def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, tokenizer, teacher):
     from conftest import build_model
 
-    plain = trained(tmp_path, "plain", build_model(tokenizer, 0), teacher)
-    seen = trained(tmp_path, "profiled", build_model(tokenizer, 0), teacher, profile=True)
-    assert plain.folder.metrics.read_bytes() == seen.folder.metrics.read_bytes()
+    plain = run_distill(tmp_path, "plain", build_model(tokenizer, 0), teacher)
+    profiled = run_distill(tmp_path, "profiled", build_model(tokenizer, 0), teacher, profile=True)
+    assert plain.folder.metrics.read_bytes() == profiled.folder.metrics.read_bytes()
     assert profile_text(plain.path) == ""
-    table = profile_of(read_run(seen.path))
+    table = profile_of(read_run(profiled.path))
     assert table is not None
     assert {p.name for p in table.phases} == {"rollout", "encode", "score", "learn", "step"}
     whole = table.phases[-1]
@@ -138,9 +147,9 @@ def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, toke
         sum(p.work.get("flops", 0) for p in table.phases[:-1])
     )
     assert 0 < whole.floor < whole.seconds
-    assert "GFLOP/s measured here" in profile_text(seen.path)
-    page = write_report([seen.path], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "GFLOP/s measured here" in profile_text(profiled.path)
+    page = write_report([profiled.path], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Profile: profiled" in page
     assert "head rows" in page
-    work = [json.loads(line)["work"] for line in seen.folder.timing.read_text().splitlines()]
+    work = [json.loads(line)["work"] for line in profiled.folder.timing.read_text().splitlines()]
     assert all(w["learn"]["peak_mib"] > 0 for w in work)

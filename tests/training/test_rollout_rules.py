@@ -1,21 +1,22 @@
-"""Responses that never end, are all the same, or hold nothing: said, counted, stopped."""
+"""Responses that never end, are all the same, or have no visual advantage: warn, count, stop."""
+
+from dataclasses import replace
 
 import pytest
 from training.test_loop import make_plan
 
 from vistill.errors import RolloutError
 from vistill.rollouts.scripted import ScriptedEngine
+from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.loop import run
-from vistill.training.rollout_health import rollout_warnings
-from vistill.training.run_state import RunState
-from vistill.training.step import StepResult
+from vistill.training.rollout_health import RolloutHealth
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
 
-def scripted(tokenizer, teacher, script, **changes):
-    """A plan whose student says what the script says."""
+def scripted_plan(tokenizer, teacher, script, **changes):
+    """A plan whose engine writes what the script says."""
     plan = make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5, **changes)
     stop = plan.models.student.stop_ids[0]
     engine = ScriptedEngine(lambda key, sibling: script(sibling, stop), stop)
@@ -23,15 +24,15 @@ def scripted(tokenizer, teacher, script, **changes):
     return make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5, **changes)
 
 
-def without_switch(plan):
-    """The rollout settings of users: stop where nothing ever ends."""
-    from dataclasses import replace
-
+def stop_if_all_truncated(plan):
+    """The plan with the default of users: stop if no response ends by itself."""
     return replace(plan, rollout=replace(plan.rollout, all_truncated="stop"))
 
 
 def test_three_steps_without_one_response_that_ends_stop_the_run(tokenizer, teacher, tmp_path):
-    plan = without_switch(scripted(tokenizer, teacher, lambda sibling, stop: (20, 21 + sibling)))
+    plan = stop_if_all_truncated(
+        scripted_plan(tokenizer, teacher, lambda sibling, stop: (20, 21 + sibling))
+    )
     folder = RunFolder(tmp_path)
     with pytest.raises(RolloutError) as caught:
         run(plan, folder)
@@ -40,21 +41,19 @@ def test_three_steps_without_one_response_that_ends_stop_the_run(tokenizer, teac
     assert "rollout.all_truncated=go_on" in caught.value.note
 
 
-def test_one_response_in_three_steps_that_ends_is_enough_and_many_cut_off_ones_are_said_once(
+def test_one_response_that_ends_is_enough_and_many_truncated_ones_give_one_warning(
     tokenizer, teacher, tmp_path
 ):
-    plan = without_switch(
-        scripted(tokenizer, teacher, lambda sibling, stop: (20, stop) if sibling else (20, 21))
+    plan = stop_if_all_truncated(
+        scripted_plan(tokenizer, teacher, lambda sibling, stop: (20, stop) if sibling else (20, 21))
     )
     folder = RunFolder(tmp_path)
     assert run(plan, folder).step == 5
     assert folder.events.read_text().count("50% of the responses were cut off") == 1
 
 
-def test_siblings_that_are_all_the_same_are_said_once_and_their_weights_are_equal(
-    tokenizer, teacher, tmp_path
-):
-    plan = scripted(tokenizer, teacher, lambda sibling, stop: (20, 21, stop))
+def test_identical_siblings_give_one_warning_and_equal_weights(tokenizer, teacher, tmp_path):
+    plan = scripted_plan(tokenizer, teacher, lambda sibling, stop: (20, 21, stop))
     folder = RunFolder(tmp_path)
     run(plan, folder)
     assert folder.events.read_text().count("all siblings of every prompt are the same") == 1
@@ -62,20 +61,29 @@ def test_siblings_that_are_all_the_same_are_said_once_and_their_weights_are_equa
 
 
 def test_responses_of_one_token_have_finite_losses(tokenizer, teacher, tmp_path):
-    plan = scripted(tokenizer, teacher, lambda sibling, stop: (stop,))
+    plan = scripted_plan(tokenizer, teacher, lambda sibling, stop: (stop,))
     folder = RunFolder(tmp_path)
     run(plan, folder)
     assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
 
 
-def test_a_step_in_which_no_token_has_visual_advantage_is_said_once(tokenizer, teacher):
-    plan, state, said = make_plan(tokenizer, teacher), RunState(step=1), []
-    for zero in (0.4, 1.0, 1.0):
-        metrics = {"rollout/truncated_share": 0.0, "va/zero_share": zero}
-        said.append(
-            rollout_warnings(
-                plan.rollout, state, StepResult(metrics, [], None, {}, {}, True, 1), "run"
-            )
-        )
-    assert [len(warnings) for warnings in said] == [0, 1, 0]
-    assert "no token of this step" in said[1][0]
+def test_steps_without_visual_advantage_give_one_warning():
+    health, warnings = RolloutHealth(), []
+    for share in (0.4, 1.0, 1.0):
+        metrics = {"rollout/truncated_share": 0.0, "va/zero_share": share}
+        warnings.append(health.update(metrics, [], RolloutSettings()))
+    assert [len(new) for new in warnings] == [0, 1, 0]
+    assert "no token of this step" in warnings[1][0]
+    assert health.warned == ["blind"]
+
+
+def test_a_response_that_ends_resets_the_count_of_truncated_steps():
+    health, rollout = RolloutHealth(), RolloutSettings()
+    counts, stops = [], []
+    for share in (1.0, 1.0, 0.5, 1.0, 1.0, 1.0):
+        health.update({"rollout/truncated_share": share}, [], rollout)
+        counts.append(health.all_truncated_in_a_row)
+        stops.append(health.never_ends(rollout))
+    assert counts == [1, 2, 0, 1, 2, 3]
+    assert stops == [False] * 5 + [True]
+    assert not health.never_ends(replace(rollout, all_truncated="go_on"))

@@ -28,7 +28,7 @@ from vistill.runs.folder import RunFolder
 from vistill.runtime import quiet_libraries, use_one_thread
 from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.build import build, make_setup
-from vistill.training.checkpoint import newest
+from vistill.training.checkpoint import newest_checkpoint
 from vistill.training.loop import run
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
@@ -150,7 +150,7 @@ class Chaos:
     def fingerprint(self, folder: Path) -> str:
         """Hash of the final weights and of everything that must be reproduced."""
         place, digest = RunFolder(folder), hashlib.sha256()
-        last = newest(place)
+        last = newest_checkpoint(place)
         assert last is not None, "no checkpoint"
         for path in (last / "student" / "model.safetensors", place.metrics, place.evaluations):
             digest.update(path.read_bytes())
@@ -193,7 +193,7 @@ class Chaos:
             Preempted.exit_code,
         ):  # 0: the last phase was over before the flag was looked at
             return f"{point}: exit {code} after {time.perf_counter() - start:.1f} s"
-        if code and newest(RunFolder(folder)) is None:
+        if code and newest_checkpoint(RunFolder(folder)) is None:
             return f"{point}: exit {code}, but no checkpoint"
         return self.outcome(folder, f"trial {number}, {point}")
 

@@ -118,14 +118,14 @@ def format_findings(recipe: Recipe) -> list[CheckResult]:
     """Every start check by name, the canary last. Nothing is kept."""
     from vistill.runtime import prepare_process
     from vistill.training.build import make_setup, run_start_checks
-    from vistill.training.loop import canary_finding
+    from vistill.training.loop import run_canary_check
     from vistill.training.replay import copied_run_folder
 
     prepare_process()
     with copied_run_folder(RunFolder(Path(recipe.run))) as folder:
         setup = make_setup(recipe, folder, "check")
         findings = run_start_checks(setup)
-        return [*findings, *canary_finding(setup.plan(), folder)]
+        return [*findings, *run_canary_check(setup.plan(), folder)]
 
 
 def format_table(stages: dict[str, list[CheckResult]], fast: bool = False) -> str:

@@ -14,7 +14,7 @@ from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_
 from vistill.training.checks.data import DATA_CHECKS
 from vistill.training.checks.method import METHOD_CHECK, RUN_CHECKS
 from vistill.training.checks.models import MODEL_CHECKS
-from vistill.training.interrupt import Interrupt, Interrupted, preempted
+from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
 from vistill.training.setup import ProvidedInputs, RunSetup
@@ -71,7 +71,7 @@ def build(setup: RunSetup) -> Plan:
             return setup.plan()
     except Interrupted as stop:
         setup.folder.event(f"stopped by {stop} before the first step")
-        raise preempted(stop, None) from None
+        raise preempted_error(stop, None) from None
 
 
 def run_start_checks(

@@ -1,4 +1,7 @@
-"""Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename. safetensors and JSON only."""
+"""Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename.
+
+The files are safetensors and JSON only.
+"""
 
 import json
 import re
@@ -28,40 +31,42 @@ from vistill.runs.storage import (
     write_json,
 )
 from vistill.training.journal import Journal
-from vistill.training.run_state import RunState
+from vistill.training.run_state import RunState, read_state
 from vistill.training.shards import (
     SHARD_BYTES,
-    missing_shard_error,
+    find_missing_shard,
+    find_shards,
     read_shards,
     save_shards,
-    shards_of,
 )
-from vistill.training.state_file import read_state
 
-#: What is written, and what is read. 2: typed fields in `state.json`, with the chain of the journal; shards.
-FORMAT, READABLE = 2, (1, 2)
+#: Format that is written. 2: typed fields in `state.json`, with the chain of the journal; shards.
+#: 3: other field names.
+FORMAT = 3
+#: Formats that can be read.
+READABLE = (1, 2, 3)
 MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", "rng.safetensors"
-#: Free space a save asks for, beside the size of a checkpoint.
+#: Free space that a save requires, as a multiple of the size of a checkpoint.
 SPACE_FACTOR = 1.2
-#: Names that a loader of weights opens on its own.
+#: Files that a loader of weights opens by itself.
 WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
 class TrainedObjects:
-    """Everything that is saved together."""
+    """The objects that a checkpoint holds."""
 
     student: VLM
     optimizer: torch.optim.Optimizer
     state: RunState
     extra: Mapping[str, VLM] = field(default_factory=dict)
-    """Further models: EMA teacher, adapters."""
+    """Further models by name: the moving average of the student."""
     published: set[int] = field(default_factory=set)
-    """Steps whose checkpoint this process has written: they need no second look."""
+    """Steps whose checkpoint this process has written: they need no check."""
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Moments under `opt.<parameter>.<slot>`, on their device, so that restoring them cannot be forgotten."""
+    """The optimizer's moments by `opt.<parameter>.<slot>`, on their device."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"opt.{names[id(parameter)]}.{slot}": torch.as_tensor(value).detach()
@@ -73,7 +78,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """Put every moment back, one after the other; one of no parameter, or of another shape, is an error (S604)."""
+    """Restore every moment (S604 for one of an unknown parameter or of another shape)."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for key, value in saved:
@@ -82,15 +87,17 @@ def restore_optimizer(
         if parameter is None or (slot != "step" and value.shape != parameter.shape):
             raise StorageError(
                 "S604",
-                f"the checkpoint holds {key}, and the model has no such parameter",
+                f"the checkpoint holds {key}, and the model has no parameter that fits",
                 why="the optimizer's state was saved for a model with other parameters",
                 fix="name the model that the run was started with, or start a new run: run=NEW",
             )
         optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
 
 
-def publish(folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: int) -> Path:
-    """Write a checkpoint so that it exists whole or not at all, then apply retention."""
+def publish_checkpoint(
+    folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: int
+) -> Path:
+    """Write a checkpoint so that it exists completely or not at all, then drop older ones."""
     step = saved.state.step
     final = folder.checkpoint(step)
     if final.exists() and (step in saved.published or reason_to_reject(final) is None):
@@ -116,7 +123,8 @@ def publish(folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: in
             sync_file(path)
         for path in {path.parent for path in files}:
             sync_folder(path)
-        folder.sync_logs()  # what a checkpoint's step has logged must not be lost where the checkpoint is not
+        # a checkpoint must not outlive the log lines of its steps
+        folder.sync_logs()
         fault("save.after_files")
         manifest = {
             "format": FORMAT,
@@ -127,7 +135,7 @@ def publish(folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: in
         }
         write_json(working / MANIFEST, manifest, exact=True)
         fault("save.after_manifest")
-        if final.exists():  # it was rejected, and this is the same step taken again
+        if final.exists():  # it was rejected at the start; this is its step taken again
             remove_tree(final)
         working.rename(final)
         sync_folder(folder.path)
@@ -137,17 +145,20 @@ def publish(folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: in
         if isinstance(error, StorageError):
             raise
         raise disk_error(final, error) from error
-    retain(folder, keep, saved.state.best, step)
+    drop_old_checkpoints(folder, keep, saved.state.best, step)
     fault("save.after_retention")
     return final
 
 
 def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
-    """S601 before anything is written where the disk cannot hold another checkpoint, older ones dropped first."""
-    needed = int(SPACE_FACTOR * size_of(folder, saved))
+    """S601, before anything is written, if the disk cannot hold another checkpoint.
+
+    Older checkpoints are dropped first if that makes the space.
+    """
+    needed = int(SPACE_FACTOR * checkpoint_bytes(folder, saved))
     if free_space(folder.path) >= needed:
         return
-    retain(
+    drop_old_checkpoints(
         folder,
         keep,
         saved.state.best,
@@ -166,78 +177,79 @@ def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
 
 
 def free_space(path: Path) -> int:
-    """Bytes a user may still write."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free
+    """Free bytes on the disk of a path."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
-def size_of(folder: RunFolder, saved: TrainedObjects) -> int:
-    """Bytes of the newest checkpoint, or of the tensors that will be saved where there is none."""
-    found = checkpoints_in(folder.path)
-    if found:
-        return sum(path.stat().st_size for path in found[-1].rglob("*") if path.is_file())
+def checkpoint_bytes(folder: RunFolder, saved: TrainedObjects) -> int:
+    """Bytes of the newest checkpoint, or of the tensors to save where there is none."""
+    earlier = checkpoints_in(folder.path)
+    if earlier:
+        return sum(path.stat().st_size for path in earlier[-1].rglob("*") if path.is_file())
     models = [saved.student, *saved.extra.values()]
     weights = sum(p.numel() * p.element_size() for vlm in models for p in vlm.model.parameters())
-    learnt = sum(
+    trainable = sum(
         p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad
     )
-    return weights + 2 * learnt
+    return weights + 2 * trainable  # two moments per trainable weight
 
 
-def retain(
+def drop_old_checkpoints(
     folder: RunFolder,
     keep: int,
     best: dict[str, float] | None,
     step: int,
-    counts: Callable[[Path], bool] = lambda path: True,
+    is_valid: Callable[[Path], bool] = lambda path: True,
 ) -> None:
-    """Drop older checkpoints; never the newest `keep`, never the best. The journal goes back to the newest `keep`.
+    """Drop older checkpoints, never the newest `keep` and never the best, and old journal entries.
 
     Args:
         folder: of the run.
         keep: how many of the newest stay.
         best: step and value of the best evaluation.
-        step: of the run. A later checkpoint was rejected at the start: it is not among the newest, and is left alone.
-        counts: whether one may be among the newest.
+        step: of the run. Later checkpoints were rejected at the start: they do not count, and stay.
+        is_valid: whether a checkpoint counts among the newest.
     """
-    found = [path for path in checkpoints_in(folder.path) if checkpoint_step(path) <= step]
-    newest_ones = [path for path in found if counts(path)][-max(1, keep) :]
-    protected = {path.name for path in newest_ones}
+    earlier = [path for path in checkpoints_in(folder.path) if checkpoint_step(path) <= step]
+    newest = [path for path in earlier if is_valid(path)][-max(1, keep) :]
+    protected = {path.name for path in newest}
     if best is not None:
         protected.add(folder.checkpoint(int(best["step"])).name)
-    for path in found:
+    for path in earlier:
         if path.name not in protected:
             remove_tree(path)
-    if newest_ones:
-        Journal(folder.journal, "").forget_until(checkpoint_step(newest_ones[0]))
+    if newest:
+        Journal(folder.journal, "").drop_until(checkpoint_step(newest[0]))
 
 
-def checkpoints(folder: RunFolder) -> list[Path]:
+def list_checkpoints(folder: RunFolder) -> list[Path]:
     """Published checkpoints, oldest first, by step number."""
     return checkpoints_in(folder.path)
 
 
 def reason_to_reject(path: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None where it can."""
+    """Why a checkpoint cannot be used, or None if it can."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] not in READABLE:
-            return f"format {manifest['format']}, this version reads {' and '.join(map(str, READABLE))}"
+            formats = ", ".join(map(str, READABLE))
+            return f"format {manifest['format']}, this version reads {formats}"
         if manifest["step"] != checkpoint_step(path):
             return f"its manifest is that of step {manifest['step']}"
-        wrong = (wrong_file(path, *entry) for entry in manifest["files"])
-        return next((reason for reason in wrong if reason), None) or wrong_content(path, manifest)
+        reasons = (file_mismatch(path, *entry) for entry in manifest["files"])
+        return next(filter(None, reasons), None) or content_mismatch(path, manifest)
     except StorageError as error:
         return error.why
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest unreadable: {error}"
 
 
-def wrong_file(path: Path, name: str, size: int, digest: str) -> str | None:
-    """Why a file is not the one that the manifest names, or None where it is."""
+def file_mismatch(path: Path, name: str, size: int, digest: str) -> str | None:
+    """How a file differs from its entry in the manifest, or None."""
     file = path / name
     if not file.resolve().is_relative_to(path.resolve()):
-        return f"{name} leaves the checkpoint"
+        return f"{name} is outside the checkpoint"
     if not file.is_file() or file.is_symlink():
         return f"{name} is missing"
     if file.stat().st_size != size:
@@ -245,86 +257,100 @@ def wrong_file(path: Path, name: str, size: int, digest: str) -> str | None:
     return f"{name} has changed since it was written" if file_hash(file) != digest else None
 
 
-def wrong_content(path: Path, manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with a checkpoint whose files are as they were written: shards that are missing, or the state."""
+def content_mismatch(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint whose files fit the manifest is bad: missing shards, or a bad state."""
     names = {name for name, _, _ in manifest["files"]}
-    absent = missing_shard_error(names, path)
-    if absent is not None:
-        return f"{absent} is missing"
-    there = {
+    missing = find_missing_shard(names, path)
+    if missing is not None:
+        return f"{missing} is missing"
+    weights = {
         str(file.relative_to(path)) for file in path.rglob("*") if WEIGHTS.fullmatch(file.name)
     }
-    if there - names:
-        return f"{min(there - names)} is not in its manifest, and would be read"
+    if weights - names:
+        return f"{min(weights - names)} is not in its manifest, and a loader would read it"
     try:
-        state = state_fields(path, manifest)
+        state = state_in(path, manifest)
     except ValueError as error:
         return str(error)
-    return None if state["step"] == manifest["step"] else f"{STATE} is that of step {state['step']}"
+    return None if state.step == manifest["step"] else f"{STATE} is that of step {state.step}"
 
 
-def state_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked fields of a checkpoint's state."""
+def state_in(path: Path, manifest: Mapping[str, Any]) -> RunState:
+    """The state of a checkpoint (ValueError where a field is bad)."""
     return read_state(path / STATE, manifest["format"], file_hash(path / MANIFEST))
 
 
 def remove_leftovers(folder: RunFolder) -> None:
-    """Remove what an interrupted save left behind."""
+    """Remove the temporary folders of an interrupted save."""
     for path in leftovers_in(folder.path):
         remove_tree(path)
 
 
-def newest(folder: RunFolder) -> Path | None:
-    """The newest valid checkpoint; each rejected one is logged. All invalid is an error, never a silent restart."""
-    found = checkpoints(folder)
-    for path in reversed(found):
+def newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The newest valid checkpoint, or None before the first; logs each rejected one.
+
+    Raises:
+        StorageError: S604, no checkpoint is valid: the run never silently starts over.
+    """
+    published = list_checkpoints(folder)
+    for path in reversed(published):
         reason = reason_to_reject(path)
         if reason is None:
             return path
         folder.event(f"rejected {path.name}: {reason}")
-    if found:
+    if published:
         raise StorageError(
             "S604",
             "no checkpoint of this run is valid",
             where=str(folder.path),
-            why=f"newest: {found[-1].name}: {reason_to_reject(found[-1])}",
+            why=f"newest: {published[-1].name}: {reason_to_reject(published[-1])}",
             fix=f"restore one from a backup, or start again elsewhere: run={folder.path}-2",
         )
     return None
 
 
 def format_older_terms(path: Path) -> str:
-    """What to know of the log of a checkpoint of format 1, whose version logged terms otherwise; else nothing."""
+    """A note about a checkpoint of format 1: its version logged loss terms differently."""
     if json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] != 1:
         return ""
-    return f"; up to step {checkpoint_step(path)} loss/* in metrics.jsonl are times their coefficients, later ones are not"
+    return (
+        f"; up to step {checkpoint_step(path)} loss/* in metrics.jsonl are times their coefficients, "
+        "later ones are not"
+    )
 
 
-def restore(
+def restore_checkpoint(
     path: Path,
     student: VLM,
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, VLM] | None = None,
 ) -> RunState:
-    """Load weights, moments, noise state and counters of a verified checkpoint, further models by name."""
+    """Load weights, moments, random state and run state of a valid checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        student: gets its weights.
+        optimizer: gets its moments.
+        extra: further models by name.
+    """
     for name, vlm in {"student": student, **(extra or {})}.items():
         restore_weights(path / name, vlm)
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     moments = [
-        path / name for name in shards_of([name for name, _, _ in manifest["files"]], OPTIMIZER)
+        path / name for name in find_shards([name for name, _, _ in manifest["files"]], OPTIMIZER)
     ]
     restore_optimizer(student.model, optimizer, read_shards(moments))
     torch.set_rng_state(load_file(path / NOISE)["torch"])
-    return RunState(**state_fields(path, manifest))
+    return state_in(path, manifest)
 
 
 def restore_weights(folder: Path, vlm: VLM) -> None:
-    """Put saved weights into a model (M107 where anything is missing, unknown or different)."""
+    """Load saved weights into a model (M107 for a missing, unknown or different tensor)."""
     load_weights_into(folder, vlm.model)
 
 
 def weights_hash(vlm: VLM) -> str:
-    """Content hash of all weights, for bit-identity tests and the lock file."""
+    """SHA-256 of all weights, for bit-identity tests and the lock file."""
     import hashlib
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What every step of a run needs, made once before the first."""
+"""What every step of a run needs, built once before the first step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,22 +10,22 @@ from vistill.batch import Objective
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.journal import Journal
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.models_of_run import Models
 from vistill.training.oom import MemoryRetry
 from vistill.training.precision import autocast
 from vistill.training.response_source import ResponseSource
 from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
-from vistill.training.step_inputs import Models
 
 
 @dataclass
 class StepContext:
-    """What every step of a run needs: models, where responses come from, optimizer, settings."""
+    """What stays the same from step to step: models, response source, optimizer, settings."""
 
     models: Models
-    """The models; views borrow pictures only from rows that are still there."""
+    """The models; their partners are rows that the run still uses."""
     response_source: ResponseSource
-    """Where responses come from: an engine, the data set, or the teacher beforehand."""
+    """Where responses come from: an engine, the data set, or the teacher."""
     optimizer: torch.optim.Optimizer
     train: TrainSettings
     rollout: RolloutSettings
@@ -34,14 +34,15 @@ class StepContext:
     rewards: Rewards | None = None
     split: BatchSplit = BatchSplit()
     poll: Callable[[], None] = lambda: None
+    """Raises if a signal has arrived."""
     observe: Callable[[str], AbstractContextManager[None]] = field(
         default=lambda phase: nullcontext()
     )
-    """Times a phase; outside bit identity."""
-    ladder: MemoryRetry = field(default_factory=MemoryRetry)
-    """What happens when memory runs out."""
+    """Times a phase; its values are not part of the bit-exact log."""
+    memory_retry: MemoryRetry = field(default_factory=MemoryRetry)
+    """Does a phase again in smaller parts when memory runs out."""
     journal: Journal | None = None
-    """Where the step's responses are written down before they are learnt from."""
+    """Where the responses of a step are written before the update."""
 
     @property
     def objective(self) -> Objective:

@@ -1,7 +1,8 @@
-"""What is not finite in a step before it is learnt from: readings, signals, memory. Such a step is skipped.
+"""Find values that are not finite before the update: passes, signals, memory. Skip such a step.
 
-A NaN reading need not make the loss NaN: a comparison drops its token silently, a sort puts it anywhere, a
-quantile moves. So the readings and signals are looked at themselves, once, for every method.
+A NaN in a pass does not always make the loss NaN: a comparison silently drops its token, a sort may
+put it anywhere, a quantile moves. So the passes and signals themselves are checked, for every
+method.
 """
 
 import math
@@ -14,9 +15,9 @@ from vistill.batch import ScoredBatch, ScoredPass, Signals
 
 
 def non_finite_readings(batch: ScoredBatch) -> dict[str, Tensor]:
-    """Rows of the response axis where a pass is not finite, by `reading/PASS`; passes without any are left out."""
-    rows = {f"reading/{name}": ~finite_rows(scored) for name, scored in batch.passes.items()}
-    return {name: bad for name, bad in rows.items() if bool(bad.any())}
+    """Rows where a pass is not finite, as masks by `reading/PASS`, without finite passes."""
+    masks = {f"reading/{name}": ~finite_rows(scored) for name, scored in batch.passes.items()}
+    return {name: mask for name, mask in masks.items() if bool(mask.any())}
 
 
 @torch.no_grad()
@@ -26,22 +27,22 @@ def finite_rows(scored: ScoredPass) -> Tensor:
     if scored.log_prob is not None:
         checks.append(torch.isfinite(scored.log_prob))
     if scored.hidden is not None:
-        low, high = scored.hidden.amin(-1), scored.hidden.amax(-1)  # both carry a NaN on
+        low, high = scored.hidden.amin(-1), scored.hidden.amax(-1)  # a NaN makes both NaN
         checks.append(torch.isfinite(low) & torch.isfinite(high))
     return torch.stack(checks).all(0)
 
 
 def non_finite_signals(signals: Signals) -> dict[str, Tensor]:
-    """Places where a signal is not finite, by `signal/NAME`; finite signals are left out."""
-    places = {f"signal/{name}": ~torch.isfinite(value) for name, value in signals.items()}
-    return {name: bad for name, bad in places.items() if bool(bad.any())}
+    """Values of a signal that are not finite, as masks by `signal/NAME`, without finite signals."""
+    masks = {f"signal/{name}": ~torch.isfinite(value) for name, value in signals.items()}
+    return {name: mask for name, mask in masks.items() if bool(mask.any())}
 
 
 def non_finite_memory(memory: Mapping[str, float]) -> dict[str, int]:
-    """Values that a method wants to remember although they are not finite, by `memory/NAME`."""
+    """A count of 1 for each value of a method's memory that is not finite, by `memory/NAME`."""
     return {f"memory/{name}": 1 for name, value in memory.items() if not math.isfinite(value)}
 
 
-def counts_of(places: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many places each name has."""
-    return {name: int(bad.sum()) for name, bad in places.items()}
+def count_places(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many values each mask marks."""
+    return {name: int(mask.sum()) for name, mask in masks.items()}

@@ -1,4 +1,4 @@
-"""Signals set a flag; the flag is polled inside every phase. A partial step is thrown away: it can be recomputed."""
+"""A signal sets a flag that every phase polls. A partial step is discarded."""
 
 import signal
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from vistill.errors import Preempted
 
 
 class Interrupted(BaseException):
-    """Raised where the flag is polled. Not an Exception, so that nothing swallows it."""
+    """Raised where the flag is polled. Not an `Exception`, so that no handler catches it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -18,7 +18,7 @@ class Interrupted(BaseException):
 
 
 class Interrupt:
-    """The flag."""
+    """The flag, and the handlers that set it."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -35,7 +35,7 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGTERM, SIGUSR1 and SIGINT; the second one leaves at once. In other threads it does nothing."""
+        """Handle SIGTERM, SIGUSR1 and SIGINT, in the main thread; a second signal stops at once."""
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         try:
             before = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -45,18 +45,18 @@ class Interrupt:
         try:
             yield
         finally:
-            restore(before)
+            restore_handlers(before)
 
 
-def restore(handlers: Mapping[Any, Any]) -> None:
-    """Put handlers back; one that was not installed from Python (None) cannot be, so the default takes its place."""
+def restore_handlers(handlers: Mapping[Any, Any]) -> None:
+    """Restore handlers; for one that was not installed from Python (None), the default."""
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
 def exit_on_second_signal() -> Iterator[None]:
-    """Where nothing is under way that must be finished, the first signal raises: imports, rows, models, the report."""
+    """Stop at the first signal, where no work must be finished, as in imports or the report."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -66,13 +66,13 @@ def exit_on_second_signal() -> Iterator[None]:
     try:
         yield
     finally:
-        restore(before)
+        restore_handlers(before)
 
 
-def preempted(stop: Interrupted, step: int | None) -> Preempted:
-    """Exit 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; before the first step there is no step to name."""
+def preempted_error(stop: Interrupted, step: int | None) -> Preempted:
+    """P075: exit code 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C."""
     where = (
-        "before the first step; what was written is kept"
+        "before the first step; files written so far are kept"
         if step is None
         else f"after step {step}; checkpoint saved"
     )

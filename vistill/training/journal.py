@@ -1,8 +1,8 @@
-"""Responses of every step, written and synced before they are learnt from: a crash in the update repeats nothing.
+"""The responses of every step, on disk before the update: no crash samples a response again.
 
-A repeated step takes its own responses again, so that an engine that is not reproducible writes no second history, and
-`vistill replay` can recompute the update. An entry is taken only where the whole past is the one it was written in: it
-carries a key that chains the logged metrics and the missing rows of every step before it.
+A repeated step takes its own responses again, also from an engine that would write others, and
+`vistill replay` can recompute the update. An entry is used only after the same past: it carries a
+key that chains the logged metrics and the replaced rows of every step before it.
 """
 
 import hashlib
@@ -18,34 +18,34 @@ from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, jour
 from vistill.runs.storage import to_json, write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
-#: Why an entry is not taken.
+#: Why an entry is not used.
 NO_ENTRY, UNREADABLE = "it has no entry", "its entry cannot be read"
 OLDER_VERSION = "its entry is of an older version"
 OTHER_PAST = "its entry continues other steps, other rows or another recipe"
 
 
-def digest_of(*parts: object) -> str:
-    """A short hash of some plain values."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+def hash_values(*values: object) -> str:
+    """A short hash of values that JSON can hold."""
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
 def chain_after(
-    chain: str, record: Mapping[str, Any], gone: Collection[str], fingerprint: str
+    chain: str, record: Mapping[str, Any], replaced_rows: Collection[str], fingerprint: str
 ) -> str:
-    """What identifies a run up to and including a step.
+    """The hash that identifies a run up to and including a step.
 
     Args:
-        chain: the same before the step; empty before the first.
-        record: the step's line of `metrics.jsonl`, as handed to the log or as read from it.
-        gone: ids of the rows that were replaced in the step.
+        chain: the same hash before the step; empty before the first.
+        record: the step's line of `metrics.jsonl`, as it goes to the log or comes from it.
+        replaced_rows: ids of the rows that the step could not use.
         fingerprint: of the recipe.
     """
-    return digest_of(chain, to_json(record), sorted(gone), fingerprint)
+    return hash_values(chain, to_json(record), sorted(replaced_rows), fingerprint)
 
 
-def chain_key(chain: str, gone: Collection[str]) -> str:
-    """What identifies the past of the step that comes next, the rows that are replaced in it included."""
-    return digest_of(chain, sorted(gone))
+def chain_key(chain: str, replaced_rows: Collection[str]) -> str:
+    """The hash that identifies the past of the next step, with the rows that it cannot use."""
+    return hash_values(chain, sorted(replaced_rows))
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Journal:
 
     path: Path
     fingerprint: str
-    """Of the recipe; responses under another one are not taken."""
+    """Of the recipe; responses of another recipe are not used."""
     writes: bool = True
-    """Whether responses are written down, or only looked up."""
-    say: Callable[[str], None] = field(default=lambda text: None)
-    """Told when entries are dropped."""
+    """Whether responses are written, or only read."""
+    report: Callable[[str], None] = field(default=lambda text: None)
+    """Called when entries are dropped."""
 
     def file(self, step: int) -> Path:
         """The entry of a step, counted from 1."""
@@ -68,38 +68,40 @@ class Journal:
         """The steps that have an entry, in order."""
         return list(journal_files(self.path))
 
-    def keep(self, step: int, groups: Sequence[RolloutGroup], chain: str) -> None:
-        """Write down the responses of a step, under the `chain_key` of its past.
+    def write(self, step: int, groups: Sequence[RolloutGroup], chain: str) -> None:
+        """Write the responses of a step, with the `chain_key` of its past.
 
-        Where they are not those of its entry, that entry and later ones belong to another past and are dropped.
+        If the step has an entry that does not fit, that entry and all later ones belong to another
+        past: they are dropped.
         """
         if not self.writes:
             return
         earlier = self.read(step, [g.prompt for g in groups], chain)
         if isinstance(earlier, str):
             self.drop_from(step, earlier)
-        rollouts = [[to_plain_rollout(r) for r in g.rollouts] for g in groups]
+        rollouts = [[rollout_to_json(r) for r in g.rollouts] for g in groups]
         record = {
             "step": step,
             "fingerprint": self.fingerprint,
             "chain": chain,
             "prompts": [g.prompt.id for g in groups],
             "rollouts": rollouts,
-            "digest": digest_of(rollouts),
+            "digest": hash_values(rollouts),
         }
         write_synced(self.file(step), json.dumps(record) + "\n")
 
     def find(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | None:
-        """The responses of a step to these very prompts after this very past, or None; half an entry is none.
+        """The responses of a step to these prompts after this past, or None.
 
-        Nothing is dropped before other responses are written (`keep`): a row that was replaced in the step is asked
-        for first when the step is repeated, and that look-up finds no entry either.
+        Entries are dropped only when other responses are written (`write`). A repeated step in
+        which a row was replaced first looks for responses to that row and finds none; that must not
+        drop its entry.
         """
         groups = self.read(step, prompts, chain)
         return None if isinstance(groups, str) else groups
 
     def read(self, step: int, prompts: Sequence[Prompt], chain: str) -> list[RolloutGroup] | str:
-        """The same; a sentence where there are none."""
+        """The same; where there are no such responses, the reason."""
         try:
             record = json.loads(self.file(step).read_bytes())
             if "chain" not in record:
@@ -107,11 +109,11 @@ class Journal:
             past = (record["step"], record["fingerprint"], record["chain"], record["prompts"])
             if past != (step, self.fingerprint, chain, [p.id for p in prompts]):
                 return OTHER_PAST
-            if record["digest"] != digest_of(record["rollouts"]):
+            if record["digest"] != hash_values(record["rollouts"]):
                 raise ValueError("its responses were changed")
             pairs = zip(prompts, record["rollouts"], strict=True)
             return [
-                RolloutGroup(prompt, tuple(rollout_of(r) for r in rollouts))
+                RolloutGroup(prompt, tuple(rollout_from_json(r) for r in rollouts))
                 for prompt, rollouts in pairs
             ]
         except FileNotFoundError:
@@ -120,20 +122,21 @@ class Journal:
             return UNREADABLE
 
     def drop_from(self, step: int, reason: str) -> None:
-        """Drop the entries from a step on, and say why."""
+        """Drop the entries from a step on, and report the reason."""
         dropped = [file for number, file in journal_files(self.path).items() if number >= step]
         for file in dropped:
             file.unlink(missing_ok=True)
         if dropped:
-            self.say(
-                f"step {step}: {reason}: {len(dropped)} entries of the journal dropped, responses written again"
+            self.report(
+                f"step {step}: {reason}: {len(dropped)} entries of the journal dropped, "
+                "responses written again"
             )
 
-    def forget_all(self) -> None:
-        """Drop every entry: a run that begins anew takes nothing from an earlier beginning."""
+    def drop_all(self) -> None:
+        """Drop every entry: a run that starts over uses nothing of an earlier start."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def forget_until(self, step: int) -> None:
+    def drop_until(self, step: int) -> None:
         """Drop the entries up to a step."""
         for number, file in journal_files(self.path).items():
             if number <= step:
@@ -142,30 +145,29 @@ class Journal:
 
 def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageError:
     """S607, with a step that can be recomputed where there is one."""
-    steps, saved = journal.steps(), checkpoints_in(folder.path)
-    held = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it holds none"
-    starts = [
-        max((checkpoint_step(path) for path in saved if checkpoint_step(path) < number), default=0)
-        for number in steps
-    ]
-    possible = [
-        n
-        for n, start in zip(steps, starts, strict=True)
-        if set(range(start + 1, n + 1)) <= set(steps)
-    ]
+    steps, saved = journal.steps(), [checkpoint_step(path) for path in checkpoints_in(folder.path)]
+    entries = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it is empty"
+
+    def is_possible(number: int) -> bool:
+        start = max((s for s in saved if s < number), default=0)
+        return set(range(start + 1, number + 1)) <= set(steps)
+
+    possible = [number for number in steps if is_possible(number)]
     return StorageError(
         "S607",
         f"the responses of step {step} are not in the journal",
         where=str(journal.path),
-        why=f"{held}, and this rollout engine would write others; without them the step cannot be recomputed",
+        why=f"{entries}, and this rollout engine would write other responses; "
+        "without the first ones the step cannot be recomputed",
         fix=f"vistill replay {folder.path} --step {possible[-1]}"
         if possible
         else f"a new run that keeps more: run={folder.path}-2 save.keep=10",
-        note="it goes back to the oldest of the save.keep newest checkpoints; save.journal=false writes none",
+        note="the journal goes back to the oldest of the save.keep newest checkpoints; "
+        "save.journal=false turns it off",
     )
 
 
-def to_plain_rollout(rollout: Rollout) -> dict[str, Any]:
+def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
     """A rollout as JSON."""
     return {
         "ids": list(rollout.ids),
@@ -175,7 +177,7 @@ def to_plain_rollout(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def rollout_of(record: Mapping[str, Any]) -> Rollout:
+def rollout_from_json(record: Mapping[str, Any]) -> Rollout:
     """A rollout from JSON."""
     return Rollout(
         tuple(record["ids"]), record["sibling"], Finish(record["finish"]), record["attempt"]

@@ -1,17 +1,16 @@
-"""The loop: pick prompts, step, log, evaluate, save; resume by itself."""
+"""The loop: pick prompts, take a step, log, evaluate, save; resume from the newest checkpoint."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.data.math_judge import MathJudge
-from vistill.errors import DataError, NonFiniteError, RolloutError
-from vistill.evaluation.runner import evaluate, selection_summary
+from vistill.errors import DataError, RolloutError
+from vistill.evaluation.runner import EvalResult, evaluate, selection_summary
 from vistill.faults import fault
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
@@ -21,28 +20,27 @@ from vistill.training.canary.run import canary_rows, run_canary
 from vistill.training.checkpoint import (
     TrainedObjects,
     format_older_terms,
-    newest,
-    publish,
+    newest_checkpoint,
+    publish_checkpoint,
     remove_leftovers,
-    restore,
+    restore_checkpoint,
 )
 from vistill.training.checks.check import CheckResult
-from vistill.training.clock import Clock, Profile, measured_rate, peak_mib
+from vistill.training.clock import Clock, Profile, measure_rate
 from vistill.training.context import StepContext
-from vistill.training.interrupt import Interrupt, Interrupted, preempted
-from vistill.training.journal import Journal, chain_after
+from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
+from vistill.training.journal import Journal
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
-from vistill.training.precision import precision_of
+from vistill.training.precision import training_dtype
 from vistill.training.response_source import ResponseSource
-from vistill.training.results import forget_result
+from vistill.training.results import choose_best, forget_result
 from vistill.training.rewards import Rewards
-from vistill.training.rollout_health import rollout_warnings
-from vistill.training.rollout_log import rollout_records
+from vistill.training.rollout_health import always_truncated_error
 from vistill.training.row_lock import (
     bad_rows_in,
-    partners_of,
+    find_partners,
     replace_rows,
     rows_missing_at_start,
     within_bad_row_limit,
@@ -50,97 +48,88 @@ from vistill.training.row_lock import (
 )
 from vistill.training.run_lock import TRAINED_STUDENTS
 from vistill.training.run_state import RunState
-from vistill.training.settings import SaveSettings
 from vistill.training.step import StepResult, train_step
+from vistill.training.step_log import count_non_finite, is_due, log_step
 from vistill.training.student_copies import check_reference, copies_to_save, with_student_copies
 from vistill.types import Prompt, Writer
 
-#: Updates in a row that may be non-finite before the run stops.
-MAX_NON_FINITE = 3
-#: Share of all updates that may be.
-MAX_SKIPPED_SHARE = 0.01
-
 
 def run(plan: Plan, folder: RunFolder) -> RunState:
-    """Train to the end, or from wherever the folder's newest valid checkpoint is.
+    """Train to the last step, from the newest valid checkpoint of the folder if it has one.
 
     Raises:
-        Preempted: a signal arrived; a checkpoint of the last whole step is saved.
+        Preempted: a signal arrived; a checkpoint of the last completed step is saved.
         NonFiniteError: several updates in a row were not finite.
     """
-    interrupt, clock = Interrupt(), clock_of(plan)
-    plan, optimizer = trainable(plan)
+    interrupt, clock = Interrupt(), make_clock(plan)
+    plan, optimizer = prepare_student(plan)
     TRAINED_STUDENTS[plan.models.student.model] = str(folder.path.resolve())
     with ExitStack() as stack:
-        stack.enter_context(deterministic(plan.train.deterministic))
+        stack.enter_context(deterministic_kernels(plan.train.deterministic))
         stack.enter_context(folder.locked())
         stack.enter_context(interrupt.listening())
-        rewards = stack.enter_context(rewards_of(plan))
+        rewards = stack.enter_context(make_rewards(plan))
         state = start_or_resume(plan, folder, optimizer)
         if state.step < plan.num_steps:
             forget_result(folder)
         check_reference(plan.models, state)
         saved = TrainedObjects(plan.models.student, optimizer, state, copies_to_save(plan.models))
-        context = step_context(plan, folder, saved, rewards, interrupt, clock)
-        borrow_from_present(plan, context, state.gone)
+        context = make_step_context(plan, folder, saved, rewards, interrupt, clock)
+        update_partners(plan, context, state.replaced_rows)
         stack.enter_context(context.response_source.engine)
         try:
             train(plan, folder, saved, context, clock)
         except Interrupted as stop:
-            publish(folder, saved, plan.fingerprint, plan.save.keep)
+            publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
             folder.event(f"stopped by {stop} after step {state.step}")
-            raise preempted(stop, state.step) from None
+            raise preempted_error(stop, state.step) from None
         finally:
             if isinstance(clock, Profile):
-                write_json(
-                    folder.path / "profile.json", {"rate": clock.rate, "beside": clock.beside}
-                )
+                profile = {"rate": clock.rate, "beside": clock.outside_steps}
+                write_json(folder.path / "profile.json", profile)
     return state
 
 
 def train(
     plan: Plan, folder: RunFolder, saved: TrainedObjects, context: StepContext, clock: Clock
 ) -> None:
-    """The loop: canary, then step, log, evaluate, save until the last step."""
+    """Run the canary; then step, log, evaluate and save until the last step."""
     state = saved.state
     context.response_source.engine.sync_weights(state.step)
-    with clock.aside("canary"):
+    with clock.time_outside_steps("canary"):
         run_canary_and_replace_rows(plan, folder, context, state)
-    if missed_evaluation(plan, folder, state.step):
+    if is_evaluation_missing(plan, folder, state.step):
         evaluate_student(plan, folder, saved, context, clock)
     while state.step < plan.num_steps:
-        result = next_step(plan, folder, context, state)
+        result = run_next_step(plan, folder, context, state)
         state.step += 1
         state.memory = result.memory
         context.response_source.engine.sync_weights(state.step)
         count_non_finite(plan, folder, state, result)
         log_step(plan, folder, state, result, clock)
-        for warning in rollout_warnings(plan.rollout, state, result, str(folder.path)):
-            report_event(plan, folder, warning, f"step {state.step}: ")
+        check_rollouts(plan, folder, state, result)
         if is_due(state.step, plan.evaluation.every, plan.num_steps):
             evaluate_student(plan, folder, saved, context, clock)
         if is_due(state.step, plan.save.every, plan.num_steps):
-            with clock.aside("save"):
-                publish(folder, saved, plan.fingerprint, plan.save.keep)
+            with clock.time_outside_steps("save"):
+                publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
         if state.step == plan.stop_after:
             return
 
 
-def trainable(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
-    """The plan with the copies of the student that its method reads, parts frozen, and the optimizer of the rest."""
+def prepare_student(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
+    """Copy the student for the method's readers, freeze parts, and make the optimizer."""
     plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
     freeze_parts(plan.models.student, plan.train.freeze)
     return plan, make_optimizer(plan.models.student.model, plan.train)
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Deterministic kernels inside; afterwards the caller's process is as it was."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if wanted:
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Use deterministic kernels inside the block, then restore the setting of the process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if enabled:
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -149,27 +138,27 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def report_event(plan: Plan, folder: RunFolder, text: str, prefix: str = "") -> None:
-    """A line for people: in the event log, and wherever progress is shown."""
+    """Write a line to the event log, and show it where progress is shown."""
     folder.event(f"{prefix}{text}")
     plan.progress({"event": text})
 
 
-def clock_of(plan: Plan) -> Clock:
-    """A plain clock, or one that counts."""
+def make_clock(plan: Plan) -> Clock:
+    """A clock, which with `profile` also counts operations."""
     if not plan.profile:
         return Clock()
     device = plan.models.student.device
-    return Profile(device=device, rate=measured_rate(device, precision_of(plan.train, device)))
+    return Profile(device=device, rate=measure_rate(device, training_dtype(plan.train, device)))
 
 
-def rewards_of(plan: Plan) -> AbstractContextManager[Rewards | None]:
-    """The reward function, where the method needs one."""
+def make_rewards(plan: Plan) -> AbstractContextManager[Rewards | None]:
+    """The rewards, or None where the method needs none."""
     if Need.REWARD not in plan.objective.needs():
         return nullcontext()
     return Rewards(plan.reward, plan.models.student, MathJudge())
 
 
-def step_context(
+def make_step_context(
     plan: Plan,
     folder: RunFolder,
     saved: TrainedObjects,
@@ -179,14 +168,15 @@ def step_context(
 ) -> StepContext:
     """What stays the same from step to step."""
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         report_event(plan, folder, text, f"step {saved.state.step + 1}: ")
 
     engine = make_engine(plan.models.student, plan.rollout, interrupt.poll, plan.engine)
     per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
+    journal = Journal(folder.journal, plan.fingerprint, report=folder.event)
     return StepContext(
         models=plan.models,
-        response_source=ResponseSource(engine, plan.objective, per_prompt, plan.written),
+        response_source=ResponseSource(engine, plan.objective, per_prompt, plan.teacher_responses),
         optimizer=saved.optimizer,
         train=plan.train,
         rollout=plan.rollout,
@@ -196,37 +186,37 @@ def step_context(
         split=plan.split,
         poll=interrupt.poll,
         observe=clock.observe,
-        ladder=MemoryRetry(saved.state.ladder, say),
-        journal=Journal(folder.journal, plan.fingerprint, say=folder.event)
-        if plan.save.journal
-        else None,
+        memory_retry=MemoryRetry(saved.state.halvings, report),
+        journal=journal if plan.save.journal else None,
     )
 
 
-def prompts_of_step(
-    plan: Plan, step: int, gone: Collection[str] = ()
+def pick_prompts(
+    plan: Plan, step: int, replaced_rows: Collection[str] = ()
 ) -> tuple[list[Prompt], list[int]]:
-    """The prompts of a step and the epoch each stands in."""
+    """The prompts of a step, and the epoch of each."""
     num, per_step = len(plan.train_prompts), plan.train.prompts_per_step
-    picks = rows_of_step(
-        step, per_step, num, plan.seed, lambda row: plan.train_prompts[row].id in gone
-    )
-    return [plan.train_prompts[i] for i in picks], [
-        (step * per_step + i) // num for i in range(per_step)
-    ]
+
+    def is_replaced(row: int) -> bool:
+        return plan.train_prompts[row].id in replaced_rows
+
+    rows = rows_of_step(step, per_step, num, plan.seed, is_replaced)
+    epochs = [(step * per_step + i) // num for i in range(per_step)]
+    return [plan.train_prompts[row] for row in rows], epochs
 
 
-def next_step(plan: Plan, folder: RunFolder, context: StepContext, state: RunState) -> StepResult:
-    """One step; a row that goes bad in it is replaced and the step, thrown away before its update, done again."""
+def run_next_step(
+    plan: Plan, folder: RunFolder, context: StepContext, state: RunState
+) -> StepResult:
+    """Take the next step; if a row goes bad before the update, replace it and start again."""
     while True:
-        prompts, epochs = prompts_of_step(plan, state.step, state.gone)
+        prompts, epochs = pick_prompts(plan, state.step, state.replaced_rows)
         try:
             return train_step(context, prompts, state, epochs)
         except (DataError, RolloutError) as error:
-            partners = [
-                context.models.partners[p.id] for p in prompts if p.id in context.models.partners
-            ]
-            replace_rows_or_raise(plan, folder, context, state, error, [*prompts, *partners])
+            partners = context.models.partners
+            rows = [*prompts, *(partners[p.id] for p in prompts if p.id in partners)]
+            replace_rows_or_raise(plan, folder, context, state, error, rows)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -241,167 +231,71 @@ def replace_rows_or_raise(
     error: DataError | RolloutError,
     prompts: Sequence[Prompt],
 ) -> None:
-    """Set the rows aside that an error comes from; raise the error where it comes from none, or from too many."""
+    """Replace the rows that cause an error; raise it if no row does, or if too many do."""
     bad = bad_rows_in(error, prompts)
-    if not bad or not within_bad_row_limit(plan, {*state.gone, *bad}):
+    if not bad or not within_bad_row_limit(plan, {*state.replaced_rows, *bad}):
         raise error
-    replace_rows(plan, folder, state.gone, bad, state.step + 1)
-    borrow_from_present(plan, context, state.gone)
+    replace_rows(plan, folder, state.replaced_rows, bad, state.step + 1)
+    update_partners(plan, context, state.replaced_rows)
 
 
-def borrow_from_present(plan: Plan, context: StepContext, gone: Collection[str]) -> None:
-    """Let views borrow pictures only from rows that are still there."""
-    if gone:
-        partners = partners_of(plan, without_replaced(plan.train_prompts, gone))
+def update_partners(plan: Plan, context: StepContext, replaced_rows: Collection[str]) -> None:
+    """Use only rows that are not replaced as partners."""
+    if replaced_rows:
+        partners = find_partners(plan, without_replaced(plan.train_prompts, replaced_rows))
         context.models = replace(context.models, partners=partners)
 
 
 def start_or_resume(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer) -> RunState:
-    """A fresh state, or the newest valid checkpoint's; later log lines are cut."""
+    """A new state, or that of the newest valid checkpoint; removes later log lines."""
     remove_leftovers(folder)
-    found = newest(folder)
-    if found is None:
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
         folder.cut_after(-1)
-        Journal(
-            folder.journal, plan.fingerprint
-        ).forget_all()  # who wrote it cannot be known to be this student
+        # nothing tells whether this student wrote its entries
+        Journal(folder.journal, plan.fingerprint).drop_all()
         state = RunState()
-        replace_rows(plan, folder, state.gone, rows_missing_at_start(plan), 1)
+        replace_rows(plan, folder, state.replaced_rows, rows_missing_at_start(plan), 1)
         return state
-    state = restore(found, plan.models.student, optimizer, copies_to_save(plan.models))
-    folder.cut_after(state.step, state.gone)
-    replace_rows(plan, folder, state.gone, rows_missing_at_start(plan), state.step + 1)
-    state.best = best_of(folder.read(folder.evaluations), plan.save)
-    report_event(plan, folder, f"resumed from {found.name}{format_older_terms(found)}")
+    copies = copies_to_save(plan.models)
+    state = restore_checkpoint(checkpoint, plan.models.student, optimizer, copies)
+    folder.cut_after(state.step, state.replaced_rows)
+    missing = rows_missing_at_start(plan)
+    replace_rows(plan, folder, state.replaced_rows, missing, state.step + 1)
+    state.best = choose_best(folder.read(folder.evaluations), plan.save)
+    report_event(plan, folder, f"resumed from {checkpoint.name}{format_older_terms(checkpoint)}")
     return state
 
 
-def missed_evaluation(plan: Plan, folder: RunFolder, step: int) -> bool:
-    """Whether the state a run starts from should have been judged, but was interrupted before it was."""
-    judged = {record["step"] for record in folder.read(folder.evaluations)}
-    return (step == 0 or is_due(step, plan.evaluation.every, plan.num_steps)) and step not in judged
+def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
+    """Report new warnings about the responses of a step.
 
-
-def best_of(evaluations: Sequence[dict[str, Any]], save: SaveSettings) -> dict[str, float] | None:
-    """Step, value and rows of the best evaluation after step 0, on one fixed set of rows; the latest wins ties.
-
-    Evaluations of other rows, or with other samples or noise, cannot be compared: those are left out that judged
-    otherwise than the last one (`eval.` may change between starts, and earlier versions have no fixed set).
+    Raises:
+        RolloutError: R401, every response of several steps in a row was cut off.
     """
-    if save.keep_best == "none":
-        return None
-    judged = [
-        selection_of(r) for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None
-    ]
-    if not judged:
-        return None
-    kind = lambda r: (r["fixed"], r["rows"], r["protocol"])
-    same = [r for r in judged if kind(r) == kind(judged[-1])]
-    best = max(same, key=lambda r: (r["value"], r["step"]))
-    return {name: best[name] for name in ("step", "value", "rows")}
+    health = state.rollout_health
+    for warning in health.update(result.metrics, result.groups, plan.rollout):
+        report_event(plan, folder, warning, f"step {state.step}: ")
+    if health.never_ends(plan.rollout):
+        raise always_truncated_error(health, plan.rollout, state.step, str(folder.path))
 
 
-def selection_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What checkpoints are chosen by, of one evaluation."""
-    fixed = "selection/accuracy" in record
-    value = record["selection/accuracy"] if fixed else record["accuracy"]
-    rows = record["selection/rows"] if fixed else record.get("rows")
-    protocol = record.get("selection/protocol")
-    return {
-        "step": record["step"],
-        "value": value,
-        "rows": rows,
-        "fixed": fixed,
-        "protocol": protocol,
-    }
-
-
-def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, happens now."""
-    return step == last or (every > 0 and step % every == 0)
-
-
-def log_step(
-    plan: Plan, folder: RunFolder, state: RunState, result: StepResult, clock: Clock
-) -> None:
-    """Reproducible values to `metrics.jsonl`, seconds to `timing.jsonl`, now and then the rollouts."""
-    fault("log.before_metrics")
-    record = {"step": state.step, **result.metrics}
-    folder.log(folder.metrics, record)
-    state.chain = chain_after(state.chain, record, state.gone, plan.fingerprint)
-    fault("log.after_metrics")
-    seconds = clock.take()
-    tokens = result.metrics["rollout/tokens"]
-    work = clock.take_work()
-    peak = max((w["peak_mib"] for w in work.values()), default=0.0) or peak_mib(
-        plan.models.student.device
-    )
-    rate = tokens / max(1e-9, sum(seconds.values()))
-    cost = {"tokens": tokens, "tokens_per_second": rate, "peak_mib": peak}
-    folder.log(
-        folder.timing,
-        {"step": state.step, "seconds": seconds, **cost, **({"work": work} if work else {})},
-    )
-    if is_due(state.step, plan.evaluation.every, plan.num_steps):
-        path = folder.rollouts(state.step)
-        folder.write(
-            str(path.relative_to(folder.path)),
-            rollout_records(plan.models.student, result.groups, result.signals),
-        )
-    plan.progress(
-        {
-            "step": state.step,
-            "steps": plan.num_steps,
-            **result.metrics,
-            "seconds": sum(seconds.values()),
-        }
-    )
-
-
-def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
-    """Count skipped updates, write down what they were made of; several in a row, or too many, stop the run (N701)."""
-    if result.finite:
-        state.non_finite_in_a_row = 0
-        return
-    state.skipped += 1
-    state.non_finite_in_a_row += 1
-    place = f"nonfinite/step-{state.step:06d}"
-    folder.write(
-        f"{place}/rollouts.jsonl",
-        rollout_records(plan.models.student, result.groups, result.signals),
-    )
-    folder.write(f"{place}/metrics.json", to_json({"step": state.step, **result.metrics}, indent=2))
-    made = (
-        f"; the other updates of the step were made: {result.updates_made}"
-        if result.updates_made
-        else ""
-    )
-    folder.event(
-        f"step {state.step} skipped: a reading, signal, loss or gradient is not finite{made}; see {place}"
-    )
-    several = state.non_finite_in_a_row >= MAX_NON_FINITE
-    if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
-        what = (
-            f"{MAX_NON_FINITE} updates in a row"
-            if several
-            else f"{state.skipped} of {state.step} updates"
-        )
-        raise NonFiniteError(
-            "N701",
-            f"{what} were not finite",
-            where=f"step {state.step}",
-            why="a reading, signal, loss or gradient is NaN or infinite; those updates were skipped and changed no weight",
-            fix=f"train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run={folder.path}-2",
-            note=f"prompts, responses, signals and what was not finite in each: {folder.path / 'nonfinite'}",
-        )
+def is_evaluation_missing(plan: Plan, folder: RunFolder, step: int) -> bool:
+    """Whether the evaluation of the step where a run starts was interrupted or never began."""
+    evaluated = {record["step"] for record in folder.read(folder.evaluations)}
+    due = step == 0 or is_due(step, plan.evaluation.every, plan.num_steps)
+    return due and step not in evaluated
 
 
 def run_canary_and_replace_rows(
     plan: Plan, folder: RunFolder, context: StepContext, state: RunState
 ) -> dict[str, float]:
-    """Stop the run if a reader ignores the image (V802 to V816); warn where one hardly uses it."""
+    """Stop the run if a reader ignores the image (V802 to V816); warn if it hardly uses it.
+
+    Rows with unreadable images are replaced.
+    """
     while True:
-        prompts = without_replaced(plan.train_prompts, state.gone)
+        prompts = without_replaced(plan.train_prompts, state.replaced_rows)
         try:
             facts = run_canary(context, prompts)
             break
@@ -415,66 +309,65 @@ def run_canary_and_replace_rows(
 def evaluate_student(
     plan: Plan, folder: RunFolder, saved: TrainedObjects, context: StepContext, clock: Clock
 ) -> None:
-    """Evaluate on validation, remember the best, keep its checkpoint."""
+    """Evaluate the student, log the result, and save a checkpoint if it is the best so far."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
         return
     step = saved.state.step
-    at_end = step in (0, plan.num_steps)
-    settings = (
-        replace(plan.evaluation, limit=plan.evaluation.final_limit) if at_end else plan.evaluation
-    )
+    is_first_or_last = step in (0, plan.num_steps)
     fault("evaluate.begin")
-    engine = make_engine(plan.models.student, plan.rollout.without_image_skips(), context.poll)
-    with clock.aside("evaluate"), engine:
-        most = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
-        rows = lambda times: max(1, most >> times)
-        attempt = lambda times: evaluate(
-            plan.models,
-            plan.eval_prompts,
-            replace(settings, rows_per_call=rows(times)) if times else settings,
-            context.poll,
-            plan.diagrams if at_end else (),
-            engine,
-        )
-        result = context.ladder.run_halving("evaluate", rows, attempt)
-    with clock.aside("canary"):
+    with clock.time_outside_steps("evaluate"):
+        result = evaluate_halving(plan, context, is_first_or_last)
+    with clock.time_outside_steps("canary"):
         facts = run_canary_and_replace_rows(plan, folder, context, saved.state)
     fault("evaluate.before_log")
     summary = result.summary | selection_summary(result, plan.eval_prompts, plan.evaluation)
     folder.log(folder.evaluations, {"step": step, **summary, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
-    if at_end:
+    if is_first_or_last:
         tokens = {"tail": result.tail(), "items": result.heatmaps(plan.models.student)}
         folder.write(f"tokens/step-{step:06d}.json", to_json(tokens))
-    plan.progress(
-        {
-            "step": step,
-            "steps": plan.num_steps,
-            **{f"eval/{k}": v for k, v in result.summary.items()},
-        }
-    )
+    shown = {f"eval/{name}": value for name, value in result.summary.items()}
+    plan.progress({"step": step, "steps": plan.num_steps, **shown})
     before = saved.state.best
-    saved.state.best = best_of(folder.read(folder.evaluations), plan.save)
+    saved.state.best = choose_best(folder.read(folder.evaluations), plan.save)
     if saved.state.best is not None and saved.state.best != before:
-        publish(folder, saved, plan.fingerprint, plan.save.keep)
+        publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
 
 
-def canary_finding(plan: Plan, folder: RunFolder) -> list[CheckResult]:
-    """The canary of a run that does not begin: how much each reader uses the picture, and warnings."""
-    plan, optimizer = trainable(replace(plan, save=replace(plan.save, journal=False)))
+def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -> EvalResult:
+    """Evaluate the student, with fewer rows per call each time memory runs out."""
+    settings, diagrams = plan.evaluation, ()
+    if is_first_or_last:
+        settings = replace(settings, limit=settings.final_limit)
+        diagrams = plan.diagrams
+    max_rows = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
+    engine = make_engine(plan.models.student, plan.rollout.without_image_skips(), context.poll)
+
+    def rows_per_call(times: int) -> int:
+        return max(1, max_rows >> times)
+
+    def attempt(times: int) -> EvalResult:
+        halved = replace(settings, rows_per_call=rows_per_call(times)) if times else settings
+        return evaluate(plan.models, plan.eval_prompts, halved, context.poll, diagrams, engine)
+
+    with engine:
+        return context.memory_retry.run_halving("evaluate", rows_per_call, attempt)
+
+
+def run_canary_check(plan: Plan, folder: RunFolder) -> list[CheckResult]:
+    """The canary of `vistill check`: how much each reader uses the image, and warnings."""
+    plan, optimizer = prepare_student(replace(plan, save=replace(plan.save, journal=False)))
     saved = TrainedObjects(plan.models.student, optimizer, RunState())
-    effects = run_canary(
-        step_context(plan, folder, saved, None, Interrupt(), Clock()), plan.train_prompts
-    )
-    shown = [
-        f"{name.split('/')[1].removesuffix('_image_effect')} {x:.3g}" for name, x in effects.items()
+    context = make_step_context(plan, folder, saved, None, Interrupt(), Clock())
+    effects = run_canary(context, plan.train_prompts)
+    readers = [
+        f"{name.split('/')[1].removesuffix('_image_effect')} {effect:.3g}"
+        for name, effect in effects.items()
     ]
-    seen = (
-        f"every reader sees the image: {', '.join(shown)} nats per token"
-        if shown
-        else "no pictures"
+    text = (
+        f"every reader sees the image: {', '.join(readers)} nats per token"
+        if readers
+        else "no images"
     )
-    return [
-        CheckResult("canary", seen),
-        *(CheckResult("warning", text) for text in weak_reader_warnings(effects)),
-    ]
+    warnings = [CheckResult("warning", text) for text in weak_reader_warnings(effects)]
+    return [CheckResult("canary", text), *warnings]

@@ -1,12 +1,17 @@
-"""How a step is cut into what fits into memory: whole prompts a micro-batch, responses a part. Never the update."""
+"""How a step is cut to fit into memory: prompts into micro-batches, responses into parts.
+
+The split never changes the update.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: Tokens of whole prompts and their responses in a micro-batch, and response tokens that are learnt from at a time,
-#: where memory does not ask for less. More would not be faster: the products are large enough.
-AUTO_TOKENS, PART_TOKENS = 16_384, 4_096
+#: Tokens of prompts and responses in a micro-batch, where memory allows it. More would not be
+#: faster.
+AUTO_TOKENS = 16_384
+#: Response tokens in a part, where memory allows it. More would not be faster.
+PART_TOKENS = 4_096
 
 
 @dataclass(frozen=True)
@@ -14,28 +19,35 @@ class BatchSplit:
     """Limits of micro-batches and of their parts."""
 
     micro_batch: int | Literal["auto"] = "auto"
-    """Prompts a micro-batch, or as many as `tokens` holds."""
+    """Prompts in a micro-batch; `auto`: as many as fit into `tokens`."""
     tokens: int = AUTO_TOKENS
-    """Tokens of whole prompts with their responses a micro-batch, one prompt at least."""
+    """Tokens of prompts and responses in a micro-batch, which holds at least one prompt."""
     part_tokens: int = PART_TOKENS
-    """Response tokens whose activations exist together, one response at least."""
+    """Response tokens in a part, which holds at least one response: their activations coexist."""
     overhead: int = 0
-    """Tokens that a response counts for beyond its own, where memory is short: it copies keys of its prompt."""
+    """Tokens added to each response, where memory is short: it copies keys of its prompt."""
 
     def micro_batches(self, sizes: Sequence[int]) -> list[list[int]]:
-        """Consecutive prompts of so many tokens in micro-batches."""
+        """Cut prompts into micro-batches.
+
+        Args:
+            sizes: tokens of each prompt with its responses.
+
+        Returns:
+            Indices of the prompts in each micro-batch, in order.
+        """
         if self.micro_batch == "auto":
-            return batched(sizes, self.tokens)
+            return cut_by_size(sizes, self.tokens)
         step = self.micro_batch
         return [list(range(i, min(i + step, len(sizes)))) for i in range(0, len(sizes), step)]
 
     def parts(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Consecutive responses of so many tokens in parts."""
-        return batched([n + self.overhead for n in lengths], self.part_tokens)
+        """Cut responses of these lengths into parts; indices in order."""
+        return cut_by_size([n + self.overhead for n in lengths], self.part_tokens)
 
 
-def batched(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Consecutive indices whose sizes add up to the budget at most; one that is larger stands alone."""
+def cut_by_size(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Consecutive indices in parts of at most the budget; a larger one has its own part."""
     parts: list[list[int]] = []
     total = 0
     for index, size in enumerate(sizes):
@@ -44,4 +56,18 @@ def batched(sizes: Sequence[int], budget: int) -> list[list[int]]:
             total = 0
         parts[-1].append(index)
         total += size
+    return parts
+
+
+def halve_micro_batches(micro_batches: Sequence[list[int]], times: int) -> list[list[int]]:
+    """Cut every micro-batch into halves `times` times; a single prompt is never cut."""
+    parts = [list(part) for part in micro_batches]
+    for _ in range(times):
+        middles = [(len(part) + 1) // 2 for part in parts]
+        halves = [
+            half
+            for part, middle in zip(parts, middles, strict=True)
+            for half in (part[:middle], part[middle:])
+        ]
+        parts = [half for half in halves if half]
     return parts

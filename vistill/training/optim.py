@@ -12,21 +12,21 @@ from vistill.training.settings import ScheduleSettings, TrainSettings
 
 
 def warmup_steps(steps: int, schedule: ScheduleSettings) -> int:
-    """Whole steps that warm up: the share of the steps, rounded down."""
+    """Steps of the warm-up: its share of all steps, rounded down."""
     return int(schedule.warmup * steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleSettings, floor: float = 0.0) -> float:
-    """Factor on the peak rate at step `step` (from 0) of `steps`: linear warm-up, then the shape. Never above 1.
+    """Factor on the peak rate: linear warm-up, then the shape of the schedule. Never above 1.
 
-    The first of w warm-up steps has 1/w and the last one 1: no update is spent on a rate of 0. Cosine and linear
-    would reach `floor` in the step after the last.
+    The first of w warm-up steps has 1/w and the last one 1, so no update has a rate of 0. Cosine
+    and linear reach `floor` in the step after the last.
 
     Args:
         step: the step, from 0.
         steps: steps of the run.
         schedule: share of the warm-up, and the shape.
-        floor: what the decay ends at, as a share of the peak.
+        floor: where the decay ends, as a share of the peak.
     """
     warmup = warmup_steps(steps, schedule)
     if step < warmup:
@@ -45,25 +45,27 @@ def learning_rate(step: int, steps: int, train: TrainSettings) -> float:
 
 
 def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
-    """Stop gradient on every weight of the named parts (C110 where one is empty or nothing is left to train).
+    """Freeze every weight of the named parts (C110: a part is empty, or nothing is left to train).
 
-    `vision` is the tower with its projector, `language` the decoder with its input embedding, `head` the output
-    embedding. A weight that two parts share, a tied head, stops when either is named.
+    `vision` is the tower with its projector, `language` the decoder with its input embedding,
+    `head` the output embedding. A weight of two parts, a tied head, is frozen if either is named.
     """
-    weights = {part: weights_of(modules) for part, modules in vlm.family.parts(vlm.model).items()}
+    weights = {
+        part: parameters_in(modules) for part, modules in vlm.family.parts(vlm.model).items()
+    }
     for part in parts:
         if not weights.get(part):
             what, why = (
                 f"the model has no weights in {part!r}",
-                "freezing it would do nothing without saying so",
+                "freezing it would silently do nothing",
             )
-            raise wrong_parts(parts, what, why, [p for p in parts if weights.get(p)])
+            raise freeze_error(parts, what, why, [p for p in parts if weights.get(p)])
     everything = {id(weight) for weight in vlm.model.parameters()}
 
-    def left(chosen: Sequence[str]) -> bool:
-        return bool(everything - {id(weight) for part in chosen for weight in weights[part]})
+    def has_trainable(frozen: Sequence[str]) -> bool:
+        return bool(everything - {id(weight) for part in frozen for weight in weights[part]})
 
-    if not left(parts):
+    if not has_trainable(parts):
         tied = {id(weight) for weight in weights["head"]} & {
             id(weight) for weight in weights["language"]
         }
@@ -72,15 +74,15 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
             if tied
             else "no part is left"
         )
-        fewer = next(parts[:n] for n in range(len(parts) - 1, -1, -1) if left(parts[:n]))
-        raise wrong_parts(parts, "nothing is left to train", why, fewer)
+        fewer = next(parts[:n] for n in range(len(parts) - 1, -1, -1) if has_trainable(parts[:n]))
+        raise freeze_error(parts, "nothing is left to train", why, fewer)
     for part in parts:
         for weight in weights[part]:
             weight.requires_grad_(False)
 
 
-def weights_of(parts: Iterable[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters of modules, and parameters that stand alone."""
+def parameters_in(parts: Iterable[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
+    """All parameters of modules and single parameters."""
     return [
         p
         for part in parts
@@ -88,23 +90,23 @@ def weights_of(parts: Iterable[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
     ]
 
 
-def wrong_parts(parts: Sequence[str], what: str, why: str, better: Sequence[str]) -> ConfigError:
+def freeze_error(parts: Sequence[str], what: str, why: str, possible: Sequence[str]) -> ConfigError:
     """C110."""
     return ConfigError(
         "C110",
         what,
         where=f"train.freeze=[{','.join(parts)}]",
         why=why,
-        fix=f"train.freeze=[{','.join(better)}]",
+        fix=f"train.freeze=[{','.join(possible)}]",
     )
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; matrices are decayed, vectors are not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    """AdamW with weight decay on matrices, none on vectors."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    filled = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(filled, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    not_empty = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(not_empty, lr=settings.lr, betas=settings.betas, eps=settings.eps)

@@ -1,4 +1,4 @@
-"""A whole run as values."""
+"""All values that a run needs, after every start check."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.models_of_run import Models
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.step_inputs import Models
 from vistill.types import Prompt, Rollout
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run as values."""
+    """Models, method, rows and settings of a run."""
 
     models: Models
     objective: Objective
@@ -30,20 +30,22 @@ class Plan:
     seed: int
     num_steps: int
     fingerprint: str
+    """Of the recipe."""
     stop_after: int | None = None
-    """Leave after this step, as if the machine had been switched off (for tests)."""
+    """Stop after this step without a final checkpoint, as after a power cut (for tests)."""
     engine: RolloutEngine | None = None
+    """An engine of the caller; None makes the one that the recipe names."""
     diagrams: Sequence[Diagram] = ()
-    """The procedural items behind the evaluation prompts."""
-    written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
-    """The teacher's responses by prompt id (`prepare_run`)."""
+    """The generated diagrams of the evaluation prompts."""
+    teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    """The teacher's responses by prompt id (`training/teacher_responses.py`)."""
     reward: RewardSettings = field(default_factory=RewardSettings)
     max_bad_share: float = 0.01
     """Share of the training rows that may go bad after the start."""
-    gone: Mapping[str, str] = field(default_factory=dict)
+    missing_rows: Mapping[str, str] = field(default_factory=dict)
     """Rows of the first start that are missing now: id and reason (`training/row_lock.py`)."""
     progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
     split: BatchSplit = BatchSplit()
-    """Micro-batches and their parts (`prepare_run`)."""
+    """Micro-batches and their parts (`training/memory_budget.py`)."""
     profile: bool = False
-    """Count what each phase is made of and put it beside the bare matrix products; the update stays the same."""
+    """Count the operations, tokens and memory of each phase; the update stays the same."""

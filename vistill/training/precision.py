@@ -1,4 +1,4 @@
-"""The precision a step is read and learnt in."""
+"""The precision of a step."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,14 +7,14 @@ import torch
 from vistill.training.settings import TrainSettings
 
 
-def precision_of(train: TrainSettings, device: torch.device) -> torch.dtype:
-    """bf16 where the device has it and the recipe does not forbid it."""
+def training_dtype(train: TrainSettings, device: torch.device) -> torch.dtype:
+    """The dtype of a step: bf16 if the recipe says so, or on a CUDA device if it says `auto`."""
     half = train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda")
     return torch.bfloat16 if half else torch.float32
 
 
 def autocast(train: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast of the student."""
-    if precision_of(train, device) is torch.bfloat16:
+    """Autocast to the dtype of a step; nothing for float32."""
+    if training_dtype(train, device) is torch.bfloat16:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

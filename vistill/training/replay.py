@@ -1,9 +1,9 @@
-"""Recompute steps of a run from a checkpoint and its journal, and hold them against what was logged."""
+"""Recompute steps of a run from a checkpoint and its journal, and compare them with the log."""
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,26 +15,27 @@ from vistill.errors import DataError, StorageError
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
-from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore
+from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore_checkpoint
 from vistill.training.clock import Clock
+from vistill.training.context import StepContext
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (
-    borrow_from_present,
-    deterministic,
-    prompts_of_step,
-    rewards_of,
-    step_context,
-    trainable,
+    deterministic_kernels,
+    make_rewards,
+    make_step_context,
+    pick_prompts,
+    prepare_student,
+    update_partners,
 )
 from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
 from vistill.training.setup import RunSetup
-from vistill.training.step import train_step
+from vistill.training.step import StepResult, train_step
 from vistill.training.student_copies import copies_to_save
 from vistill.types import Prompt, Writer
 
-#: What a start needs of a run folder beside its checkpoints.
+#: Files of a run folder that a start reads, in addition to checkpoints.
 NEEDED = (
     "run.lock.json",
     "rows.json",
@@ -51,15 +52,15 @@ class Replayed:
     """Steps recomputed one after the other."""
 
     start: int
-    """The step of the checkpoint it began from; 0 is the student the run found."""
+    """The step of the first checkpoint; 0 is the student before step 1."""
     differences: dict[int, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
-    """By step the values that differ: logged, recomputed."""
+    """By step the values that differ: (logged, recomputed)."""
     compared: dict[int, int] = field(default_factory=dict)
-    """By step how many values were compared."""
+    """By step the number of compared values."""
     accepted: list[str] = field(default_factory=list)
-    """Keys of the recipe whose change was accepted at some resume: earlier steps were taken under other values."""
+    """Keys of the recipe that changed at a resume: earlier steps had other values."""
     from_journal: list[int] = field(default_factory=list)
-    """Steps whose responses came from the journal; those of the others were written again."""
+    """Steps with responses from the journal; those of the other steps were written again."""
 
     @property
     def same(self) -> bool:
@@ -68,15 +69,18 @@ class Replayed:
 
 
 def replay_step(
-    setup: RunSetup, folder: RunFolder, step: int, say: Callable[[str], None] = lambda text: None
+    setup: RunSetup,
+    folder: RunFolder,
+    step: int,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Replayed:
-    """Recompute a step from the newest valid checkpoint before it. Nothing is written into the run folder.
+    """Recompute a step from the newest valid checkpoint before it; the run folder stays as it is.
 
     Args:
-        setup: the run's own settings; its folder is one that starts as the run's did (`aside`).
-        folder: the run.
+        setup: of the run, with a copy of its folder (`copied_run_folder`).
+        folder: of the run.
         step: to recompute.
-        say: is told about each step.
+        report: called with a line about each step.
 
     Raises:
         StorageError: S605, the step was never logged.
@@ -88,73 +92,82 @@ def replay_step(
             "S605",
             f"step {step} is not in metrics.jsonl",
             where=str(folder.path),
-            why=f"logged are steps 1 to {last}" if last else "no step is logged",
+            why=f"the log has steps 1 to {last}" if last else "the log is empty",
             fix=f"vistill replay {folder.path} --step {last}" if last else "train first",
         )
-    place = setup.folder
-    with deterministic(setup.train.deterministic):
-        plan, optimizer = trainable(build(setup))
-        state = state_before(plan, folder, optimizer, step)
-        journal = Journal(folder.journal, plan.fingerprint, writes=False)
-        made = Replayed(state.step, accepted=accepted_changes(folder))
-        with rewards_of(plan) as rewards:
+    with deterministic_kernels(setup.train.deterministic):
+        plan, optimizer = prepare_student(build(setup))
+        state = restore_before(plan, folder, optimizer, step)
+        replayed = Replayed(state.step, accepted=accepted_changes(folder))
+        with make_rewards(plan) as rewards:
             saved = TrainedObjects(
                 plan.models.student, optimizer, state, copies_to_save(plan.models)
             )
-            context = step_context(plan, place, saved, rewards, Interrupt(), Clock())
-            context.journal = journal
-            borrow_from_present(plan, context, state.gone)
-            replaced = folder.read(folder.replaced)
+            context = make_step_context(plan, setup.folder, saved, rewards, Interrupt(), Clock())
+            context.journal = Journal(folder.journal, plan.fingerprint, writes=False)
+            update_partners(plan, context, state.replaced_rows)
             context.response_source.engine.sync_weights(state.step)
+            replaced = folder.read(folder.replaced)
             while state.step < step:
-                state.gone |= {r["id"]: r["code"] for r in replaced if r["step"] <= state.step + 1}
-                borrow_from_present(plan, context, state.gone)
-                prompts, epochs = prompts_of_step(plan, state.step, state.gone)
-                check_present(plan, prompts, state.step + 1)
-                if (
-                    journal.find(state.step + 1, prompts, chain_key(state.chain, state.gone))
-                    is not None
-                ):
-                    made.from_journal.append(state.step + 1)
-                elif (
-                    plan.objective.writer is not Writer.DATA
-                    and not context.response_source.engine.follows_keyed_noise
-                ):
-                    raise no_entry_error(journal, folder, state.step + 1)
-                result = train_step(context, prompts, state, epochs)
-                state.step += 1
-                state.memory = result.memory
-                context.response_source.engine.sync_weights(state.step)
+                number = state.step + 1
+                state.replaced_rows |= {r["id"]: r["code"] for r in replaced if r["step"] <= number}
+                result = recompute_step(plan, folder, context, state, replayed)
                 state.chain = chain_after(
-                    state.chain, logged[state.step], state.gone, plan.fingerprint
+                    state.chain, logged[number], state.replaced_rows, plan.fingerprint
                 )
-                compare(made, state.step, logged[state.step], result.metrics)
-                say(f"step {state.step}: {len(made.differences[state.step])} values differ")
-    return made
+                compare_metrics(replayed, number, logged[number], result.metrics)
+                report(f"step {number}: {len(replayed.differences[number])} values differ")
+    return replayed
+
+
+def recompute_step(
+    plan: Plan, folder: RunFolder, context: StepContext, state: RunState, replayed: Replayed
+) -> StepResult:
+    """Take the next step again, with the responses of the journal where it holds them.
+
+    Raises:
+        DataError: D307, a row of the step is missing now.
+        StorageError: S607, the engine would write other responses than the ones of the run.
+    """
+    number, engine = state.step + 1, context.response_source.engine
+    update_partners(plan, context, state.replaced_rows)
+    prompts, epochs = pick_prompts(plan, state.step, state.replaced_rows)
+    check_rows_present(plan, prompts, number)
+    assert context.journal is not None, "replay_step opens the journal"
+    past = chain_key(state.chain, state.replaced_rows)
+    if context.journal.find(number, prompts, past) is not None:
+        replayed.from_journal.append(number)
+    elif plan.objective.writer is not Writer.DATA and not engine.follows_keyed_noise:
+        raise no_entry_error(context.journal, folder, number)
+    result = train_step(context, prompts, state, epochs)
+    state.step += 1
+    state.memory = result.memory
+    engine.sync_weights(state.step)
+    return result
 
 
 def accepted_changes(folder: RunFolder) -> list[str]:
-    """Keys whose change was accepted since the run began."""
+    """Keys of the recipe whose change was accepted since the run began."""
     if not folder.lock_file.exists():
         return []
     return list(dict.fromkeys(read_json(folder.lock_file).get("accepted", [])))
 
 
-def check_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
-    """D307 where a step learnt from rows that are missing now."""
-    absent = [p.id for p in prompts if p.id in plan.gone]
-    if absent:
+def check_rows_present(plan: Plan, prompts: Sequence[Prompt], step: int) -> None:
+    """D307 where a step used a row that is missing now."""
+    missing = [p.id for p in prompts if p.id in plan.missing_rows]
+    if missing:
         raise DataError(
             "D307",
-            f"step {step} learnt from a row that is missing now: {absent[0]}",
-            why=plan.gone[absent[0]],
+            f"step {step} used a row that is missing now: {missing[0]}",
+            why=plan.missing_rows[missing[0]],
             fix="put the data back and run the same command again",
         )
 
 
 @contextmanager
-def copied_run_folder(folder: RunFolder):  # noqa: ANN201  a generator of one run folder
-    """A folder that starts as the run's did, removed at the end."""
+def copied_run_folder(folder: RunFolder) -> Iterator[RunFolder]:
+    """A temporary folder with the files that a start reads, so that a start changes nothing."""
     with tempfile.TemporaryDirectory() as name:
         for file in NEEDED:
             if (folder.path / file).exists():
@@ -162,47 +175,58 @@ def copied_run_folder(folder: RunFolder):  # noqa: ANN201  a generator of one ru
         yield RunFolder(Path(name))
 
 
-def state_before(
+def restore_before(
     plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimizer, step: int
 ) -> RunState:
-    """The newest valid checkpoint before a step, restored; the student as the run found it where there is none."""
+    """Restore the newest valid checkpoint before a step; where there is none, begin with step 1."""
+    student, copies = plan.models.student, copies_to_save(plan.models)
     for path in reversed(checkpoints_in(folder.path)):
         if checkpoint_step(path) < step and reason_to_reject(path) is None:
-            return restore(path, plan.models.student, optimizer, copies_to_save(plan.models))
+            return restore_checkpoint(path, student, optimizer, copies)
     return RunState()
 
 
-def compare(made: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Note which values differ, as they would stand in the log."""
-    found = json.loads(to_json({"step": step, **metrics}))
-    names = sorted(logged)  # a value that another version did not log can be compared with nothing
-    differ = {n: (logged[n], found.get(n)) for n in names if logged[n] != found.get(n)}
-    made.compared[step], made.differences[step] = len(names) - 1, differ
+def compare_metrics(
+    replayed: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]
+) -> None:
+    """Record which values differ from the log, in the form that the log has.
+
+    Values that only this version logs are left out: there is nothing to compare them with.
+    """
+    recomputed = json.loads(to_json({"step": step, **metrics}))
+    replayed.compared[step] = len(logged) - 1
+    replayed.differences[step] = {
+        name: (logged[name], recomputed.get(name))
+        for name in sorted(logged)
+        if logged[name] != recomputed.get(name)
+    }
 
 
-def format_replay(made: Replayed, step: int) -> str:
-    """What a replay found, in a few lines."""
-    start = f"checkpoint-{made.start:06d}" if made.start else "the student the run found"
-    count = sum(made.compared.values())
-    steps = f"steps {made.start + 1} to {step}" if step > made.start + 1 else f"step {step}"
-    journal, all_of_them = len(made.from_journal), step - made.start
-    source = f"{journal} of {all_of_them} steps from the journal, the others written again"
-    source = {all_of_them: "from the journal", 0: "written again"}.get(journal, source)
+def format_replay(replayed: Replayed, step: int) -> str:
+    """The result of a replay in a few lines."""
+    first = replayed.start + 1
+    steps = f"steps {first} to {step}" if step > first else f"step {step}"
+    start = f"checkpoint-{replayed.start:06d}" if replayed.start else "the student before step 1"
+    count, total = len(replayed.from_journal), step - replayed.start
+    source = f"{count} of {total} steps from the journal, the others written again"
+    source = {total: "from the journal", 0: "written again"}.get(count, source)
     lines = [f"{steps} recomputed from {start}; responses: {source}"]
-    if made.same:
-        return "\n".join([*lines, f"all {count} logged values are the same to the last bit"])
-    first = min(s for s, differ in made.differences.items() if differ)
-    differ = made.differences[first]
+    if replayed.same:
+        values = sum(replayed.compared.values())
+        return "\n".join([*lines, f"all {values} logged values are the same to the last bit"])
+    first = min(number for number, differ in replayed.differences.items() if differ)
+    differ = replayed.differences[first]
     lines.append(
-        f"step {first} is the first that differs, in {len(differ)} of {made.compared[first]} values:"
+        f"step {first} is the first that differs, "
+        f"in {len(differ)} of {replayed.compared[first]} values:"
     )
-    if made.accepted:
+    if replayed.accepted:
         lines.append(
-            f"accepted since the run began: {', '.join(made.accepted)}; steps before that had other values"
+            f"accepted since the run began: {', '.join(replayed.accepted)}; "
+            "steps before that had other values"
         )
-    shown = [
-        f"  {name:<28} logged {a!r}, recomputed {b!r}" for name, (a, b) in list(differ.items())[:6]
-    ]
-    return "\n".join(
-        [*lines, *shown, *([f"  and {len(differ) - 6} more"] if len(differ) > 6 else [])]
-    )
+    for name, (logged, recomputed) in list(differ.items())[:6]:
+        lines.append(f"  {name:<28} logged {logged!r}, recomputed {recomputed!r}")
+    if len(differ) > 6:
+        lines.append(f"  and {len(differ) - 6} more")
+    return "\n".join(lines)

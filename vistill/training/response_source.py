@@ -1,4 +1,4 @@
-"""Who writes the responses of a step: the student, the data set, or the teacher beforehand."""
+"""Where the responses of a step come from: the student, the data set, or the teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,19 @@ from vistill.errors import DataError
 from vistill.models.loading import VLM
 from vistill.rollouts.checked_engine import generate_responses
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
-from vistill.training.step_inputs import Models
+from vistill.training.models_of_run import Models
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup, Writer
 
 
 @dataclass(frozen=True)
 class ResponseSource:
-    """What the writing of a step's responses needs."""
+    """What a step needs to get its responses."""
 
     engine: RolloutEngine
     objective: Objective
     per_prompt: int
-    written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    """Responses per prompt."""
+    teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """The teacher's responses by prompt id, written once before step 1."""
 
 
@@ -38,54 +39,52 @@ def write_groups(
         response_source: who writes.
         prompts: of the step.
         sampling: noise keyed by (seed, step, prompt, sibling).
-        epochs: how often each prompt came before, for methods that take another written response each time.
+        epochs: of each prompt, from 0; methods may use another teacher response in each epoch.
     """
     objective = response_source.objective
     if objective.writer is Writer.DATA:
         return [
             RolloutGroup(prompt, (response_in_data(models.student, prompt),)) for prompt in prompts
         ]
-    taken = [uses_teacher_responses(objective, prompt, sampling) for prompt in prompts]
-    own = [prompt for prompt, old in zip(prompts, taken, strict=True) if not old]
-    sampled = iter(sample_groups(models, response_source, own, sampling) if own else [])
+    uses_teacher = [uses_teacher_responses(objective, prompt, sampling) for prompt in prompts]
+    on_policy = [p for p, teacher in zip(prompts, uses_teacher, strict=True) if not teacher]
+    sampled = iter(sample_groups(models, response_source, on_policy, sampling) if on_policy else [])
     epochs = epochs or [0] * len(prompts)
     return [
         RolloutGroup(prompt, pick_teacher_responses(response_source, prompt, epoch))
-        if old
+        if teacher
         else next(sampled)
-        for prompt, old, epoch in zip(prompts, taken, epochs, strict=True)
+        for prompt, teacher, epoch in zip(prompts, uses_teacher, epochs, strict=True)
     ]
 
 
 def uses_teacher_responses(objective: Objective, prompt: Prompt, sampling: Sampling) -> bool:
-    """Whether this prompt uses the teacher's responses in this step: a coin keyed by (seed, step, prompt)."""
+    """Whether a prompt uses teacher responses: a coin keyed by (seed, step, prompt)."""
     share = objective.off_policy()
     if share in (0.0, 1.0):
         return share == 1.0
-    return bool(
-        keyed_generator("off-policy", sampling.seed, sampling.step, prompt.id).random() < share
-    )
+    coin = keyed_generator("off-policy", sampling.seed, sampling.step, prompt.id).random()
+    return bool(coin < share)
 
 
 def pick_teacher_responses(
     response_source: ResponseSource, prompt: Prompt, epoch: int
 ) -> tuple[Rollout, ...]:
-    """All written responses, or where only correct ones are kept another one each epoch."""
-    rollouts = response_source.written[prompt.id]
-    return (
-        (rollouts[epoch % len(rollouts)],) if response_source.objective.keep_correct else rollouts
-    )
+    """All responses of the teacher; one per epoch in turn where only correct ones are used."""
+    rollouts = response_source.teacher_responses[prompt.id]
+    if response_source.objective.keep_correct:
+        return (rollouts[epoch % len(rollouts)],)
+    return rollouts
 
 
 def sample_groups(
     models: Models, response_source: ResponseSource, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[RolloutGroup]:
-    """K fresh responses each; R403 where one stays empty."""
+    """K new responses per prompt (R403 where one stays empty)."""
     view = response_source.objective.writer_view
-    encoded = [models.encode(prompt, view) for prompt in prompts]
     requests = make_requests(
-        [models.shown(prompt, view) for prompt in prompts],
-        encoded,
+        [models.prompt_under(prompt, view) for prompt in prompts],
+        [models.encode(prompt, view) for prompt in prompts],
         range(response_source.per_prompt),
     )
     groups = generate_responses(response_source.engine, requests, sampling)
@@ -93,19 +92,20 @@ def sample_groups(
 
 
 def response_in_data(student: VLM, prompt: Prompt) -> Rollout:
-    """The data set's own response as token ids."""
+    """The response that the data set holds, as token ids."""
     return Rollout(student.response_ids(check_response(prompt)), 0, Finish.STOP)
 
 
 def check_response(prompt: Prompt) -> str:
-    """The row's written response, or D303 where it has none."""
+    """The response of a row (D303 where it has none)."""
     if prompt.response is None:
         raise DataError(
             "D303",
-            "the row has no written response to learn from",
+            "the row has no response to learn from",
             where=f"prompt {prompt.id}",
             why="`sft` learns from text in the data",
-            fix="data.columns.response=COLUMN   or   data.response_template='The answer is \\boxed{{answer}}.'",
-            note="or let the teacher write: sft.responses=teacher",
+            fix="data.columns.response=COLUMN   or   "
+            "data.response_template='The answer is \\boxed{{answer}}.'",
+            note="or let the teacher write the responses: sft.responses=teacher",
         )
     return prompt.response

@@ -1,9 +1,12 @@
-"""What a run leaves at its end: the chosen checkpoint by name, `student/`, the pictures of its report, its failure."""
+"""What a run leaves: `result.json`, the link `student/`, the images of its report, its error.
+
+The chosen checkpoint is the best one by validation, or the last.
+"""
 
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +16,24 @@ from vistill.errors import DataError, Preempted, VistillError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.runs.folder import CHECKPOINT, RunFolder
 from vistill.runs.storage import disk_error, remove_tree, to_json, write_json
-from vistill.training.checkpoint import newest, weights_hash
+from vistill.training.checkpoint import newest_checkpoint, weights_hash
 from vistill.training.plan import Plan
 from vistill.training.run_state import RunState
+from vistill.training.settings import SaveSettings
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 
-#: A link to the chosen checkpoint's student: the same path whatever its step.
+#: A link to the student of the chosen checkpoint: the same path for every step.
 STUDENT = "student"
-#: Says in a copy, where links cannot be made, which checkpoint it is of.
+#: Where links are not possible, a copy: this file in it names its checkpoint.
 COPIED = ".copy-of-checkpoint"
 
 
 @contextmanager
 def record_failures(folder: RunFolder) -> Iterator[None]:
-    """What ends a run stands in its folder: `error.json`, and where in the code it came from in `events.log`.
+    """Write the error that ends a run to `error.json`, and its traceback to `events.log`.
 
-    A folder that another process owns (S602) is left as it is.
+    A folder that another process uses (S602) stays as it is.
     """
     (folder.path / "error.json").unlink(missing_ok=True)
     try:
@@ -42,7 +46,7 @@ def record_failures(folder: RunFolder) -> Iterator[None]:
 
 
 def record_failure(folder: RunFolder, error: Exception) -> None:
-    """Message for machines, bad rows where there are any, traceback for a bug report."""
+    """The error as JSON, bad rows if there are any, the traceback for a bug report."""
     if isinstance(error, VistillError):
         write_json(folder.path / "error.json", error.to_dict())
     if isinstance(error, DataError) and error.bad_rows:
@@ -52,8 +56,8 @@ def record_failure(folder: RunFolder, error: Exception) -> None:
 
 
 def write_result(folder: RunFolder, plan: Plan, state: RunState) -> None:
-    """Name the chosen checkpoint and how it was chosen in `result.json`; let `student/` lead to its model."""
-    last = newest(folder)
+    """Write `result.json` and link `student/` to the model of the chosen checkpoint."""
+    last = newest_checkpoint(folder)
     best = folder.checkpoint(int(state.best["step"])) if state.best else None
     chosen = best if best is not None and best.exists() else last
     result: dict[str, Any] = {
@@ -61,18 +65,54 @@ def write_result(folder: RunFolder, plan: Plan, state: RunState) -> None:
         "step": state.step,
         "best": state.best,
         "checkpoint": chosen.name if chosen else None,
-        "chosen": None if chosen is None else how_chosen(plan, state, chosen is best),
+        "chosen": None if chosen is None else describe_choice(plan, state, chosen is best),
         "weights_sha256": weights_hash(plan.models.student),
         "skipped_updates": state.skipped,
     }
     write_json(folder.path / "result.json", result)
     if chosen is not None:
         link_student(folder, chosen)
-    store_pictures(folder, pictured_prompts(folder, plan), plan.models.view)
+    store_pictures(folder, prompts_with_heatmaps(folder, plan), plan.models.view)
 
 
-def how_chosen(plan: Plan, state: RunState, is_best: bool) -> dict[str, Any]:
-    """Step of the chosen checkpoint, by what it was chosen, and the value."""
+def choose_best(
+    evaluations: Sequence[dict[str, Any]], save: SaveSettings
+) -> dict[str, float] | None:
+    """Step, value and rows of the best evaluation after step 0; the latest of equal ones.
+
+    Only evaluations like the last one are compared: on the same rows, with the same samples and
+    noise. (`eval.` may change between starts, and earlier versions have no fixed rows.)
+    """
+    if save.keep_best == "none":
+        return None
+    selections = [
+        read_selection(r) for r in evaluations if r["step"] > 0 and r.get("accuracy") is not None
+    ]
+    if not selections:
+        return None
+
+    def protocol(selection: Mapping[str, Any]) -> tuple[Any, ...]:
+        return selection["fixed"], selection["rows"], selection["protocol"]
+
+    comparable = [s for s in selections if protocol(s) == protocol(selections[-1])]
+    best = max(comparable, key=lambda s: (s["value"], s["step"]))
+    return {name: best[name] for name in ("step", "value", "rows")}
+
+
+def read_selection(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an evaluation that the choice of the checkpoint uses."""
+    fixed = "selection/accuracy" in record
+    return {
+        "step": record["step"],
+        "value": record["selection/accuracy"] if fixed else record["accuracy"],
+        "rows": record["selection/rows"] if fixed else record.get("rows"),
+        "fixed": fixed,
+        "protocol": record.get("selection/protocol"),
+    }
+
+
+def describe_choice(plan: Plan, state: RunState, is_best: bool) -> dict[str, Any]:
+    """Step of the chosen checkpoint, the criterion, and its value."""
     if not is_best or state.best is None:
         return {"step": state.step, "by": "last"}
     rows = (
@@ -83,57 +123,56 @@ def how_chosen(plan: Plan, state: RunState, is_best: bool) -> dict[str, Any]:
 
 
 def link_student(folder: RunFolder, checkpoint: Path) -> None:
-    """`RUN/student` leads to the checkpoint's model, replaced in one step; a copy where links cannot be made."""
-    place, target = folder.path / STUDENT, Path(checkpoint.name) / "student"
-    fresh = folder.path / f".{STUDENT}-{os.getpid()}"
-    if not is_ours(place):
+    """Link `RUN/student` to the model of a checkpoint; copy it where links are not possible."""
+    link, target = folder.path / STUDENT, Path(checkpoint.name) / "student"
+    temporary = folder.path / f".{STUDENT}-{os.getpid()}"
+    if not is_own_link(link):
         folder.event(
-            f"{place} is no link of this run and stays as it is; the chosen student: {folder.path / target}"
+            f"{link} is no link of this run and stays as it is; "
+            f"the chosen student: {folder.path / target}"
         )
         return
     try:
-        remove_link(fresh)
+        remove_link(temporary)
         try:
-            fresh.symlink_to(target, target_is_directory=True)
+            temporary.symlink_to(target, target_is_directory=True)
         except OSError:  # a file system without links
-            shutil.copytree(folder.path / target, fresh)
-            (fresh / COPIED).write_text(checkpoint.name, encoding="utf-8")
-            remove_link(place)
-        fresh.replace(place)
+            shutil.copytree(folder.path / target, temporary)
+            (temporary / COPIED).write_text(checkpoint.name, encoding="utf-8")
+            remove_link(link)
+        temporary.replace(link)
     except OSError as error:
-        raise disk_error(place, error) from error
+        raise disk_error(link, error) from error
 
 
-def is_ours(place: Path) -> bool:
-    """Whether `student` may be replaced: it is not there, a link to a checkpoint, or a copy that was made of one."""
-    if place.is_symlink():
-        return (
-            place.readlink().parts[:1] != ()
-            and CHECKPOINT.fullmatch(place.readlink().parts[0]) is not None
-        )
-    return not place.exists() or (place / COPIED).is_file()
+def is_own_link(link: Path) -> bool:
+    """Whether `student` may be replaced: absent, a link to a checkpoint, or a copy of one."""
+    if link.is_symlink():
+        parts = link.readlink().parts
+        return bool(parts) and CHECKPOINT.fullmatch(parts[0]) is not None
+    return not link.exists() or (link / COPIED).is_file()
 
 
-def remove_link(place: Path) -> None:
-    """Remove the link, or the copy that stands for it."""
-    if place.is_dir() and not place.is_symlink():
-        remove_tree(place)
+def remove_link(link: Path) -> None:
+    """Remove the link, or the copy in its place."""
+    if link.is_dir() and not link.is_symlink():
+        remove_tree(link)
     else:
-        place.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
 
 
 def forget_result(folder: RunFolder) -> None:
-    """A run that goes on is no longer finished: its result and the link to its student would be those of earlier."""
+    """Remove result and student link of a run that continues: they are of an earlier step."""
     try:
         (folder.path / "result.json").unlink(missing_ok=True)
-        if is_ours(folder.path / STUDENT):
+        if is_own_link(folder.path / STUDENT):
             remove_link(folder.path / STUDENT)
     except OSError as error:
         raise disk_error(folder.path / STUDENT, error) from error
 
 
-def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
-    """The prompts whose heatmaps the report shows: held-out ones, and those of the last logged rollouts."""
+def prompts_with_heatmaps(folder: RunFolder, plan: Plan) -> list[Prompt]:
+    """The prompts with heatmaps in the report: evaluation rows and the last logged rollouts."""
     logged = {r["prompt"] for path in folder.rollout_files()[-1:] for r in folder.read(path)}
     at_end = replace(plan.evaluation, limit=plan.evaluation.final_limit)
     return [
@@ -143,7 +182,7 @@ def pictured_prompts(folder: RunFolder, plan: Plan) -> list[Prompt]:
 
 
 def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewContext) -> None:
-    """The pictures behind the heatmaps and their pixelated twins, so that the report needs nothing else."""
+    """Store the images of the heatmaps, full and pixelated, for the report."""
     pictures = folder.path / "pictures"
     pictures.mkdir(exist_ok=True)
     index: dict[str, Any] = {}
@@ -151,8 +190,8 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
         for view in (View.FULL, View.PIXELATED):
             try:
                 image = apply_view(prompt, view, context).images[0].load().convert("RGB")
-            except DataError as error:  # it was readable when it was needed; the page goes without
-                folder.event(f"no picture in the report: {error.what}")
+            except DataError as error:  # the run could read it; the report does without
+                folder.event(f"no image in the report: {error.what}")
                 break
             image.thumbnail((320, 320))
             image.save(pictures / f"{number:03d}-{view}.png")

@@ -1,4 +1,4 @@
-"""Rewards from the answer checkers: is the answer right, and does the response keep the form?"""
+"""Rewards from the answer checkers: is the answer right, and does the response have the format?"""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from vistill.types import RolloutGroup
 
 @dataclass(frozen=True)
 class Rewards:
-    """`accuracy * right + format * matches` a rollout. Open it as a context: the judge of mathematics is a process."""
+    """`accuracy * correct + format * matches` per rollout.
+
+    Use it as a context manager: `MathJudge` is a process.
+    """
 
     settings: RewardSettings
     vlm: VLM
@@ -33,15 +36,15 @@ class Rewards:
         self.math.__exit__(kind, error, at)
 
     def of(self, groups: Sequence[RolloutGroup]) -> list[float]:
-        """One reward a rollout, in order of the response axis."""
+        """One reward per rollout, in the order of the response axis."""
         return [self.one(group, rollout.ids) for group in groups for rollout in group.rollouts]
 
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""
         text = self.vlm.decode(ids)
-        assert group.prompt.answer is not None, "rows without an answer were refused before step 1"
+        assert group.prompt.answer is not None, "a start check refuses rows without an answer"
         verdict = judge_answer(
             text, group.prompt.answer, group.prompt.choices, self.settings.answer, self.math
         )
-        formed = re.search(self.settings.pattern, text, re.S) is not None
-        return self.settings.accuracy * verdict.correct + self.settings.format * formed
+        matches = re.search(self.settings.pattern, text, re.S) is not None
+        return self.settings.accuracy * verdict.correct + self.settings.format * matches

@@ -1,54 +1,85 @@
-"""Responses that teach little are warned about once; a student that never ends a response stops the run (R401)."""
+"""Warn about rollouts that teach little; stop if no response ever ends (R401)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vistill.errors import RolloutError
 from vistill.rollouts.settings import RolloutSettings
-from vistill.training.run_state import RunState
-from vistill.training.step import StepResult
+from vistill.types import RolloutGroup
 
-#: Share of cut-off responses that is worth a warning, and steps in a row with nothing else that stop a run.
-MUCH_TRUNCATED, MAX_ALL_TRUNCATED = 0.2, 3
-
-
-def rollout_warnings(
-    rollout: RolloutSettings, state: RunState, result: StepResult, run: str
-) -> list[str]:
-    """Warnings about this step's responses that were not given before.
-
-    Raises:
-        RolloutError: R401, every response of several steps in a row was cut off.
-    """
-    truncated = result.metrics["rollout/truncated_share"]
-    several = [g for g in result.groups if len(g.rollouts) > 1]
-    identical = bool(several) and all(len({r.ids for r in g.rollouts}) == 1 for g in several)
-    state.all_truncated_in_a_row = state.all_truncated_in_a_row + 1 if truncated == 1.0 else 0
-    warnings = {
-        "truncated": (
-            truncated >= MUCH_TRUNCATED,
-            f"{truncated:.0%} of the responses were cut off: rollout.max_new_tokens={rollout.max_new_tokens}",
-        ),
-        "identical": (
-            identical,
-            "all siblings of every prompt are the same: what compares them has nothing to compare",
-        ),
-        "blind": (
-            result.metrics.get("va/zero_share") == 1.0,
-            "no token of this step has visual advantage: the picture raises nothing the teacher says",
-        ),
-    }
-    new = [name for name, (holds, _) in warnings.items() if holds and name not in state.warned]
-    state.warned += new
-    if state.all_truncated_in_a_row >= MAX_ALL_TRUNCATED and rollout.all_truncated == "stop":
-        raise always_truncated_error(rollout, state, run)
-    return [warnings[name][1] for name in new]
+#: Share of truncated responses above which the run warns.
+MUCH_TRUNCATED = 0.2
+#: Steps in a row with nothing but truncated responses after which the run stops.
+MAX_ALL_TRUNCATED = 3
 
 
-def always_truncated_error(rollout: RolloutSettings, state: RunState, run: str) -> RolloutError:
+@dataclass
+class RolloutHealth:
+    """What the run knows about its rollouts so far; part of every checkpoint."""
+
+    all_truncated_in_a_row: int = 0
+    """Steps since the last one in which a response ended by itself."""
+    warned: list[str] = field(default_factory=list)
+    """Names of the warnings that were given."""
+
+    def update(
+        self,
+        metrics: Mapping[str, float],
+        groups: Sequence[RolloutGroup],
+        rollout: RolloutSettings,
+    ) -> list[str]:
+        """Count a step and return the warnings that are new.
+
+        Args:
+            metrics: of the step.
+            groups: its responses.
+            rollout: how they were sampled.
+        """
+        truncated = metrics["rollout/truncated_share"]
+        self.all_truncated_in_a_row = self.all_truncated_in_a_row + 1 if truncated == 1.0 else 0
+        warnings = {
+            "truncated": (
+                truncated >= MUCH_TRUNCATED,
+                f"{truncated:.0%} of the responses were cut off: "
+                f"rollout.max_new_tokens={rollout.max_new_tokens}",
+            ),
+            "identical": (
+                has_identical_siblings(groups),
+                "all siblings of every prompt are the same: a method that compares them "
+                "has nothing to compare",
+            ),
+            "blind": (
+                metrics.get("va/zero_share") == 1.0,
+                "no token of this step has visual advantage: the image makes no token of the "
+                "response more likely for the teacher",
+            ),
+        }
+        new = [name for name, (holds, _) in warnings.items() if holds and name not in self.warned]
+        self.warned += new
+        return [warnings[name][1] for name in new]
+
+    def never_ends(self, rollout: RolloutSettings) -> bool:
+        """Whether the run must stop because every response of several steps was truncated."""
+        several = self.all_truncated_in_a_row >= MAX_ALL_TRUNCATED
+        return several and rollout.all_truncated == "stop"
+
+
+def has_identical_siblings(groups: Sequence[RolloutGroup]) -> bool:
+    """Whether every prompt with several responses has the same one several times."""
+    several = [g for g in groups if len(g.rollouts) > 1]
+    return bool(several) and all(len({r.ids for r in g.rollouts}) == 1 for g in several)
+
+
+def always_truncated_error(
+    health: RolloutHealth, rollout: RolloutSettings, step: int, run: str
+) -> RolloutError:
     """R401."""
     return RolloutError(
         "R401",
-        f"every response of {state.all_truncated_in_a_row} steps in a row was cut off at the length limit",
-        where=f"step {state.step}",
-        why="the student never ends a response by itself; what it would say at the end is never learnt",
+        f"every response of {health.all_truncated_in_a_row} steps in a row was cut off "
+        "at the length limit",
+        where=f"step {step}",
+        why="the student never ends a response by itself, so it never learns how a response ends",
         fix=f"rollout.max_new_tokens={2 * rollout.max_new_tokens} run={run}-2",
-        note="short responses on purpose: rollout.all_truncated=go_on",
+        note="for short responses on purpose: rollout.all_truncated=go_on",
     )

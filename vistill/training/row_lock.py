@@ -1,7 +1,8 @@
-"""The rows of a run: written down at its first start, kept at every other; rows that go bad later are replaced.
+"""The rows of a run: locked at its first start, restored at every other, replaced if they go bad.
 
-The order of the rows is a function of their number, so a row that can no longer be used keeps its place in it. Its
-slots are filled by the next rows of the order: a function of the step and of what is gone, which a checkpoint carries.
+The order of the rows is a function of their number, so a row that cannot be used any more keeps its
+place in the order. The next rows of the order fill its slots: a function of the step and of the
+replaced rows, which a checkpoint carries.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,10 +25,11 @@ FILE = "rows.json"
 
 
 def restore_rows(setup: "RunSetup") -> None:
-    """Take the rows of the run's first start, in their order; missing ones are gone from the first step on.
+    """Use the rows of the run's first start, in their order; missing ones are replaced.
 
     Raises:
-        DataError: D307, more rows are missing than may be, or one of the evaluation.
+        DataError: D307, an evaluation row is missing, or more training rows than
+            `data.max_bad_share`.
     """
     folder = setup.folder
     now = {"train": row_keys(setup.train_prompts), "eval": row_keys(setup.eval_prompts)}
@@ -38,78 +40,81 @@ def restore_rows(setup: "RunSetup") -> None:
     if not path.exists():
         raise StorageError(
             "S604",
-            "this run was started by a version that did not write down its rows",
+            "this run was started by a version that did not store its rows",
             where=str(folder.path),
-            why="rows had other ids then, so the noise and the rows held out would be others from here on",
+            why="rows had other ids then, so noise and held-out rows would differ from now on",
             fix=f"start a new run: run={folder.path}-2",
         )
-    then = read_json(path, train=list, eval=list)
-    if then != now:
-        restore_row_order(setup, folder, then)
+    locked = read_json(path, train=list, eval=list)
+    if locked != now:
+        restore_row_order(setup, folder, locked)
 
 
 def restore_row_order(
-    setup: "RunSetup", folder: RunFolder, then: dict[str, list[list[str]]]
+    setup: "RunSetup", folder: RunFolder, locked: dict[str, list[list[str]]]
 ) -> None:
-    """Take the rows of another start, in their order (D307 where that cannot be)."""
+    """Use the rows of the first start, in their order (D307 where that is not possible)."""
     train = {(p.id, p.content): p for p in setup.train_prompts}
-    held = {(p.id, p.content): p for p in setup.eval_prompts}
-    train_rows, held_rows = ([(row[0], row[1]) for row in then[part]] for part in ("train", "eval"))
-    stood = {row[0]: row[2] or row[0] for part in ("train", "eval") for row in then[part]}
-    everything = {**train, **held}
-    lost = [row for row in held_rows if row not in everything]
+    everything = {**train, **{(p.id, p.content): p for p in setup.eval_prompts}}
+    train_rows = [(row[0], row[1]) for row in locked["train"]]
+    eval_rows = [(row[0], row[1]) for row in locked["eval"]]
+    labels = {row[0]: row[2] or row[0] for row in (*locked["train"], *locked["eval"])}
+    lost = [row for row in eval_rows if row not in everything]
     if lost:
-        what = f"{len(lost)} of {len(held_rows)} evaluation rows are missing"
-        raise other_data_error(setup, folder, what, stood[lost[0][0]])
-    # a row that this start would hold out was trained on then; the teacher has written nothing for it now
-    there = train if setup.written else everything
-    gone = {
-        row[0]: f"missing, or changed since the start ({stood[row[0]]})"
+        what = f"{len(lost)} of {len(eval_rows)} evaluation rows are missing"
+        raise other_data_error(setup, folder, what, labels[lost[0][0]])
+    # a training row that this start would hold out has no teacher responses now
+    usable = train if setup.teacher_responses else everything
+    missing = {
+        row[0]: f"missing, or changed since the start ({labels[row[0]]})"
         for row in train_rows
-        if row not in there
+        if row not in usable
     }
-    if len(gone) > setup.max_bad_share * len(train_rows):
-        what = f"{len(gone)} of {len(train_rows)} rows are missing or changed"
-        raise other_data_error(setup, folder, what, stood[next(iter(gone))])
-    rows = [there.get(row, Prompt(row[0], ())) for row in train_rows]
-    new = len(everything) - len(rows) - len(held_rows) + len(gone)
-    if gone or new > 0:
+    if len(missing) > setup.max_bad_share * len(train_rows):
+        what = f"{len(missing)} of {len(train_rows)} rows are missing or changed"
+        raise other_data_error(setup, folder, what, labels[next(iter(missing))])
+    rows = [usable.get(row, Prompt(row[0], ())) for row in train_rows]
+    new = len(everything) - len(rows) - len(eval_rows) + len(missing)
+    if missing or new > 0:
         folder.event(
-            f"{len(gone)} rows are missing or changed since the start, {max(0, new)} are new and not used"
+            f"{len(missing)} rows are missing or changed since the start, "
+            f"{max(0, new)} are new and not used"
         )
-    setup.loaded_models = replace(
-        setup.models, partners=partners_of(setup, without_replaced(rows, gone))
-    )
-    setup.train_prompts, setup.eval_prompts = rows, [everything[row] for row in held_rows]
-    setup.missing_rows = gone
+    partners = find_partners(setup, without_replaced(rows, missing))
+    setup.loaded_models = replace(setup.models, partners=partners)
+    setup.train_prompts, setup.eval_prompts = rows, [everything[row] for row in eval_rows]
+    setup.missing_rows = missing
 
 
 def row_keys(prompts: Sequence[Prompt]) -> list[list[str]]:
-    """What a row is known by, its id and the hash of its content, and for people where it stood."""
+    """For each row its id, the hash of its content, and its place in the data."""
     return [[p.id, p.content, p.labels.get("row", "")] for p in prompts]
 
 
 def other_data_error(setup: "RunSetup", folder: RunFolder, what: str, first: str) -> DataError:
-    """D307 with the first row that is not as it was."""
+    """D307 with the first row that is missing or changed."""
     return DataError(
         "D307",
         f"the data are not those this run was started with: {what}",
         why=f"first that is missing: row {first}",
-        fix=f"put the data back and run the same command again, or start a new run: run={folder.path}-2",
-        note=f"up to {setup.max_bad_share:.1%} of the training rows may go missing (data.max_bad_share)",
+        fix="put the data back and run the same command again, "
+        f"or start a new run: run={folder.path}-2",
+        note=f"up to {setup.max_bad_share:.1%} of the training rows may be missing "
+        "(data.max_bad_share)",
     )
 
 
 def rows_missing_at_start(plan: Plan) -> dict[str, tuple[str, str]]:
-    """Rows that this start no longer found, as rows that went bad."""
-    return {name: ("D307", reason) for name, reason in plan.gone.items()}
+    """Rows of the first start that this start did not find, with code and reason."""
+    return {name: ("D307", reason) for name, reason in plan.missing_rows.items()}
 
 
-def partners_of(plan: "Plan | RunSetup", prompts: Sequence[Prompt]) -> Partners:
-    """For each prompt the next one that shows something else, where a view of the method borrows from another row.
+def find_partners(plan: "Plan | RunSetup", prompts: Sequence[Prompt]) -> Partners:
+    """For each prompt the next one with other images or thoughts, where a view needs one.
 
     Raises:
-        DataError: D309, all rows show the same. A single row without a partner is set aside when its turn comes.
+        DataError: D309, all rows show the same. A single row without a partner is replaced in its
+            step.
     """
     objective = plan.objective
     views = [*(p.view for p in objective.passes()), objective.writer_view]
@@ -119,58 +124,53 @@ def partners_of(plan: "Plan | RunSetup", prompts: Sequence[Prompt]) -> Partners:
     return partners
 
 
-def without_replaced(prompts: Sequence[Prompt], gone: Collection[str]) -> list[Prompt]:
-    """The rows that are not gone."""
-    return [p for p in prompts if p.id not in gone]
+def without_replaced(prompts: Sequence[Prompt], replaced_rows: Collection[str]) -> list[Prompt]:
+    """The rows that are not replaced."""
+    return [p for p in prompts if p.id not in replaced_rows]
 
 
 def bad_rows_in(
     error: DataError | RolloutError, prompts: Iterable[Prompt]
 ) -> dict[str, tuple[str, str]]:
-    """Rows that an error comes from, with code and reason: those it names, or whose pictures can no longer be read."""
-    found = dict.fromkeys(error.rows, (error.code, error.what))
+    """Rows that cause an error, with code and reason: those it names, or with bad images."""
+    bad = dict.fromkeys(error.rows, (error.code, error.what))
     for prompt in prompts:
         try:
             for image in (*prompt.images, *prompt.thoughts):
                 image.load()
         except DataError as reason:
-            found[prompt.id] = (reason.code, f"{reason.what}; {reason.why}")
-    return found
+            bad[prompt.id] = (reason.code, f"{reason.what}; {reason.why}")
+    return bad
 
 
 def replace_rows(
     plan: Plan,
     folder: RunFolder,
-    gone: dict[str, str],
+    replaced_rows: dict[str, str],
     bad: Mapping[str, tuple[str, str]],
     step: int,
 ) -> None:
-    """Write down rows that are gone from a step on, in the run folder and in the state that a checkpoint carries."""
-    where = {p.id: p.labels.get("row", p.id) for p in plan.train_prompts if p.id in bad}
-    known = {record["id"] for record in folder.read(folder.replaced)}
+    """Add rows that are replaced from a step on to the state, and to the log of the run."""
+    labels = {p.id: p.labels.get("row", p.id) for p in plan.train_prompts if p.id in bad}
+    logged = {record["id"] for record in folder.read(folder.replaced)}
     for name, (code, reason) in bad.items():
-        gone[name] = code
-        if name not in known:
-            place = mask_secrets(where.get(name, name))
-            record = {
-                "step": step,
-                "id": name,
-                "where": place,
-                "code": code,
-                "reason": mask_secrets(reason),
-            }
-            folder.log(folder.replaced, record, exact=True)
-            folder.event(
-                f"step {step}: row {where.get(name, name)} is set aside and replaced ({code}: {reason})"
-            )
-            plan.progress(
-                {"event": f"row {where.get(name, name)} is set aside and replaced ({code})"}
-            )
+        replaced_rows[name] = code
+        if name in logged:
+            continue
+        label = labels.get(name, name)
+        record = {
+            "step": step,
+            "id": name,
+            "where": mask_secrets(label),
+            "code": code,
+            "reason": mask_secrets(reason),
+        }
+        folder.log(folder.replaced, record, exact=True)
+        folder.event(f"step {step}: row {label} is set aside and replaced ({code}: {reason})")
+        plan.progress({"event": f"row {label} is set aside and replaced ({code})"})
 
 
-def within_bad_row_limit(plan: Plan, gone: Collection[str]) -> bool:
-    """Whether so many rows may be gone, and enough are left for a step."""
-    rows = len(plan.train_prompts)
-    return (
-        len(gone) <= plan.max_bad_share * rows and rows - len(gone) >= plan.train.prompts_per_step
-    )
+def within_bad_row_limit(plan: Plan, replaced_rows: Collection[str]) -> bool:
+    """Whether the run may replace these rows, and has enough other ones for a step."""
+    rows, bad = len(plan.train_prompts), len(replaced_rows)
+    return bad <= plan.max_bad_share * rows and rows - bad >= plan.train.prompts_per_step

@@ -1,4 +1,4 @@
-"""One step: write responses, read them, measure, minimise, guard, update."""
+"""One step: write responses, read them, compute signals and loss, update the student."""
 
 import itertools
 import math
@@ -12,18 +12,18 @@ from vistill.faults import fault
 from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
 from vistill.training.finite import (
-    counts_of,
+    count_places,
     non_finite_memory,
     non_finite_readings,
     non_finite_signals,
 )
 from vistill.training.journal import chain_key
-from vistill.training.oom import halve_micro_batches
+from vistill.training.micro_batches import halve_micro_batches
+from vistill.training.models_of_run import Models
 from vistill.training.optim import learning_rate
 from vistill.training.response_source import write_groups
 from vistill.training.run_state import RunState
 from vistill.training.step_inputs import (
-    Models,
     StepInputs,
     encode_step,
     flatten_responses,
@@ -36,60 +36,60 @@ from vistill.types import Pass, Prompt, RolloutGroup
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind."""
+    """The values that a step produces."""
 
     metrics: dict[str, float]
     groups: list[RolloutGroup]
     batch: ScoredBatch
     signals: Signals
     memory: dict[str, float]
-    """What the method remembers from here on; that of the step before where an update was not finite."""
+    """The method's memory for the next step; unchanged where an update was not finite."""
     finite: bool
     updates_made: int
-    """Updates that changed the weights; with `updates` above 1 one can be made where another was not finite."""
+    """Updates that changed the weights; with several per step, others may be skipped."""
 
 
 def train_step(
     context: StepContext, prompts: Sequence[Prompt], state: RunState, epochs: Sequence[int] = ()
 ) -> StepResult:
-    """Step `state.step + 1`. Until the first weight changes it can be thrown away and done again."""
+    """Take step `state.step + 1`. Until the first weight changes, the step can be done again."""
     step, objective = state.step, context.objective
     models = context.models.at_step(context.seed, step)
     passes = objective.passes()
     with context.observe("rollout"):
-        groups = responses_of(
-            context, models, prompts, step, epochs, chain_key(state.chain, state.gone)
-        )
+        past = chain_key(state.chain, state.replaced_rows)
+        groups = load_or_write_responses(context, models, prompts, step, epochs, past)
     rewards = None if context.rewards is None else context.rewards.of(groups)
     responses = flatten_responses(groups, context.seed, step, models.student.device, rewards)
     with context.observe("encode"):
-        reading = encode_step(models, groups, passes, responses, context.split)
+        inputs = encode_step(models, groups, passes, responses, context.split)
     with context.observe("score"):
-        read = score_passes(context, models, reading, passes)
-        memory = dict(state.memory)
-        batch = replace(read, memory=memory, progress=step / context.num_steps)
+        scored = score_passes(context, models, inputs, passes)
+        batch = replace(scored, memory=dict(state.memory), progress=step / context.num_steps)
         bad_rows = non_finite_readings(batch)
         signals = bad_rows or objective.signals(batch)
-        bad = counts_of(bad_rows) or counts_of(non_finite_signals(signals))
+        bad = count_places(bad_rows) or count_places(non_finite_signals(signals))
     with context.observe("learn"):
         if not bad:
-            batch, bad = probe_gradients(context, reading, batch, signals, step)
-        remembered = memory if bad else objective.remember(batch, signals)
-        bad = bad or non_finite_memory(remembered)
-        learnt = (
-            skip_update(context, bad, step)
-            if bad
-            else update_student(context, reading, batch, signals, step)
-        )
-    metrics = learnt.metrics | {
-        f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)
+            batch, bad = probe_gradients(context, inputs, batch, signals, step)
+        memory = dict(state.memory) if bad else objective.remember(batch, signals)
+        bad = bad or non_finite_memory(memory)
+        if bad:
+            update = skip_update(context, bad, step)
+        else:
+            update = update_student(context, inputs, batch, signals, step)
+    metrics = {
+        **update.metrics,
+        **{f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)},
+        **rollout_metrics(batch, groups),
+        **({} if bad else objective.metrics(batch, signals)),
     }
-    metrics |= rollout_metrics(batch, groups) | ({} if bad else objective.metrics(batch, signals))
-    kept = remembered if learnt.finite else memory
-    return StepResult(metrics, groups, batch, signals, kept, learnt.finite, learnt.updates_made)
+    if not update.finite:
+        memory = dict(state.memory)
+    return StepResult(metrics, groups, batch, signals, memory, update.finite, update.updates_made)
 
 
-def responses_of(
+def load_or_write_responses(
     context: StepContext,
     models: Models,
     prompts: Sequence[Prompt],
@@ -97,188 +97,200 @@ def responses_of(
     epochs: Sequence[int],
     chain: str,
 ) -> list[RolloutGroup]:
-    """The step's responses: those of the journal where it has them, else fresh ones, which go into it."""
-    found = None if context.journal is None else context.journal.find(step + 1, prompts, chain)
-    if found is not None:
-        return found
+    """The responses of the step from the journal; else new ones, which go into the journal."""
+    if context.journal is not None:
+        groups = context.journal.find(step + 1, prompts, chain)
+        if groups is not None:
+            return groups
+    source = context.response_source
     sampling = sampling_for_step(context.rollout, context.seed, step, weights=step)
-    at_most = min(sampling.rows_per_call, len(prompts) * context.response_source.per_prompt)
-    rows = lambda times: max(context.response_source.per_prompt, at_most >> times)
+    max_rows = min(sampling.rows_per_call, len(prompts) * source.per_prompt)
+
+    def rows_per_call(times: int) -> int:
+        return max(source.per_prompt, max_rows >> times)
 
     def write(times: int) -> list[RolloutGroup]:
         fault("rollout.begin")
-        asked = sampling if times == 0 else replace(sampling, rows_per_call=rows(times))
-        return write_groups(models, context.response_source, prompts, asked, epochs)
+        halved = replace(sampling, rows_per_call=rows_per_call(times)) if times else sampling
+        return write_groups(models, source, prompts, halved, epochs)
 
-    groups = context.ladder.run_halving("rollout", rows, write)
+    groups = context.memory_retry.run_halving("rollout", rows_per_call, write)
     if context.journal is not None:
-        context.journal.keep(step + 1, groups, chain)
+        context.journal.write(step + 1, groups, chain)
     return groups
 
 
 def score_passes(
-    context: StepContext, models: Models, reading: StepInputs, passes: Sequence[Pass]
+    context: StepContext, models: Models, inputs: StepInputs, passes: Sequence[Pass]
 ) -> ScoredBatch:
-    """Every pass without gradient, in the precision that the passes with gradient have: else no ratio would be 1."""
-    micro_batches = lambda times: halve_micro_batches(reading.micro_batches, times)
+    """Every pass without gradient, in the precision of the passes with gradient.
+
+    In another precision the probability ratio of old and new student would not start at 1.
+    """
+
+    def micro_batches(times: int) -> list[list[int]]:
+        return halve_micro_batches(inputs.micro_batches, times)
 
     def read(times: int) -> ScoredBatch:
         fault("score.begin")
         with models.on_device(passes), context.autocast():
-            part = replace(reading, micro_batches=micro_batches(times))
-            return score_without_gradient(models, part, passes, context.poll)
+            halved = replace(inputs, micro_batches=micro_batches(times))
+            return score_without_gradient(models, halved, passes, context.poll)
 
-    return context.ladder.run_halving("score", micro_batches, read)
+    return context.memory_retry.run_halving("score", micro_batches, read)
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """Loss, terms, rate and norm of a step's updates, averaged, and whether all of them were finite."""
+    """The updates of a step."""
 
     metrics: dict[str, float]
+    """Loss, terms, gradient norm and learning rate, averaged over the updates."""
     finite: bool
+    """Whether all updates were finite."""
     updates_made: int
 
 
 def update_student(
-    context: StepContext, reading: StepInputs, batch: ScoredBatch, signals: Signals, step: int
+    context: StepContext, inputs: StepInputs, batch: ScoredBatch, signals: Signals, step: int
 ) -> UpdateResult:
-    """The step's updates: one, or its prompts in so many parts. Signals wait only before the first."""
+    """The updates of a step, one per share of its prompts. Only the first one polls."""
     lr = learning_rate(step, context.num_steps, context.train)
-    parts = parts_of(reading.micro_batches, context.objective.updates)
-    sums: dict[str, float] = {}
+    shares = split_into_updates(inputs.micro_batches, context.objective.updates)
+    means: dict[str, float] = {}
     updates_made = 0
-    for number, micro_batches in enumerate(parts):
+    for number, micro_batches in enumerate(shares):
         poll = context.poll if number == 0 else lambda: None
-        loss, terms = accumulate(
-            context, replace(reading, micro_batches=micro_batches), batch, signals, poll
-        )
+        share = replace(inputs, micro_batches=micro_batches)
+        loss, terms = accumulate_gradient(context, share, batch, signals, poll)
         loss = math.nan if fault("learn.loss") else loss
         fault("learn.before_update")
-        norm, well = apply_update(context, loss, lr)
-        if well:
+        norm, is_updated = apply_update(context, loss, lr)
+        if is_updated:
             update_ema(context.models, context.objective.ema_rate())
         fault("learn.after_update")
-        updates_made += well
+        updates_made += is_updated
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
-            same = name.startswith("coefficient/")  # in every part
-            sums[name] = value if same else sums.get(name, 0.0) + value / len(parts)
-    finite = updates_made == len(parts)
-    return UpdateResult({**sums, "lr": lr, "finite": float(finite)}, finite, updates_made)
+            is_constant = name.startswith("coefficient/")  # the same in every share
+            means[name] = value if is_constant else means.get(name, 0.0) + value / len(shares)
+    finite = updates_made == len(shares)
+    return UpdateResult({**means, "lr": lr, "finite": float(finite)}, finite, updates_made)
 
 
 def skip_update(context: StepContext, bad: Mapping[str, int], step: int) -> UpdateResult:
-    """A step without any update: what it would have learnt from is not finite. It counts like one whose loss is not."""
+    """No update: values before it are not finite. It counts like an update with a NaN loss."""
     lr = learning_rate(step, context.num_steps, context.train)
-    facts = {f"non_finite/{name}": float(number) for name, number in bad.items()}
-    return UpdateResult(
-        {"loss": math.nan, "grad_norm": math.nan, **facts, "lr": lr, "finite": 0.0}, False, 0
-    )
+    counts = {f"non_finite/{name}": float(number) for name, number in bad.items()}
+    metrics = {"loss": math.nan, "grad_norm": math.nan, **counts, "lr": lr, "finite": 0.0}
+    return UpdateResult(metrics, False, 0)
 
 
-def parts_of(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
-    """Whole prompts in `updates` parts of nearly equal size, cut into micro-batches no larger than before."""
+def split_into_updates(micro_batches: list[list[int]], updates: int) -> list[list[list[int]]]:
+    """Cut the prompts into `updates` shares of nearly equal size.
+
+    Returns:
+        The micro-batches of each share, no larger than before.
+    """
     if updates == 1:
         return [micro_batches]
     groups = [g for part in micro_batches for g in part]
-    widest = max(len(part) for part in micro_batches)
+    size = max(len(part) for part in micro_batches)
     edges = [round(i * len(groups) / updates) for i in range(updates + 1)]
     shares = [groups[a:b] for a, b in itertools.pairwise(edges) if b > a]
-    return [[share[i : i + widest] for i in range(0, len(share), widest)] for share in shares]
+    return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
 
 
-def accumulate(
+def accumulate_gradient(
     context: StepContext,
-    reading: StepInputs,
+    inputs: StepInputs,
     batch: ScoredBatch,
     signals: Signals,
     poll: Callable[[], None],
     only: Sequence[str] | None = None,
 ) -> tuple[float, dict[str, float]]:
-    """Backward over whole prompts, of all terms or of some; the update's own counts make the split invisible."""
+    """The gradient of all loss terms, or of those named in `only`.
+
+    The terms are divided by the counts of the whole update, so the micro-batches do not change the
+    gradient.
+
+    Returns:
+        The loss, and the metrics of its terms.
+    """
 
     def sizes(times: int) -> object:
-        cut = with_smaller_parts(reading, times)
-        return cut.micro_batches, [cut.parts(groups) for groups in cut.micro_batches]
+        halved = with_smaller_parts(inputs, times)
+        return halved.micro_batches, [halved.parts(groups) for groups in halved.micro_batches]
 
-    return context.ladder.run_halving(
-        "learn",
-        sizes,
-        lambda times: backward(
-            context, with_smaller_parts(reading, times), batch, signals, poll, only
-        ),
-    )
+    def attempt(times: int) -> tuple[float, dict[str, float]]:
+        halved = with_smaller_parts(inputs, times)
+        return compute_gradient(context, halved, batch, signals, poll, only)
+
+    return context.memory_retry.run_halving("learn", sizes, attempt)
 
 
-def with_smaller_parts(reading: StepInputs, times: int) -> StepInputs:
-    """The reading in micro-batches and parts that were halved so many times."""
+def with_smaller_parts(inputs: StepInputs, times: int) -> StepInputs:
+    """The inputs with micro-batches and parts halved `times` times."""
     if times == 0:
-        return reading
+        return inputs
     longest = max(
-        sum(len(r.ids) for g in part for r in reading.groups[g].rollouts)
-        for part in reading.micro_batches
+        sum(len(r.ids) for g in part for r in inputs.groups[g].rollouts)
+        for part in inputs.micro_batches
     )
-    tokens = min(reading.split.part_tokens, longest) >> times
-    split = replace(reading.split, part_tokens=max(1, tokens))
-    return replace(
-        reading, micro_batches=halve_micro_batches(reading.micro_batches, times), split=split
-    )
+    tokens = min(inputs.split.part_tokens, longest) >> times
+    split = replace(inputs.split, part_tokens=max(1, tokens))
+    micro_batches = halve_micro_batches(inputs.micro_batches, times)
+    return replace(inputs, micro_batches=micro_batches, split=split)
 
 
-def backward(
+def compute_gradient(
     context: StepContext,
-    reading: StepInputs,
+    inputs: StepInputs,
     batch: ScoredBatch,
     signals: Signals,
     poll: Callable[[], None],
     only: Sequence[str] | None,
 ) -> tuple[float, dict[str, float]]:
     """One attempt at the gradient, from zero."""
+    objective, student = context.objective, context.models.student
     context.optimizer.zero_grad(set_to_none=True)
-    context.models.student.model.train()
-    passes = context.objective.passes()
-    counts = reading.counts()
-    total, found = 0.0, {}
-    for micro, cut in parts_with_gradient(
-        context.models, reading, batch, passes, signals, context.autocast, poll
+    student.model.train()
+    passes, counts = objective.passes(), inputs.counts()
+    total = 0.0
+    metrics: dict[str, float] = {}
+    for micro, part_signals in parts_with_gradient(
+        context.models, inputs, batch, passes, signals, context.autocast, poll
     ):
         fault("learn.part")
-        made = context.objective.terms(micro, cut)
-        loss, terms = reduce_terms(
-            made if only is None else [t for t in made if t.name in only], counts
-        )
-        if (
-            loss.requires_grad
-        ):  # without a picture, nothing reaches a model of which only `vision` learns
+        terms = objective.terms(micro, part_signals)
+        used = terms if only is None else [t for t in terms if t.name in only]
+        loss, values = reduce_terms(used, counts)
+        # if only `vision` is trained, the loss of a prompt without an image has no gradient
+        if loss.requires_grad:
             loss.backward()
         total += loss.item()
-        for name, value in terms.items():
-            found[f"loss/{name}"] = found.get(f"loss/{name}", 0.0) + value.item()
-        found |= {f"coefficient/{name}": value for name, value in term_coefficients(made).items()}
-    context.models.student.model.eval()
-    return total, found
+        for name, value in values.items():
+            metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + value.item()
+        metrics |= {f"coefficient/{name}": c for name, c in term_coefficients(terms).items()}
+    student.model.eval()
+    return total, metrics
 
 
 def probe_gradients(
-    context: StepContext, reading: StepInputs, batch: ScoredBatch, signals: Signals, step: int
+    context: StepContext, inputs: StepInputs, batch: ScoredBatch, signals: Signals, step: int
 ) -> tuple[ScoredBatch, dict[str, int]]:
-    """Measure the gradient norms the method asked for, and let it learn them before the update.
+    """Measure the gradient norms that the method requests, and put them into its memory.
 
     Returns:
-        The batch with the memory it has learnt, and how many norms are not finite: then the memory is the old one.
+        The batch with the new memory, and the count of norms that are not finite; with any, the
+        memory stays.
     """
     probe = context.objective.probe()
     if probe is None or step % probe.every != 0:
         return batch, {}
     norms = []
     for names in probe.sums:
-        accumulate(context, reading, batch, signals, context.poll, names)
-        gradients = [
-            p.grad
-            for group in context.optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        accumulate_gradient(context, inputs, batch, signals, context.poll, names)
+        gradients = [p.grad for p in trainable_parameters(context) if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
     context.optimizer.zero_grad(set_to_none=True)
     bad = sum(not math.isfinite(norm) for norm in norms)
@@ -287,10 +299,19 @@ def probe_gradients(
     return replace(batch, memory=context.objective.learn_norms(norms, batch.memory)), {}
 
 
+def trainable_parameters(context: StepContext) -> list[torch.nn.Parameter]:
+    """The parameters of the optimizer, in its order."""
+    return [p for group in context.optimizer.param_groups for p in group["params"]]
+
+
 def apply_update(context: StepContext, loss: float, lr: float) -> tuple[float, bool]:
-    """Clip and step, unless something is not finite: then the weights stay as they are."""
-    parameters = [p for group in context.optimizer.param_groups for p in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, context.train.clip_norm))
+    """Clip the gradient and step the optimizer, unless loss or gradient is not finite.
+
+    Returns:
+        The gradient norm before the clip, and whether the weights changed.
+    """
+    clip_norm = context.train.clip_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable_parameters(context), clip_norm))
     finite = math.isfinite(norm) and math.isfinite(loss)
     if finite:
         for group in context.optimizer.param_groups:
@@ -301,15 +322,15 @@ def apply_update(context: StepContext, loss: float, lr: float) -> tuple[float, b
 
 
 def rollout_metrics(batch: ScoredBatch, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Reproducible facts about the step's responses, whatever the method."""
+    """Reproducible metrics of the step's responses, the same for every method."""
     responses = batch.responses
     rollouts = [r for group in groups for r in group.rollouts]
-    facts = {
+    metrics = {
         "rollout/tokens": float(responses.num_tokens),
         "rollout/length_mean": responses.num_tokens / responses.num_rollouts,
         "rollout/truncated_share": sum(r.finish.is_truncated() for r in rollouts) / len(rollouts),
         "rollout/distinct_share": len({r.ids for r in rollouts}) / len(rollouts),
     }
     if responses.reward is not None:
-        facts["reward/mean"] = float(responses.reward.mean())
-    return facts
+        metrics["reward/mean"] = float(responses.reward.mean())
+    return metrics

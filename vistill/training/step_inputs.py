@@ -1,74 +1,19 @@
-"""From prompts to a scored batch: write responses, lay them on one axis, read them under every view."""
+"""From responses to a scored batch: flatten tokens, encode prompts, read every pass."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
-from vistill.data.keys import keyed_generator, keyed_seed
-from vistill.models.families.base import EncodedPrompt
-from vistill.models.loading import VLM
+from vistill.data.keys import keyed_generator
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, score
 from vistill.training.micro_batches import BatchSplit
-from vistill.types import Pass, Prompt, Reader, RolloutGroup, View
-from vistill.views import ViewContext, apply_view
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a run by role, and what they share."""
-
-    student: VLM
-    teacher: VLM | None
-    vocabulary: int
-    view: ViewContext = ViewContext()
-    copies: Mapping[Reader, VLM] = field(default_factory=dict)
-    """Moving average and reference, where the method reads them; `training/student_copies.py` makes them."""
-    partners: Mapping[str, Prompt] = field(default_factory=dict)
-    """For each prompt id another prompt, whose pictures or thoughts some views show."""
-    seen: dict[tuple[str, View], EncodedPrompt] | None = field(default=None, compare=False)
-    """What was encoded in this step: the writer and the readers see the same."""
-
-    def reader(self, role: Reader) -> VLM:
-        """The model that plays a role. Within a step the student is its own old self until it is updated."""
-        own = {Reader.STUDENT: self.student, Reader.OLD: self.student, Reader.TEACHER: self.teacher}
-        vlm = {**own, **self.copies}.get(role)
-        assert vlm is not None, f"nobody plays {role}"
-        return vlm
-
-    @contextmanager
-    def on_device(self, passes: Sequence[Pass]) -> Iterator[None]:
-        """Whoever reads without gradient is on its device; a teacher that rests comes once for all its readings."""
-        with ExitStack() as stack:
-            for role in dict.fromkeys(p.reader for p in passes if not p.gradient):
-                stack.enter_context(self.reader(role).on_device())
-            yield
-
-    def at_step(self, seed: int, step: int) -> "Models":
-        """The same models whose random views belong to a step: a mask is drawn afresh each time a prompt comes."""
-        return replace(self, view=replace(self.view, seed=keyed_seed("step", seed, step)), seen={})
-
-    def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
-        """Student and teacher share tokenizer and image grid, so one encoding serves both, and the writer."""
-        if self.seen is not None:
-            key = (prompt.id, view)
-            return self.seen.get(key) or self.seen.setdefault(key, self.encode_afresh(prompt, view))
-        return self.encode_afresh(prompt, view)
-
-    def encode_afresh(self, prompt: Prompt, view: View) -> EncodedPrompt:
-        """The prompt as it is seen under a view, in tokens."""
-        return self.student.encode(self.shown(prompt, view))
-
-    def shown(self, prompt: Prompt, view: View) -> Prompt:
-        """The prompt as it is seen under a view."""
-        seed = keyed_seed("view", prompt.id, self.view.seed)
-        return apply_view(
-            prompt, view, replace(self.view, seed=seed, partner=self.partners.get(prompt.id))
-        )
+from vistill.training.models_of_run import Models
+from vistill.types import Pass, RolloutGroup, View
 
 
 def flatten_responses(
@@ -78,31 +23,26 @@ def flatten_responses(
     device: torch.device,
     rewards: Sequence[float] | None = None,
 ) -> Responses:
-    """All response tokens on one flat axis, with keyed noise for random ties and the rewards where there are any."""
+    """All response tokens on one flat axis, with keyed noise for random ties, and the rewards."""
     rollouts = [(g, rollout) for g, group in enumerate(groups) for rollout in group.rollouts]
-    lengths = [len(rollout.ids) for _, rollout in rollouts]
-    noise = [
-        keyed_generator("ties", seed, step, groups[g].prompt.id, r.sibling).random(
-            len(r.ids), np.float32
-        )
-        for g, r in rollouts
-    ]
-    length = torch.tensor(lengths)
+    lengths = torch.tensor([len(rollout.ids) for _, rollout in rollouts])
+    noise = []
+    for g, rollout in rollouts:
+        generator = keyed_generator("ties", seed, step, groups[g].prompt.id, rollout.sibling)
+        noise.append(generator.random(len(rollout.ids), np.float32))
     return Responses(
         ids=torch.tensor([i for _, rollout in rollouts for i in rollout.ids]).to(device),
-        rollout=torch.repeat_interleave(torch.arange(len(rollouts)), length).to(device),
+        rollout=torch.repeat_interleave(torch.arange(len(rollouts)), lengths).to(device),
         group=torch.tensor([g for g, _ in rollouts]).to(device),
-        lengths=length.to(device),
+        lengths=lengths.to(device),
         has_image=torch.tensor([bool(group.prompt.images) for group in groups]).to(device),
         tie_noise=torch.from_numpy(np.concatenate(noise)).to(device),
         reward=None if rewards is None else torch.tensor(rewards, dtype=torch.float32).to(device),
     )
 
 
-def encoded_groups(
-    models: Models, groups: Sequence[RolloutGroup], view: View
-) -> list[EncodedGroup]:
-    """The groups as a reader sees them. The response tokens are the same under every view."""
+def encode_groups(models: Models, groups: Sequence[RolloutGroup], view: View) -> list[EncodedGroup]:
+    """The groups under a view. The response tokens are the same under every view."""
     return [
         EncodedGroup(models.encode(group.prompt, view), tuple(r.ids for r in group.rollouts))
         for group in groups
@@ -111,26 +51,31 @@ def encoded_groups(
 
 @dataclass(frozen=True)
 class StepInputs:
-    """A step's groups as every pass sees them."""
+    """What the passes of a step read: its groups under every view, and how they are cut."""
 
     groups: list[RolloutGroup]
     responses: Responses
     encoded: dict[View, list[EncodedGroup]]
     micro_batches: list[list[int]]
+    """Indices of the groups in each micro-batch."""
     split: BatchSplit = BatchSplit()
 
     def counts(self) -> Counts:
-        """Prompts, rollouts and tokens of the groups in the micro-batches: what the terms are divided by."""
+        """Prompts, rollouts and tokens of the micro-batches: what the terms are divided by."""
         rollouts = [r for part in self.micro_batches for g in part for r in self.groups[g].rollouts]
         prompts = sum(len(part) for part in self.micro_batches)
         return Counts(prompts, len(rollouts), sum(len(r.ids) for r in rollouts))
 
-    def under(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
+    def groups_under(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
         """Some groups under a view."""
         return [self.encoded[view][g] for g in groups]
 
     def parts(self, groups: Sequence[int]) -> list[list[int]]:
-        """The responses of some groups, as places among them, in parts that are learnt from one after the other."""
+        """The responses of some groups, cut into parts; each part has its own backward pass.
+
+        Returns:
+            Indices into the responses of these groups.
+        """
         return self.split.parts([len(r.ids) for g in groups for r in self.groups[g].rollouts])
 
 
@@ -141,114 +86,113 @@ def encode_step(
     responses: Responses,
     split: BatchSplit = BatchSplit(),  # noqa: B008  frozen
 ) -> StepInputs:
-    """Encode each prompt once per view and plan the micro-batches."""
+    """Encode each prompt once per view and plan the micro-batches by the longest view."""
     views = dict.fromkeys(p.view for p in passes)
-    encoded = {view: encoded_groups(models, groups, view) for view in views}
+    encoded = {view: encode_groups(models, groups, view) for view in views}
     longest = max(encoded.values(), key=lambda gs: sum(len(g.prompt.ids) for g in gs))
-    return StepInputs(
-        groups, responses, encoded, split.micro_batches([g.num_tokens for g in longest]), split
-    )
+    micro_batches = split.micro_batches([g.num_tokens for g in longest])
+    return StepInputs(groups, responses, encoded, micro_batches, split)
 
 
 @torch.no_grad()
 def score_without_gradient(
     models: Models,
-    reading: StepInputs,
+    inputs: StepInputs,
     passes: Sequence[Pass],
     poll: Callable[[], None] = lambda: None,
 ) -> ScoredBatch:
     """Every pass without gradient, once, over the whole batch."""
-    batch = ScoredBatch(reading.responses, {})
+    batch = ScoredBatch(inputs.responses, {})
     scored: dict[str, ScoredPass] = {}
     for p in passes:
         if p.gradient:
             continue
+        reader = models.reader(p.reader)
         pieces = []
-        for part in reading.micro_batches:
+        for part in inputs.micro_batches:
             poll()
             ids = batch.take_groups(part)[0].responses.ids
-            pieces.append(
-                score(
-                    models.reader(p.reader),
-                    reading.under(p.view, part),
-                    ids,
-                    models.vocabulary,
-                    p.keep,
-                )
-            )
-        scored[p.name] = join(pieces)
-    return ScoredBatch(reading.responses, scored)
+            groups = inputs.groups_under(p.view, part)
+            pieces.append(score(reader, groups, ids, models.vocabulary, p.keep))
+        scored[p.name] = join_passes(pieces)
+    return ScoredBatch(inputs.responses, scored)
 
 
 Precision = Callable[[], AbstractContextManager[object]]
 
 
-def parts_with_gradient(  # noqa: PLR0913  one more than six: what to read, what is known, how, and when to look up
+def parts_with_gradient(  # noqa: PLR0913  one more than six: inputs, what is known, precision, poll
     models: Models,
-    reading: StepInputs,
+    inputs: StepInputs,
     batch: ScoredBatch,
     passes: Sequence[Pass],
     signals: Signals,
     precision: Precision = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[ScoredBatch, dict[str, Tensor]]]:
-    """Every response of the micro-batches with its gradient passes, part by part, and the signals cut to the part.
+    """Yield the responses part by part: passes with gradient, and the signals of the part.
 
-    Call `backward` on a part's loss before the next part is asked for. The prompts of a micro-batch are read once;
-    when its last part is done, what all siblings left at them goes through them in one backward pass. A pass whose
-    `rows` name a boolean signal is cut from its gradient at every row that the signal does not mark.
+    Call `backward` on a part's loss before you take the next part. The prompts of a micro-batch are
+    read once; after its last part, the gradient that all siblings left at the prompts goes through
+    them in one backward pass. A pass whose `rows` name a boolean signal has gradient only at the
+    rows that the signal marks.
     """
-    learning = [p for p in passes if p.gradient]
-    for groups in reading.micro_batches:
+    gradient_passes = [p for p in passes if p.gradient]
+    for groups in inputs.micro_batches:
         poll()
         with precision():
-            opened = {
+            readings = {
                 p.name: open_reading(
-                    models.reader(p.reader), reading.under(p.view, groups), cut=True
+                    models.reader(p.reader), inputs.groups_under(p.view, groups), cut=True
                 )
-                for p in learning
+                for p in gradient_passes
             }
         in_groups = torch.isin(
             batch.responses.group, torch.tensor(groups, device=batch.responses.group.device)
         )
         rollouts = torch.nonzero(in_groups)[:, 0]
-        places = all_responses(reading.under(learning[0].view, groups))
-        for part in reading.parts(groups):
+        indices = all_responses(inputs.groups_under(gradient_passes[0].view, groups))
+        for part in inputs.parts(groups):
             keep = torch.zeros_like(in_groups)
             keep[rollouts[part]] = True
             micro, rows = batch.take_rollouts(keep)
-            cut = {
+            part_signals = {
                 name: cut_signal(value, batch.responses, rows, keep)
                 for name, value in signals.items()
             }
             scored = dict(micro.passes)
             with precision():
-                for p in learning:
-                    hidden = opened[p.name].read([places[i] for i in part])
-                    made = ScoredPass(None, hidden, models.reader(p.reader).head(models.vocabulary))
-                    scored[p.name] = cut_gradient(made, cut[p.rows]) if p.rows else made
-            yield replace(micro, passes=scored), cut
-        for groups_read in opened.values():
-            groups_read.close()
+                for p in gradient_passes:
+                    hidden = readings[p.name].read([indices[i] for i in part])
+                    head = models.reader(p.reader).head(models.vocabulary)
+                    scored_pass = ScoredPass(None, hidden, head)
+                    scored[p.name] = (
+                        cut_gradient(scored_pass, part_signals[p.rows]) if p.rows else scored_pass
+                    )
+            yield replace(micro, passes=scored), part_signals
+        for reading in readings.values():
+            reading.close()
 
 
-def cut_gradient(made: ScoredPass, learns: Tensor) -> ScoredPass:
-    """The same reading, data at every row that does not learn."""
-    hidden = made.states()
-    return replace(made, hidden=torch.where(learns[:, None], hidden, hidden.detach()))
+def cut_gradient(scored: ScoredPass, has_gradient: Tensor) -> ScoredPass:
+    """The same pass, detached at every row that `has_gradient` does not mark."""
+    hidden = scored.states()
+    return replace(scored, hidden=torch.where(has_gradient[:, None], hidden, hidden.detach()))
 
 
 def cut_signal(value: Tensor, responses: Responses, rows: Tensor, keep: Tensor) -> Tensor:
-    """A token signal at some rows of the flat axis, or a rollout signal at the rollouts that are kept."""
+    """A token signal at some rows of the flat axis, or a rollout signal at the rollouts to keep."""
     if len(value) == responses.num_tokens:
         return value[rows]
     assert len(value) == responses.num_rollouts, "a signal is per token or per rollout"
     return value[keep]
 
 
-def join(pieces: list[ScoredPass]) -> ScoredPass:
-    """Micro-batches of one pass, in order."""
-    cat = lambda xs: None if xs[0] is None else torch.cat(xs)
-    return ScoredPass(
-        cat([p.log_prob for p in pieces]), cat([p.hidden for p in pieces]), pieces[0].head
-    )
+def join_passes(pieces: list[ScoredPass]) -> ScoredPass:
+    """The micro-batches of one pass, in order."""
+
+    def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None])
+
+    log_prob = join([p.log_prob for p in pieces])
+    return ScoredPass(log_prob, join([p.hidden for p in pieces]), pieces[0].head)

@@ -1,1 +1,1 @@
-"""Before the first step and at every evaluation: does every reader see the picture?"""
+"""Before the first step and at every evaluation: stop the run if a reader ignores the image."""

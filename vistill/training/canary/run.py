@@ -1,7 +1,8 @@
-"""When the canary sings: before the first step of a process, and at every evaluation."""
+"""The canary: all checks of student, teacher and engine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import ImageOps
@@ -19,21 +20,24 @@ from vistill.training.canary.reader import (
     check_self_divergence,
 )
 from vistill.training.context import StepContext
-from vistill.training.precision import autocast, precision_of
+from vistill.training.precision import autocast, training_dtype
 from vistill.types import LoadedImage, Prompt, Reader, View, Writer
 from vistill.views import Partners
 
 
 def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Everybody sees the picture, or a `ModelError` V802 to V816 says who does not.
+    """Stop the run if a reader ignores the image or reads it wrongly.
 
     Returns:
-        Mean effect in nats a token of exchanging the picture, by reader; nothing where no prompt has a picture.
+        By reader the mean effect of another image, in nats per token; empty if no prompt has an
+        image.
+
+    Raises:
+        ModelError: V802 to V816.
     """
     samples = [p for p in prompts if p.images][:SAMPLES]
-    models = replace(
-        context.models, seen={}, partners=partners_with_other_pictures(samples, prompts)
-    )
+    partners = partners_with_other_images(samples, prompts)
+    models = replace(context.models, encodings={}, partners=partners)
     check_heads(models)
     if not samples:
         return {}
@@ -43,14 +47,10 @@ def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, flo
     facts: dict[str, float] = {}
     for role in roles_to_check(context):
         vlm = models.reader(role)
-        weight, half = (
-            next(vlm.model.parameters()),
-            precision_of(context.train, vlm.device) is torch.bfloat16,
-        )
-        precision = lambda device=vlm.device: autocast(context.train, device)
-        probe = ReaderProbe(
-            role, models, samples, ids, precision, 2 if half else weight.element_size()
-        )
+        half = training_dtype(context.train, vlm.device) is torch.bfloat16
+        bytes_read = 2 if half else next(vlm.model.parameters()).element_size()
+        precision = partial(autocast, context.train, vlm.device)
+        probe = ReaderProbe(role, models, samples, ids, precision, bytes_read)
         was_training = vlm.model.training
         vlm.model.eval()
         with vlm.on_device():
@@ -61,7 +61,7 @@ def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, flo
 
 
 def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
-    """All that is asked of one reader."""
+    """All checks of one reader; returns the effect of each view."""
     check_reading(probe)
     effects = check_effects(probe)
     if probe.role is Reader.STUDENT:
@@ -76,28 +76,28 @@ def roles_to_check(context: StepContext) -> tuple[Reader, ...]:
     return (Reader.STUDENT,) if context.models.teacher is None else (Reader.STUDENT, Reader.TEACHER)
 
 
-def partners_with_other_pictures(
+def partners_with_other_images(
     samples: Sequence[Prompt], prompts: Sequence[Prompt]
 ) -> dict[str, Prompt]:
-    """For each sample a prompt with another picture: among the samples, else among all rows, else its own inverted."""
+    """For each sample a prompt with another image: a sample, any row, or itself inverted."""
     others = partners_among_rows(samples, prompts)
-    return {p.id: others.get(p.id) or with_inverted_pictures(p) for p in samples}
+    return {p.id: others.get(p.id) or with_inverted_images(p) for p in samples}
 
 
 def partners_among_rows(samples: Sequence[Prompt], prompts: Sequence[Prompt]) -> dict[str, Prompt]:
-    """The same without the samples that no row can lend another picture to."""
-    near, far = Partners(samples), Partners(prompts)
-    found = {p.id: near.get(p.id) or far.get(p.id) for p in samples}
-    return {name: other for name, other in found.items() if other is not None}
+    """The same, without samples for which no row has another image."""
+    among_samples, among_all = Partners(samples), Partners(prompts)
+    partners = {p.id: among_samples.get(p.id) or among_all.get(p.id) for p in samples}
+    return {name: partner for name, partner in partners.items() if partner is not None}
 
 
 def canary_rows(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The rows whose pictures the canary reads, lent ones included."""
+    """The rows whose images the canary reads, partners included."""
     samples = [p for p in prompts if p.images][:SAMPLES]
     return [*samples, *partners_among_rows(samples, prompts).values()]
 
 
-def with_inverted_pictures(prompt: Prompt) -> Prompt:
-    """The prompt with its own pictures inverted: another picture where the data have no other."""
-    turned = [LoadedImage(ImageOps.invert(image.load().convert("RGB"))) for image in prompt.images]
-    return prompt.with_images(turned)
+def with_inverted_images(prompt: Prompt) -> Prompt:
+    """The prompt with its own images inverted, for data in which all images are the same."""
+    images = [LoadedImage(ImageOps.invert(image.load().convert("RGB"))) for image in prompt.images]
+    return prompt.with_images(images)

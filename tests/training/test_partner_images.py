@@ -1,4 +1,4 @@
-"""Another row's picture in training, in the gate and in the canary: never the row's own."""
+"""The image of another row in training, gate and canary is never the row's own image."""
 
 from dataclasses import replace
 
@@ -15,15 +15,15 @@ from vistill.objectives import METHODS
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.training import step_inputs
+from vistill.training import models_of_run
 from vistill.training.canary.reader import weak_reader_warnings
-from vistill.training.canary.run import canary_rows, partners_with_other_pictures, run_canary
+from vistill.training.canary.run import canary_rows, partners_with_other_images, run_canary
 from vistill.training.loop import run
 from vistill.training.settings import TrainSettings
 from vistill.types import View
 from vistill.views import ViewContext, apply_view
 
-TOLD = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
+WITH_THOUGHTS = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
 MISMATCHED = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
 
 
@@ -31,21 +31,22 @@ def pixels(images):
     return [np.asarray(image.load().convert("RGB")).tobytes() for image in images]
 
 
-def all_about_one_picture(prompts, count):
-    """The first rows ask about one picture, as versions of one problem do."""
+def with_one_image(prompts, count):
+    """The first rows have the same image, like versions of one problem."""
     return [replace(p, parts=prompts[0].parts) if i < count else p for i, p in enumerate(prompts)]
 
 
-def all_with_one_thought(prompts, count):
+def with_one_thought(prompts, count):
+    """The first rows have the same thoughts."""
     return [
         replace(p, thoughts=prompts[0].thoughts) if i < count else p for i, p in enumerate(prompts)
     ]
 
 
 @pytest.mark.parametrize("same", [2, 4, 6])
-def test_the_canary_exchanges_pictures_where_its_rows_share_one(student, teacher, same):
-    prompts = all_about_one_picture(PROMPTS, same)
-    others = partners_with_other_pictures(prompts[:4], prompts)
+def test_the_canary_swaps_images_also_where_its_rows_share_one(student, teacher, same):
+    prompts = with_one_image(PROMPTS, same)
+    others = partners_with_other_images(prompts[:4], prompts)
     for prompt in prompts[:4]:
         assert pixels(others[prompt.id].images) != pixels(prompt.images)
     facts = run_canary(step_context(student, teacher), prompts)
@@ -53,19 +54,18 @@ def test_the_canary_exchanges_pictures_where_its_rows_share_one(student, teacher
     assert not weak_reader_warnings(facts)
 
 
-def test_the_canary_looks_at_the_row_that_lends_its_picture_too():
-    prompts = all_about_one_picture(PROMPTS, 4)
+def test_the_rows_of_the_canary_include_the_partner():
+    prompts = with_one_image(PROMPTS, 4)
     assert [p.id for p in canary_rows(prompts)][4:] == [PROMPTS[4].id] * 4
 
 
-def test_where_its_rows_differ_the_canary_exchanges_as_ever():
-    others = partners_with_other_pictures(PROMPTS[:4], PROMPTS)
+def test_where_its_rows_differ_the_partner_is_the_next_row():
+    others = partners_with_other_images(PROMPTS[:4], PROMPTS)
     assert [others[p.id].id for p in PROMPTS[:4]] == [PROMPTS[i].id for i in (1, 2, 3, 0)]
 
 
-def watched(monkeypatch):
-    """(own thoughts, shown thoughts) of every mismatched view."""
-
+def watch_mismatched(monkeypatch):
+    """Pairs (thoughts of the row, thoughts in the view) of every mismatched view."""
     seen = []
 
     def watch(prompt, view, context):
@@ -74,7 +74,7 @@ def watched(monkeypatch):
             seen.append((pixels(prompt.thoughts), pixels(out.images[-len(prompt.thoughts) :])))
         return out
 
-    monkeypatch.setattr(step_inputs, "apply_view", watch)
+    monkeypatch.setattr(models_of_run, "apply_view", watch)
     return seen
 
 
@@ -83,17 +83,19 @@ def plan_of(student, teacher, prompts, **changes):
 
 
 @pytest.mark.usefixtures("without_canary")
-def test_a_teacher_that_should_see_other_thoughts_never_sees_the_rows_own(
+def test_a_teacher_with_mismatched_thoughts_never_reads_those_of_the_row(
     student, teacher, tmp_path, monkeypatch
 ):
-    seen = watched(monkeypatch)
+    seen = watch_mismatched(monkeypatch)
     folder = RunFolder(tmp_path / "r")
     run(
-        prepare_run(plan_of(student, teacher, all_with_one_thought(TOLD, 4), num_steps=3), folder),
+        prepare_run(
+            plan_of(student, teacher, with_one_thought(WITH_THOUGHTS, 4), num_steps=3), folder
+        ),
         folder,
     )
     assert len(seen) >= 6
-    assert all(own != shown for own, shown in seen)
+    assert all(of_row != shown for of_row, shown in seen)
     assert not folder.read(folder.replaced)
 
 
@@ -102,19 +104,17 @@ def test_rows_that_all_have_the_same_thoughts_are_refused_before_the_first_step(
 ):
     with pytest.raises(DataError) as caught:
         prepare_run(
-            plan_of(student, teacher, all_with_one_thought(TOLD, 6)), RunFolder(tmp_path / "r")
+            plan_of(student, teacher, with_one_thought(WITH_THOUGHTS, 6)), RunFolder(tmp_path / "r")
         )
     assert caught.value.code == "D309"
     assert "visual_opsd.thoughts=noise" in caught.value.fix
 
 
 @pytest.mark.usefixtures("without_canary")
-def test_a_single_row_without_a_partner_is_set_aside_when_its_turn_comes(
-    student, teacher, tmp_path
-):
-    """A row with every thought there is: whatever it is shown is its own."""
-    rows = all_with_one_thought(TOLD[:3], 2)
-    everything = replace(TOLD[4], thoughts=(*rows[0].thoughts, *rows[2].thoughts))
+def test_a_single_row_without_a_partner_is_replaced_in_its_step(student, teacher, tmp_path):
+    """The row has the thoughts of all others: every partner shows a thought of the row."""
+    rows = with_one_thought(WITH_THOUGHTS[:3], 2)
+    everything = replace(WITH_THOUGHTS[4], thoughts=(*rows[0].thoughts, *rows[2].thoughts))
     train = TrainSettings(prompts_per_step=2, lr=1e-3, steps=4)
     folder = RunFolder(tmp_path / "r")
     plan = plan_of(
@@ -125,7 +125,7 @@ def test_a_single_row_without_a_partner_is_set_aside_when_its_turn_comes(
     assert (record["id"], record["code"]) == (everything.id, "D309")
 
 
-def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
+def test_the_gate_uses_thoughts_of_other_rows_too(student, monkeypatch):
     from vistill.evaluation import answering, privilege
 
     seen = []
@@ -138,16 +138,16 @@ def test_the_gate_compares_with_other_thoughts_too(student, monkeypatch):
     monkeypatch.setattr(answering, "apply_view", watch)
     monkeypatch.setattr(privilege, "apply_view", watch)
     settings = EvalSettings(max_new_tokens=3)
-    rows = all_with_one_thought(TOLD, 4)
+    rows = with_one_thought(WITH_THOUGHTS, 4)
     engine = make_engine(student, RolloutSettings())
     measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext(), engine)
     assert len(seen) == 12
-    assert all(pixels(own) != pixels(other) for own, other in seen)
+    assert all(pixels(of_row) != pixels(other) for of_row, other in seen)
 
 
-def test_a_method_that_borrows_nothing_looks_for_no_partner(student, teacher, tmp_path):
-    made = prepare_run(
+def test_a_method_without_such_a_view_has_no_partners(student, teacher, tmp_path):
+    plan = prepare_run(
         make_plan(student, teacher, rollout=RolloutSettings(max_new_tokens=4)),
         RunFolder(tmp_path / "r"),
     )
-    assert len(made.models.partners) == 0
+    assert len(plan.models.partners) == 0

@@ -1,0 +1,213 @@
+"""`micro_batch: auto` measures once what fits, stays within the budget, and says what would fit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vistill.batch import reduce_terms
+from vistill.data.diagrams import diagram_prompts
+from vistill.errors import ConfigError
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.scoring import EncodedGroup, open_reading
+from vistill.objectives import OPD, SFT, VGS
+from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.folder import RunFolder
+from vistill.training import memory_budget
+from vistill.training.loop import Plan
+from vistill.training.memory_budget import (
+    GIB,
+    HeldBytes,
+    MemoryMeasurement,
+    choose_split,
+    held_bytes,
+    measure_memory,
+)
+from vistill.training.micro_batches import AUTO_TOKENS, PART_TOKENS, BatchSplit
+from vistill.training.models_of_run import Models
+from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.training.step_inputs import (
+    encode_step,
+    flatten_responses,
+    parts_with_gradient,
+    score_without_gradient,
+)
+from vistill.types import Finish, Rollout, RolloutGroup
+
+pytestmark = pytest.mark.usefixtures("without_canary")
+
+PROMPTS = diagram_prompts("train", 6, 0)
+
+
+def make_plan(student, teacher, objective=None, memory=None, max_new_tokens=120):
+    return Plan(
+        models=Models(student, teacher, student.vocabulary_size),
+        objective=objective or OPD(),
+        train_prompts=PROMPTS,
+        eval_prompts=(),
+        train=TrainSettings(prompts_per_step=6, steps=1, memory=memory),
+        rollout=RolloutSettings(per_prompt=4, max_new_tokens=max_new_tokens),
+        save=SaveSettings(),
+        evaluation=EvalSettings(),
+        seed=0,
+        num_steps=1,
+        fingerprint="test",
+    )
+
+
+def random_groups(length, siblings=4):
+    g = torch.Generator().manual_seed(0)
+
+    def random_rollout(sibling):
+        ids = torch.randint(20, 300, (length,), generator=g)
+        return Rollout(tuple(int(i) for i in ids), sibling, Finish.LENGTH)
+
+    return [RolloutGroup(p, tuple(map(random_rollout, range(siblings)))) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared prompts", "a row per rollout"])
+def test_the_measurement_of_short_responses_predicts_the_memory_of_long_ones(
+    student, teacher, shared
+):
+    student = replace(student, share_prompts=shared)
+    measured = measure_memory(make_plan(student, teacher))
+    encoded = max((student.encode(p) for p in PROMPTS), key=lambda e: len(e.ids))
+    group = EncodedGroup(encoded, ((40,) * 300,))
+    student.model.train()
+    prompt, reading = held_bytes(student.model, lambda: open_reading(student, [group], cut=True))
+    response, _ = held_bytes(student.model, lambda: reading.read([(0, 0)]))
+    longest, held = measured.longest, measured.held
+    assert longest == len(encoded.ids)
+    assert held.prompt(longest) >= prompt
+    assert response <= held.one_response(longest, 300) <= 1.5 * response
+
+
+def most_held(models, inputs, batch, objective, signals):
+    """The most bytes that autograd holds at a time, each storage as long as it is used."""
+    weights = {p.untyped_storage().data_ptr() for p in models.student.model.parameters()}
+    alive, most = {}, [0]
+
+    class Saved:
+        def __init__(self, x):
+            self.x, storage = x, x.untyped_storage()
+            self.key = storage.data_ptr()
+            if self.key not in weights:
+                entry = alive.setdefault(self.key, [storage.nbytes(), 0])
+                entry[1] += 1
+            most[0] = max(most[0], sum(size for size, _ in alive.values()))
+
+        def __del__(self):
+            if self.key in alive:
+                alive[self.key][1] -= 1
+                if alive[self.key][1] == 0:
+                    del alive[self.key]
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.x):
+        for micro, cut in parts_with_gradient(models, inputs, batch, objective.passes(), signals):
+            reduce_terms(objective.terms(micro, cut), inputs.counts())[0].backward()
+            del micro, cut
+    return most[0]
+
+
+@pytest.mark.parametrize(
+    "objective", [OPD(), VGS()], ids=["one pass with gradient", "two passes with gradient"]
+)
+@pytest.mark.parametrize("tightness", [1.05, 2.5])
+def test_a_step_stays_within_a_tight_budget(tmp_path, student, teacher, objective, tightness):
+    longest = measure_memory(make_plan(student, teacher)).longest
+    least = measure_memory(make_plan(student, teacher, objective)).held.least(longest, 120)
+    plan = make_plan(student, teacher, objective, memory=tightness * least / GIB)
+    split = choose_split(plan, RunFolder(tmp_path))
+    groups = random_groups(120)
+    responses = flatten_responses(groups, 0, 0, student.device)
+    inputs = encode_step(plan.models, groups, objective.passes(), responses, split)
+    assert len(inputs.micro_batches) * len(inputs.parts(inputs.micro_batches[0])) > 1, (
+        "the budget does bind"
+    )
+    batch = score_without_gradient(plan.models, inputs, objective.passes())
+    held = most_held(plan.models, inputs, batch, objective, objective.signals(batch))
+    # a rule that uses autograd holds a block of logits for a moment
+    block = 4 * 4 * 120 * student.vocabulary_size
+    assert held <= tightness * least + (block if isinstance(objective, VGS) else 0)
+    roomy = encode_step(plan.models, groups, objective.passes(), responses)
+    assert held < most_held(plan.models, roomy, batch, objective, objective.signals(batch))
+
+
+def test_much_memory_gives_the_largest_split(tmp_path, student, teacher):
+    assert choose_split(make_plan(student, teacher), RunFolder(tmp_path)) == BatchSplit(
+        "auto", AUTO_TOKENS, PART_TOKENS
+    )
+
+
+def test_the_split_is_measured_once_and_again_for_other_settings(
+    tmp_path, student, teacher, monkeypatch
+):
+    folder, calls = RunFolder(tmp_path), []
+    monkeypatch.setattr(
+        memory_budget, "measure_memory", lambda plan: calls.append(1) or measure_memory(plan)
+    )
+    first = choose_split(make_plan(student, teacher, memory=0.002), folder)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 0.0)
+    assert choose_split(make_plan(student, teacher, memory=0.002), folder) == first
+    assert len(calls) == 1
+    assert choose_split(make_plan(student, teacher, memory=0.004), folder) != first
+    assert len(calls) == 2
+    assert json.loads((tmp_path / "memory.json").read_text())["question"]["memory"] == 0.004
+    explicit = replace(
+        make_plan(student, teacher), train=TrainSettings(prompts_per_step=6, micro_batch=3)
+    )
+    assert choose_split(explicit, folder) == BatchSplit(3)
+    assert len(calls) == 2
+
+
+def test_the_fixes_for_an_impossible_budget_work(tmp_path, student, teacher):
+    held = measure_memory(make_plan(student, teacher)).held
+    longest = measure_memory(make_plan(student, teacher)).longest
+    memory = held.least(longest, 60) / GIB
+    with pytest.raises(ConfigError) as caught:
+        choose_split(make_plan(student, teacher, memory=memory), RunFolder(tmp_path))
+    assert caught.value.code == "C104"
+    more, fewer = (word.split("=")[1] for word in caught.value.fix.replace(" or ", " ").split())
+    choose_split(make_plan(student, teacher, memory=float(more)), RunFolder(tmp_path / "more"))
+    choose_split(
+        make_plan(student, teacher, memory=memory, max_new_tokens=int(fewer)),
+        RunFolder(tmp_path / "fewer"),
+    )
+    tight = held.prompt(longest) / GIB / 2
+    # a response of 120 tokens does not fit at all: no image is small enough
+    with pytest.raises(ConfigError) as caught:
+        choose_split(make_plan(student, teacher, memory=tight), RunFolder(tmp_path))
+    assert "or" not in caught.value.fix.split()
+    choose_split(
+        make_plan(student, teacher, memory=float(caught.value.fix.split("=")[1])),
+        RunFolder(tmp_path / "tight"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        choose_split(
+            make_plan(student, teacher, memory=tight, max_new_tokens=2), RunFolder(tmp_path)
+        )
+    image = int(caught.value.fix.split("data.max_image_tokens=")[1])
+    assert held.least(2 * image, 2) <= tight * GIB
+
+
+def test_the_length_of_responses_in_the_data_is_measured(student, teacher):
+    prompts = [replace(p, response="word " * 50) for p in PROMPTS]
+    plan = replace(make_plan(student, teacher, SFT()), train_prompts=prompts)
+    assert memory_budget.longest_response(plan) == len(student.response_ids("word " * 50))
+
+
+def test_where_memory_is_short_a_response_counts_its_copy_of_the_prompts_keys(tmp_path):
+    measured = MemoryMeasurement(
+        HeldBytes(prompt_token=100.0, response=10.0, response_token=100.0), longest=700
+    )
+    tight = measured.choose_split(3.0 * measured.held.least(700, 500), 500, tmp_path)
+    assert tight.overhead == 70
+    assert tight.parts([30] * 8) == [list(range(8))]
+    assert BatchSplit(part_tokens=250, overhead=70).parts([30] * 8) == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
+    assert measured.choose_split(1e12, 500, tmp_path).overhead == 0

@@ -1,0 +1,71 @@
+"""The models of a run by role, and how they see a prompt: the student encodes for every reader."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+from vistill.data.keys import keyed_seed
+from vistill.models.families.base import EncodedPrompt
+from vistill.models.loading import VLM
+from vistill.types import Pass, Prompt, Reader, View
+from vistill.views import ViewContext, apply_view
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run by role, and what they share."""
+
+    student: VLM
+    teacher: VLM | None
+    vocabulary: int
+    """Tokens that student and teacher share: every head is cut to them."""
+    view: ViewContext = ViewContext()
+    copies: Mapping[Reader, VLM] = field(default_factory=dict)
+    """Moving average and reference, where the method reads them (`training/student_copies.py`)."""
+    partners: Mapping[str, Prompt] = field(default_factory=dict)
+    """By prompt id another prompt, whose images or thoughts some views show."""
+    encodings: dict[tuple[str, View], EncodedPrompt] | None = field(default=None, compare=False)
+    """The encodings of this step: the writer and all readers use the same ones."""
+
+    def reader(self, role: Reader) -> VLM:
+        """The model with a role. The student is also `OLD`, until the step updates it."""
+        roles = {
+            Reader.STUDENT: self.student,
+            Reader.OLD: self.student,
+            Reader.TEACHER: self.teacher,
+            **self.copies,
+        }
+        vlm = roles.get(role)
+        assert vlm is not None, f"the run has no model for the role {role}"
+        return vlm
+
+    @contextmanager
+    def on_device(self, passes: Sequence[Pass]) -> Iterator[None]:
+        """Keep every reader without gradient on its device; an offloaded teacher is moved once."""
+        with ExitStack() as stack:
+            for role in dict.fromkeys(p.reader for p in passes if not p.gradient):
+                stack.enter_context(self.reader(role).on_device())
+            yield
+
+    def at_step(self, seed: int, step: int) -> "Models":
+        """The same models with the random views of a step: each step draws new masks."""
+        view = replace(self.view, seed=keyed_seed("step", seed, step))
+        return replace(self, view=view, encodings={})
+
+    def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
+        """The tokens of a prompt under a view, once per step.
+
+        Student and teacher share tokenizer and image grid, so one encoding serves all of them.
+        """
+        if self.encodings is None:
+            return self.student.encode(self.prompt_under(prompt, view))
+        key = (prompt.id, view)
+        if key not in self.encodings:
+            self.encodings[key] = self.student.encode(self.prompt_under(prompt, view))
+        return self.encodings[key]
+
+    def prompt_under(self, prompt: Prompt, view: View) -> Prompt:
+        """The prompt as a view shows it."""
+        seed = keyed_seed("view", prompt.id, self.view.seed)
+        partner = self.partners.get(prompt.id)
+        return apply_view(prompt, view, replace(self.view, seed=seed, partner=partner))

@@ -1,0 +1,139 @@
+"""What a step writes into the run folder: metrics, seconds, rollouts, skipped updates."""
+
+from collections.abc import Sequence
+
+from vistill.batch import Signals
+from vistill.errors import NonFiniteError
+from vistill.faults import fault
+from vistill.models.loading import VLM
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
+from vistill.training.clock import Clock, peak_mib
+from vistill.training.journal import chain_after
+from vistill.training.plan import Plan
+from vistill.training.run_state import RunState
+from vistill.training.step import StepResult
+from vistill.types import RolloutGroup
+
+#: Prompts of a step whose rollouts are written.
+MAX_GROUPS = 8
+#: Updates in a row that may be non-finite before the run stops.
+MAX_NON_FINITE = 3
+#: Share of all updates that may be non-finite before the run stops.
+MAX_SKIPPED_SHARE = 0.01
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something happens at this step that happens every `every` steps and at the last."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def log_step(
+    plan: Plan, folder: RunFolder, state: RunState, result: StepResult, clock: Clock
+) -> None:
+    """Write metrics and seconds of a step, and at evaluations its rollouts."""
+    fault("log.before_metrics")
+    record = {"step": state.step, **result.metrics}
+    folder.log(folder.metrics, record)
+    state.chain = chain_after(state.chain, record, state.replaced_rows, plan.fingerprint)
+    fault("log.after_metrics")
+    seconds = log_timing(plan, folder, state.step, result.metrics["rollout/tokens"], clock)
+    if is_due(state.step, plan.evaluation.every, plan.num_steps):
+        path = folder.rollouts(state.step)
+        records = rollout_records(plan.models.student, result.groups, result.signals)
+        folder.write(str(path.relative_to(folder.path)), records)
+    plan.progress(
+        {"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": seconds}
+    )
+
+
+def log_timing(plan: Plan, folder: RunFolder, step: int, tokens: float, clock: Clock) -> float:
+    """Write the seconds of a step, with a profile also its counts; return their sum."""
+    seconds, counts = clock.take(), clock.take_counts()
+    peak = max((phase["peak_mib"] for phase in counts.values()), default=0.0)
+    record = {
+        "step": step,
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(1e-9, sum(seconds.values())),
+        "peak_mib": peak or peak_mib(plan.models.student.device),
+        **({"work": counts} if counts else {}),
+    }
+    folder.log(folder.timing, record)
+    return sum(seconds.values())
+
+
+def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
+    """Count skipped updates and write what they were made of.
+
+    Raises:
+        NonFiniteError: N701, several in a row were skipped, or too many of the run.
+    """
+    if result.finite:
+        state.non_finite_in_a_row = 0
+        return
+    state.skipped += 1
+    state.non_finite_in_a_row += 1
+    place = f"nonfinite/step-{state.step:06d}"
+    records = rollout_records(plan.models.student, result.groups, result.signals)
+    folder.write(f"{place}/rollouts.jsonl", records)
+    folder.write(f"{place}/metrics.json", to_json({"step": state.step, **result.metrics}, indent=2))
+    others = (
+        f"; the other updates of the step were made: {result.updates_made}"
+        if result.updates_made
+        else ""
+    )
+    folder.event(
+        f"step {state.step} skipped: a pass, signal, loss or gradient is not finite"
+        f"{others}; see {place}"
+    )
+    several = state.non_finite_in_a_row >= MAX_NON_FINITE
+    if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
+        raise too_many_non_finite_error(folder, state, several)
+
+
+def too_many_non_finite_error(folder: RunFolder, state: RunState, several: bool) -> NonFiniteError:
+    """N701; `several` in a row, or too many of the run."""
+    what = (
+        f"{MAX_NON_FINITE} updates in a row"
+        if several
+        else f"{state.skipped} of {state.step} updates"
+    )
+    return NonFiniteError(
+        "N701",
+        f"{what} were not finite",
+        where=f"step {state.step}",
+        why="a pass, signal, loss or gradient is NaN or infinite; these updates were "
+        "skipped and changed no weight",
+        fix="train.lr=1e-7 --accept train.lr   or in a new run: "
+        f"train.precision=fp32 run={folder.path}-2",
+        note="prompts, responses, signals and the values that are not finite: "
+        f"{folder.path / 'nonfinite'}",
+    )
+
+
+def rollout_records(vlm: VLM, groups: Sequence[RolloutGroup], signals: Signals) -> str:
+    """One JSON line per rollout: prompt, sibling, token ids, texts, and every signal."""
+    lines = []
+    token, index = 0, 0
+    num_tokens = sum(len(r.ids) for group in groups for r in group.rollouts)
+    for number, group in enumerate(groups):
+        for rollout in group.rollouts:
+            rows = slice(token, token + len(rollout.ids))
+            record: dict[str, object] = {
+                "prompt": group.prompt.id,
+                "sibling": rollout.sibling,
+                "finish": str(rollout.finish),
+                "ids": list(rollout.ids),
+                "tokens": vlm.tokens(rollout.ids),
+            }
+            for name, value in signals.items():
+                part = value[rows] if len(value) == num_tokens else value[index]
+                record[name] = (
+                    [round(float(x), 6) for x in part] if part.ndim else round(float(part), 6)
+                )
+            if number < MAX_GROUPS:
+                lines.append(to_json(record))
+            token += len(rollout.ids)
+            index += 1
+    return "".join(line + "\n" for line in lines)
