@@ -24,12 +24,12 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.context import StepContext
+from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step import train_step
-from vistill.training.step_inputs import Models
 from vistill.types import Finish, Rollout, RolloutGroup, View
 from vistill.views import apply_view
 

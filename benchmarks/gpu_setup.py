@@ -34,11 +34,11 @@ from vistill.rollouts.shared import SharedEngine
 from vistill.runs.storage import file_hash
 from vistill.training.clock import measure_rate as matrix_rate
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.precision import autocast
 from vistill.training.settings import TrainSettings
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,

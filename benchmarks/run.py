@@ -35,12 +35,12 @@ from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
 from vistill.training.checkpoint import TrainedObjects, publish_checkpoint
+from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,

@@ -17,7 +17,7 @@ from limits import (
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.objectives import VAOPD
-from vistill.training.step_inputs import Models
+from vistill.training.models_of_run import Models
 from vistill.types import Finish, Rollout, RolloutGroup
 
 

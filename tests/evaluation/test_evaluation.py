@@ -13,7 +13,7 @@ from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean_interval, wilson
 from vistill.signals.concentration import gini, top_mass_share
-from vistill.training.step_inputs import Models
+from vistill.training.models_of_run import Models
 
 SETTINGS = EvalSettings(limit=4, extra_limit=4, samples=2, max_new_tokens=6)
 

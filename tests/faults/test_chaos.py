@@ -12,7 +12,7 @@ from vistill.faults import POINTS, VARIABLE, fault, reset_visits
 from vistill.runs.folder import RunFolder
 from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
 from vistill.training import checkpoint
-from vistill.training.checkpoint import newest
+from vistill.training.checkpoint import newest_checkpoint
 
 #: Points inside a run; the report comes after it.
 IN_A_RUN = [point for point in POINTS if point != "report.begin"]
@@ -70,7 +70,7 @@ def test_a_signal_in_any_phase_saves_exits_with_75_and_the_run_resumes_to_the_sa
 def test_a_full_disk_during_a_save_leaves_the_previous_checkpoint(chaos, point):
     folder = chaos.folder / f"full-{point}"
     assert chaos.forked(folder, f"{point}:enospc@2")() == 1
-    assert newest(RunFolder(folder)) is not None
+    assert newest_checkpoint(RunFolder(folder)) is not None
     assert "S601" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, point) is None
 
@@ -83,14 +83,19 @@ def test_too_little_space_is_reported_before_anything_is_written(chaos):
         checkpoint.free_space = lambda path: 1000
 
     assert chaos.forked(folder, before=limit_free_space)() == 1
-    assert newest(RunFolder(folder)) is None
+    assert newest_checkpoint(RunFolder(folder)) is None
     assert not list(folder.glob(".inprogress-*"))
     assert "a checkpoint needs" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, "little space") is None
 
 
 def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import TrainedObjects, check_space, checkpoints, publish
+    from vistill.training.checkpoint import (
+        TrainedObjects,
+        check_space,
+        list_checkpoints,
+        publish_checkpoint,
+    )
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
@@ -101,17 +106,17 @@ def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeyp
         return TrainedObjects(student, optimizer, RunState(step=step))
 
     for step in (1, 2, 3):
-        publish(folder, objects_at(step), "x", keep=3)
+        publish_checkpoint(folder, objects_at(step), "x", keep=3)
     monkeypatch.setattr(
-        checkpoint, "free_space", lambda path: 10 if len(checkpoints(folder)) > 1 else 10**12
+        checkpoint, "free_space", lambda path: 10 if len(list_checkpoints(folder)) > 1 else 10**12
     )
     check_space(folder, objects_at(4), keep=1)
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000003"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
     monkeypatch.setattr(checkpoint, "free_space", lambda path: 10)
     with pytest.raises(StorageError) as caught:
         check_space(folder, objects_at(4), keep=1)
     assert caught.value.code == "S601"
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000003"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from crash_states import Disk, Operation, Recorder, build_folder, losses
 from vistill.errors import VistillError
 from vistill.runs.folder import RunFolder
 from vistill.studies.chaos import Chaos
-from vistill.training.checkpoint import MANIFEST, newest, remove_leftovers
+from vistill.training.checkpoint import MANIFEST, newest_checkpoint, remove_leftovers
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def find_problem(folder, safe):
     """The problem of a folder that a power cut left, or None."""
     try:
         remove_leftovers(folder)
-        checkpoint = newest(folder)
+        checkpoint = newest_checkpoint(folder)
     except (VistillError, OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     step = -1 if checkpoint is None else json.loads((checkpoint / MANIFEST).read_text())["step"]

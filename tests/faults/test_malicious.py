@@ -14,7 +14,12 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import ConfigError, DataError, ModelError, StorageError
 from vistill.models.loading import load_vlm
 from vistill.runs.folder import RunFolder
-from vistill.training.checkpoint import MANIFEST, TrainedObjects, newest, publish
+from vistill.training.checkpoint import (
+    MANIFEST,
+    TrainedObjects,
+    newest_checkpoint,
+    publish_checkpoint,
+)
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
@@ -237,7 +242,7 @@ def test_a_chat_template_cannot_reach_python(tiny_folder, tmp_path, marker):
 def run_folder(tmp_path, student):
     """A run folder with one checkpoint."""
     folder = RunFolder(tmp_path / "run")
-    publish(
+    publish_checkpoint(
         folder,
         TrainedObjects(student, make_optimizer(student.model, TrainSettings()), RunState(step=1)),
         "x",
@@ -278,15 +283,15 @@ def manifest_of_another_kind(checkpoint, marker):
 def test_a_hostile_checkpoint_is_rejected_with_its_reason(attack, run_folder, marker):
     attack(run_folder.checkpoint(1), marker)
     with pytest.raises(StorageError) as caught:
-        newest(run_folder)
+        newest_checkpoint(run_folder)
     assert caught.value.code == "S604"
     assert "rejected checkpoint-000001" in run_folder.events.read_text()
 
 
 def test_files_that_are_not_in_the_manifest_are_never_read(run_folder, marker, student):
-    from vistill.training.checkpoint import restore
+    from vistill.training.checkpoint import restore_checkpoint
 
     add_pickles(run_folder.checkpoint(1), marker)
-    checkpoint = newest(run_folder)
+    checkpoint = newest_checkpoint(run_folder)
     assert checkpoint is not None
-    restore(checkpoint, student, make_optimizer(student.model, TrainSettings()))
+    restore_checkpoint(checkpoint, student, make_optimizer(student.model, TrainSettings()))

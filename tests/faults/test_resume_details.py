@@ -12,7 +12,7 @@ import pytest
 from bad_rows import write_data_files
 from faults.test_bad_rows import SpoilingEngine, plan_on, rows_with_own_images, spoil_image
 from plans import prepare_run, replay_plan
-from training.test_loop import go, make_plan
+from training.test_loop import make_plan, run_plan
 
 from vistill.data.keys import rows_of_step
 from vistill.data.loading import load_train_and_eval
@@ -23,7 +23,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
 from vistill.training import build, memory_budget, step
-from vistill.training.checkpoint import newest, weights_hash
+from vistill.training.checkpoint import newest_checkpoint, weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.views import ViewContext
@@ -64,11 +64,11 @@ def test_views_with_partners_resume_exactly_after_any_change_of_the_file(
             return replace(plan, models=replace(plan.models, view=ViewContext(thought="crop")))
 
         if name == "stopped":
-            go(make(stop_after=3), folder)
+            run_plan(make(stop_after=3), folder)
             mixed = [x for pair in zip(lines, more, strict=True) for x in pair]
             write_lines(file, {"same": lines, "reordered": lines[::-1], "more": mixed}[change])
         plan = make()
-        go(plan, folder)
+        run_plan(plan, folder)
         ends.append((weights_hash(plan.models.student), folder.metrics.read_text()))
     assert ends[0] == ends[1]
 
@@ -84,7 +84,7 @@ def test_held_out_rows_of_a_started_run_stay_held_out_if_rows_move_or_are_added(
         return plan_on(file, tokenizer, teacher, **(more | changes))[0]
 
     first = make()
-    go(first, folder)
+    run_plan(first, folder)
     lines = read_lines(file)
     extra = [
         json.dumps({**json.loads(line), "question": f"New {i}?"}) for i, line in enumerate(lines)
@@ -104,7 +104,7 @@ def test_held_out_rows_of_a_started_run_stay_held_out_if_rows_move_or_are_added(
 
 def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, teacher, tmp_path):
     file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
-    go(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
+    run_plan(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
     (folder.path / "rows.json").unlink()
     with pytest.raises(StorageError) as caught:
         prepare_run(plan_on(file, tokenizer, teacher)[0], folder)
@@ -130,10 +130,13 @@ def test_a_replaced_row_is_logged_if_a_signal_ends_the_same_step(tokenizer, teac
             return written
 
     with pytest.raises(Preempted):
-        go(replace(plan, engine=Engine(plan.models.student)), folder)
+        run_plan(replace(plan, engine=Engine(plan.models.student)), folder)
     assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
-    go(plan_on(file, tokenizer, teacher, save=save)[0], folder)
-    assert victim.id in json.loads((newest(folder) / "state.json").read_text())["gone"]
+    run_plan(plan_on(file, tokenizer, teacher, save=save)[0], folder)
+    assert (
+        victim.id
+        in json.loads((newest_checkpoint(folder) / "state.json").read_text())["replaced_rows"]
+    )
     assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
 
 
@@ -168,12 +171,12 @@ def test_responses_of_another_history_are_not_reused(tokenizer, teacher, tmp_pat
 @pytest.mark.parametrize("damage", [b"\0" * 40, b'"fingerprint'])
 def test_a_damaged_journal_entry_is_written_again(tokenizer, teacher, tmp_path, damage):
     folder = RunFolder(tmp_path)
-    go(make_plan(tokenizer, teacher, stop_after=5), folder)
+    run_plan(make_plan(tokenizer, teacher, stop_after=5), folder)
     file = folder.journal / "000005.json"
     content = bytearray(file.read_bytes())
     content[20 : 20 + len(damage)] = damage
     file.write_bytes(bytes(content))
-    go(make_plan(tokenizer, teacher), folder)
+    run_plan(make_plan(tokenizer, teacher), folder)
 
 
 def test_a_replay_splits_like_the_run_if_more_memory_is_free(
@@ -185,7 +188,7 @@ def test_a_replay_splits_like_the_run_if_more_memory_is_free(
         return make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
 
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e6)
-    go(make(), folder)
+    run_plan(make(), folder)
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e10)
     assert replay_plan(make(), folder, 7).same
 
@@ -200,7 +203,7 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
     plan = make()
     victim = plan.train_prompts[rows_of_step(4, 2, 8, plan.seed)[0]]
     image = victim.images[0].path.read_bytes()
-    go(replace(plan, engine=SpoilingEngine(plan.models.student, 4, victim)), folder)
+    run_plan(replace(plan, engine=SpoilingEngine(plan.models.student, 4, victim)), folder)
     if restored:
         victim.images[0].path.write_bytes(image)
     assert replay_plan(make(), folder, 6).same

@@ -16,9 +16,9 @@ from vistill.models.backends import backend_failure, kernel_difference, with_ker
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.engine import Sampling
 from vistill.rollouts.shared import SharedEngine
+from vistill.training.models_of_run import Models
 from vistill.training.response_source import ResponseSource, write_groups
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,

@@ -11,12 +11,12 @@ from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.training.context import StepContext
+from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource
 from vistill.training.run_state import RunState
 from vistill.training.settings import TrainSettings
 from vistill.training.step import train_step
-from vistill.training.step_inputs import Models
 
 TRAIN = TrainSettings(prompts_per_step=2, lr=1e-3)
 

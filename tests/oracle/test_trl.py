@@ -12,8 +12,8 @@ from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.models.scoring import EncodedGroup, pad_rows, score
 from vistill.objectives import OPD
+from vistill.training.models_of_run import Models
 from vistill.training.step_inputs import (
-    Models,
     encode_step,
     flatten_responses,
     parts_with_gradient,

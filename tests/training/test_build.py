@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPO, build_model
 from plans import make_setup_from
-from training.test_loop import TRAIN, go, make_plan
+from training.test_loop import TRAIN, make_plan, run_plan
 
 import vistill
 from vistill.config import build_recipe
@@ -429,7 +429,7 @@ def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, te
         every=3, limit=3, samples=2, max_new_tokens=5, blind=False, greedy=False, advantage=False
     )
     folder = RunFolder(tmp_path)
-    go(
+    run_plan(
         make_plan(tokenizer, teacher, vistill.OPD(), eval_prompts=held_out, evaluation=settings),
         folder,
     )

@@ -21,10 +21,10 @@ from vistill.runs.folder import RunFolder
 from vistill.training import teacher_responses
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
+from vistill.training.models_of_run import Models
 from vistill.training.rewards import Rewards
 from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
-from vistill.training.step_inputs import Models
 from vistill.training.student_copies import (
     check_reference,
     copy_of,
@@ -192,15 +192,15 @@ def test_the_teacher_writes_once_and_continues_after_an_interruption(tokenizer, 
     file = tmp_path / "teacher_responses.jsonl"
     text = file.read_text()
     assert len(text.splitlines()) == 6
-    assert all(len(rollouts) == 2 for rollouts in plan.written.values())
+    assert all(len(rollouts) == 2 for rollouts in plan.teacher_responses.values())
     again = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
     assert file.read_text() == text
-    assert again.written == plan.written
+    assert again.teacher_responses == plan.teacher_responses
     file.write_text(
         "".join(line + "\n" for line in text.splitlines()[:2]) + text.splitlines()[2][:20]
     )
     resumed = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"]()), folder)
-    assert resumed.written == plan.written
+    assert resumed.teacher_responses == plan.teacher_responses
 
 
 def test_teacher_responses_of_other_sampling_settings_are_written_again(
@@ -212,8 +212,8 @@ def test_teacher_responses_of_other_sampling_settings_are_written_again(
         per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=3, all_truncated="go_on"
     )
     second = prepare_run(make_plan(tokenizer, teacher, METHODS["kd"](), rollout=shorter), folder)
-    assert second.written != first.written
-    assert max(len(r.ids) for rollouts in second.written.values() for r in rollouts) <= 3
+    assert second.teacher_responses != first.teacher_responses
+    assert max(len(r.ids) for rollouts in second.teacher_responses.values() for r in rollouts) <= 3
     assert (tmp_path / "teacher_responses.lost.jsonl").exists()
     assert "writing them again" in (tmp_path / "events.log").read_text()
 
@@ -298,7 +298,7 @@ def test_only_correct_chains_of_thought_are_learned_one_per_epoch(tokenizer, tea
     plan = prepare_run(make_plan(tokenizer, teacher, SFT(responses="teacher")), folder)
     assert [p.id for p in plan.train_prompts] == [WITH_THOUGHTS[i].id for i in (0, 2, 4)]
     assert "dropped 3 of 6 rows" in (tmp_path / "events.log").read_text()
-    response_source = ResponseSource(None, plan.objective, 2, plan.written)
+    response_source = ResponseSource(None, plan.objective, 2, plan.teacher_responses)
     first, second, third = (
         pick_teacher_responses(response_source, WITH_THOUGHTS[0], epoch) for epoch in (0, 1, 2)
     )
@@ -453,7 +453,7 @@ def test_a_signal_while_the_teacher_writes_stops_the_run_and_keeps_its_responses
     assert "before the first step" in str(caught.value)
     assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
     monkeypatch.setattr(teacher_responses, "sample_groups", sample_groups)
-    assert set(prepare_run(plan, folder).written) == {p.id for p in plan.train_prompts}
+    assert set(prepare_run(plan, folder).teacher_responses) == {p.id for p in plan.train_prompts}
 
 
 def test_the_engine_of_the_recipe_writes_every_response(tokenizer, teacher, tmp_path, monkeypatch):

@@ -14,10 +14,10 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import Purpose
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.models_of_run import Models
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
 from vistill.training.settings import RewardSettings, TrainSettings
-from vistill.training.step_inputs import Models
 from vistill.types import Prompt, Rollout
 
 Progress = Callable[[dict[str, Any]], None]
@@ -56,7 +56,7 @@ class RunSetup:
     diagrams: Sequence[Diagram] = ()
     encoders: tuple[PromptEncoder | VLM, PromptEncoder | VLM | None] | None = None
     loaded_models: Models | None = None
-    written: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     missing_rows: Mapping[str, str] = field(default_factory=dict)
     """Rows of the first start that are missing or bad now: id to reason."""
     split: BatchSplit = BatchSplit()
@@ -131,10 +131,10 @@ class RunSetup:
             stop_after=None if provided is None else provided.stop_after,
             engine=None if provided is None else provided.engine,
             diagrams=self.diagrams,
-            written=self.written,
+            teacher_responses=self.teacher_responses,
             reward=self.reward,
             max_bad_share=self.max_bad_share,
-            gone=self.missing_rows,
+            missing_rows=self.missing_rows,
             progress=self.progress,
             split=self.split,
             profile=self.recipe.profile,

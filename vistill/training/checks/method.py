@@ -171,7 +171,7 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
         written = write_teacher_responses(
             setup.models, setup.folder, source, prompts, setup.rollout, setup.seed
         )
-    setup.written = written
+    setup.teacher_responses = written
     if setup.objective.keep_correct:
         correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
         dropped = len(prompts) - len(correct)
@@ -179,9 +179,9 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
             setup.folder.event(
                 f"dropped {dropped} of {len(prompts)} rows: the teacher has no correct response"
             )
-        setup.written = correct
+        setup.teacher_responses = correct
         setup.train_prompts = [p for p in prompts if p.id in correct]
-    return f"{sum(map(len, setup.written.values())):,} for {len(setup.written):,} prompts"
+    return f"{sum(map(len, setup.teacher_responses.values())):,} for {len(setup.teacher_responses):,} prompts"
 
 
 def restore_run_rows(setup: "RunSetup") -> str:

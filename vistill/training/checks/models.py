@@ -20,15 +20,11 @@ from vistill.models.pairs import check_pair
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
+from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings, Recipe
-from vistill.training.row_lock import partners_of
+from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
-from vistill.training.step_inputs import (
-    Models,
-    encode_step,
-    flatten_responses,
-    score_without_gradient,
-)
+from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views import ViewContext, apply_view
 
@@ -255,7 +251,7 @@ def lock_run_models(setup: "RunSetup") -> str:
 
 def check_views(setup: "RunSetup") -> str:
     """M106 if a reader cannot read one short response under a view that the method needs."""
-    setup.loaded_models = replace(setup.models, partners=partners_of(setup, setup.train_prompts))
+    setup.loaded_models = replace(setup.models, partners=find_partners(setup, setup.train_prompts))
     with_images = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
     student = setup.models.student
     models = replace(setup.models, copies={Reader.EMA: student, Reader.REFERENCE: student})
