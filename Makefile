@@ -1,4 +1,4 @@
-# One definition of everything people and CI run. Needs Python 3.11 or newer and make; the rest is installed here.
+# The commands for people and CI. Needs Python 3.11 or newer and make; the rest is installed here.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test test-all test-floor test-oracle test-triton check audit bench bench-gpu gpu-wheels chaos clean
-help:            ## what can be made
+help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,10 +38,10 @@ $(FLOOR_STAMP): pyproject.toml constraints.txt
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOOR)/constraints.txt -e ".[dev,data]"
 	touch $(FLOOR_STAMP)
 
-test-floor: $(FLOOR_STAMP)  ## the fast tests on the oldest transformers that pyproject.toml allows, in an environment of its own
+test-floor: $(FLOOR_STAMP)  ## the fast tests on the oldest transformers that pyproject.toml allows, in .venv-floor
 	$(FLOOR)/bin/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu and not triton"
 
-test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); none executed is a failure
+test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); fails if no test runs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
 	$(BIN)/python -m pytest -m oracle
 
@@ -55,7 +55,7 @@ check: $(DEV_STAMP)  ## lint, format, import order, types
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-audit:           ## known security holes in constraints.txt (pip-audit); says so where the advisories cannot be reached
+audit:           ## known vulnerabilities in constraints.txt (pip-audit); says if the advisories cannot be reached
 	$(PYTHON) .ci/audit.py
 
 bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
@@ -73,13 +73,13 @@ GPU_PYTHON ?= 3.12
 GPU_WHEELS_MIB ?= 56
 GPU_PLATFORMS := $(foreach tag,2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 --platform manylinux1_x86_64
 GPU_SITE := /tmp/vistill-site
-gpu-wheels:      ## collect what bench-gpu needs on a machine without a network (its Python: GPU_PYTHON=3.12) into .gpu-wheels/
+gpu-wheels:      ## collect into .gpu-wheels/ what bench-gpu needs without a network (GPU_PYTHON=3.12)
 	rm -rf .gpu-wheels
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
 	  --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) -d .gpu-wheels -r benchmarks/gpu-requirements.txt
 	@size=$$(du -sm .gpu-wheels | cut -f1); echo "$$size MiB in .gpu-wheels, at most $(GPU_WHEELS_MIB)"; test $$size -le $(GPU_WHEELS_MIB)
-	@echo "carry this folder with .gpu-wheels, and run there:"
+	@echo "copy the repository with .gpu-wheels to that machine, and run there:"
 	@echo "  python3 -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) .gpu-wheels/*.whl && PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu.py"
 
-clean:           ## remove the environment and caches, never runs
+clean:           ## remove environments and caches, never run folders
 	rm -rf $(VENV) $(FLOOR) .gpu-wheels .pytest_cache .ruff_cache build dist

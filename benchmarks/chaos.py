@@ -1,7 +1,8 @@
-"""`make chaos N=200`: the promises of docs/reliability.md, tried so many times; writes `benchmarks/results/chaos.json`.
+"""`make chaos N=200`: try the promises of docs/reliability.md N times.
 
-N counts the SIGKILL trials; the other rows scale with it. What needs a mount (disk_full) is left out with a word where
-this process may not mount.
+Write `benchmarks/results/chaos.json`. N is the number of SIGKILL trials; the other rows scale with
+it. The row disk_full needs a mount. If this process may not mount, the row is left out and a
+message says so.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
@@ -34,7 +36,7 @@ OUT = Path(__file__).parent / "results" / "chaos.json"
 
 
 def timed(row, trials):
-    """A row of trials, each None where it survived."""
+    """Run the trials of a row; a trial that survives gives None."""
     start = time.perf_counter()
     for trial in trials:
         row.note(trial)
@@ -43,17 +45,22 @@ def timed(row, trials):
     return row
 
 
+def plan_with_stop(make_plan, step):
+    """Make a plan that stops after a step."""
+    return replace(make_plan(), stop_after=step)
+
+
 def stops(folder, methods):
-    """Stop after every single step of three epochs, then repeat the command."""
+    """Stop after every step of three epochs, then repeat the command."""
     for method in methods:
         chaos = Chaos(folder / method, method)
         last = int(chaos.expected.split()[0].split("-")[1])
         for step in range(1, last):
             place = chaos.folder / f"stop-{step}"
-            plain = chaos.plan
-            chaos.plan = lambda plain=plain, step=step: replace(plain(), stop_after=step)
+            usual_plan = chaos.plan
+            chaos.plan = partial(plan_with_stop, usual_plan, step)
             code = chaos.forked(place)()
-            chaos.plan = plain
+            chaos.plan = usual_plan
             yield (
                 f"{method}, step {step}: exit {code}"
                 if code
@@ -62,7 +69,7 @@ def stops(folder, methods):
 
 
 def full_disks(chaos, budgets):
-    """A file system of so many bytes fills up; after it has grown the same command ends with the same bits."""
+    """Fill a small file system; once it has grown, the same command must end with the same bits."""
     place = chaos.folder / "disk"
     place.mkdir()
     for number, megabytes in enumerate(budgets):
@@ -86,7 +93,7 @@ def full_disks(chaos, budgets):
 
 
 def may_mount(folder):
-    """Whether this process may mount a file system in memory."""
+    """Return whether this process may mount a file system in memory."""
     place = folder / "probe"
     place.mkdir()
     done = subprocess.run(
@@ -98,46 +105,53 @@ def may_mount(folder):
 
 
 def power_cuts(folder, most):
-    """Every prefix of a recorded run times the losses of what was not synced."""
+    """Try every prefix of a recorded run with every loss of unsynced data."""
     from crash_states import Recorder
-    from test_crash_states import check_states
+    from test_crash_states import examine
 
     chaos, place = Chaos(folder / "chaos"), RunFolder(folder / "run")
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
         chaos.go(place, stop_after=8)
-    tried, wrong = check_states(recorder.operations, folder, most)
+    tried, wrong = examine(recorder.ops, folder, most)
     yield from wrong
     yield from [None] * (tried - len(wrong))
 
 
 def bad_rows(folder, chaos, rows, bad):
-    """Planted rows of every kind: one trial a row, lost where it was not set aside or where weights are not the cleaned file's."""
-    from bad_rows import write_data_files
+    """Plant rows of every kind, one trial per row.
 
-    dirty, clean, codes = write_data_files(folder / "data", rows, bad)
-    hashes, found = [], {}
+    A trial fails if its row is not quarantined, or if the weights differ from those of a run on
+    the cleaned file.
+    """
+    from bad_rows import planted
+
+    dirty, clean, codes = planted(folder / "data", rows, bad)
+    hashes, codes_by_line = [], {}
     for file in (dirty, clean):
         data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
-        found |= {int(q.where.split("jsonl:")[1].split()[0]): q.code for q in data.quarantined}
+        codes_by_line |= {
+            int(q.where.split("jsonl:")[1].split()[0]): q.code for q in data.quarantined
+        }
         place = RunFolder(folder / file.stem)
         setup = chaos.setup(place)
         setup.recipe = replace(setup.recipe, train=replace(setup.recipe.train, steps=20))
-        setup.provided = replace(setup.provided, train_prompts=data.prompts)
+        setup.given = replace(setup.given, train_prompts=data.prompts)
         plan = build(setup)
         run(plan, place)
         hashes.append((weights_hash(plan.models.student), place.metrics.read_text()))
     others = "weights are not those of the cleaned file" if hashes[0] != hashes[1] else None
     yield from [
-        others or (f"line {n}: {c}, got {found.get(n)}" if found.get(n) != c else None)
+        others
+        or (f"line {n}: {c}, got {codes_by_line.get(n)}" if codes_by_line.get(n) != c else None)
         for n, c in codes.items()
     ]
-    yield from [f"line {n} set aside: {c}" for n, c in found.items() if n not in codes]
+    yield from [f"line {n} quarantined: {c}" for n, c in codes_by_line.items() if n not in codes]
 
 
 def tests(words):
-    """Tests as trials."""
+    """Run tests as trials."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report.name}", *words]
         subprocess.run(
@@ -152,7 +166,7 @@ def tests(words):
 
 
 def tasks(folder, n):
-    """Every row: name, and what makes its trials."""
+    """Return the rows: name, and the function that runs its trials."""
     chaos = Chaos(folder / "first")
     rows, bad = (10_000, 100) if n >= 50 else (400, 25)
     budgets = max(4, min(64, n // 3))
@@ -172,31 +186,36 @@ def tasks(folder, n):
 
 
 def run_rows(folder, args):
-    """The rows that are asked for, each written as soon as it is done, in place of an earlier one of its name."""
-    made = tasks(folder, args.n)
+    """Run the requested rows and write each as soon as it is done.
+
+    A new row replaces an earlier one of its name.
+    """
+    rows_to_run = tasks(folder, args.n)
     if not may_mount(folder):
         print("disk_full left out: this process may not mount a file system")
-        del made["disk_full"]
+        del rows_to_run["disk_full"]
     earlier = json.loads(args.out.read_text())["rows"] if args.rows and args.out.exists() else []
-    found = {row["name"]: row for row in earlier}
+    results = {row["name"]: row for row in earlier}
     about = {
         "command": f"make chaos N={args.n}",
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in args.rows or made:
-        found[name] = timed(Row(name), made[name]()).to_dict()
-        rows = [found[name] for name in made if name in found]
+    for name in args.rows or rows_to_run:
+        results[name] = timed(Row(name), rows_to_run[name]()).to_dict()
+        rows = [results[name] for name in rows_to_run if name in results]
         args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
-    return list(found.values())
+    return list(results.values())
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("n", type=int, nargs="?", default=200)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--rows", nargs="*", help="only these rows, into the last results")
+    parser.add_argument(
+        "--rows", nargs="*", help="only these rows; merge them into the last results"
+    )
     args = parser.parse_args()
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as name:

@@ -1,7 +1,10 @@
-"""The demo beside the demo of the version before prompts were shared: `python benchmarks/demo_before.py`.
+"""Compare the demo with that of the version before prefix sharing.
 
-Checks out the old package next to this one and runs both demos in turn. Both begin from the same accuracy to the digit;
-they end at others, because the old learning rate warmed up above its peak.
+    python benchmarks/demo_before.py
+
+Check out the old package next to this one and run both demos in turn. Both start with the same
+accuracy to the digit. They end with different ones, because the old learning rate warmed up above
+its peak.
 """
 
 import argparse
@@ -15,12 +18,12 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-#: The last commit whose siblings each read their own prompt.
+#: The last commit in which every sibling reads its own prompt.
 BEFORE = "b542d48"
 
 
 def checkout(folder):
-    """The old package and its recipes; None where this clone has no history."""
+    """Extract the old package and its recipes; return None if this clone has no history."""
     folder.mkdir()
     archive = folder / "before.tar"
     command = [
@@ -43,14 +46,14 @@ def checkout(folder):
 
 
 def demo(package, run):
-    """Seconds of one demo, and each arm's evaluations."""
+    """Run one demo; return its seconds and each arm's evaluations."""
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
     where = [sys.executable, "-c", "import vistill; print(vistill.__file__)"]
-    found = subprocess.run(
+    location = subprocess.run(
         where, env=environment, capture_output=True, text=True, check=True, cwd=run.parent
     ).stdout
-    assert Path(found.strip()).is_relative_to(package), (
-        f"{found.strip()} would be timed instead of {package}"
+    assert Path(location.strip()).is_relative_to(package), (
+        f"{location.strip()} would be timed instead of {package}"
     )
     start = time.perf_counter()
     command = [sys.executable, "-m", "vistill", "demo", "--run", str(run)]
@@ -64,29 +67,30 @@ def demo(package, run):
 
 
 def demo_rows(row, repeats):
-    """Best wall time of the demo over the version before, and whether the accuracies are the same."""
+    """Measure the best wall time over that of the old version; compare the accuracies."""
     with tempfile.TemporaryDirectory() as name:
-        folder = (
-            Path(name) / "runs"
-        )  # not beside the old package: `-m` looks into the working folder first
+        # Not next to the old package: `-m` searches the working folder first.
+        folder = Path(name) / "runs"
         folder.mkdir()
         before = checkout(Path(name) / "before")
         if before is None:
-            print(
-                f"demo_arms_over_before left out: this clone has no commit {BEFORE} (git fetch --unshallow)"
-            )
+            print(f"demo_arms_over_before left out: this clone has no commit {BEFORE}")
+            print("get it with: git fetch --unshallow")
             return []
-        times, found = {"before": [], "now": []}, {}
+        times, accuracies = {"before": [], "now": []}, {}
         for turn in range(repeats):
             for side, package in (("before", before), ("now", REPO)):
-                seconds, found[side] = demo(package, folder / f"{side}-{turn}")
+                seconds, accuracies[side] = demo(package, folder / f"{side}-{turn}")
                 times[side].append(seconds)
-    assert found["now"], "the demo wrote no evaluations"
-    first = {side: {arm: values[0] for arm, values in arms.items()} for side, arms in found.items()}
-    last = {side: [values[-1][1] for values in arms.values()] for side, arms in found.items()}
+    assert accuracies["now"], "the demo wrote no evaluations"
+    first = {
+        side: {arm: values[0] for arm, values in arms.items()} for side, arms in accuracies.items()
+    }
+    last = {side: [values[-1][1] for values in arms.values()] for side, arms in accuracies.items()}
     same = first["before"] == first["now"]
     best = {side: min(values) for side, values in times.items()}
-    text = f"{BEFORE}, {best['before']:.0f} s; ours {best['now']:.0f} s, best of {repeats}; same start: {same}"
+    text = f"{BEFORE}, {best['before']:.0f} s; ours {best['now']:.0f} s, best of {repeats}; "
+    text += f"same start: {same}"
     text += f"; at the end {last['now']}, before {last['before']}"
     return [row("demo_arms_over_before", best["now"] / best["before"], "ratio", text)]
 

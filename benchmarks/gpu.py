@@ -1,9 +1,10 @@
 """Measure vistill on a CUDA device, at the shapes of Qwen3-VL 8B -> 2B with random weights.
 
-Run `python benchmarks/gpu.py`. The items (`gpu_items.py`) are independent: results are written after
-each, and an error in one does not stop the next. Ten minutes at most. Exit status 0: every item ran,
-or was skipped for a reason that the results hold; 1: an item failed. `--tiny` runs the same code at
-toy sizes on a CPU and measures nothing. docs/performance.md: how to run it without a network.
+Run `python benchmarks/gpu.py`. The items (`gpu_items.py`) are independent: results are written
+after each, and an error in one does not stop the next. It takes ten minutes at most. Exit status 0:
+every item ran, or was skipped for a reason that the results contain; 1: an item failed. `--tiny`
+runs the same code at toy sizes on a CPU and measures nothing. docs/performance.md says how to run
+it without a network.
 """
 
 import argparse
@@ -26,17 +27,17 @@ NO_DEVICE = "no CUDA device here: nothing was measured. --tiny runs the same cod
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    if lacking := lacking_packages():
+    if missing := missing_packages():
         raise SystemExit(
-            f"{sys.executable} lacks what vistill needs: {', '.join(lacking)}.\n"
-            "`make gpu-wheels` collects all but torch, NumPy and Triton; docs/performance.md says how to install them "
-            "without a network."
+            f"{sys.executable} lacks what vistill needs: {', '.join(missing)}.\n"
+            "`make gpu-wheels` collects all but torch, NumPy and Triton; docs/performance.md says "
+            "how to install them without a network."
         )
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.tiny:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only wait for one another
-    sys.path.insert(0, str(REPO))  # this checkout, wherever another vistill may be installed
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only wait for each other
+    sys.path.insert(0, str(REPO))  # this checkout, not an installed vistill
     import torch
 
     if not args.tiny and not torch.cuda.is_available():
@@ -47,17 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(args.tiny, torch.device("cpu" if args.tiny else "cuda"), args.attention)
     facts = {**about(args), **device_facts(torch, bench.device)}
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
-    good = run_items(chosen(ITEMS, args.items), bench, args.budget, args.out, facts)
+    good = run_items(select_items(ITEMS, args.items), bench, args.budget, args.out, facts)
     for row in bench.rows:
-        print(
-            f"{row['name']:<32} {row['value']:>10.4g} {row['unit']:<6} reference: {row['reference']}"
-        )
+        value = f"{row['value']:>10.4g} {row['unit']:<6}"
+        print(f"{row['name']:<32} {value} reference: {row['reference']}")
     print(f"{'toy sizes on a CPU: no measurement; ' if args.tiny else ''}written to {args.out}")
     return 0 if good else 1
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--tiny", action="store_true", help="toy sizes, on any machine: shows that the script runs"
@@ -73,8 +73,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(items, names):
-    """The items of these names in their own order, and those that build the models they need."""
+def select_items(items, names):
+    """Return the named items in their usual order, and those that build the models they need."""
     if names is None:
         return items
     unknown = [name for name in names if name not in {item.name for item in items}]
@@ -87,48 +87,48 @@ def chosen(items, names):
     return [item for item in items if item.name in names]
 
 
-# What must be there, and what is there
+# Requirements and facts
 
 
-def lacking_packages() -> list[str]:
-    """What vistill needs and is not here, or is here in a version that is too old."""
+def missing_packages() -> list[str]:
+    """Return the packages that vistill needs and that are missing or too old."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lacking = []
-    for wanted in project["dependencies"]:
-        name, floor = re.fullmatch(r"([\w.-]+?)[>=]=([\d.]+).*", wanted).groups()
+    missing = []
+    for requirement in project["dependencies"]:
+        name, minimum = re.fullmatch(r"([\w.-]+?)[>=]=([\d.]+).*", requirement).groups()
         version = version_of(name)
-        if version is None or numbers(version) < numbers(floor):
-            lacking.append(wanted if version is None else f"{wanted} (here: {version})")
-    return lacking
+        if version is None or version_numbers(version) < version_numbers(minimum):
+            missing.append(requirement if version is None else f"{requirement} (here: {version})")
+    return missing
 
 
-def numbers(version: str) -> list[int]:
-    """2.13.0+cpu as [2, 13, 0]."""
+def version_numbers(version: str) -> list[int]:
+    """Return the numbers of a version: 2.13.0+cpu gives [2, 13, 0]."""
     return [int(n) for n in re.findall(r"\d+", version.split("+")[0])]
 
 
 def version_of(name: str) -> str | None:
-    """Version of an installed package."""
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def pinned() -> dict[str, str]:
-    """The packages of gpu-requirements.txt."""
+def pinned_versions() -> dict[str, str]:
+    """Return the packages of gpu-requirements.txt with their versions."""
     lines = [line.split("#")[0].strip() for line in PINS.read_text(encoding="utf-8").splitlines()]
     return dict(line.split("==") for line in lines if line)
 
 
 def about(args: argparse.Namespace) -> dict:
-    """Versions, commit, date and command."""
+    """Return versions, commit, date and command."""
     import gpu_setup
 
     other = {
-        n: f"{v}, tested: {want}"
-        for n, want in pinned().items()
-        if (v := version_of(n)) not in (None, want)
+        n: f"{v}, tested: {tested}"
+        for n, tested in pinned_versions().items()
+        if (v := version_of(n)) not in (None, tested)
     }
     return {
         "items": args.items or "all",
@@ -148,7 +148,7 @@ def about(args: argparse.Namespace) -> dict:
 
 
 def device_facts(torch, device) -> dict:
-    """The device and what drives it."""
+    """Return the facts about the device and its driver."""
     if device.type != "cuda":
         return {"device": "toy sizes on a CPU: no measurement", "threads": torch.get_num_threads()}
     facts = torch.cuda.get_device_properties(device)
@@ -165,7 +165,7 @@ def device_facts(torch, device) -> dict:
 
 
 def output_of(*command: str) -> str | None:
-    """First line that a program prints; None where there is no such program or it fails."""
+    """Return the first line that a program prints; None if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

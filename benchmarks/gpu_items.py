@@ -1,12 +1,15 @@
 """The items of the GPU benchmark: each measures one thing and can run without the others.
 
-Order: what needs no model (`gpu_kernels.py`), then the goals G2 and G3, then the rest by interest.
+Order: items that need no model (`gpu_kernels.py`), then the goals G2 and G3, then the others by
+interest.
 """
 
 import math
 import os
 import tempfile
 import time
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -27,16 +30,16 @@ from gpu_setup import (
     count_work,
     encode_prompts,
     file_hash,
+    make_rollouts,
     matrix_rate,
-    plain_step,
-    write_rollouts,
+    transformers_step,
 )
 
 # Models
 
 
 def models(bench: Bench) -> None:
-    """Teacher and student from random weights; both must pass the self-test of shared prompts."""
+    """Build teacher and student with random weights; both must pass their self-test."""
     shapes = dict(zip(("student", "teacher"), shapes_of(bench), strict=True))
     for name, dtype in (("teacher", bench.half), ("student", torch.float32)):
         with bench.part(name):
@@ -58,30 +61,32 @@ def models(bench: Bench) -> None:
 
 
 def gradient_of(vlm) -> list[torch.Tensor]:
-    """The gradients of a model; the next step puts new ones in their place."""
+    """Return the gradients of a model; the next step replaces them."""
     return [p.grad for p in vlm.model.parameters() if p.grad is not None]
 
 
 def gradient_difference(ours: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Relative to our norm, after the factor by which the two losses differ is taken out."""
-    pairs = list(zip(ours, other, strict=True))
-    total = lambda function: sum(float(function(a.double(), b.double()).sum()) for a, b in pairs)
-    scale = total(lambda a, b: a * b) / total(lambda _, b: b * b)
-    return (total(lambda a, b: (a - scale * b) ** 2) / total(lambda a, _: a * a)) ** 0.5
+    """Return the difference relative to our norm, without the constant factor of the two losses."""
+    pairs = [(a.double(), b.double()) for a, b in zip(ours, other, strict=True)]
+    scale = sum(float((a * b).sum()) for a, b in pairs) / sum(
+        float((b * b).sum()) for _, b in pairs
+    )
+    error = sum(float(((a - scale * b) ** 2).sum()) for a, b in pairs)
+    return (error / sum(float((a * a).sum()) for a, _ in pairs)) ** 0.5
 
 
 # Training
 
 
 def training(bench: Bench) -> None:
-    """G2, G3: a VA-OPD step against OPD with a row per rollout; the rate of its products."""
+    """Measure G2 and G3: a VA-OPD step over OPD with one row per rollout; rate of products."""
     student, teacher = bench.models["student"], bench.models["teacher"]
     sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(4, 4, 768, 8192, 4096)
-    with bench.part("gradients, shared against a row per rollout"):
+    with bench.part("gradients, shared against one row per rollout"):
         small = Sizes(1, sizes.siblings, min(64, sizes.tokens))
         build_step(student, teacher, "opd", small)()
         ours = gradient_of(student)
-        build_step(student, teacher, "opd", small, apart=True)()
+        build_step(student, teacher, "opd", small, separate=True)()
         bench.check(
             "difference",
             gradient_difference(ours, gradient_of(student)),
@@ -90,9 +95,9 @@ def training(bench: Bench) -> None:
         del ours
     text = f"{sizes}, attention {student.attention}"
     rows = math.nan
-    with bench.part("opd, a row per rollout"):
+    with bench.part("opd, one row per rollout"):
         bench.values |= timed(
-            build_step(student, teacher, "opd", sizes, apart=True), bench.device, 2
+            build_step(student, teacher, "opd", sizes, separate=True), bench.device, 2
         )
         rows = bench.values["best"]
     with bench.part("va_opd, prompts shared"):
@@ -114,7 +119,7 @@ def training(bench: Bench) -> None:
 
 
 def step(bench: Bench) -> None:
-    """Whole steps after the rollouts: seconds per phase with clipping and AdamW, and memory."""
+    """Measure steps after the rollouts: seconds per phase with clipping and AdamW, and memory."""
     student, teacher = bench.models["student"], bench.models["teacher"]
     optimizer = build_optimizer(student)
     cases = (
@@ -141,7 +146,7 @@ def step(bench: Bench) -> None:
 
 
 def rollouts(bench: Bench) -> None:
-    """Tokens a second by engine, precision and sampling, and milliseconds to encode a prompt."""
+    """Measure tokens per second by engine, precision and sampling; time to encode a prompt."""
     student = bench.models["student"]
     sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(16, 4, 48)
     with bench.part("encode"):
@@ -150,15 +155,15 @@ def rollouts(bench: Bench) -> None:
         bench.values["ms_per_prompt"] = 1e3 * (time.perf_counter() - start) / number
     bf16 = bench.half is torch.bfloat16
     bench.values["half"] = str(bench.half)[6:]  # float32 on a CPU
-    write = lambda name, **how: measure_rollouts(bench, name, sizes, **how)
-    write("shared, weights float32, sampled", temperature=0.7)
-    write("shared, weights float32, greedy")
-    write("shared, weights float32 under autocast, greedy", half=bf16)
+    measure = partial(measure_rollouts, bench, sizes=sizes)
+    measure("shared, weights float32, sampled", temperature=0.7)
+    measure("shared, weights float32, greedy")
+    measure("shared, weights float32 under autocast, greedy", half=bf16)
     student.model.to(bench.half)
     try:
-        write("shared, weights half, sampled", temperature=0.7)
-        ours = write("shared, weights half, greedy")
-        theirs = write("generate, weights half, greedy", engine="generate")
+        measure("shared, weights half, sampled", temperature=0.7)
+        ours = measure("shared, weights half, greedy")
+        theirs = measure("generate, weights half, greedy", engine="generate")
     finally:
         student.model.float()
     if ours and theirs:
@@ -171,15 +176,15 @@ def rollouts(bench: Bench) -> None:
 def measure_rollouts(
     bench: Bench, name: str, sizes: Sizes, engine="shared", temperature=0.0, half=False
 ):
-    """One mode after a warm-up; returns the responses, or None where it failed."""
+    """Measure one mode after a warm-up; return the responses, or None if it failed."""
     ids = None
     with bench.part(name):
         student = bench.models["student"]
-        write_rollouts(student, Sizes(1, 1, 2), engine, temperature, half)()
-        write = write_rollouts(student, sizes, engine, temperature, half)
+        make_rollouts(student, Sizes(1, 1, 2), engine, temperature, half)()
+        generate = make_rollouts(student, sizes, engine, temperature, half)
         wait(bench.device)
         start = time.perf_counter()
-        ids = write()
+        ids = generate()
         wait(bench.device)
         seconds = time.perf_counter() - start
         lengths = [len(x) for x in ids]
@@ -192,16 +197,16 @@ def measure_rollouts(
     return ids
 
 
-# Next to plain transformers, saving, profile
+# Compared with transformers alone; saving; profile
 
 
-def plain(bench: Bench) -> None:
-    """OPD of one prompt written with transformers alone, next to ours; same gradient."""
+def transformers_only(bench: Bench) -> None:
+    """Compare OPD of one prompt with transformers alone; both have the same gradient."""
     student, teacher = bench.models["student"], bench.models["teacher"]
     sizes = Sizes(1, 2, 8) if bench.tiny else Sizes(1, 4, 512)
     gradients = []
     for name, function in (
-        ("transformers", plain_step(student, teacher, sizes)),
+        ("transformers", transformers_step(student, teacher, sizes)),
         ("vistill", build_step(student, teacher, "opd", sizes)),
     ):
         with bench.part(f"{name}, opd {sizes}"):
@@ -214,7 +219,10 @@ def plain(bench: Bench) -> None:
 
 
 def saving(bench: Bench) -> None:
-    """The student's weights: to the host, to disk, hashed. A checkpoint holds three times as much."""
+    """Measure the student's weights: to the host, to disk, hashed.
+
+    A checkpoint contains three times as much.
+    """
     from safetensors.torch import save_file
 
     weights = bench.models["student"].model.state_dict()
@@ -236,7 +244,7 @@ def saving(bench: Bench) -> None:
 
 
 def profile(bench: Bench) -> None:
-    """The operations in which an OPD step spends most of its time."""
+    """Find the operations in which an OPD step spends most of its time."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = bench.device.type == "cuda"
@@ -244,12 +252,14 @@ def profile(bench: Bench) -> None:
     opd_step = build_step(bench.models["student"], bench.models["teacher"], "opd", sizes)
     opd_step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities) as recording:
         opd_step()
         wait(bench.device)
-    spent = lambda event: event.self_device_time_total if cuda else event.self_cpu_time_total
-    events = sorted(recorded.key_averages(), key=spent, reverse=True)
-    bench.values["milliseconds"] = {event.key[:60]: spent(event) / 1e3 for event in events[:15]}
+    microseconds = attrgetter("self_device_time_total" if cuda else "self_cpu_time_total")
+    events = sorted(recording.key_averages(), key=microseconds, reverse=True)
+    bench.values["milliseconds"] = {
+        event.key[:60]: microseconds(event) / 1e3 for event in events[:15]
+    }
     bench.values["calls"] = {event.key[:60]: event.count for event in events[:15]}
 
 
@@ -263,7 +273,7 @@ ITEMS = (
     Item("training", 90, training, BOTH),
     Item("step", 100, step, BOTH),
     Item("rollouts", 90, rollouts, BOTH[:1]),
-    Item("plain", 40, plain, BOTH),
+    Item("plain", 40, transformers_only, BOTH),
     Item("saving", 40, saving, BOTH[:1]),
     Item("profile", 40, profile, BOTH),
 )

@@ -1,4 +1,4 @@
-"""Items of the GPU benchmark without a model: attention backends, the loss on hidden states (G1)."""
+"""GPU benchmark items that need no model: attention backends, the loss on hidden states (G1)."""
 
 import importlib.util
 import time
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 #: Largest relative difference by precision of the products: of values from float64; of gradients
-#: that are summed over tokens, from float64 or between two ways to the same one.
+#: that are summed over tokens, from float64 or between two ways to compute the same one.
 BOUND = {torch.bfloat16: 0.02, torch.float32: 1e-5}
 GRADIENT_BOUND = {torch.bfloat16: 0.05, torch.float32: 1e-5}
 #: Attention is one operation: float32 products on a GPU may sum in another order.
@@ -29,7 +29,7 @@ BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 
 
 def shapes_of(bench: Bench):
-    """Student and teacher."""
+    """Return the shapes of student and teacher."""
     return (TOY, TOY_TEACHER) if bench.tiny else (STUDENT, TEACHER)
 
 
@@ -37,7 +37,7 @@ def shapes_of(bench: Bench):
 
 
 def attention(bench: Bench) -> None:
-    """Backends that take a mask and grouped heads: time with backward, repeatability."""
+    """Measure backends with a mask and grouped heads: time with backward, repeatability."""
     for dtype in dict.fromkeys((bench.half, torch.float32)):
         for masked in (True, False):
             with bench.part(f"{str(dtype)[6:]} {'mask' if masked else 'causal'}"):
@@ -54,24 +54,30 @@ def attention(bench: Bench) -> None:
 
 
 def attention_inputs(bench: Bench, dtype: torch.dtype, masked: bool, longer: int = 0):
-    """Queries of a part of the responses, keys of their prompt and themselves; the student's heads."""
+    """Make queries of a part of the responses, and keys of their prompt and of themselves.
+
+    The number of heads is the student's.
+    """
     queries, keys = (16, 24) if bench.tiny else (1024, 1774)
     queries, keys = queries + longer, (keys if masked else queries) + longer
-    draw = lambda heads, length: torch.randn(
-        4, heads, length, 128, device=bench.device, dtype=dtype, requires_grad=True
-    )
+
+    def random_tensor(heads, length):
+        return torch.randn(
+            4, heads, length, 128, device=bench.device, dtype=dtype, requires_grad=True
+        )
+
     mask = torch.zeros(1, 1, queries, keys, device=bench.device, dtype=dtype) if masked else None
-    return draw(16, queries), draw(8, keys), draw(8, keys), mask
+    return random_tensor(16, queries), random_tensor(8, keys), random_tensor(8, keys), mask
 
 
 def attend(q, k, v, mask):
-    """Output and gradients of q, k and v."""
+    """Compute the output and the gradients of q, k and v."""
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
     return out.detach(), torch.autograd.grad(out.float().sum(), (q, k, v))
 
 
 def measure_attention(bench: Bench, dtype: torch.dtype, masked: bool) -> None:
-    """torch's choice and every backend by itself, each against the plain one in float64."""
+    """Measure torch's choice and each backend, each against the math backend in float64."""
     inputs = attention_inputs(bench, dtype, masked)
     first_row = [None if x is None else x[:1].double() for x in inputs]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -81,31 +87,31 @@ def measure_attention(bench: Bench, dtype: torch.dtype, masked: bool) -> None:
     bench.check(
         "auto_from_float64", difference(attend(*inputs)[0][:1], exact), ATTENTION_BOUND[dtype]
     )
-    one, two = attend(*inputs)[1], attend(*inputs)[1]
+    first, second = attend(*inputs)[1], attend(*inputs)[1]
     bench.values["auto_repeats_bitwise"] = all(
-        torch.equal(a, b) for a, b in zip(one, two, strict=True)
+        torch.equal(a, b) for a, b in zip(first, second, strict=True)
     )
     for name in BACKENDS:
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
-                found = attend(*inputs)[0]
+                output = attend(*inputs)[0]
                 bench.values[name] = timed(lambda: attend(*inputs), bench.device)
-        except RuntimeError as error:  # a backend that cannot do this is a fact, not a failure
+        except RuntimeError as error:  # an unsupported backend is a result, not a failure
             bench.values[name] = f"refused: {str(error).splitlines()[0]}"[:120]
             continue
-        bench.check(f"{name}_from_float64", difference(found[:1], exact), ATTENTION_BOUND[dtype])
+        bench.check(f"{name}_from_float64", difference(output[:1], exact), ATTENTION_BOUND[dtype])
 
 
 # The loss on hidden states
 
 
 def loss_torch(bench: Bench) -> None:
-    """G1 without Triton."""
+    """Measure G1 without Triton."""
     measure_loss(bench, "torch")
 
 
 def loss_triton(bench: Bench) -> None:
-    """G1 with Triton's kernels."""
+    """Measure G1 with Triton's kernels."""
     if importlib.util.find_spec("triton") is None:
         raise Skip("Triton is not installed")
     if bench.device.type != "cuda":
@@ -117,12 +123,12 @@ def loss_triton(bench: Bench) -> None:
 
 
 def loss_rows(bench: Bench) -> int:
-    """Response tokens that the loss is measured on."""
+    """Return the number of response tokens for the loss."""
     return 128 if bench.tiny else 8192
 
 
 def measure_loss(bench: Bench, kernels: str) -> None:
-    """G1: against float64 on a few rows; time over that of the bare products; memory."""
+    """Measure G1: difference from float64 on a few rows, time over the bare products, memory."""
     rows = loss_rows(bench)
     inputs = loss_inputs(shapes_of(bench), rows, bench.device, bench.half)
     with bench.part("against float64"):
@@ -144,16 +150,16 @@ def measure_loss(bench: Bench, kernels: str) -> None:
 
 
 def check_loss(bench: Bench, inputs: LossInputs, kernels: str) -> None:
-    """Values and both gradients of a few rows against float64."""
+    """Compare values and both gradients of a few rows with float64."""
     few = inputs.to(bench.half, 64)
     bounds = {"values": BOUND, "gradient_of_states": BOUND, "gradient_of_head": GRADIENT_BOUND}
     exact = loss_of_rows(few.to(torch.float64), "torch")
-    for name, found, right in zip(bounds, loss_of_rows(few, kernels), exact, strict=True):
-        bench.check(name, difference(found, right), bounds[name][bench.half])
+    for name, value, expected in zip(bounds, loss_of_rows(few, kernels), exact, strict=True):
+        bench.check(name, difference(value, expected), bounds[name][bench.half])
 
 
 def loss_floor(inputs: LossInputs) -> Callable[[], None]:
-    """The products that an exact reverse KL with a learning head cannot do without."""
+    """Return a function with only the products that reverse KL with a trained head needs."""
     logits = inputs.student.new_empty(512, len(inputs.student_head))
     gradient = torch.zeros_like(inputs.student_head)
 
@@ -169,7 +175,7 @@ def loss_floor(inputs: LossInputs) -> Callable[[], None]:
 
 
 def loss_precisions(bench: Bench) -> None:
-    """The loss with a head in float32, TF32 or half, cut to the tokenizer or not."""
+    """Measure the loss with a head in float32, TF32 or half, cut to the tokenizer or not."""
     shape, device = shapes_of(bench)[0], bench.device
     kernels = "triton" if device.type == "cuda" and why_no_triton(device) is None else "torch"
     inputs = loss_inputs(shapes_of(bench), loss_rows(bench), device, bench.half)
@@ -178,19 +184,18 @@ def loss_precisions(bench: Bench) -> None:
         ((torch.float32, False), (torch.float32, True), (bench.half, False))
     ):
         for vocabulary in (shape.vocabulary, shape.tokens):
-            with bench.part(
-                f"head {str(head)[6:]}{' tf32' if tf32 else ''}, V={vocabulary:,}, kernels {kernels}"
-            ):
+            precision = f"{str(head)[6:]}{' tf32' if tf32 else ''}"
+            with bench.part(f"head {precision}, V={vocabulary:,}, kernels {kernels}"):
                 cut = inputs.cut(vocabulary).to(bench.half, head=head)
                 few = cut.to(bench.half, 64, head=head)
                 exact = loss_of_rows(few.to(torch.float64), "torch")
                 torch.backends.cuda.matmul.allow_tf32 = tf32
                 try:
-                    found = loss_of_rows(few, kernels)
+                    results = loss_of_rows(few, kernels)
                     names = ("values", "gradient_of_states", "gradient_of_head")
                     bench.values["from_float64"] = {
                         name: difference(a, b)
-                        for name, a, b in zip(names, found, exact, strict=True)
+                        for name, a, b in zip(names, results, exact, strict=True)
                     }
                     bench.values |= timed(lambda c=cut: loss_of_rows(c, kernels), device)
                 finally:

@@ -1,6 +1,6 @@
-"""Run the items of the GPU benchmark one after the other: what breaks one does not stop the next.
+"""Run the items of the GPU benchmark in order; an error in one does not stop the next.
 
-The results are written after every item. Knows nothing of vistill.
+The results are written after every item. This file does not import vistill.
 """
 
 import gc
@@ -21,32 +21,32 @@ from typing import Any
 import torch
 
 GIB = 2**30
-#: Different warnings of an item that are kept.
+#: Number of different warnings that are stored per item.
 WARNINGS = 8
 
 
-class Skip(Exception):  # noqa: N818  no error
+class Skip(Exception):  # noqa: N818  not an error
     """Raised by an item that cannot run here."""
 
 
 class OutOfTime(BaseException):
-    """The budget ran out within an item. Not an Exception, so that no handler on the way takes it."""
+    """The budget ran out within an item. It is not an Exception, so no handler catches it."""
 
 
 @dataclass
 class Bench:
-    """What an item is given: where it runs, the models built so far, and where its results go."""
+    """The context of an item: device, models built so far, results."""
 
     tiny: bool
     device: torch.device
     attention: str = "blocks"
     models: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Named figures that the documentation refers to."""
+    """Named figures that the documentation quotes."""
     values: dict[str, Any] = field(default_factory=dict)
     """Results of the current item, or of its current part."""
     problems: list[str] = field(default_factory=list)
-    """What went wrong in the current item."""
+    """Errors and failed checks of the current item."""
 
     @property
     def half(self) -> torch.dtype:
@@ -54,7 +54,7 @@ class Bench:
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def check(self, name: str, value: float, bound: float) -> None:
-        """Record a value with its bound; beyond it the item fails, and goes on."""
+        """Record a value with its bound; a value beyond it marks the item as failed."""
         self.values[name] = {"value": value, "bound": bound}
         if not value <= bound:  # NaN too
             self.problems.append(f"{name} is {value:.4g}, the bound is {bound:.4g}")
@@ -66,13 +66,13 @@ class Bench:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of an item with results of its own: an error ends the part, not the item."""
+        """Run a part of an item with separate results: an error ends the part, not the item."""
         outside, self.values = self.values, {}
         outside[name] = self.values
         reset_peak(self.device)
         try:
             yield
-        except Exception as error:  # noqa: BLE001  recorded; what comes next is independent
+        except Exception as error:  # noqa: BLE001  recorded; the next part is independent
             self.values.update(describe(error))
             self.problems.append(f"{name}: {one_line(error)}")
             self.free(error)
@@ -81,7 +81,7 @@ class Bench:
             self.values = outside
 
     def free(self, error: BaseException | None = None) -> None:
-        """Give back the memory that an item, or the frames of its error, held."""
+        """Free the memory of an item and of the frames of its error."""
         if error is not None:
             traceback.clear_frames(error.__traceback__)
         for vlm in self.models.values():
@@ -94,11 +94,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class Item:
-    """A part of the benchmark that runs on its own."""
+    """A part of the benchmark that can run alone."""
 
     name: str
     seconds: float
-    """Estimate at real sizes, generous: an item starts only where so much time is left."""
+    """A generous estimate at real sizes: an item starts only if this much time is left."""
     run: Callable[[Bench], None]
     needs: tuple[str, ...] = ()
     """Models that must have been built."""
@@ -107,10 +107,13 @@ class Item:
 def run_items(
     items: Sequence[Item], bench: Bench, budget: float, out: Path, about: dict[str, Any]
 ) -> bool:
-    """Run what fits into `budget` seconds from now; True where nothing failed."""
+    """Run the items that fit into `budget` seconds from now; return True if nothing failed."""
     deadline = time.monotonic() + budget
     records: dict[str, dict[str, Any]] = {item.name: {"status": "waiting"} for item in items}
-    save = lambda: write_results(out, {"about": about, "rows": bench.rows, "items": records})
+
+    def save():
+        write_results(out, {"about": about, "rows": bench.rows, "items": records})
+
     for item in items:
         left = deadline - time.monotonic()
         missing = [name for name in item.needs if name not in bench.models]
@@ -125,7 +128,7 @@ def run_items(
             )
         else:
             records[item.name] = {"status": "running"}
-            save()  # a process that is killed leaves word of what it was at
+            save()  # if the process is killed, the file names the running item
             records[item.name] = run_item(item, bench, left)
         save()
         print(summary(item.name, records[item.name]), flush=True)
@@ -133,7 +136,7 @@ def run_items(
 
 
 def run_item(item: Item, bench: Bench, seconds: float) -> dict[str, Any]:
-    """One item: its status, seconds, peak memory, warnings and values."""
+    """Run one item; return its status, seconds, peak memory, warnings and values."""
     bench.values, bench.problems = {}, []
     record: dict[str, Any] = {"status": "ok"}
     values, start = bench.values, time.monotonic()
@@ -158,13 +161,13 @@ def run_item(item: Item, bench: Bench, seconds: float) -> dict[str, Any]:
         "peak_gib": peak_gib(bench.device),
         "values": values,
     }
-    said = list(
+    messages = list(
         dict.fromkeys(
             str(w.message).strip().splitlines()[0] for w in caught if str(w.message).strip()
         )
     )
-    if said:
-        record["warnings"] = [text[:300] for text in said[:WARNINGS]]
+    if messages:
+        record["warnings"] = [text[:300] for text in messages[:WARNINGS]]
     bench.values = {}
     bench.free()
     return record
@@ -172,7 +175,7 @@ def run_item(item: Item, bench: Bench, seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime after so many seconds, between Python instructions, where the system can."""
+    """Raise OutOfTime after some seconds, between Python instructions, if the system can."""
     if (
         not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
@@ -195,24 +198,24 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def skipped(reason: str) -> dict[str, Any]:
-    """The record of an item that did not run, or not to its end."""
+    """Return the record of an item that did not run, or not to its end."""
     return {"status": "skipped", "reason": reason}
 
 
 def one_line(error: BaseException) -> str:
-    """Type and first line of an error."""
+    """Return type and first line of an error."""
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0]}"[:300]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error for the results: message and the end of its traceback."""
+    """Return an error for the results: message and the end of its traceback."""
     frames = traceback.format_exception(error)
     return {"error": one_line(error), "traceback": "".join(frames).splitlines()[-12:]}
 
 
 def summary(name: str, record: dict[str, Any]) -> str:
-    """One or two lines about an item, for the terminal."""
+    """Return one or two lines about an item, for the terminal."""
     head = f"{name}: {record['status']}"
     if "seconds" in record:
         head += f", {record['seconds']:.1f} s, peak {record['peak_gib'] or 0:.1f} GiB"
@@ -227,7 +230,7 @@ def summary(name: str, record: dict[str, Any]) -> str:
 
 
 def readable(value: Any) -> Any:
-    """Four significant digits; what is not finite becomes a word, which JSON can hold."""
+    """Round to four significant digits; a value that is not finite becomes a word."""
     if isinstance(value, dict):
         return {str(k): readable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -253,13 +256,13 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has nothing left to do."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(function: Callable[[], Any], device: torch.device, repeats: int = 3) -> dict[str, float]:
-    """Seconds of the first call, which compiles and warms up, and of the best of `repeats` more."""
+    """Return the seconds of the first call, which warms up, and of the best of `repeats` more."""
     seconds = []
     for _ in range(1 + repeats):
         wait(device)
@@ -271,14 +274,14 @@ def timed(function: Callable[[], Any], device: torch.device, repeats: int = 3) -
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start to look for the largest amount of allocated memory."""
+    """Reset the peak of allocated memory."""
     if device.type == "cuda":
         with suppress(RuntimeError):
             torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """The largest amount of allocated memory since `reset_peak`; None on a CPU."""
+    """Return the peak of allocated memory since `reset_peak`; None on a CPU."""
     if device.type != "cuda":
         return None
     with suppress(RuntimeError):
@@ -287,11 +290,11 @@ def peak_gib(device: torch.device) -> float | None:
 
 
 def allocated_gib(device: torch.device) -> float | None:
-    """Memory that is allocated now; None on a CPU."""
+    """Return the memory that is allocated now; None on a CPU."""
     return torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else None
 
 
 def difference(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """Largest difference, relative to the largest entry."""
+    """Return the largest difference, relative to the largest entry."""
     exact = exact.double()
     return float((value.double() - exact).abs().max() / exact.abs().max())

@@ -1,4 +1,4 @@
-"""All that the GPU benchmark takes from vistill: what is renamed there is fixed in this file alone.
+"""The only file of the GPU benchmark that imports vistill: a rename there changes this file alone.
 
 Models have the shapes of Qwen3-VL 8B (teacher) and 2B (student) and random weights. Their tokenizer
 has as many entries as the released one, so that the head is cut as in a real run.
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -56,10 +57,10 @@ __all__ = [
     "file_hash",
     "loss_inputs",
     "loss_of_rows",
+    "make_rollouts",
     "matrix_rate",
-    "plain_step",
+    "transformers_step",
     "why_no_triton",
-    "write_rollouts",
 ]
 
 METHODS = {"opd": OPD, "va_opd": VAOPD}
@@ -95,13 +96,13 @@ TOY_TEACHER = Shape(96, 3, 4, 2, 128, False, 64, 2, 96, (1,), 32, 2048, 1999)
 
 @dataclass(frozen=True)
 class Sizes:
-    """A step: G prompts, K siblings, T response tokens each, and how it is cut to fit into memory."""
+    """A step: G prompts, K siblings, T response tokens each, and its split to fit into memory."""
 
     prompts: int
     siblings: int
     tokens: int
     micro_batch_tokens: int = 4096
-    """Tokens of whole prompts with their responses that are read together."""
+    """Tokens of complete prompts with their responses that are read together."""
     part_tokens: int = 2048
     """Response tokens whose activations exist together."""
 
@@ -113,7 +114,7 @@ class Sizes:
 
 
 def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` entries; those beyond the words of the diagrams are never used in a prompt."""
+    """Build a tokenizer of `size` entries; a prompt uses only the words of the diagrams."""
     questions = [
         part for p in diagram_prompts("train", 400, 0) for part in p.parts if isinstance(part, str)
     ]
@@ -121,19 +122,19 @@ def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
     state = json.loads(small.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     vocabulary |= {f"<unused {i}>": i for i in range(len(vocabulary), size)}
-    wide = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         eos_token=small.eos_token,
         pad_token=small.pad_token,
         model_max_length=small.model_max_length,
     )
-    wide.chat_template = small.chat_template
-    assert len(wide) == size
-    return wide
+    tokenizer.chat_template = small.chat_template
+    assert len(tokenizer) == size
+    return tokenizer
 
 
 def config_of(shape: Shape, ids: dict[str, int]) -> Qwen3VLConfig:
-    """The published configuration but for token ids; patches of 16 are merged 2 x 2."""
+    """Return the published configuration with our token ids; patches of 16 are merged 2 x 2."""
     third = shape.head_dim // 2 // 3
     section = (
         [24, 20, 20] if shape.head_dim == 128 else [shape.head_dim // 2 - 2 * third, third, third]
@@ -182,9 +183,10 @@ def config_of(shape: Shape, ids: dict[str, int]) -> Qwen3VLConfig:
 def build_model(
     shape: Shape, side: int, device: torch.device, dtype: torch.dtype, attention: str = "blocks"
 ) -> VLM:
-    """A model of random weights after its self-test; pictures are scaled to `side` x `side` pixels.
+    """Build a model of random weights and run its self-test.
 
-    Student and teacher get the same tokenizer and the same picture grid.
+    Images are scaled to `side` x `side` pixels. Student and teacher get the same tokenizer and the
+    same image grid.
     """
     tokenizer = tokenizer_of(shape.tokens)
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
@@ -200,7 +202,7 @@ def build_model(
 
 
 def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
-    """The optimizer of a run."""
+    """Build the optimizer of a run."""
     return make_optimizer(vlm.model, TrainSettings())
 
 
@@ -208,43 +210,49 @@ def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
 
 
 def random_groups(sizes: Sizes) -> list[RolloutGroup]:
-    """Prompts with random responses of equal length."""
+    """Make prompts with random responses of equal length."""
     g = torch.Generator().manual_seed(0)
-    draw = lambda: tuple(torch.randint(20, 500, (sizes.tokens,), generator=g).tolist())
+
+    def random_ids():
+        return tuple(torch.randint(20, 500, (sizes.tokens,), generator=g).tolist())
+
     return [
-        RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings)))
+        RolloutGroup(
+            p, tuple(Rollout(random_ids(), k, Finish.LENGTH) for k in range(sizes.siblings))
+        )
         for p in diagram_prompts("train", sizes.prompts, 0)
     ]
 
 
 def build_step(
-    student: VLM, teacher: VLM, method: str, sizes: Sizes, apart: bool = False
+    student: VLM, teacher: VLM, method: str, sizes: Sizes, separate: bool = False
 ) -> Callable[[], dict[str, float]]:
-    """A function that does one step after the rollouts, up to the gradient, and returns seconds per phase.
+    """Return a function for one step after the rollouts, up to the gradient.
 
-    With `apart` every rollout is a row with a picture of its own, as most trainers lay them out.
+    It returns the seconds per phase. With `separate` every rollout is one row with its own image,
+    as in most trainers.
     """
     groups, objective, device = random_groups(sizes), METHODS[method](), student.device
-    if apart:
+    if separate:
         groups = [RolloutGroup(group.prompt, (r,)) for group in groups for r in group.rollouts]
         student, teacher = (replace(m, share_prompts=False) for m in (student, teacher))
     models = Models(student, teacher, student.vocabulary_size)
     split = BatchSplit(tokens=sizes.micro_batch_tokens, part_tokens=sizes.part_tokens)
-    precision = lambda: autocast(TrainSettings(), device)
+    precision = partial(autocast, TrainSettings(), device)
 
     def step() -> dict[str, float]:
         clock = PhaseClock(device)
         student.model.zero_grad()
         responses = flatten_responses(groups, 0, 0, device)
-        reading = encode_step(models, groups, objective.passes(), responses, split)
+        inputs = encode_step(models, groups, objective.passes(), responses, split)
         clock.lap("encode")
         with precision():
-            batch = score_without_gradient(models, reading, objective.passes())
+            batch = score_without_gradient(models, inputs, objective.passes())
         clock.lap("score")
         signals = objective.signals(batch)
         clock.lap("signals")
         for micro, cut in parts_with_gradient(
-            models, reading, batch, objective.passes(), signals, precision
+            models, inputs, batch, objective.passes(), signals, precision
         ):
             reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
         clock.lap("learn")
@@ -254,14 +262,14 @@ def build_step(
 
 
 class PhaseClock:
-    """Seconds between calls of `lap`, each after the device is done."""
+    """Measures seconds between calls of `lap`, each after the device is idle."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, {}
         self.start = self.now()
 
     def now(self) -> float:
-        """The time at which the device has nothing left to do."""
+        """Wait until the device is idle; return the time."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -272,10 +280,10 @@ class PhaseClock:
         self.seconds[phase], self.start = now - self.start, now
 
 
-def plain_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
-    """OPD with transformers alone: a row per rollout, log-softmax over all logits.
+def transformers_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
+    """Return a function for OPD with transformers alone: one row per rollout, all logits.
 
-    Averages over tokens, then over rollouts: the same gradient as `build_step` up to a factor.
+    It averages over tokens, then over rollouts: the same gradient as `build_step` up to a factor.
     """
     device, vocabulary = student.device, student.vocabulary_size
     rows = []
@@ -294,8 +302,8 @@ def plain_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
         student.model.zero_grad()
         with torch.no_grad():
             target = log_probs(teacher)
-        own = log_probs(student)
-        (own.exp() * (own - target)).sum(-1).mean().backward()
+        log_p = log_probs(student)
+        (log_p.exp() * (log_p - target)).sum(-1).mean().backward()
 
     return step
 
@@ -304,28 +312,31 @@ def plain_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
 
 
 def encode_prompts(student: VLM, number: int, seed: int = 0) -> list[RolloutRequest]:
-    """Requests for one response to each of some prompts."""
+    """Make requests for one response to each of some prompts."""
     prompts = diagram_prompts("train", number, seed)
     return [RolloutRequest(p.id, student.encode(p), (0,)) for p in prompts]
 
 
-def write_rollouts(
+def make_rollouts(
     student: VLM, sizes: Sizes, engine: str, temperature: float, half: bool = False
 ) -> Callable[[], list[tuple[int, ...]]]:
-    """A function that writes the responses of a step and returns their token ids; `half` asks for bf16 autocast."""
+    """Return a function that generates the responses of a step and returns their token ids.
+
+    `half` turns on bf16 autocast.
+    """
     requests = [
         replace(r, siblings=tuple(range(sizes.siblings)))
         for r in encode_prompts(student, sizes.prompts)
     ]
-    # no nucleus: that of a flat distribution, which random weights give, is most of the vocabulary
+    # No nucleus: with the flat distribution of random weights it is most of the vocabulary.
     sampling = Sampling(0, 0, temperature, 1.0, sizes.tokens, sizes.prompts * sizes.siblings)
-    writer = ENGINES[engine](student)
+    rollout_engine = ENGINES[engine](student)
 
-    def write() -> list[tuple[int, ...]]:
+    def generate() -> list[tuple[int, ...]]:
         with torch.autocast(student.device.type, torch.bfloat16) if half else nullcontext():
-            return [r.ids for group in writer.write(requests, sampling) for r in group]
+            return [r.ids for group in rollout_engine.write(requests, sampling) for r in group]
 
-    return write
+    return generate
 
 
 # The loss on hidden states
@@ -344,7 +355,7 @@ class LossInputs:
     def to(
         self, dtype: torch.dtype, rows: int | None = None, head: torch.dtype | None = None
     ) -> "LossInputs":
-        """The first rows in a precision, the student's head in another one if asked for."""
+        """Return the first rows in one precision, the student's head optionally in another."""
         return LossInputs(
             self.student[:rows].to(dtype),
             self.teacher[:rows].to(dtype),
@@ -354,7 +365,7 @@ class LossInputs:
         )
 
     def cut(self, vocabulary: int) -> "LossInputs":
-        """The first entries of the vocabulary."""
+        """Keep the first entries of the vocabulary."""
         return replace(
             self,
             student_head=self.student_head[:vocabulary],
@@ -365,19 +376,19 @@ class LossInputs:
 def loss_inputs(
     shapes: tuple[Shape, Shape], rows: int, device: torch.device, dtype: torch.dtype
 ) -> LossInputs:
-    """Random states of student and teacher; logits of spread 1."""
+    """Make random states of student and teacher; the logits have standard deviation 1."""
     g = torch.Generator(device).manual_seed(0)
-    draw = lambda *size: torch.randn(*size, generator=g, device=device)
+    random = partial(torch.randn, generator=g, device=device)
     student, teacher = shapes
-    heads = [draw(student.vocabulary, s.hidden) * s.hidden**-0.5 for s in shapes]
-    states = draw(rows, student.hidden), draw(rows, teacher.hidden)
+    heads = [random(student.vocabulary, s.hidden) * s.hidden**-0.5 for s in shapes]
+    states = random(rows, student.hidden), random(rows, teacher.hidden)
     return LossInputs(*states, *heads, torch.rand(rows, generator=g, device=device)).to(dtype)
 
 
 def loss_of_rows(
     inputs: LossInputs, kernels: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reverse KL of each row; gradients of their weighted sum by the states and the head."""
+    """Compute reverse KL of each row, and the gradients of the weighted sum by states and head."""
     states = inputs.student.detach().requires_grad_()
     weight = inputs.student_head.detach().requires_grad_()
     target = States(inputs.teacher, Head(inputs.teacher_head))

@@ -1,5 +1,7 @@
-"""Rows of `make bench` that stand beside physical limits: the loss and the log-probability beside their bare products,
-siblings that share a prompt beside separate rows, our engine beside `generate` with a real spread of lengths.
+"""Rows of `make bench` that compare with physical limits.
+
+The loss and the log-probability are compared with their bare matrix products, siblings that share a
+prompt with separate rows, and our engine with `generate` at a real spread of lengths.
 
 One thread, processor seconds, alternating order, best of several, everything in one process.
 """
@@ -26,7 +28,7 @@ from vistill.functional.rows import (
     reverse_kl_from_hidden,
 )
 from vistill.functional.targets import reverse_kl_to_steered
-from vistill.models.scoring import EncodedGroup, all_responses, open_reading
+from vistill.models.scoring import EncodedGroup, all_responses, read_groups
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
@@ -44,7 +46,7 @@ FLOOR_ROWS = 512
 
 
 def alternate(functions, repeats):
-    """Best processor seconds of each, run in turn."""
+    """Run the functions in turn; return the best processor seconds of each."""
     times = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -55,7 +57,7 @@ def alternate(functions, repeats):
 
 
 def head_inputs(vocabulary, tokens=TOKENS):
-    """Random states and heads of a student and a teacher."""
+    """Make random states and heads of a student and a teacher."""
     g = torch.Generator().manual_seed(0)
     states = [torch.randn(tokens, width, generator=g) for width in WIDTHS]
     heads = [torch.randn(vocabulary, width, generator=g) * 0.05 for width in WIDTHS]
@@ -63,7 +65,7 @@ def head_inputs(vocabulary, tokens=TOKENS):
 
 
 def one_loss(kind, states, heads, weights):
-    """Reverse KL with gradients: ours, or everything at once by autograd."""
+    """Compute reverse KL with gradients: our way, or autograd on all logits at once."""
     h, w = states[0].clone().requires_grad_(), heads[0].requires_grad_()
     w.grad = None
     if kind == "ours":
@@ -77,7 +79,7 @@ def one_loss(kind, states, heads, weights):
 
 
 def loss_floor_of(states, heads):
-    """The products a loss with gradients cannot do without, and nothing else."""
+    """Return a function with only the matrix products that a loss with gradients needs."""
     (hs, ht), (ws, wt) = states, heads
     vocabulary, detached = len(ws), ws.detach()
     a, b = torch.empty(FLOOR_ROWS, vocabulary), torch.empty(FLOOR_ROWS, vocabulary)
@@ -95,7 +97,7 @@ def loss_floor_of(states, heads):
 
 
 def loss_rows(vocabulary, repeats):
-    """Time of the loss and of the sampled log-probability over their bare matrix products."""
+    """Measure loss and sampled log-probability over their bare matrix products."""
     (hs, ht), (ws, wt), weights = head_inputs(vocabulary)
     a, ids = torch.empty(FLOOR_ROWS, vocabulary), torch.arange(TOKENS) % vocabulary
     loss_floor = loss_floor_of((hs, ht), (ws, wt))
@@ -109,7 +111,7 @@ def loss_rows(vocabulary, repeats):
     def log_prob():
         log_prob_from_hidden(ht, Head(wt), ids)
 
-    found = alternate(
+    seconds = alternate(
         {
             "loss": lambda: one_loss("ours", [hs, ht], [ws, wt], weights),
             "loss_floor": loss_floor,
@@ -118,35 +120,43 @@ def loss_rows(vocabulary, repeats):
         },
         repeats,
     )
-    return found["loss"] / found["loss_floor"], found["log_prob"] / found["log_prob_floor"]
+    return seconds["loss"] / seconds["loss_floor"], seconds["log_prob"] / seconds["log_prob_floor"]
 
 
-def vgs_readings(vocabulary, tokens):
-    """States of student and teacher, each with the picture and without, and their heads."""
+def vgs_inputs(vocabulary, tokens):
+    """Make states of student and teacher, each with and without the image, and their heads."""
     (hs, ht), (ws, wt), weights = head_inputs(vocabulary, tokens)
     g = torch.Generator().manual_seed(1)
-    blind = [torch.randn(tokens, width, generator=g) for width in WIDTHS]
-    return (hs, ht, *blind), (ws, wt), weights
+    without_image = [torch.randn(tokens, width, generator=g) for width in WIDTHS]
+    return (hs, ht, *without_image), (ws, wt), weights
 
 
-def vgs_loss(kind, readings, gamma=2.0):
-    """Standard and steering term of VGS with gradients: ours, ours merged, or everything at once by autograd."""
-    (hs, ht, hx, htx), (ws, wt), weights = readings
+def vgs_loss(kind, inputs, gamma=2.0):
+    """Compute standard and steering term of VGS with gradients.
+
+    Kinds: ours, ours merged, or autograd on all logits at once.
+    """
+    (hs, ht, hx, htx), (ws, wt), weights = inputs
     h, w = hs.clone().requires_grad_(), ws.requires_grad_()
-    w.grad, own, teacher = None, Head(w), Head(wt)
+    w.grad, student, teacher = None, Head(w), Head(wt)
     if kind == "merged":
         share = gamma / (1 + gamma)
-        targets = [Target(1.0, ht - share * htx, teacher), Target(1.0, share * hx, own.detached())]
+        targets = [
+            Target(1.0, ht - share * htx, teacher),
+            Target(1.0, share * hx, student.detached()),
+        ]
         loss = (
-            weights * (1 + gamma) * reverse_kl_from_hidden(h, own, targets, weights * (1 + gamma))
+            weights
+            * (1 + gamma)
+            * reverse_kl_from_hidden(h, student, targets, weights * (1 + gamma))
         ).sum()
     elif kind == "ours":
-        others = [States(ht, teacher), States(htx, teacher), States(hx, own.detached())]
-        asked = [
+        others = [States(ht, teacher), States(htx, teacher), States(hx, student.detached())]
+        rules = [
             RowRule(reverse_kl, (0,), weights),
             RowRule(reverse_kl_to_steered, (0, 1, 2), gamma * weights),
         ]
-        standard, visual = apply_row_rules(h, own, others, asked)
+        standard, visual = apply_row_rules(h, student, others, rules)
         loss = (weights * (standard + gamma * visual)).sum()
     else:
         with torch.no_grad():
@@ -159,112 +169,131 @@ def vgs_loss(kind, readings, gamma=2.0):
 
 
 def vgs_rows(row, repeats, vocabulary, tokens=TOKENS // 2):
-    """Time and peak of VGS's two terms beside autograd on all logits."""
-    readings = vgs_readings(vocabulary, tokens)
-    found = alternate(
-        {k: lambda k=k: vgs_loss(k, readings) for k in ("ours", "merged", "naive")}, repeats
+    """Measure time and peak memory of VGS's two terms over autograd on all logits."""
+    inputs = vgs_inputs(vocabulary, tokens)
+    seconds = alternate(
+        {k: lambda k=k: vgs_loss(k, inputs) for k in ("ours", "merged", "naive")}, repeats
     )
     peaks = {k: loss_peak(f"vgs_{k}", vocabulary, tokens) for k in ("ours", "merged", "naive")}
-    beside = f"autograd on all logits, N={tokens}, V={vocabulary}"
+    reference = f"autograd on all logits, N={tokens}, V={vocabulary}"
     return [
-        row("vgs_loss_over_naive", found["ours"] / found["naive"], "ratio", beside),
+        row("vgs_loss_over_naive", seconds["ours"] / seconds["naive"], "ratio", reference),
         row(
             "vgs_merged_over_naive",
-            found["merged"] / found["naive"],
+            seconds["merged"] / seconds["naive"],
             "ratio",
-            f"{beside}; one teacher projection",
+            f"{reference}; one teacher projection",
         ),
         row(
             "vgs_peak_over_naive",
             peaks["ours"] / peaks["naive"],
             "ratio",
-            f"naive {peaks['naive']:.0f} MiB; {beside}",
+            f"naive {peaks['naive']:.0f} MiB; {reference}",
         ),
-        row("vgs_merged_peak_over_naive", peaks["merged"] / peaks["naive"], "ratio", beside),
+        row("vgs_merged_peak_over_naive", peaks["merged"] / peaks["naive"], "ratio", reference),
     ]
 
 
 def loss_peak(kind, vocabulary, tokens=TOKENS):
-    """Peak memory of one loss beyond inputs and gradients, MiB, in a fresh process."""
+    """Measure the peak memory of one loss beyond inputs and gradients, MiB, in a fresh process."""
     command = [sys.executable, __file__, kind, str(vocabulary), str(tokens)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def one_peak(kind, vocabulary, tokens):
-    """Peak resident memory above inputs and gradients; Linux forgets the earlier peak when asked."""
+    """Print the peak resident memory above inputs and gradients.
+
+    Writing 5 to clear_refs makes Linux reset the peak.
+    """
     vgs = kind.startswith("vgs_")
-    states, heads, weights = (vgs_readings if vgs else head_inputs)(vocabulary, tokens)
+    states, heads, weights = (vgs_inputs if vgs else head_inputs)(vocabulary, tokens)
     kind = kind.removeprefix("vgs_")
-    work = (
-        (lambda *readings: vgs_loss(kind, readings))
-        if vgs
-        else (lambda *readings: one_loss(kind, *readings))
-    )
-    work([s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
+
+    def compute_loss(*inputs):
+        if vgs:
+            vgs_loss(kind, inputs)
+        else:
+            one_loss(kind, *inputs)
+
+    compute_loss([s[:8] for s in states], [h[:64].clone() for h in heads], weights[:8])
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    work(states, heads, weights)
+    compute_loss(states, heads, weights)
     gradients = 4 * (states[0].numel() + heads[0].numel()) / 2**20
     print(memory("VmHWM") - before - gradients)
 
 
 def memory(name):
-    """A line of this process's memory, MiB."""
+    """Read one line of this process's memory status, MiB."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) / 1024
 
 
 def middle_model():
-    """A model of some millions of weights whose prompts are about as long as its responses."""
+    """Build a model of some millions of weights; its prompts are about as long as its responses."""
     size = TinySize(
-        hidden=256, layers=4, heads=4, feed_forward=768, vision_hidden=256, vision_depth=4, vision_heads=4,
-        vision_feed_forward=512, side=256, min_pixels=256 * 256, max_pixels=256 * 256,
-    )  # fmt: skip
+        hidden=256,
+        layers=4,
+        heads=4,
+        feed_forward=768,
+        vision_hidden=256,
+        vision_depth=4,
+        vision_heads=4,
+        vision_feed_forward=512,
+        side=256,
+        min_pixels=256 * 256,
+        max_pixels=256 * 256,
+    )
     return build_tiny(size, tiny_tokenizer(), 0)
 
 
 def our_step(models, objective, groups):
-    """Everything after the rollouts; the gradient stays in the student."""
+    """Run everything after the rollouts; the gradient stays in the student."""
     models.student.model.zero_grad()
     responses = flatten_responses(groups, 0, 0, models.student.device)
-    reading = encode_step(models, groups, objective.passes(), responses)
-    batch = score_without_gradient(models, reading, objective.passes())
+    inputs = encode_step(models, groups, objective.passes(), responses)
+    batch = score_without_gradient(models, inputs, objective.passes())
     for micro, cut in parts_with_gradient(
-        models, reading, batch, objective.passes(), objective.signals(batch)
+        models, inputs, batch, objective.passes(), objective.signals(batch)
     ):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
 
 
 def sharing_row(vlm, repeats, siblings=4):
-    """Forward and backward of separate rows, each with its own picture, over ours; T = P."""
+    """Measure forward and backward of separate rows, each with its own image, over ours; T = P."""
     encoded = vlm.encode(diagram_prompts("train", 1, 0)[0])
     length = len(encoded.ids)
     g = torch.Generator().manual_seed(0)
-    draw = lambda: tuple(torch.randint(20, vlm.vocabulary_size, (length,), generator=g).tolist())
-    responses = tuple(draw() for _ in range(siblings))
-    plain = dataclasses.replace(vlm, share_prompts=False)
+    responses = tuple(
+        tuple(torch.randint(20, vlm.vocabulary_size, (length,), generator=g).tolist())
+        for _ in range(siblings)
+    )
+    unshared = dataclasses.replace(vlm, share_prompts=False)
 
     def separate():
         vlm.model.zero_grad()
         for response in responses:
-            reading = open_reading(plain, [EncodedGroup(encoded, (response,))])
+            reading = read_groups(unshared, [EncodedGroup(encoded, (response,))])
             reading.read([(0, 0)]).sum().backward()
 
     def shared():
         vlm.model.zero_grad()
         group = [EncodedGroup(encoded, responses)]
-        reading = open_reading(vlm, group, cut=True)
+        reading = read_groups(vlm, group, cut=True)
         for place in all_responses(group):
             reading.read([place]).sum().backward()
         reading.close()
 
-    found = alternate({"separate": separate, "shared": shared}, repeats)
-    return found["separate"] / found["shared"]
+    seconds = alternate({"separate": separate, "shared": shared}, repeats)
+    return seconds["separate"] / seconds["shared"]
 
 
 def rollout_row(vlm, repeats, rows=64, longest=256):
-    """Tokens a second of ours over `generate`: lengths spread as a model's are, by a likely end-of-turn token."""
+    """Measure tokens per second of our engine over `generate`.
+
+    A likely end-of-turn token gives lengths with the spread of a real model.
+    """
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 1.9
     requests = [
@@ -272,25 +301,25 @@ def rollout_row(vlm, repeats, rows=64, longest=256):
         for p in diagram_prompts("train", rows // 4, 1)
     ]
     sampling = Sampling(0, 0, 1.0, 1.0, longest)
-    made = {}
+    rollouts = {}
 
-    def write(name, engine):
-        made[name] = engine.write(requests, sampling)
+    def generate(name, engine):
+        rollouts[name] = engine.write(requests, sampling)
 
-    found = alternate(
+    seconds = alternate(
         {
-            "ours": lambda: write("ours", SharedEngine(vlm)),
-            "hf": lambda: write("hf", HFEngine(vlm)),
+            "ours": lambda: generate("ours", SharedEngine(vlm)),
+            "hf": lambda: generate("hf", HFEngine(vlm)),
         },
         repeats,
     )
-    lengths = sorted(len(r.ids) for group in made["ours"] for r in group)
+    lengths = sorted(len(r.ids) for group in rollouts["ours"] for r in group)
     spread = f"{rows} rows, lengths {lengths[0]} to {lengths[-1]}, mean {sum(lengths) / rows:.0f}"
-    return found["hf"] / found["ours"], made["ours"] == made["hf"], spread
+    return seconds["hf"] / seconds["ours"], rollouts["ours"] == rollouts["hf"], spread
 
 
 def limit_rows(row, repeats, vocabulary=151_936):
-    """All rows of this file."""
+    """Measure all rows of this file."""
     loss, log_prob = loss_rows(vocabulary, min(repeats, 3))
     ours, naive = (loss_peak(kind, vocabulary) for kind in ("ours", "naive"))
     steered = vgs_rows(row, min(repeats, 3), vocabulary)

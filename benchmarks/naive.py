@@ -1,4 +1,7 @@
-"""The naive reference of the benchmark: one row a rollout, the picture encoded for each, all logits held at once."""
+"""The naive reference of the benchmark.
+
+One row per rollout, the image encoded for each, all logits in memory at once.
+"""
 
 import torch
 from torch.nn import functional as F
@@ -8,7 +11,7 @@ from vistill.views import apply_view
 
 
 def rows_of(vlm, groups, view):
-    """Padded rows, one image per rollout."""
+    """Make padded rows, one image per rollout."""
     rows, pixels, grids, prompt_lengths = [], [], [], []
     for group in groups:
         encoded = vlm.encode(apply_view(group.prompt, view))
@@ -31,23 +34,23 @@ def rows_of(vlm, groups, view):
 
 
 def log_probs(vlm, groups, view):
-    """Full log-softmax [N, L, V], then each rollout's rows."""
+    """Compute the full log-softmax [N, L, V], then take each rollout's rows."""
     inputs, prompt_lengths = rows_of(vlm, groups, view)
-    every = F.log_softmax(vlm.model(**inputs).logits.float(), -1)
+    all_rows = F.log_softmax(vlm.model(**inputs).logits.float(), -1)
     lengths = [len(r.ids) for g in groups for r in g.rollouts]
     return [
-        every[n, p - 1 : p - 1 + t]
+        all_rows[n, p - 1 : p - 1 + t]
         for n, (p, t) in enumerate(zip(prompt_lengths, lengths, strict=True))
     ]
 
 
 def naive_step(student, teacher, groups, va):
-    """Loss and backward of OPD or VA-OPD on given rollouts, as a first version would write it."""
+    """Compute loss and gradient of OPD or VA-OPD on given rollouts, as a first version would."""
     student.model.zero_grad()
     with torch.no_grad():
         full = log_probs(teacher, groups, View.FULL)
-        blurred = log_probs(teacher, groups, View.PIXELATED) if va else None
-    own = log_probs(student, groups, View.FULL)
+        pixelated = log_probs(teacher, groups, View.PIXELATED) if va else None
+    student_rows = log_probs(student, groups, View.FULL)
     ids = [torch.tensor(r.ids) for g in groups for r in g.rollouts]
     loss, n = torch.zeros(()), 0
     for group in groups:
@@ -57,13 +60,14 @@ def naive_step(student, teacher, groups, va):
         advantage = []
         if va:
             for m in members:
-                pick = lambda table, m=m: table[m].gather(1, ids[m][:, None])[:, 0]
-                advantage.append((pick(full) - pick(blurred)).clamp_min(0))
+                token = ids[m][:, None]
+                gain = full[m].gather(1, token) - pixelated[m].gather(1, token)
+                advantage.append(gain[:, 0].clamp_min(0))
             means = torch.stack([a.mean() for a in advantage])
             sigma = means.std(correction=0)
             weights = torch.softmax((means - means.mean()) / (sigma + 1e-6), 0)
         for k, m in enumerate(members):
-            kl = (own[m].exp() * (own[m] - full[m])).sum(-1)
+            kl = (student_rows[m].exp() * (student_rows[m] - full[m])).sum(-1)
             if not va:
                 loss = loss + weights[k] * kl.mean()
                 continue

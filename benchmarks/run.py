@@ -1,6 +1,7 @@
-"""`make bench`: step time and its parts, tokens/s, peak memory at the demo's sizes, beside a naive reference.
+"""`make bench`: measure steps, rollouts, memory and checkpoints; compare with a naive reference.
 
-One thread, both sides in one process, alternating order, best of several. Quote the ratios, not the seconds.
+The first rows use the demo's sizes. One thread, both sides in one process, alternating order,
+best of several. Quote the ratios, not the seconds.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,19 +56,19 @@ BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench mea
 
 
 def our_step(models, objective, groups):
-    """Everything after the rollouts, timed in parts."""
+    """Run everything after the rollouts; return the loss and the seconds of each part."""
     parts, start = {}, time.perf_counter()
     models.student.model.zero_grad()
     responses = flatten_responses(groups, 0, 0, models.student.device)
-    reading = encode_step(models, groups, objective.passes(), responses)
+    inputs = encode_step(models, groups, objective.passes(), responses)
     parts["encode"] = time.perf_counter() - start
     start = time.perf_counter()
-    batch = score_without_gradient(models, reading, objective.passes())
+    batch = score_without_gradient(models, inputs, objective.passes())
     signals = objective.signals(batch)
     parts["score"] = time.perf_counter() - start
     start = time.perf_counter()
     total = 0.0
-    for micro, cut in parts_with_gradient(models, reading, batch, objective.passes(), signals):
+    for micro, cut in parts_with_gradient(models, inputs, batch, objective.passes(), signals):
         loss, _ = reduce_terms(objective.terms(micro, cut), responses.counts())
         loss.backward()
         total += loss.item()
@@ -74,8 +76,8 @@ def our_step(models, objective, groups):
     return total, parts
 
 
-def best(function, times, repeats):
-    """Run once more and keep the best total."""
+def timed(function, times):
+    """Call the function once and append its seconds to `times`."""
     start = time.perf_counter()
     value = function()
     times.append(time.perf_counter() - start)
@@ -83,7 +85,7 @@ def best(function, times, repeats):
 
 
 def measure(repeats):
-    """All rows."""
+    """Measure steps, rollouts, checkpoint, help and memory at the demo's sizes."""
     student = vistill.load("vistill:student", device="cpu")
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
     models = Models(student, teacher, student.vocabulary_size)
@@ -93,8 +95,8 @@ def measure(repeats):
     for _ in range(repeats):
         for engine, times in ((SharedEngine(student), rollouts), (HFEngine(student), generated)):
             response_source = ResponseSource(engine, OPD(), SIBLINGS)
-            groups = best(
-                lambda d=response_source: write_groups(models, d, prompts, sampling), times, repeats
+            groups = timed(
+                lambda d=response_source: write_groups(models, d, prompts, sampling), times
             )
     tokens = sum(len(r.ids) for g in groups for r in g.rollouts)
     student.model.train()
@@ -102,15 +104,14 @@ def measure(repeats):
     parts, losses = {}, {}
     for _ in range(repeats):
         for name, objective in (("opd", OPD()), ("va_opd", VAOPD())):
-            losses[f"ours_{name}"], taken = best(
-                lambda o=objective: our_step(models, o, groups), times[f"ours_{name}"], repeats
+            losses[f"ours_{name}"], step_parts = timed(
+                lambda o=objective: our_step(models, o, groups), times[f"ours_{name}"]
             )
             if times[f"ours_{name}"][-1] == min(times[f"ours_{name}"]):
-                parts[name] = taken
-            losses[f"naive_{name}"] = best(
+                parts[name] = step_parts
+            losses[f"naive_{name}"] = timed(
                 lambda va=name == "va_opd": naive_step(student, teacher, groups, va),
                 times[f"naive_{name}"],
-                repeats,
             )
     t = {name: min(values) for name, values in times.items()}
     for name in ("opd", "va_opd"):
@@ -130,13 +131,13 @@ def measure(repeats):
             "naive OPD step after the rollouts",
         ),
         row(
-            "va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "own OPD step"
+            "va_over_opd_after_rollouts", t["ours_va_opd"] / t["ours_opd"], "ratio", "our OPD step"
         ),
         row(
             "va_over_opd_with_rollouts",
             (t["ours_va_opd"] + roll) / (t["ours_opd"] + roll),
             "ratio",
-            "own OPD step",
+            "our OPD step",
         ),
         row(
             "demo_rollout_over_generate",
@@ -164,22 +165,22 @@ def measure(repeats):
             "va_opd_peak_over_naive",
             ours / naive,
             "ratio",
-            "peak memory of a naive VA-OPD step, own process each",
+            "peak memory of a naive VA-OPD step, one process each",
         )
     )
     return [*rows, row("peak_memory_mib", ours, "MiB", f"naive: {naive:.0f} MiB")]
 
 
 def peak_memory(side):
-    """Peak resident memory of a fresh process that takes two VA-OPD steps."""
+    """Measure the peak resident memory of a fresh process that takes two VA-OPD steps."""
     done = subprocess.run(
         [sys.executable, __file__, "--side", side], capture_output=True, text=True, check=True
     )
     return float(done.stdout)
 
 
-def one_side(side):
-    """Two VA-OPD steps of one side, then this process's peak memory in MiB."""
+def print_peak_memory(side):
+    """Take two VA-OPD steps of one side; print this process's peak memory in MiB."""
     student = vistill.load("vistill:student", device="cpu")
     teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
     models = Models(student, teacher, student.vocabulary_size)
@@ -198,7 +199,7 @@ def one_side(side):
 
 
 def save_row(student):
-    """One checkpoint with fsync and hashes."""
+    """Measure one checkpoint with fsync and hashes."""
     optimizer = make_optimizer(student.model, TrainSettings())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -212,7 +213,7 @@ def save_row(student):
 
 
 def help_row():
-    """`vistill --help` from a cold process."""
+    """Measure `vistill --help` from a cold process."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -230,12 +231,12 @@ def row(name, value, unit, reference):
     }
 
 
-def beside_trl(quick, repeats):
-    """The rows beside TRL, where it is installed."""
+def measure_trl(quick, repeats):
+    """Measure the rows that compare with TRL, if it is installed."""
     if not find_spec("trl"):
-        print("rows beside TRL left out: pip install -c constraints.txt -e '.[oracle]'")
+        print("rows with TRL left out: pip install -c constraints.txt -e '.[oracle]'")
         return []
-    from beside_trl import Sizes, trl_rows
+    from compare_trl import Sizes, trl_rows
 
     return trl_rows(row, repeats, Sizes(2, 2, 16, 2048, 64) if quick else Sizes())
 
@@ -245,29 +246,30 @@ def points(c):
 
 
 def with_tables(text, rows, drawn, about):
-    """`docs/performance.md` with its measured tables renewed."""
-    lines = ["| row | value | unit | beside |", "|---|---|---|---|"]
+    """Return `docs/performance.md` with new tables."""
+    lines = ["| row | value | unit | compared with |", "|---|---|---|---|"]
     lines += [
         f"| `{r['name']}` | {r['value']:.4g} | {r['unit']} | {r['reference']} |" for r in rows
     ]
-    lines += ["", "| curve | against | values | unit | beside |", "|---|---|---|---|---|"]
+    lines += ["", "| curve | against | values | unit | compared with |", "|---|---|---|---|---|"]
     lines += [
         f"| `{c['name']}` | {c['x']} | {points(c)} | {c['unit']} | {c['reference']} |"
         for c in drawn
     ]
-    versions = f"torch {about['torch']}, transformers {about['transformers']}, trl {about['trl']}, Python {about['python']}"
-    lines += [
-        "",
-        f"{about['date']}, `{about['command']}`, {versions}. Seconds belong to one shared machine; quote the ratios.",
-    ]
+    versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "trl"))
+    note = (
+        f"{about['date']}, `{about['command']}`, {versions}, Python {about['python']}. "
+        "Seconds belong to one shared machine; quote the ratios."
+    )
+    lines += ["", *textwrap.wrap(note, 100, break_long_words=False, break_on_hyphens=False)]
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"{DOCS.name} has lost its markers"
+    _, marker, after = rest.partition(END)
+    assert marker, f"{DOCS.name} has lost its markers"
     return "\n".join([before + BEGIN, *lines, END]) + after
 
 
 def write(out, rows, drawn, about):
-    """The results, and where they are this repository's own, the page."""
+    """Write the results; if they go to the repository's own file, write the page too."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"rows": rows, "curves": drawn, "about": about}, indent=2) + "\n")
     if out == RESULTS:
@@ -281,12 +283,12 @@ def main():
     parser.add_argument(
         "--demo",
         action="store_true",
-        help="measure demo_arms_over_before alone, into the last results",
+        help="measure only demo_arms_over_before; merge it into the last results",
     )
     parser.add_argument(
         "--safety",
         action="store_true",
-        help="measure what safety costs alone, into the last results",
+        help="measure only the cost of safety; merge it into the last results",
     )
     parser.add_argument(
         "--side", choices=("ours", "naive"), help="only measure one side's peak memory"
@@ -295,25 +297,25 @@ def main():
     use_one_thread()
     quiet_libraries()
     if args.side:
-        one_side(args.side)
+        print_peak_memory(args.side)
         return
     keep_large_allocations()
     if args.demo or args.safety:
         last = json.loads(RESULTS.read_text())
-        fresh = demo_rows(row, 2) if args.demo else safety_rows(row, args.quick)
-        names = {r["name"] for r in fresh}
+        new_rows = demo_rows(row, 2) if args.demo else safety_rows(row, args.quick)
+        names = {r["name"] for r in new_rows}
         write(
             RESULTS,
-            [r for r in last["rows"] if r["name"] not in names] + fresh,
+            [r for r in last["rows"] if r["name"] not in names] + new_rows,
             last["curves"],
             last["about"],
         )
-        print(fresh)
+        print(new_rows)
         return
     repeats = 2 if args.quick else 5
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     rows += safety_rows(row, args.quick)
-    rows += beside_trl(args.quick, repeats)
+    rows += measure_trl(args.quick, repeats)
     drawn = curves(repeats, args.quick)
     if not args.quick:
         rows += demo_rows(row, 2)
@@ -329,9 +331,9 @@ def main():
     write(args.out, rows, drawn, about)
     width = max(len(r["name"]) for r in rows)
     for c in drawn:
-        print(f"{c['name']} against {c['x']}: {points(c)} {c['unit']}; beside: {c['reference']}")
+        print(f"{c['name']} against {c['x']}: {points(c)} {c['unit']}; {c['reference']}")
     for r in rows:
-        print(f"{r['name']:<{width}}  {r['value']:>10.4g} {r['unit']:<9} beside: {r['reference']}")
+        print(f"{r['name']:<{width}}  {r['value']:>10.4g} {r['unit']:<9} {r['reference']}")
     print(f"written to {args.out}")
 
 

@@ -1,4 +1,7 @@
-"""Rows of `make bench` on what safety costs: the canary, checkpoints and journal, a late start. One thread, wall time."""
+"""Rows of `make bench` on the cost of safety: canary, checkpoints, journal, a late start.
+
+One thread, wall time.
+"""
 
 import tempfile
 import time
@@ -18,7 +21,7 @@ LATE, ROWS, PER_STEP = 1_000_000, 1_000_000, 16
 
 
 def safety_rows(row, quick):
-    """Canary, checkpoint, journal, late start."""
+    """Measure canary, checkpoint, journal and late start."""
     seconds, steps = demo_run(4 if quick else 24)
     every = SaveSettings().every
     step = steps / len(seconds["journal"])
@@ -40,19 +43,19 @@ def safety_rows(row, quick):
             "journal_share",
             journal / step,
             "share",
-            "of wall time: every step's responses synced before they are learnt",
+            "of wall time: every step's responses synced before the update",
         ),
         row(
             "late_start_ms",
-            1000 * (seek(LATE) - seek(0)),
+            1000 * (seconds_to_rows(LATE) - seconds_to_rows(0)),
             "ms",
             f"start of step {LATE:,} minus step 1, {ROWS:,} rows",
         ),
     ]
 
 
-def seek(step, repeats=3):
-    """Best seconds to the rows of a step."""
+def seconds_to_rows(step, repeats=3):
+    """Return the best seconds to find the rows of a step."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -62,36 +65,37 @@ def seek(step, repeats=3):
 
 
 def timed(seconds, name, function):
-    """The function, each call's seconds noted."""
+    """Wrap a function so that each call's seconds are recorded."""
 
     def call(*args, **more):
         start = time.perf_counter()
-        made = function(*args, **more)
+        result = function(*args, **more)
         seconds[name].append(time.perf_counter() - start)
-        return made
+        return result
 
     return call
 
 
 def demo_run(steps):
-    """Seconds of each save, journal entry and canary of the demo's first steps, and of the steps themselves."""
+    """Run the demo's first steps.
+
+    Return the seconds of each save, journal entry and canary, and those of all steps together.
+    """
     seconds = {"save": [], "journal": [], "canary": []}
     recipe = load_stages("demo.yaml")["va_opd"]
     recipe = replace(
         recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0)
     )
     recipe = replace(recipe, save=replace(recipe.save, every=max(1, steps // 4)))
-    plain = loop.publish_checkpoint, loop.run_canary, Journal.write
-    loop.publish_checkpoint, loop.run_canary = (
-        timed(seconds, "save", loop.publish_checkpoint),
-        timed(seconds, "canary", loop.run_canary),
-    )
-    Journal.write = timed(seconds, "journal", Journal.write)
+    originals = loop.publish, loop.run_canary, Journal.keep
+    loop.publish = timed(seconds, "save", loop.publish)
+    loop.run_canary = timed(seconds, "canary", loop.run_canary)
+    Journal.keep = timed(seconds, "journal", Journal.keep)
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = RunFolder(Path(name))
             loop.run(build(make_setup(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
-        loop.publish_checkpoint, loop.run_canary, Journal.write = plain
+        loop.publish, loop.run_canary, Journal.keep = originals
     return seconds, sum(sum(record["seconds"].values()) for record in timing)

@@ -1,5 +1,7 @@
-"""Curves of `make bench`: what grows with what. Loss peak against tokens, loss time against vocabulary, the price of a
-rollout against its siblings, a step against the length of its responses.
+"""Curves of `make bench`: how cost grows.
+
+Peak memory of the loss against tokens, time of the loss against vocabulary, cost of a rollout
+against its siblings, cost of a step against the length of its responses.
 """
 
 import dataclasses
@@ -22,12 +24,13 @@ from vistill.types import Finish, Rollout, RolloutGroup
 
 
 def curve(name, x, values, unit, reference):
-    """One curve; x is what it is drawn against."""
-    return {"name": name, "x": x, "values": [[a, round(float(b), 4)] for a, b in values], "unit": unit, "reference": reference}  # fmt: skip
+    """Describe one curve; x names its horizontal axis."""
+    points = [[a, round(float(b), 4)] for a, b in values]
+    return {"name": name, "x": x, "values": points, "unit": unit, "reference": reference}
 
 
 def peak_against_tokens(vocabulary, tokens):
-    """Peak memory of one loss beyond inputs and gradients: flat."""
+    """Measure the peak memory of one loss beyond inputs and gradients: it must not grow."""
     ours = [(n, loss_peak("ours", vocabulary, n)) for n in tokens]
     naive = loss_peak("naive", vocabulary, tokens[0])
     return curve(
@@ -40,67 +43,88 @@ def peak_against_tokens(vocabulary, tokens):
 
 
 def time_against_vocabulary(vocabularies, tokens, repeats):
-    """Loss time over its bare products: level."""
+    """Measure loss time over its bare products: it must not grow."""
     values = []
     for vocabulary in vocabularies:
         states, heads, weights = head_inputs(vocabulary, tokens)
         floor = loss_floor_of(states, heads)
-        found = alternate(
+        seconds = alternate(
             {
                 "loss": lambda s=states, h=heads, w=weights: one_loss("ours", s, h, w),
                 "floor": floor,
             },
             repeats,
         )
-        values.append((vocabulary, found["loss"] / found["floor"]))
+        values.append((vocabulary, seconds["loss"] / seconds["floor"]))
     return curve("loss_over_floor", "vocabulary", values, "ratio", f"bare products, N={tokens:,}")
 
 
-def step_of(models, siblings, tokens, apart=False):
-    """A VA-OPD step after the rollouts: one prompt, so many siblings of so many tokens; apart each has its own prompt."""
+def make_step(models, siblings, tokens, separate=False):
+    """Return a function for a VA-OPD step after the rollouts, with one prompt and its siblings.
+
+    With `separate` each rollout has its own prompt.
+    """
     g = torch.Generator().manual_seed(0)
-    draw = lambda: tuple(torch.randint(20, models.vocabulary, (tokens,), generator=g).tolist())
+    ids = [
+        tuple(torch.randint(20, models.vocabulary, (tokens,), generator=g).tolist())
+        for _ in range(siblings)
+    ]
     prompt = diagram_prompts("train", 1, 0)[0]
-    rollouts = tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(siblings))
+    rollouts = tuple(Rollout(x, k, Finish.LENGTH) for k, x in enumerate(ids))
     groups = (
         [RolloutGroup(prompt, (r,)) for r in rollouts]
-        if apart
+        if separate
         else [RolloutGroup(prompt, rollouts)]
     )
     return lambda: our_step(models, VAOPD(), groups)
 
 
 def step_curves(siblings, lengths, repeats):
-    """The price of a rollout against K (it must fall), and of a step against T, beside a row for each rollout."""
+    """Measure the cost of a rollout against K (it must fall), and of a step against T.
+
+    Both are compared with one row per rollout.
+    """
     student, teacher = middle_model(), middle_model().freeze()
     shared = Models(student, teacher, student.vocabulary_size)
-    apart = [dataclasses.replace(vlm, share_prompts=False) for vlm in (student, teacher)]
-    separate = Models(*apart, student.vocabulary_size)
+    unshared = [dataclasses.replace(vlm, share_prompts=False) for vlm in (student, teacher)]
+    separate = Models(*unshared, student.vocabulary_size)
     length = len(student.encode(diagram_prompts("train", 1, 0)[0]).ids)
     by_k = {
         k: alternate(
-            {"ours": step_of(shared, k, length), "rows": step_of(separate, k, length, True)},
+            {"ours": make_step(shared, k, length), "rows": make_step(separate, k, length, True)},
             repeats,
         )
         for k in siblings
     }
     one = by_k[siblings[0]]["ours"] / siblings[0]
-    price = [(k, found["ours"] / k / one) for k, found in by_k.items()]
-    rows = ", ".join(f"K={k}: {found['rows'] / k / one:.2f}" for k, found in by_k.items())
+    costs = [(k, seconds["ours"] / k / one) for k, seconds in by_k.items()]
+    rows = ", ".join(f"K={k}: {seconds['rows'] / k / one:.2f}" for k, seconds in by_k.items())
     by_t = {
         t: alternate(
-            {"ours": step_of(shared, 4, t), "rows": step_of(separate, 4, t, True)}, repeats
+            {"ours": make_step(shared, 4, t), "rows": make_step(separate, 4, t, True)}, repeats
         )
         for t in lengths
     }
     return [
-        curve("step_per_rollout", "siblings", price, "ratio", f"our own at K={siblings[0]}, T=P={length}; a row a rollout: {rows}"),
-        curve("step_over_rows", "response tokens", [(t, f["ours"] / f["rows"]) for t, f in by_t.items()], "ratio", f"a row a rollout, K=4, P={length}"),
-    ]  # fmt: skip
+        curve(
+            "step_per_rollout",
+            "siblings",
+            costs,
+            "ratio",
+            f"ours at K={siblings[0]}, T=P={length}; one row per rollout: {rows}",
+        ),
+        curve(
+            "step_over_rows",
+            "response tokens",
+            [(t, seconds["ours"] / seconds["rows"]) for t, seconds in by_t.items()],
+            "ratio",
+            f"one row per rollout, K=4, P={length}",
+        ),
+    ]
 
 
 def curves(repeats, quick):
-    """All of them."""
+    """Measure all curves."""
     large, small = (
         ((4096, 16_384), (512, 1024))
         if quick

@@ -1,14 +1,15 @@
-"""VA-OPD (arXiv 2605.21924) in one linear file, for reading. The library does the same with more care.
+"""VA-OPD (arXiv 2605.21924) in one linear file, for reading. The library does the same with checks.
 
     python examples/va_opd_from_scratch.py --steps 20
 
-A tiny student answers questions about diagrams. A teacher reads each answer twice, once with the picture and once
-with a pixelated picture. Where the picture raised the teacher's log-probability of a token, that token has *visual
-advantage*. Answers that lean on the picture get more weight, and so do their most visual tokens; the loss is the
-reverse KL between student and teacher on the student's own answers.
+A tiny student answers questions about diagrams. A teacher scores each answer twice, once with the
+image and once with a pixelated image. The *visual advantage* of a token is how much the image
+raises the teacher's log-probability of it. Answers with more visual advantage get more weight, and
+so do their tokens with the most visual advantage. The loss is the reverse KL, KL(student ||
+teacher), on the student's own answers.
 
-Only three things come from vistill: the diagrams, the shipped tiny models, and the conversion of a prompt into token
-ids and image tensors. Sampling, scoring, weights, loss and update are written out below.
+Only three things come from vistill: the diagrams, the shipped tiny models, and the conversion of a
+prompt into token ids and image tensors. Sampling, scoring, weights, loss and update are below.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from vistill.data.diagrams import diagrams
 from vistill.types import View
 from vistill.views import apply_view
 
-# ---------------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------- settings
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=20)
@@ -47,7 +48,7 @@ args = parser.parse_args()
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)
 
-# ------------------------------------------------------------------------------------------------------------ models
+# ------------------------------------------------------------------------------------------- models
 
 student = vistill.load("vistill:student", device="cpu")
 teacher = vistill.load("vistill:teacher", frozen=True, device="cpu")
@@ -60,7 +61,7 @@ stream = diagrams("train", args.steps * args.prompts, args.seed)
 
 
 def inputs_of(prompt, count):
-    """Model inputs for `count` copies of a prompt: ids, image tensors, and which tokens are image tokens."""
+    """Make model inputs for `count` copies of a prompt: token ids and image tensors."""
     encoded = student.encode(prompt)
     ids = torch.tensor([encoded.ids] * count)
     return ids, {
@@ -69,8 +70,8 @@ def inputs_of(prompt, count):
     }
 
 
-def answer(prompt):
-    """K sampled answers as lists of token ids, each up to and including the end-of-turn token."""
+def sample_answers(prompt):
+    """Sample K answers as lists of token ids, each up to and including the end-of-turn token."""
     ids, pixels = inputs_of(prompt, args.siblings)
     out = student.model.generate(
         input_ids=ids,
@@ -93,9 +94,10 @@ def answer(prompt):
 
 
 def logits_of(vlm, prompt, answers):
-    """Logits that predict each answer's tokens, one [T, V] tensor an answer.
+    """Compute the logits that predict each answer's tokens, one [T, V] tensor per answer.
 
-    The hidden state at a position predicts the NEXT token, so the rows of an answer start one before it.
+    The hidden state at a position predicts the NEXT token, so the rows of an answer start one
+    position before it.
     """
     ids, pixels = inputs_of(prompt, len(answers))
     length = ids.shape[1]
@@ -112,39 +114,42 @@ def logits_of(vlm, prompt, answers):
     return [logits[k, length - 1 : length - 1 + len(a)] for k, a in enumerate(answers)]
 
 
-# -------------------------------------------------------------------------------------------------------------- loop
+# --------------------------------------------------------------------------------------------- loop
 
 for step in range(args.steps):
     items = stream[step * args.prompts : (step + 1) * args.prompts]
     prompts = [item.prompt(f"train-{step}-{i}") for i, item in enumerate(items)]
     optimizer.zero_grad()
-    total_loss, total_advantage, total_tokens, right = 0.0, 0.0, 0, 0
+    total_loss, total_advantage, total_tokens, num_correct = 0.0, 0.0, 0, 0
 
     for item, prompt in zip(items, prompts, strict=True):
-        # 1. K answers from the current student.
+        # 1. Sample K answers from the current student.
         student.model.eval()
         with torch.no_grad():
-            answers = answer(prompt)
-        right += sum(f"\\boxed{{{item.answer}}}" in tokenizer.decode(a) for a in answers)
+            answers = sample_answers(prompt)
+        num_correct += sum(f"\\boxed{{{item.answer}}}" in tokenizer.decode(a) for a in answers)
 
-        # 2. Visual advantage: a = max(log pT(token | picture) - log pT(token | pixelated picture), 0), temperature 1.
+        # 2. Visual advantage at temperature 1:
+        #    a = max(log pT(token | image) - log pT(token | pixelated image), 0).
         with torch.no_grad():
-            seen = [F.log_softmax(x, -1) for x in logits_of(teacher, prompt, answers)]
-            blurred = [
+            full_rows = [F.log_softmax(x, -1) for x in logits_of(teacher, prompt, answers)]
+            pixelated_rows = [
                 F.log_softmax(x, -1)
                 for x in logits_of(teacher, apply_view(prompt, View.PIXELATED), answers)
             ]
         advantage = []
-        for a, full, degraded in zip(answers, seen, blurred, strict=True):
+        for a, full, pixelated in zip(answers, full_rows, pixelated_rows, strict=True):
             ids = torch.tensor(a)[:, None]
-            advantage.append((full.gather(1, ids) - degraded.gather(1, ids))[:, 0].clamp_min(0))
+            advantage.append((full.gather(1, ids) - pixelated.gather(1, ids))[:, 0].clamp_min(0))
 
-        # 3. Answer weights: softmax over siblings of the z-scored mean advantage (population standard deviation).
+        # 3. Answer weights: softmax over siblings of the z-scored mean advantage (population
+        #    standard deviation).
         means = torch.stack([a.mean() for a in advantage]).double()
         sigma = ((means - means.mean()) ** 2).mean().sqrt()
         weights = torch.softmax((means - means.mean()) / (sigma + 1e-6) / args.tau, 0).float()
 
-        # 4. Token weights: the top p_v of an answer's tokens share lambda of its weight, the others the rest.
+        # 4. Token weights: the top p_v of an answer's tokens share lambda of its weight; the others
+        #    share the rest.
         coefficients = []
         for w, a in zip(weights, advantage, strict=True):
             num_high = max(1, math.ceil(args.high_share * len(a) - 1e-9))
@@ -154,17 +159,16 @@ for step in range(args.steps):
             if num_low == 0:
                 coefficients.append(torch.full((len(a),), float(w) / num_high))
             else:
-                inside, outside = (
-                    w * args.high_weight / num_high,
-                    w * (1 - args.high_weight) / num_low,
-                )
-                coefficients.append(torch.where(high, inside, outside))
+                weight_high = w * args.high_weight / num_high
+                weight_low = w * (1 - args.high_weight) / num_low
+                coefficients.append(torch.where(high, weight_high, weight_low))
 
-        # 5. Loss: weighted reverse KL(student || teacher with the ORIGINAL picture), prompts averaged.
+        # 5. Loss: weighted reverse KL(student || teacher with the ORIGINAL image), mean over
+        #    prompts.
         student.model.train()
-        own = [F.log_softmax(x, -1) for x in logits_of(student, prompt, answers)]
+        student_rows = [F.log_softmax(x, -1) for x in logits_of(student, prompt, answers)]
         loss = torch.zeros(())
-        for c, p, q in zip(coefficients, own, seen, strict=True):
+        for c, p, q in zip(coefficients, student_rows, full_rows, strict=True):
             kl = (p.exp() * (p - q)).sum(-1)
             loss = loss + (c * kl).sum()
         (loss / args.prompts).backward()
@@ -173,12 +177,12 @@ for step in range(args.steps):
         total_advantage += sum(a.sum().item() for a in advantage)
         total_tokens += sum(len(a) for a in advantage)
 
-    # 6. One clipped update for all prompts.
+    # 6. One update with clipped gradient for all prompts.
     norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
     optimizer.step()
-    accuracy = right / (args.prompts * args.siblings)
+    accuracy = num_correct / (args.prompts * args.siblings)
     print(
-        f"step {step + 1:3d}   loss {total_loss:.4f}   accuracy of its own answers {accuracy:.2f}   "
+        f"step {step + 1:3d}   loss {total_loss:.4f}   accuracy of the answers {accuracy:.2f}   "
         f"mean VA {total_advantage / total_tokens:.3f} nats   gradient norm {float(norm):.2f}",
         flush=True,
     )

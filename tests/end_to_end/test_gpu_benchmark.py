@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: toy sizes, one broken item among others, what to carry to a machine without a network."""
+"""The GPU benchmark without a GPU: toy sizes, one broken item, the wheels for offline machines."""
 
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ def _benchmarks(monkeypatch):
 
 
 def run_script(*arguments, code=None):
-    """The script in a process of its own, or some code in its place."""
+    """Run the script, or some code instead, in a separate process."""
     start = ["-c", code] if code else [str(SCRIPT)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -36,7 +36,7 @@ def run_script(*arguments, code=None):
 
 
 def run_fake(tmp_path, functions, budget=60.0, tiny=True):
-    """Items made of plain functions, through the real runner; whether all was well, and the stored results."""
+    """Run functions as items through the real runner; return its status and the stored results."""
     from gpu_runner import Bench, Item, run_items
 
     items = [
@@ -49,17 +49,19 @@ def run_fake(tmp_path, functions, budget=60.0, tiny=True):
     return good, json.loads(out.read_text())
 
 
-def fine(bench):
+def good_item(bench):
     bench.values["seen"] = 1.23456
-    bench.row("row_of_fine", 2.0, "s", "nothing")
+    bench.row("row_of_good_item", 2.0, "s", "nothing")
 
 
-def test_all_that_is_taken_from_vistill_is_there():
+def test_all_names_imported_from_vistill_exist():
     import gpu_items
     import gpu_setup
 
     assert all(hasattr(gpu_setup, name) for name in gpu_setup.__all__)
-    assert {"build_model", "build_step", "write_rollouts", "plain_step"} <= set(gpu_setup.__all__)
+    assert {"build_model", "build_step", "make_rollouts", "transformers_step"} <= set(
+        gpu_setup.__all__
+    )
     others = [
         REPO / "benchmarks" / f"{name}.py"
         for name in ("gpu", "gpu_items", "gpu_kernels", "gpu_runner")
@@ -84,7 +86,7 @@ def test_an_error_in_one_item_is_recorded_and_the_others_run(tmp_path):
         with bench.part("second"):
             bench.values["after"] = 2
 
-    good, results = run_fake(tmp_path, [broken, parts, fine])
+    good, results = run_fake(tmp_path, [broken, parts, good_item])
     assert not good
     items = results["items"]
     assert items["broken"]["status"] == items["parts"]["status"] == "failed"
@@ -94,9 +96,9 @@ def test_an_error_in_one_item_is_recorded_and_the_others_run(tmp_path):
     assert items["parts"]["error"] == "first: AttributeError: renamed"
     assert items["parts"]["values"]["first"]["before"] == 1
     assert items["parts"]["values"]["second"]["after"] == 2
-    assert items["fine"]["status"] == "ok"
-    assert items["fine"]["values"]["seen"] == 1.235
-    assert [row["name"] for row in results["rows"]] == ["row_of_fine"]
+    assert items["good_item"]["status"] == "ok"
+    assert items["good_item"]["values"]["seen"] == 1.235
+    assert [row["name"] for row in results["rows"]] == ["row_of_good_item"]
 
 
 @pytest.mark.parametrize("value", [0.3, float("nan"), float("inf")])
@@ -105,45 +107,45 @@ def test_a_value_beyond_its_bound_fails_its_item_and_stays_in_the_results(tmp_pa
         bench.check("difference", value, 0.1)
         bench.check("other", 0.1, 0.1)
 
-    good, results = run_fake(tmp_path, [wrong, fine])
+    good, results = run_fake(tmp_path, [wrong, good_item])
     assert not good
     assert results["items"]["wrong"]["status"] == "failed"
     assert "difference is" in results["items"]["wrong"]["error"]
     assert "other" not in results["items"]["wrong"]["error"]
-    kept = value if value == 0.3 else str(value)
-    assert results["items"]["wrong"]["values"]["difference"] == {"value": kept, "bound": 0.1}
-    assert results["items"]["fine"]["status"] == "ok"
+    stored = value if value == 0.3 else str(value)
+    assert results["items"]["wrong"]["values"]["difference"] == {"value": stored, "bound": 0.1}
+    assert results["items"]["good_item"]["status"] == "ok"
 
 
 def test_the_results_are_written_after_every_item(tmp_path):
-    seen = []
+    snapshots = []
 
-    def look(bench):
-        seen.append(json.loads((tmp_path / "gpu.json").read_text()))
+    def read_results(bench):
+        snapshots.append(json.loads((tmp_path / "gpu.json").read_text()))
 
-    run_fake(tmp_path, [fine, look, fine])
-    statuses = {name: record["status"] for name, record in seen[0]["items"].items()}
-    assert statuses == {"fine": "ok", "look": "running"}
-    assert seen[0]["about"] == {"torch": "2"}
-    assert seen[0]["rows"][0]["value"] == 2.0
+    run_fake(tmp_path, [good_item, read_results, good_item])
+    statuses = {name: record["status"] for name, record in snapshots[0]["items"].items()}
+    assert statuses == {"good_item": "ok", "read_results": "running"}
+    assert snapshots[0]["about"] == {"torch": "2"}
+    assert snapshots[0]["rows"][0]["value"] == 2.0
 
 
-def test_what_does_not_fit_into_the_budget_is_skipped_with_the_reason(tmp_path):
+def test_an_item_that_does_not_fit_into_the_budget_is_skipped_with_the_reason(tmp_path):
     from gpu_runner import Item, Skip
 
-    def not_here(bench):
+    def unavailable(bench):
         raise Skip("no such kernel")
 
-    long, needy = Item("long", 1000, fine), Item("needy", 1, fine, ("teacher",))
-    good, results = run_fake(tmp_path, [long, not_here, needy, fine], tiny=False)
+    long, dependent = Item("long", 1000, good_item), Item("dependent", 1, good_item, ("teacher",))
+    good, results = run_fake(tmp_path, [long, unavailable, dependent, good_item], tiny=False)
     assert good
     assert results["items"]["long"] == {
         "status": "skipped",
         "reason": "needs about 1000 s, 60 s are left",
     }
-    assert results["items"]["not_here"]["reason"] == "no such kernel"
-    assert results["items"]["needy"]["reason"] == "needs the teacher, which could not be built"
-    assert results["items"]["fine"]["status"] == "ok"
+    assert results["items"]["unavailable"]["reason"] == "no such kernel"
+    assert results["items"]["dependent"]["reason"] == "needs the teacher, which could not be built"
+    assert results["items"]["good_item"]["status"] == "ok"
 
 
 def test_an_item_that_overruns_the_budget_is_stopped(tmp_path):
@@ -153,33 +155,36 @@ def test_an_item_that_overruns_the_budget_is_stopped(tmp_path):
             bench.values["inside"] = 1
             time.sleep(20)
 
-    good, results = run_fake(tmp_path, [slow, fine], budget=0.3)
+    good, results = run_fake(tmp_path, [slow, good_item], budget=0.3)
     assert good
-    slow_one = results["items"]["slow"]
-    assert (slow_one["status"], slow_one["seconds"] < 10) == ("skipped", True)
-    assert slow_one["reason"].endswith("the budget is spent")
-    assert slow_one["values"] == {"before": 1, "long": {"inside": 1, "peak_gib": None}}
-    assert results["items"]["fine"]["status"] == "skipped"
+    slow_record = results["items"]["slow"]
+    assert (slow_record["status"], slow_record["seconds"] < 10) == ("skipped", True)
+    assert slow_record["reason"].endswith("the budget is spent")
+    assert slow_record["values"] == {"before": 1, "long": {"inside": 1, "peak_gib": None}}
+    assert results["items"]["good_item"]["status"] == "skipped"
 
 
-def test_items_are_chosen_by_name_together_with_the_models_they_need():
-    from gpu import chosen
+def test_items_are_selected_by_name_together_with_the_models_they_need():
+    from gpu import select_items
 
     items = [
         SimpleNamespace(name=n, needs=needs)
         for n, needs in (("a", ()), ("models", ()), ("b", ("student",)))
     ]
-    names = lambda wanted: [item.name for item in chosen(items, wanted)]
+
+    def names(wanted):
+        return [item.name for item in select_items(items, wanted)]
+
     assert names(None) == ["a", "models", "b"]
     assert names(["a"]) == ["a"]
     assert names(["b"]) == ["models", "b"]
     with pytest.raises(SystemExit, match="no item c, d; there are: a, models, b"):
-        chosen(items, ["c", "a", "d"])
+        select_items(items, ["c", "a", "d"])
 
 
 def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+        pytest.skip("this machine has a GPU")
     done = run_script("--out", tmp_path / "gpu.json")
     assert done.returncode == 1
     assert (
@@ -208,12 +213,12 @@ def test_a_package_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(
         gpu, "version_of", lambda name: "5.9.1" if name == "transformers" else real(name)
     )
-    (lacking,) = gpu.lacking_packages()
-    assert re.fullmatch(r"transformers>=5[\d.]+ \(here: 5\.9\.1\)", lacking)
+    (missing,) = gpu.missing_packages()
+    assert re.fullmatch(r"transformers>=5[\d.]+ \(here: 5\.9\.1\)", missing)
 
 
 def closure(name, known):
-    """The installed packages that a package needs, itself included."""
+    """Collect the installed packages that a package needs, including itself."""
     name = re.sub(r"[-_.]+", "-", name).lower()
     if name in known:
         return known
@@ -228,17 +233,19 @@ def closure(name, known):
     return known
 
 
-def test_the_wheels_to_carry_are_all_that_vistill_needs_beyond_torch_in_the_tested_versions():
-    from gpu import pinned
+def test_the_wheels_are_all_packages_that_vistill_needs_beyond_torch_in_the_tested_versions():
+    from gpu import pinned_versions
 
-    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pinned().items()}
+    pins = {
+        re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pinned_versions().items()
+    }
     lines = (REPO / "constraints.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
     tested = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in tested.items()}
     assert pins == {name: tested[name] for name in pins}
-    there = closure("torch", set()) | {"numpy", "hf-xet"}
+    on_the_machine = closure("torch", set()) | {"numpy", "hf-xet"}
     needed = closure("vistill", set()) - {"vistill"}
-    assert needed - there <= set(pins)
+    assert needed - on_the_machine <= set(pins)
     assert set(pins) <= needed
 
 
@@ -271,14 +278,14 @@ BROKEN = """
 import sys
 sys.path.insert(0, {folder!r})
 import gpu, gpu_items
-def gone(*_, **__): raise AttributeError("write_rollouts has gone")
-gpu_items.write_rollouts = gone
+def removed(*_, **__): raise AttributeError("make_rollouts was removed")
+gpu_items.make_rollouts = removed
 sys.exit(gpu.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-def test_a_broken_item_leaves_the_others_their_values_and_a_complete_file(tmp_path):
+def test_a_broken_item_does_not_change_the_values_of_the_others(tmp_path):
     code = BROKEN.format(folder=str(REPO / "benchmarks"))
     out = tmp_path / "gpu.json"
     done = run_script("--tiny", "--items", "loss_torch,rollouts,saving", "--out", out, code=code)
@@ -290,7 +297,7 @@ def test_a_broken_item_leaves_the_others_their_values_and_a_complete_file(tmp_pa
         "rollouts": "failed",
         "saving": "ok",
     }
-    assert "write_rollouts has gone" in items["rollouts"]["error"]
-    assert "write_rollouts has gone" in json.dumps(items["rollouts"]["values"])
+    assert "make_rollouts was removed" in items["rollouts"]["error"]
+    assert "make_rollouts was removed" in json.dumps(items["rollouts"]["values"])
     assert items["rollouts"]["values"]["encode"]["ms_per_prompt"] > 0
     assert items["saving"]["values"]["gigabytes"] > 0

@@ -326,4 +326,4 @@ def test_the_audit_reports_only_what_it_audited():
     )
     status, text = audit.verdict({"dependencies": [fine, hole, unknown]})
     assert status == 1
-    assert text == "b 1: PYSEC-1, mended in ['2']\n2 of 3 packages audited, 1 advisories"
+    assert text == "b 1: PYSEC-1, fixed in ['2']\n2 of 3 packages audited, 1 advisories"

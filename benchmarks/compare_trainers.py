@@ -1,33 +1,42 @@
-"""vistill next to TRL's `DistillationTrainer` and transformers' `Trainer`, on one machine, by one rule for all three.
+"""Compare vistill with TRL's `DistillationTrainer` and transformers' `Trainer`.
 
-    python benchmarks/next_to_trainers.py            50 kills a tool, every stop, every mistake
-    python benchmarks/next_to_trainers.py --quick    3 kills, three stops, five mistakes
-    python benchmarks/next_to_table.py               only renew the table in README.md from the stored results
+One machine, and one rule for all three tools.
 
-Same for all: CPU, float32, one thread, no network, tiny models of 77,000 to 114,000 parameters, 8 rows, 2 a step,
-3 epochs = 12 steps, AdamW with a learning rate of 3e-3 on its way down to 0, a checkpoint after every step, two of them
-kept, no evaluation, run folders in memory where there is /dev/shm. Every run is a forked child of a parent that has
-imported everything and trained nothing, and "the same command" is the same function on the same folder:
+    python benchmarks/compare_trainers.py            50 kills per tool, every stop, every mistake
+    python benchmarks/compare_trainers.py --quick    3 kills, three stops, five mistakes
+    python benchmarks/compare_trainers_table.py      only write the table of README.md again
 
-- vistill: on-policy distillation of a tiny Qwen3-VL, two rollouts a prompt; `run` resumes by itself. Its stop after
-  three steps in which no response ends by itself is off (`rollout.all_truncated`): six tokens are too few on purpose.
-- TRL: `DistillationTrainer` on the same two models, pictures and prompts (one rollout a prompt, it has no more), at its
-  defaults but for what is named here and bf16, which is off.
-- Trainer: a tiny GPT-2 learns the same questions as text; dropout 0.1 is on, so that lost random states would show.
-  Both continue as the official examples do: `train(resume_from_checkpoint=True)` where `get_last_checkpoint` finds one,
-  else from the beginning. They are stopped by a callback that sets `should_training_stop` after step k, where a
-  checkpoint is saved as after every step; vistill by `stop_after`.
+The same for all: CPU, float32, one thread, no network, tiny models of 77,000 to 114,000 parameters,
+8 rows, 2 per step, 3 epochs = 12 steps, AdamW with a learning rate that decays from 3e-3 to 0, a
+checkpoint after every step, two of them kept, no evaluation, run folders in memory if there is
+/dev/shm. Every run is a forked child of a parent that has imported everything and trained nothing.
+"The same command" is the same function on the same folder:
 
-Rows. First two runs nobody disturbs: where their weights differ, nothing is counted and the table says so. Then
-`stop`: stopped after step k, for every k from 1 to 11, and repeated once. `kill`: SIGKILL at an instant drawn uniformly
-from the first 95 % of the time between the first update and the end of an undisturbed run, counted from the child's own
-first update (before it, a kill only means to begin anew; the same shares for all tools); then the command is repeated
-until it ends, at most three times; where it never ends, the run is `stuck`. Compared is the SHA-256 of the final
-weights' file.
-`mistakes`: see `next_to_mistakes.py`, which also says what a useful message is.
+- vistill: on-policy distillation of a tiny Qwen3-VL, two rollouts per prompt; `run` resumes by
+  itself. vistill stops after three steps in which every response is truncated; here this is off
+  (`rollout.all_truncated`), because six tokens are too few on purpose.
+- TRL: `DistillationTrainer` on the same two models, images and prompts (one rollout per prompt,
+  it has no more), at its defaults except what is named here and bf16, which is off.
+- Trainer: a tiny GPT-2 is trained on the same questions as text; dropout 0.1 is on, so that a lost
+  random state would show. TRL and Trainer continue as the official examples do:
+  `train(resume_from_checkpoint=True)` if `get_last_checkpoint` finds a checkpoint, else from the
+  start. A callback stops them: it sets `should_training_stop` after step k, where a checkpoint is
+  saved as after every step. vistill is stopped by `stop_after`.
 
-What this cannot say: how often a kill hits a save depends on the time between saves, which is short here; the
-consequence of a hit does not. The mistakes were chosen by the authors of vistill.
+Rows:
+
+- First, two undisturbed runs. If their weights differ, nothing is counted and the table says so.
+- `stop`: stopped after step k, for every k from 1 to 11, and repeated once.
+- `kill`: SIGKILL at a random instant, then the command is repeated until it ends, at most three
+  times; if it never ends, the run is `stuck`. The instant is drawn uniformly from the first 95 % of
+  the time between the first update and the end of an undisturbed run, counted from the child's own
+  first update (before it, a kill only means to start again). All tools get the same shares.
+- `mistakes`: see `compare_trainers_mistakes.py`, which also says what a useful message is.
+
+The final weights are compared by the SHA-256 of their file.
+
+What this cannot show: how often a kill hits a save depends on the time between saves, which is
+short here; the consequence of a hit does not. The authors of vistill chose the mistakes.
 """
 
 import argparse
@@ -50,9 +59,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from beside_trl import Processor
+from compare_trainers_table import RESULTS, table, write
+from compare_trl import Processor
 from datasets import Dataset
-from next_to_table import RESULTS, table, write
 from transformers import (
     DataCollatorForLanguageModeling,
     GPT2Config,
@@ -87,41 +96,50 @@ STEPS = PROMPTS * EPOCHS // PER_STEP
 TRIES = 3
 
 
-class Watch(TrainerCallback):
-    """Tells of every update, and ends the training after a step, whose checkpoint is saved like any other."""
+class UpdateCallback(TrainerCallback):
+    """Report every update; end the training after a step, with a checkpoint like any other."""
 
-    def __init__(self, told, stop):
-        self.told, self.stop = told, stop
+    def __init__(self, on_update, stop):
+        self.on_update, self.stop = on_update, stop
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.told()
+        self.on_update()
         if state.global_step == self.stop:
             control.should_training_stop = True
 
 
 def arguments(folder):
-    """What both trainers of Hugging Face are told."""
+    """Return the arguments of both Hugging Face trainers."""
     return {
-        "output_dir": str(folder), "per_device_train_batch_size": PER_STEP, "gradient_accumulation_steps": 1,
-        "num_train_epochs": EPOCHS, "learning_rate": RATE, "save_strategy": "steps", "save_steps": 1,
-        "save_total_limit": KEPT, "use_cpu": True, "report_to": [], "logging_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "per_device_train_batch_size": PER_STEP,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": RATE,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": KEPT,
+        "use_cpu": True,
+        "report_to": [],
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
-def carry_on(trainer, folder):
-    """Begin, or continue from the last checkpoint, as transformers' own examples do."""
+def train_or_resume(trainer, folder):
+    """Start, or continue from the last checkpoint, as transformers' own examples do."""
     last = get_last_checkpoint(str(folder))
     trainer.train(resume_from_checkpoint=True if last else None)
 
 
 def left_padded(tokenizer):
-    """The tokenizer as TRL asks for it."""
+    """Set the tokenizer's padding side as TRL requires."""
     tokenizer.padding_side = "left"
     return tokenizer
 
 
 def small_gpt(tokenizer, seed=0):
-    """A GPT-2 of the size of the other models, dropout as shipped: 0.1."""
+    """Build a GPT-2 of the size of the other models, with its default dropout of 0.1."""
     torch.manual_seed(seed)
     ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return GPT2LMHeadModel(
@@ -132,12 +150,12 @@ def small_gpt(tokenizer, seed=0):
 
 
 def is_update(record):
-    """Whether a record of vistill's progress tells of an update; others tell of events and evaluations."""
+    """Return whether a progress record is an update, not an event or an evaluation."""
     return "seconds" in record
 
 
-def train_ours(folder, told, stop=None):
-    """vistill: OPD of a tiny Qwen3-VL."""
+def train_ours(folder, on_update, stop=None):
+    """Train vistill: OPD of a tiny Qwen3-VL."""
     tokenizer = tiny_tokenizer()
     student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
     place = RunFolder(folder)
@@ -158,17 +176,22 @@ def train_ours(folder, told, stop=None):
         save=SaveSettings(every=1, keep=KEPT, keep_best="none"),
         eval=EvalSettings(every=0),
     )
-    given = ProvidedInputs(student, teacher, diagram_prompts("train", PROMPTS, 0), stop_after=stop)
-    setup = make_setup(recipe, place, given=given)
-    setup.progress = lambda record: told() if is_update(record) else None
+    provided = ProvidedInputs(
+        student, teacher, diagram_prompts("train", PROMPTS, 0), stop_after=stop
+    )
+    setup = make_setup(recipe, place, given=provided)
+    setup.progress = lambda record: on_update() if is_update(record) else None
     run(build(setup), place)
 
 
-def train_trl(folder, told, stop=None):
-    """TRL: the same models, pictures and prompts."""
+def train_trl(folder, on_update, stop=None):
+    """Train TRL: the same models, images and prompts."""
     tokenizer = tiny_tokenizer()
     student, teacher = build_tiny(SIZE, tokenizer, 0), build_tiny(SIZE, tokenizer, 1).freeze()
-    text = lambda message: "".join(part.get("text", "") for part in message["content"])
+
+    def text(message):
+        return "".join(part.get("text", "") for part in message["content"])
+
     rows = [
         {
             "prompt": [{"role": m["role"], "content": text(m)} for m in chat_messages(p)],
@@ -184,15 +207,15 @@ def train_trl(folder, told, stop=None):
             student.family.processor, left_padded(tokenizer), tokenizer.chat_template
         ),
         train_dataset=Dataset.from_list(rows),
-        callbacks=[Watch(told, stop)],
+        callbacks=[UpdateCallback(on_update, stop)],
     )
-    carry_on(trainer, folder)
+    train_or_resume(trainer, folder)
     if stop is None:
         trainer.save_model(str(folder / "final"))
 
 
-def train_hf(folder, told, stop=None):
-    """Trainer: a tiny GPT-2 on the questions' text."""
+def train_hf(folder, on_update, stop=None):
+    """Train transformers' Trainer: a tiny GPT-2 on the questions' text."""
     tokenizer = tiny_tokenizer()
     rows = [
         {"input_ids": tokenizer(p.text)["input_ids"]} for p in diagram_prompts("train", PROMPTS, 0)
@@ -202,9 +225,9 @@ def train_hf(folder, told, stop=None):
         args=Arguments(**arguments(folder)),
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        callbacks=[Watch(told, stop)],
+        callbacks=[UpdateCallback(on_update, stop)],
     )
-    carry_on(trainer, folder)
+    train_or_resume(trainer, folder)
     if stop is None:
         trainer.save_model(str(folder / "final"))
 
@@ -218,14 +241,14 @@ class Tool:
     train: Callable
 
     def child(self, folder, stop=None):
-        """A forked process that gives the command; its console goes beside the run folder."""
+        """Return a forked process that runs the command; its output goes next to the folder."""
         return Child(
             lambda: self.train(folder, folder.with_suffix(".begun").touch, stop),
             folder.with_suffix(".console"),
         )
 
-    def begun(self, folder):
-        """Give the command and wait for the first update; the child's pid."""
+    def start_and_wait(self, folder):
+        """Run the command and wait for the first update; return the child's pid."""
         pid, deadline = self.child(folder).start(), time.monotonic() + 120
         while not folder.with_suffix(".begun").exists():
             assert time.monotonic() < deadline, f"{self.name} takes no step: {last_line(folder)}"
@@ -233,7 +256,7 @@ class Tool:
         return pid
 
     def weights(self, folder):
-        """SHA-256 of the final weights."""
+        """Return the SHA-256 of the final weights."""
         ours = self.name == "vistill"
         file = newest_checkpoint(RunFolder(folder)) / "student" if ours else folder / "final"
         return hashlib.sha256((file / "model.safetensors").read_bytes()).hexdigest()
@@ -247,26 +270,29 @@ TOOLS = (
 
 
 def last_line(folder):
-    """How the console of a run ended, without this machine's paths."""
+    """Return the last line of a run's console, without this machine's paths."""
     lines = folder.with_suffix(".console").read_text(errors="replace").strip().splitlines() or [""]
     return lines[-1].replace(str(folder), "RUN")[:200]
 
 
 def undisturbed(tool, folder):
-    """Two runs nobody disturbs: hash, seconds of the second after its first update, and whether they agree."""
-    found = []
+    """Run twice without a disturbance.
+
+    Return the hash, the seconds of the second run after its first update, and whether both agree.
+    """
+    hashes = []
     for number in range(2):
         place = folder / f"{tool.name}-{number}"
-        pid, start = tool.begun(place), time.perf_counter()
+        pid, start = tool.start_and_wait(place), time.perf_counter()
         _, status = os.waitpid(pid, 0)
         seconds = time.perf_counter() - start
         assert status == 0, f"{tool.name} does not run at all: {last_line(place)}"
-        found.append(tool.weights(place))
-    return found[1], seconds, found[0] == found[1]
+        hashes.append(tool.weights(place))
+    return hashes[1], seconds, hashes[0] == hashes[1]
 
 
 def repeat(tool, place, expected, tries):
-    """Repeat the command: `same`, `different` or `stuck`, and the last words of a run that is stuck."""
+    """Repeat the command; return `same`, `different` or `stuck`, and a stuck run's last line."""
     for _ in range(tries):
         if tool.child(place)() == 0:
             return ("same" if tool.weights(place) == expected else "different"), ""
@@ -274,7 +300,7 @@ def repeat(tool, place, expected, tries):
 
 
 def stops(tool, folder, expected, steps):
-    """Stopped after a step, repeated once."""
+    """Stop after each step, then repeat the command once."""
     for step in steps:
         place = folder / f"{tool.name}-stop-{step}"
         code = tool.child(place, step)()
@@ -283,19 +309,19 @@ def stops(tool, folder, expected, steps):
 
 
 def kills(tool, folder, expected, trials):
-    """SIGKILL some seconds after the first update, repeated until it ends."""
+    """Send SIGKILL some seconds after the first update; repeat the command until it ends."""
     for number, seconds in enumerate(trials):
         place = folder / f"{tool.name}-kill-{number}"
-        pid = tool.begun(place)
+        pid = tool.start_and_wait(place)
         time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)  # also where it has just ended: nobody has waited for it yet
+        os.kill(pid, signal.SIGKILL)  # safe after it has ended too: its pid is not yet reaped
         os.waitpid(pid, 0)
         saved = any(place.glob("checkpoint-*"))
         yield f"after {seconds:.2f} s", *repeat(tool, place, expected, TRIES), saved
 
 
 def count(name, tool, trials):
-    """One cell: how many trials ended how."""
+    """Count how the trials of one cell ended."""
     start, ends, notes, saved = time.perf_counter(), Counter(), [], 0
     for what, end, words, checkpoint in trials:
         ends[end] += 1
@@ -311,7 +337,7 @@ def count(name, tool, trials):
 
 
 def resume_rows(folder, tools, num_kills, steps):
-    """Both rows about resuming."""
+    """Measure both rows about resuming."""
     for tool in tools:
         expected, seconds, agree = undisturbed(tool, folder)
         yield {
@@ -330,10 +356,10 @@ def resume_rows(folder, tools, num_kills, steps):
 
 
 def facts(args):
-    """What the numbers belong to."""
+    """Return date, command and versions of the measurement."""
     words = " --quick" if args.quick else f" --kills {args.kills}"
     return {
-        "command": f"python benchmarks/next_to_trainers.py{words}",
+        "command": f"python benchmarks/compare_trainers.py{words}",
         "date": datetime.date.today().isoformat(),
         **{
             name: version(name)
@@ -348,14 +374,14 @@ def facts(args):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILL trials a tool")
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILL trials per tool")
     parser.add_argument("--quick", action="store_true", help="3 kills, three stops, five mistakes")
     parser.add_argument(
-        "--only", help="measure one tool again, into the last results: vistill, trl or hf"
+        "--only", help="measure one tool (vistill, trl, hf); merge it into the last results"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    from next_to_mistakes import mistake_rows
+    from compare_trainers_mistakes import mistake_rows
 
     use_one_thread()
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None

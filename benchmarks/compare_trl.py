@@ -1,6 +1,8 @@
-"""Rows of `make bench` beside TRL 1.16: its own trainer as shipped, and its kernels in a row-per-rollout layout.
+"""Rows of `make bench` that compare with TRL 1.16.
 
-Same models, pictures, number of rollouts and lengths on both sides; float32, one thread, processor seconds, in turn.
+TRL runs twice: its own trainer as shipped, and its kernels in a layout of one row per rollout.
+Both sides have the same models, images, number of rollouts and lengths; float32, one thread,
+processor seconds, in turn.
 """
 
 import copy
@@ -36,13 +38,13 @@ from vistill.views import apply_view
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a step is made of."""
+    """The sizes of a step."""
 
     prompts: int = 2
     siblings: int = 4
     tokens: int = 256
     vocabulary: int = 32_768
-    picture: int = 288
+    image: int = 288
     """Side in pixels; patches of 8, merged 2 x 2."""
 
     def __str__(self):
@@ -50,20 +52,23 @@ class Sizes:
 
 
 def make_models(sizes):
-    """A student 256 wide and a teacher 384 wide whose tokenizer is as large as their head."""
+    """Build a student of hidden size 256 and a teacher of 384; the tokenizer fills their heads."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"<extra_{i}>" for i in range(sizes.vocabulary - len(tokenizer))])
-    pixels = sizes.picture**2
-    numbers = {"side": sizes.picture, "min_pixels": pixels, "max_pixels": pixels, "init": 0.02}
+    pixels = sizes.image**2
+    numbers = {"side": sizes.image, "min_pixels": pixels, "max_pixels": pixels, "init": 0.02}
     student = TinySize(256, 3, 4, 768, 192, 3, 4, 576, **numbers)
     teacher = TinySize(384, 4, 6, 1152, 256, 4, 4, 768, **numbers)
     return build_tiny(student, tokenizer, 0), build_tiny(teacher, tokenizer, 1).freeze()
 
 
 def fixed_groups(student, sizes):
-    """Prompts with random responses of one length."""
+    """Make prompts with random responses of one length."""
     g = torch.Generator().manual_seed(0)
-    draw = lambda: tuple(torch.randint(20, sizes.vocabulary, (sizes.tokens,), generator=g).tolist())
+
+    def draw():
+        return tuple(torch.randint(20, sizes.vocabulary, (sizes.tokens,), generator=g).tolist())
+
     prompts = diagram_prompts("train", sizes.prompts, 0)
     return [
         RolloutGroup(p, tuple(Rollout(draw(), k, Finish.LENGTH) for k in range(sizes.siblings)))
@@ -72,7 +77,10 @@ def fixed_groups(student, sizes):
 
 
 def rows_of(vlm, groups, view):
-    """One row a rollout, its picture beside it; all prompts and responses here have one length, so nothing is padded."""
+    """Make one row per rollout, each with its own image.
+
+    All prompts and responses here have one length, so nothing is padded.
+    """
     rows, pixels, grids = [], [], []
     for group in groups:
         encoded = vlm.encode(apply_view(group.prompt, view))
@@ -85,13 +93,17 @@ def rows_of(vlm, groups, view):
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     types = (ids == vlm.family.image_id).int() * mask.int()
     return {
-        "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "use_cache": False,
-        "pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids),
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mm_token_type_ids": types,
+        "use_cache": False,
+        "pixel_values": torch.cat(pixels),
+        "image_grid_thw": torch.cat(grids),
+    }
 
 
 def states(vlm, groups, view):
-    """Hidden states [N T, H] of the response rows."""
+    """Compute the hidden states [N T, H] of the response rows."""
     tokens = len(groups[0].rollouts[0].ids)
     return (
         vlm.model.model(**rows_of(vlm, groups, view))
@@ -101,22 +113,26 @@ def states(vlm, groups, view):
 
 
 def divergence(h, w, other, v):
-    """TRL's kernel: reverse KL and entropy of each row."""
+    """Compute reverse KL and entropy of each row with TRL's kernel."""
     return ChunkedDivergenceFunction.apply(
         h, w, None, other, v, None, 1.0, 1.0, 1.0, None, 1.0, None
     )[0]
 
 
 @torch.no_grad()
-def advantage_weights(teacher, groups, full, blurred):
-    """VA-OPD's weights from two readings of the teacher, written for responses of one length."""
+def advantage_weights(teacher, groups, full, pixelated):
+    """Compute VA-OPD's weights from two passes of the teacher, for responses of one length."""
     ids = torch.tensor([i for g in groups for r in g.rollouts for i in r.ids])
     weight, tokens = teacher.model.get_output_embeddings().weight, len(groups[0].rollouts[0].ids)
-    picked = [
-        torch.cat([torch.log_softmax(h @ weight.T, -1).gather(1, i[:, None])[:, 0] for h, i in zip(x.split(256), ids.split(256), strict=True)])
-        for x in (full, blurred)
-    ]  # fmt: skip
-    advantage = (picked[0] - picked[1]).clamp_min(0).view(len(groups), -1, tokens)
+
+    def log_probs(states):
+        """Log-probabilities of the sampled tokens."""
+        parts = zip(states.split(256), ids.split(256), strict=True)
+        return torch.cat(
+            [torch.log_softmax(h @ weight.T, -1).gather(1, i[:, None])[:, 0] for h, i in parts]
+        )
+
+    advantage = (log_probs(full) - log_probs(pixelated)).clamp_min(0).view(len(groups), -1, tokens)
     means = advantage.mean(-1)
     spread = means.std(1, correction=0, keepdim=True)
     rollout = torch.softmax((means - means.mean(1, keepdim=True)) / (spread + 1e-6), 1)
@@ -130,7 +146,7 @@ def advantage_weights(teacher, groups, full, blurred):
 
 
 def reference_step(student, teacher, groups, va):
-    """A row-per-rollout step with TRL's kernels, after the rollouts."""
+    """Run a step with one row per rollout and TRL's kernels, after the rollouts."""
     student.model.zero_grad()
     with torch.no_grad():
         full = states(teacher, groups, View.FULL)
@@ -139,9 +155,9 @@ def reference_step(student, teacher, groups, va):
             if va
             else None
         )
-    own = states(student, groups, View.FULL)
+    student_states = states(student, groups, View.FULL)
     values = divergence(
-        own,
+        student_states,
         student.model.get_output_embeddings().weight,
         full,
         teacher.model.get_output_embeddings().weight,
@@ -150,16 +166,18 @@ def reference_step(student, teacher, groups, va):
 
 
 def gradient_difference(student, teacher, groups):
-    """Largest relative difference of the student's gradient, over both methods."""
+    """Return the largest relative difference of the student's gradient, over both methods."""
     models, worst = Models(student, teacher, student.vocabulary_size), 0.0
-    flat = lambda: torch.cat(
-        [p.grad.flatten() for p in student.model.parameters() if p.grad is not None]
-    )
+
+    def gradient():
+        grads = (p.grad for p in student.model.parameters())
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
     for va, objective in ((False, OPD()), (True, VAOPD())):
         our_step(models, objective, groups)
-        ours = flat().clone()
+        ours = gradient().clone()
         reference_step(student, teacher, groups, va)
-        worst = max(worst, float((ours - flat()).norm() / flat().norm()))
+        worst = max(worst, float((ours - gradient()).norm() / gradient().norm()))
     return worst
 
 
@@ -178,26 +196,29 @@ class Processor(Qwen3VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-class Steps(TrainerCallback):
-    """Times every optimizer step of TRL's trainer, its rollouts included, and lets others take their turn after it."""
+class StepTimer(TrainerCallback):
+    """Time every optimizer step of TRL's trainer with its rollouts; run our sides after it."""
 
-    def __init__(self, turn, steps):
-        self.turn, self.steps, self.times = turn, steps, []
+    def __init__(self, run_others, steps):
+        self.run_others, self.steps, self.times = run_others, steps, []
 
     def on_step_begin(self, *args, **kwargs):
         self.start = time.process_time()
 
     def on_step_end(self, *args, **kwargs):
         self.times.append(time.process_time() - self.start)
-        self.turn()
+        self.run_others()
 
 
 def trl_rows_of(sizes):
-    """TRL has no siblings: a prompt stands once for each of its rollouts."""
+    """Repeat each prompt once per rollout: TRL has no siblings."""
     repeated = [
         p for p in diagram_prompts("train", sizes.prompts, 0) for _ in range(sizes.siblings)
     ]
-    text = lambda message: "".join(part.get("text", "") for part in message["content"])
+
+    def text(message):
+        return "".join(part.get("text", "") for part in message["content"])
+
     return [
         {
             "prompt": [{"role": m["role"], "content": text(m)} for m in chat_messages(p)],
@@ -208,35 +229,46 @@ def trl_rows_of(sizes):
 
 
 def trl_trainer(models, sizes, folder, checkpointing, callback):
-    """`DistillationTrainer` as shipped: everything at its defaults but precision, batch and lengths."""
+    """Build `DistillationTrainer`: defaults except precision, batch and lengths."""
     from datasets import Dataset
 
     (student, teacher), rows, steps = models, trl_rows_of(sizes), callback.steps
     config = DistillationConfig(
-        output_dir=folder, per_device_train_batch_size=len(rows), gradient_accumulation_steps=1, max_steps=steps,
-        max_completion_length=sizes.tokens, generation_kwargs={"min_new_tokens": sizes.tokens}, bf16=False,
-        gradient_checkpointing=checkpointing, use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, shuffle_dataset=False,
-    )  # fmt: skip
+        output_dir=folder,
+        per_device_train_batch_size=len(rows),
+        gradient_accumulation_steps=1,
+        max_steps=steps,
+        max_completion_length=sizes.tokens,
+        generation_kwargs={"min_new_tokens": sizes.tokens},
+        bf16=False,
+        gradient_checkpointing=checkpointing,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        shuffle_dataset=False,
+    )
     tokenizer = copy.deepcopy(student.tokenizer)
     tokenizer.padding_side = "left"
     processor = Processor(student.family.processor, tokenizer, tokenizer.chat_template)
     return DistillationTrainer(
-        model=copy.deepcopy(student.model), teacher_model=teacher.model, args=config, processing_class=processor,
-        train_dataset=Dataset.from_list(rows * steps), callbacks=[callback],
-    )  # fmt: skip
+        model=copy.deepcopy(student.model),
+        teacher_model=teacher.model,
+        args=config,
+        processing_class=processor,
+        train_dataset=Dataset.from_list(rows * steps),
+        callbacks=[callback],
+    )
 
 
 def our_update(student, teacher, sizes, objective):
-    """A whole step of ours, rollouts and update included."""
+    """Return a function for one full step of ours, and the list of response lengths."""
     own = dataclasses.replace(student, model=copy.deepcopy(student.model))
-    own.model.generation_config.eos_token_id = own.family.banned_ids()[
-        0
-    ]  # never sampled: every response has its length
-    train, rollout = (
-        TrainSettings(prompts_per_step=sizes.prompts),
-        RolloutSettings(max_new_tokens=sizes.tokens, temperature=1.0, top_p=1.0),
-    )
+    # This token is never sampled, so every response has the full length.
+    own.model.generation_config.eos_token_id = own.family.banned_ids()[0]
+    train = TrainSettings(prompts_per_step=sizes.prompts)
+    rollout = RolloutSettings(max_new_tokens=sizes.tokens, temperature=1.0, top_p=1.0)
     context = StepContext(
         models=Models(own, teacher, student.vocabulary_size),
         response_source=ResponseSource(SharedEngine(own), objective, sizes.siblings),
@@ -257,7 +289,7 @@ def our_update(student, teacher, sizes, objective):
 
 
 def trl_rows(row, repeats, sizes=Sizes()):
-    """All rows of this file."""
+    """Measure all rows of this file."""
     warnings.filterwarnings("ignore")
     student, teacher = make_models(sizes)
     groups = fixed_groups(student, sizes)
@@ -276,44 +308,67 @@ def trl_rows(row, repeats, sizes=Sizes()):
     whole = whole_steps(student, teacher, sizes, min(repeats, 3))
     length = len(student.encode(groups[0].prompt).ids)
     size = f"{str(sizes).replace('T=', f'P={length}, T=')}"
-    beside = f"row-per-rollout OPD with TRL's kernels, after the rollouts; {size}"
+    reference = f"row-per-rollout OPD with TRL's kernels, after the rollouts; {size}"
     shipped, lean = (
         "TRL DistillationTrainer step as shipped, rollouts included",
         "the same, gradient checkpointing off",
     )
     return [
-        row("va_step_over_reference_opd", after["va"] / after["reference_opd"], "ratio", beside),
-        row("opd_step_over_reference_opd", after["opd"] / after["reference_opd"], "ratio", beside),
-        row("reference_va_over_opd", after["reference_va"] / after["reference_opd"], "ratio", "its own OPD, same layout"),
+        row("va_step_over_reference_opd", after["va"] / after["reference_opd"], "ratio", reference),
+        row(
+            "opd_step_over_reference_opd", after["opd"] / after["reference_opd"], "ratio", reference
+        ),
+        row(
+            "reference_va_over_opd",
+            after["reference_va"] / after["reference_opd"],
+            "ratio",
+            "the same layout's OPD",
+        ),
         row("va_step_over_trl_step", whole["va"] / whole["shipped"], "ratio", f"{shipped}; {size}"),
-        row("opd_step_over_trl_step", whole["opd"] / whole["shipped"], "ratio", f"{shipped}; {size}"),
+        row(
+            "opd_step_over_trl_step", whole["opd"] / whole["shipped"], "ratio", f"{shipped}; {size}"
+        ),
         row("va_step_over_trl_lean_step", whole["va"] / whole["lean"], "ratio", lean),
         row("opd_step_over_trl_lean_step", whole["opd"] / whole["lean"], "ratio", lean),
-        row("va_over_opd_whole_step", whole["va"] / whole["opd"], "ratio", f"own OPD, rollouts included; {size}"),
-        row("gradient_difference", difference, "relative", f"row-per-rollout reference, OPD and VA-OPD; {size}"),
-    ]  # fmt: skip
+        row(
+            "va_over_opd_whole_step",
+            whole["va"] / whole["opd"],
+            "ratio",
+            f"our OPD, rollouts included; {size}",
+        ),
+        row(
+            "gradient_difference",
+            difference,
+            "relative",
+            f"row-per-rollout reference, OPD and VA-OPD; {size}",
+        ),
+    ]
 
 
 def whole_steps(student, teacher, sizes, repeats):
-    """Best processor seconds of whole steps: TRL as shipped and without checkpointing, our OPD and VA-OPD."""
-    found = {"opd": [], "va": []}
+    """Return the best processor seconds of complete steps.
+
+    TRL as shipped and without gradient checkpointing; our OPD and VA-OPD.
+    """
+    times = {"opd": [], "va": []}
     steps = {}
     lengths = []
     for name, objective in (("opd", OPD()), ("va", VAOPD())):
-        steps[name], seen = our_update(student, teacher, sizes, objective)
-        lengths.append(seen)
+        steps[name], step_lengths = our_update(student, teacher, sizes, objective)
+        lengths.append(step_lengths)
 
-    def turn():
+    def run_others():
         for name, step in steps.items():
             start = time.process_time()
             step()
-            found[name].append(time.process_time() - start)
+            times[name].append(time.process_time() - start)
 
     for name, checkpointing in (("shipped", True), ("lean", False)):
         with tempfile.TemporaryDirectory() as folder:
-            callback = Steps(turn, repeats)
+            callback = StepTimer(run_others, repeats)
             trl_trainer((student, teacher), sizes, folder, checkpointing, callback).train()
-            found[name] = callback.times
-    for seen in lengths:
-        assert set(seen) == {sizes.tokens}, f"lengths differ: {sorted(set(seen))}"
-    return {name: min(times) for name, times in found.items()}
+            times[name] = callback.times
+    for step_lengths in lengths:
+        differing = sorted(set(step_lengths))
+        assert differing == [sizes.tokens], f"lengths differ: {differing}"
+    return {name: min(seconds) for name, seconds in times.items()}
