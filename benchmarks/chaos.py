@@ -137,7 +137,7 @@ def bad_rows(folder, chaos, rows, bad):
         place = RunFolder(folder / file.stem)
         setup = chaos.setup(place)
         setup.recipe = replace(setup.recipe, train=replace(setup.recipe.train, steps=20))
-        setup.given = replace(setup.given, train_prompts=data.prompts)
+        setup.provided = replace(setup.provided, train_prompts=data.prompts)
         plan = build(setup)
         run(plan, place)
         hashes.append((weights_hash(plan.models.student), place.metrics.read_text()))

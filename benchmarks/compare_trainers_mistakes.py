@@ -64,7 +64,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import DistillationConfig, DistillationTrainer
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.models.chat import pictures_of
+from vistill.models.chat import load_images
 from vistill.models.tiny import build_tiny, train_tokenizer
 from vistill.studies.chaos import SIZE, Child
 from vistill.studies.make_tiny_models import tiny_tokenizer
@@ -240,7 +240,7 @@ def write_inputs(folder):
     tokenizer_for(1024).save_pretrained(folder / "hf" / "student")
     (folder / "occupied").write_text("a file\n")
     for number, prompt in enumerate(diagram_prompts("train", PROMPTS, 0)):
-        pictures_of(prompt)[0].save(folder / f"{number}.png")
+        load_images(prompt)[0].save(folder / f"{number}.png")
     png = (folder / f"{BAD_ROW}.png").read_bytes()
     (folder / "cut.png").write_bytes(png[: len(png) // 2])
 

@@ -28,7 +28,7 @@ from vistill.functional.rows import (
     reverse_kl_from_hidden,
 )
 from vistill.functional.targets import reverse_kl_to_steered
-from vistill.models.scoring import EncodedGroup, all_responses, read_groups
+from vistill.models.scoring import EncodedGroup, all_responses, open_reading
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
@@ -274,13 +274,13 @@ def sharing_row(vlm, repeats, siblings=4):
     def separate():
         vlm.model.zero_grad()
         for response in responses:
-            reading = read_groups(unshared, [EncodedGroup(encoded, (response,))])
+            reading = open_reading(unshared, [EncodedGroup(encoded, (response,))])
             reading.read([(0, 0)]).sum().backward()
 
     def shared():
         vlm.model.zero_grad()
         group = [EncodedGroup(encoded, responses)]
-        reading = read_groups(vlm, group, cut=True)
+        reading = open_reading(vlm, group, cut=True)
         for place in all_responses(group):
             reading.read([place]).sum().backward()
         reading.close()

@@ -87,15 +87,15 @@ def demo_run(steps):
         recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0)
     )
     recipe = replace(recipe, save=replace(recipe.save, every=max(1, steps // 4)))
-    originals = loop.publish, loop.run_canary, Journal.keep
-    loop.publish = timed(seconds, "save", loop.publish)
+    originals = loop.publish_checkpoint, loop.run_canary, Journal.write
+    loop.publish_checkpoint = timed(seconds, "save", loop.publish_checkpoint)
     loop.run_canary = timed(seconds, "canary", loop.run_canary)
-    Journal.keep = timed(seconds, "journal", Journal.keep)
+    Journal.write = timed(seconds, "journal", Journal.write)
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = RunFolder(Path(name))
             loop.run(build(make_setup(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
-        loop.publish, loop.run_canary, Journal.keep = originals
+        loop.publish_checkpoint, loop.run_canary, Journal.write = originals
     return seconds, sum(sum(record["seconds"].values()) for record in timing)
