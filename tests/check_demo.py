@@ -1,4 +1,4 @@
-"""What must hold of every demo run, whatever it measured: `python tests/check_demo.py RUN`."""
+"""Check the results of a demo run: `python tests/check_demo.py RUN`."""
 
 import json
 import sys
@@ -17,8 +17,8 @@ def main(run):
         assert last["rows"] >= 1024, last["rows"]
         assert json.loads((folder / "result.json").read_text())["finished"]
         assert last["accuracy"] > first["accuracy"] + 0.1, "the student did not learn"
-        assert last["gap/pixelated"] > 0.1, "the student does not look"
-        assert last["va/top10_share"] > 0.85, "no heavy tail"
+        assert last["gap/pixelated"] > 0.1, "the student does not use the image"
+        assert last["va/top10_share"] > 0.85, "visual advantage has no heavy tail"
         base = base or first
         assert first == base, "the arms did not start from the same student and questions"
     report = (run / "report.html").read_text()

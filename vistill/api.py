@@ -83,7 +83,7 @@ class TokenAdvantage:
     values: list[float]
 
     def _repr_html_(self) -> str:
-        from vistill.report.heatmap import tokens_html
+        from vistill.report.charts import tokens_html
 
         return tokens_html(self.tokens, self.values)
 

@@ -1,14 +1,14 @@
-"""The one exception tree: every message says what, where, why and how to mend it.
+"""The exception tree. Every message states what is wrong, where, why, and a fix.
 
 VistillError
 ├── ConfigError       C   exit 2   the recipe or the command line (also a ValueError)
 ├── DataError         D   exit 3   rows, images, answers (also a ValueError)
-├── ModelError        M/V exit 4   models that do not fit together, or do not see (also a ValueError)
+├── ModelError        M/V exit 4   models that do not match or ignore the image (also a ValueError)
 ├── RolloutError      R   exit 4   responses that cannot be used
 ├── StorageError      S   exit 6   run folder, checkpoints, disk (also an OSError)
 ├── NonFiniteError    N   exit 7   a loss or gradient that is not a number
 ├── MissingExtraError E   exit 2   an optional package that is not installed (also an ImportError)
-├── ArmError          A   exit 1   a process of a study ended without a message of its own
+├── ArmError          A   exit 1   a process of a study ended without an error message
 └── Preempted         P   exit 75  stopped by a signal, checkpoint saved: run the same command again
 """
 
@@ -17,111 +17,106 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-#: One line per code: what it means. `vistill explain CODE` prints it; a test holds it equal to the codes raised.
+#: One line per code: its meaning. `vistill explain CODE` prints it; a test compares the codes with
+#: those that the code raises.
 CATALOGUE: dict[str, str] = {
-    "A101": "A process of a study ended without a message of its own: killed from outside, or a fault in the code.",
-    "C001": "A key of the recipe is unknown. Unknown keys are errors, so that a misspelt knob never passes unnoticed.",
-    "C002": "A value of the recipe has the wrong type or lies outside its range.",
-    "C003": "The recipe is not strict YAML: duplicate keys, aliases, tags and merge keys are refused.",
+    "A101": "A process of a study ended without an error message: killed, or a defect.",
+    "C001": "A key of the recipe is unknown.",
+    "C002": "A value of the recipe has the wrong type or is outside its range.",
+    "C003": "The recipe is not strict YAML: no duplicate keys, aliases, tags or merge keys.",
     "C004": "The recipe file does not exist or cannot be read.",
     "C005": "An override on the command line is not of the form key=value.",
     "C101": "Two settings contradict each other.",
     "C102": "The method is unknown.",
-    "C103": "The method weighs sibling rollouts of one prompt against each other, but there is only one.",
-    "C104": "The memory that may be used does not hold one prompt with one response.",
+    "C103": "The method compares sibling rollouts of one prompt, but there is only one.",
+    "C104": "The allowed memory does not hold one prompt with one response.",
     "C110": "A frozen part has no weights, or nothing is left to train.",
-    "C201": "The run folder belongs to a run with another recipe. Continuing would silently change the experiment.",
-    "C202": "The initial student handed in is not the one the run began with, and the method compares with it.",
-    "C301": "Runs that are to be compared differ in more than what is compared, or answered other questions.",
+    "C201": "The run folder belongs to a run with another recipe.",
+    "C202": "The given initial student is not the one of the run.",
+    "C301": "Compared runs differ in more than the compared settings, or in their questions.",
     "D101": "A column named in the recipe is not in the data file.",
     "D102": "The data file does not exist, is empty, or is not JSON Lines.",
-    "D103": "A placeholder in a question has no image, or an image placeholder would reach the tokenizer as text.",
-    "D104": "A question is empty, a text is no text, or holds half a character that no tokenizer can read.",
-    "D201": "An image file named by a row is missing.",
+    "D103": "A placeholder in a question has no image, or would reach the tokenizer as text.",
+    "D104": "A question is empty, is not text, or contains half a character.",
+    "D201": "The image file of a row is missing.",
     "D202": "An image cannot be decoded, or is larger than the limits.",
-    "D203": "A prompt is longer than the limit. Cutting it would cut image placeholders.",
-    "D204": "Rows have no image. Visual advantage is undefined without a picture.",
-    "D205": "An image is given as a URL. Data never reaches the network.",
+    "D203": "A prompt is longer than the limit.",
+    "D204": "Rows have no image, so their visual advantage is undefined.",
+    "D205": "An image is given as a URL. vistill never reads data from the network.",
     "D206": "An image path leaves the image folder.",
-    "D207": "A box of a row is not four numbers: left, top, right, bottom in pixels of its first picture.",
-    "D208": "An image has changed since this run first read it.",
-    "D301": "A gold answer is not accepted by its own checker, so accuracy on it would be meaningless.",
-    "D302": "The method is rewarded for right answers, and a row has no gold answer.",
-    "D303": "The method needs a written response in every row (`sft`), and a row has none.",
+    "D207": "A box is not left, top, right, bottom in pixels of the first image of its row.",
+    "D208": "An image has changed since the run first read it.",
+    "D301": "The checker does not accept a gold answer, so accuracy on it has no meaning.",
+    "D302": "The method rewards correct answers, and a row has no gold answer.",
+    "D303": "The method needs a response in every row (`sft`), and a row has none.",
     "D304": "The method needs visual thoughts, and no row has any.",
-    "D305": "The method needs pictures, and no row has one.",
-    "D306": "The teacher wrote not one correct response, so nothing is left to learn from.",
-    "D307": "The data are no longer those the run was started with.",
-    "D308": "Evaluation rows ask what training rows ask, so accuracy on them would be memory.",
-    "D309": "A view shows another row's picture or thoughts in a row's place, and all rows have the same.",
+    "D305": "The method needs images, and no row has one.",
+    "D306": "The teacher wrote no correct response, so nothing is left to learn from.",
+    "D307": "The data differ from those at the first start of the run.",
+    "D308": "Evaluation rows have the same questions as training rows.",
+    "D309": "A view needs another row's image or thoughts, and all rows have the same.",
     "E301": "An optional package is needed and not installed.",
-    "M101": "Student and teacher do not share a vocabulary; the loss compares distributions id by id.",
-    "M102": "Student and teacher turn the same picture into different tokens, so their rows cannot be compared.",
+    "M101": "Student and teacher do not share a vocabulary.",
+    "M102": "Student and teacher turn the same image into different tokens.",
     "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",
-    "M104": "A model configuration has a value that transformers would silently ignore or clamp.",
+    "M104": "A model configuration has a value that transformers would silently ignore or change.",
     "M105": "The model family has no adapter.",
-    "M107": "Weights cannot be read: damaged, incomplete, not safetensors, or an index that names files elsewhere.",
-    "M110": "The installed transformers does not know an argument that pictures or positions travel by.",
-    "M106": "A model cannot read a view that the method needs, for example a question without its picture.",
-    "V802": "A vision tower gives the same for every picture: it is silent (zeroed or never loaded weights).",
-    "V803": "A picture never reaches the words: what a reader says does not change when the picture does.",
-    "V804": "A reading depends on its neighbours: pictures of two rows are mixed up.",
-    "V805": "A reader sees one and the same picture again and again (a cache that is never emptied).",
-    "V806": "A picture's grid or patches are not what its size asks for.",
-    "V807": "Image tokens are lost between prompt and model: their number is not what the picture asks for.",
-    "V808": "A reading is not what transformers' own forward pass says: rows or positions are off.",
-    "V809": "A reader that should see the original picture sees the pixelated one.",
-    "V810": "The rollout engine does not write what the student's weights say: its weights are stale or others.",
-    "V811": "The rollout engine does not see the picture that the student sees.",
-    "V812": "The head is not cut to the shared vocabulary: padding rows take part in the distribution.",
-    "V813": "Rows of the prompt are among the rows that are learnt from.",
-    "V814": "Student and teacher share no token that ends a response.",
-    "V815": "The student read twice differs from itself, so a distance to the teacher would be noise.",
-    "V816": "Views that should differ in pixels alone differ in tokens.",
-    "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model; there is nothing to distil.",
-    "N701": "A reading, signal, loss or gradient is not finite several steps in a row, or in over 1 % of all steps.",
-    "N702": "A number that a resumed run reads again is not finite, so it cannot be saved.",
-    "P075": "The run was stopped by a signal. A checkpoint is saved; the same command continues.",
-    "R401": "Every response of several steps in a row was cut off at the length limit.",
+    "M106": "A model cannot read a view of the method, such as a question without its image.",
+    "M107": "Weights cannot be read: damaged, incomplete, not safetensors, or outside the folder.",
+    "M110": "The installed transformers does not know an argument for images or positions.",
+    "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model.",
+    "V802": "A vision tower gives the same states for every image: zero or missing weights.",
+    "V803": "The image has no effect on the output of a model.",
+    "V804": "The results of a prompt depend on its batch: images are exchanged.",
+    "V805": "A model uses the same image for every prompt: a cache is never emptied.",
+    "V806": "The grid or the patches of an image do not match its size.",
+    "V807": "The number of image tokens in a prompt does not match its images.",
+    "V808": "Log-probabilities differ from transformers' forward pass: wrong rows or positions.",
+    "V809": "A pass with the original image uses the pixelated one.",
+    "V810": "The rollout engine does not use the student's current weights.",
+    "V811": "The rollout engine does not use the image of the student's prompt.",
+    "V812": "The head is not cut to the shared vocabulary: padding rows are in the distribution.",
+    "V813": "The loss includes rows of the prompt.",
+    "V814": "Student and teacher have no common token that ends a response.",
+    "V815": "Two passes of the same student differ, so the KL to the teacher would be noise.",
+    "V816": "Views that should differ only in pixels differ in tokens.",
+    "N701": "Results are not finite several steps in a row, or in over 1 % of all steps.",
+    "N702": "A number that a resumed run needs is not finite, so it cannot be saved.",
+    "P075": "A signal stopped the run. A checkpoint is saved; the same command continues.",
+    "R401": "All responses of several steps in a row were truncated at the length limit.",
     "R403": "A response stayed empty after several attempts.",
-    "R404": "The rollout engine returned other responses than it was asked for.",
-    "R405": "The rollout engine returned token ids that no response can have.",
-    "R406": "The rollout engine's reason to end contradicts the response's last token.",
-    "R407": "The rollout engine's log-probabilities are missing, too few or too many, or not log-probabilities.",
-    "R408": "The rollout engine writes with other weights than expected: they are stale, or a sync failed.",
-    "R501": "Memory does not hold one prompt at a time in some phase of a step.",
+    "R404": "The responses of the rollout engine do not match the requests.",
+    "R405": "The rollout engine returned token ids that no response can contain.",
+    "R406": "The finish reason of the rollout engine contradicts the last token.",
+    "R407": "The log-probabilities of the rollout engine are missing, incomplete or invalid.",
+    "R408": "The weights version of the rollout engine is not the expected one.",
+    "R501": "The memory does not hold one prompt in some phase of a step.",
     "S601": "The disk is full, or the folder cannot be written.",
-    "S602": "Another process owns this run folder.",
+    "S602": "Another process uses this run folder.",
     "S604": "A checkpoint is damaged or from another version.",
-    "S605": "The run folder holds nothing that can be read.",
-    "S606": "A file that the run wrote for itself is damaged, or was changed.",
-    "S607": "The journal does not hold the responses of a step, and the rollout engine would write others.",
+    "S605": "The folder holds no run, or nothing that can be read.",
+    "S606": "A file of the run folder is damaged, or was changed.",
+    "S607": "The journal does not hold the responses of a step, and no engine can repeat them.",
 }
 
 
 class VistillError(Exception):
-    """A failure a user can mend: code, what, where, why, fix and note, at most twelve lines."""
+    """An error that a user can fix: code, what, where, why, fix and note, at most twelve lines."""
 
     exit_code: ClassVar[int] = 1
     rows: Sequence[str] = ()
-    """Ids of the rows it comes from, where it comes from rows."""
+    """Ids of the rows that cause the error, if any."""
 
     def __init__(
         self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "", note: str = ""
     ) -> None:
         assert code in CATALOGUE, f"error code {code} is not in the catalogue"
-        self.code, self.what, self.where, self.why, self.fix, self.note = (
-            code,
-            what,
-            where,
-            why,
-            fix,
-            note,
-        )
+        self.code, self.what, self.where = code, what, where
+        self.why, self.fix, self.note = why, fix, note
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The message as printed: first line `error[CODE]: what   where`, then why, fix and note."""
+        """The printed message: `error[CODE]: what   where`, then why, fix and note."""
         head = f"error[{self.code}]: {self.what}"
         lines = [f"{head}   {self.where}" if self.where else head]
         for label, text in (("why", self.why), ("fix", self.fix), ("note", self.note)):
@@ -149,11 +144,11 @@ class DataError(VistillError, ValueError):
 
     exit_code = 3
     bad_rows: Sequence[dict[str, str]] = ()
-    """Every bad row, where several stopped the run."""
+    """All bad rows, if several stopped the run."""
 
 
 class ModelError(VistillError, ValueError):
-    """Models are missing, do not fit together, or do not see the picture."""
+    """Models are missing, do not match, or do not use the image."""
 
     exit_code = 4
 
@@ -171,7 +166,7 @@ class StorageError(VistillError, OSError):
 
 
 class NonFiniteError(VistillError, ArithmeticError):
-    """The loss or its gradient is not a number."""
+    """A loss or a gradient is not finite."""
 
     exit_code = 7
 
@@ -183,13 +178,13 @@ class MissingExtraError(VistillError, ImportError):
 
 
 class ArmError(VistillError, RuntimeError):
-    """A process of a study ended without a message of its own."""
+    """A process of a study ended without an error message."""
 
     exit_code = 1
 
 
-class Preempted(VistillError):  # noqa: N818  (it is no failure: run the same command again)
-    """Stopped by a signal after saving a checkpoint."""
+class Preempted(VistillError):  # noqa: N818  (not a failure: run the same command again)
+    """A signal stopped the run after it saved a checkpoint."""
 
     exit_code = 75
 
@@ -208,8 +203,8 @@ KINDS: dict[str, type[VistillError]] = {
 }
 
 
-def error_of(record: Mapping[str, str]) -> VistillError:
-    """The error that another process wrote down with `to_dict`, with its kind and exit code."""
+def error_from_dict(record: Mapping[str, str]) -> VistillError:
+    """Restore the error that another process wrote with `to_dict`."""
     parts = {key: record[key] for key in ("where", "why", "fix", "note")}
     error = KINDS[record["code"][0]](record["code"], record["what"], **parts)
     error.exit_code = int(record["exit_code"])  # pyright: ignore[reportAttributeAccessIssue]
@@ -217,13 +212,13 @@ def error_of(record: Mapping[str, str]) -> VistillError:
 
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """Up to three known words that are spelt like this one, the closest first."""
+    """Up to three known words with a similar spelling, the closest first."""
     import difflib
 
     return difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
 
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean "x"?`, or an empty string when nothing is close."""
+    """`did you mean "x"?`, or an empty string if no word is close."""
     close = closest(word, known, cutoff)
     return f'did you mean "{close[0]}"?' if close else ""

@@ -91,7 +91,7 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
     recipe = load_recipe(file, overrides)
     (run / "checkpoint-000004").mkdir(parents=True)
     (run / "run.lock.json").write_text(json.dumps({"format": 2, "recipe": recipe.to_dict()}))
-    assert "goes on after step 4" in format_table(check(str(file), overrides, fast=True))
+    assert "resumes after step 4" in format_table(check(str(file), overrides, fast=True))
     with pytest.raises(ConfigError) as caught:
         check(str(file), [*overrides, "seed=9"], fast=True)
     assert caught.value.code == "C201"

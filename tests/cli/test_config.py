@@ -192,14 +192,14 @@ def test_init_writes_a_recipe_that_parses(tmp_path, monkeypatch):
 def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
     from conftest import REPO
 
-    from vistill.studies.stages import tell_kept
+    from vistill.studies.stages import warn_stage_settings
 
-    tell_kept(
+    warn_stage_settings(
         str(REPO / "recipes" / "every_method.yaml"),
         ["student.model=x", "train.steps=2"],
         ["opd", "visual_opsd"],
     )
     told = capsys.readouterr().err.splitlines()
     assert told == [
-        "stage visual_opsd keeps its own student.model; to change it: stages.visual_opsd.student.model=..."
+        "stage visual_opsd sets student.model itself; to change it: stages.visual_opsd.student.model=..."
     ]

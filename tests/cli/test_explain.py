@@ -190,7 +190,7 @@ def test_another_method_on_the_command_line_leaves_the_files_own_knobs_behind(
     with pytest.raises(SystemExit) as stop:
         entry(["check", "r.yaml", "--fast", "method=vgs", "vgs.gamma=3.0"])
     assert stop.value.code == 0
-    assert "method=vgs: the block va_opd: of r.yaml is left out" in capsys.readouterr().err
+    assert "method=vgs: ignoring the block va_opd: of r.yaml" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         entry(["check", "r.yaml", "--fast", "method=vgs", "va_opd.high_share=0.1"])
     assert stop.value.code == 2

@@ -53,7 +53,9 @@ def test_an_evaluation_on_the_built_in_diagrams_or_on_training_rows_says_so(tmp_
     text = facts_table(
         run_facts(recipe, folder_of(tmp_path / "b", training_rows=True, quarantined=0))
     )
-    assert "train.jsonl   (388 rows, the TRAINING rows, no evaluation rows are named)" in text
+    assert (
+        "train.jsonl   (388 rows, the TRAINING rows; the recipe names no evaluation rows)" in text
+    )
 
 
 def test_every_share_stands_with_the_rows_it_is_taken_on():
@@ -72,18 +74,16 @@ def test_every_share_stands_with_the_rows_it_is_taken_on():
     }
     summary |= {"accuracy/pixelated": 0.2, "blind_rows": 190.0, "swapped_rows": 150.0}
     lines = summary_table(summary).splitlines()
-    assert (
-        lines[0] == "300 questions judged, 8 responses each; 88 rows without a gold answer left out"
-    )
+    assert lines[0] == "300 questions, 8 responses each; 88 rows without a gold answer left out"
     ends = {line[:22].strip(): line.split("   ")[-1] for line in lines[1:]}
     assert ends["accuracy, T = 1"] == "95 % [0.450, 0.550]"
     assert ends["accuracy, greedy"] == "on 200 questions"
-    assert ends["picture pixelated"] == "on 190 questions"
-    assert ends["picture swapped"] == "on 150 questions"
+    assert ends["image pixelated"] == "on 190 questions"
+    assert ends["image swapped"] == "on 150 questions"
 
 
 def test_a_swap_that_no_row_could_have_is_not_left_out_in_silence():
-    assert "no row has another picture" in summary_table(
+    assert "no row has another image" in summary_table(
         {"rows": 3.0, "blind_rows": 3.0, "swapped_rows": 0.0}
     )
 

@@ -1,4 +1,4 @@
-"""Every method from recipe to report, with the shipped tiny models; and the gate on the shipped base."""
+"""Every method from recipe to report with the shipped tiny models, and the gate."""
 
 import csv
 import json
@@ -17,24 +17,23 @@ RECIPE = REPO / "recipes" / "every_method.yaml"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def methods_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
-    done = subprocess.run(
-        [sys.executable, "-m", "vistill", "methods", RECIPE, f"run={folder}", "train.steps=2", "train.prompts_per_step=4",
-         "data.diagrams.train=16", "eval.limit=16"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "vistill", "methods", RECIPE, f"run={folder}"]
+    command += ["train.steps=2", "train.prompts_per_step=4"]
+    command += ["data.diagrams.train=16", "eval.limit=16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 
-def test_the_recipe_holds_every_method():
+def test_the_recipe_has_a_stage_for_every_method():
     stages = load_stages(RECIPE)
     assert {recipe.method for recipe in stages.values()} == set(METHODS)
 
 
-def test_every_stage_trains_and_reports(made):
-    folder, printed = made
+def test_every_stage_trains_and_reports(methods_run):
+    folder, printed = methods_run
     rows = list(csv.DictReader((folder / "methods.csv").read_text().splitlines()))
     assert [row["stage"] for row in rows] == list(load_stages(RECIPE))
     for row in rows:
@@ -49,8 +48,8 @@ def test_every_stage_trains_and_reports(made):
     assert (folder / "report.html").stat().st_size < 20_000_000
 
 
-def test_stages_share_their_start_and_their_prompts(made):
-    folder, _ = made
+def test_stages_share_their_initial_student_and_their_prompts(methods_run):
+    folder, _ = methods_run
     first = {
         name: json.loads((folder / name / "evaluations.jsonl").read_text().splitlines()[0])
         for name in ("opd", "vgs", "grpo")
@@ -65,14 +64,14 @@ def test_stages_share_their_start_and_their_prompts(made):
     assert len(set(tokens.values())) == 1
 
 
-def test_the_shipped_base_passes_the_gate_without_an_override(made):
-    folder, _ = made
+def test_the_shipped_base_model_passes_the_gate(methods_run):
+    folder, _ = methods_run
     gate = json.loads((folder / "visual_opsd" / "gate.json").read_text())
     assert gate["passes"]
     assert load_stages(RECIPE)["visual_opsd"].knobs.get("gate", True)
 
 
-def test_the_card_of_the_base_says_that_real_thoughts_help_and_controls_do_not():
+def test_in_the_card_of_the_base_model_real_thoughts_help_and_controls_do_not():
     card = json.loads((REPO / "vistill" / "assets" / "base" / "CARD.json").read_text())["measured"]
     assert card["privileged_greedy"] > card["greedy"] + 0.1
     assert card["privileged"] > card["sampled"] + 0.05

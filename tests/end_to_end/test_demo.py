@@ -1,4 +1,4 @@
-"""`vistill demo` at a small size: stopped as a terminal does it, continued by the same command, to the same bits."""
+"""A small `vistill demo`: Ctrl-C, then the same command resumes it to the same bits."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-#: A recipe of this name in the working folder is taken before the shipped one.
+#: `demo.yaml` in the working folder takes precedence over the shipped recipe.
 SMALL = """
 run: x
 student: {model: "vistill:student"}
@@ -71,10 +71,10 @@ def test_ctrl_c_saves_every_arm_and_the_same_command_ends_with_the_same_bits(fol
             ).read_text()
 
     assert start(folder, "--run", "a").wait(60) == 0
-    assert (folder / "output").read_text().count("is finished already") == 2
+    assert (folder / "output").read_text().count("is already finished") == 2
 
 
-def test_an_arms_own_error_and_its_exit_code_are_those_of_the_demo(folder):
+def test_the_demo_ends_with_the_error_and_the_exit_code_of_an_arm(folder):
     recipe = (folder / "demo.yaml").read_text().replace("va_opd}", "va_opd, rollout.top_p: 0.5}")
     (folder / "demo.yaml").write_text(recipe)
     demo = start(folder, "--run", "a")

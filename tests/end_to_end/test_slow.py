@@ -1,4 +1,4 @@
-"""Minutes, not seconds: models raised from nothing, and the whole path on real geometry problems."""
+"""Tests that take minutes: models trained from scratch, and a run on real geometry problems."""
 
 import json
 import subprocess
@@ -10,9 +10,10 @@ from conftest import REPO
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def test_a_demo_from_scratch_raises_both_models_and_reports_a_weak_teacher_if_it_is_one(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "vistill", "demo", "--from-scratch", "--run", tmp_path / "demo"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+def test_a_demo_from_scratch_trains_both_models_and_reports_a_weak_teacher(tmp_path):
+    command = [sys.executable, "-m", "vistill", "demo", "--from-scratch"]
+    command += ["--run", tmp_path / "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     card = json.loads((tmp_path / "demo" / "models" / "teacher" / "CARD.json").read_text())
     assert card["measured"]["rows"] >= 512
@@ -21,31 +22,32 @@ def test_a_demo_from_scratch_raises_both_models_and_reports_a_weak_teacher_if_it
     assert "accuracy" in done.stdout.splitlines()[-3]
 
 
-def test_real_geometry_runs_from_warm_up_to_report_and_loses_no_row(shared_data, tmp_path):
+def test_a_run_on_real_geometry_from_warm_up_to_report_loses_no_row(shared_data, tmp_path):
     data = shared_data / "geometry_mathv" / "data.jsonl"
-    quick = ["--accept", "", f"run={tmp_path / 'geo'}", f"data.train={data}"]
-    done = subprocess.run([sys.executable, "-m", "vistill", "train", REPO / "recipes" / "tiny_real_geometry.yaml", *quick],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    recipe = REPO / "recipes" / "tiny_real_geometry.yaml"
+    command = [sys.executable, "-m", "vistill", "train", recipe, "--accept", ""]
+    command += [f"run={tmp_path / 'geo'}", f"data.train={data}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for stage in ("teacher", "warm_student", "opd", "va_opd"):
         folder = tmp_path / "geo" / stage
         assert json.loads((folder / "result.json").read_text())["finished"]
         counts = json.loads((folder / "data.json").read_text())
-        wanted = {
+        expected = {
             "train_rows": 400,
             "eval_rows": 66,
             "eval_rows_with_answer": 66,
             "quarantined": 0,
             "dropped_text_only": 0,
         }
-        assert wanted.items() <= counts.items()
+        assert expected.items() <= counts.items()
         assert counts["eval"].startswith("held out of ")
     last = [
         json.loads(line)
         for line in (tmp_path / "geo" / "va_opd" / "evaluations.jsonl").read_text().splitlines()
     ][-1]
     assert last["rows"] == 66
-    assert last["va/mean"] > 0, "pixelating a real figure does not move the teacher"
+    assert last["va/mean"] > 0, "pixelating a real figure does not change the teacher"
     page = (tmp_path / "geo" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 12
     assert len(page) < 3_000_000

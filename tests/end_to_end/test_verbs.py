@@ -1,4 +1,4 @@
-"""Verbs as a user types them, on the shipped models and on bad input."""
+"""The verbs on the command line, with the shipped models and with wrong input."""
 
 import json
 import subprocess
@@ -7,8 +7,12 @@ import sys
 import pytest
 from conftest import REPO
 
-QUICK = ["data.diagrams.train=16", "data.diagrams.eval=8", "train.steps=2", "train.prompts_per_step=4", "rollout.per_prompt=2",
-         "rollout.max_new_tokens=24", "eval.every=2", "eval.limit=8", "eval.extra_limit=8", "eval.max_new_tokens=24", "save.every=1"]  # fmt: skip
+QUICK = [
+    *("data.diagrams.train=16", "data.diagrams.eval=8", "train.steps=2"),
+    *("train.prompts_per_step=4", "rollout.per_prompt=2", "rollout.max_new_tokens=24"),
+    *("eval.every=2", "eval.limit=8", "eval.extra_limit=8", "eval.max_new_tokens=24"),
+    "save.every=1",
+]
 
 
 def vistill(*words, cwd=None):
@@ -31,18 +35,21 @@ def trained(tmp_path_factory):
     return run / "va_opd"
 
 
-def test_train_leaves_the_whole_run_folder(trained):
+def test_train_writes_the_complete_run_folder(trained):
     names = {p.name for p in trained.iterdir()}
-    wanted = {"recipe.json", "run.lock.json", "metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "result.json", "report.html",
-              "rollouts", "samples", "tokens", "pictures", "quarantine.jsonl", "checkpoint-000002"}  # fmt: skip
-    assert wanted <= names
+    expected = {
+        *("recipe.json", "run.lock.json", "metrics.jsonl", "timing.jsonl", "evaluations.jsonl"),
+        *("result.json", "report.html", "rollouts", "samples", "tokens", "pictures"),
+        *("quarantine.jsonl", "checkpoint-000002"),
+    }
+    assert expected <= names
     assert json.loads((trained / "result.json").read_text())["finished"]
     page = (trained / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 4
     assert "weight 0." in page
 
 
-def test_the_same_command_again_changes_nothing(trained):
+def test_repeating_the_command_changes_nothing(trained):
     before = (
         (trained / "metrics.jsonl").read_text(),
         json.loads((trained / "result.json").read_text()),
@@ -62,7 +69,7 @@ def test_the_same_command_again_changes_nothing(trained):
     ) == before
 
 
-def test_a_changed_recipe_is_refused_and_nothing_is_lost(trained):
+def test_a_changed_recipe_is_an_error_and_nothing_is_lost(trained):
     before = (trained / "metrics.jsonl").read_text()
     done = vistill(
         "train",
@@ -80,7 +87,7 @@ def test_a_changed_recipe_is_refused_and_nothing_is_lost(trained):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_eval_and_probe_of_a_run_write_their_own_folder_and_report(trained):
+def test_eval_and_probe_of_a_run_write_into_their_own_folders(trained):
     done = vistill("eval", trained, "eval.limit=6", "eval.extra_limit=6", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 6
@@ -91,23 +98,23 @@ def test_eval_and_probe_of_a_run_write_their_own_folder_and_report(trained):
     assert (trained / "result.json").is_file()
 
 
-def test_a_run_can_be_repeated_from_its_own_recipe_to_the_same_bits(trained, tmp_path):
+def test_training_from_the_recipe_of_a_run_gives_the_same_bits(trained, tmp_path):
     done = vistill("train", trained / "recipe.json", f"run={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
-    read = lambda folder: json.loads((folder / "result.json").read_text())["weights_sha256"]
-    assert read(tmp_path / "again") == read(trained)
-    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (
-        trained / "metrics.jsonl"
-    ).read_text()
+    hashes, metrics = set(), set()
+    for folder in (trained, tmp_path / "again"):
+        hashes.add(json.loads((folder / "result.json").read_text())["weights_sha256"])
+        metrics.add((folder / "metrics.jsonl").read_text())
+    assert len(hashes) == len(metrics) == 1
 
 
-def test_report_over_several_runs(trained, tmp_path):
+def test_a_report_of_several_runs(trained, tmp_path):
     done = vistill("report", trained, trained, "--out", tmp_path / "both.html")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "both.html").is_file()
 
 
-def test_a_start_that_failed_on_bad_data_binds_nobody_to_its_recipe(tmp_path):
+def test_a_start_that_failed_on_bad_data_does_not_lock_the_recipe(tmp_path):
     words = [
         "train",
         REPO / "recipes" / "demo.yaml",
@@ -125,13 +132,17 @@ def test_a_start_that_failed_on_bad_data_binds_nobody_to_its_recipe(tmp_path):
     assert not (tmp_path / "r" / "opd" / "error.json").exists()
 
 
-def test_eval_of_a_run_uses_the_rows_it_held_out(tmp_path, shared_data):
+def test_eval_of_a_run_uses_its_held_out_rows(tmp_path, shared_data):
     data = shared_data / "geometry3k_sample" / "data.jsonl"
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        f"run: {tmp_path / 'r'}\nstudent: {{model: 'vistill:student'}}\nteacher: {{model: 'vistill:teacher'}}\nmethod: va_opd\n"
-        f"data: {{train: {data}, holdout: 3, columns: {{id: id, choices: choices}}, max_prompt_tokens: 4000}}\n"
-        "rollout: {per_prompt: 2, max_new_tokens: 6}\ntrain: {prompts_per_step: 2, steps: 1, lr: 1e-4}\neval: {every: 0, max_new_tokens: 6}\n"
+        f"run: {tmp_path / 'r'}\nstudent: {{model: 'vistill:student'}}\n"
+        "teacher: {model: 'vistill:teacher'}\nmethod: va_opd\n"
+        f"data: {{train: {data}, holdout: 3, max_prompt_tokens: 4000, "
+        "columns: {id: id, choices: choices}}\n"
+        "rollout: {per_prompt: 2, max_new_tokens: 6}\n"
+        "train: {prompts_per_step: 2, steps: 1, lr: 1e-4}\n"
+        "eval: {every: 0, max_new_tokens: 6}\n"
     )
     assert vistill("train", recipe).returncode == 0
     done = vistill("eval", tmp_path / "r", "--json")
@@ -142,7 +153,7 @@ def test_eval_of_a_run_uses_the_rows_it_held_out(tmp_path, shared_data):
     assert "fix   train.prompts_per_step=5" in too_many.stderr
 
 
-def test_a_late_row_that_is_too_long_or_has_no_response_is_found_before_the_first_step(tmp_path):
+def test_an_overlong_last_row_or_a_missing_response_is_an_error_before_the_first_step(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
@@ -156,7 +167,8 @@ def test_a_late_row_that_is_too_long_or_has_no_response_is_found_before_the_firs
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"run: {tmp_path / 'r'}\nstudent: {{model: 'vistill:student'}}\nmethod: sft\n"
-        f"data: {{train: {data}, max_prompt_tokens: 200, response_template: '{{answer}}'}}\ntrain: {{steps: 1, prompts_per_step: 2}}\n"
+        f"data: {{train: {data}, max_prompt_tokens: 200, response_template: '{{answer}}'}}\n"
+        "train: {steps: 1, prompts_per_step: 2}\n"
     )
     done = vistill("train", recipe)
     assert "D203" in done.stderr, done.stderr
@@ -166,7 +178,7 @@ def test_a_late_row_that_is_too_long_or_has_no_response_is_found_before_the_firs
     assert not (tmp_path / "r" / "metrics.jsonl").exists()
 
 
-def test_init_makes_its_folder_and_refuses_what_is_no_method(tmp_path):
+def test_init_creates_the_folder_and_rejects_an_unknown_method(tmp_path):
     assert vistill("init", "new/mine.yaml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "new" / "mine.yaml").is_file()
     assert "C102" in vistill("init", "grop", cwd=tmp_path).stderr
@@ -193,7 +205,7 @@ def test_doctor_and_explain():
         (["report", "nowhere"], "S605", 6),
     ],
 )
-def test_mistakes_end_in_a_code_a_fix_and_an_exit_status(tmp_path, words, code, status):
+def test_mistakes_give_a_code_a_fix_and_an_exit_status(tmp_path, words, code, status):
     done = vistill(
         *words, *([f"run={tmp_path / 'r'}"] if words[0] == "train" else []), cwd=tmp_path
     )
@@ -204,9 +216,10 @@ def test_mistakes_end_in_a_code_a_fix_and_an_exit_status(tmp_path, words, code, 
     assert len(done.stderr.strip().splitlines()) <= 14
 
 
-def test_the_linear_example_runs_and_prints_its_steps():
-    done = subprocess.run([sys.executable, REPO / "examples" / "va_opd_from_scratch.py", "--steps", "2", "--prompts", "2", "--siblings", "2"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+def test_the_example_script_runs_and_prints_its_steps():
+    command = [sys.executable, REPO / "examples" / "va_opd_from_scratch.py"]
+    command += ["--steps", "2", "--prompts", "2", "--siblings", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mean VA") == 2
 
@@ -218,16 +231,24 @@ def test_the_python_api_at_three_depths(tmp_path, trained):
     from vistill.rollouts.settings import RolloutSettings
     from vistill.training.settings import TrainSettings
 
-    run = package.train(REPO / "recipes" / "demo.yaml", {"run": str(tmp_path / "x"), "stages": {"opd": {}}, **dict(
-        (k, int(v)) for k, v in (q.split("=") for q in QUICK))})  # fmt: skip
+    overrides = {key: int(value) for key, value in (text.split("=") for text in QUICK)}
+    overrides |= {"run": str(tmp_path / "x"), "stages": {"opd": {}}}
+    run = package.train(REPO / "recipes" / "demo.yaml", overrides)
     assert len(run.metrics) == 2
     assert run.report().is_file()
 
     student, teacher = package.load("vistill:student"), package.load("vistill:teacher", frozen=True)
     prompts = diagram_prompts("train", 4, 0)
-    run = package.distill(student, teacher, prompts, package.VAOPD(high_share=0.3), out=tmp_path / "mine",
-                          train=TrainSettings(prompts_per_step=2, steps=2, lr=1e-4), rollout=RolloutSettings(per_prompt=2, max_new_tokens=8),
-                          evaluation=EvalSettings(every=0))  # fmt: skip
+    run = package.distill(
+        student,
+        teacher,
+        prompts,
+        package.VAOPD(high_share=0.3),
+        out=tmp_path / "mine",
+        train=TrainSettings(prompts_per_step=2, steps=2, lr=1e-4),
+        rollout=RolloutSettings(per_prompt=2, max_new_tokens=8),
+        evaluation=EvalSettings(every=0),
+    )
     assert [r["step"] for r in run.metrics] == [1, 2]
     assert run.student.is_dir()
 

@@ -1,4 +1,4 @@
-"""Evaluation: denominators, intervals, blind views, reading, visual advantage, explaining figures."""
+"""Evaluation: denominators, intervals, views without the image, reading, visual advantage."""
 
 import math
 
@@ -7,11 +7,12 @@ import torch
 from conftest import build_model
 
 from vistill.data.diagrams import diagram_prompts, diagrams
-from vistill.evaluation.advantage import TokenReading, heavy_tail_curve, summarise_tokens
-from vistill.evaluation.counterfactual import counterfactual_prompt, stated_share
+from vistill.evaluation import responses
+from vistill.evaluation.advantage import TokenMeasurements, heavy_tail_curve, summarise_tokens
+from vistill.evaluation.counterfactual import counterfactual_prompt, measure_stated_labels
 from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
-from vistill.evaluation.statistics import mean_interval, wilson
+from vistill.evaluation.statistics import mean_interval, wilson_interval
 from vistill.signals.concentration import gini, top_mass_share
 from vistill.training.models_of_run import Models
 
@@ -26,11 +27,14 @@ def result(tokenizer, teacher):
 
 
 def test_the_summary_has_every_figure_with_its_denominator(result):
-    wanted = {"accuracy", "accuracy_low", "accuracy_high", "rows", "samples", "greedy_accuracy", "accuracy/pixelated",
-              "accuracy/text_only", "accuracy/swapped", "gap/pixelated", "reading/stated", "reading/counterfactual",
-              "reading/items", "va/mean", "va/top10_share", "critical/share", "critical/kl_share", "truncated_share",
-              "unparsed_share", "kl/mean", "va/zero_share", "tokens"}  # fmt: skip
-    assert wanted <= set(result.summary)
+    expected = {
+        *("accuracy", "accuracy_low", "accuracy_high", "rows", "samples", "greedy_accuracy"),
+        *("accuracy/pixelated", "accuracy/text_only", "accuracy/swapped", "gap/pixelated"),
+        *("reading/stated", "reading/counterfactual", "reading/items", "va/mean"),
+        *("va/top10_share", "va/zero_share", "critical/share", "critical/kl_share", "tokens"),
+        *("truncated_share", "unparsed_share", "kl/mean"),
+    }
+    assert expected <= set(result.summary)
     assert result.summary["rows"] == 4
     assert result.summary["samples"] == 2
 
@@ -39,14 +43,12 @@ def test_every_sample_is_written_with_its_view(result):
     counts = {}
     for sample in result.samples:
         counts[(str(sample.view), sample.mode)] = counts.get((str(sample.view), sample.mode), 0) + 1
-    assert counts == {("full", "sampled"): 8, ("full", "greedy"): 4, ("pixelated", "sampled"): 8,
-                      ("text_only", "sampled"): 8, ("swapped", "sampled"): 8}  # fmt: skip
+    sampled = {(view, "sampled"): 8 for view in ("full", "pixelated", "text_only", "swapped")}
+    assert counts == {**sampled, ("full", "greedy"): 4}
     assert len(result.to_lines().splitlines()) == len(result.samples)
 
 
-def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(
-    tokenizer, teacher, result
-):
+def test_evaluation_is_reproducible_and_independent_of_the_batch_size(tokenizer, teacher, result):
     from dataclasses import replace
 
     student = build_model(tokenizer, 0).freeze()
@@ -60,7 +62,7 @@ def test_evaluation_is_reproducible_and_independent_of_how_rows_are_batched(
     assert again.to_lines() == result.to_lines()
 
 
-def test_the_student_as_its_own_teacher_has_no_kl(teacher):
+def test_the_student_as_its_own_teacher_has_zero_kl(teacher):
     models = Models(teacher, teacher, teacher.vocabulary_size)
     out = evaluate(
         models,
@@ -70,10 +72,10 @@ def test_the_student_as_its_own_teacher_has_no_kl(teacher):
     assert out.summary["kl/mean"] == pytest.approx(0, abs=1e-6)
 
 
-def reading(advantage, critical, kl, misread):
+def measurements(advantage, critical, kl, misread):
     n = len(advantage)
-    t = lambda x: torch.tensor(x)
-    return TokenReading(
+    t = torch.tensor
+    return TokenMeasurements(
         diagram_prompts("val", 1, 0)[0],
         tuple(range(n)),
         t(advantage),
@@ -86,13 +88,13 @@ def reading(advantage, critical, kl, misread):
     )
 
 
-def test_explaining_figures_by_hand():
-    """Ten tokens: one critical and read, one critical and misread, the rest language."""
+def test_token_figures_by_hand():
+    """Ten tokens: one critical and correct, one critical and misread, the rest language."""
     advantage = [3.0, 0.0] + [0.0] * 7 + [1.0]
     critical = [2.0, 1.0] + [0.0] * 8
     kl = [0.0, 6.0] + [0.25] * 8
     misread = [False, True] + [False] * 8
-    facts = summarise_tokens([reading(advantage, critical, kl, misread)], EvalSettings())
+    facts = summarise_tokens([measurements(advantage, critical, kl, misread)], EvalSettings())
     assert facts["va/mean"] == pytest.approx(0.4)
     assert facts["va/top10_share"] == pytest.approx(0.75)
     assert facts["va/zero_share"] == pytest.approx(0.8)
@@ -109,22 +111,22 @@ def test_top_mass_and_gini_by_hand():
     assert gini(values) == pytest.approx(0.9)
     assert gini(torch.ones(5)) == pytest.approx(0.0)
     assert math.isnan(top_mass_share(torch.zeros(4)))
-    curve = heavy_tail_curve([reading([1.0, 3.0], [0.0, 0.0], [0.0, 0.0], [False, False])])
+    curve = heavy_tail_curve([measurements([1.0, 3.0], [0.0, 0.0], [0.0, 0.0], [False, False])])
     assert curve == [[0.5, 0.75], [1.0, 1.0]]
 
 
 def test_intervals_by_hand():
-    low, high = wilson(50, 100)
+    low, high = wilson_interval(50, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert mean_interval([0.0, 1.0] * 50) == pytest.approx(wilson(50, 100))
-    # spread over questions 2 * 0.25^2 * 50 = 6.25: worth 0.25 * 100 * 99 / 6.25 = 396 answers of the 400
-    assert mean_interval([0.25, 0.75] * 50, 4) == pytest.approx(wilson(198, 396))
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert mean_interval([0.0, 1.0] * 50) == pytest.approx(wilson_interval(50, 100))
+    # spread over questions 100 * 0.25^2 = 6.25, so 0.25 * 100 * 99 / 6.25 = 396 effective answers
+    assert mean_interval([0.25, 0.75] * 50, 4) == pytest.approx(wilson_interval(198, 396))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("samples", [1, 8])
-def test_an_interval_has_a_width_where_every_question_has_the_same_value(value, samples):
+def test_an_interval_has_a_width_even_if_every_question_has_the_same_value(value, samples):
     low, high = mean_interval([value] * 20, samples)
     assert low <= value <= high
     assert high - low > 0.1
@@ -138,22 +140,25 @@ def normal_interval(values):
 
 
 @pytest.mark.parametrize(("rate", "share"), [(0.15, 0.2), (0.0375, 0.8), (0.4, 0.5), (0.9, 0.9)])
-def test_the_interval_of_several_samples_holds_more_often_than_the_normal_one(rate, share):
-    """30 questions with 8 samples; a share of them is answered right at a rate, the others never."""
+def test_the_interval_of_several_samples_has_better_coverage_than_the_normal_one(rate, share):
+    """30 questions, 8 samples: `share` of them are answered correctly at `rate`, others never."""
     import random
 
-    rng, held, normal, trials = random.Random(0), 0, 0, 1000
+    rng, trials = random.Random(0), 1000
+    covered = covered_by_normal = 0
+    mean = rate * share
     for _ in range(trials):
         rates = [rate if rng.random() < share else 0.0 for _ in range(30)]
         values = [sum(rng.random() < r for _ in range(8)) / 8 for r in rates]
-        inside = lambda interval: interval[0] <= rate * share <= interval[1]
-        held += inside(mean_interval(values, 8))
-        normal += inside(normal_interval(values))
-    assert held > normal
-    assert held / trials > 0.91
+        low, high = mean_interval(values, 8)
+        covered += low <= mean <= high
+        low, high = normal_interval(values)
+        covered_by_normal += low <= mean <= high
+    assert covered > covered_by_normal
+    assert covered / trials > 0.91
 
 
-def test_a_twin_changes_one_drawn_label():
+def test_a_counterfactual_changes_one_drawn_label():
     for item in diagrams("val", 30, 0):
         other, index = counterfactual_prompt(item, item.key)
         assert item.visible[index]
@@ -161,19 +166,21 @@ def test_a_twin_changes_one_drawn_label():
         assert other.values[index] != item.values[index]
 
 
-def test_stated_labels_are_counted_in_reading_order(teacher):
-    from vistill.evaluation.answering import Answered
+def test_stated_labels_are_compared_in_reading_order(teacher):
+    from vistill.evaluation.responses import JudgedResponse
     from vistill.types import Finish, Rollout, View
 
     prompt = diagram_prompts("val", 1, 3)[0]
 
-    def say(text):
+    def respond(text):
         return [
-            Answered(prompt, View.FULL, "sampled", Rollout((1,), 0, Finish.STOP), text, None, False)
+            JudgedResponse(
+                prompt, View.FULL, "sampled", Rollout((1,), 0, Finish.STOP), text, None, False
+            )
         ]
 
-    assert stated_share(say(prompt.response))["reading/stated"] == 1.0
-    assert stated_share(say("nothing"))["reading/stated"] == 0.0
+    assert measure_stated_labels(respond(prompt.response))["reading/stated"] == 1.0
+    assert measure_stated_labels(respond("nothing"))["reading/stated"] == 0.0
 
 
 def drawn(name, colour, answer="5", text="What?"):
@@ -195,33 +202,32 @@ def models(tokenizer, teacher):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """(id, colour of the picture) of every row that was answered with a swapped picture."""
-    from vistill.evaluation import answering
+    """(id, colour of the image) of every row that was shown a swapped image."""
     from vistill.types import View
 
-    seen, see = [], answering.see
+    calls, original = [], responses.apply_view
 
-    def watch(prompt, view, context):
-        out = see(prompt, view, context)
+    def record(prompt, view, context):
+        out = original(prompt, view, context)
         if view is View.SWAPPED:
-            seen.append((prompt.id, out.images[0].load().getpixel((0, 0))))
+            calls.append((prompt.id, out.images[0].load().getpixel((0, 0))))
         return out
 
-    monkeypatch.setattr(answering, "apply_view", watch)
-    return seen
+    monkeypatch.setattr(responses, "apply_view", record)
+    return calls
 
 
 QUICK = EvalSettings(max_new_tokens=3, greedy=False, advantage=False, reading=False)
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_swapped_never_shows_a_row_its_own_picture_again(models, shown):
+def test_swapped_never_shows_the_same_image(models, shown):
     summary = evaluate(models, ROWS, QUICK).summary
     assert shown == [("a", BLUE), ("b", BLUE), ("c", BLUE), ("d", RED)]
     assert summary["swapped_rows"] == 4
 
 
-def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(models, shown):
+def test_the_partner_of_a_row_does_not_depend_on_the_number_of_rows(models, shown):
     from dataclasses import replace
 
     partner = {"a": BLUE, "b": BLUE, "c": BLUE, "d": RED}
@@ -230,7 +236,7 @@ def test_a_row_has_the_same_partner_however_many_rows_are_evaluated(models, show
     assert all(partner[name] == colour for name, colour in shown)
 
 
-def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(models, shown):
+def test_rows_without_a_partner_are_left_out_of_swapped(models, shown):
     out = evaluate(models, ROWS[:3], QUICK)
     assert shown == []
     assert out.summary["swapped_rows"] == 0
@@ -239,19 +245,15 @@ def test_rows_that_no_other_picture_can_be_shown_to_are_left_out_and_counted(mod
     assert "gap/pixelated" in out.summary
 
 
-def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(models, monkeypatch):
-    """Rows with two pictures, one of which all rows share: only rows that see another one count, on both sides."""
+def test_the_swapped_gap_uses_the_same_rows_on_both_sides(models, monkeypatch):
+    """A row with two images has no partner, so it counts on neither side of the gap."""
     from vistill.data.answers import Verdict
-    from vistill.evaluation import answering
     from vistill.types import Prompt
 
-    two = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
-    rows = [
-        two,
-        *(Prompt(p.id, p.parts, "wrong") for p in ROWS),
-    ]  # no row has a third picture to show to `e`
+    two_images = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
+    rows = [two_images, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]
     monkeypatch.setattr(
-        answering, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right")
+        responses, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right")
     )
     summary = evaluate(models, rows, QUICK).summary
     assert (summary["swapped_rows"], summary["blind_rows"]) == (4, 5)
@@ -259,14 +261,15 @@ def test_the_swapped_gap_is_taken_on_the_rows_that_were_swapped(models, monkeypa
     assert summary["gap/swapped"] == 0.0
 
 
-def test_rows_without_an_answer_are_read_but_judged_nowhere(models, monkeypatch):
+def test_rows_without_an_answer_count_for_visual_advantage_but_not_for_accuracy(
+    models, monkeypatch
+):
     from dataclasses import replace
 
     from vistill.data.answers import Verdict
-    from vistill.evaluation import answering
 
     monkeypatch.setattr(
-        answering, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold))
+        responses, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold))
     )
     rows = [
         drawn("a", "red"),
@@ -276,16 +279,12 @@ def test_rows_without_an_answer_are_read_but_judged_nowhere(models, monkeypatch)
     ]
     out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True))
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == 1.0
-    assert (out.summary["rows"], out.summary["blind_rows"], out.summary["unanswered_rows"]) == (
-        2,
-        2,
-        2,
-    )
-    assert [reading.prompt.id for reading in out.tokens] == ["a", "b", "c"]
+    assert [out.summary[key] for key in ("rows", "blind_rows", "unanswered_rows")] == [2, 2, 2]
+    assert [item.prompt.id for item in out.tokens] == ["a", "b", "c"]
     assert [item["correct"] for item in out.heatmaps(models.student)] == [True, None, True]
 
 
-def test_nothing_to_judge_gives_no_share(models):
+def test_without_answered_rows_there_is_no_accuracy(models):
     summary = evaluate(
         models, [drawn("a", "red", answer="")], EvalSettings(max_new_tokens=3)
     ).summary
@@ -293,36 +292,36 @@ def test_nothing_to_judge_gives_no_share(models):
     assert not {"accuracy", "greedy_accuracy", "accuracy/pixelated"} & set(summary)
 
 
-def test_shares_of_nothing_are_left_out():
+def test_shares_with_denominator_0_are_left_out():
     facts = summarise_tokens(
-        [reading([0.0, 0.0], [0.1, 0.0], [0.0, 0.0], [False, False])], EvalSettings()
+        [measurements([0.0, 0.0], [0.1, 0.0], [0.0, 0.0], [False, False])], EvalSettings()
     )
     assert not {"critical/kl_share", "critical/misread_share"} & set(facts)
 
 
-def test_samples_carry_the_digest_of_question_and_pictures(models):
+def test_samples_carry_the_digest_of_text_and_images(models):
     import json
 
-    def asked(rows):
+    def digests(rows):
         lines = evaluate(models, rows, QUICK).to_lines().splitlines()
         return {line["prompt"]: line["asked"] for line in map(json.loads, lines)}
 
-    first = asked(ROWS)
+    first = digests(ROWS)
     assert first["a"] == first["b"] != first["d"]
-    assert asked([drawn("a", "red", text="Which?"), ROWS[3]])["a"] != first["a"]
+    assert digests([drawn("a", "red", text="Which?"), ROWS[3]])["a"] != first["a"]
 
 
-def test_the_engine_that_is_handed_over_writes_every_answer(tokenizer, teacher, result):
+def test_the_given_engine_generates_every_response(tokenizer, teacher, result):
     from vistill.rollouts.engine import WrappedEngine
     from vistill.rollouts.hf import HFEngine
 
     class Counting(WrappedEngine):
         calls, states = 0, []
 
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             self.calls += 1
             assert all(request.source is not None for request in requests)
-            return super().write(requests, sampling)
+            return super().generate(requests, sampling)
 
         def wake(self):
             self.states.append("wake")
@@ -340,18 +339,23 @@ def test_the_engine_that_is_handed_over_writes_every_answer(tokenizer, teacher, 
         diagrams=diagrams("val", 4, 0),
         engine=engine,
     )
-    assert engine.calls == 7  # sampled, greedy, three blind views, a diagram and its twin
+    assert (
+        engine.calls == 7
+    )  # sampled, greedy, three views without the image, diagrams and counterfactuals
     assert engine.states == ["wake", "sleep"]
     assert again.to_lines() == result.to_lines()
 
 
-def test_an_empty_answer_is_a_wrong_one_and_has_no_tokens_to_read(teacher):
+def test_an_empty_response_is_wrong_and_has_no_token_measurements(teacher):
     from vistill.rollouts.checked_engine import CheckedEngine
     from vistill.rollouts.scripted import ScriptedEngine
 
     prompts = diagram_prompts("val", 3, 0)
-    right = {p.id: teacher.response_ids(f"\\boxed{{{p.answer}}}") for p in prompts}
-    script = lambda key, sibling: () if key == prompts[0].id else right[key]
+    correct = {p.id: teacher.response_ids(f"\\boxed{{{p.answer}}}") for p in prompts}
+
+    def script(key, sibling):
+        return () if key == prompts[0].id else correct[key]
+
     engine = CheckedEngine(ScriptedEngine(script, teacher.stop_ids[0]), teacher)
     settings = EvalSettings(max_new_tokens=40, blind=False, reading=False)
     out = evaluate(
@@ -359,4 +363,4 @@ def test_an_empty_answer_is_a_wrong_one_and_has_no_tokens_to_read(teacher):
     )
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == pytest.approx(2 / 3)
     assert out.summary["unparsed_share"] == pytest.approx(1 / 3)
-    assert [reading.prompt.id for reading in out.tokens] == [p.id for p in prompts[1:]]
+    assert [item.prompt.id for item in out.tokens] == [p.id for p in prompts[1:]]

@@ -11,7 +11,7 @@ from vistill.errors import NonFiniteError, StorageError
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, read_json, read_lines, to_json, write_json
-from vistill.studies.check import state_of
+from vistill.studies.check import run_state_in_words
 from vistill.training.interrupt import Interrupt, exit_on_second_signal
 from vistill.training.memory_budget import choose_split
 from vistill.training.replay import accepted_changes
@@ -127,9 +127,9 @@ def test_check_counts_the_same_checkpoints_as_a_start(tmp_path):
     (run / "run.lock.json").write_text(
         json.dumps({"format": 2, "recipe": json.loads(to_json(recipe.to_dict()))})
     )
-    assert state_of(recipe).endswith(", new")
+    assert run_state_in_words(recipe).endswith(", new")
     (run / "checkpoint-000004").mkdir()
-    assert state_of(recipe).endswith("goes on after step 4")
+    assert run_state_in_words(recipe).endswith("resumes after step 4")
 
 
 @pytest.mark.parametrize("listening", [lambda: Interrupt().listening(), exit_on_second_signal])

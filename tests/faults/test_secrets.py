@@ -243,7 +243,7 @@ def test_check_recognizes_a_run_with_a_masked_recipe(
     assert vistill("train", *words)[0] == 0
     status, printed = vistill("check", "--fast", *words)
     assert status == 0, printed
-    assert "goes on after step 1" in printed
+    assert "resumes after step 1" in printed
 
 
 def test_many_texts_read_the_environment_once_each_and_compile_one_pattern(

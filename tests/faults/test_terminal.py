@@ -139,9 +139,9 @@ def test_tables_and_messages_about_hostile_runs_are_harmless(payload, capsys, tm
     row = {key: payload if not form else None for key, _, form in methods.COLUMNS}
     with escape_output():
         print(methods.format_table([row]))
-        stages.tell_quarantine(Run(paths[0]))
-        stages.tell_profile(Run(paths[0]))
-        stages.tell_kept(str(recipe), ["seed=3"], [payload])
+        stages.print_quarantine(Run(paths[0]))
+        stages.print_profile(Run(paths[0]))
+        stages.warn_stage_settings(str(recipe), ["seed=3"], [payload])
         demo.print_comparison(paths, [], recipe, 1.0)
     done = capsys.readouterr()
     assert assert_harmless(done.out + done.err).count("\n") > 8

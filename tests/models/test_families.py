@@ -269,7 +269,9 @@ def test_backward_part_by_part_gives_the_gradient_of_separate_rows(name, tokeniz
 def test_both_engines_generate_the_same_with_two_images_and_two_siblings(vlm, varied_prompts):
     requests = [RolloutRequest(p.id, vlm.encode(p), (0, 1)) for p in varied_prompts]
     sampling = Sampling(0, 0, 1.0, 1.0, 12)
-    assert SharedEngine(vlm).write(requests, sampling) == HFEngine(vlm).write(requests, sampling)
+    assert SharedEngine(vlm).generate(requests, sampling) == HFEngine(vlm).generate(
+        requests, sampling
+    )
 
 
 def test_every_weight_belongs_to_a_part(vlm):

@@ -43,7 +43,7 @@ def states_and_gradients(vlm, groups):
 
 def write_rollouts(vlm, prompts):
     requests = [RolloutRequest(p.id, vlm.encode(p), (0, 1)) for p in prompts[:2]]
-    return SharedEngine(vlm).write(requests, Sampling(0, 0, 1.0, 1.0, 4))
+    return SharedEngine(vlm).generate(requests, Sampling(0, 0, 1.0, 1.0, 4))
 
 
 def count_hook_calls(vlm):

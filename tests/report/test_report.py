@@ -1,4 +1,4 @@
-"""The page: offline, without script, safe with hostile text, honest about gaps."""
+"""The report page: offline, without scripts, safe with hostile text, complete in its caveats."""
 
 import html
 import json
@@ -12,27 +12,28 @@ import pytest
 
 from vistill.errors import StorageError
 from vistill.redaction import escape_control_characters
-from vistill.report.charts import Axes, Series, line_chart, nice_ticks
-from vistill.report.comparison import chosen_accuracy, comparison_table
-from vistill.report.headline import difference, sentence, warnings
-from vistill.report.heatmap import scale_of, tokens_html
-from vistill.report.page import comparisons, render, write_report
-from vistill.report.run_data import read_run, rows_from
+from vistill.report.charts import Axes, Series, line_chart, nice_ticks, scale_of, tokens_html
+from vistill.report.comparison import comparison_table, describe_checkpoint
+from vistill.report.headline import comparison_sentence, headline, run_warnings
+from vistill.report.page import heatmap_comparisons, render, write_report
+from vistill.report.run_data import describe_rows, read_run
 
 HARMLESS = "plain words"
 PAYLOADS = (
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "'><b>", "</style><script>x</script>",
-    "{{ 7*7 }}", "{% raw %}", "javascript:alert(1)", "<!-- -->", "&lt;script&gt;", "</pre><h1>x</h1>", "\x1b[31mred", "\u202eevil",
-    "]]><a href=//x>", "<iframe src=//x>", "<math><mi//xlink:href=x>", "`${x}`", "\x00<b>", "<details open ontoggle=x>", "<base href=//x>",
-)  # fmt: skip
+    *("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>'),
+    *("'><b>", "</style><script>x</script>", "{{ 7*7 }}", "{% raw %}", "javascript:alert(1)"),
+    *("<!-- -->", "&lt;script&gt;", "</pre><h1>x</h1>", "\x1b[31mred", "\u202eevil"),
+    *("]]><a href=//x>", "<iframe src=//x>", "<math><mi//xlink:href=x>", "`${x}`", "\x00<b>"),
+    *("<details open ontoggle=x>", "<base href=//x>"),
+)
 
 
-def write_answers(folder, step, right, rows=100, samples=1, first=0, **changes):
-    """The per-sample file of an evaluation: the first `right` of its questions are answered right."""
+def write_answers(folder, step, correct, rows=100, samples=1, first=0, **changes):
+    """Write a per-sample file in which the first `correct` questions are answered correctly."""
     (folder / "samples").mkdir(exist_ok=True)
     lines = []
     for i in range(first, first + rows):
-        plain = {
+        question = {
             "prompt": f"q{i}",
             "asked": f"digest-{i}",
             "question": f"Question {i}?",
@@ -40,8 +41,8 @@ def write_answers(folder, step, right, rows=100, samples=1, first=0, **changes):
             "view": "full",
         }
         for sample in range(samples):
-            correct = i - first < right
-            judged = {**plain, "sample": sample, "correct": correct, **changes}
+            is_correct = i - first < correct
+            judged = {**question, "sample": sample, "correct": is_correct, **changes}
             lines += [{**judged, "mode": mode} for mode in ("sampled", "greedy")]
     (folder / "samples" / f"step-{step:06d}.jsonl").write_text(
         "".join(json.dumps(x) + "\n" for x in lines)
@@ -49,17 +50,17 @@ def write_answers(folder, step, right, rows=100, samples=1, first=0, **changes):
 
 
 def set_last(folder, **values):
-    """Change the last evaluation."""
+    """Change the record of the last evaluation."""
     lines = [json.loads(x) for x in (folder / "evaluations.jsonl").read_text().splitlines()]
     lines[-1] |= values
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
-def answered(folder, right, rows=100, **changes):
-    """The last evaluation says so many right, in summary and samples."""
+def set_correct(folder, correct, rows=100, **changes):
+    """Set the number of correct answers of the last evaluation, in summary and samples."""
     step = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])["step"]
-    set_last(folder, accuracy=right / rows, rows=float(rows))
-    write_answers(folder, step, right, rows, **changes)
+    set_last(folder, accuracy=correct / rows, rows=float(rows))
+    write_answers(folder, step, correct, rows, **changes)
 
 
 def write_run(folder, text=HARMLESS, steps=3):
@@ -138,24 +139,24 @@ def write_run(folder, text=HARMLESS, steps=3):
     return folder
 
 
-class Census(HTMLParser):
+class TagCollector(HTMLParser):
     """Elements and attribute names of a page."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.tags = []
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, tuple(sorted(name for name, _ in attrs))))
+        self.tags.append((tag, tuple(sorted(name for name, _ in attrs))))
 
 
-def census(page):
-    parser = Census()
+def tags_of(page):
+    parser = TagCollector()
     parser.feed(page)
-    return parser.seen
+    return parser.tags
 
 
-def test_the_page_is_offline_without_script_and_says_so(tmp_path):
+def test_the_page_is_offline_without_script_and_forbids_both(tmp_path):
     page = render([read_run(write_run(tmp_path / "a"))])
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
     assert "<script" not in page
@@ -163,10 +164,10 @@ def test_the_page_is_offline_without_script_and_says_so(tmp_path):
     assert len(page) < 3_000_000
 
 
-def test_rows_that_were_replaced_stand_with_their_step_among_the_quarantined(tmp_path):
+def test_replaced_rows_are_listed_with_their_step_among_the_quarantined_rows(tmp_path):
     folder = write_run(tmp_path / "a")
-    gone = {"step": 4, "id": "x", "where": "d.jsonl:7", "code": "D208", "reason": "changed"}
-    (folder / "replaced.jsonl").write_text(json.dumps(gone) + "\n")
+    replaced = {"step": 4, "id": "x", "where": "d.jsonl:7", "code": "D208", "reason": "changed"}
+    (folder / "replaced.jsonl").write_text(json.dumps(replaced) + "\n")
     page = render([read_run(folder)])
     assert "d.jsonl:7, step 4" in page
     assert "2 rows were quarantined" in page
@@ -174,8 +175,8 @@ def test_rows_that_were_replaced_stand_with_their_step_among_the_quarantined(tmp
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_hostile_text_in_any_field_adds_no_element_and_no_attribute(tmp_path, payload):
-    harmless = census(render([read_run(write_run(tmp_path / "a"))]))
-    assert census(render([read_run(write_run(tmp_path / "b", payload))])) == harmless
+    harmless = tags_of(render([read_run(write_run(tmp_path / "a"))]))
+    assert tags_of(render([read_run(write_run(tmp_path / "b", payload))])) == harmless
 
 
 def test_control_and_direction_characters_are_made_visible():
@@ -197,34 +198,36 @@ def test_control_and_direction_characters_are_made_visible():
         "quarantine.jsonl",
     ],
 )
-def test_a_page_is_made_whatever_part_of_a_run_is_missing(tmp_path, missing):
+def test_a_report_works_if_a_file_of_the_run_is_missing(tmp_path, missing):
     folder = write_run(tmp_path / "a")
     target = folder / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    assert "Does the student look?" in write_report([folder], tmp_path / "r.html").read_text()
+    assert (
+        "Does the student use the image?" in write_report([folder], tmp_path / "r.html").read_text()
+    )
 
 
-def test_a_half_written_last_line_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_left_out(tmp_path):
     folder = write_run(tmp_path / "a")
     with (folder / "metrics.jsonl").open("a") as handle:
         handle.write('{"step": 4, "lo')
     assert len(read_run(folder).metrics) == 3
 
 
-def test_an_empty_folder_is_explained(tmp_path):
+def test_an_empty_folder_is_a_coded_error(tmp_path):
     with pytest.raises(StorageError) as caught:
         read_run(tmp_path)
     assert caught.value.code == "S605"
 
 
-def test_the_sentence_states_measured_numbers_and_does_not_call_noise_a_win(tmp_path):
+def test_the_headline_states_measured_numbers_and_does_not_call_noise_a_gain(tmp_path):
     a, b = write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd")
-    text = sentence([read_run(a), read_run(b)])
+    text = headline([read_run(a), read_run(b)])
     assert "opd: accuracy (T = 1) 40.0 % → 70.0 % [30.0, 80.0] on 100 questions" in text
-    assert "do not differ beyond chance" in text
-    answered(b, 30)
-    assert "va_opd is 40.0 points below opd" in sentence([read_run(a), read_run(b)])
-    assert sentence([]) == "Nothing has been evaluated yet."
+    assert "do not differ significantly" in text
+    set_correct(b, 30)
+    assert "va_opd is 40.0 points below opd" in headline([read_run(a), read_run(b)])
+    assert headline([]) == "No evaluation yet."
 
 
 def set_temperature(folder, value):
@@ -233,19 +236,19 @@ def set_temperature(folder, value):
     (folder / "run.lock.json").write_text(json.dumps(lock))
 
 
-def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_figure_stands(
+def test_the_page_states_the_temperature_and_the_number_of_rows_of_each_figure(
     tmp_path,
 ):
-    """It called every sampled accuracy one at T = 1, blind rows "the first", and gave greedy no denominator."""
+    """The page stated T = 1 for every run and no denominator for the greedy accuracy."""
     a, b = write_run(tmp_path / "opd"), write_run(tmp_path / "va_opd")
     set_temperature(a, 0.7)
     set_last(
         a, **{"greedy_accuracy": 0.9, "greedy_rows": 12.0, "gap/pixelated": 0.5, "blind_rows": 12.0}
     )
-    text = sentence([read_run(a)])
+    text = headline([read_run(a)])
     assert "opd: accuracy (T = 0.7)" in text
     assert "greedy 90.0 % on 12 of them" in text
-    assert "Pixelating the picture costs opd 50.0 points (on 12 questions" in text
+    assert "opd loses 50.0 points with the pixelated image (on 12 questions" in text
     page = html.unescape(render([read_run(a)]))
     assert "accuracy, T = 0.7" in page
     assert "Accuracy at T = 0.7" in page
@@ -261,20 +264,20 @@ def test_the_page_says_the_temperature_of_the_recipe_and_on_how_many_rows_each_f
     "values",
     [(0.0, 1e-14), (-3e-12, 0.0), (0.0, 0.0), (-1e-7, 2e-7), (5.0, 5.0 + 1e-9), (-4.0, -1.0)],
 )
-def test_a_loss_that_is_nothing_but_rounding_error_can_be_drawn(values):
+def test_a_chart_of_rounding_errors_can_be_drawn(values):
     """GRPO with equal rewards: every loss is 0 up to 1e-14."""
     ticks = nice_ticks(min(values), max(values))
     assert ticks[-1] > ticks[0]
     assert "<svg" in line_chart([Series("x", list(enumerate(values)))], Axes("T", "x", "y"))
 
 
-def test_charts_have_round_ticks_and_admit_when_there_is_nothing():
+def test_charts_have_round_ticks_and_a_note_without_data():
     assert nice_ticks(0.0, 0.97) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert "nothing measured" in line_chart([Series("x", [])], Axes("T", "x", "y"))
+    assert "no data" in line_chart([Series("x", [])], Axes("T", "x", "y"))
     assert "<b>" not in line_chart([Series("<b>", [(0, 1), (1, 2)])], Axes("<b>", "x", "y"))
 
 
-def test_one_scale_for_all_panels_and_darker_means_more():
+def test_all_panels_share_a_scale_and_darker_means_more():
     assert scale_of([[0.0, 2.0], [1.0]]) == 2.0
     assert scale_of([[0.0]]) == 1.0
     html = tokens_html(["a", "b"], [2.0, 0.2], 2.0)
@@ -322,169 +325,172 @@ def test_the_page_opens_in_headless_chromium(tmp_path):
         timeout=120,
     ).stdout
     assert "owned</title>" not in dom
-    assert "Does the student look?" in dom
+    assert "Does the student use the image?" in dom
     from PIL import Image
 
     colours = Image.open(shot).convert("RGB").getcolors(1 << 24)
     assert len(colours) > 100
 
 
-def test_a_page_over_many_runs_names_only_differences_beyond_chance_and_compares_equal_starts(
+def test_a_page_of_many_runs_names_only_significant_differences_between_equal_starts(
     tmp_path,
 ):
     runs = []
-    for i, right in enumerate((50, 51, 90, 50, 49, 10)):
+    for i, correct in enumerate((50, 51, 90, 50, 49, 10)):
         runs.append(write_run(tmp_path / f"r{i}"))
-        answered(runs[-1], right)
+        set_correct(runs[-1], correct)
     lock = json.loads((runs[5] / "run.lock.json").read_text())
     lock["recipe"]["student"] = {"model": "another"}
     (runs[5] / "run.lock.json").write_text(json.dumps(lock))
-    text = sentence([read_run(run) for run in runs])
+    text = headline([read_run(run) for run in runs])
     assert "6 runs" in text
     assert "r2 is 40.0 points above r0" in text
-    assert "The other 3 do not differ" in text
-    assert "r5 began from another student" in text
+    assert "The other 3 do not differ significantly from r0" in text
+    assert "r5 started from another student" in text
     assert "Corrected for 4 comparisons (Holm)" in text
 
 
-def test_of_many_runs_that_do_not_differ_none_is_named_by_luck(tmp_path):
-    """One difference of ten is below 5 % on its own (p = 0.016) and not among ten."""
+def test_a_chance_difference_among_many_runs_is_not_named(tmp_path):
+    """p = 0.016 is significant alone, but not among ten comparisons."""
     runs = [write_run(tmp_path / f"r{i:02d}") for i in range(11)]
-    answered(runs[7], 77)
+    set_correct(runs[7], 77)
     pair = comparison_table([read_run(runs[0]), read_run(runs[7])])[-1].pair
     assert pair.p == pytest.approx(2 / 2**7)
-    text = sentence([read_run(run) for run in runs])
+    text = headline([read_run(run) for run in runs])
     assert "r07" not in text
     assert "The other 10 do not differ" in text
 
 
-def test_a_difference_is_taken_on_the_questions_both_answered(tmp_path):
-    """`b` was asked another quarter: its accuracy is higher, and on common questions it is lower."""
+def test_a_difference_uses_the_questions_that_both_runs_answered(tmp_path):
+    """`b` has a higher accuracy on fewer questions, but a lower one on the common questions."""
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    answered(a, 70)
-    answered(b, 20, rows=25)
+    set_correct(a, 70)
+    set_correct(b, 20, rows=25)
     assert read_run(b).last["accuracy"] > read_run(a).last["accuracy"]
-    text = difference(read_run(b), read_run(a))
-    assert "b and a do not differ beyond chance (-20.0 points, 95 % [" in text
+    text = comparison_sentence(read_run(b), read_run(a))
+    assert "b and a do not differ significantly (-20.0 points, 95 % [" in text
     assert "on the 25 questions both answered; 75 only in a" in text
 
 
-def test_runs_on_other_data_are_not_compared_and_the_page_says_so(tmp_path):
+def test_runs_on_other_data_are_not_compared_and_the_page_states_why(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    answered(b, 25, rows=25, first=500)
-    text = sentence([read_run(a), read_run(b)])
+    set_correct(b, 25, rows=25, first=500)
+    text = headline([read_run(a), read_run(b)])
     assert (
         "b and a are not compared: b and a have no question in common (25 and 100 questions)"
         in text
     )
     assert "points above" not in text
-    answered(b, 100, gold="8")
-    text = sentence([read_run(a), read_run(b)])
-    assert "were asked other questions under the same ids (100; equal: 0)" in text
-    assert "not compared: b and a were asked other questions" in render([read_run(a), read_run(b)])
+    set_correct(b, 100, gold="8")
+    text = headline([read_run(a), read_run(b)])
+    assert "have different questions under the same ids (100 differ, 0 are equal)" in text
+    assert "not compared: b and a have different questions" in render([read_run(a), read_run(b)])
 
 
-def test_runs_whose_answers_are_not_stored_are_not_compared(tmp_path):
+def test_runs_without_stored_answers_are_not_compared(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     set_last(b, accuracy=0.1)
     shutil.rmtree(b / "samples")
-    text = sentence([read_run(a), read_run(b)])
-    assert "no answers are stored of b" in text
+    text = headline([read_run(a), read_run(b)])
+    assert "no answers are stored for b" in text
     assert "points below" not in text
 
 
-def test_a_pair_of_runs_shows_what_separate_errors_hide(tmp_path):
+def test_pairing_two_runs_reveals_a_difference_that_separate_errors_hide(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    answered(a, 50)
-    answered(b, 60)
-    assert "b is 10.0 points above a (95 % [" in difference(read_run(b), read_run(a))
+    set_correct(a, 50)
+    set_correct(b, 60)
+    assert "b is 10.0 points above a (95 % [" in comparison_sentence(read_run(b), read_run(a))
 
 
-def test_runs_that_were_measured_in_another_way_are_marked(tmp_path):
+def test_runs_with_different_measurement_settings_are_marked(tmp_path):
     runs = [write_run(tmp_path / name) for name in "ab"]
     for run, tokens in zip(runs, (64, 512), strict=True):
         lock = json.loads((run / "run.lock.json").read_text())
         lock["recipe"]["eval"] = {"max_new_tokens": tokens, "temperature": 1.0}
         (run / "run.lock.json").write_text(json.dumps(lock))
-    text = difference(read_run(runs[1]), read_run(runs[0]))
+    text = comparison_sentence(read_run(runs[1]), read_run(runs[0]))
     assert "measured with eval.max_new_tokens 512 and 64" in text
     assert "temperature" not in text
 
 
-def test_before_and_after_are_of_the_same_questions(tmp_path):
-    """The run ended at an evaluation of 25 rows, its first was of 100: the arrow joins the 25."""
+def test_before_and_after_use_the_same_questions(tmp_path):
+    """The first evaluation has 100 rows and the last 25: the arrow compares the 25."""
     a = write_run(tmp_path / "a")
-    answered(a, 20, rows=25)
-    text = sentence([read_run(a)])
+    set_correct(a, 20, rows=25)
+    text = headline([read_run(a)])
     assert "40.0 %" not in text
     assert "100.0 % → 80.0 % on the 25 questions of the first and the last evaluation" in text
 
 
-def test_models_that_were_only_judged_are_compared_though_they_are_not_the_same_model(tmp_path):
+def test_evaluations_without_training_are_compared_for_different_models_too(tmp_path):
     runs = [write_run(tmp_path / name) for name in "ab"]
-    answered(runs[1], 30)
+    set_correct(runs[1], 30)
     for run in runs:
         lock = json.loads((run / "run.lock.json").read_text())
         lock["recipe"]["student"] = {"model": run.name}
         (run / "run.lock.json").write_text(json.dumps(lock))
         (run / "result.json").write_text(json.dumps({"finished": True, "kind": "evaluation"}))
-    assert "b is 40.0 points below a" in sentence([read_run(run) for run in runs])
+    assert "b is 40.0 points below a" in headline([read_run(run) for run in runs])
 
 
-def test_heatmaps_stand_together_by_question_and_not_by_place(tmp_path):
+def test_heatmaps_are_joined_by_question_and_not_by_position(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     item = json.loads((a / "tokens" / "step-000003.json").read_text())["items"][0]
-    items = lambda *names: [
-        item | {"prompt": n, "question": f"Q {n}?", "tokens": [n, "b"]} for n in names
-    ]
+
+    def items(*names):
+        return [item | {"prompt": n, "question": f"Q {n}?", "tokens": [n, "b"]} for n in names]
+
     for run, names in ((a, "xyz"), (b, "zyw")):
         for step in (0, 3):
             content = {"tail": [], "items": items(*names)}
             (run / "tokens" / f"step-{step:06d}.json").write_text(json.dumps(content))
-    made = {c["question"]: c["panels"] for c in comparisons([read_run(a), read_run(b)])}
-    assert [len(made[f"Q {n}?"]) for n in "xyzw"] == [2, 3, 3, 1]
-    assert [*made][:2] == ["Q y?", "Q z?"]
-    for question, panels in made.items():
+    panels_of = {
+        c["question"]: c["panels"] for c in heatmap_comparisons([read_run(a), read_run(b)])
+    }
+    assert [len(panels_of[f"Q {n}?"]) for n in "xyzw"] == [2, 3, 3, 1]
+    assert [*panels_of][:2] == ["Q y?", "Q z?"]
+    for question, panels in panels_of.items():
         for _, tokens in panels:
             assert f">{question[2]}</span>" in tokens
 
 
-def test_heatmaps_of_other_questions_under_one_id_do_not_stand_together(tmp_path):
+def test_heatmaps_of_different_questions_under_one_id_are_not_joined(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     content = json.loads((b / "tokens" / "step-000003.json").read_text())
     content["items"][0]["gold"] = "another"
     (b / "tokens" / "step-000003.json").write_text(json.dumps(content))
-    (made,) = comparisons([read_run(a), read_run(b)])
-    assert [name.split(":")[0] for name, _ in made["panels"]] == ["before training", "a"]
+    (comparison,) = heatmap_comparisons([read_run(a), read_run(b)])
+    assert [name.split(":")[0] for name, _ in comparison["panels"]] == ["before training", "a"]
 
 
-def test_a_picture_of_another_question_under_the_same_id_is_not_shown(tmp_path):
+def test_an_image_of_another_question_under_the_same_id_is_not_shown(tmp_path):
     run = write_run(tmp_path / "a")
     (run / "pictures").mkdir()
     (run / "pictures" / "000-full.png").write_bytes(b"png")
     index = {"q": {"file": "000", "question": "Mine?"}}
     (run / "pictures" / "index.json").write_text(json.dumps(index))
-    assert read_run(run).picture("q", "full", "Mine?")
-    assert read_run(run).picture("q", "full", "Another?") is None
+    assert read_run(run).image_uri("q", "full", "Mine?")
+    assert read_run(run).image_uri("q", "full", "Another?") is None
 
 
-def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_path):
+def test_heatmaps_of_an_evaluation_before_a_resume_are_not_shown(tmp_path):
     run = write_run(tmp_path / "a")
     shutil.copy(run / "tokens" / "step-000003.json", run / "tokens" / "step-000009.json")
     assert [*read_run(run).tokens] == ["000000", "000003"]
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "expected"),
     [
         (
             {"checkpoint": "checkpoint-000003", "step": 3},
-            "hands out checkpoint-000003 (step 3): it is the last one",
+            "gives checkpoint-000003 (step 3), the last one",
         ),
         (
             {"checkpoint": "checkpoint-000002", "step": 3, "best": {"step": 2, "value": 0.5}},
-            "hands out checkpoint-000002 (step 2): chosen by the accuracy of the evaluations during the run: 50.0 %."
-            " The figures of the last evaluation are of step 3, not of this checkpoint",
+            "gives checkpoint-000002 (step 2), selected by the accuracy during the run: 50.0 %."
+            " The last evaluation is of step 3, not of this checkpoint",
         ),
         (
             {
@@ -496,7 +502,7 @@ def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_pat
                     "value": 0.4125,
                 },
             },
-            "(step 2): chosen by accuracy on 200 fixed rows x 8 samples: 41.2 %.",
+            "(step 2), selected by accuracy on 200 fixed rows x 8 samples: 41.2 %.",
         ),
         (
             {
@@ -504,49 +510,50 @@ def test_heatmaps_of_an_evaluation_that_a_resume_took_back_are_not_shown(tmp_pat
                 "step": 3,
                 "chosen": {"step": 3, "by": "last", "value": None},
             },
-            "(step 3): it is the last one",
+            "(step 3), the last one",
         ),
     ],
 )
-def test_the_page_names_the_chosen_checkpoint_and_how_it_was_chosen(tmp_path, result, said):
+def test_the_page_names_the_checkpoint_and_how_it_was_selected(tmp_path, result, expected):
     run = write_run(tmp_path / "a")
     (run / "result.json").write_text(json.dumps({"finished": True, **result}))
-    assert said in chosen_accuracy(read_run(run))
-    assert said in html.unescape(render([read_run(run)]))
+    assert expected in describe_checkpoint(read_run(run))
+    assert expected in html.unescape(render([read_run(run)]))
 
 
-def test_what_the_accuracy_leaves_out_or_cannot_read_is_said(tmp_path):
+def test_warnings_name_rows_and_answers_missing_from_the_accuracy(tmp_path):
     run = write_run(tmp_path / "a")
     set_last(run, unparsed_share=0.975, unanswered_rows=6.0, blind_rows=8.0, swapped_rows=5.0)
-    said = " ".join(warnings(read_run(run)))
-    assert "no answer was found in 97.5 % of the responses" in said
-    assert "6 rows without a gold answer are in no accuracy" in said
-    assert "`swapped` is on 5 of 8 rows" in said
+    text = " ".join(run_warnings(read_run(run)))
+    assert "97.5 % of the responses contain no answer" in text
+    assert "6 rows have no gold answer and count in no accuracy" in text
+    assert "`swapped` uses 5 of 8 rows" in text
     assert "8 / 5" in render([read_run(run)])
 
 
-def test_a_chart_over_evaluations_of_different_rows_says_so(tmp_path):
+def test_a_chart_of_evaluations_with_different_rows_is_marked(tmp_path):
     run = write_run(tmp_path / "a")
     assert "points on" not in render([read_run(run)])
     set_last(run, rows=25.0)
     assert "(95 % interval; points on 25 to 100 rows)" in render([read_run(run)])
 
 
-def test_the_page_says_where_the_rows_came_from():
-    assert rows_from({"train": "a.jsonl", "eval": "b.jsonl"}, "eval") == "b.jsonl"
+def test_the_page_names_the_source_of_the_rows():
+    assert describe_rows({"train": "a.jsonl", "eval": "b.jsonl"}, "eval") == "b.jsonl"
     assert (
-        rows_from({"train": "a.jsonl", "eval": "", "holdout": 1200}, "eval")
+        describe_rows({"train": "a.jsonl", "eval": "", "holdout": 1200}, "eval")
         == "1,200 held out of a.jsonl"
     )
-    assert rows_from({"train": "diagrams"}, "eval") == "the built-in diagrams"
-    assert rows_from({"train": "a.jsonl", "eval": ""}, "eval") == ""
+    assert describe_rows({"train": "diagrams"}, "eval") == "the built-in diagrams"
+    assert describe_rows({"train": "a.jsonl", "eval": ""}, "eval") == ""
 
 
-def test_any_methods_own_signal_is_drawn_over_its_siblings(tmp_path):
-    from vistill.report.page import drawn_signal, label_of
+def test_the_signal_of_any_method_is_drawn_over_its_siblings(tmp_path):
+    from vistill.report.page import drawn_signal, rollout_label
 
-    record = {"prompt": "p", "sibling": 0, "ids": [1], "tokens": ["a"], "token_weight": [0.5], "gate": [1.0],
-              "visual_dependency": [0.2], "group_advantage": -1.0, "trajectory_scale": 0.9}  # fmt: skip
+    record = {"prompt": "p", "sibling": 0, "ids": [1], "tokens": ["a"], "token_weight": [0.5]}
+    record |= {"gate": [1.0], "visual_dependency": [0.2]}
+    record |= {"group_advantage": -1.0, "trajectory_scale": 0.9}
     assert drawn_signal(record) == "visual_dependency"
-    assert label_of(record) == "group advantage -1.000, trajectory scale 0.900"
+    assert rollout_label(record) == "group advantage -1.000, trajectory scale 0.900"
     assert drawn_signal({"tokens": ["a"], "ids": [1], "token_weight": [1.0]}) is None

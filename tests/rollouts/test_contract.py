@@ -1,4 +1,4 @@
-"""What every shipped engine promises, held on all of them."""
+"""The engine contract, tested on every shipped engine."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def nothing():
 
 
 def scoring(vlm, request, ids):
-    """Log-probabilities as a step reads them."""
+    """Log-probabilities as a training step computes them."""
     with torch.no_grad():
         read = score(
             vlm,
@@ -34,8 +34,10 @@ def scoring(vlm, request, ids):
 
 def scripted(vlm, poll):
     """Responses that depend on prompt and sibling."""
-    number = lambda key, sibling: 20 + (sum(key.encode()) + 7 * sibling) % 100
-    script = lambda key, sibling: (number(key, sibling), 21, vlm.stop_ids[0])
+
+    def script(key, sibling):
+        return (20 + (sum(key.encode()) + 7 * sibling) % 100, 21, vlm.stop_ids[0])
+
     return ScriptedEngine(
         script, vlm.stop_ids[0], lambda request, ids: scoring(vlm, request, ids), poll
     )
@@ -45,77 +47,78 @@ def scripted(vlm, poll):
 def make(request):
     """An engine as the builder returns it."""
 
-    def made(vlm, poll=nothing):
-        own = scripted(vlm, poll) if request.param == "scripted" else None
-        name = "shared" if own is not None else request.param
-        return make_engine(vlm, RolloutSettings(engine=name), poll, own)
+    def make_it(vlm, poll=nothing):
+        engine = scripted(vlm, poll) if request.param == "scripted" else None
+        name = "shared" if engine is not None else request.param
+        return make_engine(vlm, RolloutSettings(engine=name), poll, engine)
 
-    return made
+    return make_it
 
 
-def asked(vlm, prompts, siblings=(0, 1, 2)):
+def make_test_requests(vlm, prompts, siblings=(0, 1, 2)):
     return make_requests(prompts, [vlm.encode(p) for p in prompts], siblings)
 
 
-def test_it_has_every_member_of_the_protocol_and_is_checked(make, teacher):
+def test_every_engine_implements_the_protocol_and_is_checked(make, teacher):
     engine = make(teacher)
     assert isinstance(engine, CheckedEngine)
     assert isinstance(engine, RolloutEngine)
     assert isinstance(engine.inner, RolloutEngine)
 
 
-def test_the_same_responses_and_log_probabilities_whatever_else_is_in_the_batch(
-    make, teacher, prompts
-):
+def test_responses_and_log_probabilities_do_not_depend_on_the_batch(make, teacher, prompts):
     engine = make(teacher)
-    whole = engine.write(asked(teacher, prompts[:4]), SAMPLING)
-    alone = [engine.write(asked(teacher, [p]), SAMPLING)[0] for p in prompts[:4]]
-    turned = engine.write(asked(teacher, prompts[:4][::-1]), SAMPLING)[::-1]
+    batched = engine.generate(make_test_requests(teacher, prompts[:4]), SAMPLING)
+    alone = [engine.generate(make_test_requests(teacher, [p]), SAMPLING)[0] for p in prompts[:4]]
+    reversed_order = engine.generate(make_test_requests(teacher, prompts[:4][::-1]), SAMPLING)[::-1]
     single = [
-        tuple(engine.write(asked(teacher, [p], (k,)), SAMPLING)[0][0] for k in range(3))
+        tuple(
+            engine.generate(make_test_requests(teacher, [p], (k,)), SAMPLING)[0][0]
+            for k in range(3)
+        )
         for p in prompts[:4]
     ]
-    assert whole == alone == turned == single
-    assert len({rollout.ids for group in whole for rollout in group}) > 6
-    for other in (alone, turned, single):
-        for a, b in zip((r for g in whole for r in g), (r for g in other for r in g), strict=True):
+    assert batched == alone == reversed_order == single
+    assert len({rollout.ids for group in batched for rollout in group}) > 6
+    for other in (alone, reversed_order, single):
+        for a, b in zip(
+            (r for g in batched for r in g), (r for g in other for r in g), strict=True
+        ):
             assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.5), (0.0, 1.0), (3.0, 0.95)]
 )
-def test_log_probabilities_equal_scoring_whatever_the_sampling(
+def test_log_probabilities_equal_scoring_for_all_sampling_parameters(
     make, tokenizer, prompts, temperature, top_p
 ):
-    """A likely end of turn: rows end early and are dropped, so values could slip to another row."""
+    """The end of turn is likely, so rows are dropped early and values could move to another row."""
     vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
     sampling = Sampling(0, 0, temperature, top_p, 40, 16, log_probs=True)
-    requests = asked(vlm, prompts[:6])
-    groups = make(vlm).write(requests, sampling)
+    requests = make_test_requests(vlm, prompts[:6])
+    groups = make(vlm).generate(requests, sampling)
     for request, group in zip(requests, groups, strict=True):
         for rollout in group:
             assert rollout.log_probs == pytest.approx(scoring(vlm, request, rollout.ids), abs=1e-4)
 
 
-def test_asking_for_log_probabilities_changes_no_response_and_not_asking_costs_none(
-    make, teacher, prompts
-):
+def test_requesting_log_probabilities_changes_no_response(make, teacher, prompts):
     from dataclasses import replace
 
-    engine, requests = make(teacher), asked(teacher, prompts[:2])
-    plain = engine.write(requests, replace(SAMPLING, log_probs=False))
-    assert plain == engine.write(requests, SAMPLING)
+    engine, requests = make(teacher), make_test_requests(teacher, prompts[:2])
+    plain = engine.generate(requests, replace(SAMPLING, log_probs=False))
+    assert plain == engine.generate(requests, SAMPLING)
     assert {rollout.log_probs for group in plain for rollout in group} == {None}
 
 
-def test_versions_are_what_was_synced_and_sleep_wake_and_close_may_be_repeated(
+def test_the_version_is_the_synced_one_and_sleep_wake_and_close_may_be_repeated(
     make, teacher, prompts
 ):
     with make(teacher) as engine:
-        before = engine.write(asked(teacher, prompts[:1]), SAMPLING)
+        before = engine.generate(make_test_requests(teacher, prompts[:1]), SAMPLING)
         for version in (1, 2, 2, 7):
             engine.sync_weights(version)
             assert engine.version == engine.inner.version == version
@@ -123,14 +126,12 @@ def test_versions_are_what_was_synced_and_sleep_wake_and_close_may_be_repeated(
             engine.sleep()
         for _ in range(2):
             engine.wake()
-        assert engine.write(asked(teacher, prompts[:1]), SAMPLING) == before
+        assert engine.generate(make_test_requests(teacher, prompts[:1]), SAMPLING) == before
         engine.close()
         engine.close()
 
 
-def test_a_signal_is_honoured_while_it_writes_and_leaves_the_model_as_it_was(
-    make, student, prompts
-):
+def test_a_signal_stops_generation_and_restores_the_mode_of_the_model(make, student, prompts):
     calls = []
 
     def poll():
@@ -140,39 +141,50 @@ def test_a_signal_is_honoured_while_it_writes_and_leaves_the_model_as_it_was(
 
     student.model.train()
     with pytest.raises(TimeoutError):
-        make(student, poll).write(asked(student, prompts[:1]), SAMPLING)
+        make(student, poll).generate(make_test_requests(student, prompts[:1]), SAMPLING)
     assert len(calls) == 3
     assert student.model.training
-    make(student).write(asked(student, prompts[:1]), SAMPLING)
+    make(student).generate(make_test_requests(student, prompts[:1]), SAMPLING)
     assert student.model.training
 
 
-def test_an_engine_without_log_probabilities_says_so_when_it_is_asked(teacher, prompts):
+def test_an_engine_without_log_probabilities_raises_when_they_are_requested(teacher, prompts):
     stop = teacher.stop_ids[0]
     engine = make_engine(
         teacher, RolloutSettings(), own=ScriptedEngine(lambda key, sibling: (20, stop), stop)
     )
     assert not engine.reports_log_probs
     with pytest.raises(RolloutError) as caught:
-        engine.write(asked(teacher, prompts[:1]), SAMPLING)
+        engine.generate(make_test_requests(teacher, prompts[:1]), SAMPLING)
     assert caught.value.code == "R407"
 
 
 @pytest.mark.parametrize("siblings", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize(
-    "own", [{"repetition_penalty": 60.0}, {"min_new_tokens": 12}, {"suppress_tokens": list(range(20, 200))}, {"no_repeat_ngram_size": 1}],
-    ids=lambda own: next(iter(own)),
-)  # fmt: skip
-def test_the_models_own_generation_settings_change_no_response(tokenizer, prompts, own, siblings):
-    """A model's file may ask for a repetition penalty; sampling follows the recipe and the softmax alone."""
+    "config",
+    [
+        {"repetition_penalty": 60.0},
+        {"min_new_tokens": 12},
+        {"suppress_tokens": list(range(20, 200))},
+        {"no_repeat_ngram_size": 1},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_the_generation_config_of_the_model_changes_no_response(
+    tokenizer, prompts, config, siblings
+):
+    """Sampling follows the recipe alone, even if the model's config sets a repetition penalty."""
     vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 2
-    sampling, requests = Sampling(0, 0, 1.0, 1.0, 20), asked(vlm, prompts[:3], siblings)
-    plain = make_engine(vlm, RolloutSettings(engine="hf")).write(requests, sampling)
-    for name, value in own.items():
+    sampling, requests = (
+        Sampling(0, 0, 1.0, 1.0, 20),
+        make_test_requests(vlm, prompts[:3], siblings),
+    )
+    plain = make_engine(vlm, RolloutSettings(engine="hf")).generate(requests, sampling)
+    for name, value in config.items():
         setattr(vlm.model.generation_config, name, value)
-    kept = vlm.model.generation_config.to_dict()
+    before = vlm.model.generation_config.to_dict()
     for name in ("shared", "hf"):
-        assert make_engine(vlm, RolloutSettings(engine=name)).write(requests, sampling) == plain
-    assert vlm.model.generation_config.to_dict() == kept
+        assert make_engine(vlm, RolloutSettings(engine=name)).generate(requests, sampling) == plain
+    assert vlm.model.generation_config.to_dict() == before

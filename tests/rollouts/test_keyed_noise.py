@@ -1,11 +1,11 @@
-"""Sampling noise is keyed by (seed, step, prompt, sibling, attempt) and independent of batch composition."""
+"""Sampling noise depends on (seed, step, prompt, sibling, attempt), not on the batch."""
 
 import pytest
 import torch
 
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
-from vistill.rollouts.keyed_noise import KeyedSampler, nucleus, rollout_seed
+from vistill.rollouts.keyed_noise import KeyedSampler, mask_outside_nucleus, rollout_seed
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
@@ -25,26 +25,26 @@ def engine_type(request):
     return request.param
 
 
-def test_any_batch_composition_writes_the_same_responses(teacher, prompts, engine_type):
+def test_the_batch_composition_changes_no_response(teacher, prompts, engine_type):
     engine = engine_type(teacher)
-    whole = ids(engine.write(requests(teacher, prompts[:4]), SAMPLING))
-    alone = [ids(engine.write(requests(teacher, [p]), SAMPLING))[0] for p in prompts[:4]]
-    turned = ids(engine.write(requests(teacher, prompts[:4][::-1]), SAMPLING))[::-1]
+    batched = ids(engine.generate(requests(teacher, prompts[:4]), SAMPLING))
+    alone = [ids(engine.generate(requests(teacher, [p]), SAMPLING))[0] for p in prompts[:4]]
+    reversed_order = ids(engine.generate(requests(teacher, prompts[:4][::-1]), SAMPLING))[::-1]
     single = [
-        [ids(engine.write(requests(teacher, [p], (k,)), SAMPLING))[0][0] for k in range(4)]
+        [ids(engine.generate(requests(teacher, [p], (k,)), SAMPLING))[0][0] for k in range(4)]
         for p in prompts[:4]
     ]
-    assert whole == alone == turned == single
-    assert len({r for group in whole for r in group}) > 8
+    assert batched == alone == reversed_order == single
+    assert len({r for group in batched for r in group}) > 8
 
 
 def test_seed_step_and_attempt_change_the_noise(teacher, prompts, engine_type):
     from dataclasses import replace
 
     engine = engine_type(teacher)
-    first = ids(engine.write(requests(teacher, prompts[:1]), SAMPLING))
+    first = ids(engine.generate(requests(teacher, prompts[:1]), SAMPLING))
     for other in (replace(SAMPLING, seed=4), replace(SAMPLING, step=8)):
-        assert ids(engine.write(requests(teacher, prompts[:1]), other)) != first
+        assert ids(engine.generate(requests(teacher, prompts[:1]), other)) != first
     assert rollout_seed(1, 2, "a", 0, 0) != rollout_seed(1, 2, "a", 0, 1)
 
 
@@ -65,14 +65,14 @@ def test_banned_tokens_and_tokens_outside_the_nucleus_are_never_chosen():
     for i in range(300):
         chosen = int(KeyedSampler([i], 1.0, 0.95, [0], 4).choose(logits.clone())[0])
         assert chosen in (1, 2)
-    kept = torch.isfinite(nucleus(logits, 0.5))[0].tolist()
-    assert kept == [True, False, False, False]
+    inside = torch.isfinite(mask_outside_nucleus(logits, 0.5))[0].tolist()
+    assert inside == [True, False, False, False]
 
 
 def test_temperature_zero_is_greedy(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    out = engine_type(teacher).write(
+    out = engine_type(teacher).generate(
         requests(teacher, prompts[:1]), replace(SAMPLING, temperature=0.0)
     )[0]
     assert len({r.ids for r in out}) == 1
@@ -81,7 +81,7 @@ def test_temperature_zero_is_greedy(teacher, prompts, engine_type):
 def test_multimodal_tokens_are_never_sampled(teacher, prompts, engine_type):
     from dataclasses import replace
 
-    out = engine_type(teacher).write(
+    out = engine_type(teacher).generate(
         requests(teacher, prompts[:6]),
         replace(SAMPLING, temperature=5.0, top_p=1.0, max_new_tokens=40),
     )
@@ -89,7 +89,7 @@ def test_multimodal_tokens_are_never_sampled(teacher, prompts, engine_type):
     assert not banned & {i for group in out for r in group for i in r.ids}
 
 
-def test_the_first_end_of_turn_token_belongs_to_the_response_and_nothing_after_it():
+def test_a_response_ends_with_its_first_end_of_turn_token():
     assert to_rollout([5, 9, 2, 0, 0], {2}, 1, 0).ids == (5, 9, 2)
     cut = to_rollout([5, 9, 4], {2}, 1, 0)
     assert cut.ids == (5, 9, 4)
@@ -105,13 +105,13 @@ def test_each_picture_is_encoded_once_for_all_siblings(teacher, prompts, engine_
         ),
         with_kwargs=True,
     )
-    engine_type(teacher).write(requests(teacher, prompts[:2]), SAMPLING)
+    engine_type(teacher).generate(requests(teacher, prompts[:2]), SAMPLING)
     hook.remove()
     assert seen == [2 * 64]
 
 
 def sorted_nucleus(row, top_p):
-    """By sorting everything, in float64."""
+    """The nucleus by sorting the whole vocabulary, in float64."""
     probabilities = torch.softmax(row.double(), -1)
     ordered, order = torch.sort(probabilities, descending=True)
     inside = (ordered.cumsum(-1) - ordered) < top_p
@@ -121,34 +121,36 @@ def sorted_nucleus(row, top_p):
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95])
-def test_a_nucleus_found_among_the_likeliest_is_the_one_found_by_sorting(spread, top_p):
-    """Flat rows need every size that is tried, steep ones the first."""
+def test_the_nucleus_from_the_most_likely_tokens_equals_the_one_from_sorting(spread, top_p):
+    """Flat distributions need every candidate count, steep ones only the first."""
     logits = spread * torch.randn(6, 5000, generator=torch.Generator().manual_seed(1))
     logits[:, :3] = -torch.inf
-    found = nucleus(logits, top_p)
-    for row, kept in zip(logits, found, strict=True):
-        assert set(torch.nonzero(torch.isfinite(kept))[:, 0].tolist()) == sorted_nucleus(row, top_p)
-    assert torch.equal(found[2:3], nucleus(logits[2:3], top_p))
+    masked = mask_outside_nucleus(logits, top_p)
+    for row, logits_inside in zip(logits, masked, strict=True):
+        assert set(torch.nonzero(torch.isfinite(logits_inside))[:, 0].tolist()) == sorted_nucleus(
+            row, top_p
+        )
+    assert torch.equal(masked[2:3], mask_outside_nucleus(logits[2:3], top_p))
 
 
-def test_equally_likely_tokens_at_the_edge_stay_together():
+def test_tied_tokens_at_the_edge_of_the_nucleus_stay_together():
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -2.0]])
-    assert torch.isfinite(nucleus(logits, 0.8))[0].tolist() == [True, True, True, True, False]
-    assert torch.isfinite(nucleus(logits, 1e-9))[0].tolist() == [True, False, False, False, False]
+    assert torch.isfinite(mask_outside_nucleus(logits, 0.8))[0].tolist() == [True] * 4 + [False]
+    assert torch.isfinite(mask_outside_nucleus(logits, 1e-9))[0].tolist() == [True] + [False] * 4
 
 
-#: A seed whose noise is exactly 0 at one place, found by search: about one in a thousand has one.
-SEED, PLACE, NUMBERS = 1233, 14_140, 16_384
+#: A seed whose noise is exactly 0 at one index, found by search: about one seed in a thousand.
+SEED, ZERO_INDEX, NUMBERS = 1233, 14_140, 16_384
 
 
 def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
-    """Its Gumbel noise was -inf, and token 0 was written, whatever it is."""
+    """The Gumbel noise of the token was -inf, and the engine chose token 0 instead."""
     uniform = torch.empty(NUMBERS).uniform_(generator=torch.Generator().manual_seed(SEED))
-    assert float(uniform[PLACE]) == 0.0
-    scores = torch.zeros(1, NUMBERS).index_fill(1, torch.tensor([PLACE]), 50.0)
+    assert float(uniform[ZERO_INDEX]) == 0.0
+    scores = torch.zeros(1, NUMBERS).index_fill(1, torch.tensor([ZERO_INDEX]), 50.0)
     sampler = KeyedSampler([SEED], 1.0, 0.9, [0], NUMBERS, log_probs=True)
-    assert sampler.choose(scores).tolist() == [PLACE]
+    assert sampler.choose(scores).tolist() == [ZERO_INDEX]
     expected = -torch.log(-torch.log(uniform))
-    expected[PLACE] = sampler.drawn[0, 0, PLACE]
+    expected[ZERO_INDEX] = sampler.drawn[0, 0, ZERO_INDEX]
     assert torch.equal(sampler.drawn[0, 0], expected)
     assert bool(torch.isfinite(sampler.drawn).all())

@@ -1,4 +1,4 @@
-"""Our engine writes what transformers' `generate` writes, for less."""
+"""Our engine gives the same responses as transformers' `generate`, at lower cost."""
 
 import dataclasses
 import warnings
@@ -34,24 +34,24 @@ def test_the_same_responses_token_for_token(teacher, prompts, temperature, top_p
     ]
     for rows in (256, 5, 1):
         sampling = Sampling(3, 1, temperature, top_p, 90, rows)
-        assert SharedEngine(teacher).write(mixed, sampling) == HFEngine(teacher).write(
+        assert SharedEngine(teacher).generate(mixed, sampling) == HFEngine(teacher).generate(
             mixed, sampling
         )
 
 
-def test_responses_that_end_early_are_dropped_and_change_nothing(tokenizer, prompts):
-    """A model whose end-of-turn token is likely: lengths from 1 upwards, many drops, caches grown twice."""
+def test_dropping_responses_that_end_early_changes_nothing(tokenizer, prompts):
+    """The end-of-turn token is likely: lengths from 1 upwards, many drops, two cache growths."""
     vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
     sampling = Sampling(0, 0, 1.5, 1.0, 150)
-    ours = SharedEngine(vlm).write(requests(vlm, prompts[:6]), sampling)
+    ours = SharedEngine(vlm).generate(requests(vlm, prompts[:6]), sampling)
     lengths = {len(r.ids) for group in ours for r in group}
     assert len(lengths) > 5
-    assert ours == HFEngine(vlm).write(requests(vlm, prompts[:6]), sampling)
+    assert ours == HFEngine(vlm).generate(requests(vlm, prompts[:6]), sampling)
 
 
-def test_grouped_query_attention_writes_the_same(tokenizer, prompts):
+def test_grouped_query_attention_gives_the_same_responses(tokenizer, prompts):
     vlm = build_tiny(TinySize(heads=4), tokenizer, 0)
     config = vlm.model.config
     config.text_config.num_key_value_heads = 2
@@ -61,12 +61,12 @@ def test_grouped_query_attention_writes_the_same(tokenizer, prompts):
     model.generation_config = vlm.model.generation_config
     vlm = dataclasses.replace(vlm, model=model)
     sampling = Sampling(0, 0, 1.0, 1.0, 20)
-    assert SharedEngine(vlm).write(requests(vlm, prompts[:2]), sampling) == HFEngine(vlm).write(
-        requests(vlm, prompts[:2]), sampling
-    )
+    assert SharedEngine(vlm).generate(requests(vlm, prompts[:2]), sampling) == HFEngine(
+        vlm
+    ).generate(requests(vlm, prompts[:2]), sampling)
 
 
-def test_finished_rows_are_no_longer_read(tokenizer, prompts):
+def test_finished_rows_are_no_longer_decoded(tokenizer, prompts):
     vlm = build_model(tokenizer, 5)
     with torch.no_grad():
         vlm.model.get_output_embeddings().weight[vlm.stop_ids[0]] *= 3
@@ -74,7 +74,7 @@ def test_finished_rows_are_no_longer_read(tokenizer, prompts):
     hook = vlm.model.model.language_model.layers[0].register_forward_pre_hook(
         lambda _, args: read.append(args[0].shape[1])
     )
-    out = SharedEngine(vlm).write(requests(vlm, prompts[:6]), Sampling(0, 0, 1.5, 1.0, 60))
+    out = SharedEngine(vlm).generate(requests(vlm, prompts[:6]), Sampling(0, 0, 1.5, 1.0, 60))
     hook.remove()
     tokens = sum(len(r.ids) for group in out for r in group)
     prompt_tokens = sum(len(vlm.encode(p).ids) - 1 for p in prompts[:6])
@@ -85,20 +85,22 @@ def test_finished_rows_are_no_longer_read(tokenizer, prompts):
 
 def test_the_engine_polls_after_every_token(teacher, prompts):
     calls = []
-    SharedEngine(teacher, lambda: calls.append(1)).write(
+    SharedEngine(teacher, lambda: calls.append(1)).generate(
         requests(teacher, prompts[:1]), Sampling(0, 0, 1.0, 1.0, 7)
     )
     assert len(calls) == 7
 
 
-def test_the_recipe_chooses_the_engine_and_a_family_that_cannot_share_falls_back(teacher):
-    kind = lambda vlm, settings: type(make_engine(vlm, settings).inner)
+def test_the_recipe_chooses_the_engine_and_a_family_without_prefix_sharing_falls_back(teacher):
+    def kind(vlm, settings):
+        return type(make_engine(vlm, settings).inner)
+
     assert kind(teacher, RolloutSettings()) is SharedEngine
     assert kind(teacher, RolloutSettings(engine="hf")) is HFEngine
     assert kind(dataclasses.replace(teacher, share_prompts=False), RolloutSettings()) is HFEngine
 
 
-def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
+def test_a_family_whose_shared_hidden_states_differ_falls_back_with_a_warning(teacher):
     class Wrong(type(teacher.family)):
         def packed_states(self, model, row):
             return super().packed_states(
@@ -124,30 +126,30 @@ def test_a_family_whose_shared_numbers_differ_falls_back_and_says_so(teacher):
         family = object.__new__(kind)
         family.__dict__ = teacher.family.__dict__
         with pytest.warns(UserWarning, match=reason):
-            found = run_selftest(dataclasses.replace(teacher, family=family))
-        assert not found.shares_prompts
+            result = run_selftest(dataclasses.replace(teacher, family=family))
+        assert not result.shares_prompts
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
-def test_flex_attention_that_fails_its_self_test_gives_way_to_blocks(teacher, monkeypatch):
+def test_flex_attention_that_fails_its_self_test_is_replaced_by_blocks(teacher, monkeypatch):
     flexible = dataclasses.replace(teacher, attention="flex")
     assert run_selftest(flexible).attention == "flex"
 
     def without_prompts(segments, num, device):
-        """A mask that forgets whose prompt is whose."""
+        """A mask without the lengths of the prompts."""
         return plan_flex([dataclasses.replace(s, prompt_length=0) for s in segments], num, device)
 
     monkeypatch.setitem(ATTENTION_PLANS, "flex", without_prompts)
     with pytest.warns(
         UserWarning, match="padded blocks instead of by flex attention, because its hidden states"
     ):
-        found = run_selftest(flexible)
-    assert found.attention == "blocks"
-    assert found.shares_prompts
+        result = run_selftest(flexible)
+    assert result.attention == "blocks"
+    assert result.shares_prompts
 
 
-def grouped(tokenizer, seed=0):
-    """A model whose queries share keys two by two, and whose norms are not all ones."""
+def grouped_query_model(tokenizer, seed=0):
+    """A model with two queries per key and with norm weights other than 1."""
     vlm = build_tiny(TinySize(heads=4), tokenizer, seed)
     vlm.model.config.text_config.num_key_value_heads = 2
     with torch.random.fork_rng(devices=[]):
@@ -161,35 +163,36 @@ def grouped(tokenizer, seed=0):
 
 
 def states_along(vlm, prompts, lengths):
-    """States of the engine's own decoder along random tokens; rows that are done are dropped."""
+    """Hidden states of the decoder along random tokens; finished rows are dropped."""
     g = torch.Generator().manual_seed(0)
     decoder = Decoder(vlm, [vlm.encode(p) for p in prompts], [0, 0, 1, 1, 1])
-    made, left = [], list(lengths)
+    states, left = [], list(lengths)
     for t in range(max(lengths)):
-        made.append(decoder.states())
+        states.append(decoder.states())
         decoder.append(torch.randint(20, 300, (len(lengths),), generator=g)[: len(left)])
         keep = [i for i, n in enumerate(left) if n > t + 1]
         if 0 < len(keep) < len(left):
             decoder.keep(torch.tensor(keep))
             left = [left[i] for i in keep]
-    return torch.cat(made)
+    return torch.cat(states)
 
 
-def test_the_fused_step_makes_the_states_of_the_models_own_layers(tokenizer, prompts, monkeypatch):
-    vlm = grouped(tokenizer)
+def test_the_fused_step_gives_the_hidden_states_of_the_models_layers(
+    tokenizer, prompts, monkeypatch
+):
+    vlm = grouped_query_model(tokenizer)
     assert can_fuse(vlm.model.model.language_model)
-    monkeypatch.setattr(
-        "vistill.models.families.qwen3_vl_step.TABLE_POSITIONS", 16
-    )  # the table of angles grows on the way
+    # The table of rotary angles grows during the test.
+    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE", 16)
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
-    monkeypatch.setattr("vistill.models.families.qwen3_vl.can_fuse", lambda decoder: False)
-    own = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
-    assert float((fused - own).abs().max() / own.abs().max()) < 1e-5
+    monkeypatch.setattr("vistill.models.families.qwen3_vl.fits", lambda decoder: False)
+    reference = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
+    assert float((fused - reference).abs().max() / reference.abs().max()) < 1e-5
 
 
-def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
+def test_modified_layers_are_not_replaced_by_the_fused_step(tokenizer):
     def changed(change):
-        decoder = grouped(tokenizer).model.model.language_model
+        decoder = grouped_query_model(tokenizer).model.model.language_model
         change(decoder.layers[0])
         return can_fuse(decoder)
 
@@ -203,9 +206,9 @@ def test_layers_that_somebody_changed_are_used_as_they_are(tokenizer):
     assert not changed(lambda layer: setattr(layer.self_attn, "o_proj", torch.nn.Linear(8, 8)))
 
 
-def test_a_fused_step_that_is_wrong_is_found_at_load(tokenizer, monkeypatch):
+def test_the_self_test_detects_a_wrong_fused_step(tokenizer, monkeypatch):
     monkeypatch.setattr(
         "vistill.models.families.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(())
     )
     with pytest.warns(UserWarning, match="its hidden states differ"):
-        assert not run_selftest(grouped(tokenizer)).shares_prompts
+        assert not run_selftest(grouped_query_model(tokenizer)).shares_prompts

@@ -1,4 +1,4 @@
-"""Matched arms: what may differ, what is finished, and how two methods are paired by seed and question."""
+"""Matched arms: allowed differences, finished runs, pairing by seed and question."""
 
 import json
 import signal
@@ -10,14 +10,21 @@ import pytest
 from conftest import REPO
 
 from vistill.config import load_stages
-from vistill.errors import CATALOGUE, KINDS, ConfigError, StorageError, VistillError, error_of
+from vistill.errors import (
+    CATALOGUE,
+    KINDS,
+    ConfigError,
+    StorageError,
+    VistillError,
+    error_from_dict,
+)
 from vistill.runs.storage import to_json
 from vistill.studies.arms import (
     Arm,
-    arms_of,
     check_matched,
-    compare,
-    differences,
+    compare_arms,
+    make_arms,
+    setting_differences,
     unmatched_sentence,
 )
 
@@ -37,21 +44,24 @@ def arms_in(folder, *overrides, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(run=folder, seed=seed))
-    return arms_of(str(recipe), overrides)
+    return make_arms(str(recipe), overrides)
 
 
 def write_evaluation(arm, scores, step=8):
-    """The last evaluation of an arm: one greedy and two sampled answers to each question."""
+    """Write the last evaluation of an arm: one greedy and two sampled answers per question."""
     (arm.folder / "samples").mkdir(parents=True, exist_ok=True)
     accuracy = sum(sum(pair) / 2 for pair in scores.values()) / len(scores)
     (arm.folder / "evaluations.jsonl").write_text(
         to_json({"step": step, "accuracy": accuracy}) + "\n"
     )
-    lines = [
-        {"prompt": prompt, "view": view, "mode": mode, "correct": bool(right)}
-        for prompt, pair in scores.items()
-        for view, mode, right in (("full", "greedy", 0), ("text_only", "sampled", 0), *(("full", "sampled", p) for p in pair))
-    ]  # fmt: skip
+    lines = []
+    for prompt, pair in scores.items():
+        answers = [("full", "greedy", 0), ("text_only", "sampled", 0)]
+        answers += [("full", "sampled", correct) for correct in pair]
+        lines += [
+            {"prompt": prompt, "view": view, "mode": mode, "correct": bool(correct)}
+            for view, mode, correct in answers
+        ]
     (arm.folder / "samples" / f"step-{step:06d}.jsonl").write_text(
         "".join(to_json(line) + "\n" for line in lines)
     )
@@ -61,13 +71,14 @@ def test_every_stage_is_an_arm_with_the_command_that_trains_it_alone(tmp_path):
     arms = arms_in(tmp_path, "train.lr=1e-5")
     assert [arm.name for arm in arms] == ["opd", "va_opd"]
     assert [arm.folder for arm in arms] == [tmp_path / "opd", tmp_path / "va_opd"]
-    assert arms[1].command[1:] == ("-m", "vistill", "train", str(tmp_path / "recipe.yaml"), "train.lr=1e-5", "--stage", "va_opd")  # fmt: skip
+    train = ("-m", "vistill", "train", str(tmp_path / "recipe.yaml"))
+    assert arms[1].command[1:] == (*train, "train.lr=1e-5", "--stage", "va_opd")
     assert arms[0].settings.train.lr == 1e-5
 
 
-def test_a_method_its_knobs_and_what_changes_no_number_may_differ(tmp_path):
+def test_the_method_its_knobs_and_settings_without_effect_on_numbers_may_differ(tmp_path):
     opd, va_opd = arms_in(tmp_path)
-    assert differences(opd, va_opd) == []
+    assert setting_differences(opd, va_opd) == []
     check_matched([opd, va_opd])
 
 
@@ -83,9 +94,7 @@ def test_a_method_its_knobs_and_what_changes_no_number_may_differ(tmp_path):
         ("stages.va_opd.views.pixelate=0.3", ["views.pixelate"]),
     ],
 )
-def test_anything_else_that_differs_is_refused_and_the_fix_makes_the_arms_equal(
-    tmp_path, change, keys
-):
+def test_any_other_difference_is_an_error_and_its_fix_makes_the_arms_match(tmp_path, change, keys):
     arms = arms_in(tmp_path, change)
     with pytest.raises(ConfigError) as caught:
         check_matched(arms)
@@ -95,20 +104,20 @@ def test_anything_else_that_differs_is_refused_and_the_fix_makes_the_arms_equal(
     check_matched(arms, varies=[keys[0].split(".")[0]])
 
 
-def test_the_table_of_methods_names_the_arms_that_are_not_matched():
-    arms = arms_of(str(REPO / "recipes" / "every_method.yaml"))
+def test_the_sentence_names_the_arms_that_do_not_match():
+    arms = make_arms(str(REPO / "recipes" / "every_method.yaml"))
     sentence = unmatched_sentence(arms, arms[0], varies=("views",))
-    assert sentence.endswith("visual_opsd, vision_opd (other student.model, teacher.model)")
+    assert sentence.endswith("visual_opsd, vision_opd (different student.model, teacher.model)")
     matched = [arm for arm in arms if arm.settings.student.model == "vistill:student"]
     assert len(matched) == len(arms) - 2
     assert unmatched_sentence(matched, arms[0], varies=("views",)) == ""
 
 
-def test_the_arms_of_the_demo_are_matched():
-    check_matched(arms_of(str(REPO / "recipes" / "demo.yaml")))
+def test_the_arms_of_the_demo_match():
+    check_matched(make_arms(str(REPO / "recipes" / "demo.yaml")))
 
 
-def test_an_arm_is_finished_where_its_folder_holds_the_finished_run_of_this_very_recipe(tmp_path):
+def test_an_arm_is_finished_if_its_folder_holds_the_finished_run_of_its_recipe(tmp_path):
     arm = arms_in(tmp_path)[0]
     assert not arm.is_finished()
     arm.folder.mkdir()
@@ -129,67 +138,68 @@ def test_two_methods_are_paired_by_seed_and_question(tmp_path):
     write_evaluation(va_0, {"b": (1, 1), "a": (1, 0)})
     write_evaluation(opd_1, {"c": (0, 1), "d": (0, 0)})
     write_evaluation(va_1, {"c": (1, 1), "d": (1, 0)})
-    made = compare([opd_0, opd_1], [va_1, va_0])
-    assert (made.base, made.other, made.seeds) == ("opd", "va_opd", (0, 1))
-    assert made.accuracy == {"opd": [0.5, 0.25], "va_opd": [0.75, 0.75]}
-    assert made.differences == [0.25, 0.5]
-    assert made.mean == 0.375
-    assert made.deviation == pytest.approx(0.25 / 2**0.5)
-    assert made.scores["va_opd"] == [{"a": 0.5, "b": 1.0}, {"c": 1.0, "d": 0.5}]
-    assert compare([opd_0], [va_0]).deviation is None
+    comparison = compare_arms([opd_0, opd_1], [va_1, va_0])
+    assert (comparison.base, comparison.other, comparison.seeds) == ("opd", "va_opd", (0, 1))
+    assert comparison.accuracy == {"opd": [0.5, 0.25], "va_opd": [0.75, 0.75]}
+    assert comparison.differences == [0.25, 0.5]
+    assert comparison.mean == 0.375
+    assert comparison.deviation == pytest.approx(0.25 / 2**0.5)
+    assert comparison.scores["va_opd"] == [{"a": 0.5, "b": 1.0}, {"c": 1.0, "d": 0.5}]
+    assert compare_arms([opd_0], [va_0]).deviation is None
 
 
-def test_the_spread_is_printed_as_before(tmp_path):
-    from vistill.studies.demo import spread
+def test_the_lines_of_a_comparison_over_seeds(tmp_path):
+    from vistill.studies.demo import seed_lines
 
     arms = [arms_in(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     for number, (opd, va_opd) in enumerate(arms):
         write_evaluation(opd, {"a": (0, 1), "b": (0, 0)})
         write_evaluation(va_opd, {"a": (1, number), "b": (1, 0)})
-    assert spread(compare(*zip(*arms, strict=True))) == [
+    assert seed_lines(compare_arms(*zip(*arms, strict=True))) == [
         "   opd: 25.0 %, 25.0 %",
         "   va_opd: 50.0 %, 75.0 %",
         "   va_opd minus opd, paired: +37.5 points, standard deviation 17.7 over 2 seeds",
     ]
 
 
-def test_other_questions_other_seeds_and_missing_evaluations_are_refused(tmp_path):
+def test_different_questions_or_seeds_and_missing_evaluations_are_errors(tmp_path):
     (opd, va_opd), (other, _) = arms_in(tmp_path / "0"), arms_in(tmp_path / "1", seed=1)
     write_evaluation(opd, {"a": (0, 0), "b": (1, 1)})
     with pytest.raises(StorageError) as missing:
-        compare([opd], [va_opd])
+        compare_arms([opd], [va_opd])
     assert missing.value.code == "S605"
     write_evaluation(va_opd, {"a": (0, 0), "c": (1, 1)})
     with pytest.raises(ConfigError, match="2 of 3 questions") as caught:
-        compare([opd], [va_opd])
+        compare_arms([opd], [va_opd])
     assert caught.value.code == "C301"
     write_evaluation(other, {"a": (0, 0)})
-    with pytest.raises(ConfigError, match="other seeds"):
-        compare([opd], [other])
-    with pytest.raises(ConfigError, match="other seeds"):
-        compare([opd], [va_opd, other])
+    with pytest.raises(ConfigError, match="different seeds"):
+        compare_arms([opd], [other])
+    with pytest.raises(ConfigError, match="different seeds"):
+        compare_arms([opd], [va_opd, other])
 
 
 @pytest.mark.parametrize("code", list(CATALOGUE))
-def test_an_error_of_another_process_comes_back_as_it_was(code):
+def test_an_error_from_another_process_is_restored_unchanged(code):
     error = KINDS[code[0]](code, "what", where="where", why="why", fix="fix", note="note")
-    again = error_of(json.loads(json.dumps(error.to_dict())))
-    assert type(again) is type(error)
-    assert again.to_dict() == error.to_dict()
-    assert again.render() == error.render()
+    restored = error_from_dict(json.loads(json.dumps(error.to_dict())))
+    assert type(restored) is type(error)
+    assert restored.to_dict() == error.to_dict()
+    assert restored.render() == error.render()
 
 
-def test_every_kind_of_error_has_its_letter():
+def test_every_kind_of_error_has_a_letter():
     assert set(KINDS.values()) == set(VistillError.__subclasses__())
     assert set(KINDS) == {code[0] for code in CATALOGUE}
 
 
-def test_the_process_that_waits_for_the_arms_needs_no_torch():
-    program = "import sys, vistill.studies.demo, vistill.studies.stages, vistill.studies.methods\nsys.exit('torch' in sys.modules)"
+def test_the_parent_process_of_the_arms_imports_no_torch():
+    modules = "vistill.studies.demo, vistill.studies.stages, vistill.studies.methods"
+    program = f"import sys, {modules}\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPO, check=False).returncode == 0
 
 
-def test_methods_need_a_stage_to_state_costs_relative_to(tmp_path):
+def test_the_table_of_methods_needs_the_stage_opd(tmp_path):
     from vistill.studies.methods import run_methods
 
     recipe = tmp_path / "r.yaml"
@@ -200,14 +210,12 @@ def test_methods_need_a_stage_to_state_costs_relative_to(tmp_path):
         run_methods(str(recipe), [], print)
 
 
-def test_an_arm_without_a_recipe_says_itself_whether_it_is_done(tmp_path):
+def test_an_arm_without_a_recipe_defines_when_it_is_done(tmp_path):
     assert not Arm("a", Path(tmp_path)).is_finished()
     assert Arm("a", Path(tmp_path), done=lambda: True).is_finished()
 
 
-def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_study(
-    tmp_path, monkeypatch
-):
+def test_stages_are_trained_in_order_and_a_failure_ends_the_study(tmp_path, monkeypatch):
     from vistill import api
     from vistill.studies.arms import train_in_order
 
@@ -231,7 +239,7 @@ def test_stages_of_a_recipe_are_trained_in_order_and_one_that_fails_ends_the_stu
 @pytest.mark.parametrize(
     ("verb", "study"), [("demo", "demo.run_demo"), ("methods", "methods.run_methods")]
 )
-def test_a_signal_between_two_arms_ends_the_verb_with_its_exit_code_and_a_word(
+def test_a_signal_between_two_arms_ends_the_verb_with_exit_code_and_message(
     verb, study, monkeypatch, capsys
 ):
     from vistill.cli.main import entry

@@ -1,4 +1,4 @@
-"""Arms side by side, with fake commands: how many run, who is stopped, which message is shown, what a second call repeats."""
+"""Arms side by side, with fake commands: limits, signals, errors, repeated calls."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from vistill.studies.processes import (
 )
 from vistill.training.interrupt import Interrupted
 
-#: What every fake command may use. `note` appends a line to a log that all arms share.
+#: Functions for the fake commands. `note` appends a line to a log that all arms share.
 TOOLS = """
 import json, os, signal, sys, time
 def note(text):
@@ -34,10 +34,11 @@ def wait_for(*texts):
     while not set(texts) <= set(notes()):
         time.sleep(0.01)
 def fail(code, status):
-    record = dict(code=code, what="it went wrong", where="", why="", fix="do that", note="", exit_code=str(status))
+    record = dict(code=code, what="it went wrong", where="", why="", fix="do that", note="")
+    record["exit_code"] = str(status)
     json.dump(record, open(os.environ["VISTILL_ERROR_JSON"], "w"))
     sys.exit(status)
-def save_when_asked(name, count=1):
+def save_on_signal(name, count=1):
     received = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda n, frame: received.append(n))
@@ -51,13 +52,13 @@ def save_when_asked(name, count=1):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def fake(name, code):
-    """An arm whose process is a few lines of Python; it is done when the file `NAME.done` is there."""
+    """An arm that runs a few lines of Python; it is done if the file `NAME.done` exists."""
     command = (sys.executable, "-S", "-c", TOOLS + code)
     return Arm(name, Path(name), command=command, done=Path(f"{name}.done").exists)
 
@@ -70,8 +71,8 @@ def lines():
     return Path("log").read_text().split()
 
 
-def test_so_many_run_at_the_same_time_and_no_more(here, capsys):
-    code = "note('start'); [time.sleep(0.01) for _ in iter(lambda: notes().count('start') < 2, False)]; note('end')"
+def test_the_number_of_parallel_processes_is_limited(folder, capsys):
+    code = "note('start')\nwhile notes().count('start') < 2: time.sleep(0.01)\nnote('end')"
     run([fake(f"a{n}", code) for n in range(5)])
     running, most = 0, 0
     for line in lines():
@@ -83,10 +84,10 @@ def test_so_many_run_at_the_same_time_and_no_more(here, capsys):
     assert printed[-1].startswith("   done in ")
 
 
-def test_a_failing_arm_stops_the_others_which_save_and_its_own_error_is_raised(here):
+def test_a_failing_arm_stops_the_others_after_a_save_and_raises_its_error(folder):
     arms = [
         fake("a", "wait_for('b-ready'); fail('N701', 7)"),
-        fake("b", "save_when_asked('b')"),
+        fake("b", "save_on_signal('b')"),
         fake("c", "note('c')"),
     ]
     with pytest.raises(NonFiniteError) as caught:
@@ -98,11 +99,11 @@ def test_a_failing_arm_stops_the_others_which_save_and_its_own_error_is_raised(h
     assert lines() == ["b-ready", f"b-saved-{signal.SIGTERM:d}"]
 
 
-def test_an_arm_that_leaves_no_message_shows_its_own_last_lines_and_none_of_an_earlier_process(
-    here,
+def test_an_arm_without_an_error_file_shows_the_last_lines_of_this_process_only(
+    folder,
 ):
-    (here / "a").mkdir()
-    (here / "a" / "console.log").write_text("an earlier process\n")
+    (folder / "a").mkdir()
+    (folder / "a" / "console.log").write_text("an earlier process\n")
     with pytest.raises(ArmError) as caught:
         run([fake("a", "print(1 / 0)")])
     assert caught.value.code == "A101"
@@ -114,49 +115,49 @@ def test_an_arm_that_leaves_no_message_shows_its_own_last_lines_and_none_of_an_e
         run([fake("b", "os.kill(os.getpid(), signal.SIGKILL)")])
 
 
-def test_an_error_of_an_earlier_process_is_not_taken_for_that_of_a_later_one(here):
-    (here / "a").mkdir()
-    (here / "a" / "arm-error.json").write_text(json.dumps({"code": "N701"}))
+def test_the_error_of_an_earlier_process_is_ignored(folder):
+    (folder / "a").mkdir()
+    (folder / "a" / "arm-error.json").write_text(json.dumps({"code": "N701"}))
     with pytest.raises(ArmError):
         run([fake("a", "sys.exit(3)")])
 
 
-def test_an_arm_that_is_stopped_from_outside_ends_the_study_as_stopped(here):
+def test_an_arm_that_is_stopped_by_a_signal_stops_the_study(folder):
     with pytest.raises(Preempted) as caught:
-        run([fake("a", "wait_for('b-ready'); sys.exit(75)"), fake("b", "save_when_asked('b')")])
+        run([fake("a", "wait_for('b-ready'); sys.exit(75)"), fake("b", "save_on_signal('b')")])
     assert caught.value.exit_code == 75
     assert lines()[-1] == f"b-saved-{signal.SIGTERM:d}"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_is_passed_on_once_to_each_arm_and_nothing_more_is_started(here, sent):
+def test_a_signal_is_forwarded_once_to_each_arm_and_no_further_arm_starts(folder, sent):
     before = signal.getsignal(sent)
     arms = [
-        fake("a", "save_when_asked('a')"),
-        fake("b", "save_when_asked('b')"),
+        fake("a", "save_on_signal('a')"),
+        fake("b", "save_on_signal('b')"),
         fake(
             "c",
-            f"wait_for('a-ready', 'b-ready'); os.kill(os.getppid(), {sent:d}); save_when_asked('c')",
+            f"wait_for('a-ready', 'b-ready'); os.kill(os.getppid(), {sent:d}); save_on_signal('c')",
         ),
         fake("d", "note('d')"),
     ]
     with pytest.raises(Interrupted) as caught:
         run(arms, at_once=3)
     assert caught.value.number == sent
-    passed = signal.SIGTERM if sent == signal.SIGHUP else sent
+    forwarded = signal.SIGTERM if sent == signal.SIGHUP else sent
     ended = sorted(line for line in lines() if not line.endswith("ready"))
     assert [line for line in ended if line[0] in "ab"] == [
-        f"a-saved-{passed:d}",
-        f"b-saved-{passed:d}",
+        f"a-saved-{forwarded:d}",
+        f"b-saved-{forwarded:d}",
     ]
     assert "d" not in ended
     assert signal.getsignal(sent) == before
 
 
-def test_a_second_signal_is_passed_on_too(here):
+def test_a_second_signal_is_forwarded_too(folder):
     number = f"{signal.SIGTERM:d}"
     arms = [
-        fake("a", "save_when_asked('a', 2)"),
+        fake("a", "save_on_signal('a', 2)"),
         fake(
             "b",
             "signal.signal(signal.SIGTERM, signal.SIG_IGN); wait_for('a-ready')\n"
@@ -168,20 +169,24 @@ def test_a_second_signal_is_passed_on_too(here):
     assert lines()[-1] == f"a-saved-{number}-{number}"
 
 
-def test_a_failure_while_saving_is_not_hidden_by_the_signal(here):
-    code = "signal.signal(signal.SIGTERM, lambda *_: fail('S601', 6)); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+def test_a_failure_while_saving_is_not_hidden_by_the_signal(folder):
+    code = (
+        "signal.signal(signal.SIGTERM, lambda *_: fail('S601', 6))\n"
+        "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    )
     with pytest.raises(StorageError) as caught:
         run([fake("a", code)])
     assert caught.value.exit_code == 6
 
 
-def test_ctrl_c_at_a_terminal_reaches_an_arm_through_the_study_alone(here):
-    """The terminal signals the whole foreground group; a second signal would make an arm leave without saving."""
+def test_ctrl_c_in_a_terminal_reaches_an_arm_only_through_the_study(folder):
+    """The terminal signals the foreground group; with a second signal an arm would not save."""
     program = (
         "import sys; from pathlib import Path; from vistill.studies.arms import Arm\n"
         "from vistill.studies.processes import run_side_by_side\n"
         "from vistill.training.interrupt import Interrupted\n"
-        f"arm = Arm('a', Path('a'), command=(sys.executable, '-S', '-c', {TOOLS + 'save_when_asked(chr(97))'!r}))\n"
+        f"code = {TOOLS + 'save_on_signal(chr(97))'!r}\n"
+        "arm = Arm('a', Path('a'), command=(sys.executable, '-S', '-c', code))\n"
         "try: run_side_by_side('x', [arm], Path('cost.json'))\n"
         "except Interrupted as stop: sys.exit(stop.number)\n"
     )
@@ -189,14 +194,14 @@ def test_ctrl_c_at_a_terminal_reaches_an_arm_through_the_study_alone(here):
     study = subprocess.Popen(
         [sys.executable, "-c", program], env=environment, start_new_session=True
     )
-    while not (here / "log").exists():
+    while not (folder / "log").exists():
         time.sleep(0.05)
     os.killpg(study.pid, signal.SIGINT)
     assert study.wait(60) == signal.SIGINT
     assert lines() == ["a-ready", f"a-saved-{signal.SIGINT:d}"]
 
 
-def test_the_same_call_repeats_nothing_that_is_finished(here, capsys):
+def test_a_second_call_skips_finished_arms(folder, capsys):
     finish = "note('NAME'); open('NAME.done', 'w')"
     a, c = (fake(name, finish.replace("NAME", name)) for name in "ac")
     with pytest.raises(ArmError):
@@ -205,43 +210,46 @@ def test_the_same_call_repeats_nothing_that_is_finished(here, capsys):
     capsys.readouterr()
     run([a, b, c], at_once=1)
     assert lines() == ["a", "b", "c"]
-    assert "a is finished already" in capsys.readouterr().out
+    assert "a is already finished" in capsys.readouterr().out
     run([a, b, c])
     assert lines() == ["a", "b", "c"]
 
 
-def test_what_interrupted_calls_took_is_added_to_the_cost(here):
+def test_the_cost_includes_interrupted_calls(folder):
     with pytest.raises(ArmError):
         run([fake("a", "time.sleep(0.3); sys.exit(1)")])
-    first = json.loads((here / "cost.json").read_text())
+    first = json.loads((folder / "cost.json").read_text())
     assert set(first) == {"wall_seconds", "peak_mib_largest_process", "arms"}
     assert first["peak_mib_largest_process"] == first["arms"]["a"]["peak_mib"] > 0
     run([fake("a", "time.sleep(0.3); open('a.done', 'w')"), fake("b", "open('b.done', 'w')")])
-    second = json.loads((here / "cost.json").read_text())
+    second = json.loads((folder / "cost.json").read_text())
     assert set(second["arms"]) == {"a", "b"}
     assert second["wall_seconds"] > first["wall_seconds"]
     assert second["arms"]["a"]["wall_seconds"] > first["arms"]["a"]["wall_seconds"]
     run([fake("a", ""), fake("b", "")])
-    assert json.loads((here / "cost.json").read_text()) == second
+    assert json.loads((folder / "cost.json").read_text()) == second
 
 
-def test_a_run_folder_that_is_a_file_is_named(here):
-    (here / "a").write_text("x")
+def test_a_run_folder_that_is_a_file_is_an_error(folder):
+    (folder / "a").write_text("x")
     with pytest.raises(StorageError) as caught:
         run([fake("a", "")])
     assert caught.value.code == "S601"
 
 
-def test_an_arm_has_one_thread_no_network_and_no_terminal(here):
-    code = "json.dump([dict(os.environ), sys.stdin.read(), os.getsid(0) == os.getpid()], open('seen', 'w'))"
+def test_an_arm_has_one_thread_no_network_and_no_terminal(folder):
+    code = (
+        "state = [dict(os.environ), sys.stdin.read(), os.getsid(0) == os.getpid()]\n"
+        "json.dump(state, open('state', 'w'))"
+    )
     run([fake("a", code)])
-    environment, read, leads = json.loads((here / "seen").read_text())
+    environment, stdin, leads_session = json.loads((folder / "state").read_text())
     assert environment["OMP_NUM_THREADS"] == environment["HF_HUB_OFFLINE"] == "1"
-    assert read == ""
-    assert leads
+    assert stdin == ""
+    assert leads_session
 
 
-def test_progress_is_read_from_the_logs_even_where_a_line_is_half_written(here):
+def test_progress_comes_from_the_logs_even_with_an_incomplete_line(folder):
     arm = fake("a", "time.sleep(60)")
     arm.folder.mkdir()
     (arm.folder / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')

@@ -228,11 +228,11 @@ def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
     class Signalling(WrappedEngine):
         """Sends the process a signal in the middle of a rollout."""
 
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             polls.append(1)
             if len(polls) == at:
                 signal.raise_signal(signal.SIGTERM)
-            return super().write(requests, sampling)
+            return super().generate(requests, sampling)
 
     plan = make_plan(tokenizer, teacher)
     plan = make_plan(

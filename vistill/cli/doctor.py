@@ -1,4 +1,4 @@
-"""`vistill doctor`: what this machine has."""
+"""`vistill doctor`: packages, devices, disk and memory of this machine."""
 
 import importlib.metadata
 import os
@@ -24,7 +24,7 @@ OPTIONAL = {
 
 
 def inspect_installation() -> dict[str, Any]:
-    """Versions, devices, disk, memory."""
+    """Collect versions, devices and free disk space."""
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
@@ -38,7 +38,7 @@ def inspect_installation() -> dict[str, Any]:
 
 
 def installed_version(name: str) -> str | None:
-    """The installed version, or None."""
+    """The installed version of a package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -46,7 +46,7 @@ def installed_version(name: str) -> str | None:
 
 
 def devices() -> list[str]:
-    """CUDA devices by name and memory, or the CPU."""
+    """The CUDA devices with name and memory, or the CPU."""
     try:
         import torch
     except ImportError:
@@ -57,22 +57,23 @@ def devices() -> list[str]:
 
 
 def is_healthy(facts: dict[str, Any]) -> bool:
-    """Whether everything required is there."""
+    """Whether all requirements are met."""
     return all(facts["packages"].values()) and bool(facts["devices"]) and facts["disk_free_gb"] > 1
 
 
 def format_table(facts: dict[str, Any]) -> str:
-    """One line a fact."""
+    """Format the facts as lines."""
     lines = [f"python {facts['python']}   {facts['cores']} cores   {', '.join(facts['devices'])}"]
     lines.append(
         "   ".join(f"{name} {version or 'MISSING'}" for name, version in facts["packages"].items())
     )
     for name, version in facts["extras"].items():
         lines.append(f"{name} {version or '(optional: ' + OPTIONAL[name] + ')'}")
-    lines.append(f"disk {facts['disk_free_gb']} GB free here")
+    lines.append(f"disk {facts['disk_free_gb']} GB free in this folder")
     if facts["torchvision_beside_cpu_torch"]:
         lines.append(
-            "hint: torchvision beside a CPU torch often breaks `import transformers`; vistill does not need it"
+            "hint: torchvision with a CPU build of torch often breaks `import transformers`;"
+            " vistill does not need it"
         )
-    lines.append("ok" if is_healthy(facts) else "not ok: something required is missing")
+    lines.append("ok" if is_healthy(facts) else "not ok: a requirement is missing")
     return "\n".join(lines)

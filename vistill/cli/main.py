@@ -1,4 +1,4 @@
-"""The command `vistill`: verbs only, no flag per field; settings are `key=value`."""
+"""The command `vistill`: one function per verb; settings are `key=value`, not options."""
 
 import json
 import os
@@ -16,23 +16,36 @@ from vistill.errors import VistillError
 from vistill.redaction import for_terminal, mask_secret_settings
 from vistill.training.interrupt import Interrupted
 
+#: Groups of verbs in `vistill --help`.
+START, RUN, LOOK = "Start", "Run", "Look at results"
+TRUST, LEARN = "Trust: test the installation and runs", "Learn"
+HELP = "On-policy distillation of vision-language models that teaches the student to use the image."
+
+
+def example(*commands: str) -> str:
+    """Format example commands for the end of a help text; brackets are not rich markup."""
+    title = "Example:" if len(commands) == 1 else "Examples:"
+    return "\n\n".join([title, *(command.replace("[", r"\[") for command in commands)])
+
+
 app = Verbs(
     cls=VerbGroup,
-    help="On-policy distillation of vision-language models that makes the student look at the picture.",
+    help=HELP,
+    epilog=example("vistill demo", "vistill train --help"),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-#: Set, or with `--traceback`, errors show where in the code they came from.
-SHOW = "VISTILL_TRACEBACK"
+#: If this variable is set, or with `--traceback`, errors print their traceback.
+TRACEBACK_VARIABLE = "VISTILL_TRACEBACK"
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="settings as key=value, for example train.lr=2e-6")
+    list[str] | None, typer.Argument(help="settings as key=value, such as train.lr=2e-6")
 ]
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
         from vistill import __version__
 
@@ -47,25 +60,25 @@ def options(
         typer.Option("--version", callback=show_version, is_eager=True, help="print the version"),
     ] = False,
     show: Annotated[
-        bool, typer.Option("--traceback", help="show where in the code an error came from")
+        bool, typer.Option("--traceback", help="print the traceback of an error")
     ] = False,
 ) -> None:
-    """On-policy distillation of vision-language models that makes the student look at the picture."""
+    """Handle the options before the verb. The help text is `HELP`."""
     if show:
-        os.environ[SHOW] = "1"
+        os.environ[TRACEBACK_VARIABLE] = "1"
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog=example("vistill demo --run runs/demo"))
 def demo(
     run: Annotated[Path, typer.Option(help="folder to write into")] = Path("runs/demo"),
     seeds: Annotated[
-        int, typer.Option(help="repeat both methods with so many seeds and report the spread")
+        int, typer.Option(help="number of seeds; more than one adds the spread over seeds")
     ] = 1,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="raise teacher and student anew first")
+        bool, typer.Option("--from-scratch", help="train teacher and student from scratch first")
     ] = False,
 ) -> None:
-    """Distil a tiny student with opd and va_opd from the same start, evaluate, write the report. No network."""
+    """Distil a tiny student with opd and va_opd, and compare them in a report. Needs no network."""
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
@@ -74,43 +87,49 @@ def demo(
         run_demo(run, seeds=seeds, from_scratch=from_scratch)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog=example("vistill init va-opd --data data/train.jsonl"))
 def init(
     name: Annotated[
         str,
-        typer.Argument(help="a method such as va-opd, vgs or visual-opsd; or the file to write"),
+        typer.Argument(help="a method, such as va-opd, vgs or visual-opsd; or the file to write"),
     ] = "va-opd",
     student: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-2B-Instruct",
     teacher: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-8B-Instruct",
     data: Annotated[
-        str, typer.Option(help=".jsonl, hf:owner/name[split], .parquet or diagrams")
+        str, typer.Option(help=r"a .jsonl or .parquet file, hf:owner/name\[split], or diagrams")
     ] = "data/train.jsonl",
 ) -> None:
-    """Write a commented recipe."""
+    """Write a commented recipe to start from."""
     from vistill.cli.init import write_recipe
 
     print(write_recipe(name, student, teacher, data))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=RUN,
+    epilog=example(
+        "vistill train demo.yaml --stage va_opd",
+        "vistill train demo.yaml run=runs/low_lr train.lr=1e-4",
+    ),
+)
 def train(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
     overrides: Overrides = None,
     stage: Annotated[
-        str | None, typer.Option(help="run only this stage of a recipe with stages")
+        str | None, typer.Option(help="train only this stage of a recipe with stages")
     ] = None,
     accept: Annotated[
-        str, typer.Option(help="on resume: changed schedule keys to accept, comma-separated")
+        str, typer.Option(help="on resume: accept changes of these schedule keys, comma-separated")
     ] = "",
 ) -> None:
-    """Train. The same command resumes by itself."""
+    """Train a recipe. The same command resumes an interrupted run."""
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
         from vistill.cli.progress import Progress
         from vistill.studies.stages import run_stages
 
-        tell_left_out(recipe, overrides or [])
+        warn_dropped_knobs(recipe, overrides or [])
         with Progress() as progress:
             page = run_stages(
                 recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show
@@ -118,40 +137,44 @@ def train(
         print(f"report   {page}")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=START,
+    epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml train.steps=10"),
+)
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
     overrides: Overrides = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="recipe, data and metadata alone: no torch, no weights")
+        bool,
+        typer.Option("--fast", help="check only recipe, data and model metadata, without weights"),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Would it train? Recipe, every row and picture, models, every view, the canary; no step is taken."""
-    from vistill.studies.check import check as examine
+    """Check recipe, rows, images, models, views and the canary, without a training step."""
+    from vistill.studies.check import check as check_recipe
     from vistill.studies.check import format_table
 
-    tell_left_out(recipe, overrides or [])
-    found = examine(recipe, overrides or [], fast=fast)
+    warn_dropped_knobs(recipe, overrides or [])
+    findings = check_recipe(recipe, overrides or [], fast=fast)
     if as_json:
         print(
             json.dumps(
-                {name: [[f.what, f.summary] for f in lines] for name, lines in found.items()},
+                {name: [[f.what, f.summary] for f in lines] for name, lines in findings.items()},
                 indent=2,
             )
         )
     else:
-        print(format_table(found, fast))
+        print(format_table(findings, fast))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))
 def methods(
     recipe: Annotated[
-        str, typer.Argument(help="a recipe with one stage a method")
+        str, typer.Argument(help="a recipe with one stage per method")
     ] = "every_method.yaml",
     overrides: Overrides = None,
 ) -> None:
-    """Train every method for a few steps from the same student on the same prompts; one table of loss and cost."""
+    """Train every method for a few steps and print a table of loss and cost."""
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
@@ -159,7 +182,7 @@ def methods(
         from vistill.studies.methods import format_table, run_methods
 
         words = overrides or []
-        if "=" in recipe:  # settings alone: the shipped recipe
+        if "=" in recipe:  # only settings: use the shipped recipe
             recipe, words = "every_method.yaml", [recipe, *words]
         with Progress() as progress:
             rows, page = run_methods(recipe, words, progress.show)
@@ -167,36 +190,40 @@ def methods(
         print(f"report   {page}")
 
 
-@app.command(name="eval")
+@app.command(
+    name="eval", rich_help_panel=LOOK, epilog=example("vistill eval vistill:student eval.limit=32")
+)
 def evaluate(
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
-    """Accuracy, blind gaps, reading, visual advantage of a trained model."""
-    judge(target, overrides or [], as_json, advantage_only=False)
+    """Evaluate a model: accuracy, gaps without the image, reading, visual advantage."""
+    evaluate_target(target, overrides or [], as_json, advantage_only=False)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK, epilog=example("vistill probe vistill:student eval.extra_limit=16")
+)
 def probe(
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
-    """Which tokens look at the picture? Visual advantage of any model on any data, without training."""
-    judge(target, overrides or [], as_json, advantage_only=True)
+    """Measure which tokens depend on the image (visual advantage), without training."""
+    evaluate_target(target, overrides or [], as_json, advantage_only=True)
 
 
-def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
-    """Shared by `eval` and `probe`."""
-    from vistill.api import evaluate as measure
+def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
+    """Run `eval` or `probe` on a target and print the result."""
+    from vistill.api import evaluate as run_evaluation
     from vistill.cli.table import facts_table, run_facts, summary_table
     from vistill.cli.target import recipe_for
     from vistill.runtime import prepare_process
 
     prepare_process()
     recipe = recipe_for(target, overrides, "probe" if advantage_only else "eval")
-    run = measure(recipe, advantage_only=advantage_only)
+    run = run_evaluation(recipe, advantage_only=advantage_only)
     summary, facts = run.evaluations[-1], run_facts(recipe, run.path)
     if as_json:
         print(json.dumps({**facts, **summary}, indent=2))
@@ -206,23 +233,23 @@ def judge(target: str, overrides: list[str], as_json: bool, advantage_only: bool
     print(f"report   {run.path / 'report.html'}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog=example("vistill report runs/demo/opd runs/demo/va_opd"))
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="one or several run folders; the first is the baseline")
+        list[Path], typer.Argument(help="one or more run folders; the first is the baseline")
     ],
     out: Annotated[Path | None, typer.Option(help="file to write")] = None,
 ) -> None:
-    """(Re)make the HTML report of a finished, running or dead run."""
+    """Write the HTML report of one or more runs, finished or not."""
     from vistill.report.page import write_report
 
-    beside = runs[0] if len(runs) == 1 else runs[0].parent
-    print(f"report   {write_report(runs, out or beside / 'report.html')}")
+    folder = runs[0] if len(runs) == 1 else runs[0].parent
+    print(f"report   {write_report(runs, out or folder / 'report.html')}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST, epilog=example("vistill doctor"))
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Versions, devices and disk in one table."""
+    """Print versions, devices and free disk space."""
     from vistill.cli.doctor import format_table, inspect_installation, is_healthy
 
     facts = inspect_installation()
@@ -230,85 +257,87 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     raise typer.Exit(0 if is_healthy(facts) else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST, epilog=example("vistill selftest --chaos 4"))
 def selftest(
     chaos: Annotated[
         int,
-        typer.Option(help="trials of each kind: kills at random instants, signals in every phase"),
+        typer.Option(help="number of trials: kills at random instants, and signals in phases"),
     ] = 20,
-    folder: Annotated[Path, typer.Option(help="where to write: the storage under test")] = Path(
+    folder: Annotated[Path, typer.Option(help="folder on the storage under test")] = Path(
         "runs/selftest"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Kill a tiny run again and again on your own storage: does it resume to the same bits?"""
-    from vistill.studies.chaos import report_of, selftest_rows
+    """Kill a tiny run repeatedly on your storage and check that it resumes to the same bits."""
+    from vistill.studies.chaos import format_report, run_trials
 
-    rows = selftest_rows(folder, chaos)
-    print(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else report_of(rows))
+    rows = run_trials(folder, chaos)
+    print(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else format_report(rows))
     raise typer.Exit(0 if all(row.survived == row.tried for row in rows) else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST, epilog=example("vistill replay runs/demo/va_opd --step 8"))
 def replay(
-    run: Annotated[Path, typer.Argument(help="the folder of a run")],
+    run: Annotated[Path, typer.Argument(help="run folder")],
     step: Annotated[
-        int | None, typer.Option(help="the step to recompute; the last one by default")
+        int | None, typer.Option(help="step to recompute; default: the last one")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Recompute a step from the checkpoint before it and its logged responses: same values to the last bit?"""
+    """Recompute a step of a run and compare its values with the logged ones, bit by bit."""
     from dataclasses import asdict
 
-    from vistill.studies.replay import replay as recompute
+    from vistill.studies.replay import replay as replay_run
     from vistill.training.replay import format_replay
 
-    made, at = recompute(run, step, lambda text: print(text, file=sys.stderr))
-    print(json.dumps(asdict(made), indent=2) if as_json else format_replay(made, at))
-    raise typer.Exit(0 if made.same else 1)
+    result, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
+    print(json.dumps(asdict(result), indent=2) if as_json else format_replay(result, at))
+    raise typer.Exit(0 if result.same else 1)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LEARN, epilog=example("vistill explain va_opd", "vistill explain D201")
+)
 def explain(
     word: Annotated[
         str, typer.Argument(help="an error code such as D201, or a method such as va_opd")
     ],
 ) -> None:
-    """The long form of an error code, or a method with its knobs."""
+    """Explain an error code or a method with its knobs."""
     from vistill.cli.explain import explain_word
 
     print(explain_word(word))
 
 
-def tell_left_out(recipe: str, overrides: list[str]) -> None:
-    """`method=vgs` leaves the knobs of the file's own method behind: say so."""
+def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
+    """Warn that `method=...` drops the knobs of the method in the file."""
     from vistill.config import find_recipe, override, parse_text, read_recipe_text, split_override
 
     file = find_recipe(recipe)
     pairs = dict(split_override(text) for text in overrides)
     for method in override(parse_text(read_recipe_text(file), file), pairs):
         print(
-            f"method={pairs['method']}: the block {method}: of {file.name} is left out",
+            f"method={pairs['method']}: ignoring the block {method}: of {file.name}",
             file=sys.stderr,
         )
 
 
 def show_error(error: VistillError) -> None:
-    """Print an error as plain text, control characters made visible, secrets masked."""
-    if os.environ.get(SHOW):
+    """Print an error with escaped control characters and masked secrets."""
+    if os.environ.get(TRACEBACK_VARIABLE):
         print(for_terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
 
 
 def entry(arguments: list[str] | None = None) -> None:
-    """Run a verb; users' mistakes end in a message and an exit code, not in a traceback."""
+    """Run a verb; a user's mistake gives a message and an exit code, no traceback."""
     sys.excepthook = show_crash
     warnings.showwarning = show_warning
     try:
         app(args=arguments, standalone_mode=True)
     except VistillError as error:
         show_error(error)
-        note_error(error)
+        write_error_file(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
@@ -319,12 +348,12 @@ def entry(arguments: list[str] | None = None) -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
-    """A warning in a line of its own, without the place in our code."""
+    """Print a warning on one line, without its place in the code."""
     print(f"note: {for_terminal(str(message))}", file=sys.stderr)
 
 
-def note_error(error: VistillError) -> None:
-    """The same content for machines where `VISTILL_ERROR_JSON` names a file; a run folder has its own `error.json`."""
+def write_error_file(error: VistillError) -> None:
+    """Write the error as JSON to the file that `VISTILL_ERROR_JSON` names."""
     file = os.environ.get("VISTILL_ERROR_JSON")
     if file:
         facts = {key: mask_secret_settings(text) for key, text in error.to_dict().items()}

@@ -1,4 +1,4 @@
-"""One live line on a terminal; a line now and then where the output goes into a file."""
+"""The progress of a run: one live line on a terminal, otherwise a line every half minute."""
 
 import sys
 import time
@@ -8,17 +8,17 @@ from typing import Any
 
 from vistill.redaction import for_terminal
 
-#: Seconds between two lines of a run that nobody watches.
+#: Seconds between two progress lines if the output is not a terminal.
 QUIET_SECONDS = 30.0
 
 
 class Progress:
-    """Shows training records: step, loss, accuracy of the last evaluation, mean VA, time left."""
+    """Shows step, loss, accuracy of the last evaluation, mean visual advantage and time left."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
         self.start = time.monotonic()
-        self.said = self.start
+        self.last_printed = self.start
         self.first_step: int | None = None
         self.last_eval: dict[str, Any] = {}
 
@@ -35,22 +35,20 @@ class Progress:
             print(file=sys.stderr)
 
     def show(self, record: dict[str, Any]) -> None:
-        """One record of the loop; whoever closed the other end of a pipe does not end a run."""
+        """Show one record of the loop; ignore a closed pipe."""
         with suppress(BrokenPipeError):
-            self.tell(record)
+            self.print_record(record)
 
-    def tell(self, record: dict[str, Any]) -> None:
-        """The line itself."""
+    def print_record(self, record: dict[str, Any]) -> None:
+        """Print the line of a record."""
         if "event" in record:
             print(for_terminal(record["event"]), file=sys.stderr)
             return
         if "eval/accuracy" in record:
             self.last_eval = record
             if not self.live:
-                print(
-                    f"step {record['step']}/{record['steps']}  accuracy {record['eval/accuracy']:.3f}",
-                    file=sys.stderr,
-                )
+                step, accuracy = f"{record['step']}/{record['steps']}", record["eval/accuracy"]
+                print(f"step {step}  accuracy {accuracy:.3f}", file=sys.stderr)
             return
         if "loss" not in record or not (self.live or self.is_due(record)):
             return
@@ -74,13 +72,13 @@ class Progress:
         )
 
     def is_due(self, record: dict[str, Any]) -> bool:
-        """Whether a run without a terminal says something now: its first and last step, and every half a minute."""
+        """Whether to print a line without a terminal: first and last step, and every 30 seconds."""
         now = time.monotonic()
         if (
             self.first_step is None
             or record["step"] == record["steps"]
-            or now - self.said >= QUIET_SECONDS
+            or now - self.last_printed >= QUIET_SECONDS
         ):
-            self.said = now
+            self.last_printed = now
             return True
         return False

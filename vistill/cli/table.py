@@ -1,4 +1,4 @@
-"""What was judged on what, and the summary, as plain lines."""
+"""The facts and the summary of an evaluation as lines of text."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe
-from vistill.report.run_data import read_json, rows_from
+from vistill.report.run_data import describe_rows, read_json
 from vistill.runs.chosen_student import resolve_model
 
 ROWS = (
     ("accuracy", "accuracy, T = {temperature:g}"),
     ("greedy_accuracy", "accuracy, greedy"),
-    ("accuracy/pixelated", "  picture pixelated"),
-    ("accuracy/text_only", "  picture removed"),
-    ("accuracy/swapped", "  picture swapped"),
-    ("reading/stated", "labels stated right"),
+    ("accuracy/pixelated", "  image pixelated"),
+    ("accuracy/text_only", "  image removed"),
+    ("accuracy/swapped", "  image swapped"),
+    ("reading/stated", "correctly stated labels"),
     ("reading/follows_swap", "follows a changed digit"),
     ("va/mean", "mean visual advantage, nats per token"),
-    ("va/top10_share", "share of it in the top 10 % of tokens"),
+    ("va/top10_share", "  share in the top 10 % of tokens"),
     ("critical/share", "critical tokens"),
-    ("critical/kl_share", "their share of the KL to the teacher"),
-    ("truncated_share", "responses cut off"),
+    ("critical/kl_share", "  their share of the KL to the teacher"),
+    ("truncated_share", "truncated responses"),
     ("unparsed_share", "responses without an answer"),
 )
 
 
-#: Shares that stand on other rows than the accuracy, and the key of their number.
-ROWS_OF = {
+#: Keys of the denominators of shares that use other rows than the accuracy.
+DENOMINATORS = {
     "greedy_accuracy": "greedy_rows",
     "accuracy/pixelated": "blind_rows",
     "accuracy/text_only": "blind_rows",
@@ -40,7 +40,7 @@ UNITS = {"va/mean": "tokens", "reading/stated": "labels", "reading/follows_swap"
 
 
 def run_facts(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """What was judged on what: model, the checkpoint behind it, data, rows that are there."""
+    """The facts of an evaluation: model, checkpoint, teacher, data and number of rows."""
     folder = resolve_model(recipe.student.model)
     result, data = read_json(run / "result.json"), read_json(run / "data.json")
     settings = asdict(recipe.data)
@@ -49,7 +49,7 @@ def run_facts(recipe: Recipe, run: Path) -> dict[str, Any]:
         "model": recipe.student.model,
         "checkpoint": folder if folder != recipe.student.model else None,
         "teacher": recipe.teacher.model or None,
-        "data": rows_from(settings, "train" if training else "eval"),
+        "data": describe_rows(settings, "train" if training else "eval"),
         "training_rows": training,
         "data_rows": data.get("eval_rows"),
         "quarantined": data.get("quarantined"),
@@ -58,38 +58,44 @@ def run_facts(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """The same in lines."""
+    """Format the facts as lines."""
     rows = f"{facts['data_rows']:,} rows" if isinstance(facts.get("data_rows"), int) else ""
     bad = f"{facts['quarantined']:,} more quarantined" if facts.get("quarantined") else ""
-    note = "the TRAINING rows, no evaluation rows are named" if facts.get("training_rows") else ""
-    about = ", ".join(text for text in (rows, bad, note) if text)
+    note = (
+        "the TRAINING rows; the recipe names no evaluation rows"
+        if facts.get("training_rows")
+        else ""
+    )
+    details = ", ".join(text for text in (rows, bad, note) if text)
     lines = {
         "model": facts["model"],
         "checkpoint": facts.get("checkpoint"),
         "teacher": facts.get("teacher"),
-        "data": f"{facts['data']}   ({about})" if about else facts["data"],
+        "data": f"{facts['data']}   ({details})" if details else facts["data"],
     }
     return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value)
 
 
 def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
-    """Name, value, interval, and the denominator of every share; sampled answers were drawn at the temperature."""
-    judged, samples = int(summary.get("rows", 0)), int(summary.get("samples", 1))
-    left = int(summary.get("unanswered_rows") or 0)
+    """Format name, value, interval and denominator of every figure."""
+    questions, samples = int(summary.get("rows", 0)), int(summary.get("samples", 1))
+    unanswered = int(summary.get("unanswered_rows") or 0)
     answers = "response" if samples == 1 else "responses"
-    first = f"{judged:,} questions judged, {samples:,} {answers} each"
-    lines = [first + (f"; {left:,} rows without a gold answer left out" if left else "")]
+    first = f"{questions:,} questions, {samples:,} {answers} each"
+    if unanswered:
+        first += f"; {unanswered:,} rows without a gold answer left out"
+    lines = [first]
     for key, name in ROWS:
         value = summary.get(key)
         if value is None:
             continue
         low, high = summary.get(f"{key}_low"), summary.get(f"{key}_high")
         band = f"   95 % [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        rows = summary.get(ROWS_OF.get(key, ""))
+        rows = summary.get(DENOMINATORS.get(key, ""))
         on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
         lines.append(f"{name.format(temperature=temperature):<40} {value:.3f}{band}{on}")
     if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
         lines.append(
-            "  picture swapped                        not measured: no row has another picture"
+            "  image swapped                          not measured: no row has another image"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What `vistill eval` and `vistill probe` were pointed at."""
+"""The target of `vistill eval` and `vistill probe`: recipe, run folder or model."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,14 @@ from vistill.training.run_lock import check_unmasked
 
 
 def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
-    """A recipe file, a run folder (its own recipe, data and chosen student), or a model (evaluated on diagrams).
+    """Make the recipe of an evaluation.
 
-    Results go into `run`, by default a new folder next to the target.
+    The target is a recipe file, a run folder (with its recipe, data and selected student), or a
+    model (evaluated on diagrams). Results go into `run`, by default a new folder next to the
+    target.
 
     Raises:
-        StorageError: S605, a run folder that does not say which data it was made with.
+        StorageError: S605, a run folder that does not name its data.
     """
     pairs = dict(split_override(text) for text in overrides)
     if target.endswith((".yaml", ".toml")):
@@ -51,7 +53,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any]:
-    """The recipe of a run folder, for judging its student: a method of the user's own plays no part in that."""
+    """The recipe of a run folder for an evaluation, which needs no method of the user."""
     tree = stored_in(str(folder), json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
     if tree["method"] not in method_schemas():
         tree.pop(tree["method"], None)
@@ -60,11 +62,11 @@ def recipe_of_run(folder: Path) -> dict[str, Any]:
 
 
 def no_data_error(target: str, verb: str) -> StorageError:
-    """S605 for a run of an earlier version's `vistill.distill`."""
+    """Make S605 for a run folder of an earlier version of `vistill.distill`."""
     return StorageError(
         "S605",
-        f"{target} does not say which data its run was made with",
+        f"{target} does not name the data of its run",
         where=target,
-        why="it holds no recipe.json; judged on other data, its accuracy would mean something else",
+        why="it has no recipe.json, and accuracies on other data are not comparable",
         fix=f"vistill {verb} {target} data.train=FILE.jsonl   or   data.train=diagrams",
     )

@@ -1,4 +1,4 @@
-"""The terminal's guard: whatever a verb, a library or a crash prints, no data steers the terminal."""
+"""Escape control characters in all output, so that data cannot control the terminal."""
 
 import re
 import sys
@@ -13,29 +13,30 @@ from typer.core import TyperCommand, TyperGroup
 
 from vistill.redaction import for_terminal
 
-#: How progress lines begin a write: ours clears the line, those of libraries return to its start or climb.
+#: Prefixes of progress lines: ours clears the line, others return to its start or move up.
 PROGRESS = re.compile(r"\r(?:\x1b\[K)?|\n*(?:\x1b\[A)+\Z")
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class EscapingStream:
-    """A stream that shows control characters and masks secrets."""
+    """A stream that escapes control characters and masks secrets."""
 
     def __init__(self, stream: TextIO, progress: bool = False) -> None:
         self.stream, self.progress = stream, progress
-        self.fresh = True
-        """The cursor stands on an empty line or on a progress line."""
+        self.at_line_start = True
+        """Whether the cursor is on an empty line or on a progress line."""
 
     def write(self, text: str) -> int:
-        """Print it harmlessly; only how a progress line begins stays as it is."""
-        begins = PROGRESS.match(text) if self.progress and self.fresh else None
-        own = begins[0] if begins else ""
-        self.stream.write(own + for_terminal(text[len(own) :]))
-        self.fresh = bool(own) or text.endswith("\n") or (self.fresh and not text)
+        """Print the escaped text; keep only the prefix of a progress line."""
+        match = PROGRESS.match(text) if self.progress and self.at_line_start else None
+        prefix = match[0] if match else ""
+        self.stream.write(prefix + for_terminal(text[len(prefix) :]))
+        ends_line = text.endswith("\n") or (self.at_line_start and not text)
+        self.at_line_start = bool(prefix) or ends_line
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Each in turn."""
+        """Write every line."""
         for line in lines:
             self.write(line)
 
@@ -45,27 +46,30 @@ class EscapingStream:
 
 @contextmanager
 def escape_output() -> Iterator[None]:
-    """Both streams behind a guard; progress lines stand on the second."""
-    kept: tuple[Any, Any] = sys.stdout, sys.stderr
-    guards: tuple[Any, Any] = EscapingStream(kept[0]), EscapingStream(kept[1], progress=True)
-    sys.stdout, sys.stderr = guards
+    """Escape stdout and stderr inside the block; progress lines go to stderr."""
+    saved: tuple[Any, Any] = sys.stdout, sys.stderr
+    escaping: tuple[Any, Any] = (
+        EscapingStream(saved[0]),
+        EscapingStream(saved[1], progress=True),
+    )
+    sys.stdout, sys.stderr = escaping
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = kept
+        sys.stdout, sys.stderr = saved
 
 
 class Verb(TyperCommand):
-    """A command whose output is guarded; its help, with colours of ours, is not."""
+    """A command whose output is escaped; its help keeps its colours."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb behind the guard."""
+        """Run the verb with escaped output."""
         with escape_output():
             return super().invoke(ctx)
 
 
 class VerbGroup(TyperGroup):
-    """The verbs; what a usage error repeats of the command line is shown harmlessly."""
+    """The group of verbs; usage errors escape the words that they repeat."""
 
     def invoke(self, ctx: Any) -> Any:
         """Parse and run a verb."""
@@ -73,14 +77,14 @@ class VerbGroup(TyperGroup):
             return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the verb."""
+        """Parse the options before the verb."""
         with escape_usage_errors():
             return super().parse_args(ctx, args)
 
 
 @contextmanager
 def escape_usage_errors() -> Iterator[None]:
-    """Messages of usage errors without control characters and secrets."""
+    """Escape the messages of usage errors."""
     try:
         yield
     except UsageError as error:
@@ -89,7 +93,7 @@ def escape_usage_errors() -> Iterator[None]:
 
 
 class Verbs(typer.Typer):
-    """An application whose commands are guarded."""
+    """An application whose commands have escaped output."""
 
     def command(self, *names: Any, **options: Any) -> Any:
         """Register a verb."""
@@ -99,7 +103,7 @@ class Verbs(typer.Typer):
 def show_crash(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A traceback for whoever mends the code, printed as harmlessly as everything else."""
+    """Print the escaped traceback of an unexpected error."""
     print(
         for_terminal("".join(traceback.format_exception(kind, error, trace))),
         end="",

@@ -1,1 +1,1 @@
-"""Is the student right, and does it look? Accuracy, blind gaps, visual advantage of its own responses."""
+"""Accuracy, gaps without the image, and visual advantage of the student's responses."""

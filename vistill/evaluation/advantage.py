@@ -1,4 +1,4 @@
-"""Visual advantage of the student's own responses, and the figures that explain results."""
+"""Visual advantage of the student's responses, and the figures that explain results."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vistill.evaluation.answering import Answered
+from vistill.evaluation.responses import JudgedResponse
 from vistill.evaluation.settings import EvalSettings
 from vistill.functional.rows import Target, reverse_kl_from_hidden
 from vistill.functional.segments import segment_mean, top_share
@@ -20,14 +20,15 @@ from vistill.signals.visual_advantage import distribution_advantage, visual_adva
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 
-#: A token is critical where KL(teacher with picture || teacher with pixelated picture) exceeds this, in nats.
+#: A token is critical if KL(teacher with image || teacher with pixelated image) exceeds this, in
+#: nats.
 CRITICAL_NATS = 0.5
-#: Groups scored together.
+#: Responses scored together.
 GROUPS_PER_CALL = 64
 
 
 @dataclass(frozen=True)
-class TokenReading:
+class TokenMeasurements:
     """Per-token measurements of one response."""
 
     prompt: Prompt
@@ -37,111 +38,119 @@ class TokenReading:
     critical: Tensor
     """Distribution-level advantage, nats."""
     dependency: Tensor
-    """Visual dependency KL(teacher with the picture || without), nats."""
+    """Visual dependency KL(teacher with image || teacher without), nats."""
     kl: Tensor
     """KL(student || teacher), nats."""
     misread: Tensor
-    """Critical tokens that are not the teacher's own choice."""
+    """Critical tokens that differ from the teacher's most likely token."""
     log_prob_full: Tensor
     log_prob_degraded: Tensor
 
 
 @torch.no_grad()
-def read_tokens(
+def measure_tokens(
     student: VLM,
     teacher: VLM,
-    answered: Sequence[Answered],
+    responses: Sequence[JudgedResponse],
     context: ViewContext,
     poll: Callable[[], None] = lambda: None,
-) -> list[TokenReading]:
-    """Read responses with the teacher under three views and with the student under one."""
+) -> list[TokenMeasurements]:
+    """Score responses with the teacher under three views and with the student under one."""
     vocabulary = student.vocabulary_size
-    out: list[TokenReading] = []
-    for start in range(0, len(answered), GROUPS_PER_CALL):
+    measurements: list[TokenMeasurements] = []
+    for start in range(0, len(responses), GROUPS_PER_CALL):
         poll()
-        part = answered[start : start + GROUPS_PER_CALL]
+        part = responses[start : start + GROUPS_PER_CALL]
         ids = torch.tensor([i for a in part for i in a.rollout.ids], device=teacher.device)
-        full = groups_of(teacher, part, View.FULL, context)
-        seen = score(teacher, full, ids, vocabulary, "both")
-        blurred = score(
-            teacher, groups_of(teacher, part, View.PIXELATED, context), ids, vocabulary, "both"
+        full_groups = make_groups(teacher, part, View.FULL, context)
+        full = score(teacher, full_groups, ids, vocabulary, "both")
+        pixelated = score(
+            teacher, make_groups(teacher, part, View.PIXELATED, context), ids, vocabulary, "both"
         )
-        blind = score(teacher, groups_of(teacher, part, View.TEXT_ONLY, context), ids, vocabulary)
-        own = score(student, full, ids.to(student.device), vocabulary)
-        head = seen.projection()
+        text_only = score(
+            teacher, make_groups(teacher, part, View.TEXT_ONLY, context), ids, vocabulary
+        )
+        student_pass = score(student, full_groups, ids.to(student.device), vocabulary)
+        head = full.projection()
         kl = reverse_kl_from_hidden(
-            own.states(), own.projection(), [Target(1.0, seen.states(), head)]
+            student_pass.states(),
+            student_pass.projection(),
+            [Target(1.0, full.states(), head)],
         )
-        critical, dependency = (
-            distribution_advantage(seen, blurred),
-            distribution_advantage(seen, blind),
-        )
-        chosen = torch.cat([head.logits(h).argmax(-1) for h in seen.states().split(TILE_ROWS)])
+        critical = distribution_advantage(full, pixelated)
+        dependency = distribution_advantage(full, text_only)
+        chosen = torch.cat([head.logits(h).argmax(-1) for h in full.states().split(TILE_ROWS)])
         misread = (critical > CRITICAL_NATS) & (chosen != ids)
-        advantage = visual_advantage(seen.sampled(), blurred.sampled())
+        advantage = visual_advantage(full.sampled(), pixelated.sampled())
         lengths = [len(a.rollout.ids) for a in part]
-        columns = [advantage, critical, dependency, kl, misread, seen.sampled(), blurred.sampled()]
-        cut = [c.cpu().split(lengths) for c in columns]
-        out += [
-            TokenReading(a.prompt, a.rollout.ids, *(c[i] for c in cut)) for i, a in enumerate(part)
+        log_probs = (full.sampled(), pixelated.sampled())
+        columns = [advantage, critical, dependency, kl, misread, *log_probs]
+        by_response = [c.cpu().split(lengths) for c in columns]
+        measurements += [
+            TokenMeasurements(a.prompt, a.rollout.ids, *(c[i] for c in by_response))
+            for i, a in enumerate(part)
         ]
-    return out
+    return measurements
 
 
-def groups_of(
-    vlm: VLM, answered: Sequence[Answered], view: View, context: ViewContext
+def make_groups(
+    vlm: VLM, responses: Sequence[JudgedResponse], view: View, context: ViewContext
 ) -> list[EncodedGroup]:
-    """One group per response."""
+    """Encode the prompts under a view; one group per response."""
     encoded: dict[str, EncodedPrompt] = {}
-    for item in answered:
+    for item in responses:
         if item.prompt.id not in encoded:
             encoded[item.prompt.id] = vlm.encode(apply_view(item.prompt, view, context))
-    return [EncodedGroup(encoded[a.prompt.id], (a.rollout.ids,)) for a in answered]
+    return [EncodedGroup(encoded[a.prompt.id], (a.rollout.ids,)) for a in responses]
 
 
-def summarise_tokens(readings: Sequence[TokenReading], settings: EvalSettings) -> dict[str, float]:
-    """Mean VA, its tail, and who carries the KL (feasibility of a gain: critical tokens, misreads, ties)."""
-    if not readings:
+def summarise_tokens(
+    measurements: Sequence[TokenMeasurements], settings: EvalSettings
+) -> dict[str, float]:
+    """Mean VA, its heavy tail, and the share of the KL on critical and misread tokens."""
+    if not measurements:
         return {}
-    advantage = torch.cat([r.advantage for r in readings])
-    kl = torch.cat([r.kl for r in readings])
-    critical = torch.cat([r.critical for r in readings]) > CRITICAL_NATS
-    misread = torch.cat([r.misread for r in readings])
-    lengths = torch.tensor([len(r.ids) for r in readings])
-    rollout = torch.repeat_interleave(torch.arange(len(readings)), lengths)
+    advantage = torch.cat([r.advantage for r in measurements])
+    kl = torch.cat([r.kl for r in measurements])
+    critical = torch.cat([r.critical for r in measurements]) > CRITICAL_NATS
+    misread = torch.cat([r.misread for r in measurements])
+    lengths = torch.tensor([len(r.ids) for r in measurements])
+    rollout = torch.repeat_interleave(torch.arange(len(measurements)), lengths)
     high = top_share(advantage, rollout, lengths, settings.high_share)
     facts = {
         "va/mean": float(advantage.mean()),
-        "va/mean_of_responses": float(segment_mean(advantage, rollout, len(readings)).mean()),
+        "va/mean_of_responses": float(segment_mean(advantage, rollout, len(measurements)).mean()),
         "va/top10_share": top_mass_share(advantage, 0.1),
         "va/gini": gini(advantage),
         "va/zero_share": float((advantage == 0).float().mean()),
-        "vds/mean": float(torch.cat([r.dependency for r in readings]).mean()),
+        "vds/mean": float(torch.cat([r.dependency for r in measurements]).mean()),
         "kl/mean": float(kl.mean()),
         "kl/high_group": mean_where(kl, high),
         "kl/low_group": mean_where(kl, ~high),
         "critical/share": float(critical.float().mean()),
-        "critical/kl_share": share_of(kl[critical].sum(), kl.sum()),
-        "critical/misread_share": share_of(float(misread.sum()), float(critical.sum())),
+        "critical/kl_share": ratio(kl[critical].sum(), kl.sum()),
+        "critical/misread_share": ratio(float(misread.sum()), float(critical.sum())),
         "misread/in_high_group": mean_where(high.float(), misread),
         "tokens": float(len(advantage)),
     }
     return {name: value for name, value in facts.items() if math.isfinite(value)}
 
 
-def share_of(part: Tensor | float, whole: Tensor | float) -> float:
-    """A share; NaN where the whole is nothing."""
-    return float(part / whole) if whole > 0 else math.nan
+def ratio(part: Tensor | float, total: Tensor | float) -> float:
+    """`part / total`; NaN if the total is 0."""
+    return float(part / total) if total > 0 else math.nan
 
 
 def mean_where(values: Tensor, mask: Tensor) -> float:
-    """Mean over a mask; NaN where it is empty."""
+    """Mean over a mask; NaN if the mask is empty."""
     return float(values[mask].mean()) if bool(mask.any()) else math.nan
 
 
-def heavy_tail_curve(readings: Sequence[TokenReading], points: int = 200) -> list[list[float]]:
-    """Share of the tokens against share of the visual advantage they carry, largest first."""
-    advantage = torch.cat([r.advantage for r in readings]).double()
+def heavy_tail_curve(
+    measurements: Sequence[TokenMeasurements], points: int = 200
+) -> list[list[float]]:
+    """Points (share of the tokens, share of the visual advantage they carry), largest first."""
+    advantage = torch.cat([r.advantage for r in measurements]).double()
     total = float(advantage.sum())
     if total <= 0:
         return []

@@ -1,21 +1,24 @@
-"""Does the student read? On procedural diagrams: change one drawn digit and see whether the stated one follows."""
+"""Counterfactual reading test on procedural diagrams.
+
+Change one drawn digit and check whether the stated one follows.
+"""
 
 from collections.abc import Sequence
 
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_generator
 from vistill.data.wording import stated_values
-from vistill.evaluation.answering import Answered, Answering
+from vistill.evaluation.responses import AnswerEvaluator, JudgedResponse
 from vistill.types import Prompt, View
 
-#: Items that are asked twice.
+#: Diagrams that are evaluated twice.
 MAX_ITEMS = 128
 
 
-def stated_share(answered: Sequence[Answered]) -> dict[str, float]:
+def measure_stated_labels(responses: Sequence[JudgedResponse]) -> dict[str, float]:
     """Share of the drawn labels that a response states correctly, in reading order."""
     right = total = 0
-    for item in answered:
+    for item in responses:
         labels = item.prompt.labels
         if "drawn" not in labels:
             continue
@@ -27,7 +30,7 @@ def stated_share(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def counterfactual_prompt(item: Diagram, key: object) -> tuple[Diagram, int]:
-    """The counterfactual twin of a diagram: one drawn label changed, everything else the same."""
+    """The diagram with one drawn label changed, and the index of that label."""
     rng = keyed_generator("twin", key)
     drawn = [i for i, seen in enumerate(item.visible) if seen]
     index = drawn[int(rng.integers(len(drawn)))]
@@ -36,18 +39,21 @@ def counterfactual_prompt(item: Diagram, key: object) -> tuple[Diagram, int]:
     return item.with_value(index, others[int(rng.integers(len(others)))]), index
 
 
-def counterfactual(answering: Answering, items: Sequence[Diagram]) -> dict[str, float]:
-    """Reading accuracy by counterfactual digit swap, greedy: the stated label must be right before AND after.
+def measure_counterfactual(
+    evaluator: AnswerEvaluator, items: Sequence[Diagram]
+) -> dict[str, float]:
+    """Reading accuracy by a counterfactual digit swap, with greedy responses.
 
-    A student that guesses states the same label twice and fails one of them.
+    The stated label must be right before AND after the change. A student that guesses states the
+    same label twice and fails one of them.
     """
     chosen = list(items)[:MAX_ITEMS]
     twins = [counterfactual_prompt(item, item.key) for item in chosen]
-    before = answering.answer(
-        [prompt(item, i, "a") for i, item in enumerate(chosen)], View.FULL, "greedy"
+    before = evaluator.answer(
+        [diagram_prompt(item, i, "a") for i, item in enumerate(chosen)], View.FULL, "greedy"
     )
-    after = answering.answer(
-        [prompt(item, i, "b") for i, (item, _) in enumerate(twins)], View.FULL, "greedy"
+    after = evaluator.answer(
+        [diagram_prompt(item, i, "b") for i, (item, _) in enumerate(twins)], View.FULL, "greedy"
     )
     follows = both = 0
     for item, (changed, index), first, second in zip(chosen, twins, before, after, strict=True):
@@ -63,6 +69,6 @@ def counterfactual(answering: Answering, items: Sequence[Diagram]) -> dict[str, 
     }
 
 
-def prompt(item: Diagram, index: int, side: str) -> Prompt:
-    """A diagram as a prompt of this protocol."""
+def diagram_prompt(item: Diagram, index: int, side: str) -> Prompt:
+    """A diagram as a prompt of this test."""
     return item.prompt(f"twin-{index}-{side}")

@@ -1,4 +1,7 @@
-"""Do visual thoughts help the untrained model? The question behind the gate of Visual-OPSD (methods 3.6, item 6)."""
+"""Measure whether visual thoughts help the untrained model.
+
+The gate of Visual-OPSD needs it (methods 3.6, item 6).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vistill.data.math_judge import MathJudge
-from vistill.evaluation.answering import Answered, Answering, accuracy_by_question
+from vistill.evaluation.responses import AnswerEvaluator, JudgedResponse, accuracy_by_question
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean
 from vistill.functional.divergences import forward_kl
@@ -19,20 +22,21 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 
-#: Responses read together.
+#: Responses scored together.
 GROUPS_PER_CALL = 64
 
 
 @dataclass(frozen=True)
-class Privilege:
-    """What a model gains from seeing visual thoughts."""
+class PrivilegeGain:
+    """The gain of a model from visual thoughts."""
 
     generation_gap: float
-    """Mean over responses of `K_gen = KL(p(.|privileged) || p(.|picture))` a token, on the model's own responses."""
+    """Mean over the model's own responses of `K_gen = KL(p(.|privileged) || p(.|image))` per
+    token, nats."""
     generation_gap_error: float
     """Standard error of that mean."""
     accuracy: float
-    """Greedy accuracy on the picture alone."""
+    """Greedy accuracy with the image alone."""
     privileged_accuracy: float
     """Greedy accuracy with the thoughts."""
     rows: int
@@ -42,7 +46,7 @@ class Privilege:
         return asdict(self)
 
     def passes(self) -> bool:
-        """The gap is clearly above 0, and the thoughts make the model more accurate."""
+        """Whether the gap exceeds 0 by two standard errors and the thoughts raise the accuracy."""
         clear = self.generation_gap - 2 * self.generation_gap_error > 0
         return clear and self.privileged_accuracy > self.accuracy
 
@@ -54,23 +58,25 @@ def measure_privilege(
     settings: EvalSettings,
     context: ViewContext,
     engine: RolloutEngine,
-) -> Privilege:
-    """Greedy accuracy with and without thoughts, and the generation gap on responses sampled without them.
+) -> PrivilegeGain:
+    """Measure greedy accuracy with and without thoughts, and the generation gap.
+
+    The gap is measured on responses sampled without thoughts.
 
     Args:
         vlm: the model in both roles.
         prompts: rows with answers, pictures and thoughts.
-        view: what the teacher will see: `privileged`, or one of its controls.
+        view: the teacher's view: `privileged`, or one of its controls.
         settings: how answers are judged.
         context: the parameters of the views.
-        engine: writes for the model.
+        engine: generates the responses.
     """
     with MathJudge() as math, keep_awake(engine):
-        answering = Answering(vlm, settings, math, engine, context)
-        plain = accuracy_by_question(answering.answer(prompts, View.FULL, "greedy"))
-        told = accuracy_by_question(answering.answer(prompts, view, "greedy"))
-        sampled = [a for a in answering.answer(prompts, View.FULL) if a.rollout.ids]
-        contexts = answering.contexts(prompts, view)
+        evaluator = AnswerEvaluator(vlm, settings, math, engine, context)
+        image_only = accuracy_by_question(evaluator.answer(prompts, View.FULL, "greedy"))
+        privileged = accuracy_by_question(evaluator.answer(prompts, view, "greedy"))
+        sampled = [a for a in evaluator.answer(prompts, View.FULL) if a.rollout.ids]
+        contexts = evaluator.contexts(prompts, view)
     if not sampled:
         raise empty_response_error(
             f"every response to {len(prompts)} prompts is empty", [p.id for p in prompts]
@@ -78,28 +84,33 @@ def measure_privilege(
     parts = [sampled[i : i + GROUPS_PER_CALL] for i in range(0, len(sampled), GROUPS_PER_CALL)]
     gaps = torch.cat([generation_gaps(vlm, part, view, contexts) for part in parts])
     error = float(gaps.std() / len(gaps) ** 0.5) if len(gaps) > 1 else 0.0
-    return Privilege(float(gaps.mean()), error, mean(plain), mean(told), len(prompts))
+    return PrivilegeGain(
+        float(gaps.mean()), error, mean(image_only), mean(privileged), len(prompts)
+    )
 
 
 @torch.no_grad()
 def generation_gaps(
-    vlm: VLM, answered: Sequence[Answered], view: View, contexts: Mapping[str, ViewContext]
+    vlm: VLM, responses: Sequence[JudgedResponse], view: View, contexts: Mapping[str, ViewContext]
 ) -> torch.Tensor:
     """Mean `K_gen` of each response, whole vocabulary, the same tokens on both sides (Eq. 4)."""
-    ids = torch.tensor([i for a in answered for i in a.rollout.ids], device=vlm.device)
-    lengths = torch.tensor([len(a.rollout.ids) for a in answered])
-    rollout = torch.repeat_interleave(torch.arange(len(answered)), lengths)
-    read = []
-    for seen in (View.FULL, view):
+    ids = torch.tensor([i for a in responses for i in a.rollout.ids], device=vlm.device)
+    lengths = torch.tensor([len(a.rollout.ids) for a in responses])
+    rollout = torch.repeat_interleave(torch.arange(len(responses)), lengths)
+    passes = []
+    for pass_view in (View.FULL, view):
         groups = [
             EncodedGroup(
-                vlm.encode(apply_view(a.prompt, seen, contexts[a.prompt.id])), (a.rollout.ids,)
+                vlm.encode(apply_view(a.prompt, pass_view, contexts[a.prompt.id])), (a.rollout.ids,)
             )
-            for a in answered
+            for a in responses
         ]
-        read.append(score(vlm, groups, ids, vlm.vocabulary_size))
-    plain, told = read
+        passes.append(score(vlm, groups, ids, vlm.vocabulary_size))
+    image_only, privileged = passes
     values = per_row(
-        forward_kl, plain.states(), plain.projection(), [States(told.states(), told.projection())]
+        forward_kl,
+        image_only.states(),
+        image_only.projection(),
+        [States(privileged.states(), privileged.projection())],
     )
-    return segment_mean(values.float().cpu(), rollout, len(answered))
+    return segment_mean(values.float().cpu(), rollout, len(responses))

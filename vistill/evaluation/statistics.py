@@ -1,10 +1,10 @@
-"""Intervals with their denominators."""
+"""Confidence intervals of shares and means."""
 
 import math
 from collections.abc import Sequence
 
 
-def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """95 % Wilson interval of a share; (0, 1) without observations."""
     if n == 0:
         return 0.0, 1.0
@@ -15,28 +15,28 @@ def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, floa
 
 
 def mean_interval(values: Sequence[float], samples: int = 1) -> tuple[float, float]:
-    """95 % interval of a mean over questions (avg@k); each value is a question's share of right answers in [0, 1].
+    """95 % interval of a mean over questions (avg@k); values in [0, 1].
 
-    A Wilson interval with the number of answers that the spread over questions is worth, p (1 - p) / s.e.^2, which
-    lies between the number of questions and that of all answers. For one sample it is `wilson`; a normal interval
-    would have no width where every question has the same value, and claim certainty.
+    A Wilson interval for the effective number of answers, p (1 - p) / s.e.^2, limited to the range
+    from the number of questions to the number of all answers. For one sample per question it equals
+    `wilson_interval`. A normal interval would have width 0 if all questions had the same value.
 
     Args:
-        values: a value for each question.
-        samples: answers a question (k).
+        values: the share of correct answers of each question.
+        samples: answers per question (k).
     """
     n = len(values)
     if n == 0:
         return 0.0, 1.0
     p = sum(values) / n
     spread = sum((v - p) ** 2 for v in values)
-    worth = p * (1 - p) * n * (n - 1) / spread if spread > 0 else math.inf
+    effective = p * (1 - p) * n * (n - 1) / spread if spread > 0 else math.inf
     if n == 1 or p in (0.0, 1.0):
-        worth = n  # one question, all right or all wrong: nothing is known of how questions differ
-    worth = min(max(worth, n), n * samples)
-    return wilson(p * worth, worth)
+        effective = n  # nothing is known about the spread over questions
+    effective = min(max(effective, n), n * samples)
+    return wilson_interval(p * effective, effective)
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean; NaN of nothing."""
+    """Mean; NaN for an empty sequence."""
     return sum(values) / len(values) if values else math.nan

@@ -1,1 +1,1 @@
-"""One self-contained HTML page from run folders. Reads `runs/` only; no torch, no script, no network."""
+"""One self-contained HTML page from run folders: no torch, no script, no network."""

@@ -1,4 +1,4 @@
-"""Static SVG line charts: a few points, readable axes, colours that colour-blind readers can tell apart."""
+"""Static SVG line charts in colours for colour-blind readers, and token heatmaps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from vistill.redaction import escape_control_characters
 
-#: Okabe and Ito.
+#: The palette of Okabe and Ito.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
@@ -16,13 +16,13 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
 
 @dataclass(frozen=True)
 class Series:
-    """A named line."""
+    """One named line of a chart."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
     arrow: bool = False
-    """Mark start (circle) and end (square), for paths in time."""
+    """Mark the start (circle) and the end (square) of a path in time."""
     band: Sequence[tuple[float, float, float]] = ()
     """(x, low, high) of an interval."""
 
@@ -39,13 +39,13 @@ class Axes:
     """Vertical marks."""
 
 
-def text_of(words: str) -> Markup:
-    """Text for a text node or a quoted attribute: controls shown, markup escaped."""
+def escape_text(words: str) -> Markup:
+    """Escape control characters and markup, for a text node or a quoted attribute."""
     return escape(escape_control_characters(words))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover a range; one of rounding error only is drawn as flat."""
+    """Round numbers that cover a range; a range below 1e-8 counts as flat."""
     if high - low <= 1e-8:
         high = low + 1.0
     raw = (high - low) / count
@@ -59,7 +59,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_text(value: float, ticks: Sequence[float]) -> str:
-    """A tick's number with as many decimals as tell it from its neighbours."""
+    """Format a tick with enough decimals to distinguish it from its neighbours."""
     step = ticks[1] - ticks[0]
     decimals = max(0, math.ceil(-math.log10(step) - 1e-9)) if step < 1 else 0
     decimals += 1 if decimals and round(step * 10**decimals, 6) % 1 else 0
@@ -67,10 +67,10 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
 
 
 def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
-    """An SVG line chart with a legend; an honest empty box where there is nothing to draw."""
+    """An SVG line chart with a legend, or a note if there is no data."""
     drawn = [s for s in series if s.points]
     if not drawn:
-        return Markup('<p class="empty">{}: nothing measured.</p>').format(text_of(axes.title))
+        return Markup('<p class="empty">{}: no data.</p>').format(escape_text(axes.title))
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points] + [
         v for s in drawn for _, lo, hi in s.band for v in (lo, hi)
@@ -88,7 +88,7 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
             - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
         )
 
-    parts = [frame(x_ticks, y_ticks, px, py, axes)]
+    parts = [draw_frame(x_ticks, y_ticks, px, py, axes)]
     for s in drawn:
         colour = COLOURS[s.colour % len(COLOURS)]
         if s.band:
@@ -106,37 +106,44 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
         if s.arrow:
             (x0, y0), (x1, y1) = s.points[0], s.points[-1]
             parts.append(
-                f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>'
+                f'<circle cx="{px(x0):.1f}" cy="{py(y0):.1f}" r="5" fill="#fff"'
+                f' stroke="{colour}" stroke-width="2"/>'
             )
             parts.append(
-                f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10" fill="{colour}"/>'
+                f'<rect x="{px(x1) - 5:.1f}" y="{py(y1) - 5:.1f}" width="10" height="10"'
+                f' fill="{colour}"/>'
             )
     legend = "".join(
-        f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>{text_of(s.name)}</span>'
+        f'<span class="key"><i style="background:{COLOURS[s.colour % len(COLOURS)]}"></i>'
+        f"{escape_text(s.name)}</span>"
         for s in drawn
     )
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text_of(axes.title)}">{"".join(parts)}</svg>'
+    title = escape_text(axes.title)
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+    svg += f"{''.join(parts)}</svg>"
     return Markup(  # noqa: S704  every text in it went through `text_of`
-        f'<figure class="chart"><figcaption>{text_of(axes.title)}</figcaption>{svg}<div>{legend}</div></figure>'
+        f'<figure class="chart"><figcaption>{title}</figcaption>{svg}<div>{legend}</div></figure>'
     )
 
 
-def frame(
+def draw_frame(
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
     px: Callable[[float], float],
     py: Callable[[float], float],
     axes: Axes,
 ) -> str:
-    """Grid, tick numbers, axis titles and vertical marks."""
+    """Draw the grid, ticks, axis titles and vertical marks."""
     base, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     out = []
     for y in y_ticks:
         out.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#e4e4e4"/>'
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"'
+            f' stroke="#e4e4e4"/>'
         )
         out.append(
-            f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{tick_text(y, y_ticks)}</text>'
+            f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">'
+            f"{tick_text(y, y_ticks)}</text>"
         )
     out += [
         f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>'
@@ -145,15 +152,46 @@ def frame(
     for x, name in axes.marks:
         at = f"{px(x):.1f}"
         out.append(
-            f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888" stroke-dasharray="4 3"/>'
+            f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{base}" stroke="#888"'
+            f' stroke-dasharray="4 3"/>'
         )
-        out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{text_of(name)}</text>')
+        out.append(f'<text x="{px(x) + 4:.1f}" y="{base - 8}">{escape_text(name)}</text>')
     centre = f"{(LEFT + WIDTH - RIGHT) / 2:.0f}"
     out.append(
-        f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{text_of(axes.x)}</text>'
+        f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">'
+        f"{escape_text(axes.x)}</text>"
     )
     turn = f"translate(12,{middle:.0f}) rotate(-90)"
     out.append(
-        f'<text transform="{turn}" text-anchor="middle" class="axis">{text_of(axes.y)}</text>'
+        f'<text transform="{turn}" text-anchor="middle" class="axis">{escape_text(axes.y)}</text>'
     )
     return "".join(out)
+
+
+def scale_of(values: Sequence[Sequence[float]], share: float = 0.99) -> float:
+    """A common colour scale: the 99th percentile of the positive values, at least 1 nat."""
+    pooled = sorted(v for row in values for v in row if v > 0)
+    return max(1.0, pooled[min(len(pooled) - 1, int(share * len(pooled)))]) if pooled else 1.0
+
+
+def tokens_html(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    scale: float | None = None,
+    titles: Sequence[str] = (),
+) -> Markup:
+    """One span per token: darker orange is a larger value, an underline is above half the scale."""
+    top = scale if scale is not None else scale_of([values])
+    spans = []
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        share = min(1.0, max(0.0, value / top))
+        style = f"background:rgba(213,94,0,{0.85 * share:.2f})" + (
+            ";border-bottom:2px solid #7a2e00" if share > 0.5 else ""
+        )
+        title = titles[i] if titles else f"{value:.2f} nats"
+        spans.append(
+            Markup('<span class="t" style="{}" title="{}">{}</span>').format(
+                style, title, escape_control_characters(token)
+            )
+        )
+    return Markup('<p class="tokens">{}</p>').format(Markup("").join(spans))

@@ -1,13 +1,13 @@
-"""Which evaluations a page compares: each run with its own start, and with the first run, question by question."""
+"""Compare the evaluations of runs: each with its own start and with the first run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vistill.evaluation.paired import Paired, compare
+from vistill.evaluation.paired import PairedComparison, compare
 from vistill.report.run_data import RunData
 
-#: Settings that decide what an accuracy means; runs that differ in them were measured differently.
+#: Settings of the measurement; accuracies under different values are not directly comparable.
 PROTOCOL = (
     ("eval", "temperature"),
     ("eval", "top_p"),
@@ -19,127 +19,121 @@ PROTOCOL = (
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One line of the table of comparisons."""
+class ComparisonRow:
+    """One row of the table of comparisons."""
 
     a: str
     b: str
-    pair: Paired
+    pair: PairedComparison
     notes: tuple[str, ...] = ()
 
     @property
     def denominator(self) -> str:
-        """On what it stands, with everything that must be known about it."""
+        """The compared questions, with all caveats."""
         return "; ".join([self.pair.denominator(self.a, self.b), *self.notes])
 
     @property
     def figures(self) -> str:
         """`95 % [1.2, 6.0], p = 0.004`."""
         p = p_text(self.pair.p)
-        return f"95 % [{100 * self.pair.low:+.1f}, {100 * self.pair.high:+.1f}], p {p if '<' in p else f'= {p}'}"
+        interval = f"95 % [{100 * self.pair.low:+.1f}, {100 * self.pair.high:+.1f}]"
+        return f"{interval}, p {p if '<' in p else f'= {p}'}"
 
     def words(self) -> str:
-        """How the two compare, in words that fit the uncertainty; why there is no comparison."""
+        """The comparison as a clause that states its uncertainty, or why there is none."""
         points, where = 100 * self.pair.difference, f"{self.figures}, {self.denominator}"
-        if not self.pair.comparable:
+        if not self.pair.is_comparable:
             return f"{self.a} and {self.b} are {self.denominator}"
-        if not self.pair.beyond_chance:
-            return (
-                f"{self.a} and {self.b} do not differ beyond chance ({points:+.1f} points, {where})"
-            )
-        return f"{self.a} is {abs(points):.1f} points {'above' if points > 0 else 'below'} {self.b} ({where})"
+        if not self.pair.is_significant:
+            verdict = "do not differ significantly"
+            return f"{self.a} and {self.b} {verdict} ({points:+.1f} points, {where})"
+        side = "above" if points > 0 else "below"
+        return f"{self.a} is {abs(points):.1f} points {side} {self.b} ({where})"
 
 
 def p_text(p: float) -> str:
-    """`0.03`, or `< 0.001`."""
+    """Format a p-value: `0.03`, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def step_of(record: dict[str, Any]) -> int:
-    """The step of an evaluation."""
+    """The step of an evaluation record."""
     return int(record.get("step", 0))
 
 
-def compare_with_first(run: RunData, base: RunData) -> Comparison | None:
-    """The last evaluation of a run against that of another; None where one was never judged."""
+def compare_with_first(run: RunData, base: RunData) -> ComparisonRow | None:
+    """Compare the last evaluations of two runs; None if one has no accuracy."""
     if run.last.get("accuracy") is None or base.last.get("accuracy") is None:
         return None
     pair = compare(run.answers(step_of(run.last)), base.answers(step_of(base.last)))
-    return Comparison(run.name, base.name, pair, tuple(measured_differently(run, base)))
+    return ComparisonRow(run.name, base.name, pair, tuple(protocol_differences(run, base)))
 
 
-def since_start(run: RunData, mode: str = "sampled") -> Paired | None:
-    """The last evaluation of a run against its first; None where there is only one."""
+def compare_with_start(run: RunData, mode: str = "sampled") -> PairedComparison | None:
+    """Compare the last evaluation of a run with its first; None if there is only one."""
     if len(run.evaluations) < 2:
         return None
     return compare(run.answers(step_of(run.last), mode), run.answers(step_of(run.first), mode))
 
 
-def measured_differently(run: RunData, base: RunData) -> list[str]:
-    """Settings of the measurement that differ, in words."""
-    out = []
+def protocol_differences(run: RunData, base: RunData) -> list[str]:
+    """The settings of the measurement that differ, in words."""
+    texts = []
     for block, key in PROTOCOL:
         a, b = (r.recipe.get(block, {}).get(key) for r in (run, base))
         if a != b and run.recipe.get(block) and base.recipe.get(block):
-            out.append(f"measured with {block}.{key} {a} and {b}")
-    return out
+            texts.append(f"measured with {block}.{key} {a} and {b}")
+    return texts
 
 
 def same_start(run: RunData, base: RunData) -> bool:
-    """Whether two runs began from the same student, so that a difference is the method's."""
+    """Whether two runs started from the same student."""
     return run.recipe.get("student") == base.recipe.get("student")
 
 
 def is_evaluation(run: RunData) -> bool:
-    """Whether the folder holds an evaluation of a model alone (`vistill eval`)."""
+    """Whether the folder holds an evaluation without training (`vistill eval`)."""
     return run.result.get("kind") == "evaluation"
 
 
 def may_compare(run: RunData, base: RunData) -> bool:
-    """Trained runs are compared where they began alike; models that were only judged always."""
+    """Whether a comparison makes sense: equal students at the start, or evaluations only."""
     return same_start(run, base) or is_evaluation(run) or is_evaluation(base)
 
 
-def comparison_table(runs: Sequence[RunData]) -> list[Comparison]:
-    """Each run against its own start, then each against the first one."""
+def comparison_table(runs: Sequence[RunData]) -> list[ComparisonRow]:
+    """Compare each run with its own start, then each run with the first one."""
     rows = []
     for run in runs:
-        pair = since_start(run)
+        pair = compare_with_start(run)
         if pair is not None:
             rows.append(
-                Comparison(
+                ComparisonRow(
                     f"{run.name}, step {step_of(run.last):,}", f"step {step_of(run.first):,}", pair
                 )
             )
     for run in runs[1:]:
-        made = compare_with_first(run, runs[0])
-        if made is not None:
-            other = () if may_compare(run, runs[0]) else ("they began from different students",)
-            rows.append(Comparison(made.a, made.b, made.pair, (*made.notes, *other)))
+        row = compare_with_first(run, runs[0])
+        if row is not None:
+            caveat = () if may_compare(run, runs[0]) else ("they started from different students",)
+            rows.append(ComparisonRow(row.a, row.b, row.pair, (*row.notes, *caveat)))
     return rows
 
 
-def chosen_accuracy(run: RunData) -> str:
-    """Which checkpoint the run hands out, how it was chosen, and whether it is the one the figures are of."""
+def describe_checkpoint(run: RunData) -> str:
+    """Name the student's checkpoint, how it was selected, and whether the figures belong to it."""
     name, result = run.result.get("checkpoint"), run.result
     if not name:
         return ""
-    how = result.get("chosen") or {}
+    selection = result.get("chosen") or {}
     best = result.get("best") or {}
-    step = how.get("step", best.get("step", result.get("step")))
-    if how.get("by"):
-        by = (
-            "it is the last one"
-            if how["by"] == "last"
-            else f"chosen by {how['by']}{value_text(how.get('value'))}"
-        )
-    elif best:
-        by = f"chosen by the accuracy of the evaluations during the run{value_text(best.get('value'))}"
-    else:
-        by = "it is the last one"
-    text = f"hands out {name} (step {step}): {by}"
+    step = selection.get("step", best.get("step", result.get("step")))
+    by = selection.get("by") or ("the accuracy during the run" if best else "last")
+    value = selection.get("value") if selection.get("by") else best.get("value")
+    reason = "the last one" if by == "last" else f"selected by {by}{value_text(value)}"
+    text = f"gives {name} (step {step}), {reason}"
     if isinstance(step, int) and run.evaluations and step != step_of(run.last):
-        text += f". The figures of the last evaluation are of step {step_of(run.last):,}, not of this checkpoint"
+        text += f". The last evaluation is of step {step_of(run.last):,}, not of this checkpoint"
     return text
 
 

@@ -1,4 +1,4 @@
-"""What a run cost: seconds by phase, and with `profile=true` what each phase was made of."""
+"""The cost of a run: seconds per phase, and with `profile=true` the work of each phase."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,13 +28,13 @@ class Phase:
     name: str
     seconds: float
     share: float
-    """Of the step's seconds."""
+    """Share of the step's seconds."""
     floor: float
-    """Seconds that its matrix products alone would take."""
+    """Seconds of its matrix products alone, at the measured FLOP rate."""
     work: dict[str, float] = field(default_factory=dict)
 
     def cells(self) -> list[str]:
-        """As text, one cell a heading; nothing where a phase multiplies nothing."""
+        """Text cells, one per heading; empty if a phase has no such work."""
         counts = [f"{self.work[name]:,.0f}" if self.work.get(name) else "" for name in COLUMNS]
         of_floor = f"{self.floor / self.seconds:.0%}" if self.floor and self.seconds else ""
         flops = f"{self.work['flops'] / 1e9:,.1f}" if self.work.get("flops") else ""
@@ -50,34 +50,38 @@ class Phase:
 
 @dataclass(frozen=True)
 class ProfileTable:
-    """The profile of a run."""
+    """The profile of a run: one row per phase."""
 
     name: str
     steps: tuple[int, int]
-    """First and last step it is over; the first of the run warms up and is left out where there are others."""
+    """First and last profiled step. The first step of the run is a warm-up: left out if there are
+    others."""
     rate: float
-    """Floating-point operations a second of a bare matrix product on this machine."""
+    """Floating-point operations per second of a single matrix product on this machine."""
     phases: list[Phase]
-    """By time, the sum last."""
-    beside: dict[str, float]
+    """Sorted by time, the sum last."""
+    outside_seconds: dict[str, float]
     """Seconds outside the steps, in the last process."""
 
     def sentence(self) -> str:
-        """The first line."""
-        whole, first, last = self.phases[-1], *self.steps
+        """The summary line."""
+        total, first, last = self.phases[-1], *self.steps
         steps = f"steps {first} to {last}" if last > first else f"step {first}"
-        share = whole.floor / whole.seconds if whole.seconds else 0.0
+        share = total.floor / total.seconds if total.seconds else 0.0
         return (
-            f"profile of {self.name}, {steps}: {whole.seconds:.3f} s a step; its matrix products alone would take "
-            f"{whole.floor:.3f} s at the {self.rate / 1e9:,.0f} GFLOP/s measured here ({share:.0%})"
+            f"profile of {self.name}, {steps}: {total.seconds:.3f} s per step; "
+            f"matrix products alone: {total.floor:.3f} s "
+            f"at the measured {self.rate / 1e9:,.0f} GFLOP/s ({share:.0%})"
         )
 
     def outside(self) -> str:
-        """The last line; empty where nothing was measured."""
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.beside.items())
+        """The seconds outside the steps; empty without a measurement."""
+        return ", ".join(
+            f"{name} {seconds:.1f} s" for name, seconds in self.outside_seconds.items()
+        )
 
     def text(self) -> str:
-        """For a terminal."""
+        """The table for a terminal."""
         rows = [["", *HEADINGS], *([p.name, *p.cells()] for p in self.phases)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -89,20 +93,20 @@ class ProfileTable:
             )
             for row in rows
         ]
-        after = [f"outside the steps: {self.outside()}"] if self.beside else []
+        after = [f"outside the steps: {self.outside()}"] if self.outside_seconds else []
         return "\n".join([self.sentence(), *(line.rstrip() for line in lines), *after])
 
 
-def profile_of(run: RunData) -> ProfileTable | None:
-    """The profile, where the run was asked for one."""
+def make_profile(run: RunData) -> ProfileTable | None:
+    """The profile of a run; None without `profile=true`."""
     records = [r for r in run.timing if "work" in r]
     records = records[1:] if len(records) > 1 else records
     if not records:
         return None
     names = dict.fromkeys(name for r in records for name in r["seconds"])
-    whole = sum(value for r in records for value in r["seconds"].values())
-    phases = [phase_of(name, records, whole) for name in names]
-    total = phase_of(None, records, whole)
+    total_seconds = sum(value for r in records for value in r["seconds"].values())
+    phases = [average_phase(name, records, total_seconds) for name in names]
+    total = average_phase(None, records, total_seconds)
     steps = (int(records[0]["step"]), int(records[-1]["step"]))
     phases.sort(key=lambda p: -p.seconds)
     return ProfileTable(
@@ -114,12 +118,17 @@ def profile_of(run: RunData) -> ProfileTable | None:
     )
 
 
-def phase_of(name: str | None, records: Sequence[dict[str, Any]], whole: float) -> Phase:
-    """Means of one phase, or of all of them together."""
-    picked = lambda table: [v for k, v in table.items() if name in (None, k)]
-    seconds = sum(v for r in records for v in picked(r["seconds"]))
+def average_phase(
+    name: str | None, records: Sequence[dict[str, Any]], total_seconds: float
+) -> Phase:
+    """Means of one phase, or of all phases together."""
+
+    def select(table: dict[str, Any]) -> list[Any]:
+        return [v for k, v in table.items() if name in (None, k)]
+
+    seconds = sum(v for r in records for v in select(r["seconds"]))
     work: dict[str, float] = {}
-    for totals in (t for r in records for t in picked(r["work"])):
+    for totals in (t for r in records for t in select(r["work"])):
         for key, value in totals.items():
             work[key] = (
                 max(work.get(key, 0.0), value) if key == "peak_mib" else work.get(key, 0.0) + value
@@ -130,19 +139,19 @@ def phase_of(name: str | None, records: Sequence[dict[str, Any]], whole: float) 
     return Phase(
         name or "step",
         seconds / len(records),
-        seconds / whole if whole else 0.0,
+        seconds / total_seconds if total_seconds else 0.0,
         mean.pop("floor_seconds", 0.0),
         mean,
     )
 
 
 def profile_text(path: Path) -> str:
-    """The profile of a run folder for a terminal, empty where there is none."""
-    table = profile_of(read_run(path))
+    """The profile of a run folder for a terminal; empty if there is none."""
+    table = make_profile(read_run(path))
     return table.text() if table else ""
 
 
-def cost(run: RunData) -> dict[str, Any]:
+def run_cost(run: RunData) -> dict[str, Any]:
     """Seconds per phase and tokens."""
     seconds = run.seconds()
     tokens = sum(float(r.get("rollout/tokens", 0)) for r in run.metrics)

@@ -1,14 +1,14 @@
-"""The sentence at the top, made from measured numbers. It never claims more than they show."""
+"""The summary at the top of the page. It claims no more than the measured numbers show."""
 
 from collections.abc import Sequence
 
-from vistill.evaluation.paired import LEVEL, holm
-from vistill.report.comparison import compare_with_first, may_compare, since_start
-from vistill.report.run_data import RunData, sampled_at
+from vistill.evaluation.paired import LEVEL, holm_correction
+from vistill.report.comparison import compare_with_first, compare_with_start, may_compare
+from vistill.report.run_data import RunData, temperature_label
 from vistill.runs.recipe_changes import changed_versions
 
-#: From here on a page names differences beyond chance only.
-MANY = 4
+#: With more runs than this, the summary names significant differences only.
+MAX_DETAILED_RUNS = 4
 
 
 def percent(value: float | None) -> str:
@@ -25,48 +25,48 @@ def interval(record: dict[str, float], name: str = "accuracy") -> str:
     return percent(record[name]) + band
 
 
-def difference(run: RunData, base: RunData) -> str:
-    """How the last evaluations of two runs compare on the questions both answered; empty where one has none."""
-    made = compare_with_first(run, base)
-    return made.words() if made else ""
+def comparison_sentence(run: RunData, base: RunData) -> str:
+    """Compare the last evaluations of two runs in words; empty if one has none."""
+    comparison = compare_with_first(run, base)
+    return comparison.words() if comparison else ""
 
 
-def picture_sentence(run: RunData) -> str:
-    """What removing the picture costs, with its own denominator."""
+def gap_sentence(run: RunData) -> str:
+    """The accuracy lost with the pixelated image, with its denominator."""
     last, first = run.last, run.first
     gap = last.get("gap/pixelated")
     if gap is None:
         return ""
-    alike = len(run.evaluations) > 1 and first.get("blind_rows") == last.get("blind_rows")
-    before = first.get("gap/pixelated") if alike else None
-    was = f"before training {100 * before:.1f}" if before is not None else ""
+    same_rows = len(run.evaluations) > 1 and first.get("blind_rows") == last.get("blind_rows")
+    before = first.get("gap/pixelated") if same_rows else None
+    at_start = f"before training {100 * before:.1f}" if before is not None else ""
     rows = f"on {int(last['blind_rows']):,} questions" if "blind_rows" in last else ""
-    facts = ", ".join(text for text in (rows, was) if text)
-    return f"Pixelating the picture costs {run.name} {100 * gap:.1f} points" + (
+    facts = ", ".join(text for text in (rows, at_start) if text)
+    return f"{run.name} loses {100 * gap:.1f} points with the pixelated image" + (
         f" ({facts})" if facts else ""
     )
 
 
-def greedily(run: RunData) -> str:
-    """`, greedy 71.1 % on 200`: on how many where those are not the questions of the accuracy."""
+def greedy_phrase(run: RunData) -> str:
+    """`, greedy 71.1 % on 200 of them`, with the number of questions if it differs."""
     if "greedy_accuracy" not in run.last:
         return ""
     rows, sampled = run.last.get("greedy_rows"), run.last.get("rows")
     fewer = f" on {int(rows):,} of them" if rows is not None and rows != sampled else ""
-    return f", greedy {change(run, 'greedy_accuracy')}{fewer}"
+    return f", greedy {accuracy_change(run, 'greedy_accuracy')}{fewer}"
 
 
-def change(run: RunData, key: str) -> str:
-    """`22.9 % → 54.7 %` where both evaluations have the same questions; else each on its own, or the last alone."""
+def accuracy_change(run: RunData, key: str) -> str:
+    """`22.9 % → 54.7 %` on equal questions; else on common questions, then the last value."""
     after = percent(run.last.get(key))
-    pair = since_start(run, "greedy" if key.startswith("greedy") else "sampled")
+    pair = compare_with_start(run, "greedy" if key.startswith("greedy") else "sampled")
     if pair is None or key not in run.first:
         return after
-    stored = pair.questions + pair.other + pair.only_a + pair.only_b > 0
-    same = pair.same_set if stored else run.first.get("rows") == run.last.get("rows")
+    stored = pair.questions + pair.mismatched + pair.only_a + pair.only_b > 0
+    same = pair.same_questions if stored else run.first.get("rows") == run.last.get("rows")
     if same:
         return f"{percent(run.first.get(key))} → {after}"
-    if not pair.comparable:
+    if not pair.is_comparable:
         return after
     both = f"{percent(pair.accuracy_b)} → {percent(pair.accuracy_a)}"
     return (
@@ -74,96 +74,91 @@ def change(run: RunData, key: str) -> str:
     )
 
 
-def how_many(runs: Sequence[RunData]) -> str:
-    """One sentence over many runs: only differences from the first that are beyond chance are named.
+def many_runs_headline(runs: Sequence[RunData]) -> str:
+    """Summary of many runs: name only significant differences from the first run.
 
-    With many comparisons some are below 5 % by luck, so the p-values are corrected for their number (Holm).
+    With many comparisons some p-values are below 5 % by chance, so they are corrected (Holm).
     """
     base = runs[0]
-    made = [
-        found
+    rows = [
+        row
         for run in runs[1:]
-        if may_compare(run, base) and (found := compare_with_first(run, base)) is not None
+        if may_compare(run, base) and (row := compare_with_first(run, base)) is not None
     ]
-    judged = [found for found in made if found.pair.comparable]
-    corrected = holm([found.pair.p for found in judged])
-    clear = [found for found, p in zip(judged, corrected, strict=True) if p < LEVEL]
+    comparable = [row for row in rows if row.pair.is_comparable]
+    corrected = holm_correction([row.pair.p for row in comparable])
+    significant = [row for row, p in zip(comparable, corrected, strict=True) if p < LEVEL]
     others = [run.name for run in runs[1:] if not may_compare(run, base)]
-    accuracy = f"accuracy ({sampled_at([base])}) {change(base, 'accuracy')}"
+    accuracy = f"accuracy ({temperature_label([base])}) {accuracy_change(base, 'accuracy')}"
     parts = [f"{len(runs)} runs; the table below has each. {base.name}: {accuracy}"]
-    parts += [found.words() for found in clear]
-    unclear = len(judged) - len(clear)
-    if unclear:
-        rest = f"The other {unclear} do" if unclear > 1 else "The other does"
-        parts.append(f"{rest} not differ from {base.name} beyond chance")
-    parts += [found.words() for found in made if not found.pair.comparable]
+    parts += [row.words() for row in significant]
+    rest = len(comparable) - len(significant)
+    if rest:
+        subject = f"The other {rest} do" if rest > 1 else "The other does"
+        parts.append(f"{subject} not differ significantly from {base.name}")
+    parts += [row.words() for row in rows if not row.pair.is_comparable]
     parts += (
-        [f"{', '.join(others)} began from another student and are not compared"] if others else []
+        [f"{', '.join(others)} started from another student and are not compared"] if others else []
     )
-    corrected_for = f" Corrected for {len(judged)} comparisons (Holm)." if len(judged) > 1 else ""
-    return (
-        ". ".join(parts)
-        + f".{corrected_for} Single runs: see the seeds before believing a difference."
-    )
+    count = len(comparable)
+    correction = f" Corrected for {count} comparisons (Holm)." if count > 1 else ""
+    return ". ".join(parts) + f".{correction} Single runs: repeat with more seeds before a claim."
 
 
-def sentence(runs: Sequence[RunData]) -> str:
-    """One paragraph from the measured numbers of all runs."""
-    if len(runs) > MANY:
-        return how_many(runs)
+def headline(runs: Sequence[RunData]) -> str:
+    """The summary of all runs in one paragraph."""
+    if len(runs) > MAX_DETAILED_RUNS:
+        return many_runs_headline(runs)
     parts = []
     for run in runs:
         if "accuracy" in run.last:
             band = interval(run.last).removeprefix(percent(run.last["accuracy"]))
             rows = f"{int(run.last.get('rows', 0)):,} questions"
-            at = sampled_at([run])
-            parts.append(
-                f"{run.name}: accuracy ({at}) {change(run, 'accuracy')}{band} on {rows}{greedily(run)}"
-            )
-    pairs = [difference(run, runs[0]) for run in runs[1:] if may_compare(run, runs[0])]
-    looking = [picture_sentence(run) for run in runs]
-    said = [text for text in [*parts, *pairs, *looking] if text]
-    return ". ".join(said) + "." if said else "Nothing has been evaluated yet."
+            at = temperature_label([run])
+            value = f"{accuracy_change(run, 'accuracy')}{band} on {rows}{greedy_phrase(run)}"
+            parts.append(f"{run.name}: accuracy ({at}) {value}")
+    pairs = [comparison_sentence(run, runs[0]) for run in runs[1:] if may_compare(run, runs[0])]
+    gaps = [gap_sentence(run) for run in runs]
+    texts = [text for text in [*parts, *pairs, *gaps] if text]
+    return ". ".join(texts) + "." if texts else "No evaluation yet."
 
 
-def warnings(run: RunData) -> list[str]:
-    """What a reader must know before believing a run."""
-    out = []
+def run_warnings(run: RunData) -> list[str]:
+    """Warnings about the results of a run."""
+    texts = []
     if run.result.get("skipped_updates"):
-        out.append(
-            f"{run.result['skipped_updates']} updates were skipped because they were not finite"
-        )
+        texts.append(f"{run.result['skipped_updates']} non-finite updates were skipped")
     if run.result.get("training_rows"):
-        out.append("no evaluation rows were named, so these are rows of the training data")
+        texts.append("the recipe names no evaluation rows, so the figures are on training rows")
     if not run.result.get("finished"):
-        out.append(
+        texts.append(
             f"the run is not finished (last step {run.metrics[-1]['step'] if run.metrics else 0})"
         )
     if run.quarantine:
-        out.append(f"{len(run.quarantine)} rows were quarantined")
+        texts.append(f"{len(run.quarantine)} rows were quarantined")
     last = run.last
     if (last.get("truncated_share") or 0) > 0.2:
-        out.append(
-            f"{percent(last['truncated_share'])} of the responses were cut off at the length limit"
-        )
+        share = percent(last["truncated_share"])
+        texts.append(f"{share} of the responses were truncated at the length limit")
     if (last.get("unparsed_share") or 0) > 0.2:
-        out.append(
-            f"no answer was found in {percent(last['unparsed_share'])} of the responses, which count as wrong: look at"
-            " what the student writes in samples/ before believing the accuracy"
+        texts.append(
+            f"{percent(last['unparsed_share'])} of the responses contain no answer and count as"
+            " wrong: read some responses in samples/ before you trust the accuracy"
         )
     if last.get("unanswered_rows"):
-        out.append(
-            f"{int(last['unanswered_rows']):,} rows without a gold answer are in no accuracy"
+        texts.append(
+            f"{int(last['unanswered_rows']):,} rows have no gold answer and count in no accuracy"
         )
     if last.get("swapped_rows", last.get("blind_rows")) != last.get("blind_rows"):
-        few = f"{int(last['swapped_rows']):,} of {int(last['blind_rows']):,}"
-        out.append(f"`swapped` is on {few} rows: no other picture can be shown to the others")
+        counts = f"{int(last['swapped_rows']):,} of {int(last['blind_rows']):,}"
+        texts.append(f"`swapped` uses {counts} rows: the others have no partner with another image")
     if "va/mean" in last and last["va/mean"] == 0:
-        out.append("visual advantage is 0 everywhere: the teacher does not see the picture")
+        texts.append("visual advantage is 0 for all tokens: the teacher does not use the image")
     changed = changed_versions(run.lock)
-    out += [
-        f"package {text} between two starts of the run: last bits may differ" for text in changed
+    texts += [
+        f"package {text} between two starts of the run: results may differ in the last bits"
+        for text in changed
     ]
-    return out + [
+    return texts + [
         f"the setting {key} was changed during the run" for key in run.lock.get("accepted", [])
     ]

@@ -1,4 +1,4 @@
-"""Assemble the page and write it."""
+"""Assemble the report page and write it."""
 
 import json
 import math
@@ -11,66 +11,65 @@ from markupsafe import Markup
 
 from vistill.faults import fault
 from vistill.redaction import escape_control_characters, mask_secrets
-from vistill.report.charts import Axes, Series, line_chart
-from vistill.report.comparison import chosen_accuracy, comparison_table, p_text, same_start
-from vistill.report.costs import HEADINGS, cost, profile_of
-from vistill.report.headline import MANY, interval, percent, sentence, warnings
-from vistill.report.heatmap import scale_of, tokens_html
-from vistill.report.run_data import RunData, read_run, rows_from, sampled_at
+from vistill.report.charts import Axes, Series, line_chart, scale_of, tokens_html
+from vistill.report.comparison import comparison_table, describe_checkpoint, p_text, same_start
+from vistill.report.costs import HEADINGS, make_profile, run_cost
+from vistill.report.headline import MAX_DETAILED_RUNS, headline, interval, percent, run_warnings
+from vistill.report.run_data import RunData, describe_rows, read_run, temperature_label
 from vistill.runs.storage import write_text
 
-#: Items whose heatmaps are shown, and prompt groups whose siblings are: of one run, and on a page over many.
+#: Limits: questions with heatmaps, prompt groups per run, prompt groups on a page of many runs.
 MAX_ITEMS, MAX_SIBLING_GROUPS, MAX_SIBLING_PANELS = 6, 3, 8
-#: Signals that are coefficients or thresholds rather than something measured of a token.
+#: Signals that are coefficients or thresholds, not token measurements.
 NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "high_group", "gate")
 
 
 def write_report(paths: Sequence[Path], out: Path) -> Path:
-    """Write one offline page over one or several runs; the first is the one others are compared with."""
+    """Write one offline page over one or several runs; the first run is the baseline."""
     fault("report.begin")
     write_text(out, mask_secrets(render([read_run(Path(path)) for path in paths])))
     return out
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The page's HTML. Everything that came from a model or a data set is escaped."""
+    """Render the HTML of the page; text of models and data sets is escaped."""
     environment = Environment(
         loader=PackageLoader("vistill.report"),
         autoescape=True,
-        finalize=harmless,
+        finalize=escape_text_value,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
     environment.filters |= {
         "percent": percent,
-        "short": short,
+        "short": format_number,
         "p_text": p_text,
         "points": signed_points,
     }
     return environment.get_template("report.html.jinja").render(
         runs=runs,
         evaluated=[run for run in runs if run.evaluations],
-        sampled_at=sampled_at([run for run in runs if run.evaluations]),
-        sentence=sentence([run for run in runs if run.evaluations]),
-        warnings=[(run, text) for run in runs for text in warnings(run)],
-        chosen=[(run, text) for run in runs if (text := chosen_accuracy(run))],
+        sampled_at=temperature_label([run for run in runs if run.evaluations]),
+        headline=headline([run for run in runs if run.evaluations]),
+        warnings=[(run, text) for run in runs for text in run_warnings(run)],
+        chosen=[(run, text) for run in runs if (text := describe_checkpoint(run))],
         compared=comparison_table([run for run in runs if run.evaluations]),
         tables=evaluation_table(runs),
-        looking=looking_charts(runs),
+        image_use=image_use_charts(runs),
         tail=tail_chart(runs),
-        comparisons=comparisons(runs),
-        siblings=siblings_of(runs),
+        comparisons=heatmap_comparisons(runs),
+        siblings=sibling_panels(runs),
         health=health_charts(runs),
-        costs=[cost(run) for run in runs],
-        profiles=[table for run in runs if (table := profile_of(run)) is not None],
+        costs=[run_cost(run) for run in runs],
+        profiles=[table for run in runs if (table := make_profile(run)) is not None],
         headings=HEADINGS,
-        source=source,
+        source=rows_source,
         recipes=[(run, json.dumps(run.recipe, indent=2)) for run in runs],
     )
 
 
-def harmless(value: Any) -> Any:
-    """Text with its control characters and direction marks shown; escaping comes after."""
+def escape_text_value(value: Any) -> Any:
+    """Show control characters and direction marks in text; jinja escapes the markup later."""
     return (
         escape_control_characters(value, "\n")
         if isinstance(value, str) and not isinstance(value, Markup)
@@ -78,33 +77,33 @@ def harmless(value: Any) -> Any:
     )
 
 
-def short(value: Any) -> str:
-    """A number for a table cell."""
+def format_number(value: Any) -> str:
+    """Format a number for a table cell."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return "–" if value is None else str(value)
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
-def source(run: RunData, part: str) -> str:
-    """` (data/test.jsonl)`: where the rows came from; empty where the recipe does not say."""
-    name = rows_from(run.recipe.get("data", {}), part)
+def rows_source(run: RunData, part: str) -> str:
+    """` (data/test.jsonl)`: the source of the rows; empty if the recipe does not name one."""
+    name = describe_rows(run.recipe.get("data", {}), part)
     return f" ({name})" if name else ""
 
 
 def signed_points(value: float) -> str:
-    """`+3.1`: a difference in percentage points."""
+    """Format a difference in percentage points: `+3.1`."""
     return f"{100 * value:+.1f}"
 
 
-def points(records: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
-    """(x, y) pairs of the records that have both."""
+def chart_points(records: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
+    """The (x, y) pairs of the records that have both values."""
     return [
         (float(r[x]), float(r[y])) for r in records if r.get(x) is not None and r.get(y) is not None
     ]
 
 
-def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
-    """Accuracy, gap and visual advantage over steps, and the path of one against the other."""
+def image_use_charts(runs: Sequence[RunData]) -> list[Markup]:
+    """Accuracy, gap and visual advantage over steps, and accuracy against visual advantage."""
     accuracy, blind, advantage, path = [], [], [], []
     for i, run in enumerate(runs):
         ev = run.evaluations
@@ -115,18 +114,19 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         ]
         accuracy.append(
             Series(
-                run.name, points(ev, "step", "accuracy"), i, band=band if len(runs) <= MANY else []
+                run.name,
+                chart_points(ev, "step", "accuracy"),
+                i,
+                band=band if len(runs) <= MAX_DETAILED_RUNS else [],
             )
         )
-        blind.append(Series(run.name, points(ev, "step", "gap/pixelated"), i))
-        advantage.append(Series(run.name, points(ev, "step", "va/mean"), i))
-        path.append(Series(run.name, points(ev, "va/mean", "accuracy"), i, arrow=True))
-    title = f"Accuracy at {sampled_at(runs)} (95 % interval{row_range(runs)})"
+        blind.append(Series(run.name, chart_points(ev, "step", "gap/pixelated"), i))
+        advantage.append(Series(run.name, chart_points(ev, "step", "va/mean"), i))
+        path.append(Series(run.name, chart_points(ev, "va/mean", "accuracy"), i, arrow=True))
+    title = f"Accuracy at {temperature_label(runs)} (95 % interval{row_range(runs)})"
     return [
         line_chart(accuracy, Axes(title, "step", "accuracy")),
-        line_chart(
-            blind, Axes("Accuracy lost when the picture is pixelated", "step", "difference")
-        ),
+        line_chart(blind, Axes("Accuracy lost with the pixelated image", "step", "difference")),
         line_chart(
             advantage,
             Axes("Mean visual advantage of the student's responses", "step", "nats per token"),
@@ -134,7 +134,7 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
         line_chart(
             path,
             Axes(
-                "Does accuracy come with looking? circle: start, square: end",
+                "Accuracy and visual advantage (circle: start, square: end)",
                 "mean VA (nats)",
                 "accuracy",
             ),
@@ -143,20 +143,20 @@ def looking_charts(runs: Sequence[RunData]) -> list[Markup]:
 
 
 def row_range(runs: Sequence[RunData]) -> str:
-    """`; points on 64 to 512 rows` where the points of a chart stand on different numbers of rows."""
+    """`; points on 64 to 512 rows` if the points of a chart have different numbers of rows."""
     counts = {int(r["rows"]) for run in runs for r in run.evaluations if r.get("rows")}
     return f"; points on {min(counts):,} to {max(counts):,} rows" if len(counts) > 1 else ""
 
 
 def tail_chart(runs: Sequence[RunData]) -> Markup:
-    """How much of the visual advantage the top tokens carry."""
+    """The share of visual advantage on the top tokens."""
     series = []
     for i, run in enumerate(runs):
         last = list(run.tokens.values())[-1] if run.tokens else {}
         curve = [(0.0, 0.0), *((float(x), float(y)) for x, y in last.get("tail", []))]
         series.append(Series(run.name, curve if len(curve) > 1 else [], i))
     axes = Axes(
-        "Share of all visual advantage carried by the top tokens",
+        "Share of all visual advantage on the top tokens",
         "share of tokens, largest first",
         "share of VA",
         marks=((0.1, "10 %"),),
@@ -174,7 +174,7 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
                 "run": run.name,
                 "step": record["step"],
                 "accuracy": interval(record),
-                "greedy": interval(record, "greedy_accuracy") + greedily_on(record),
+                "greedy": interval(record, "greedy_accuracy") + greedy_rows_suffix(record),
                 "record": record,
             }
             for record in records
@@ -183,115 +183,125 @@ def evaluation_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     return rows
 
 
-def greedily_on(record: dict[str, Any]) -> str:
-    """` on 200`: how many were answered greedily, where those are not the rows of the accuracy."""
+def greedy_rows_suffix(record: dict[str, Any]) -> str:
+    """` on 200`: the number of greedy rows, if it differs from the rows of the accuracy."""
     rows = record.get("greedy_rows")
     return f" on {int(rows):,}" if rows is not None and rows != record.get("rows") else ""
 
 
-def comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The same held-out question under the student before training and after each run, on one colour scale.
+def heatmap_comparisons(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Heatmaps of the same held-out question before training and after each run.
 
-    Items are joined by their id and shown together only where question and gold answer are equal.
+    Items are joined by id and shown together only if question and gold answer are equal. All panels
+    of a question use one colour scale.
     """
-    readers = heatmap_readers(runs)
-    if not readers:
+    sources = heatmap_sources(runs)
+    if not sources:
         return []
-    asked = {name: item for _, _, items in reversed(readers) for name, item in items.items()}
-    order = list(dict.fromkeys(name for _, _, items in readers for name in items))
+    first = {name: item for _, _, items in reversed(sources) for name, item in items.items()}
+    order = list(dict.fromkeys(name for _, _, items in sources for name in items))
     same = {
         name: [
-            (who, run, items[name])
-            for who, run, items in readers
-            if same_question(asked[name], items.get(name))
+            (label, run, items[name])
+            for label, run, items in sources
+            if same_question(first[name], items.get(name))
         ]
         for name in order
     }
     order.sort(key=lambda name: -len(same[name]))
-    out = []
+    comparisons = []
     for name in order[:MAX_ITEMS]:
-        head, owner = asked[name], same[name][0][1]
-        items = [(who, item) for who, _, item in same[name]]
+        question, owner = first[name], same[name][0][1]
+        items = [(label, item) for label, _, item in same[name]]
         scale = scale_of([item["advantage"] for _, item in items])
         panels = [
             (
-                f"{who}: {verdict(item)}",
-                tokens_html(item["tokens"], item["advantage"], scale, titles(item)),
+                f"{label}: {verdict(item)}",
+                tokens_html(item["tokens"], item["advantage"], scale, token_titles(item)),
             )
-            for who, item in items
+            for label, item in items
         ]
-        out.append(
+        comparisons.append(
             {
-                "question": head["question"],
-                "gold": head["gold"],
+                "question": question["question"],
+                "gold": question["gold"],
                 "panels": panels,
                 "scale": scale,
-                "full": owner.picture(name, "full", head["question"]),
-                "pixelated": owner.picture(name, "pixelated", head["question"]),
+                "full": owner.image_uri(name, "full", question["question"]),
+                "pixelated": owner.image_uri(name, "pixelated", question["question"]),
             }
         )
-    return out
+    return comparisons
 
 
-def heatmap_readers(
+def heatmap_sources(
     runs: Sequence[RunData],
 ) -> list[tuple[str, RunData, dict[str, dict[str, Any]]]]:
-    """Who answered, in which run's folder, and the stored items by prompt id: before training, and each run's last."""
-    keyed = lambda tokens: {str(item["prompt"]): item for item in tokens.get("items", [])}
+    """(label, run, items by prompt id): before training and after each run."""
+
+    def items_by_id(tokens: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return {str(item["prompt"]): item for item in tokens.get("items", [])}
+
     runs = [run for run in runs if run.tokens]
     starts: list[RunData] = []
     for run in runs:
         if "000000" in run.tokens and not any(same_start(run, other) for other in starts):
             starts.append(run)
-    name = lambda run: "before training" if len(starts) == 1 else f"{run.name} before training"
-    readers = [(name(run), run, keyed(run.tokens["000000"])) for run in starts]
+    sources = [
+        (
+            "before training" if len(starts) == 1 else f"{run.name} before training",
+            run,
+            items_by_id(run.tokens["000000"]),
+        )
+        for run in starts
+    ]
     for run in runs:
         step, last = list(run.tokens.items())[-1]
         if step != "000000":
-            readers.append((run.name, run, keyed(last)))
-    return [reader for reader in readers if reader[2]]
+            sources.append((run.name, run, items_by_id(last)))
+    return [source for source in sources if source[2]]
 
 
 def same_question(item: dict[str, Any], other: dict[str, Any] | None) -> bool:
-    """Whether two readings are of the same question."""
+    """Whether two heatmap items belong to the same question."""
     return other is not None and all(
         item.get(key) == other.get(key) for key in ("asked", "question", "gold")
     )
 
 
 def verdict(item: dict[str, Any]) -> str:
-    """Whether the response was right, in a word."""
+    """Whether the response was correct, in words."""
     correct = item.get("correct")
-    return "not judged" if correct is None else "right" if correct else "wrong"
+    return "not judged" if correct is None else "correct" if correct else "wrong"
 
 
-def titles(item: dict[str, Any]) -> list[str]:
-    """What hovering over a token shows."""
+def token_titles(item: dict[str, Any]) -> list[str]:
+    """The tooltips of the tokens."""
     columns = (item["advantage"], item["log_prob_full"], item["log_prob_degraded"], item["kl"])
     return [
-        f"advantage {a:.2f}; teacher log p {f:.2f} with picture, {d:.2f} pixelated; KL {k:.2f} nats"
+        f"advantage {a:.2f}; teacher log p {f:.2f} with image, {d:.2f} pixelated; KL {k:.2f} nats"
         for a, f, d, k in zip(*columns, strict=True)
     ]
 
 
-def siblings_of(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Training prompts with their siblings: several of one run, or one of each of many."""
-    each = MAX_SIBLING_GROUPS if len(runs) <= MAX_SIBLING_GROUPS else 1
-    return [group for run in runs for group in sibling_groups(run)[:each]][:MAX_SIBLING_PANELS]
+def sibling_panels(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Sibling groups of training prompts: several per run, or one per run if there are many."""
+    per_run = MAX_SIBLING_GROUPS if len(runs) <= MAX_SIBLING_GROUPS else 1
+    return [group for run in runs for group in sibling_groups(run)[:per_run]][:MAX_SIBLING_PANELS]
 
 
 def drawn_signal(record: dict[str, Any]) -> str | None:
-    """The token signal that a method's heatmap shows: what is visual first."""
-    lists = [
+    """The token signal for the heatmap of a method: visual signals first."""
+    names = [
         k
         for k, v in record.items()
         if isinstance(v, list) and k not in ("ids", "tokens", *NOT_DRAWN)
     ]
-    return min(lists, key=lambda name: not name.startswith("visual"), default=None)
+    return min(names, key=lambda name: not name.startswith("visual"), default=None)
 
 
-def label_of(record: dict[str, Any]) -> str:
-    """The rollout's own signals in words: `rollout weight 0.656`."""
+def rollout_label(record: dict[str, Any]) -> str:
+    """The signals of a rollout in words: `rollout weight 0.656`."""
     numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "sibling"}
     return (
         ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
@@ -300,43 +310,46 @@ def label_of(record: dict[str, Any]) -> str:
 
 
 def sibling_groups(run: RunData) -> list[dict[str, Any]]:
-    """Sibling rollouts of training prompts, coloured by the method's own signal, with their weights or advantages."""
+    """Sibling rollouts of training prompts with their signals, as heatmaps."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in run.rollouts:
         if drawn_signal(record) is not None:
             groups.setdefault(record["prompt"], []).append(record)
-    out = []
+    panels = []
     for prompt, records in list(groups.items())[:MAX_SIBLING_GROUPS]:
         name = str(drawn_signal(records[0]))
         scale = scale_of([r[name] for r in records])
-        entry = run.pictures.get(prompt, {})
-        rows = [(label_of(r), tokens_html(r["tokens"], r[name], scale)) for r in records]
-        out.append(
+        entry = run.images.get(prompt, {})
+        rows = [(rollout_label(r), tokens_html(r["tokens"], r[name], scale)) for r in records]
+        panels.append(
             {
                 "run": run.name,
                 "signal": name.replace("_", " "),
                 "prompt": prompt,
                 "rows": rows,
                 "question": entry.get("question", prompt),
-                "full": run.picture(prompt, "full"),
-                "pixelated": run.picture(prompt, "pixelated"),
+                "full": run.image_uri(prompt, "full"),
+                "pixelated": run.image_uri(prompt, "pixelated"),
             }
         )
-    return out
+    return panels
 
 
 def health_charts(runs: Sequence[RunData]) -> list[Markup]:
-    """Loss, gradient norm, lengths."""
-    wanted = (
+    """Charts of loss, gradient norm, response length and truncation."""
+    metrics = (
         ("loss", "Loss", "nats"),
         ("grad_norm", "Gradient norm before clipping", "norm"),
         ("rollout/length_mean", "Response length", "tokens"),
-        ("rollout/truncated_share", "Share of responses cut off", "share"),
+        ("rollout/truncated_share", "Share of truncated responses", "share"),
     )
     return [
         line_chart(
-            [Series(run.name, points(run.metrics, "step", key), i) for i, run in enumerate(runs)],
+            [
+                Series(run.name, chart_points(run.metrics, "step", key), i)
+                for i, run in enumerate(runs)
+            ],
             Axes(title, "step", unit),
         )
-        for key, title, unit in wanted
+        for key, title, unit in metrics
     ]

@@ -1,4 +1,4 @@
-"""What the page needs from run folders, tolerant of runs that are still going, dead or empty."""
+"""Read run folders for the report; running, stopped and incomplete runs work too."""
 
 import base64
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import StorageError
-from vistill.evaluation.paired import Question, questions_of
+from vistill.evaluation.paired import Question, questions_by_id
 from vistill.runs.folder import RunFolder
 
-#: What `pictures/index.json` may name; nothing outside its folder is ever shown.
+#: Allowed names in `pictures/index.json`, so that the page shows no file outside that folder.
 PICTURE_NAME = re.compile(r"[\w-]{1,64}")
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run as the page sees it."""
+    """The files of one run that the report uses."""
 
     name: str
     path: Path
@@ -33,9 +33,9 @@ class RunData:
     """Step -> {"tail": ..., "items": ...}."""
     result: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
-    read_answers: dict[int, dict[str, dict[str, Question]]] = field(
+    answer_cache: dict[int, dict[str, dict[str, Question]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -46,40 +46,40 @@ class RunData:
 
     @property
     def temperature(self) -> float:
-        """The temperature that sampled answers are drawn at."""
+        """The sampling temperature of the evaluation."""
         return float(self.recipe.get("eval", {}).get("temperature", 1.0))
 
     @property
     def first(self) -> dict[str, Any]:
-        """The first evaluation."""
+        """The record of the first evaluation."""
         return self.evaluations[0] if self.evaluations else {}
 
     @property
     def last(self) -> dict[str, Any]:
-        """The last evaluation."""
+        """The record of the last evaluation."""
         return self.evaluations[-1] if self.evaluations else {}
 
     def answers(self, step: int, mode: str = "sampled") -> dict[str, Question]:
-        """The answers of an evaluation by prompt id, with the whole picture; empty where none are stored."""
-        return self.stored_answers(step).get(mode, {})
+        """The questions of an evaluation with the full image, by prompt id; empty if not stored."""
+        return self.answers_by_mode(step).get(mode, {})
 
-    def stored_answers(self, step: int) -> dict[str, dict[str, Question]]:
-        """By mode; the file is read once."""
-        if step not in self.read_answers:
+    def answers_by_mode(self, step: int) -> dict[str, dict[str, Question]]:
+        """The questions of an evaluation by mode. Reads the file once."""
+        if step not in self.answer_cache:
             folder = RunFolder(self.path)
             records = [
                 r
                 for r in folder.read(folder.samples(f"step-{step:06d}"))
                 if r.get("view") == "full"
             ]
-            self.read_answers[step] = {
-                mode: questions_of(records, mode=mode) for mode in ("sampled", "greedy")
+            self.answer_cache[step] = {
+                mode: questions_by_id(records, mode=mode) for mode in ("sampled", "greedy")
             }
-        return self.read_answers[step]
+        return self.answer_cache[step]
 
-    def picture(self, prompt: str, view: str, question: str | None = None) -> str | None:
-        """A stored picture as a data URI; None where the one under this id belongs to another question."""
-        entry = self.pictures.get(prompt)
+    def image_uri(self, prompt: str, view: str, question: str | None = None) -> str | None:
+        """A stored image as a data URI; None if it is missing or belongs to another question."""
+        entry = self.images.get(prompt)
         if entry and question is not None and entry.get("question", question) != question:
             return None
         name = str(entry["file"]) if entry else ""
@@ -90,11 +90,11 @@ class RunData:
 
     @property
     def has_recipe(self) -> bool:
-        """Whether the folder holds a recipe that can be run again."""
+        """Whether the folder holds its recipe."""
         return (self.path / "recipe.json").is_file()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per phase over the run."""
+        """Seconds per phase, summed over the run."""
         total: dict[str, float] = {}
         for record in self.timing:
             for name, value in record.get("seconds", {}).items():
@@ -102,12 +102,12 @@ class RunData:
         return total
 
     def peak_mib(self) -> float | None:
-        """Peak memory of the run's process or device."""
+        """Peak memory of the process or the device, MiB."""
         return max((r["peak_mib"] for r in self.timing if "peak_mib" in r), default=None)
 
 
-def sampled_at(runs: Sequence[RunData]) -> str:
-    """`T = 1`: the temperature of the runs' sampled answers, or of each where they differ."""
+def temperature_label(runs: Sequence[RunData]) -> str:
+    """`T = 1`: the sampling temperature, or the one of each run if they differ."""
     by_run = {run.name: f"{run.temperature:g}" for run in runs}
     values = set(by_run.values())
     if len(values) > 1:
@@ -115,8 +115,8 @@ def sampled_at(runs: Sequence[RunData]) -> str:
     return f"T = {min(values, default='1')}"
 
 
-def rows_from(data: Mapping[str, Any], part: str) -> str:
-    """Where the rows of a recipe's `data` come from, `train` or `eval`; empty where there are none."""
+def describe_rows(data: Mapping[str, Any], part: str) -> str:
+    """The source of the rows of a `data` block; `part` is `train` or `eval`; may be empty."""
     train = str(data.get("train") or "")
     if part == "train" or not train:
         return "the built-in diagrams" if train == "diagrams" else train
@@ -128,7 +128,7 @@ def rows_from(data: Mapping[str, Any], part: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON document, or nothing where it is missing or half-written."""
+    """Read a JSON object; empty if the file is missing or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -137,22 +137,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> RunData:
-    """Everything the page shows of one run (S605 where there is nothing)."""
+    """Read one run folder; S605 if it holds no run."""
     folder = RunFolder(path)
     lock = read_json(folder.lock_file)
     if not lock and not folder.metrics.exists():
         raise StorageError(
             "S605",
-            "no run here",
+            "the folder holds no run",
             where=str(path),
-            why="neither run.lock.json nor metrics.jsonl was found",
+            why="it has neither run.lock.json nor metrics.jsonl",
             fix="vistill report runs/NAME",
         )
     rollouts = folder.rollout_files()
     evaluations = folder.read(folder.evaluations)
-    steps = {
-        f"{int(r.get('step', 0)):06d}" for r in evaluations
-    }  # others are of steps that a resume took back
+    # Token files of other steps are from before a resume that started at an earlier step.
+    steps = {f"{int(r.get('step', 0)):06d}" for r in evaluations}
     files = {p.stem.removeprefix("step-"): p for p in folder.token_files()}
     tokens = {step: read_json(p) for step, p in files.items() if step in steps or not steps}
     return RunData(

@@ -1,1 +1,1 @@
-"""Responses out: engines that write K rollouts per prompt, and the keyed sampling noise."""
+"""Engines that generate K rollouts per prompt, and their keyed sampling noise."""

@@ -1,4 +1,4 @@
-"""Checks every answer of every engine in one place: a broken engine is an error, not a number."""
+"""Check the output of every engine in one place, so that a broken engine is an error."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,15 @@ from vistill.models.loading import VLM
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, WrappedEngine
 from vistill.types import Finish, Rollout
 
-#: How often an empty response is drawn again.
+#: How often an empty response is sampled again.
 EMPTY_ATTEMPTS = 3
-#: Log-probabilities are at most 0, plus rounding.
+#: Log-probabilities are at most 0, up to rounding.
 ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class ResponseRules:
-    """What the ids of a model's response can be."""
+    """The ids that a response of a model can contain."""
 
     vocabulary: int
     banned: frozenset[int]
@@ -26,65 +26,65 @@ class ResponseRules:
 
 
 def banned_ids(vlm: VLM) -> list[int]:
-    """Ids that are never sampled: multimodal marks, and padding where it does not end a response."""
+    """Ids that are never sampled: multimodal tokens, and padding unless it ends a response."""
     return sorted({*vlm.family.banned_ids(), vlm.pad_id} - set(vlm.stop_ids))
 
 
-def rules_of(vlm: VLM) -> ResponseRules:
+def response_rules(vlm: VLM) -> ResponseRules:
     """The rules of a model's responses."""
     return ResponseRules(vlm.vocabulary_size, frozenset(banned_ids(vlm)), frozenset(vlm.stop_ids))
 
 
 class CheckedEngine(WrappedEngine):
-    """The boundary between an engine and everything that uses responses: every answer is checked.
+    """Wraps an engine and checks every response before anything else uses it.
 
     Raises:
-        RolloutError: R404 other responses than asked for, R405 ids that no response can have, R406 a
-            reason to end that the ids contradict, R407 log-probabilities that are none, R408 other
-            weights than expected.
+        RolloutError: R404 responses do not match the requests, R405 ids that no response can
+            contain, R406 the ids contradict the finish reason, R407 invalid log-probabilities,
+            R408 unexpected weights version.
     """
 
     def __init__(self, inner: RolloutEngine, vlm: VLM) -> None:
         super().__init__(inner)
         self.vlm = vlm
-        self.synced: int | None = None
-        self.asleep = False
+        self.synced_version: int | None = None
+        self.is_asleep = False
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The rollouts of each request, checked."""
-        assert not self.asleep, "the engine sleeps: wake it before it writes"
-        expected = self.synced if sampling.weights is None else sampling.weights
+        """Return the checked rollouts of each request."""
+        assert not self.is_asleep, "the engine sleeps: call wake() before generate()"
+        expected = self.synced_version if sampling.weights is None else sampling.weights
         expected = self.inner.version if expected is None else expected
         check_version(self.inner, expected)
-        groups = self.inner.write(requests, sampling)
+        groups = self.inner.generate(requests, sampling)
         check_version(self.inner, expected)
-        check_written(requests, groups, sampling, rules_of(self.vlm))
+        check_responses(requests, groups, sampling, response_rules(self.vlm))
         return groups
 
     def sync_weights(self, version: int) -> None:
-        """Hand on, and see that the engine took the version."""
+        """Sync the inner engine and check that it reports the version."""
         self.inner.sync_weights(version)
         check_version(self.inner, version)
-        self.synced = version
+        self.synced_version = version
 
     def sleep(self) -> None:
-        """Hand on, once."""
-        if not self.asleep:
+        """Put the inner engine to sleep, unless it already sleeps."""
+        if not self.is_asleep:
             self.inner.sleep()
-        self.asleep = True
+        self.is_asleep = True
 
     def wake(self) -> None:
-        """Hand on, once."""
-        if self.asleep:
+        """Wake the inner engine, if it sleeps."""
+        if self.is_asleep:
             self.inner.wake()
-        self.asleep = False
+        self.is_asleep = False
 
 
 @contextmanager
 def keep_awake(engine: RolloutEngine) -> Iterator[None]:
-    """Inside, the engine is ready to write; afterwards it sleeps."""
+    """Wake the engine inside the block and put it to sleep afterwards."""
     engine.wake()
     try:
         yield
@@ -95,27 +95,30 @@ def keep_awake(engine: RolloutEngine) -> Iterator[None]:
 def generate_responses(
     engine: RolloutEngine, requests: Sequence[RolloutRequest], sampling: Sampling
 ) -> list[tuple[Rollout, ...]]:
-    """Responses to learn from: an empty one is drawn again with a new key, `EMPTY_ATTEMPTS` times (R403).
+    """Generate responses for training.
 
-    Empty means without any id. An end-of-turn token alone is a response of one token, and that token
-    is learnt.
+    An empty response is sampled again with a new noise key, up to `EMPTY_ATTEMPTS` times (R403).
+    Empty means without any id. An end-of-turn token alone is a response of one token, and the
+    student learns that token.
     """
     with keep_awake(engine):
-        groups = [list(group) for group in engine.write(requests, sampling)]
+        groups = [list(group) for group in engine.generate(requests, sampling)]
         for attempt in range(1, EMPTY_ATTEMPTS + 1):
-            places = [
+            empty_indices = [
                 (g, k)
                 for g, group in enumerate(groups)
                 for k, rollout in enumerate(group)
                 if not rollout.ids
             ]
-            if not places:
+            if not empty_indices:
                 break
-            again = [
+            retries = [
                 replace(requests[g], siblings=(requests[g].siblings[k],), attempt=attempt)
-                for g, k in places
+                for g, k in empty_indices
             ]
-            for (g, k), (rollout,) in zip(places, engine.write(again, sampling), strict=True):
+            for (g, k), (rollout,) in zip(
+                empty_indices, engine.generate(retries, sampling), strict=True
+            ):
                 groups[g][k] = rollout
     empty = [
         request
@@ -131,7 +134,7 @@ def generate_responses(
 
 
 def empty_response_error(what: str, keys: Sequence[str], where: str = "") -> RolloutError:
-    """R403; its rows are the prompts that were asked."""
+    """Make R403; its rows are the prompts of the empty responses."""
     error = RolloutError(
         "R403",
         what,
@@ -144,34 +147,35 @@ def empty_response_error(what: str, keys: Sequence[str], where: str = "") -> Rol
 
 
 def check_version(engine: RolloutEngine, expected: int) -> None:
-    """R408 where the engine writes with other weights than expected."""
+    """Raise R408 if the engine holds another weights version than expected."""
     if engine.version != expected:
         raise RolloutError(
             "R408",
-            f"the rollout engine writes with weights version {engine.version}, expected is {expected}",
+            f"the rollout engine has weights version {engine.version}, expected {expected}",
             where=type(engine).__name__,
-            why="responses of other weights than the student's are no longer on-policy",
+            why="responses are on-policy only if the engine has the student's weights",
             fix="rollout.engine=shared",
-            note="an engine of your own: sync_weights(version) must take the weights over and set `version`",
+            note="your own engine: sync_weights(version) must copy the weights and set `version`",
         )
 
 
-def check_written(
+def check_responses(
     requests: Sequence[RolloutRequest],
     groups: Sequence[Sequence[Rollout]],
     sampling: Sampling,
     rules: ResponseRules,
 ) -> None:
-    """R404 to R407: everything that can be said about an answer without the model."""
+    """Make all checks that need no model: R404 to R407."""
     if len(groups) != len(requests):
         raise contract_error(
-            "R404", f"the rollout engine answered {len(groups)} of {len(requests)} requests"
+            "R404", f"the rollout engine returned {len(groups)} groups for {len(requests)} requests"
         )
     for request, group in zip(requests, groups, strict=True):
-        found = [(rollout.sibling, rollout.attempt) for rollout in group]
-        if found != [(sibling, request.attempt) for sibling in request.siblings]:
-            what = f"siblings {list(request.siblings)} of attempt {request.attempt} were asked for, (sibling, attempt)"
-            raise contract_error("R404", f"{what} {found} came back", request)
+        returned = [(rollout.sibling, rollout.attempt) for rollout in group]
+        if returned != [(sibling, request.attempt) for sibling in request.siblings]:
+            what = f"siblings {list(request.siblings)} of attempt {request.attempt} were requested"
+            what += f", the engine returned (sibling, attempt) {returned}"
+            raise contract_error("R404", what, request)
         for rollout in group:
             check_ids(rollout, request, sampling, rules)
             check_finish(rollout, request, rules)
@@ -182,35 +186,38 @@ def check_written(
 def check_ids(
     rollout: Rollout, request: RolloutRequest, sampling: Sampling, rules: ResponseRules
 ) -> None:
-    """R405: plain ids of the vocabulary, none banned, no more than asked for, none after the end."""
+    """R405: ints of the vocabulary, none banned, at most max_new_tokens, none after the end."""
     ids = rollout.ids
-    other = [i for i in ids if type(i) is not int]
-    if other:
+    not_ints = [i for i in ids if type(i) is not int]
+    if not_ints:
         raise contract_error(
             "R405",
-            f"token ids of the type {type(other[0]).__name__} instead of int",
+            f"token ids are of type {type(not_ints[0]).__name__}, not int",
             request,
             rollout,
         )
     outside = [i for i in ids if not 0 <= i < rules.vocabulary]
     if outside:
         raise contract_error(
-            "R405", f"token id {outside[0]} is not among the {rules.vocabulary:,}", request, rollout
+            "R405",
+            f"token id {outside[0]} is outside the vocabulary of {rules.vocabulary:,}",
+            request,
+            rollout,
         )
     if not rules.banned.isdisjoint(ids):
         banned = next(i for i in ids if i in rules.banned)
         raise contract_error(
-            "R405", f"token id {banned} is a multimodal mark or padding", request, rollout
+            "R405", f"token id {banned} is a multimodal token or padding", request, rollout
         )
     if len(ids) > sampling.max_new_tokens:
-        what = f"{len(ids)} tokens, where rollout.max_new_tokens = {sampling.max_new_tokens}"
+        what = f"{len(ids)} tokens with rollout.max_new_tokens = {sampling.max_new_tokens}"
         raise contract_error("R405", what, request, rollout)
     if not rules.stop.isdisjoint(ids[:-1]):
         raise contract_error("R405", "tokens after the first end-of-turn token", request, rollout)
 
 
 def check_finish(rollout: Rollout, request: RolloutRequest, rules: ResponseRules) -> None:
-    """R406: a response has stopped exactly if its last id ends a turn."""
+    """R406: `finish` is STOP if and only if the last id ends a turn."""
     ended = bool(rollout.ids) and rollout.ids[-1] in rules.stop
     if ended != (rollout.finish is Finish.STOP):
         last = f"the last id is {rollout.ids[-1]}" if rollout.ids else "there is no id"
@@ -218,34 +225,34 @@ def check_finish(rollout: Rollout, request: RolloutRequest, rules: ResponseRules
 
 
 def check_log_probs(rollout: Rollout, request: RolloutRequest) -> None:
-    """R407: one finite log-probability for each id."""
+    """R407: one finite log-probability per id."""
     values = rollout.log_probs
     if values is None or len(values) != len(rollout.ids):
-        number = "no" if values is None else str(len(values))
+        count = "no" if values is None else str(len(values))
         raise contract_error(
-            "R407", f"{number} log-probabilities for {len(rollout.ids)} tokens", request, rollout
+            "R407", f"{count} log-probabilities for {len(rollout.ids)} tokens", request, rollout
         )
-    wrong = [value for value in values if not math.isfinite(value) or value > ROUNDING]
-    if wrong:
-        raise contract_error("R407", f"{wrong[0]} is no log-probability", request, rollout)
+    invalid = [value for value in values if not math.isfinite(value) or value > ROUNDING]
+    if invalid:
+        raise contract_error("R407", f"{invalid[0]} is not a log-probability", request, rollout)
 
 
 def contract_error(
     code: str, what: str, request: RolloutRequest | None = None, rollout: Rollout | None = None
 ) -> RolloutError:
-    """An answer that breaks the contract."""
+    """Make the error for a response that breaks the engine contract."""
     where = "" if request is None else location_of_request(request)
     return RolloutError(
         code,
         what,
         where=where if rollout is None else f"{where}, sibling {rollout.sibling}",
-        why="the rollout engine breaks its contract; learnt from, such responses would give wrong numbers",
+        why="the rollout engine breaks its contract, so training would use wrong responses",
         fix="rollout.engine=shared",
-        note="an engine of your own: docs/extending.md, An engine",
+        note="the contract for your own engine: docs/extending.md, An engine",
     )
 
 
 def location_of_request(request: RolloutRequest) -> str:
-    """The row or the prompt, for messages."""
+    """The row or the prompt of a request, for messages."""
     row = "" if request.source is None else request.source.labels.get("row", "")
     return row or f"prompt {request.key}"

@@ -1,4 +1,4 @@
-"""The engine protocol: who writes responses, with which weights, and what a request says."""
+"""The engine protocol: requests, sampling numbers, and the methods of every engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,23 +11,23 @@ from vistill.types import Prompt, Rollout
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """K responses to one encoded prompt; `key` and `step` name the noise."""
+    """Requests K responses to one encoded prompt. `key` and the step select the noise."""
 
     key: str
     prompt: EncodedPrompt
-    """What the response follows, in token ids and image tensors."""
+    """The context of the response: token ids and image tensors."""
     siblings: tuple[int, ...]
     attempt: int = 0
     source: Prompt | None = field(default=None, compare=False, repr=False)
-    """The prompt as the writer sees it, pictures included: for an engine with an image processor of its
-    own, which must end at the ids of `prompt`."""
+    """The prompt under the writer's view, images included, for an engine with its own image
+    processor. The engine must arrive at the ids of `prompt`."""
 
 
 def make_requests(
-    seen: Sequence[Prompt], encoded: Sequence[EncodedPrompt], siblings: Sequence[int]
+    prompts: Sequence[Prompt], encoded: Sequence[EncodedPrompt], siblings: Sequence[int]
 ) -> list[RolloutRequest]:
-    """One request for each prompt, as its writer sees it."""
-    pairs = zip(seen, encoded, strict=True)
+    """Make one request per prompt. `prompts` are already under the writer's view."""
+    pairs = zip(prompts, encoded, strict=True)
     return [
         RolloutRequest(prompt.id, tokens, tuple(siblings), source=prompt)
         for prompt, tokens in pairs
@@ -36,7 +36,7 @@ def make_requests(
 
 @dataclass(frozen=True)
 class Sampling:
-    """Seed, step and sampling numbers of one call."""
+    """Seed, step and sampling parameters of one call."""
 
     seed: int
     step: int
@@ -45,15 +45,15 @@ class Sampling:
     max_new_tokens: int
     rows_per_call: int = 256
     log_probs: bool = False
-    """Whether rollouts carry the log-probability of each token (`Rollout.log_probs`)."""
+    """Whether to return the log-probability of each token (`Rollout.log_probs`)."""
     weights: int | None = None
-    """The weights version that must write; None takes the one that was synced last."""
+    """The weights version that must generate; None means the version of the last sync."""
 
 
 def sampling_for_step(
     settings: RolloutSettings, seed: int, step: int, weights: int | None = None
 ) -> Sampling:
-    """The sampling of a recipe at a step."""
+    """The sampling parameters of a recipe at one step."""
     return Sampling(
         seed,
         step,
@@ -67,49 +67,50 @@ def sampling_for_step(
 
 @runtime_checkable
 class RolloutEngine(Protocol):
-    """Writes responses. What an answer must fulfil is checked in one place: `rollouts/checked_engine.py`.
+    """Generates responses. `rollouts/checked_engine.py` checks them against the contract.
 
-    `sleep`, `wake` and `close` may be called again and in any state; a closed engine writes no more.
+    `sleep`, `wake` and `close` may be called repeatedly and in any state. A closed engine generates
+    no more.
     """
 
     @property
     def version(self) -> int:
-        """Version of the weights that the engine writes with: the number of the update they come from."""
+        """Version of the engine's weights: the number of the update that made them."""
         ...
 
     @property
     def follows_keyed_noise(self) -> bool:
-        """Whether each token is the largest of `logits / T + Gumbel` under the rollout's own keyed noise.
+        """Whether each token is the argmax of `logits / T + Gumbel` with keyed noise.
 
-        Then the same request and sampling give the same ids, whatever else is in the batch.
+        If so, the same request and sampling give the same ids in every batch.
         """
         ...
 
     @property
     def reports_log_probs(self) -> bool:
-        """Whether `Sampling.log_probs` is answered."""
+        """Whether the engine supports `Sampling.log_probs`."""
         ...
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The rollouts of each request, in order."""
+        """Return the rollouts of each request, in order."""
         ...
 
     def sync_weights(self, version: int) -> None:
-        """Take over the model's present weights; they are called `version` from now on."""
+        """Copy the model's current weights and report them as `version` from now on."""
         ...
 
     def sleep(self) -> None:
-        """Free what writing alone needs (a cache, a copy of the weights)."""
+        """Free what only generation needs (a cache, a copy of the weights)."""
         ...
 
     def wake(self) -> None:
-        """Be ready to write again."""
+        """Prepare for generation again."""
         ...
 
     def close(self) -> None:
-        """End processes and free memory."""
+        """Stop processes and free memory."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -118,24 +119,24 @@ class RolloutEngine(Protocol):
 
 
 class InProcessEngine:
-    """Defaults of an engine that holds the very weights that are trained: nothing to copy, nothing to free."""
+    """Base class of an engine that shares the trained weights, so it copies and frees nothing."""
 
     version: int = 0
     follows_keyed_noise: bool = True
     reports_log_probs: bool = True
 
     def sync_weights(self, version: int) -> None:
-        """The weights are shared; only their version is new."""
+        """Set the version; the weights are shared."""
         self.version = version
 
     def sleep(self) -> None:
-        """Nothing is held between two calls."""
+        """Do nothing: the engine holds nothing between calls."""
 
     def wake(self) -> None:
-        """Always ready."""
+        """Do nothing: the engine is always ready."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to stop."""
 
     def __enter__(self) -> Self:
         return self
@@ -145,46 +146,46 @@ class InProcessEngine:
 
 
 class WrappedEngine:
-    """An engine that changes what another one writes, and is that engine in everything else."""
+    """Base class of an engine that changes the output of another one and delegates the rest."""
 
     def __init__(self, inner: RolloutEngine) -> None:
         self.inner = inner
 
     @property
     def version(self) -> int:
-        """Of the inner engine."""
+        """Weights version of the inner engine."""
         return self.inner.version
 
     @property
     def follows_keyed_noise(self) -> bool:
-        """Of the inner engine."""
+        """Whether the inner engine follows keyed noise."""
         return self.inner.follows_keyed_noise
 
     @property
     def reports_log_probs(self) -> bool:
-        """Of the inner engine."""
+        """Whether the inner engine reports log-probabilities."""
         return self.inner.reports_log_probs
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """What the inner engine writes."""
-        return self.inner.write(requests, sampling)
+        """Return the rollouts of the inner engine."""
+        return self.inner.generate(requests, sampling)
 
     def sync_weights(self, version: int) -> None:
-        """Hand on."""
+        """Sync the inner engine."""
         self.inner.sync_weights(version)
 
     def sleep(self) -> None:
-        """Hand on."""
+        """Put the inner engine to sleep."""
         self.inner.sleep()
 
     def wake(self) -> None:
-        """Hand on."""
+        """Wake the inner engine."""
         self.inner.wake()
 
     def close(self) -> None:
-        """Hand on."""
+        """Close the inner engine."""
         self.inner.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,7 @@
-"""The reference engine: transformers' `generate`. Each prompt's picture is encoded once for all its siblings."""
+"""The reference engine: transformers' `generate`.
+
+Each image is encoded once for all siblings of its prompt.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,21 +22,21 @@ from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
 from vistill.types import Finish, Rollout
 
 
-class Poll(StoppingCriteria):
-    """Calls a function after every decoded token, so that a signal is honoured in the middle of a rollout."""
+class PollingCriteria(StoppingCriteria):
+    """Calls `poll` after every decoded token, so that a signal can stop a rollout in the middle."""
 
     def __init__(self, poll: Callable[[], None]) -> None:
         self.poll = poll
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Never stops by itself; `poll` may raise."""
+        """Return False for every row; `poll` may raise."""
         self.poll()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @contextmanager
-def writing_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside; afterwards, however it ends, the mode of before."""
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into evaluation mode inside the block and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -43,30 +46,30 @@ def writing_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own generation settings.
+def default_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Replace the model's generation config by the default one inside the block.
 
-    `generate` fills what a call leaves open from them: a repetition penalty there would change what is sampled.
+    `generate` takes missing arguments from it: a repetition penalty there would change the samples.
     """
-    own = model.generation_config
+    saved = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = saved
 
 
 class HFEngine(InProcessEngine):
-    """Rollouts by `generate` with keyed noise."""
+    """Generates rollouts by transformers' `generate` with keyed noise."""
 
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
         self.vlm, self.poll = vlm, poll
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The rollouts of each request, in order. Requests of equal K are decoded together."""
-        written: dict[int, tuple[Rollout, ...]] = {}
+        """Return the rollouts of each request, in order. Requests of equal K share a batch."""
+        groups: dict[int, tuple[Rollout, ...]] = {}
         by_count: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             by_count.setdefault(len(request.siblings), []).append(index)
@@ -74,9 +77,9 @@ class HFEngine(InProcessEngine):
             per_call = max(1, sampling.rows_per_call // count)
             for start in range(0, len(indices), per_call):
                 part = indices[start : start + per_call]
-                groups = self._call([requests[i] for i in part], sampling)
-                written |= dict(zip(part, groups, strict=True))
-        return [written[i] for i in range(len(requests))]
+                part_groups = self._call([requests[i] for i in part], sampling)
+                groups |= dict(zip(part, part_groups, strict=True))
+        return [groups[i] for i in range(len(requests))]
 
     @torch.no_grad()
     def _call(
@@ -98,12 +101,12 @@ class HFEngine(InProcessEngine):
             log_probs=sampling.log_probs,
         )
         config, stop = self._config(count, sampling), set(vlm.stop_ids)
-        with writing_mode(vlm.model), neutral_generation(vlm.model):
+        with eval_mode(vlm.model), default_generation_config(vlm.model):
             output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
                 **{name: tensor.to(vlm.device) for name, tensor in inputs.items()},
                 generation_config=config,
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([Poll(self.poll)]),
+                stopping_criteria=StoppingCriteriaList([PollingCriteria(self.poll)]),
             )
         rows = iter(output[:, inputs["input_ids"].shape[1] :].tolist())
         values = iter(
@@ -115,7 +118,11 @@ class HFEngine(InProcessEngine):
         ]
 
     def _config(self, count: int, sampling: Sampling) -> GenerationConfig:
-        """The sampler leaves one token to choose. Sampling stays on only where `generate` must expand siblings."""
+        """The config of one call.
+
+        The sampler leaves one token to choose. `do_sample` is on only because `generate` refuses
+        to expand siblings without it.
+        """
         return GenerationConfig(
             do_sample=count > 1,
             **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if count > 1 else {}),
@@ -130,8 +137,8 @@ class HFEngine(InProcessEngine):
 def to_rollout(
     row: list[int], stop: set[int], sibling: int, attempt: int, log_probs: list[float] | None = None
 ) -> Rollout:
-    """Tokens up to and including the first end-of-turn token; without one the response was cut off."""
-    end = next((place + 1 for place, token in enumerate(row) if token in stop), None)
+    """Cut a row after its first end-of-turn token; without one the response is truncated."""
+    end = next((index + 1 for index, token in enumerate(row) if token in stop), None)
     finish = Finish.LENGTH if end is None else Finish.STOP
     return Rollout(
         tuple(row[:end]),

@@ -1,7 +1,8 @@
-"""Image-skip: a model that wants to draw is not let; its turn is closed, a new one opened, and it goes on in words.
+"""Image-skip: if a model starts to draw, close its turn and let it continue in words.
 
-Visual-OPSD 3.1: the marker is literal text (several tokens), found by decoding. The rounds become one completion: the
-marks between them are dropped, the token budget is shared. For ordinary models the marker never comes.
+Visual-OPSD 3.1: the marker is literal text (several tokens), so the engine decodes to find it. The
+rounds become one completion: the tokens between them are dropped, and they share the token budget.
+Ordinary models never emit the marker.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,15 @@ from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, Wra
 from vistill.rollouts.settings import RolloutSettings
 from vistill.types import Finish, Rollout
 
-#: Added to the attempt in the noise key of each further round, so that no round repeats another's noise.
+#: Added to the attempt in the noise key of each further round, so that all rounds use other noise.
 ROUND_KEY = 1_000
 
 
 class ImageSkipEngine(WrappedEngine):
-    """Wraps an engine; at most `image_skips` further rounds a response.
+    """Wraps an engine and adds at most `image_skips` further rounds to a response.
 
-    Log-probabilities are those of the writing: a further round's are given the marks between the rounds, which the
-    completion (and so its scoring) lacks.
+    Log-probabilities are those of the generation: in a further round they are conditioned on the
+    tokens between the rounds, which the completion (and so its scoring) lacks.
     """
 
     def __init__(self, inner: RolloutEngine, vlm: VLM, settings: RolloutSettings) -> None:
@@ -32,53 +33,58 @@ class ImageSkipEngine(WrappedEngine):
         reopened = vlm.tokenizer(settings.reopen, add_special_tokens=False)["input_ids"]
         self.reopen: tuple[int, ...] = tuple(int(i) for i in reopened)  # pyright: ignore[reportGeneralTypeIssues]
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The rollouts of each request, further rounds appended."""
-        groups = [list(group) for group in self.inner.write(requests, sampling)]
-        said = {
+        """Return the rollouts of each request, further rounds appended."""
+        groups = [list(group) for group in self.inner.generate(requests, sampling)]
+        contexts = {
             (g, s): rollout.ids for g, group in enumerate(groups) for s, rollout in enumerate(group)
         }
-        last = dict(said)
+        last_rounds = dict(contexts)
         for number in range(1, self.settings.image_skips + 1):
-            drawing = [
+            to_continue = [
                 place
-                for place, ids in last.items()
+                for place, ids in last_rounds.items()
                 if self.wants_to_draw(groups[place[0]][place[1]], ids)
             ]
-            left = {(g, s): sampling.max_new_tokens - len(groups[g][s].ids) for g, s in drawing}
-            drawing = [place for place in drawing if left[place] > 0]
-            if not drawing:
+            left = {(g, s): sampling.max_new_tokens - len(groups[g][s].ids) for g, s in to_continue}
+            to_continue = [place for place in to_continue if left[place] > 0]
+            if not to_continue:
                 break
-            said |= {place: (*said[place], *self.reopen) for place in drawing}
-            further = [self.further(requests[g], s, said[g, s], number) for g, s in drawing]
-            budget = replace(sampling, max_new_tokens=max(left[place] for place in drawing))
-            last = {}
-            for (g, s), (rollout,) in zip(drawing, self.inner.write(further, budget), strict=True):
-                last[g, s] = rollout.ids[: left[g, s]]
-                said[g, s] = (*said[g, s], *last[g, s])
-                groups[g][s] = self.joined(groups[g][s], last[g, s], rollout.log_probs)
+            contexts |= {place: (*contexts[place], *self.reopen) for place in to_continue}
+            continuations = [
+                self.continuation_request(requests[g], s, contexts[g, s], number)
+                for g, s in to_continue
+            ]
+            budget = replace(sampling, max_new_tokens=max(left[place] for place in to_continue))
+            last_rounds = {}
+            for (g, s), (rollout,) in zip(
+                to_continue, self.inner.generate(continuations, budget), strict=True
+            ):
+                last_rounds[g, s] = rollout.ids[: left[g, s]]
+                contexts[g, s] = (*contexts[g, s], *last_rounds[g, s])
+                groups[g][s] = self.join_rounds(groups[g][s], last_rounds[g, s], rollout.log_probs)
         return [tuple(group) for group in groups]
 
     def wants_to_draw(self, rollout: Rollout, last_round: tuple[int, ...]) -> bool:
-        """Whether the last round ended its turn with the marker in it."""
+        """Whether the last round ended its turn and contains the marker."""
         ended = rollout.finish is Finish.STOP
         return ended and self.settings.image_marker in self.vlm.tokenizer.decode(list(last_round))
 
-    def further(
-        self, request: RolloutRequest, place: int, context: tuple[int, ...], number: int
+    def continuation_request(
+        self, request: RolloutRequest, index: int, context: tuple[int, ...], number: int
     ) -> RolloutRequest:
-        """A request for one more round after everything so far."""
-        sibling, attempt = request.siblings[place], request.attempt + ROUND_KEY * number
+        """A request for one more round after the whole context so far."""
+        sibling, attempt = request.siblings[index], request.attempt + ROUND_KEY * number
         return RolloutRequest(
             request.key, extend_rollout(request.prompt, context), (sibling,), attempt
         )
 
-    def joined(
+    def join_rounds(
         self, rollout: Rollout, more: tuple[int, ...], log_probs: tuple[float, ...] | None = None
     ) -> Rollout:
-        """Both rounds as one completion, without the end of turn between them."""
+        """Join two rounds into one completion, without the end of turn between them."""
         stop = set(self.vlm.stop_ids)
         finish = Finish.STOP if more and more[-1] in stop else Finish.LENGTH
         values = None
@@ -88,7 +94,7 @@ class ImageSkipEngine(WrappedEngine):
 
 
 def extend_rollout(prompt: EncodedPrompt, ids: tuple[int, ...]) -> EncodedPrompt:
-    """The prompt followed by more text tokens."""
+    """Append text tokens to a prompt."""
     following = torch.arange(len(ids)) + prompt.next_position
     positions = torch.cat([prompt.positions, following.expand(len(prompt.positions), -1)], dim=1)
     return replace(

@@ -1,4 +1,4 @@
-"""Keyed sampling noise: every rollout draws from its own generator, so batch composition cannot matter."""
+"""Keyed sampling noise: one generator per rollout, so the batch composition does not matter."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,15 @@ from transformers import LogitsProcessor
 
 from vistill.data.keys import keyed_seed
 
-#: Random numbers a rollout draws at a time: a function of the vocabulary alone, so the stream is the same everywhere.
+#: Random numbers drawn per rollout at a time. The block size depends on the vocabulary alone, so
+#: the noise stream is the same everywhere.
 BLOCK_NUMBERS = 16_384
-#: Uniform noise is drawn from here on. A 0, which comes once in 17 million numbers, would be Gumbel noise of -inf: no
-#: token of a nucleus of one would be left, and the first of the vocabulary chosen. No other number changes.
-SMALLEST = torch.finfo(torch.float32).tiny
-#: Tokens that are looked at first for a nucleus.
-NUCLEUS = 256
+#: Lower bound of the uniform noise. A 0, which comes once in 17 million numbers, would become
+#: Gumbel noise of -inf: a nucleus of one token would be empty, and the argmax would be token 0. No
+#: other number changes.
+SMALLEST_UNIFORM = torch.finfo(torch.float32).tiny
+#: Number of most likely tokens that are sorted first for a nucleus.
+NUCLEUS_CANDIDATES = 256
 
 
 def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: int) -> int:
@@ -22,15 +24,16 @@ def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: in
     return keyed_seed("rollout", seed, step, prompt_id, sibling, attempt)
 
 
-def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits outside the smallest set of probability `top_p` become -inf; the most likely token always stays.
+def mask_outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Set logits outside the smallest set of probability `top_p` to -inf; keep the likeliest token.
 
-    Tokens as likely as the last one inside stay too, so that the set depends on values alone. The most likely ones are
-    looked at first: sorting a whole vocabulary at every token would cost more than the model.
+    Tokens tied with the last one inside stay too, so that the set depends on values alone. Only the
+    most likely tokens are sorted: sorting the whole vocabulary for every token would cost more than
+    the model.
     """
     if top_p >= 1.0:
         return logits
-    probabilities, size = torch.softmax(logits, -1), NUCLEUS
+    probabilities, size = torch.softmax(logits, -1), NUCLEUS_CANDIDATES
     while True:
         top = probabilities.topk(min(size, logits.shape[-1])).values
         before = top.cumsum(-1) - top
@@ -42,10 +45,11 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 class KeyedSampler(LogitsProcessor):
-    """Chooses the token itself: temperature, nucleus, keyed Gumbel noise, then everything but the argmax is masked.
+    """Samples the token itself: temperature, nucleus, keyed Gumbel noise, argmax.
 
-    `argmax(logits / temperature + Gumbel)` is a sample of the softmax. `generate` then has nothing left to draw, so
-    it may expand one prompt to K siblings, which it refuses for plain greedy search.
+    `argmax(logits / temperature + Gumbel)` is a sample of the softmax. As a logits processor it
+    masks every other token, so `generate` draws nothing. Its sampling mode then only serves to
+    expand one prompt to K siblings, which greedy search refuses.
     """
 
     def __init__(
@@ -65,45 +69,45 @@ class KeyedSampler(LogitsProcessor):
         self.drawn = torch.empty(0)
         self.used = 0
         self.log_probs: list[Tensor] | None = [] if log_probs else None
-        """Of the chosen ids, one [rows] a token: the model's own at temperature 1 over the vocabulary."""
+        """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
+        temperature 1 over the vocabulary, before nucleus and bans."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Mask every token but the chosen one of each row."""
+        """Mask every token except the chosen one of each row."""
         chosen = self.choose(scores)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
 
     def choose(self, scores: Tensor) -> Tensor:
         """The sampled id of each row."""
         if self.log_probs is None:
-            return self.noisy(scores).argmax(-1)
-        total = (
-            scores[:, : self.vocabulary].float().logsumexp(-1)
-        )  # before `noisy`, which bans ids in place
-        chosen = self.noisy(scores).argmax(-1)
+            return self.noisy_logits(scores).argmax(-1)
+        # Before `noisy_logits`, which bans ids in place.
+        total = scores[:, : self.vocabulary].float().logsumexp(-1)
+        chosen = self.noisy_logits(scores).argmax(-1)
         self.log_probs.append(scores.gather(-1, chosen[:, None])[:, 0].float() - total)
         return chosen
 
-    def noisy(self, scores: Tensor) -> Tensor:
-        """What the sampled id is the largest entry of: `logits / temperature + Gumbel`; at temperature 0 the logits."""
+    def noisy_logits(self, scores: Tensor) -> Tensor:
+        """`logits / temperature + Gumbel`; its argmax is the sample. Temperature 0: no noise."""
         logits = scores[:, : self.vocabulary].float()
         logits[:, self.banned] = -torch.inf
         if self.temperature == 0:
             return logits
-        logits = nucleus(logits / self.temperature, self.top_p)
+        logits = mask_outside_nucleus(logits / self.temperature, self.top_p)
         return logits + self.gumbel(logits)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some of the rows; each keeps its own stream."""
+        """Continue with some of the rows; each keeps its noise stream."""
         self.generators = [self.generators[row] for row in rows]
         if len(self.drawn):
             self.drawn = self.drawn[:, list(rows)]
 
     def gumbel(self, logits: Tensor) -> Tensor:
-        """Standard Gumbel noise, one generator a row, drawn on the CPU so that it is the same on every device."""
+        """Standard Gumbel noise, one generator per row; from the CPU, so equal on every device."""
         if self.used == len(self.drawn):
             drawn = torch.empty(len(self.generators), self.block, logits.shape[-1])
             for row, generator in zip(drawn, self.generators, strict=True):
-                row.uniform_(SMALLEST, 1.0, generator=generator)
+                row.uniform_(SMALLEST_UNIFORM, 1.0, generator=generator)
             self.drawn, self.used = drawn.log_().neg_().log_().neg_().transpose(0, 1), 0
         self.used += 1
         return self.drawn[self.used - 1].to(logits.device)

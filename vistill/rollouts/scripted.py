@@ -1,4 +1,4 @@
-"""The scripted engine: responses from a function. For tests, and for rollouts recorded elsewhere."""
+"""The scripted engine: responses from a function, for tests and for recorded rollouts."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ LogProbs = Callable[[RolloutRequest, tuple[int, ...]], tuple[float, ...]]
 
 
 class ScriptedEngine(InProcessEngine):
-    """Writes what the script says for (key, sibling). It follows no weights and no noise."""
+    """Returns the script's response for (key, sibling), independent of weights and noise."""
 
     follows_keyed_noise = False
 
@@ -24,19 +24,19 @@ class ScriptedEngine(InProcessEngine):
 
     @property
     def reports_log_probs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the script has log-probabilities."""
+        """Whether the script gives log-probabilities."""
         return self.log_probs is not None
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The scripted rollouts."""
+        """Return the scripted rollouts of each request."""
         return [
             tuple(self.rollout(r, sibling, sampling) for sibling in r.siblings) for r in requests
         ]
 
     def ids(self, request: RolloutRequest, sibling: int, sampling: Sampling) -> tuple[int, ...]:
-        """One response; a subclass may look at attempt, step or prompt."""
+        """The ids of one response; a subclass may use attempt, step or prompt."""
         return self.script(request.key, sibling)
 
     def rollout(self, request: RolloutRequest, sibling: int, sampling: Sampling) -> Rollout:

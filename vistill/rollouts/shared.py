@@ -1,4 +1,4 @@
-"""The default engine: prompts are read once, finished rows are dropped, the cache is written in place."""
+"""The default engine: it encodes each prompt once and drops finished rows from the batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,46 +8,46 @@ from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
-from vistill.rollouts.hf import to_rollout, writing_mode
+from vistill.rollouts.hf import eval_mode, to_rollout
 from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
 from vistill.types import Rollout
 
-#: Finished rows are dropped once so many steps were wasted on them, all rows together counted as one step: about what
-#: dropping costs, which copies the cache.
+#: Drop finished rows once they have cost this many decoding steps of the whole batch. Dropping
+#: copies the cache, which costs about as much.
 WASTED_STEPS = 2.0
 
 
 class SharedEngine(InProcessEngine):
-    """Rollouts by our own loop with keyed noise: the same responses as `HFEngine`, token for token."""
+    """Generates rollouts by our decoding loop, token for token the same as `HFEngine`."""
 
     def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
         self.vlm, self.poll = vlm, poll
 
-    def write(
+    def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
-        """The rollouts of each request, in order; whole requests are decoded together up to `rows_per_call` rows."""
-        written: list[tuple[Rollout, ...]] = []
+        """Return the rollouts of each request, in order.
+
+        Whole requests are decoded together, up to `rows_per_call` rows.
+        """
+        groups: list[tuple[Rollout, ...]] = []
         part: list[RolloutRequest] = []
         for request in requests:
             if part and sum(len(r.siblings) for r in [*part, request]) > sampling.rows_per_call:
-                written += self._call(part, sampling)
+                groups += self._call(part, sampling)
                 part = []
             part.append(request)
-        return written + (self._call(part, sampling) if part else [])
+        return groups + (self._call(part, sampling) if part else [])
 
     @torch.no_grad()
     def _call(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         group = [g for g, request in enumerate(requests) for _ in request.siblings]
-        with writing_mode(self.vlm.model):
+        with eval_mode(self.vlm.model):
             rows, values = self._decode(requests, group, sampling)
-        stop, row, value = (
-            set(self.vlm.stop_ids),
-            iter(rows),
-            iter(values if sampling.log_probs else [None] * len(rows)),
-        )
+        stop, row = set(self.vlm.stop_ids), iter(rows)
+        value = iter(values if sampling.log_probs else [None] * len(rows))
         return [
             tuple(to_rollout(next(row), stop, s, r.attempt, next(value)) for s in r.siblings)
             for r in requests
@@ -56,12 +56,10 @@ class SharedEngine(InProcessEngine):
     def _decode(
         self, requests: Sequence[RolloutRequest], group: list[int], sampling: Sampling
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Token ids of every row, its first end-of-turn token included, and their log-probabilities if asked for."""
+        """Token ids of every row up to its end of turn, and log-probabilities on request."""
         vlm = self.vlm
-        decoder, sampler = (
-            Decoder(vlm, [r.prompt for r in requests], group),
-            self._sampler(requests, sampling),
-        )
+        decoder = Decoder(vlm, [r.prompt for r in requests], group)
+        sampler = self._sampler(requests, sampling)
         head, stop = vlm.head(vlm.vocabulary_size), set(vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
@@ -73,25 +71,23 @@ class SharedEngine(InProcessEngine):
                 if not done[row]:
                     rows[row].append(token)
                     done[row] = token in stop
-            if (
-                sampler.log_probs is not None
-            ):  # what a finished row is given here, `to_rollout` cuts off
+            if sampler.log_probs is not None:  # `to_rollout` cuts off those of finished rows
                 for row, value in zip(alive, sampler.log_probs.pop().tolist(), strict=True):
                     values[row].append(value)
             decoder.append(chosen)
-            left = [place for place, row in enumerate(alive) if not done[row]]
+            left = [index for index, row in enumerate(alive) if not done[row]]
             if not left:
                 break
             wasted += len(alive) - len(left)
             if wasted >= WASTED_STEPS * len(alive):
                 wasted = 0
-                alive = [alive[place] for place in left]
+                alive = [alive[index] for index in left]
                 decoder.keep(torch.tensor(left, device=vlm.device))
                 sampler.keep(left)
         return rows, values
 
     def _sampler(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> KeyedSampler:
-        """Keyed noise of each row."""
+        """The sampler with the keyed noise of each row."""
         vlm = self.vlm
         seeds = [
             rollout_seed(sampling.seed, sampling.step, r.key, s, r.attempt)

@@ -1,1 +1,1 @@
-"""Matched runs and what is made of them: the demo, stages, the table of methods, the tiny models."""
+"""Studies: several runs that are compared, the demo, the selftest, replay and the tiny models."""

@@ -1,7 +1,7 @@
-"""Matched arms: runs that differ only in what is compared. How they are made, checked, trained in order, paired.
+"""Matched arms: runs that differ only in the compared settings.
 
-A study is a list of arms. They are trained here in this process in order, or side by side (`processes.py`).
-The same command continues a study. Nothing here needs torch until an arm is trained in this process.
+A study is a list of arms. This module trains them in order in this process; `processes.py` trains
+them side by side. The same command continues a study. Only training in this process imports torch.
 """
 
 import json
@@ -18,7 +18,7 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import flatten, key_class
 from vistill.runs.storage import read_lines, to_json
 
-if TYPE_CHECKING:  # a mistake in the recipe is reported before torch is imported
+if TYPE_CHECKING:  # report a mistake in the recipe before the slow import of torch
     from vistill.api import Run
 
 
@@ -28,50 +28,46 @@ class Arm:
 
     name: str
     folder: Path
-    """The run folder; the output of its process goes to `console.log` in it."""
+    """The run folder. `console.log` in it has the output of the process."""
     recipe: Recipe | None = None
-    """What it trains; None for a command that trains no recipe."""
+    """The recipe to train; None for a command without a recipe."""
     command: tuple[str, ...] = ()
-    """The words that run it in a process of its own."""
+    """The command line that runs the arm in its own process."""
     done: Callable[[], bool] = lambda: False
-    """For a command without a recipe: whether its result is there already."""
+    """For a command without a recipe: whether its result exists."""
 
     @property
     def settings(self) -> Recipe:
-        """The recipe of an arm that trains one."""
-        assert self.recipe is not None, f"the arm {self.name} trains no recipe"
+        """The recipe of the arm."""
+        assert self.recipe is not None, f"the arm {self.name} has no recipe"
         return self.recipe
 
     @property
     def seed(self) -> int:
-        """The seed of its recipe."""
+        """The seed of the recipe."""
         return self.settings.seed
 
     def values(self) -> dict[str, Any]:
-        """Every setting by its dotted key, the method's knobs under the method's name."""
+        """All settings by dotted key; the knobs of the method are under the name of the method."""
         return flatten(self.settings.to_dict())
 
     def is_finished(self) -> bool:
-        """Whether its folder holds the finished run of this very recipe. Data and models are not read again."""
+        """Whether the folder holds a finished run of this recipe. Does not read data or models."""
         if self.recipe is None:
             return self.done()
-        result, lock = (
-            read_json(self.folder / "result.json"),
-            read_json(RunFolder(self.folder).lock_file),
-        )
-        same = lock.get("recipe") == json.loads(
-            to_json(self.recipe.to_dict())
-        )  # both without secrets
-        return same and bool(result.get("finished"))
+        result = read_json(self.folder / "result.json")
+        lock = read_json(RunFolder(self.folder).lock_file)
+        recipe = json.loads(to_json(self.recipe.to_dict()))  # without secrets, like the lock
+        return lock.get("recipe") == recipe and bool(result.get("finished"))
 
 
 def vistill_command(*words: str) -> tuple[str, ...]:
-    """This interpreter, this package."""
+    """A vistill command with this interpreter."""
     return (sys.executable, "-m", "vistill", *words)
 
 
-def arms_of(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
-    """Every stage of a recipe as an arm, in order; a recipe without stages is one arm."""
+def make_arms(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
+    """Make one arm per stage of a recipe, in order; a recipe without stages is one arm."""
     return [
         Arm(
             name,
@@ -86,9 +82,10 @@ def arms_of(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
 def train_in_order(
     arms: Sequence[Arm], progress: Callable[[dict[str, Any]], None], accept: Sequence[str] = ()
 ) -> Iterator[tuple[Arm, "Run"]]:
-    """Train one arm after the other in this process; each is yielded when it is finished.
+    """Train the arms in order in this process and yield each finished one.
 
-    A finished run checks its recipe, data and models again and takes no step. An error or a signal ends the study.
+    A finished run checks its recipe, data and models again and takes no step. An error or a signal
+    ends the study.
     """
     from vistill.api import train
     from vistill.runtime import prepare_process
@@ -98,15 +95,16 @@ def train_in_order(
         yield arm, train(arm.settings, accept=accept, progress=progress)
 
 
-def differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> list[str]:
-    """Settings in which two arms differ, apart from the method, its knobs and what else is compared.
+def setting_differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> list[str]:
+    """Settings in which two arms differ, apart from the method, its knobs and `varies`.
 
-    Keys that change neither data nor update (devices, kernels, micro-batches, checkpoints) may differ; `eval` may not.
+    Keys that change neither data nor update (devices, kernels, micro-batches, checkpoints) may
+    differ. `eval` settings may not.
 
     Args:
-        base: the arm that others are compared with.
+        base: the baseline arm.
         other: another arm.
-        varies: more keys or groups that are compared, such as `views`.
+        varies: further compared keys or groups, such as `views`.
     """
     compared = ("method", *method_schemas(), *varies)
     first, second = base.values(), other.values()
@@ -120,52 +118,53 @@ def differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> list[str
 
 
 def check_matched(arms: Sequence[Arm], varies: Collection[str] = ()) -> None:
-    """C301 where an arm differs from the first in more than what is compared."""
+    """Raise C301 if an arm differs from the first one in a setting that is not compared."""
     for other in arms[1:]:
-        different = differences(arms[0], other, varies)
+        different = setting_differences(arms[0], other, varies)
         if different:
             raise ConfigError(
                 "C301",
                 f"the arms {arms[0].name} and {other.name} differ in {', '.join(different)}",
                 where=str(other.folder),
-                why="compared runs share student, teacher, data, seed and evaluation; else the cause is not known",
+                why="compared runs need equal student, teacher, data, seed and evaluation",
                 fix="\n".join(
-                    f"stages.{other.name}.{key}={shown_value(arms[0], key)}"
+                    f"stages.{other.name}.{key}={format_setting(arms[0], key)}"
                     for key in different[:5]
                 ),
             )
 
 
-def shown_value(arm: Arm, key: str) -> str:
-    """A setting of an arm, as it is typed after `key=`."""
+def format_setting(arm: Arm, key: str) -> str:
+    """Format a setting of an arm for the command line, after `key=`."""
     value = arm.values().get(key)
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def unmatched_sentence(arms: Sequence[Arm], base: Arm, varies: Collection[str] = ()) -> str:
-    """One sentence that names the arms which cannot be compared with the base, or nothing."""
-    names_of: dict[str, list[str]] = {}
+    """A sentence that names the arms that do not match the base; empty if all match."""
+    names_by_keys: dict[str, list[str]] = {}
     for arm in arms:
-        different = ", ".join(differences(base, arm, varies))
+        different = ", ".join(setting_differences(base, arm, varies))
         if different:
-            names_of.setdefault(different, []).append(arm.name)
-    if not names_of:
+            names_by_keys.setdefault(different, []).append(arm.name)
+    if not names_by_keys:
         return ""
-    parts = [f"{', '.join(names)} (other {keys})" for keys, names in names_of.items()]
-    return f"not matched with {base.name}, so a difference from it is not the method's alone: {'; '.join(parts)}"
+    parts = [f"{', '.join(names)} (different {keys})" for keys, names in names_by_keys.items()]
+    prefix = f"not matched with {base.name}, so a difference has other causes than the method"
+    return f"{prefix}: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two methods over the same seeds and, within a seed, over the same questions."""
+class SeedComparison:
+    """Two methods on the same seeds and, within a seed, on the same questions."""
 
     base: str
     other: str
     seeds: tuple[int, ...]
     accuracy: dict[str, list[float]]
-    """By name: the accuracy of the last evaluation, one value per seed."""
+    """By name: the accuracies of the last evaluation, one per seed."""
     scores: dict[str, list[dict[str, float]]]
-    """By name: prompt id -> share of its samples that are right, one mapping per seed."""
+    """By name: prompt id -> share of correct samples, one mapping per seed."""
 
     @property
     def differences(self) -> list[float]:
@@ -176,27 +175,29 @@ class Comparison:
 
     @property
     def mean(self) -> float:
-        """Mean difference over the seeds."""
+        """Mean difference over seeds."""
         return sum(self.differences) / len(self.seeds)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the difference over the seeds; None for one seed."""
+        """Standard deviation of the difference over seeds; None for one seed."""
         if len(self.seeds) < 2:
             return None
         return (sum((d - self.mean) ** 2 for d in self.differences) / (len(self.seeds) - 1)) ** 0.5
 
 
-def compare(base: Sequence[Arm], other: Sequence[Arm], varies: Collection[str] = ()) -> Comparison:
+def compare_arms(
+    base: Sequence[Arm], other: Sequence[Arm], varies: Collection[str] = ()
+) -> SeedComparison:
     """Pair two methods by seed and by question.
 
     Args:
         base: one finished arm per seed.
         other: the arms of the other method with the same seeds.
-        varies: as for `differences`.
+        varies: as for `setting_differences`.
 
     Raises:
-        ConfigError: C301, the arms of a seed are not matched or answered other questions.
+        ConfigError: C301, the arms of a seed do not match or answered different questions.
         StorageError: S605, an arm has no evaluation.
     """
     names, by_seed = (base[0].name, other[0].name), {arm.seed: arm for arm in other}
@@ -204,7 +205,7 @@ def compare(base: Sequence[Arm], other: Sequence[Arm], varies: Collection[str] =
     if sorted(seeds) != sorted(arm.seed for arm in other):
         raise ConfigError(
             "C301",
-            f"{names[0]} and {names[1]} were run with other seeds",
+            f"{names[0]} and {names[1]} have different seeds",
             why=f"{names[0]}: {seeds}; {names[1]}: {sorted(by_seed)}",
             fix="run both with the same seeds",
         )
@@ -213,43 +214,45 @@ def compare(base: Sequence[Arm], other: Sequence[Arm], varies: Collection[str] =
     for arm in base:
         pair = (arm, by_seed[arm.seed])
         check_matched(pair, varies)
-        for name, one in zip(names, pair, strict=True):
-            value, by_question = last_evaluation(one)
+        for name, paired_arm in zip(names, pair, strict=True):
+            value, by_question = last_evaluation(paired_arm)
             accuracy[name].append(value)
             scores[name].append(by_question)
         check_questions(pair, *(scores[name][-1] for name in names))
-    return Comparison(*names, tuple(seeds), accuracy, scores)
+    return SeedComparison(*names, tuple(seeds), accuracy, scores)
 
 
 def last_evaluation(arm: Arm) -> tuple[float, dict[str, float]]:
-    """The accuracy of the last evaluation, and of each of its questions the share of samples that are right."""
+    """The accuracy of the last evaluation, and the share of correct samples per question."""
     records = list(read_lines(RunFolder(arm.folder).evaluations))
     last = records[-1] if records else {}
-    right: dict[str, list[float]] = {}
+    correct: dict[str, list[float]] = {}
     for sample in read_lines(RunFolder(arm.folder).samples(f"step-{last.get('step', 0):06d}")):
         if sample["view"] == "full" and sample["mode"] == "sampled":
-            right.setdefault(sample["prompt"], []).append(float(sample["correct"]))
-    if "accuracy" not in last or not right:
+            correct.setdefault(sample["prompt"], []).append(float(sample["correct"]))
+    if "accuracy" not in last or not correct:
         raise StorageError(
             "S605",
             f"the arm {arm.name} has no evaluation with its samples",
             where=str(arm.folder),
-            why="methods are compared by the answers of the last evaluation",
+            why="the comparison needs the answers of the last evaluation",
             fix="eval.every=32   and train it again",
         )
-    return last["accuracy"], {prompt: sum(values) / len(values) for prompt, values in right.items()}
+    return last["accuracy"], {
+        prompt: sum(values) / len(values) for prompt, values in correct.items()
+    }
 
 
 def check_questions(
     pair: Sequence[Arm], first: Mapping[str, float], second: Mapping[str, float]
 ) -> None:
-    """C301 where two arms did not answer the same questions in their last evaluation."""
-    alone, total = sorted(first.keys() ^ second.keys()), len(first.keys() | second.keys())
-    if alone:
+    """Raise C301 if the last evaluations of two arms have different questions."""
+    unmatched, total = sorted(first.keys() ^ second.keys()), len(first.keys() | second.keys())
+    if unmatched:
         raise ConfigError(
             "C301",
-            f"the last evaluations of {pair[0].name} and {pair[1].name} ask other questions",
+            f"the last evaluations of {pair[0].name} and {pair[1].name} differ in their questions",
             where=str(pair[1].folder),
-            why=f"{len(alone)} of {total} questions stand in one of them alone, first: {alone[0]}",
+            why=f"{len(unmatched)} of {total} questions are only in one, first: {unmatched[0]}",
             fix="train both again into a new folder: run=runs/another",
         )

@@ -1,7 +1,8 @@
-"""`vistill selftest --chaos N`: a tiny run is killed again and again on your storage, and must end with the same bits.
+"""`vistill selftest --chaos N`: kill a tiny run and compare the resumed run bit by bit.
 
-A parent loads everything once and forks each trial, so a trial takes a second or two. What is compared is the SHA-256
-of the final weights, of `metrics.jsonl` and of `evaluations.jsonl` with those of a run nobody disturbed.
+A parent process loads everything once and forks each trial, so a trial takes one or two seconds. A
+trial compares the SHA-256 of the final weights, `metrics.jsonl` and `evaluations.jsonl` with those
+of an undisturbed run.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSetti
 from vistill.training.setup import ProvidedInputs, RunSetup
 
 STEPS, PROMPTS = 9, 6
-#: Points inside a save, where a quarter of the kills happen.
+#: Fault points inside a save; a quarter of the kills use them.
 SAVE_POINTS = (
     "save.begin",
     "save.after_weights",
@@ -55,8 +56,8 @@ SIZE = TinySize(32, 2, 2, 48, 32, 2, 4, 32)
 
 
 @dataclass
-class Row:
-    """One line of `chaos.json`."""
+class TrialCounts:
+    """The results of one kind of trial: one line of `chaos.json`."""
 
     name: str
     tried: int = 0
@@ -65,7 +66,7 @@ class Row:
     failures: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """One entry of `rows`."""
+        """One entry of `rows` in `chaos.json`."""
         counts = {
             "name": self.name,
             "tried": self.tried,
@@ -74,16 +75,16 @@ class Row:
         }
         return {**counts, "failures": self.failures} if self.failures else counts
 
-    def note(self, failure: str | None) -> None:
-        """Count a trial."""
+    def add(self, failure: str | None) -> None:
+        """Count one trial; `failure` is None if it survived."""
         self.tried += 1
         self.survived += failure is None
         if failure is not None:
             self.failures.append(failure)
 
 
-class Chaos:
-    """Trials below one folder; the storage under test is the one that folder lies on."""
+class ChaosTest:
+    """Runs trials in subfolders of one folder, whose storage is under test."""
 
     def __init__(self, folder: Path, method: str = "va_opd") -> None:
         quiet_libraries()
@@ -91,26 +92,24 @@ class Chaos:
         self.folder, self.method = folder, method
         self.tokenizer = tiny_tokenizer()
         self.prompts = diagram_prompts("train", PROMPTS, 0, DiagramSettings(thoughts=True))
-        self.held = diagram_prompts("val", 2, 0)
+        self.eval_prompts = diagram_prompts("val", 2, 0)
         folder.mkdir(parents=True, exist_ok=True)
         reference = folder / "reference"
         start = time.perf_counter()
-        code = self.forked(reference)()
+        code = self.child(reference)()
         self.seconds = time.perf_counter() - start
         assert code == 0, (
-            f"the undisturbed run of {method} failed: {(folder / 'console.log').read_text()[-2000:]}"
+            f"the undisturbed run of {method} failed: "
+            f"{(folder / 'console.log').read_text()[-2000:]}"
         )
         self.expected = self.fingerprint(reference)
 
     def setup(self, folder: RunFolder, stop_after: int | None = None) -> RunSetup:
-        """A run of a few seconds: three epochs, evaluations, checkpoints every second step."""
-        student, teacher = (
-            build_tiny(SIZE, self.tokenizer, 0),
-            build_tiny(SIZE, self.tokenizer, 1).freeze(),
-        )
-        objective = METHODS[self.method](
-            **({"gate": False} if self.method == "visual_opsd" else {})
-        )
+        """The setup of a run of a few seconds: three epochs, a checkpoint every second step."""
+        student = build_tiny(SIZE, self.tokenizer, 0)
+        teacher = build_tiny(SIZE, self.tokenizer, 1).freeze()
+        knobs = {"gate": False} if self.method == "visual_opsd" else {}
+        objective = METHODS[self.method](**knobs)
         recipe = Recipe(
             run=str(folder.path),
             student=ModelSettings("built here"),
@@ -126,17 +125,19 @@ class Chaos:
             save=SaveSettings(every=2, keep=1),
             eval=EvalSettings(every=4, limit=2, max_new_tokens=6, blind=False, greedy=False),
         )
-        given = ProvidedInputs(student, teacher, self.prompts, self.held, stop_after=stop_after)
-        return make_setup(recipe, folder, given=given, objective=objective)
+        inputs = ProvidedInputs(
+            student, teacher, self.prompts, self.eval_prompts, stop_after=stop_after
+        )
+        return make_setup(recipe, folder, given=inputs, objective=objective)
 
     def go(self, folder: RunFolder, stop_after: int | None = None) -> None:
-        """Train into a folder, from wherever it is."""
+        """Train into a folder, or resume it."""
         run(build(self.setup(folder, stop_after)), folder)
 
-    def forked(
+    def child(
         self, folder: Path, fault: str = "", before: Callable[[], None] = lambda: None
-    ) -> "Child":
-        """A child that trains into a folder."""
+    ) -> "ForkedProcess":
+        """A child process that trains into a folder, with a fault and a function to call first."""
 
         def work() -> None:
             os.environ.pop(VARIABLE, None)
@@ -145,96 +146,99 @@ class Chaos:
             before()
             self.go(RunFolder(folder))
 
-        return Child(work, self.folder / "console.log")
+        return ForkedProcess(work, self.folder / "console.log")
 
     def fingerprint(self, folder: Path) -> str:
-        """Hash of the final weights and of everything that must be reproduced."""
-        place, digest = RunFolder(folder), hashlib.sha256()
-        last = newest_checkpoint(place)
+        """Hash of the final weights, the metrics and the evaluations."""
+        run_folder, digest = RunFolder(folder), hashlib.sha256()
+        last = newest_checkpoint(run_folder)
         assert last is not None, "no checkpoint"
-        for path in (last / "student" / "model.safetensors", place.metrics, place.evaluations):
+        weights = last / "student" / "model.safetensors"
+        for path in (weights, run_folder.metrics, run_folder.evaluations):
             digest.update(path.read_bytes())
         return f"{last.name} {digest.hexdigest()}"
 
     def outcome(self, folder: Path, what: str) -> str | None:
-        """Run to the end by repeating the command; None where the result is the reference's."""
-        code = self.forked(folder)()
+        """Resume to the end; None if the result equals the reference, else what differs."""
+        code = self.child(folder)()
         if code != 0:
-            return f"{what}: repeating the command ended with {code}"
-        found = self.fingerprint(folder)
-        if found != self.expected:
-            return f"{what}: {found} instead of {self.expected}"
+            return f"{what}: the resumed run ended with exit code {code}"
+        actual = self.fingerprint(folder)
+        if actual != self.expected:
+            return f"{what}: {actual} instead of {self.expected}"
         shutil.rmtree(folder)
         return None
 
     def kill(self, number: int) -> str | None:
-        """One trial: killed at a random instant, every fourth inside a save, every fifth three times in a row."""
+        """One trial with SIGKILL at a random instant.
+
+        Every fourth trial kills inside a save; every fifth kills three times in a row.
+        """
         rng, folder = keyed_generator("kill", number), self.folder / f"kill-{number}"
-        told = []
+        kills = []
         for _ in range(3 if number % 5 == 4 else 1):
             if number % 4 == 3:
                 point = f"{rng.choice(SAVE_POINTS)}:kill@{rng.integers(1, 5)}"
-                self.forked(folder, point)()
-                told.append(point)
+                self.child(folder, point)()
+                kills.append(point)
             else:
-                after = rng.uniform(0.05, 0.98) * self.seconds
-                self.forked(folder).killed_after(after)
-                told.append(f"after {after:.2f} s")
-        return self.outcome(folder, f"trial {number}, killed {', '.join(told)}")
+                seconds = rng.uniform(0.05, 0.98) * self.seconds
+                self.child(folder).kill_after(seconds)
+                kills.append(f"after {seconds:.2f} s")
+        return self.outcome(folder, f"trial {number}, killed {', '.join(kills)}")
 
     def terminate(self, number: int) -> str | None:
-        """One trial: SIGTERM in a phase; a valid checkpoint or nothing yet, exit 75, then the same bits."""
+        """One trial with SIGTERM in a phase: exit code 75, a checkpoint, then the same bits."""
         rng, folder = keyed_generator("term", number), self.folder / f"term-{number}"
         point = f"{PHASES[number % len(PHASES)]}:term@{rng.integers(1, 5)}"
         start = time.perf_counter()
-        code = self.forked(folder, point)()
-        if code not in (
-            0,
-            Preempted.exit_code,
-        ):  # 0: the last phase was over before the flag was looked at
+        code = self.child(folder, point)()
+        # 0: the run ended before it checked for the signal.
+        if code not in (0, Preempted.exit_code):
             return f"{point}: exit {code} after {time.perf_counter() - start:.1f} s"
         if code and newest_checkpoint(RunFolder(folder)) is None:
             return f"{point}: exit {code}, but no checkpoint"
         return self.outcome(folder, f"trial {number}, {point}")
 
-    def rows(self, trials: int) -> list[Row]:
-        """Kills and signals, so many trials each."""
-        made = []
+    def rows(self, trials: int) -> list[TrialCounts]:
+        """Run `trials` trials of each kind: kills and signals."""
+        results = []
         for name, trial in (("sigkill", self.kill), ("sigterm", self.terminate)):
-            row, start = Row(name), time.perf_counter()
+            row, start = TrialCounts(name), time.perf_counter()
             for number in range(trials):
-                row.note(trial(number))
+                row.add(trial(number))
             row.seconds = time.perf_counter() - start
-            made.append(row)
-        return made
+            results.append(row)
+        return results
 
 
-def selftest_rows(folder: Path, trials: int) -> list[Row]:
-    """Kills and signals below a folder of our own, which is removed where everything survived."""
-    place = folder / f"chaos-{os.getpid()}"
-    rows = Chaos(place).rows(trials)
+def run_trials(folder: Path, trials: int) -> list[TrialCounts]:
+    """Run all trials in a new subfolder and remove it if all of them survived."""
+    subfolder = folder / f"chaos-{os.getpid()}"
+    rows = ChaosTest(subfolder).rows(trials)
     if all(row.survived == row.tried for row in rows):
-        shutil.rmtree(place)
+        shutil.rmtree(subfolder)
     return rows
 
 
-def report_of(rows: Sequence[Row]) -> str:
-    """One line a row, then what failed."""
+def format_report(rows: Sequence[TrialCounts]) -> str:
+    """One line per kind of trial, then the failures."""
     lines = [
-        f"{row.name:<10} {row.survived} of {row.tried} ended with the same bits   {row.seconds:.0f} s"
+        f"{row.name:<10} {row.survived} of {row.tried} ended with the same bits"
+        f"   {row.seconds:.0f} s"
         for row in rows
     ]
     return "\n".join([*lines, *(f"failed: {text}" for row in rows for text in row.failures)])
 
 
-class Child:
-    """A forked process that does some work."""
+class ForkedProcess:
+    """A forked process that calls a function and writes its output to a log."""
 
     def __init__(self, work: Callable[[], None], log: Path) -> None:
         self.work, self.log = work, log
 
     def start(self) -> int:
-        """Fork; the child never returns."""
+        """Fork and return the pid; the child ends after its work."""
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -248,7 +252,7 @@ class Child:
             code = 0
         except Preempted as stop:
             code = stop.exit_code
-        except BaseException:  # noqa: BLE001  whatever happened is written down, and the child ends here
+        except BaseException:  # noqa: BLE001  log every error; the child ends here
             import traceback
 
             traceback.print_exc(file=log)
@@ -256,12 +260,12 @@ class Child:
             os._exit(code)
 
     def __call__(self) -> int:
-        """Wait for its end; the exit status, or minus the signal that ended it."""
+        """Run to the end; return the exit code, or minus the signal that ended the child."""
         _, status = os.waitpid(self.start(), 0)
         return os.waitstatus_to_exitcode(status)
 
-    def killed_after(self, seconds: float) -> None:
-        """SIGKILL after so long, unless it has ended."""
+    def kill_after(self, seconds: float) -> None:
+        """Start the child and send SIGKILL after some seconds, unless it has ended."""
         pid = self.start()
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):

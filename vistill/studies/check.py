@@ -1,4 +1,4 @@
-"""`vistill check`: every start check of a run, without its first step. `--fast` makes those that need no torch."""
+"""`vistill check`: all start checks of a run; `--fast` makes only those without torch."""
 
 import json
 import shutil
@@ -20,49 +20,49 @@ from vistill.training.run_lock import check_recipe_changes, read_lock
 def check(
     recipe: str, overrides: Sequence[str] = (), *, fast: bool = False
 ) -> dict[str, list[CheckResult]]:
-    """Findings of every stage; the first mistake is raised as it would be by `vistill train`."""
+    """Check every stage; the first mistake raises the same error as in `vistill train`."""
     stages = load_stages(recipe, overrides)
-    return {name: check_one(made, fast) for name, made in stages.items()}
+    return {name: check_stage(stage, fast) for name, stage in stages.items()}
 
 
-def check_one(recipe: Recipe, fast: bool) -> list[CheckResult]:
-    """Recipe, run folder, data, models' metadata; with the models themselves and the canary unless fast."""
+def check_stage(recipe: Recipe, fast: bool) -> list[CheckResult]:
+    """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
-    head = [
-        CheckResult("recipe", f"{recipe.method}, {passes_of(recipe)}"),
-        CheckResult("run", state_of(recipe)),
+    first = [
+        CheckResult("recipe", f"{recipe.method}, {passes_in_words(recipe)}"),
+        CheckResult("run", run_state_in_words(recipe)),
     ]
-    rest = without_models(recipe.located()) if fast else format_findings(recipe)
-    return [*head, *models_of(recipe.located()), *rest, disk_of(recipe)]
+    rest = data_findings(recipe.located()) if fast else run_all_checks(recipe)
+    return [*first, *model_findings(recipe.located()), *rest, disk_finding(recipe)]
 
 
-def passes_of(recipe: Recipe) -> str:
-    """What the method reads."""
-    return "reads " + ", ".join(method_schemas()[recipe.method]["x-passes"])
+def passes_in_words(recipe: Recipe) -> str:
+    """The passes of the method."""
+    return "passes " + ", ".join(method_schemas()[recipe.method]["x-passes"])
 
 
-def state_of(recipe: Recipe) -> str:
-    """Whether the run folder is new, or which step it would go on from (C201 where the recipe is another)."""
+def run_state_in_words(recipe: Recipe) -> str:
+    """Whether the run is new or from which step it resumes; C201 if the recipe has changed."""
     folder = RunFolder(Path(recipe.run))
     if not folder.has_started():
         return f"{recipe.run}, new"
-    now = json.loads(to_json(recipe.to_dict()))  # both without secrets
-    check_recipe_changes(folder, read_lock(folder), now, ())
+    settings = json.loads(to_json(recipe.to_dict()))  # without secrets, like the lock
+    check_recipe_changes(folder, read_lock(folder), settings, ())
     saved = checkpoints_in(folder.path)
-    return f"{recipe.run}, goes on after step {checkpoint_step(saved[-1]) if saved else 0:,}"
+    return f"{recipe.run}, resumes after step {checkpoint_step(saved[-1]) if saved else 0:,}"
 
 
-def models_of(recipe: Recipe) -> list[CheckResult]:
-    """What `config.json` says, without loading weights; hub ids are not asked for."""
+def model_findings(recipe: Recipe) -> list[CheckResult]:
+    """The metadata of the models from `config.json`; loads no weights and no hub id."""
     lines = []
     for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
         if model:
-            lines.append(CheckResult(role, metadata_of(resolve_model(model, role), role)))
+            lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role)))
     return lines
 
 
-def metadata_of(name: str, role: str) -> str:
-    """Family and size of a local folder (M103, M105)."""
+def model_metadata(name: str, role: str) -> str:
+    """Family and size of a model in a local folder (M103, M105)."""
     folder = Path(name)
     if not folder.is_dir():
         if looks_like_hub_id(name):
@@ -79,43 +79,44 @@ def metadata_of(name: str, role: str) -> str:
             f"the family {family!r} has no adapter",
             where=name,
             why="image tokens and positions differ between families",
-            fix=f"{role}.model=Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(KNOWN_FAMILIES)}",
+            fix=f"{role}.model=Qwen/Qwen3-VL-2B-Instruct",
+            note=f"families with an adapter: {', '.join(KNOWN_FAMILIES)}",
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, {family}, {size / 1e6:,.1f} MB of weights"
 
 
-def disk_of(recipe: Recipe) -> CheckResult:
-    """Free space where the run will be written."""
-    place = next(
-        p for p in (Path(recipe.run).absolute(), *Path(recipe.run).absolute().parents) if p.exists()
-    )
+def disk_finding(recipe: Recipe) -> CheckResult:
+    """The free disk space at the run folder."""
+    run = Path(recipe.run).absolute()
+    existing = next(path for path in (run, *run.parents) if path.exists())
     return CheckResult(
-        "disk", f"{shutil.disk_usage(place).free / 1e9:,.1f} GB free at {recipe.run}"
+        "disk", f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB free at {recipe.run}"
     )
 
 
-def without_models(recipe: Recipe) -> list[CheckResult]:
-    """The checks of the data alone."""
-    train, held = load_train_and_eval(recipe.data)
-    check_overlap(train, held, recipe.data)
+def data_findings(recipe: Recipe) -> list[CheckResult]:
+    """Check the data without models."""
+    train, evaluation = load_train_and_eval(recipe.data)
+    check_overlap(train, evaluation, recipe.data)
     check_rows_per_step(recipe.train.prompts_per_step, len(train.prompts))
-    bad = [*train.quarantined, *held.quarantined]
-    aside = (
-        f"; set aside {len(bad):,}, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
+    bad = [*train.quarantined, *evaluation.quarantined]
+    quarantined = (
+        f"; {len(bad):,} quarantined, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
         if bad
         else ""
     )
     return [
         CheckResult(
             "data",
-            f"{len(train.prompts):,} training rows, {len(held.prompts):,} to evaluate on{aside}",
+            f"{len(train.prompts):,} training rows, "
+            f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
         )
     ]
 
 
-def format_findings(recipe: Recipe) -> list[CheckResult]:
-    """Every start check by name, the canary last. Nothing is kept."""
+def run_all_checks(recipe: Recipe) -> list[CheckResult]:
+    """Run every start check and the canary in a temporary copy of the run folder."""
     from vistill.runtime import prepare_process
     from vistill.training.build import make_setup, run_start_checks
     from vistill.training.loop import run_canary_check
@@ -129,11 +130,11 @@ def format_findings(recipe: Recipe) -> list[CheckResult]:
 
 
 def format_table(stages: dict[str, list[CheckResult]], fast: bool = False) -> str:
-    """One line a finding."""
+    """One line per finding."""
     lines = []
-    for name, found in stages.items():
+    for name, findings in stages.items():
         if len(stages) > 1:
             lines.append(f"stage {name}")
-        width = max(len(line.what) for line in found)
-        lines += [f"{line.what:<{width}}  {line.summary}" for line in found]
-    return "\n".join([*lines, "ok, as far as can be seen without the models" if fast else "ok"])
+        width = max(len(line.what) for line in findings)
+        lines += [f"{line.what:<{width}}  {line.summary}" for line in findings]
+    return "\n".join([*lines, "ok; models and canary not checked (--fast)" if fast else "ok"])

@@ -1,4 +1,4 @@
-"""Arms side by side: one process each, some at a time, one progress line, signals passed on, costs noted."""
+"""Run arms side by side, each in its own process: progress, signals, errors, costs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from vistill.errors import ArmError, Preempted, VistillError, error_of
+from vistill.errors import ArmError, Preempted, VistillError, error_from_dict
 from vistill.report.headline import percent
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
@@ -21,48 +21,48 @@ from vistill.runs.storage import disk_error, write_json
 from vistill.studies.arms import Arm
 from vistill.training.interrupt import Interrupted
 
-#: Seconds between two looks at the processes.
+#: Seconds between two polls of the processes.
 POLL_SECONDS = 0.2
-#: Seconds between two progress lines where the output goes into a file.
+#: Seconds between two progress lines if the output is not a terminal.
 QUIET_SECONDS = 30.0
-#: One thread each: small processes next to each other beat threads. No network.
+#: One thread per process, because several small processes are faster than threads. No network.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-#: Where the process of an arm writes its own error.
+#: The process of an arm writes its error into this file.
 ERROR_FILE = "arm-error.json"
-#: Exit codes of a process that saved and stopped when it was asked to.
+#: Exit codes of a process that saved and stopped after a signal.
 STOPPED = (75, 130)
 
 
 class Cost(NamedTuple):
-    """What the process of an arm took."""
+    """Time and memory of the process of an arm."""
 
     wall_seconds: float
     peak_mib: float
 
 
 def run_side_by_side(label: str, arms: Sequence[Arm], cost_file: Path, at_once: int = 2) -> None:
-    """Run every arm that is not finished in a process of its own, some at a time.
+    """Run every unfinished arm in its own process.
 
     Args:
-        label: what is printed before they start.
-        arms: with the command of each.
-        cost_file: where wall time and memory are added up; the run folders lie below its folder.
-        at_once: how many run at the same time.
+        label: printed before the start.
+        arms: the arms with their commands.
+        cost_file: sums of wall time and memory; the run folders are below its folder.
+        at_once: number of processes at the same time.
 
     Raises:
-        VistillError: the first failing arm's own error; the others save and stop.
-        Interrupted: a signal arrived. It was passed on, and every arm has saved and stopped.
+        VistillError: the error of the first arm that fails; the others save and stop.
+        Interrupted: a signal arrived; every arm received it, saved and stopped.
     """
     print(f" · {label}", flush=True)
     line = ProgressLine()
     waiting: list[Arm] = []
     for arm in arms:
         if arm.is_finished():
-            print(f"   {arm.name} is finished already", flush=True)
+            print(f"   {arm.name} is already finished", flush=True)
         else:
             waiting.append(arm)
     processes = Processes(waiting, at_once)
-    with processes.passing_signals():
+    with processes.forward_signals():
         try:
             while processes.advance():
                 line.show(processes.progress())
@@ -76,17 +76,17 @@ def run_side_by_side(label: str, arms: Sequence[Arm], cost_file: Path, at_once: 
 
 
 class Processes:
-    """The processes of a study: waiting, running, ended."""
+    """The waiting, running and ended processes of a study."""
 
     def __init__(self, arms: Sequence[Arm], at_once: int) -> None:
         self.waiting, self.at_once = list(arms), at_once
         self.running: list[ArmProcess] = []
         self.ended: list[ArmProcess] = []
         self.received: int | None = None
-        """The first signal that arrived."""
+        """The first received signal."""
 
     def advance(self) -> bool:
-        """Note what has ended and start what may start. False when nothing runs any more.
+        """Collect ended processes and start waiting ones. Return False if none is running.
 
         Raises:
             VistillError: an arm has failed.
@@ -98,49 +98,49 @@ class Processes:
         while self.waiting and len(self.running) < self.at_once and self.received is None:
             process = ArmProcess(self.waiting.pop(0))
             self.running.append(process)
-            if self.received is not None:  # it arrived while the process was being started
-                process.ask_to_stop(self.received)
+            if self.received is not None:  # the signal arrived during the start
+                process.send_signal(self.received)
         return bool(self.running)
 
     def collect(self) -> None:
-        """Move the processes that have ended."""
+        """Move ended processes from `running` to `ended`."""
         for process in [process for process in self.running if process.has_ended()]:
             self.running.remove(process)
             self.ended.append(process)
 
     def stop(self) -> None:
-        """Let everything that still runs save and stop, and wait for it."""
+        """Tell all running processes to save and stop, and wait for them."""
         for process in self.running:
-            if not process.asked:
-                process.ask_to_stop(signal.SIGTERM)
+            if not process.stop_requested:
+                process.send_signal(signal.SIGTERM)
         while self.running:
             self.collect()
             time.sleep(POLL_SECONDS)
 
     @contextmanager
-    def passing_signals(self) -> Iterator[None]:
-        """Pass every signal on to each running process: the first lets it save, a second ends it at once.
+    def forward_signals(self) -> Iterator[None]:
+        """Forward every signal to the running processes: the first one saves, a second one ends.
 
-        The processes have sessions of their own, so Ctrl-C reaches them only through here, once. Python delivers
-        signals to the main thread; in another thread this does nothing.
+        The processes have their own sessions, so Ctrl-C reaches them only through here, once.
+        Python delivers signals to the main thread; in another thread this does nothing.
         """
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             self.received = self.received or number
             for process in self.running:
-                process.ask_to_stop(number)
+                process.send_signal(number)
 
         numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # started with nohup
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not started with nohup
             numbers.append(signal.SIGHUP)
         with ExitStack() as restored:
             with suppress(ValueError):
                 for number in numbers:
-                    restored.callback(signal.signal, number, signal.signal(number, pass_on))
+                    restored.callback(signal.signal, number, signal.signal(number, forward))
             yield
 
     def progress(self) -> str:
-        """Where each of them is."""
+        """The progress of all processes in one line."""
         total = len(self.waiting) + len(self.running) + len(self.ended)
         parts = [f"{len(self.ended)} of {total} done"] if self.ended else []
         parts += ["waiting for each arm to save"] if self.received is not None else []
@@ -148,10 +148,10 @@ class Processes:
 
 
 class ArmProcess:
-    """The process of an arm. Its output goes to `console.log` in the run folder."""
+    """The process of an arm, with its output in `console.log` of the run folder."""
 
     def __init__(self, arm: Arm) -> None:
-        self.arm, self.asked = arm, False
+        self.arm, self.stop_requested = arm, False
         self.code: int | None = None
         self.cost = Cost(0.0, 0.0)
         self.error_file, self.log = arm.folder / ERROR_FILE, arm.folder / "console.log"
@@ -163,7 +163,7 @@ class ArmProcess:
         except OSError as error:
             raise disk_error(self.log, error) from error
         with output:
-            self.printed_before = output.tell()
+            self.log_start = output.tell()
             self.started = time.monotonic()
             self.process = subprocess.Popen(
                 list(arm.command),
@@ -174,15 +174,15 @@ class ArmProcess:
                 start_new_session=True,
             )
 
-    def ask_to_stop(self, number: int) -> None:
-        """Send a signal. A closed terminal counts as SIGTERM."""
-        self.asked = True
+    def send_signal(self, number: int) -> None:
+        """Send a signal. SIGHUP (a closed terminal) becomes SIGTERM."""
+        self.stop_requested = True
         with suppress(ProcessLookupError):
             if self.code is None:
                 os.kill(self.process.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
     def has_ended(self) -> bool:
-        """Whether it has ended; from then on its exit code and its cost are known."""
+        """Whether the process has ended; if so, set its exit code and cost."""
         pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if not pid:
             return False
@@ -192,33 +192,35 @@ class ArmProcess:
         return True
 
     def has_stopped(self) -> bool:
-        """Whether it ended as one that was asked to: after saving, or by the signal before it listened to any."""
+        """Whether the process ended because of a signal, with or without saving."""
         return self.code is not None and (self.code in STOPPED or self.code < 0)
 
     def progress(self) -> str:
-        """Where it is, from its own logs."""
+        """The step and the accuracy from the logs of the arm."""
         folder = RunFolder(self.arm.folder)
-        step, accuracy = (
-            last_record(folder.metrics).get("step", 0),
-            last_record(folder.evaluations).get("accuracy"),
-        )
+        step = last_record(folder.metrics).get("step", 0)
+        accuracy = last_record(folder.evaluations).get("accuracy")
         return f"{self.arm.name} step {step}" + (
             "" if accuracy is None else f" {percent(accuracy)}"
         )
 
     def error(self) -> VistillError:
-        """Its own message with its own code; where it left none, how it ended and its last lines."""
+        """The error that the process wrote; without one, its exit code and last lines of output."""
         command, name = shlex.join(self.arm.command), self.arm.name
         record = read_json(self.error_file)
         if record:
-            note = "\n".join(part for part in (record["note"], f"the arm alone: {command}") if part)
-            return error_of({**record, "what": f"arm {name}: {record['what']}", "note": note})
+            note = "\n".join(
+                part for part in (record["note"], f"to run this arm alone: {command}") if part
+            )
+            return error_from_dict(
+                {**record, "what": f"arm {name}: {record['what']}", "note": note}
+            )
         if self.code in STOPPED:
             fix = "run the same command again to continue"
             return Preempted(
-                "P075", f"the arm {name} was stopped from outside", where=str(self.log), fix=fix
+                "P075", f"the arm {name} was stopped by a signal", where=str(self.log), fix=fix
             )
-        assert self.code is not None, "it still runs"
+        assert self.code is not None, "the process is still running"
         how = f"exit code {self.code}"
         if self.code < 0:
             how = f"killed by signal {-self.code} ({signal.strsignal(-self.code)})"
@@ -226,31 +228,31 @@ class ArmProcess:
         return ArmError("A101", what, where=str(self.log), why=self.last_lines(), fix=command)
 
     def last_lines(self, count: int = 6) -> str:
-        """The end of what it printed; nothing of earlier processes."""
+        """The last lines of output of this process."""
         with self.log.open("rb") as handle:
-            handle.seek(self.printed_before)
+            handle.seek(self.log_start)
             return "\n".join(handle.read().decode(errors="replace").splitlines()[-count:])
 
 
 def last_record(path: Path, size: int = 1 << 16) -> dict[str, Any]:
-    """The last complete line of a log that another process is writing, or nothing."""
+    """The last complete record of a log that another process writes; empty if there is none."""
     with suppress(OSError, ValueError):
         with path.open("rb") as handle:
             handle.seek(max(0, path.stat().st_size - size))
-            whole = handle.read().rpartition(b"\n")[0]
-        return json.loads(whole.rpartition(b"\n")[2])
+            complete = handle.read().rpartition(b"\n")[0]
+        return json.loads(complete.rpartition(b"\n")[2])
     return {}
 
 
 class ProgressLine:
-    """One live line on a terminal; a line now and then where the output goes into a file."""
+    """One live line on a terminal; otherwise a line every `QUIET_SECONDS`."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
         self.start = self.shown = time.monotonic()
 
     def show(self, text: str) -> None:
-        """The state of all arms. A closed pipe ends no run."""
+        """Show the state of all arms; ignore a closed pipe."""
         now = time.monotonic()
         with suppress(BrokenPipeError):
             if self.live:
@@ -265,18 +267,18 @@ class ProgressLine:
                 print(f"   {text}", flush=True)
 
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     def end(self) -> None:
-        """How long it took."""
+        """Print the duration."""
         if self.live:
             print(file=sys.stderr)
         print(f"   done in {self.seconds():.0f} s", flush=True)
 
 
 def add_cost(file: Path, seconds: float, costs: Mapping[Path, Cost]) -> None:
-    """Wall time and peak memory of a study and of each arm; what earlier calls took is added."""
+    """Add wall time and peak memory of the study and of each arm to the cost file."""
     if not costs:
         return
     before = read_json(file)

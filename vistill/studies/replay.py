@@ -1,4 +1,4 @@
-"""`vistill replay`: a run folder's own recipe, data, checkpoints and journal, to recompute a step of it."""
+"""`vistill replay`: recompute a step of a run from its recipe, data, checkpoints and journal."""
 
 import json
 from collections.abc import Callable
@@ -23,17 +23,17 @@ def replay(
     say: Callable[[str], None] = lambda text: None,
     objective: Objective | None = None,
 ) -> tuple[Replayed, int]:
-    """Recompute a step (the last one where none is named) of a run; nothing in its folder changes.
+    """Recompute a step of a run (default: the last one) without changing its folder.
 
     Args:
         path: the run folder, of a recipe or of `vistill.distill`.
-        step: to recompute.
-        say: is told about each step.
-        objective: the method, where it is a class of your own.
+        step: the step to recompute.
+        say: receives one line per step.
+        objective: the method, if it is your own class.
 
     Raises:
-        StorageError: S605, the folder holds no recipe or the step was never logged.
-        ConfigError: C102, the method is not one of the package's and none was handed in.
+        StorageError: S605, the folder holds no recipe, or the step is not in its log.
+        ConfigError: C102, the method is not part of the package and `objective` is missing.
     """
     prepare_process()
     path = Path(path)
@@ -44,20 +44,20 @@ def replay(
         if step is not None
         else max((record["step"] for record in folder.read(folder.metrics)), default=0)
     )
-    with copied_run_folder(folder) as place:
-        setup = make_setup(recipe, place, "replay", objective=objective)
+    with copied_run_folder(folder) as copy:
+        setup = make_setup(recipe, copy, "replay", objective=objective)
         return replay_step(setup, folder, at, say), at
 
 
 def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
-    """The recipe that a run folder holds."""
+    """Load the recipe of a run folder."""
     file = path / "recipe.json"
     if not file.exists():
         raise StorageError(
             "S605",
             f"{path} holds no recipe.json",
             where=str(path),
-            why="a step is recomputed from the run's own recipe; earlier versions of vistill.distill wrote none",
+            why="replay needs the recipe; earlier versions of vistill.distill wrote none",
             fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
         )
     check_unmasked(RunFolder(path))
@@ -68,16 +68,16 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     if objective is None or method_name(objective) != name:
         raise ConfigError(
             "C102",
-            f"the run was made by {name}, a class that is not part of the package",
+            f"the method of the run, {name}, is not part of the package",
             where=str(file),
-            why="code comes from the person at the keyboard, never from a run folder",
+            why="vistill never loads code from a run folder; pass the method yourself",
             fix=f"vistill.replay({str(path)!r}, objective=YOUR_OBJECTIVE)",
         )
     tree.pop(name, None)
     recipe = build_recipe({**tree, "method": "sft"}, name=str(file))
-    return as_method(recipe, name, objective)
+    return with_method(recipe, name, objective)
 
 
-def as_method(recipe: Recipe, name: str, objective: Objective) -> Recipe:
-    """The recipe under the name and knobs of a method of one's own."""
+def with_method(recipe: Recipe, name: str, objective: Objective) -> Recipe:
+    """The recipe with the name and the knobs of your own method."""
     return replace(recipe, method=name, knobs=changed_knobs(objective))

@@ -1,4 +1,4 @@
-"""Run a recipe, or every stage of one, and write one report over all of them."""
+"""Train a recipe or all its stages and write one report."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, s
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
-from vistill.studies.arms import arms_of, train_in_order
+from vistill.studies.arms import make_arms, train_in_order
 
-if TYPE_CHECKING:  # a mistake in the recipe is told before torch is imported
+if TYPE_CHECKING:  # report a mistake in the recipe before the slow import of torch
     from vistill.api import Run
 
 
@@ -22,8 +22,8 @@ def run_stages(
     accept: Sequence[str],
     progress: Callable[[dict[str, Any]], None],
 ) -> Path:
-    """Train the stages in order; the same command resumes at the stage and step it was stopped at."""
-    arms = arms_of(recipe, overrides)
+    """Train the stages in order, or resume them, and return the path of the report."""
+    arms = make_arms(recipe, overrides)
     chosen = [arm for arm in arms if only in (None, arm.name)]
     if not chosen:
         names = [arm.name for arm in arms]
@@ -33,43 +33,43 @@ def run_stages(
             why=f"stages: {', '.join(names)}",
             fix=f"--stage {names[0]}",
         )
-    tell_kept(recipe, overrides, [arm.name for arm in chosen])
+    warn_stage_settings(recipe, overrides, [arm.name for arm in chosen])
     for _, run in train_in_order(chosen, progress, accept):
-        tell_quarantine(run)
-        tell_profile(run)
+        print_quarantine(run)
+        print_profile(run)
     if len(chosen) == 1:
         return chosen[0].folder / "report.html"
     return write_report([arm.folder for arm in arms], arms[0].folder.parent / "report.html")
 
 
-def tell_kept(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> None:
-    """A setting that a stage makes itself wins over the same key on the command line: say so, and how to change it."""
+def warn_stage_settings(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> None:
+    """Warn that the setting of a stage takes precedence over the same key on the command line."""
     file = find_recipe(recipe)
-    given = {split_override(text)[0] for text in overrides}
+    keys = {split_override(text)[0] for text in overrides}
     stages = parse_text(read_recipe_text(file), file).get("stages") or {}
     for name in names:
-        kept = sorted(given & set(flatten(stages.get(name) or {})))
-        if kept:
-            change = " ".join(f"stages.{name}.{key}=..." for key in kept)
+        ignored = sorted(keys & set(flatten(stages.get(name) or {})))
+        if ignored:
+            change = " ".join(f"stages.{name}.{key}=..." for key in ignored)
             print(
-                f"stage {name} keeps its own {', '.join(kept)}; to change it: {change}",
+                f"stage {name} sets {', '.join(ignored)} itself; to change it: {change}",
                 file=sys.stderr,
             )
 
 
-def tell_quarantine(run: "Run") -> None:
-    """Rows that were set aside are named on the screen too."""
+def print_quarantine(run: "Run") -> None:
+    """Print the number of quarantined rows and the first one."""
     bad = run.folder.read(run.folder.quarantine)
     if bad:
         first = f"{bad[0]['where']}: {bad[0]['reason']}"
         print(
-            f"{len(bad)} row(s) set aside, first {first}; all in {run.folder.quarantine}",
+            f"{len(bad)} rows quarantined, first {first}; all in {run.folder.quarantine}",
             file=sys.stderr,
         )
 
 
-def tell_profile(run: "Run") -> None:
-    """With `profile=true`: what the phases cost."""
+def print_profile(run: "Run") -> None:
+    """Print the profile of a run with `profile=true`."""
     text = profile_text(run.path)
     if text:
         print(text)

@@ -1,4 +1,4 @@
-"""Let a model answer questions under a view, and judge the answers."""
+"""Sample responses to questions under a view and judge their answers."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from vistill.views.partners import pixel_digest
 
 
 @dataclass(frozen=True)
-class Answered:
+class JudgedResponse:
     """One response to one question under one view."""
 
     prompt: Prompt
@@ -29,11 +29,11 @@ class Answered:
     extracted: str | None
     correct: bool
 
-    def to_dict(self, asked: str) -> dict[str, object]:
-        """One line of the per-sample file; `asked` is the digest of question and pictures (`question_digest`)."""
+    def to_dict(self, digest: str) -> dict[str, object]:
+        """One line of the per-sample file; `digest` is the `question_digest` of the prompt."""
         return {
             "prompt": self.prompt.id,
-            "asked": asked,
+            "asked": digest,
             "view": str(self.view),
             "mode": self.mode,
             "sample": self.rollout.sibling,
@@ -47,25 +47,25 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Answering:
-    """A model, a way of sampling, the judge of mathematics, and the engine that writes for the model."""
+class AnswerEvaluator:
+    """Samples and judges answers of one model with one engine."""
 
     vlm: VLM
     settings: EvalSettings
     math: MathJudge
     engine: RolloutEngine
     view: ViewContext = ViewContext()
-    pool: Sequence[Prompt] = ()
-    """Rows whose pictures and thoughts other rows may be shown, in order; without any, the rows that are asked.
+    partner_rows: Sequence[Prompt] = ()
+    """Rows that can be the partner of another row, in order; empty means the evaluated rows.
 
-    The whole data set, so that a row has the same partner in an evaluation of fewer rows."""
-    known: dict[View, Partners] = field(default_factory=dict, compare=False)
-    """Partners within the pool, by view: each picture is decoded once for them."""
+    Pass the whole data set, so that a row has the same partner in an evaluation of fewer rows."""
+    partner_cache: dict[View, Partners] = field(default_factory=dict, compare=False)
+    """Partners among `partner_rows`, by view, so that each image is decoded once."""
 
     def answer(
         self, prompts: Sequence[Prompt], view: View, mode: str = "sampled"
-    ) -> list[Answered]:
-        """All responses, in order of prompts and samples. An empty one is an answer that says nothing."""
+    ) -> list[JudgedResponse]:
+        """All judged responses, in order of prompts and samples; an empty response is wrong."""
         count = self.settings.samples if mode == "sampled" else 1
         sampling = Sampling(
             self.settings.seed,
@@ -75,48 +75,58 @@ class Answering:
             self.settings.max_new_tokens,
             self.settings.rows_per_call,
         )
-        answered = []
+        responses = []
         contexts = self.contexts(prompts, view)
         per_call = max(1, self.settings.rows_per_call // count)
         for start in range(0, len(prompts), per_call):
             part = prompts[start : start + per_call]
-            seen = [apply_view(p, view, contexts[p.id]) for p in part]
-            requests = make_requests(seen, [self.vlm.encode(p) for p in seen], range(count))
-            for prompt, rollouts in zip(part, self.engine.write(requests, sampling), strict=True):
-                answered += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
-        return answered
+            viewed = [apply_view(p, view, contexts[p.id]) for p in part]
+            requests = make_requests(viewed, [self.vlm.encode(p) for p in viewed], range(count))
+            for prompt, rollouts in zip(
+                part, self.engine.generate(requests, sampling), strict=True
+            ):
+                responses += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
+        return responses
 
     def contexts(self, prompts: Sequence[Prompt], view: View) -> dict[str, ViewContext]:
-        """By prompt id what a view needs: noise of the row's own, and the row it borrows from."""
+        """The view context of each prompt id: its own noise seed and its partner row."""
         partners = self.partners(prompts, view)
-        seed = lambda prompt: keyed_seed("view", prompt.id, self.view.seed)
-        return {p.id: replace(self.view, partner=partners.get(p.id), seed=seed(p)) for p in prompts}
+        return {
+            p.id: replace(
+                self.view,
+                partner=partners.get(p.id),
+                seed=keyed_seed("view", p.id, self.view.seed),
+            )
+            for p in prompts
+        }
 
     def partners(self, prompts: Sequence[Prompt], view: View) -> Partners:
-        """The row whose pictures or thoughts a view shows; rows without another one have no entry."""
-        if not self.pool:
+        """The partner row of each row under a view; rows without a partner have no entry."""
+        if not self.partner_rows:
             return Partners(prompts, (view,), self.view.thought)
-        return self.known.setdefault(view, Partners(self.pool, (view,), self.view.thought))
+        return self.partner_cache.setdefault(
+            view, Partners(self.partner_rows, (view,), self.view.thought)
+        )
 
-    def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> Answered:
-        """Decode and compare with the gold answer."""
+    def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> JudgedResponse:
+        """Decode a response and compare its answer with the gold answer."""
         text = self.vlm.decode(rollout.ids)
         assert prompt.answer is not None, "a question without an answer cannot be judged"
         verdict = judge_answer(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
-        return Answered(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
+        return JudgedResponse(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
 
 
 def question_digest(prompt: Prompt) -> str:
-    """Digest of the words and the pictures of a question: equal in two runs that were asked the same."""
+    """Digest of the text and the images of a question; equal questions have equal digests."""
     if prompt.content:
         return prompt.question_key
     parts = [part if isinstance(part, str) else [pixel_digest(part)] for part in prompt.parts]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def accuracy_by_question(answered: Sequence[Answered]) -> list[float]:
+def accuracy_by_question(responses: Sequence[JudgedResponse]) -> list[float]:
     """Mean correctness over the samples of each question (avg@k is the mean of these)."""
     by_prompt: dict[str, list[float]] = {}
-    for item in answered:
+    for item in responses:
         by_prompt.setdefault(item.prompt.id, []).append(float(item.correct))
     return [sum(v) / len(v) for v in by_prompt.values()]
