@@ -27,7 +27,7 @@ from vistill.data.loading import load_rows
 from vistill.data.settings import DataSettings
 from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder
-from vistill.studies.chaos import Chaos, Row
+from vistill.studies.chaos import ChaosTest, TrialCounts
 from vistill.training.build import build
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
@@ -53,7 +53,7 @@ def plan_with_stop(make_plan, step):
 def stops(folder, methods):
     """Stop after every step of three epochs, then repeat the command."""
     for method in methods:
-        chaos = Chaos(folder / method, method)
+        chaos = ChaosTest(folder / method, method)
         last = int(chaos.expected.split()[0].split("-")[1])
         for step in range(1, last):
             place = chaos.folder / f"stop-{step}"
@@ -109,7 +109,7 @@ def power_cuts(folder, most):
     from crash_states import Recorder
     from test_crash_states import examine
 
-    chaos, place = Chaos(folder / "chaos"), RunFolder(folder / "run")
+    chaos, place = ChaosTest(folder / "chaos"), RunFolder(folder / "run")
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
@@ -167,7 +167,7 @@ def tests(words):
 
 def tasks(folder, n):
     """Return the rows: name, and the function that runs its trials."""
-    chaos = Chaos(folder / "first")
+    chaos = ChaosTest(folder / "first")
     rows, bad = (10_000, 100) if n >= 50 else (400, 25)
     budgets = max(4, min(64, n // 3))
     return {
@@ -203,7 +203,7 @@ def run_rows(folder, args):
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.rows or rows_to_run:
-        results[name] = timed(Row(name), rows_to_run[name]()).to_dict()
+        results[name] = timed(TrialCounts(name), rows_to_run[name]()).to_dict()
         rows = [results[name] for name in rows_to_run if name in results]
         args.out.write_text(json.dumps({"rows": rows, "about": about}, indent=2) + "\n")
     return list(results.values())

@@ -82,7 +82,7 @@ from vistill.models.tiny import build_tiny
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runtime import use_one_thread
-from vistill.studies.chaos import SIZE, Child
+from vistill.studies.chaos import SIZE, ForkedProcess
 from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.build import build, make_setup
 from vistill.training.checkpoint import newest_checkpoint
@@ -242,7 +242,7 @@ class Tool:
 
     def child(self, folder, stop=None):
         """Return a forked process that runs the command; its output goes next to the folder."""
-        return Child(
+        return ForkedProcess(
             lambda: self.train(folder, folder.with_suffix(".begun").touch, stop),
             folder.with_suffix(".console"),
         )

@@ -66,7 +66,7 @@ from trl import DistillationConfig, DistillationTrainer
 from vistill.data.diagrams import diagram_prompts
 from vistill.models.chat import load_images
 from vistill.models.tiny import build_tiny, train_tokenizer
-from vistill.studies.chaos import SIZE, Child
+from vistill.studies.chaos import SIZE, ForkedProcess
 from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.studies.stages import run_stages
 
@@ -376,11 +376,11 @@ def attempt(tool, folder, case):
             sys.stderr.flush()
 
     if case.earlier is not None:
-        Child(lambda: start(Case(settings=case.earlier), 4), folder / "earlier")()
+        ForkedProcess(lambda: start(Case(settings=case.earlier), 4), folder / "earlier")()
         assert len(updates.read_text()) == 4, (folder / "earlier").read_text()
         updates.unlink()
         ending.unlink(missing_ok=True)
-    Child(lambda: (signal.alarm(SECONDS), start(case, None)), console)()
+    ForkedProcess(lambda: (signal.alarm(SECONDS), start(case, None)), console)()
     num_updates = len(updates.read_text()) if updates.exists() else 0
     error = json.loads(ending.read_text()) if ending.exists() else None
     output = console.read_text(errors="replace")

@@ -334,7 +334,7 @@ def make_rollouts(
 
     def generate() -> list[tuple[int, ...]]:
         with torch.autocast(student.device.type, torch.bfloat16) if half else nullcontext():
-            return [r.ids for group in rollout_engine.write(requests, sampling) for r in group]
+            return [r.ids for group in rollout_engine.generate(requests, sampling) for r in group]
 
     return generate
 

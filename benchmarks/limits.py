@@ -304,7 +304,7 @@ def rollout_row(vlm, repeats, rows=64, longest=256):
     rollouts = {}
 
     def generate(name, engine):
-        rollouts[name] = engine.write(requests, sampling)
+        rollouts[name] = engine.generate(requests, sampling)
 
     seconds = alternate(
         {

@@ -122,11 +122,11 @@ class SpoilingEngine(WrappedEngine):
         super().__init__(HFEngine(vlm))
         self.left, self.prompt = after, prompt
 
-    def write(self, requests, sampling):
+    def generate(self, requests, sampling):
         self.left -= 1
         if self.left == 0:
             spoil_image(self.prompt)
-        return super().write(requests, sampling)
+        return super().generate(requests, sampling)
 
 
 def rows_with_own_images(folder, rows=8):

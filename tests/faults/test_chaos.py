@@ -10,7 +10,7 @@ import pytest
 from vistill.errors import StorageError
 from vistill.faults import POINTS, VARIABLE, fault, reset_visits
 from vistill.runs.folder import RunFolder
-from vistill.studies.chaos import SAVE_POINTS, Chaos, Row, report_of
+from vistill.studies.chaos import SAVE_POINTS, ChaosTest, TrialCounts, format_report
 from vistill.training import checkpoint
 from vistill.training.checkpoint import newest_checkpoint
 
@@ -20,7 +20,7 @@ IN_A_RUN = [point for point in POINTS if point != "report.begin"]
 
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory):
-    return Chaos(tmp_path_factory.mktemp("chaos"))
+    return ChaosTest(tmp_path_factory.mktemp("chaos"))
 
 
 def test_without_the_variable_a_fault_point_does_nothing(monkeypatch):
@@ -144,5 +144,7 @@ def test_the_selftest_command_prints_its_result(tmp_path):
 
 
 def test_the_report_names_failed_trials():
-    row = Row("sigkill", 2, 1, 3.0, ["trial 1, killed after 0.5 s: other weights"])
-    assert report_of([row]).splitlines()[1] == "failed: trial 1, killed after 0.5 s: other weights"
+    row = TrialCounts("sigkill", 2, 1, 3.0, ["trial 1, killed after 0.5 s: other weights"])
+    assert (
+        format_report([row]).splitlines()[1] == "failed: trial 1, killed after 0.5 s: other weights"
+    )

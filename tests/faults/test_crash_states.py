@@ -12,7 +12,7 @@ from crash_states import Disk, Operation, Recorder, build_folder, losses
 
 from vistill.errors import VistillError
 from vistill.runs.folder import RunFolder
-from vistill.studies.chaos import Chaos
+from vistill.studies.chaos import ChaosTest
 from vistill.training.checkpoint import MANIFEST, newest_checkpoint, remove_leftovers
 
 
@@ -30,7 +30,7 @@ def memory_folder(tmp_path):
 
 def record_run(root):
     """Record a run of a few steps, operation by operation."""
-    chaos = Chaos(root / "chaos")
+    chaos = ChaosTest(root / "chaos")
     folder = RunFolder(root / "run")
     folder.path.mkdir()
     recorder = Recorder(folder.path)

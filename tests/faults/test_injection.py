@@ -268,7 +268,7 @@ def test_a_page_without_escaping_is_detected(run_folder, tmp_path, monkeypatch):
 
 
 def test_charts_that_do_not_escape_are_detected(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(charts, "text_of", str)
+    monkeypatch.setattr(charts, "escape_text", str)
     assert differing_shifts(run_folder, payload_shifts(6), tmp_path / "h")
 
 

@@ -14,7 +14,7 @@ from payloads import FORMULAS
 
 from vistill.config import Recipe, load_recipe, settings_types
 from vistill.errors import ConfigError, ModelError
-from vistill.report.csv_file import cell, write_sheet
+from vistill.report.csv_file import safe_cell, write_csv
 
 PACKAGE = REPO / "vistill"
 MODULES = {
@@ -264,8 +264,8 @@ def test_code_in_a_hub_repository_is_never_run(name, tiny_folder, tmp_path, monk
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_no_text_in_a_table_is_a_formula(formula, tmp_path):
-    assert cell(formula) == f"'{formula}"
-    write_sheet(tmp_path / "a.csv", ["run", formula], [{"run": formula, formula: formula}])
+    assert safe_cell(formula) == f"'{formula}"
+    write_csv(tmp_path / "a.csv", ["run", formula], [{"run": formula, formula: formula}])
     with (tmp_path / "a.csv").open(newline="") as handle:
         rows = list(csv.reader(handle))
     assert len(rows) == 2
@@ -275,7 +275,7 @@ def test_no_text_in_a_table_is_a_formula(formula, tmp_path):
 
 
 def test_numbers_in_a_table_remain_numbers(tmp_path):
-    write_sheet(
+    write_csv(
         tmp_path / "a.csv",
         ["a", "b", "c", "d"],
         [{"a": -1.5, "b": 3, "c": None, "d": "text"}, {"a": float("nan")}],
@@ -285,7 +285,7 @@ def test_numbers_in_a_table_remain_numbers(tmp_path):
 
 def test_the_tables_of_demo_and_methods_contain_no_formula(tmp_path):
     from vistill.studies.demo import write_comparison
-    from vistill.studies.methods import COLUMNS, write_csv
+    from vistill.studies.methods import COLUMNS, write_methods_csv
 
     for formula in ("=1+1", "\r=1+1", "@SUM(1)"):
         (tmp_path / "run").mkdir(exist_ok=True)
@@ -293,7 +293,7 @@ def test_the_tables_of_demo_and_methods_contain_no_formula(tmp_path):
             json.dumps({"step": 1, "note": formula, formula: -0.5}) + "\n"
         )
         write_comparison([tmp_path / "run"], tmp_path / "a.csv")
-        write_csv([{key: formula for key, _, _ in COLUMNS}], tmp_path / "b.csv")
+        write_methods_csv([{key: formula for key, _, _ in COLUMNS}], tmp_path / "b.csv")
         for name in ("a.csv", "b.csv"):
             with (tmp_path / name).open(newline="") as handle:
                 assert all(

@@ -120,11 +120,11 @@ def test_a_replaced_row_is_logged_if_a_signal_ends_the_same_step(tokenizer, teac
     class Engine(HFEngine):
         calls = 0
 
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             Engine.calls += 1
             if Engine.calls == 2:
                 spoil_image(victim)
-            written = super().write(requests, sampling)
+            written = super().generate(requests, sampling)
             if Engine.calls == 3:
                 signal.raise_signal(signal.SIGTERM)
             return written
@@ -160,9 +160,9 @@ def test_responses_of_another_history_are_not_reused(tokenizer, teacher, tmp_pat
     plan, steps = make(3e-3, 2, 7), []
 
     class Engine(HFEngine):
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             steps.append(sampling.step)
-            return super().write(requests, sampling)
+            return super().generate(requests, sampling)
 
     run(replace(plan, engine=Engine(plan.models.student)), folder)
     assert steps == [6]
@@ -214,9 +214,9 @@ def test_truncated_steps_that_are_not_consecutive_do_not_stop_a_run(tokenizer, t
     stop, calls = plan.models.student.stop_ids[0], []
 
     class Engine(ScriptedEngine):
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             calls.append(1)
-            return super().write(requests, sampling)
+            return super().generate(requests, sampling)
 
     engine = Engine(
         lambda key, sibling: (20, 21 + sibling, *(() if len(calls) % 2 else (stop,))), stop

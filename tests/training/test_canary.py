@@ -292,9 +292,9 @@ def test_an_engine_that_reads_another_view_is_caught(view, student, teacher):
     from vistill.views import apply_view
 
     class OtherView(SharedEngine):
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
-            return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
+            return super().generate([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
     assert caught_code(step_context(student, teacher, OtherView(student))) == "V811"
 
@@ -304,8 +304,8 @@ class UnkeyedEngine(WrappedEngine):
 
     follows_keyed_noise = False
 
-    def write(self, requests, sampling):
-        return super().write(requests, replace(sampling, seed=sampling.seed + 99))
+    def generate(self, requests, sampling):
+        return super().generate(requests, replace(sampling, seed=sampling.seed + 99))
 
 
 def unkeyed(vlm, view=View.FULL):
@@ -313,9 +313,9 @@ def unkeyed(vlm, view=View.FULL):
     from vistill.views import apply_view
 
     class Shown(SharedEngine):
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             shown = {p.id: self.vlm.encode(apply_view(p, view)) for p in PROMPTS}
-            return super().write([replace(r, prompt=shown[r.key]) for r in requests], sampling)
+            return super().generate([replace(r, prompt=shown[r.key]) for r in requests], sampling)
 
     return UnkeyedEngine(Shown(vlm))
 
@@ -371,7 +371,7 @@ def test_a_student_that_writes_the_image_marker_at_once_is_healthy(student, teac
     attempts = (
         (seed, rollout)
         for seed in range(100)
-        for (rollout,) in SharedEngine(student).write(
+        for (rollout,) in SharedEngine(student).generate(
             requests, Sampling(seed, STEP, 1.5, 1.0, TOKENS)
         )
     )
@@ -383,7 +383,7 @@ def test_a_student_that_writes_the_image_marker_at_once_is_healthy(student, teac
         temperature=1.5, top_p=1.0, image_skips=1, image_marker=marker, reopen="\n"
     )
     engine, sampling = make_engine(student, rollout), Sampling(seed, STEP, 1.5, 1.0, TOKENS)
-    assert engine.write(requests, sampling) != engine.inner.inner.write(requests, sampling)
+    assert engine.generate(requests, sampling) != engine.inner.inner.generate(requests, sampling)
     assert run_canary(step_context(student, teacher, engine, rollout=rollout, seed=seed), PROMPTS)
 
 

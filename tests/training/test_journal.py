@@ -29,9 +29,9 @@ class CountingEngine(HFEngine):
 
     calls = 0
 
-    def write(self, requests, sampling):
+    def generate(self, requests, sampling):
         CountingEngine.calls += 1
-        return super().write(
+        return super().generate(
             requests, replace(sampling, seed=sampling.seed + 1000 * CountingEngine.calls)
         )
 
@@ -322,12 +322,12 @@ class RefusingEngine(UnkeyedEngine):
 
     bad = ""
 
-    def write(self, requests, sampling):
+    def generate(self, requests, sampling):
         if any(r.key == RefusingEngine.bad for r in requests) and sampling.step >= 5:
             error = RolloutError("R403", "no answer", why="a test", fix="none")
             error.rows = [RefusingEngine.bad]
             raise error
-        return super().write(requests, sampling)
+        return super().generate(requests, sampling)
 
 
 def test_a_step_with_a_replaced_row_uses_its_own_responses_again(tokenizer, teacher, tmp_path):

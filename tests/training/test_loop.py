@@ -174,13 +174,13 @@ def test_a_run_resumes_from_a_checkpoint_of_format_2_to_the_same_bits(tokenizer,
     class FailingEngine(WrappedEngine):
         """An engine that cannot answer two rows."""
 
-        def write(self, requests, sampling):
+        def generate(self, requests, sampling):
             bad = [r.key for r in requests if r.key in (TRAIN[0].id, TRAIN[1].id)]
             if bad and sampling.step > 0:
                 error = RolloutError("R403", "no answer", why="a test", fix="none")
                 error.rows = bad
                 raise error
-            return super().write(requests, sampling)
+            return super().generate(requests, sampling)
 
     def make(**changes):
         objective = METHODS["vgs"](scope="running", eta="dynamic", eta_every=2)

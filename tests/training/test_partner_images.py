@@ -126,7 +126,7 @@ def test_a_single_row_without_a_partner_is_replaced_in_its_step(student, teacher
 
 
 def test_the_gate_uses_thoughts_of_other_rows_too(student, monkeypatch):
-    from vistill.evaluation import answering, privilege
+    from vistill.evaluation import privilege, responses
 
     seen = []
 
@@ -135,7 +135,7 @@ def test_the_gate_uses_thoughts_of_other_rows_too(student, monkeypatch):
             seen.append((prompt.thoughts, context.partner.thoughts))
         return apply_view(prompt, view, context)
 
-    monkeypatch.setattr(answering, "apply_view", watch)
+    monkeypatch.setattr(responses, "apply_view", watch)
     monkeypatch.setattr(privilege, "apply_view", watch)
     settings = EvalSettings(max_new_tokens=3)
     rows = with_one_thought(WITH_THOUGHTS, 4)

@@ -178,12 +178,12 @@ def test_the_gate_refuses_a_model_that_thoughts_do_not_help_and_stores_its_measu
 
 
 def test_the_gate_needs_higher_accuracy_and_a_significant_gap():
-    from vistill.evaluation.privilege import Privilege
+    from vistill.evaluation.privilege import PrivilegeGain
 
-    assert Privilege(0.5, 0.1, 0.3, 0.4, 10).passes()
-    assert not Privilege(0.5, 0.1, 0.4, 0.4, 10).passes()
-    assert not Privilege(0.5, 0.3, 0.3, 0.4, 10).passes()
-    assert not Privilege(0.0, 0.0, 0.3, 0.4, 10).passes()
+    assert PrivilegeGain(0.5, 0.1, 0.3, 0.4, 10).passes()
+    assert not PrivilegeGain(0.5, 0.1, 0.4, 0.4, 10).passes()
+    assert not PrivilegeGain(0.5, 0.3, 0.3, 0.4, 10).passes()
+    assert not PrivilegeGain(0.0, 0.0, 0.3, 0.4, 10).passes()
 
 
 def test_the_teacher_writes_once_and_continues_after_an_interruption(tokenizer, teacher, tmp_path):
@@ -495,5 +495,5 @@ def test_the_engine_of_the_recipe_writes_every_response(tokenizer, teacher, tmp_
         )
 
     shared = run_with("shared")
-    monkeypatch.setattr(SharedEngine, "write", refuse)
+    monkeypatch.setattr(SharedEngine, "generate", refuse)
     assert run_with("hf") == shared

@@ -12,7 +12,7 @@ from vistill.data.diagrams import diagram_prompts
 from vistill.flops_counter import count, counting
 from vistill.models.flops import ModelFlops
 from vistill.objectives import GRPO, OPD, VAOPD
-from vistill.report.costs import profile_of, profile_text
+from vistill.report.costs import make_profile, profile_text
 from vistill.report.page import write_report
 from vistill.report.run_data import read_run
 from vistill.rollouts.settings import RolloutSettings
@@ -138,7 +138,7 @@ def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, toke
     profiled = run_distill(tmp_path, "profiled", build_model(tokenizer, 0), teacher, profile=True)
     assert plain.folder.metrics.read_bytes() == profiled.folder.metrics.read_bytes()
     assert profile_text(plain.path) == ""
-    table = profile_of(read_run(profiled.path))
+    table = make_profile(read_run(profiled.path))
     assert table is not None
     assert {p.name for p in table.phases} == {"rollout", "encode", "score", "learn", "step"}
     whole = table.phases[-1]

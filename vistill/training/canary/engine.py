@@ -52,7 +52,8 @@ def check_engine(
     )
     with keep_awake(engine):
         rollouts = [
-            until_reopened(probe, group[0], settings) for group in engine.write(requests, sampling)
+            until_reopened(probe, group[0], settings)
+            for group in engine.generate(requests, sampling)
         ]
 
     def agrees(view: View) -> bool:
@@ -124,7 +125,7 @@ def share_of_other_choices(
             [key], sampling.temperature, sampling.top_p, banned_ids(vlm), vlm.vocabulary_size
         )
         for row, token in zip(logits, ids, strict=True):
-            values = sampler.noisy(row[None].clone())[0]
+            values = sampler.noisy_logits(row[None].clone())[0]
             gaps.append(values.max() - values[token])
     if not gaps:
         return 0.0
