@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-floor test-oracle test-triton check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo test test-all test-floor test-oracle test-triton docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -49,11 +49,16 @@ test-triton: $(DEV_STAMP)  ## Triton's kernels in its interpreter, and compiled 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[triton]"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m triton
 
-check: $(DEV_STAMP)  ## lint, format, import order, types
+docs: $(DEV_STAMP)   ## renew the packaged schemas, and the generated parts of docs/methods.md and docs/configuration.md
+	$(BIN)/python -m vistill.objectives.schema docs/methods.md
+	$(BIN)/python -m vistill.schema.generate docs/configuration.md
+
+check: $(DEV_STAMP)  ## lint, format, import order, types, every recipe against the schema
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python .ci/check_recipes.py
 
 audit:           ## known vulnerabilities in constraints.txt (pip-audit); says if the advisories cannot be reached
 	$(PYTHON) .ci/audit.py

@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from vistill.errors import ConfigError, closest, suggest
+from vistill.ranges import accepts_text, fits
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
-from vistill.strict_yaml import line_of, parse_text, set_dotted, split_override
+from vistill.schema import METHODS_FILE, is_group, keys_of
+from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
+from vistill.strict_yaml import parse_text, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
 
 __all__ = [
@@ -27,24 +27,23 @@ __all__ = [
     "key_class",
     "load_recipe",
     "load_stages",
+    "split_override",
 ]
 
-SCHEMA_FILE = Path(__file__).parent / "schema" / "methods.json"
 RECIPES = Path(__file__).parent / "recipes"
+#: Keys whose text may have several lines.
+WORDINGS = ("data.template", "data.response_template", "data.system", "rollout.reopen")
 
 
 @cache
 def method_schemas() -> dict[str, Any]:
     """The packaged knobs of every method."""
-    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return json.loads(METHODS_FILE.read_text(encoding="utf-8"))
 
 
-@cache
-def recipe_adapter() -> TypeAdapter[Recipe]:
-    """Validation of the dataclasses; unknown keys are refused."""
-    for kind in settings_types(Recipe):
-        kind.__pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # pyright: ignore[reportAttributeAccessIssue]
-    return TypeAdapter(Recipe)
+def all_keys() -> dict[str, dict[str, Any]]:
+    """Every group and key of a recipe by its dotted name, with its schema."""
+    return keys_of(method_schemas())
 
 
 def settings_types(kind: type) -> list[type]:
@@ -80,7 +79,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
 def load_stages(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> dict[str, Recipe]:
-    """A recipe with `stages:` as one recipe per stage, in order; a plain recipe is one stage named `run`.
+    """The stages of a recipe in order, each a recipe; a plain recipe is one stage named `run`.
 
     A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is the base folder.
     """
@@ -96,31 +95,76 @@ def load_stages(
     stages = tree.pop("stages", None)
     if stages is None:
         return {"run": build_recipe(tree, text, file.name)}
-    if not isinstance(stages, dict) or not stages:
-        what = "stages: a mapping from names to the keys each changes"
-        raise ConfigError(
-            "C002", what, where=file.name, fix="stages: {first: {method: opd}, second: {}}"
-        )
-    made: dict[str, Recipe] = {}
+    check_stages(stages, tree, Source(text, file.name, all_keys()))
+    recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
+        own = own_keys(changes)
         branch = copy.deepcopy(tree)
-        for key, value in flatten(changes or {}).items():
+        for key, value in own.items():
             set_dotted(
                 branch,
                 key,
-                value.replace("{run}", str(tree["run"])) if isinstance(value, str) else value,
+                value.replace("{run}", tree["run"]) if isinstance(value, str) else value,
             )
         drop_other_methods(branch, tree)
-        branch["run"] = f"{tree.get('run')}/{name}"
+        branch["run"] = f"{tree['run']}/{name}"
         try:
-            made[name] = build_recipe(branch, text, file.name)
+            recipes[name] = build_recipe(branch, text, file.name)
         except ConfigError as error:
-            raise error_in_stage(error, name, flatten(changes or {})) from error
-    return made
+            raise error_in_stage(error, name, own) from error
+    return recipes
+
+
+def check_stages(stages: Any, tree: Mapping[str, Any], source: Source) -> None:
+    """C002 where `stages:` is no mapping from names to keys, or the recipe has no `run`."""
+    good = (
+        isinstance(stages, dict)
+        and stages
+        and all(isinstance(c, dict | None) for c in stages.values())
+    )
+    if not good:
+        what = "stages: a mapping from names to the keys each changes"
+        where, fix = source.place(("stages",)), "stages: {first: {method: opd}, second: {}}"
+        raise ConfigError("C002", what, where=where, fix=fix)
+    if "run" not in tree:
+        raise missing_key(("run",), source)
+    if not isinstance(tree["run"], str):
+        raise wrong_value(("run",), tree["run"], source)
+
+
+def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """The keys that a stage sets, dotted. A group without keys changes nothing."""
+    flat: dict[str, Any] = {}
+    for key, value in (changes or {}).items():
+        name = f"{prefix}{key}"
+        group = is_group(all_keys().get(name, {}))
+        if isinstance(value, Mapping) and (group or value):
+            flat |= own_keys(value, f"{name}.")
+        elif value is not None or not group:
+            flat[name] = value
+    return flat
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    r"""`train.lr=2e-6` to key and value.
+
+    The value is read as YAML, as in a file. The value of a key that takes text is text as it stands,
+    braces, colons and all, unless it is in quotes; in wordings (`data.template`, `data.system`, ...)
+    `\n` is a line break.
+
+    Raises:
+        ConfigError: C005, not of the form key=value, or a value that is not YAML.
+    """
+    key, value = split_pair(text)
+    info = all_keys().get(re.sub(r"^stages\.[^.]+\.", "", key), {})
+    in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
+        return key, read_value(text, key, value)
+    return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 
 def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
-    """The same error of a stage. What a stage sets itself is mended in the stage: its own keys win."""
+    """The same error of a stage. The fix of a key that the stage sets is in the stage."""
     mine = "|".join(re.escape(key) for key in own)
     fix = re.sub(rf"(?<![\w.])({mine})=", rf"stages.{name}.\1=", error.fix) if own else error.fix
     where = f"{error.where}, stage {name}"
@@ -128,19 +172,16 @@ def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> Con
 
 
 def override(tree: dict[str, Any], pairs: Mapping[str, Any]) -> list[str]:
-    """Set keys in a recipe. Another `method` leaves the knobs of the file's own behind; returns whose they were.
+    """Set keys in a recipe. Another `method` drops the knobs of the file's own; returns whose.
 
-    Whoever asks for a method by name asks for nothing of another's; knobs that are named here as well are kept.
+    Knobs of another method are kept only where `pairs` names them too.
     """
     asked = {key.split(".")[0] for key in pairs}
     others = [
         m for m in method_schemas() if m in tree and m not in asked and m != pairs.get("method")
     ]
-    left = (
-        others
-        if "method" in pairs and pairs["method"] in method_schemas() and "stages" not in tree
-        else []
-    )
+    known = str(pairs.get("method")) in method_schemas()
+    left = others if known and "stages" not in tree else []
     for method in left:
         del tree[method]
     for key, value in pairs.items():
@@ -191,164 +232,44 @@ def read_recipe_text(file: Path) -> str:
 
 
 def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:
-    """Validate a tree of values."""
-    tree = dict(tree)
+    """Validate a tree of values.
+
+    Args:
+        tree: the recipe's keys.
+        text: the file it was read from, for line numbers.
+        name: the file's name, for messages.
+
+    Raises:
+        ConfigError: C001, C002, C101 to C103.
+    """
+    tree, source = dict(tree), Source(text, name, all_keys())
     method = tree.get("method")
     schemas = method_schemas()
-    if method not in schemas:
+    if not isinstance(method, str) or method not in schemas:
         raise ConfigError(
             "C102",
             f'unknown method "{method}"' if method else "the recipe names no method",
-            where=location_of(text, name, ("method",)),
+            where=source.place(("method",)),
             why=f"methods: {', '.join(schemas)}   {suggest(str(method), list(schemas))}".rstrip(),
             fix="method=va_opd",
         )
-    knobs = tree.pop(method, {}) or {}
+    block = tree.pop(method, None)
     for other in schemas:
         if other != method and other in tree:
             raise ConfigError(
                 "C101",
                 f'knobs of "{other}", but the method is "{method}"',
-                where=location_of(text, name, (other,)),
+                where=source.place((other,)),
                 why="a knob belongs to the method that uses it",
                 fix=f"method={other}   or remove the block {other}: from the recipe",
             )
-    check_knobs(method, knobs, schemas[method], text, name)
-    try:
-        recipe = recipe_adapter().validate_python({**tree, "knobs": knobs})
-    except ValidationError as error:
-        raise translate_validation_error(error, tree, text, name) from error
-    check_together(recipe, schemas[method], text, name)
+    knobs = checked_knobs(block, schemas[method], method, source)
+    recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
+    check_together(recipe, schemas[method], source)
     return recipe
 
 
-def location_of(text: str, name: str, path: tuple[str, ...]) -> str:
-    """`recipe.yaml:14`."""
-    line = line_of(text, path) if text else None
-    return f"{name}:{line}" if line else name
-
-
-def check_knobs(method: str, knobs: Any, schema: dict[str, Any], text: str, name: str) -> None:
-    """Validate the method's block against the packaged schema."""
-    if not isinstance(knobs, dict):
-        what, fix = (
-            f'"{method}" must be a group of knobs',
-            f"leave {method}: out; its knobs: vistill explain {method}",
-        )
-        raise ConfigError("C002", what, where=location_of(text, name, (method,)), fix=fix)
-    known = list(schema["properties"])
-    for key in knobs:
-        if key not in known:
-            raise unknown_key_error(
-                f"{method}.{key}", known, location_of(text, name, (method, key)), knobs[key]
-            )
-    for error in jsonschema.Draft202012Validator(schema).iter_errors(knobs):
-        key = ".".join(str(p) for p in error.absolute_path)
-        raise ConfigError(
-            "C002",
-            f"{method}.{key}: {error.message}",
-            where=location_of(text, name, (method, key)),
-            why=str(schema["properties"].get(key, {}).get("description", "")),
-            fix=f"{method}.{key}={json.dumps(schema['properties'][key]['default'])}",
-        )
-
-
-#: Names other trainers taught, and ours.
-SYNONYMS = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "num_generations": "per_prompt",
-    "batch_size": "prompts_per_step",
-    "max_grad_norm": "clip_norm",
-    "max_completion_length": "max_new_tokens",
-}
-
-
-def unknown_key_error(full: str, known: Sequence[str], where: str, value: Any) -> ConfigError:
-    """C001 with a suggestion."""
-    group, dot, key = full.rpartition(".")
-    meant = [SYNONYMS[key]] if SYNONYMS.get(key) in known else closest(key, known)
-    fix = (
-        f"{group}{dot}{meant[0]}={format_value(value)}   in place of {full}"
-        if meant
-        else f"leave {full} out"
-    )
-    hint = f'   did you mean "{meant[0]}"?' if meant else ""
-    why = f"known here: {', '.join(known)}{hint}"
-    return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
-
-
-def translate_validation_error(
-    error: ValidationError, tree: Mapping[str, Any], text: str, name: str
-) -> ConfigError:
-    """The first pydantic error in our words."""
-    first = error.errors()[0]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError):
-        key = (*(str(p) for p in first["loc"]), inner.what.split(" ")[0])
-        fix = ".".join((*key[:-1], inner.fix))
-        return ConfigError(
-            inner.code,
-            ".".join((*key[:-1], inner.what)),
-            where=location_of(text, name, key),
-            why=inner.why,
-            fix=fix,
-        )
-    path = tuple(
-        str(p)
-        for p in first["loc"]
-        if not str(p).startswith(("constrained", "literal", "function"))
-    )
-    where = location_of(text, name, path)
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [f.name for f in dataclasses.fields(settings_class_of(path)) if f.name != "knobs"]
-        return unknown_key_error(".".join(path), known, where, first.get("input"))
-    if first["type"] in ("missing", "missing_argument"):
-        return ConfigError(
-            "C002", f'"{".".join(path)}" is missing', where=where, fix=f"{'.'.join(path)}=VALUE"
-        )
-    if not path:
-        return ConfigError(
-            "C003",
-            "the recipe holds characters that are no text",
-            where=name,
-            why="half a surrogate pair, as an escape in a quoted key leaves it",
-            fix="write the key anew in plain letters",
-        )
-    return ConfigError(
-        "C002",
-        f"{'.'.join(path)}: {first['msg'].lower()}",
-        where=where,
-        why=f"got {first.get('input')!r}",
-        fix=f"{'.'.join(path)}={format_default(path)}",
-        note="every key stands in docs/configuration.md",
-    )
-
-
-def settings_class_of(path: Sequence[str]) -> Any:
-    """The dataclass that holds a key."""
-    kind: Any = Recipe
-    for part in path[:-1]:
-        kind = typing.get_type_hints(kind).get(part, kind)
-    return kind
-
-
-def format_default(path: Sequence[str]) -> str:
-    """A key's default as it would be typed; VALUE where it has none."""
-    default = next(
-        (f.default for f in dataclasses.fields(settings_class_of(path)) if f.name == path[-1]),
-        dataclasses.MISSING,
-    )
-    return "VALUE" if default is dataclasses.MISSING else format_value(default)
-
-
-def format_value(value: Any) -> str:
-    """A value as it is typed behind `key=`."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: str) -> None:
+def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) -> None:
     """Combinations that cannot be (C101, C103)."""
     switch = "rollout_weights" if "rollout_weights" in schema["properties"] else None
     siblings = "siblings" in schema["x-needs"] and recipe.knobs.get("rollout_weights", True)
@@ -357,7 +278,7 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
         raise ConfigError(
             "C103",
             f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
-            where=location_of(text, name, ("rollout", "per_prompt")),
+            where=source.place(("rollout", "per_prompt")),
             why="with one rollout every weight is 1 and every advantage 0",
             fix=f"rollout.per_prompt=4{purpose}",
         )
@@ -366,13 +287,5 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], text: str, name: s
         schema["x-writer"],
     )
     if asks_teacher and not recipe.teacher.model:
-        raise ConfigError(
-            "C101",
-            f"{recipe.method} needs a teacher",
-            where=name,
-            fix="teacher.model=FOLDER_OR_HUB_ID",
-        )
-    if recipe.version != 1:
-        raise ConfigError(
-            "C002", f"version {recipe.version} is unknown", where=name, fix="version=1"
-        )
+        what, fix = f"{recipe.method} needs a teacher", "teacher.model=FOLDER_OR_HUB_ID"
+        raise ConfigError("C101", what, where=source.name, fix=fix)

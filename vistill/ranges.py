@@ -1,41 +1,261 @@
-"""Ranges of settings, stated where the field is and checked wherever the object is made."""
+"""What a settings field may hold: its type and limits as JSON schema, and the check of a value.
+
+One schema serves the recipe, Python, `vistill schema` and `vistill explain`. Numbers are finite and
+never booleans.
+"""
 
 import dataclasses
 import json
 import math
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from numbers import Integral, Real
 from typing import Any
 
 from vistill.errors import ConfigError
 
+#: JSON schema's name of each type that a field may have.
+TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+#: The same in words, for messages.
+WORDS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "null": "null",
+    "object": "a group of keys",
+}
 
-def ranged(default: Any, low: float, high: float | None = None, *, above: bool = False) -> Any:
-    """A dataclass field that must lie in [low, high]; `above` makes the lower end exclusive. None passes."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above})
+
+def ranged(
+    default: Any, low: float, high: float | None = None, *, above: bool = False, below: bool = False
+) -> Any:
+    """A dataclass field that must lie in [low, high]; None passes. Of a tuple, each item must.
+
+    Args:
+        default: the field's default.
+        low: lower end.
+        high: upper end; None for no upper end.
+        above: exclude the lower end.
+        below: exclude the upper end.
+    """
+    metadata = {"low": low, "high": high, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def field_schema(annotation: Any) -> dict[str, Any]:
+    """JSON schema of one annotation: a plain type, a Literal, a tuple, or a union of them."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [field_schema(part) for part in arguments]}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple:
+        items = {"type": "array", "items": field_schema(arguments[0])}
+        size = len(arguments)
+        return items if arguments[-1] is ... else {**items, "minItems": size, "maxItems": size}
+    if origin is dict:
+        return {"type": "object"}
+    return {"type": TYPES[annotation]}
+
+
+def limits(field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    """The field's range as JSON schema."""
+    facts = field.metadata
+    if "low" not in facts:
+        return {}
+    lower = "exclusiveMinimum" if facts["above"] else "minimum"
+    upper = "exclusiveMaximum" if facts.get("below") else "maximum"
+    return {lower: facts["low"]} | ({} if facts["high"] is None else {upper: facts["high"]})
+
+
+def limited(schema: dict[str, Any], field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    """A field's schema with its range; of an array, the range of its items."""
+    if schema.get("type") == "array":
+        least = {"minItems": field.metadata["items"]} if "items" in field.metadata else {}
+        return schema | {"items": schema["items"] | limits(field)} | least
+    return schema | limits(field)
+
+
+@cache
+def schemas_of(kind: type) -> dict[str, dict[str, Any]]:
+    """Schema of every field of a settings class, except groups, which check themselves."""
+    hints = typing.get_type_hints(kind)
+    fields = {
+        f.name: f for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(hints[f.name])
+    }
+    return {name: limited(field_schema(hints[name]), field) for name, field in fields.items()}
 
 
 def check_ranges(settings: Any) -> None:
-    """C002 for the first field outside its range. Call it in `__post_init__`."""
-    for field in dataclasses.fields(settings):
-        value, low = getattr(settings, field.name), field.metadata.get("low")
-        if low is None or isinstance(value, (str, bool)) or value is None:
-            continue
-        high, above = field.metadata["high"], field.metadata["above"]
-        inside = (value > low if above else value >= low) and (high is None or value <= high)
-        inside &= math.isfinite(
-            value
-        )  # JSON holds no infinity, so the run's own recipe could not be read again
-        if not inside:
-            lower = f"above {low}" if above else f"at least {low}"
-            upper = (
-                f" and at most {high}"
-                if high is not None
-                else ""
-                if math.isfinite(value)
-                else " and finite"
-            )
-            raise ConfigError(
-                "C002",
-                f"{field.name} = {value} is out of range",
-                why=f"{field.name} must be {lower}{upper}",
-                fix=f"{field.name}={json.dumps(field.default)}",
-            )
+    """C002 for the first field that does not fit its type or range. Call it in `__post_init__`."""
+    for name, schema in schemas_of(type(settings)).items():
+        value = getattr(settings, name)
+        if not fits(schema, value):
+            default = next(f.default for f in dataclasses.fields(settings) if f.name == name)
+            raise misfit(name, value, schema, default)
+
+
+def misfit(key: str, value: Any, schema: Mapping[str, Any], default: Any) -> ConfigError:
+    """C002 for a value that does not fit its key."""
+    if isinstance(value, str) and not is_text(value):
+        why = "half a surrogate pair, as an escape in quotes leaves it"
+        return ConfigError(
+            "C002", f"{key} holds characters that are no text", why=why, fix=f"{key}=TEXT"
+        )
+    quoted = isinstance(value, str) and not accepts_text(schema)
+    hint = "; a value in quotes is text" if quoted and fits(schema, number_in(value)) else ""
+    proposed = number_in(value) if hint else default
+    text = "VALUE" if proposed is dataclasses.MISSING else typed(proposed)
+    what, why = f"{key} cannot be {shown(value)}", f"it must be {describe(schema)}{hint}"
+    return ConfigError("C002", what, why=why, fix=f"{key}={text}")
+
+
+def number_in(text: Any) -> Any:
+    """What a text would be without its quotes."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        try:
+            return float(text)
+        except (TypeError, ValueError):
+            return text
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed behind `key=`, without blanks that a shell would split at."""
+    return (
+        value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it; text in quotes."""
+    return f"{json.dumps(value, default=str, ensure_ascii=False):.80}"
+
+
+def fits(schema: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value fits a schema, as JSON schema says; infinities and NaN never fit."""
+    if "anyOf" in schema and not any(fits(part, value) for part in schema["anyOf"]):
+        return False
+    if "enum" in schema and not any(
+        value == one and same_kind(value, one) for one in schema["enum"]
+    ):
+        return False
+    if "type" in schema and not has_type(value, schema["type"]):
+        return False
+    if isinstance(value, (list, tuple)):
+        within = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", sys.maxsize)
+        return within and all(fits(schema.get("items", {}), item) for item in value)
+    return not is_number(value) or (is_finite(value) and in_range(schema, value))
+
+
+def has_type(value: Any, name: str) -> bool:
+    """Whether a value has a JSON type. `5.0` is an integer, `true` is no number."""
+    if name == "integer":
+        return (
+            is_number(value)
+            and is_finite(value)
+            and (isinstance(value, Integral) or float(value).is_integer())
+        )
+    if name == "number":
+        return is_number(value)
+    if name == "string":
+        return isinstance(value, str) and is_text(value)
+    kinds = {"boolean": bool, "null": type(None), "object": Mapping, "array": (list, tuple)}
+    return isinstance(value, kinds[name])
+
+
+def is_text(value: str) -> bool:
+    """Whether a text holds whole characters: half a surrogate pair cannot be stored."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def is_number(value: Any) -> bool:
+    """A number that is no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number can be stored as JSON: no infinity, no NaN, nothing above a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def same_kind(value: Any, other: Any) -> bool:
+    """`true` is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool)
+
+
+def in_range(schema: Mapping[str, Any], value: Any) -> bool:
+    """Whether a number lies within the limits."""
+    return (
+        value >= schema.get("minimum", value)
+        and value <= schema.get("maximum", value)
+        and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+        and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+    )
+
+
+def accepts_text(schema: Mapping[str, Any]) -> bool:
+    """Whether any text fits."""
+    return schema.get("type") == "string" or any(
+        accepts_text(part) for part in schema.get("anyOf", ())
+    )
+
+
+def converted(schema: Mapping[str, Any], value: Any) -> Any:
+    """A value that fits, as its type: a float, an int, a tuple."""
+    if "anyOf" in schema:
+        return converted(next(part for part in schema["anyOf"] if fits(part, value)), value)
+    if isinstance(value, (list, tuple)):
+        return tuple(converted(schema.get("items", {}), item) for item in value)
+    if takes_whole(schema):
+        return whole(value)
+    return float(value) if schema.get("type") == "number" else value
+
+
+def takes_whole(schema: Mapping[str, Any]) -> bool:
+    """Whether a key's numbers are integers."""
+    kinds = [part.get("type") for part in schema.get("anyOf", [schema])]
+    return ("integer" in kinds and "number" not in kinds) or schema.get("enum") == [1]
+
+
+def whole(value: Any) -> Any:
+    """`5.0` as 5; anything but a float as it is."""
+    return int(value) if isinstance(value, float) else value
+
+
+def describe(schema: Mapping[str, Any]) -> str:
+    """What a key takes, in words: `a number, above 0 and at most 1`."""
+    if "anyOf" in schema:
+        kinds = " or ".join(describe(part) for part in schema["anyOf"])
+    elif "enum" in schema:
+        kinds = " | ".join(typed(one) for one in schema["enum"])
+    elif schema.get("type") == "array":
+        count = (
+            f" of {schema['minItems']}"
+            if schema.get("minItems") == schema.get("maxItems", -1)
+            else ""
+        )
+        kinds = f"a list{count}: {describe(schema['items'])}"
+    else:
+        kinds = WORDS.get(schema.get("type", ""), "anything")
+    bounds = bounds_of(schema)
+    return f"{kinds}, {bounds}" if bounds else kinds
+
+
+def bounds_of(schema: Mapping[str, Any]) -> str:
+    """Limits in words."""
+    words = (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "at least"),
+        ("exclusiveMaximum", "below"),
+        ("maximum", "at most"),
+    )
+    return " and ".join(f"{word} {schema[name]}" for name, word in words if name in schema)

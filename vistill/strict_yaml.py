@@ -101,7 +101,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
             ) from error
     try:
         tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file.name}:{mark.line + 1}" if mark else file.name
         raise ConfigError(
@@ -115,18 +115,23 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
     return tree
 
 
-def split_override(text: str) -> tuple[str, Any]:
-    """`train.lr=2e-6` to key and value, the value read as YAML (C005)."""
+def split_pair(text: str) -> tuple[str, str]:
+    """`train.lr=2e-6` to key and value, both as text (C005)."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ConfigError(
-            "C005",
+        what, fix = (
             f'"{text}" is not of the form key=value',
-            fix="vistill train recipe.yaml train.lr=2e-6",
+            "vistill train recipe.yaml train.lr=2e-6",
         )
+        raise ConfigError("C005", what, fix=fix)
+    return key, value
+
+
+def read_value(text: str, key: str, value: str) -> Any:
+    """The value of an override, read as YAML; nothing is an empty text (C005)."""
     try:
-        return key, yaml.load(value, StrictLoader) if value else ""  # noqa: S506
-    except yaml.YAMLError as error:
+        return yaml.load(value, StrictLoader) if value else ""  # noqa: S506
+    except (yaml.YAMLError, ValueError) as error:
         why = str(getattr(error, "problem", error))
         fix = f"""'{key}="TEXT"'   in quotes, where it is a text"""
         raise ConfigError(

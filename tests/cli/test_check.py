@@ -92,10 +92,52 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
     (run / "checkpoint-000004").mkdir(parents=True)
     (run / "run.lock.json").write_text(json.dumps({"format": 2, "recipe": recipe.to_dict()}))
     assert "resumes after step 4" in format_table(check(str(file), overrides, fast=True))
+    file.write_text(file.read_text().replace("run: x", "run: x\nseed: 9"))
     with pytest.raises(ConfigError) as caught:
-        check(str(file), [*overrides, "seed=9"], fast=True)
+        check(str(file), overrides, fast=True)
     assert caught.value.code == "C201"
     shutil.rmtree(run)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A recipe file whose run has started."""
+    from vistill.config import load_recipe
+
+    file, run = tmp_path / "recipe.yaml", tmp_path / "x"
+    file.write_text(
+        f"run: {run}\nmethod: va_opd\nva_opd: {{high_share: 0.3}}\nstudent: {{model: 'vistill:student'}}\n"
+        "teacher: {model: 'vistill:teacher'}\ndata: {train: diagrams, diagrams: {train: 20, eval: 5}}\n"
+    )
+    (run / "checkpoint-000004").mkdir(parents=True)
+    lock = {"format": 2, "recipe": load_recipe(file).to_dict()}
+    (run / "run.lock.json").write_text(json.dumps(lock))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["train.lr=2e-6"],
+            "goes on after step 4; train.lr 1e-06 -> 2e-06: with --accept train.lr",
+        ),
+        (["seed=9"], "seed 42 -> 9: not as"),
+        (["seed=9"], "as a new run, run="),
+        (["method=opd"], "method va_opd -> opd"),
+        (["save.every=9"], "goes on after step 4"),
+        (["data.columns={prompt: q}"], "data.columns.prompt question -> q"),
+    ],
+)
+def test_settings_on_the_command_line_ask_what_would_be_of_a_started_run(started, words, said):
+    assert said in format_table(check(str(started), words, fast=True))
+
+
+def test_a_setting_that_was_not_asked_for_still_stops_the_check(started):
+    started.write_text(started.read_text() + "seed: 9\n")
+    with pytest.raises(ConfigError) as caught:
+        check(str(started), ["train.lr=2e-6"], fast=True)
+    assert caught.value.code == "C201"
 
 
 @pytest.mark.parametrize("below", ["", "/deeper/run"])

@@ -203,3 +203,28 @@ def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
     assert told == [
         "stage visual_opsd sets student.model itself; to change it: stages.visual_opsd.student.model=..."
     ]
+
+
+def test_a_number_with_thousands_of_digits_is_an_error_with_a_code_not_a_crash(tmp_path):
+    assert caught(tmp_path, GOOD + f"seed: {'9' * 5000}\n").code == "C003"
+    assert caught(tmp_path, overrides=[f"seed={'9' * 5000}"]).code == "C005"
+
+
+@pytest.mark.parametrize("stages", ["{a: 5}", "[a]", "a", "{}", "{a: {method: [1]}}"])
+def test_stages_that_are_no_mapping_of_keys_are_refused(tmp_path, stages):
+    error = caught(tmp_path, GOOD + f"stages: {stages}\n")
+    assert error.code in ("C002", "C102")
+
+
+def test_an_error_over_two_keys_names_them_in_full_with_a_fix_that_works(tmp_path):
+    error = caught(tmp_path, overrides=["train.schedule.min_lr=1"])
+    assert error.what.startswith("train.schedule.min_lr = 1")
+    assert recipe(tmp_path, overrides=["train.schedule.min_lr=1", error.fix])
+    error = caught(tmp_path, overrides=["reward.pattern=("])
+    assert error.fix.startswith("reward.pattern=")
+    assert recipe(tmp_path, overrides=["reward.pattern=(", error.fix])
+
+
+def test_a_group_may_be_empty_and_knobs_stand_under_the_methods_name_alone(tmp_path):
+    assert recipe(tmp_path, GOOD + "eval:\n").eval.every == 50
+    assert caught(tmp_path, GOOD + "knobs: {high_share: 0.1}\n").code == "C001"

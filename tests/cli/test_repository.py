@@ -22,6 +22,7 @@ VERBS = [
     "probe",
     "replay",
     "report",
+    "schema",
     "selftest",
     "train",
 ]
@@ -34,7 +35,8 @@ def run_code(code, *arguments):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"]]
+    "words",
+    [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"], ["schema"]],
 )
 def test_help_and_explain_import_nothing_heavy(words):
     code = (

@@ -146,6 +146,14 @@ def test_bad_input_gives_its_code_before_training(folder, rows, settings, code):
     assert len(error.render().splitlines()) <= 12
 
 
+def test_rows_without_an_image_are_counted_and_the_first_few_are_named(folder):
+    several = [row(f"What is {n}?", images=[] if n % 3 == 0 else ["0.png"]) for n in range(1, 40)]
+    error = load_error(write_rows(folder, several))
+    assert error.what.startswith("13 of 39 rows of ")
+    assert "rows 3, 6, 9, 12, 15 and 8 more;" in error.why
+    assert error.where.endswith(":3")
+
+
 def test_a_wrong_column_error_lists_the_columns_and_the_closest(folder):
     error = load_error(write_rows(folder, [row()]), columns=Columns(prompt="questoin"))
     assert "question" in error.render()

@@ -200,7 +200,7 @@ def test_packages_that_are_missing_are_named_at_the_start():
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
     assert re.search(
-        r"lacks what vistill needs: torch>=\S+, transformers>=\S+, .*pydantic>=", done.stderr
+        r"lacks what vistill needs: torch>=\S+, transformers>=\S+, .*typer>=", done.stderr
     )
     assert "make gpu-wheels" in done.stderr
     assert "Traceback" not in done.stderr

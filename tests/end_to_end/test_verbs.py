@@ -181,7 +181,7 @@ def test_an_overlong_last_row_or_a_missing_response_is_an_error_before_the_first
 def test_init_creates_the_folder_and_rejects_an_unknown_method(tmp_path):
     assert vistill("init", "new/mine.yaml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "new" / "mine.yaml").is_file()
-    assert "C102" in vistill("init", "grop", cwd=tmp_path).stderr
+    assert "C102" in vistill("init", "nonsense", cwd=tmp_path).stderr
     assert vistill("--version").stdout.startswith("vistill ")
     assert vistill("explain", "va-opd").returncode == 0
 

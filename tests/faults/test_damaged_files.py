@@ -127,9 +127,9 @@ def test_check_counts_the_same_checkpoints_as_a_start(tmp_path):
     (run / "run.lock.json").write_text(
         json.dumps({"format": 2, "recipe": json.loads(to_json(recipe.to_dict()))})
     )
-    assert run_state_in_words(recipe).endswith(", new")
+    assert run_state_in_words(recipe)[1].endswith(", new")
     (run / "checkpoint-000004").mkdir()
-    assert run_state_in_words(recipe).endswith("resumes after step 4")
+    assert run_state_in_words(recipe)[1].endswith("resumes after step 4")
 
 
 @pytest.mark.parametrize("listening", [lambda: Interrupt().listening(), exit_on_second_signal])

@@ -6,16 +6,7 @@ import platform
 import shutil
 from typing import Any
 
-REQUIRED = (
-    "vistill",
-    "torch",
-    "transformers",
-    "safetensors",
-    "pillow",
-    "pydantic",
-    "jsonschema",
-    "math-verify",
-)
+REQUIRED = ("vistill", "torch", "transformers", "safetensors", "pillow", "math-verify")
 OPTIONAL = {
     "triton": 'pip install "vistill[triton]"',
     "datasets": 'pip install "vistill[data]"',

@@ -1,4 +1,4 @@
-"""`vistill explain`: error codes and methods, from the catalogue, `codes/*.md` and the packaged schema."""
+"""`vistill explain`: error codes, methods and keys, from the catalogue, `codes/*.md` and the schema."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vistill.cli.explain_keys import explain_key, near_keys
 from vistill.config import method_schemas
 from vistill.errors import CATALOGUE, ConfigError, closest
 
@@ -15,7 +16,7 @@ WIDTH = 100
 
 
 def explain_word(word: str) -> str:
-    """The text of a code, a method, or a list: `codes`, `methods`, or the codes that begin so."""
+    """The text of a code, a method, a key, or a list: `codes`, `methods`, or the codes that begin so."""
     methods, code = method_schemas(), word.upper()
     if code in CATALOGUE:
         return explain_code(code)
@@ -26,6 +27,9 @@ def explain_word(word: str) -> str:
         return "\n".join(
             f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.items()
         )
+    about = explain_key(word)
+    if about:
+        return about
     listed = [c for c in CATALOGUE if word == "codes" or c.startswith(code)]
     if listed:
         return "\n".join(f"{c}  {CATALOGUE[c]}" for c in sorted(listed))
@@ -34,7 +38,11 @@ def explain_word(word: str) -> str:
 
 def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
     """C102 with a few words that were perhaps meant."""
-    near = closest(word.lower().replace("-", "_"), methods) + closest(word.upper(), CATALOGUE)
+    near = (
+        closest(word.lower().replace("-", "_"), methods)
+        + near_keys(word.lower())
+        + closest(word.upper(), CATALOGUE)
+    )
     near += [
         code for code, text in CATALOGUE.items() if len(word) > 3 and word.lower() in text.lower()
     ]
@@ -42,8 +50,8 @@ def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
     return ConfigError(
         "C102",
         f'nothing is known about "{word:.60}"',
-        why="it is neither a method nor an error code",
-        fix="\n".join(f"vistill explain {found}" for found in (*shown, "methods", "codes")),
+        why="it is no method, no key of a recipe and no error code",
+        fix="\n".join(f"vistill explain {name}" for name in (*shown, "methods", "codes")),
     )
 
 

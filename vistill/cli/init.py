@@ -1,19 +1,28 @@
-"""`vistill init`: a commented recipe, filled in."""
+"""`vistill init`: a commented recipe, filled in from the method and the first rows of the data."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vistill.cli.data_facts import DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
-from vistill.errors import ConfigError, suggest
+from vistill.errors import ConfigError, closest
 from vistill.redaction import mask_secrets
+from vistill.schema import recipe_schema
+
+#: The schema that an editor completes and validates by. It lies next to the recipe, so that both
+#: may be moved, shared and opened offline, and it knows the methods that there were.
+SCHEMA_NAME = "vistill.schema.json"
 
 TEMPLATE = """\
+# yaml-language-server: $schema={schema}
 # made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
 # every key can also be given on the command line: vistill train {file} train.lr=2e-6
+# what a key means: vistill explain train.lr
 version: 1
-run: runs/{stem}                    # everything is written below this folder
+run: {run}                    # everything is written below this folder
 seed: 42
 
 student:
@@ -23,11 +32,11 @@ method: {method}                    # vistill explain {method}
 {knobs}
 data:
   train: {data}                     # .jsonl | hf:owner/name[split] | .parquet | diagrams
-  eval: ""                          # the same; or hold training rows out:
-  holdout: 0                        # rows set aside for evaluation
-  images: ""                        # folder the image paths are relative to; empty: the data file's folder
-  columns: {{prompt: question, images: images, answer: answer{extra_column}}}
-  template: "{{prompt}}"              # {{choices}} is filled in too
+  eval: {eval}                          # evaluation rows of their own; or hold training rows out:
+  holdout: {holdout}                        # rows set aside for evaluation
+  images: ""                        # folder of the image paths; empty: the data file's folder
+  columns: {columns}
+  template: {template}              # {{choices}} is filled in too
   text_only: error                  # error | drop | plain: rows without a picture
   on_bad_row: quarantine            # quarantine | stop
   max_image_tokens: 1024            # Qwen3-VL's own limit would be 16,384 per image
@@ -36,10 +45,10 @@ rollout:
   per_prompt: 4                     # K sibling responses
   temperature: 0.7                  # scores are always taken at temperature 1
   top_p: 0.95
-  max_new_tokens: 4096
+  max_new_tokens: 4096              # as in VA-OPD; the default is 1024
 
 train:
-  prompts_per_step: 16              # 16 x 4 = 64 responses an update, whatever the hardware
+  prompts_per_step: {per_step}              # {per_step} x 4 = {responses} responses an update
   epochs: 5
   lr: 1.0e-6
   schedule: {{kind: cosine, warmup: 0.05}}
@@ -47,8 +56,8 @@ train:
   clip_norm: 1.0
   micro_batch: auto                 # only speed and memory depend on it, never the update
 
-save: {{every: 50, keep: 2, keep_best: accuracy}}
-eval: {{every: 50, limit: 200, max_new_tokens: 4096}}
+save: {{every: 50, keep: 2, keep_best: {keep_best}}}
+eval: {{every: {eval_every}, limit: 200, max_new_tokens: 4096}}
 """
 REWARD = """\
 reward:                             # from the answer checkers
@@ -67,42 +76,133 @@ def knobs_block(method: str, schema: Mapping[str, Any]) -> str:
 
 
 def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
-    """Write `NAME.yaml` and say what to do next. An existing file is never overwritten."""
+    """Write `NAME.yaml` and the schema next to it; say what was found and what to do next.
+
+    An existing recipe is never overwritten. The schema is, because it is generated.
+
+    Raises:
+        ConfigError: C101, the recipe exists; C102, the name names no method.
+    """
+    method, notes = method_named(name)
     stem = Path(name).stem
-    methods = list(method_schemas())
-    wanted = stem.replace("-", "_")
-    method = max((m for m in methods if wanted.startswith(m)), key=len, default=None)
-    if method is None and not name.endswith(".yaml"):
-        why = f"methods: {', '.join(methods)}   {suggest(stem.replace('-', '_'), methods)}".rstrip()
-        raise ConfigError(
-            "C102",
-            f'"{name}" names no method',
-            why=why,
-            fix="vistill init va-opd   or   vistill init FILE.yaml",
-        )
-    method = method or "va_opd"
-    file = Path(name if name.endswith(".yaml") else f"{stem.replace('-', '_')}.yaml")
+    file = Path(
+        name if name.endswith(".yaml") else f"{method if notes else stem.replace('-', '_')}.yaml"
+    )
     if file.exists():
         raise ConfigError(
             "C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first"
         )
-    schema = method_schemas()[method]
+    schema, facts = method_schemas()[method], facts_of(data)
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
-    column = ", response: response" if schema["x-writer"] == "data" else ""
-    column += ", thoughts: thoughts" if "thoughts" in schema["x-needs"] else ""
+    evaluated = facts.judged or data == "diagrams"
     text = TEMPLATE.format(
-        name=name,
-        student=student,
-        teacher=teacher,
-        data=data,
+        schema=SCHEMA_NAME,
+        name=" ".join(name.split()),
+        student=plain(student),
+        teacher=plain(teacher),
+        data=plain(data),
         file=file,
-        stem=stem,
+        run=plain(f"runs/{file.stem}"),
         method=method,
-        teacher_block=f"teacher:\n  model: {teacher}\n" if asks_teacher else "",
+        teacher_block=f"teacher:\n  model: {plain(teacher)}\n" if asks_teacher else "",
         knobs=knobs_block(method, schema) + (REWARD if "reward" in schema["x-needs"] else ""),
-        extra_column=column,
+        columns=columns_text(facts, schema),
+        template=json.dumps(facts.template),
+        eval=plain(facts.eval),
+        holdout=facts.holdout,
+        per_step=facts.prompts_per_step,
+        responses=4 * facts.prompts_per_step,
+        keep_best="accuracy" if evaluated else "none",
+        eval_every=50 if evaluated else 0,
     )
+    text = "\n".join(aligned(line) for line in text.splitlines()) + "\n"
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(mask_secrets(text), encoding="utf-8")
-    return f"wrote {file}\nnext  vistill check {file}   then   vistill train {file}"
+    write_schema(file.parent / SCHEMA_NAME)
+    return summary(file, data, [*notes, *needed(schema, facts)], facts)
+
+
+def method_named(name: str) -> tuple[str, list[str]]:
+    """The method that a name begins with or is spelt like, and a note where it was guessed."""
+    methods = list(method_schemas())
+    stem = Path(name).stem
+    letters = letters_of(stem)
+    begins = [method for method in methods if letters.startswith(letters_of(method))]
+    if begins:
+        method = max(begins, key=len)
+        exact = stem.lower().replace("-", "_").startswith(method)
+        return method, [] if exact else [f"{stem} is understood as {method}"]
+    if name.endswith(".yaml"):
+        return "va_opd", []
+    near = closest(letters, [letters_of(method) for method in methods], cutoff=0.75)
+    if near:
+        method = next(method for method in methods if letters_of(method) == near[0])
+        return method, [f"{stem} is understood as {method}"]
+    why = f"methods: {', '.join(methods)}"
+    fix = "vistill init va-opd   or   vistill init FILE.yaml"
+    raise ConfigError("C102", f'"{name}" names no method', why=why, fix=fix)
+
+
+def letters_of(name: str) -> str:
+    """A name without its hyphens and case."""
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
+def columns_text(facts: DataFacts, schema: Mapping[str, Any]) -> str:
+    """The columns as one line of YAML, with those that the method needs."""
+    columns = dict(facts.columns)
+    if schema["x-writer"] == "data":
+        columns.setdefault("response", "response")
+    if "thoughts" in schema["x-needs"]:
+        columns.setdefault("thoughts", "thoughts")
+    if schema["x-writer"] != "data":
+        columns.pop("response", None)
+    return "{" + ", ".join(f"{key}: {plain(name)}" for key, name in columns.items()) + "}"
+
+
+def needed(schema: Mapping[str, Any], facts: DataFacts) -> list[str]:
+    """Lines about columns that the method needs and the data lack."""
+    if not any(note.startswith("columns  ") for note in facts.notes):
+        return []
+    wants = {"response": schema["x-writer"] == "data", "thoughts": "thoughts" in schema["x-needs"]}
+    wants["answer"] = "reward" in schema["x-needs"]
+    absent = [key for key, wanted in wants.items() if wanted and not facts.columns.get(key)]
+    return [f"the method needs a column for {key}: set data.columns.{key}" for key in absent]
+
+
+def plain(text: str) -> str:
+    """A text as YAML: as it is where that is safe, else in quotes."""
+    safe = re.fullmatch(r"[A-Za-z_./~][\w./~-]*", text) and text not in (
+        "true",
+        "false",
+        "null",
+        "~",
+    )
+    return text if safe else json.dumps(text, ensure_ascii=False)
+
+
+def aligned(line: str) -> str:
+    """A line with its comment in the column of the others."""
+    setting, mark, comment = line.partition("  # ")
+    return f"{setting.rstrip():<34}  # {comment}" if mark and setting.strip() else line
+
+
+def write_schema(file: Path) -> None:
+    """The schema that the recipe's first line names."""
+    schema = recipe_schema(method_schemas())
+    file.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
+    """What was written and found, and the next commands."""
+    lines = [
+        f"wrote  {file}",
+        f"wrote  {file.parent / SCHEMA_NAME}   (completion and checks in an editor)",
+    ]
+    lines += [f"note   {note}" for note in notes]
+    lines += [
+        f"{f'data   {data}:' if index == 0 else '      '} {note}"
+        for index, note in enumerate(facts.notes)
+    ]
+    return "\n".join([*lines, f"next   vistill check {file}   then   vistill train {file}"])

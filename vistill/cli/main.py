@@ -300,13 +300,22 @@ def replay(
 )
 def explain(
     word: Annotated[
-        str, typer.Argument(help="an error code such as D201, or a method such as va_opd")
+        str, typer.Argument(help="an error code (D201), a method (va_opd), or a key (train.lr)")
     ],
 ) -> None:
-    """Explain an error code or a method with its knobs."""
+    """Explain an error code, a method with its knobs, or a key of the recipe."""
     from vistill.cli.explain import explain_word
 
     print(explain_word(word))
+
+
+@app.command(rich_help_panel=LEARN, epilog=example("vistill schema > recipe.schema.json"))
+def schema() -> None:
+    """Print the JSON schema of a recipe: every key with type, default, limits and meaning."""
+    from vistill.config import method_schemas
+    from vistill.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(method_schemas()), indent=1, ensure_ascii=False))
 
 
 def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:

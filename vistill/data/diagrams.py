@@ -20,12 +20,12 @@ from vistill.data.drawing import (
     label_centres,
 )
 from vistill.data.keys import keyed_generator, keyed_seed
+from vistill.data.settings import DiagramSettings, Version
 from vistill.data.wording import Wording, question_text, solution_text
 from vistill.errors import ConfigError
 from vistill.types import DrawnImage, Prompt
 
 Kind = Literal["triangle", "segment", "bars", "rectangle"]
-Version = Literal["text_dominant", "text_lite", "vision_dominant", "vision_only"]
 Split = Literal["train", "val", "test"]
 
 KINDS: tuple[Kind, ...] = ("triangle", "segment", "bars", "rectangle")
@@ -36,20 +36,6 @@ NUM_VALUES: dict[Kind, int] = {"triangle": 3, "segment": 3, "bars": 3, "rectangl
 TEST_PERCENT, VAL_PERCENT = 15, 10
 #: Probability that a value is the biased one of its kind and colour: the shortcut of property D4.
 SHORTCUT_PROBABILITY = 0.35
-
-
-@dataclass(frozen=True)
-class DiagramSettings:
-    """Which diagrams are drawn."""
-
-    two_digits: bool = False
-    """Labels 10..99 instead of 1..9."""
-    versions: tuple[Version, ...] = ("text_lite", "vision_dominant", "vision_only")
-    """Versions to mix, from text_dominant (the question also gives the values) to vision_only."""
-    thoughts: bool = False
-    """Draw a visual thought for each item: the enlarged labels in reading order."""
-    side: int = 64
-    """Side of the square image in pixels."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Load prompts from the source that the recipe names, and quarantine bad rows before step 1."""
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +169,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
         if not prompt.images and settings.text_only != "plain":
             num_text_only += 1
             if settings.text_only == "error":
-                raise no_image_error(prompt, source)
+                raise no_image_error(prompt, source, settings)
             continue
         good.append(with_unique_id(prompt, seen, settings, source))
     if total == 0:
@@ -224,15 +225,34 @@ def with_unique_id(
     return replace(prompt, id=f"{prompt.id}-{number}")
 
 
-def no_image_error(prompt: Prompt, source: str) -> DataError:
-    """D204."""
+#: Most rows that are searched for images after one without an image.
+ROWS_TO_SEARCH = 10_000
+
+
+def no_image_error(prompt: Prompt, source: str, settings: DataSettings) -> DataError:
+    """D204 with the number of rows without an image, and the first few of them."""
+    lines, total = rows_without_image(source, settings.columns.images)
+    shown = ", ".join(str(line) for line in lines[:5])
+    more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
+    first = "the first " if total == ROWS_TO_SEARCH else ""
+    count = f"{len(lines):,} of {first}{total:,} rows"
     return DataError(
         "D204",
-        f"a row of {source} has no image",
+        f"{count} of {source} {'has' if len(lines) == 1 else 'have'} no image",
         where=prompt.labels.get("row", prompt.id),
-        why="visual advantage is undefined without an image",
+        why=f"rows {shown}{more}; visual advantage is undefined without an image",
         fix="data.text_only=drop   or   data.text_only=plain",
     )
+
+
+def rows_without_image(source: str, column: str) -> tuple[list[int], int]:
+    """Return the numbers of the rows without an image, and how many rows were searched."""
+    lines, total = list[int](), 0
+    for line, row in itertools.islice(read_source(source), ROWS_TO_SEARCH):
+        total += 1
+        if isinstance(row, Mapping) and row.get(column) in (None, [], ()):
+            lines.append(line)
+    return lines, total
 
 
 def check_first_rows(

@@ -1,72 +1,122 @@
-"""Where prompts come from. Needs no torch."""
+"""Where prompts come from. Needs no torch, no numpy and no Pillow."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vistill.data.diagrams import DiagramSettings
 from vistill.ranges import check_ranges, ranged
+
+Version = Literal["text_dominant", "text_lite", "vision_dominant", "vision_only"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in the data file; empty where there is none."""
+    """Names of the columns of the data file. Empty means that there is no such column."""
 
     prompt: str = "question"
+    """Column of the question, as text."""
     images: str = "images"
+    """Column of the pictures: a path, a list of paths, or pictures stored in the file."""
     answer: str = "answer"
+    """Column of the gold answer. Accuracy and rewards need it."""
     choices: str = ""
+    """Column of the options of a multiple-choice question, a list of texts. The answer checker
+    reads it, and `{choices}` of `data.template` shows it."""
     thoughts: str = ""
+    """Column of the visual thoughts for `visual_opsd`: pictures, as in `images`."""
     boxes: str = ""
+    """Column of boxes `[left, top, right, bottom]` in pixels of the first picture. Visual thoughts
+    can be drawn from them (`views.thought`)."""
     response: str = ""
+    """Column of written responses. `sft` learns from them."""
     id: str = ""
+    """Column of row ids, each of which occurs once. The id keys the sampling noise of a row;
+    without a column it is the hash of the row's words and pictures."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class DiagramSettings:
+    """What the procedural diagrams look like."""
+
+    two_digits: bool = False
+    """Draw labels 10..99 instead of 1..9. Two digits are harder to read."""
+    versions: tuple[Version, ...] = field(
+        default=("text_lite", "vision_dominant", "vision_only"), metadata={"items": 1}
+    )
+    """Versions to mix, from `text_dominant` (the question states the values too) to `vision_only`
+    (the values can only be read off the picture)."""
+    thoughts: bool = False
+    """Draw a visual thought for each item: its labels, enlarged, in reading order."""
+    side: int = ranged(64, 8)
+    """Side of the square picture in pixels. A larger picture has more image tokens."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class DiagramData:
     """Procedural diagrams as a data set."""
 
-    train: int = 1280
-    """Training items."""
-    eval: int = 1024
-    """Held-out items; their number combinations never occur in training."""
+    train: int = ranged(1280, 1)
+    """Number of training items."""
+    eval: int = ranged(1024, 0)
+    """Number of evaluation items. Their number combinations never occur in training. More items
+    make the accuracy more precise and each evaluation slower."""
     seed: int = 0
+    """Seed of the items. Another seed draws other items."""
     options: DiagramSettings = field(default_factory=DiagramSettings)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Rows, pictures, columns, templates and what to do with odd rows."""
+    """Training and evaluation rows: source, columns, wording, and what to do with bad rows."""
 
     train: str = "diagrams"
-    """A .jsonl file, `hf:owner/name[split]`, a parquet file, or `diagrams`."""
+    """Source of the training rows: a `.jsonl` or `.parquet` file, `hf:owner/name[split]`, or
+    `diagrams` (drawn by the package)."""
     eval: str = ""
-    """The same for evaluation; empty takes none (diagrams bring their own)."""
+    """Source of the evaluation rows, of the same kinds. Empty evaluates on the rows that
+    `data.holdout` sets aside; with `diagrams` for training, on held-out diagrams."""
     holdout: int = ranged(0, 0)
-    """Where `eval` is empty: set so many training rows aside, chosen by a key; equal questions together, so that it may
-    be the nearest number that they add up to."""
+    """Number of training rows to set aside for evaluation where `data.eval` is empty. Rows with the
+    same question stay together, so the number may be the nearest one that they add up to. More rows
+    make the accuracy more precise and leave fewer to train on."""
     images: str = ""
-    """Folder that image paths are relative to and may not leave; the data file's folder by default."""
+    """Folder that image paths are relative to and may not leave. Empty takes the data file's own
+    folder."""
     columns: Columns = field(default_factory=Columns)
     template: str = "{prompt}"
-    """How the question is put; `{prompt}` and `{choices}` are filled in."""
+    """Wording of the question. `{prompt}` and `{choices}` are filled in; `{{` and `}}` are braces.
+    Choices are listed one per line as `(A) text`. Example: `{prompt}\\n{choices}`."""
     response_template: str = ""
-    """Written response where no column has one; `{answer}` is filled in."""
+    """Wording of the response that `sft` learns where a row has none; `{answer}` is filled in.
+    Empty makes no response."""
     system: str = ""
-    """System message."""
+    """System message of every prompt. Empty sends none."""
     text_only: Literal["error", "drop", "plain"] = "error"
-    """Rows without a picture: stop, leave out, or train as plain distillation."""
+    """What to do with rows without a picture: `error` stops, `drop` leaves them out, `plain` trains
+    on them as plain distillation."""
     on_bad_row: Literal["quarantine", "stop"] = "quarantine"
-    """Rows that cannot be used: set aside with the reason, or stop."""
+    """What to do with rows that cannot be used: `quarantine` sets them aside with the reason,
+    `stop` stops at the first."""
     max_bad_share: float = ranged(0.01, 0, 1)
-    """Share of bad rows above which the run stops."""
+    """Share of the rows that may be bad; more stop the run. A larger share tolerates more."""
     overlap: Literal["stop", "allow"] = "stop"
-    """Evaluation rows that ask what a training row asks: stop, or go on."""
+    """What to do where an evaluation row asks what a training row asks: `stop`, or `allow` it."""
     max_image_tokens: int | None = ranged(None, 1)
-    """Upper limit of image tokens per picture; larger ones are shrunk."""
+    """Most image tokens per picture; a larger picture is shrunk. null takes the model's own limit.
+    A larger limit shows finer detail and needs more memory and time."""
     max_prompt_tokens: int = ranged(8192, 1)
-    """A longer prompt stops the run before its first step: cutting it would cut image placeholders."""
+    """Most tokens of a prompt, image tokens included. A longer prompt stops the run before its
+    first step: cutting it would cut image tokens."""
     limit: int | None = ranged(None, 1)
-    """Use only so many training rows."""
+    """Use only the first so many usable training rows. null takes all."""
     diagrams: DiagramData = field(default_factory=DiagramData)
 
     def __post_init__(self) -> None:

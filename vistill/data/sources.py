@@ -74,10 +74,12 @@ def parse_line(text: bytes, where: str) -> dict[str, Any] | DataError:
 #: Usual column names of data sets, to suggest one for a missing column.
 USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
-    "images": ("images", "image", "pictures", "picture", "img"),
-    "answer": ("answer", "solution", "gold", "label", "target"),
+    "images": ("images", "image", "pictures", "picture", "img", "image_path", "problem_image_0"),
+    "answer": ("answer", "solution", "gold", "label", "target", "ground_truth", "reference"),
     "choices": ("choices", "options"),
     "response": ("response", "completion", "output"),
+    "thoughts": ("thoughts", "thought", "reasoning_images", "reasoning_image_0", "visual_thoughts"),
+    "boxes": ("boxes", "bboxes", "bbox"),
 }
 
 

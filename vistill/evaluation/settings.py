@@ -1,4 +1,4 @@
-"""How models are judged. Needs no torch."""
+"""How models are evaluated. Needs no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,42 +8,49 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Temperature 1 and the first committed answer as in VA-OPD; fewer samples and shorter responses by default."""
+    """Evaluations: accuracy at temperature 1 and greedy, the visual gap, visual advantage."""
 
     every: int = ranged(50, 0)
-    """Steps between evaluations in a run; 0 never."""
+    """Steps between evaluations during a run; 0 never evaluates, not even before the first and
+    after the last step. A smaller number sees changes earlier and costs more time."""
     limit: int | None = ranged(200, 1)
-    """Rows of the evaluation set that are used for the accuracy during the run."""
+    """Rows used for the accuracy during a run; null takes all. More rows give a smaller standard
+    error and take longer."""
     final_limit: int | None = ranged(None, 1)
-    """Rows used before the first and after the last step; empty takes all."""
+    """Rows used for the accuracy before the first and after the last step; null takes all."""
     extra_limit: int | None = ranged(200, 1)
-    """Rows used for greedy accuracy, blind views and visual advantage."""
+    """Rows used for greedy accuracy, blind views and visual advantage; null takes all."""
     samples: int = ranged(1, 1)
-    """Responses per question at temperature 1 (the k of avg@k; VA-OPD: 8)."""
+    """Responses per question at `eval.temperature` (the k of avg@k). More samples give a smaller
+    standard error; time grows in proportion."""
     temperature: float = ranged(1.0, 0)
-    """Sampling temperature of the accuracy at T = 1."""
+    """Sampling temperature of these responses. Larger is more random; 0 is greedy."""
     top_p: float = ranged(1.0, 0, 1, above=True)
-    """Nucleus."""
+    """Nucleus of these responses: sample from the smallest set of tokens with this probability; 1
+    keeps all tokens."""
     greedy: bool = True
     """Also report greedy accuracy."""
     blind: bool = True
-    """Also answer with the picture pixelated, removed and swapped: the visual gap."""
+    """Also answer with the picture pixelated, removed and swapped for another row's: the visual
+    gap."""
     advantage: bool = True
-    """Also measure the teacher's visual advantage of the student's own responses."""
+    """Also measure the teacher's visual advantage of the student's responses."""
     reading: bool = True
-    """On procedural diagrams: change one drawn label and see whether the stated one follows."""
+    """On procedural diagrams: change one drawn label and test whether the stated value follows."""
     max_new_tokens: int = ranged(1024, 1)
-    """A response longer than this is cut off."""
+    """Most tokens of a response; a longer one is cut off and judged as it is."""
     answer: Literal["first", "last"] = "first"
-    """Which committed answer counts."""
+    """Which committed answer of a response counts."""
     high_share: float = ranged(0.2, 0, 1, above=True)
-    """Share of the tokens in the high group, for the figures on misreads."""
+    """Share of a response's tokens in the high group (largest visual advantage) for the figures on
+    misread values."""
     seed: int = 0
-    """Seed of the evaluation's own noise."""
+    """Seed of the evaluation: of its sampling noise, and of which rows `eval.limit` takes."""
     rows_per_call: int = ranged(512, 1)
-    """Rows decoded together."""
+    """Most responses decoded together. Larger is faster and needs more memory; responses stay the
+    same."""
     heatmaps: int = ranged(12, 0)
-    """Items whose tokens are stored with their visual advantage."""
+    """Number of rows whose tokens are stored with their visual advantage, for the report."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

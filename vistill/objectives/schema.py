@@ -5,13 +5,13 @@ import inspect
 import json
 import re
 import sys
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vistill.objectives import METHODS
+from vistill.ranges import field_schema, limited
 
 SCHEMA_FILE = Path(__file__).parent.parent / "schema" / "methods.json"
 PAGES = Path(__file__).parent / "pages"
@@ -30,32 +30,11 @@ def knob_docs(method: type) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text) for name, text in found}
 
 
-def knob_schema(annotation: Any) -> dict[str, Any]:
-    """JSON schema of one annotation: bool, int, float, str or a Literal of strings."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return {"anyOf": [knob_schema(part) for part in typing.get_args(annotation)]}
-    if annotation is type(None):
-        return {"type": "null"}
-    if typing.get_origin(annotation) is typing.Literal:
-        return {"enum": list(typing.get_args(annotation))}
-    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[annotation]}
-
-
-def limits(field: "dataclasses.Field[Any]") -> dict[str, Any]:
-    """The field's range as JSON schema."""
-    if "low" not in field.metadata:
-        return {}
-    lower = "exclusiveMinimum" if field.metadata["above"] else "minimum"
-    upper = {} if field.metadata["high"] is None else {"maximum": field.metadata["high"]}
-    return {lower: field.metadata["low"], **upper}
-
-
 def method_schema(method: type) -> dict[str, Any]:
     """Knobs, defaults and documentation of one method."""
     docs, hints = knob_docs(method), typing.get_type_hints(method)
     properties = {
-        field.name: knob_schema(hints[field.name])
-        | limits(field)
+        field.name: limited(field_schema(hints[field.name]), field)
         | {"default": field.default, "description": docs[field.name]}
         for field in dataclasses.fields(method)
     }

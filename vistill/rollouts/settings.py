@@ -8,28 +8,36 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Sampling of the student's responses. K, temperature and nucleus default to VA-OPD's (4.1, appendix A)."""
+    """Sampling of responses. The defaults of K, temperature and nucleus are VA-OPD's."""
 
     engine: Literal["shared", "hf"] = "shared"
-    """Which engine writes: ours, which reads a prompt once and drops finished rows, or transformers' generate."""
+    """What writes the responses: `shared` reads a prompt once for all its rollouts and drops
+    finished rows; `hf` is transformers' `generate`, slower, with the same responses."""
     per_prompt: int = ranged(4, 1)
-    """Sibling rollouts of each prompt (K)."""
+    """Rollouts of each prompt in a step (K). More compare siblings better; time and memory grow in
+    proportion."""
     temperature: float = ranged(0.7, 0)
-    """Sampling temperature. Scores are always taken at temperature 1."""
+    """Sampling temperature. Larger is more random; 0 is greedy, so all rollouts of a prompt agree.
+    Log-probabilities are always taken at temperature 1."""
     top_p: float = ranged(0.95, 0, 1, above=True)
-    """Nucleus: the smallest set of tokens with this probability."""
+    """Nucleus: sample from the smallest set of tokens with this probability. Smaller is less
+    random; 1 keeps all tokens."""
     max_new_tokens: int = ranged(1024, 1)
-    """A response longer than this is cut off and kept (VA-OPD: 4096)."""
+    """Most tokens of a response; a longer one is cut off and kept. Larger needs more memory and
+    time."""
     all_truncated: Literal["stop", "go_on"] = "stop"
-    """Three steps without one response that ends by itself: stop (R401), or go on (short responses on purpose)."""
+    """What to do when in three steps in a row every response is cut off: `stop` (R401), or `go_on`
+    (short responses on purpose)."""
     rows_per_call: int = ranged(256, 1)
-    """Rows decoded together. Only speed and memory depend on it."""
+    """Most responses decoded together. Larger is faster and needs more memory; responses stay the
+    same."""
     image_skips: int = ranged(0, 0)
-    """How often a response that wants to draw is reopened as text instead (Visual-OPSD: 1); 0 turns it off."""
+    """How often a response that starts to draw a picture is continued as text instead; 0 turns it
+    off."""
     image_marker: str = "<image_start>"
-    """Literal text by which a model announces a drawing."""
+    """Text by which a model announces a drawing, for `rollout.image_skips`."""
     reopen: str = "\n<|im_start|>assistant\n"
-    """What opens the next turn after one was closed."""
+    """Text that opens the next turn after `rollout.image_skips` closed one."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -80,22 +80,11 @@ def compare_recipes(
     Returns:
         The changed keys, all accepted.
     """
-
-    def json_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-        return json.loads(json.dumps(flatten(tree), default=str))
-
-    before, after = ({**json_values(defaults or {}), **json_values(tree)} for tree in (old, new))
-    changed = [
-        k
-        for k in sorted({*before, *after})
-        if before.get(k) != after.get(k) and key_class(k) != "free"
-    ]
+    differing = differences(old, new, defaults)
+    changed = list(differing)
     refused = [k for k in changed if key_class(k) == "identity" or k not in accept]
     if refused:
-        lines = [
-            f"{k}   {before.get(k)} -> {after.get(k)}   ({CLASS_MEANINGS[key_class(k)]})"
-            for k in refused[:5]
-        ]
+        lines = [f"{k}   {differing[k]}   ({CLASS_MEANINGS[key_class(k)]})" for k in refused[:5]]
         allowed = [k for k in refused if key_class(k) == "schedule"]
         if len(refused) > len(lines):
             lines.append(f"and {len(refused) - len(lines)} more")
@@ -110,6 +99,22 @@ def compare_recipes(
             fix=fix,
         )
     return changed
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Keys that differ between two recipes and are not free, each with `before -> after`."""
+
+    def json_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(flatten(tree), default=str))
+
+    before, after = ({**json_values(defaults or {}), **json_values(tree)} for tree in (old, new))
+    return {
+        key: f"{before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key_class(key) != "free"
+    }
 
 
 def changed_versions(lock: Mapping[str, Any]) -> list[str]:

@@ -1,36 +1,48 @@
 """`vistill check`: all start checks of a run; `--fast` makes only those without torch."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, load_stages, method_schemas
+from vistill.config import Recipe, load_stages, method_schemas, split_override
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.errors import ModelError
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_not_found import KNOWN_FAMILIES, looks_like_hub_id, model_not_found_error
+from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import CheckResult
-from vistill.training.run_lock import check_recipe_changes, read_lock
+from vistill.training.recipe import default_settings
+from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
 
 def check(
     recipe: str, overrides: Sequence[str] = (), *, fast: bool = False
 ) -> dict[str, list[CheckResult]]:
-    """Check every stage; the first mistake raises the same error as in `vistill train`."""
+    """Check every stage; the first mistake raises the same error as in `vistill train`.
+
+    If settings on the command line differ from those of a run that has started, report the
+    difference and check the run that they would make.
+    """
     stages = load_stages(recipe, overrides)
-    return {name: check_stage(stage, fast) for name, stage in stages.items()}
+    keys = [split_override(text)[0] for text in overrides]
+    return {
+        name: check_stage(stage, fast, [key.removeprefix(f"stages.{name}.") for key in keys])
+        for name, stage in stages.items()
+    }
 
 
-def check_stage(recipe: Recipe, fast: bool) -> list[CheckResult]:
+def check_stage(recipe: Recipe, fast: bool, overridden: Sequence[str] = ()) -> list[CheckResult]:
     """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
+    recipe, state = run_state_in_words(recipe, overridden)
     first = [
         CheckResult("recipe", f"{recipe.method}, {passes_in_words(recipe)}"),
-        CheckResult("run", run_state_in_words(recipe)),
+        CheckResult("run", state),
     ]
     rest = data_findings(recipe.located()) if fast else run_all_checks(recipe)
     return [*first, *model_findings(recipe.located()), *rest, disk_finding(recipe)]
@@ -41,15 +53,47 @@ def passes_in_words(recipe: Recipe) -> str:
     return "passes " + ", ".join(method_schemas()[recipe.method]["x-passes"])
 
 
-def run_state_in_words(recipe: Recipe) -> str:
-    """Whether the run is new or from which step it resumes; C201 if the recipe has changed."""
+def run_state_in_words(recipe: Recipe, overridden: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """Say whether the run is new or from which step it resumes.
+
+    Args:
+        recipe: of this start.
+        overridden: keys set on the command line. Only those may differ from the run's own.
+
+    Returns:
+        The recipe to check (that of a new run if the settings need one), and the text.
+
+    Raises:
+        ConfigError: C201, the recipe file itself differs from the run's.
+    """
     folder = RunFolder(Path(recipe.run))
     if not folder.has_started():
-        return f"{recipe.run}, new"
-    settings = json.loads(to_json(recipe.to_dict()))  # without secrets, like the lock
-    check_recipe_changes(folder, read_lock(folder), settings, ())
+        return recipe, f"{recipe.run}, new"
+    now, lock = json.loads(to_json(recipe.to_dict())), read_lock(folder)  # both without secrets
+    differing = differences(lock.get("recipe", {}), now, default_settings(recipe.method))
+    changed = {key: text for key, text in differing.items() if is_overridden(key, overridden)}
+    schedule = [key for key in changed if key_class(key) == "schedule"]
+    if changed and changed == differing and "student" in lock["recipe"]:
+        text = "; ".join(f"{key} {change}" for key, change in changed.items())
+        if schedule != list(changed):
+            new = dataclasses.replace(recipe, run=unused_folder(recipe.run))
+            return new, f"{text}: {recipe.run} has started, so this is a new run, run={new.run}"
+        accepted = check_recipe_changes(folder, lock, now, [*schedule, WARMUP])
+        return recipe, f"{resume_point(folder)}; {text}: with --accept {','.join(accepted)}"
+    check_recipe_changes(folder, lock, now, ())
+    return recipe, resume_point(folder)
+
+
+def resume_point(folder: RunFolder) -> str:
+    """The step after which a run resumes, in words."""
     saved = checkpoints_in(folder.path)
-    return f"{recipe.run}, resumes after step {checkpoint_step(saved[-1]) if saved else 0:,}"
+    return f"{folder.path}, resumes after step {checkpoint_step(saved[-1]) if saved else 0:,}"
+
+
+def is_overridden(key: str, overridden: Sequence[str]) -> bool:
+    """Whether the command line sets a key, its group, or another method than the key's."""
+    of_method = "method" in overridden and key.split(".")[0] in method_schemas()
+    return of_method or any(key == name or key.startswith(f"{name}.") for name in overridden)
 
 
 def model_findings(recipe: Recipe) -> list[CheckResult]:

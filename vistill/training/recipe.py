@@ -5,10 +5,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vistill.data.settings import DataSettings
 from vistill.evaluation.settings import EvalSettings
+from vistill.ranges import check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
@@ -20,27 +21,34 @@ class ModelSettings:
     """One model."""
 
     model: str = ""
-    """Folder or hub id."""
+    """Folder, hub id, run folder (its chosen student), or a tiny model of the package:
+    `vistill:student`, `vistill:teacher`, `vistill:base`. Empty means no model."""
     revision: str | None = None
-    """Commit of a hub id."""
+    """Branch, tag or commit of a hub id. null takes the newest."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1."""
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, or one of several: `cuda:1`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. Same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
+    """A whole run: the same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
 
     run: str
-    """Folder that everything is written into."""
+    """Folder that everything is written into. An unfinished run in it is resumed."""
     student: ModelSettings
     method: str
-    """sft, kd, opd, va_opd, vgs, visual_opsd, grpo, papo, ... (`vistill explain va_opd`)."""
-    version: int = 1
+    """Name of the method: `sft`, `kd`, `opd`, `va_opd`, `vgs`, ... (`vistill explain methods`). Its
+    own settings (knobs) stand in a group of the same name."""
+    version: Literal[1] = 1
+    """Version of the recipe format."""
     seed: int = 42
+    """Seed of the run: of the order of the rows and of the sampling noise."""
     teacher: ModelSettings = field(default_factory=ModelSettings)
     knobs: dict[str, Any] = field(default_factory=dict)
-    """The method's own knobs; in the file they stand under the method's name."""
+    """The method's own settings; in a recipe they stand under the method's name."""
     data: DataSettings = field(default_factory=DataSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
@@ -49,7 +57,11 @@ class Recipe:
     save: SaveSettings = field(default_factory=SaveSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     profile: bool = False
-    """Count what each phase is made of and print it next to the bare matrix products; the update stays the same."""
+    """Measure the phases of a step and print them next to the time of the bare matrix products. The
+    update stays the same."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -80,7 +92,8 @@ HERE = "{run}"
 
 
 def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A run folder's stored recipe as plain values, its own data and models found where the folder is now."""
+    """A run folder's stored recipe as plain values, its own data and models found where the folder
+    is now."""
 
     def found(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -14,14 +14,15 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Learning rate over the run."""
+    """Learning rate over the run: linear warm-up, then the shape."""
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up; cosine and linear end at `min_lr`."""
+    """Shape after the warm-up. `cosine` and `linear` end at `train.schedule.min_lr`."""
     warmup: float = ranged(0.05, 0, 1)
-    """Share of the steps that warm up linearly, rounded down to whole steps."""
+    """Share of the steps that warm up linearly, rounded down to whole steps. Larger starts more
+    gently; 0 starts at the peak."""
     min_lr: float = ranged(0.0, 0)
-    """Learning rate that cosine and linear end at; the warm-up starts below it."""
+    """Learning rate at which `cosine` and `linear` end. At most `train.lr`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -29,41 +30,52 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The update."""
+    """The update: batch, length, optimizer (AdamW), precision, memory."""
 
     prompts_per_step: int = ranged(16, 1)
-    """Prompts in an update, whatever the hardware; with K siblings each."""
+    """Prompts of one update, on any hardware; each has `rollout.per_prompt` rollouts. Larger gives
+    less noisy updates and longer steps."""
     epochs: float = ranged(5.0, 0, above=True)
-    """Passes over the training rows."""
+    """Passes over the training rows. Larger trains longer. `train.steps` overrides it."""
     steps: int | None = ranged(None, 1)
-    """Number of updates; overrides epochs."""
+    """Number of updates; overrides `train.epochs`. null takes the epochs."""
     lr: float = ranged(1e-6, 0)
-    """Peak learning rate."""
+    """Peak learning rate. Larger learns faster; too large unlearns what the student knew. 0 trains
+    nothing."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates."""
+    betas: tuple[float, float] = ranged((0.9, 0.95), 0, 1, below=True)
+    """AdamW's decay rates of the mean gradient and of the mean squared gradient. Larger averages
+    over more steps."""
     eps: float = ranged(1e-8, 0, 1, above=True)
-    """Added to the denominator of AdamW (torch's default; Visual-OPSD 1e-15)."""
+    """Added to the denominator of AdamW. Larger shortens the steps of weights with small
+    gradients."""
     weight_decay: float = ranged(0.1, 0)
-    """On matrices; biases and norms are not decayed."""
+    """Decay of matrices, times the learning rate per update; biases and norms are not decayed.
+    Larger pulls the weights more to 0."""
     clip_norm: float = ranged(1.0, 0, above=True)
-    """Largest gradient norm."""
+    """Largest gradient norm; a longer gradient is scaled down to it. Larger clips less."""
     micro_batch: int | Literal["auto"] = ranged("auto", 1)
-    """Prompts scored with gradient at a time; auto measures once what fits. Only speed and memory depend on it."""
+    """Prompts read with gradient at a time. Larger is faster and needs more memory; the update
+    stays the same. `auto` measures once what fits."""
     memory: float | None = ranged(None, 0, above=True)
-    """GiB that auto may hold for a backward pass; null takes half of a CPU's free memory, 80 % of a GPU's."""
+    """GiB that `train.micro_batch: auto` may hold for a backward pass. null takes half of a CPU's
+    free memory, 80 % of a GPU's."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast of the student: bf16 where a CUDA device has it, fp32 on a CPU."""
+    """Autocast of the student. `auto` is bf16 where a CUDA device has it, fp32 elsewhere."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """Rows of logits to values and gradients: auto takes Triton on CUDA where it is installed and proves itself."""
+    """What computes losses from logits. `auto` takes Triton on CUDA where it is installed and
+    passes its self-test, torch elsewhere."""
     attention: Literal["blocks", "flex"] = "blocks"
-    """How siblings attend to their prompt: padded blocks, or one packed row under a block mask (for CUDA)."""
+    """How rollouts attend to their prompt: `blocks` pads them, `flex` packs one row under a block
+    mask (for CUDA)."""
     offload_teacher: bool = False
-    """Keep the teacher's weights in host memory but while it reads; its head stays. Nothing to do on a CPU."""
+    """Keep the teacher's weights in host memory except while it reads; its head stays on the
+    device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
     deterministic: bool = True
-    """Use deterministic kernels."""
+    """Use deterministic kernels, so that a run can be repeated to the bit."""
     freeze: tuple[Literal["vision", "language", "head"], ...] = ()
-    """Parts that keep their weights."""
+    """Parts that keep their weights: the vision tower with its projector, the decoder with its
+    input embedding, the output embedding."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -78,16 +90,19 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What `grpo` and its relatives reward, from the answer checkers."""
+    """What `grpo` and the methods built on it reward, by the answer checkers."""
 
     accuracy: float = ranged(1.0, 0)
-    """Reward of a right answer."""
+    """Reward of a right answer. Only its ratio to `reward.format` matters: advantages are
+    scaled."""
     format: float = ranged(0.0, 0)
-    """Reward of a response that matches the pattern (PAPO: 0.9 and 0.1)."""
+    """Reward of a response that matches `reward.pattern`. Larger teaches the format at the expense
+    of the answer."""
     pattern: str = r"\\boxed\{"
-    """Regular expression that a well-formed response holds somewhere; a dot matches line ends too."""
+    """Regular expression (Python's) that a well-formed response contains; a dot matches line ends
+    too."""
     answer: Literal["first", "last"] = "first"
-    """Which committed answer counts."""
+    """Which committed answer of a response counts."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -107,13 +122,17 @@ class SaveSettings:
     """Checkpoints."""
 
     every: int = ranged(50, 0)
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves only at the end or when the run is stopped. A smaller
+    number loses less after a crash and writes more."""
     keep: int = ranged(2, 1)
-    """How many of the newest stay."""
+    """Newest checkpoints to keep. Each needs the space of the student's weights and of the
+    optimizer's state."""
     journal: bool = True
-    """Write every step's responses down before they are learnt from: for crashes and for `vistill replay`."""
+    """Write each step's responses to disk before the update: a crash loses none, and `vistill
+    replay` reads them."""
     keep_best: Literal["accuracy", "none"] = "accuracy"
-    """Also keep the best on validation; the earliest wins ties."""
+    """Also keep the checkpoint with the best accuracy on the evaluation rows; the latest wins ties.
+    `none` hands out the last one. Without evaluation rows it is the last one too."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -8,18 +8,22 @@ from vistill.ranges import check_ranges, ranged
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Class defaults are the paper's."""
+    """Views: what a reader sees in place of the original picture."""
 
     pixelate: float = ranged(0.10, 0, 1, above=True)
-    """Side of the reduced picture of `pixelated` as a share of the original."""
+    """Side of the reduced picture of the view `pixelated`, as a share of the original. Larger
+    leaves more to see."""
     mask_share: float = ranged(0.6, 0, 1)
-    """Share of the patches that `masked` blackens (PAPO p = 0.6, VPPO 0.5)."""
+    """Share of the patches that the view `masked` blackens. Larger hides more."""
     degrade: Literal["either", "downsample", "noise"] = "either"
-    """What `degraded` does to a picture (S2VOPD): one of the two by a keyed coin, or always the same."""
+    """What the view `degraded` does to a picture (S2VOPD): `either` picks one of the two at random
+    per prompt."""
     thought: Literal["data", "crop", "box"] = "data"
-    """Visual thoughts: a column of the data, or drawn from the row's boxes (crops of them, or red frames)."""
+    """Source of visual thoughts: `data` is the column `data.columns.thoughts`; `crop` and `box`
+    draw them from the row's boxes (cut out, or framed in red)."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
-    """What `noise` and `privileged_noise` show: N(0, 1) of the processed picture (Visual-OPSD), or uniform values."""
+    """What the views `noise` and `privileged_noise` show: N(0, 1) after preprocessing
+    (Visual-OPSD), or uniform pixel values."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

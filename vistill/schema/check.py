@@ -1,0 +1,207 @@
+"""Check a group of keys against its schema; mistakes have a place, a reason and a fix."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vistill.errors import ConfigError
+from vistill.ranges import (
+    converted,
+    fits,
+    is_text,
+    misfit,
+    schemas_of,
+    shown,
+    takes_whole,
+    typed,
+    whole,
+)
+from vistill.runs.recipe_changes import flatten
+from vistill.schema.hints import hint_for
+from vistill.strict_yaml import line_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a tree of values was read from, and every key that there is."""
+
+    text: str
+    """Its content, for line numbers; empty where there is none."""
+    name: str
+    keys: Mapping[str, Mapping[str, Any]]
+    """Schema of every group and key by its dotted name."""
+
+    def place(self, path: tuple[str, ...]) -> str:
+        """`recipe.yaml:14`."""
+        line = line_of(self.text, path) if self.text else None
+        return f"{self.name}:{line}" if line else self.name
+
+
+def settings_from(
+    kind: type,
+    tree: Any,
+    path: tuple[str, ...],
+    source: Source,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """A settings class from a group of keys: unknown keys C001, wrong values C002.
+
+    Args:
+        kind: the class.
+        tree: the group; null is an empty one.
+        path: of the group.
+        source: for messages.
+        given: fields that do not come from the group.
+    """
+    hints: dict[str, Any] = typing.get_type_hints(kind)
+    given = dict(given or {})
+    groups: dict[str, Any] = {
+        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
+    }
+    plain = {name: schema for name, schema in schemas_of(kind).items() if name not in given}
+    tree = group_of_keys(tree, path, source)
+    own = checked_keys(
+        {key: value for key, value in tree.items() if key not in groups},
+        plain,
+        path,
+        source,
+        groups,
+    )
+    below = {
+        name: settings_from(hint, tree[name], (*path, name), source)
+        for name, hint in groups.items()
+        if name in tree
+    }
+    for field in dataclasses.fields(kind):
+        absent = field.name not in own | below | given
+        if absent and field.default is field.default_factory is dataclasses.MISSING:
+            raise missing_key((*path, field.name), source)
+    try:
+        values = {key: converted(plain[key], value) for key, value in own.items()}
+        return kind(**values, **below, **given)
+    except ConfigError as error:
+        raise within(error, path, source) from error
+
+
+def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[str, Any]:
+    """A group as a mapping; null is an empty one (C002 for anything else)."""
+    if tree is None:
+        return {}
+    if isinstance(tree, Mapping):
+        return tree
+    group = ".".join(path)
+    raise ConfigError(
+        "C002",
+        f"{group} cannot be {shown(tree)}",
+        where=source.place(path),
+        why="it is a group of keys",
+        fix=f"{group}={{}}   its keys: vistill explain {group}",
+    )
+
+
+def checked_knobs(
+    tree: Any, schema: Mapping[str, Any], method: str, source: Source
+) -> dict[str, Any]:
+    """A method's block. Numbers stay as written: the fingerprint of a run depends on it."""
+    schemas = schema["properties"]
+    knobs = checked_keys(tree, schemas, (method,), source)
+    return {
+        key: whole(value) if takes_whole(schemas[key]) else value for key, value in knobs.items()
+    }
+
+
+def checked_keys(
+    tree: Any,
+    schemas: Mapping[str, Any],
+    path: tuple[str, ...],
+    source: Source,
+    groups: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The values of a group's keys, checked (C001, C002)."""
+    values: dict[str, Any] = {}
+    for key, value in group_of_keys(tree, path, source).items():
+        full = (*path, key)
+        if not is_text(key):
+            raise no_text_key(source)
+        if key not in schemas:
+            raise unknown_key(full, value, [*schemas, *groups], source)
+        if not fits(schemas[key], value):
+            raise wrong_value(full, value, source)
+        values[key] = value
+    return values
+
+
+def no_text_key(source: Source) -> ConfigError:
+    """C003 for half a character in a key."""
+    return ConfigError(
+        "C003",
+        "the recipe holds characters that are no text",
+        where=source.name,
+        why="half a surrogate pair, as an escape in a quoted key leaves it",
+        fix="write the key anew in plain letters",
+    )
+
+
+def wrong_value(path: tuple[str, ...], value: Any, source: Source) -> ConfigError:
+    """C002 for a value that does not fit its key."""
+    name = ".".join(path)
+    info = source.keys[name]
+    error = misfit(name, value, info, info.get("default", dataclasses.MISSING))
+    note = f"what it means: vistill explain {name}"
+    return ConfigError(
+        "C002", error.what, where=source.place(path), why=error.why, fix=error.fix, note=note
+    )
+
+
+def missing_key(path: tuple[str, ...], source: Source) -> ConfigError:
+    """C002 for a key without a default."""
+    name = ".".join(path)
+    why = f"{name} has no default: {source.keys[name]['description']}"
+    return ConfigError(
+        "C002", f'"{name}" is missing', where=source.place(path), why=why, fix=f"{name}=VALUE"
+    )
+
+
+def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigError:
+    """An error of a settings class, with the group that it stands in."""
+    if not path:
+        return error
+    key, group = error.what.split(" ")[0], ".".join(path)
+    return ConfigError(
+        error.code,
+        f"{group}.{error.what}",
+        where=source.place((*path, *key.split("."))),
+        why=error.why,
+        fix=error.fix if error.fix.startswith(f"{group}.") else f"{group}.{error.fix}",
+    )
+
+
+def unknown_key(
+    path: tuple[str, ...], value: Any, known: Sequence[str], source: Source
+) -> ConfigError:
+    """C001 with what was probably meant."""
+    full, where = ".".join(path), source.place(path)
+    hint = hint_for(full, value, source.keys)
+    if isinstance(value, Mapping) and not hint:
+        for name, inner in flatten(value, f"{full}.").items():  # another trainer's group
+            hint = hint_for(name, inner, source.keys)
+            if hint:
+                full, value = name, inner
+                break
+    listed = f"known here: {', '.join(known)}"
+    if not hint.key:
+        why = hint.note or listed
+        return ConfigError(
+            "C001", f'unknown key "{full}"', where=where, why=why, fix=f"leave {full} out"
+        )
+    group, _, last = hint.key.rpartition(".")
+    meant = last if group == full.rpartition(".")[0] else hint.key
+    fix = f"{hint.key}={typed(value)}   in place of {full}"
+    if not hint.fits:
+        fix = f"vistill explain {hint.key}   says what it takes"
+    if meant == hint.key and not hint.note:
+        listed = f"{hint.key}: {source.keys[hint.key]['description']}"
+    why = f'{hint.note or listed}   did you mean "{meant}"?'
+    return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
