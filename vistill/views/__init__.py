@@ -18,7 +18,7 @@ from vistill.views.privileged import (
     with_thoughts,
 )
 
-__all__ = ["VIEWS", "Partners", "ViewContext", "has_thoughts", "pixelate", "apply_view"]
+__all__ = ["VIEWS", "Partners", "ViewContext", "apply_view", "has_thoughts", "pixelate"]
 
 
 @dataclass(frozen=True)
