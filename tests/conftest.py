@@ -28,6 +28,15 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture
+def clean_registry():
+    """What a test registers, or loads as a plug-in, is dropped afterwards."""
+    from vistill.registry import forget_plugins
+
+    yield
+    forget_plugins()
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data, which CI has."""

@@ -13,13 +13,13 @@ from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import ConfigError, DataError, closest
-from vistill.evaluation.runner import evaluate as judge
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import run_selftest
+from vistill.registry import load_plugins, tasks
 from vistill.report.page import write_report
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
@@ -29,7 +29,7 @@ from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import to_json, write_json
 from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
-from vistill.training.build import build, make_setup, run_start_checks
+from vistill.training.build import build, check_objective, make_setup, run_start_checks
 from vistill.training.checks.data import check_prompts, no_prompts_error
 from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
@@ -106,8 +106,18 @@ def train(
     *,
     accept: Sequence[str] = (),
     progress: Progress = lambda record: None,
+    plugins: Sequence[str | Path] = (),
 ) -> Run:
-    """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe."""
+    """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe.
+
+    Args:
+        recipe: a file, the name of a shipped one, or `vistill.load_recipe(...)`.
+        overrides: `{"train.lr": 2e-6}` or `["train.lr=2e-6"]`.
+        accept: on resume, changed schedule keys (`train.lr`) and plug-ins (`methods.mine`) that are wanted.
+        progress: is called with each record.
+        plugins: files of your own that are executed first, so that the recipe can name what they register.
+    """
+    load_plugins(plugins)
     settings = (
         with_overrides(recipe, overrides)
         if isinstance(recipe, Recipe)
@@ -118,7 +128,7 @@ def train(
     with folder.locked():
         lock_recipe(folder, settings, accept)
         with record_failures(folder):
-            return train_setup(make_setup(settings, folder), progress)
+            return train_setup(make_setup(settings, folder), progress, accept)
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
@@ -135,9 +145,9 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
     return build_recipe(tree)
 
 
-def train_setup(setup: RunSetup, progress: Progress) -> Run:
+def train_setup(setup: RunSetup, progress: Progress, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
-    setup.progress = progress
+    setup.progress, setup.accept = progress, accept
     plan = build(setup)
     write_result(setup.folder, plan, run(plan, setup.folder))
     finished = Run(setup.folder.path)
@@ -160,6 +170,7 @@ class DistillOptions(TypedDict, total=False):
     progress: Progress
     profile: bool
     accept: Sequence[str]
+    plugins: Sequence[str | Path]
 
 
 def distill(
@@ -179,11 +190,13 @@ def distill(
         student: learns, in place.
         teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
         prompts: training prompts.
-        objective: `OPD()`, `VAOPD(high_share=0.2)`, or any class in `vistill.METHODS`.
+        objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or one of your own.
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
     check_options(options)
+    load_plugins(options.get("plugins", ()))
+    check_objective(objective)
     check_prompts([*prompts, *options.get("eval_prompts", ())])
     if not prompts:
         raise no_prompts_error("the data set is empty")
@@ -205,7 +218,11 @@ def distill(
         with record_failures(folder):
             store_inputs(folder, recipe, given)
             setup = make_setup(recipe, folder, given=given, objective=objective)
-            return train_setup(setup, options.get("progress", lambda record: None))
+            accept, progress = (
+                options.get("accept", ()),
+                options.get("progress", lambda record: None),
+            )
+            return train_setup(setup, progress, accept)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -228,14 +245,18 @@ def view_settings(context: ViewContext) -> ViewSettings:
     return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
 
 
-def evaluate(recipe: Recipe, *, advantage_only: bool = False) -> Run:
+def evaluate(
+    recipe: Recipe, *, advantage_only: bool = False, plugins: Sequence[str | Path] = ()
+) -> Run:
     """Judge `recipe.student` without training and write the report; nothing is resumed.
 
     Args:
         recipe: data, views and protocol; the teacher, where there is one, measures visual advantage, else the
             student measures its own.
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
+        plugins: files of your own that are executed first.
     """
+    load_plugins(plugins)
     folder = RunFolder(Path(recipe.run))
     folder.check_writable()
     if folder.has_started():
@@ -282,7 +303,8 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         [with_empty_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
     )
     with make_engine(models.student, setup.rollout.without_image_skips()) as engine:
-        result = judge(models, prompts, settings, diagrams=setup.diagrams, engine=engine)
+        judge = tasks.get(settings.task)
+        result = judge(models, prompts, settings, lambda: None, setup.diagrams, engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(models.student)}

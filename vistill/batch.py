@@ -1,10 +1,12 @@
 """The nouns with tensors: the flat response axis, scored passes, loss terms, and the one reducer."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from types import FunctionType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from vistill.functional.heads import Head
 from vistill.functional.segments import segment_count
-from vistill.types import Pass, View, Writer
+from vistill.types import Pass, View, Writer, view_named
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ Signals = Mapping[str, Tensor]
 
 
 class Need(StrEnum):
-    """What a method cannot do without, beyond its passes. Checked before step 1."""
+    """What a method cannot do without, besides its passes. It is checked before step 1."""
 
     IMAGE = "image"
     THOUGHTS = "thoughts"
@@ -237,72 +239,110 @@ class GradientProbe:
 class EntryGate:
     """A question to the untrained student before step 1: does it answer better under this view than under `full`?"""
 
-    view: View
+    view: View | str
     rows: int
+    switch: str = ""
+    """The setting that leaves the gate out, for the message: `visual_opsd.gate=false`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "view", view_named(self.view))
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A method: what must be seen, what is measured, what is minimised. Everything else is shared.
+@dataclass(frozen=True)
+class Requirements:
+    """What a method asks of a run besides its passes. The class defaults are those of on-policy distillation."""
 
-    A class that names this one as its base inherits the defaults and states only `passes`, `signals` and `terms`.
+    needs: AbstractSet[Need] = frozenset()
+    """What must be there before step 1: `image`, `thoughts`, `reward`, `siblings`. Any set of them."""
+    writer: Writer = Writer.STUDENT
+    """Who writes the responses: the student, the teacher (once, before step 1) or the data set."""
+    writer_view: View | str = View.FULL
+    """What the writer sees of the prompt."""
+    keep_correct: bool = False
+    """Use only the correct ones of the teacher's responses, another one each epoch."""
+    off_policy_share: float = 0.0
+    """Share of the prompts of a step whose responses the teacher wrote beforehand."""
+    updates: int = 1
+    """Updates per step: its prompts in so many parts, with old log-probabilities from before the first."""
+    ema_rate: float = 0.005
+    """How far the moving average of the student (`Reader.EMA`) moves to the student after each update."""
+    entry_gate: EntryGate | None = None
+    """What the untrained student must pass before step 1."""
+    gradient_probe: GradientProbe | None = None
+    """Gradient norms to measure; `Objective.learn_norms` receives them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset(map(Need, self.needs)))
+        object.__setattr__(self, "writer", Writer(self.writer))
+        object.__setattr__(self, "writer_view", view_named(self.writer_view))
+        if self.updates < 1 or not 0 <= self.off_policy_share <= 1 or not 0 <= self.ema_rate <= 1:
+            raise ValueError("updates is at least 1; off_policy_share and ema_rate lie in 0 to 1")
+
+    @property
+    def teacher_share(self) -> float:
+        """Share of the prompts whose responses come from the teacher: all of them where it is the writer."""
+        return 1.0 if self.writer is Writer.TEACHER else self.off_policy_share
+
+
+#: What `Requirements` took over from methods of `Objective`; a class that still defines one would not be heard.
+MOVED = {
+    "needs": "needs",
+    "writer": "writer",
+    "writer_view": "writer_view",
+    "keep_correct": "keep_correct",
+    "off_policy": "off_policy_share",
+    "ema_rate": "ema_rate",
+    "entry_gate": "entry_gate",
+    "probe": "gradient_probe",
+}
+
+
+class Objective(ABC):
+    """A method: which readings it needs, what it measures, what it minimises. Everything else is shared.
+
+    A subclass is a frozen dataclass whose fields are its knobs. It defines `passes`, `signals` and `terms`, and
+    `requirements` where they are not the defaults. The other methods are optional.
     """
 
-    updates: int = 1
-    """Updates a step: its prompts in so many parts, with old log-probabilities from before the first."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        old = [name for name in MOVED if isinstance(vars(cls).get(name), (FunctionType, property))]
+        if old:
+            fields = ", ".join(f"{MOVED[name]}=..." for name in old)
+            what = f"{cls.__name__}.{old[0]} is a field of Requirements now"
+            raise TypeError(f"{what}: define requirements as Requirements({fields})")
+        own = "updates" in vars(cls).get("__annotations__", {})
+        if own and cls.requirements is Objective.requirements:
+            fix = "define requirements as Requirements(updates=self.updates)"
+            raise TypeError(f"{cls.__name__}.updates has no effect: {fix}")
 
     @property
-    def writer(self) -> Writer:
-        """Who writes the responses."""
-        return Writer.STUDENT
-
-    @property
-    def writer_view(self) -> View:
-        """What the writer sees of the prompt."""
-        return View.FULL
-
-    @property
-    def keep_correct(self) -> bool:
-        """Of the teacher's written responses use only correct ones, another one each epoch; else all of them."""
-        return False
+    def requirements(self) -> Requirements:
+        """What the method asks of a run. A property or a class attribute; it follows from the knobs alone."""
+        return Requirements()
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """Readings the method needs."""
-        raise NotImplementedError
+        """The readings of the responses that the method needs. They follow from the knobs alone."""
 
     @abstractmethod
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Measured once a step on the whole batch, without gradient."""
-        raise NotImplementedError
+        """What is measured, once per step on the whole batch, without gradient: per token [R] or per rollout [N].
+
+        Signals are logged. The report colours the tokens of responses by the first one of real numbers per token
+        that is not called `token_weight`.
+        """
 
     @abstractmethod
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Minimised, per token, on each micro-batch of whole prompts."""
-        raise NotImplementedError
-
-    def needs(self) -> frozenset[Need]:
-        """What must be there before step 1."""
-        return frozenset()
-
-    def off_policy(self) -> float:
-        """Share of the prompts of a step whose responses the teacher wrote beforehand."""
-        return 1.0 if self.writer is Writer.TEACHER else 0.0
-
-    def ema_rate(self) -> float:
-        """How far the moving-average reader goes towards the student after each update."""
-        return 0.005
-
-    def entry_gate(self) -> EntryGate | None:
-        """What the untrained student must pass before step 1."""
-        return None
-
-    def probe(self) -> GradientProbe | None:
-        """Gradient norms that the method wants measured."""
-        return None
+        """What is minimised, per token. The batch is any part of the step's rollouts, signals cut to it."""
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
-        """Figures of the step that only this method can name, for the log; `objectives/metrics.py` has shared ones."""
+        """Figures of the step for the log and the report; `objectives/metrics.py` has shared ones."""
+        return {}
+
+    def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Sentences about the figures of a step that a person should read, by a short name; each is given once."""
         return {}
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
@@ -313,5 +353,5 @@ class Objective(Protocol):
         return dict(batch.memory)
 
     def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
-        """The memory after a probe's norms were measured."""
+        """The memory after the norms of `Requirements.gradient_probe` were measured."""
         return dict(memory)

@@ -11,12 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import ConfigError, closest, suggest
+from vistill.errors import ConfigError, closest
+from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits
+from vistill.registry import load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import METHODS_FILE, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
-from vistill.strict_yaml import parse_text, read_value, set_dotted, split_pair
+from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
 
 __all__ = [
@@ -36,35 +38,51 @@ WORDINGS = ("data.template", "data.response_template", "data.system", "rollout.r
 
 
 @cache
-def method_schemas() -> dict[str, Any]:
-    """The packaged knobs of every method."""
-    return json.loads(METHODS_FILE.read_text(encoding="utf-8"))
+def method_schemas() -> MethodSchemas:
+    """The knobs of every method that can be named, packaged and of plug-ins."""
+    reserved = [field.name for field in dataclasses.fields(Recipe)]
+    return MethodSchemas(json.loads(METHODS_FILE.read_text(encoding="utf-8")), reserved)
 
 
-def all_keys() -> dict[str, dict[str, Any]]:
-    """Every group and key of a recipe by its dotted name, with its schema."""
-    return keys_of(method_schemas())
+def all_keys(*used: str) -> dict[str, dict[str, Any]]:
+    """Every group and key of a recipe by its dotted name, with its schema.
+
+    Args:
+        used: methods, or keys of their blocks. Only these plug-ins are asked for their knobs, so
+            that a recipe imports none that it does not name.
+    """
+    schemas = method_schemas()
+    named = dict.fromkeys(parts_of(key)[0] for key in used)
+    plugins = [name for name in named if name in schemas and name not in schemas.reserved]
+    return keys_of({**schemas.packaged, **{name: schemas[name] for name in plugins}})
 
 
 def settings_types(kind: type) -> list[type]:
     """A dataclass and every dataclass among its fields."""
-    found = [kind]
+    kinds = [kind]
     for hint in typing.get_type_hints(kind).values():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found += settings_types(hint)
-    return found
+            kinds += settings_types(hint)
+    return kinds
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    plugins: Sequence[str | Path] = (),
+) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
         path: a `.yaml` or `.toml` file, or the name of a shipped recipe.
         overrides: `["train.lr=2e-6"]` or `{"train.lr": 2e-6}`.
+        plugins: files of your own that are executed first. The recipe can name what they register.
 
     Raises:
-        ConfigError: C001 to C005, C101 to C103.
+        ConfigError: C001 to C005, C101 to C103, C105, C106.
     """
+    load_plugins(plugins)
     stages = load_stages(path, overrides)
     if len(stages) > 1:
         raise ConfigError(
@@ -81,7 +99,8 @@ def load_stages(
 ) -> dict[str, Recipe]:
     """The stages of a recipe in order, each a recipe; a plain recipe is one stage named `run`.
 
-    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is the base folder.
+    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is
+    the base folder.
     """
     file = find_recipe(path)
     text = read_recipe_text(file)
@@ -137,7 +156,7 @@ def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, A
     flat: dict[str, Any] = {}
     for key, value in (changes or {}).items():
         name = f"{prefix}{key}"
-        group = is_group(all_keys().get(name, {}))
+        group = is_group(all_keys(name).get(name, {}))
         if isinstance(value, Mapping) and (group or value):
             flat |= own_keys(value, f"{name}.")
         elif value is not None or not group:
@@ -148,15 +167,16 @@ def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, A
 def split_override(text: str) -> tuple[str, Any]:
     r"""`train.lr=2e-6` to key and value.
 
-    The value is read as YAML, as in a file. The value of a key that takes text is text as it stands,
-    braces, colons and all, unless it is in quotes; in wordings (`data.template`, `data.system`, ...)
-    `\n` is a line break.
+    The value is read as YAML, as in a file. The value of a key that takes text is text as it
+    stands, braces, colons and all, unless it is in quotes; in wordings (`data.template`,
+    `data.system`, ...) `\n` is a line break.
 
     Raises:
         ConfigError: C005, not of the form key=value, or a value that is not YAML.
     """
     key, value = split_pair(text)
-    info = all_keys().get(re.sub(r"^stages\.[^.]+\.", "", key), {})
+    name = re.sub(r"^stages\.[^.]+\.", "", key)
+    info = all_keys(name).get(name, {})
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
         return key, read_value(text, key, value)
@@ -176,7 +196,7 @@ def override(tree: dict[str, Any], pairs: Mapping[str, Any]) -> list[str]:
 
     Knobs of another method are kept only where `pairs` names them too.
     """
-    asked = {key.split(".")[0] for key in pairs}
+    asked = {parts_of(key)[0] for key in pairs}
     others = [
         m for m in method_schemas() if m in tree and m not in asked and m != pairs.get("method")
     ]
@@ -240,19 +260,13 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
         name: the file's name, for messages.
 
     Raises:
-        ConfigError: C001, C002, C101 to C103.
+        ConfigError: C001, C002, C101 to C103, C105, C106.
     """
-    tree, source = dict(tree), Source(text, name, all_keys())
-    method = tree.get("method")
+    tree, method = dict(tree), tree.get("method")
+    source = Source(text, name, all_keys(str(method)))
     schemas = method_schemas()
     if not isinstance(method, str) or method not in schemas:
-        raise ConfigError(
-            "C102",
-            f'unknown method "{method}"' if method else "the recipe names no method",
-            where=source.place(("method",)),
-            why=f"methods: {', '.join(schemas)}   {suggest(str(method), list(schemas))}".rstrip(),
-            fix="method=va_opd",
-        )
+        raise unknown_method(str(method or ""), str(tree.get("run")), source.place(("method",)))
     block = tree.pop(method, None)
     for other in schemas:
         if other != method and other in tree:
@@ -265,8 +279,15 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
             )
     knobs = checked_knobs(block, schemas[method], method, source)
     recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
-    check_together(recipe, schemas[method], source)
+    check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
+
+
+def unknown_method(method: str, run: str, where: str) -> ConfigError:
+    """C102; where the run folder says which plug-in it was, with the command that gives it."""
+    again = way_back(run, f"methods.{method}")
+    note = "a plug-in is executed: give only one that you know" if again else ""
+    return methods.unknown(method, where, again or "method=va_opd", note)
 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) -> None:
@@ -277,7 +298,8 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) ->
         purpose = f"   or, on purpose,   {recipe.method}.{switch}=false" if switch else ""
         raise ConfigError(
             "C103",
-            f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against each other",
+            f"rollout.per_prompt = 1, but {recipe.method} weighs siblings of one prompt against "
+            "each other",
             where=source.place(("rollout", "per_prompt")),
             why="with one rollout every weight is 1 and every advantage 0",
             fix=f"rollout.per_prompt=4{purpose}",

@@ -47,7 +47,7 @@ def ranged(
 
 
 def field_schema(annotation: Any) -> dict[str, Any]:
-    """JSON schema of one annotation: a plain type, a Literal, a tuple, or a union of them."""
+    """JSON schema of one annotation: a plain type, a Literal, a tuple, a dict, or a union."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [field_schema(part) for part in arguments]}
@@ -58,7 +58,8 @@ def field_schema(annotation: Any) -> dict[str, Any]:
         size = len(arguments)
         return items if arguments[-1] is ... else {**items, "minItems": size, "maxItems": size}
     if origin is dict:
-        return {"type": "object"}
+        values = {} if arguments[1] is Any else field_schema(arguments[1])
+        return {"type": "object", "additionalProperties": values}
     return {"type": TYPES[annotation]}
 
 
@@ -150,6 +151,9 @@ def fits(schema: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         within = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", sys.maxsize)
         return within and all(fits(schema.get("items", {}), item) for item in value)
+    if isinstance(value, Mapping):
+        values = values_of(schema)
+        return all(is_text(str(key)) and fits(values, item) for key, item in value.items())
     return not is_number(value) or (is_finite(value) and in_range(schema, value))
 
 
@@ -167,6 +171,12 @@ def has_type(value: Any, name: str) -> bool:
         return isinstance(value, str) and is_text(value)
     kinds = {"boolean": bool, "null": type(None), "object": Mapping, "array": (list, tuple)}
     return isinstance(value, kinds[name])
+
+
+def values_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of the values of a group with free names."""
+    values = schema.get("additionalProperties")
+    return values if isinstance(values, Mapping) else {}
 
 
 def is_text(value: str) -> bool:
@@ -215,6 +225,8 @@ def converted(schema: Mapping[str, Any], value: Any) -> Any:
         return converted(next(part for part in schema["anyOf"] if fits(part, value)), value)
     if isinstance(value, (list, tuple)):
         return tuple(converted(schema.get("items", {}), item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: converted(values_of(schema), item) for key, item in value.items()}
     if takes_whole(schema):
         return whole(value)
     return float(value) if schema.get("type") == "number" else value
@@ -244,6 +256,8 @@ def describe(schema: Mapping[str, Any]) -> str:
             else ""
         )
         kinds = f"a list{count}: {describe(schema['items'])}"
+    elif values_of(schema):
+        kinds = f"a group of names, each with {describe(values_of(schema))}"
     else:
         kinds = WORDS.get(schema.get("type", ""), "anything")
     bounds = bounds_of(schema)

@@ -1,4 +1,7 @@
-"""Recipes as text. YAML without surprises: only true/false are booleans; no aliases, tags, merges or twin keys."""
+"""Recipes as text. YAML without surprises.
+
+Only true and false are booleans; there are no aliases, tags, merges or twin keys.
+"""
 
 import re
 from pathlib import Path
@@ -118,7 +121,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
 def split_pair(text: str) -> tuple[str, str]:
     """`train.lr=2e-6` to key and value, both as text (C005)."""
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?", key):
         what, fix = (
             f'"{text}" is not of the form key=value',
             "vistill train recipe.yaml train.lr=2e-6",
@@ -139,9 +142,18 @@ def read_value(text: str, key: str, value: str) -> Any:
         ) from error
 
 
+def parts_of(key: str) -> list[str]:
+    """`a.b.c` in parts; a method called `module:Class` is one part, dots and all."""
+    module, colon, rest = key.partition(":")
+    if not colon:
+        return key.split(".")
+    name, *knobs = rest.split(".")
+    return [f"{module}:{name}", *knobs]
+
+
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set `a.b.c` in a tree."""
-    *path, last = key.split(".")
+    *path, last = parts_of(key)
     for depth, part in enumerate(path, 1):
         node = tree[part] = {} if tree.get(part) is None else tree[part]
         if not isinstance(node, dict):

@@ -14,7 +14,7 @@ PilImage = Any
 
 
 class View(StrEnum):
-    """What a reader sees of a prompt."""
+    """What a reader sees of a prompt: the built-in views. Views of plug-ins are plain strings."""
 
     FULL = "full"
     PIXELATED = "pixelated"
@@ -29,6 +29,11 @@ class View(StrEnum):
     PRIVILEGED_BLANK = "privileged_blank"
     PRIVILEGED_MISMATCHED = "privileged_mismatched"
     PRIVILEGED_PROMPTS = "privileged_prompts"
+
+
+def view_named(name: View | str) -> View | str:
+    """The built-in view of that name; the name itself if it is a view of a plug-in."""
+    return next((view for view in View if view == name), str(name))
 
 
 class Reader(StrEnum):
@@ -158,13 +163,18 @@ class Pass:
     """One forward pass over the responses: the reader, its view, and whether gradient flows."""
 
     reader: Reader
-    view: View
+    view: View | str
+    """A built-in view, or the name of a view of a plug-in."""
     gradient: bool = False
     keep: str = "hidden"
     """`hidden` keeps the hidden states of the response rows, `log_prob` keeps the sampled tokens'
     log-probabilities, `both` keeps both."""
     rows: str = ""
     """Name of a boolean signal: only the rows it marks get gradient. Empty: all rows."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reader", Reader(self.reader))
+        object.__setattr__(self, "view", view_named(self.view))
 
     @property
     def name(self) -> str:

@@ -11,8 +11,7 @@ import pytest
 from conftest import REPO
 
 from vistill.errors import ConfigError, ModelError, StorageError
-from vistill.models.loading import FAMILIES
-from vistill.studies.check import KNOWN_FAMILIES, check, format_table
+from vistill.studies.check import check, format_table
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -23,10 +22,6 @@ def vistill(*words, cwd=None):
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=cwd
     )
-
-
-def test_the_families_it_knows_are_those_with_an_adapter():
-    assert set(KNOWN_FAMILIES) == set(FAMILIES)
 
 
 def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):

@@ -106,7 +106,7 @@ def test_overrides_that_cannot_be_read_are_explained(tmp_path, override):
     "override",
     ["va_opd.high_share=2", "va_opd.high_weight=5", "va_opd.rollout_temperature=0", "rollout.temperature=-1", "train.steps=-1",
      "train.steps=0", "eval.samples=0", "train.lr=-1", "rollout.max_new_tokens=0", "rollout.per_prompt=0", "rollout.top_p=0",
-     "train.prompts_per_step=0", "train.clip_norm=0", "views.pixelate=0", "save.keep=0", "data.max_bad_share=2", "rollout.engine=vlm"],
+     "train.prompts_per_step=0", "train.clip_norm=0", "views.pixelate=0", "save.keep=0", "data.max_bad_share=2"],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_with_a_fix_that_works(tmp_path, override):
     error = caught(tmp_path, overrides=[override])
@@ -114,6 +114,30 @@ def test_values_out_of_range_are_refused_with_a_fix_that_works(tmp_path, overrid
     assert override.split("=")[0] in error.render()
     if error.fix.startswith(override.split("=")[0]) and "VALUE" not in error.fix:
         assert recipe(tmp_path, overrides=[error.fix])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rollout.engine=vlm",
+        "views.thought=daat",
+        "eval.task=x",
+        "eval.checker=x",
+        "reward.checker=answer",
+    ],
+)
+def test_names_that_stand_for_nothing_are_refused_with_a_fix_that_works(tmp_path, override):
+    error = caught(tmp_path, overrides=[override])
+    assert error.code == "C105"
+    assert override.split("=")[0] in error.what
+    assert "--plugin" in error.why
+    assert recipe(tmp_path, overrides=[error.fix])
+
+
+def test_an_unknown_reward_is_refused_with_a_fix_that_works(tmp_path):
+    error = caught(tmp_path, overrides=["reward.extra.mine=0.5"])
+    assert (error.code, error.fix) == ("C105", "reward.extra={}")
+    assert recipe(tmp_path, overrides=["reward.extra={}"])
 
 
 def test_ranges_hold_in_python_too():

@@ -78,3 +78,14 @@ def test_only_keys_that_were_thought_of_are_free_or_schedule():
     assert lenient == {
         key for key in CLASSES["free"] | CLASSES["schedule"] if not key.startswith("eval.")
     }
+
+
+def test_keys_of_later_versions_leave_the_fingerprint_of_a_run_that_does_not_use_them():
+    recipe = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": "R"})
+    assert recipe.fingerprint() == "463cdeb93f893547"
+    assert (
+        load_recipe(
+            "opd_qwen3vl_8b_to_2b.yaml", {"run": "R", "reward.extra.format": 0.5}
+        ).fingerprint()
+        != "463cdeb93f893547"
+    )

@@ -1,6 +1,7 @@
 """Evaluation: denominators, intervals, views without the image, reading, visual advantage."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -245,39 +246,42 @@ def test_rows_without_a_partner_are_left_out_of_swapped(models, shown):
     assert "gap/pixelated" in out.summary
 
 
-def test_the_swapped_gap_uses_the_same_rows_on_both_sides(models, monkeypatch):
+def test_the_swapped_gap_uses_the_same_rows_on_both_sides(models, clean_registry):
     """A row with two images has no partner, so it counts on neither side of the gap."""
     from vistill.data.answers import Verdict
+    from vistill.registry import checkers
     from vistill.types import Prompt
 
     two_images = Prompt("e", (*ROWS[0].parts[:1], *ROWS[3].parts[:1], "What?"), "right")
     rows = [two_images, *(Prompt(p.id, p.parts, "wrong") for p in ROWS)]
-    monkeypatch.setattr(
-        responses, "judge_answer", lambda text, gold, *rest: Verdict(None, gold == "right")
-    )
-    summary = evaluate(models, rows, QUICK).summary
+
+    @checkers.register("by_gold")
+    def check(response, answer, choices, take, math):
+        return Verdict(None, answer == "right")
+
+    summary = evaluate(models, rows, replace(QUICK, checker="by_gold")).summary
     assert (summary["swapped_rows"], summary["blind_rows"]) == (4, 5)
     assert summary["accuracy"] == 0.2
     assert summary["gap/swapped"] == 0.0
 
 
 def test_rows_without_an_answer_count_for_visual_advantage_but_not_for_accuracy(
-    models, monkeypatch
+    models, clean_registry
 ):
-    from dataclasses import replace
-
     from vistill.data.answers import Verdict
+    from vistill.registry import checkers
 
-    monkeypatch.setattr(
-        responses, "judge_answer", lambda text, gold, *rest: Verdict(gold, bool(gold))
-    )
+    @checkers.register("all_right")
+    def check(response, answer, choices, take, math):
+        return Verdict(answer, bool(answer))
+
     rows = [
         drawn("a", "red"),
         drawn("b", "blue", answer=""),
         drawn("c", "green"),
         drawn("d", "white", answer=None),
     ]
-    out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True))
+    out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True, checker="all_right"))
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == 1.0
     assert [out.summary[key] for key in ("rows", "blind_rows", "unanswered_rows")] == [2, 2, 2]
     assert [item.prompt.id for item in out.tokens] == ["a", "b", "c"]

@@ -58,20 +58,72 @@ RECIPES = {
     "remote code": BASE + "trust_remote_code: true\n",
     "remote code of the student": BASE.replace("{model: a}", "{model: a, trust_remote_code: true}"),
     "plugins": BASE + "external_plugins: [evil.py]\n",
+    "a plug-in": BASE + "plugins: [evil.py]\n",
+    "a method of a file": BASE.replace("method: va_opd", "method: evil.py"),
+    "a method of a module of the working folder": BASE.replace(
+        "method: va_opd", "method: 'evil:Method'"
+    ),
+    "a method of the standard library": BASE.replace("method: va_opd", "method: 'os:mkdir'"),
+    "an engine of a file": BASE + "rollout: {{engine: evil.py}}\n",
+    "an engine of a module": BASE + "rollout: {{engine: 'evil:engine'}}\n",
+    "a checker of a module": BASE + "eval: {{checker: 'evil:engine'}}\n",
+    "a thought source of a module": BASE + "views: {{thought: 'evil:engine'}}\n",
+    "a reward of a module": BASE + "reward: {{extra: {{'evil:engine': 1.0}}}}\n",
     "deep": BASE + "seed: " + "[" * 3000 + "]" * 3000 + "\n",
 }
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_a_hostile_recipe_is_refused(name, tmp_path, marker):
+def test_a_hostile_recipe_is_refused(name, tmp_path, marker, monkeypatch):
+    """Also where a file with the name that it names lies next to it, and Python would find it there."""
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "recipe.yaml"
     file.write_text(
         RECIPES[name].replace("{marker}", str(marker)).replace("{{", "{").replace("}}", "}")
     )
     with pytest.raises(ConfigError) as caught:
         load_recipe(file)
-    assert caught.value.code in {"C001", "C002", "C003"}
+    assert caught.value.code in {"C001", "C002", "C003", "C102", "C105"}
     assert len(caught.value.render().splitlines()) <= 12
+
+
+def test_a_hostile_run_folder_executes_no_plug_in(tmp_path, marker, monkeypatch):
+    """Its lock names a plug-in file in the folder: the error names the file, nothing executes it."""
+    import vistill
+    from vistill.cli.target import recipe_for
+
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    code = {
+        "methods.evil": {"from": "file run/evil.py; rm -rf x", "sha256": "0"},
+        "methods.p": {"from": "package p; rm x 1", "sha256": ""},
+    }
+    (run / "run.lock.json").write_text(json.dumps({"code": code}))
+    tree = {
+        "run": "run",
+        "student": {"model": "a"},
+        "teacher": {"model": "b"},
+        "data": {"train": "diagrams"},
+    }
+    for method in ("evil", "p"):
+        (run / "recipe.json").write_text(
+            json.dumps({**tree, "method": method, method: {}, "eval": {"final_limit": None}})
+        )
+        with pytest.raises(ConfigError) as caught:
+            vistill.replay(run)
+        assert caught.value.code == "C102"
+        assert (
+            "rm" not in caught.value.fix
+            or "'run/evil.py; rm -rf x'" in caught.value.fix
+            or '["' in caught.value.fix
+        )
+        with pytest.raises(ConfigError):
+            load_recipe(run / "recipe.json")
+        assert recipe_for("run", [], "eval").method == "sft"
 
 
 def test_an_override_with_a_tag_is_refused(tmp_path, marker):

@@ -34,6 +34,13 @@ UNPICKLERS = {
 }
 #: Modules that may start a process, always with a list of arguments.
 PROCESSES = {"studies/processes.py", "data/math_judge.py"}
+#: Modules that may import a computed name: the registry, and packages that import their own names
+#: on first use.
+IMPORTERS = {"plugins.py", "__init__.py"}
+#: Modules that may load plug-in files: commands and functions that take them as an argument.
+PLUGIN_LOADERS = {"cli/main.py", "api.py", "config.py", "studies/replay.py"}
+#: Modules that may execute a file: a plug-in that the user gave.
+EXECUTERS = {"plugins.py"}
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "cli/main.py",
@@ -90,11 +97,25 @@ def find_unsafe_call(call, module):
         yield f"{name} trusts remote code"
     if name == "yaml.load" and [dotted_name(a) for a in call.args[1:]] != ["StrictLoader"]:
         yield "yaml.load without the strict loader"
-    if last == "import_module" and not (
-        call.args
-        and isinstance(call.args[0], (ast.Constant, ast.JoinedStr, ast.Subscript, ast.Name))
+    if (
+        last == "import_module"
+        and module not in IMPORTERS
+        and not (call.args and isinstance(call.args[0], ast.Constant))
     ):
         yield "an import by a computed name"
+    if last in {
+        "exec_module",
+        "spec_from_file_location",
+        "spec_from_loader",
+        "run_path",
+        "run_module",
+        "load_module",
+    } and (module not in EXECUTERS):
+        yield f"{name} executes a file"
+    if last == "execute_file" and module != "registry.py":
+        yield "executes a plug-in behind the registry's back"
+    if last == "load_plugins" and module not in PLUGIN_LOADERS:
+        yield "loads plug-ins"
 
 
 def find_unsafe_code(text, module):
@@ -134,7 +155,9 @@ def test_no_module_executes_input(module):
         "yaml.load(x, yaml.Loader)", "yaml.unsafe_load(x)", "np.load(f, allow_pickle=True)",
         "load(f, weights_only=False)", "A.from_pretrained(n, trust_remote_code=True)",
         "A.from_pretrained(n, trust_remote_code=recipe.trust)", "os.system(x)",
-        "os.environ.items()", "os.execv(a, b)", "import_module(a + b)",
+        "os.environ.items()", "os.execv(a, b)", "import_module(a + b)", "import_module(name)",
+        "spec.loader.exec_module(m)", "importlib.util.spec_from_file_location(a, b)",
+        "runpy.run_path(x)", "load_plugins(recipe.plugins)", "plugins.execute_file(x)",
     ],
 )  # fmt: skip
 def test_the_search_finds_each_unsafe_pattern(text):

@@ -15,7 +15,6 @@ from vistill.errors import ConfigError, ModelError
 from vistill.flops_counter import counting
 from vistill.models.chat import load_images
 from vistill.models.decoding import Decoder
-from vistill.models.families import FAMILIES
 from vistill.models.families.base import Family, base_model
 from vistill.models.families.layers import check_signature
 from vistill.models.hf_reference import reference_log_probs
@@ -24,6 +23,7 @@ from vistill.models.save import save_vlm
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, response_states
 from vistill.models.selftest import run_selftest
 from vistill.objectives import OPD
+from vistill.registry import Shipped, families
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
@@ -111,8 +111,10 @@ def relative_difference(a, b):
 
 
 def test_every_family_has_a_tiny_model_here():
-    assert set(TINY) == {*FAMILIES, LlavaFamily.name}
-    assert all(issubclass(kind, Family) and kind.name == name for name, kind in FAMILIES.items())
+    assert set(TINY) == {*families.builtin, LlavaFamily.name}
+    assert all(
+        issubclass(kind, Family) and kind.name == name for name, kind in Shipped(families).items()
+    )
 
 
 def test_a_family_must_define_only_four_things():
@@ -332,13 +334,13 @@ def test_check_signature_names_the_missing_argument():
 
 
 def test_a_saved_folder_loads_by_its_family_with_the_same_weights(
-    name, tokenizer, tmp_path, monkeypatch
+    name, tokenizer, tmp_path, clean_registry
 ):
-    monkeypatch.setitem(FAMILIES, "llava", LlavaFamily)
+    families.register("llava")(LlavaFamily)
     vlm = TINY[name](tokenizer, 2)
     save_vlm(vlm, tmp_path / "saved")
     loaded = load_vlm(tmp_path / "saved")
-    assert type(loaded.family) is FAMILIES[name]
+    assert type(loaded.family) is families.get(name)
     ours, theirs = vlm.model.state_dict(), loaded.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

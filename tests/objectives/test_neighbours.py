@@ -113,7 +113,10 @@ def test_neighbours_differ_by_default(name):
 
 def test_s2vopd_degrades_the_student_where_visual_opsd_informs_the_teacher():
     s2v, opsd = make("s2vopd"), make("visual_opsd", top_k=None, clip_mode="none")
-    assert (s2v.writer_view, opsd.writer_view) == (View.DEGRADED, View.FULL)
+    assert (s2v.requirements.writer_view, opsd.requirements.writer_view) == (
+        View.DEGRADED,
+        View.FULL,
+    )
     assert [(p.reader, p.view) for p in s2v.passes()] == [
         (Reader.STUDENT, View.DEGRADED),
         (Reader.EMA, View.FULL),
@@ -238,9 +241,10 @@ def test_quantile_scopes_use_their_own_tokens(scope, pools):
 
 
 def test_who_writes_is_the_methods_own_word():
-    assert make("kd").writer is Writer.TEACHER
-    assert make("kd").off_policy() == 1.0
-    assert make("gkd").off_policy() == 0.5
-    assert make("sft").writer is Writer.DATA
-    assert make("sft", responses="teacher").keep_correct
-    assert make("opd").off_policy() == 0.0
+    asked = lambda name, **knobs: make(name, **knobs).requirements
+    assert asked("kd").writer is Writer.TEACHER
+    assert asked("kd").teacher_share == 1.0
+    assert asked("gkd").teacher_share == 0.5
+    assert asked("sft").writer is Writer.DATA
+    assert asked("sft", responses="teacher").keep_correct
+    assert asked("opd").teacher_share == 0.0

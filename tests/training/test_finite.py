@@ -8,7 +8,7 @@ import pytest
 import torch
 from training.test_loop import make_plan, run_plan
 
-from vistill.batch import LossTerm, Need, Objective
+from vistill.batch import LossTerm, Need, Objective, Requirements
 from vistill.errors import NonFiniteError
 from vistill.objectives import METHODS, OPD
 from vistill.objectives.shared import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
@@ -174,6 +174,10 @@ class Counting(OPD):
     signal: float = 1.0
     remembered: float = 1.0
 
+    @property
+    def requirements(self):
+        return Requirements(updates=self.updates)
+
     def signals(self, batch):
         return {
             **super().signals(batch),
@@ -232,8 +236,7 @@ def test_a_method_may_use_any_names_for_its_signals(tokenizer, teacher, tmp_path
     class Mine(Objective):
         """A user's method."""
 
-        def needs(self):
-            return frozenset({Need.REWARD})
+        requirements = Requirements(needs={Need.REWARD})
 
         def passes(self):
             return (STUDENT, TEACHER)

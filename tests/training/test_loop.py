@@ -111,7 +111,7 @@ def reference(request, tokenizer, teacher, tmp_path_factory):
     """An uninterrupted run of three epochs."""
     objective = {**FAST, **SLOW}[request.param]
     folder = RunFolder(tmp_path_factory.mktemp("reference"))
-    if getattr(objective, "keep_correct", False):
+    if objective.requirements.keep_correct:
         store_correct_answers(folder, teacher)
     plan = make_plan(tokenizer, teacher, objective)
     run_plan(plan, folder)
@@ -145,7 +145,7 @@ def test_stopping_at_any_step_and_resuming_gives_the_same_bits(
 ):
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
-    if objective.keep_correct:
+    if objective.requirements.keep_correct:
         store_correct_answers(folder, teacher)
     run_plan(make_plan(tokenizer, teacher, objective, stop_after=step), folder)
     resumed = make_plan(tokenizer, teacher, objective)
@@ -207,7 +207,7 @@ def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
 ):
     objective, weights, lines = reference
     folder = RunFolder(tmp_path)
-    if objective.keep_correct:
+    if objective.requirements.keep_correct:
         store_correct_answers(folder, teacher)
     for stop in (1, 2, 3, 5, 6, 8, None):
         plan = make_plan(tokenizer, teacher, objective, stop_after=stop)
@@ -250,26 +250,33 @@ def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
 
 @pytest.mark.parametrize("interrupted_step", [0, 4, 8])
 def test_a_signal_during_an_evaluation_loses_neither_the_evaluation_nor_the_best(
-    tokenizer, teacher, tmp_path, monkeypatch, interrupted_step
+    tokenizer, teacher, tmp_path, clean_registry, interrupted_step
 ):
-    from vistill.training import loop
+    from vistill.evaluation.runner import evaluate
+    from vistill.registry import tasks
 
-    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    reference = make_plan(tokenizer, teacher)
-    best = run(reference, whole).best
-    original, calls = loop.evaluate, []
+    calls, interrupts = [], False
 
+    @tasks.register("interrupted")
     def interrupted(*args):
         calls.append(1)
-        if len(calls) == 1 + interrupted_step // 4:
+        if interrupts and len(calls) == 1 + interrupted_step // 4:
             signal.raise_signal(signal.SIGTERM)
-        return original(*args)
+        return evaluate(*args)
 
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    def plan_with_task():
+        plan = make_plan(tokenizer, teacher)
+        return replace(plan, evaluation=replace(plan.evaluation, task="interrupted"))
+
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    reference = plan_with_task()
+    best = run(reference, whole).best
+    calls.clear()
+    interrupts = True
     with pytest.raises(Preempted):
-        run(make_plan(tokenizer, teacher), folder)
-    monkeypatch.setattr(loop, "evaluate", original)
-    plan = make_plan(tokenizer, teacher)
+        run(plan_with_task(), folder)
+    interrupts = False
+    plan = plan_with_task()
     state = run(plan, folder)
     assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
     assert logged_text(folder) == logged_text(whole)

@@ -1,6 +1,7 @@
 """Out of memory changes the size of a phase, never the update."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,21 +94,27 @@ def test_a_phase_is_halved_until_it_fits_and_a_resumed_run_knows_it(
 
 
 def test_an_evaluation_that_does_not_fit_is_halved_and_gives_the_same_answers(
-    tokenizer, teacher, tmp_path, monkeypatch
+    tokenizer, teacher, tmp_path, clean_registry
 ):
-    from vistill.training import loop
+    from vistill.evaluation.runner import evaluate
+    from vistill.registry import tasks
 
-    run_four_steps(tokenizer, teacher, tmp_path / "plain", eval_prompts=EVAL)
-    original, sizes = loop.evaluate, []
+    sizes, fails = [], False
 
+    @tasks.register("small")
     def small(models, prompts, settings, *rest):
         sizes.append(settings.rows_per_call)
-        if settings.rows_per_call > 1:
+        if fails and settings.rows_per_call > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(models, prompts, settings, *rest)
+        return evaluate(models, prompts, settings, *rest)
 
-    monkeypatch.setattr(loop, "evaluate", small)
-    run_four_steps(tokenizer, teacher, tmp_path / "short", eval_prompts=EVAL)
+    changes = {
+        "eval_prompts": EVAL,
+        "evaluation": replace(make_plan(tokenizer, teacher).evaluation, task="small"),
+    }
+    run_four_steps(tokenizer, teacher, tmp_path / "plain", **changes)
+    fails = True
+    run_four_steps(tokenizer, teacher, tmp_path / "short", **changes)
     assert sizes[-1] == 1
     plain, short = (RunFolder(tmp_path / name) for name in ("plain", "short"))
     assert plain.evaluations.read_text() == short.evaluations.read_text()

@@ -6,6 +6,7 @@ import pytest
 from training.test_loop import make_plan
 
 from vistill.errors import RolloutError
+from vistill.objectives import VAOPD
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -71,7 +72,7 @@ def test_steps_without_visual_advantage_give_one_warning():
     health, warnings = RolloutHealth(), []
     for share in (0.4, 1.0, 1.0):
         metrics = {"rollout/truncated_share": 0.0, "va/zero_share": share}
-        warnings.append(health.update(metrics, [], RolloutSettings()))
+        warnings.append(health.update(metrics, [], RolloutSettings(), VAOPD().warnings(metrics)))
     assert [len(new) for new in warnings] == [0, 1, 0]
     assert "no token of this step" in warnings[1][0]
     assert health.warned == ["blind"]

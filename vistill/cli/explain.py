@@ -25,7 +25,7 @@ def explain_word(word: str) -> str:
         return explain_method(name, methods[name])
     if name == "methods":
         return "\n".join(
-            f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.items()
+            f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.usable().items()
         )
     about = explain_key(word)
     if about:
@@ -99,7 +99,8 @@ def type_in_words(info: dict[str, Any]) -> str:
 def explain_method(name: str, schema: dict[str, Any]) -> str:
     """Objective, passes and knobs of a method."""
     sees = [f"{p} (gradient)" if p in schema["x-gradient"] else p for p in schema["x-passes"]]
-    lines = [f"{name}: {schema['x-page']}", "", f"responses from   {schema['x-writer']}"]
+    origin = [f"comes from       {schema['x-origin']}"] if "x-origin" in schema else []
+    lines = [f"{name}: {schema['x-page']}", "", *origin, f"responses from   {schema['x-writer']}"]
     lines += [f"passes           {', '.join(sees)}"]
     lines += [f"needs            {', '.join(schema['x-needs'])}", ""] if schema["x-needs"] else [""]
     if not schema["properties"]:

@@ -47,7 +47,8 @@ EXAMPLES = {
 
 def explain_key(word: str) -> str | None:
     """The text about a key or group; None where the word is neither."""
-    keys, name = all_keys(), word.replace("-", "_")
+    name = word.replace("-", "_")
+    keys = all_keys(name)
     same = [key for key in keys if key.rpartition(".")[2] == name]
     if name in keys and is_group(keys[name]):
         return about_group(name, keys)

@@ -10,6 +10,7 @@ from vistill.cli.data_facts import DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, closest
 from vistill.redaction import mask_secrets
+from vistill.registry import plugin_words
 from vistill.schema import recipe_schema
 
 #: The schema that an editor completes and validates by. It lies next to the recipe, so that both
@@ -190,7 +191,7 @@ def aligned(line: str) -> str:
 
 def write_schema(file: Path) -> None:
     """The schema that the recipe's first line names."""
-    schema = recipe_schema(method_schemas())
+    schema = recipe_schema(method_schemas().usable())
     file.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -205,4 +206,6 @@ def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
         f"{f'data   {data}:' if index == 0 else '      '} {note}"
         for index, note in enumerate(facts.notes)
     ]
-    return "\n".join([*lines, f"next   vistill check {file}   then   vistill train {file}"])
+    plugins = "".join(f" {word}" for word in plugin_words())
+    check, train = (f"vistill {verb} {file}{plugins}" for verb in ("check", "train"))
+    return "\n".join([*lines, f"next   {check}   then   {train}"])

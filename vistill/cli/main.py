@@ -14,6 +14,7 @@ import typer
 from vistill.cli.terminal import VerbGroup, Verbs, show_crash
 from vistill.errors import VistillError
 from vistill.redaction import for_terminal, mask_secret_settings
+from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
 #: Groups of verbs in `vistill --help`.
@@ -41,6 +42,13 @@ app = Verbs(
 TRACEBACK_VARIABLE = "VISTILL_TRACEBACK"
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings as key=value, such as train.lr=2e-6")
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        help="a Python file of your own that is executed first; it registers what recipes name",
+    ),
 ]
 
 
@@ -98,8 +106,10 @@ def init(
     data: Annotated[
         str, typer.Option(help=r"a .jsonl or .parquet file, hf:owner/name\[split], or diagrams")
     ] = "data/train.jsonl",
+    plugin: Plugins = None,
 ) -> None:
     """Write a commented recipe to start from."""
+    load_plugins(plugin or [])
     from vistill.cli.init import write_recipe
 
     print(write_recipe(name, student, teacher, data))
@@ -119,10 +129,15 @@ def train(
         str | None, typer.Option(help="train only this stage of a recipe with stages")
     ] = None,
     accept: Annotated[
-        str, typer.Option(help="on resume: accept changes of these schedule keys, comma-separated")
+        str,
+        typer.Option(
+            help="on resume: accept changes of these schedule keys and plug-ins, comma-separated"
+        ),
     ] = "",
+    plugin: Plugins = None,
 ) -> None:
     """Train a recipe. The same command resumes an interrupted run."""
+    load_plugins(plugin or [])
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
@@ -149,8 +164,10 @@ def check(
         typer.Option("--fast", help="check only recipe, data and model metadata, without weights"),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
+    load_plugins(plugin or [])
     from vistill.studies.check import check as check_recipe
     from vistill.studies.check import format_table
 
@@ -173,8 +190,10 @@ def methods(
         str, typer.Argument(help="a recipe with one stage per method")
     ] = "every_method.yaml",
     overrides: Overrides = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train every method for a few steps and print a table of loss and cost."""
+    load_plugins(plugin or [])
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
@@ -197,8 +216,10 @@ def evaluate(
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Evaluate a model: accuracy, gaps without the image, reading, visual advantage."""
+    load_plugins(plugin or [])
     evaluate_target(target, overrides or [], as_json, advantage_only=False)
 
 
@@ -209,8 +230,10 @@ def probe(
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Measure which tokens depend on the image (visual advantage), without training."""
+    load_plugins(plugin or [])
     evaluate_target(target, overrides or [], as_json, advantage_only=True)
 
 
@@ -283,8 +306,10 @@ def replay(
         int | None, typer.Option(help="step to recompute; default: the last one")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Recompute a step of a run and compare its values with the logged ones, bit by bit."""
+    load_plugins(plugin or [])
     from dataclasses import asdict
 
     from vistill.studies.replay import replay as replay_run
@@ -296,26 +321,47 @@ def replay(
 
 
 @app.command(
+    name="list",
+    rich_help_panel=LEARN,
+    epilog=example("vistill list", "vistill list methods --plugin mine.py"),
+)
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(help="methods, views, ...; without one: the kinds")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """List what a recipe can name: the kinds, or the names of a kind and where they come from."""
+    from vistill.cli.names import kinds_table, names_table
+
+    load_plugins(plugin or [])
+    print(kinds_table() if kind is None else names_table(kind))
+
+
+@app.command(
     rich_help_panel=LEARN, epilog=example("vistill explain va_opd", "vistill explain D201")
 )
 def explain(
     word: Annotated[
         str, typer.Argument(help="an error code (D201), a method (va_opd), or a key (train.lr)")
     ],
+    plugin: Plugins = None,
 ) -> None:
     """Explain an error code, a method with its knobs, or a key of the recipe."""
+    load_plugins(plugin or [])
     from vistill.cli.explain import explain_word
 
     print(explain_word(word))
 
 
 @app.command(rich_help_panel=LEARN, epilog=example("vistill schema > recipe.schema.json"))
-def schema() -> None:
+def schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of a recipe: every key with type, default, limits and meaning."""
+    load_plugins(plugin or [])
     from vistill.config import method_schemas
     from vistill.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(method_schemas()), indent=1, ensure_ascii=False))
+    print(json.dumps(recipe_schema(method_schemas().usable()), indent=1, ensure_ascii=False))
 
 
 def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:

@@ -54,7 +54,7 @@ class PrivilegeGain:
 def measure_privilege(
     vlm: VLM,
     prompts: Sequence[Prompt],
-    view: View,
+    view: View | str,
     settings: EvalSettings,
     context: ViewContext,
     engine: RolloutEngine,
@@ -91,7 +91,10 @@ def measure_privilege(
 
 @torch.no_grad()
 def generation_gaps(
-    vlm: VLM, responses: Sequence[JudgedResponse], view: View, contexts: Mapping[str, ViewContext]
+    vlm: VLM,
+    responses: Sequence[JudgedResponse],
+    view: View | str,
+    contexts: Mapping[str, ViewContext],
 ) -> torch.Tensor:
     """Mean `K_gen` of each response, whole vocabulary, the same tokens on both sides (Eq. 4)."""
     ids = torch.tensor([i for a in responses for i in a.rollout.ids], device=vlm.device)

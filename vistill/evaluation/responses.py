@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from vistill.data.answers import judge_answer
 from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
+from vistill.registry import checkers
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.types import Prompt, Rollout, View
 from vistill.views import Partners, ViewContext, apply_view
@@ -21,7 +21,7 @@ class JudgedResponse:
     """One response to one question under one view."""
 
     prompt: Prompt
-    view: View
+    view: View | str
     mode: str
     """`sampled` or `greedy`."""
     rollout: Rollout
@@ -59,11 +59,11 @@ class AnswerEvaluator:
     """Rows that can be the partner of another row, in order; empty means the evaluated rows.
 
     Pass the whole data set, so that a row has the same partner in an evaluation of fewer rows."""
-    partner_cache: dict[View, Partners] = field(default_factory=dict, compare=False)
+    partner_cache: dict[View | str, Partners] = field(default_factory=dict, compare=False)
     """Partners among `partner_rows`, by view, so that each image is decoded once."""
 
     def answer(
-        self, prompts: Sequence[Prompt], view: View, mode: str = "sampled"
+        self, prompts: Sequence[Prompt], view: View | str, mode: str = "sampled"
     ) -> list[JudgedResponse]:
         """All judged responses, in order of prompts and samples; an empty response is wrong."""
         count = self.settings.samples if mode == "sampled" else 1
@@ -88,7 +88,7 @@ class AnswerEvaluator:
                 responses += [self.judge(prompt, view, mode, rollout) for rollout in rollouts]
         return responses
 
-    def contexts(self, prompts: Sequence[Prompt], view: View) -> dict[str, ViewContext]:
+    def contexts(self, prompts: Sequence[Prompt], view: View | str) -> dict[str, ViewContext]:
         """The view context of each prompt id: its own noise seed and its partner row."""
         partners = self.partners(prompts, view)
         return {
@@ -100,7 +100,7 @@ class AnswerEvaluator:
             for p in prompts
         }
 
-    def partners(self, prompts: Sequence[Prompt], view: View) -> Partners:
+    def partners(self, prompts: Sequence[Prompt], view: View | str) -> Partners:
         """The partner row of each row under a view; rows without a partner have no entry."""
         if not self.partner_rows:
             return Partners(prompts, (view,), self.view.thought)
@@ -108,11 +108,14 @@ class AnswerEvaluator:
             view, Partners(self.partner_rows, (view,), self.view.thought)
         )
 
-    def judge(self, prompt: Prompt, view: View, mode: str, rollout: Rollout) -> JudgedResponse:
+    def judge(
+        self, prompt: Prompt, view: View | str, mode: str, rollout: Rollout
+    ) -> JudgedResponse:
         """Decode a response and compare its answer with the gold answer."""
         text = self.vlm.decode(rollout.ids)
         assert prompt.answer is not None, "a question without an answer cannot be judged"
-        verdict = judge_answer(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
+        check = checkers.get(self.settings.checker)
+        verdict = check(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
         return JudgedResponse(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
 
 

@@ -216,7 +216,12 @@ def selection_summary(
 
 def protocol_number(settings: EvalSettings) -> float:
     """Hash of the settings that affect an accuracy; different hashes are not comparable."""
-    names = ("samples", "temperature", "top_p", "max_new_tokens", "answer", "seed")
+    names = ["samples", "temperature", "top_p", "max_new_tokens", "answer", "seed"]
+    names += [
+        name
+        for name in ("checker", "task")
+        if getattr(settings, name) != getattr(EvalSettings, name)
+    ]
     return float(crc32(json.dumps([getattr(settings, name) for name in names]).encode()))
 
 

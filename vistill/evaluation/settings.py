@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vistill.ranges import check_ranges, ranged
+from vistill.registry import checkers, tasks
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class EvalSettings:
     """Most tokens of a response; a longer one is cut off and judged as it is."""
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
+    checker: str = "answers"
+    """What judges a response: `answers`, or a checker of a plug-in."""
+    task: str = "answers"
+    """What an evaluation does with the rows: `answers`, or a task of a plug-in."""
     high_share: float = ranged(0.2, 0, 1, above=True)
     """Share of a response's tokens in the high group (largest visual advantage) for the figures on
     misread values."""
@@ -54,3 +59,5 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        checkers.require("checker", self.checker)
+        tasks.require("task", self.task)

@@ -23,10 +23,10 @@ from transformers.utils.hub import cached_file
 from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor
 from vistill.models.chat import chat_messages, load_images
-from vistill.models.families import FAMILIES
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
+from vistill.registry import families
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
 
@@ -207,9 +207,9 @@ def load_encoder(
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
-    family_type = FAMILIES.get(config.model_type)
-    if family_type is None:
+    if config.model_type not in families:
         raise unknown_family_error(name, config.model_type, role)
+    family_type: type[Family] = families.get(config.model_type)
     check_index(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     processor = family_type.processor_type.from_pretrained(name, revision=revision or "main")
@@ -320,5 +320,5 @@ def unknown_family_error(name: str, family: str, role: str) -> ModelError:
         f"the family {family!r} has no adapter",
         where=name,
         why="image tokens and positions differ between families",
-        fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(FAMILIES)}",
+        fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(families)}",
     )

@@ -1,66 +1,27 @@
-"""One file a method. A method says what must be seen, what is measured and what is minimised.
+"""The built-in methods, one file each. A method says what must be seen, what is measured and what is minimised.
 
-Everything else (rollouts, scoring, reduction, the loop, checkpoints, evaluation, reports) is shared.
-To add one: a file here, one line in `METHODS`, one golden test, one page in `vistill/pages/`.
+Everything else (rollouts, scoring, reduction, the loop, checkpoints, evaluation, reports) is shared. To add one to
+vistill: a file here, a line in `vistill/registry.py`, a golden test, a page in `vistill/objectives/pages/`. To add one
+of your own: `docs/extending.md`. Classes are imported when they are asked for, so that names cost no torch.
 """
 
-from vistill.objectives.distillm import DistiLLM
-from vistill.objectives.eopd import EOPD
-from vistill.objectives.gkd import GKD
-from vistill.objectives.grpo import GRPO
-from vistill.objectives.hybrid import GRPOWithOPD, GRPOWithVGS
-from vistill.objectives.iw_opd import IWOPD
-from vistill.objectives.kd import KD
-from vistill.objectives.opd import OPD
-from vistill.objectives.papo import PAPO
-from vistill.objectives.s2vopd import S2VOPD
-from vistill.objectives.sft import SFT
-from vistill.objectives.va_opd import VAOPD
-from vistill.objectives.vcsd import VCSD
-from vistill.objectives.vgs import VGS
-from vistill.objectives.vgs_language import VGSLanguage
-from vistill.objectives.visual_opsd import VisualOPSD
-from vistill.objectives.vppo import VPPO
+from typing import Any
 
-METHODS: dict[str, type] = {
-    "sft": SFT,
-    "kd": KD,
-    "opd": OPD,
-    "va_opd": VAOPD,
-    "vgs": VGS,
-    "vgs_language": VGSLanguage,
-    "visual_opsd": VisualOPSD,
-    "grpo": GRPO,
-    "papo": PAPO,
-    "grpo_opd": GRPOWithOPD,
-    "grpo_vgs": GRPOWithVGS,
-    "gkd": GKD,
-    "distillm": DistiLLM,
-    "s2vopd": S2VOPD,
-    "vcsd": VCSD,
-    "eopd": EOPD,
-    "iw_opd": IWOPD,
-    "vppo": VPPO,
-}
+from vistill.plugins import import_attribute
+from vistill.registry import Shipped, methods
 
-__all__ = [
-    "EOPD",
-    "GKD",
-    "GRPO",
-    "IWOPD",
-    "KD",
-    "METHODS",
-    "OPD",
-    "PAPO",
-    "S2VOPD",
-    "SFT",
-    "VAOPD",
-    "VCSD",
-    "VGS",
-    "VPPO",
-    "DistiLLM",
-    "GRPOWithOPD",
-    "GRPOWithVGS",
-    "VGSLanguage",
-    "VisualOPSD",
-]
+#: Name -> class of every method that comes with vistill.
+METHODS = Shipped(methods)
+_TARGETS = {target.partition(":")[2]: target for target in methods.builtin.values()}
+
+__all__ = ["METHODS", *_TARGETS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TARGETS:
+        return import_attribute(_TARGETS[name])
+    raise AttributeError(f"module 'vistill.objectives' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_TARGETS])

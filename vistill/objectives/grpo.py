@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, Responses, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Objective, Requirements, Responses, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.policy import clipped_surrogate, group_advantage, probability_ratio
 from vistill.objectives.metrics import group_metrics
@@ -42,9 +42,10 @@ class GRPO(Objective):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def needs(self) -> frozenset[Need]:
+    @property
+    def requirements(self) -> Requirements:
         """A reward and siblings to compare it with."""
-        return frozenset({Need.REWARD, Need.SIBLINGS})
+        return Requirements(needs={Need.REWARD, Need.SIBLINGS}, updates=self.updates)
 
     def passes(self) -> tuple[Pass, ...]:
         """The student; its old self where several updates share a step; the reference where it is used."""

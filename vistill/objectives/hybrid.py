@@ -4,11 +4,11 @@ The distillation half carries no eta, the policy half no reference divergence. T
 nor the number of rollouts of a prompt: ours are those of `grpo`, and what the recipe says.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Objective, Requirements, ScoredBatch, Signals
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.opd import OPD
 from vistill.objectives.shared import grad_if_learned
@@ -31,9 +31,11 @@ class GRPOWithOPD(GRPO):
         """The method of the second half."""
         return OPD()
 
-    def needs(self) -> frozenset[Need]:
-        """What either half needs."""
-        return super().needs() | self.distillation().needs()
+    @property
+    def requirements(self) -> Requirements:
+        """GRPO's, and what the other half needs."""
+        shared = super().requirements
+        return replace(shared, needs=shared.needs | self.distillation().requirements.needs)
 
     def passes(self) -> tuple[Pass, ...]:
         """Both halves' passes, each once."""

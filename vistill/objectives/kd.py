@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vistill.batch import LossTerm, ScoredBatch, Signals
+from vistill.batch import LossTerm, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
 from vistill.objectives.shared import (
     STUDENT,
@@ -24,9 +24,9 @@ class KD(UniformObjective):
     """Forward KL (default), cross-entropy on the written tokens alone (SeqKD), or reverse KL on teacher data."""
 
     @property
-    def writer(self) -> Writer:
-        """The teacher."""
-        return Writer.TEACHER
+    def requirements(self) -> Requirements:
+        """The teacher writes."""
+        return Requirements(writer=Writer.TEACHER)
 
     def passes(self) -> tuple[Pass, ...]:
         """The student; the teacher where its distribution is the target."""

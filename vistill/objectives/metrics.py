@@ -39,6 +39,14 @@ def advantage_metrics(responses: Responses, signals: Signals) -> dict[str, float
     )
 
 
+def advantage_warnings(metrics: Mapping[str, float]) -> dict[str, str]:
+    """A warning where no token of a step has visual advantage, from `advantage_metrics`."""
+    if metrics.get("va/zero_share") != 1.0:
+        return {}
+    why = "the image makes no token of the response more likely for the teacher"
+    return {"blind": f"no token of this step has visual advantage: {why}"}
+
+
 def dependency_metrics(signals: Signals) -> dict[str, float]:
     """Visual dependency: its mean, its tail, how much is gated. Reads `visual_dependency` and `gate`."""
     dependency = signals["visual_dependency"]

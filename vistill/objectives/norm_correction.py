@@ -51,7 +51,7 @@ class NormCorrected(Objective):
             self.eta
         ]
 
-    def probe(self) -> GradientProbe | None:
+    def norm_probe(self) -> GradientProbe | None:
         """Dynamic eta measures the standard gradient and the steered one (lambda is left out, Eq. 15)."""
         sums = (("reverse_kl",), ("reverse_kl", self.steering_term))
         return GradientProbe(self.eta_every, sums) if self.eta == "dynamic" else None

@@ -6,7 +6,7 @@ and carry no gradient by default, so that the masked half of the double entropy 
 
 from dataclasses import dataclass, replace
 
-from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import k3
 from vistill.functional.segments import top_share
 from vistill.objectives.grpo import GRPO
@@ -35,9 +35,11 @@ class PAPO(GRPO):
     annealed: bool = False
     """Let gamma fall linearly to 0 over the run, and the entropy weights with it."""
 
-    def needs(self) -> frozenset[Need]:
-        """GRPO's needs, and pictures to mask."""
-        return super().needs() | {Need.IMAGE}
+    @property
+    def requirements(self) -> Requirements:
+        """GRPO's, and pictures to mask."""
+        shared = super().requirements
+        return replace(shared, needs=shared.needs | {Need.IMAGE})
 
     def masked(self) -> Pass:
         """The reading of the masked picture."""

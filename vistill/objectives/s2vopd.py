@@ -7,7 +7,7 @@ them its own), and down-sampling keeps the picture's size, so that both sides ha
 from dataclasses import dataclass
 from functools import partial
 
-from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import jensen_shannon
 from vistill.objectives.shared import UniformObjective, apply_rule
 from vistill.ranges import ranged
@@ -26,18 +26,11 @@ class S2VOPD(UniformObjective):
     ema_decay: float = ranged(0.95, 0, 1)
     """What the moving average keeps at each update."""
 
-    def needs(self) -> frozenset[Need]:
-        """Pictures."""
-        return frozenset({Need.IMAGE})
-
     @property
-    def writer_view(self) -> View:
-        """The degraded picture."""
-        return View.DEGRADED
-
-    def ema_rate(self) -> float:
-        """Complement of the decay."""
-        return 1 - self.ema_decay
+    def requirements(self) -> Requirements:
+        """Pictures; the student writes from the degraded one."""
+        rate = 1 - self.ema_decay
+        return Requirements(needs={Need.IMAGE}, writer_view=View.DEGRADED, ema_rate=rate)
 
     def passes(self) -> tuple[Pass, ...]:
         """Student degraded, teacher original."""

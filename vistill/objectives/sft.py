@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Objective, Requirements, ScoredBatch, Signals
 from vistill.objectives.shared import STUDENT, log_prob_of
 from vistill.types import Pass, Writer
 
@@ -22,14 +22,9 @@ class SFT(Objective):
     """From the data set's response column, or written once by the teacher; of those one correct one an epoch."""
 
     @property
-    def writer(self) -> Writer:
-        """The data set or the teacher."""
-        return Writer(self.responses)
-
-    @property
-    def keep_correct(self) -> bool:
-        """The teacher's chains of thought are filtered by their answers."""
-        return self.responses == "teacher"
+    def requirements(self) -> Requirements:
+        """The data set writes, or the teacher; of the teacher's chains of thought only correct ones are used."""
+        return Requirements(writer=Writer(self.responses), keep_correct=self.responses == "teacher")
 
     def passes(self) -> tuple[Pass, ...]:
         """The student alone."""

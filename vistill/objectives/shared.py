@@ -7,7 +7,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, ScoredPass
+from vistill.batch import LossTerm, Objective, Requirements, Responses, ScoredBatch, ScoredPass
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import RowRule, Rule, States, apply_row_rules, log_prob_from_hidden
 from vistill.functional.siblings import mean_coefficients
@@ -46,9 +46,10 @@ class OffPolicyMixture(UniformObjective):
     off_policy_share: float = ranged(0.5, 0, 1)
     """Share of the prompts whose responses the teacher wrote (1 - lambda); a keyed coin a step."""
 
-    def off_policy(self) -> float:
-        """The share."""
-        return self.off_policy_share
+    @property
+    def requirements(self) -> Requirements:
+        """The share of the teacher's responses."""
+        return Requirements(off_policy_share=self.off_policy_share)
 
 
 def per_response(responses: Responses) -> Tensor:

@@ -9,13 +9,14 @@ Where we depart, and why:
 3. `drop` masks tokens out of the mean over the **kept** tokens, so that the gradient keeps its scale.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Objective, Requirements, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
 from vistill.functional.siblings import (
     mean_coefficients,
@@ -23,7 +24,7 @@ from vistill.functional.siblings import (
     token_group_coefficients,
     uniform_siblings,
 )
-from vistill.objectives.metrics import advantage_metrics
+from vistill.objectives.metrics import advantage_metrics, advantage_warnings
 from vistill.objectives.shared import (
     STUDENT,
     TEACHER,
@@ -64,9 +65,11 @@ class VAOPD(Objective):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def needs(self) -> frozenset[Need]:
+    @property
+    def requirements(self) -> Requirements:
         """Pictures; siblings where they are weighed."""
-        return frozenset({Need.IMAGE, Need.SIBLINGS} if self.rollout_weights else {Need.IMAGE})
+        needs = {Need.IMAGE, Need.SIBLINGS} if self.rollout_weights else {Need.IMAGE}
+        return Requirements(needs=needs)
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated picture."""
@@ -99,6 +102,10 @@ class VAOPD(Objective):
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Visual advantage and the two kinds of weight."""
         return advantage_metrics(batch.responses, signals)
+
+    def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """No token of a step has visual advantage."""
+        return advantage_warnings(metrics)
 
     def _score(self, batch: ScoredBatch) -> Tensor:
         full, degraded = batch[TEACHER.name], batch[f"{Reader.TEACHER}.{View.PIXELATED}"]

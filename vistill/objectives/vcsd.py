@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import forward_kl
 from vistill.functional.targets import contrastive_target
 from vistill.objectives.shared import STUDENT, UniformObjective, apply_rule
@@ -30,13 +30,10 @@ class VCSD(UniformObjective):
     ema_decay: float = ranged(0.95, 0, 1)
     """What the moving average keeps at each update."""
 
-    def needs(self) -> frozenset[Need]:
+    @property
+    def requirements(self) -> Requirements:
         """Pictures."""
-        return frozenset({Need.IMAGE})
-
-    def ema_rate(self) -> float:
-        """Complement of the decay."""
-        return 1 - self.ema_decay
+        return Requirements(needs={Need.IMAGE}, ema_rate=1 - self.ema_decay)
 
     def passes(self) -> tuple[Pass, ...]:
         """The student; its moving average with the picture and with a black one."""

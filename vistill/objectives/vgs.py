@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.targets import reverse_kl_to_steered
 from vistill.objectives.merged_steering import merged_steering, require_linear_head
@@ -77,9 +77,10 @@ class VGS(NormCorrected):
                 self.eta,
             )
 
-    def needs(self) -> frozenset[Need]:
+    @property
+    def requirements(self) -> Requirements:
         """Pictures: without one all four readings agree."""
-        return frozenset({Need.IMAGE})
+        return Requirements(needs={Need.IMAGE}, gradient_probe=self.norm_probe())
 
     def blind(self) -> Pass:
         """The student without the picture: gradient on gated rows alone, none where nothing is preserved."""

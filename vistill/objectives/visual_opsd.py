@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vistill.batch import EntryGate, LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import EntryGate, LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.divergences import ClipMode, forward_kl, jensen_shannon, keep_top
 from vistill.objectives.shared import STUDENT, UniformObjective, apply_rules
 from vistill.ranges import ranged
@@ -52,17 +52,15 @@ class VisualOPSD(UniformObjective):
     gate_rows: int = ranged(128, 1)
     """Prompts that the gate asks."""
 
-    def needs(self) -> frozenset[Need]:
-        """Pictures and thoughts; a row without thoughts would distil the wording of two sentences."""
-        return frozenset({Need.IMAGE, Need.THOUGHTS})
-
-    def ema_rate(self) -> float:
-        """Complement of the decay."""
-        return 1 - self.ema_decay
-
-    def entry_gate(self) -> EntryGate | None:
-        """The teacher's view must help."""
-        return EntryGate(self.privileged().view, self.gate_rows) if self.gate else None
+    @property
+    def requirements(self) -> Requirements:
+        """Pictures and thoughts (a row without would distil the wording of two sentences); the view must help."""
+        gate = EntryGate(self.privileged().view, self.gate_rows, "visual_opsd.gate=false")
+        return Requirements(
+            needs={Need.IMAGE, Need.THOUGHTS},
+            ema_rate=1 - self.ema_decay,
+            entry_gate=gate if self.gate else None,
+        )
 
     def privileged(self) -> Pass:
         """The teacher's reading."""

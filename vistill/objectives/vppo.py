@@ -1,11 +1,11 @@
 """`vppo`: policy gradient on visually dependent tokens only (arXiv 2510.09285, methods 4.6)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, top_share
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.shared import OLD_LOG_PROBS, STUDENT, log_prob_of
@@ -31,9 +31,11 @@ class VPPO(GRPO):
     entropy_weight: float = ranged(0.06, 0)
     """Weight of the sampled entropy, which is minimised."""
 
-    def needs(self) -> frozenset[Need]:
-        """GRPO's needs, and pictures."""
-        return super().needs() | {Need.IMAGE}
+    @property
+    def requirements(self) -> Requirements:
+        """GRPO's, and pictures."""
+        shared = super().requirements
+        return replace(shared, needs=shared.needs | {Need.IMAGE})
 
     def passes(self) -> tuple[Pass, ...]:
         """GRPO's passes, and the old log-probabilities with and without the picture."""

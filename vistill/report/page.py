@@ -20,7 +20,15 @@ from vistill.runs.storage import write_text
 
 #: Limits: questions with heatmaps, prompt groups per run, prompt groups on a page of many runs.
 MAX_ITEMS, MAX_SIBLING_GROUPS, MAX_SIBLING_PANELS = 6, 3, 8
-#: Signals that are coefficients or thresholds, not token measurements.
+#: Most charts of the methods' own metrics.
+MAX_METHOD_CHARTS = 12
+#: Beginnings of the names of metrics that every run has.
+SHARED_METRICS = (
+    *("step", "loss", "grad_norm", "lr", "finite"),
+    *("coefficient/", "rollout/", "memory/", "non_finite/", "reward/mean"),
+)
+#: Signals that are coefficients or thresholds, not token measurements. It is for logs of earlier
+#: versions, which do not name the signal to draw.
 NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "high_group", "gate")
 
 
@@ -59,6 +67,7 @@ def render(runs: Sequence[RunData]) -> str:
         tail=tail_chart(runs),
         comparisons=heatmap_comparisons(runs),
         siblings=sibling_panels(runs),
+        measured=method_charts(runs),
         health=health_charts(runs),
         costs=[run_cost(run) for run in runs],
         profiles=[table for run in runs if (table := make_profile(run)) is not None],
@@ -291,12 +300,14 @@ def sibling_panels(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def drawn_signal(record: dict[str, Any]) -> str | None:
-    """The token signal for the heatmap of a method: visual signals first."""
-    names = [
-        k
-        for k, v in record.items()
-        if isinstance(v, list) and k not in ("ids", "tokens", *NOT_DRAWN)
-    ]
+    """The token signal for the heatmap of a method.
+
+    The log names it; in logs of earlier versions, visual signals come first.
+    """
+    names = [k for k, v in record.items() if isinstance(v, list) and k not in ("ids", "tokens")]
+    if record.get("drawn") in names:
+        return record["drawn"]
+    names = [name for name in names if name not in NOT_DRAWN]
     return min(names, key=lambda name: not name.startswith("visual"), default=None)
 
 
@@ -333,6 +344,27 @@ def sibling_groups(run: RunData) -> list[dict[str, Any]]:
             }
         )
     return panels
+
+
+def method_charts(runs: Sequence[RunData]) -> list[Markup]:
+    """One chart for each metric that the methods themselves log (`Objective.metrics`)."""
+    ends = [record for run in runs for record in (*run.metrics[:1], *run.metrics[-1:])]
+    names = dict.fromkeys(name for record in ends for name in record if is_method_metric(name))
+    return [
+        line_chart(
+            [
+                Series(run.name, chart_points(run.metrics, "step", name), i)
+                for i, run in enumerate(runs)
+            ],
+            Axes(name, "step", "", y_from_zero=False),
+        )
+        for name in list(names)[:MAX_METHOD_CHARTS]
+    ]
+
+
+def is_method_metric(name: str) -> bool:
+    """Whether a metric is the method's own, not one that every run has."""
+    return not name.startswith(SHARED_METRICS)
 
 
 def health_charts(runs: Sequence[RunData]) -> list[Markup]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+from vistill.errors import ConfigError
 from vistill.models.loading import VLM
+from vistill.registry import engines
 from vistill.rollouts.checked_engine import CheckedEngine
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.hf import HFEngine
@@ -21,18 +23,35 @@ def make_engine(
 
     Args:
         vlm: the model that writes.
-        settings: `engine` names it (a family that cannot share prompts gets `hf`: the same numbers),
-            `image_skips` wraps it. Evaluation and the teacher's responses take
+        settings: `engine` names it, `image_skips` wraps it. Evaluation and the teacher's responses take
             `settings.without_image_skips()`.
         poll: called after every token, so that a signal is honoured.
         own: an engine of the caller's, taken as it is and checked.
     """
     if own is not None:
         return own if isinstance(own, CheckedEngine) else CheckedEngine(own, vlm)
-    shared = settings.engine == "shared" and vlm.shares_prompts
-    plain = CheckedEngine(SharedEngine(vlm, poll) if shared else HFEngine(vlm, poll), vlm)
+    engine = engines.get(settings.engine)(vlm, settings, poll)
+    if not isinstance(engine, RolloutEngine):
+        raise ConfigError(
+            "C106",
+            f"{settings.engine} gives a {type(engine).__name__}, which is no rollout engine",
+            where=str(engines.entry(settings.engine).origin),
+            why="vistill/rollouts/engine.py lists the members of one",
+            fix="rollout.engine=shared",
+        )
+    plain = CheckedEngine(engine, vlm)
     return (
         plain
         if settings.image_skips == 0
         else CheckedEngine(ImageSkipEngine(plain, vlm, settings), vlm)
     )
+
+
+def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
+    """Ours: reads a prompt once and drops finished rows. A family that cannot share prompts gets `hf`: same numbers."""
+    return SharedEngine(vlm, poll) if vlm.shares_prompts else HFEngine(vlm, poll)
+
+
+def hf_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
+    """Transformers' `generate`, one row per response."""
+    return HFEngine(vlm, poll)

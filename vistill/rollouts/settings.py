@@ -4,15 +4,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vistill.ranges import check_ranges, ranged
+from vistill.registry import engines
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
     """Sampling of responses. The defaults of K, temperature and nucleus are VA-OPD's."""
 
-    engine: Literal["shared", "hf"] = "shared"
+    engine: str = "shared"
     """What writes the responses: `shared` reads a prompt once for all its rollouts and drops
-    finished rows; `hf` is transformers' `generate`, slower, with the same responses."""
+    finished rows; `hf` is transformers' `generate`, slower, with the same responses; or an engine
+    of a plug-in."""
     per_prompt: int = ranged(4, 1)
     """Rollouts of each prompt in a step (K). More compare siblings better; time and memory grow in
     proportion."""
@@ -41,7 +43,8 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        engines.require("engine", self.engine)
 
     def without_image_skips(self) -> "RolloutSettings":
-        """For evaluation and the teacher's responses: what a model says without its turns being reopened."""
+        """The settings for evaluation and for the teacher's responses: no turn is reopened."""
         return replace(self, image_skips=0)

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vistill.errors import ModelError, closest
+from vistill.registry import families
 
 ASSETS = Path(__file__).parent.parent / "assets"
-#: Model families with an adapter; a test compares it with the adapters.
-KNOWN_FAMILIES = ("qwen3_vl",)
 #: Hub ids to suggest for a misspelled one.
 HUB_MODELS = tuple(
     f"Qwen/Qwen3-VL-{size}-{kind}"
@@ -30,7 +29,7 @@ def is_model_folder(folder: Path) -> bool:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return False
-    return family in KNOWN_FAMILIES and any(folder.glob("*.safetensors"))
+    return family in families and any(folder.glob("*.safetensors"))
 
 
 def looks_like_hub_id(name: str) -> bool:

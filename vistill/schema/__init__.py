@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vistill.ranges import values_of
+
 SETTINGS_FILE = Path(__file__).parent / "settings.json"
 METHODS_FILE = Path(__file__).parent / "methods.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -118,5 +120,5 @@ def walk(prefix: str, properties: Mapping[str, Any]) -> Iterator[tuple[str, dict
 
 
 def is_group(info: Mapping[str, Any]) -> bool:
-    """Whether a schema is that of a group of keys."""
-    return "properties" in info or "additionalProperties" in info
+    """Whether a schema is that of a group of keys, not of free names (`reward.extra`)."""
+    return "properties" in info or "$ref" in values_of(info)

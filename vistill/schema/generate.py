@@ -69,6 +69,8 @@ def key_schema(
     facts = dict(schema)
     if field.default is not dataclasses.MISSING:
         facts["default"] = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        facts["default"] = field.default_factory()
     facts["description"] = doc
     if key in PAPERS:
         facts["x-papers"] = PAPERS[key]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError, StorageError
+from vistill.registry import plugin_words
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import flatten, key_class
@@ -68,13 +69,9 @@ def vistill_command(*words: str) -> tuple[str, ...]:
 
 def make_arms(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
     """Make one arm per stage of a recipe, in order; a recipe without stages is one arm."""
+    words = (*overrides, *plugin_words())
     return [
-        Arm(
-            name,
-            Path(stage.run),
-            stage,
-            vistill_command("train", recipe, *overrides, "--stage", name),
-        )
+        Arm(name, Path(stage.run), stage, vistill_command("train", recipe, *words, "--stage", name))
         for name, stage in load_stages(recipe, overrides).items()
     ]
 

@@ -10,9 +10,10 @@ from typing import Any
 from vistill.config import Recipe, load_stages, method_schemas, split_override
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.errors import ModelError
+from vistill.registry import families
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
-from vistill.runs.model_not_found import KNOWN_FAMILIES, looks_like_hub_id, model_not_found_error
+from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import CheckResult
@@ -117,14 +118,14 @@ def model_metadata(name: str, role: str) -> str:
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
     family = config.get("model_type")
-    if family not in KNOWN_FAMILIES:
+    if family not in families:
         raise ModelError(
             "M105",
             f"the family {family!r} has no adapter",
             where=name,
             why="image tokens and positions differ between families",
             fix=f"{role}.model=Qwen/Qwen3-VL-2B-Instruct",
-            note=f"families with an adapter: {', '.join(KNOWN_FAMILIES)}",
+            note=f"families with an adapter: {', '.join(families)}",
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, {family}, {size / 1e6:,.1f} MB of weights"

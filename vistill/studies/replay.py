@@ -1,13 +1,14 @@
 """`vistill replay`: recompute a step of a run from its recipe, data, checkpoints and journal."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
+from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
@@ -22,6 +23,7 @@ def replay(
     step: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     objective: Objective | None = None,
+    plugins: Sequence[str | Path] = (),
 ) -> tuple[Replayed, int]:
     """Recompute a step of a run (default: the last one) without changing its folder.
 
@@ -30,12 +32,14 @@ def replay(
         step: the step to recompute.
         say: receives one line per step.
         objective: the method, if it is your own class.
+        plugins: the plug-in files of the run.
 
     Raises:
         StorageError: S605, the folder holds no recipe, or the step is not in its log.
         ConfigError: C102, the method is not part of the package and `objective` is missing.
     """
     prepare_process()
+    load_plugins(plugins)
     path = Path(path)
     folder = RunFolder(path)
     recipe = stored_recipe(path, objective)
@@ -66,12 +70,13 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     if name in method_schemas():
         return build_recipe(tree, name=str(file))
     if objective is None or method_name(objective) != name:
+        again = way_back(str(path), f"methods.{name}")
         raise ConfigError(
             "C102",
             f"the method of the run, {name}, is not part of the package",
             where=str(file),
             why="vistill never loads code from a run folder; pass the method yourself",
-            fix=f"vistill.replay({str(path)!r}, objective=YOUR_OBJECTIVE)",
+            fix=again or f"vistill.replay({str(path)!r}, objective=YOUR_OBJECTIVE)",
         )
     tree.pop(name, None)
     recipe = build_recipe({**tree, "method": "sft"}, name=str(file))

@@ -4,13 +4,16 @@ The same recipe gives the same run, whichever command asks: the same checks in t
 the same run folder. The checks are a list with names (`START_CHECKS`); `vistill check` prints what each of them saw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import is_dataclass
 
-from vistill.batch import Objective
+from vistill.batch import Objective, Requirements
 from vistill.errors import ConfigError
-from vistill.objectives import METHODS
+from vistill.objectives.schema import make_method
+from vistill.registry import methods, views, way_back
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
+from vistill.training.checks.code import CODE_CHECK, views_of
 from vistill.training.checks.data import DATA_CHECKS
 from vistill.training.checks.method import METHOD_CHECK, RUN_CHECKS
 from vistill.training.checks.models import MODEL_CHECKS
@@ -18,10 +21,17 @@ from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
 from vistill.training.setup import ProvidedInputs, RunSetup
+from vistill.types import Reader
 
 #: Everything that must hold before the first step, in order: data before models, cheap before expensive.
 #: The canary is the last one; it needs the restored student, so the loop runs it (`training/canary/reader.py`).
-START_CHECKS: tuple[StartCheck, ...] = (*DATA_CHECKS, METHOD_CHECK, *MODEL_CHECKS, *RUN_CHECKS)
+START_CHECKS: tuple[StartCheck, ...] = (
+    CODE_CHECK,
+    *DATA_CHECKS,
+    METHOD_CHECK,
+    *MODEL_CHECKS,
+    *RUN_CHECKS,
+)
 
 
 def make_setup(
@@ -40,19 +50,53 @@ def make_setup(
         given: models and prompts of the caller; the recipe says where they come from otherwise.
         objective: the method; made from the recipe's method and knobs otherwise.
     """
-    return RunSetup(recipe, objective or make_objective(recipe), folder, purpose, given)
+    method = check_objective(make_objective(recipe) if objective is None else objective)
+    return RunSetup(recipe, method, folder, purpose, given)
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    """The method that a recipe names (C102 where it is a class that is not part of the package)."""
-    if recipe.method not in METHODS:
+    """The method that a recipe names, with its knobs.
+
+    Raises:
+        ConfigError: C102, it is unknown: for example a class that was handed in by Python; C106, a plug-in is faulty.
+    """
+    if recipe.method not in methods:
+        again = way_back(recipe.run, f"methods.{recipe.method}")
+        fix = again or "vistill.replay(RUN_FOLDER, objective=YOUR_OBJECTIVE)   or   method=va_opd"
+        raise methods.unknown(recipe.method, fix=fix)
+    return make_method(recipe.method, recipe.knobs)
+
+
+def check_objective(objective: Objective) -> Objective:
+    """C106 or C105 for a method that cannot be used, before anything is loaded: its class, requirements and passes."""
+    name = type(objective).__name__
+    reason = methods.objection(type(objective))
+    if not reason and not is_dataclass(objective):
+        reason = "it is no dataclass"
+    passes = () if reason else objective.passes()
+    if not reason and not isinstance(objective.requirements, Requirements):
+        reason = "requirements is no vistill.batch.Requirements"
+    elif not reason and not any(p.gradient for p in passes):
+        reason = "no pass has gradient=True, so nothing would learn"
+    elif not reason and (
+        wrong := [p for p in passes if p.gradient and p.reader is not Reader.STUDENT]
+    ):
+        reason = f"the pass {wrong[0].name} has gradient, and only the student learns"
+    elif not reason and (
+        wrong := [p for p in passes if p.keep not in ("hidden", "log_prob", "both")]
+    ):
+        reason = f"the pass {wrong[0].name} keeps {wrong[0].keep!r}; it can keep hidden, log_prob or both"
+    if reason:
         raise ConfigError(
-            "C102",
-            f'unknown method "{recipe.method}"',
-            why="a recipe names methods that come with the package; a class of your own is handed in by Python",
-            fix="vistill.replay(RUN_FOLDER, objective=YOUR_OBJECTIVE)   or   method=va_opd",
+            "C106",
+            f"{name} cannot be a method",
+            where=type(objective).__module__,
+            why=reason,
+            fix=f"correct {name}; docs/extending.md shows a method",
         )
-    return METHODS[recipe.method](**recipe.knobs)
+    for view in views_of(objective):
+        views.get(view)
+    return objective
 
 
 def build(setup: RunSetup) -> Plan:
@@ -82,7 +126,6 @@ def run_start_checks(
 
 
 def method_name(objective: Objective) -> str:
-    """The name a recipe knows a method by, or `module:Class` of a class that is not part of the package."""
+    """The name that a recipe knows a method by, or `module:Class` of a class that has none."""
     kind = type(objective)
-    named: Mapping[type, str] = {cls: name for name, cls in METHODS.items()}
-    return named.get(kind, f"{kind.__module__}:{kind.__qualname__}")
+    return methods.name_of(kind) or f"{kind.__module__}:{kind.__qualname__}"

@@ -10,8 +10,9 @@ from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, RolloutError
-from vistill.evaluation.runner import EvalResult, evaluate, selection_summary
+from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.faults import fault
+from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
@@ -153,7 +154,7 @@ def make_clock(plan: Plan) -> Clock:
 
 def make_rewards(plan: Plan) -> AbstractContextManager[Rewards | None]:
     """The rewards, or None where the method needs none."""
-    if Need.REWARD not in plan.objective.needs():
+    if Need.REWARD not in plan.objective.requirements.needs:
         return nullcontext()
     return Rewards(plan.reward, plan.models.student, MathJudge())
 
@@ -172,7 +173,8 @@ def make_step_context(
         report_event(plan, folder, text, f"step {saved.state.step + 1}: ")
 
     engine = make_engine(plan.models.student, plan.rollout, interrupt.poll, plan.engine)
-    per_prompt = 1 if plan.objective.writer is Writer.DATA else plan.rollout.per_prompt
+    writer = plan.objective.requirements.writer
+    per_prompt = 1 if writer is Writer.DATA else plan.rollout.per_prompt
     journal = Journal(folder.journal, plan.fingerprint, report=folder.event)
     return StepContext(
         models=plan.models,
@@ -274,7 +276,8 @@ def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepR
         RolloutError: R401, every response of several steps in a row was cut off.
     """
     health = state.rollout_health
-    for warning in health.update(result.metrics, result.groups, plan.rollout):
+    own = plan.objective.warnings(result.metrics)
+    for warning in health.update(result.metrics, result.groups, plan.rollout, own):
         report_event(plan, folder, warning, f"step {state.step}: ")
     if health.never_ends(plan.rollout):
         raise always_truncated_error(health, plan.rollout, state.step, str(folder.path))
@@ -348,6 +351,7 @@ def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -
 
     def attempt(times: int) -> EvalResult:
         halved = replace(settings, rows_per_call=rows_per_call(times)) if times else settings
+        evaluate = tasks.get(settings.task)
         return evaluate(plan.models, plan.eval_prompts, halved, context.poll, diagrams, engine)
 
     with engine:

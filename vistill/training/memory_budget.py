@@ -152,7 +152,7 @@ class MemoryMeasurement:
 
 def longest_response(setup: "RunSetup") -> int:
     """Tokens of the longest possible response: the sampling limit, or the longest in the data."""
-    if setup.objective.writer is not Writer.DATA:
+    if setup.objective.requirements.writer is not Writer.DATA:
         return setup.rollout.max_new_tokens
     return max(
         len(setup.models.student.response_ids(p.response or "")) for p in setup.train_prompts

@@ -24,7 +24,9 @@ class Models:
     """Moving average and reference, where the method reads them (`training/student_copies.py`)."""
     partners: Mapping[str, Prompt] = field(default_factory=dict)
     """By prompt id another prompt, whose images or thoughts some views show."""
-    encodings: dict[tuple[str, View], EncodedPrompt] | None = field(default=None, compare=False)
+    encodings: dict[tuple[str, View | str], EncodedPrompt] | None = field(
+        default=None, compare=False
+    )
     """The encodings of this step: the writer and all readers use the same ones."""
 
     def reader(self, role: Reader) -> VLM:
@@ -52,7 +54,7 @@ class Models:
         view = replace(self.view, seed=keyed_seed("step", seed, step))
         return replace(self, view=view, encodings={})
 
-    def encode(self, prompt: Prompt, view: View) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, view: View | str) -> EncodedPrompt:
         """The tokens of a prompt under a view, once per step.
 
         Student and teacher share tokenizer and image grid, so one encoding serves all of them.
@@ -64,7 +66,7 @@ class Models:
             self.encodings[key] = self.student.encode(self.prompt_under(prompt, view))
         return self.encodings[key]
 
-    def prompt_under(self, prompt: Prompt, view: View) -> Prompt:
+    def prompt_under(self, prompt: Prompt, view: View | str) -> Prompt:
         """The prompt as a view shows it."""
         seed = keyed_seed("view", prompt.id, self.view.seed)
         partner = self.partners.get(prompt.id)

@@ -81,12 +81,17 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the update."""
-        kept = {k: v for k, v in flatten(self.to_dict()).items() if key_class(k) != "free"}
+        plain = {
+            k: v for k, v in flatten(self.to_dict()).items() if k not in ADDED or ADDED[k] != v
+        }
+        kept = {k: v for k, v in plain.items() if key_class(k) != "free"}
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[
             :16
         ]
 
 
+#: Keys of later versions with their defaults: at these, a recipe has the fingerprint that it had without them.
+ADDED = {"reward.checker": "answers"}
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
 

@@ -137,7 +137,7 @@ def recompute_step(
     past = chain_key(state.chain, state.replaced_rows)
     if context.journal.find(number, prompts, past) is not None:
         replayed.from_journal.append(number)
-    elif plan.objective.writer is not Writer.DATA and not engine.follows_keyed_noise:
+    elif plan.objective.requirements.writer is not Writer.DATA and not engine.follows_keyed_noise:
         raise no_entry_error(context.journal, folder, number)
     result = train_step(context, prompts, state, epochs)
     state.step += 1

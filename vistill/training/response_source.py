@@ -42,7 +42,7 @@ def write_groups(
         epochs: of each prompt, from 0; methods may use another teacher response in each epoch.
     """
     objective = response_source.objective
-    if objective.writer is Writer.DATA:
+    if objective.requirements.writer is Writer.DATA:
         return [
             RolloutGroup(prompt, (response_in_data(models.student, prompt),)) for prompt in prompts
         ]
@@ -60,7 +60,7 @@ def write_groups(
 
 def uses_teacher_responses(objective: Objective, prompt: Prompt, sampling: Sampling) -> bool:
     """Whether a prompt uses teacher responses: a coin keyed by (seed, step, prompt)."""
-    share = objective.off_policy()
+    share = objective.requirements.teacher_share
     if share in (0.0, 1.0):
         return share == 1.0
     coin = keyed_generator("off-policy", sampling.seed, sampling.step, prompt.id).random()
@@ -72,7 +72,7 @@ def pick_teacher_responses(
 ) -> tuple[Rollout, ...]:
     """All responses of the teacher; one per epoch in turn where only correct ones are used."""
     rollouts = response_source.teacher_responses[prompt.id]
-    if response_source.objective.keep_correct:
+    if response_source.objective.requirements.keep_correct:
         return (rollouts[epoch % len(rollouts)],)
     return rollouts
 
@@ -81,7 +81,7 @@ def sample_groups(
     models: Models, response_source: ResponseSource, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[RolloutGroup]:
     """K new responses per prompt (R403 where one stays empty)."""
-    view = response_source.objective.writer_view
+    view = response_source.objective.requirements.writer_view
     requests = make_requests(
         [models.prompt_under(prompt, view) for prompt in prompts],
         [models.encode(prompt, view) for prompt in prompts],
@@ -103,9 +103,9 @@ def check_response(prompt: Prompt) -> str:
             "D303",
             "the row has no response to learn from",
             where=f"prompt {prompt.id}",
-            why="`sft` learns from text in the data",
+            why="the method learns from responses in the data",
             fix="data.columns.response=COLUMN   or   "
             "data.response_template='The answer is \\boxed{{answer}}.'",
-            note="or let the teacher write the responses: sft.responses=teacher",
+            note="with method=sft the teacher can write the responses: sft.responses=teacher",
         )
     return prompt.response

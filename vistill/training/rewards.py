@@ -1,20 +1,20 @@
-"""Rewards from the answer checkers: is the answer right, and does the response have the format?"""
+"""Rewards of responses: is the answer right, is the format kept, and what plug-ins add."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from vistill.data.answers import judge_answer
 from vistill.data.math_judge import MathJudge
 from vistill.models.loading import VLM
+from vistill.registry import checkers, rewards
 from vistill.training.settings import RewardSettings
-from vistill.types import RolloutGroup
+from vistill.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """`accuracy * correct + format * matches` per rollout.
+    """The weighted sum of the rewards of a response, per rollout.
 
     Use it as a context manager: `MathJudge` is a process.
     """
@@ -42,9 +42,24 @@ class Rewards:
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""
         text = self.vlm.decode(ids)
-        assert group.prompt.answer is not None, "a start check refuses rows without an answer"
-        verdict = judge_answer(
-            text, group.prompt.answer, group.prompt.choices, self.settings.answer, self.math
+        weights = {
+            "accuracy": self.settings.accuracy,
+            "format": self.settings.format,
+            **self.settings.extra,
+        }
+        return sum(
+            weight * float(rewards.get(name)(text, group.prompt, self.settings, self.math))
+            for name, weight in weights.items()
         )
-        matches = re.search(self.settings.pattern, text, re.S) is not None
-        return self.settings.accuracy * verdict.correct + self.settings.format * matches
+
+
+def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
+    """1 for a right answer, by `reward.checker`."""
+    assert prompt.answer is not None, "a start check refuses rows without an answer"
+    check = checkers.get(settings.checker)
+    return float(check(response, prompt.answer, prompt.choices, settings.answer, math).correct)
+
+
+def format_match(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
+    """1 for a response that matches `reward.pattern`."""
+    return float(re.search(settings.pattern, response, re.S) is not None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from vistill.errors import RolloutError
 from vistill.rollouts.settings import RolloutSettings
@@ -27,6 +28,7 @@ class RolloutHealth:
         metrics: Mapping[str, float],
         groups: Sequence[RolloutGroup],
         rollout: RolloutSettings,
+        method_warnings: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
         """Count a step and return the warnings that are new.
 
@@ -34,6 +36,7 @@ class RolloutHealth:
             metrics: of the step.
             groups: its responses.
             rollout: how they were sampled.
+            method_warnings: the method's own warnings by name (`Objective.warnings`).
         """
         truncated = metrics["rollout/truncated_share"]
         self.all_truncated_in_a_row = self.all_truncated_in_a_row + 1 if truncated == 1.0 else 0
@@ -48,11 +51,7 @@ class RolloutHealth:
                 "all siblings of every prompt are the same: a method that compares them "
                 "has nothing to compare",
             ),
-            "blind": (
-                metrics.get("va/zero_share") == 1.0,
-                "no token of this step has visual advantage: the image makes no token of the "
-                "response more likely for the teacher",
-            ),
+            **{name: (True, text) for name, text in method_warnings.items()},
         }
         new = [name for name, (holds, _) in warnings.items() if holds and name not in self.warned]
         self.warned += new

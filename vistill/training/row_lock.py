@@ -117,7 +117,7 @@ def find_partners(plan: "Plan | RunSetup", prompts: Sequence[Prompt]) -> Partner
             step.
     """
     objective = plan.objective
-    views = [*(p.view for p in objective.passes()), objective.writer_view]
+    views = [*(p.view for p in objective.passes()), objective.requirements.writer_view]
     partners = Partners(prompts, views, plan.models.view.thought)
     if partners.views and prompts and partners.lacking():
         raise no_partner_error(prompts[0], partners.views[0])

@@ -83,6 +83,7 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
         "starts": [*earlier.get("starts", []), start],
         "accepted": [*earlier.get("accepted", []), *accepted],
         "models": earlier.get("models", {}),
+        "code": earlier.get("code", {}),
         "masked": masked_keys(recipe, tree),
     }
     folder.write_lock(record)
@@ -236,9 +237,10 @@ def hash_weights(model: "nn.Module") -> dict[str, str]:
     return {"dtype": str(dtype).removeprefix("torch."), "hash": digest.hexdigest()}
 
 
-def run_fingerprint(recipe: Recipe, models: str, rows: Path) -> str:
-    """One hash of settings, models and rows; it keys the journal's responses."""
+def run_fingerprint(recipe: Recipe, models: str, rows: Path, code: str = "") -> str:
+    """One hash of settings, models, rows and plug-ins; it keys the journal's responses."""
     parts = [recipe.fingerprint(), models, file_hash(rows) if rows.exists() else ""]
+    parts += [code] if code else []
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 

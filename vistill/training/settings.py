@@ -10,6 +10,7 @@ from typing import Literal
 
 from vistill.errors import ConfigError
 from vistill.ranges import check_ranges, ranged
+from vistill.registry import checkers, rewards
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,16 @@ class RewardSettings:
     too."""
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
+    checker: str = "answers"
+    """What judges a response: `answers`, or a checker of a plug-in."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Rewards of plug-ins by name, each with its weight: `{mine: 0.5}`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        checkers.require("checker", self.checker)
+        for name in self.extra:
+            rewards.require("extra", name, "{}")
         try:
             re.compile(self.pattern)
         except re.error as error:

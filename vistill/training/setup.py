@@ -45,6 +45,8 @@ class RunSetup:
     folder: RunFolder
     purpose: Purpose = "train"
     provided: ProvidedInputs | None = None
+    accept: Sequence[str] = ()
+    """Changes since the first start that are accepted."""
     progress: Progress = field(default=lambda record: None)
     poll: Callable[[], None] = field(default=lambda: None)
     """Raises if a signal has arrived."""
@@ -61,6 +63,8 @@ class RunSetup:
     """Rows of the first start that are missing or bad now: id to reason."""
     split: BatchSplit = BatchSplit()
     models_hash: str = ""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Origin and source hash of the plug-ins that the run uses, by `kind.name`."""
     fingerprint: str = ""
     num_steps: int = 0
 

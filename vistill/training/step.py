@@ -156,7 +156,7 @@ def update_student(
 ) -> UpdateResult:
     """The updates of a step, one per share of its prompts. Only the first one polls."""
     lr = learning_rate(step, context.num_steps, context.train)
-    shares = split_into_updates(inputs.micro_batches, context.objective.updates)
+    shares = split_into_updates(inputs.micro_batches, context.objective.requirements.updates)
     means: dict[str, float] = {}
     updates_made = 0
     for number, micro_batches in enumerate(shares):
@@ -167,7 +167,7 @@ def update_student(
         fault("learn.before_update")
         norm, is_updated = apply_update(context, loss, lr)
         if is_updated:
-            update_ema(context.models, context.objective.ema_rate())
+            update_ema(context.models, context.objective.requirements.ema_rate)
         fault("learn.after_update")
         updates_made += is_updated
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
@@ -284,7 +284,7 @@ def probe_gradients(
         The batch with the new memory, and the count of norms that are not finite; with any, the
         memory stays.
     """
-    probe = context.objective.probe()
+    probe = context.objective.requirements.gradient_probe
     if probe is None or step % probe.every != 0:
         return batch, {}
     norms = []

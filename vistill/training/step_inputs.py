@@ -1,6 +1,6 @@
 """From responses to a scored batch: flatten tokens, encode prompts, read every pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -41,7 +41,9 @@ def flatten_responses(
     )
 
 
-def encode_groups(models: Models, groups: Sequence[RolloutGroup], view: View) -> list[EncodedGroup]:
+def encode_groups(
+    models: Models, groups: Sequence[RolloutGroup], view: View | str
+) -> list[EncodedGroup]:
     """The groups under a view. The response tokens are the same under every view."""
     return [
         EncodedGroup(models.encode(group.prompt, view), tuple(r.ids for r in group.rollouts))
@@ -55,7 +57,7 @@ class StepInputs:
 
     groups: list[RolloutGroup]
     responses: Responses
-    encoded: dict[View, list[EncodedGroup]]
+    encoded: Mapping[View | str, list[EncodedGroup]]
     micro_batches: list[list[int]]
     """Indices of the groups in each micro-batch."""
     split: BatchSplit = BatchSplit()
@@ -66,7 +68,7 @@ class StepInputs:
         prompts = sum(len(part) for part in self.micro_batches)
         return Counts(prompts, len(rollouts), sum(len(r.ids) for r in rollouts))
 
-    def groups_under(self, view: View, groups: Sequence[int]) -> list[EncodedGroup]:
+    def groups_under(self, view: View | str, groups: Sequence[int]) -> list[EncodedGroup]:
         """Some groups under a view."""
         return [self.encoded[view][g] for g in groups]
 

@@ -113,10 +113,14 @@ def too_many_non_finite_error(folder: RunFolder, state: RunState, several: bool)
 
 
 def rollout_records(vlm: VLM, groups: Sequence[RolloutGroup], signals: Signals) -> str:
-    """One JSON line per rollout: prompt, sibling, token ids, texts, and every signal."""
+    """One JSON line per rollout: prompt, sibling, token ids, texts, and every signal.
+
+    `drawn` names the signal that the report colours tokens by.
+    """
     lines = []
     token, index = 0, 0
     num_tokens = sum(len(r.ids) for group in groups for r in group.rollouts)
+    drawn = drawn_signal(signals, num_tokens)
     for number, group in enumerate(groups):
         for rollout in group.rollouts:
             rows = slice(token, token + len(rollout.ids))
@@ -132,8 +136,21 @@ def rollout_records(vlm: VLM, groups: Sequence[RolloutGroup], signals: Signals) 
                 record[name] = (
                     [round(float(x), 6) for x in part] if part.ndim else round(float(part), 6)
                 )
+            record |= {"drawn": drawn} if drawn else {}
             if number < MAX_GROUPS:
                 lines.append(to_json(record))
             token += len(rollout.ids)
             index += 1
     return "".join(line + "\n" for line in lines)
+
+
+def drawn_signal(signals: Signals, num_tokens: int) -> str | None:
+    """The signal that the report colours tokens by.
+
+    It is the first of real numbers per token that is not called `token_weight`.
+    """
+    for name, values in signals.items():
+        is_per_token = len(values) == num_tokens and values.ndim == 1
+        if is_per_token and values.is_floating_point() and name != "token_weight":
+            return name
+    return None

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vistill.data.answers import judge_answer
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
+from vistill.registry import checkers
 from vistill.rollouts.engine import sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -104,13 +104,14 @@ def keep_correct_responses(
 ) -> dict[str, tuple[Rollout, ...]]:
     """The correct responses by prompt id, without prompts that have none (D306: all have none)."""
     correct: dict[str, tuple[Rollout, ...]] = {}
+    check = checkers.get(reward.checker)
     with MathJudge() as math:
         for prompt in prompts:
             assert prompt.answer is not None, "a start check refuses rows without an answer"
             rollouts = []
             for rollout in responses[prompt.id]:
                 text = models.student.decode(rollout.ids)
-                verdict = judge_answer(text, prompt.answer, prompt.choices, reward.answer, math)
+                verdict = check(text, prompt.answer, prompt.choices, reward.answer, math)
                 if verdict.correct:
                     rollouts.append(rollout)
             if rollouts:
@@ -119,7 +120,8 @@ def keep_correct_responses(
         raise DataError(
             "D306",
             f"none of the teacher's responses to {len(prompts)} prompts is correct",
-            why="`sft` learns from correct ones; see teacher_responses.jsonl in the run folder",
+            why="the method learns from correct ones; see teacher_responses.jsonl in the run "
+            "folder",
             fix="rollout.max_new_tokens=4096, or a stronger teacher: "
             "teacher.model=FOLDER_OR_HUB_ID",
         )

@@ -10,7 +10,7 @@ import xxhash
 
 from vistill.errors import DataError
 from vistill.types import ImageRef, Prompt, View
-from vistill.views.privileged import thoughts_of
+from vistill.views.thoughts import thoughts_of
 
 #: Views that show something of another row.
 VIEWS_WITH_PARTNERS = (View.SWAPPED, View.PRIVILEGED_MISMATCHED)
@@ -32,7 +32,7 @@ class Partners(Mapping[str, Prompt]):
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        views: Collection[View] = (View.SWAPPED,),
+        views: Collection[View | str] = (View.SWAPPED,),
         thought: str = "data",
     ) -> None:
         self.prompts, self.thought = prompts, thought

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vistill.ranges import check_ranges, ranged
+from vistill.registry import thoughts
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class ViewSettings:
     degrade: Literal["either", "downsample", "noise"] = "either"
     """What the view `degraded` does to a picture (S2VOPD): `either` picks one of the two at random
     per prompt."""
-    thought: Literal["data", "crop", "box"] = "data"
+    thought: str = "data"
     """Source of visual thoughts: `data` is the column `data.columns.thoughts`; `crop` and `box`
-    draw them from the row's boxes (cut out, or framed in red)."""
+    draw them from the row's boxes (cut out, or framed in red); or a source of a plug-in."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """What the views `noise` and `privileged_noise` show: N(0, 1) after preprocessing
     (Visual-OPSD), or uniform pixel values."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        thoughts.require("thought", self.thought)

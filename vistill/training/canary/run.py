@@ -66,7 +66,7 @@ def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
     effects = check_effects(probe)
     if probe.role is Reader.STUDENT:
         check_self_divergence(probe)
-        if context.objective.writer is Writer.STUDENT:
+        if context.objective.requirements.writer is Writer.STUDENT:
             check_engine(probe, context.response_source.engine, context.rollout, context.seed)
     return effects
 

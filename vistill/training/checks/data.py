@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vistill.data.answers import gold_response, judge_answer
+from vistill.data.answers import gold_response
 from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.data.math_judge import MathJudge
 from vistill.data.rows import check_characters, check_special_tokens
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
+from vistill.registry import checkers
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.types import ImageRef, Prompt
@@ -141,12 +142,13 @@ def check_gold_answers(setup: "RunSetup") -> str:
     prompts = [p for p in setup.eval_prompts if p.answer is not None]
     if setup.diagrams or not prompts:
         return "computed with the diagrams" if prompts else "no evaluation row has one"
-    take = setup.recipe.eval.answer
+    settings = setup.recipe.eval
+    check = checkers.get(settings.checker)
     with MathJudge() as math:
 
         def is_accepted(prompt: Prompt, answer: str) -> bool:
             response = gold_response(answer)
-            return judge_answer(response, answer, prompt.choices, take, math).correct
+            return check(response, answer, prompt.choices, settings.answer, math).correct
 
         bad = [p for p in prompts if p.answer is not None and not is_accepted(p, p.answer)]
     if bad:

@@ -9,10 +9,12 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import check_rows_per_step
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.evaluation.privilege import measure_privilege
+from vistill.registry import thoughts
 from vistill.rollouts.build import make_engine
 from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, StartCheck
+from vistill.training.checks.code import digest_of
 from vistill.training.memory_budget import choose_split
 from vistill.training.response_source import ResponseSource, check_response
 from vistill.training.row_lock import restore_rows
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 def check_requirements(setup: "RunSetup") -> str:
     """Check the method's requirements (C103, C101, D302 to D305); drop rows without thoughts."""
     objective, prompts = setup.objective, setup.train_prompts
-    needs, name = objective.needs(), type(objective).__name__
+    wanted, name = objective.requirements, type(objective).__name__
+    needs = wanted.needs
     if Need.SIBLINGS in needs and setup.rollout.per_prompt == 1:
         raise ConfigError(
             "C103",
@@ -37,7 +40,7 @@ def check_requirements(setup: "RunSetup") -> str:
             fix="rollout.per_prompt=4",
         )
     reads_teacher = (
-        any(p.reader is Reader.TEACHER for p in objective.passes()) or objective.off_policy() > 0
+        any(p.reader is Reader.TEACHER for p in objective.passes()) or wanted.teacher_share > 0
     )
     if reads_teacher and not setup.has_teacher:
         raise ConfigError(
@@ -51,9 +54,9 @@ def check_requirements(setup: "RunSetup") -> str:
             f"{name} needs images, and no row has one",
             fix="method=opd   or   data.columns.images=COLUMN",
         )
-    if Need.REWARD in needs or objective.keep_correct:
+    if Need.REWARD in needs or wanted.keep_correct:
         check_answers(prompts, name)
-    if objective.writer is Writer.DATA:
+    if wanted.writer is Writer.DATA:
         for prompt in prompts:
             check_response(prompt)
     keep_rows_with_thoughts(setup, name)
@@ -63,7 +66,7 @@ def check_requirements(setup: "RunSetup") -> str:
 
 def keep_rows_with_thoughts(setup: "RunSetup", name: str) -> None:
     """Drop rows without visual thoughts if the method needs them (D304 if none is left)."""
-    if Need.THOUGHTS not in setup.objective.needs():
+    if Need.THOUGHTS not in setup.objective.requirements.needs:
         return
     source, prompts = setup.recipe.views.thought, setup.train_prompts
     with_thoughts = [p for p in prompts if has_thoughts(p, source)]
@@ -90,7 +93,7 @@ def check_answers(prompts: Sequence[Prompt], name: str) -> None:
 
 def no_thoughts_error(name: str, source: str) -> DataError:
     """D304."""
-    column = "thoughts" if source == "data" else "boxes"
+    column = thoughts.get(source).column or "thoughts"
     return DataError(
         "D304",
         f"{name} needs visual thoughts, and no row has any",
@@ -106,7 +109,7 @@ def no_thoughts_error(name: str, source: str) -> DataError:
 
 def check_gate(setup: "RunSetup") -> str:
     """V801 if the untrained student does not pass the method's gate."""
-    gate = setup.objective.entry_gate()
+    gate = setup.objective.requirements.entry_gate
     if gate is None:
         return "none"
     measured = measure_gate(setup, gate)
@@ -141,12 +144,12 @@ def measure_gate(setup: "RunSetup", gate: EntryGate) -> dict[str, Any]:
         setup.folder.write("gate.json", to_json(record, exact=True))
     measured: dict[str, Any] = read_json(file, passes=bool, question=dict)
     if not measured["passes"]:
-        raise gate_error(measured, str(file))
+        raise gate_error(measured, str(file), gate.switch)
     return measured
 
 
-def gate_error(measured: dict[str, Any], file: str) -> ModelError:
-    """V801."""
+def gate_error(measured: dict[str, Any], file: str, switch: str) -> ModelError:
+    """V801; `switch` is the setting that leaves the gate out, if there is one."""
     without, with_thoughts = measured["accuracy"], measured["privileged_accuracy"]
     gap, error = measured["generation_gap"], measured["generation_gap_error"]
     return ModelError(
@@ -156,13 +159,13 @@ def gate_error(measured: dict[str, Any], file: str) -> ModelError:
         why=f"greedy accuracy {without:.1%} without and {with_thoughts:.1%} with them,"
         f" generation gap {gap:.4f} +- {error:.4f} nats per token, {measured['rows']} rows",
         fix="a model trained to read visual thoughts: student.model=FOLDER_OR_HUB_ID",
-        note="to run without the gate, as a control: visual_opsd.gate=false",
+        note=f"to run without the gate, as a control: {switch}" if switch else "",
     )
 
 
 def prepare_teacher_responses(setup: "RunSetup") -> str:
     """Let the teacher write its responses once; drop wrong ones if the method says so (D306)."""
-    if setup.objective.off_policy() == 0:
+    if setup.objective.requirements.teacher_share == 0:
         return "none needed"
     assert setup.models.teacher is not None, "the check `method` requires a teacher"
     prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
@@ -172,7 +175,7 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
             setup.models, setup.folder, source, prompts, setup.rollout, setup.seed
         )
     setup.teacher_responses = written
-    if setup.objective.keep_correct:
+    if setup.objective.requirements.keep_correct:
         correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
         dropped = len(prompts) - len(correct)
         if dropped:
@@ -190,8 +193,9 @@ def restore_run_rows(setup: "RunSetup") -> str:
     rows, train = len(setup.train_prompts), setup.train
     check_rows_per_step(train.prompts_per_step, rows - len(setup.missing_rows))
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
+    rows_file = setup.folder.path / "rows.json"
     setup.fingerprint = run_fingerprint(
-        setup.recipe, setup.models_hash, setup.folder.path / "rows.json"
+        setup.recipe, setup.models_hash, rows_file, digest_of(setup.code)
     )
     missing, per_prompt = len(setup.missing_rows), setup.rollout.per_prompt
     replaced = f", {missing} of them missing now and replaced" if missing else ""

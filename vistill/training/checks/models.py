@@ -20,6 +20,7 @@ from vistill.models.pairs import check_pair
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
+from vistill.training.checks.code import same_families, views_of
 from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.row_lock import find_partners
@@ -27,10 +28,13 @@ from vistill.training.run_lock import lock_models
 from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views import ViewContext, apply_view
+from vistill.views.registry import plugin_views
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
 
+#: Rows on which a view of a plug-in is checked.
+SAMPLES = 4
 #: An image of fewer tokens is unreadable, so no message advises to shrink images further.
 MIN_IMAGE_TOKENS = 16
 
@@ -76,19 +80,24 @@ def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewConte
 def measure_prompt_lengths(setup: "RunSetup") -> str:
     """D203 if a prompt exceeds the length limit, also under views that lengthen it."""
     limit = setup.recipe.data.max_prompt_tokens
-    if setup.train_data.diagrams or setup.eval_data.diagrams:
+    drawn = setup.train_data.diagrams or setup.eval_data.diagrams
+    if drawn and not plugin_views(views_of(setup.objective)):
         return "short: procedural diagrams"
     context = make_view_context(setup.recipe, setup.student)
     overlong = find_overlong_prompts(
         setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
     )
-    # privileged views are the only ones that lengthen a prompt
-    if any(p.view.startswith(View.PRIVILEGED) for p in setup.objective.passes()):
-        overlong += find_overlong_prompts(
-            setup.student, context, setup.train_prompts, limit, View.PRIVILEGED
-        )
+    for view in longer_views(setup):
+        overlong += find_overlong_prompts(setup.student, context, setup.train_prompts, limit, view)
     check_prompt_lengths(overlong, limit)
     return f"none longer than {limit:,} tokens"
+
+
+def longer_views(setup: "RunSetup") -> list[str]:
+    """The method's views that can lengthen a prompt: with thoughts, and all of plug-ins."""
+    names = views_of(setup.objective)
+    has_privileged = any(name.startswith(View.PRIVILEGED) for name in names)
+    return [*([str(View.PRIVILEGED)] if has_privileged else []), *plugin_views(names)]
 
 
 @dataclass(frozen=True)
@@ -110,14 +119,14 @@ def find_overlong_prompts(
     context: ViewContext,
     prompts: Sequence[Prompt],
     limit: int,
-    view: View = View.FULL,
+    view: View | str = View.FULL,
 ) -> list[OverlongPrompt]:
     """Find the prompts that exceed the length limit."""
     overlong = []
     for prompt in prompts:
         tokens, image_tokens = student.lengths(apply_view(prompt, view, context))
         if tokens > limit:
-            thoughts = len(prompt.thoughts) or len(prompt.boxes) if view is View.PRIVILEGED else 0
+            thoughts = len(prompt.thoughts) or len(prompt.boxes) if view == View.PRIVILEGED else 0
             where = prompt.labels.get("row", prompt.id)
             num_images = len(prompt.images) + thoughts
             overlong.append(OverlongPrompt(where, tokens, image_tokens, num_images))
@@ -244,6 +253,7 @@ def lock_run_models(setup: "RunSetup") -> str:
     )
     reads_reference = any(p.reader is Reader.REFERENCE for p in setup.objective.passes())
     setup.models_hash = lock_models(setup.folder, by_role, reads_reference)
+    same_families(setup)
     if setup.folder.has_started():
         return "weights are those of the first start"
     return "hashes of the weights written to the lock"
@@ -255,6 +265,8 @@ def check_views(setup: "RunSetup") -> str:
     with_images = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
     student = setup.models.student
     models = replace(setup.models, copies={Reader.EMA: student, Reader.REFERENCE: student})
+    for view in plugin_views(views_of(setup.objective)):
+        check_tokens_of(setup.models, view, with_images[:SAMPLES])
     rollout = Rollout((student.stop_ids[0],), 0, Finish.STOP)
     groups = [RolloutGroup(with_images[0], (rollout,))]
     for p in setup.objective.passes():
@@ -274,9 +286,29 @@ def check_views(setup: "RunSetup") -> str:
     return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
 
 
+def check_tokens_of(models: Models, view: str, prompts: Sequence[Prompt]) -> None:
+    """V816 if a view of a plug-in keeps text and number of images, but not the tokens."""
+    for prompt in prompts:
+        shown = models.prompt_under(prompt, view)
+        if shown.text != prompt.text or len(shown.images) != len(prompt.images):
+            continue
+        full, other = models.encode(prompt, View.FULL), models.encode(prompt, view)
+        if other.ids != full.ids or not torch.equal(other.positions, full.positions):
+            raise ModelError(
+                "V816",
+                f"the views full and {view} differ in more than pixels",
+                where=prompt.labels.get("row", prompt.id),
+                why=f"{len(other.ids):,} tokens instead of {len(full.ids):,}:"
+                " its images have another size",
+                fix=f"let the view {view} keep the size of every image:"
+                " image.resize(original.size)",
+                note="vistill explain V816",
+            )
+
+
 def unreadable_view_error(name: str, why: str) -> ModelError:
     """M106."""
-    reader, view = name.split(".")
+    reader, _, view = name.partition(".")
     hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
     return ModelError(
         "M106",
@@ -289,7 +321,7 @@ def unreadable_view_error(name: str, why: str) -> ModelError:
 def check_positions(setup: "RunSetup") -> str:
     """C101 if a response of full length would exceed the student's positions."""
     limit = setup.models.student.model.config.get_text_config().max_position_embeddings
-    if setup.objective.writer is Writer.DATA:
+    if setup.objective.requirements.writer is Writer.DATA:
         return f"{limit:,}; rollout.max_new_tokens does not limit written responses"
     prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
     first = setup.models.encode(prompt, View.FULL).next_position

@@ -1,0 +1,59 @@
+"""`vistill list`: what a recipe can name, and where it comes from."""
+
+from vistill.config import method_schemas
+from vistill.errors import ConfigError, closest
+from vistill.lookup import Entry, Registry
+from vistill.registry import KINDS, methods
+
+#: Where each kind is named.
+NAMED_BY = {
+    "methods": "method: NAME",
+    "views": "by the passes of a method",
+    "families": "by the model_type of a model's config.json",
+    "engines": "rollout.engine=NAME",
+    "tasks": "eval.task=NAME",
+    "checkers": "eval.checker=NAME reward.checker=NAME",
+    "rewards": "reward.accuracy, reward.format, reward.extra={NAME: WEIGHT}",
+    "thoughts": "views.thought=NAME",
+    "studies": "a verb of the command line each",
+}
+
+
+def kinds_table() -> str:
+    """One line per kind: how many names it has, and where a name is used."""
+    rows = [(kind, str(len(registry.names())), NAMED_BY[kind]) for kind, registry in KINDS.items()]
+    return "\n".join([*lines_of(rows), "", "vistill list KIND   prints the names of a kind"])
+
+
+def names_table(kind: str) -> str:
+    """One line per name: the first line of its documentation, and where it comes from.
+
+    Raises:
+        ConfigError: C105, there is no such kind.
+    """
+    if kind not in KINDS:
+        near = next(iter(closest(kind, KINDS)), "methods")
+        what = f'there is no kind "{kind:.60}"'
+        raise ConfigError(
+            "C105", what, why=f"kinds: {', '.join(KINDS)}", fix=f"vistill list {near}"
+        )
+    registry = KINDS[kind]
+    return "\n".join(
+        lines_of([(e.name, str(e.origin), summary(registry, e)) for e in registry.entries()])
+    )
+
+
+def summary(registry: Registry, entry: Entry) -> str:
+    """The first line about an entry; what is wrong with it where it cannot be used."""
+    try:
+        if registry is methods:
+            return str(method_schemas()[entry.name]["x-page"]).partition("\n")[0]
+        return registry.summary(entry)
+    except ConfigError as error:
+        return f"error[{error.code}]: {error.what}"
+
+
+def lines_of(rows: list[tuple[str, str, str]]) -> list[str]:
+    """Three columns, the first two as wide as they need."""
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]

@@ -1,0 +1,212 @@
+"""Everything a recipe can name, by kind, and the plug-ins that add to it.
+
+A plug-in file registers with a decorator, `@methods.register("mine")`; an installed package names
+entry points of the groups `vistill.methods`, `vistill.views` and so on. To add something to vistill
+itself: a file, and a line here. `vistill list` prints the registries. Nothing here imports torch.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vistill import plugins
+from vistill.errors import ConfigError
+from vistill.lookup import Registry, Shipped
+from vistill.plugins import Origin
+
+__all__ = ["KINDS", "Registry", "Shipped", "code_of", "load_plugins"]
+
+methods = Registry(
+    "methods",
+    "method",
+    {
+        "sft": "vistill.objectives.sft:SFT",
+        "kd": "vistill.objectives.kd:KD",
+        "opd": "vistill.objectives.opd:OPD",
+        "va_opd": "vistill.objectives.va_opd:VAOPD",
+        "vgs": "vistill.objectives.vgs:VGS",
+        "vgs_language": "vistill.objectives.vgs_language:VGSLanguage",
+        "visual_opsd": "vistill.objectives.visual_opsd:VisualOPSD",
+        "grpo": "vistill.objectives.grpo:GRPO",
+        "papo": "vistill.objectives.papo:PAPO",
+        "grpo_opd": "vistill.objectives.hybrid:GRPOWithOPD",
+        "grpo_vgs": "vistill.objectives.hybrid:GRPOWithVGS",
+        "gkd": "vistill.objectives.gkd:GKD",
+        "distillm": "vistill.objectives.distillm:DistiLLM",
+        "s2vopd": "vistill.objectives.s2vopd:S2VOPD",
+        "vcsd": "vistill.objectives.vcsd:VCSD",
+        "eopd": "vistill.objectives.eopd:EOPD",
+        "iw_opd": "vistill.objectives.iw_opd:IWOPD",
+        "vppo": "vistill.objectives.vppo:VPPO",
+    },
+    base="vistill.batch:Objective",
+)
+views = Registry(
+    "views",
+    "view",
+    {
+        name: f"vistill.views.builtin:{name}"
+        for name in (
+            "full",
+            "pixelated",
+            "text_only",
+            "swapped",
+            "masked",
+            "black",
+            "noise",
+            "degraded",
+            "privileged",
+            "privileged_noise",
+            "privileged_blank",
+            "privileged_mismatched",
+            "privileged_prompts",
+        )
+    },
+    arguments=("prompt", "context"),
+)
+families = Registry(
+    "families",
+    "family",
+    {"qwen3_vl": "vistill.models.families.qwen3_vl:Qwen3VLFamily"},
+    base="vistill.models.families.base:Family",
+)
+engines = Registry(
+    "engines",
+    "engine",
+    {"shared": "vistill.rollouts.build:shared_engine", "hf": "vistill.rollouts.build:hf_engine"},
+    arguments=("vlm", "settings", "poll"),
+)
+tasks = Registry(
+    "tasks",
+    "task",
+    {"answers": "vistill.evaluation.runner:evaluate"},
+    arguments=("models", "prompts", "settings", "poll", "diagrams", "engine"),
+)
+checkers = Registry(
+    "checkers",
+    "checker",
+    {"answers": "vistill.data.answers:judge_answer"},
+    arguments=("response", "answer", "choices", "take", "math"),
+)
+rewards = Registry(
+    "rewards",
+    "reward",
+    {
+        "accuracy": "vistill.training.rewards:accuracy",
+        "format": "vistill.training.rewards:format_match",
+    },
+    arguments=("response", "prompt", "settings", "math"),
+)
+thoughts = Registry(
+    "thoughts",
+    "thought source",
+    {
+        "data": "vistill.views.thoughts:DataThoughts",
+        "crop": "vistill.views.thoughts:Crops",
+        "box": "vistill.views.thoughts:Boxes",
+    },
+    base="vistill.views.thoughts:ThoughtSource",
+)
+studies = Registry(
+    "studies",
+    "study",
+    {
+        "demo": "vistill.studies.demo:run_demo",
+        "methods": "vistill.studies.methods:run_methods",
+        "stages": "vistill.studies.stages:run_stages",
+    },
+)
+#: Every registry by its kind.
+KINDS: dict[str, Registry] = {
+    registry.kind: registry
+    for registry in (methods, views, families, engines, tasks, checkers, rewards, thoughts, studies)
+}
+
+
+def load_plugins(files: Sequence[str | Path]) -> None:
+    """Execute plug-in files, so that recipes can name what they register.
+
+    A file is executed again only if it changed.
+
+    Raises:
+        ConfigError: C106, a file cannot be read or executed, or registers an object of the wrong
+            kind.
+    """
+    for given in map(str, files):
+        known = plugins.FILES.get(Path(given).resolve())
+        if (
+            known is not None
+            and known.path.is_file()
+            and plugins.digest(known.path) == known.sha256
+        ):
+            continue
+        if known is not None:
+            forget_file(known)
+        try:
+            plugins.execute_file(given)
+        except ConfigError:
+            for registry in KINDS.values():
+                registry.forget(Origin("file", given))
+            raise
+
+
+def forget_file(file: plugins.PluginFile) -> None:
+    """Drop a plug-in file and what it registered."""
+    for registry in KINDS.values():
+        registry.forget(file.origin)
+    plugins.FILES.pop(file.path, None)
+    sys.modules.pop(file.module.__name__, None)
+
+
+def forget_plugins() -> None:
+    """Drop every plug-in file and everything that was registered in this process."""
+    for file in list(plugins.FILES.values()):
+        forget_file(file)
+    for registry in KINDS.values():
+        registry.forget_all()
+
+
+def plugin_words() -> list[str]:
+    """`--plugin mine.py` for each file of this process, for commands that are started or shown."""
+    return [word for file in plugins.FILES.values() for word in ("--plugin", file.given)]
+
+
+def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """By `kind.name`: origin and source hash of the names of plug-ins; for `run.lock.json`."""
+    code = {}
+    for kind, names in kinds.items():
+        registry = KINDS[kind]
+        for name in dict.fromkeys(map(str, names)):
+            if name not in registry.builtin:
+                facts = {
+                    "from": str(registry.entry(name).origin),
+                    "sha256": registry.source_hash(name),
+                }
+                code[f"{kind}.{name}"] = facts
+    return code
+
+
+def way_back(run: str, key: str) -> str:
+    """The line to paste that gives back what a run used and this process does not know, or "".
+
+    Args:
+        run: the run folder.
+        key: `kind.name`, as `run.lock.json` has it under `code`.
+    """
+    try:
+        lock = json.loads((Path(run) / "run.lock.json").read_text(encoding="utf-8"))
+        kind, _, name = str(lock["code"][key]["from"]).partition(" ")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    if kind == "package":
+        package, _, version = name.partition(" ")
+        pinned = f"{package}=={version}" if version else package
+        return f"pip install {pinned}" if re.fullmatch(r"[\w.=+-]+", pinned) else ""
+    if kind != "file":
+        return ""
+    if "vistill" in sys.argv[0]:
+        return shlex.join(["vistill", *sys.argv[1:], "--plugin", name])
+    return f"plugins=[{json.dumps(name)}]"
