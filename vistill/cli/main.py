@@ -354,7 +354,7 @@ def explain(
     print(explain_word(word))
 
 
-@app.command(rich_help_panel=LEARN, epilog=example("vistill schema > recipe.schema.json"))
+@app.command(rich_help_panel=LEARN, epilog=example("vistill schema"))
 def schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of a recipe: every key with type, default, limits and meaning."""
     load_plugins(plugin or [])
