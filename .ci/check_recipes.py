@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Validate every recipe against `vistill schema` with check-jsonschema, which shares no code with the package.
+"""Validate every recipe against `vistill schema` with check-jsonschema.
 
-Recipes: `recipes/`, `examples/`, the YAML blocks of the docs that name a method, and what `vistill init`
-writes for every method, with the data of a file, of the hub, and without data.
+check-jsonschema shares no code with the package. Recipes: `recipes/`, `examples/`, the YAML blocks
+of the docs that name a method, and what `vistill init` writes for every method, with the data of a
+file, of the hub, and without data.
 """
 
 import contextlib

@@ -82,7 +82,7 @@ def line_of(text: str, path: tuple[str, ...]) -> int | None:
     return line
 
 
-PLAIN_YAML = "write each key once, values plainly, without &, *, << or !   (docs/configuration.md)"
+PLAIN_YAML = "write each key once, values without &, *, << or !   (docs/configuration.md)"
 
 
 def parse_text(text: str, file: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "20 training rows, 5 to evaluate on" in done.stdout
+    assert "20 training rows, 5 evaluation rows" in done.stdout
     assert "qwen3_vl" in done.stdout
     assert done.stdout.strip().endswith("ok")
     assert not (tmp_path / "x").exists()
@@ -120,12 +120,12 @@ def started(tmp_path):
     [
         (
             ["train.lr=2e-6"],
-            "goes on after step 4; train.lr 1e-06 -> 2e-06: with --accept train.lr",
+            "resumes after step 4; train.lr 1e-06 -> 2e-06: with --accept train.lr",
         ),
-        (["seed=9"], "seed 42 -> 9: not as"),
-        (["seed=9"], "as a new run, run="),
+        (["seed=9"], "has started, so this is a new run"),
+        (["seed=9"], "seed 42 -> 9: "),
         (["method=opd"], "method va_opd -> opd"),
-        (["save.every=9"], "goes on after step 4"),
+        (["save.every=9"], "resumes after step 4"),
         (["data.columns={prompt: q}"], "data.columns.prompt question -> q"),
     ],
 )

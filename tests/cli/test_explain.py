@@ -124,7 +124,7 @@ def test_every_error_has_a_fix_that_names_nothing_that_does_not_exist():
 
 
 @pytest.mark.parametrize("word", ["nonsense", "va-odp", "picture", "D999", "x" * 500])
-def test_a_word_that_nobody_knows_ends_in_a_short_message(word):
+def test_an_unknown_word_ends_in_a_short_message(word):
     with pytest.raises(ConfigError) as caught:
         explain_word(word)
     lines = caught.value.render().splitlines()

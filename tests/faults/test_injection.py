@@ -239,8 +239,8 @@ TEMPLATE_MISTAKES = [
     ("{{ run.lock.get('command', 'unknown') }}", "{{ run.lock.get('command', 'unknown') | safe }}"),
     ("{{ group.signal }}", "{{ group.signal | safe }}"),
     (
-        "<h2>Words</h2>",
-        "{{ runs[0].lock.get('started') | safe }}<h2>Words</h2>",
+        "<h2>Terms</h2>",
+        "{{ runs[0].lock.get('started') | safe }}<h2>Terms</h2>",
     ),  # a field that no page shows yet
     (
         "<h2>Data</h2>",
@@ -334,6 +334,6 @@ def test_the_image_index_cannot_name_files_elsewhere(run_folder, tmp_path, name)
     Image.new("RGB", (9, 9)).save(tmp_path / "secret-full.png")
     shutil.copytree(run_folder, tmp_path / "runs" / "run")
     run = read_run(tmp_path / "runs" / "run")
-    key = next(iter(run.pictures))
-    assert run.picture(key, "full")
-    assert replace(run, pictures={key: {"file": name}}).picture(key, "full") is None
+    key = next(iter(run.images))
+    assert run.image_uri(key, "full")
+    assert replace(run, images={key: {"file": name}}).image_uri(key, "full") is None

@@ -177,10 +177,10 @@ def test_every_knob_is_stated_with_a_sentence_and_no_state_is_kept_in_the_method
         method.new = 1
 
 
-def test_an_objective_file_stays_under_120_lines():
+def test_an_objective_file_stays_under_160_lines():
     folder = Path(vistill.objectives.__file__).parent
     sizes = {f.name: len(f.read_text().splitlines()) for f in folder.glob("*.py")}
-    assert {name: size for name, size in sizes.items() if size >= 120} == {}
+    assert {name: size for name, size in sizes.items() if size >= 160} == {}
 
 
 def test_adding_a_method_takes_a_class_and_a_line():

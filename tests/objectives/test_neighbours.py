@@ -184,9 +184,9 @@ def test_merged_vgs_refuses_what_needs_its_terms_apart(options):
 def test_merged_vgs_refuses_a_head_whose_logits_are_not_linear_in_the_states():
     method = make("vgs", merged=True)
     batch, _ = method_batch(method, LENGTHS, GROUP)
-    bent = {n: replace(s, head=replace(s.head, softcap=5.0)) for n, s in batch.passes.items()}
+    capped = {n: replace(s, head=replace(s.head, softcap=5.0)) for n, s in batch.passes.items()}
     with pytest.raises(ConfigError, match="softcap"):
-        method.terms(replace(batch, passes=bent), method.signals(batch))
+        method.terms(replace(batch, passes=capped), method.signals(batch))
 
 
 def test_papos_masked_entropy_is_a_constant_unless_its_gradient_is_asked_for():

@@ -252,14 +252,14 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
 def test_sampled_log_probabilities_equal_log_softmax(head, kernels, pieces):
     hidden, weight, bias, _, options, weights = make(9, 0, HEADS[head])
     ids = torch.arange(N) * 5 % V
-    plainly = lambda: torch.log_softmax(Head(weight, bias, **options).logits(hidden), -1).gather(
-        1, ids[:, None]
-    )[:, 0]
+    reference_log_probs = lambda: torch.log_softmax(
+        Head(weight, bias, **options).logits(hidden), -1
+    ).gather(1, ids[:, None])[:, 0]
     with torch.no_grad():
         found = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids)
-        close(found, plainly(), 1e-12)
+        close(found, reference_log_probs(), 1e-12)
     for promised in (weights, None):
-        expected = plainly()
+        expected = reference_log_probs()
         values = log_prob_from_hidden(
             hidden, Head(weight, bias, **options, kernels=kernels), ids, promised
         )
@@ -314,7 +314,7 @@ def test_a_second_backward_pass_through_the_same_values_gives_the_same_gradient(
         close(3 * a, b, 1e-11)
 
 
-def test_plain_steering_has_a_kernel_and_bent_steering_has_none():
+def test_plain_steering_has_a_kernel_and_modified_steering_has_none():
     assert (
         find_kernel(RULES["steered"][0])
         is find_kernel(RULES["steered_with_options"][0])

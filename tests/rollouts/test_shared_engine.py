@@ -183,9 +183,9 @@ def test_the_fused_step_gives_the_hidden_states_of_the_models_layers(
     vlm = grouped_query_model(tokenizer)
     assert can_fuse(vlm.model.model.language_model)
     # The table of rotary angles grows during the test.
-    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE", 16)
+    monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE_POSITIONS", 16)
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
-    monkeypatch.setattr("vistill.models.families.qwen3_vl.fits", lambda decoder: False)
+    monkeypatch.setattr("vistill.models.families.qwen3_vl.can_fuse", lambda decoder: False)
     reference = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
     assert float((fused - reference).abs().max() / reference.abs().max()) < 1e-5
 

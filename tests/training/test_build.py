@@ -25,12 +25,12 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import changed_versions
 from vistill.studies.check import check
-from vistill.studies.replay import replay_run
+from vistill.studies.replay import replay
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
 from vistill.training.checks.models import check_same_device
-from vistill.training.loop import best_of
+from vistill.training.results import choose_best
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views.settings import ViewSettings
@@ -163,7 +163,7 @@ def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, t
     samples = evaluated.folder.read(evaluated.path / "samples" / "step-000000.jsonl")
     assert {s["prompt"] for s in samples} == {p.id for p in held_out}
     assert json.loads((evaluated.path / "data.json").read_text())["eval_rows_with_answer"] == 3
-    replayed, step = replay_run(moved)
+    replayed, step = replay(moved)
     assert step == 3
     assert replayed.same
     assert replayed.from_journal == [3]
@@ -176,8 +176,8 @@ def test_a_user_method_is_replayed_only_with_its_class(tokenizer, teacher, tmp_p
 
     distill_run(tokenizer, teacher, tmp_path / "run", Mine())
     with raises_code("C102"):
-        replay_run(tmp_path / "run")
-    replayed, _ = replay_run(tmp_path / "run", objective=Mine())
+        replay(tmp_path / "run")
+    replayed, _ = replay(tmp_path / "run", objective=Mine())
     assert replayed.same
 
 
@@ -399,28 +399,29 @@ def record(step, accuracy, rows, fixed=None, fixed_rows=4.0):
 
 def test_the_best_checkpoint_is_chosen_on_one_fixed_set_of_rows():
     during, at_end = record(4, 0.75, 4.0, 0.75), record(8, 0.3125, 64.0, 0.75)
-    assert best_of([during, at_end], SaveSettings()) == {
+    assert choose_best([during, at_end], SaveSettings()) == {
         "step": 8,
         "value": 0.75,
         "rows": 4.0,
     }  # ties take the latest
-    assert best_of([record(4, 0.75, 4.0, 0.8), at_end], SaveSettings())["step"] == 4
+    assert choose_best([record(4, 0.75, 4.0, 0.8), at_end], SaveSettings())["step"] == 4
     assert (
-        best_of([record(4, 0.0, 4.0, 0.0), record(8, 0.0, 64.0, 0.0)], SaveSettings())["step"] == 8
+        choose_best([record(4, 0.0, 4.0, 0.0), record(8, 0.0, 64.0, 0.0)], SaveSettings())["step"]
+        == 8
     )
 
 
 def test_evaluations_on_other_rows_are_not_compared():
-    assert best_of([record(4, 0.75, 4.0), record(8, 0.3125, 64.0)], SaveSettings())["step"] == 8
+    assert choose_best([record(4, 0.75, 4.0), record(8, 0.3125, 64.0)], SaveSettings())["step"] == 8
     assert (
-        best_of(
+        choose_best(
             [record(4, 0.9, 4.0), record(6, 0.5, 4.0, 0.5), record(8, 0.1, 64.0, 0.1)],
             SaveSettings(),
         )["step"]
         == 6
     )
-    assert best_of([record(0, 0.9, 4.0, 0.9)], SaveSettings()) is None
-    assert best_of([record(4, 0.9, 4.0, 0.9)], SaveSettings(keep_best="none")) is None
+    assert choose_best([record(0, 0.9, 4.0, 0.9)], SaveSettings()) is None
+    assert choose_best([record(4, 0.9, 4.0, 0.9)], SaveSettings(keep_best="none")) is None
 
 
 def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, teacher, tmp_path):

@@ -171,17 +171,19 @@ class Counting(OPD):
     """`opd` that counts its steps in its memory, with two updates per step."""
 
     updates: int = 2
-    signal: float = 1.0
-    remembered: float = 1.0
+    infinite_signal: bool = False
+    nan_memory: bool = False
 
     def signals(self, batch):
         return {
             **super().signals(batch),
-            "extra": torch.full((batch.responses.num_tokens,), self.signal),
+            "extra": torch.full(
+                (batch.responses.num_tokens,), math.inf if self.infinite_signal else 1.0
+            ),
         }
 
     def remember(self, batch, signals):
-        return {"steps": batch.memory.get("steps", 0.0) + self.remembered}
+        return {"steps": batch.memory.get("steps", 0.0) + (math.nan if self.nan_memory else 1.0)}
 
 
 @pytest.mark.parametrize("bad", [3, 4])
@@ -209,7 +211,7 @@ def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(
 
 @pytest.mark.parametrize(
     ("objective", "name"),
-    [(Counting(signal=math.inf), "signal/extra"), (Counting(remembered=math.nan), "memory/steps")],
+    [(Counting(infinite_signal=True), "signal/extra"), (Counting(nan_memory=True), "memory/steps")],
 )
 def test_signals_and_memory_that_are_not_finite_skip_the_step(
     tokenizer, teacher, tmp_path, objective, name

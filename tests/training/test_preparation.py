@@ -27,11 +27,11 @@ from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.training.student_copies import (
     check_reference,
-    copy_of,
+    copy_frozen,
     update_ema,
     with_student_copies,
 )
-from vistill.training.teacher_responses import forget_others
+from vistill.training.teacher_responses import discard_stale_responses
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -284,7 +284,7 @@ def test_only_correct_chains_of_thought_are_learned_one_per_epoch(tokenizer, tea
     folder = RunFolder(tmp_path)
     folder.path.mkdir(exist_ok=True)
     rollout = make_plan(tokenizer, teacher, SFT()).rollout
-    forget_others(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
+    discard_stale_responses(folder, {"teacher": teacher.source, "seed": 5, **asdict(rollout)})
     for number, p in enumerate(WITH_THOUGHTS):
         right = [True, True] if number == 0 else [False, number % 2 == 0]
         ids = [
@@ -344,7 +344,7 @@ def test_the_reference_is_fixed_and_another_one_on_resume_is_refused(tokenizer):
 def test_a_copy_shares_no_weight_with_its_model(tokenizer):
     student = build_model(tokenizer, 0)
     pointers = {p.data_ptr() for p in student.model.parameters()}
-    assert not pointers & {p.data_ptr() for p in copy_of(student).model.parameters()}
+    assert not pointers & {p.data_ptr() for p in copy_frozen(student).model.parameters()}
 
 
 def test_rewards_add_accuracy_and_format(tokenizer):
@@ -399,12 +399,12 @@ def test_grpo_makes_the_rewarded_response_more_likely(tokenizer, tmp_path):
 
 
 def test_several_updates_per_step_take_every_prompt_once(tokenizer, tmp_path):
-    from vistill.training.step import parts_of
+    from vistill.training.step import split_into_updates
 
-    assert parts_of([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
-    assert parts_of([[0, 1, 2]], 1) == [[[0, 1, 2]]]
+    assert split_into_updates([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
+    assert split_into_updates([[0, 1, 2]], 1) == [[[0, 1, 2]]]
     assert sorted(
-        g for part in parts_of([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro
+        g for part in split_into_updates([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro
     ) == list(range(7))
 
 

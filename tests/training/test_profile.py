@@ -60,7 +60,7 @@ def only_linear(monkeypatch, family):
     costs = family.costs
 
     def without_attention(model):
-        return ModelFlops(**{**costs(model).__dict__, "cell": 0.0, "patch_pair": 0.0})
+        return ModelFlops(**{**costs(model).__dict__, "attention_score": 0.0, "patch_pair": 0.0})
 
     monkeypatch.setattr(family, "costs", without_attention)
 
@@ -147,7 +147,7 @@ def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, toke
         sum(p.work.get("flops", 0) for p in table.phases[:-1])
     )
     assert 0 < whole.floor < whole.seconds
-    assert "GFLOP/s measured here" in profile_text(profiled.path)
+    assert "at the measured" in profile_text(profiled.path)
     page = write_report([profiled.path], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Profile: profiled" in page
     assert "head rows" in page

@@ -22,7 +22,7 @@ from vistill.errors import DataError, StorageError
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.studies.check import check
-from vistill.studies.replay import replay_run
+from vistill.studies.replay import replay
 from vistill.training import results
 from vistill.training.checks.data import check_prompts
 from vistill.training.checks.models import find_overlong_prompts
@@ -354,7 +354,7 @@ def test_a_masked_setting_must_be_given_again(tokenizer, teacher, tmp_path):
     assert "data.system=VALUE" in caught.value.fix
     assert recipe_for(str(tmp_path), ["data.system=see"], "eval").data.system == "see"
     with raises_code("S605", StorageError):
-        replay_run(tmp_path)
+        replay(tmp_path)
 
 
 def test_replay_takes_a_path_as_text(tokenizer, teacher, tmp_path):
@@ -439,5 +439,5 @@ def test_a_metric_that_an_earlier_version_did_not_log_is_no_difference(
     for line in lines:
         line.pop("coefficient/reverse_kl")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    replayed, _ = replay_run(tmp_path, 3)
+    replayed, _ = replay(tmp_path, 3)
     assert replayed.same

@@ -23,7 +23,7 @@ def inspect_installation() -> dict[str, Any]:
         "extras": {name: installed_version(name) for name in OPTIONAL},
         "devices": devices(),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
-        "torchvision_beside_cpu_torch": installed_version("torchvision") is not None
+        "torchvision_with_cpu_torch": installed_version("torchvision") is not None
         and "+cpu" in (installed_version("torch") or ""),
     }
 
@@ -61,7 +61,7 @@ def format_table(facts: dict[str, Any]) -> str:
     for name, version in facts["extras"].items():
         lines.append(f"{name} {version or '(optional: ' + OPTIONAL[name] + ')'}")
     lines.append(f"disk {facts['disk_free_gb']} GB free in this folder")
-    if facts["torchvision_beside_cpu_torch"]:
+    if facts["torchvision_with_cpu_torch"]:
         lines.append(
             "hint: torchvision with a CPU build of torch often breaks `import transformers`;"
             " vistill does not need it"

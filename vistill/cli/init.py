@@ -48,7 +48,7 @@ rollout:
   max_new_tokens: 4096              # as in VA-OPD; the default is 1024
 
 train:
-  prompts_per_step: {per_step}              # {per_step} x 4 = {responses} responses an update
+  prompts_per_step: {per_step}              # {per_step} x 4 = {responses} responses per update
   epochs: 5
   lr: 1.0e-6
   schedule: {{kind: cosine, warmup: 0.05}}

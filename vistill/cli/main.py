@@ -309,7 +309,7 @@ def explain(
     print(explain_word(word))
 
 
-@app.command(rich_help_panel=LEARN, epilog=example("vistill schema > recipe.schema.json"))
+@app.command(rich_help_panel=LEARN, epilog=example("vistill schema"))
 def schema() -> None:
     """Print the JSON schema of a recipe: every key with type, default, limits and meaning."""
     from vistill.config import method_schemas

@@ -1,1 +1,1 @@
-"""Models: loading, family adapters, scoring. The only room that looks inside image tensors."""
+"""Models: loading, family adapters, scoring. The only package that looks inside image tensors."""

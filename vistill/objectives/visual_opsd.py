@@ -1,6 +1,6 @@
 """`visual_opsd`: one model in two contexts (arXiv 2606.18974): its teacher also sees visual thoughts.
 
-Where we depart, and why: T rows a response instead of the release's T + 1 (our generation prompt already ends where
+Where we depart, and why: T rows per response instead of the release's T + 1 (our generation prompt already ends where
 the answer begins); the gate of methods 3.6 refuses to start on a model that thoughts do not help.
 """
 

@@ -92,8 +92,7 @@ HERE = "{run}"
 
 
 def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A run folder's stored recipe as plain values, its own data and models found where the folder
-    is now."""
+    """A run folder's stored recipe as plain values, with paths in the folder as it is now."""
 
     def found(value: Any) -> Any:
         if isinstance(value, Mapping):
