@@ -404,7 +404,10 @@ def test_several_updates_per_step_take_every_prompt_once(tokenizer, tmp_path):
     assert split_into_updates([[0, 1], [2, 3], [4]], 2) == [[[0, 1]], [[2, 3], [4]]]
     assert split_into_updates([[0, 1, 2]], 1) == [[[0, 1, 2]]]
     assert sorted(
-        g for part in split_into_updates([[0, 1, 2, 3, 4, 5, 6]], 3) for micro in part for g in micro
+        g
+        for part in split_into_updates([[0, 1, 2, 3, 4, 5, 6]], 3)
+        for micro in part
+        for g in micro
     ) == list(range(7))
 
 
