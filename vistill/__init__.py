@@ -1,4 +1,4 @@
-"""vistill: on-policy distillation of vision-language models that makes the student look at the picture.
+"""vistill: on-policy distillation that makes a vision-language student use the image.
 
     run = vistill.train("recipe.yaml", overrides={"train.lr": 2e-6})
     run = vistill.distill(student, teacher, prompts, vistill.VAOPD(), out="runs/mine")

@@ -1,4 +1,4 @@
-"""The Python API at three depths: a recipe, your own models and prompts, or only the measurement."""
+"""The Python API: run a recipe, distil your own models and prompts, or only measure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -113,9 +113,11 @@ def train(
     Args:
         recipe: a file, the name of a shipped one, or `vistill.load_recipe(...)`.
         overrides: `{"train.lr": 2e-6}` or `["train.lr=2e-6"]`.
-        accept: on resume, changed schedule keys (`train.lr`) and plug-ins (`methods.mine`) that are wanted.
+        accept: on resume, schedule keys (`train.lr`) and plug-ins (`methods.mine`) whose change is
+            intended.
         progress: is called with each record.
-        plugins: files of your own that are executed first, so that the recipe can name what they register.
+        plugins: files of your own that are executed first, so that the recipe can name what they
+            register.
     """
     load_plugins(plugins)
     settings = (
@@ -181,16 +183,18 @@ def distill(
     out: str | Path,
     **options: Unpack[DistillOptions],
 ) -> Run:
-    """Distil with your own models and prompts: the same checks, loop, resume and run folder as a recipe.
+    """Distil with your own models and prompts.
 
-    The run folder keeps the prompts, the settings as `recipe.json`, and models that cannot be loaded again from where
-    they came from, so `vistill eval`, `replay` and `report` work on it.
+    Checks, training loop, resume and run folder are those of a recipe. The run folder stores the
+    prompts, the settings as `recipe.json`, and models that cannot be loaded again from their
+    source, so `vistill eval`, `replay` and `report` work on it.
 
     Args:
         student: learns, in place.
         teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
         prompts: training prompts.
-        objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or one of your own.
+        objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or a class of
+            your own.
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
@@ -251,8 +255,8 @@ def evaluate(
     """Judge `recipe.student` without training and write the report; nothing is resumed.
 
     Args:
-        recipe: data, views and protocol; the teacher, where there is one, measures visual advantage, else the
-            student measures its own.
+        recipe: data, views and protocol. The teacher measures visual advantage; without a teacher,
+            the student does.
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
         plugins: files of your own that are executed first.
     """
@@ -268,13 +272,14 @@ def evaluate(
 
 
 def training_folder_error(run: str) -> ConfigError:
-    """C201 for an evaluation that would take the place of what a run has logged."""
+    """C201 for an evaluation that would overwrite the records of a training run."""
+    folder = f"{run}-eval"
     return ConfigError(
         "C201",
         "this is the folder of a training run, and an evaluation would overwrite its record",
         where=run,
         why="evaluations.jsonl, data.json and result.json are those of the training",
-        fix=f"run={unused_folder(f'{run}-eval') if Path(f'{run}-eval').exists() else f'{run}-eval'}",
+        fix=f"run={unused_folder(folder) if Path(folder).exists() else folder}",
         note=f"vistill eval {run}   judges the run's own student and writes next to it",
     )
 
@@ -327,7 +332,7 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
 
 
 def with_empty_answer(prompt: Prompt) -> Prompt:
-    """The prompt with an empty answer where it has none: its tokens are measured, and it is judged nowhere."""
+    """The prompt with an empty answer if it has none: its tokens are measured, but not judged."""
     return prompt if prompt.answer is not None else replace(prompt, answer="")
 
 
@@ -337,7 +342,8 @@ def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
         "D302",
         f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
         why="the column data.columns.answer is empty or missing in every row",
-        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place of vistill eval",
+        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
+        "of vistill eval",
     )
 
 
@@ -346,7 +352,8 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
 
     Args:
         source: as `data.train` in a recipe.
-        **settings: fields of `DataSettings`, or of its columns: `prompt="problem"`, `images="images"`, `template=...`.
+        **settings: fields of `DataSettings`, or of its columns: `prompt="problem"`,
+            `images="images"`, `template=...`.
     """
     names = {f.name for f in fields(Columns)}
     columns = Columns(**{k: v for k, v in settings.items() if k in names and k != "images"})
@@ -364,13 +371,13 @@ def visual_advantage(
 ) -> list[TokenAdvantage]:
     """Visual advantage of each token of written responses, by any model, without training.
 
-    `log p(token | picture) - log p(token | pixelated picture)`, rectified, in nats (VA-OPD Eq. 2).
+    `log p(token | image) - log p(token | pixelated image)`, rectified, in nats (VA-OPD Eq. 2).
 
     Args:
         model: the reader, usually a teacher.
-        prompts: questions with pictures.
+        prompts: questions with images.
         responses: one text per prompt.
-        degraded: side of the reduced picture as a share of the original.
+        degraded: side of the reduced image as a share of the original.
     """
     check_prompts(prompts)
     prompts = with_content_hashes(prompts)

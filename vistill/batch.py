@@ -1,4 +1,4 @@
-"""The nouns with tensors: the flat response axis, scored passes, loss terms, and the one reducer."""
+"""Types that hold tensors: flat response axis, scored passes, loss terms; and the one reducer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from vistill.types import Pass, View, Writer, view_named
 
 @dataclass(frozen=True)
 class Responses:
-    """All response tokens of a step on one flat axis; no response is padded to its longest sibling."""
+    """All response tokens of a step on one flat axis, without padding."""
 
     ids: Int[Tensor, " R"]
     """Token ids, the first end-of-turn token included."""
@@ -30,13 +30,13 @@ class Responses:
     lengths: Int[Tensor, " N"]
     """Tokens of each rollout."""
     has_image: Bool[Tensor, " G"]
-    """Whether the prompt of each group has a picture."""
+    """Whether the prompt of each group has an image."""
     tie_noise: Float[Tensor, " R"]
     """Keyed uniform noise, for rules that break ties at random."""
     reward: Float[Tensor, " N"] | None = None
-    """Reward of each rollout, where the method asked for it."""
+    """Reward of each rollout, if the method needs it."""
     siblings: Int[Tensor, " N"] | None = None
-    """How many siblings each rollout's prompt has in the step, where only some of them are here."""
+    """How many siblings each rollout's prompt has in the step, if some are not in this batch."""
 
     def num_siblings(self) -> Int[Tensor, " N"]:
         """Siblings of each rollout's prompt in the step (K), itself included."""
@@ -47,8 +47,8 @@ class Responses:
         )
 
     def rewards(self) -> Float[Tensor, " N"]:
-        """The rewards, which the method asked for."""
-        assert self.reward is not None, "the method did not ask for rewards"
+        """The rewards, for a method that needs them."""
+        assert self.reward is not None, "the method does not need rewards"
         return self.reward
 
     @property
@@ -86,7 +86,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class ScoredPass:
-    """What one reader made of the responses under one view."""
+    """The result of one reader on the responses under one view."""
 
     log_prob: Float[Tensor, " R"] | None = None
     """Log-probability of each sampled token at temperature 1."""
@@ -111,13 +111,14 @@ class ScoredPass:
 
     def take(self, rows: Tensor) -> "ScoredPass":
         """The same pass for some rows of the response axis."""
-        pick = lambda x: None if x is None else x[rows]
-        return ScoredPass(pick(self.log_prob), pick(self.hidden), self.head)
+        log_prob = None if self.log_prob is None else self.log_prob[rows]
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return ScoredPass(log_prob, hidden, self.head)
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Responses and every reading of them. Signals and terms are functions of this."""
+    """Responses and every scored pass over them. Signals and terms are functions of this."""
 
     responses: Responses
     passes: Mapping[str, ScoredPass]
@@ -132,8 +133,8 @@ class ScoredBatch:
     def take_rollouts(self, keep: Bool[Tensor, " N"]) -> tuple["ScoredBatch", Tensor]:
         """The batch limited to some rollouts, and the rows of the flat axis that it keeps.
 
-        A method's terms are per token and its weights come from signals, so any set of rollouts can be learnt from
-        by itself; `num_siblings` still tells how many there were.
+        Terms are per token and their weights come from signals, so the loss can be computed on any
+        subset of the rollouts. `num_siblings` keeps the number in the whole step.
         """
         old = self.responses
         rows = torch.nonzero(keep[old.rollout])[:, 0]
@@ -169,7 +170,7 @@ class ScoredBatch:
 class LossTerm:
     """One named part of the objective, per token and unreduced: `sum(weight * value) / count(per)`.
 
-    It is logged as it is, without its coefficient, so that runs under different coefficients can be compared.
+    It is logged without its coefficient, so that runs with different coefficients can be compared.
     """
 
     name: str
@@ -178,9 +179,9 @@ class LossTerm:
     per: str = "prompt"
     """What the weighted sum is divided by: the step's number of prompts, rollouts or tokens."""
     minimised: bool = True
-    """A term that is only watched is reported under its name and never enters the loss."""
+    """A term that is only logged is reported under its name and never enters the loss."""
     coefficient: float = 1.0
-    """What the reduced term is multiplied by in the loss; with 0 it is only watched."""
+    """What the reduced term is multiplied by in the loss; with 0 it is only logged."""
 
     def scaled(self, factor: float) -> "LossTerm":
         """The same term with its coefficient times a factor."""
@@ -190,22 +191,23 @@ class LossTerm:
 def reduce_terms(terms: Sequence[LossTerm], counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
     """The one place where tokens become a scalar.
 
-    Weights select as well as scale: a value under weight 0 never enters, so a NaN outside cannot either. The same
+    Weights select as well as scale: a value with weight 0 never enters, even if it is NaN. The same
     holds for a term whose coefficient is 0.
 
     Returns:
-        The sum of the minimised terms times their coefficients, and every term by name, unscaled (detached).
+        The sum of the minimised terms times their coefficients, and every term by name, unscaled
+        and detached.
     """
     parts: dict[str, Tensor] = {}
-    learnt: list[Tensor] = []
+    minimised: list[Tensor] = []
     for term in terms:
         assert term.name not in parts, f"two terms are called {term.name}"
         inside = term.weights != 0
         kept = torch.where(inside, term.values, torch.zeros_like(term.values))
         parts[term.name] = (term.weights.detach() * kept).sum() / counts.of(term.per)
         if term.minimised and term.coefficient != 0:
-            learnt.append(term.coefficient * parts[term.name])
-    total = torch.stack(learnt).sum() if learnt else torch.zeros((), requires_grad=True)
+            minimised.append(term.coefficient * parts[term.name])
+    total = torch.stack(minimised).sum() if minimised else torch.zeros((), requires_grad=True)
     return total, {name: value.detach() for name, value in parts.items()}
 
 
@@ -228,7 +230,10 @@ class Need(StrEnum):
 
 @dataclass(frozen=True)
 class GradientProbe:
-    """Norms of the gradients of sums of terms, measured on the whole step every so many steps, before its update."""
+    """Norms of the gradients of sums of terms.
+
+    They are measured every `every` steps, on the whole step, before its update.
+    """
 
     every: int
     sums: tuple[tuple[str, ...], ...]
@@ -237,7 +242,7 @@ class GradientProbe:
 
 @dataclass(frozen=True)
 class EntryGate:
-    """A question to the untrained student before step 1: does it answer better under this view than under `full`?"""
+    """A check before step 1: the untrained student answers better in this view than in `full`."""
 
     view: View | str
     rows: int
@@ -250,10 +255,13 @@ class EntryGate:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a method asks of a run besides its passes. The class defaults are those of on-policy distillation."""
+    """What a method needs from a run besides its passes.
+
+    The class defaults are those of on-policy distillation.
+    """
 
     needs: AbstractSet[Need] = frozenset()
-    """What must be there before step 1: `image`, `thoughts`, `reward`, `siblings`. Any set of them."""
+    """What must exist before step 1: any set of `image`, `thoughts`, `reward`, `siblings`."""
     writer: Writer = Writer.STUDENT
     """Who writes the responses: the student, the teacher (once, before step 1) or the data set."""
     writer_view: View | str = View.FULL
@@ -263,9 +271,10 @@ class Requirements:
     off_policy_share: float = 0.0
     """Share of the prompts of a step whose responses the teacher wrote beforehand."""
     updates: int = 1
-    """Updates per step: its prompts in so many parts, with old log-probabilities from before the first."""
+    """Updates per step: the prompts are split into this number of parts. The old log-probabilities
+    are from before the first."""
     ema_rate: float = 0.005
-    """How far the moving average of the student (`Reader.EMA`) moves to the student after each update."""
+    """Share by which the moving average (`Reader.EMA`) moves to the student after each update."""
     entry_gate: EntryGate | None = None
     """What the untrained student must pass before step 1."""
     gradient_probe: GradientProbe | None = None
@@ -280,11 +289,12 @@ class Requirements:
 
     @property
     def teacher_share(self) -> float:
-        """Share of the prompts whose responses come from the teacher: all of them where it is the writer."""
+        """Share of the prompts whose responses the teacher writes: 1 if it is the writer."""
         return 1.0 if self.writer is Writer.TEACHER else self.off_policy_share
 
 
-#: What `Requirements` took over from methods of `Objective`; a class that still defines one would not be heard.
+#: Former methods of `Objective` and their fields of `Requirements`. A class that still defines one
+#: is refused, because the definition would have no effect.
 MOVED = {
     "needs": "needs",
     "writer": "writer",
@@ -298,10 +308,10 @@ MOVED = {
 
 
 class Objective(ABC):
-    """A method: which readings it needs, what it measures, what it minimises. Everything else is shared.
+    """A method: its passes, its signals and its loss terms. Everything else is shared.
 
-    A subclass is a frozen dataclass whose fields are its knobs. It defines `passes`, `signals` and `terms`, and
-    `requirements` where they are not the defaults. The other methods are optional.
+    A subclass is a frozen dataclass whose fields are its knobs. It defines `passes`, `signals` and
+    `terms`, and `requirements` if they are not the defaults. The other methods are optional.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -318,31 +328,38 @@ class Objective(ABC):
 
     @property
     def requirements(self) -> Requirements:
-        """What the method asks of a run. A property or a class attribute; it follows from the knobs alone."""
+        """What the method needs from a run: a property or a class attribute.
+
+        It depends on the knobs alone.
+        """
         return Requirements()
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """The readings of the responses that the method needs. They follow from the knobs alone."""
+        """The passes over the responses that the method needs. They depend on the knobs alone."""
 
     @abstractmethod
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """What is measured, once per step on the whole batch, without gradient: per token [R] or per rollout [N].
+        """Measurements per token [R] or per rollout [N], without gradient.
 
-        Signals are logged. The report colours the tokens of responses by the first one of real numbers per token
-        that is not called `token_weight`.
+        They are computed once per step on the whole batch, and logged. The report colours the
+        tokens of responses by the first signal that has a real number per token and is not called
+        `token_weight`.
         """
 
     @abstractmethod
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """What is minimised, per token. The batch is any part of the step's rollouts, signals cut to it."""
+        """What is minimised, per token.
+
+        The batch is any subset of the rollouts of the step, and the signals are restricted to it.
+        """
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
-        """Figures of the step for the log and the report; `objectives/metrics.py` has shared ones."""
+        """Metrics of the step for log and report; `objectives/metrics.py` has shared ones."""
         return {}
 
     def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Sentences about the figures of a step that a person should read, by a short name; each is given once."""
+        """Messages about the metrics of a step, by a short name; each is logged once."""
         return {}
 
     def remember(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:

@@ -285,12 +285,12 @@ class Registry:
 
     def _candidates(self, name: str) -> list[Entry]:
         """What plug-in files and packages give under a name; the same object is listed once."""
-        found = [self._given[name][0]] if name in self._given else []
+        candidates = [self._given[name][0]] if name in self._given else []
         for point in self._points():
             target = f"{point.module}:{point.attr}"
-            if point.name == name and target not in {entry.target for entry in found}:
-                found.append(Entry(name, target, origin_of_package(point.dist), point))
-        return found
+            if point.name == name and target not in {entry.target for entry in candidates}:
+                candidates.append(Entry(name, target, origin_of_package(point.dist), point))
+        return candidates
 
     def _installed(self, name: str) -> Entry:
         """`module:attribute` of an installed package that requires vistill."""

@@ -205,11 +205,11 @@ def is_found_at(module: str, files: Sequence[Path]) -> bool:
         return False
     if rest:
         roots = list(spec.submodule_search_locations or ())
-        found = [Path(root, *rest).with_suffix(".py") for root in roots]
-        found += [Path(root, *rest, "__init__.py") for root in roots]
+        sources = [Path(root, *rest).with_suffix(".py") for root in roots]
+        sources += [Path(root, *rest, "__init__.py") for root in roots]
     else:
-        found = [Path(spec.origin)]
-    return bool({p.resolve() for p in found if p.is_file()} & {p.resolve() for p in files})
+        sources = [Path(spec.origin)]
+    return bool({p.resolve() for p in sources if p.is_file()} & {p.resolve() for p in files})
 
 
 def editable_folder(package: Distribution) -> Path | None:
@@ -260,17 +260,17 @@ def own_source(kind: Any) -> str:
 
 def package_sources(module: str) -> dict[str, Path]:
     """By module name: the source files of a module and of what it imports from its own package."""
-    top, found, waiting = module.partition(".")[0], {}, [module]
+    top, sources, waiting = module.partition(".")[0], {}, [module]
     while waiting:
         name = waiting.pop()
         file = source_file(name)
-        if name in found or file is None:
+        if name in sources or file is None:
             continue
-        found[name] = file
+        sources[name] = file
         parents = [name.rpartition(".")[0]] if "." in name else []
         imported = imports_in(file, name)
         waiting += [other for other in (*parents, *imported) if other.partition(".")[0] == top]
-    return found
+    return sources
 
 
 def source_file(module: str) -> Path | None:

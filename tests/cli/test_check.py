@@ -27,7 +27,8 @@ def vistill(*words, cwd=None):
 def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     code = (
         "import sys\nfrom vistill.studies.check import check, format_table\n"
-        f"print(format_table(check({TINY!r}, ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5'], fast=True)))\n"
+        f"settings = ['run={tmp_path / 'x'}', 'data.diagrams.train=20', 'data.diagrams.eval=5']\n"
+        f"print(format_table(check({TINY!r}, settings, fast=True)))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -47,8 +48,8 @@ def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
     ]
     done = vistill("check", TINY, *overrides, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (found, *_) = json.loads(done.stdout).values()
-    lines = dict(found)
+    (results, *_) = json.loads(done.stdout).values()
+    lines = dict(results)
     assert lines["canary"].startswith("every reader sees the image: student ")
     assert "teacher" in lines["canary"]
     assert "3 steps of" in lines["rows"]
@@ -80,7 +81,8 @@ def test_a_run_folder_with_another_recipe_is_refused_and_its_own_is_continued(tm
 
     file, overrides = tmp_path / "recipe.yaml", [f"run={run}"]
     file.write_text(
-        "run: x\nmethod: opd\nstudent: {model: 'vistill:student'}\nteacher: {model: 'vistill:teacher'}\n"
+        "run: x\nmethod: opd\nstudent: {model: 'vistill:student'}\n"
+        "teacher: {model: 'vistill:teacher'}\n"
         "data: {train: diagrams, diagrams: {train: 20, eval: 5}}\n"
     )
     recipe = load_recipe(file, overrides)
@@ -101,8 +103,9 @@ def started(tmp_path):
 
     file, run = tmp_path / "recipe.yaml", tmp_path / "x"
     file.write_text(
-        f"run: {run}\nmethod: va_opd\nva_opd: {{high_share: 0.3}}\nstudent: {{model: 'vistill:student'}}\n"
-        "teacher: {model: 'vistill:teacher'}\ndata: {train: diagrams, diagrams: {train: 20, eval: 5}}\n"
+        f"run: {run}\nmethod: va_opd\nva_opd: {{high_share: 0.3}}\n"
+        "student: {model: 'vistill:student'}\nteacher: {model: 'vistill:teacher'}\n"
+        "data: {train: diagrams, diagrams: {train: 20, eval: 5}}\n"
     )
     (run / "checkpoint-000004").mkdir(parents=True)
     lock = {"format": 2, "recipe": load_recipe(file).to_dict()}
@@ -111,7 +114,7 @@ def started(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["train.lr=2e-6"],
@@ -124,8 +127,8 @@ def started(tmp_path):
         (["data.columns={prompt: q}"], "data.columns.prompt question -> q"),
     ],
 )
-def test_settings_on_the_command_line_ask_what_would_be_of_a_started_run(started, words, said):
-    assert said in format_table(check(str(started), words, fast=True))
+def test_check_tells_what_the_given_settings_mean_for_a_started_run(started, words, message):
+    assert message in format_table(check(str(started), words, fast=True))
 
 
 def test_a_setting_that_was_not_asked_for_still_stops_the_check(started):
@@ -141,9 +144,9 @@ def test_a_run_folder_that_is_a_file_is_refused_with_one_that_can_be_made(tmp_pa
     from vistill.runs.folder import RunFolder
 
     (tmp_path / "notes").write_text("mine")
-    made = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": f"{tmp_path / 'notes'}{below}"})
+    recipe = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": f"{tmp_path / 'notes'}{below}"})
     with pytest.raises(StorageError) as caught:
-        RunFolder(Path(made.run)).check_writable()
+        RunFolder(Path(recipe.run)).check_writable()
     assert caught.value.code == "S601"
     assert caught.value.fix == f"run={tmp_path / 'notes'}-2"
     assert (tmp_path / "notes").read_text() == "mine"

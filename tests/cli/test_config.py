@@ -34,7 +34,7 @@ def caught(tmp_path, text=GOOD, overrides=()):
 
 
 def test_a_recipe_is_read_typed_and_overridden(tmp_path):
-    made = recipe(
+    loaded = recipe(
         tmp_path,
         overrides=[
             "train.lr=2e-6",
@@ -43,11 +43,11 @@ def test_a_recipe_is_read_typed_and_overridden(tmp_path):
             "data.columns.prompt=problem",
         ],
     )
-    assert made.train.lr == 2e-6
-    assert made.knobs == {"high_share": 0.3, "tie_rule": "random"}
-    assert made.train.schedule.kind == "linear"
-    assert made.seed == 7
-    assert made.data.columns.prompt == "problem"
+    assert loaded.train.lr == 2e-6
+    assert loaded.knobs == {"high_share": 0.3, "tie_rule": "random"}
+    assert loaded.train.schedule.kind == "linear"
+    assert loaded.seed == 7
+    assert loaded.data.columns.prompt == "problem"
 
 
 def test_toml_is_accepted_by_suffix(tmp_path):
@@ -91,10 +91,10 @@ def test_one_rollout_with_sibling_weights_is_refused_and_the_fixes_work(tmp_path
 
 def test_numbers_and_words_mean_what_they_look_like(tmp_path):
     text = GOOD.replace("run: runs/x", "run: no").replace("train: diagrams", "train: 12:30")
-    made = recipe(tmp_path, text)
-    assert made.run == "no"
-    assert made.data.train == "12:30"
-    assert made.train.lr == 1e-5
+    loaded = recipe(tmp_path, text)
+    assert loaded.run == "no"
+    assert loaded.data.train == "12:30"
+    assert loaded.train.lr == 1e-5
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train lr=3", "method.x=3", "seed=[1"])
@@ -104,9 +104,11 @@ def test_overrides_that_cannot_be_read_are_explained(tmp_path, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["va_opd.high_share=2", "va_opd.high_weight=5", "va_opd.rollout_temperature=0", "rollout.temperature=-1", "train.steps=-1",
-     "train.steps=0", "eval.samples=0", "train.lr=-1", "rollout.max_new_tokens=0", "rollout.per_prompt=0", "rollout.top_p=0",
-     "train.prompts_per_step=0", "train.clip_norm=0", "views.pixelate=0", "save.keep=0", "data.max_bad_share=2"],
+    ["va_opd.high_share=2", "va_opd.high_weight=5", "va_opd.rollout_temperature=0",
+     "rollout.temperature=-1", "train.steps=-1", "train.steps=0", "eval.samples=0", "train.lr=-1",
+     "rollout.max_new_tokens=0", "rollout.per_prompt=0", "rollout.top_p=0",
+     "train.prompts_per_step=0", "train.clip_norm=0", "views.pixelate=0", "save.keep=0",
+     "data.max_bad_share=2"],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_with_a_fix_that_works(tmp_path, override):
     error = caught(tmp_path, overrides=[override])
@@ -167,7 +169,8 @@ def test_a_missing_recipe_lists_the_shipped_ones():
 def test_stages_share_the_base_and_name_each_other(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(
-        "run: R\nmethod: sft\nstudent: {model: a}\nstages:\n  warm: {}\n  opd: {method: opd, student: {model: '{run}/warm'}, teacher: {model: t}}\n"
+        "run: R\nmethod: sft\nstudent: {model: a}\nstages:\n  warm: {}\n"
+        "  opd: {method: opd, student: {model: '{run}/warm'}, teacher: {model: t}}\n"
     )
     stages = load_stages(path, ["seed=3"])
     assert list(stages) == ["warm", "opd"]
@@ -207,8 +210,8 @@ def test_init_writes_a_recipe_that_parses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("va-opd", "opd", "sft"):
         write_recipe(name, "s", "t", "d.jsonl")
-        made = load_recipe(tmp_path / f"{name.replace('-', '_')}.yaml")
-        assert made.method == name.replace("-", "_")
+        loaded = load_recipe(tmp_path / f"{name.replace('-', '_')}.yaml")
+        assert loaded.method == name.replace("-", "_")
     with pytest.raises(ConfigError):
         write_recipe("opd", "s", "t", "d.jsonl")
 
@@ -223,9 +226,9 @@ def test_a_setting_that_a_stage_makes_itself_is_kept_and_named(capsys):
         ["student.model=x", "train.steps=2"],
         ["opd", "visual_opsd"],
     )
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
-        "stage visual_opsd sets student.model itself; to change it: stages.visual_opsd.student.model=..."
+    assert capsys.readouterr().err.splitlines() == [
+        "stage visual_opsd sets student.model itself; to change it: "
+        "stages.visual_opsd.student.model=..."
     ]
 
 

@@ -1,4 +1,7 @@
-"""`vistill explain`: every code has a long form, and no text names a command, a key or an option that does not exist."""
+"""`vistill explain`: every code has a long form.
+
+No text names a command, a key or an option that does not exist.
+"""
 
 import ast
 import json
@@ -94,13 +97,13 @@ def test_a_long_form_names_nothing_that_does_not_exist(code):
 
 
 def errors_in_the_code():
-    """(place, code, whether it has a fix, the constant words of its fix) of every error that is made somewhere."""
+    """(place, code, whether it has a fix, the constant words of its fix) of every error."""
     for path in sorted((REPO / "vistill").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            made = (
+            is_error = (
                 isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS and node.args
             )
-            if made and isinstance(node.args[0], ast.Constant):
+            if is_error and isinstance(node.args[0], ast.Constant):
                 fix = next((k.value for k in node.keywords if k.arg == "fix"), None)
                 words = (
                     [n.value for n in ast.walk(fix) if isinstance(n, ast.Constant)] if fix else []
@@ -115,11 +118,11 @@ def errors_in_the_code():
 
 
 def test_every_error_has_a_fix_that_names_nothing_that_does_not_exist():
-    found = list(errors_in_the_code())
-    assert len(found) > 60
-    assert [place for place, _, has_fix, _ in found if not has_fix] == []
+    errors = list(errors_in_the_code())
+    assert len(errors) > 60
+    assert [place for place, _, has_fix, _ in errors if not has_fix] == []
     assert [
-        (place, wrong) for place, _, _, words in found for wrong in wrong_names("\n".join(words))
+        (place, wrong) for place, _, _, words in errors for wrong in wrong_names("\n".join(words))
     ] == []
 
 
@@ -185,7 +188,8 @@ def test_another_method_on_the_command_line_leaves_the_files_own_knobs_behind(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(
         "run: x\nmethod: va_opd\nva_opd: {high_share: 0.3}\nstudent: {model: 'vistill:student'}\n"
-        "teacher: {model: 'vistill:teacher'}\ndata: {train: diagrams, diagrams: {train: 16, eval: 2}}\n"
+        "teacher: {model: 'vistill:teacher'}\n"
+        "data: {train: diagrams, diagrams: {train: 16, eval: 2}}\n"
     )
     with pytest.raises(SystemExit) as stop:
         entry(["check", "r.yaml", "--fast", "method=vgs", "vgs.gamma=3.0"])

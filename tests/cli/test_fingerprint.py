@@ -1,4 +1,4 @@
-"""Every key of the recipe, changed alone on resume: its class decides, and every key has been thought of."""
+"""Every key of the recipe, changed alone on resume: the class of the key decides."""
 
 import dataclasses
 import typing
@@ -10,22 +10,27 @@ from vistill.errors import ConfigError
 
 CLASSES = {
     "free": {
-        "run", "profile", "save.every", "save.keep", "save.keep_best", "save.journal", "eval.every", "eval.limit",
-        "train.micro_batch", "train.memory", "train.kernels", "train.attention", "train.offload_teacher",
-        "rollout.rows_per_call", "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row", "data.overlap", "student.device",
-        "teacher.device",
+        "run", "profile", "save.every", "save.keep", "save.keep_best", "save.journal",
+        "eval.every", "eval.limit", "train.micro_batch", "train.memory", "train.kernels",
+        "train.attention", "train.offload_teacher", "rollout.rows_per_call",
+        "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",
+        "data.overlap", "student.device", "teacher.device",
     },
-    "schedule": {"train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup", "train.schedule.min_lr"},
+    "schedule": {
+        "train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup",
+        "train.schedule.min_lr",
+    },
     "identity": {
-        "seed", "method", "student.model", "student.revision", "teacher.model", "teacher.revision", "data.train",
-        "data.template", "data.columns.prompt", "rollout.per_prompt", "rollout.temperature", "rollout.top_p",
-        "rollout.max_new_tokens", "train.prompts_per_step", "train.weight_decay", "train.clip_norm", "train.freeze",
-        "train.precision", "views.pixelate", "reward.accuracy",
+        "seed", "method", "student.model", "student.revision", "teacher.model", "teacher.revision",
+        "data.train", "data.template", "data.columns.prompt", "rollout.per_prompt",
+        "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens", "train.prompts_per_step",
+        "train.weight_decay", "train.clip_norm", "train.freeze", "train.precision",
+        "views.pixelate", "reward.accuracy",
     },
 }  # fmt: skip
 
 
-def made(**changes):
+def recipe_tree(**changes):
     """A recipe as plain values, some of them changed."""
     tree = load_recipe("opd_qwen3vl_8b_to_2b.yaml", {"run": "R"}).to_dict()
     for key, value in changes.items():
@@ -41,9 +46,9 @@ def made(**changes):
     ("kind", "key"), [(kind, key) for kind, keys in CLASSES.items() for key in sorted(keys)]
 )
 def test_a_changed_key_is_silent_asked_for_or_refused_as_its_class_says(kind, key):
-    old = made()
+    old = recipe_tree()
     assert key in flatten(old), f"{key} is no key of a recipe"
-    new = made(**{key.replace(".", "__"): "another"})
+    new = recipe_tree(**{key.replace(".", "__"): "another"})
     if kind == "free":
         assert compare_recipes(old, new) == []
         return

@@ -1,4 +1,7 @@
-"""`vistill init`: the recipe fits the method and the data, passes `check --fast`, and never hides what it lacks."""
+"""`vistill init`: the recipe fits the method and the data, and passes `check --fast`.
+
+It names everything that is missing.
+"""
 
 import json
 import re
@@ -30,7 +33,7 @@ def rows(count=40, file="data.jsonl", **changed):
     return file
 
 
-def made(name="va-opd", data="data.jsonl"):
+def init_recipe(name="va-opd", data="data.jsonl"):
     """(what init printed, the recipe)."""
     text = write_recipe(name, "vistill:student", "vistill:teacher", data)
     return text, load_recipe(re.search(r"wrote +(\S+\.yaml)", text).group(1))
@@ -62,7 +65,7 @@ def made(name="va-opd", data="data.jsonl"):
 )
 def test_the_columns_of_the_data_are_mapped(columns, expected):
     rows(**columns)
-    text, recipe = made()
+    text, recipe = init_recipe()
     for key, name in expected.items():
         assert getattr(recipe.data.columns, key) == name
         assert not name or f"{key}={name}" in text
@@ -71,31 +74,31 @@ def test_the_columns_of_the_data_are_mapped(columns, expected):
 
 def test_choices_are_put_below_the_question_unless_it_lists_them_already():
     rows(choices=["red", "blue"])
-    text, recipe = made()
+    text, recipe = init_recipe()
     assert recipe.data.template == "{prompt}\n{choices}"
     assert "template  {prompt}\\n{choices}" in text
     rows(choices=["red", "blue"], question="red or blue, {n}?", file="inside.jsonl")
-    text, recipe = made("opd", "inside.jsonl")
+    text, recipe = init_recipe("opd", "inside.jsonl")
     assert recipe.data.template == "{prompt}"
     assert "list their choices already" in text
 
 
-def test_rows_are_held_out_or_an_evaluation_file_is_taken_and_accuracy_is_never_chosen_by_without_them():
+def test_evaluation_rows_are_held_out_or_from_a_file_and_keep_best_needs_them():
     rows()
-    text, recipe = made()
+    text, recipe = init_recipe()
     assert (recipe.data.holdout, recipe.save.keep_best) == (4, "accuracy")
     assert "4 training rows held out" in text
     rows(file="train.jsonl")
     rows(5, file="val.jsonl", question="Other {n}?")
-    text, recipe = made("opd", "train.jsonl")
+    text, recipe = init_recipe("opd", "train.jsonl")
     assert (recipe.data.eval, recipe.data.holdout) == ("val.jsonl", 0)
     rows(answer=None, file="unanswered.jsonl")
-    text, recipe = made("kd", "unanswered.jsonl")
+    text, recipe = init_recipe("kd", "unanswered.jsonl")
     assert (recipe.data.holdout, recipe.save.keep_best, recipe.eval.every) == (0, "none", 0)
     assert "no accuracy; save.keep_best=none" in text
     Path("few").mkdir()
     rows(6, file="few/few.jsonl", images=["../a.png"])
-    text, recipe = made("gkd", "few/few.jsonl")
+    text, recipe = init_recipe("gkd", "few/few.jsonl")
     assert (recipe.save.keep_best, recipe.train.prompts_per_step) == ("none", 6)
     assert "too few to hold any out" in text
 
@@ -106,7 +109,7 @@ def test_rows_are_held_out_or_an_evaluation_file_is_taken_and_accuracy_is_never_
 )
 def test_no_recipe_keeps_the_best_by_accuracy_without_rows_to_evaluate_on(method, data):
     rows(response="It is {n}", thoughts="a.png")
-    text, recipe = made(method, data)
+    text, recipe = init_recipe(method, data)
     evaluated = recipe.data.holdout > 0 or recipe.data.eval or recipe.data.train == "diagrams"
     assert evaluated or recipe.save.keep_best == "none"
     assert recipe.method == method
@@ -114,27 +117,29 @@ def test_no_recipe_keeps_the_best_by_accuracy_without_rows_to_evaluate_on(method
 
 
 def test_data_that_cannot_be_looked_at_is_said_to_be_so():
-    assert "not looked at: a hub data set" in made("opd", "hf:owner/name[train]")[0]
+    assert "not looked at: a hub data set" in init_recipe("opd", "hf:owner/name[train]")[0]
     assert (
-        'not looked at: data file "gone.jsonl" does not exist (D102)' in made("kd", "gone.jsonl")[0]
+        'not looked at: data file "gone.jsonl" does not exist (D102)'
+        in init_recipe("kd", "gone.jsonl")[0]
     )
 
 
 def test_what_the_method_needs_and_the_data_lack_is_named():
     rows(answer=None)
-    text, _ = made("grpo")
+    text, _ = init_recipe("grpo")
     assert "the method needs a column for answer: set data.columns.answer" in text
     rows(3, images=lambda n: ["a.png"] if n else None, file="some.jsonl")
-    assert "1 of 3 rows have no picture" in made("opd", "some.jsonl")[0]
+    assert "1 of 3 rows have no picture" in init_recipe("opd", "some.jsonl")[0]
 
 
 @pytest.mark.parametrize(
     ("name", "method", "guessed"),
-    [("vaopd", "va_opd", True), ("VA-OPD", "va_opd", False), ("vgs-lp", "vgs", False), ("va-odp", "va_opd", True),
-     ("visualopsd", "visual_opsd", True), ("grpo-vgs-2", "grpo_vgs", False)],
+    [("vaopd", "va_opd", True), ("VA-OPD", "va_opd", False), ("vgs-lp", "vgs", False),
+     ("va-odp", "va_opd", True), ("visualopsd", "visual_opsd", True),
+     ("grpo-vgs-2", "grpo_vgs", False)],
 )  # fmt: skip
 def test_a_method_is_understood_without_its_hyphens_and_by_its_near_name(name, method, guessed):
-    text, recipe = made(name, "diagrams")
+    text, recipe = init_recipe(name, "diagrams")
     assert recipe.method == method
     assert (f"{name} is understood as {method}" in text) == guessed
 
@@ -148,7 +153,7 @@ def test_a_name_that_is_near_no_method_is_refused():
 def test_the_first_line_names_the_schema_next_to_the_recipe():
     import jsonschema
 
-    text, _ = made("sub/mine.yaml", "diagrams")
+    text, _ = init_recipe("sub/mine.yaml", "diagrams")
     written = Path("sub/mine.yaml").read_text()
     assert written.splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA_NAME}"
     schema = json.loads(Path(f"sub/{SCHEMA_NAME}").read_text())
@@ -158,7 +163,7 @@ def test_the_first_line_names_the_schema_next_to_the_recipe():
 
 def test_values_that_are_not_the_defaults_are_those_of_the_paper_or_say_so():
     rows()
-    made()
+    init_recipe()
     tree = parse_text(Path("va_opd.yaml").read_text(), Path("r.yaml"))
     departs = {"run", "student.model", "teacher.model", "method", "data.train", "data.holdout"}
     departs |= {"data.max_image_tokens", "rollout.max_new_tokens", "eval.max_new_tokens"}
@@ -169,5 +174,5 @@ def test_values_that_are_not_the_defaults_are_those_of_the_paper_or_say_so():
 
 def test_odd_names_are_quoted():
     rows(file="a b: #1.jsonl")
-    _, recipe = made("opd", "a b: #1.jsonl")
+    _, recipe = init_recipe("opd", "a b: #1.jsonl")
     assert recipe.data.train == "a b: #1.jsonl"

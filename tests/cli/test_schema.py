@@ -1,4 +1,4 @@
-"""The schema, the reference and the hints: made from the settings classes, and equal to what a recipe may hold."""
+"""Schema, reference and hints come from the settings classes and agree with what is accepted."""
 
 import copy
 import dataclasses
@@ -88,7 +88,7 @@ VALUES = st.one_of(
 
 
 def likely(info):
-    """Values on both sides of a schema's limits: its default, its words, its ends, lists of good items."""
+    """Values on both sides of the limits: default, choices, limits, lists of valid items."""
     ends = [
         info[name]
         for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -108,7 +108,7 @@ def likely(info):
 
 @st.composite
 def changed(draw):
-    """A recipe with a few keys changed, some of them to what their schema proposes, some unknown."""
+    """A recipe with a few keys changed, some to values of their schema, some unknown."""
     tree = copy.deepcopy(BASE)
     tree["method"] = draw(st.sampled_from(sorted(method_schemas())))
     own = [
@@ -253,8 +253,11 @@ def test_the_packaged_schema_and_the_reference_equal_the_settings_classes():
 
 def test_the_schema_is_printed_without_heavy_imports():
     code = (
-        "import sys, json, io, contextlib\nfrom vistill.cli.main import entry\ntext = io.StringIO()\n"
-        "with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):\n    entry(['schema'])\n"
+        "import sys, json, io, contextlib\n"
+        "from vistill.cli.main import entry\n"
+        "text = io.StringIO()\n"
+        "with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):\n"
+        "    entry(['schema'])\n"
         "print(json.loads(text.getvalue())['$schema'])\n"
         "assert not {'torch', 'transformers', 'jsonschema', 'datasets'} & set(sys.modules)"
     )
@@ -379,15 +382,16 @@ def test_every_name_without_a_key_of_ours_is_answered_by_one_sentence_that_names
     assert NO_SUCH_KEY[word].split()[0] in explain_word(word)
 
 
-ASKED = (
-    "gradient_accumulation_steps per_device_train_batch_size report_to lora use_peft lora_r lr learning_rate "
-    "num_generations max_completion_length max_prompt_length beta bf16 fp16 gradient_checkpointing warmup_ratio "
-    "warmup_steps lr_scheduler_type save_steps eval_steps logging_steps output_dir dataset_name model_name_or_path "
-    "teacher_model_name_or_path temperature top_p top_k lmbda num_train_epochs max_steps deepspeed use_vllm vllm_mode"
+USUAL_NAMES = (
+    "gradient_accumulation_steps per_device_train_batch_size report_to lora use_peft lora_r lr "
+    "learning_rate num_generations max_completion_length max_prompt_length beta bf16 fp16 "
+    "gradient_checkpointing warmup_ratio warmup_steps lr_scheduler_type save_steps eval_steps "
+    "logging_steps output_dir dataset_name model_name_or_path teacher_model_name_or_path "
+    "temperature top_p top_k lmbda num_train_epochs max_steps deepspeed use_vllm vllm_mode"
 )
 
 
-@pytest.mark.parametrize("word", ASKED.split())
+@pytest.mark.parametrize("word", USUAL_NAMES.split())
 def test_the_usual_names_are_known(word):
     assert word in OUR_KEYS or word in NO_SUCH_KEY
 

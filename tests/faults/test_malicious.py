@@ -75,7 +75,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_hostile_recipe_is_refused(name, tmp_path, marker, monkeypatch):
-    """Also where a file with the name that it names lies next to it, and Python would find it there."""
+    """Also if a file with that name is in the same folder, where Python would import it."""
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,7 +90,7 @@ def test_a_hostile_recipe_is_refused(name, tmp_path, marker, monkeypatch):
 
 
 def test_a_hostile_run_folder_executes_no_plug_in(tmp_path, marker, monkeypatch):
-    """Its lock names a plug-in file in the folder: the error names the file, nothing executes it."""
+    """The lock names a plug-in file of the folder: the error names it, nothing executes it."""
     import vistill
     from vistill.cli.target import recipe_for
 

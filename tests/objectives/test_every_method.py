@@ -1,4 +1,4 @@
-"""What must hold for every method in the dict. A new method is covered the moment its line is written."""
+"""What must hold for every method in `METHODS`. A new entry is covered without a new test."""
 
 import dataclasses
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
     "distillm_reverse": METHODS["distillm"](direction="reverse"),
 }
 LENGTHS, GROUP = [3, 5, 2, 8, 1, 4, 6, 6], [0, 0, 1, 1, 2, 2, 3, 3]
-#: Methods whose loss is a divergence between two readings, with knobs under which both see the same.
+#: Methods whose loss is a divergence of two passes, with knobs for which both see the same.
 DIVERGENCES = [
     n for n in VARIANTS if not n.startswith(("sft", "grpo", "papo", "vppo", "vcsd", "kd_cross"))
 ]
@@ -157,8 +157,8 @@ def test_permuting_siblings_and_prompts_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_a_prompt_without_a_picture_is_learnt_from_without_a_visual_part(name):
-    """Its readings with and without the picture are the same reading; nothing visual is left of the loss."""
+def test_a_prompt_without_an_image_is_trained_on_without_a_visual_part(name):
+    """Its passes with and without the image are the same; nothing visual remains in the loss."""
     method = VARIANTS[name]
     batch, _ = method_batch(method, [4, 5, 3, 4], [0, 0, 1, 1], seed=6, has_image=[False, True])
     for term in terms_of(method, batch):
@@ -179,7 +179,8 @@ def test_every_knob_is_stated_with_a_sentence_and_no_state_is_kept_in_the_method
 
 def test_an_objective_file_stays_short():
     folder = Path(vistill.objectives.__file__).parent
-    sizes = {f.name: len(f.read_text().splitlines()) for f in folder.glob("*.py")}
+    files = [file for file in folder.glob("*.py") if file.name != "schema.py"]  # no objective
+    sizes = {file.name: len(file.read_text().splitlines()) for file in files}
     assert {name: size for name, size in sizes.items() if size >= 160} == {}  # at 100 columns
 
 

@@ -1,4 +1,4 @@
-"""What separates each method from its nearest neighbour, and the knob at which the two become one."""
+"""How each method differs from the most similar one, and the knob value where both agree."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def make(name, **knobs):
 
 
 def both(first, second, seed=0, rename=None):
-    """The two losses on one batch that holds every reading either asks for; `rename` lets one stand for another."""
+    """The two losses on one batch with the passes of both; `rename` replaces a pass by another."""
     batch, _ = method_batch(first, LENGTHS, GROUP, seed=seed)
     other, _ = method_batch(second, LENGTHS, GROUP, seed=seed + 100)
     passes = {**other.passes, **batch.passes}
@@ -34,17 +34,27 @@ SAME = {
     "gkd at beta 1 is opd": (make("opd"), make("gkd", beta=1.0, off_policy_share=0.0)),
     "gkd at beta 0 is kd's loss": (make("kd"), make("gkd", beta=0.0)),
     "distillm without skew is kd's loss": (make("kd"), make("distillm", skew=0.0)),
-    "reverse distillm without skew is opd": (make("opd"), make("distillm", direction="reverse", skew=0.0)),
+    "reverse distillm without skew is opd": (
+        make("opd"), make("distillm", direction="reverse", skew=0.0)
+    ),
     "kd turned round is opd's loss": (make("opd"), make("kd", loss="reverse_kl")),
     "vgs without steering is opd": (make("opd"), make("vgs", gamma=0.0, preserve=0.0, eta="none")),
-    "language steering of strength 0 is opd": (make("opd"), make("vgs_language", gamma=0.0, preserve=0.0, eta="none")),
+    "language steering of strength 0 is opd": (
+        make("opd"), make("vgs_language", gamma=0.0, preserve=0.0, eta="none")
+    ),
     "adaptive vgs with both steps at the bottom": (
         make("vgs", gamma=1.0, preserve=0.0),
         make("vgs", gamma=1.0, preserve=0.0, adaptive=True, quantile=0.0, low_quantile=0.0),
     ),
-    "eopd that never gates is sampled opd": (make("opd", estimator="sampled"), make("eopd", entropy_above=99.0)),
-    "iw_opd of strength 0 is sampled opd": (make("opd", estimator="sampled"), make("iw_opd", strength=0.0)),
-    "full iw_opd of strength 0 is opd": (make("opd"), make("iw_opd", strength=0.0, estimator="full")),
+    "eopd that never gates is sampled opd": (
+        make("opd", estimator="sampled"), make("eopd", entropy_above=99.0)
+    ),
+    "iw_opd of strength 0 is sampled opd": (
+        make("opd", estimator="sampled"), make("iw_opd", strength=0.0)
+    ),
+    "full iw_opd of strength 0 is opd": (
+        make("opd"), make("iw_opd", strength=0.0, estimator="full")
+    ),
     "papo without its terms is grpo": (
         make("grpo"),
         make("papo", perception_weight=0.0, entropy_weight=0.0, masked_entropy_weight=0.0),
@@ -53,9 +63,13 @@ SAME = {
         make("grpo", reference_weight=0.0, clip_high=0.28),
         make("vppo", token_share=1.0, scale_low=1.0, entropy_weight=0.0),
     ),
-    "a hybrid of share 0 is grpo": (make("grpo", reference_weight=0.0), make("grpo_opd", distillation_share=0.0)),
+    "a hybrid of share 0 is grpo": (
+        make("grpo", reference_weight=0.0), make("grpo_opd", distillation_share=0.0)
+    ),
     "a hybrid of share 1 is opd": (make("opd"), make("grpo_opd", distillation_share=1.0)),
-    "a steered hybrid of share 1 is vgs without eta": (make("vgs", eta="none"), make("grpo_vgs", distillation_share=1.0)),
+    "a steered hybrid of share 1 is vgs without eta": (
+        make("vgs", eta="none"), make("grpo_vgs", distillation_share=1.0)
+    ),
     "visual_opsd on the whole vocabulary, unclipped, self-taught": (
         make("visual_opsd", top_k=None, clip_mode="none"),
         make("visual_opsd", top_k=7, clip_mode="entry", clip=99.0),
@@ -227,9 +241,9 @@ def test_running_thresholds_average_over_steps_and_the_others_forget():
     assert set(first) == {"threshold/0.7", "threshold/0.4"}
     second, _ = method_batch(running, LENGTHS, GROUP, seed=9)
     second = replace(second, memory=first)
-    plain = float(make("vgs").signals(second)["gate_threshold"][0])
-    found = float(running.signals(second)["gate_threshold"][0])
-    assert found == pytest.approx(0.9 * first["threshold/0.7"] + 0.1 * plain, rel=1e-5)
+    of_step = float(make("vgs").signals(second)["gate_threshold"][0])
+    averaged = float(running.signals(second)["gate_threshold"][0])
+    assert averaged == pytest.approx(0.9 * first["threshold/0.7"] + 0.1 * of_step, rel=1e-5)
     assert make("vgs").remember(batch, make("vgs").signals(batch)) == {}
 
 
@@ -240,11 +254,10 @@ def test_quantile_scopes_use_their_own_tokens(scope, pools):
     assert len(set(method.signals(batch)["gate_threshold"].tolist())) == pools
 
 
-def test_who_writes_is_the_methods_own_word():
-    asked = lambda name, **knobs: make(name, **knobs).requirements
-    assert asked("kd").writer is Writer.TEACHER
-    assert asked("kd").teacher_share == 1.0
-    assert asked("gkd").teacher_share == 0.5
-    assert asked("sft").writer is Writer.DATA
-    assert asked("sft", responses="teacher").keep_correct
-    assert asked("opd").teacher_share == 0.0
+def test_the_method_decides_who_writes_the_responses():
+    assert make("kd").requirements.writer is Writer.TEACHER
+    assert make("kd").requirements.teacher_share == 1.0
+    assert make("gkd").requirements.teacher_share == 0.5
+    assert make("sft").requirements.writer is Writer.DATA
+    assert make("sft", responses="teacher").requirements.keep_correct
+    assert make("opd").requirements.teacher_share == 0.0

@@ -1,4 +1,4 @@
-"""One loss entry: values and gradients against a plain float64 reference, however the work is cut up."""
+"""One loss entry: values and gradients equal a float64 reference for any chunk size."""
 
 import math
 from functools import partial
@@ -60,7 +60,10 @@ HEADS = {"plain": {}, "scaled": {"scale": 0.5}, "softcap": {"softcap": 3.0}, "bi
 
 def make(seed, num_others=1, options=None, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
     options = dict(options or {})
     bias = draw(V) if options.pop("bias", False) else None
     hidden, weight = draw(N, HS).requires_grad_(), draw(V, HS).requires_grad_()
@@ -88,14 +91,14 @@ def gradients(loss, leaves):
     return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
 
 
-def close(found, expected, tolerance):
-    assert float((found - expected).abs().max()) <= tolerance * max(
+def close(actual, expected, tolerance):
+    assert float((actual - expected).abs().max()) <= tolerance * max(
         1.0, float(expected.abs().max())
     )
 
 
-def agree(found, expected):
-    for a, b in zip(found, expected, strict=True):
+def agree(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         close(a, b, 1e-11)
 
 
@@ -172,9 +175,9 @@ def test_a_frozen_head_serves_any_weights_without_a_second_projection():
     expected = plain(reverse_kl, hidden, weight, None, others, {})
     values = per_row(reverse_kl, hidden, Head(weight), others)
     with FlopCounterMode(display=False) as counter:
-        (found,) = torch.autograd.grad((weights * values).sum(), hidden, retain_graph=True)
+        (actual,) = torch.autograd.grad((weights * values).sum(), hidden, retain_graph=True)
     assert counter.get_total_flops() == 0
-    close(found, gradients((weights * expected).sum(), (hidden,))[0], 1e-11)
+    close(actual, gradients((weights * expected).sum(), (hidden,))[0], 1e-11)
 
 
 def test_rows_without_weight_are_not_projected_and_have_no_gradient(kernels, pieces):
@@ -200,7 +203,7 @@ def test_no_weights_at_all_is_no_gradient():
 
 
 def test_several_rules_share_every_projection(pieces):
-    """Standard and steering of VGS, and something only watched: 3 readings and the student, each once."""
+    """Standard and steering of VGS, and a logged term: 3 passes and the student, each once."""
     hidden, weight, _, others, _, weights = make(7, 3)
     asked = [
         RowRule(reverse_kl, (0,), weights),
@@ -210,13 +213,13 @@ def test_several_rules_share_every_projection(pieces):
     with FlopCounterMode(display=False) as counter:
         standard, visual, watched = apply_row_rules(hidden, Head(weight), others, asked)
         loss = (weights * standard).sum() + (2 * weights * visual).sum()
-        found = gradients(loss, (hidden, weight))
+        actual = gradients(loss, (hidden, weight))
     assert counter.get_total_flops() == 2 * N * V * (3 * HS + 3 * HT)
     a = plain(reverse_kl, hidden, weight, None, others[:1], {})
     b = plain(reverse_kl_to_steered, hidden, weight, None, others, {})
     close(watched, plain(forward_kl, hidden, weight, None, others[:1], {}), 1e-12)
     for x, y in zip(
-        found,
+        actual,
         gradients((weights * a).sum() + (2 * weights * b).sum(), (hidden, weight)),
         strict=True,
     ):
@@ -236,7 +239,7 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
     ]
     with FlopCounterMode(display=False) as counter:
         values = reverse_kl_from_hidden(hidden, student, targets, weights)
-        found = gradients((weights * values).sum(), (hidden, weight))
+        actual = gradients((weights * values).sum(), (hidden, weight))
     assert counter.get_total_flops() == 2 * N * V * (4 * HS + HT)
     z = [
         h @ w.T
@@ -244,7 +247,7 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
     ]
     expected = reverse_kl_to_steered(hidden @ weight.T, *z)
     close(values, expected, 1e-11)
-    for a, b in zip(found, gradients((weights * expected).sum(), (hidden, weight)), strict=True):
+    for a, b in zip(actual, gradients((weights * expected).sum(), (hidden, weight)), strict=True):
         close(a, b, 1e-11)
 
 
@@ -252,12 +255,14 @@ def test_the_steered_target_of_one_teacher_takes_one_teacher_projection():
 def test_sampled_log_probabilities_equal_log_softmax(head, kernels, pieces):
     hidden, weight, bias, _, options, weights = make(9, 0, HEADS[head])
     ids = torch.arange(N) * 5 % V
-    reference_log_probs = lambda: torch.log_softmax(
-        Head(weight, bias, **options).logits(hidden), -1
-    ).gather(1, ids[:, None])[:, 0]
+
+    def reference_log_probs():
+        logits = Head(weight, bias, **options).logits(hidden)
+        return torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0]
+
     with torch.no_grad():
-        found = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids)
-        close(found, reference_log_probs(), 1e-12)
+        actual = log_prob_from_hidden(hidden, Head(weight, bias, **options, kernels=kernels), ids)
+        close(actual, reference_log_probs(), 1e-12)
     for promised in (weights, None):
         expected = reference_log_probs()
         values = log_prob_from_hidden(
@@ -274,14 +279,14 @@ def test_sampled_log_probabilities_equal_log_softmax(head, kernels, pieces):
 
 
 def test_a_nearly_certain_token_keeps_its_digits(kernels, pieces):
-    """log p = -1e-5 in float32, where logits are large: visual advantage is a difference of such numbers."""
+    """log p = -1e-5 in float32 at large logits: visual advantage is a difference of such values."""
     hidden, weight = torch.zeros(2, HS), torch.zeros(V, HS)
     hidden[:, 0], weight[:, 0] = 1.0, 40.0 - torch.arange(V) / 10
     weight[7, 0] = 50.0
     exact = torch.log_softmax((hidden @ weight.T).double(), -1)[:, 7]
-    found = log_prob_from_hidden(hidden, Head(weight, kernels=kernels), torch.tensor([7, 7]))
+    actual = log_prob_from_hidden(hidden, Head(weight, kernels=kernels), torch.tensor([7, 7]))
     assert -1e-3 < float(exact[0]) < -1e-5
-    assert float(((found - exact) / exact).abs().max()) < 1e-3
+    assert float(((actual - exact) / exact).abs().max()) < 1e-3
 
 
 @pytest.mark.filterwarnings(
@@ -334,7 +339,7 @@ def test_no_rows_give_no_values():
 
 
 def test_a_gradient_takes_five_projections_of_the_head(kernels):
-    """Student 1, teacher 1 (of its own width), gradient of the states 1, of the head 1: nothing is done twice."""
+    """Student 1, teacher 1 (of its own width), gradient of the states 1, of the head 1."""
     hidden, weight, _, others, _, weights = make(12)
     with FlopCounterMode(display=False) as counter:
         values = per_row(reverse_kl, hidden, Head(weight, kernels=kernels), others, weights)

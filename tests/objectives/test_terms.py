@@ -1,4 +1,4 @@
-"""Terms as they are logged: unscaled, with their coefficients, and watched where the loss leaves them out."""
+"""Terms in the log: unscaled, with their coefficients, and also those outside the loss."""
 
 import math
 from dataclasses import replace
@@ -125,7 +125,7 @@ def test_the_coefficients_of_vgs_are_eta_gamma_and_lambda():
     ],
 )
 def test_every_steered_method_can_report_both_divergences_of_all_tokens(method):
-    """L_Vis and L_Lang of VGS section 5.3, against the dense reference, whatever the loss is made of."""
+    """L_Vis and L_Lang of VGS section 5.3 against the dense reference, for every loss."""
     batch, leaves = a_batch(method)
     _, parts, _ = logged(method, batch)
     d, steers = Dense(batch), method.distillation() if hasattr(method, "distillation") else method
@@ -156,8 +156,11 @@ def test_gated_language_kl_is_reported_where_nothing_is_preserved_and_learns_not
         for n, t in d.places()
     }
     limit = quantile(list(vds.values()), 0.7)
-    language = lambda n, t: kl(d.row(blind, n, t), d.row("teacher.text_only", n, t))
-    expected = d.mean(lambda n, t: (vds[n, t] > limit) * language(n, t))
+
+    def gated_language_kl(n, t):
+        return (vds[n, t] > limit) * kl(d.row(blind, n, t), d.row("teacher.text_only", n, t))
+
+    expected = d.mean(gated_language_kl)
     assert parts["language_preservation"] == pytest.approx(expected, abs=1e-6)
     assert factors["language_preservation"] == 0.0
     assert loss == pytest.approx(0.41 * (parts["reverse_kl"] + 2 * parts["visual_kl"]), rel=1e-5)
@@ -230,7 +233,7 @@ RULES = {
     ("name", "place"), [(name, i) for name, (_, n) in RULES.items() for i in range(1 + n)]
 )
 def test_a_row_of_nan_logits_is_never_lost_by_a_divergence(name, place):
-    """Of any reading: a comparison would leave it out, and the token would be learnt from as if it were certain."""
+    """For any pass. A comparison with NaN is false: the token would count as certain."""
     rule, others = RULES[name]
     generator = torch.Generator().manual_seed(0)
     readings = [torch.randn(3, 7, generator=generator) for _ in range(1 + others)]

@@ -40,7 +40,9 @@ from vistill.views.thoughts import ThoughtSource
 @views.register("flipped")
 def flipped(prompt, context):
     """Every image upside down."""
-    images = [LoadedImage(ImageOps.flip(ref.load().convert("RGB")), ref.name) for ref in prompt.images]
+    images = [
+        LoadedImage(ImageOps.flip(ref.load().convert("RGB")), ref.name) for ref in prompt.images
+    ]
     return prompt.with_images(images)
 
 
@@ -141,12 +143,14 @@ def recipe_tree(run, **changes):
         "teacher": {"model": "vistill:teacher"},
         "method": "mine",
         "data": {"train": "diagrams", "diagrams": {"train": 6, "eval": 2}},
-        "rollout": {"per_prompt": 2, "max_new_tokens": 5, "all_truncated": "go_on", "engine": "mine"},
+        "rollout": {
+            "per_prompt": 2, "max_new_tokens": 5, "all_truncated": "go_on", "engine": "mine",
+        },
         "train": {"prompts_per_step": 2, "steps": 2, "lr": 1e-4},
         "save": {"every": 1, "keep": 9},
         "eval": {
-            "every": 2, "limit": 2, "max_new_tokens": 5, "blind": False, "greedy": False, "reading": False,
-            "checker": "contains", "task": "counted",
+            "every": 2, "limit": 2, "max_new_tokens": 5, "blind": False, "greedy": False,
+            "reading": False, "checker": "contains", "task": "counted",
         },
     } | changes  # fmt: skip
 
@@ -218,7 +222,8 @@ def class_of(file, coefficient, monkeypatch):
     """`Mine` of a script, as its module has it after an edit and a new start."""
     file.write_text(
         "import vistill\n\nclass Mine(vistill.OPD):\n    def terms(self, batch, signals):\n"
-        f"        return tuple(term.scaled({coefficient}) for term in super().terms(batch, signals))\n"
+        "        terms = super().terms(batch, signals)\n"
+        f"        return tuple(term.scaled({coefficient}) for term in terms)\n"
     )
     spec = importlib.util.spec_from_file_location("script_of_mine", file)
     module = importlib.util.module_from_spec(spec)
@@ -358,7 +363,7 @@ def test_without_the_file_the_error_has_the_line_to_paste(
 
 @pytest.mark.slow
 def test_the_example_package_is_installed_trained_killed_and_resumed_to_the_same_bits(tmp_path):
-    """Into an environment of its own, which sees the packages of this one; pip builds and installs the example alone."""
+    """Into a virtual environment that sees the packages of this one; pip installs the example."""
     place = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     site = next(place.glob("lib/python*/site-packages"))
@@ -416,8 +421,9 @@ def test_the_example_package_is_installed_trained_killed_and_resumed_to_the_same
         for name in ("whole", "cut")
     ]
     assert hashes[0] == hashes[1]
-    own = subprocess.run([python, "-m", "pytest", "-q", "-n0", "-c", os.devnull, Path(example, "tests")], check=False, env=environment, capture_output=True, text=True)  # fmt: skip
-    assert own.returncode == 0, own.stdout
+    tests = [python, "-m", "pytest", "-q", "-n0", "-c", os.devnull, Path(example, "tests")]
+    tested = subprocess.run(tests, check=False, env=environment, capture_output=True, text=True)
+    assert tested.returncode == 0, tested.stdout
 
     subprocess.run(
         [python, "-m", "pip", "uninstall", "--quiet", "--yes", "vistill-gap-opd"], check=True

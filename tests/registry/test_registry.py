@@ -1,4 +1,7 @@
-"""What a recipe can name: built-in names, plug-in files, packages. Nothing is executed because a recipe names it."""
+"""What a recipe can name: built-in names, plug-in files, packages.
+
+A name in a recipe alone executes nothing.
+"""
 
 import json
 import sys
@@ -145,9 +148,10 @@ def test_no_setting_variable_or_neighbour_loads_a_file(folder, monkeypatch):
 
 
 def test_a_method_of_a_file_has_knobs_that_are_validated_like_ours(folder):
-    load = lambda **knobs: load_recipe(
-        "r.yaml", {f"mine.{k}": v for k, v in knobs.items()}, plugins=["mine.py"]
-    )
+    def load(**knobs):
+        overrides = {f"mine.{k}": v for k, v in knobs.items()}
+        return load_recipe("r.yaml", overrides, plugins=["mine.py"])
+
     assert load(share=0.5).knobs == {"share": 0.5}
     error = refused("C001", lambda: load(sare=0.5), 'unknown key "mine.sare"')
     assert error.fix.startswith("mine.share=0.5")
@@ -173,16 +177,28 @@ def test_what_a_method_needs_is_asked_of_its_knobs_before_anything_is_loaded(fol
 FAULTY = {
     "syntax": ("def x(:\n", "mine.py:1"),
     "import": ("import nothing_of_that_name\n", "mine.py:1"),
-    "no subclass": ("from vistill.registry import methods\n@methods.register('mine')\nclass A: pass\n", "no subclass of vistill.batch.Objective"),
+    "no subclass": (
+        "from vistill.registry import methods\n@methods.register('mine')\nclass A: pass\n",
+        "no subclass of vistill.batch.Objective",
+    ),
     "abstract": (
-        "from vistill.batch import Objective\nfrom vistill.registry import methods\n@methods.register('mine')\nclass A(Objective):\n    def terms(self): ...\n",
+        "from vistill.batch import Objective\nfrom vistill.registry import methods\n"
+        "@methods.register('mine')\nclass A(Objective):\n    def terms(self): ...\n",
         "it does not define passes, signals",
     ),
     "taken": (METHOD.replace('"mine"', '"opd"'), "vistill has one of that name"),
     "no name": (METHOD.replace('"mine"', '"My Method"'), "lower-case"),
-    "old hooks": (METHOD.replace("    @property\n    def requirements(self):", "    def needs(self):"), "Mine.needs is a field of Requirements now"),
-    "unheard updates": (METHOD.split("    @property")[0] + "    updates: int = 2\n", "Mine.updates has no effect"),
-    "view": ("from vistill.registry import views\n@views.register('v')\ndef v(prompt): ...\n", "it is called with (prompt, context)"),
+    "old hooks": (
+        METHOD.replace("    @property\n    def requirements(self):", "    def needs(self):"),
+        "Mine.needs is a field of Requirements now",
+    ),
+    "updates without effect": (
+        METHOD.split("    @property")[0] + "    updates: int = 2\n", "Mine.updates has no effect"
+    ),
+    "view": (
+        "from vistill.registry import views\n@views.register('v')\ndef v(prompt): ...\n",
+        "it is called with (prompt, context)",
+    ),
 }  # fmt: skip
 
 
@@ -200,9 +216,19 @@ def test_a_faulty_plug_in_says_what_is_wrong_and_leaves_nothing_behind(name, fol
 
 
 KNOBS = {
-    "no default": ("    share: float = ranged(0.3, 0, 1)\n", "    share: float = field(kw_only=True)\n", "the knob share has no default"),
-    "a tuple": ("    several: bool = False\n", "    several: tuple[int, ...] = ()\n", "is no bool, int, float"),
-    "refused defaults": ("    @property\n", "    def __post_init__(self):\n        raise ValueError('no')\n\n    @property\n", "ValueError: no"),
+    "no default": (
+        "    share: float = ranged(0.3, 0, 1)\n", "    share: float = field(kw_only=True)\n",
+        "the knob share has no default",
+    ),
+    "a tuple": (
+        "    several: bool = False\n", "    several: tuple[int, ...] = ()\n",
+        "is no bool, int, float",
+    ),
+    "refused defaults": (
+        "    @property\n",
+        "    def __post_init__(self):\n        raise ValueError('no')\n\n    @property\n",
+        "ValueError: no",
+    ),
 }  # fmt: skip
 
 
@@ -217,7 +243,10 @@ def test_a_method_whose_knobs_cannot_be_in_a_recipe_is_refused(name, folder):
 
 
 def test_knobs_that_the_class_itself_refuses_are_refused_with_its_words(folder):
-    check = "    def __post_init__(self):\n        if self.share == 0.4:\n            raise ValueError('0.4 is odd')\n\n    @property"
+    check = (
+        "    def __post_init__(self):\n        if self.share == 0.4:\n"
+        "            raise ValueError('0.4 is odd')\n\n    @property"
+    )
     (folder / "mine.py").write_text(METHOD.replace("    @property", check))
     assert load_recipe("r.yaml", plugins=["mine.py"])
     refused("C002", lambda: load_recipe("r.yaml", {"mine.share": 0.4}), "0.4 is odd")
@@ -274,9 +303,13 @@ def test_a_class_of_an_installed_package_can_be_named_with_its_module(site, fold
     assert load_recipe("r.yaml").knobs == {"share": 0.2}
 
 
-@pytest.mark.parametrize("name", ["other.methods:Mine", "evil:Mine", "json.tool:main", "vistill.batch:Objective", "pack.gone:Mine", "pack"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["other.methods:Mine", "evil:Mine", "json.tool:main", "vistill.batch:Objective",
+     "pack.gone:Mine", "pack"],
+)  # fmt: skip
 def test_what_no_package_for_vistill_installed_is_never_imported(name, site, folder, monkeypatch):
-    """A package that does not require vistill, a file of the working folder, the standard library, ourselves."""
+    """A package that does not require vistill, a working-folder file, Python's, vistill itself."""
     mark = MARK + PLAIN
     install(site, "other", requires="torch", other____init__="", other__methods=mark)
     install(site, "pack", pack____init__="", pack__methods=PLAIN)
@@ -314,9 +347,9 @@ def test_an_editable_installation_counts_by_what_it_says_is_its_own(site, folder
     )
     (info / "top_level.txt").write_text("pack\n")
     monkeypatch.syspath_prepend(project / "src")
-    for name, found in (("pack:Mine", True), ("evil:Mine", False)):
+    for name, is_accepted in (("pack:Mine", True), ("evil:Mine", False)):
         (folder / "r.yaml").write_text(RECIPE.replace("method: mine", f"method: {name}"))
-        if found:
+        if is_accepted:
             assert load_recipe("r.yaml").method == name
         else:
             refused("C102", lambda: load_recipe("r.yaml"))

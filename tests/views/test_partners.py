@@ -1,4 +1,4 @@
-"""Whose pictures a row is shown: the next row's that has another picture, on small rows and on real ones."""
+"""The partner of a row is the next row with another image, in small and in real data."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def row(name, *colours, thoughts=(), boxes=()):
 
 
 def partners(*rows, views=(View.SWAPPED,), thought="data"):
-    made = Partners(rows, views, thought)
-    return {p.id: other.id if (other := made.get(p.id)) else None for p in rows}
+    partner_of = Partners(rows, views, thought)
+    return {p.id: other.id if (other := partner_of.get(p.id)) else None for p in rows}
 
 
 def test_the_partner_is_the_next_row_with_another_picture_around_the_end():
@@ -66,7 +66,7 @@ def test_rows_without_a_picture_lend_none_and_need_none():
 
 
 def test_a_row_of_several_pictures_is_shown_at_least_one_that_is_not_its_own():
-    """Two explaining figures that all rows share, and the row's own; and the same pictures in another order."""
+    """Figures that rows share next to one of the row; and the same images in another order."""
     assert partners(row("a", "red", "blue"), row("b", "red", "green")) == {"a": "b", "b": "a"}
     assert partners(row("a", "red", "blue"), row("b", "blue", "red")) == {"a": None, "b": None}
     # only the first of b's pictures would be shown in the place of a's
@@ -114,8 +114,8 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
     monkeypatch.setattr(
         images, "decode_image", lambda data, where: decoded.append(where) or decode(data, where)
     )
-    made = Partners(rows)
-    assert {made[p.id].id for p in rows[:9]} == {rows[9].id}
+    partner_of = Partners(rows)
+    assert {partner_of[p.id].id for p in rows[:9]} == {rows[9].id}
     assert len(decoded) == 2
 
 
@@ -129,9 +129,9 @@ def test_a_row_that_cannot_be_read_is_found_when_it_is_shown(tmp_path):
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
     (tmp_path / "blue.png").write_bytes(b"gone")
-    made = Partners(rows)
-    assert made[rows[0].id].id == rows[1].id
-    assert made[rows[1].id].id == rows[0].id
+    partner_of = Partners(rows)
+    assert partner_of[rows[0].id].id == rows[1].id
+    assert partner_of[rows[1].id].id == rows[0].id
 
 
 def pixels(prompt):
@@ -147,15 +147,15 @@ def test_no_row_of_a_real_data_set_is_shown_its_own_picture(shared_data, name, r
         train=path, columns=Columns(id="id"), text_only="drop", max_bad_share=1.0
     )
     rows = load_rows(path, settings, None).prompts
-    made = Partners(rows)
+    partner_of = Partners(rows)
     following = [*rows[1:], *rows[:1]]
     assert (
-        sum(not made.differs(p, other) for p, other in zip(rows, following, strict=True))
+        sum(not partner_of.differs(p, other) for p, other in zip(rows, following, strict=True))
         == repeated
     )
     for index, prompt in enumerate(rows):
-        partner = made[prompt.id]
-        if made.differs(prompt, following[index]):
+        partner = partner_of[prompt.id]
+        if partner_of.differs(prompt, following[index]):
             assert partner is following[index]
         if index % 20:  # looking at every picture takes long
             continue

@@ -65,9 +65,10 @@ def test_text_only_has_no_picture():
 
 @pytest.mark.parametrize("view", [View.NOISE, View.MASKED])
 def test_random_views_depend_on_their_seed_only(view):
-    draw = lambda seed: np.asarray(
-        apply_view(PROMPT, view, ViewContext(seed=seed, patch=5)).images[0].load()
-    )
+    def draw(seed):
+        context = ViewContext(seed=seed, patch=5)
+        return np.asarray(apply_view(PROMPT, view, context).images[0].load())
+
     assert np.array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
 
@@ -79,7 +80,7 @@ def test_all_pictures_of_a_prompt_are_degraded():
 
 
 THOUGHT = LoadedImage(picture(size=(12, 8)), "thought")
-TOLD = Prompt(
+WITH_THOUGHTS = Prompt(
     "t",
     (LoadedImage(picture(size=(40, 30))), "What?"),
     thoughts=(THOUGHT, THOUGHT),
@@ -89,11 +90,12 @@ OTHER = Prompt("o", ("Else?",), thoughts=(LoadedImage(picture(size=(6, 6)), "oth
 
 
 def test_the_privileged_view_is_the_papers_context_word_for_word():
-    parts = apply_view(TOLD, View.PRIVILEGED).parts
+    parts = apply_view(WITH_THOUGHTS, View.PRIVILEGED).parts
     assert parts[1] == "What?"
     assert parts[2] == (
-        "\nThe following images are privileged visual references that depict the intermediate visual thoughts on the "
-        "path to the correct answer. Use them silently as grounding context; do not describe or echo them.\n"
+        "\nThe following images are privileged visual references that depict the intermediate "
+        "visual thoughts on the path to the correct answer. Use them silently as grounding "
+        "context; do not describe or echo them.\n"
     )
     assert parts[3:5] == (THOUGHT, THOUGHT)
     assert parts[5] == (
@@ -105,43 +107,47 @@ def test_the_privileged_view_is_the_papers_context_word_for_word():
     "view", [View.PRIVILEGED_NOISE, View.PRIVILEGED_BLANK, View.PRIVILEGED_MISMATCHED]
 )
 def test_controls_keep_every_place_and_size_and_change_every_thought(view):
-    real = apply_view(TOLD, View.PRIVILEGED)
-    control = apply_view(TOLD, view, ViewContext(partner=OTHER, seed=1))
+    real = apply_view(WITH_THOUGHTS, View.PRIVILEGED)
+    control = apply_view(WITH_THOUGHTS, view, ViewContext(partner=OTHER, seed=1))
     assert [p for p in control.parts if isinstance(p, str)] == [
         p for p in real.parts if isinstance(p, str)
     ]
     assert [i.load().size for i in control.images] == [i.load().size for i in real.images]
-    assert control.images[0] is TOLD.images[0]
+    assert control.images[0] is WITH_THOUGHTS.images[0]
     for old, new in zip(real.images[1:], control.images[1:], strict=True):
         assert not np.array_equal(np.asarray(old.load().convert("RGB")), np.asarray(new.load()))
 
 
 def test_prompts_only_keeps_the_two_sentences_and_no_thought():
-    assert apply_view(TOLD, View.PRIVILEGED_PROMPTS).images == TOLD.images
-    assert apply_view(TOLD, View.PRIVILEGED_PROMPTS).text == apply_view(TOLD, View.PRIVILEGED).text
+    assert apply_view(WITH_THOUGHTS, View.PRIVILEGED_PROMPTS).images == WITH_THOUGHTS.images
+    privileged = apply_view(WITH_THOUGHTS, View.PRIVILEGED)
+    assert apply_view(WITH_THOUGHTS, View.PRIVILEGED_PROMPTS).text == privileged.text
 
 
 def test_thoughts_can_be_drawn_from_boxes():
-    crops = apply_view(TOLD, View.PRIVILEGED, ViewContext(thought="crop")).images[1:]
+    crops = apply_view(WITH_THOUGHTS, View.PRIVILEGED, ViewContext(thought="crop")).images[1:]
     assert len(crops) == 1
     assert crops[0].load().size == (35, 30)
-    framed = apply_view(TOLD, View.PRIVILEGED, ViewContext(thought="box")).images[1].load()
+    framed = apply_view(WITH_THOUGHTS, View.PRIVILEGED, ViewContext(thought="box")).images[1].load()
     assert framed.size == (40, 30)
     assert framed.getpixel((10, 5)) == (255, 0, 0)
 
 
 def test_a_degraded_picture_keeps_its_size_and_follows_its_seed():
     for how in ("downsample", "noise", "either"):
-        draw = lambda seed, how=how: np.asarray(
-            apply_view(TOLD, View.DEGRADED, ViewContext(seed=seed, degrade=how)).images[0].load()
-        )
+
+        def draw(seed, how=how):
+            context = ViewContext(seed=seed, degrade=how)
+            return np.asarray(apply_view(WITH_THOUGHTS, View.DEGRADED, context).images[0].load())
+
         assert draw(1).shape == (30, 40, 3)
         assert np.array_equal(draw(1), draw(1))
         assert not np.array_equal(draw(1), draw(2))
 
 
 def test_a_black_picture_is_black_everywhere():
-    assert apply_view(TOLD, View.BLACK).images[0].load().getextrema() == ((0, 0), (0, 0), (0, 0))
+    black = apply_view(WITH_THOUGHTS, View.BLACK).images[0].load()
+    assert black.getextrema() == ((0, 0), (0, 0), (0, 0))
 
 
 def values_of(view, noise, size=(200, 150)):
@@ -154,7 +160,7 @@ def values_of(view, noise, size=(200, 150)):
 
 @pytest.mark.parametrize("view", [View.NOISE, View.PRIVILEGED_NOISE])
 def test_noise_is_the_standard_normal_of_a_processed_picture_cut_off_at_its_range(view):
-    """`randn_like` after preprocessing with mean and deviation 0.5 (Visual-OPSD): 127.5 + 127.5 z in 0..255."""
+    """`randn_like` after a processor with mean and deviation 0.5: 127.5 + 127.5 z in 0..255."""
     values = values_of(view, ViewContext().noise)
     error = 91.6 / np.sqrt(values.size)
     assert abs(values.mean() - 127.5) < 5 * error
@@ -182,7 +188,7 @@ def test_uniform_noise_can_be_asked_for(view):
 @pytest.mark.parametrize("partner", [None, Prompt("q", ("words alone",))])
 def test_a_view_that_borrows_never_falls_back_to_the_rows_own(view, partner):
     with pytest.raises(DataError) as caught:
-        apply_view(TOLD, view, ViewContext(partner=partner))
+        apply_view(WITH_THOUGHTS, view, ViewContext(partner=partner))
     assert caught.value.code == "D309"
     assert caught.value.rows == ["t"]
 

@@ -90,8 +90,8 @@ def found_in(source: str, rows: Sequence[Mapping[str, Any]]) -> DataFacts:
         for key in missing[:1]
     ]
     notes += pictures_noted(columns, rows)
-    template, said = template_for(columns, rows)
-    notes += said
+    template, template_notes = template_for(columns, rows)
+    notes += template_notes
     evaluation = evaluation_for(source, count, "answer" in columns)
     notes.append(f"evaluation  {evaluation.pop('note')}")
     left = max(1, count - evaluation["holdout"])
@@ -158,12 +158,13 @@ SUITS: dict[str, Callable[[Any], bool]] = {
 
 
 def pictures_noted(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line about rows without a picture."""
+    """A line about rows without an image."""
     without = sum(not row.get(columns.get("images", "")) for row in rows)
     if not without or "images" not in columns:
         return []
     return [
-        f"{without} of {len(rows)} rows have no picture: text_only=error stops there; drop or plain goes on"
+        f"{without} of {len(rows)} rows have no picture: "
+        "text_only=error stops there; drop or plain goes on"
     ]
 
 

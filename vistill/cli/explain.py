@@ -1,4 +1,7 @@
-"""`vistill explain`: error codes, methods and keys, from the catalogue, `codes/*.md` and the schema."""
+"""`vistill explain`: error codes, methods and keys.
+
+The texts come from the catalogue, `codes/*.md` and the schema.
+"""
 
 import json
 import re
@@ -16,7 +19,7 @@ WIDTH = 100
 
 
 def explain_word(word: str) -> str:
-    """The text of a code, a method, a key, or a list: `codes`, `methods`, or the codes that begin so."""
+    """The text of a code, a method, a key, or a list: `codes`, `methods`, or a prefix of codes."""
     methods, code = method_schemas(), word.upper()
     if code in CATALOGUE:
         return explain_code(code)
@@ -58,25 +61,25 @@ def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
 @cache
 def long_forms() -> dict[str, list[tuple[str, str]]]:
     """The parts (how, why, fix, see) of every code, as the files under `codes/` have them."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    forms: dict[str, list[tuple[str, str]]] = {}
     for file in sorted(CODES.glob("*.md")):
         title, *sections = re.split(r"^## ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for section in sections:
             code, *lines = section.strip().splitlines()
             parts = [line.split(": ", 1) for line in lines if line]
-            found[code] = [("", title.strip("# \n")), *((label, text) for label, text in parts)]
-    return found
+            forms[code] = [("", title.strip("# \n")), *((label, text) for label, text in parts)]
+    return forms
 
 
 def explain_code(code: str) -> str:
-    """The long form: what it means, how one gets there, why it is an error, what to do, where to read on."""
+    """The long form of an error: meaning, cause, reason, fix and further reading."""
     lines, last = [f"{code}: {CATALOGUE[code]}"], ""
     for label, text in long_forms().get(code, []):
         whole = re.sub(
             r"`[^`]*`", lambda m: m.group(0).replace(" ", "\u00a0"), text
         )  # commands stay on one line
         head = f"{'' if label == last else label:<5} "
-        made = textwrap.wrap(
+        wrapped = textwrap.wrap(
             whole,
             WIDTH,
             initial_indent=head if label else "",
@@ -84,7 +87,7 @@ def explain_code(code: str) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        lines += [line.replace("\u00a0", " ") for line in made] + ([] if label else [""])
+        lines += [line.replace("\u00a0", " ") for line in wrapped] + ([] if label else [""])
         last = label
     return "\n".join(lines)
 

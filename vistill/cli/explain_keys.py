@@ -129,7 +129,8 @@ def line_about(key: str, info: Mapping[str, Any]) -> str:
 def example(key: str, info: Mapping[str, Any]) -> str:
     """A setting of the key as it is typed on the command line."""
     name = key.rpartition(".")[2]
-    text = f"{key}={EXAMPLES.get(key) or (name if key.startswith('data.columns.') else typed(proposed(info)))}"
+    value = name if key.startswith("data.columns.") else typed(proposed(info))
+    text = f"{key}={EXAMPLES.get(key) or value}"
     plain = all(character.isalnum() or character in "._=-/:" for character in text)
     return text if plain else f"'{text}'"
 

@@ -1,8 +1,10 @@
-"""The built-in methods, one file each. A method says what must be seen, what is measured and what is minimised.
+"""The built-in methods, one file each.
 
-Everything else (rollouts, scoring, reduction, the loop, checkpoints, evaluation, reports) is shared. To add one to
-vistill: a file here, a line in `vistill/registry.py`, a golden test, a page in `vistill/objectives/pages/`. To add one
-of your own: `docs/extending.md`. Classes are imported when they are asked for, so that names cost no torch.
+A method defines its passes, its signals and its loss terms. Everything else (rollouts, scoring,
+reduction, the loop, checkpoints, evaluation, reports) is shared. To add a method to vistill: a file
+here, a line in `vistill/registry.py`, a golden test, a page in `vistill/objectives/pages/`. To add
+a method of your own: `docs/extending.md`. A class is imported on first access, so that the names
+are known without torch.
 """
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""`distillm`: skewed KL (DistiLLM, arXiv 2402.03898): the second distribution is mixed with a little of the first."""
+"""`distillm`: skewed KL divergence (DistiLLM, arXiv 2402.03898).
+
+The second distribution of the divergence is mixed with a share of the first.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +15,15 @@ from vistill.ranges import ranged
 
 @dataclass(frozen=True)
 class DistiLLM(OffPolicyMixture):
-    """`KL(pT || a pT + (1-a) pS)` (forward) or `KL(pS || a pS + (1-a) pT)` (reverse), tokens, responses, prompts."""
+    """`KL(pT || a pT + (1-a) pS)` (forward) or `KL(pS || a pS + (1-a) pT)` (reverse).
+
+    The mean is taken over tokens, then responses, then prompts.
+    """
 
     direction: Literal["forward", "reverse"] = "forward"
     """Which distribution the expectation is taken over: the teacher's or the student's."""
     skew: float = ranged(0.1, 0, 1)
-    """Share a of the first distribution in the mixture (alpha); 0 is the plain KL."""
+    """Share a of the first distribution in the mixture (alpha); 0 is the KL without mixture."""
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """The skewed divergence."""

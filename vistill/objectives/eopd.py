@@ -1,4 +1,7 @@
-"""`eopd`: entropy-gated on-policy distillation (arXiv 2603.07079): forward KL where the teacher is undecided."""
+"""`eopd`: entropy-gated on-policy distillation (arXiv 2603.07079).
+
+Tokens for which the teacher's distribution has high entropy also get a forward KL.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +26,10 @@ from vistill.types import Pass
 
 @dataclass(frozen=True)
 class EOPD(Objective):
-    """Sampled reverse KL on every token, plus `KL(pT || pS)` on the teacher's top K where `H(pT) > h`."""
+    """Sampled reverse KL on every token, plus `KL(pT || pS)` where `H(pT) > h`.
+
+    The forward KL is taken on the teacher's top K entries.
+    """
 
     entropy_above: float = ranged(0.8, 0)
     """Teacher entropy in nats above which a token gets the forward term (h)."""
@@ -43,20 +49,19 @@ class EOPD(Objective):
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """The teacher's entropy and the gate."""
         teacher = batch[TEACHER.name]
-        found = per_row(entropy, teacher.states(), teacher.projection())
-        gate = found > self.entropy_above
+        teacher_entropy = per_row(entropy, teacher.states(), teacher.projection())
         return {
-            "teacher_entropy": found,
-            "gate": gate,
+            "teacher_entropy": teacher_entropy,
+            "gate": teacher_entropy > self.entropy_above,
             "token_weight": per_response(batch.responses),
         }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """The policy term everywhere, the forward term on undecided tokens."""
+        """The policy term on all tokens, the forward term on gated tokens."""
         weights, gate = signals["token_weight"], signals["gate"]
 
-        def top_forward(own: Tensor, other: Tensor) -> Tensor:
-            return forward_kl(*keep_top(own, other, self.top_k))
+        def top_forward(student: Tensor, teacher: Tensor) -> Tensor:
+            return forward_kl(*keep_top(student, teacher, self.top_k))
 
         undecided = weights * gate
         with grad_if_learned(self.forward_weight):

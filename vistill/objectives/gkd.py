@@ -1,4 +1,7 @@
-"""`gkd`: generalised knowledge distillation (arXiv 2306.13649): JSD, and a share of the teacher's own responses."""
+"""`gkd`: generalised knowledge distillation (arXiv 2306.13649).
+
+The loss is a Jensen-Shannon divergence. A share of the responses comes from the teacher.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +14,7 @@ from vistill.ranges import ranged
 
 @dataclass(frozen=True)
 class GKD(OffPolicyMixture):
-    """`(1/N) sum_n (1/T_n) sum_t JSD_beta(pT, pS)` on a mixture of student and teacher responses."""
+    """`(1/N) sum_n (1/T_n) sum_t JSD_beta(pT, pS)` on responses of student and teacher."""
 
     beta: float = ranged(0.5, 0, 1)
     """Weight of the teacher in the mixture m; 0 is KL(pT || pS), 1 is KL(pS || pT)."""

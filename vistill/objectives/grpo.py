@@ -1,7 +1,8 @@
 """`grpo`: group-relative policy optimisation with rewards from the answer checkers (methods 4.4).
 
-One update a step is the default (ours: VA-OPD states no setting of its baselines), so the ratio is 1 and nothing is
-clipped; `updates` above 1 makes the ratio differ. The dual clip and the unbiased deviation are those of released code.
+The default is one update per step (our choice: VA-OPD states no setting of its baselines), so the
+ratio is 1 and nothing is clipped. With `updates` above 1 the ratio differs from 1. The dual clip
+and the unbiased standard deviation are those of released code.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ REFERENCE = Pass(Reader.REFERENCE, View.FULL, keep="log_prob")
 
 @dataclass(frozen=True)
 class GRPO(Objective):
-    """`-mean min(rho A, clip(rho) A) + beta mean k3(reference)`, `A = (r - mean) / (std + 1e-6)`, std unbiased."""
+    """`-mean min(rho A, clip(rho) A) + beta mean k3(reference)`, `A = (r - mean) / (std + 1e-6)`.
+
+    The standard deviation is unbiased.
+    """
 
     clip_low: float = ranged(0.2, 0, 1)
     """The ratio is clipped below 1 - this (epsilon_l)."""
@@ -31,13 +35,16 @@ class GRPO(Objective):
     dual_clip: float = ranged(3.0, 1)
     """Where A < 0 the loss is at most this times |A|."""
     reference_weight: float = ranged(0.01, 0)
-    """Weight of the k3 divergence from the weights the run began with (beta); 0 needs no reference."""
+    """Weight of the k3 divergence from the initial weights (beta); 0 needs no reference."""
     watch_reference: bool = False
-    """Log loss/reference_k3 under weight 0 too; costs a copy of the initial weights and a reading of them."""
+    """Log loss/reference_k3 under weight 0 too. Costs a copy of the initial weights and one more
+    forward pass."""
     averaging: Averaging = "token"
-    """Mean over all tokens (the released default), or over tokens, then responses, then prompts (the formula)."""
+    """`token`: mean over all tokens (the released default). `response`: mean over tokens, then
+    responses, then prompts (the formula)."""
     updates: int = ranged(1, 1)
-    """Updates a step: its prompts in so many parts; above 1 the old log-probabilities are read beforehand."""
+    """Updates per step: the prompts are split into this number of parts. Above 1 the old
+    log-probabilities are computed before the first update."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -48,13 +55,13 @@ class GRPO(Objective):
         return Requirements(needs={Need.REWARD, Need.SIBLINGS}, updates=self.updates)
 
     def passes(self) -> tuple[Pass, ...]:
-        """The student; its old self where several updates share a step; the reference where it is used."""
+        """The student; its old weights if a step has several updates; the reference if used."""
         old = (OLD_LOG_PROBS,) if self.updates > 1 else ()
         return (STUDENT, *old, *((REFERENCE,) if self.measures_reference else ()))
 
     @property
     def measures_reference(self) -> bool:
-        """Whether the divergence from the initial weights is learnt from or watched."""
+        """Whether the divergence from the initial weights is part of the loss or logged."""
         return self.reference_weight > 0 or self.watch_reference
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
@@ -63,7 +70,7 @@ class GRPO(Objective):
         return {"group_advantage": group_advantage(responses.rewards(), responses.group)}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Clipped policy term, reference divergence, and what to watch."""
+        """Clipped policy term, reference divergence, and the terms that are only logged."""
         advantage = signals["group_advantage"][batch.responses.rollout]
         return self.policy_terms(batch, log_prob_of(batch, STUDENT), advantage)
 
@@ -106,7 +113,7 @@ class GRPO(Objective):
         return group_metrics(signals)
 
     def clip_shares(self, responses: Responses, ratio: Tensor, advantage: Tensor) -> list[LossTerm]:
-        """Shares of the tokens whose ratio is clipped: a rising upper share announces collapse."""
+        """Shares of the tokens whose ratio is clipped: a rising upper share precedes collapse."""
         high = ((ratio > 1 + self.clip_high) & (advantage > 0)).float()
         low = ((ratio < 1 - self.clip_low) & (advantage < 0)).float()
         ones = torch.ones_like(high)

@@ -1,7 +1,8 @@
 """`grpo_opd`, `grpo_vgs`: reinforcement and distillation in one loss (VGS Eq. 22).
 
-The distillation half carries no eta, the policy half no reference divergence. The paper states neither the clip bounds
-nor the number of rollouts of a prompt: ours are those of `grpo`, and what the recipe says.
+The distillation half has no eta, the policy half no reference divergence. The paper states neither
+the clip bounds nor the number of rollouts per prompt: the bounds here are those of `grpo`, and the
+recipe sets the number.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""`iw_opd`: position-weighted on-policy distillation (IW-OPD, arXiv 2606.22600): early disagreement weighs more."""
+"""`iw_opd`: position-weighted on-policy distillation (IW-OPD, arXiv 2606.22600).
+
+Tokens before most of the disagreement of student and teacher weigh more than later ones.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,24 +25,28 @@ from vistill.types import Pass, Reader, View
 
 @dataclass(frozen=True)
 class IWOPD(Objective):
-    """Reverse KL times `1 + g (1 - S_t / S_T)`, `S_t = sum_{k<t} |log pT(y_k) - log pS(y_k)|`, token by token."""
+    """Reverse KL of each token times `1 + g (1 - S_t / S_T)`.
+
+    `S_t = sum_{k<t} |log pT(y_k) - log pS(y_k)|`.
+    """
 
     strength: float = ranged(0.5, 0)
-    """Extra weight of the first token (gamma); it falls to 0 as the disagreement is used up."""
+    """Extra weight of the first token (gamma); it falls to 0 as S_t approaches S_T."""
     estimator: Literal["sampled", "full"] = "sampled"
-    """The one-token estimate (paper), or the whole vocabulary, to compare with `opd` and `va_opd`."""
+    """`sampled`: the one-token estimate (paper). `full`: the whole vocabulary, to compare with
+    `opd` and `va_opd`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def passes(self) -> tuple[Pass, ...]:
-        """OPD's passes, and the student's own log-probabilities from when it wrote."""
-        told = (
+        """OPD's passes, and the student's log-probabilities at the time of sampling."""
+        teacher = (
             Pass(Reader.TEACHER, View.FULL, keep="log_prob")
             if self.estimator == "sampled"
             else TEACHER_WITH_LOG_PROBS
         )
-        return (STUDENT, told, OLD_LOG_PROBS)
+        return (STUDENT, teacher, OLD_LOG_PROBS)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Position weight and coefficient of each token."""
@@ -58,7 +65,7 @@ class IWOPD(Objective):
 
 
 def position_weight(gap: Tensor, responses: Responses, strength: float) -> Tensor:
-    """`1 + strength (1 - S_t / S_T)`; a response without any disagreement weighs `1 + strength` throughout."""
+    """`1 + strength (1 - S_t / S_T)`; `1 + strength` on a response without any disagreement."""
     before = sum_before(gap, responses.rollout, responses.num_rollouts)
     total = segment_sum(gap, responses.rollout, responses.num_rollouts)[responses.rollout]
     return 1 + strength * (1 - before / total.clamp_min(1e-12))

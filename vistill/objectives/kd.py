@@ -18,10 +18,14 @@ from vistill.types import Pass, Writer
 
 @dataclass(frozen=True)
 class KD(UniformObjective):
-    """`(1/N) sum_n (1/T_n) sum_t KL(pT || pS)` on the teacher's own responses, written once and stored in the run."""
+    """`(1/N) sum_n (1/T_n) sum_t KL(pT || pS)` on the teacher's responses.
+
+    The teacher writes them once, and the run folder stores them.
+    """
 
     loss: Literal["forward_kl", "cross_entropy", "reverse_kl"] = "forward_kl"
-    """Forward KL (default), cross-entropy on the written tokens alone (SeqKD), or reverse KL on teacher data."""
+    """Forward KL (default), cross-entropy on the response tokens (SeqKD), or reverse KL on the
+    teacher's responses."""
 
     @property
     def requirements(self) -> Requirements:

@@ -1,4 +1,7 @@
-"""The standard and the steering term of VGS as one divergence: the same gradient from one teacher projection."""
+"""The standard and the steering term of VGS as one divergence.
+
+The gradient is the same, and the teacher's head runs once instead of twice.
+"""
 
 from collections.abc import Sequence
 
@@ -10,12 +13,15 @@ from vistill.functional.rows import Target, reverse_kl_from_hidden
 
 
 def merged_steering(readings: Sequence[ScoredPass], weights: Tensor, strength: Tensor) -> LossTerm:
-    """`(1 + s) KL(p || r)`, `r ~ q^(1/(1+s)) q*^(s/(1+s))`: KL(p||q) + s KL(p||q*) up to what no student changes.
+    """`(1 + s) KL(p || r)`, `r ~ q^(1/(1+s)) q*^(s/(1+s))`.
 
-    `log r = z_T - c z_Tx + c z_Sx` with `c = s / (1 + s)`: both teacher states are added up before the head.
+    It equals KL(p||q) + s KL(p||q*) up to a constant that does not depend on the student.
+    `log r = z_T - c z_Tx + c z_Sx` with `c = s / (1 + s)`: both teacher states are added up before
+    the head.
 
     Args:
-        readings: student with the picture, the only one with gradient; teacher with it; teacher and student without.
+        readings: student with the image, the only one with gradient; teacher with the image;
+            teacher and student without the image.
         weights: of KL(p||q), per token.
         strength: s of each token.
 
@@ -43,11 +49,11 @@ def require_linear_head(other_steering: bool, clamped: bool, supported: bool, et
     """C002 for settings under which the terms cannot be added up."""
     if clamped or supported:
         raise nonlinear_head_error(
-            "the plain ratio", "ratio_clamp and support bend the logits that are added up"
+            "a ratio without clamp and support", "both change the logits that are added up"
         )
     if other_steering or eta == "dynamic":
         raise nonlinear_head_error(
-            "plain visual steering", "a dynamic eta and vgs_language need the terms apart"
+            "visual steering without a dynamic eta", "dynamic eta and vgs_language need both terms"
         )
 
 

@@ -14,7 +14,7 @@ from vistill.signals.concentration import top_mass_share
 
 
 def advantage_metrics(responses: Responses, signals: Signals) -> dict[str, float]:
-    """Visual advantage: its mean, its tail, its ties, and what the groups hold.
+    """Visual advantage: its mean, its tail, its ties, and the shares of the groups.
 
     Reads the signals `visual_advantage`, `high_group` and `rollout_weight`.
     """
@@ -48,7 +48,10 @@ def advantage_warnings(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def dependency_metrics(signals: Signals) -> dict[str, float]:
-    """Visual dependency: its mean, its tail, how much is gated. Reads `visual_dependency` and `gate`."""
+    """Visual dependency: its mean, its tail, and the gated share.
+
+    Reads the signals `visual_dependency` and `gate`.
+    """
     dependency = signals["visual_dependency"]
     return existing(
         {
@@ -60,7 +63,7 @@ def dependency_metrics(signals: Signals) -> dict[str, float]:
 
 
 def group_metrics(signals: Signals) -> dict[str, float]:
-    """Share of the rollouts that learn nothing because all their siblings got the same reward."""
+    """Share of the rollouts without advantage: all their siblings got the same reward."""
     return existing({"reward/no_advantage_share": share(signals["group_advantage"] == 0)})
 
 

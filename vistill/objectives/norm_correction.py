@@ -1,4 +1,7 @@
-"""Norm correction of steered methods: how large the whole loss is next to the plain one (arXiv 2606.00564, Eq. 15)."""
+"""Norm correction of steered methods (arXiv 2606.00564, Eq. 15).
+
+The factor eta scales the steered loss to the gradient norm of the loss without steering.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +16,7 @@ from vistill.types import Pass
 
 
 class NormCorrected(Objective):
-    """A steered method, whose loss is scaled by eta; its fields say how eta is found."""
+    """A steered method, whose loss is scaled by eta; its fields say how eta is computed."""
 
     eta: Literal["constant", "dynamic", "none"]
     eta_value: float
@@ -22,7 +25,7 @@ class NormCorrected(Objective):
     steering_term: ClassVar[str]
 
     def blind(self) -> Pass:
-        """The student without the picture."""
+        """The student without the image."""
         raise NotImplementedError
 
     def kl_to_steered(self) -> partial[Tensor]:
@@ -32,7 +35,7 @@ class NormCorrected(Objective):
     def corrected(
         self, batch: ScoredBatch, weights: Tensor, *terms: LossTerm
     ) -> tuple[LossTerm, ...]:
-        """The terms with eta in their coefficients, and both divergences to watch where they are asked for."""
+        """The terms times eta, and the logged divergences with `watch_both`."""
         loss = tuple(term.scaled(self.norm_correction(batch.memory)) for term in terms)
         watched = (
             monitored_kls(batch, self.blind(), self.kl_to_steered(), weights, loss)
@@ -46,18 +49,18 @@ class NormCorrected(Objective):
         return dependency_metrics(signals)
 
     def norm_correction(self, memory: Mapping[str, float]) -> float:
-        """Eta: it scales the whole loss, so AdamW hardly feels it beyond gradient clipping."""
+        """Eta: it scales the whole loss, so with AdamW it changes little but gradient clipping."""
         return {"constant": self.eta_value, "dynamic": memory.get("eta", 1.0), "none": 1.0}[
             self.eta
         ]
 
     def norm_probe(self) -> GradientProbe | None:
-        """Dynamic eta measures the standard gradient and the steered one (lambda is left out, Eq. 15)."""
+        """The two gradients of a dynamic eta: standard and steered, without lambda (Eq. 15)."""
         sums = (("reverse_kl",), ("reverse_kl", self.steering_term))
         return GradientProbe(self.eta_every, sums) if self.eta == "dynamic" else None
 
     def learn_norms(self, norms: Sequence[float], memory: Mapping[str, float]) -> dict[str, float]:
-        """Moving average of the ratio of the two norms; a gradient of 0 has no ratio and leaves it as it is."""
+        """Moving average of the ratio of the two norms; a gradient of 0 does not change it."""
         if min(norms) == 0:
             return dict(memory)
         ratio = norms[0] / max(norms[1], 1e-12)

@@ -1,6 +1,7 @@
-"""`opd`: standard on-policy distillation, the baseline that every method here must be compared with.
+"""`opd`: standard on-policy distillation, the baseline of every other method.
 
-The default is the papers' loss. `estimator="sampled"` is the one-token estimate that other code bases call OPD.
+The default is the papers' loss. `estimator="sampled"` is the one-token estimate that other code
+bases call OPD.
 """
 
 from dataclasses import dataclass
@@ -21,13 +22,17 @@ from vistill.types import Pass, Reader, View
 
 @dataclass(frozen=True)
 class OPD(UniformObjective):
-    """`(1/N) sum_n (1/T_n) sum_t KL(pS || pT)` on the student's own responses, whole vocabulary, temperature 1."""
+    """`(1/N) sum_n (1/T_n) sum_t KL(pS || pT)` on the student's responses.
+
+    The divergence is taken over the whole vocabulary at temperature 1.
+    """
 
     estimator: Literal["full", "sampled"] = "full"
-    """The whole vocabulary, or `-(log pT - log pS)(y) log pS(y)` of the sampled token with the bracket detached."""
+    """`full`: the whole vocabulary. `sampled`: `-(log pT - log pS)(y) log pS(y)` of the sampled
+    token, the bracket detached."""
 
     def passes(self) -> tuple[Pass, ...]:
-        """Student with gradient, teacher without, both on the original picture."""
+        """Student with gradient, teacher without, both on the original image."""
         if self.estimator == "sampled":
             return (STUDENT, Pass(Reader.TEACHER, View.FULL, keep="log_prob"))
         return (STUDENT, TEACHER)
@@ -40,9 +45,10 @@ class OPD(UniformObjective):
 
 
 def sampled_reverse_kl(batch: ScoredBatch, weights: Tensor) -> tuple[LossTerm, ...]:
-    """The policy-gradient estimate, and the watched one-sample estimate `log pS(y) - log pT(y)` of KL(pS || pT).
+    """The policy-gradient estimate, and the logged one-sample estimate of KL(pS || pT).
 
-    With y sampled from the student, the gradient of the first has the reverse KL's gradient as its mean.
+    The logged one is `log pS(y) - log pT(y)`. With y sampled from the student, the expectation of
+    the gradient of the first is the gradient of the reverse KL.
     """
     log_prob = log_prob_of(batch, STUDENT)
     gap = (log_prob - batch[TEACHER.name].sampled()).detach()

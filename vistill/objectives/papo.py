@@ -1,7 +1,8 @@
-"""`papo`: GRPO with an implicit perception loss and double entropy (arXiv 2507.06448, released code).
+"""`papo`: GRPO with perception loss and double entropy (arXiv 2507.06448, released code).
 
-The released k3 is used, not the printed one; masked log-probabilities come from the weights that wrote the response
-and carry no gradient by default, so that the masked half of the double entropy is a constant there too.
+The k3 is that of the released code, not the printed one. By default the masked log-probabilities
+come from the weights that wrote the response and have no gradient, as in the released code, so the
+masked half of the double entropy is a constant.
 """
 
 from dataclasses import dataclass, replace
@@ -18,37 +19,41 @@ from vistill.types import Pass, Reader, View
 
 @dataclass(frozen=True)
 class PAPO(GRPO):
-    """GRPO `- gamma mean k + eta H + eta H_mask`, `k = e^d - d - 1`, `d = log p(y|masked) - log p(y|picture)`."""
+    """GRPO `- gamma mean k + eta H + eta H_mask`, `k = e^d - d - 1`.
+
+    `d = log p(y|masked) - log p(y|image)`.
+    """
 
     perception_weight: float = ranged(0.02, 0)
     """Weight of the perception term, which is maximised (gamma)."""
     entropy_weight: float = ranged(0.03, 0)
-    """Weight of the sampled entropy with the picture, which is minimised (eta)."""
+    """Weight of the sampled entropy with the image, which is minimised (eta)."""
     masked_entropy_weight: float = ranged(0.03, 0)
-    """Weight of the sampled entropy under the mask; without `masked_gradient` it is a constant, logged for parity."""
+    """Weight of the sampled entropy under the mask. Without `masked_gradient` that term is a
+    constant, as in the released code."""
     masked_gradient: bool = False
-    """Read the masked picture with the weights that learn, and let gradient through."""
+    """Score the masked image with the trained weights, and with gradient."""
     perception_share: float = ranged(1.0, 0, 1, above=True)
-    """Keep the perception term on this share of each response's tokens, those with the largest k."""
+    """Share of each response's tokens that have the perception term, those with the largest k."""
     perception_clip: float | None = ranged(None, 0, above=True)
     """Largest k; a clipped one has no gradient. null leaves it at 10."""
     annealed: bool = False
-    """Let gamma fall linearly to 0 over the run, and the entropy weights with it."""
+    """Decrease gamma and the entropy weights linearly to 0 over the run."""
 
     @property
     def requirements(self) -> Requirements:
-        """GRPO's, and pictures to mask."""
+        """GRPO's, and images to mask."""
         shared = super().requirements
         return replace(shared, needs=shared.needs | {Need.IMAGE})
 
     def masked(self) -> Pass:
-        """The reading of the masked picture."""
+        """The pass over the masked image."""
         if self.masked_gradient:
             return Pass(Reader.STUDENT, View.MASKED, gradient=True)
         return Pass(Reader.OLD, View.MASKED, keep="log_prob")
 
     def passes(self) -> tuple[Pass, ...]:
-        """GRPO's passes and the masked picture."""
+        """GRPO's passes and the masked image."""
         return (*super().passes(), self.masked())
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:

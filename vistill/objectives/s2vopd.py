@@ -1,7 +1,8 @@
-"""`s2vopd`: the student sees a degraded picture, its moving-average teacher the original (arXiv 2608.14144).
+"""`s2vopd`: the student sees a degraded image, its moving-average teacher the original.
 
-Open in the source, decided here: the student also writes its responses from the degraded picture (that is what makes
-them its own), and down-sampling keeps the picture's size, so that both sides have the same image tokens.
+arXiv 2608.14144. Two decisions that the paper leaves open: the student also writes its responses
+from the degraded image, so that they are on-policy; and down-sampling keeps the image size, so that
+both sides have the same image tokens.
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,24 @@ ORIGINAL_EMA = Pass(Reader.EMA, View.FULL)
 
 @dataclass(frozen=True)
 class S2VOPD(UniformObjective):
-    """`(1/T) sum_t JSD_beta(p_ema(.|picture), p(.|degraded picture))` on responses to the degraded picture."""
+    """`(1/T) sum_t JSD_beta(p_ema(.|image), p(.|degraded image))`.
+
+    The responses are written from the degraded image.
+    """
 
     beta: float = ranged(0.5, 0, 1)
     """Weight of the teacher in the mixture m."""
     ema_decay: float = ranged(0.95, 0, 1)
-    """What the moving average keeps at each update."""
+    """Share that the moving average keeps at each update."""
 
     @property
     def requirements(self) -> Requirements:
-        """Pictures; the student writes from the degraded one."""
+        """Images; the student writes from the degraded one."""
         rate = 1 - self.ema_decay
         return Requirements(needs={Need.IMAGE}, writer_view=View.DEGRADED, ema_rate=rate)
 
     def passes(self) -> tuple[Pass, ...]:
-        """Student degraded, teacher original."""
+        """The student on the degraded image, the teacher on the original."""
         return (DEGRADED_STUDENT, ORIGINAL_EMA)
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:

@@ -1,6 +1,7 @@
-"""`sft`: supervised fine-tuning on written responses: a warm-up, or the chain-of-thought baseline (methods 4.2).
+"""`sft`: supervised fine-tuning, as a warm-up or as the chain-of-thought baseline (methods 4.2).
 
-The mean is over all response tokens of the step, end-of-turn included. Where the chains of thought come from is ours.
+The mean is over all response tokens of the step, end-of-turn included. The source of the chains of
+thought is our choice.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from vistill.types import Pass, Writer
 
 @dataclass(frozen=True)
 class SFT(Objective):
-    """`-(1 / sum T) sum log pS(y_t | image, question, y_<t)` over written responses."""
+    """`-(1 / sum T) sum log pS(y_t | image, question, y_<t)` over stored responses."""
 
     responses: Literal["data", "teacher"] = "data"
-    """From the data set's response column, or written once by the teacher; of those one correct one an epoch."""
+    """`data`: the response column of the data set. `teacher`: written once by the teacher; each
+    epoch uses one correct response per prompt."""
 
     @property
     def requirements(self) -> Requirements:
-        """The data set writes, or the teacher; of the teacher's chains of thought only correct ones are used."""
+        """Responses from the data set or the teacher; of the teacher's only correct ones."""
         return Requirements(writer=Writer(self.responses), keep_correct=self.responses == "teacher")
 
     def passes(self) -> tuple[Pass, ...]:

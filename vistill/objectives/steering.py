@@ -1,4 +1,4 @@
-"""What the steered methods share: the teacher without the picture, and both modalities' divergences to watch."""
+"""What the steered methods share: the teacher without the image, and the logged divergences."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,14 +19,14 @@ TEACHER_TEXT_ONLY: Final = Pass(Reader.TEACHER, View.TEXT_ONLY)
 def monitored_kls(
     batch: ScoredBatch, blind: Pass, kl_to_steered: Rule, weights: Tensor, known: Sequence[LossTerm]
 ) -> tuple[LossTerm, ...]:
-    """KL(p || q*) and KL(p_x || q_x) of every token (VGS Eq. 6 and 11), as far as the loss does not report them."""
-    asked = {
+    """KL(p||q*) and KL(p_x||q_x) of every token (VGS Eq. 6 and 11), unless the loss has them."""
+    rules = {
         "visual_kl": (STUDENT, kl_to_steered, (TEACHER, TEACHER_TEXT_ONLY, blind)),
         "language_kl": (blind, reverse_kl, (TEACHER_TEXT_ONLY,)),
     }
-    missing = [name for name in asked if name not in {term.name for term in known}]
+    missing = [name for name in rules if name not in {term.name for term in known}]
     values = {
-        name: apply_rule(batch, *asked[name][:2], *asked[name][2], weights=weights)
+        name: apply_rule(batch, *rules[name][:2], *rules[name][2], weights=weights)
         for name in missing
     }
     return tuple(LossTerm(name, values[name], weights, minimised=False) for name in missing)

@@ -1,12 +1,14 @@
 """`va_opd`: visual-advantage on-policy distillation (arXiv 2605.21924).
 
-The teacher reads each response twice, with the picture and with a pixelated one. The difference of its
-log-probabilities, rectified, is the token's visual advantage. Rollouts with a larger mean get more weight; the
-top fifth of the tokens of a rollout shares half of its weight.
-Where we depart, and why:
-1. Options beyond the paper are off by default: other scores, random ties, `zero_va="uniform"`, dropping tokens.
-2. A prompt without a picture has no visual advantage: its siblings and tokens weigh the same.
-3. `drop` masks tokens out of the mean over the **kept** tokens, so that the gradient keeps its scale.
+The teacher scores each response twice, with the image and with the pixelated image. The difference
+of its log-probabilities, rectified, is the token's visual advantage. Rollouts with a larger mean
+get more weight; the top fifth of the tokens of a rollout shares half of its weight.
+
+Differences from the paper:
+1. Options that the paper does not have are off by default: other scores, random ties,
+   `zero_va="uniform"`, dropping tokens.
+2. A prompt without an image has no visual advantage: its siblings and tokens weigh the same.
+3. With `drop` the mean is over the **remaining** tokens, so that the gradient keeps its scale.
 """
 
 from collections.abc import Mapping
@@ -39,7 +41,10 @@ from vistill.types import Pass, Reader, View
 
 @dataclass(frozen=True)
 class VAOPD(Objective):
-    """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage. Class defaults = paper."""
+    """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage.
+
+    The class defaults are the paper's values.
+    """
 
     high_share: float = ranged(0.2, 0, 1, above=True)
     """Share of each rollout's tokens in the high group (p_v)."""
@@ -50,9 +55,10 @@ class VAOPD(Objective):
     rollout_weights: bool = True
     """Weigh siblings by their mean visual advantage; false gives each 1/K."""
     token_groups: bool = True
-    """Weigh tokens by group; false gives the plain mean over the rollout."""
+    """Weigh tokens by group; false gives the mean over the rollout."""
     score: Score = "rectified"
-    """What is ranked: rectified (paper), signed, absolute, or the distribution-level KL(pT full || pT degraded)."""
+    """What is ranked: the rectified (paper), signed or absolute difference, or the KL of the whole
+    distributions, KL(pT full || pT degraded)."""
     tie_rule: Literal["stable", "random"] = "stable"
     """Equal scores keep token order (the authors' release) or a keyed random order."""
     zero_va: Literal["group", "uniform"] = "group"
@@ -67,12 +73,12 @@ class VAOPD(Objective):
 
     @property
     def requirements(self) -> Requirements:
-        """Pictures; siblings where they are weighed."""
+        """Images; siblings if they are weighed."""
         needs = {Need.IMAGE, Need.SIBLINGS} if self.rollout_weights else {Need.IMAGE}
         return Requirements(needs=needs)
 
     def passes(self) -> tuple[Pass, ...]:
-        """OPD's passes and the teacher on the pixelated picture."""
+        """OPD's passes and the teacher on the pixelated image."""
         keep = "hidden" if self.score == "distribution" else "log_prob"
         return (STUDENT, TEACHER_WITH_LOG_PROBS, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
 
@@ -96,7 +102,7 @@ class VAOPD(Objective):
         return groups | {"rollout_weight": weight, "token_weight": token_weight}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Reverse KL to the teacher on the ORIGINAL picture, weighted by c."""
+        """Reverse KL to the teacher on the ORIGINAL image, weighted by c."""
         return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
@@ -125,7 +131,7 @@ class VAOPD(Objective):
         return torch.where(responses.has_image[responses.group], weight, uniform)
 
     def _ungrouped(self, batch: ScoredBatch, advantage: Tensor) -> Tensor:
-        """Rollouts whose tokens weigh the same: no picture, or no visual advantage under `zero_va="uniform"`."""
+        """Rollouts with equal token weights: no image, or `zero_va="uniform"` and no advantage."""
         responses = batch.responses
         without_image = ~responses.has_image[responses.group]
         total = segment_sum(advantage.abs(), responses.rollout, responses.num_rollouts)

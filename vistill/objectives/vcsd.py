@@ -1,4 +1,7 @@
-"""`vcsd`: visual contrastive self-distillation (arXiv 2607.21556): a target that exaggerates what the picture tells."""
+"""`vcsd`: visual contrastive self-distillation (arXiv 2607.21556).
+
+The target amplifies the effect of the image on the distribution.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -19,24 +22,24 @@ BLACK = Pass(Reader.EMA, View.BLACK)
 
 @dataclass(frozen=True)
 class VCSD(UniformObjective):
-    """`(1/T) sum_t KL(q* || p)` at temperature 2, `q* ~ q (q / q_black)^a` on the support `q >= b max q`."""
+    """`(1/T) sum_t KL(q* || p)` at temperature 2, `q* ~ q (q / q_black)^a` where `q >= b max q`."""
 
     strength: float = ranged(1.0, 0)
     """Exponent of the contrast (alpha)."""
     support: float = ranged(0.1, 0, 1)
     """Tokens below this share of the most likely one leave the target (beta)."""
     temperature: float = ranged(2.0, 0, above=True)
-    """Both distributions are flattened by it; the divergence is not multiplied by its square."""
+    """Divides the logits of both distributions; the divergence is not multiplied by its square."""
     ema_decay: float = ranged(0.95, 0, 1)
-    """What the moving average keeps at each update."""
+    """Share that the moving average keeps at each update."""
 
     @property
     def requirements(self) -> Requirements:
-        """Pictures."""
+        """Images."""
         return Requirements(needs={Need.IMAGE}, ema_rate=1 - self.ema_decay)
 
     def passes(self) -> tuple[Pass, ...]:
-        """The student; its moving average with the picture and with a black one."""
+        """The student; its moving average with the image and with a black one."""
         return (STUDENT, EMA_FULL, BLACK)
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:

@@ -1,7 +1,8 @@
-"""`visual_opsd`: one model in two contexts (arXiv 2606.18974): its teacher also sees visual thoughts.
+"""`visual_opsd`: one model in two contexts (arXiv 2606.18974).
 
-Where we depart, and why: T rows per response instead of the release's T + 1 (our generation prompt already ends where
-the answer begins); the gate of methods 3.6 refuses to start on a model that thoughts do not help.
+The teacher also sees visual thoughts. Differences from the release: T rows per response instead of
+T + 1, because our generation prompt already ends where the answer begins; and the gate of methods
+3.6 refuses to start on a model that thoughts do not help.
 """
 
 from dataclasses import dataclass
@@ -29,32 +30,43 @@ THOUGHTS = {
 
 @dataclass(frozen=True)
 class VisualOPSD(UniformObjective):
-    """`(1/T) sum_t JSD_beta(p(.|privileged), p(.|picture))` on the teacher's top-K entries, each entry clipped."""
+    """`(1/T) sum_t JSD_beta(p(.|privileged), p(.|image))` on the teacher's top-K entries.
+
+    Each entry is clipped.
+    """
 
     teacher: Teacher = "ema"
-    """Moving average of the student, the student itself without gradient, or the weights the run began with."""
+    """`ema`: moving average of the student. `self`: the student without gradient. `fixed`: the
+    initial weights."""
     ema_decay: float = ranged(0.995, 0, 1)
-    """What the moving average keeps at each update."""
+    """Share that the moving average keeps at each update."""
     beta: float = ranged(0.5, 0, 1)
-    """Weight of the teacher in the mixture m; 0 is KL(teacher || student), 1 is KL(student || teacher)."""
+    """Weight of the teacher in the mixture m; 0 is KL(pT || pS), 1 is KL(pS || pT)."""
     top_k: int | None = ranged(256, 1)
-    """Entries of the teacher that both sides are renormalised within (K); null takes the whole vocabulary."""
+    """Entries of the teacher within which both sides are renormalised (K); null takes the whole
+    vocabulary."""
     tail_bucket: bool = False
     """One more entry for everything outside the top K, instead of renormalising."""
     clip: float = ranged(0.05, 0, above=True)
     """Largest contribution (tau)."""
     clip_mode: ClipMode = "entry"
-    """Clip each vocabulary entry (the release: a clipped entry has no gradient), the token's sum, or nothing."""
+    """Clip each vocabulary entry (as the release; a clipped entry has no gradient), the sum of the
+    token, or nothing."""
     thoughts: Literal["real", "noise", "blank", "mismatched", "none"] = "real"
-    """What the teacher sees: the thoughts, or a control (noise, white pictures, another row's, the sentences alone)."""
+    """What the teacher sees: the thoughts, or a control: noise, white images, the thoughts of
+    another row, or only the sentences around them."""
     gate: bool = True
-    """Refuse to start where the thoughts change nothing, or do not make the model more accurate (methods 3.6)."""
+    """Refuse to start if the thoughts change nothing or do not make the model more accurate
+    (methods 3.6)."""
     gate_rows: int = ranged(128, 1)
-    """Prompts that the gate asks."""
+    """Number of prompts that the gate evaluates."""
 
     @property
     def requirements(self) -> Requirements:
-        """Pictures and thoughts (a row without would distil the wording of two sentences); the view must help."""
+        """Images and thoughts, and a view that helps.
+
+        A row without thoughts would distil only the wording of two sentences.
+        """
         gate = EntryGate(self.privileged().view, self.gate_rows, "visual_opsd.gate=false")
         return Requirements(
             needs={Need.IMAGE, Need.THOUGHTS},
@@ -63,15 +75,15 @@ class VisualOPSD(UniformObjective):
         )
 
     def privileged(self) -> Pass:
-        """The teacher's reading."""
+        """The teacher's pass."""
         return Pass(TEACHERS[self.teacher], THOUGHTS[self.thoughts])
 
     def passes(self) -> tuple[Pass, ...]:
-        """The student on the picture, its teacher on picture and thoughts."""
+        """The student on the image, its teacher on image and thoughts."""
         return (STUDENT, self.privileged())
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """The divergence, and the generation gap KL(teacher || student) of Eq. 4 to watch."""
+        """The divergence, and the logged generation gap KL(teacher || student) of Eq. 4."""
         weights, teacher = signals["token_weight"], self.privileged()
         clip = None if self.clip_mode == "none" else self.clip
         rule = partial(

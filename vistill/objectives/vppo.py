@@ -18,7 +18,10 @@ MASKED = Pass(Reader.OLD, View.MASKED, keep="log_prob")
 
 @dataclass(frozen=True)
 class VPPO(GRPO):
-    """GRPO on the 40 % of a response's tokens with the largest k3 dependency; trajectories scaled by its mean."""
+    """GRPO on the 40 % of a response's tokens with the largest k3 dependency.
+
+    The advantage of a trajectory is scaled by its mean dependency.
+    """
 
     clip_high: float = ranged(0.28, 0)
     """The ratio is clipped above 1 + this (DAPO)."""
@@ -27,22 +30,22 @@ class VPPO(GRPO):
     token_share: float = ranged(0.4, 0, 1, above=True)
     """Share of each response's tokens that keep the policy gradient."""
     scale_low: float = ranged(0.9, 0, 1)
-    """Scale of the least dependent trajectory of the step (beta_min); scales are made to average 1."""
+    """Scale of the least dependent trajectory of the step (beta_min); the mean scale is 1."""
     entropy_weight: float = ranged(0.06, 0)
     """Weight of the sampled entropy, which is minimised."""
 
     @property
     def requirements(self) -> Requirements:
-        """GRPO's, and pictures."""
+        """GRPO's, and images."""
         shared = super().requirements
         return replace(shared, needs=shared.needs | {Need.IMAGE})
 
     def passes(self) -> tuple[Pass, ...]:
-        """GRPO's passes, and the old log-probabilities with and without the picture."""
+        """GRPO's passes, and the old log-probabilities with the full and the masked image."""
         return (*(p for p in super().passes() if p != OLD_LOG_PROBS), OLD_LOG_PROBS, MASKED)
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
-        """Dependency, which tokens keep their gradient, and the scaled advantage of each rollout."""
+        """Dependency, tokens with gradient, and the scaled advantage of each rollout."""
         r = batch.responses
         dependency = sampled_dependency(
             batch[OLD_LOG_PROBS.name].sampled(), batch[MASKED.name].sampled()
@@ -52,8 +55,8 @@ class VPPO(GRPO):
         )
         advantage = super().signals(batch)["group_advantage"] * scale
         gate = top_share(dependency, r.rollout, r.lengths, self.token_share) | ~token_has_image(r)
-        found = {"sampled_dependency": dependency, "gate": gate}
-        return found | {"trajectory_scale": scale, "group_advantage": advantage}
+        dependent = {"sampled_dependency": dependency, "gate": gate}
+        return dependent | {"trajectory_scale": scale, "group_advantage": advantage}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """GRPO's terms with an advantage on gated tokens only, and the entropy penalty."""
@@ -64,7 +67,7 @@ class VPPO(GRPO):
 
 
 def trajectory_scale(means: Tensor, low: float) -> Tensor:
-    """`low + (high - low) * minmax(mean dependency)` over the step, `high` chosen so that the scales average 1."""
+    """`low + (high - low) * minmax(mean dependency)` over the step; `high` makes the mean 1."""
     spread = means.max() - means.min()
     if float(spread) == 0:
         return torch.ones_like(means)

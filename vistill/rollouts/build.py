@@ -23,8 +23,8 @@ def make_engine(
 
     Args:
         vlm: the model that writes.
-        settings: `engine` names it, `image_skips` wraps it. Evaluation and the teacher's responses take
-            `settings.without_image_skips()`.
+        settings: `engine` names it, `image_skips` wraps it. Evaluation and the teacher's responses
+            use `settings.without_image_skips()`.
         poll: called after every token, so that a signal is honoured.
         own: an engine of the caller's, taken as it is and checked.
     """
@@ -48,7 +48,10 @@ def make_engine(
 
 
 def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
-    """Ours: reads a prompt once and drops finished rows. A family that cannot share prompts gets `hf`: same numbers."""
+    """The default engine: encodes a prompt once for all its rollouts and drops finished rows.
+
+    A family that cannot share prompts gets `hf`, with the same results.
+    """
     return SharedEngine(vlm, poll) if vlm.shares_prompts else HFEngine(vlm, poll)
 
 

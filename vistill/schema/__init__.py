@@ -1,7 +1,8 @@
 """JSON schema of the whole recipe, from packaged files. Needs no torch and no settings class.
 
-`settings.json` holds every group and key, `methods.json` the knobs of every method. Both are generated
-from the dataclasses (`python -m vistill.schema.generate`, `python -m vistill.objectives.schema`).
+`settings.json` holds every group and key, `methods.json` the knobs of every method. Both are
+generated from the dataclasses (`python -m vistill.schema.generate`,
+`python -m vistill.objectives.schema`).
 """
 
 import json
@@ -67,8 +68,8 @@ def recipe_schema(methods: Mapping[str, Any]) -> dict[str, Any]:
 def stages_schema() -> dict[str, Any]:
     """`stages:`, the runs of a recipe that trains several in order."""
     return {
-        "description": "Runs in order: a name and the keys that each changes. Stage NAME writes into "
-        "run/NAME; `{run}` in its values is the base folder.",
+        "description": "Runs in order: a name and the keys that each changes. Stage NAME writes "
+        "into run/NAME; `{run}` in its values is the base folder.",
         "type": ["object", "null"],
         "minProperties": 1,
         "additionalProperties": {"$ref": "#/$defs/stage"},

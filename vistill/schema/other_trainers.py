@@ -92,22 +92,40 @@ OUR_KEYS: dict[str, str] = {
     "num_eval_samples": "eval.samples",
 }
 
-LORA = "vistill has no LoRA yet: it trains the weights themselves; train.freeze=[vision] trains fewer of them"
-QUANTISED = "vistill loads no quantised weights yet: bf16 is the smallest; a smaller teacher needs less memory"
+LORA = (
+    "vistill has no LoRA yet: it trains the weights themselves; train.freeze=[vision] trains fewer "
+    "of them"
+)
+QUANTISED = (
+    "vistill loads no quantised weights yet: bf16 is the smallest; a smaller teacher needs less "
+    "memory"
+)
 ONE_GPU = (
     "vistill trains on one device; train.micro_batch and train.offload_teacher save memory there"
 )
 ENGINE = "vistill has no vLLM engine yet; rollout.engine is shared or hf"
-TRACKER = "vistill reports to no tracker yet; every step is a line of RUN/metrics.jsonl, and vistill report RUN draws it"
+TRACKER = (
+    "vistill reports to no tracker yet; every step is a line of RUN/metrics.jsonl, and vistill "
+    "report RUN draws it"
+)
 BATCH = (
-    "train.prompts_per_step counts the prompts of one update, on any hardware; how they are cut into "
-    "pieces for memory (train.micro_batch) changes nothing"
+    "train.prompts_per_step counts the prompts of one update, on any hardware; how they are cut "
+    "into pieces for memory (train.micro_batch) changes nothing"
 )
 BOTH_BETAS = "train.betas=[0.9,0.95] holds both of AdamW's decay rates"
 ONE_OPTIMIZER = "AdamW is the one optimizer: train.betas, train.eps and train.weight_decay set it"
 HUB = (
     "vistill uploads nothing; the chosen student is an ordinary model folder, which hf upload takes"
 )
+ATTENTION = (
+    "attention is the model's own; train.attention=flex packs the rollouts of a prompt into one row"
+)
+LENGTH = (
+    "prompt and response have limits of their own: data.max_prompt_tokens and "
+    "rollout.max_new_tokens"
+)
+REWARDS = "rewards are reward.accuracy (answer checkers) and reward.format (reward.pattern)"
+WARMUP = "train.schedule.warmup is a share of the steps: warm-up steps / train.steps"
 PIXELS = (
     "data.max_image_tokens limits a picture by image tokens; Qwen3-VL has one per 32 x 32 pixels"
 )
@@ -187,18 +205,16 @@ NO_SUCH_KEY: dict[str, str] = {
     "bf16": "train.precision=bf16 asks for bfloat16; auto takes it where a CUDA device has it",
     "fp16": "vistill has no float16: train.precision is auto, bf16 or fp32",
     "tf32": "vistill leaves TF32 to torch: torch.set_float32_matmul_precision in your own script",
-    "warmup_steps": "train.schedule.warmup is a share of the steps: warm-up steps / train.steps",
-    "num_warmup_steps": "train.schedule.warmup is a share of the steps: warm-up steps / train.steps",
+    "warmup_steps": WARMUP,
+    "num_warmup_steps": WARMUP,
     "gradient_checkpointing": (
         "vistill checkpoints no activations; train.micro_batch=auto and train.memory bound them"
     ),
-    "use_liger_kernel": "train.kernels=triton takes the package's own fused kernels; auto takes them on CUDA",
-    "attn_implementation": (
-        "attention is the model's own; train.attention=flex packs the rollouts of a prompt into one row"
+    "use_liger_kernel": (
+        "train.kernels=triton takes the package's own fused kernels; auto takes them on CUDA"
     ),
-    "flash_attn": (
-        "attention is the model's own; train.attention=flex packs the rollouts of a prompt into one row"
-    ),
+    "attn_implementation": ATTENTION,
+    "flash_attn": ATTENTION,
     "logging_steps": "every step is a line of RUN/metrics.jsonl; there is nothing to set",
     "logging_strategy": "every step is a line of RUN/metrics.jsonl; there is nothing to set",
     "save_strategy": "save.every=50 saves every 50 steps; 0 saves only at the end",
@@ -208,19 +224,21 @@ NO_SUCH_KEY: dict[str, str] = {
     "eval_on_start": "a run is evaluated before its first step unless eval.every is 0",
     "load_best_model_at_end": "save.keep_best=accuracy hands out the best checkpoint",
     "metric_for_best_model": "save.keep_best=accuracy chooses by accuracy on the evaluation rows",
-    "resume_from_checkpoint": "the same command resumes by itself from the newest checkpoint of its run folder",
+    "resume_from_checkpoint": (
+        "the same command resumes by itself from the newest checkpoint of its run folder"
+    ),
     "overwrite_output_dir": "vistill never overwrites a run: name another folder, run=runs/NAME-2",
     "top_k": "sampling has rollout.temperature and rollout.top_p, and no top_k",
     "min_p": "sampling has rollout.temperature and rollout.top_p, and no min_p",
-    "repetition_penalty": "sampling has rollout.temperature and rollout.top_p, and no repetition penalty",
-    "max_length": (
-        "prompt and response have limits of their own: data.max_prompt_tokens and rollout.max_new_tokens"
+    "repetition_penalty": (
+        "sampling has rollout.temperature and rollout.top_p, and no repetition penalty"
     ),
-    "max_seq_length": (
-        "prompt and response have limits of their own: data.max_prompt_tokens and rollout.max_new_tokens"
-    ),
+    "max_length": LENGTH,
+    "max_seq_length": LENGTH,
     "lmbda": "method=gkd has gkd.off_policy_share, which is 1 - lmbda",
-    "beta": "beta is gkd.beta for a divergence and grpo.reference_weight for the KL to the reference",
+    "beta": (
+        "beta is gkd.beta for a divergence and grpo.reference_weight for the KL to the reference"
+    ),
     "alpha": "a method has knobs of its own names: vistill explain METHOD lists them",
     "seq_kd": "method=kd kd.loss=cross_entropy is SeqKD",
     "loss_type": "the method decides the loss: vistill explain methods",
@@ -228,8 +246,8 @@ NO_SUCH_KEY: dict[str, str] = {
     "rlhf_type": "the method decides the loss: vistill explain methods",
     "stage": "the method decides the loss: vistill explain methods; several runs in order: stages:",
     "scale_rewards": "advantages are always scaled by the deviation within a prompt",
-    "reward_funcs": "rewards are reward.accuracy (answer checkers) and reward.format (reward.pattern)",
-    "reward_model": "rewards are reward.accuracy (answer checkers) and reward.format (reward.pattern)",
+    "reward_funcs": REWARDS,
+    "reward_model": REWARDS,
     "reward_weights": "reward.accuracy and reward.format are the weights of the two rewards",
     "ppo_mini_batch_size": "grpo.updates cuts a step into so many updates",
     "chat_template": "the chat template is the model's own; data.template words the question",
@@ -238,10 +256,14 @@ NO_SUCH_KEY: dict[str, str] = {
     "val_size": "data.holdout is a number of rows that are set aside for evaluation",
     "freeze_vit": "train.freeze=[vision] keeps the weights of the vision tower",
     "freeze_vision_tower": "train.freeze=[vision] keeps the weights of the vision tower",
-    "freeze_aligner": "train.freeze=[vision] keeps the weights of the vision tower and its projector",
+    "freeze_aligner": (
+        "train.freeze=[vision] keeps the weights of the vision tower and its projector"
+    ),
     "freeze_llm": "train.freeze=[language] keeps the weights of the decoder",
     "dataloader_num_workers": "rows are read as they are needed; there is nothing to set",
-    "remove_unused_columns": "columns that data.columns does not name are ignored; there is nothing to set",
+    "remove_unused_columns": (
+        "columns that data.columns does not name are ignored; there is nothing to set"
+    ),
     "trust_remote_code": "vistill runs no code of a model folder or hub id",
     "ddp_timeout": ONE_GPU,
 }

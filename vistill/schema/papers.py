@@ -1,8 +1,8 @@
-"""The papers' values of keys whose default here is another.
+"""The papers' values of keys whose default in vistill is different.
 
-Sources: VA-OPD arXiv 2605.21924, section 4.1 and appendix A; VGS-LP arXiv 2606.00564, section 5.2 and
-appendix B; Visual-OPSD arXiv 2606.18974, appendix C, with its released code; PAPO arXiv 2507.06448,
-3B and 7B, with its released code. A key that a paper does not state is left out.
+Sources: VA-OPD arXiv 2605.21924, section 4.1 and appendix A; VGS-LP arXiv 2606.00564, section 5.2
+and appendix B; Visual-OPSD arXiv 2606.18974, appendix C, with its released code; PAPO arXiv
+2507.06448, 3B and 7B, with its released code. A key that a paper does not state is left out.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
-"""The one way from settings to a run, for `train`, `distill`, `check`, `replay` and `eval`.
+"""Build a run from settings, for `train`, `distill`, `check`, `replay` and `eval`.
 
-The same recipe gives the same run, whichever command asks: the same checks in the same order, the same fingerprint,
-the same run folder. The checks are a list with names (`START_CHECKS`); `vistill check` prints what each of them saw.
+The same recipe gives the same run with every command: the same checks in the same order, the same
+fingerprint, the same run folder. The checks are a list with names (`START_CHECKS`); `vistill check`
+prints the result of each.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ from vistill.training.recipe import Recipe
 from vistill.training.setup import ProvidedInputs, RunSetup
 from vistill.types import Reader
 
-#: Everything that must hold before the first step, in order: data before models, cheap before expensive.
-#: The canary is the last one; it needs the restored student, so the loop runs it (`training/canary/reader.py`).
+#: All checks before the first step, in order: data before models, cheap before expensive. The
+#: canary comes last; it needs the restored student, so the loop runs it
+#: (`training/canary/reader.py`).
 START_CHECKS: tuple[StartCheck, ...] = (
     CODE_CHECK,
     *DATA_CHECKS,
@@ -58,7 +60,8 @@ def make_objective(recipe: Recipe) -> Objective:
     """The method that a recipe names, with its knobs.
 
     Raises:
-        ConfigError: C102, it is unknown: for example a class that was handed in by Python; C106, a plug-in is faulty.
+        ConfigError: C102, it is unknown, for example a class that was passed in Python;
+            C106, a plug-in is faulty.
     """
     if recipe.method not in methods:
         again = way_back(recipe.run, f"methods.{recipe.method}")
@@ -68,7 +71,11 @@ def make_objective(recipe: Recipe) -> Objective:
 
 
 def check_objective(objective: Objective) -> Objective:
-    """C106 or C105 for a method that cannot be used, before anything is loaded: its class, requirements and passes."""
+    """Check class, requirements and passes of a method before anything is loaded.
+
+    Raises:
+        ConfigError: C106 or C105, the method cannot be used.
+    """
     name = type(objective).__name__
     reason = methods.objection(type(objective))
     if not reason and not is_dataclass(objective):
@@ -85,7 +92,8 @@ def check_objective(objective: Objective) -> Objective:
     elif not reason and (
         wrong := [p for p in passes if p.keep not in ("hidden", "log_prob", "both")]
     ):
-        reason = f"the pass {wrong[0].name} keeps {wrong[0].keep!r}; it can keep hidden, log_prob or both"
+        keeps = f"the pass {wrong[0].name} keeps {wrong[0].keep!r}"
+        reason = f"{keeps}; it can keep hidden, log_prob or both"
     if reason:
         raise ConfigError(
             "C106",
@@ -111,7 +119,7 @@ def build(setup: RunSetup) -> Plan:
     try:
         with interrupt.listening():
             run_checks(setup, START_CHECKS)
-            interrupt.poll()  # the loop's own handler knows nothing of a signal that came since the last look
+            interrupt.poll()  # the handler of the loop would miss a signal since the last poll
             return setup.plan()
     except Interrupted as stop:
         setup.folder.event(f"stopped by {stop} before the first step")

@@ -314,8 +314,8 @@ def format_older_terms(path: Path) -> str:
     if json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] != 1:
         return ""
     return (
-        f"; up to step {checkpoint_step(path)} loss/* in metrics.jsonl are times their coefficients, "
-        "later ones are not"
+        f"; up to step {checkpoint_step(path)} loss/* in metrics.jsonl are times their "
+        "coefficients, later ones are not"
     )
 
 

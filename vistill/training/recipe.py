@@ -1,4 +1,4 @@
-"""A whole run as settings: what a YAML recipe holds, and what `vistill.distill` writes down. Needs no torch."""
+"""A whole run as settings: a YAML recipe, or what `vistill.distill` stores. Needs no torch."""
 
 import dataclasses
 import hashlib
@@ -71,7 +71,10 @@ class Recipe:
 
     def located(self) -> "Recipe":
         """The recipe with `{run}`, which stands for the run folder in a stored one, filled in."""
-        here = lambda text: text.replace(HERE, self.run)
+
+        def here(text: str) -> str:
+            return text.replace(HERE, self.run)
+
         data = dataclasses.replace(
             self.data, train=here(self.data.train), eval=here(self.data.eval)
         )
@@ -90,7 +93,8 @@ class Recipe:
         ]
 
 
-#: Keys of later versions with their defaults: at these, a recipe has the fingerprint that it had without them.
+#: Keys of later versions with their defaults. A default does not enter the fingerprint, so a recipe
+#: keeps the fingerprint that it had before the key existed.
 ADDED = {"reward.checker": "answers"}
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
@@ -99,12 +103,12 @@ HERE = "{run}"
 def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """A run folder's stored recipe as plain values, with paths in the folder as it is now."""
 
-    def found(value: Any) -> Any:
+    def resolved(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: found(inner) for key, inner in value.items()}
+            return {key: resolved(inner) for key, inner in value.items()}
         return value.replace(HERE, folder) if isinstance(value, str) and HERE in value else value
 
-    parts = {name: found(tree[name]) for name in ("data", "student", "teacher") if name in tree}
+    parts = {name: resolved(tree[name]) for name in ("data", "student", "teacher") if name in tree}
     return {**tree, **parts, "run": folder}
 
 

@@ -1,7 +1,7 @@
 """How a run trains and saves. Needs no torch.
 
-Class defaults of the update are VA-OPD's (section 4.1 and appendix A; the gradient norm from its release). What the
-paper does not say, such as `eps`, is torch's default.
+Class defaults of the update are VA-OPD's (section 4.1 and appendix A; the gradient norm from its
+release). What the paper does not say, such as `eps`, is torch's default.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""Whose pictures or thoughts a view borrows: the next row that shows something else.
+"""From which row a view takes images or thoughts: the next row that shows something else.
 
-Real data repeat one picture in neighbouring rows (versions of a problem, steps of a problem), so the row that follows
-is often about the very same picture, and `swapped` would swap nothing. Training, evaluation and the canary choose here.
+Real data repeat one image in neighbouring rows (versions of a problem, steps of a problem), so the
+next row often has the same image, and `swapped` would swap nothing. Training, evaluation and the
+canary choose the row here.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,13 +20,14 @@ VIEWS_WITH_PARTNERS = (View.SWAPPED, View.PRIVILEGED_MISMATCHED)
 class Partners(Mapping[str, Prompt]):
     """For each prompt id the next prompt, in order and around the end, that shows something else.
 
-    Pictures are compared by their decoded pixels in RGB, as `swapped` shows them: of the 137 files of one benchmark 33
-    are copies of another under another encoding, which a hash of the files would take for other pictures. Each file is
-    decoded once. A partner is looked for when it is asked for, so a run whose method borrows nothing decodes nothing.
+    Images are compared by their decoded pixels in RGB, as `swapped` shows them: of the 137 files of
+    one benchmark 33 are copies of another file in another encoding, and a hash of the file would
+    not detect that. Each file is decoded once. A partner is searched on first access, so a run
+    whose method needs none decodes nothing.
 
     Args:
         prompts: the rows, in order; ids are unique.
-        views: what the partner is for; views that borrow nothing are ignored.
+        views: what the partner is for; views that take nothing from another row are ignored.
         thought: where visual thoughts come from (`views.thought`).
     """
 
@@ -65,9 +67,9 @@ class Partners(Mapping[str, Prompt]):
         return next((other for other in following if self.differs(prompt, other)), None)
 
     def differs(self, prompt: Prompt, other: Prompt) -> bool:
-        """Whether every view shows at least one picture of the other row that is none of the row's own.
+        """Whether every view shows at least one image of the other row that this row does not have.
 
-        A row that cannot be read counts as different: the error is raised when it is shown.
+        A row that cannot be read counts as different: the error follows when the row is shown.
         """
         try:
             return all(self.shows_other(prompt, other, view) for view in self.views)
@@ -75,7 +77,7 @@ class Partners(Mapping[str, Prompt]):
             return True
 
     def shows_other(self, prompt: Prompt, other: Prompt, view: View) -> bool:
-        """The same for one view; the other's pictures go round in the row's places."""
+        """The same for one view; the images of the other row repeat if it has fewer."""
         own, others = self.content(prompt, view), self.content(other, view)
         if not own or not others:
             return not own
@@ -93,7 +95,7 @@ class Partners(Mapping[str, Prompt]):
         return self.contents[key]
 
     def digest(self, image: ImageRef) -> str:
-        """The digest of a picture's pixels; equal files are decoded once."""
+        """The digest of the pixels of an image; equal files are decoded once."""
         file = getattr(image, "digest", "")
         if file and file in self.pixels:
             return self.pixels[file]

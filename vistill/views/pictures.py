@@ -1,13 +1,14 @@
-"""Picture operations behind the views: PIL and numpy, no torch."""
+"""Image operations of the views: PIL and numpy, no torch."""
 
 import numpy as np
 from PIL import Image
 
 
 def pixelate(image: Image.Image, share: float = 0.10) -> Image.Image:
-    """Reduce to `share` of each side (floor, at least 1 px, BILINEAR), then back to the old size (NEAREST).
+    """Reduce each side to `share` (floor, at least 1 px, BILINEAR), then restore it (NEAREST).
 
-    PIL's BILINEAR is antialiased on reduction. Palette pictures become RGB, 1-bit ones L; other modes stay.
+    PIL's BILINEAR is antialiased on reduction. Palette images become RGB, 1-bit ones L; other modes
+    stay.
     Source: VA-OPD section 2.1 and the authors' release.
     """
     if image.mode == "P":
@@ -34,7 +35,10 @@ def mask_patches(
 
 
 def shrink(image: Image.Image, share: float) -> Image.Image:
-    """Reduce to `share` of each side and back again, both BILINEAR: fine detail is gone, the token grid stays."""
+    """Reduce each side to `share` and restore the size, both BILINEAR.
+
+    Fine detail is lost, the token grid stays the same.
+    """
     image = image.convert("RGB")
     small = (max(1, round(share * image.width)), max(1, round(share * image.height)))
     return image.resize(small, Image.Resampling.BILINEAR).resize(
@@ -52,9 +56,10 @@ def add_noise(image: Image.Image, strength: float, rng: np.random.Generator) -> 
 def noise_like(image: Image.Image, rng: np.random.Generator, kind: str = "gaussian") -> Image.Image:
     """RGB noise of the same size, every value drawn on its own.
 
-    `gaussian` is what a standard normal becomes under a processor with mean and deviation 0.5 (Qwen-VL), the nearest
-    a picture comes to the release of Visual-OPSD, which puts `randn_like` in the place of the processed thought:
-    127.5 + 127.5 z, cut off at 0 and 255 (about a third of the values). `uniform` takes each of 0 to 255 equally often.
+    `gaussian` is 127.5 + 127.5 z with standard normal z, cut off at 0 and 255 (about a third of the
+    values). A processor with mean and deviation 0.5 (Qwen-VL) turns it into a standard normal. An
+    image cannot come closer to the release of Visual-OPSD, which replaces the processed thought by
+    `randn_like`. `uniform` takes each of 0 to 255 equally often.
     """
     shape = (image.height, image.width, 3)
     if kind == "uniform":

@@ -1,4 +1,4 @@
-"""Privileged contexts: the prompt, and visual thoughts that only the teacher sees (Visual-OPSD 3.1)."""
+"""Privileged context: prompt and visual thoughts that only the teacher sees (Visual-OPSD 3.1)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +11,9 @@ from vistill.views.pictures import noise_like
 
 #: Verbatim from the paper; parity needs every character.
 REF_INTRO = (
-    "The following images are privileged visual references that depict the intermediate visual thoughts on the path to"
-    " the correct answer. Use them silently as grounding context; do not describe or echo them."
+    "The following images are privileged visual references that depict the intermediate visual "
+    "thoughts on the path to the correct answer. Use them silently as grounding context; do not "
+    "describe or echo them."
 )
 #: Verbatim from the paper (appendix E).
 TRANSITION = (
@@ -21,7 +22,10 @@ TRANSITION = (
 
 
 def with_thoughts(prompt: Prompt, thoughts: Sequence[ImageRef]) -> Prompt:
-    """`[picture, question, REF_INTRO, thoughts..., TRANSITION]`: what the teacher reads before the same response."""
+    """`[image, question, REF_INTRO, thoughts..., TRANSITION]`: the prompt of the teacher.
+
+    The response that follows is the same.
+    """
     extra: tuple[Part, ...] = (f"\n{REF_INTRO}\n", *thoughts, f"\n{TRANSITION}")
     return replace(prompt, parts=(*prompt.parts, *extra))
 
@@ -34,7 +38,7 @@ def noisy(
 
 
 def blank(thoughts: Sequence[ImageRef]) -> list[ImageRef]:
-    """White pictures of each thought's size."""
+    """White images of each thought's size."""
     return [
         LoadedImage(Image.new("RGB", ref.load().size, (255, 255, 255)), ref.name)
         for ref in thoughts
@@ -42,7 +46,7 @@ def blank(thoughts: Sequence[ImageRef]) -> list[ImageRef]:
 
 
 def mismatched(thoughts: Sequence[ImageRef], others: Sequence[ImageRef]) -> list[ImageRef]:
-    """Another row's thoughts, resized to the places of this row's own, so that only their content differs."""
+    """Another row's thoughts, resized to the size of this row's: only the content differs."""
     places = enumerate(thoughts)
     return [
         LoadedImage(others[i % len(others)].load().convert("RGB").resize(ref.load().size), ref.name)

@@ -22,8 +22,8 @@ Code = dict[str, dict[str, str]]
 def same_code(setup: "RunSetup") -> str:
     """C201 where the source of a plug-in changed since the run began and that is not accepted."""
     hold_code(setup, code_in_use(setup))
-    found = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
-    return found or "vistill's own"
+    origins = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
+    return origins or "vistill's own"
 
 
 def same_families(setup: "RunSetup") -> None:

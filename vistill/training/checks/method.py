@@ -184,7 +184,8 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
             )
         setup.teacher_responses = correct
         setup.train_prompts = [p for p in prompts if p.id in correct]
-    return f"{sum(map(len, setup.teacher_responses.values())):,} for {len(setup.teacher_responses):,} prompts"
+    count = sum(map(len, setup.teacher_responses.values()))
+    return f"{count:,} for {len(setup.teacher_responses):,} prompts"
 
 
 def restore_run_rows(setup: "RunSetup") -> str:
