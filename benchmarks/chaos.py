@@ -39,7 +39,7 @@ def timed(row, trials):
     """Run the trials of a row; a trial that survives gives None."""
     start = time.perf_counter()
     for trial in trials:
-        row.note(trial)
+        row.add(trial)
     row.seconds = time.perf_counter() - start
     print(f"{row.name:<20} {row.survived} of {row.tried}   {row.seconds:.0f} s", flush=True)
     return row
@@ -59,7 +59,7 @@ def stops(folder, methods):
             place = chaos.folder / f"stop-{step}"
             usual_plan = chaos.plan
             chaos.plan = partial(plan_with_stop, usual_plan, step)
-            code = chaos.forked(place)()
+            code = chaos.child(place)()
             chaos.plan = usual_plan
             yield (
                 f"{method}, step {step}: exit {code}"
@@ -85,7 +85,7 @@ def full_disks(chaos, budgets):
         subprocess.run(mount, check=True)
         try:
             folder = place / f"run-{number}"
-            code = chaos.forked(folder)()
+            code = chaos.child(folder)()
             subprocess.run(["mount", "-o", "remount,size=256m", str(place)], check=True)
             yield chaos.outcome(folder, f"{megabytes:.2f} MB, exit {code}")
         finally:
