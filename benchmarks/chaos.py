@@ -45,11 +45,6 @@ def timed(row, trials):
     return row
 
 
-def plan_with_stop(make_plan, step):
-    """Make a plan that stops after a step."""
-    return replace(make_plan(), stop_after=step)
-
-
 def stops(folder, methods):
     """Stop after every step of three epochs, then repeat the command."""
     for method in methods:
@@ -57,10 +52,10 @@ def stops(folder, methods):
         last = int(chaos.expected.split()[0].split("-")[1])
         for step in range(1, last):
             place = chaos.folder / f"stop-{step}"
-            usual_plan = chaos.plan
-            chaos.plan = partial(plan_with_stop, usual_plan, step)
+            usual_go = chaos.go
+            chaos.go = partial(usual_go, stop_after=step)
             code = chaos.child(place)()
-            chaos.plan = usual_plan
+            chaos.go = usual_go
             yield (
                 f"{method}, step {step}: exit {code}"
                 if code
