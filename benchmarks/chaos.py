@@ -39,15 +39,10 @@ def timed(row, trials):
     """Run the trials of a row; a trial that survives gives None."""
     start = time.perf_counter()
     for trial in trials:
-        row.note(trial)
+        row.add(trial)
     row.seconds = time.perf_counter() - start
     print(f"{row.name:<20} {row.survived} of {row.tried}   {row.seconds:.0f} s", flush=True)
     return row
-
-
-def plan_with_stop(make_plan, step):
-    """Make a plan that stops after a step."""
-    return replace(make_plan(), stop_after=step)
 
 
 def stops(folder, methods):
@@ -57,10 +52,10 @@ def stops(folder, methods):
         last = int(chaos.expected.split()[0].split("-")[1])
         for step in range(1, last):
             place = chaos.folder / f"stop-{step}"
-            usual_plan = chaos.plan
-            chaos.plan = partial(plan_with_stop, usual_plan, step)
-            code = chaos.forked(place)()
-            chaos.plan = usual_plan
+            usual_go = chaos.go
+            chaos.go = partial(usual_go, stop_after=step)
+            code = chaos.child(place)()
+            chaos.go = usual_go
             yield (
                 f"{method}, step {step}: exit {code}"
                 if code
@@ -85,7 +80,7 @@ def full_disks(chaos, budgets):
         subprocess.run(mount, check=True)
         try:
             folder = place / f"run-{number}"
-            code = chaos.forked(folder)()
+            code = chaos.child(folder)()
             subprocess.run(["mount", "-o", "remount,size=256m", str(place)], check=True)
             yield chaos.outcome(folder, f"{megabytes:.2f} MB, exit {code}")
         finally:

@@ -47,7 +47,7 @@ def test_every_fault_point_occurs_in_the_code():
 @pytest.mark.parametrize("point", IN_A_RUN)
 def test_killed_at_a_named_point_the_same_command_ends_with_the_same_bits(chaos, point):
     folder = chaos.folder / f"at-{point}"
-    assert chaos.forked(folder, f"{point}:kill@2")() == -9
+    assert chaos.child(folder, f"{point}:kill@2")() == -9
     assert chaos.outcome(folder, point) is None
 
 
@@ -69,7 +69,7 @@ def test_a_signal_in_any_phase_saves_exits_with_75_and_the_run_resumes_to_the_sa
 @pytest.mark.parametrize("point", SAVE_POINTS)
 def test_a_full_disk_during_a_save_leaves_the_previous_checkpoint(chaos, point):
     folder = chaos.folder / f"full-{point}"
-    assert chaos.forked(folder, f"{point}:enospc@2")() == 1
+    assert chaos.child(folder, f"{point}:enospc@2")() == 1
     assert newest_checkpoint(RunFolder(folder)) is not None
     assert "S601" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, point) is None
@@ -82,7 +82,7 @@ def test_too_little_space_is_reported_before_anything_is_written(chaos):
     def limit_free_space():
         checkpoint.free_space = lambda path: 1000
 
-    assert chaos.forked(folder, before=limit_free_space)() == 1
+    assert chaos.child(folder, before=limit_free_space)() == 1
     assert newest_checkpoint(RunFolder(folder)) is None
     assert not list(folder.glob(".inprogress-*"))
     assert "a checkpoint needs" in (chaos.folder / "console.log").read_text()

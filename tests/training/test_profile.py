@@ -153,3 +153,9 @@ def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, toke
     assert "head rows" in page
     work = [json.loads(line)["work"] for line in profiled.folder.timing.read_text().splitlines()]
     assert all(w["learn"]["peak_mib"] > 0 for w in work)
+    stored = profiled.path / "profile.json"
+    facts = json.loads(stored.read_text())
+    assert facts["outside_seconds"] == table.outside_seconds != {}
+    facts["beside"] = facts.pop("outside_seconds")  # the key that earlier versions wrote
+    stored.write_text(json.dumps(facts))
+    assert make_profile(read_run(profiled.path)) == table

@@ -114,7 +114,7 @@ def make_profile(run: RunData) -> ProfileTable | None:
         steps,
         float(run.profile.get("rate", 0.0)),
         [*phases, total],
-        run.profile.get("beside", {}),
+        run.profile.get("outside_seconds", run.profile.get("beside", {})),  # its older key
     )
 
 

@@ -86,7 +86,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
             raise preempted_error(stop, state.step) from None
         finally:
             if isinstance(clock, Profile):
-                profile = {"rate": clock.rate, "beside": clock.outside_steps}
+                profile = {"rate": clock.rate, "outside_seconds": clock.outside_steps}
                 write_json(folder.path / "profile.json", profile)
     return state
 
