@@ -9,9 +9,10 @@ import warnings
 import pytest
 from payloads import TERMINAL_PAYLOADS
 
-from vistill.cli import main
+from vistill.cli import main, messages
+from vistill.cli.messages import show_crash
 from vistill.cli.progress import Progress
-from vistill.cli.terminal import EscapingStream, escape_output, show_crash
+from vistill.cli.terminal import EscapingStream, escape_output
 from vistill.errors import DataError
 
 CONTROLS = re.compile(
@@ -60,7 +61,7 @@ def test_events_errors_crashes_and_warnings_are_printed_harmlessly(payload, caps
         progress.show({"step": 1, "steps": 2, "eval/accuracy": 0.5})
     for part in ("what", "where", "why", "fix", "note"):
         text = {"what": "w"} | {part: payload}
-        main.show_error(DataError("D201", text.pop("what"), **text))
+        messages.show_error(DataError("D201", text.pop("what"), **text))
     show_crash(ValueError, ValueError(payload), None)
     with escape_output():
         print(payload)

@@ -4,16 +4,21 @@ import json
 import os
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vistill.cli.terminal import VerbGroup, Verbs, show_crash
+from vistill.cli.messages import (
+    TRACEBACK_VARIABLE,
+    show_crash,
+    show_error,
+    show_warning,
+    write_error_file,
+)
+from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.errors import VistillError
-from vistill.redaction import for_terminal, mask_secret_settings
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
@@ -38,8 +43,6 @@ app = Verbs(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-#: If this variable is set, or with `--traceback`, errors print their traceback.
-TRACEBACK_VARIABLE = "VISTILL_TRACEBACK"
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings as key=value, such as train.lr=2e-6")
 ]
@@ -377,13 +380,6 @@ def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
         )
 
 
-def show_error(error: VistillError) -> None:
-    """Print an error with escaped control characters and masked secrets."""
-    if os.environ.get(TRACEBACK_VARIABLE):
-        print(for_terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
-
-
 def entry(arguments: list[str] | None = None) -> None:
     """Run a verb; a user's mistake gives a message and an exit code, no traceback."""
     sys.excepthook = show_crash
@@ -400,16 +396,3 @@ def entry(arguments: list[str] | None = None) -> None:
     except Interrupted as stop:
         print(f"stopped by {stop}; run the same command again to continue", file=sys.stderr)
         sys.exit(130 if stop.number == signal.SIGINT else 75)
-
-
-def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
-    """Print a warning on one line, without its place in the code."""
-    print(f"note: {for_terminal(str(message))}", file=sys.stderr)
-
-
-def write_error_file(error: VistillError) -> None:
-    """Write the error as JSON to the file that `VISTILL_ERROR_JSON` names."""
-    file = os.environ.get("VISTILL_ERROR_JSON")
-    if file:
-        facts = {key: mask_secret_settings(text) for key, text in error.to_dict().items()}
-        Path(file).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

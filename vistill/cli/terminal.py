@@ -2,10 +2,8 @@
 
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TextIO
 
 import typer
@@ -98,14 +96,3 @@ class Verbs(typer.Typer):
     def command(self, *names: Any, **options: Any) -> Any:
         """Register a verb."""
         return super().command(*names, **({"cls": Verb} | options))
-
-
-def show_crash(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print the escaped traceback of an unexpected error."""
-    print(
-        for_terminal("".join(traceback.format_exception(kind, error, trace))),
-        end="",
-        file=sys.stderr,
-    )

@@ -5,6 +5,7 @@ generated from the dataclasses (`python -m vistill.schema.generate`,
 `python -m vistill.objectives.schema`).
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -12,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from vistill.ranges import values_of
+from vistill.registry import KINDS
 
 SETTINGS_FILE = Path(__file__).parent / "settings.json"
 METHODS_FILE = Path(__file__).parent / "methods.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+#: Keys that name something of a registry.
+NAMING_KEYS = {
+    "rollout.engine": "engines",
+    "eval.checker": "checkers",
+    "eval.task": "tasks",
+    "reward.checker": "checkers",
+    "views.thought": "thoughts",
+}
+#: The key whose own keys are names of a registry.
+KEYS_OF_NAMES = {"reward.extra": "rewards"}
 #: Keys that only the recipe as a whole has.
 REQUIRED = ("run", "student", "method")
 
@@ -43,7 +55,7 @@ def recipe_schema(methods: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         methods: the schema of every method's knobs, by name.
     """
-    settings = settings_schema()["properties"]
+    settings = with_names(settings_schema()["properties"])
     blocks = {name: knobs_schema(name, method) for name, method in methods.items()}
     named = {**settings["method"], "enum": list(methods)}
     named.pop("type")
@@ -63,6 +75,23 @@ def recipe_schema(methods: Mapping[str, Any]) -> dict[str, Any]:
         **required_schema(),
         "$defs": definitions | {"stage": stage_schema(keys)},
     }
+
+
+def with_names(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups, where keys that name something accept the names of this process."""
+    result = copy.deepcopy(dict(groups))
+    for key, kind in NAMING_KEYS.items():
+        group, _, name = key.partition(".")
+        result[group]["properties"][name] |= names_schema(kind)
+    for key, kind in KEYS_OF_NAMES.items():
+        group, _, name = key.partition(".")
+        result[group]["properties"][name]["propertyNames"] = names_schema(kind)
+    return result
+
+
+def names_schema(kind: str) -> dict[str, Any]:
+    """A name of a registry, or `module:attribute`."""
+    return {"anyOf": [{"enum": KINDS[kind].names()}, {"pattern": r"^[\w.]+:[\w.]+$"}]}
 
 
 def stages_schema() -> dict[str, Any]:

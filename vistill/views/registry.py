@@ -45,7 +45,7 @@ def apply_view(prompt: Prompt, view: View | str, context: ViewContext | None = N
             f"the view {view} returns no prompt of the same id",
             where=str(views.entry(view).origin),
             why="rollouts, noise and caches know a prompt by its id",
-            fix="return prompt.with_images(images)   or dataclasses.replace(prompt, parts=parts)",
+            fix="return prompt.with_images(images)",
         )
     return shown
 

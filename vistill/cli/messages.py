@@ -1,0 +1,45 @@
+"""Print errors, warnings and crashes; write the error file that `VISTILL_ERROR_JSON` names."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from vistill.errors import VistillError
+from vistill.redaction import for_terminal, mask_secret_settings
+
+#: If this variable is set, or with `--traceback`, errors print their traceback.
+TRACEBACK_VARIABLE = "VISTILL_TRACEBACK"
+
+
+def show_error(error: VistillError) -> None:
+    """Print an error with escaped control characters and masked secrets."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        print(for_terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
+    """Print a warning on one line, without its place in the code."""
+    print(f"note: {for_terminal(str(message))}", file=sys.stderr)
+
+
+def write_error_file(error: VistillError) -> None:
+    """Write the error as JSON to the file that `VISTILL_ERROR_JSON` names."""
+    file = os.environ.get("VISTILL_ERROR_JSON")
+    if file:
+        facts = {key: mask_secret_settings(text) for key, text in error.to_dict().items()}
+        Path(file).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def show_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the escaped traceback of an unexpected error."""
+    print(
+        for_terminal("".join(traceback.format_exception(kind, error, trace))),
+        end="",
+        file=sys.stderr,
+    )
