@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-floor test-oracle test-triton docs check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo test test-rest test-all test-floor test-oracle test-triton mutants docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -22,11 +22,16 @@ $(DEV_STAMP): $(STAMP)
 demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write runs/demo/report.html
 	$(BIN)/vistill demo
 
-test: $(DEV_STAMP)  ## install, run the fast tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu and not triton"
+ELSEWHERE := not oracle and not gpu and not triton
+# This target checks shapes in losses and signals only. test-rest and test-floor check all shapes.
+QUICK := --quick --jaxtyping-packages=vistill.functional,vistill.signals,vistill.objectives,beartype.beartype
+test: $(DEV_STAMP)  ## install, run the first tier of the tests: a minute and a half
+	$(BIN)/python -m pytest -n 2 $(QUICK) -m "not more and not slow and not browser and $(ELSEWHERE)"
 
-test-all: $(DEV_STAMP)  ## the slow and browser tests too
-	$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu and not triton"
+test-rest: $(DEV_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
+	$(BIN)/python -m pytest -n 2 -m "(more or slow or browser) and $(ELSEWHERE)"
+
+test-all: test test-rest  ## both tiers
 
 FLOOR := .venv-floor
 FLOOR_STAMP := $(FLOOR)/.installed
@@ -38,8 +43,10 @@ $(FLOOR_STAMP): pyproject.toml constraints.txt
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOOR)/constraints.txt -e ".[dev,data]"
 	touch $(FLOOR_STAMP)
 
-test-floor: $(FLOOR_STAMP)  ## the fast tests on the oldest transformers that pyproject.toml allows, in .venv-floor
-	$(FLOOR)/bin/python -m pytest -n 2 -m "not slow and not oracle and not browser and not gpu and not triton"
+TRANSFORMERS := models rollouts invariants evaluation training/test_canary.py training/test_preparation.py
+test-floor: $(FLOOR_STAMP)  ## the first tier and all tests that use transformers, on the oldest transformers that pyproject.toml allows, in .venv-floor
+	$(FLOOR)/bin/python -m pytest -n 2 -m "not more and not slow and not browser and $(ELSEWHERE)"
+	$(FLOOR)/bin/python -m pytest -n 2 -m "more and not slow and not browser and $(ELSEWHERE)" $(addprefix tests/,$(TRANSFORMERS))
 
 test-oracle: $(DEV_STAMP)  ## compare with TRL (installs the extra `oracle`); fails if no test runs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
@@ -52,6 +59,10 @@ test-triton: $(DEV_STAMP)  ## Triton's kernels in its interpreter, and compiled 
 docs: $(DEV_STAMP)   ## renew the packaged schemas, and the generated parts of docs/methods.md and docs/configuration.md
 	$(BIN)/python -m vistill.objectives.schema docs/methods.md
 	$(BIN)/python -m vistill.schema.generate docs/configuration.md
+
+ONLY ?=
+mutants: $(DEV_STAMP)  ## plant defects in a copy of the package, one at a time; the first tier must detect 95 % (ONLY=optim: some)
+	$(BIN)/python benchmarks/mutants.py $(ONLY)
 
 check: $(DEV_STAMP)  ## lint, format, import order, types, every recipe against the schema
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import socket
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -13,6 +14,39 @@ torch.set_num_threads(1)
 
 REPO = Path(__file__).parent.parent
 SHARED = REPO.parent / "shared" / "data"
+#: (id, markers) of every collected test, for `test_tests.py`.
+COLLECTED = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Store id and markers of every test, before `-m` selects some."""
+    folder = f"{Path(__file__).parent.name}/"
+    config.stash[COLLECTED] = [
+        (item.nodeid.removeprefix(folder), {mark.name for mark in item.iter_markers()})
+        for item in items
+    ]
+
+
+#: Folders whose tests train.
+TRAINS = {"training", "faults", "end_to_end", "studies", "report"}
+FSYNC = os.fsync
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="tests that train skip shape checks and fsync, half of their time",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Turn jaxtyping's checks and fsync on or off for this test, before its fixtures run."""
+    quick = item.config.getoption("--quick") and item.path.parent.name in TRAINS
+    jaxtyping.config.update("jaxtyping_disable", quick)
+    os.fsync = (lambda descriptor: None) if quick else FSYNC
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +86,17 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def build_model(tokenizer, seed, hidden=32):
+def build_model(tokenizer, seed, hidden=32, layers=2):
+    """A tiny random model, its vision tower as deep as its decoder."""
     from vistill.models.tiny import TinySize, build_tiny
 
     size = TinySize(
         hidden=hidden,
-        layers=2,
+        layers=layers,
         heads=2,
         feed_forward=48,
         vision_hidden=32,
-        vision_depth=2,
+        vision_depth=layers,
         vision_heads=4,
         vision_feed_forward=32,
     )
@@ -114,6 +149,13 @@ def tiny_folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_vlm(build_model(tokenizer, 0), folder)
     return folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Limit files to 60 KB, so that a tiny model needs several; no recipe sets these sizes."""
+    monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
+    monkeypatch.setattr("vistill.training.checkpoint.SHARD_BYTES", 60_000)
 
 
 @pytest.fixture(scope="module")

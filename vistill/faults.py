@@ -2,7 +2,8 @@
 
 Without the variable they do nothing. Actions: `kill` (SIGKILL, like a power cut for this process),
 `term` (SIGTERM), `raise`, `enospc` (disk full), `slow` (half a second), `hang` (an hour), `nan`
-(the caller replaces its number by NaN), `oom` (out of memory). `@n` acts at the n-th visit.
+(the caller replaces its number by NaN), `oom` (out of memory). `@n` acts at the n-th visit,
+`@2,5` at the second and at the fifth, `@every` at each.
 """
 
 import errno
@@ -14,6 +15,8 @@ from collections import Counter
 POINTS = (
     "rollout.begin",
     "score.begin",
+    "score.pass",
+    "learn.probe",
     "learn.part",
     "learn.loss",
     "learn.before_update",
@@ -28,6 +31,7 @@ POINTS = (
     "save.after_retention",
     "remove.after_rename",
     "evaluate.begin",
+    "evaluate.attempt",
     "evaluate.before_log",
     "report.begin",
 )
@@ -47,13 +51,15 @@ def fault(point: str) -> bool:
         return False
     assert point in POINTS, f"no fault point {point}"
     where, _, rest = setting.partition(":")
-    action, _, number = rest.partition("@")
+    action, _, visits = rest.partition("@")
     assert where in POINTS, f"{VARIABLE}: no fault point {where}"
     assert action in ACTIONS, f"{VARIABLE}: no action {action}"
     if where != point:
         return False
     _visits[point] += 1
-    if _visits[point] != int(number or 1):
+    if visits != "every" and _visits[point] not in [
+        int(number) for number in (visits or "1").split(",")
+    ]:
         return False
     return run_action(action, point)
 

@@ -39,6 +39,7 @@ def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.more
 def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
     overrides = [
         f"run={tmp_path / 'x'}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO
+from tiers import few
 
 PACKAGE = REPO / "vistill"
 VERBS = [
@@ -37,7 +38,11 @@ def run_code(code, *arguments):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"], ["schema"]],
+    few(
+        [["--help"], ["train", "--help"], ["demo", "--help"], ["explain", "va_opd"], ["schema"]],
+        1,
+        3,
+    ),
 )
 def test_help_and_explain_import_nothing_heavy(words):
     code = (
@@ -50,6 +55,7 @@ def test_help_and_explain_import_nothing_heavy(words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.more
 def test_importing_the_package_imports_nothing_heavy_and_every_public_name_exists():
     done = run_code(
         "import sys, vistill\nassert 'torch' not in sys.modules\n"

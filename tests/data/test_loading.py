@@ -6,7 +6,7 @@ import random
 import pytest
 from PIL import Image
 
-from vistill.data.keys import num_steps, rows_of_step
+from vistill.data.keys import epoch_order, keyed_seed, num_steps, rows_of_step
 from vistill.data.loading import LoadedData, check_overlap, hold_out, load_rows, load_train_and_eval
 from vistill.data.rows import PLACEHOLDER, fill_template
 from vistill.data.settings import Columns, DataSettings
@@ -276,7 +276,11 @@ def test_every_row_occurs_once_per_epoch_and_the_order_is_a_function():
         stream = [i for s in range(n * 3) for i in rows_of_step(s, per, n, seed=1)]
         for epoch in range(3):
             assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
-    assert rows_of_step(1_000_000, 4, 1000, 0) == rows_of_step(1_000_000, 4, 1000, 0)
+    order = [int(row) for row in epoch_order(seed=0, epoch=4000, num_rows=1000)]
+    assert rows_of_step(1_000_000, 4, 1000, 0) == order[:4]
+    # The order never changes: a run of an earlier version resumes in its own order.
+    steps = [rows_of_step(step, 3, 7, seed=5) for step in range(3)]
+    assert steps == [[5, 6, 0], [4, 2, 1], [3, 2, 1]]
     assert num_steps(466, 16, 5) == 145
 
 
@@ -353,3 +357,20 @@ def test_many_rows_are_held_out_quickly_for_any_groups():
     train, held_out = hold_out_groups([2] * 20_000 + [7] * 301, 10_001)
     assert len(held_out.prompts) == 10_001
     assert len(train.prompts) == 40_000 + 2_107 - 10_001
+
+
+def test_keys_whose_parts_join_to_the_same_text_have_different_seeds():
+    seeds = [keyed_seed(*parts) for parts in (("a", "bc"), ("ab", "c"), ("abc",), "abc")]
+    assert len(set(seeds)) == 4
+    assert keyed_seed("order", 0, 0) == keyed_seed("order", "0", "0")
+
+
+def test_a_replacement_is_never_a_row_that_the_step_has_already():
+    """Three of five rows per step: a step across the end of an epoch reads the next epoch."""
+    for step in range(60):
+        filled = rows_of_step(step, 3, 5, 0, lambda row: row == 2)
+        plain = rows_of_step(step, 3, 5, 0)
+        assert 2 not in filled
+        assert all(filled.count(filled[slot]) == 1 for slot, row in enumerate(plain) if row == 2), (
+            step
+        )

@@ -74,6 +74,7 @@ def test_all_names_imported_from_vistill_exist():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.more
 def test_an_error_in_one_item_is_recorded_and_the_others_run(tmp_path):
     def broken(bench):
         bench.values["before"] = 1
@@ -101,6 +102,7 @@ def test_an_error_in_one_item_is_recorded_and_the_others_run(tmp_path):
     assert [row["name"] for row in results["rows"]] == ["row_of_good_item"]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("value", [0.3, float("nan"), float("inf")])
 def test_a_value_beyond_its_bound_fails_its_item_and_stays_in_the_results(tmp_path, value):
     def wrong(bench):
@@ -117,6 +119,7 @@ def test_a_value_beyond_its_bound_fails_its_item_and_stays_in_the_results(tmp_pa
     assert results["items"]["good_item"]["status"] == "ok"
 
 
+@pytest.mark.more
 def test_the_results_are_written_after_every_item(tmp_path):
     snapshots = []
 
@@ -130,6 +133,7 @@ def test_the_results_are_written_after_every_item(tmp_path):
     assert snapshots[0]["rows"][0]["value"] == 2.0
 
 
+@pytest.mark.more
 def test_an_item_that_does_not_fit_into_the_budget_is_skipped_with_the_reason(tmp_path):
     from gpu_runner import Item, Skip
 
@@ -182,6 +186,7 @@ def test_items_are_selected_by_name_together_with_the_models_they_need():
         select_items(items, ["c", "a", "d"])
 
 
+@pytest.mark.more
 def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

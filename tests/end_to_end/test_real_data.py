@@ -1,5 +1,6 @@
 """Real images with the shipped models: another image changes the log-probabilities."""
 
+import pytest
 import torch
 
 from vistill.data.loading import load_rows
@@ -11,6 +12,7 @@ from vistill.types import View
 from vistill.views import ViewContext, apply_view
 
 
+@pytest.mark.more
 def test_swapping_or_pixelating_a_real_figure_changes_the_log_probabilities(shared_data):
     vlm = load_vlm(resolve_model("vistill:teacher"), max_image_tokens=64).freeze()
     path = str(shared_data / "geometry_mathv" / "data.jsonl")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import REPO
+from doubles import command as vistill
 
 QUICK = [
     *("data.diagrams.train=16", "data.diagrams.eval=8", "train.steps=2"),
@@ -15,22 +16,12 @@ QUICK = [
 ]
 
 
-def vistill(*words, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "vistill", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """A run; the test of the linear example and the demo start processes of their own."""
     run = tmp_path_factory.mktemp("runs") / "quick"
-    done = vistill(
-        "train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={run}", *QUICK
-    )
+    words = ["train", REPO / "recipes" / "demo.yaml", "--stage", "va_opd", f"run={run}", *QUICK]
+    done = vistill(*words)
     assert done.returncode == 0, done.stderr
     return run / "va_opd"
 
@@ -98,6 +89,7 @@ def test_eval_and_probe_of_a_run_write_into_their_own_folders(trained):
     assert (trained / "result.json").is_file()
 
 
+@pytest.mark.more
 def test_training_from_the_recipe_of_a_run_gives_the_same_bits(trained, tmp_path):
     done = vistill("train", trained / "recipe.json", f"run={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
@@ -114,6 +106,7 @@ def test_a_report_of_several_runs(trained, tmp_path):
     assert (tmp_path / "both.html").is_file()
 
 
+@pytest.mark.more
 def test_a_start_that_failed_on_bad_data_does_not_lock_the_recipe(tmp_path):
     words = [
         "train",
@@ -132,6 +125,7 @@ def test_a_start_that_failed_on_bad_data_does_not_lock_the_recipe(tmp_path):
     assert not (tmp_path / "r" / "opd" / "error.json").exists()
 
 
+@pytest.mark.more
 def test_eval_of_a_run_uses_its_held_out_rows(tmp_path, shared_data):
     data = shared_data / "geometry3k_sample" / "data.jsonl"
     recipe = tmp_path / "mine.yaml"
@@ -216,6 +210,7 @@ def test_mistakes_give_a_code_a_fix_and_an_exit_status(tmp_path, words, code, st
     assert len(done.stderr.strip().splitlines()) <= 14
 
 
+@pytest.mark.more
 def test_the_example_script_runs_and_prints_its_steps():
     command = [sys.executable, REPO / "examples" / "va_opd_from_scratch.py"]
     command += ["--steps", "2", "--prompts", "2", "--siblings", "2"]
@@ -224,6 +219,7 @@ def test_the_example_script_runs_and_prints_its_steps():
     assert done.stdout.count("mean VA") == 2
 
 
+@pytest.mark.more
 def test_the_python_api_at_three_depths(tmp_path, trained):
     import vistill as package
     from vistill.data.diagrams import diagram_prompts

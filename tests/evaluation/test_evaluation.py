@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import build_model
+from doubles import watched_images
 
 from vistill.data.diagrams import diagram_prompts, diagrams
-from vistill.evaluation import responses
 from vistill.evaluation.advantage import TokenMeasurements, heavy_tail_curve, summarise_tokens
 from vistill.evaluation.counterfactual import counterfactual_prompt, measure_stated_labels
 from vistill.evaluation.runner import evaluate
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean_interval, wilson_interval
+from vistill.rollouts.scripted import ScriptedEngine
 from vistill.signals.concentration import gini, top_mass_share
 from vistill.training.models_of_run import Models
 
@@ -50,8 +51,6 @@ def test_every_sample_is_written_with_its_view(result):
 
 
 def test_evaluation_is_reproducible_and_independent_of_the_batch_size(tokenizer, teacher, result):
-    from dataclasses import replace
-
     student = build_model(tokenizer, 0).freeze()
     models = Models(student, teacher, student.vocabulary_size)
     again = evaluate(
@@ -201,44 +200,54 @@ def models(tokenizer, teacher):
     return Models(student, teacher, student.vocabulary_size)
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """(id, colour of the image) of every row that was shown a swapped image."""
-    from vistill.types import View
+def evaluate_and_watch(models, rows, settings):
+    """The result, and (id, colour) of every image shown to a row that is not its own image.
 
-    calls, original = [], responses.apply_view
+    Each row gets a question of its own, which identifies it in the encoded prompts.
+    """
+    encoded = []
+    rows = [replace(p, parts=(*p.parts[:-1], f"What is {p.id}?")) for p in rows]
+    own = {p.text: (p.id, colour_of(p.images[0].load())) for p in rows}
+    watched = replace(models, student=watched_images(models.student, encoded))
+    result = evaluate(watched, rows, settings)
+    shown = []
+    for question, images in encoded:
+        name, colour = own[question]
+        shown += [(name, colour_of(image)) for image in images if colour_of(image) != colour]
+    return result, shown
 
-    def record(prompt, view, context):
-        out = original(prompt, view, context)
-        if view is View.SWAPPED:
-            calls.append((prompt.id, out.images[0].load().getpixel((0, 0))))
-        return out
 
-    monkeypatch.setattr(responses, "apply_view", record)
-    return calls
+def colour_of(image):
+    return image.getpixel((0, 0))
+
+
+class OneSentenceEngine(ScriptedEngine):
+    """An engine whose every response is the same sentence."""
+
+    def __init__(self, vlm, text):
+        ids = tuple(vlm.response_ids(text))
+        super().__init__(lambda key, sibling: ids, vlm.stop_ids[0])
 
 
 QUICK = EvalSettings(max_new_tokens=3, greedy=False, advantage=False, reading=False)
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_swapped_never_shows_the_same_image(models, shown):
-    summary = evaluate(models, ROWS, QUICK).summary
+def test_swapped_never_shows_the_same_image(models):
+    result, shown = evaluate_and_watch(models, ROWS, QUICK)
     assert shown == [("a", BLUE), ("b", BLUE), ("c", BLUE), ("d", RED)]
-    assert summary["swapped_rows"] == 4
+    assert result.summary["swapped_rows"] == 4
 
 
-def test_the_partner_of_a_row_does_not_depend_on_the_number_of_rows(models, shown):
-    from dataclasses import replace
-
+def test_the_partner_of_a_row_does_not_depend_on_the_number_of_rows(models):
     partner = {"a": BLUE, "b": BLUE, "c": BLUE, "d": RED}
-    evaluate(models, ROWS, replace(QUICK, limit=2))
+    _, shown = evaluate_and_watch(models, ROWS, replace(QUICK, limit=2))
     assert len(shown) == 2
     assert all(partner[name] == colour for name, colour in shown)
 
 
-def test_rows_without_a_partner_are_left_out_of_swapped(models, shown):
-    out = evaluate(models, ROWS[:3], QUICK)
+def test_rows_without_a_partner_are_left_out_of_swapped(models):
+    out, shown = evaluate_and_watch(models, ROWS[:3], QUICK)
     assert shown == []
     assert out.summary["swapped_rows"] == 0
     assert out.summary["blind_rows"] == 3
@@ -265,23 +274,15 @@ def test_the_swapped_gap_uses_the_same_rows_on_both_sides(models, clean_registry
     assert summary["gap/swapped"] == 0.0
 
 
-def test_rows_without_an_answer_count_for_visual_advantage_but_not_for_accuracy(
-    models, clean_registry
-):
-    from vistill.data.answers import Verdict
-    from vistill.registry import checkers
-
-    @checkers.register("all_right")
-    def check(response, answer, choices, take, math):
-        return Verdict(answer, bool(answer))
-
+def test_rows_without_an_answer_count_for_visual_advantage_but_not_for_accuracy(models):
     rows = [
         drawn("a", "red"),
         drawn("b", "blue", answer=""),
         drawn("c", "green"),
         drawn("d", "white", answer=None),
     ]
-    out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True, checker="all_right"))
+    engine = OneSentenceEngine(models.student, "The answer is 5")
+    out = evaluate(models, rows, replace(QUICK, greedy=True, advantage=True), engine=engine)
     assert out.summary["accuracy"] == out.summary["greedy_accuracy"] == 1.0
     assert [out.summary[key] for key in ("rows", "blind_rows", "unanswered_rows")] == [2, 2, 2]
     assert [item.prompt.id for item in out.tokens] == ["a", "b", "c"]

@@ -8,6 +8,7 @@ import pytest
 from bad_rows import KINDS, write_data_files
 from PIL import Image
 from plans import prepare_run
+from tiers import few
 from training.test_loop import make_plan
 
 from vistill.data.keys import rows_of_step
@@ -53,7 +54,11 @@ def run_to_end(plan, folder):
 
 
 @pytest.mark.parametrize(
-    ("rows", "bad"), [(100, 25), pytest.param(10_000, 100, marks=pytest.mark.slow)]
+    ("rows", "bad"),
+    [
+        pytest.param(100, 25, marks=pytest.mark.more),
+        pytest.param(10_000, 100, marks=pytest.mark.slow),
+    ],
 )
 def test_exactly_the_bad_rows_are_quarantined_and_the_weights_equal_those_of_the_clean_file(
     tokenizer, teacher, tmp_path, rows, bad
@@ -135,7 +140,7 @@ def rows_with_own_images(folder, rows=8):
     return dirty
 
 
-@pytest.mark.parametrize("stop", [None, 2, 4, 5])
+@pytest.mark.parametrize("stop", few([None, 2, 4, 5], 3))
 def test_a_row_that_becomes_bad_is_replaced_and_any_interruption_gives_the_same_bits(
     tokenizer, teacher, tmp_path, stop
 ):
@@ -210,6 +215,7 @@ def test_a_row_whose_response_stays_empty_is_replaced(tokenizer, teacher, tmp_pa
     assert re.search(r"jsonl:\d+$", caught.value.where)
 
 
+@pytest.mark.more
 def test_a_changed_data_file_is_detected_at_the_next_start(tokenizer, teacher, tmp_path):
     file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
     plan, _ = plan_on(file, tokenizer, teacher, stop_after=2)
@@ -227,6 +233,7 @@ def test_a_changed_data_file_is_detected_at_the_next_start(tokenizer, teacher, t
     ]
 
 
+@pytest.mark.more
 def test_new_and_reordered_rows_do_not_change_a_started_run(tokenizer, teacher, tmp_path):
     file, ends = rows_with_own_images(tmp_path / "data"), []
     lines = file.read_text().splitlines()

@@ -11,6 +11,7 @@ import pytest
 from jinja2 import DictLoader
 from payloads import markup_payloads
 from PIL import Image
+from tiers import few
 
 from vistill.report import charts, page
 from vistill.report.run_data import read_run
@@ -199,6 +200,7 @@ def test_the_harmless_page_shows_its_texts(run_folder, tmp_path):
     assert "visual plain words" in text, "the name of a signal reaches the page"
 
 
+@pytest.mark.more
 def test_a_sample_of_payloads_in_every_field_adds_no_element_and_no_attribute(run_folder, tmp_path):
     assert differing_shifts(run_folder, payload_shifts(SAMPLED), tmp_path / "h") == []
 
@@ -208,6 +210,7 @@ def test_every_payload_in_every_field_adds_no_element_and_no_attribute(run_folde
     assert differing_shifts(run_folder, payload_shifts(), tmp_path / "h") == []
 
 
+@pytest.mark.more
 def test_hostile_names_of_many_runs_add_no_element(run_folder, tmp_path):
     run = read_run(run_folder)
 
@@ -250,7 +253,7 @@ TEMPLATE_MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), TEMPLATE_MISTAKES, ids=[old for old, _ in TEMPLATE_MISTAKES]
+    ("old", "new"), few(TEMPLATE_MISTAKES, 0, 2), ids=[old for old, _ in TEMPLATE_MISTAKES]
 )
 def test_one_field_that_is_not_escaped_or_not_quoted_is_detected(
     run_folder, tmp_path, monkeypatch, old, new
@@ -259,15 +262,19 @@ def test_one_field_that_is_not_escaped_or_not_quoted_is_detected(
     assert differing_shifts(run_folder, payload_shifts(6), tmp_path / "h")
 
 
+@pytest.mark.more
 def test_a_page_without_escaping_is_detected(run_folder, tmp_path, monkeypatch):
     result = page.Environment
+    # a planted defect
     monkeypatch.setattr(
         page, "Environment", lambda **options: result(**(options | {"autoescape": False}))
     )
     assert differing_shifts(run_folder, payload_shifts(3), tmp_path / "h")
 
 
+@pytest.mark.more
 def test_charts_that_do_not_escape_are_detected(run_folder, tmp_path, monkeypatch):
+    # a planted defect
     monkeypatch.setattr(charts, "escape_text", str)
     assert differing_shifts(run_folder, payload_shifts(6), tmp_path / "h")
 

@@ -41,6 +41,7 @@ def run_losing_a_row(tokenizer, teacher, folder, file, journal=True, vanishes=Tr
     return weights_hash(plan.models.student), folder.metrics.read_text(), victim.id
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("journal", [True, False])
 def test_a_run_killed_at_8_and_resumed_from_4_loses_a_row_at_6(
     tokenizer, teacher, tmp_path, monkeypatch, journal

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 from bad_rows import write_data_files
+from doubles import before_each_update, system_with_free_memory
 from faults.test_bad_rows import SpoilingEngine, plan_on, rows_with_own_images, spoil_image
 from plans import prepare_run, replay_plan
 from training.test_loop import make_plan, run_plan
@@ -18,11 +20,10 @@ from vistill.data.keys import rows_of_step
 from vistill.data.loading import load_train_and_eval
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, Preempted, RolloutError, StorageError
-from vistill.objectives import METHODS
+from vistill.objectives import METHODS, OPD
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import build, memory_budget, step
 from vistill.training.checkpoint import newest_checkpoint, weights_hash
 from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
@@ -39,6 +40,7 @@ def write_lines(file, lines):
     file.write_text("".join(line + "\n" for line in lines))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("change", ["same", "reordered", "more"])
 def test_views_with_partners_resume_exactly_after_any_change_of_the_file(
     tokenizer, teacher, tmp_path, change
@@ -73,6 +75,7 @@ def test_views_with_partners_resume_exactly_after_any_change_of_the_file(
     assert ends[0] == ends[1]
 
 
+@pytest.mark.more
 def test_held_out_rows_of_a_started_run_stay_held_out_if_rows_move_or_are_added(
     tokenizer, teacher, tmp_path
 ):
@@ -102,6 +105,7 @@ def test_held_out_rows_of_a_started_run_stay_held_out_if_rows_move_or_are_added(
     assert "{" not in caught.value.fix
 
 
+@pytest.mark.more
 def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, teacher, tmp_path):
     file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
     run_plan(plan_on(file, tokenizer, teacher, stop_after=2)[0], folder)
@@ -111,6 +115,7 @@ def test_a_run_of_a_version_without_a_list_of_its_rows_is_refused(tokenizer, tea
     assert caught.value.code == "S604"
 
 
+@pytest.mark.more
 def test_a_replaced_row_is_logged_if_a_signal_ends_the_same_step(tokenizer, teacher, tmp_path):
     file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
     save = SaveSettings(every=50)
@@ -140,6 +145,7 @@ def test_a_replaced_row_is_logged_if_a_signal_ends_the_same_step(tokenizer, teac
     assert [r["id"] for r in folder.read(folder.replaced)] == [victim.id]
 
 
+@pytest.mark.more
 def test_responses_of_another_history_are_not_reused(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
 
@@ -168,6 +174,7 @@ def test_responses_of_another_history_are_not_reused(tokenizer, teacher, tmp_pat
     assert steps == [6]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("damage", [b"\0" * 40, b'"fingerprint'])
 def test_a_damaged_journal_entry_is_written_again(tokenizer, teacher, tmp_path, damage):
     folder = RunFolder(tmp_path)
@@ -176,9 +183,13 @@ def test_a_damaged_journal_entry_is_written_again(tokenizer, teacher, tmp_path, 
     content = bytearray(file.read_bytes())
     content[20 : 20 + len(damage)] = damage
     file.write_bytes(bytes(content))
-    run_plan(make_plan(tokenizer, teacher), folder)
+    plan = make_plan(tokenizer, teacher)
+    run_plan(plan, folder)
+    assert "its entry cannot be read" in folder.events.read_text()
+    assert [r["step"] for r in folder.read(folder.metrics)] == list(range(1, plan.num_steps + 1))
 
 
+@pytest.mark.more
 def test_a_replay_splits_like_the_run_if_more_memory_is_free(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
@@ -187,12 +198,13 @@ def test_a_replay_splits_like_the_run_if_more_memory_is_free(
     def make():
         return make_plan(tokenizer, teacher, save=SaveSettings(every=4, keep=5), eval_prompts=[])
 
-    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e6)
+    system_with_free_memory(monkeypatch, 8e6)
     run_plan(make(), folder)
-    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 8e10)
+    system_with_free_memory(monkeypatch, 8e10)
     assert replay_plan(make(), folder, 7).same
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("restored", [True, False])
 def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tmp_path, restored):
     file, folder = rows_with_own_images(tmp_path / "data"), RunFolder(tmp_path / "run")
@@ -209,6 +221,7 @@ def test_a_replay_replaces_the_rows_that_the_run_replaced(tokenizer, teacher, tm
     assert replay_plan(make(), folder, 6).same
 
 
+@pytest.mark.more
 def test_truncated_steps_that_are_not_consecutive_do_not_stop_a_run(tokenizer, teacher, tmp_path):
     plan = make_plan(tokenizer, teacher, eval_prompts=[])
     stop, calls = plan.models.student.stop_ids[0], []
@@ -229,37 +242,39 @@ def test_truncated_steps_that_are_not_consecutive_do_not_stop_a_run(tokenizer, t
 
 @pytest.mark.parametrize("where", ["signals", "optimizer"])
 def test_out_of_memory_where_nothing_can_be_halved_has_its_code(
-    tokenizer, teacher, tmp_path, monkeypatch, where
+    tokenizer, teacher, tmp_path, where
 ):
-    def fail(*_, **__):
+    def fail(*_):
         raise MemoryError("no more")
 
-    plan = make_plan(tokenizer, teacher)
-    monkeypatch.setattr(
-        *(
-            (type(plan.objective), "signals", fail)
-            if where == "signals"
-            else (step, "apply_update", fail)
-        )
-    )
-    with pytest.raises(RolloutError) as caught:
+    class OutOfMemory(OPD):
+        def signals(self, batch):
+            return fail()
+
+    plan = make_plan(tokenizer, teacher, OutOfMemory() if where == "signals" else OPD())
+    with (
+        before_each_update(fail) if where == "optimizer" else nullcontext(),
+        pytest.raises(RolloutError) as caught,
+    ):
         run(plan, RunFolder(tmp_path))
     assert caught.value.code == "R501"
 
 
-def test_a_signal_at_the_end_of_the_start_checks_stops_the_run(
-    tokenizer, teacher, tmp_path, monkeypatch
-):
-    run_checks = build.run_checks
+def test_a_signal_at_the_end_of_the_start_checks_stops_the_run(tokenizer, teacher, tmp_path):
+    written = []
 
-    def run_checks_then_signal(*arguments):
-        results = run_checks(*arguments)
-        signal.raise_signal(signal.SIGTERM)
-        return results
+    class SignallingFolder(RunFolder):
+        """Send the signal right after the last check, which writes the memory per prompt."""
 
-    monkeypatch.setattr(build, "run_checks", run_checks_then_signal)
+        def write(self, name, text):
+            super().write(name, text)
+            written.append(name)
+            if name == "memory.json":
+                signal.raise_signal(signal.SIGTERM)
+
     with pytest.raises(Preempted):
-        prepare_run(make_plan(tokenizer, teacher), RunFolder(tmp_path))
+        prepare_run(make_plan(tokenizer, teacher), SignallingFolder(tmp_path))
+    assert written[-1] == "memory.json"
 
 
 @pytest.mark.slow

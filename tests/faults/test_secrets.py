@@ -123,14 +123,12 @@ MISTAKES = [
 @pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words[:1] + words[-1:]))
 def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp_path, monkeypatch):
     monkeypatch.setenv("VISTILL_ERROR_JSON", "machine.json")
-    _, printed = vistill(*words)
+    status, printed = vistill(*words)
     assert printed.strip()
     assert canaries_in(tmp_path, printed) == []
-    assert (
-        words[0] in ("init", "doctor")
-        or "--hf-token" in words[-1]
-        or (tmp_path / "machine.json").exists()
-    )
+    # an option that no verb has is reported by the option parser, before vistill's own errors
+    writes_json = status != 0 and "--hf-token" not in words[-1]
+    assert (tmp_path / "machine.json").exists() == writes_json
 
 
 @pytest.fixture
@@ -229,11 +227,13 @@ def test_long_text_is_masked_in_linear_time(secret_environment, piece):
 
 
 def test_the_search_finds_a_canary_if_nothing_is_masked(secret_environment, tmp_path, monkeypatch):
+    # a planted defect: the search must find it
     monkeypatch.setattr("vistill.runs.storage.mask_secrets", lambda text, _: text)
     write_text(tmp_path / "a.txt", ENVIRONMENT["HF_TOKEN"])
     assert canaries_in(tmp_path, "") == ["a.txt"]
 
 
+@pytest.mark.more
 def test_check_recognizes_a_run_with_a_masked_recipe(
     vistill, tiny_folder, tmp_path, without_canary
 ):

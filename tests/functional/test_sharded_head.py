@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 import torch
@@ -48,6 +50,7 @@ print("equal")
 """
 
 
+@pytest.mark.more
 def test_a_sharded_head_is_gathered_once_and_each_shard_gets_its_gradient(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     ranks = [

@@ -83,6 +83,7 @@ ALLOW_UNCOMPILED_FLEX = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.more
 @ALLOW_UNCOMPILED_FLEX
 @pytest.mark.parametrize(
     "case", [[[3, 9, 1], [4], [2, 2], [30], [1, 1, 60]], [[5], [5], [5], [5], [5]], [[1]] * 5]

@@ -80,8 +80,9 @@ def test_kernels_that_pass_their_test_are_used_and_the_update_is_the_same(
                 [p.grad.flatten() for p in reader.model.parameters() if p.grad is not None]
             )
             gradients.setdefault(method, []).append(gradient.clone())
+    assert float(gradients["va_opd"][0].norm()) > 0
     for method, (a, b) in gradients.items():
-        assert float((a - b).norm()) <= 1e-5 * float(a.norm()) or not float(a.norm()), method
+        assert float((a - b).norm()) <= 1e-5 * float(a.norm()), method
 
 
 @pytest.mark.triton
@@ -90,6 +91,7 @@ def test_a_kernel_with_wrong_numbers_is_not_used(student, monkeypatch):
         "vistill.triton_kernels", reason="the extra `triton` is not installed"
     )
     correct = triton_kernels.divergence_rows
+    # a planted defect of a kernel
     monkeypatch.setattr(triton_kernels, "divergence_rows", lambda *args: correct(*args) * 1.001)
     with pytest.warns(UserWarning, match="its kernels differ from torch's"):
         assert with_kernels(student, "triton").kernels == "torch"
@@ -104,6 +106,7 @@ def test_a_kernel_that_fails_is_not_used(student, monkeypatch):
     def broken(*args):
         raise RuntimeError("out of shared memory")
 
+    # a planted defect of a kernel
     monkeypatch.setattr(triton_kernels, "log_prob_rows", broken)
     with pytest.warns(UserWarning, match="out of shared memory"):
         assert with_kernels(student, "triton").kernels == "torch"
@@ -113,6 +116,7 @@ def test_the_difference_between_torch_and_torch_is_0():
     """The test of the backends measures nothing but the backend."""
     cpu = torch.device("cpu")
     with pytest.MonkeyPatch.context() as patch:
+        # without a kernel both sides are the same code
         patch.setattr(LogitsLoss, "triton_kernel", lambda self: None)
         assert kernel_difference(forward_kl, 1, cpu) == 0.0
 

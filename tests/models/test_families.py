@@ -314,6 +314,7 @@ def test_an_argument_that_a_function_would_ignore_is_an_error(vlm, monkeypatch):
 
 
 def test_a_model_that_would_ignore_its_images_is_not_loaded(tiny_folder, monkeypatch):
+    # a model class of an older transformers, which cannot be loaded from a folder
     monkeypatch.setattr(
         "vistill.models.families.base.base_model",
         lambda model: type(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from poisoned import with_nan_offload
+from tiers import few
 
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import METHODS, VAOPD
@@ -72,7 +73,7 @@ def test_a_reading_outside_gives_nan_with_a_poisoned_model(tokenizer, prompts):
 
 
 @pytest.mark.parametrize("kind", ["host copies", "poisoned"])
-@pytest.mark.parametrize("method", ["va_opd", "vgs", "opd"])
+@pytest.mark.parametrize("method", few(["va_opd", "vgs", "opd"], 0))
 def test_a_step_with_an_offloaded_teacher_is_bit_for_bit_the_same(
     method, kind, tokenizer, teacher, offloaded, prompts
 ):
@@ -110,6 +111,7 @@ def test_the_weights_move_once_per_step_and_are_away_during_rollouts_and_backwar
         calls.append(self.depth)
         return on_device(self)
 
+    # nothing else shows how often weights are copied to the device
     monkeypatch.setattr(type(offloaded.offload), "on_device", counted)
     objective = VAOPD()
     engine = SharedEngine(student, lambda: depths.append(("rollouts", offloaded.offload.depth)))

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from batches import loss_of, random_batch
+from doubles import small_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistill.batch import LossTerm, ScoredBatch, reduce_terms
-from vistill.functional import row_chunks as rows_module
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import Target, reverse_kl_from_hidden
@@ -170,8 +170,7 @@ def test_chunks_of_rows_change_neither_value_nor_gradient(monkeypatch):
     heads = Head(torch.randn(11, 6, generator=g)), Head(torch.randn(11, 8, generator=g))
     results = []
     for chunk, block in ((1 << 20, 1 << 20), (7 * 11 * 4 * 2, 3 * 11), (1, 1)):
-        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": chunk})
-        monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": block})
+        small_blocks(monkeypatch, chunk, block)
         h = hidden.clone().requires_grad_()
         out = reverse_kl_from_hidden(h, heads[0], [Target(1.0, teacher, heads[1])])
         out.sum().backward()

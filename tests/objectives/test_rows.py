@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from doubles import small_blocks
 from torch.utils.flop_counter import FlopCounterMode
 
-from vistill.functional import row_chunks as rows_module
 from vistill.functional import tiles
 from vistill.functional.divergences import (
     forward_kl,
@@ -106,8 +106,7 @@ def agree(actual, expected):
 def pieces(request, monkeypatch):
     """Everything at once, and seven rows a chunk in blocks of three."""
     if request.param == "pieces":
-        monkeypatch.setattr(rows_module, "CHUNK_BYTES", {"cpu": 7 * V * 8})
-        monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": 3 * V})
+        small_blocks(monkeypatch, 7 * V * 8, 3 * V)
         monkeypatch.setattr(tiles, "CACHED_ELEMENTS", {"cpu": 3 * V})
         monkeypatch.setattr(tiles, "TILE_ROWS", 5)
         monkeypatch.setattr(tiles, "TILE_VOCABULARY", 8)

@@ -203,6 +203,7 @@ def test_a_run_of_a_plug_in_is_logged_drawn_locked_resumed_replayed_and_judged(t
     vistill.train(recipe)
 
 
+@pytest.mark.more
 def test_a_run_of_a_plug_in_continues_to_the_bits_of_one_that_was_not_stopped(tmp_path, plugin):
     whole = vistill.train(build_recipe(recipe_tree(tmp_path / "whole")))
     run = vistill.train(build_recipe(recipe_tree(tmp_path / "cut")))

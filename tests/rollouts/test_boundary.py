@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import build_model
 
 from vistill.errors import RolloutError
 from vistill.rollouts.build import make_engine
@@ -20,6 +21,7 @@ from vistill.rollouts.engine import (
     make_requests,
     sampling_for_step,
 )
+from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
@@ -234,3 +236,14 @@ def test_a_request_carries_the_prompt_under_the_writers_view(teacher, prompts):
     (request,) = make_test_requests(teacher, prompts[:1])
     assert request.source.images == prompts[0].images
     assert request == RolloutRequest(request.key, request.prompt, request.siblings)
+
+
+@pytest.mark.parametrize("engine_type", [SharedEngine, HFEngine])
+def test_our_own_engines_never_return_an_empty_response(tokenizer, prompts, engine_type):
+    """R403 is for engines of users. If every token ends the turn, ours return that one token."""
+    vlm = build_model(tokenizer, 0)
+    vlm.model.generation_config.eos_token_id = list(range(vlm.vocabulary_size))
+    requests = make_test_requests(vlm, prompts[:2])
+    groups = generate_responses(CheckedEngine(engine_type(vlm), vlm), requests, WITHOUT_LOG_PROBS)
+    ends = {(len(rollout.ids), rollout.finish) for group in groups for rollout in group}
+    assert ends == {(1, Finish.STOP)}

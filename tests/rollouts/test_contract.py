@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import build_model
+from tiers import few
 
 from vistill.errors import RolloutError
 from vistill.models.scoring import EncodedGroup, score
@@ -88,7 +89,7 @@ def test_responses_and_log_probabilities_do_not_depend_on_the_batch(make, teache
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.5), (0.0, 1.0), (3.0, 0.95)]
+    ("temperature", "top_p"), few([(1.0, 1.0), (0.7, 0.5), (0.0, 1.0), (3.0, 0.95)], 1)
 )
 def test_log_probabilities_equal_scoring_for_all_sampling_parameters(
     make, tokenizer, prompts, temperature, top_p
@@ -159,7 +160,7 @@ def test_an_engine_without_log_probabilities_raises_when_they_are_requested(teac
     assert caught.value.code == "R407"
 
 
-@pytest.mark.parametrize("siblings", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("siblings", [(0, 1, 2), pytest.param((0,), marks=pytest.mark.more)])
 @pytest.mark.parametrize(
     "config",
     [

@@ -26,6 +26,7 @@ def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
     return [RolloutRequest(p.id, vlm.encode(p), tuple(siblings)) for p in prompts]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.95), (0.0, 1.0)])
 def test_the_same_responses_token_for_token(teacher, prompts, temperature, top_p):
     mixed = [
@@ -130,6 +131,7 @@ def test_a_family_whose_shared_hidden_states_differ_falls_back_with_a_warning(te
         assert not result.shares_prompts
 
 
+@pytest.mark.more
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
 def test_flex_attention_that_fails_its_self_test_is_replaced_by_blocks(teacher, monkeypatch):
     flexible = dataclasses.replace(teacher, attention="flex")
@@ -185,6 +187,7 @@ def test_the_fused_step_gives_the_hidden_states_of_the_models_layers(
     # The table of rotary angles grows during the test.
     monkeypatch.setattr("vistill.models.families.qwen3_vl_step.TABLE_POSITIONS", 16)
     fused = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
+    # the layers of the model itself, which the fused step replaces wherever it can
     monkeypatch.setattr("vistill.models.families.qwen3_vl.can_fuse", lambda decoder: False)
     reference = states_along(vlm, prompts[:2], (30, 90, 5, 70, 70))
     assert float((fused - reference).abs().max() / reference.abs().max()) < 1e-5
@@ -207,6 +210,7 @@ def test_modified_layers_are_not_replaced_by_the_fused_step(tokenizer):
 
 
 def test_the_self_test_detects_a_wrong_fused_step(tokenizer, monkeypatch):
+    # a planted defect of the fused step
     monkeypatch.setattr(
         "vistill.models.families.qwen3_vl_step.inverse_norm", lambda x, eps: torch.ones(())
     )

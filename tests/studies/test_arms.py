@@ -227,6 +227,7 @@ def test_stages_are_trained_in_order_and_a_failure_ends_the_study(tmp_path, monk
             raise ConfigError("C101", "x", fix="y")
         return api.Run(Path(recipe.run))
 
+    # the order of the arms is tested, not their training
     monkeypatch.setattr(api, "train", train)
     arms = [*arms_in(tmp_path), *arms_in(tmp_path)]
     finished = []
@@ -245,6 +246,7 @@ def test_a_signal_between_two_arms_ends_the_verb_with_exit_code_and_message(
     from vistill.cli.main import entry
     from vistill.studies import demo, methods
 
+    # a study that only sends the signal
     monkeypatch.setattr(
         {"demo": demo, "methods": methods}[verb],
         study.split(".")[1],

@@ -129,6 +129,7 @@ def test_an_arm_that_is_stopped_by_a_signal_stops_the_study(folder):
     assert lines()[-1] == f"b-saved-{signal.SIGTERM:d}"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_forwarded_once_to_each_arm_and_no_further_arm_starts(folder, sent):
     before = signal.getsignal(sent)

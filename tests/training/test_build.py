@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import REPO, build_model
 from plans import make_setup_from
+from poisoned import with_nan_offload
+from tiers import few
 from training.test_loop import TRAIN, make_plan, run_plan
 
 import vistill
@@ -19,7 +21,6 @@ from vistill.data.stored_prompts import read_prompts, with_content_hashes, write
 from vistill.errors import ConfigError, DataError, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import teacher_dtype
-from vistill.models.offload import OffloadedWeights
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
@@ -59,6 +60,7 @@ def raises_code(code, kind=ConfigError):
 # comparison with the first start
 
 
+@pytest.mark.more
 def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
     distill_run(tokenizer, teacher, tmp_path)
     with raises_code("C202") as caught:
@@ -66,6 +68,7 @@ def test_a_run_with_another_teacher_is_refused(tokenizer, teacher, tmp_path):
     assert "teacher" in caught.value.what
 
 
+@pytest.mark.more
 def test_a_run_with_another_student_is_refused_and_its_own_student_continues(
     tokenizer, teacher, tmp_path
 ):
@@ -78,12 +81,15 @@ def test_a_run_with_another_student_is_refused_and_its_own_student_continues(
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"views": ViewSettings(pixelate=0.5)},
-        {"seed": 9},
-        {"rollout": RolloutSettings(per_prompt=2, max_new_tokens=4, all_truncated="go_on")},
-        {"objective": vistill.VAOPD(high_share=0.3)},
-    ],
+    few(
+        [
+            {"views": ViewSettings(pixelate=0.5)},
+            {"seed": 9},
+            {"rollout": RolloutSettings(per_prompt=2, max_new_tokens=4, all_truncated="go_on")},
+            {"objective": vistill.VAOPD(high_share=0.3)},
+        ],
+        3,
+    ),
 )
 def test_distill_refuses_other_settings_in_the_same_folder(tokenizer, teacher, tmp_path, change):
     distill_run(tokenizer, teacher, tmp_path, vistill.VAOPD())
@@ -91,6 +97,7 @@ def test_distill_refuses_other_settings_in_the_same_folder(tokenizer, teacher, t
         distill_run(tokenizer, teacher, tmp_path, **({"objective": vistill.VAOPD()} | change))
 
 
+@pytest.mark.more
 def test_a_row_with_the_same_id_and_another_question_is_refused(tokenizer, teacher, tmp_path):
     distill_run(tokenizer, teacher, tmp_path)
     other = [replace(TRAIN[0], parts=(*TRAIN[0].parts, " Really?"), content=""), *TRAIN[1:4]]
@@ -105,20 +112,24 @@ def test_prompts_with_one_id_are_refused(tokenizer, teacher, tmp_path):
     assert '"same"' in caught.value.what
 
 
+@pytest.mark.more
 def test_the_lock_keeps_the_versions_of_the_first_start_and_logs_changes(
-    tokenizer, teacher, tmp_path, monkeypatch
+    tokenizer, teacher, tmp_path
 ):
     distill_run(tokenizer, teacher, tmp_path)
-    real = run_lock.package_versions()
-    monkeypatch.setattr(run_lock, "package_versions", lambda: real | {"torch": "9.9"})
+    file = tmp_path / "run.lock.json"
+    installed = json.loads(file.read_text())["versions"]["torch"]
+    # as if the first start had another torch
+    file.write_text(file.read_text().replace(f'"torch": "{installed}"', '"torch": "1.0"'))
     distill_run(tokenizer, teacher, tmp_path)
-    lock = json.loads((tmp_path / "run.lock.json").read_text())
-    assert lock["versions"]["torch"] == real["torch"]
-    assert [start["versions"]["torch"] for start in lock["starts"]] == [real["torch"], "9.9"]
-    assert changed_versions(lock) == [f"torch {real['torch']} -> 9.9"]
+    lock = json.loads(file.read_text())
+    assert lock["versions"]["torch"] == "1.0"
+    assert [start["versions"]["torch"] for start in lock["starts"]] == ["1.0", installed]
+    assert changed_versions(lock) == [f"torch 1.0 -> {installed}"]
     assert "version of torch" in (tmp_path / "events.log").read_text()
 
 
+@pytest.mark.more
 def test_a_run_of_an_earlier_version_continues_if_its_settings_are_the_same(
     tokenizer, teacher, tmp_path
 ):
@@ -137,6 +148,7 @@ def test_a_run_of_an_earlier_version_continues_if_its_settings_are_the_same(
     assert "--accept train.schedule.warmup" in caught.value.fix
 
 
+@pytest.mark.more
 def test_a_distill_folder_of_an_earlier_version_is_refused_with_a_fix(tokenizer, teacher, tmp_path):
     distill_run(tokenizer, teacher, tmp_path)
     lock = {
@@ -170,6 +182,7 @@ def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, t
     assert run.path.name == "run"
 
 
+@pytest.mark.more
 def test_a_user_method_is_replayed_only_with_its_class(tokenizer, teacher, tmp_path):
     class Mine(vistill.OPD):
         pass
@@ -190,6 +203,7 @@ def test_a_run_that_does_not_name_its_data_is_not_evaluated_on_other_data(tmp_pa
     assert recipe_for(str(tmp_path), ["data.train=diagrams"], "eval").data.train == "diagrams"
 
 
+@pytest.mark.more
 def test_models_that_match_their_source_are_not_stored_again(
     tokenizer, teacher, tiny_folder, tmp_path
 ):
@@ -232,6 +246,7 @@ def test_a_stored_prompt_cannot_name_a_picture_outside_its_folder(tmp_path):
         read_prompts(f"prompts:{tmp_path / 'rows.jsonl'}")
 
 
+@pytest.mark.more
 def test_a_run_has_one_student_path_and_the_result_names_its_checkpoint(
     tokenizer, teacher, tmp_path
 ):
@@ -286,12 +301,10 @@ def test_distill_applies_the_settings_of_attention_and_offloading(
     plan = make_plan(tokenizer, teacher)
     train = replace(plan.train, attention="flex", offload_teacher=True)
     setup = make_setup_from(replace(plan, train=train), RunFolder(tmp_path))
-    monkeypatch.setattr(
-        "vistill.training.checks.models.run_selftest", lambda vlm: vlm
-    )  # flex is slow on a CPU
-    monkeypatch.setattr(
-        "vistill.training.checks.models.is_on_host", lambda vlm: False
-    )  # as if it were a GPU
+    # flex is slow on a CPU
+    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+    # as if it were a GPU
+    monkeypatch.setattr("vistill.training.checks.models.is_on_host", lambda vlm: False)
     setup.purpose = "eval"
     for one in START_CHECKS:
         if one.name in ("data", "tokenizers", "models"):
@@ -303,16 +316,10 @@ def test_distill_applies_the_settings_of_attention_and_offloading(
 
 def test_an_offloaded_teacher_is_read_only_on_its_device(tokenizer, tmp_path, monkeypatch):
     """On a GPU, weights outside `on_device` are in host memory; here they are NaN instead."""
-
-    def move_to_host(self):
-        for weight, host in zip(self.weights, self.host, strict=True):
-            weight.data = torch.full_like(host, torch.nan)
-
-    monkeypatch.setattr(OffloadedWeights, "move_to_host", move_to_host)
-    teacher = build_model(tokenizer, 1, hidden=48).freeze()
-    plan = make_plan(tokenizer, teacher)
-    offloaded = replace(plan.models, teacher=teacher.offloaded())
+    plan = make_plan(tokenizer, build_model(tokenizer, 1, hidden=48).freeze())
+    offloaded = replace(plan.models, teacher=with_nan_offload(plan.models.teacher))
     setup = make_setup_from(replace(plan, models=offloaded, eval_prompts=()), RunFolder(tmp_path))
+    # both read the weights of a model that was just loaded, before it is offloaded
     monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
     monkeypatch.setattr(run_lock, "hash_weights", lambda model: {"dtype": "float32", "hash": "x"})
     views = next(check for check in START_CHECKS if check.name == "views")
@@ -339,6 +346,7 @@ def test_a_student_in_half_precision_is_refused(tokenizer, teacher, tmp_path):
         distill_run(tokenizer, teacher, tmp_path, student=student)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("before", [False, True])
 def test_deterministic_kernels_end_with_the_run(tokenizer, teacher, tmp_path, before):
     torch.use_deterministic_algorithms(before, warn_only=True)
@@ -352,6 +360,7 @@ def test_deterministic_kernels_end_with_the_run(tokenizer, teacher, tmp_path, be
 # checks and plan
 
 
+@pytest.mark.more
 def test_every_check_has_a_unique_name_and_check_prints_its_result(tmp_path):
     names = [c.name for c in START_CHECKS]
     assert len(set(names)) == len(names)
@@ -382,6 +391,7 @@ def test_the_checks_run_once_and_in_order(tokenizer, teacher, tmp_path, monkeypa
     recording = [
         replace(c, run=lambda s, c=c: (seen.append(c.name), c.run(s))[1]) for c in START_CHECKS
     ]
+    # the list itself is under test
     monkeypatch.setattr("vistill.training.build.START_CHECKS", tuple(recording))
     build_plan(make_setup_from(make_plan(tokenizer, teacher), RunFolder(tmp_path)))
     assert seen == [c.name for c in START_CHECKS]
@@ -424,6 +434,7 @@ def test_evaluations_on_other_rows_are_not_compared():
     assert choose_best([record(4, 0.9, 4.0, 0.9)], SaveSettings(keep_best="none")) is None
 
 
+@pytest.mark.more
 def test_every_evaluation_of_a_run_reports_the_same_selection_rows(tokenizer, teacher, tmp_path):
     held_out = diagram_prompts("val", 6, 0)
     settings = EvalSettings(

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import build_model
+from doubles import with_family
 from PIL import Image
 from plans import prepare_run
+from tiers import few
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import CATALOGUE, ModelError
@@ -82,14 +84,6 @@ def students_tower_zeroed(student, teacher, patch):
     for parameter in student.model.model.visual.parameters():
         parameter.zero_()
     return student, teacher
-
-
-def with_family(vlm, **methods):
-    """The model with an adapter that has other methods."""
-    kind = type("Mutated", (type(vlm.family),), methods)
-    family = object.__new__(kind)
-    family.__dict__ = vlm.family.__dict__
-    return replace(vlm, family=family)
 
 
 def pixels_dropped(student, teacher, patch):
@@ -169,6 +163,7 @@ def rows_off_by_one(student, teacher, patch):
     def rolled(self, responses):
         return torch.roll(original(self, responses), 1, 0)
 
+    # a planted defect
     patch.setattr(SharedReading, "read", rolled)
     return student, teacher
 
@@ -179,6 +174,7 @@ def positions_off(student, teacher, patch):
     def shifted(prompt, num):
         return original(prompt, num) + len(prompt.ids) - prompt.next_position
 
+    # a planted defect
     patch.setattr(scoring, "response_positions", shifted)
     return student, teacher
 
@@ -189,6 +185,7 @@ def original_read_as_pixelated(student, teacher, patch):
     def encode(self, prompt, view):
         return original(self, prompt, View.PIXELATED if view is View.FULL else view)
 
+    # a planted defect
     patch.setattr(Models, "encode", encode)
     return student, teacher
 
@@ -200,6 +197,7 @@ def rows_of_the_prompt_read(student, teacher, patch):
         states = original(self, responses)
         return torch.cat([states[:3], states])
 
+    # a planted defect
     patch.setattr(SharedReading, "read", read)
     return student, teacher
 
@@ -220,6 +218,7 @@ def mask_including_the_prompt(student, teacher, patch):
         return original(longer, *rest)
 
     for module in (step_inputs, reader):
+        # a planted defect
         patch.setattr(module, "flatten_responses", flatten)
     return student, teacher
 
@@ -263,6 +262,7 @@ def caught_code(context, prompts=PROMPTS):
     return caught.value.code
 
 
+@pytest.mark.more
 def test_an_engine_with_other_weights_is_caught(tokenizer, student, teacher):
     assert (
         caught_code(step_context(student, teacher, SharedEngine(build_model(tokenizer, 7))))
@@ -320,6 +320,7 @@ def unkeyed(vlm, view=View.FULL):
     return UnkeyedEngine(Shown(vlm))
 
 
+@pytest.mark.more
 def test_an_unkeyed_engine_passes_if_its_log_probabilities_are_the_students(student, teacher):
     assert run_canary(step_context(student, teacher, unkeyed(student)), PROMPTS)
     assert run_canary(
@@ -328,6 +329,7 @@ def test_an_unkeyed_engine_passes_if_its_log_probabilities_are_the_students(stud
     )
 
 
+@pytest.mark.more
 def test_an_unkeyed_engine_with_stale_weights_is_caught(tokenizer, student, teacher):
     assert caught_code(step_context(student, teacher, unkeyed(build_model(tokenizer, 7)))) == "V810"
     stale = build_model(tokenizer, 0)
@@ -363,6 +365,7 @@ def test_the_canary_checks_what_an_engine_promises(student, teacher):
     assert caught_code(step_context(student, teacher, wrong_log_probs)) == "V810"
 
 
+@pytest.mark.more
 def test_a_student_that_writes_the_image_marker_at_once_is_healthy(student, teacher):
     """What follows a reopened turn is not compared: it follows other tokens, with other noise."""
     with torch.no_grad():
@@ -422,15 +425,15 @@ def test_a_student_with_dropout_is_caught(student, teacher):
     assert caught_code(step_context(student, teacher)) == "V815"
 
 
-def test_views_that_differ_in_tokens_are_caught(student, teacher, monkeypatch):
-    original = Models.encode
+def test_views_that_differ_in_tokens_are_caught(student, teacher):
+    class OneTokenMore(Models):
+        def encode(self, prompt, view):
+            encoded = super().encode(prompt, view)
+            return replace(encoded, ids=(*encoded.ids, 9)) if view is View.PIXELATED else encoded
 
-    def encode(self, prompt, view):
-        encoded = original(self, prompt, view)
-        return replace(encoded, ids=(*encoded.ids, 9)) if view is View.PIXELATED else encoded
-
-    monkeypatch.setattr(Models, "encode", encode)
-    assert caught_code(step_context(student, teacher)) == "V816"
+    context = step_context(student, teacher)
+    context.models = OneTokenMore(student, teacher, student.vocabulary_size)
+    assert caught_code(context) == "V816"
 
 
 def test_every_code_of_the_canary_is_in_the_catalogue_and_tried_here():
@@ -461,7 +464,7 @@ def healthy_start(number, tokenizer):
     return context, diagram_prompts("train", 1 + number % 5, number)
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", few(range(12), 0, 2, 5))
 def test_a_healthy_start_passes(number, tokenizer):
     facts = run_canary(*healthy_start(number, tokenizer))
     assert facts["canary/student_image_effect"] > 0
@@ -494,7 +497,7 @@ def test_blank_and_odd_images_pass(student, teacher):
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*:UserWarning")
-@pytest.mark.parametrize("how", ["separate rows", "offloaded", "flex"])
+@pytest.mark.parametrize("how", few(["separate rows", "offloaded", "flex"], 0, 1))
 def test_other_ways_to_read_pass_too(how, tokenizer, student):
     teacher = build_model(tokenizer, 1, hidden=48).freeze()
     teacher = teacher.offloaded() if how == "offloaded" else teacher
@@ -507,6 +510,7 @@ def test_other_ways_to_read_pass_too(how, tokenizer, student):
     assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
 
 
+@pytest.mark.more
 def test_a_weak_effect_of_the_image_is_a_warning_and_evaluations_log_it(
     tokenizer, teacher, tmp_path
 ):

@@ -169,10 +169,9 @@ def test_of_a_checkpoint_behind_a_link_only_the_link_is_removed(tmp_path, saved)
 
 
 def test_the_optimizer_in_shards_is_restored_to_the_last_bit(
-    tmp_path, saved, trained_student, tokenizer, monkeypatch
+    tmp_path, saved, trained_student, tokenizer, small_shards
 ):
     folder = RunFolder(tmp_path)
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
     path = publish_checkpoint(folder, saved(4), "x", keep=1)
     shards = sorted(path.glob("optimizer*"))
     assert len(shards) > 2
@@ -395,3 +394,26 @@ def test_a_state_that_is_not_finite_is_refused_before_anything_is_written(tmp_pa
         publish_checkpoint(folder, saved(3, memory={"eta": value}), "x", keep=1)
     assert caught.value.code == "N702"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
+
+
+def test_restoring_a_checkpoint_restores_the_random_state_of_torch(tmp_path, saved, tokenizer):
+    """Dropout and other noise in training mode comes from this state."""
+    folder = RunFolder(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        path = publish_checkpoint(folder, saved(4), "x", keep=1)
+        expected = torch.rand(3)
+        torch.manual_seed(8)
+        student = build_model(tokenizer, 1)
+        restore_checkpoint(path, student, make_optimizer(student.model, TrainSettings()))
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_best_checkpoint_is_kept_however_many_follow(tmp_path, saved):
+    folder, best = RunFolder(tmp_path), {"step": 2, "value": 0.5, "rows": 4.0}
+    for step in (2, 4, 6, 8):
+        publish_checkpoint(folder, saved(step, best=best), "x", keep=1)
+    assert [path.name for path in checkpoints_in(tmp_path)] == [
+        "checkpoint-000002",
+        "checkpoint-000008",
+    ]

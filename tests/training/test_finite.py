@@ -2,10 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
+from doubles import break_at
+from tiers import few
 from training.test_loop import make_plan, run_plan
 
 from vistill.batch import LossTerm, Need, Objective, Requirements
@@ -13,8 +15,8 @@ from vistill.errors import NonFiniteError
 from vistill.objectives import METHODS, OPD
 from vistill.objectives.shared import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
 from vistill.runs.folder import RunFolder
-from vistill.training import loop, step
-from vistill.training.checkpoint import weights_hash
+from vistill.training.checkpoint import list_checkpoints, weights_hash
+from vistill.training.loop import run
 from vistill.training.settings import SaveSettings, TrainSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -28,40 +30,26 @@ OBJECTIVES = {n: METHODS[n]() for n in METHODS if n != "visual_opsd"} | {
     "grpo_two_updates": METHODS["grpo"](updates=2),
 }
 PASSES = {n: [p.name for p in m.passes() if not p.gradient] for n, m in OBJECTIVES.items()}
+#: These differ in what a step keeps: a memory, a moving average, several updates.
+FIRST_TIER = ("vgs_with_memory", "visual_opsd", "grpo_two_updates")
+#: Save a checkpoint after every step and keep all.
+EVERY_STEP = SaveSettings(every=1, keep=99)
 
 
-def put_nan_into_passes(monkeypatch, by_step):
-    """In some steps (from 1) one row of a pass becomes NaN, as after an overflow in a reader."""
-    original, visits = step.score_without_gradient, []
-
-    def score(*arguments):
-        batch = original(*arguments)
-        visits.append(1)
-        name = by_step.get(len(visits))
-        if name is None:
-            return batch
-        return replace(batch, passes={**batch.passes, name: with_nan(batch[name])})
-
-    monkeypatch.setattr(step, "score_without_gradient", score)
+def put_nan_into_passes(monkeypatch, objective, by_step):
+    """In these steps (from 1), one row of a pass becomes NaN, as after an overflow in the model."""
+    names = [p.name for p in objective.passes() if not p.gradient]
+    visits = [(step - 1) * len(names) + names.index(name) + 1 for step, name in by_step.items()]
+    break_at(monkeypatch, f"score.pass:nan@{','.join(map(str, visits))}")
 
 
-def with_nan(scored):
-    def fill(values):
-        return None if values is None else values.index_fill(0, torch.tensor([1]), math.nan)
-
-    return replace(scored, log_prob=fill(scored.log_prob), hidden=fill(scored.hidden))
-
-
-def record_states(monkeypatch):
-    """After every step: the student's weights, the moving average's, and the method's memory."""
-    original, states = loop.log_step, []
-
-    def log(plan, folder, state, result, clock):
-        copies = {str(role): weights_hash(vlm) for role, vlm in plan.models.copies.items()}
-        states.append((weights_hash(plan.models.student), copies, dict(state.memory)))
-        original(plan, folder, state, result, clock)
-
-    monkeypatch.setattr(loop, "log_step", log)
+def read_states(folder):
+    """Read the weights of the student, those of its copies and the memory after every step."""
+    states = []
+    for path in list_checkpoints(RunFolder(folder)):
+        weights = {f.parent.name: f.read_bytes() for f in path.glob("*/model.safetensors")}
+        memory = json.loads((path / "state.json").read_text())["memory"]
+        states.append((weights.pop("student"), weights, memory))
     return states
 
 
@@ -74,14 +62,21 @@ def train(tokenizer, teacher, folder, objective, steps, **changes):
     return RunFolder(folder).read(RunFolder(folder).metrics)
 
 
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if PASSES[n]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in FIRST_TIER else pytest.param(n, marks=pytest.mark.more)
+        for n in OBJECTIVES
+        if PASSES[n]
+    ],
+)
 def test_a_nan_in_any_pass_skips_the_step_of_every_method(
     tokenizer, teacher, tmp_path, monkeypatch, name
 ):
-    bad = {2 * i + 2: pass_name for i, pass_name in enumerate(PASSES[name])}
-    put_nan_into_passes(monkeypatch, bad)
-    states = record_states(monkeypatch)
-    records = train(tokenizer, teacher, tmp_path, OBJECTIVES[name], 2 * len(bad) + 1)
+    objective, bad = OBJECTIVES[name], {2 * i + 2: one for i, one in enumerate(PASSES[name])}
+    put_nan_into_passes(monkeypatch, objective, bad)
+    records = train(tokenizer, teacher, tmp_path, objective, 2 * len(bad) + 1, save=EVERY_STEP)
+    states = read_states(tmp_path)
     for record in records:
         number = record["step"]
         assert record["finite"] == float(number not in bad)
@@ -104,54 +99,43 @@ def test_a_nan_in_any_pass_skips_the_step_of_every_method(
 def test_three_steps_with_nan_in_a_row_stop_va_opd_with_n701(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    put_nan_into_passes(monkeypatch, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
+    objective = METHODS["va_opd"]()
+    put_nan_into_passes(monkeypatch, objective, dict.fromkeys((2, 3, 4), "teacher.pixelated"))
     with pytest.raises(NonFiniteError) as caught:
-        train(tokenizer, teacher, tmp_path, METHODS["va_opd"](), 6)
+        train(tokenizer, teacher, tmp_path, objective, 6)
     assert caught.value.code == "N701"
 
 
 def test_a_nan_in_a_pass_leaves_running_thresholds_and_later_steps_have_a_gate(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    put_nan_into_passes(monkeypatch, {2: "teacher.text_only"})
-    records = train(tokenizer, teacher, tmp_path, METHODS["vgs"](scope="running", quantile=0.5), 4)
+    objective = METHODS["vgs"](scope="running", quantile=0.5)
+    put_nan_into_passes(monkeypatch, objective, {2: "teacher.text_only"})
+    records = train(tokenizer, teacher, tmp_path, objective, 4)
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0, 1.0]
     assert all(r["vds/gated_share"] > 0 for r in records if r["finite"])
     assert all(math.isfinite(r["memory/threshold/0.5"]) for r in records[1:])
 
 
-def put_nan_into_probe(monkeypatch, at):
-    """The gradient of the at-th probed sum is NaN."""
-    original, visits = step.accumulate_gradient, []
-
-    def accumulate(context, inputs, batch, signals, poll, only=None):
-        result = original(context, inputs, batch, signals, poll, only)
-        visits.extend([1] * (only is not None))
-        if only is not None and len(visits) == at:
-            next(context.models.student.model.parameters()).grad.fill_(math.nan)
-        return result
-
-    monkeypatch.setattr(step, "accumulate_gradient", accumulate)
-
-
 def test_a_probe_that_is_not_finite_leaves_eta_and_the_run_can_resume(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    put_nan_into_probe(monkeypatch, 5)
-    states = record_states(monkeypatch)
+    break_at(monkeypatch, "learn.probe:nan@5")
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
-    train(tokenizer, teacher, tmp_path, objective, 6, stop_after=5, save=SaveSettings(every=1))
-    records = train(tokenizer, teacher, tmp_path, objective, 6)
+    train(tokenizer, teacher, tmp_path, objective, 6, stop_after=5, save=EVERY_STEP)
+    records = train(tokenizer, teacher, tmp_path, objective, 6, save=EVERY_STEP)
+    states = read_states(tmp_path)
     assert [r["finite"] for r in records] == [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     assert records[4]["non_finite/gradient_probe"] == 1.0
     assert states[4] == states[3]
     assert all(math.isfinite(r["memory/eta"]) for r in records)
 
 
+@pytest.mark.more
 def test_a_first_probe_that_is_not_finite_writes_no_eta_at_all(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    put_nan_into_probe(monkeypatch, 1)
+    break_at(monkeypatch, "learn.probe:nan@1")
     objective = METHODS["vgs"](eta="dynamic", eta_every=2)
     train(tokenizer, teacher, tmp_path, objective, 4, stop_after=1, save=SaveSettings(every=1))
     records = train(tokenizer, teacher, tmp_path, objective, 4)
@@ -190,20 +174,14 @@ class Counting(OPD):
         return {"steps": batch.memory.get("steps", 0.0) + (math.nan if self.nan_memory else 1.0)}
 
 
-@pytest.mark.parametrize("bad", [3, 4])
+@pytest.mark.parametrize("bad", few([3, 4], 0))
 def test_memory_is_kept_only_if_every_update_of_the_step_was_finite(
     tokenizer, teacher, tmp_path, monkeypatch, bad
 ):
     """Visits 3 and 4 are the two updates of step 2; one of them is skipped, the other is made."""
-    visits = []
-
-    def fault(point):
-        visits.extend([1] * (point == "learn.loss"))
-        return point == "learn.loss" and len(visits) == bad
-
-    monkeypatch.setattr(step, "fault", fault)
-    states = record_states(monkeypatch)
-    records = train(tokenizer, teacher, tmp_path, Counting(), 3)
+    break_at(monkeypatch, f"learn.loss:nan@{bad}")
+    records = train(tokenizer, teacher, tmp_path, Counting(), 3, save=EVERY_STEP)
+    states = read_states(tmp_path)
     assert [r["finite"] for r in records] == [1.0, 0.0, 1.0]
     assert [memory for _, _, memory in states] == [{"steps": 1.0}, {"steps": 1.0}, {"steps": 2.0}]
     assert states[1][0] != states[0][0]  # the other update was made
@@ -222,7 +200,7 @@ def test_signals_and_memory_that_are_not_finite_skip_the_step(
 ):
     plan = make_plan(tokenizer, teacher, objective, num_steps=1, eval_prompts=[])
     before = weights_hash(plan.models.student)
-    state = loop.run(plan, RunFolder(tmp_path))
+    state = run(plan, RunFolder(tmp_path))
     (record,) = RunFolder(tmp_path).read(RunFolder(tmp_path).metrics)
     assert record["finite"] == 0.0
     assert record[f"non_finite/{name}"] > 0
@@ -266,7 +244,7 @@ def test_a_method_may_use_any_names_for_its_signals(tokenizer, teacher, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"]
+    "name", few(["vgs_with_memory", "grpo_vgs", "papo", "grpo_two_updates", "va_opd"], 0)
 )
 def test_the_log_has_terms_without_their_coefficients_and_the_coefficients(
     tokenizer, teacher, tmp_path, name
@@ -281,6 +259,7 @@ def test_the_log_has_terms_without_their_coefficients_and_the_coefficients(
         assert record["loss"] == pytest.approx(total, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.more
 def test_the_metrics_of_the_shipped_methods_keep_their_names(tokenizer, teacher, tmp_path):
     names = {
         "va_opd": {

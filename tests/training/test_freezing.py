@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import build_model, build_untied
+from doubles import with_family
+from tiers import few
 from tiny_llava import build_llava
 from training.test_loop import TRAIN, make_plan, run_plan
 
@@ -63,17 +65,17 @@ def test_exactly_the_weights_of_the_named_parts_are_frozen(kind, parts, tokenize
     assert len(expected) < len(names)
 
 
-def test_a_part_without_weights_is_refused(tokenizer, monkeypatch):
+def test_a_part_without_weights_is_refused(tokenizer):
     vlm = build_model(tokenizer, 0)
     parts = {**vlm.family.parts(vlm.model), "vision": []}
-    monkeypatch.setattr(type(vlm.family), "parts", lambda self, model: parts)
+    vlm = with_family(vlm, parts=lambda self, model: parts)
     with pytest.raises(ConfigError, match="no weights in 'vision'") as caught:
         freeze_parts(vlm, ("head", "vision"))
     assert (caught.value.code, caught.value.fix) == ("C110", "train.freeze=[head]")
 
 
 @pytest.mark.usefixtures("without_canary")
-@pytest.mark.parametrize("parts", CHOICES[:-1], ids="+".join)
+@pytest.mark.parametrize("parts", few([(parts,) for parts in CHOICES[:-1]], 0, 3), ids="+".join)
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_a_run_moves_all_other_parts_and_only_those(
     kind, parts, tokenizer, teacher, prompts, tmp_path
@@ -105,7 +107,7 @@ def test_a_run_moves_all_other_parts_and_only_those(
     assert {part for name in moved for part in parts_of(name, tied)} >= set(PARTS) - frozen
 
 
-@pytest.mark.parametrize("micro_batch", [1, "auto"])
+@pytest.mark.parametrize("micro_batch", few([1, "auto"], 1))
 def test_with_a_frozen_decoder_prompts_without_an_image_have_no_gradient_and_stop_no_run(
     tokenizer, teacher, tmp_path, micro_batch
 ):

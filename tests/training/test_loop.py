@@ -11,14 +11,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import build_model
+from doubles import break_at, stop_breaking
 from plans import prepare_run
+from tiers import few
 
 from vistill.batch import ScoredBatch, reduce_terms
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import NonFiniteError, Preempted, RolloutError, StorageError
 from vistill.evaluation.settings import EvalSettings
-from vistill.faults import VARIABLE, reset_visits
 from vistill.objectives import METHODS, OPD, SFT, VAOPD
 from vistill.rollouts.engine import Sampling, WrappedEngine
 from vistill.rollouts.hf import HFEngine
@@ -32,7 +33,7 @@ from vistill.training.checkpoint import (
     newest_checkpoint,
     weights_hash,
 )
-from vistill.training.loop import Plan, choose_best, log_step, run
+from vistill.training.loop import Plan, choose_best, run
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.optim import lr_factor
@@ -53,15 +54,16 @@ TRAIN = with_content_hashes(diagram_prompts("train", 6, 0, DiagramSettings(thoug
 EVAL = diagram_prompts("val", 3, 0)
 
 
-def make_plan(tokenizer, teacher, objective=None, **changes):
-    student = build_model(tokenizer, 0)
+def make_plan(tokenizer, teacher, objective=None, layers=1, **changes):
+    """Make a plan of nine steps; one layer suffices to test logs, checkpoints and resume."""
+    student = build_model(tokenizer, 0, layers=layers)
     base = {
         "models": Models(student, teacher, student.vocabulary_size),
         "objective": objective or VAOPD(),
         "train_prompts": TRAIN,
         "eval_prompts": EVAL,
         "train": TrainSettings(
-            prompts_per_step=2, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)
+            prompts_per_step=2, steps=9, lr=3e-3, schedule=ScheduleSettings("cosine", 0.2)
         ),
         "rollout": RolloutSettings(
             per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=5, all_truncated="go_on"
@@ -138,7 +140,8 @@ def store_correct_answers(folder, teacher):
 
 
 @pytest.mark.parametrize(
-    "step", [s if s in (1, 5) else pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9)]
+    "step",
+    [5, pytest.param(1, marks=pytest.mark.more), *few((2, 3, 4, 6, 7, 8), marks=pytest.mark.slow)],
 )
 def test_stopping_at_any_step_and_resuming_gives_the_same_bits(
     reference, tokenizer, teacher, tmp_path, step
@@ -168,6 +171,7 @@ def write_state_as_format_2(checkpoint):
     (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest | {"format": 2}))
 
 
+@pytest.mark.more
 def test_a_run_resumes_from_a_checkpoint_of_format_2_to_the_same_bits(tokenizer, teacher, tmp_path):
     """Two of six rows go bad after step 1; step 5 takes its responses from the journal."""
 
@@ -202,6 +206,7 @@ def test_a_run_resumes_from_a_checkpoint_of_format_2_to_the_same_bits(tokenizer,
     assert logged_text(folder) == logged_text(whole)
 
 
+@pytest.mark.more
 def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
     reference, tokenizer, teacher, tmp_path
 ):
@@ -216,7 +221,7 @@ def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
     assert logged_text(folder) == lines
 
 
-@pytest.mark.parametrize("at", [1, 5, 9])
+@pytest.mark.parametrize("at", few([1, 5, 9], 1))
 def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
     tokenizer, teacher, tmp_path, at
 ):
@@ -248,35 +253,19 @@ def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
     assert logged_text(folder) == logged_text(whole)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("interrupted_step", [0, 4, 8])
 def test_a_signal_during_an_evaluation_loses_neither_the_evaluation_nor_the_best(
-    tokenizer, teacher, tmp_path, clean_registry, interrupted_step
+    tokenizer, teacher, tmp_path, monkeypatch, interrupted_step
 ):
-    from vistill.evaluation.runner import evaluate
-    from vistill.registry import tasks
-
-    calls, interrupts = [], False
-
-    @tasks.register("interrupted")
-    def interrupted(*args):
-        calls.append(1)
-        if interrupts and len(calls) == 1 + interrupted_step // 4:
-            signal.raise_signal(signal.SIGTERM)
-        return evaluate(*args)
-
-    def plan_with_task():
-        plan = make_plan(tokenizer, teacher)
-        return replace(plan, evaluation=replace(plan.evaluation, task="interrupted"))
-
     whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    reference = plan_with_task()
+    reference = make_plan(tokenizer, teacher)
     best = run(reference, whole).best
-    calls.clear()
-    interrupts = True
+    break_at(monkeypatch, f"evaluate.attempt:term@{1 + interrupted_step // 4}")
     with pytest.raises(Preempted):
-        run(plan_with_task(), folder)
-    interrupts = False
-    plan = plan_with_task()
+        run(make_plan(tokenizer, teacher), folder)
+    stop_breaking(monkeypatch)
+    plan = make_plan(tokenizer, teacher)
     state = run(plan, folder)
     assert weights_hash(plan.models.student) == weights_hash(reference.models.student)
     assert logged_text(folder) == logged_text(whole)
@@ -308,7 +297,7 @@ def step_gradient(models, objective, groups, micro_batch, rewards=None, part_tok
 
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), SFT()], ids=["opd", "va_opd", "sft"])
 def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, objective):
-    models = make_plan(tokenizer, teacher).models
+    models = make_plan(tokenizer, teacher, layers=2).models
     groups = write_rollouts(models, objective)
     whole = step_gradient(models, objective, groups, 4)
     for size in (1, 2, 3, "auto"):
@@ -320,7 +309,7 @@ def test_gradients_of_micro_batches_agree_within_1e_6(tokenizer, teacher, object
     [OPD(), METHODS["papo"](masked_gradient=True, reference_weight=0.0), METHODS["vgs"]()],
 )
 def test_parts_of_any_size_give_the_gradient_of_separate_rows(tokenizer, teacher, objective):
-    models = make_plan(tokenizer, teacher).models
+    models = make_plan(tokenizer, teacher, layers=2).models
     groups = write_rollouts(models, objective)
     rewards = [0.0, 1.0, 1.0] * len(groups)
     separate = replace(models, student=replace(models.student, share_prompts=False))
@@ -333,7 +322,7 @@ def test_parts_of_any_size_give_the_gradient_of_separate_rows(tokenizer, teacher
 def test_the_order_of_prompts_and_siblings_in_a_step_does_not_change_the_gradient(
     tokenizer, teacher
 ):
-    models, objective = make_plan(tokenizer, teacher).models, VAOPD(tie_rule="random")
+    models, objective = make_plan(tokenizer, teacher, layers=2).models, VAOPD(tie_rule="random")
     groups = write_rollouts(models, objective)
     reversed_groups = [RolloutGroup(g.prompt, g.rollouts[::-1]) for g in groups[::-1]]
     difference = step_gradient(models, objective, groups, 2) - step_gradient(
@@ -370,6 +359,7 @@ def test_a_frozen_part_keeps_its_weights(tokenizer, teacher, tmp_path):
     assert any(not torch.equal(now[k], start[k]) for k in now if "language_model" in k)
 
 
+@pytest.mark.more
 def test_distillation_brings_the_student_to_the_teacher(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path)
     run(make_plan(tokenizer, teacher, OPD(), num_steps=30, eval_prompts=[]), folder)
@@ -401,12 +391,15 @@ def test_updates_that_are_not_finite_are_skipped_and_several_in_a_row_stop_the_r
 def test_one_update_that_is_not_finite_is_skipped_and_stored_and_the_run_continues(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    reset_visits()
-    monkeypatch.setenv(VARIABLE, "learn.loss:nan@3")
+    break_at(monkeypatch, "learn.loss:nan@3")
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, eval_prompts=[], num_steps=5)
     hashes = []
-    monkeypatch.setattr("vistill.training.loop.log_step", log_and_hash(hashes, plan))
-    state = run(plan, folder)
+
+    def collect_hash(record):
+        if "loss" in record:
+            hashes.append(weights_hash(plan.models.student))
+
+    state = run(replace(plan, progress=collect_hash), folder)
     assert state.skipped == 1
     assert [a == b for a, b in itertools.pairwise(hashes)] == [False, True, False, False]
     lines = (tmp_path / "nonfinite" / "step-000003" / "rollouts.jsonl").read_text().splitlines()
@@ -418,29 +411,12 @@ def test_one_update_that_is_not_finite_is_skipped_and_stored_and_the_run_continu
     )
     assert "step 3 skipped" in folder.events.read_text()
     assert [r["finite"] for r in folder.read(folder.metrics)] == [1.0, 1.0, 0.0, 1.0, 1.0]
-    reset_visits()
-
-
-def log_and_hash(hashes, plan):
-    """Log a step, and collect the hash of the weights after it."""
-
-    def log(*arguments):
-        hashes.append(weights_hash(plan.models.student))
-        log_step(*arguments)
-
-    return log
 
 
 def test_too_many_updates_that_are_not_finite_stop_the_run_though_never_in_a_row(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
-    visits = []
-
-    def every_other(point):
-        visits.append(point)
-        return point == "learn.loss" and visits.count(point) % 2 == 1
-
-    monkeypatch.setattr("vistill.training.step.fault", every_other)
+    break_at(monkeypatch, "learn.loss:nan@1,3,5,7")
     with pytest.raises(NonFiniteError, match="4 of 7 updates were not finite"):
         run(make_plan(tokenizer, teacher, eval_prompts=[]), RunFolder(tmp_path))
 
@@ -529,7 +505,7 @@ def test_metrics_hold_no_durations(tokenizer, teacher, tmp_path):
 
 def test_a_signal_can_limit_the_gradient_of_a_pass_to_some_rows(tokenizer, teacher):
     """A pass whose `rows` name a signal has all rows, and gradient only at those that it marks."""
-    models = make_plan(tokenizer, teacher).models
+    models = make_plan(tokenizer, teacher, layers=2).models
     groups = write_rollouts(models, OPD())[:2]
     responses = flatten_responses(groups, 0, 0, models.student.device)
     gated = Pass(Reader.STUDENT, View.TEXT_ONLY, gradient=True, rows="gate")
@@ -551,6 +527,21 @@ def test_a_signal_can_limit_the_gradient_of_a_pass_to_some_rows(tokenizer, teach
     assert float(grad(~gate).abs().sum()) == 0
 
 
+def test_a_method_sees_how_much_of_the_run_is_done(tokenizer, teacher, tmp_path):
+    seen = []
+
+    class RecordingOPD(OPD):
+        def signals(self, batch):
+            seen.append(batch.progress)
+            return super().signals(batch)
+
+    train = TrainSettings(prompts_per_step=2, steps=4, lr=1e-3)
+    plan = make_plan(tokenizer, teacher, RecordingOPD(), train=train, eval_prompts=[])
+    run_plan(plan, RunFolder(tmp_path))
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.more
 def test_removing_the_run_folder_starts_over(tokenizer, teacher, tmp_path):
     folder = RunFolder(tmp_path / "r")
     run(make_plan(tokenizer, teacher, num_steps=1, eval_prompts=[]), folder)
@@ -564,7 +555,7 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(tokenizer, teacher, tmp_
     train = TrainSettings(prompts_per_step=2, lr=1e-3, precision="bf16")
     plan = make_plan(tokenizer, teacher, OPD(), num_steps=2, eval_prompts=[], train=train)
     run(plan, folder)
-    assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
+    assert [r["finite"] for r in folder.read(folder.metrics)] == [1.0, 1.0]
     assert all(p.dtype == torch.float32 for p in plan.models.student.model.parameters())
 
 
@@ -584,6 +575,10 @@ def test_the_best_evaluation_is_the_latest_of_the_highest_and_its_checkpoint_sur
 
 
 def test_learning_rates_follow_their_schedules():
+    # 1.8 and 4.6 steps of warm-up: only whole steps warm up, and no rate exceeds the peak
+    assert [lr_factor(s, 9, ScheduleSettings("cosine", 0.2)) for s in (0, 1)] == [1.0, 1.0]
+    linear = [lr_factor(s, 23, ScheduleSettings("linear", 0.2)) for s in range(5)]
+    assert linear == [0.25, 0.5, 0.75, 1.0, 1.0]
     cosine = [lr_factor(s, 100, ScheduleSettings("cosine", 0.05)) for s in range(100)]
     assert cosine[0] == pytest.approx(0.2)
     assert cosine[4] == pytest.approx(1.0)
@@ -595,18 +590,16 @@ def test_learning_rates_follow_their_schedules():
 
 def test_under_bf16_log_probs_with_and_without_gradient_are_equal(tokenizer, teacher, tmp_path):
     """With another precision without gradient, every probability ratio would be wrong."""
-    train = TrainSettings(prompts_per_step=2, lr=0.0, steps=2, micro_batch=1, precision="bf16")
-    objective = METHODS["grpo"](updates=2)
-    plan = make_plan(tokenizer, None, objective, num_steps=1, eval_prompts=[], train=train)
     seen = []
-    original = METHODS["grpo"].policy_terms
 
-    def watch(self, batch, log_prob, advantage):
-        seen.append(float((log_prob.detach() - batch["old.full"].sampled()).abs().max()))
-        return original(self, batch, log_prob, advantage)
+    class RecordingGRPO(METHODS["grpo"]):
+        def policy_terms(self, batch, log_prob, advantage):
+            seen.append(float((log_prob.detach() - batch["old.full"].sampled()).abs().max()))
+            return super().policy_terms(batch, log_prob, advantage)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(METHODS["grpo"], "policy_terms", watch)
-        run_plan(plan, RunFolder(tmp_path))
+    train = TrainSettings(prompts_per_step=2, lr=0.0, steps=2, micro_batch=1, precision="bf16")
+    objective = RecordingGRPO(updates=2)
+    plan = make_plan(tokenizer, None, objective, num_steps=1, eval_prompts=[], train=train)
+    run_plan(plan, RunFolder(tmp_path))
     assert len(seen) == 4
     assert max(seen) < 1e-6

@@ -63,6 +63,7 @@ def test_no_step_of_a_run_has_a_rate_above_the_recipes(tokenizer, teacher, tmp_p
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
+@pytest.mark.more
 def test_a_decay_ends_at_min_lr_and_the_warm_up_may_begin_below_it(tokenizer, teacher, tmp_path):
     """Visual-OPSD: 1e-5 to 1e-7 with a warm-up of a fifth of the steps."""
     folder = RunFolder(tmp_path)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from doubles import watched_images
 from plans import prepare_run
 from test_canary import PROMPTS, make_plan, step_context
+from tiers import few
 
 from vistill.data.diagrams import DiagramSettings, diagram_prompts
 from vistill.errors import DataError
@@ -15,20 +17,23 @@ from vistill.objectives import METHODS
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.training import models_of_run
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, partners_with_other_images, run_canary
 from vistill.training.loop import run
 from vistill.training.settings import TrainSettings
 from vistill.types import View
-from vistill.views import ViewContext, apply_view
+from vistill.views import ViewContext
 
 WITH_THOUGHTS = diagram_prompts("train", 6, 0, DiagramSettings(thoughts=True))
 MISMATCHED = METHODS["visual_opsd"](gate=False, thoughts="mismatched")
 
 
 def pixels(images):
-    return [np.asarray(image.load().convert("RGB")).tobytes() for image in images]
+    return [image_bytes(image.load()) for image in images]
+
+
+def image_bytes(image):
+    return np.asarray(image.convert("RGB")).tobytes()
 
 
 def with_one_image(prompts, count):
@@ -43,7 +48,7 @@ def with_one_thought(prompts, count):
     ]
 
 
-@pytest.mark.parametrize("same", [2, 4, 6])
+@pytest.mark.parametrize("same", few([2, 4, 6], 1))
 def test_the_canary_swaps_images_also_where_its_rows_share_one(student, teacher, same):
     prompts = with_one_image(PROMPTS, same)
     others = partners_with_other_images(prompts[:4], prompts)
@@ -64,18 +69,14 @@ def test_where_its_rows_differ_the_partner_is_the_next_row():
     assert [others[p.id].id for p in PROMPTS[:4]] == [PROMPTS[i].id for i in (1, 2, 3, 0)]
 
 
-def watch_mismatched(monkeypatch):
-    """Pairs (thoughts of the row, thoughts in the view) of every mismatched view."""
-    seen = []
-
-    def watch(prompt, view, context):
-        out = apply_view(prompt, view, context)
-        if view is View.PRIVILEGED_MISMATCHED:
-            seen.append((pixels(prompt.thoughts), pixels(out.images[-len(prompt.thoughts) :])))
-        return out
-
-    monkeypatch.setattr(models_of_run, "apply_view", watch)
-    return seen
+def thought_pairs(encoded, rows):
+    """Pairs (thoughts of the row, thoughts in the view) of every prompt encoded with thoughts."""
+    of_row = {image_bytes(p.images[0].load()): pixels(p.thoughts) for p in rows}
+    return [
+        (of_row[image_bytes(first)], [image_bytes(image) for image in thoughts])
+        for _, (first, *thoughts) in encoded
+        if thoughts
+    ]
 
 
 def plan_of(student, teacher, prompts, **changes):
@@ -84,18 +85,15 @@ def plan_of(student, teacher, prompts, **changes):
 
 @pytest.mark.usefixtures("without_canary")
 def test_a_teacher_with_mismatched_thoughts_never_reads_those_of_the_row(
-    student, teacher, tmp_path, monkeypatch
+    student, teacher, tmp_path
 ):
-    seen = watch_mismatched(monkeypatch)
+    encoded, rows = [], with_one_thought(WITH_THOUGHTS, 4)
     folder = RunFolder(tmp_path / "r")
-    run(
-        prepare_run(
-            plan_of(student, teacher, with_one_thought(WITH_THOUGHTS, 4), num_steps=3), folder
-        ),
-        folder,
-    )
-    assert len(seen) >= 6
-    assert all(of_row != shown for of_row, shown in seen)
+    plan = plan_of(watched_images(student, encoded), teacher, rows, num_steps=3)
+    run(prepare_run(plan, folder), folder)
+    pairs = thought_pairs(encoded, rows)
+    assert len(pairs) >= 6
+    assert all(of_row != shown for of_row, shown in pairs)
     assert not folder.read(folder.replaced)
 
 
@@ -125,24 +123,16 @@ def test_a_single_row_without_a_partner_is_replaced_in_its_step(student, teacher
     assert (record["id"], record["code"]) == (everything.id, "D309")
 
 
-def test_the_gate_uses_thoughts_of_other_rows_too(student, monkeypatch):
-    from vistill.evaluation import privilege, responses
-
+def test_the_gate_uses_thoughts_of_other_rows_too(student):
     seen = []
-
-    def watch(prompt, view, context):
-        if view is View.PRIVILEGED_MISMATCHED:
-            seen.append((prompt.thoughts, context.partner.thoughts))
-        return apply_view(prompt, view, context)
-
-    monkeypatch.setattr(responses, "apply_view", watch)
-    monkeypatch.setattr(privilege, "apply_view", watch)
     settings = EvalSettings(max_new_tokens=3)
     rows = with_one_thought(WITH_THOUGHTS, 4)
     engine = make_engine(student, RolloutSettings())
-    measure_privilege(student, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext(), engine)
-    assert len(seen) == 12
-    assert all(pixels(of_row) != pixels(other) for of_row, other in seen)
+    watched = watched_images(student, seen)
+    measure_privilege(watched, rows, View.PRIVILEGED_MISMATCHED, settings, ViewContext(), engine)
+    pairs = thought_pairs(seen, rows)
+    assert len(pairs) == 12
+    assert all(of_row != shown for of_row, shown in pairs)
 
 
 def test_a_method_without_such_a_view_has_no_partners(student, teacher, tmp_path):

@@ -18,7 +18,6 @@ from vistill.objectives import METHODS, OPD, SFT
 from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
-from vistill.training import teacher_responses
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
 from vistill.training.models_of_run import Models
@@ -436,29 +435,29 @@ def test_a_method_without_the_teacher_it_needs_is_refused_with_a_reason(tokenize
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_teacher_writes_stops_the_run_and_keeps_its_responses(
-    number, tokenizer, teacher, tmp_path, monkeypatch
+    number, tokenizer, teacher, tmp_path
 ):
-    """A signal in the second call ends with exit 75 or 130; responses of the first call stay."""
-    calls, sample_groups = [], teacher_responses.sample_groups
+    """The signal follows the first 16 of 18 responses: exit 75 or 130; the 16 stay stored."""
 
-    def sample(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), number)
-        return sample_groups(*arguments)
+    class SignallingFolder(RunFolder):
+        """A run folder that sends a signal after the sixteenth response of the teacher."""
 
-    monkeypatch.setattr(teacher_responses, "sample_groups", sample)
-    monkeypatch.setattr(teacher_responses, "PROMPTS_PER_CALL", 2)
-    folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, METHODS["kd"]())
+        def log(self, path, record, **options):
+            super().log(path, record, **options)
+            if len(self.read(path)) == 16:
+                os.kill(os.getpid(), number)
+
+    prompts = with_content_hashes(diagram_prompts("train", 18, 0))
+    folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher, METHODS["kd"](), prompts)
     with pytest.raises(Preempted) as caught:
-        prepare_run(plan, folder)
+        prepare_run(plan, SignallingFolder(tmp_path))
     assert caught.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "before the first step" in str(caught.value)
-    assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 2
-    monkeypatch.setattr(teacher_responses, "sample_groups", sample_groups)
+    assert len(folder.read(folder.path / "teacher_responses.jsonl")) == 16
     assert set(prepare_run(plan, folder).teacher_responses) == {p.id for p in plan.train_prompts}
 
 
+@pytest.mark.more
 def test_the_engine_of_the_recipe_writes_every_response(tokenizer, teacher, tmp_path, monkeypatch):
     """With `rollout.engine: hf`, training, evaluation, teacher and gate never use our engine."""
     from vistill.rollouts.shared import SharedEngine
@@ -498,5 +497,6 @@ def test_the_engine_of_the_recipe_writes_every_response(tokenizer, teacher, tmp_
         )
 
     shared = run_with("shared")
+    # catches every engine that the run builds
     monkeypatch.setattr(SharedEngine, "generate", refuse)
     assert run_with("hf") == shared

@@ -1,16 +1,17 @@
 """The profile counts every operation exactly, and changes nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from doubles import with_family
 from torch.utils.flop_counter import FlopCounterMode
 
 from vistill.api import distill
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.flops_counter import count, counting
-from vistill.models.flops import ModelFlops
 from vistill.objectives import GRPO, OPD, VAOPD
 from vistill.report.costs import make_profile, profile_text
 from vistill.report.page import write_report
@@ -55,22 +56,19 @@ def read_and_backward(models, objective, groups, rewards=None):
         reduce_terms(objective.terms(micro, cut), responses.counts())[0].backward()
 
 
-def only_linear(monkeypatch, family):
+def only_linear(vlm):
     """Count no attention, so that the rest can be compared with torch's counter of operations."""
-    costs = family.costs
+    costs = type(vlm.family).costs
 
-    def without_attention(model):
-        return ModelFlops(**{**costs(model).__dict__, "attention_score": 0.0, "patch_pair": 0.0})
+    def without_attention(self, model):
+        return replace(costs(self, model), attention_score=0.0, patch_pair=0.0)
 
-    monkeypatch.setattr(family, "costs", without_attention)
+    return with_family(vlm, costs=without_attention)
 
 
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), GRPO()], ids=lambda o: type(o).__name__)
-def test_counted_operations_equal_those_of_torchs_own_counter(
-    monkeypatch, student, teacher, objective
-):
-    for vlm in (student, teacher):
-        only_linear(monkeypatch, vlm.family)
+def test_counted_operations_equal_those_of_torchs_own_counter(student, teacher, objective):
+    student, teacher = only_linear(student), only_linear(teacher)
     models = Models(student, teacher, student.vocabulary_size, copies={Reader.REFERENCE: teacher})
     groups = groups_of([(7, 12), (9, 3)])
     rewards = [1.0, 0.0, 0.0, 1.0] if isinstance(objective, GRPO) else None
@@ -131,6 +129,7 @@ def run_distill(tmp_path, name, student, teacher, **options):
     )
 
 
+@pytest.mark.more
 def test_a_profiled_run_gives_the_same_bits_and_shows_its_profile(tmp_path, tokenizer, teacher):
     from conftest import build_model
 

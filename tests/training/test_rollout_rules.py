@@ -65,7 +65,9 @@ def test_responses_of_one_token_have_finite_losses(tokenizer, teacher, tmp_path)
     plan = scripted_plan(tokenizer, teacher, lambda sibling, stop: (stop,))
     folder = RunFolder(tmp_path)
     run(plan, folder)
-    assert all(r["finite"] == 1.0 for r in folder.read(folder.metrics))
+    records = folder.read(folder.metrics)
+    assert len(records) == plan.num_steps
+    assert all(r["finite"] == 1.0 and r["rollout/length_mean"] == 1.0 for r in records)
 
 
 def test_steps_without_visual_advantage_give_one_warning():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import build_model
+from doubles import with_family
 from PIL import Image
 from training.test_build import OPTIONS, distill_run, raises_code
 
@@ -91,14 +92,12 @@ def test_a_setting_that_is_not_finite_is_refused(settings):
         TrainSettings(**settings)
 
 
-def test_overrides_apply_to_a_recipe_object(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        vistill.api, "lock_recipe", lambda folder, recipe, accept: seen.append(recipe) or 1 / 0
-    )
-    with pytest.raises(ZeroDivisionError):
-        vistill.train(small_recipe(tmp_path), ["train.lr=0.5"])
-    assert seen[0].train.lr == 0.5
+def test_overrides_apply_to_a_recipe_object(tmp_path):
+    overrides = ["train.lr=0.5", f"data.train={tmp_path / 'none.jsonl'}"]
+    with raises_code("D102", DataError):  # the first check after the recipe is locked
+        vistill.train(small_recipe(tmp_path), overrides)
+    lock = json.loads((tmp_path / "r" / "run.lock.json").read_text())
+    assert lock["recipe"]["train"]["lr"] == 0.5
 
 
 def small_recipe(tmp_path):
@@ -222,13 +221,13 @@ def test_a_transparent_file_is_decoded_on_white(tmp_path):
 # lengths
 
 
-def test_the_length_of_a_prompt_is_known_without_the_image_processor(teacher, prompts, monkeypatch):
+def test_the_length_of_a_prompt_is_known_without_the_image_processor(teacher, prompts):
     expected = [(len(e.ids), e.num_image_tokens) for e in map(teacher.encode, prompts)]
     assert [teacher.lengths(p) for p in prompts] == expected
-    monkeypatch.setattr(
-        type(teacher.family), "pixels", lambda self, images: pytest.fail("images are processed")
-    )
-    assert find_overlong_prompts(teacher, ViewContext(), prompts, 10_000) == []
+    without = with_family(teacher, pixels=lambda self, images: pytest.fail("images are processed"))
+    with pytest.raises(pytest.fail.Exception):
+        without.encode(prompts[0])
+    assert find_overlong_prompts(without, ViewContext(), prompts, 10_000) == []
 
 
 # starts
@@ -255,6 +254,7 @@ def test_a_student_trained_without_a_checkpoint_cannot_start_the_run_again(
     distill_run(tokenizer, teacher, tmp_path, save=save)  # a new student
 
 
+@pytest.mark.more
 def test_a_model_stored_by_a_failed_start_is_not_used(tokenizer, teacher, tmp_path):
     run = tmp_path / "run"
     student = build_model(tokenizer, 0)
@@ -285,6 +285,7 @@ def test_a_model_of_the_hub_is_named_and_not_stored_again(
     assert not matches_source(replace(loaded, source="Tiny/Nowhere"))
 
 
+@pytest.mark.more
 def test_continuing_a_finished_run_removes_its_result(tokenizer, teacher, tmp_path):
     student = build_model(tokenizer, 0)
     distill_run(tokenizer, teacher, tmp_path, student=student, train=STEPS[3])
@@ -301,6 +302,7 @@ def test_continuing_a_finished_run_removes_its_result(tokenizer, teacher, tmp_pa
     assert (tmp_path / "student").readlink() == Path("checkpoint-000005/student")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("links", [True, False])
 def test_a_user_folder_named_student_is_kept(tokenizer, teacher, tmp_path, monkeypatch, links):
     if not links:
@@ -344,6 +346,7 @@ def test_a_lock_that_cannot_be_opened_gives_an_error(tmp_path):
         pass
 
 
+@pytest.mark.more
 def test_a_masked_setting_must_be_given_again(tokenizer, teacher, tmp_path):
     masked = replace(DataSettings(), system="see https://me:secret99@host/x")
     distill_run(tokenizer, teacher, tmp_path, data=masked)
@@ -357,11 +360,13 @@ def test_a_masked_setting_must_be_given_again(tokenizer, teacher, tmp_path):
         replay(tmp_path)
 
 
+@pytest.mark.more
 def test_replay_takes_a_path_as_text(tokenizer, teacher, tmp_path):
     distill_run(tokenizer, teacher, tmp_path)
     assert vistill.replay(str(tmp_path))[0].same
 
 
+@pytest.mark.more
 def test_eval_of_a_run_uses_final_limit_unless_limit_is_set(tokenizer, teacher, tmp_path):
     distill_run(tokenizer, teacher, tmp_path)
 
@@ -376,6 +381,7 @@ def test_eval_of_a_run_uses_final_limit_unless_limit_is_set(tokenizer, teacher, 
 # the chosen checkpoint
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"samples": 2}, {"temperature": 0.5}, {"max_new_tokens": 4}]
 )
@@ -421,6 +427,7 @@ def test_check_refuses_what_train_refuses_in_a_folder_of_an_earlier_version(tmp_
     assert "warmed up" in caught.value.what
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("fast", [True, False])
 def test_check_takes_the_recipe_of_a_distill_folder(tokenizer, teacher, tmp_path, fast):
     run = tmp_path / "run"
@@ -431,6 +438,7 @@ def test_check_takes_the_recipe_of_a_distill_folder(tokenizer, teacher, tmp_path
     )
 
 
+@pytest.mark.more
 def test_a_metric_that_an_earlier_version_did_not_log_is_no_difference(
     tokenizer, teacher, tmp_path
 ):

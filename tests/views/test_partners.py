@@ -100,8 +100,6 @@ def test_a_method_that_borrows_nothing_decodes_nothing():
 
 
 def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch):
-    from vistill.data import images
-
     for name in ("red", "blue"):
         Image.new("RGB", (9, 9), name).save(tmp_path / f"{name}.png")
     lines = [
@@ -110,9 +108,9 @@ def test_a_file_is_decoded_once_however_many_rows_show_it(tmp_path, monkeypatch)
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     rows = load_rows(str(tmp_path / "d.jsonl"), DataSettings(), None).prompts
-    decoded, decode = [], images.decode_image
+    decoded, decode = [], Image.open
     monkeypatch.setattr(
-        images, "decode_image", lambda data, where: decoded.append(where) or decode(data, where)
+        Image, "open", lambda file, **options: decoded.append(file) or decode(file, **options)
     )
     partner_of = Partners(rows)
     assert {partner_of[p.id].id for p in rows[:9]} == {rows[9].id}
@@ -138,6 +136,7 @@ def pixels(prompt):
     return [np.asarray(ref.load().convert("RGB")) for ref in prompt.images]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("name", "repeated"), [("mathverse", 194), ("wemath", 82), ("puzzlevqa", 5), ("vsp_maze", 0)]
 )

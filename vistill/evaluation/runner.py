@@ -24,6 +24,7 @@ from vistill.evaluation.responses import (
 )
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson_interval
+from vistill.faults import fault
 from vistill.models.loading import VLM
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.checked_engine import keep_awake
@@ -129,6 +130,7 @@ def evaluate(
             `make_engine(student, rollout.without_image_skips(), poll)`: an evaluation reopens no
             turns.
     """
+    fault("evaluate.attempt")
     engine = engine or make_engine(models.student, RolloutSettings(), poll)
     with_answer = [p for p in prompts if p.answer is not None]
     rows = select_rows(with_answer, settings.limit, settings.seed)

@@ -29,6 +29,7 @@ from vistill.training.step_inputs import (
     flatten_responses,
     parts_with_gradient,
     score_without_gradient,
+    with_nan,
 )
 from vistill.training.student_copies import update_ema
 from vistill.types import Pass, Prompt, RolloutGroup
@@ -137,7 +138,9 @@ def score_passes(
             halved = replace(inputs, micro_batches=micro_batches(times))
             return score_without_gradient(models, halved, passes, context.poll)
 
-    return context.memory_retry.run_halving("score", micro_batches, read)
+    batch = context.memory_retry.run_halving("score", micro_batches, read)
+    broken = {name: with_nan(one) for name, one in batch.passes.items() if fault("score.pass")}
+    return replace(batch, passes={**batch.passes, **broken})
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,8 @@ def probe_gradients(
     for names in probe.sums:
         accumulate_gradient(context, inputs, batch, signals, context.poll, names)
         gradients = [p.grad for p in trainable_parameters(context) if p.grad is not None]
-        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norms.append(math.nan if fault("learn.probe") else norm)
     context.optimizer.zero_grad(set_to_none=True)
     bad = sum(not math.isfinite(norm) for norm in norms)
     if bad:

@@ -1,5 +1,6 @@
 """From responses to a scored batch: flatten tokens, encode prompts, read every pass."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -188,6 +189,17 @@ def cut_signal(value: Tensor, responses: Responses, rows: Tensor, keep: Tensor) 
         return value[rows]
     assert len(value) == responses.num_rollouts, "a signal is per token or per rollout"
     return value[keep]
+
+
+def with_nan(scored: ScoredPass) -> ScoredPass:
+    """The same pass with NaN in one row, as after an overflow (`score.pass` in `faults.py`)."""
+
+    def fill(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        return values.index_fill(0, torch.tensor([1], device=values.device), math.nan)
+
+    return replace(scored, log_prob=fill(scored.log_prob), hidden=fill(scored.hidden))
 
 
 def join_passes(pieces: list[ScoredPass]) -> ScoredPass:
