@@ -33,6 +33,12 @@ from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 
 OUT = Path(__file__).parent / "results" / "chaos.json"
+#: Rows whose trials are tests: the words that select them.
+TESTS = {
+    "mistakes": ["tests/faults/test_mistakes.py"],
+    "blindness": ["tests/training/test_canary.py", "-k", "ignores or caught", "-m", "not slow"],
+    "malicious": ["tests/faults/test_malicious.py"],
+}
 
 
 def timed(row, trials):
@@ -40,6 +46,8 @@ def timed(row, trials):
     start = time.perf_counter()
     for trial in trials:
         row.add(trial)
+    if not row.tried:  # 0 of 0 would pass
+        raise SystemExit(f"{row.name}: no trial was run")
     row.seconds = time.perf_counter() - start
     print(f"{row.name:<20} {row.survived} of {row.tried}   {row.seconds:.0f} s", flush=True)
     return row
@@ -102,16 +110,16 @@ def may_mount(folder):
 def power_cuts(folder, most):
     """Try every prefix of a recorded run with every loss of unsynced data."""
     from crash_states import Recorder
-    from test_crash_states import examine
+    from test_crash_states import check_states
 
     chaos, place = ChaosTest(folder / "chaos"), RunFolder(folder / "run")
     place.path.mkdir()
     recorder = Recorder(place.path)
     with recorder.watching():
         chaos.go(place, stop_after=8)
-    tried, wrong = examine(recorder.ops, folder, most)
-    yield from wrong
-    yield from [None] * (tried - len(wrong))
+    tried, problems = check_states(recorder.operations, folder, most)
+    yield from problems
+    yield from [None] * (tried - len(problems))
 
 
 def bad_rows(folder, chaos, rows, bad):
@@ -120,9 +128,9 @@ def bad_rows(folder, chaos, rows, bad):
     A trial fails if its row is not quarantined, or if the weights differ from those of a run on
     the cleaned file.
     """
-    from bad_rows import planted
+    from bad_rows import write_data_files
 
-    dirty, clean, codes = planted(folder / "data", rows, bad)
+    dirty, clean, codes = write_data_files(folder / "data", rows, bad)
     hashes, codes_by_line = [], {}
     for file in (dirty, clean):
         data = load_rows(str(file), DataSettings(train=str(file), max_bad_share=0.5), None)
@@ -172,12 +180,7 @@ def tasks(folder, n):
         "sigterm": lambda: map(chaos.terminate, range(max(4, n // 4))),
         "disk_full": lambda: full_disks(chaos, [0.1 + 6.0 * i / budgets for i in range(budgets)]),
         "bad_rows": lambda: bad_rows(folder / "rows", chaos, rows, bad),
-        "mistakes": lambda: tests(["tests/faults/test_mistakes.py"]),
-        "blindness": lambda: tests(
-            ["tests/training/test_canary.py", "-k", "blind or caught", "-m", "not slow"]
-        ),
-        "malicious": lambda: tests(["tests/faults/test_malicious.py"]),
-    }
+    } | {name: partial(tests, words) for name, words in TESTS.items()}
 
 
 def run_rows(folder, args):

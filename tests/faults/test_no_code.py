@@ -44,6 +44,7 @@ EXECUTERS = {"plugins.py"}
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "cli/main.py",
+    "cli/messages.py",
     "studies/chaos.py",
     "studies/processes.py",
     "faults.py",

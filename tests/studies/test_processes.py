@@ -129,9 +129,19 @@ def test_an_arm_that_is_stopped_by_a_signal_stops_the_study(folder):
     assert lines()[-1] == f"b-saved-{signal.SIGTERM:d}"
 
 
+@pytest.fixture
+def handled_hangup():
+    """A process that is started with nohup ignores SIGHUP; these tests need the default."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.more
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_is_forwarded_once_to_each_arm_and_no_further_arm_starts(folder, sent):
+def test_a_signal_is_forwarded_once_to_each_arm_and_no_further_arm_starts(
+    folder, sent, handled_hangup
+):
     before = signal.getsignal(sent)
     arms = [
         fake("a", "save_on_signal('a')"),
