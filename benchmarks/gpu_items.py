@@ -8,14 +8,15 @@ import math
 import os
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
 import torch
+from gpu_attention import attention
 from gpu_kernels import (
     GRADIENT_BOUND,
-    attention,
     loss_precisions,
     loss_torch,
     loss_triton,
@@ -34,6 +35,7 @@ from gpu_setup import (
     matrix_rate,
     transformers_step,
 )
+from gpu_switches import cudnn_allowed, deterministic_run, noise_of_rows
 
 # Models
 
@@ -124,7 +126,6 @@ def step(bench: Bench) -> None:
     optimizer = build_optimizer(student)
     cases = (
         ("va_opd", Sizes(4, 4, 512)),
-        ("va_opd", Sizes(16, 4, 512)),
         ("opd", Sizes(4, 4, 2048)),
     )
     if bench.tiny:
@@ -140,6 +141,39 @@ def step(bench: Bench) -> None:
                 wait(bench.device)
                 phases["update"] = time.perf_counter() - start
                 bench.values[name] = {**phases, "total": sum(phases.values())}
+    optimizer = None  # frees its memory
+    student.model.zero_grad()
+    # With cuDNN one step is enough: it builds plans for about twenty seconds.
+    for name, is_allowed, number in (("without cuDNN", False, 2), ("torch's choice", True, 1)):
+        with bench.part(f"va_opd at new lengths, attention {name}"), cudnn_allowed(is_allowed):
+            bench.values["seconds"] = seconds_at_new_lengths(bench, number, 10 * number)
+    with bench.part("va_opd in a deterministic run"), deterministic_run():
+        sums = []
+        sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(4, 4, 512, spread=64)
+        gradient = build_step(student, teacher, "va_opd", sizes)
+        for _ in range(3):
+            bench.values["phases"] = gradient()
+            sums.append(gradient_sums(student))
+        bench.values["gradient_repeats_bitwise"] = sums[0] == sums[1] == sums[2]
+
+
+def seconds_at_new_lengths(bench: Bench, number: int, seed: int) -> list[float]:
+    """Return the seconds of steps whose responses have lengths that did not occur before."""
+    sizes, seconds = Sizes(2, 2, 8, spread=3) if bench.tiny else Sizes(4, 4, 512, spread=128), []
+    for i in range(number):
+        sizes = replace(sizes, seed=seed + i)
+        gradient = build_step(bench.models["student"], bench.models["teacher"], "va_opd", sizes)
+        seconds.append(sum(gradient().values()))
+    return seconds
+
+
+def gradient_sums(vlm) -> list[int]:
+    """Return one number per gradient that depends on its bits."""
+    return [
+        int(p.grad.view(torch.int32).sum(dtype=torch.int64))
+        for p in vlm.model.parameters()
+        if p.grad is not None
+    ]
 
 
 # Rollouts
@@ -153,6 +187,10 @@ def rollouts(bench: Bench) -> None:
         start, number = time.perf_counter(), 2 if bench.tiny else 8
         encode_prompts(student, number, seed=1)
         bench.values["ms_per_prompt"] = 1e3 * (time.perf_counter() - start) / number
+    with bench.part("noise of one token per row, ms"):
+        tokens, rows = student.vocabulary_size, sizes.prompts * sizes.siblings
+        for name, function in noise_of_rows(rows, tokens, bench.device).items():
+            bench.values[name] = 1e3 * timed(function, bench.device)["best"]
     bf16 = bench.half is torch.bfloat16
     bench.values["half"] = str(bench.half)[6:]  # float32 on a CPU
     measure = partial(measure_rollouts, bench, sizes=sizes)
@@ -265,14 +303,14 @@ def profile(bench: Bench) -> None:
 
 BOTH = ("student", "teacher")
 ITEMS = (
-    Item("attention", 40, attention),
+    Item("attention", 70, attention),
     Item("loss_torch", 40, loss_torch),
     Item("loss_triton", 60, loss_triton),
     Item("loss_precisions", 40, loss_precisions),
     Item("models", 90, models),
     Item("training", 90, training, BOTH),
-    Item("step", 100, step, BOTH),
-    Item("rollouts", 90, rollouts, BOTH[:1]),
+    Item("step", 85, step, BOTH),
+    Item("rollouts", 55, rollouts, BOTH[:1]),
     Item("plain", 40, transformers_only, BOTH),
     Item("saving", 40, saving, BOTH[:1]),
     Item("profile", 40, profile, BOTH),

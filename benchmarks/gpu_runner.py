@@ -273,6 +273,25 @@ def timed(function: Callable[[], Any], device: torch.device, repeats: int = 3) -
     return {"first": seconds[0], "best": min(seconds[1:])}
 
 
+class PhaseClock:
+    """Measures seconds between calls of `lap`, each after the device is idle."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, {}
+        self.start = self.now()
+
+    def now(self) -> float:
+        """Wait until the device is idle; return the time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = self.now()
+        self.seconds[phase], self.start = now - self.start, now
+
+
 def reset_peak(device: torch.device) -> None:
     """Reset the peak of allocated memory."""
     if device.type == "cuda":

@@ -1,17 +1,17 @@
-"""The only file of the GPU benchmark that imports vistill: a rename there changes this file alone.
+"""What the GPU benchmark takes from vistill. Only this file and `gpu_switches.py` import it.
 
 Models have the shapes of Qwen3-VL 8B (teacher) and 2B (student) and random weights. Their tokenizer
 has as many entries as the released one, so that the head is cut as in a real run.
 """
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from gpu_runner import PhaseClock
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -105,6 +105,9 @@ class Sizes:
     """Tokens of complete prompts with their responses that are read together."""
     part_tokens: int = 2048
     """Response tokens whose activations exist together."""
+    spread: int = 0
+    """Responses are shorter than T by up to this many tokens, each by its own number."""
+    seed: int = 0
 
     def __str__(self) -> str:
         return f"{self.prompts}x{self.siblings}x{self.tokens}"
@@ -210,11 +213,12 @@ def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
 
 
 def random_groups(sizes: Sizes) -> list[RolloutGroup]:
-    """Make prompts with random responses of equal length."""
-    g = torch.Generator().manual_seed(0)
+    """Make prompts with random responses."""
+    g = torch.Generator().manual_seed(sizes.seed)
 
     def random_ids():
-        return tuple(torch.randint(20, 500, (sizes.tokens,), generator=g).tolist())
+        shorter = int(torch.randint(sizes.spread + 1, (), generator=g))
+        return tuple(torch.randint(20, 500, (sizes.tokens - shorter,), generator=g).tolist())
 
     return [
         RolloutGroup(
@@ -259,25 +263,6 @@ def build_step(
         return clock.seconds
 
     return step
-
-
-class PhaseClock:
-    """Measures seconds between calls of `lap`, each after the device is idle."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, {}
-        self.start = self.now()
-
-    def now(self) -> float:
-        """Wait until the device is idle; return the time."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """End a phase."""
-        now = self.now()
-        self.seconds[phase], self.start = now - self.start, now
 
 
 def transformers_step(student: VLM, teacher: VLM, sizes: Sizes) -> Callable[[], None]:
@@ -351,6 +336,8 @@ class LossInputs:
     student_head: torch.Tensor
     teacher_head: torch.Tensor
     weights: torch.Tensor
+    student_uncut: torch.Tensor | None = None
+    teacher_uncut: torch.Tensor | None = None
 
     def to(
         self, dtype: torch.dtype, rows: int | None = None, head: torch.dtype | None = None
@@ -362,12 +349,16 @@ class LossInputs:
             self.student_head.to(head or dtype),
             self.teacher_head.to(dtype),
             self.weights[:rows],
+            None if self.student_uncut is None else self.student_uncut.to(head or dtype),
+            None if self.teacher_uncut is None else self.teacher_uncut.to(dtype),
         )
 
-    def cut(self, vocabulary: int) -> "LossInputs":
-        """Keep the first entries of the vocabulary."""
+    def cut(self, vocabulary: int, keeps_uncut: bool = False) -> "LossInputs":
+        """Keep the first entries of the vocabulary, and optionally the heads with all of them."""
         return replace(
             self,
+            student_uncut=self.student_head if keeps_uncut else None,
+            teacher_uncut=self.teacher_head if keeps_uncut else None,
             student_head=self.student_head[:vocabulary],
             teacher_head=self.teacher_head[:vocabulary],
         )
@@ -391,8 +382,9 @@ def loss_of_rows(
     """Compute reverse KL of each row, and the gradients of the weighted sum by states and head."""
     states = inputs.student.detach().requires_grad_()
     weight = inputs.student_head.detach().requires_grad_()
-    target = States(inputs.teacher, Head(inputs.teacher_head))
-    values = per_row(reverse_kl, states, Head(weight, kernels=kernels), [target], inputs.weights)
+    target = States(inputs.teacher, Head(inputs.teacher_head, uncut=inputs.teacher_uncut))
+    head = Head(weight, kernels=kernels, uncut=inputs.student_uncut)
+    values = per_row(reverse_kl, states, head, [target], inputs.weights)
     (inputs.weights * values).sum().backward()
     assert states.grad is not None
     assert weight.grad is not None

@@ -154,3 +154,43 @@ def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
     expected[ZERO_INDEX] = sampler.drawn[0, 0, ZERO_INDEX]
     assert torch.equal(sampler.drawn[0, 0], expected)
     assert bool(torch.isfinite(sampler.drawn).all())
+
+
+@pytest.mark.parametrize("vocabulary", [7000, 20_000])
+def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocabulary):
+    """Blocks of two tokens and of one; rows leave between the tokens and in the middle of a block."""
+
+    def choose_all():
+        sampler = KeyedSampler([11, 12, 13, 14, 15], 0.7, 1.0, [3], vocabulary)
+        g = torch.Generator().manual_seed(0)
+        rows, chosen, noise = list(range(5)), [], []
+        for keep in (None, [0, 2, 3, 4], None, [0, 3], None, None, [1], None):
+            if keep is not None:
+                sampler.keep(keep)
+                rows = [rows[index] for index in keep]
+            logits = torch.randn(5, vocabulary, generator=g)[rows]
+            noise.append(sampler.noisy_logits(logits.clone()))
+            chosen.append(noise[-1].argmax(-1).tolist())
+        return chosen, noise, sampler
+
+    expected, expected_noise, plain = choose_all()
+    assert plain.ahead is None
+    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    chosen, noise, sampler = choose_all()
+    assert sampler.ahead is not None
+    assert chosen == expected
+    assert all(torch.equal(a, b) for a, b in zip(noise, expected_noise, strict=True))
+
+
+def test_an_error_while_drawing_ahead_reaches_the_decoder(monkeypatch):
+    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    sampler = KeyedSampler([1, 2], 0.7, 1.0, [], 20_000)
+    sampler.generators[1] = "no generator"
+    with pytest.raises(TypeError):
+        sampler.choose(torch.zeros(2, 20_000))
+
+
+def test_an_engine_that_draws_ahead_writes_the_same_responses(teacher, prompts, monkeypatch):
+    expected = ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING))
+    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    assert ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING)) == expected

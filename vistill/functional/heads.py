@@ -12,6 +12,17 @@ from vistill.flops_counter import count
 
 Kernels = Literal["torch", "triton"]
 
+#: Rows of logits start at multiples of this many entries. The fast matrix products of a GPU load 16
+#: bytes at once, and with an odd vocabulary every other row would start in between: they are not
+#: available then. 64 entries of bf16 are 128 bytes, one line of its cache. A CPU does not need it.
+ROW_MULTIPLE = {"cpu": 1, "cuda": 64}
+
+
+def row_width(vocabulary: int, device: torch.device) -> int:
+    """Entries from one row of logits to the next: the vocabulary, up to its next multiple."""
+    multiple = ROW_MULTIPLE.get(device.type, 1)
+    return -(-vocabulary // multiple) * multiple
+
 
 def full_tensor(weight: Tensor) -> Tensor:
     """Gather a sharded weight into one tensor, once for all rows. Return other weights unchanged.
@@ -41,6 +52,20 @@ class Head:
     scale: float = 1.0
     kernels: Kernels = "torch"
     """The backend that computes values and gradients from logits. The numbers are the same."""
+    uncut: Float[Tensor, "U H"] | None = None
+    """The weight with its rows beyond the vocabulary, without gradient. See `product_weight`."""
+
+    @property
+    def product_weight(self) -> Float[Tensor, "W H"]:
+        """The weight for matrix products: V rows, or `row_width` rows if the model has them.
+
+        The rows beyond the vocabulary give the products aligned sizes. Nothing reads their logits,
+        and the gradient of their logits is 0.
+        """
+        width = row_width(len(self.weight), self.weight.device)
+        if self.uncut is None or self.bias is not None or width > len(self.uncut):
+            return self.weight
+        return self.uncut[:width]
 
     def logits(self, hidden: Float[Tensor, "R H"]) -> Float[Tensor, "R V"]:
         """Logits in float32 or wider.
@@ -48,10 +73,12 @@ class Head:
         The product runs in the precision of the weight, whatever autocast says.
         """
         count(head_rows=len(hidden), flops=2.0 * len(hidden) * self.weight.numel())
+        weight = self.weight if torch.is_grad_enabled() else self.product_weight
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.product_to_logits(
-                F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(self.logits_dtype)
-            )
+            product = F.linear(hidden.to(weight.dtype), weight, self.bias)
+            if len(weight) > len(self.weight):
+                product = product[:, : len(self.weight)]
+            return self.product_to_logits(product.to(self.logits_dtype))
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -65,16 +92,27 @@ class Head:
 
     @torch.no_grad()
     def project(
-        self, hidden: Float[Tensor, "R H"], out: Float[Tensor, "R V"]
+        self, hidden: Float[Tensor, "R H"], buffer: Float[Tensor, "R W"]
     ) -> Float[Tensor, "R V"]:
-        """Write the product `h W^T + b` into `out`, which has `logits_dtype`."""
-        if self.weight.dtype == out.dtype:
-            torch.mm(hidden.to(out.dtype), self.weight.T, out=out)
-        elif self.weight.is_cuda and out.dtype == torch.float32:
+        """Write the product `h W^T + b` into the first columns of a buffer and return them.
+
+        Args:
+            hidden: states.
+            buffer: of `logits_dtype`, with `row_width` or V columns. Those beyond the vocabulary
+                get any values.
+        """
+        vocabulary, weight = len(self.weight), self.product_weight
+        if len(weight) > buffer.shape[1]:
+            weight = self.weight
+        out = buffer[:, : len(weight)]
+        if weight.dtype == out.dtype:
+            torch.mm(hidden.to(out.dtype), weight.T, out=out)
+        elif weight.is_cuda and out.dtype == torch.float32:
             # Accumulate in float32 and keep the sum unrounded.
-            torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32, out=out)
+            torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32, out=out)
         else:
-            out.copy_(hidden.to(self.weight.dtype) @ self.weight.T)
+            out.copy_(hidden.to(weight.dtype) @ weight.T)
+        out = buffer[:, :vocabulary]
         return out if self.bias is None else out.add_(self.bias)
 
     def product_to_logits(self, product: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:

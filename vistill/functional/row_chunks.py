@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vistill.flops_counter import count
-from vistill.functional.heads import Head
+from vistill.functional.heads import Head, row_width
 from vistill.functional.kernels import (
     AutogradRule,
     Block,
@@ -132,23 +132,17 @@ class LogitsLoss:
             values[0] = tiled_log_prob(hidden, self.head, self.rules[0].sampled_ids())
             return RowGradients(values)
         self.count(len(hidden), needs_grad + (needs_grad and is_head_trainable))
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = grad_bias = None
-        if needs_grad and is_head_trainable:
-            grad_weight = torch.zeros(w.shape, dtype=dtype, device=w.device)
-        if needs_grad and self.head.bias is not None:
-            grad_bias = torch.zeros(len(w), dtype=dtype, device=w.device)
+        gradients = HeadGradients(self.head, hidden, is_head_trainable) if needs_grad else None
         size = self.chunk_rows(len(hidden))
         buffers = [
-            torch.empty(size, len(w), dtype=dtype, device=w.device)
+            torch.empty(size, self.row_width, dtype=dtype, device=w.device)
             for _ in range(1 + len(self.others))
         ]
-        block = None if triton else Block(buffers[0], self.block_rows(size))
+        block = None if triton else Block(buffers[0][:, : len(w)], self.block_rows(size))
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             num = rows.stop - start
-            h = hidden[rows]
-            products = self.head.project(h, buffers[0][:num])
+            products = self.head.project(hidden[rows], buffers[0][:num])
             others = [
                 s.head.project(s.hidden[rows], buffer[:num])
                 for s, buffer in zip(self.others, buffers[1:], strict=True)
@@ -159,15 +153,11 @@ class LogitsLoss:
                 values[0, rows] = self.run_triton(triton, products, others, chunk_weights, rows)
             else:
                 values[:, rows] = self.run_blocks(block, products, others, chunk_weights, rows)
-            if grad_hidden is None:
-                continue
-            grad = products.to(w.dtype)  # the kernels replaced the products by their gradient
-            grad_hidden[rows] = grad @ w
-            if grad_weight is not None:
-                accumulate_head_grad(grad_weight, grad, h)
-            if grad_bias is not None:
-                grad_bias += products.sum(0)
-        return RowGradients(values, grad_hidden, grad_weight, grad_bias)
+            if gradients is not None:  # the kernels replaced the products by their gradient
+                gradients.add(buffers[0][:num], hidden[rows], rows)
+        if gradients is None:
+            return RowGradients(values)
+        return RowGradients(values, gradients.hidden, gradients.weight, gradients.bias)
 
     def count(self, rows: int, grad_products: int) -> None:
         """Report the projection of every pass, and the products that carry the gradient back."""
@@ -176,9 +166,14 @@ class LogitsLoss:
         flops = 2.0 * rows * (size + grad_products * own_size)
         count(head_rows=rows * len(heads), flops=flops)
 
+    @property
+    def row_width(self) -> int:
+        """Entries from one row of logits to the next."""
+        return row_width(len(self.head.weight), self.head.weight.device)
+
     def chunk_rows(self, num: int) -> int:
         """Rows of a chunk, whose logits exist at the same time."""
-        row_bytes = len(self.head.weight) * self.head.logits_dtype.itemsize
+        row_bytes = self.row_width * self.head.logits_dtype.itemsize
         limit = CHUNK_BYTES.get(self.head.weight.device.type, 1 << 29)
         return max(1, min(num, limit // row_bytes))
 
@@ -260,6 +255,45 @@ class LogitsLoss:
     def is_log_prob_only(self) -> bool:
         """Whether the only rule is the log-probability of the sampled token."""
         return len(self.rules) == 1 and self.rules[0].ids is not None
+
+
+class HeadGradients:
+    """Gradients of the states and of the head, collected chunk by chunk.
+
+    The gradient of the products comes in rows of `row_width`. The columns beyond the vocabulary
+    become 0, so that they add nothing to the products of aligned size.
+    """
+
+    def __init__(self, head: Head, hidden: Float[Tensor, "N H"], is_head_trainable: bool) -> None:
+        w, dtype, self.vocabulary = head.product_weight, head.logits_dtype, len(head.weight)
+        self.product_weight, self.row_buffer = w, w.new_empty(0, 0)
+        self.hidden = torch.empty_like(hidden)
+        self.weight = self.bias = self.all_rows = None
+        if is_head_trainable:
+            self.all_rows = torch.zeros(w.shape, dtype=dtype, device=w.device)
+            self.weight = self.all_rows[: self.vocabulary]
+        if head.bias is not None:
+            self.bias = torch.zeros(self.vocabulary, dtype=dtype, device=w.device)
+
+    def add(self, grad_rows: Float[Tensor, "R W"], hidden: Tensor, rows: slice) -> None:
+        """Carry the gradient of one chunk's products on to its states and to the head."""
+        w = self.product_weight
+        if len(w) > self.vocabulary:
+            grad_rows[:, self.vocabulary :] = 0
+        if self.bias is not None:
+            self.bias += grad_rows[:, : self.vocabulary].sum(0)
+        grad = self.in_weight_precision(grad_rows)[:, : len(w)]
+        self.hidden[rows] = grad @ w
+        if self.all_rows is not None:
+            accumulate_head_grad(self.all_rows, grad, hidden)
+
+    def in_weight_precision(self, grad_rows: Float[Tensor, "R W"]) -> Float[Tensor, "R W"]:
+        """The rows in the precision of the weight, in one buffer for all chunks."""
+        if grad_rows.dtype == self.product_weight.dtype:
+            return grad_rows
+        if len(self.row_buffer) < len(grad_rows):
+            self.row_buffer = self.product_weight.new_empty(grad_rows.shape)
+        return self.row_buffer[: len(grad_rows)].copy_(grad_rows)
 
 
 def accumulate_head_grad(

@@ -36,7 +36,7 @@ def tiled_log_prob(
         for a in range(0, vocabulary, width):
             b = min(a + width, vocabulary)
             bias = None if head.bias is None else head.bias[a:b]
-            tile = replace(head, weight=head.weight[a:b], bias=bias)
+            tile = replace(head, weight=head.weight[a:b], bias=bias, uncut=None)
             out = buffer.flatten()[: len(h) * (b - a)].view(len(h), b - a)
             z = tile.product_to_logits(tile.project(h, out))
             inside = (index >= a) & (index < b)

@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
-from vistill.functional.heads import Head, Kernels, full_tensor
+from vistill.functional.heads import Head, Kernels, full_tensor, row_width
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.offload import OffloadedWeights
@@ -117,12 +117,15 @@ class VLM:
         """The language-model head, over the first `vocabulary` ids."""
         layer: Any = self.model.get_output_embeddings()
         weight, bias = full_tensor(layer.weight), getattr(layer, "bias", None)
+        uncut = weight.detach()[: row_width(vocabulary, weight.device)]
+        is_cut = vocabulary < len(uncut) and bool(uncut[vocabulary:].isfinite().all())
         text_config = self.model.config.get_text_config()
         return Head(
             weight=weight[:vocabulary],
             bias=None if bias is None else full_tensor(bias)[:vocabulary],
             softcap=getattr(text_config, "final_logit_softcapping", None),
             kernels=self.kernels,
+            uncut=uncut if is_cut else None,  # 0 times infinity would be NaN in a gradient
         )
 
     def response_ids(self, text: str) -> tuple[int, ...]:

@@ -16,10 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vistill.models import sdpa
 
 #: The name of `attention_function` in transformers' registry of attention functions.
 ATTENTION_NAME = "vistill"
@@ -55,6 +56,14 @@ class AttentionBlock:
     mask: Tensor | None
     """0 or -inf, [rows or 1, 1, width, length]. None means causal attention without a prompt."""
     rows: int
+    masks: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """The mask by precision, because all layers use the same one."""
+
+    def mask_as(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask in a precision, as the attention kernel reads it fastest."""
+        if self.mask is not None and dtype not in self.masks:
+            self.masks[dtype] = sdpa.aligned_mask(self.mask, dtype)
+        return self.masks.get(dtype)
 
 
 @runtime_checkable
@@ -120,16 +129,7 @@ class BlockAttention:
                     (values, block.keys),
                 )
             )
-            mask = None if block.mask is None else block.mask.to(q.dtype)
-            out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                mask,
-                scale=scaling,
-                is_causal=mask is None,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
+            out = sdpa.attend(q, k, v, block.mask_as(q.dtype), scaling)
             outputs.append(out.transpose(1, 2).reshape(-1, queries.shape[1]))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined.index_select(0, self.order).view(1, -1, query.shape[1], width)
@@ -186,9 +186,18 @@ def attention_function(  # noqa: PLR0913  transformers fixes this signature
     through a layer, because it is a dataclass.
     """
     if attend is None:
-        return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
+        with sdpa.kernels_for(query):
+            output, weights = sdpa_attention_forward(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                scaling=scaling,
+                dropout=dropout,
+                **options,
+            )
+        return sdpa.with_repeatable_gradient(output), weights
     assert dropout == 0, "attention dropout would differ between two readings of one response"
     layer = module.layer_idx
     assert isinstance(layer, int)

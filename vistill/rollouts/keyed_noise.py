@@ -1,6 +1,13 @@
-"""Keyed sampling noise: one generator per rollout, so the batch composition does not matter."""
+"""Keyed sampling noise: one generator per rollout, so the batch composition does not matter.
 
-from collections.abc import Sequence
+The noise comes from the CPU on every device, so that a run has the same tokens everywhere. While a
+GPU decodes, threads of the CPU draw the noise of the next token.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +24,10 @@ BLOCK_NUMBERS = 16_384
 SMALLEST_UNIFORM = torch.finfo(torch.float32).tiny
 #: Number of most likely tokens that are sorted first for a nucleus.
 NUCLEUS_CANDIDATES = 256
+#: Devices that decode while threads of the CPU draw the next noise. A CPU has no time left for it.
+DRAW_AHEAD = {"cuda"}
+#: Threads that draw the rows of one block.
+ROW_THREADS = 8
 
 
 def rollout_seed(seed: int, step: int, prompt_id: str, sibling: int, attempt: int) -> int:
@@ -68,6 +79,8 @@ class KeyedSampler(LogitsProcessor):
         self.block = max(1, BLOCK_NUMBERS // vocabulary)
         self.drawn = torch.empty(0)
         self.used = 0
+        self.ahead: Callable[[], Tensor] | None = None
+        """Waits for the block after this one, if threads draw it."""
         self.log_probs: list[Tensor] | None = [] if log_probs else None
         """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
         temperature 1 over the vocabulary, before nucleus and bans."""
@@ -98,16 +111,67 @@ class KeyedSampler(LogitsProcessor):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Continue with some of the rows; each keeps its noise stream."""
-        self.generators = [self.generators[row] for row in rows]
+        index = list(rows)
+        if self.ahead is not None:
+            self.ahead = partial(torch.Tensor.clone, self.ahead()[:, index])
+        self.generators = [self.generators[row] for row in index]
         if len(self.drawn):
-            self.drawn = self.drawn[:, list(rows)]
+            self.drawn = self.drawn[:, index]
 
     def gumbel(self, logits: Tensor) -> Tensor:
         """Standard Gumbel noise, one generator per row; from the CPU, so equal on every device."""
         if self.used == len(self.drawn):
-            drawn = torch.empty(len(self.generators), self.block, logits.shape[-1])
-            for row, generator in zip(drawn, self.generators, strict=True):
-                row.uniform_(SMALLEST_UNIFORM, 1.0, generator=generator)
-            self.drawn, self.used = drawn.log_().neg_().log_().neg_().transpose(0, 1), 0
+            self.drawn, self.used = self.next_block(logits), 0
         self.used += 1
-        return self.drawn[self.used - 1].to(logits.device)
+        return self.drawn[self.used - 1].to(logits.device, non_blocking=True)
+
+    def next_block(self, logits: Tensor) -> Tensor:
+        """The next block of noise. If the device allows it, start to draw the one after it."""
+        vocabulary = logits.shape[-1]
+        if logits.device.type not in DRAW_AHEAD:
+            return draw_gumbel(self.generators, self.block, vocabulary)
+        draw = partial(
+            draw_gumbel, self.generators, self.block, vocabulary, row_threads(), logits.is_cuda
+        )
+        block = draw() if self.ahead is None else self.ahead()
+        self.ahead = block_thread().submit(draw).result
+        return block
+
+
+def draw_gumbel(
+    generators: Sequence[torch.Generator],
+    block: int,
+    vocabulary: int,
+    threads: ThreadPoolExecutor | None = None,
+    is_pinned: bool = False,
+) -> Tensor:
+    """Standard Gumbel noise [block, rows, vocabulary], each row from its own generator.
+
+    Args:
+        generators: one per row.
+        block: numbers of tokens.
+        vocabulary: entries per token.
+        threads: draw the rows in parallel. The numbers are the same.
+        is_pinned: allocate memory from which a GPU copies fast.
+    """
+    drawn = torch.empty(len(generators), block, vocabulary, pin_memory=is_pinned)
+
+    def fill(row: Tensor, generator: torch.Generator) -> None:
+        row.uniform_(SMALLEST_UNIFORM, 1.0, generator=generator)
+
+    apply = map if threads is None else threads.map
+    for _ in apply(fill, drawn.unbind(0), generators):
+        pass  # an error of a row is raised here
+    return drawn.log_().neg_().log_().neg_().transpose(0, 1)
+
+
+@cache
+def row_threads() -> ThreadPoolExecutor:
+    """The threads that draw rows."""
+    return ThreadPoolExecutor(min(ROW_THREADS, os.cpu_count() or 1), "vistill-noise-rows")
+
+
+@cache
+def block_thread() -> ThreadPoolExecutor:
+    """The thread that waits for the rows of a block, apart from theirs."""
+    return ThreadPoolExecutor(1, "vistill-noise")

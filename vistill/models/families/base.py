@@ -224,6 +224,9 @@ class Family(ABC):
         pixels = join_pixels(prompts)
         if not pixels:
             return None
+        vision = model.config.vision_config
+        if vision._attn_implementation == "sdpa":
+            vision._attn_implementation = ATTENTION_NAME
         on_device = {name: tensor.to(model.device) for name, tensor in pixels.items()}
         return base_model(model).get_image_features(**on_device, return_dict=True)
 
