@@ -3,7 +3,8 @@
 
 check-jsonschema shares no code with the package. Recipes: `recipes/`, `examples/`, the YAML blocks
 of the docs that name a method, and what `vistill init` writes for every method, with the data of a
-file, of the hub, and without data.
+file, of the hub, and without data. The recipe of `examples/plugin` is checked against the schema
+with its method.
 """
 
 import contextlib
@@ -28,9 +29,28 @@ ROWS = [
 ]
 
 
+PLUGIN = REPO / "examples" / "plugin"
+#: Gives the example's method its name without an installation, where an entry point would.
+REGISTER = """
+import sys
+from vistill.registry import methods
+
+sys.path.insert(0, {source!r})
+from vistill_gap_opd import GapOPD
+
+methods.register("gap_opd")(GapOPD)
+"""
+
+
 def written() -> list[Path]:
-    """Recipes of the repository."""
-    return sorted([*REPO.glob("recipes/*.yaml"), *REPO.glob("examples/**/*.yaml")])
+    """Recipes of the repository that need no plug-in."""
+    files = sorted([*REPO.glob("recipes/*.yaml"), *REPO.glob("examples/**/*.yaml")])
+    return [file for file in files if not file.is_relative_to(PLUGIN)]
+
+
+def of_the_plugin() -> list[Path]:
+    """Recipes of the example of a plug-in."""
+    return sorted(PLUGIN.rglob("*.yaml"))
 
 
 def in_docs(folder: Path) -> list[Path]:
@@ -64,25 +84,35 @@ def made_by_init(folder: Path) -> list[Path]:
     return sorted(folder.glob("*_*.yaml"))
 
 
+def write_schema(file: Path, *arguments: str) -> Path:
+    """Write the output of `vistill schema` into a file."""
+    command = [sys.executable, "-m", "vistill", "schema", *arguments]
+    file.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return file
+
+
 def main() -> int:
-    """Check all of them; the number of files that do not fit."""
+    """Check all of them; exit code 0 if all fit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        schema = folder / "schema.json"
-        schema.write_bytes(
-            subprocess.run(
-                [sys.executable, "-m", "vistill", "schema"], check=True, stdout=-1
-            ).stdout
-        )
+        schema = write_schema(folder / "schema.json")
+        plugin = folder / "register.py"
+        plugin.write_text(REGISTER.format(source=str(PLUGIN / "src")), encoding="utf-8")
+        extended = write_schema(folder / "extended.json", "--plugin", str(plugin))
         files = [*written(), *in_docs(folder), *made_by_init(folder)]
-        command = [sys.executable, "-m", "check_jsonschema", "--schemafile", schema, *files]
-        status = subprocess.run(
-            command, check=False, env={**os.environ, "NO_COLOR": "1"}
-        ).returncode
-        own = [sys.executable, "-m", "check_jsonschema", "--check-metaschema", schema]
-        status = status or subprocess.run(own, check=False).returncode
+        checks: list[list[str | Path]] = [
+            ["--schemafile", schema, *files],
+            ["--schemafile", extended, *of_the_plugin()],
+            ["--check-metaschema", schema, extended],
+        ]
+        status = 0
+        for words in checks:
+            command = [sys.executable, "-m", "check_jsonschema", *words]
+            environment = {**os.environ, "NO_COLOR": "1"}
+            status |= subprocess.run(command, check=False, env=environment).returncode
+    number = len(files) + len(of_the_plugin())
     sys.stdout.write(
-        f"{len(files)} recipes against vistill schema: {'ok' if status == 0 else 'FAILED'}\n"
+        f"{number} recipes against vistill schema: {'ok' if status == 0 else 'FAILED'}\n"
     )
     return status
 

@@ -1,4 +1,4 @@
-"""Rows of logits that start at aligned addresses, as on a GPU: the same numbers, aligned products."""
+"""Rows of logits that start at multiples of a width: the same numbers, products and memory."""
 
 from dataclasses import replace
 

@@ -158,7 +158,7 @@ def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
 
 @pytest.mark.parametrize("vocabulary", [7000, 20_000])
 def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocabulary):
-    """Blocks of two tokens and of one; rows leave between the tokens and in the middle of a block."""
+    """Blocks of two tokens and of one; rows leave between tokens and in the middle of a block."""
 
     def choose_all():
         sampler = KeyedSampler([11, 12, 13, 14, 15], 0.7, 1.0, [3], vocabulary)
