@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from doubles import small_blocks
 from test_rows import HEADS, RULES, N, V, agree, close, gradients, make, plain
 from test_rows import kernels as kernels  # fixtures of the neighbouring file
 from test_rows import pieces as pieces
@@ -20,6 +21,7 @@ WIDTH = 48  # 37 entries, up to the next multiple
 
 @pytest.fixture(autouse=True)
 def _aligned(monkeypatch):
+    """Align rows on a CPU, as on a CUDA device."""
     monkeypatch.setattr(heads, "ROW_MULTIPLE", {"cpu": MULTIPLE})
 
 
@@ -124,7 +126,7 @@ def test_logits_without_gradient_have_aligned_rows_and_equal_values():
 def test_buffers_count_the_width_of_their_rows(monkeypatch):
     hidden, weight, _, others, _, _ = make(5)
     loss = row_chunks.LogitsLoss(Head(weight), tuple(others), ())
-    monkeypatch.setattr(row_chunks, "CHUNK_BYTES", {"cpu": 2 * WIDTH * 8})
+    small_blocks(monkeypatch, chunk=2 * WIDTH * 8, block=WIDTH)
     assert loss.chunk_rows(N) == 2
     assert row_width(V, hidden.device) == WIDTH
     assert row_width(WIDTH, hidden.device) == WIDTH

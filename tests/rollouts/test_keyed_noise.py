@@ -156,6 +156,11 @@ def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
     assert bool(torch.isfinite(sampler.drawn).all())
 
 
+def draw_ahead(monkeypatch):
+    """Draw noise ahead in threads on a CPU, as on a CUDA device."""
+    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+
+
 @pytest.mark.parametrize("vocabulary", [7000, 20_000])
 def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocabulary):
     """Blocks of two tokens and of one; rows leave between tokens and in the middle of a block."""
@@ -175,7 +180,7 @@ def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocab
 
     expected, expected_noise, plain = choose_all()
     assert plain.ahead is None
-    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    draw_ahead(monkeypatch)
     chosen, noise, sampler = choose_all()
     assert sampler.ahead is not None
     assert chosen == expected
@@ -183,7 +188,7 @@ def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocab
 
 
 def test_an_error_while_drawing_ahead_reaches_the_decoder(monkeypatch):
-    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    draw_ahead(monkeypatch)
     sampler = KeyedSampler([1, 2], 0.7, 1.0, [], 20_000)
     sampler.generators[1] = "no generator"
     with pytest.raises(TypeError):
@@ -192,5 +197,5 @@ def test_an_error_while_drawing_ahead_reaches_the_decoder(monkeypatch):
 
 def test_an_engine_that_draws_ahead_writes_the_same_responses(teacher, prompts, monkeypatch):
     expected = ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING))
-    monkeypatch.setattr("vistill.rollouts.keyed_noise.DRAW_AHEAD", {"cpu"})
+    draw_ahead(monkeypatch)
     assert ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING)) == expected

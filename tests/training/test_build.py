@@ -295,14 +295,18 @@ def test_recipe_and_distill_write_the_same_metrics(tmp_path):
     assert facts[0] == facts[1]
 
 
+def skip_selftest(monkeypatch):
+    """Leave out the self-test: flex is slow on a CPU, and an offloaded model holds no weights."""
+    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+
+
 def test_distill_applies_the_settings_of_attention_and_offloading(
     tokenizer, teacher, tmp_path, monkeypatch
 ):
     plan = make_plan(tokenizer, teacher)
     train = replace(plan.train, attention="flex", offload_teacher=True)
     setup = make_setup_from(replace(plan, train=train), RunFolder(tmp_path))
-    # flex is slow on a CPU
-    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+    skip_selftest(monkeypatch)
     # as if it were a GPU
     monkeypatch.setattr("vistill.training.checks.models.is_on_host", lambda vlm: False)
     setup.purpose = "eval"
@@ -319,8 +323,8 @@ def test_an_offloaded_teacher_is_read_only_on_its_device(tokenizer, tmp_path, mo
     plan = make_plan(tokenizer, build_model(tokenizer, 1, hidden=48).freeze())
     offloaded = replace(plan.models, teacher=with_nan_offload(plan.models.teacher))
     setup = make_setup_from(replace(plan, models=offloaded, eval_prompts=()), RunFolder(tmp_path))
-    # both read the weights of a model that was just loaded, before it is offloaded
-    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+    skip_selftest(monkeypatch)
+    # it reads the weights of a model that was just loaded, before it is offloaded
     monkeypatch.setattr(run_lock, "hash_weights", lambda model: {"dtype": "float32", "hash": "x"})
     views = next(check for check in START_CHECKS if check.name == "views")
     for one in START_CHECKS[: START_CHECKS.index(views) + 1]:
