@@ -256,6 +256,7 @@ def test_a_malformed_hub_source_is_refused():
     assert load_error("hf:not a name").code == "D102"
 
 
+@pytest.mark.more
 def test_every_row_of_the_real_sets_is_read(shared_data):
     for name, expected in (
         ("geometry_mathv", 466),

@@ -233,6 +233,7 @@ def class_of(file, coefficient, monkeypatch):
     return module.Mine
 
 
+@pytest.mark.more
 def test_a_class_handed_to_distill_is_noticed_when_it_changed(
     tokenizer, teacher, tmp_path, monkeypatch
 ):

@@ -48,6 +48,7 @@ def test_seed_step_and_attempt_change_the_noise(teacher, prompts, engine_type):
     assert rollout_seed(1, 2, "a", 0, 0) != rollout_seed(1, 2, "a", 0, 1)
 
 
+@pytest.mark.more
 def test_sampled_frequencies_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = [

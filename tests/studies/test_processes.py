@@ -122,6 +122,7 @@ def test_the_error_of_an_earlier_process_is_ignored(folder):
         run([fake("a", "sys.exit(3)")])
 
 
+@pytest.mark.more
 def test_an_arm_that_is_stopped_by_a_signal_stops_the_study(folder):
     with pytest.raises(Preempted) as caught:
         run([fake("a", "wait_for('b-ready'); sys.exit(75)"), fake("b", "save_on_signal('b')")])
@@ -190,6 +191,7 @@ def test_a_failure_while_saving_is_not_hidden_by_the_signal(folder):
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.more
 def test_ctrl_c_in_a_terminal_reaches_an_arm_only_through_the_study(folder):
     """The terminal signals the foreground group; with a second signal an arm would not save."""
     program = (
@@ -226,6 +228,7 @@ def test_a_second_call_skips_finished_arms(folder, capsys):
     assert lines() == ["a", "b", "c"]
 
 
+@pytest.mark.more
 def test_the_cost_includes_interrupted_calls(folder):
     with pytest.raises(ArmError):
         run([fake("a", "time.sleep(0.3); sys.exit(1)")])

@@ -164,6 +164,7 @@ def test_a_distill_folder_of_an_earlier_version_is_refused_with_a_fix(tokenizer,
 # evaluation and replay of a run folder
 
 
+@pytest.mark.more
 def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, teacher, tmp_path):
     from vistill.cli.target import recipe_for
 

@@ -266,6 +266,7 @@ class UnkeyedEngine(CountingEngine):
     follows_keyed_noise = False
 
 
+@pytest.mark.more
 def test_a_step_older_than_the_journal_is_refused_for_an_unkeyed_engine(
     tokenizer, teacher, tmp_path
 ):
@@ -329,6 +330,7 @@ class RefusingEngine(UnkeyedEngine):
         return super().generate(requests, sampling)
 
 
+@pytest.mark.more
 def test_a_step_with_a_replaced_row_uses_its_own_responses_again(tokenizer, teacher, tmp_path):
     """A repeated step first looks for the bad row, finds another past, and drops no entry."""
     save = SaveSettings(every=5, keep=2)

@@ -42,7 +42,7 @@ def run_four_steps(tokenizer, teacher, folder, objective=None, **changes):
     return plan
 
 
-@pytest.mark.parametrize("point", ["rollout.begin", "score.begin", "learn.part"])
+@pytest.mark.parametrize("point", few(["rollout.begin", "score.begin", "learn.part"], 2))
 @pytest.mark.parametrize("method", few(["va_opd", "vgs_dynamic", "grpo_two_updates"], 0))
 def test_out_of_memory_once_in_any_phase_does_not_change_the_update(
     tokenizer, teacher, tmp_path, monkeypatch, gradients, point, method

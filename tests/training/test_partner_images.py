@@ -83,6 +83,7 @@ def plan_of(student, teacher, prompts, **changes):
     return make_plan(student, teacher, objective=MISMATCHED, train_prompts=prompts, **changes)
 
 
+@pytest.mark.more
 @pytest.mark.usefixtures("without_canary")
 def test_a_teacher_with_mismatched_thoughts_never_reads_those_of_the_row(
     student, teacher, tmp_path

@@ -244,6 +244,7 @@ def distill_until_failure(tokenizer, teacher, out, step, **options):
         distill_run(tokenizer, teacher, out, progress=fail, **options)
 
 
+@pytest.mark.more
 def test_a_student_trained_without_a_checkpoint_cannot_start_the_run_again(
     tokenizer, teacher, tmp_path
 ):
