@@ -298,6 +298,10 @@ def test_a_signal_at_any_moment_ends_the_command_with_exit_code_and_message(tmp_
     )
     time.sleep(seconds)
     child.send_signal(signal.SIGTERM)
-    _, stderr = child.communicate(timeout=60)
+    try:
+        _, stderr = child.communicate(timeout=240)
+    finally:
+        child.kill()
+        child.wait()
     assert child.returncode == 75, stderr[-2000:]
     assert "run the same command again" in stderr
