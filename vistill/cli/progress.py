@@ -60,7 +60,7 @@ class Progress:
         if self.last_eval:
             parts.append(f"accuracy {self.last_eval['eval/accuracy']:.3f}")
         if "va/mean" in record:
-            parts.append(f"VA {record['va/mean']:.3f}")
+            parts.append(f"visual advantage {record['va/mean']:.3f}")
         rate = record["rollout/tokens"] / max(1e-9, record["seconds"])
         parts += [f"{rate:,.0f} tokens/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
         line = "   ".join(parts)

@@ -24,8 +24,8 @@ COLUMNS = (
     ("kl", "KL to teacher", ".4f"),
     ("va", "VA", ".4f"),
     ("vds", "VDS", ".4f"),
-    ("passes", "passes", ""),
-    ("after_rollouts", "time after rollouts / opd", ".2f"),
+    ("passes", "passes with + without gradient", ""),
+    ("after_rollouts", "seconds after rollouts / those of opd", ".2f"),
     ("whole_step", "whole step / opd", ".2f"),
 )
 

@@ -23,7 +23,7 @@ def same_code(setup: "RunSetup") -> str:
     """C201 where the source of a plug-in changed since the run began and that is not accepted."""
     hold_code(setup, code_in_use(setup))
     origins = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
-    return origins or "vistill's own"
+    return origins or "no plug-in"
 
 
 def same_families(setup: "RunSetup") -> None:
