@@ -1,7 +1,7 @@
 """Types that hold tensors: flat response axis, scored passes, loss terms; and the one reducer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vistill.errors import ConfigError
 from vistill.functional.heads import Head
 from vistill.functional.segments import segment_count
 from vistill.types import Pass, View, Writer, view_named
@@ -116,6 +117,17 @@ class ScoredPass:
         return ScoredPass(log_prob, hidden, self.head)
 
 
+def undeclared_pass(name: str, declared: Iterable[str]) -> ConfigError:
+    """C106 for a method that reads a pass which it did not declare."""
+    reader, _, view = name.partition(".")
+    return ConfigError(
+        "C106",
+        f"the method reads {name}, which is not among its passes",
+        why=f"passes() declares: {', '.join(declared)}",
+        fix=f'add Pass(Reader.{reader.upper()}, "{view}") to passes()',
+    )
+
+
 @dataclass(frozen=True)
 class ScoredBatch:
     """Responses and every scored pass over them. Signals and terms are functions of this."""
@@ -128,6 +140,8 @@ class ScoredBatch:
     """Share of the run that is done, for schedules."""
 
     def __getitem__(self, name: str) -> ScoredPass:
+        if name not in self.passes:
+            raise undeclared_pass(name, self.passes)
         return self.passes[name]
 
     def take_rollouts(self, keep: Bool[Tensor, " N"]) -> tuple["ScoredBatch", Tensor]:

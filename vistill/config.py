@@ -14,7 +14,7 @@ from typing import Any
 from vistill.errors import ConfigError, closest
 from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits
-from vistill.registry import load_plugins, methods, way_back
+from vistill.registry import load_plugins, methods, missing_plugin, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import METHODS_FILE, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
@@ -278,9 +278,23 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
                 fix=f"method={other}   or remove the block {other}: from the recipe",
             )
     knobs = checked_knobs(block, schemas[method], method, source)
-    recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
+    try:
+        recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
+    except ConfigError as error:
+        raise with_missing_plugin(error, str(tree.get("run"))) from error
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
+
+
+def with_missing_plugin(error: ConfigError, run: str) -> ConfigError:
+    """An unknown name (C105); where the run folder knows its plug-in, with the command for it."""
+    again = missing_plugin(run) if error.code == "C105" else ""
+    if not again:
+        return error
+    note = "a plug-in is executed: give only one that you know"
+    return ConfigError(
+        error.code, error.what, where=error.where, why=error.why, fix=again, note=note
+    )
 
 
 def unknown_method(method: str, run: str, where: str) -> ConfigError:

@@ -189,6 +189,17 @@ def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     return code
 
 
+def missing_plugin(run: str) -> str:
+    """The line that gives the first plug-in which a run used and this process lacks, or ""."""
+    try:
+        code = json.loads((Path(run) / "run.lock.json").read_text(encoding="utf-8"))["code"]
+        names = [key.partition(".") for key in code]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    lost = [f"{kind}.{name}" for kind, _, name in names if name not in KINDS.get(kind, ())]
+    return next(filter(None, (way_back(run, key) for key in lost)), "")
+
+
 def way_back(run: str, key: str) -> str:
     """The line to paste that gives back what a run used and this process does not know, or "".
 

@@ -260,7 +260,7 @@ def test_what_is_no_method_is_refused_by_distill(tokenizer, teacher, tmp_path):
 
 
 VIEWS = {
-    "wide": ("V816", ModelError, "another size"),
+    "wide": ("V816", ModelError, "128 x 64 pixels instead of 64 x 64"),
     "another": ("C106", ConfigError, "by its id"),
     "nowhere": ("C105", ConfigError, "views: full"),
 }

@@ -410,7 +410,8 @@ def test_list_has_one_line_per_name_with_where_it_comes_from(folder):
     for kind, registry in KINDS.items():
         lines = names_table(kind).splitlines()
         assert [line.split()[0] for line in lines] == registry.names()
-        assert all("built-in" in line or "mine" in line for line in lines)
+        own = [line for line in lines if "package " not in line]  # others may be installed
+        assert all("built-in" in line or "mine" in line for line in own)
     assert "file mine.py  The first line." in names_table("methods")
     refused("C105", lambda: names_table("method"), "vistill list methods")
 
@@ -422,6 +423,7 @@ def test_lists_of_builtin_names_import_no_torch():
         import sys
         from vistill.cli.names import kinds_table, names_table
         from vistill.registry import KINDS
+        for registry in KINDS.values(): registry._points = lambda: []  # packages may be installed
         kinds_table()
         for kind in KINDS: names_table(kind)
         assert not {"torch", "transformers"} & set(sys.modules)

@@ -1,11 +1,13 @@
 """Rewards of responses: is the answer right, is the format kept, and what plug-ins add."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from vistill.data.math_judge import MathJudge
+from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.registry import checkers, rewards
 from vistill.training.settings import RewardSettings
@@ -48,9 +50,38 @@ class Rewards:
             **self.settings.extra,
         }
         return sum(
-            weight * float(rewards.get(name)(text, group.prompt, self.settings, self.math))
-            for name, weight in weights.items()
+            weight * self.value_of(name, text, group.prompt) for name, weight in weights.items()
         )
+
+    def value_of(self, name: str, text: str, prompt: Prompt) -> float:
+        """The value of one reward.
+
+        Raises:
+            ConfigError: C106, a reward of a plug-in fails, or returns no finite number.
+        """
+        reward = rewards.get(name)
+        if name in rewards.builtin:
+            return float(reward(text, prompt, self.settings, self.math))
+        try:
+            value = reward(text, prompt, self.settings, self.math)
+        except Exception as error:  # code of a plug-in can raise anything; it is named and chained
+            raise faulty_reward(name, f"{type(error).__name__}: {error}") from error
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise faulty_reward(name, f"it returned {value!r:.80}, which is no finite number")
+        return float(value)
+
+
+def faulty_reward(name: str, reason: str) -> ConfigError:
+    """C106 for a reward of a plug-in."""
+    entry = rewards.entry(name)
+    function = entry.target.partition(":")[2] or name
+    return ConfigError(
+        "C106",
+        f"the reward {name} failed on a response",
+        where=str(entry.origin),
+        why=reason,
+        fix=f"correct {function}: return a finite number for every response",
+    )
 
 
 def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:

@@ -298,12 +298,17 @@ def check_tokens_of(models: Models, view: str, prompts: Sequence[Prompt]) -> Non
                 "V816",
                 f"the views full and {view} differ in more than pixels",
                 where=prompt.labels.get("row", prompt.id),
-                why=f"{len(other.ids):,} tokens instead of {len(full.ids):,}:"
-                " its images have another size",
+                why=f"{len(other.ids):,} tokens instead of {len(full.ids):,}, images of "
+                f"{sizes_of(shown)} pixels instead of {sizes_of(prompt)}",
                 fix=f"let the view {view} keep the size of every image:"
                 " image.resize(original.size)",
                 note="vistill explain V816",
             )
+
+
+def sizes_of(prompt: Prompt) -> str:
+    """`640 x 480, 32 x 32` for the images of a prompt."""
+    return ", ".join("{} x {}".format(*image.load().size) for image in prompt.images)
 
 
 def unreadable_view_error(name: str, why: str) -> ModelError:
