@@ -1,4 +1,4 @@
-"""The planted mistakes: what differs for each tool, and the patterns of a good message.
+"""The mistakes made on purpose: what differs for each tool, and the patterns of a good message.
 
 `names` and `explains` are explained in `compare_trainers_mistakes.py`.
 """

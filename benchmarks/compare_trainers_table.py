@@ -26,12 +26,12 @@ LINES = (
     ("SIGKILL: ended normally, but with other weights", "kill", "different"),
     ("SIGKILL: cannot continue; the command fails every time", "kill", "stuck"),
     (
-        "planted mistakes: stopped before the first update; the message names the cause",
+        "mistakes made on purpose: stopped before the first update; the message names the cause",
         "mistakes",
         "named",
     ),
     ("... and says what is wrong with it, what is allowed or how to fix it", "mistakes", "useful"),
-    ("planted mistakes: trained on without any message", "mistakes", "silent"),
+    ("mistakes made on purpose: trained on without any message", "mistakes", "silent"),
 )
 
 

@@ -240,7 +240,8 @@ def no_image_error(prompt: Prompt, source: str, settings: DataSettings) -> DataE
         "D204",
         f"{count} of {source} {'has' if len(lines) == 1 else 'have'} no image",
         where=prompt.labels.get("row", prompt.id),
-        why=f"rows {shown}{more}; visual advantage is undefined without an image",
+        why=f"{'row' if len(lines) == 1 else 'rows'} {shown}{more}; "
+        "visual advantage is undefined without an image",
         fix="data.text_only=drop   or   data.text_only=plain",
     )
 

@@ -210,7 +210,7 @@ def check_memory(setup: "RunSetup") -> str:
     split = setup.split
     if split.micro_batch != "auto":
         return f"micro-batches of {split.micro_batch} prompts, as the recipe says"
-    return f"micro-batches of up to {split.tokens:,} tokens, parts of {split.part_tokens:,}"
+    return f"micro-batches of up to {split.tokens:,} tokens, read {split.part_tokens:,} at a time"
 
 
 METHOD_CHECK = StartCheck(

@@ -256,7 +256,7 @@ def lock_run_models(setup: "RunSetup") -> str:
     same_families(setup)
     if setup.folder.has_started():
         return "weights are those of the first start"
-    return "hashes of the weights written to the lock"
+    return "hashes of both models are stored when the run starts"
 
 
 def check_views(setup: "RunSetup") -> str:
