@@ -175,7 +175,7 @@ def test_no_marker_is_unknown_and_none_is_unused():
 def test_no_mutant_is_stale_and_the_stored_results_belong_to_the_list(monkeypatch):
     repository = TESTS.parent
     monkeypatch.syspath_prepend(repository / "benchmarks")
-    mutants = importlib.import_module("mutant_list").MUTANTS
+    mutants = importlib.import_module("mutants").MUTANTS
     assert len(mutants) >= 50
     for mutant in mutants:
         text = (repository / mutant.file).read_text(encoding="utf-8")
