@@ -152,6 +152,7 @@ def test_an_item_that_does_not_fit_into_the_budget_is_skipped_with_the_reason(tm
     assert results["items"]["good_item"]["status"] == "ok"
 
 
+@pytest.mark.more
 def test_an_item_that_overruns_the_budget_is_stopped(tmp_path):
     def slow(bench):
         bench.values["before"] = 1

@@ -40,6 +40,7 @@ def test_train_writes_the_complete_run_folder(trained):
     assert "weight 0." in page
 
 
+@pytest.mark.more
 def test_repeating_the_command_changes_nothing(trained):
     before = (
         (trained / "metrics.jsonl").read_text(),

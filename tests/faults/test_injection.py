@@ -252,6 +252,7 @@ TEMPLATE_MISTAKES = [
 ]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("old", "new"), few(TEMPLATE_MISTAKES, 0, 2), ids=[old for old, _ in TEMPLATE_MISTAKES]
 )

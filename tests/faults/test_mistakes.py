@@ -107,6 +107,7 @@ def the_student_has_another_tokenizer(workspace):
     workspace.arguments.append("student.model=models/other")
 
 
+@pytest.mark.more
 @variants(
     two_tokens_are_swapped, a_tokenizer_of_other_text, a_smaller_tokenizer, one_token_was_added,
     the_student_has_another_tokenizer,
@@ -160,6 +161,7 @@ def the_student_has_other_patches(workspace):
     workspace.arguments.append("student.model=models/odd")
 
 
+@pytest.mark.more
 @variants(
     patches_are_larger, more_patches_are_merged, the_teacher_takes_larger_images,
     the_teacher_takes_smaller_images, the_student_has_other_patches,
@@ -282,6 +284,7 @@ def a_method_without_a_teacher_has_too_little_memory(workspace):
     workspace.arguments += ["method=grpo", "teacher.model=", "train.memory=2e-5"]
 
 
+@pytest.mark.more
 @variants(
     the_budget_is_tiny, the_budget_is_tiny_for_opd, the_budget_is_tiny_for_written_responses,
     responses_may_be_very_long, a_method_without_a_teacher_has_too_little_memory,
@@ -331,6 +334,7 @@ def the_file_changed_and_a_second_run_exists(workspace):
     return "run=runs/x-3"
 
 
+@pytest.mark.more
 @variants(
     the_learning_rate_changed, steps_and_learning_rate_changed, the_temperature_changed,
     the_method_changed, the_file_changed_and_a_second_run_exists,

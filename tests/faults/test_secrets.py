@@ -120,6 +120,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words[:1] + words[-1:]))
 def test_mistakes_with_canaries_in_them_write_and_print_none(words, vistill, tmp_path, monkeypatch):
     monkeypatch.setenv("VISTILL_ERROR_JSON", "machine.json")

@@ -364,6 +364,7 @@ def test_a_limit_of_image_tokens_is_met_or_refused(name, vlm):
     assert vlm.family.image_grid() != before
 
 
+@pytest.mark.more
 def test_two_steps_of_opd_by_distill(name, tokenizer, prompts, tmp_path):
     """The canary runs too. It reads, decodes and checks the images of both families."""
     student, teacher = TINY[name](tokenizer, 0), run_selftest(TINY[name](tokenizer, 1)).freeze()

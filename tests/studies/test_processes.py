@@ -166,6 +166,7 @@ def test_a_signal_is_forwarded_once_to_each_arm_and_no_further_arm_starts(
     assert signal.getsignal(sent) == before
 
 
+@pytest.mark.more
 def test_a_second_signal_is_forwarded_too(folder):
     number = f"{signal.SIGTERM:d}"
     arms = [
@@ -214,6 +215,7 @@ def test_ctrl_c_in_a_terminal_reaches_an_arm_only_through_the_study(folder):
     assert lines() == ["a-ready", f"a-saved-{signal.SIGINT:d}"]
 
 
+@pytest.mark.more
 def test_a_second_call_skips_finished_arms(folder, capsys):
     finish = "note('NAME'); open('NAME.done', 'w')"
     a, c = (fake(name, finish.replace("NAME", name)) for name in "ac")

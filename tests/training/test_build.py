@@ -79,6 +79,7 @@ def test_a_run_with_another_student_is_refused_and_its_own_student_continues(
         distill_run(tokenizer, teacher, tmp_path, student=build_model(tokenizer, 3))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "change",
     few(

@@ -199,6 +199,7 @@ def test_steps_are_recomputed_to_the_last_bit_and_nothing_in_the_folder_changes(
     assert "all" in format_replay(replayed, last)
 
 
+@pytest.mark.more
 def test_a_changed_log_is_found(tokenizer, teacher, tmp_path, whole):
     folder = copy_folder(whole, tmp_path)
     lines = folder.metrics.read_text().splitlines()
@@ -231,6 +232,7 @@ def test_a_step_that_was_never_taken_cannot_be_recomputed(tokenizer, teacher, tm
     assert "--step 2" in caught.value.fix
 
 
+@pytest.mark.more
 def test_a_run_that_starts_over_uses_nothing_of_its_earlier_start(
     tokenizer, teacher, tmp_path, whole
 ):
@@ -287,6 +289,7 @@ def test_a_step_older_than_the_journal_is_refused_for_an_unkeyed_engine(
         replay_plan(plan(), folder, 8)
 
 
+@pytest.mark.more
 def test_entries_of_an_older_version_are_dropped_and_written_again(
     tokenizer, teacher, tmp_path, whole, stopped_at_7
 ):

@@ -100,6 +100,7 @@ def test_an_evaluation_that_does_not_fit_is_halved_and_gives_the_same_answers(
     assert plain.evaluations.read_text() == short.evaluations.read_text()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("point", few(["rollout.begin", "score.begin", "learn.part"], 2))
 def test_if_one_prompt_at_a_time_does_not_fit_the_run_stops_with_r501(
     tokenizer, teacher, tmp_path, monkeypatch, point

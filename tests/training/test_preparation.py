@@ -433,6 +433,7 @@ def test_a_method_without_the_teacher_it_needs_is_refused_with_a_reason(tokenize
     assert_refused(make_plan(tokenizer, None, METHODS[name]()), tmp_path, "C101")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_teacher_writes_stops_the_run_and_keeps_its_responses(
     number, tokenizer, teacher, tmp_path

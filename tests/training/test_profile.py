@@ -66,6 +66,7 @@ def only_linear(vlm):
     return with_family(vlm, costs=without_attention)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("objective", [OPD(), VAOPD(), GRPO()], ids=lambda o: type(o).__name__)
 def test_counted_operations_equal_those_of_torchs_own_counter(student, teacher, objective):
     student, teacher = only_linear(student), only_linear(teacher)
