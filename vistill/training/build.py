@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from vistill.batch import Objective, Requirements
 from vistill.errors import ConfigError
 from vistill.objectives.schema import make_method
+from vistill.plugin_calls import method_call
 from vistill.registry import methods, views, way_back
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
@@ -80,7 +81,8 @@ def check_objective(objective: Objective) -> Objective:
     reason = methods.objection(type(objective))
     if not reason and not is_dataclass(objective):
         reason = "it is no dataclass"
-    passes = () if reason else objective.passes()
+    with method_call(objective, "passes"):
+        passes = () if reason else objective.passes()
     if not reason and not isinstance(objective.requirements, Requirements):
         reason = "requirements is no vistill.batch.Requirements"
     elif not reason and not any(p.gradient for p in passes):

@@ -12,6 +12,7 @@ from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.faults import fault
+from vistill.plugin_calls import method_call
 from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
@@ -276,7 +277,8 @@ def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepR
         RolloutError: R401, every response of several steps in a row was cut off.
     """
     health = state.rollout_health
-    own = plan.objective.warnings(result.metrics)
+    with method_call(plan.objective, "warnings"):
+        own = plan.objective.warnings(result.metrics)
     for warning in health.update(result.metrics, result.groups, plan.rollout, own):
         report_event(plan, folder, warning, f"step {state.step}: ")
     if health.never_ends(plan.rollout):

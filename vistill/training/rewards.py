@@ -7,6 +7,7 @@ from types import TracebackType
 
 from vistill.data.math_judge import MathJudge
 from vistill.models.loading import VLM
+from vistill.plugin_calls import checked_function, plugin_call
 from vistill.registry import checkers, rewards
 from vistill.training.settings import RewardSettings
 from vistill.types import Prompt, RolloutGroup
@@ -47,16 +48,18 @@ class Rewards:
             "format": self.settings.format,
             **self.settings.extra,
         }
-        return sum(
-            weight * float(rewards.get(name)(text, group.prompt, self.settings, self.math))
-            for name, weight in weights.items()
-        )
+        values = []
+        for name, weight in weights.items():
+            with plugin_call(rewards, name):
+                value = float(rewards.get(name)(text, group.prompt, self.settings, self.math))
+            values.append(weight * value)
+        return sum(values)
 
 
 def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
     """1 for a right answer, by `reward.checker`."""
     assert prompt.answer is not None, "a start check refuses rows without an answer"
-    check = checkers.get(settings.checker)
+    check = checked_function(checkers, settings.checker)
     return float(check(response, prompt.answer, prompt.choices, settings.answer, math).correct)
 
 

@@ -278,7 +278,7 @@ def check_views(setup: "RunSetup") -> str:
                 scored: ScoredBatch = score_without_gradient(models, inputs, passes)
             is_finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, (DataError, ConfigError)):
                 raise
             raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
         if not is_finite:
