@@ -14,9 +14,9 @@ from typing import Any
 from vistill.errors import ConfigError, closest
 from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits
-from vistill.registry import load_plugins, methods, way_back
+from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
-from vistill.schema import METHODS_FILE, is_group, keys_of
+from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
 from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
@@ -251,13 +251,16 @@ def read_recipe_text(file: Path) -> str:
         ) from error
 
 
-def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:
+def build_recipe(
+    tree: dict[str, Any], text: str = "", name: str = "recipe", started: str = ""
+) -> Recipe:
     """Validate a tree of values.
 
     Args:
         tree: the recipe's keys.
         text: the file it was read from, for line numbers.
         name: the file's name, for messages.
+        started: the run folder whose plug-ins are meant; by default the `run` of the tree.
 
     Raises:
         ConfigError: C001, C002, C101 to C103, C105, C106.
@@ -278,7 +281,10 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
                 fix=f"method={other}   or remove the block {other}: from the recipe",
             )
     knobs = checked_knobs(block, schemas[method], method, source)
-    recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
+    try:
+        recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
+    except ConfigError as error:
+        raise with_way_back(error, tree, started or str(tree.get("run"))) from error
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
 
@@ -286,8 +292,29 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
 def unknown_method(method: str, run: str, where: str) -> ConfigError:
     """C102; where the run folder says which plug-in it was, with the command that gives it."""
     again = way_back(run, f"methods.{method}")
-    note = "a plug-in is executed: give only one that you know" if again else ""
-    return methods.unknown(method, where, again or "method=va_opd", note)
+    near = closest(method, methods)
+    fix = again or f"method={near[0] if near else 'va_opd'}"
+    return methods.unknown(method, where, fix, PLUGIN_NOTE if again else "")
+
+
+def with_way_back(error: ConfigError, tree: Mapping[str, Any], run: str) -> ConfigError:
+    """C105 with the command that gives the plug-in, where the run folder says which it was."""
+    if error.code != "C105":
+        return error
+    values = flatten(tree)
+    names = [(kind, values.get(key)) for key, kind in NAMING_KEYS.items()]
+    for key, kind in KEYS_OF_NAMES.items():
+        names += [
+            (kind, name.removeprefix(f"{key}.")) for name in values if name.startswith(f"{key}.")
+        ]
+    for kind, name in names:
+        if isinstance(name, str) and name not in KINDS[kind]:
+            again = way_back(run, f"{kind}.{name}")
+            if again:
+                parts = {"where": error.where, "why": error.why, "note": PLUGIN_NOTE}
+                return ConfigError(error.code, error.what, fix=again, **parts)
+            return error
+    return error
 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) -> None:

@@ -197,13 +197,13 @@ class Registry:
         """A hash of the source behind a name; empty for what comes with vistill."""
         return plugins.source_hash(self.get(name), self.entry(name).origin)
 
-    def require(self, field: str, name: str, default: str = "") -> None:
+    def require(self, field: str, name: str, fix: str = "") -> None:
         """C105 for a field of the settings that names nothing of this kind. Nothing is imported.
 
         Args:
             field: the key within its group.
             name: what it names.
-            default: a value for the fix; by default the nearest name, else the first built-in one.
+            fix: the fix; by default the field with the nearest name, else the first built-in one.
         """
         if name not in self.builtin:
             try:
@@ -212,10 +212,8 @@ class Registry:
                 if error.code != "C105":
                     raise
                 near = next(iter(closest(name, self.names())), next(iter(self.builtin)))
-                fix = f"{field}={default or near}"
-                raise ConfigError(
-                    "C105", f"{field} = {name} is no {self.one}", why=error.why, fix=fix
-                ) from error
+                what, fix = f"{field} = {name} is no {self.one}", fix or f"{field}={near}"
+                raise ConfigError("C105", what, why=error.why, fix=fix) from error
 
     def summary(self, entry: Entry) -> str:
         """The first line of the docstring of an entry. It does not import built-in ones."""

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vistill import plugins
 from vistill.errors import ConfigError
@@ -125,6 +126,9 @@ KINDS: dict[str, Registry] = {
     for registry in (methods, views, families, engines, tasks, checkers, rewards, thoughts, studies)
 }
 
+#: The note of an error whose fix executes a plug-in.
+PLUGIN_NOTE = "a plug-in is executed: give only one that you know"
+
 
 def load_plugins(files: Sequence[str | Path]) -> None:
     """Execute plug-in files, so that recipes can name what they register.
@@ -189,6 +193,12 @@ def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     return code
 
 
+def file_of_command(lock: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The only plug-in file of the run's first command: tasks are not listed under `code`."""
+    files = re.findall(r"--plugin[ =](\S+)", str(lock["command"]))
+    return ("file", "", files[0]) if len(files) == 1 else ("", "", "")
+
+
 def way_back(run: str, key: str) -> str:
     """The line to paste that gives back what a run used and this process does not know, or "".
 
@@ -198,7 +208,8 @@ def way_back(run: str, key: str) -> str:
     """
     try:
         lock = json.loads((Path(run) / "run.lock.json").read_text(encoding="utf-8"))
-        kind, _, name = str(lock["code"][key]["from"]).partition(" ")
+        facts = lock["code"].get(key)
+        kind, _, name = str(facts["from"]).partition(" ") if facts else file_of_command(lock)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     if kind == "package":

@@ -32,10 +32,10 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     pairs = dict(split_override(text) for text in overrides)
     if target.endswith((".yaml", ".toml")):
         return load_recipe(target, pairs)
-    folder = Path(target)
+    folder, started = Path(target), ""
     if (folder / "recipe.json").is_file():
         check_unmasked(RunFolder(folder), pairs)
-        tree = recipe_of_run(folder)
+        tree, started = recipe_of_run(folder), target
         tree["run"] = f"{target.rstrip('/')}-{verb}"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
@@ -49,7 +49,7 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         tree |= {"student": {}, "data": {"train": "diagrams"}}
     set_dotted(tree, "student.model", target)
     override(tree, pairs)
-    return build_recipe(tree, name=verb)
+    return build_recipe(tree, name=verb, started=started)
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any]:

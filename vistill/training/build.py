@@ -12,7 +12,7 @@ from vistill.batch import Objective, Requirements
 from vistill.errors import ConfigError
 from vistill.objectives.schema import make_method
 from vistill.plugin_calls import method_call
-from vistill.registry import methods, views, way_back
+from vistill.registry import PLUGIN_NOTE, methods, views, way_back
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
 from vistill.training.checks.code import CODE_CHECK, views_of
@@ -53,7 +53,11 @@ def make_setup(
         given: models and prompts of the caller; the recipe says where they come from otherwise.
         objective: the method; made from the recipe's method and knobs otherwise.
     """
-    method = check_objective(make_objective(recipe) if objective is None else objective)
+    method = make_objective(recipe) if objective is None else objective
+    try:
+        check_objective(method)
+    except ConfigError as error:
+        raise with_plugin_of_view(error, method, recipe.run) from error
     return RunSetup(recipe, method, folder, purpose, given)
 
 
@@ -69,6 +73,18 @@ def make_objective(recipe: Recipe) -> Objective:
         fix = again or "vistill.replay(RUN_FOLDER, objective=YOUR_OBJECTIVE)   or   method=va_opd"
         raise methods.unknown(recipe.method, fix=fix)
     return make_method(recipe.method, recipe.knobs)
+
+
+def with_plugin_of_view(error: ConfigError, objective: Objective, run: str) -> ConfigError:
+    """C105 for a view, with the command that gives its plug-in, where the run folder says which."""
+    if error.code != "C105":
+        return error
+    missing = [view for view in views_of(objective) if view not in views]
+    again = way_back(run, f"views.{missing[0]}") if missing else ""
+    if not again:
+        return error
+    parts = {"where": error.where, "why": error.why, "note": PLUGIN_NOTE}
+    return ConfigError("C105", error.what, fix=again, **parts)
 
 
 def check_objective(objective: Objective) -> Objective:
