@@ -260,7 +260,7 @@ def test_what_is_no_method_is_refused_by_distill(tokenizer, teacher, tmp_path):
 
 
 VIEWS = {
-    "wide": ("V816", ModelError, "another size"),
+    "wide": ("V816", ModelError, "pixels instead of"),
     "another": ("C106", ConfigError, "by its id"),
     "nowhere": ("C105", ConfigError, "views: full"),
 }

@@ -298,12 +298,24 @@ def check_tokens_of(models: Models, view: str, prompts: Sequence[Prompt]) -> Non
                 "V816",
                 f"the views full and {view} differ in more than pixels",
                 where=prompt.labels.get("row", prompt.id),
-                why=f"{len(other.ids):,} tokens instead of {len(full.ids):,}:"
-                " its images have another size",
+                why=differences_of(prompt, shown, len(full.ids), len(other.ids)),
                 fix=f"let the view {view} keep the size of every image:"
                 " image.resize(original.size)",
                 note="vistill explain V816",
             )
+
+
+def differences_of(prompt: Prompt, shown: Prompt, before: int, after: int) -> str:
+    """In which image sizes and token counts a view changes a prompt."""
+    sizes = [tuple(image.load().size for image in p.images) for p in (prompt, shown)]
+    parts = [
+        f"image {number} has {new[0]} x {new[1]} pixels instead of {old[0]} x {old[1]}"
+        for number, (old, new) in enumerate(zip(*sizes, strict=True), 1)
+        if old != new
+    ]
+    same = f"its {after:,} tokens have other ids or positions"
+    parts.append(same if before == after else f"{after:,} tokens instead of {before:,}")
+    return "; ".join(parts)
 
 
 def unreadable_view_error(name: str, why: str) -> ModelError:
