@@ -4,6 +4,7 @@ A name in a recipe alone executes nothing.
 """
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -402,29 +403,43 @@ def test_the_hash_of_a_package_covers_the_modules_that_the_method_imports(site, 
 # listing
 
 
-def test_list_has_one_line_per_name_with_where_it_comes_from(folder):
+def test_list_has_one_line_per_name_with_where_it_comes_from(folder, site):
     from vistill.cli.names import kinds_table, names_table
 
+    theirs = ENTRY.replace("mine =", "theirs =")  # as in an environment with a plug-in package
+    install(site, "pack", entry=theirs, pack____init__="", pack__methods=PLAIN)
     load_plugins(["mine.py"])
     assert {line.split()[0] for line in kinds_table().splitlines()[: len(KINDS)]} == set(KINDS)
     for kind, registry in KINDS.items():
         lines = names_table(kind).splitlines()
         assert [line.split()[0] for line in lines] == registry.names()
-        assert all("built-in" in line or "mine" in line for line in lines)
-    assert "file mine.py  The first line." in names_table("methods")
+        origins = [str(entry.origin) for entry in registry.entries()]
+        assert all(origin in line for origin, line in zip(origins, lines, strict=True))
+    assert "package pack 1.0" in names_table("methods")
+    assert re.search("file mine.py +The first line.", names_table("methods"))
     refused("C105", lambda: names_table("method"), "vistill list methods")
 
 
-def test_lists_of_builtin_names_import_no_torch():
+def test_lists_of_builtin_names_import_no_torch(site):
+    import os
     import subprocess
 
+    install(site, "pack", entry=ENTRY, pack____init__="", pack__methods="import torch\n" + PLAIN)
     code = textwrap.dedent("""
         import sys
+        from vistill import lookup
+        lookup.points_of = lambda group, path: ()  # without the installed plug-ins
         from vistill.cli.names import kinds_table, names_table
         from vistill.registry import KINDS
         kinds_table()
         for kind in KINDS: names_table(kind)
         assert not {"torch", "transformers"} & set(sys.modules)
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
+    )
     assert done.returncode == 0, done.stderr
