@@ -216,14 +216,20 @@ def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
             branch.pop(method, None)
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with vistill by name, in an installation and in a working copy."""
+    folders = (Path(__file__).parent.parent / "recipes", RECIPES)
+    files = {file.name: file for folder in folders for file in folder.glob("*.yaml")}
+    return dict(sorted(files.items()))
+
+
 def find_recipe(path: str | Path) -> Path:
     """The file itself, or a shipped recipe of that name."""
-    file = Path(path)
-    shipped = [RECIPES / file.name, Path(__file__).parent.parent / "recipes" / file.name]
-    for candidate in (file, *shipped):
-        if candidate.is_file():
+    file, shipped = Path(path), shipped_recipes()
+    for candidate in (file, shipped.get(file.name)):
+        if candidate is not None and candidate.is_file():
             return candidate
-    known = sorted({p.name for folder in shipped for p in folder.parent.glob("*.yaml")})
+    known = list(shipped)
     meant = closest(file.stem, [Path(k).stem for k in known])
     raise ConfigError(
         "C004",

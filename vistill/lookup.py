@@ -62,6 +62,7 @@ class Registry:
             arguments: what functions of this kind are called with, in order.
         """
         self.kind, self.one, self.builtin = kind, one, dict(builtin)
+        self.a_name = f"{'an' if one[0] in 'aeiou' else 'a'} {one}"
         self.base, self.arguments = base, arguments
         self._given: dict[str, tuple[Entry, Any]] = {}
         self._resolved: dict[str, Any] = {}
@@ -105,7 +106,7 @@ class Registry:
         if reason:
             raise ConfigError(
                 "C106",
-                f'a {self.one} cannot be registered as "{entry.name}"',
+                f'{self.a_name} cannot be registered as "{entry.name}"',
                 where=str(entry.origin),
                 why=reason,
                 fix=f'@{self.kind}.register("my_{self.one.replace(" ", "_")}")',
@@ -159,7 +160,7 @@ class Registry:
         if len(candidates) > 1:
             raise ConfigError(
                 "C106",
-                f'two plug-ins give a {self.one} called "{name}"',
+                f'two plug-ins give {self.a_name} called "{name}"',
                 why=" and ".join(str(entry.origin) for entry in candidates),
                 fix="leave one of them out",
             )
@@ -236,7 +237,7 @@ class Registry:
                 f"{module} is no module of an installed package that requires vistill,"
                 " and files of the working folder are never imported"
             )
-        own = f"a {self.one} of your own: --plugin FILE.py, or a package with entry points"
+        own = f"{self.a_name} of your own: --plugin FILE.py, or a package with entry points"
         return ConfigError(
             "C102" if self.kind == "methods" else "C105",
             f'unknown {self.one} "{name:.80}"' if name else f"the recipe names no {self.one}",
@@ -252,11 +253,11 @@ class Registry:
         if reason:
             raise ConfigError(
                 "C106",
-                f"{entry.target} cannot be a {self.one}",
+                f"{entry.target} cannot be {self.a_name}",
                 where=str(entry.origin),
                 why=reason,
                 fix=f"correct {entry.target.partition(':')[2] or entry.target}; "
-                f"docs/extending.md shows a {self.one}",
+                f"docs/extending.md shows {self.a_name}",
             )
 
     def objection(self, thing: Any) -> str:

@@ -420,6 +420,33 @@ def test_list_has_one_line_per_name_with_where_it_comes_from(folder, site):
     refused("C105", lambda: names_table("method"), "vistill list methods")
 
 
+def test_list_prints_the_shipped_recipes_with_their_first_line():
+    from vistill.cli.names import kinds_table, names_table
+
+    lines = names_table("recipes").splitlines()
+    names = sorted(file.name for file in (REPO / "recipes").glob("*.yaml"))
+    assert [line.split()[0] for line in lines] == names
+    assert all(len(line.split()) > 4 and "#" not in line for line in lines)
+    assert f"recipes   {len(names)}" in kinds_table()
+    refused("C105", lambda: names_table("recipe"), "vistill list recipes")
+
+
+def test_the_list_of_kinds_says_only_what_holds():
+    from vistill.cli.main import app
+    from vistill.cli.names import NAMED_BY
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    words = NAMED_BY["studies"].replace(",", "").split()
+    assert {"demo", "methods", "train"} == verbs & set(words)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_messages_have_the_article_of_the_kind(kind):
+    text = KINDS[kind].unknown("nothing_of_that_name").render()
+    article = "an" if kind == "engines" else "a"
+    assert f"{article} {KINDS[kind].one} of your own" in text
+
+
 def test_lists_of_builtin_names_import_no_torch(site):
     import os
     import subprocess

@@ -237,6 +237,33 @@ def test_stages_are_trained_in_order_and_a_failure_ends_the_study(tmp_path, monk
     assert load_stages(tmp_path / "recipe.yaml")["opd"] == arms[0].settings
 
 
+def test_progress_names_the_stage_and_begins_anew_with_each(tmp_path, monkeypatch, capsys):
+    from vistill import api
+    from vistill.cli.progress import Progress
+    from vistill.studies.arms import train_in_order
+
+    step = {"step": 1, "steps": 2, "loss": 1.0, "rollout/tokens": 5, "seconds": 1.0}
+
+    def train(recipe, progress, **options):
+        progress({"event": "an event"})
+        progress({"step": 0, "steps": 2, "eval/accuracy": 0.5 if recipe.method == "opd" else 0.25})
+        progress(step)
+        progress(step | {"step": 2})
+        return api.Run(Path(recipe.run))
+
+    monkeypatch.setattr(api, "train", train)  # the progress of the arms is tested
+    with Progress() as progress:
+        assert len(list(train_in_order(arms_in(tmp_path), progress.show))) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["opd"] * 4 + ["va_opd"] * 4
+    assert [line.split("   ")[2] for line in lines if "loss" in line] == [
+        "accuracy 0.500", "accuracy 0.500", "accuracy 0.250", "accuracy 0.250",
+    ]  # fmt: skip
+    with Progress() as progress:
+        list(train_in_order(arms_in(tmp_path)[:1], progress.show))
+    assert "opd" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("verb", "study"), [("demo", "demo.run_demo"), ("methods", "methods.run_methods")]
 )

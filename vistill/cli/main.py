@@ -287,7 +287,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 def selftest(
     chaos: Annotated[
         int,
-        typer.Option(help="number of trials: kills at random instants, and signals in phases"),
+        typer.Option(help="twice N trials: N kills at random instants and N signals in phases"),
     ] = 20,
     folder: Annotated[Path, typer.Option(help="folder on the storage under test")] = Path(
         "runs/selftest"
@@ -330,7 +330,7 @@ def replay(
 )
 def list_names(
     kind: Annotated[
-        str | None, typer.Argument(help="methods, views, ...; without one: the kinds")
+        str | None, typer.Argument(help="methods, views, recipes, ...; without one: the kinds")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
