@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from vistill.batch import Objective
-from vistill.config import build_recipe, load_recipe, override, split_override
+from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
@@ -141,11 +141,7 @@ def train(
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
     """A recipe with some settings changed, checked like a file."""
-    pairs = (
-        overrides
-        if isinstance(overrides, Mapping)
-        else dict(split_override(text) for text in overrides)
-    )
+    pairs = overrides if isinstance(overrides, Mapping) else split_overrides(overrides)
     if not pairs:
         return recipe
     tree = recipe.to_dict()

@@ -30,6 +30,7 @@ __all__ = [
     "load_recipe",
     "load_stages",
     "split_override",
+    "split_overrides",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -105,15 +106,13 @@ def load_stages(
     file = find_recipe(path)
     text = read_recipe_text(file)
     tree = parse_text(text, file)
-    pairs = (
-        overrides.items()
-        if isinstance(overrides, Mapping)
-        else [split_override(o) for o in overrides]
-    )
-    override(tree, dict(pairs))
+    is_mapping = isinstance(overrides, Mapping)
+    pairs = dict(overrides) if is_mapping else split_overrides(overrides)
+    origins = dict.fromkeys(pairs, "overrides" if is_mapping else "command line")
+    override(tree, pairs)
     stages = tree.pop("stages", None)
     if stages is None:
-        return {"run": build_recipe(tree, text, file.name)}
+        return {"run": build_recipe(tree, text, file.name, overrides=origins)}
     check_stages(stages, tree, Source(text, file.name, all_keys()))
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
@@ -128,7 +127,12 @@ def load_stages(
         drop_other_methods(branch, tree)
         branch["run"] = f"{tree['run']}/{name}"
         try:
-            recipes[name] = build_recipe(branch, text, file.name)
+            own_origins = {
+                key.removeprefix(f"stages.{name}."): origin
+                for key, origin in origins.items()
+                if key not in own
+            }
+            recipes[name] = build_recipe(branch, text, file.name, overrides=own_origins)
         except ConfigError as error:
             raise error_in_stage(error, name, own) from error
     return recipes
@@ -183,6 +187,20 @@ def split_override(text: str) -> tuple[str, Any]:
     return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 
+def split_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """All overrides of a command line.
+
+    Raises:
+        ConfigError: C005, as `split_override`; of `train.lr 1e-5` the fix has the missing sign.
+    """
+    for index, key in enumerate(words):
+        value = next((word for word in words[index + 1 :] if word != "="), "")
+        if re.fullmatch(r"[a-z_][\w.]*", key) and value and "=" not in value:
+            what, fix = f'"{key}" has a space in place of =', f"{key}={value}"
+            raise ConfigError("C005", what, where="command line", fix=fix)
+    return dict(split_override(word) for word in words)
+
+
 def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
     """The same error of a stage. The fix of a key that the stage sets is in the stage."""
     mine = "|".join(re.escape(key) for key in own)
@@ -229,6 +247,8 @@ def find_recipe(path: str | Path) -> Path:
     for candidate in (file, shipped.get(file.name)):
         if candidate is not None and candidate.is_file():
             return candidate
+    if file.is_dir():
+        raise folder_as_recipe(file)
     known = list(shipped)
     meant = closest(file.stem, [Path(k).stem for k in known])
     raise ConfigError(
@@ -240,6 +260,18 @@ def find_recipe(path: str | Path) -> Path:
         fix=f"{meant[0]}.yaml   in place of {path}"
         if meant
         else "vistill init va-opd   writes a commented recipe",
+    )
+
+
+def folder_as_recipe(folder: Path) -> ConfigError:
+    """C004 for a folder in place of a recipe; that of a run holds the recipe of the run."""
+    runs = [folder / "recipe.json", *sorted(folder.glob("*/recipe.json"))]
+    file = next((file for file in runs if file.is_file()), None)
+    return ConfigError(
+        "C004",
+        f"{folder} is a folder, not a recipe",
+        why="a run folder holds the recipe of its run" if file else "it holds no recipe.json",
+        fix=f"vistill train {file}" if file else "vistill init   writes a commented recipe",
     )
 
 
@@ -258,7 +290,11 @@ def read_recipe_text(file: Path) -> str:
 
 
 def build_recipe(
-    tree: dict[str, Any], text: str = "", name: str = "recipe", started: str = ""
+    tree: dict[str, Any],
+    text: str = "",
+    name: str = "recipe",
+    started: str = "",
+    overrides: Mapping[str, str] | None = None,
 ) -> Recipe:
     """Validate a tree of values.
 
@@ -267,12 +303,13 @@ def build_recipe(
         text: the file it was read from, for line numbers.
         name: the file's name, for messages.
         started: the run folder whose plug-ins are meant; by default the `run` of the tree.
+        overrides: keys that do not come from the file, with where they come from, for messages.
 
     Raises:
         ConfigError: C001, C002, C101 to C103, C105, C106.
     """
     tree, method = dict(tree), tree.get("method")
-    source = Source(text, name, all_keys(str(method)))
+    source = Source(text, name, all_keys(str(method)), overrides or {})
     schemas = method_schemas()
     if not isinstance(method, str) or method not in schemas:
         raise unknown_method(str(method or ""), str(tree.get("run")), source.place(("method",)))
