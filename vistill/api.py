@@ -8,11 +8,11 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from vistill.batch import Objective
-from vistill.config import build_recipe, load_recipe, override, split_override
+from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import ConfigError, DataError, closest
+from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
@@ -30,6 +30,12 @@ from vistill.runs.storage import to_json, write_json
 from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
+from vistill.training.checks.arguments import (
+    check_method_argument,
+    check_model,
+    check_options,
+    check_responses,
+)
 from vistill.training.checks.data import check_prompts, no_prompts_error
 from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
@@ -135,11 +141,7 @@ def train(
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
     """A recipe with some settings changed, checked like a file."""
-    pairs = (
-        overrides
-        if isinstance(overrides, Mapping)
-        else dict(split_override(text) for text in overrides)
-    )
+    pairs = overrides if isinstance(overrides, Mapping) else split_overrides(overrides)
     if not pairs:
         return recipe
     tree = recipe.to_dict()
@@ -198,8 +200,12 @@ def distill(
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
-    check_options(options)
+    check_options(options, list(DistillOptions.__annotations__))
     load_plugins(options.get("plugins", ()))
+    check_model(student, "student")
+    if teacher is not None:
+        check_model(teacher, "teacher")
+    check_method_argument(objective)
     check_objective(objective)
     check_prompts([*prompts, *options.get("eval_prompts", ())])
     if not prompts:
@@ -227,20 +233,6 @@ def distill(
                 options.get("progress", lambda record: None),
             )
             return train_setup(setup, progress, accept)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """C001 for a keyword that `distill` does not have: it would be ignored silently."""
-    known = list(DistillOptions.__annotations__)
-    for name in options:
-        if name not in known:
-            meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
-            raise ConfigError(
-                "C001",
-                f'vistill.distill has no option "{name}"',
-                why=f"known here: {', '.join(known)}",
-                fix=f"{meant}=...   in place of {name}" if meant else f"leave {name} out",
-            )
 
 
 def view_settings(context: ViewContext) -> ViewSettings:
@@ -378,8 +370,13 @@ def visual_advantage(
         prompts: questions with images.
         responses: one text per prompt.
         degraded: side of the reduced image as a share of the original.
+
+    Raises:
+        ConfigError: C002, the model is not loaded, or there is not one response per prompt.
     """
+    check_model(model, "model")
     check_prompts(prompts)
+    check_responses(prompts, responses)
     prompts = with_content_hashes(prompts)
     context = ViewContext(pixel_share=degraded)
     out = []

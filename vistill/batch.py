@@ -15,6 +15,7 @@ from torch import Tensor
 from vistill.errors import ConfigError
 from vistill.functional.heads import Head
 from vistill.functional.segments import segment_count
+from vistill.plugin_calls import UndeclaredPassError
 from vistill.types import Pass, View, Writer, view_named
 
 
@@ -140,9 +141,10 @@ class ScoredBatch:
     """Share of the run that is done, for schedules."""
 
     def __getitem__(self, name: str) -> ScoredPass:
-        if name not in self.passes:
-            raise undeclared_pass(name, self.passes)
-        return self.passes[name]
+        try:
+            return self.passes[name]
+        except KeyError:
+            raise UndeclaredPassError(name, list(self.passes)) from None
 
     def take_rollouts(self, keep: Bool[Tensor, " N"]) -> tuple["ScoredBatch", Tensor]:
         """The batch limited to some rollouts, and the rows of the flat axis that it keeps.

@@ -14,9 +14,9 @@ from typing import Any
 from vistill.errors import ConfigError, closest
 from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits
-from vistill.registry import load_plugins, methods, missing_plugin, way_back
+from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
-from vistill.schema import METHODS_FILE, is_group, keys_of
+from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
 from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
@@ -30,6 +30,7 @@ __all__ = [
     "load_recipe",
     "load_stages",
     "split_override",
+    "split_overrides",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -105,15 +106,13 @@ def load_stages(
     file = find_recipe(path)
     text = read_recipe_text(file)
     tree = parse_text(text, file)
-    pairs = (
-        overrides.items()
-        if isinstance(overrides, Mapping)
-        else [split_override(o) for o in overrides]
-    )
-    override(tree, dict(pairs))
+    is_mapping = isinstance(overrides, Mapping)
+    pairs = dict(overrides) if is_mapping else split_overrides(overrides)
+    origins = dict.fromkeys(pairs, "overrides" if is_mapping else "command line")
+    override(tree, pairs)
     stages = tree.pop("stages", None)
     if stages is None:
-        return {"run": build_recipe(tree, text, file.name)}
+        return {"run": build_recipe(tree, text, file.name, overrides=origins)}
     check_stages(stages, tree, Source(text, file.name, all_keys()))
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
@@ -128,7 +127,12 @@ def load_stages(
         drop_other_methods(branch, tree)
         branch["run"] = f"{tree['run']}/{name}"
         try:
-            recipes[name] = build_recipe(branch, text, file.name)
+            own_origins = {
+                key.removeprefix(f"stages.{name}."): origin
+                for key, origin in origins.items()
+                if key not in own
+            }
+            recipes[name] = build_recipe(branch, text, file.name, overrides=own_origins)
         except ConfigError as error:
             raise error_in_stage(error, name, own) from error
     return recipes
@@ -183,6 +187,20 @@ def split_override(text: str) -> tuple[str, Any]:
     return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 
+def split_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """All overrides of a command line.
+
+    Raises:
+        ConfigError: C005, as `split_override`; of `train.lr 1e-5` the fix has the missing sign.
+    """
+    for index, key in enumerate(words):
+        value = next((word for word in words[index + 1 :] if word != "="), "")
+        if re.fullmatch(r"[a-z_][\w.]*", key) and value and "=" not in value:
+            what, fix = f'"{key}" has a space in place of =', f"{key}={value}"
+            raise ConfigError("C005", what, where="command line", fix=fix)
+    return dict(split_override(word) for word in words)
+
+
 def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
     """The same error of a stage. The fix of a key that the stage sets is in the stage."""
     mine = "|".join(re.escape(key) for key in own)
@@ -216,14 +234,22 @@ def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
             branch.pop(method, None)
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with vistill by name, in an installation and in a working copy."""
+    folders = (Path(__file__).parent.parent / "recipes", RECIPES)
+    files = {file.name: file for folder in folders for file in folder.glob("*.yaml")}
+    return dict(sorted(files.items()))
+
+
 def find_recipe(path: str | Path) -> Path:
     """The file itself, or a shipped recipe of that name."""
-    file = Path(path)
-    shipped = [RECIPES / file.name, Path(__file__).parent.parent / "recipes" / file.name]
-    for candidate in (file, *shipped):
-        if candidate.is_file():
+    file, shipped = Path(path), shipped_recipes()
+    for candidate in (file, shipped.get(file.name)):
+        if candidate is not None and candidate.is_file():
             return candidate
-    known = sorted({p.name for folder in shipped for p in folder.parent.glob("*.yaml")})
+    if file.is_dir():
+        raise folder_as_recipe(file)
+    known = list(shipped)
     meant = closest(file.stem, [Path(k).stem for k in known])
     raise ConfigError(
         "C004",
@@ -234,6 +260,18 @@ def find_recipe(path: str | Path) -> Path:
         fix=f"{meant[0]}.yaml   in place of {path}"
         if meant
         else "vistill init va-opd   writes a commented recipe",
+    )
+
+
+def folder_as_recipe(folder: Path) -> ConfigError:
+    """C004 for a folder in place of a recipe; that of a run holds the recipe of the run."""
+    runs = [folder / "recipe.json", *sorted(folder.glob("*/recipe.json"))]
+    file = next((file for file in runs if file.is_file()), None)
+    return ConfigError(
+        "C004",
+        f"{folder} is a folder, not a recipe",
+        why="a run folder holds the recipe of its run" if file else "it holds no recipe.json",
+        fix=f"vistill train {file}" if file else "vistill init   writes a commented recipe",
     )
 
 
@@ -251,19 +289,27 @@ def read_recipe_text(file: Path) -> str:
         ) from error
 
 
-def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> Recipe:
+def build_recipe(
+    tree: dict[str, Any],
+    text: str = "",
+    name: str = "recipe",
+    started: str = "",
+    overrides: Mapping[str, str] | None = None,
+) -> Recipe:
     """Validate a tree of values.
 
     Args:
         tree: the recipe's keys.
         text: the file it was read from, for line numbers.
         name: the file's name, for messages.
+        started: the run folder whose plug-ins are meant; by default the `run` of the tree.
+        overrides: keys that do not come from the file, with where they come from, for messages.
 
     Raises:
         ConfigError: C001, C002, C101 to C103, C105, C106.
     """
     tree, method = dict(tree), tree.get("method")
-    source = Source(text, name, all_keys(str(method)))
+    source = Source(text, name, all_keys(str(method)), overrides or {})
     schemas = method_schemas()
     if not isinstance(method, str) or method not in schemas:
         raise unknown_method(str(method or ""), str(tree.get("run")), source.place(("method",)))
@@ -281,7 +327,7 @@ def build_recipe(tree: dict[str, Any], text: str = "", name: str = "recipe") -> 
     try:
         recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
     except ConfigError as error:
-        raise with_missing_plugin(error, str(tree.get("run"))) from error
+        raise with_way_back(error, tree, started or str(tree.get("run"))) from error
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
 
@@ -300,8 +346,29 @@ def with_missing_plugin(error: ConfigError, run: str) -> ConfigError:
 def unknown_method(method: str, run: str, where: str) -> ConfigError:
     """C102; where the run folder says which plug-in it was, with the command that gives it."""
     again = way_back(run, f"methods.{method}")
-    note = "a plug-in is executed: give only one that you know" if again else ""
-    return methods.unknown(method, where, again or "method=va_opd", note)
+    near = closest(method, methods)
+    fix = again or f"method={near[0] if near else 'va_opd'}"
+    return methods.unknown(method, where, fix, PLUGIN_NOTE if again else "")
+
+
+def with_way_back(error: ConfigError, tree: Mapping[str, Any], run: str) -> ConfigError:
+    """C105 with the command that gives the plug-in, where the run folder says which it was."""
+    if error.code != "C105":
+        return error
+    values = flatten(tree)
+    names = [(kind, values.get(key)) for key, kind in NAMING_KEYS.items()]
+    for key, kind in KEYS_OF_NAMES.items():
+        names += [
+            (kind, name.removeprefix(f"{key}.")) for name in values if name.startswith(f"{key}.")
+        ]
+    for kind, name in names:
+        if isinstance(name, str) and name not in KINDS[kind]:
+            again = way_back(run, f"{kind}.{name}")
+            if again:
+                parts = {"where": error.where, "why": error.why, "note": PLUGIN_NOTE}
+                return ConfigError(error.code, error.what, fix=again, **parts)
+            return error
+    return error
 
 
 def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) -> None:

@@ -31,7 +31,7 @@ CATALOGUE: dict[str, str] = {
     "C103": "The method compares sibling rollouts of one prompt, but there is only one.",
     "C104": "The allowed memory does not hold one prompt with one response.",
     "C105": "An unknown name: of a view, engine, checker, reward, thought source or task.",
-    "C106": "A plug-in cannot be read or executed, or gives an object of the wrong kind.",
+    "C106": "A plug-in cannot be read or executed, is of the wrong kind, or fails in a run.",
     "C110": "A frozen part has no weights, or nothing is left to train.",
     "C201": "The run folder belongs to a run with another recipe.",
     "C202": "The given initial student is not the one of the run.",

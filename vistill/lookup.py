@@ -62,6 +62,7 @@ class Registry:
             arguments: what functions of this kind are called with, in order.
         """
         self.kind, self.one, self.builtin = kind, one, dict(builtin)
+        self.a_name = f"{'an' if one[0] in 'aeiou' else 'a'} {one}"
         self.base, self.arguments = base, arguments
         self._given: dict[str, tuple[Entry, Any]] = {}
         self._resolved: dict[str, Any] = {}
@@ -105,7 +106,7 @@ class Registry:
         if reason:
             raise ConfigError(
                 "C106",
-                f'a {self.one} cannot be registered as "{entry.name}"',
+                f'{self.a_name} cannot be registered as "{entry.name}"',
                 where=str(entry.origin),
                 why=reason,
                 fix=f'@{self.kind}.register("my_{self.one.replace(" ", "_")}")',
@@ -159,7 +160,7 @@ class Registry:
         if len(candidates) > 1:
             raise ConfigError(
                 "C106",
-                f'two plug-ins give a {self.one} called "{name}"',
+                f'two plug-ins give {self.a_name} called "{name}"',
                 why=" and ".join(str(entry.origin) for entry in candidates),
                 fix="leave one of them out",
             )
@@ -197,13 +198,13 @@ class Registry:
         """A hash of the source behind a name; empty for what comes with vistill."""
         return plugins.source_hash(self.get(name), self.entry(name).origin)
 
-    def require(self, field: str, name: str, default: str = "") -> None:
+    def require(self, field: str, name: str, fix: str = "") -> None:
         """C105 for a field of the settings that names nothing of this kind. Nothing is imported.
 
         Args:
             field: the key within its group.
             name: what it names.
-            default: a value for the fix; by default the nearest name, else the first built-in one.
+            fix: the fix; by default the field with the nearest name, else the first built-in one.
         """
         if name not in self.builtin:
             try:
@@ -212,10 +213,8 @@ class Registry:
                 if error.code != "C105":
                     raise
                 near = next(iter(closest(name, self.names())), next(iter(self.builtin)))
-                fix = f"{field}={default or near}"
-                raise ConfigError(
-                    "C105", f"{field} = {name} is no {self.one}", why=error.why, fix=fix
-                ) from error
+                what, fix = f"{field} = {name} is no {self.one}", fix or f"{field}={near}"
+                raise ConfigError("C105", what, why=error.why, fix=fix) from error
 
     def summary(self, entry: Entry) -> str:
         """The first line of the docstring of an entry. It does not import built-in ones."""
@@ -238,7 +237,7 @@ class Registry:
                 f"{module} is no module of an installed package that requires vistill,"
                 " and files of the working folder are never imported"
             )
-        own = f"a {self.one} of your own: --plugin FILE.py, or a package with entry points"
+        own = f"{self.a_name} of your own: --plugin FILE.py, or a package with entry points"
         return ConfigError(
             "C102" if self.kind == "methods" else "C105",
             f'unknown {self.one} "{name:.80}"' if name else f"the recipe names no {self.one}",
@@ -254,11 +253,11 @@ class Registry:
         if reason:
             raise ConfigError(
                 "C106",
-                f"{entry.target} cannot be a {self.one}",
+                f"{entry.target} cannot be {self.a_name}",
                 where=str(entry.origin),
                 why=reason,
                 fix=f"correct {entry.target.partition(':')[2] or entry.target}; "
-                f"docs/extending.md shows a {self.one}",
+                f"docs/extending.md shows {self.a_name}",
             )
 
     def objection(self, thing: Any) -> str:

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vistill import plugins
 from vistill.errors import ConfigError
@@ -125,6 +126,9 @@ KINDS: dict[str, Registry] = {
     for registry in (methods, views, families, engines, tasks, checkers, rewards, thoughts, studies)
 }
 
+#: The note of an error whose fix executes a plug-in.
+PLUGIN_NOTE = "a plug-in is executed: give only one that you know"
+
 
 def load_plugins(files: Sequence[str | Path]) -> None:
     """Execute plug-in files, so that recipes can name what they register.
@@ -189,15 +193,10 @@ def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     return code
 
 
-def missing_plugin(run: str) -> str:
-    """The line that gives the first plug-in which a run used and this process lacks, or ""."""
-    try:
-        code = json.loads((Path(run) / "run.lock.json").read_text(encoding="utf-8"))["code"]
-        names = [key.partition(".") for key in code]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    lost = [f"{kind}.{name}" for kind, _, name in names if name not in KINDS.get(kind, ())]
-    return next(filter(None, (way_back(run, key) for key in lost)), "")
+def file_of_command(lock: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The only plug-in file of the run's first command: tasks are not listed under `code`."""
+    files = re.findall(r"--plugin[ =](\S+)", str(lock["command"]))
+    return ("file", "", files[0]) if len(files) == 1 else ("", "", "")
 
 
 def way_back(run: str, key: str) -> str:
@@ -209,7 +208,8 @@ def way_back(run: str, key: str) -> str:
     """
     try:
         lock = json.loads((Path(run) / "run.lock.json").read_text(encoding="utf-8"))
-        kind, _, name = str(lock["code"][key]["from"]).partition(" ")
+        facts = lock["code"].get(key)
+        kind, _, name = str(facts["from"]).partition(" ") if facts else file_of_command(lock)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     if kind == "package":

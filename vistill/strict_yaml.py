@@ -107,9 +107,11 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file.name}:{mark.line + 1}" if mark else file.name
-        raise ConfigError(
-            "C003", str(getattr(error, "problem", error)), where=where, fix=PLAIN_YAML
-        ) from error
+        problem, fix = str(getattr(error, "problem", error)), PLAIN_YAML
+        if "\\t" in problem and "cannot start any token" in problem:
+            problem = "a tab where YAML wants spaces"
+            fix = f"use spaces:   expand -t 2 {file.name} > spaces.yaml"
+        raise ConfigError("C003", problem, where=where, fix=fix) from error
     if not isinstance(tree, dict):
         what = "a recipe is a mapping of keys to values"
         raise ConfigError(

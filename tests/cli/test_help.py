@@ -91,3 +91,14 @@ def test_no_help_text_loses_words_to_markup(verb):
     texts = [command.help, command.epilog, *(getattr(p, "help", None) for p in command.params)]
     for text in filter(None, texts):
         assert Text.from_markup(text).plain == text.replace(r"\[", "[")
+
+
+def test_the_help_of_selftest_says_how_many_trials_it_runs(capsys):
+    import pytest
+
+    from vistill.cli.main import entry
+
+    with pytest.raises(SystemExit):
+        entry(["selftest", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "N kills at random instants and N signals in phases" in text

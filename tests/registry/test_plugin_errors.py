@@ -1,109 +1,186 @@
-"""Mistakes in plug-ins end in a coded message that names the plug-in, not in a bare traceback."""
+"""Exceptions in the code of plug-ins: coded, with plug-in, function, fix and cause."""
 
-import json
+from dataclasses import dataclass
 
 import pytest
+from batches import responses
 
-from vistill.batch import undeclared_pass
-from vistill.config import build_recipe, load_recipe
-from vistill.data.math_judge import MathJudge
+from vistill.batch import ScoredBatch, ScoredPass
 from vistill.errors import ConfigError
-from vistill.registry import forget_plugins, load_plugins
-from vistill.training.rewards import Rewards
-from vistill.training.settings import RewardSettings
-from vistill.types import Prompt
+from vistill.objectives import OPD
+from vistill.plugin_calls import UndeclaredPassError, method_call, plugin_call
+from vistill.registry import checkers, load_plugins, methods, rewards, views
 
-REWARDS = """
-from vistill.registry import rewards
+pytestmark = pytest.mark.usefixtures("clean_registry")
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+from vistill.batch import Objective
+from vistill.objectives.shared import STUDENT, per_response, reverse_kl_to_teacher
+from vistill.registry import checkers, methods, rewards, views
+from vistill.types import Pass, Reader
 
 
-@rewards.register("word")
-def word(response, prompt, settings, math):
+@rewards.register("words")
+def words(response, prompt, settings, math):
+    """No number."""
     return "good"
 
 
 @rewards.register("zero")
 def zero(response, prompt, settings, math):
-    return 1 / len(response)
+    """A division by zero."""
+    return 1 / 0
 
 
-@rewards.register("endless")
-def endless(response, prompt, settings, math):
-    return float("inf")
+@checkers.register("broken")
+def broken(response, answer, choices, take, math):
+    """An unknown name."""
+    return undefined_name
 
 
-@rewards.register("whole")
-def whole(response, prompt, settings, math):
-    return 2
-"""
+@views.register("missing")
+def missing(prompt, context):
+    """An attribute that prompts do not have."""
+    return prompt.nothing
+
+
+@methods.register("mine")
+@dataclass(frozen=True)
+class Mine(Objective):
+    """A method that does not declare the pass that it reads."""
+
+    def passes(self):
+        return (STUDENT,)
+
+    def signals(self, batch):
+        return {"token_weight": per_response(batch.responses)}
+
+    def terms(self, batch, signals):
+        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+
+    def metrics(self, batch, signals):
+        return {"mine/ratio": 1 / 0}
+'''
 
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
+    """The plug-in file, loaded from the working folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(REWARDS)
+    (tmp_path / "mine.py").write_text(PLUGIN)
     load_plugins(["mine.py"])
-    yield tmp_path
-    forget_plugins()
+    return tmp_path / "mine.py"
 
 
-def reward_of(name):
-    settings = RewardSettings(accuracy=0.0, format=0.0, extra={name: 0.5})
-    prompt = Prompt("p", ("?",), answer="1")
-    return Rewards(settings, None, MathJudge()).value_of(name, "", prompt)
+def line_of(text):
+    return next(i for i, line in enumerate(PLUGIN.splitlines(), 1) if text in line)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("word", "'good'"), ("zero", "ZeroDivisionError"), ("endless", "no finite number")],
-)
-def test_a_reward_that_fails_is_named_with_its_file(name, reason, plugin):
+def refused(action, *words):
     with pytest.raises(ConfigError) as caught:
-        reward_of(name)
+        action()
     assert caught.value.code == "C106"
-    assert caught.value.where == "file mine.py"
-    assert f"the reward {name} failed" in caught.value.what
-    assert reason in caught.value.why
+    for word in ("file mine.py", *words):
+        assert word in caught.value.render()
+    return caught.value
 
 
-def test_a_reward_may_be_a_whole_number(plugin):
-    assert reward_of("whole") == 2.0
+CALLS = {
+    "words": ("the reward words", "could not convert string to float: 'good'", ValueError, None),
+    "zero": ("the reward zero", "division by zero", ZeroDivisionError, "1 / 0"),
+}  # fmt: skip
 
 
-def recipe_of(run, reward):
-    return {
-        "run": str(run),
-        "student": {"model": "vistill:student"},
-        "method": "grpo",
-        "reward": {"extra": {reward: 0.5}},
-    }
+@pytest.mark.parametrize("name", list(CALLS))
+def test_a_reward_that_fails_is_named(name, plugin, teacher):
+    from vistill.data.diagrams import diagram_prompts
+    from vistill.data.math_judge import MathJudge
+    from vistill.training.rewards import Rewards
+    from vistill.training.settings import RewardSettings
+    from vistill.types import Finish, Rollout, RolloutGroup
+
+    what, why, cause, line = CALLS[name]
+    rollout = Rollout(teacher.response_ids("12"), 0, Finish.STOP)
+    group = RolloutGroup(diagram_prompts("train", 1, 0)[0], (rollout,))
+    settings = RewardSettings(accuracy=0.0, extra={name: 1.0})
+    error = refused(lambda: Rewards(settings, teacher, MathJudge()).of([group]), what, why)
+    assert isinstance(error.__cause__, cause)
+    place = f"mine.py:{line_of(line)}" if line else "mine.py"
+    assert f"correct {place}," in error.fix
 
 
-def test_a_run_without_its_plugin_names_the_file_to_give(plugin):
-    code = {"rewards.word": {"from": "file mine.py", "sha256": "0"}}
-    run = plugin / "run"
-    run.mkdir()
-    (run / "run.lock.json").write_text(json.dumps({"code": code}))
-    assert build_recipe(recipe_of(run, "word")).reward.extra == {"word": 0.5}
-    forget_plugins()
-    with pytest.raises(ConfigError) as caught:
-        build_recipe(recipe_of(run, "word"))
-    assert caught.value.code == "C105"
-    assert caught.value.fix == 'plugins=["mine.py"]'
-    with pytest.raises(ConfigError) as caught:
-        build_recipe(recipe_of(plugin / "other", "word"))
-    assert caught.value.fix == "reward.extra={}"
+def test_views_and_checkers_that_fail_are_named(plugin):
+    from vistill.plugin_calls import checked_function
+    from vistill.types import Prompt
+    from vistill.views import apply_view
+
+    place = f"mine.py:{line_of('prompt.nothing')}"
+    error = refused(
+        lambda: apply_view(Prompt("p", ("text",)), "missing"), "the view missing", place
+    )
+    assert isinstance(error.__cause__, AttributeError)
+    check = checked_function(checkers, "broken")
+    error = refused(lambda: check("1", "1", (), "first", None), "the checker broken", "NameError")
+    assert isinstance(error.__cause__, NameError)
 
 
-def test_a_pass_that_is_not_declared_is_named():
-    error = undeclared_pass("teacher.full", ["student.full", "teacher.text_only"])
-    assert error.code == "C106"
-    assert "teacher.full" in error.what
-    assert "student.full, teacher.text_only" in error.why
-    assert 'Pass(Reader.TEACHER, "full")' in error.fix
+def test_a_pass_that_is_not_declared_is_named_with_the_line_that_adds_it(plugin):
+    objective = methods.get("mine")()
+    batch = ScoredBatch(responses([2], [0]), {"student.full": ScoredPass()})
+    with pytest.raises(UndeclaredPassError):
+        batch["teacher.full"]
+
+    def read():
+        with method_call(objective, "terms"):
+            batch["teacher.full"]
+
+    error = refused(read, "Mine.terms reads teacher.full, which is not among its passes()")
+    assert 'add Pass(Reader.TEACHER, "full") to Mine.passes()' in error.fix
+    assert "student.full" in error.why
+    assert isinstance(error.__cause__, KeyError)
 
 
-def test_the_fix_of_a_missing_plugin_works(plugin):
-    (plugin / "r.yaml").write_text(json.dumps(recipe_of(plugin / "run", "word")))
-    forget_plugins()
-    assert load_recipe("r.yaml", {}, plugins=["mine.py"]).reward.extra == {"word": 0.5}
+def test_other_exceptions_of_a_method_name_the_function_and_the_line(plugin):
+    objective = methods.get("mine")()
+
+    def measure():
+        with method_call(objective, "metrics"):
+            objective.metrics(ScoredBatch(responses([2], [0]), {}), {})
+
+    error = refused(measure, "Mine.metrics raised ZeroDivisionError")
+    assert f"mine.py:{line_of('mine/ratio')}" in error.fix
+
+
+def test_exceptions_of_vistill_and_of_the_memory_stay_what_they_are(plugin):
+    with pytest.raises(ZeroDivisionError), plugin_call(rewards, "accuracy"):
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), method_call(OPD(), "terms"):
+        raise ZeroDivisionError
+    with pytest.raises(UndeclaredPassError), method_call(OPD(), "terms"):
+        raise UndeclaredPassError("teacher.full", [])
+    for error in (MemoryError(), RuntimeError("CUDA out of memory")):
+        with pytest.raises(type(error)), plugin_call(rewards, "zero"):
+            raise error
+
+    @dataclass(frozen=True)
+    class Inherits(OPD):
+        """It defines no function, so what fails is vistill's."""
+
+    with pytest.raises(ZeroDivisionError), method_call(Inherits(), "terms"):
+        raise ZeroDivisionError
+    assert views.get("missing")
+
+
+@pytest.mark.more
+def test_a_run_ends_with_the_message(plugin, tmp_path):
+    from registry.test_plugin_runs import recipe_tree
+
+    import vistill
+    from vistill.config import build_recipe
+
+    recipe = recipe_tree(tmp_path / "run", rollout={"per_prompt": 2, "max_new_tokens": 5})
+    recipe["eval"] = {"every": 2, "limit": 2, "max_new_tokens": 5}
+    del recipe["teacher"]
+    refused(lambda: vistill.train(build_recipe(recipe)), "Mine.terms reads teacher.full")

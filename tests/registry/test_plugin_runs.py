@@ -260,7 +260,7 @@ def test_what_is_no_method_is_refused_by_distill(tokenizer, teacher, tmp_path):
 
 
 VIEWS = {
-    "wide": ("V816", ModelError, "128 x 64 pixels instead of 64 x 64"),
+    "wide": ("V816", ModelError, "pixels instead of"),
     "another": ("C106", ConfigError, "by its id"),
     "nowhere": ("C105", ConfigError, "views: full"),
 }
@@ -361,6 +361,56 @@ def test_without_the_file_the_error_has_the_line_to_paste(
     _, _, err = verb(capsys, "train", "r.yaml")
     assert "fix   vistill train r.yaml --plugin 'my plugins/mine.py'" in err
     assert "give only one that you know" in err
+
+
+GROUPS = {
+    "rewards": ("rewards.shortness", {"reward": {"extra": {"shortness": 0.5}}}),
+    "engines": ("engines.mine", {"rollout": {"engine": "mine"}}),
+    "checkers": ("checkers.contains", {"reward": {"checker": "contains"}}),
+    "thoughts": ("thoughts.mirror", {"views": {"thought": "mirror"}}),
+    "tasks": ("tasks.counted", {"eval": {"task": "counted", "final_limit": 2}}),
+}
+
+
+@pytest.mark.parametrize("kind", list(GROUPS))
+@pytest.mark.parametrize("words", [["train", "r.yaml"], ["eval", "run"]])
+def test_without_the_file_other_kinds_have_the_line_to_paste_too(
+    kind, words, tmp_path, monkeypatch, capsys, clean_registry
+):
+    monkeypatch.chdir(tmp_path)
+    key, group = GROUPS[kind]
+    plain = {"method": "grpo", "rollout": {}, "eval": {"final_limit": 2}}
+    Path("run").mkdir()
+    for file in ("r.yaml", "run/recipe.json"):
+        Path(file).write_text(json.dumps(recipe_tree("run") | plain | group))
+    facts = {"from": "file my.py", "sha256": "0"}
+    lock = {"code": {} if kind == "tasks" else {key: facts}}
+    lock["command"] = "vistill train r.yaml --plugin my.py"
+    Path("run/run.lock.json").write_text(json.dumps(lock))
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vistill", *words])
+    _, _, err = verb(capsys, *words)
+    assert f"fix   vistill {' '.join(words)} --plugin my.py\n" in err
+    assert "give only one that you know" in err
+
+
+def test_a_view_whose_file_is_missing_has_the_line_to_paste(tmp_path, monkeypatch, plugin):
+    from vistill.runs.folder import RunFolder
+    from vistill.training.build import make_setup
+
+    recipe = build_recipe(recipe_tree(tmp_path / "run", mine={"view": "from_another_file"}))
+    (tmp_path / "run").mkdir()
+    code = {"views.from_another_file": {"from": "file other.py", "sha256": "0"}}
+    (tmp_path / "run" / "run.lock.json").write_text(json.dumps({"code": code}))
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vistill", "train", "r.yaml"])
+    error = refused("C105", lambda: make_setup(recipe, RunFolder(tmp_path / "run")))
+    assert error.fix == "vistill train r.yaml --plugin other.py"
+
+
+def test_a_misspelt_reward_has_the_nearest_name_in_its_fix(plugin):
+    reward = {"extra": {"shortnes": 0.5}}
+    error = refused("C105", lambda: build_recipe(recipe_tree("run", reward=reward)))
+    assert 'did you mean "shortness"?' in error.why
+    assert error.fix == "reward.extra.shortness=0.5   in place of reward.extra.shortnes"
 
 
 @pytest.mark.slow

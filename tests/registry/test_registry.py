@@ -4,6 +4,7 @@ A name in a recipe alone executes nothing.
 """
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -402,25 +403,59 @@ def test_the_hash_of_a_package_covers_the_modules_that_the_method_imports(site, 
 # listing
 
 
-def test_list_has_one_line_per_name_with_where_it_comes_from(folder):
+def test_list_has_one_line_per_name_with_where_it_comes_from(folder, site):
     from vistill.cli.names import kinds_table, names_table
 
+    theirs = ENTRY.replace("mine =", "theirs =")  # as in an environment with a plug-in package
+    install(site, "pack", entry=theirs, pack____init__="", pack__methods=PLAIN)
     load_plugins(["mine.py"])
     assert {line.split()[0] for line in kinds_table().splitlines()[: len(KINDS)]} == set(KINDS)
     for kind, registry in KINDS.items():
         lines = names_table(kind).splitlines()
         assert [line.split()[0] for line in lines] == registry.names()
-        own = [line for line in lines if "package " not in line]  # others may be installed
-        assert all("built-in" in line or "mine" in line for line in own)
-    assert "file mine.py  The first line." in names_table("methods")
+        origins = [str(entry.origin) for entry in registry.entries()]
+        assert all(origin in line for origin, line in zip(origins, lines, strict=True))
+    assert "package pack 1.0" in names_table("methods")
+    assert re.search("file mine.py +The first line.", names_table("methods"))
     refused("C105", lambda: names_table("method"), "vistill list methods")
 
 
-def test_lists_of_builtin_names_import_no_torch():
+def test_list_prints_the_shipped_recipes_with_their_first_line():
+    from vistill.cli.names import kinds_table, names_table
+
+    lines = names_table("recipes").splitlines()
+    names = sorted(file.name for file in (REPO / "recipes").glob("*.yaml"))
+    assert [line.split()[0] for line in lines] == names
+    assert all(len(line.split()) > 4 and "#" not in line for line in lines)
+    assert f"recipes   {len(names)}" in kinds_table()
+    refused("C105", lambda: names_table("recipe"), "vistill list recipes")
+
+
+def test_the_list_of_kinds_says_only_what_holds():
+    from vistill.cli.main import app
+    from vistill.cli.names import NAMED_BY
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    words = NAMED_BY["studies"].replace(",", "").split()
+    assert {"demo", "methods", "train"} == verbs & set(words)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_messages_have_the_article_of_the_kind(kind):
+    text = KINDS[kind].unknown("nothing_of_that_name").render()
+    article = "an" if kind == "engines" else "a"
+    assert f"{article} {KINDS[kind].one} of your own" in text
+
+
+def test_lists_of_builtin_names_import_no_torch(site):
+    import os
     import subprocess
 
+    install(site, "pack", entry=ENTRY, pack____init__="", pack__methods="import torch\n" + PLAIN)
     code = textwrap.dedent("""
         import sys
+        from vistill import lookup
+        lookup.points_of = lambda group, path: ()  # without the installed plug-ins
         from vistill.cli.names import kinds_table, names_table
         from vistill.registry import KINDS
         for registry in KINDS.values(): registry._points = lambda: []  # packages may be installed
@@ -428,5 +463,11 @@ def test_lists_of_builtin_names_import_no_torch():
         for kind in KINDS: names_table(kind)
         assert not {"torch", "transformers"} & set(sys.modules)
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
+    )
     assert done.returncode == 0, done.stderr

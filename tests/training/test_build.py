@@ -484,3 +484,23 @@ def test_the_documented_path_of_a_prompt_has_at_most_twenty_functions_and_all_ex
             matches = [n for n in definitions if n.name == part]
             assert matches, f"{file} has no {name}"
             nodes = matches[0].body
+
+
+@pytest.mark.more
+def test_a_finished_run_that_is_started_again_says_so(tokenizer, teacher, tmp_path):
+    events = []
+    distill_run(tokenizer, teacher, tmp_path / "run")
+    distill_run(
+        tokenizer, teacher, tmp_path / "run", progress=lambda r: events.append(r.get("event"))
+    )
+    assert len(events) == 1
+    assert events[0].startswith("already finished: ")
+    assert "nothing is trained" in events[0]
+    assert f"run={tmp_path / 'run'}-2" in events[0]
+    result = tmp_path / "run" / "result.json"
+    result.write_text("{")  # as a crash while it was written leaves it
+    distill_run(
+        tokenizer, teacher, tmp_path / "run", progress=lambda r: events.append(r.get("event"))
+    )
+    assert events[1].startswith("resumed from checkpoint-")
+    assert json.loads(result.read_text())["finished"]

@@ -244,12 +244,14 @@ def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_
     """Run `eval` or `probe` on a target and print the result."""
     from vistill.api import evaluate as run_evaluation
     from vistill.cli.table import facts_table, run_facts, summary_table
-    from vistill.cli.target import recipe_for
+    from vistill.cli.target import naming_target, recipe_for
     from vistill.runtime import prepare_process
 
     prepare_process()
-    recipe = recipe_for(target, overrides, "probe" if advantage_only else "eval")
-    run = run_evaluation(recipe, advantage_only=advantage_only)
+    verb = "probe" if advantage_only else "eval"
+    recipe = recipe_for(target, overrides, verb)
+    with naming_target(target, verb):
+        run = run_evaluation(recipe, advantage_only=advantage_only)
     summary, facts = run.evaluations[-1], run_facts(recipe, run.path)
     if as_json:
         print(json.dumps({**facts, **summary}, indent=2))
@@ -287,7 +289,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 def selftest(
     chaos: Annotated[
         int,
-        typer.Option(help="number of trials: kills at random instants, and signals in phases"),
+        typer.Option(help="twice N trials: N kills at random instants and N signals in phases"),
     ] = 20,
     folder: Annotated[Path, typer.Option(help="folder on the storage under test")] = Path(
         "runs/selftest"
@@ -330,7 +332,7 @@ def replay(
 )
 def list_names(
     kind: Annotated[
-        str | None, typer.Argument(help="methods, views, ...; without one: the kinds")
+        str | None, typer.Argument(help="methods, views, recipes, ...; without one: the kinds")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
@@ -369,10 +371,10 @@ def schema(plugin: Plugins = None) -> None:
 
 def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
     """Warn that `method=...` drops the knobs of the method in the file."""
-    from vistill.config import find_recipe, override, parse_text, read_recipe_text, split_override
+    from vistill.config import find_recipe, override, parse_text, read_recipe_text, split_overrides
 
     file = find_recipe(recipe)
-    pairs = dict(split_override(text) for text in overrides)
+    pairs = split_overrides(overrides)
     for method in override(parse_text(read_recipe_text(file), file), pairs):
         print(
             f"method={pairs['method']}: ignoring the block {method}: of {file.name}",

@@ -1,6 +1,6 @@
 """`vistill list`: what a recipe can name, and where it comes from."""
 
-from vistill.config import method_schemas
+from vistill.config import method_schemas, shipped_recipes
 from vistill.errors import ConfigError, closest
 from vistill.lookup import Entry, Registry
 from vistill.registry import KINDS, methods
@@ -15,13 +15,14 @@ NAMED_BY = {
     "checkers": "eval.checker=NAME reward.checker=NAME",
     "rewards": "reward.accuracy, reward.format, reward.extra={NAME: WEIGHT}",
     "thoughts": "views.thought=NAME",
-    "studies": "a verb of the command line each",
+    "studies": "run by the verbs demo, methods and train",
 }
 
 
 def kinds_table() -> str:
     """One line per kind: how many names it has, and where a name is used."""
     rows = [(kind, str(len(registry.names())), NAMED_BY[kind]) for kind, registry in KINDS.items()]
+    rows.append(("recipes", str(len(shipped_recipes())), "vistill train NAME"))
     return "\n".join([*lines_of(rows), "", "vistill list KIND   prints the names of a kind"])
 
 
@@ -31,16 +32,29 @@ def names_table(kind: str) -> str:
     Raises:
         ConfigError: C105, there is no such kind.
     """
+    if kind == "recipes":
+        return recipes_table()
     if kind not in KINDS:
-        near = next(iter(closest(kind, KINDS)), "methods")
+        near = next(iter(closest(kind, [*KINDS, "recipes"])), "methods")
         what = f'there is no kind "{kind:.60}"'
         raise ConfigError(
-            "C105", what, why=f"kinds: {', '.join(KINDS)}", fix=f"vistill list {near}"
+            "C105", what, why=f"kinds: {', '.join(KINDS)}, recipes", fix=f"vistill list {near}"
         )
     registry = KINDS[kind]
     return "\n".join(
         lines_of([(e.name, str(e.origin), summary(registry, e)) for e in registry.entries()])
     )
+
+
+def recipes_table() -> str:
+    """One line per shipped recipe: the first line of its comment."""
+    files = shipped_recipes()
+    width = max(len(name) for name in files)
+    lines = []
+    for name, file in files.items():
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        lines.append(f"{name:<{width}}  {first.removeprefix('# ')}")
+    return "\n".join(lines)
 
 
 def summary(registry: Registry, entry: Entry) -> str:

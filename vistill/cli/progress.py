@@ -21,6 +21,7 @@ class Progress:
         self.last_printed = self.start
         self.first_step: int | None = None
         self.last_eval: dict[str, Any] = {}
+        self.stage = ""
 
     def __enter__(self) -> "Progress":
         return self
@@ -41,14 +42,15 @@ class Progress:
 
     def print_record(self, record: dict[str, Any]) -> None:
         """Print the line of a record."""
+        name = self.begin_stage(str(record.get("stage", "")))
         if "event" in record:
-            print(for_terminal(record["event"]), file=sys.stderr)
+            print(for_terminal(f"{name}{record['event']}"), file=sys.stderr)
             return
         if "eval/accuracy" in record:
             self.last_eval = record
             if not self.live:
                 step, accuracy = f"{record['step']}/{record['steps']}", record["eval/accuracy"]
-                print(f"step {step}  accuracy {accuracy:.3f}", file=sys.stderr)
+                print(f"{name}step {step}  accuracy {accuracy:.3f}", file=sys.stderr)
             return
         if "loss" not in record or not (self.live or self.is_due(record)):
             return
@@ -56,7 +58,7 @@ class Progress:
             self.first_step = record["step"] - 1
         done = record["step"] - self.first_step
         left = (time.monotonic() - self.start) / done * (record["steps"] - record["step"])
-        parts = [f"step {record['step']}/{record['steps']}", f"loss {record['loss']:.4f}"]
+        parts = [f"{name}step {record['step']}/{record['steps']}", f"loss {record['loss']:.4f}"]
         if self.last_eval:
             parts.append(f"accuracy {self.last_eval['eval/accuracy']:.3f}")
         if "va/mean" in record:
@@ -70,6 +72,17 @@ class Progress:
             flush=True,
             file=sys.stderr,
         )
+
+    def begin_stage(self, stage: str) -> str:
+        """Forget the run before, whose time and accuracy are another one's.
+
+        Returns:
+            The name of the stage, for the beginning of a line; empty for a single run.
+        """
+        if stage != self.stage:
+            self.stage, self.start = stage, time.monotonic()
+            self.first_step, self.last_eval = None, {}
+        return f"{stage}  " if stage else ""
 
     def is_due(self, record: dict[str, Any]) -> bool:
         """Whether to print a line without a terminal: first and last step, and every 30 seconds."""

@@ -1,6 +1,8 @@
 """The target of `vistill eval` and `vistill probe`: recipe, run folder or model."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from vistill.config import (
     method_schemas,
     override,
     set_dotted,
-    split_override,
+    split_overrides,
 )
-from vistill.errors import StorageError
+from vistill.errors import ModelError, StorageError
 from vistill.runs.folder import RunFolder
+from vistill.runs.near_runs import near_run
 from vistill.training.recipe import stored_in
 from vistill.training.run_lock import check_unmasked
 
@@ -29,13 +32,13 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     Raises:
         StorageError: S605, a run folder that does not name its data.
     """
-    pairs = dict(split_override(text) for text in overrides)
+    pairs = split_overrides(overrides)
     if target.endswith((".yaml", ".toml")):
-        return load_recipe(target, pairs)
-    folder = Path(target)
+        return load_recipe(target, overrides)
+    folder, started = Path(target), ""
     if (folder / "recipe.json").is_file():
         check_unmasked(RunFolder(folder), pairs)
-        tree = recipe_of_run(folder)
+        tree, started = recipe_of_run(folder), target
         tree["run"] = f"{target.rstrip('/')}-{verb}"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
@@ -49,7 +52,23 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         tree |= {"student": {}, "data": {"train": "diagrams"}}
     set_dotted(tree, "student.model", target)
     override(tree, pairs)
-    return build_recipe(tree, name=verb)
+    origins = dict.fromkeys(pairs, "command line")
+    return build_recipe(tree, name=verb, started=started, overrides=origins)
+
+
+@contextmanager
+def naming_target(target: str, verb: str) -> Iterator[None]:
+    """M103 for a target that does not exist, in words of the command: it has no student."""
+    try:
+        yield
+    except ModelError as error:
+        if error.code != "M103" or error.what != f'student "{target}" not found':
+            raise
+        model = error.fix.removeprefix("student.model=")
+        near = near_run(Path(target)) or ("" if model.startswith("FOLDER") else model)
+        anything = "TARGET   a run folder, a model folder, a hub id or a recipe"
+        fix, what = f"vistill {verb} {near or anything}", f'target "{target}" not found'
+        raise ModelError("M103", what, why=error.why, fix=fix) from error
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any]:

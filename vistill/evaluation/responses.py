@@ -9,6 +9,7 @@ from vistill.data.keys import keyed_seed
 from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
+from vistill.plugin_calls import checked_function
 from vistill.registry import checkers
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.types import Prompt, Rollout, View
@@ -114,7 +115,7 @@ class AnswerEvaluator:
         """Decode a response and compare its answer with the gold answer."""
         text = self.vlm.decode(rollout.ids)
         assert prompt.answer is not None, "a question without an answer cannot be judged"
-        check = checkers.get(self.settings.checker)
+        check = checked_function(checkers, self.settings.checker)
         verdict = check(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
         return JudgedResponse(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
 

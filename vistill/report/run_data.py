@@ -11,6 +11,7 @@ from typing import Any
 from vistill.errors import StorageError
 from vistill.evaluation.paired import Question, questions_by_id
 from vistill.runs.folder import RunFolder
+from vistill.runs.near_runs import missing_run_error
 
 #: Allowed names in `pictures/index.json`, so that the page shows no file outside that folder.
 PICTURE_NAME = re.compile(r"[\w-]{1,64}")
@@ -138,6 +139,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_run(path: Path) -> RunData:
     """Read one run folder; S605 if it holds no run."""
+    if not path.exists():
+        raise missing_run_error(path, "report")
     folder = RunFolder(path)
     lock = read_json(folder.lock_file)
     if not lock and not folder.metrics.exists():

@@ -32,9 +32,15 @@ class Source:
     name: str
     keys: Mapping[str, Mapping[str, Any]]
     """Schema of every group and key by its dotted name."""
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Keys that do not come from the file, with where they come from: `command line`."""
 
     def place(self, path: tuple[str, ...]) -> str:
-        """`recipe.yaml:14`."""
+        """`recipe.yaml:14`, or `command line` for a key that an override set."""
+        name = ".".join(path)
+        for key, origin in self.overrides.items():
+            if key == name or f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
+                return origin
         line = line_of(self.text, path) if self.text else None
         return f"{self.name}:{line}" if line else self.name
 

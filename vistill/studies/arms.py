@@ -82,14 +82,18 @@ def train_in_order(
     """Train the arms in order in this process and yield each finished one.
 
     A finished run checks its recipe, data and models again and takes no step. An error or a signal
-    ends the study.
+    ends the study. With several arms, each record of the progress names its arm as `stage`.
     """
     from vistill.api import train
     from vistill.runtime import prepare_process
 
     prepare_process()
     for arm in arms:
-        yield arm, train(arm.settings, accept=accept, progress=progress)
+
+        def show(record: dict[str, Any], stage: str = arm.name) -> None:
+            progress({"stage": stage, **record} if len(arms) > 1 else record)
+
+        yield arm, train(arm.settings, accept=accept, progress=show)
 
 
 def setting_differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> list[str]:

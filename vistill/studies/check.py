@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, load_stages, method_schemas, split_override
+from vistill.config import Recipe, load_stages, method_schemas, split_overrides
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.errors import ModelError
 from vistill.registry import families
@@ -30,7 +30,7 @@ def check(
     difference and check the run that they would make.
     """
     stages = load_stages(recipe, overrides)
-    keys = [split_override(text)[0] for text in overrides]
+    keys = [*split_overrides(overrides)]
     return {
         name: check_stage(stage, fast, [key.removeprefix(f"stages.{name}.") for key in keys])
         for name, stage in stages.items()

@@ -10,6 +10,7 @@ from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
 from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
+from vistill.runs.near_runs import missing_run_error
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
 from vistill.training.provided_inputs import changed_knobs
@@ -56,6 +57,8 @@ def replay(
 def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     """Load the recipe of a run folder."""
     file = path / "recipe.json"
+    if not path.exists():
+        raise missing_run_error(path, "replay")
     if not file.exists():
         raise StorageError(
             "S605",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_override
+from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_overrides
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
@@ -45,7 +45,7 @@ def run_stages(
 def warn_stage_settings(recipe: str, overrides: Sequence[str], names: Sequence[str]) -> None:
     """Warn that the setting of a stage takes precedence over the same key on the command line."""
     file = find_recipe(recipe)
-    keys = {split_override(text)[0] for text in overrides}
+    keys = {*split_overrides(overrides)}
     stages = parse_text(read_recipe_text(file), file).get("stages") or {}
     for name in names:
         ignored = sorted(keys & set(flatten(stages.get(name) or {})))

@@ -11,7 +11,8 @@ from dataclasses import is_dataclass
 from vistill.batch import Objective, Requirements
 from vistill.errors import ConfigError
 from vistill.objectives.schema import make_method
-from vistill.registry import methods, views, way_back
+from vistill.plugin_calls import method_call
+from vistill.registry import PLUGIN_NOTE, methods, views, way_back
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
 from vistill.training.checks.code import CODE_CHECK, views_of
@@ -52,7 +53,11 @@ def make_setup(
         given: models and prompts of the caller; the recipe says where they come from otherwise.
         objective: the method; made from the recipe's method and knobs otherwise.
     """
-    method = check_objective(make_objective(recipe) if objective is None else objective)
+    method = make_objective(recipe) if objective is None else objective
+    try:
+        check_objective(method)
+    except ConfigError as error:
+        raise with_plugin_of_view(error, method, recipe.run) from error
     return RunSetup(recipe, method, folder, purpose, given)
 
 
@@ -70,6 +75,18 @@ def make_objective(recipe: Recipe) -> Objective:
     return make_method(recipe.method, recipe.knobs)
 
 
+def with_plugin_of_view(error: ConfigError, objective: Objective, run: str) -> ConfigError:
+    """C105 for a view, with the command that gives its plug-in, where the run folder says which."""
+    if error.code != "C105":
+        return error
+    missing = [view for view in views_of(objective) if view not in views]
+    again = way_back(run, f"views.{missing[0]}") if missing else ""
+    if not again:
+        return error
+    parts = {"where": error.where, "why": error.why, "note": PLUGIN_NOTE}
+    return ConfigError("C105", error.what, fix=again, **parts)
+
+
 def check_objective(objective: Objective) -> Objective:
     """Check class, requirements and passes of a method before anything is loaded.
 
@@ -80,7 +97,8 @@ def check_objective(objective: Objective) -> Objective:
     reason = methods.objection(type(objective))
     if not reason and not is_dataclass(objective):
         reason = "it is no dataclass"
-    passes = () if reason else objective.passes()
+    with method_call(objective, "passes"):
+        passes = () if reason else objective.passes()
     if not reason and not isinstance(objective.requirements, Requirements):
         reason = "requirements is no vistill.batch.Requirements"
     elif not reason and not any(p.gradient for p in passes):

@@ -12,9 +12,11 @@ from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.faults import fault
+from vistill.plugin_calls import method_call
 from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
+from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, run_canary
@@ -36,7 +38,7 @@ from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import training_dtype
 from vistill.training.response_source import ResponseSource
-from vistill.training.results import choose_best, forget_result
+from vistill.training.results import choose_best, forget_result, was_finished
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_health import always_truncated_error
 from vistill.training.row_lock import (
@@ -265,8 +267,21 @@ def start_or_resume(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimi
     missing = rows_missing_at_start(plan)
     replace_rows(plan, folder, state.replaced_rows, missing, state.step + 1)
     state.best = choose_best(folder.read(folder.evaluations), plan.save)
-    report_event(plan, folder, f"resumed from {checkpoint.name}{format_older_terms(checkpoint)}")
+    if state.step >= plan.num_steps and was_finished(folder):
+        report_event(plan, folder, already_finished(folder, state.step))
+    else:
+        older = format_older_terms(checkpoint)
+        report_event(plan, folder, f"resumed from {checkpoint.name}{older}")
     return state
+
+
+def already_finished(folder: RunFolder, step: int) -> str:
+    """What is said of a finished run that is started again, perhaps with other settings."""
+    new = f"run={unused_folder(str(folder.path))}"
+    return (
+        f"already finished: {step} steps in {folder.path}; nothing is trained or evaluated"
+        f"   to train with other settings: {new}"
+    )
 
 
 def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
@@ -276,7 +291,8 @@ def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepR
         RolloutError: R401, every response of several steps in a row was cut off.
     """
     health = state.rollout_health
-    own = plan.objective.warnings(result.metrics)
+    with method_call(plan.objective, "warnings"):
+        own = plan.objective.warnings(result.metrics)
     for warning in health.update(result.metrics, result.groups, plan.rollout, own):
         report_event(plan, folder, warning, f"step {state.step}: ")
     if health.never_ends(plan.rollout):

@@ -3,6 +3,7 @@
 The chosen checkpoint is the best one by validation, or the last.
 """
 
+import json
 import os
 import shutil
 import traceback
@@ -73,6 +74,14 @@ def write_result(folder: RunFolder, plan: Plan, state: RunState) -> None:
     if chosen is not None:
         link_student(folder, chosen)
     store_pictures(folder, prompts_with_heatmaps(folder, plan), plan.models.view)
+
+
+def was_finished(folder: RunFolder) -> bool:
+    """Whether the result of the run is written. A damaged result is not; it is written anew."""
+    try:
+        return bool(json.loads((folder.path / "result.json").read_bytes())["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def choose_best(

@@ -9,6 +9,7 @@ from types import TracebackType
 from vistill.data.math_judge import MathJudge
 from vistill.errors import ConfigError
 from vistill.models.loading import VLM
+from vistill.plugin_calls import checked_function, plugin_call
 from vistill.registry import checkers, rewards
 from vistill.training.settings import RewardSettings
 from vistill.types import Prompt, RolloutGroup
@@ -49,9 +50,12 @@ class Rewards:
             "format": self.settings.format,
             **self.settings.extra,
         }
-        return sum(
-            weight * self.value_of(name, text, group.prompt) for name, weight in weights.items()
-        )
+        values = []
+        for name, weight in weights.items():
+            with plugin_call(rewards, name):
+                value = float(rewards.get(name)(text, group.prompt, self.settings, self.math))
+            values.append(weight * value)
+        return sum(values)
 
     def value_of(self, name: str, text: str, prompt: Prompt) -> float:
         """The value of one reward.
@@ -87,7 +91,7 @@ def faulty_reward(name: str, reason: str) -> ConfigError:
 def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
     """1 for a right answer, by `reward.checker`."""
     assert prompt.answer is not None, "a start check refuses rows without an answer"
-    check = checkers.get(settings.checker)
+    check = checked_function(checkers, settings.checker)
     return float(check(response, prompt.answer, prompt.choices, settings.answer, math).correct)
 
 

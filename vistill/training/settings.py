@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, closest
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, rewards
 
@@ -112,8 +112,10 @@ class RewardSettings:
     def __post_init__(self) -> None:
         check_ranges(self)
         checkers.require("checker", self.checker)
-        for name in self.extra:
-            rewards.require("extra", name, "{}")
+        for name, weight in self.extra.items():
+            near = closest(name, rewards)
+            better = f"extra.{near[0]}={weight:g}   in place of reward.extra.{name}" if near else ""
+            rewards.require("extra", name, better or "extra={}")
         try:
             re.compile(self.pattern)
         except re.error as error:

@@ -9,6 +9,7 @@ import torch
 
 from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
+from vistill.plugin_calls import method_call
 from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
 from vistill.training.finite import (
@@ -68,22 +69,26 @@ def train_step(
         scored = score_passes(context, models, inputs, passes)
         batch = replace(scored, memory=dict(state.memory), progress=step / context.num_steps)
         bad_rows = non_finite_readings(batch)
-        signals = bad_rows or objective.signals(batch)
+        with method_call(objective, "signals"):
+            signals = bad_rows or objective.signals(batch)
         bad = count_places(bad_rows) or count_places(non_finite_signals(signals))
     with context.observe("learn"):
         if not bad:
             batch, bad = probe_gradients(context, inputs, batch, signals, step)
-        memory = dict(state.memory) if bad else objective.remember(batch, signals)
+        with method_call(objective, "remember"):
+            memory = dict(state.memory) if bad else objective.remember(batch, signals)
         bad = bad or non_finite_memory(memory)
         if bad:
             update = skip_update(context, bad, step)
         else:
             update = update_student(context, inputs, batch, signals, step)
+    with method_call(objective, "metrics"):
+        own = {} if bad else objective.metrics(batch, signals)
     metrics = {
         **update.metrics,
         **{f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)},
         **rollout_metrics(batch, groups),
-        **({} if bad else objective.metrics(batch, signals)),
+        **own,
     }
     if not update.finite:
         memory = dict(state.memory)
@@ -264,7 +269,8 @@ def compute_gradient(
         context.models, inputs, batch, passes, signals, context.autocast, poll
     ):
         fault("learn.part")
-        terms = objective.terms(micro, part_signals)
+        with method_call(objective, "terms"):
+            terms = objective.terms(micro, part_signals)
         used = terms if only is None else [t for t in terms if t.name in only]
         loss, values = reduce_terms(used, counts)
         # if only `vision` is trained, the loss of a prompt without an image has no gradient
@@ -300,7 +306,9 @@ def probe_gradients(
     bad = sum(not math.isfinite(norm) for norm in norms)
     if bad:
         return batch, {"gradient_probe": bad}
-    return replace(batch, memory=context.objective.learn_norms(norms, batch.memory)), {}
+    with method_call(context.objective, "learn_norms"):
+        memory = context.objective.learn_norms(norms, batch.memory)
+    return replace(batch, memory=memory), {}
 
 
 def trainable_parameters(context: StepContext) -> list[torch.nn.Parameter]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError
+from vistill.plugin_calls import checked_function
 from vistill.registry import checkers
 from vistill.rollouts.engine import sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
@@ -104,7 +105,7 @@ def keep_correct_responses(
 ) -> dict[str, tuple[Rollout, ...]]:
     """The correct responses by prompt id, without prompts that have none (D306: all have none)."""
     correct: dict[str, tuple[Rollout, ...]] = {}
-    check = checkers.get(reward.checker)
+    check = checked_function(checkers, reward.checker)
     with MathJudge() as math:
         for prompt in prompts:
             assert prompt.answer is not None, "a start check refuses rows without an answer"

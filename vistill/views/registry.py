@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vistill.errors import ConfigError
+from vistill.plugin_calls import checked_function
 from vistill.registry import views
 from vistill.types import Prompt, View
 
@@ -38,7 +39,7 @@ def apply_view(prompt: Prompt, view: View | str, context: ViewContext | None = N
         ConfigError: C105, the view is unknown; C106, it does not return the prompt with other
             parts.
     """
-    shown = views.get(view)(prompt, context or ViewContext())
+    shown = checked_function(views, str(view))(prompt, context or ViewContext())
     if not isinstance(shown, Prompt) or shown.id != prompt.id:
         raise ConfigError(
             "C106",

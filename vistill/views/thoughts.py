@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from PIL import Image, ImageDraw
 
+from vistill.plugin_calls import plugin_call
 from vistill.registry import thoughts
 from vistill.types import ImageRef, LoadedImage, Prompt
 
@@ -73,13 +74,15 @@ class Boxes(BoxThoughts):
 
 def has_thoughts(prompt: Prompt, source: str) -> bool:
     """Whether a source has visual thoughts for the prompt."""
-    return bool(thoughts.get(source)().has_thoughts(prompt))
+    with plugin_call(thoughts, source):
+        return bool(thoughts.get(source)().has_thoughts(prompt))
 
 
 def thoughts_of(prompt: Prompt, source: str) -> list[ImageRef]:
     """The visual thoughts of a prompt; empty where it has none."""
-    maker: ThoughtSource = thoughts.get(source)()
-    return list(maker.make_thoughts(prompt)) if maker.has_thoughts(prompt) else []
+    with plugin_call(thoughts, source):
+        maker: ThoughtSource = thoughts.get(source)()
+        return list(maker.make_thoughts(prompt)) if maker.has_thoughts(prompt) else []
 
 
 def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:

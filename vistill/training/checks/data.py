@@ -10,6 +10,7 @@ from vistill.data.math_judge import MathJudge
 from vistill.data.rows import check_characters, check_special_tokens
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
+from vistill.plugin_calls import checked_function
 from vistill.registry import checkers
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
@@ -143,7 +144,7 @@ def check_gold_answers(setup: "RunSetup") -> str:
     if setup.diagrams or not prompts:
         return "computed with the diagrams" if prompts else "no evaluation row has one"
     settings = setup.recipe.eval
-    check = checkers.get(settings.checker)
+    check = checked_function(checkers, settings.checker)
     with MathJudge() as math:
 
         def is_accepted(prompt: Prompt, answer: str) -> bool:

@@ -278,7 +278,7 @@ def check_views(setup: "RunSetup") -> str:
                 scored: ScoredBatch = score_without_gradient(models, inputs, passes)
             is_finite = bool(torch.isfinite(scored[p.name].sampled()).all())
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, (DataError, ConfigError)):
                 raise
             raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
         if not is_finite:
@@ -298,17 +298,24 @@ def check_tokens_of(models: Models, view: str, prompts: Sequence[Prompt]) -> Non
                 "V816",
                 f"the views full and {view} differ in more than pixels",
                 where=prompt.labels.get("row", prompt.id),
-                why=f"{len(other.ids):,} tokens instead of {len(full.ids):,}, images of "
-                f"{sizes_of(shown)} pixels instead of {sizes_of(prompt)}",
+                why=differences_of(prompt, shown, len(full.ids), len(other.ids)),
                 fix=f"let the view {view} keep the size of every image:"
                 " image.resize(original.size)",
                 note="vistill explain V816",
             )
 
 
-def sizes_of(prompt: Prompt) -> str:
-    """`640 x 480, 32 x 32` for the images of a prompt."""
-    return ", ".join("{} x {}".format(*image.load().size) for image in prompt.images)
+def differences_of(prompt: Prompt, shown: Prompt, before: int, after: int) -> str:
+    """In which image sizes and token counts a view changes a prompt."""
+    sizes = [tuple(image.load().size for image in p.images) for p in (prompt, shown)]
+    parts = [
+        f"image {number} has {new[0]} x {new[1]} pixels instead of {old[0]} x {old[1]}"
+        for number, (old, new) in enumerate(zip(*sizes, strict=True), 1)
+        if old != new
+    ]
+    same = f"its {after:,} tokens have other ids or positions"
+    parts.append(same if before == after else f"{after:,} tokens instead of {before:,}")
+    return "; ".join(parts)
 
 
 def unreadable_view_error(name: str, why: str) -> ModelError:
