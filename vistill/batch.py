@@ -1,7 +1,7 @@
 """Types that hold tensors: flat response axis, scored passes, loss terms; and the one reducer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vistill.errors import ConfigError
 from vistill.functional.heads import Head
 from vistill.functional.segments import segment_count
 from vistill.plugin_calls import UndeclaredPassError
@@ -116,17 +115,6 @@ class ScoredPass:
         log_prob = None if self.log_prob is None else self.log_prob[rows]
         hidden = None if self.hidden is None else self.hidden[rows]
         return ScoredPass(log_prob, hidden, self.head)
-
-
-def undeclared_pass(name: str, declared: Iterable[str]) -> ConfigError:
-    """C106 for a method that reads a pass which it did not declare."""
-    reader, _, view = name.partition(".")
-    return ConfigError(
-        "C106",
-        f"the method reads {name}, which is not among its passes",
-        why=f"passes() declares: {', '.join(declared)}",
-        fix=f'add Pass(Reader.{reader.upper()}, "{view}") to passes()',
-    )
 
 
 @dataclass(frozen=True)

@@ -332,17 +332,6 @@ def build_recipe(
     return recipe
 
 
-def with_missing_plugin(error: ConfigError, run: str) -> ConfigError:
-    """An unknown name (C105); where the run folder knows its plug-in, with the command for it."""
-    again = missing_plugin(run) if error.code == "C105" else ""
-    if not again:
-        return error
-    note = "a plug-in is executed: give only one that you know"
-    return ConfigError(
-        error.code, error.what, where=error.where, why=error.why, fix=again, note=note
-    )
-
-
 def unknown_method(method: str, run: str, where: str) -> ConfigError:
     """C102; where the run folder says which plug-in it was, with the command that gives it."""
     again = way_back(run, f"methods.{method}")

@@ -34,6 +34,18 @@ def zero(response, prompt, settings, math):
     return 1 / 0
 
 
+@rewards.register("endless")
+def endless(response, prompt, settings, math):
+    """No finite number."""
+    return float("inf")
+
+
+@rewards.register("whole")
+def whole(response, prompt, settings, math):
+    """A whole number."""
+    return 2
+
+
 @checkers.register("broken")
 def broken(response, answer, choices, take, math):
     """An unknown name."""
@@ -88,8 +100,9 @@ def refused(action, *words):
 
 
 CALLS = {
-    "words": ("the reward words", "could not convert string to float: 'good'", ValueError, None),
+    "words": ("the reward words", "it returned 'good', which is no", ValueError, None),
     "zero": ("the reward zero", "division by zero", ZeroDivisionError, "1 / 0"),
+    "endless": ("the reward endless", "it returned inf, which is no", ValueError, None),
 }  # fmt: skip
 
 

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import TracebackType
 
 from vistill.data.math_judge import MathJudge
-from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.plugin_calls import checked_function, plugin_call
 from vistill.registry import checkers, rewards
@@ -53,39 +53,20 @@ class Rewards:
         values = []
         for name, weight in weights.items():
             with plugin_call(rewards, name):
-                value = float(rewards.get(name)(text, group.prompt, self.settings, self.math))
-            values.append(weight * value)
+                value = rewards.get(name)(text, group.prompt, self.settings, self.math)
+                values.append(weight * finite(value))
         return sum(values)
 
-    def value_of(self, name: str, text: str, prompt: Prompt) -> float:
-        """The value of one reward.
 
-        Raises:
-            ConfigError: C106, a reward of a plug-in fails, or returns no finite number.
-        """
-        reward = rewards.get(name)
-        if name in rewards.builtin:
-            return float(reward(text, prompt, self.settings, self.math))
-        try:
-            value = reward(text, prompt, self.settings, self.math)
-        except Exception as error:  # code of a plug-in can raise anything; it is named and chained
-            raise faulty_reward(name, f"{type(error).__name__}: {error}") from error
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise faulty_reward(name, f"it returned {value!r:.80}, which is no finite number")
-        return float(value)
+def finite(value: object) -> float:
+    """A reward as a number.
 
-
-def faulty_reward(name: str, reason: str) -> ConfigError:
-    """C106 for a reward of a plug-in."""
-    entry = rewards.entry(name)
-    function = entry.target.partition(":")[2] or name
-    return ConfigError(
-        "C106",
-        f"the reward {name} failed on a response",
-        where=str(entry.origin),
-        why=reason,
-        fix=f"correct {function}: return a finite number for every response",
-    )
+    Raises:
+        ValueError: it is no number, or none that can be compared.
+    """
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"it returned {value!r:.80}, which is no finite number")
+    return float(value)
 
 
 def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
