@@ -1,0 +1,235 @@
+r"""`choice`: the letter, the text or the value of an option.
+
+A reply commits by a box, a tag, `answer is`, by being short, by its first words, or by the last
+sentence that names one option. Two options with `or` between them are no commitment.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vistill.answers.compare import Mathematics
+from vistill.answers.extract import (
+    Commitment,
+    Span,
+    Take,
+    find_explicit,
+    first_sentence,
+    sentences,
+    whole,
+)
+from vistill.answers.letters import in_range, parse_letters
+from vistill.answers.normalise import strip_markup
+from vistill.answers.options import (
+    Options,
+    gold_letters,
+    marked_letters,
+    option_in,
+    option_of,
+    read_options,
+)
+from vistill.answers.reading import after_negation, cut_clause, right_side, with_gold
+from vistill.answers.values import parse_value
+from vistill.answers.verdict import Verdict
+
+#: Nouns before a letter that name an option where the options show only their letters.
+NOUNS = r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement|answer)"
+LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z])(?![A-Za-z0-9])")
+OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])(?![A-Za-z0-9])")
+IS_CORRECT = re.compile(
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?(?:most |more )?"
+    r"(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
+)
+SUBJECT = re.compile(
+    rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
+)
+CONCLUDES = re.compile(
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall|conclusion|in summary)\b", re.IGNORECASE
+)
+DENIED = re.compile(r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE)
+UNKNOWN = re.compile(
+    r"(?:cannot|can't|could not|not possible to|impossible to|unable to|difficult to) (?:be )?(?:determine|answer|say|tell|identif|conclude)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class ChoiceReader:
+    """Reads option letters from answers to one row."""
+
+    options: Options
+    math: Mathematics | None
+
+    def read(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The letters that an answer names; an empty set for a value that is no option."""
+        if len(plain) > 1 and len(named := self.options.by_text(text_of(plain))) == 1:
+            return self.letters_of(named)
+        plain = after_negation(plain)
+        letters = parse_letters(plain, len(self.options))
+        if letters is not None:
+            if letters.hedged and len(letters.letters) > 1:
+                return None
+            return letters.letters
+        if not len(self.options):
+            return self.read_label(plain, rule)
+        for part in (plain, cut_clause(plain), right_side(plain)):
+            named = option_of(part, self.options, self.math) if part else []
+            if len(named) == 1:
+                return self.letters_of(named)
+        return self.read_sentence(plain, rule)
+
+    def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one option that a sentence names inside it; a number that is no option is none."""
+        if labelled := self.read_label(plain, rule):
+            return labelled
+        if rule != "box" and len(named := option_in(plain, self.options)) == 1:
+            return self.letters_of(named)
+        if parse_value(cut_clause(plain)).number is not None:
+            return frozenset()
+        return None
+
+    def read_label(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one letter in brackets, or behind `option` or `point`, of a sentence."""
+        letters = {letter for letter in self.mentions(plain)}
+        return frozenset(letters) if len(letters) == 1 else None
+
+    def letters_of(self, named: Sequence[int]) -> frozenset[str]:
+        """The letters of options."""
+        return frozenset(self.options.letter(i) for i in named)
+
+    def mentions(self, text: str) -> list[str]:
+        """The letters that a sentence names as options, in order of the patterns."""
+        found_letters = [*marked_letters(text, len(self.options))]
+        patterns = [OPTION, IS_CORRECT, *([LABEL] if self.options.only_letters else [])]
+        for pattern in patterns:
+            found_letters += [m.group(1).upper() for m in pattern.finditer(text)]
+        return [letter for letter in found_letters if in_range(letter, len(self.options))]
+
+
+def text_of(plain: str) -> str:
+    """Normal form of words."""
+    from vistill.answers.normalise import text_form
+
+    return text_form(plain)
+
+
+def find_choice(
+    text: str, take: Take, reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
+    """The option that a reply commits to, and the rule that found it."""
+    explicit = find_explicit(text, take, reader.read)
+    if explicit is not None:
+        return explicit
+    span = whole(text)
+    if span.end == span.start:
+        return None
+    if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
+        letters = read_bare(text[span.start : span.end], reader)
+        if letters is not None:
+            return commitment(text, span, letters)
+    lead = read_lead(text, reader)
+    return lead or read_conclusion(text, reader)
+
+
+def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[frozenset[str]]:
+    """A commitment to letters."""
+    return Commitment(span.start, span.end, text[span.start : span.end], span.rule, letters)
+
+
+def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
+    """The option that a short reply is: its letter, its text, or its value."""
+    plain = strip_markup(raw)
+    letters = parse_letters(plain, len(reader.options))
+    if letters is not None and not (letters.hedged and len(letters.letters) > 1):
+        if not letters.rest or letters.marked:
+            others = set(reader.mentions(letters.rest)) - letters.letters
+            return letters.letters if not others or len(letters.rest) > 60 else None
+    if len(reader.options):
+        named = option_of(plain, reader.options, reader.math)
+        if len(named) == 1:
+            return reader.letters_of(named)
+    return None
+
+
+def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that a reply begins with: `(B) no`, `Box B encloses ...`."""
+    span = first_sentence(text)
+    raw = text[span.start : span.end]
+    line = strip_markup(text[span.start : span.start + 400].split("\n", 1)[0])
+    letters = parse_letters(line, len(reader.options))
+    if letters is not None and letters.marked and len(letters.letters) == 1 and not is_listing(text, reader):
+        return commitment(text, span, letters.letters)
+    if reader.options.only_letters:
+        subject = SUBJECT.match(raw)
+        if subject and in_range(subject.group(1), len(reader.options)) and not DENIED.search(raw):
+            return commitment(text, span, frozenset(subject.group(1)))
+    return None
+
+
+def is_listing(text: str, reader: ChoiceReader) -> bool:
+    """Whether two different letters begin lines: the reply lists the options."""
+    starts = re.findall(r"(?m)^\s{0,4}[*\-]{0,3}\s?[(\[]?([A-Z])[)\].:]", text[-4000:])
+    return len({letter for letter in starts if in_range(letter, len(reader.options))}) > 1
+
+
+def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that the last sentence with an option names, or the only one of the reply."""
+    ordered = sentences(text, 12)
+    if any(UNKNOWN.search(text[s.start : s.end]) for s in ordered[-3:] + ordered[:3]) :
+        return None
+    for concluding in (True, False):
+        for span in ordered:
+            raw = text[span.start : span.end]
+            if concluding and not CONCLUDES.match(raw):
+                continue
+            letters = named_in(raw, reader)
+            if len(letters) == 1 and not DENIED.search(raw):
+                return commitment(text, Span(span.start, span.end, "conclusion"), letters)
+            if letters:
+                break
+    if len(reader.options):
+        named = option_in(text[-4000:], reader.options)
+        if len(named) == 1:
+            span = whole(text)
+            return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
+    return None
+
+
+def named_in(raw: str, reader: ChoiceReader) -> frozenset[str]:
+    """The letters that a sentence names: by letter, else by the text of options."""
+    letters = frozenset(reader.mentions(raw))
+    if letters or not len(reader.options):
+        return letters
+    return reader.letters_of(option_in(raw, reader.options))
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """A letter (`B`, `(B)`, `A, C`), or the text or the value of exactly one option.
+
+    Source: the multiple-choice rules of MMMU, BLINK, MathVision and We-Math; never a random guess.
+    """
+    options = read_options(tuple(choices))
+    gold = gold_letters(answer, options)
+    commit = find_choice(response, take, ChoiceReader(options, math))
+    return verdict_of(commit, gold, answer)
+
+
+def verdict_of(
+    commit: Commitment[frozenset[str]] | None, gold: frozenset[str], answer: str
+) -> Verdict:
+    """The verdict on the letters of a commitment."""
+    gold_form = ", ".join(sorted(gold)) or answer
+    if commit is None:
+        return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no option")
+    form = ", ".join(sorted(commit.form or ()))
+    where = (commit.start, commit.end)
+    if not gold:
+        reason = "the gold answer names no option"
+    elif not commit.form:
+        reason = "the answer names no option"
+    else:
+        reason = "" if commit.form == gold else "another option"
+    return Verdict(commit.text, not reason, commit.rule, where, form or commit.text, gold_form, reason)
