@@ -7,6 +7,7 @@ from vistill.answers.normalise import math_form, strip_markup, text_form
 from vistill.answers.values import Value, is_mathematical, is_time_or_date, parse_number, parse_value
 
 COMMAND = re.compile(r"\\[A-Za-z]{1,20}|(?<![A-Za-z])(?:sin|cos|tan|log|ln|arc)")
+FRACTION = re.compile(r"(?:\\frac\{)?(\d{1,9})(?:\}\{|/)(\d{1,9})\}?")
 VARIABLE = re.compile(r"[A-Za-z]")
 
 
@@ -97,7 +98,7 @@ def variables(form: str) -> set[str]:
 
 def same_parts(answer: str, gold: str) -> bool:
     """Whether two ratios have the same terms: `3 : 2` and `3:2`, but `6:4` is another one."""
-    parts, gold_parts = answer.split(":"), gold.split(":")
+    parts, gold_parts = terms(answer), terms(gold)
     if len(parts) != len(gold_parts):
         return False
     for part, gold_part in zip(parts, gold_parts, strict=True):
@@ -106,3 +107,9 @@ def same_parts(answer: str, gold: str) -> bool:
         if not same:
             return False
     return True
+
+
+def terms(form: str) -> list[str]:
+    """The terms of a ratio: `1:3`, or the fraction `1/3`."""
+    fraction = FRACTION.fullmatch(form)
+    return list(fraction.groups()[:2]) if fraction else form.split(":")

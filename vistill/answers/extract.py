@@ -41,7 +41,7 @@ ANSWER = re.compile(
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
 CHINESE = re.compile(r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])")
 CHOICE = re.compile(
-    r"(?:option|choice|image|statement)s?(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
+    r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
     rf"{DECORATION}\s?(?:{VERB}{DECORATION})",
     re.IGNORECASE,
 )
@@ -178,7 +178,7 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     if DOUBT.search(before):
         return None
     if word == "answer":
-        if before[-1:].isalpha() or before[-1:] in "<_" or before[-2:] == "</":
+        if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
             return None
         full = ANSWER.match(text, at)
         if full is None and (heading := HEADING.match(text, at)):
@@ -216,6 +216,7 @@ def find_explicit(
     take: Take,
     read: Callable[[str, str], Form | None],
     phrases_with_boxes: bool = True,
+    is_listing: Callable[[int], bool] = lambda at: False,
 ) -> Commitment[Form] | None:
     r"""The first or last explicit commitment: a box, a tag, or a sentence behind `answer is`.
 
@@ -226,6 +227,7 @@ def find_explicit(
         take: the first (VA-OPD) or the last (the usual harnesses).
         read: what the checker reads from an answer without wrappers, and the rule.
         phrases_with_boxes: whether sentences without a colon count in a reply with boxes.
+        is_listing: whether a list of all options begins at a position.
     """
     strong = find_strong(text)
     best = strong[0 if take == "first" else -1] if strong else None
@@ -237,7 +239,7 @@ def find_explicit(
             continue
         if best is not None and not phrases_with_boxes and span.rule != "line":
             continue
-        if is_echo(text, span):
+        if is_echo(text, span) or is_listing(span.start):
             continue
         form = read(strip_markup(text[span.start : span.end]), span.rule)
         if form is not None:

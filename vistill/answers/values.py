@@ -54,6 +54,15 @@ class Value:
     label: str = ""
     """Words behind the number that are no unit, such as what is counted."""
 
+    def is_mathematics(self) -> bool:
+        """Whether it is an expression that is no number: `10π`, not `Point A`."""
+        return (
+            self.number is None
+            and any(c.isdigit() for c in self.form)
+            and is_mathematical(self.form)
+            and not is_time_or_date(self.form)
+        )
+
     def __str__(self) -> str:
         return f"{self.form} {self.unit}".strip()
 

@@ -18,14 +18,15 @@ from vistill.answers.extract import (
     sentences,
     whole,
 )
-from vistill.answers.letters import in_range, parse_letters
-from vistill.answers.normalise import strip_markup
+from vistill.answers.letters import Letters, in_range, parse_letters
+from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.options import (
     Options,
     gold_letters,
     marked_letters,
     option_in,
     option_of,
+    same_option,
     read_options,
 )
 from vistill.answers.reading import after_negation, cut_clause, right_side, with_gold
@@ -43,10 +44,23 @@ IS_CORRECT = re.compile(
 SUBJECT = re.compile(
     rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
 )
+#: `point A is closer than point B`: the first one.
+COMPARED = re.compile(
+    rf"(?i:\b{NOUNS}\s)[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|appears|seems|looks)\s[^.\n]{{1,80}}\bthan\b"
+)
+#: A bare letter at the end of a sentence.
+ENDS = re.compile(r"\b(?:get|choose|select|pick|answer is|option is)\s([A-Z])\W{0,3}$")
+ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
+LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall|conclusion|in summary)\b", re.IGNORECASE
 )
 DENIED = re.compile(r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE)
+NONE = re.compile(
+    r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|\bneither of|"
+    r"(?:cannot|can't|unable to)[^.]{0,40}\bany of",
+    re.IGNORECASE,
+)
 UNKNOWN = re.compile(
     r"(?:cannot|can't|could not|not possible to|impossible to|unable to|difficult to) (?:be )?(?:determine|answer|say|tell|identif|conclude)",
     re.IGNORECASE,
@@ -62,14 +76,14 @@ class ChoiceReader:
 
     def read(self, plain: str, rule: str) -> frozenset[str] | None:
         """The letters that an answer names; an empty set for a value that is no option."""
-        if len(plain) > 1 and len(named := self.options.by_text(text_of(plain))) == 1:
+        if len(plain) > 1 and len(named := self.options.by_text(text_form(plain))) == 1:
             return self.letters_of(named)
         plain = after_negation(plain)
         letters = parse_letters(plain, len(self.options))
         if letters is not None:
             if letters.hedged and len(letters.letters) > 1:
                 return None
-            return letters.letters
+            return frozenset() if self.contradicts(letters) else letters.letters
         if not len(self.options):
             return self.read_label(plain, rule)
         for part in (plain, cut_clause(plain), right_side(plain)):
@@ -77,6 +91,20 @@ class ChoiceReader:
             if len(named) == 1:
                 return self.letters_of(named)
         return self.read_sentence(plain, rule)
+
+    def contradicts(self, letters: Letters) -> bool:
+        """Whether the value behind a letter is another one than that of its option."""
+        index = [ord(letter) - ord("A") for letter in letters.letters]
+        rest = cut_clause(letters.rest)
+        if len(index) != 1 or not rest or index[0] >= len(self.options):
+            return False
+        value = parse_value(rest)
+        own = parse_value(strip_markup(self.options.texts[index[0]]))
+        if value.number is not None and own.number is not None:
+            return abs(value.number - own.number) * 50 > abs(own.number)
+        if not (value.is_mathematics() and own.is_mathematics()):
+            return False
+        return not same_option(rest, self.options.texts[index[0]], self.math)
 
     def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
         """The one option that a sentence names inside it; a number that is no option is none."""
@@ -100,24 +128,21 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, *([LABEL] if self.options.only_letters else [])]
+        patterns = [OPTION, IS_CORRECT, ENDS]
+        if self.options.only_letters:
+            patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:
             found_letters += [m.group(1).upper() for m in pattern.finditer(text)]
         return [letter for letter in found_letters if in_range(letter, len(self.options))]
-
-
-def text_of(plain: str) -> str:
-    """Normal form of words."""
-    from vistill.answers.normalise import text_form
-
-    return text_form(plain)
 
 
 def find_choice(
     text: str, take: Take, reader: ChoiceReader
 ) -> Commitment[frozenset[str]] | None:
     """The option that a reply commits to, and the rule that found it."""
-    explicit = find_explicit(text, take, reader.read)
+    explicit = find_explicit(
+        text, take, reader.read, is_listing=lambda at: lists_options(text, at)
+    )
     if explicit is not None:
         return explicit
     span = whole(text)
@@ -152,51 +177,89 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
 
 
 def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
-    """The option that a reply begins with: `(B) no`, `Box B encloses ...`."""
+    """The option that a reply begins with: `(B) no`, or a letter on its own line."""
     span = first_sentence(text)
-    raw = text[span.start : span.end]
     line = strip_markup(text[span.start : span.start + 400].split("\n", 1)[0])
     letters = parse_letters(line, len(reader.options))
-    if letters is not None and letters.marked and len(letters.letters) == 1 and not is_listing(text, reader):
+    if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
+        return None
+    if letters.marked or not letters.rest:
         return commitment(text, span, letters.letters)
-    if reader.options.only_letters:
-        subject = SUBJECT.match(raw)
-        if subject and in_range(subject.group(1), len(reader.options)) and not DENIED.search(raw):
-            return commitment(text, span, frozenset(subject.group(1)))
     return None
 
 
-def is_listing(text: str, reader: ChoiceReader) -> bool:
-    """Whether two different letters begin lines: the reply lists the options."""
-    starts = re.findall(r"(?m)^\s{0,4}[*\-]{0,3}\s?[(\[]?([A-Z])[)\].:]", text[-4000:])
-    return len({letter for letter in starts if in_range(letter, len(reader.options))}) > 1
+def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that the first sentence is about: `Box B encloses ...`, `the third image (B) is`."""
+    span = first_sentence(text)
+    raw = text[span.start : span.end]
+    if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
+        return None
+    letters = set(marked_letters(raw, len(reader.options))) | {
+        m.group(1).upper() for m in OPTION.finditer(raw)
+    }
+    subject = SUBJECT.match(raw) if reader.options.only_letters else None
+    if subject and in_range(subject.group(1), len(reader.options)):
+        letters = {subject.group(1)}
+    elif reader.options.only_letters and (compared := COMPARED.search(raw)):
+        letters = {compared.group(1)}
+    return commitment(text, span, frozenset(letters)) if len(letters) == 1 else None
+
+
+def lists_options(text: str, at: int) -> bool:
+    """Whether the line at a position and the next or previous line begin with different letters."""
+    before = text[max(0, at - 300) : at].rstrip().rsplit("\n", 1)[-1]
+    here, _, after = text[at : at + 400].partition("\n")
+    letters = [LINE_LETTER.match(line) for line in (before, here, after.lstrip().split("\n", 1)[0])]
+    if letters[1] is None:
+        return False
+    here_letter = letters[1].group(1)
+    return any(other and other.group(1) != here_letter for other in (letters[0], letters[2]))
 
 
 def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
-    """The option that the last sentence with an option names, or the only one of the reply."""
+    """The option of the last sentence that draws a conclusion, of the first, or of the last one."""
     ordered = sentences(text, 12)
-    if any(UNKNOWN.search(text[s.start : s.end]) for s in ordered[-3:] + ordered[:3]) :
+    if any(NONE.search(text[s.start : s.end]) for s in ordered[:2]):
         return None
-    for concluding in (True, False):
-        for span in ordered:
-            raw = text[span.start : span.end]
-            if concluding and not CONCLUDES.match(raw):
-                continue
-            letters = named_in(raw, reader)
-            if len(letters) == 1 and not DENIED.search(raw):
-                return commitment(text, Span(span.start, span.end, "conclusion"), letters)
-            if letters:
-                break
-    if len(reader.options):
-        named = option_in(text[-4000:], reader.options)
-        if len(named) == 1:
-            span = whole(text)
-            return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
+    concluding = [s for s in ordered if CONCLUDES.match(text[s.start : s.end])]
+    return (
+        read_last(text, concluding, reader)
+        or read_subject(text, reader)
+        or read_last(text, ordered, reader)
+        or read_option_text(text, reader)
+    )
+
+
+def read_last(
+    text: str, ordered: Sequence[Span], reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
+    """The option of the last of these sentences that names any; two options are no commitment."""
+    for span in ordered:
+        raw = text[span.start : span.end]
+        if UNKNOWN.search(raw) or lists_options(text, span.start):
+            continue
+        letters = named_in(raw, reader)
+        if len(letters) == 1 and not DENIED.search(raw):
+            return commitment(text, Span(span.start, span.end, "conclusion"), letters)
+        if letters:
+            return None
     return None
+
+
+def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The only option whose text occurs in a reply (MMMU's rule)."""
+    named = option_in(text[-4000:], reader.options) if len(reader.options) else []
+    if len(named) != 1:
+        return None
+    span = whole(text)
+    return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
 
 
 def named_in(raw: str, reader: ChoiceReader) -> frozenset[str]:
     """The letters that a sentence names: by letter, else by the text of options."""
+    compared = COMPARED.search(raw) if reader.options.only_letters else None
+    if compared and in_range(compared.group(1), len(reader.options)):
+        return frozenset(compared.group(1))
     letters = frozenset(reader.mentions(raw))
     if letters or not len(reader.options):
         return letters

@@ -61,13 +61,8 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
-        return Reading(tuple(dict.fromkeys([*forms, *map(only_number_or_same, forms)])))
+        return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
-
-
-def only_number_or_same(text: str) -> str:
-    """The only number among words, else the text."""
-    return text
 
 
 def is_value(text: str) -> bool:
@@ -137,7 +132,10 @@ def gold_forms(gold: str) -> list[str]:
 def is_same(reading: Reading, gold: str, math: Mathematics | None) -> bool:
     """Whether any reading of an answer equals the gold answer."""
     gold_is_equation = "=" in strip_markup(gold)
+    both = gold_is_equation and "=" in reading.forms[0]
     for form in reading.forms:
+        if both and "=" not in form:
+            continue
         if same_value(form, gold, math):
             return True
         if gold_is_equation and "=" not in reading.forms[0]:
