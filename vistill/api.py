@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, load_recipe, override, split_override
 from vistill.data.loading import load_source
@@ -150,8 +151,9 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
 def train_setup(setup: RunSetup, progress: Progress, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     setup.progress, setup.accept = progress, accept
-    plan = build(setup)
-    write_result(setup.folder, plan, run(plan, setup.folder))
+    with shared_judge().kept_in(setup.folder.path):
+        plan = build(setup)
+        write_result(setup.folder, plan, run(plan, setup.folder))
     finished = Run(setup.folder.path)
     finished.report()
     return finished
@@ -308,8 +310,9 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         [with_empty_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
     )
     with make_engine(models.student, setup.rollout.without_image_skips()) as engine:
-        judge = tasks.get(settings.task)
-        result = judge(models, prompts, settings, lambda: None, setup.diagrams, engine)
+        measure = tasks.get(settings.task)
+        with shared_judge().kept_in(folder.path):
+            result = measure(models, prompts, settings, lambda: None, setup.diagrams, engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(models.student)}

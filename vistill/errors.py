@@ -58,6 +58,7 @@ CATALOGUE: dict[str, str] = {
     "D308": "Evaluation rows have the same questions as training rows.",
     "D309": "A view needs another row's image or thoughts, and all rows have the same.",
     "E301": "An optional package is needed and not installed.",
+    "J901": "The process that compares expressions gives no answer, so no verdict is sure.",
     "M101": "Student and teacher do not share a vocabulary.",
     "M102": "Student and teacher turn the same image into different tokens.",
     "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",
@@ -161,6 +162,12 @@ class RolloutError(VistillError, RuntimeError):
     exit_code = 4
 
 
+class JudgeError(VistillError, RuntimeError):
+    """The process that compares answers cannot be used."""
+
+    exit_code = 4
+
+
 class StorageError(VistillError, OSError):
     """The run folder or a checkpoint cannot be used."""
 
@@ -196,6 +203,7 @@ KINDS: dict[str, type[VistillError]] = {
     "C": ConfigError,
     "D": DataError,
     "E": MissingExtraError,
+    "J": JudgeError,
     "M": ModelError,
     "N": NonFiniteError,
     "P": Preempted,

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from vistill.data.answers import find_boxes, find_committed_answer, gold_response, judge_answer
-from vistill.data.math_judge import MathJudge
+from vistill.answers.math_process import MathJudge
 
 SETS = (
     "geometry_mathv",

@@ -285,7 +285,7 @@ def test_an_engine_that_is_none_is_refused(tmp_path, plugin, teacher):
 
 
 def test_a_reward_of_a_plug_in_is_added_with_its_weight(plugin, teacher):
-    from vistill.data.math_judge import MathJudge
+    from vistill.answers.math_process import MathJudge
     from vistill.training.rewards import Rewards
     from vistill.training.settings import RewardSettings
     from vistill.types import Finish, Rollout, RolloutGroup

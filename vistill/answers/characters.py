@@ -72,6 +72,4 @@ def readable(reply: str) -> str:
             kept += ["\n" * (start - at), text[start:end]]
             at = end
         text = "".join([*kept, "\n" * (len(text) - at)])
-    return SPECIAL.sub(
-        lambda m: m.group(0) if m.group(0) in KEPT else "\n" * len(m.group(0)), text
-    )
+    return SPECIAL.sub(lambda m: m.group(0) if m.group(0) in KEPT else "\n" * len(m.group(0)), text)

@@ -4,7 +4,13 @@ import re
 from typing import Protocol
 
 from vistill.answers.normalise import math_form, strip_markup, text_form
-from vistill.answers.values import Value, is_mathematical, is_time_or_date, parse_number, parse_value
+from vistill.answers.values import (
+    Value,
+    is_mathematical,
+    is_time_or_date,
+    parse_number,
+    parse_value,
+)
 
 COMMAND = re.compile(r"\\[A-Za-z]{1,20}|(?<![A-Za-z])(?:sin|cos|tan|log|ln|arc)")
 FRACTION = re.compile(r"(?:\\frac\{)?(\d{1,9})(?:\}\{|/)(\d{1,9})\}?")
@@ -82,8 +88,10 @@ def same_mathematics(value: Value, gold: Value, math: Mathematics | None) -> boo
         return same_parts(value.form, gold.form)
     if not (is_mathematical(value.form) and is_mathematical(gold.form)):
         return False
-    if gold.number is not None and not any(c.isdigit() for c in value.form) and not (
-        "\\" in value.form
+    if (
+        gold.number is not None
+        and not any(c.isdigit() for c in value.form)
+        and "\\" not in value.form
     ):
         return False
     if variables(value.form) != variables(gold.form):

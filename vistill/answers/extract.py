@@ -13,7 +13,9 @@ from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 Take = Literal["first", "last"]
 Form = TypeVar("Form")
 
-BRACE = re.compile(r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+BRACE = re.compile(
+    r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
+)
 BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
 TAG = re.compile(
     r"<(?P<close>/?)(?:answer|final_answer|final answer)>|(?P<begin><\|begin_of_box\|>)"
@@ -22,10 +24,29 @@ TAG = re.compile(
 )
 #: Words of the instruction that a reply repeats instead of an answer.
 ECHO = frozenset(
-    "answer|your answer|final answer|your final answer|the answer|the final answer|letter|option|..."
-    "|your answer here|answer here|number|value|x.x|ans|your choice|option letter".split("|")
+    [
+        "answer",
+        "your answer",
+        "final answer",
+        "your final answer",
+        "the answer",
+        "the final answer",
+        "letter",
+        "option",
+        "...",
+        "your answer here",
+        "answer here",
+        "number",
+        "value",
+        "x.x",
+        "ans",
+        "your choice",
+        "option letter",
+    ]
 )
-MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选择|选", re.IGNORECASE)
+MARK = re.compile(
+    r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选择|选", re.IGNORECASE
+)
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
 VERB = (
     r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
@@ -39,13 +60,17 @@ ANSWER = re.compile(
     re.IGNORECASE,
 )
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
-CHINESE = re.compile(r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])")
+CHINESE = re.compile(
+    r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+)
 CHOICE = re.compile(
     r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
     rf"{DECORATION}\s?(?:{VERB}{DECORATION})",
     re.IGNORECASE,
 )
-CHOOSE = re.compile(r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE)
+CHOOSE = re.compile(
+    r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE
+)
 BEFORE_CHOICE = re.compile(
     r"(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
     r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
@@ -144,7 +169,9 @@ def find_strong(text: str) -> list[Span]:
         if not (at < len(tags) and tags[at].start <= box.start):
             inside.append(box)
     spans = sorted([*tags, *inside], key=lambda span: span.start)
-    return [s for s in (span.of(text) for span in spans) if s.end > s.start and not is_echo(text, s)]
+    return [
+        s for s in (span.of(text) for span in spans) if s.end > s.start and not is_echo(text, s)
+    ]
 
 
 def is_echo(text: str, span: Span) -> bool:
@@ -249,7 +276,9 @@ def find_explicit(
     content = text[best.start : best.end]
     if len(content) > MOST_CHARACTERS:
         return Commitment(best.start, best.end, content[:MOST_CHARACTERS], best.rule, None)
-    return Commitment(best.start, best.end, content, best.rule, read(strip_markup(content), best.rule))
+    return Commitment(
+        best.start, best.end, content, best.rule, read(strip_markup(content), best.rule)
+    )
 
 
 def whole(text: str) -> Span:

@@ -18,7 +18,9 @@ MARKED = re.compile(r"[(\[{<]\s?\\?([A-Za-z])\s?[)\]}>]")
 BARE = re.compile(r"([A-Z])(?![A-Za-z0-9'_^])")
 CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z0-9])")
 RUN = re.compile(r"[A-Z]{2,10}")
-SEPARATOR = re.compile(r"\s?(?:,\s?(?:and|or)\b|[,;、/&+]|\b(?:and|or)\b|和|或|以及)\s?", re.IGNORECASE)
+SEPARATOR = re.compile(
+    r"\s?(?:,\s?(?:and|or)\b|[,;、/&+]|\b(?:and|or)\b|和|或|以及)\s?", re.IGNORECASE
+)
 OR = re.compile(r"\bor\b|/|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
@@ -91,7 +93,11 @@ def separator_at(body: str, at: int, marked: bool, num_options: int) -> "re.Matc
         return None
     after = rest[item[1] :]
     # `A, B is wrong` and `A, I think` go on with another sentence.
-    if not item[2] and after.strip() and not re.match(r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或)", after):
+    if (
+        not item[2]
+        and after.strip()
+        and not re.match(r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或)", after)
+    ):
         return None
     return match
 

@@ -10,15 +10,58 @@ import unicodedata
 MOST_CHARACTERS = 2000
 #: LaTeX commands that only change how their argument looks.
 WRAPPERS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal mathrm mathbf mathit mathsf mathtt mathbb"
-    " boldsymbol bm operatorname mbox hbox underline emph boxed fbox framebox ensuremath".split()
+    [
+        "text",
+        "textbf",
+        "textit",
+        "textrm",
+        "textsf",
+        "texttt",
+        "textnormal",
+        "mathrm",
+        "mathbf",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "mathbb",
+        "boldsymbol",
+        "bm",
+        "operatorname",
+        "mbox",
+        "hbox",
+        "underline",
+        "emph",
+        "boxed",
+        "fbox",
+        "framebox",
+        "ensuremath",
+    ]
 )
 #: LaTeX commands that stand for nothing.
 EMPTY = frozenset(
-    "left right displaystyle textstyle scriptstyle big Big bigg Bigg bigl bigr Bigl Bigr limits"
-    " bf rm it tt sf".split()
+    [
+        "left",
+        "right",
+        "displaystyle",
+        "textstyle",
+        "scriptstyle",
+        "big",
+        "Big",
+        "bigg",
+        "Bigg",
+        "bigl",
+        "bigr",
+        "Bigl",
+        "Bigr",
+        "limits",
+        "bf",
+        "rm",
+        "it",
+        "tt",
+        "sf",
+    ]
 )
-SPACES = frozenset("quad qquad space enspace thinspace hspace hfill".split())
+SPACES = frozenset(["quad", "qquad", "space", "enspace", "thinspace", "hspace", "hfill"])
 RENAMED = {"dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "degree": "°", "dots": "..."}
 TOKEN = re.compile(
     r"\\(?P<command>[A-Za-z]{1,20})\*?(?P<argument>\s{0,4}\{)?"
@@ -68,7 +111,9 @@ SYMBOLS = {
 SYMBOL = re.compile(
     r"\\(?:cdot|times|div|leq|geq|neq|varnothing|lbrace|rbrace)(?![A-Za-z])|[π∞×·⋅∙÷−≤≥≠∪∩∈θαβγ±∅]"
 )
-ROOT = re.compile(r"(?:√|\\sqrt|(?<![A-Za-z\\])sqrt)\s?(?:\(([^()]{1,60})\)|(\d{1,20}(?:\.\d{1,20})?|[A-Za-z](?![A-Za-z])))")
+ROOT = re.compile(
+    r"(?:√|\\sqrt|(?<![A-Za-z\\])sqrt)\s?(?:\(([^()]{1,60})\)|(\d{1,20}(?:\.\d{1,20})?|[A-Za-z](?![A-Za-z])))"
+)
 SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60})\}\s?(\d)(?!\d)")
 
 

@@ -12,7 +12,9 @@ from vistill.answers.values import parse_value
 LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])[)\].:]\s{0,3}(?=\S)")
 INDEX = re.compile(r"\d{1,2}")
 #: An option that only stands for its letter.
-STAND_IN = re.compile(r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE)
+STAND_IN = re.compile(
+    r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def same_option(answer: str, option: str, math: Mathematics | None) -> bool:
     decided = same_number(value, other)
     if decided is not None:
         no_unit = not value.unit and not value.label and value.number == other.number
-        return decided and not (value.unit and not other.unit and other.label) or no_unit
+        return (decided and not (value.unit and not other.unit and other.label)) or no_unit
     if value.form.casefold() == other.form.casefold() and value.form:
         return not value.unit or value.unit == other.unit
     if value.unit and value.unit != other.unit:
@@ -137,8 +139,10 @@ def option_in(text: str, options: Options) -> list[int]:
         while at >= 0:
             end = at + len(own)
             if not form[at - 1].isalnum() and not form[end : end + 1].isalnum():
-                number = own[:1].isdigit() and form[at - 1] in ".,-/^" or (
-                    own[-1:].isdigit() and form[end : end + 2].strip()[:1] in ".," and form[end + 1 : end + 2].isdigit()
+                number = (own[:1].isdigit() and form[at - 1] in ".,-/^") or (
+                    own[-1:].isdigit()
+                    and form[end : end + 2].strip()[:1] in ".,"
+                    and form[end + 1 : end + 2].isdigit()
                 )
                 if not number:
                     hits.append((at, end, i))

@@ -16,7 +16,9 @@ CLAUSE = re.compile(
     re.IGNORECASE,
 )
 DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)
-INSTEAD = re.compile(r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE)
+INSTEAD = re.compile(
+    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
+)
 LEAD_IN = re.compile(
     r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly|exactly|simply|just"
     r"|clearly|indeed|only|also|equal to|equals|given by|likely|probably|most likely|definitely|therefore,"
@@ -60,16 +62,11 @@ def predicate(plain: str) -> str:
     return plain[ends[-1] :].strip() if ends else ""
 
 
-def with_gold(
-    check: Callable[..., Verdict],
-) -> Callable[..., Verdict]:
-    """A checker that reads thoughts and typographic characters away, and takes several golds.
-
-    A list of gold answers means any of them.
-    """
+def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """A checker that gets a reply without thoughts, in plain characters, and a list of golds."""
 
     @wraps(check)
-    def any_gold(
+    def on_readable(
         response: str,
         answer: str | Sequence[str],
         choices: Sequence[str] = (),
@@ -77,17 +74,33 @@ def with_gold(
         math: object = None,
     ) -> Verdict:
         golds = [answer] if isinstance(answer, str) else [str(a) for a in answer]
-        text = readable(response)
+        verdict = check(readable(response), golds, tuple(choices), take, math)
+        if verdict.position is not None:
+            start, end = verdict.position
+            verdict = replace(verdict, extracted=response[start:end].strip())
         name = check.__module__.rpartition(".")[2]
-        verdict = Verdict(None, False, reason="the row has no gold answer", checker=name)
-        for gold in golds:
-            verdict = check(text, gold, tuple(choices), take, math)
-            if verdict.position is not None:
-                start, end = verdict.position
-                verdict = replace(verdict, extracted=response[start:end].strip())
-            verdict = verdict if verdict.checker else replace(verdict, checker=name)
+        return verdict if verdict.checker else replace(verdict, checker=name)
+
+    return on_readable
+
+
+def with_gold(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """The same for a checker that gets one gold answer: several mean any of them."""
+
+    @with_golds
+    @wraps(check)
+    def any_gold(
+        response: str,
+        answer: Sequence[str],
+        choices: tuple[str, ...],
+        take: Take,
+        math: object,
+    ) -> Verdict:
+        verdict = Verdict(None, False, reason="the row has no gold answer")
+        for gold in answer:
+            verdict = check(response, gold, choices, take, math)
             if verdict.correct:
-                return verdict
+                break
         return verdict
 
     return any_gold

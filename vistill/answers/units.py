@@ -66,13 +66,15 @@ LOWER: dict[str, str] = {}
 for _word, _unit in UNITS.items():
     LOWER.setdefault(_word.lower(), _unit)
 #: Words that count but measure nothing.
-NO_UNIT = frozenset("unit units 个 个单位".split())
+NO_UNIT = frozenset(["unit", "units", "个", "个单位"])
 POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 POWERS |= {"平方": "2", "立方": "3"}
 POWER = re.compile(r"\^?\s?\{?\s?(-?[1-4])\s?\}?$")
 RAISED = str.maketrans({"²": "^2", "³": "^3", "⁻": "^-", "¹": "1"})
 PART = re.compile(r"\\?[A-Za-zµΩ°%$€£¥￥¢\u4e00-\u9fff]{1,20}\.?(?:\s?\^\s?\{?\s?-?\d\s?\}?)?")
-CURRENCY = re.compile(r"^(-?)\s?(?:(US|C|A)?([$€£¥￥])|(USD|EUR|GBP|RMB))\s?(-?[\d.].*)$", re.DOTALL)
+CURRENCY = re.compile(
+    r"^(-?)\s?(?:(US|C|A)?([$€£¥￥])|(USD|EUR|GBP|RMB))\s?(-?[\d.].*)$", re.DOTALL
+)
 
 
 def unit_of(word: str) -> str | None:
@@ -118,7 +120,9 @@ def parse_product(text: str) -> str | None:
         if word.startswith("^") and names:
             names[-1] += word
             continue
-        power = POWER.search(word) if len(word) > 1 and ("^" in word or word[-1].isdigit()) else None
+        power = (
+            POWER.search(word) if len(word) > 1 and ("^" in word or word[-1].isdigit()) else None
+        )
         unit = unit_of(word[: power.start()] if power else word)
         if word.casefold() in NO_UNIT:
             unit = "unit"

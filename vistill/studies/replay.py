@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
@@ -50,7 +51,8 @@ def replay(
     )
     with copied_run_folder(folder) as copy:
         setup = make_setup(recipe, copy, "replay", objective=objective)
-        return replay_step(setup, folder, at, say), at
+        with shared_judge().kept_in(copy.path):
+            return replay_step(setup, folder, at, say), at
 
 
 def stored_recipe(path: Path, objective: Objective | None) -> Recipe:

@@ -26,8 +26,8 @@ from vistill.answers.options import (
     marked_letters,
     option_in,
     option_of,
-    same_option,
     read_options,
+    same_option,
 )
 from vistill.answers.reading import after_negation, cut_clause, right_side, with_gold
 from vistill.answers.values import parse_value
@@ -53,9 +53,12 @@ ENDS = re.compile(r"\b(?:get|choose|select|pick|answer is|option is)\s([A-Z])\W{
 ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
 CONCLUDES = re.compile(
-    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall|conclusion|in summary)\b", re.IGNORECASE
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall|conclusion|in summary)\b",
+    re.IGNORECASE,
 )
-DENIED = re.compile(r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE)
+DENIED = re.compile(
+    r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE
+)
 NONE = re.compile(
     r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|\bneither of|"
     r"(?:cannot|can't|unable to)[^.]{0,40}\bany of",
@@ -98,6 +101,9 @@ class ChoiceReader:
         rest = cut_clause(letters.rest)
         if len(index) != 1 or not rest or index[0] >= len(self.options):
             return False
+        form, own_form = text_form(letters.rest), self.options.forms[index[0]]
+        if form.startswith(own_form) or own_form.startswith(form):
+            return False
         value = parse_value(rest)
         own = parse_value(strip_markup(self.options.texts[index[0]]))
         if value.number is not None and own.number is not None:
@@ -136,13 +142,9 @@ class ChoiceReader:
         return [letter for letter in found_letters if in_range(letter, len(self.options))]
 
 
-def find_choice(
-    text: str, take: Take, reader: ChoiceReader
-) -> Commitment[frozenset[str]] | None:
+def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that a reply commits to, and the rule that found it."""
-    explicit = find_explicit(
-        text, take, reader.read, is_listing=lambda at: lists_options(text, at)
-    )
+    explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:
         return explicit
     span = whole(text)
@@ -173,7 +175,8 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
             return reader.letters_of(named)
-    return None
+    side = parse_letters(right_side(plain), len(reader.options))
+    return side.letters if side and not side.rest and len(side.letters) == 1 else None
 
 
 def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
@@ -295,4 +298,6 @@ def verdict_of(
         reason = "the answer names no option"
     else:
         reason = "" if commit.form == gold else "another option"
-    return Verdict(commit.text, not reason, commit.rule, where, form or commit.text, gold_form, reason)
+    return Verdict(
+        commit.text, not reason, commit.rule, where, form or commit.text, gold_form, reason
+    )

@@ -29,7 +29,9 @@ from vistill.answers.reading import (
 from vistill.answers.values import WORDS, is_mathematical, parse_value
 from vistill.answers.verdict import Verdict
 
-NUMBER = re.compile(r"(?<![A-Za-z0-9_.^])[-+]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,20})?(?![A-Za-z0-9_^])")
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.^])[-+]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,20})?(?![A-Za-z0-9_^])"
+)
 OPERATOR = re.compile(r"[\^√π*+=<>\\²³]|\d\s?[-/]\s?\d|[A-Za-z]\d|\d[A-Za-z]")
 HEDGE = re.compile(
     r"\b(?:or|between|either|not|at least|at most|more than|less than|fewer than|no|cannot|unknown|"
@@ -37,7 +39,8 @@ HEDGE = re.compile(
     re.IGNORECASE,
 )
 CONCLUDES = re.compile(
-    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b", re.IGNORECASE
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
+    re.IGNORECASE,
 )
 
 
@@ -124,7 +127,9 @@ def gold_forms(gold: str) -> list[str]:
     """A gold answer as it is, and the side of an equation that a reply may give alone."""
     plain = strip_markup(gold)
     forms = [gold]
-    if (match := re.match(r"^(?:[A-Za-z\s]{0,20}|[A-Za-z]_?\{?\w?\}?)\s?=\s?(?=\S)", plain)) and plain.count("=") == 1:
+    if (
+        match := re.match(r"^(?:[A-Za-z\s]{0,20}|[A-Za-z]_?\{?\w?\}?)\s?=\s?(?=\S)", plain)
+    ) and plain.count("=") == 1:
         forms.append(plain[match.end() :])
     return forms
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from vistill.answers.compare import Mathematics, same_value
 from vistill.answers.extract import Commitment, Take, find_explicit, find_strong, sentences, whole
 from vistill.answers.normalise import strip_markup, text_form
-from vistill.answers.reading import after_negation, cut_clause, predicate, with_gold, without_lead_in
+from vistill.answers.reading import (
+    after_negation,
+    cut_clause,
+    predicate,
+    with_gold,
+    without_lead_in,
+)
 from vistill.answers.verdict import Verdict
 
 #: Words of a short reply.

@@ -8,8 +8,13 @@ from vistill.answers.normalise import strip_markup
 from vistill.answers.reading import with_gold, without_lead_in
 from vistill.answers.verdict import Verdict
 
-WORD = re.compile(r"(?<![A-Za-z])(?:(yes|yeah|yep|correct|true|right)|(no|nope|false|incorrect|wrong))(?![A-Za-z])|(是)|(否|不)", re.I)
-STRICT = re.compile(r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I)
+WORD = re.compile(
+    r"(?<![A-Za-z])(?:(yes|yeah|yep|correct|true|right)|(no|nope|false|incorrect|wrong))(?![A-Za-z])|(是)|(否|不)",
+    re.I,
+)
+STRICT = re.compile(
+    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I
+)
 GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
 GOLD |= {"y": True, "n": False, "是": True, "否": False}
 
@@ -62,6 +67,12 @@ def check(
     if commit is None or commit.form is None:
         return Verdict(None, False, gold_form=gold_form, reason="the reply says neither yes nor no")
     correct = gold is not None and commit.form == gold
-    reason = "" if correct else "the gold answer is neither yes nor no" if gold is None else "the opposite"
+    reason = (
+        ""
+        if correct
+        else "the gold answer is neither yes nor no"
+        if gold is None
+        else "the opposite"
+    )
     form, where = "yes" if commit.form else "no", (commit.start, commit.end)
     return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
