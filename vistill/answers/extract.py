@@ -52,7 +52,7 @@ VERB = (
     r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
     r"|appears to be|becomes|comes out to be|to be|=|:|->|为|是|:)"
 )
-DECORATION = r"[*_`\"'\s#]{0,8}"
+DECORATION = r"[*_`\s#]{0,8}"
 ANSWER = re.compile(
     r"answers?(?:\s(?:choice|option|letter|value))?(?:\s\([^()\n]{0,30}\))?"
     r"(?:,?\s(?:to|for|of|that|which|in|from|among|we|i)\b[^.:\n=<>]{0,90}?)?"
@@ -242,18 +242,17 @@ def find_explicit(
     text: str,
     take: Take,
     read: Callable[[str, str], Form | None],
-    phrases_with_boxes: bool = True,
     is_listing: Callable[[int], bool] = lambda at: False,
 ) -> Commitment[Form] | None:
     r"""The first or last explicit commitment: a box, a tag, or a sentence behind `answer is`.
 
-    A box or a tag commits whatever it holds. A sentence commits if the checker can read it.
+    A box or a tag commits whatever it holds. A sentence commits if the checker can read it; in a
+    reply with boxes or tags only one behind `Answer:`.
 
     Args:
         text: a reply after `readable`.
         take: the first (VA-OPD) or the last (the usual harnesses).
         read: what the checker reads from an answer without wrappers, and the rule.
-        phrases_with_boxes: whether sentences without a colon count in a reply with boxes.
         is_listing: whether a list of all options begins at a position.
     """
     strong = find_strong(text)
@@ -264,7 +263,9 @@ def find_explicit(
             break
         if any(span.start <= s.start <= span.end or s.start <= span.start < s.end for s in spans):
             continue
-        if best is not None and not phrases_with_boxes and span.rule != "line":
+        if best is not None and span.rule != "line":
+            continue
+        if "\\boxed" in text[span.start : span.end]:  # its closing brace was cut off
             continue
         if is_echo(text, span) or is_listing(span.start):
             continue

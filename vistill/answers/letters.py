@@ -6,8 +6,9 @@ from dataclasses import dataclass
 #: Option letters where the number of options is unknown.
 MOST_LETTERS = 10
 LEAD = re.compile(
-    r"^(?:(?:it|this|that|which) (?:is|would be|must be|should be)\s|(?:therefore|thus|hence|so|then|clearly|likely|probably"
-    r"|definitely|simply|actually|indeed|only|also|most likely)[, ]\s?)?(?:the\s)?"
+    r"^(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
+    r"|only|also|most likely|therefore it|i think|i believe)[, ]\s?)?"
+    r"(?:(?:it|this|that|which) (?:is|would be|must be|should be|has to be)\s)?(?:the\s)?"
     r"(?:(?:correct|right|best|final|following|given)\s)?(?:(?:answer|option|choice|letter|statement"
     r"|选项|答案|选)s?\s?(?:is|are)?\s?[:：]?\s?)?",
     re.IGNORECASE,
@@ -17,14 +18,17 @@ NAMES_OPTION = re.compile(r"(?:option|choice|letter|选项|选)s?\s?[:：]?\s?$"
 MARKED = re.compile(r"[(\[{<]\s?\\?([A-Za-z])\s?[)\]}>]")
 BARE = re.compile(r"([A-Z])(?![A-Za-z0-9'_^])")
 CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z0-9])")
+#: A set of letters: `(A, C)`, `{A, C}`.
+GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)}\]]")
 RUN = re.compile(r"[A-Z]{2,10}")
 SEPARATOR = re.compile(
     r"\s?(?:,\s?(?:and|or)\b|[,;、/&+]|\b(?:and|or)\b|和|或|以及)\s?", re.IGNORECASE
 )
+DASH = re.compile(r"^[-:=]{1,2}\s")
 OR = re.compile(r"\bor\b|/|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
-    r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|because\b|since\b|as\b|for\b|due\b|based\b|where\b|with\b|which\b"
+    r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b|for\b|due\b|based\b|where\b|with\b|which\b"
     r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|正确)",
     re.IGNORECASE,
 )
@@ -58,6 +62,8 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
     start = lead.end() if lead else 0
     named = bool(NAMES_OPTION.search(text[:start]))
     body = text[start:].strip()
+    if GROUP.fullmatch(body):
+        body = body.strip("\\(){}[] ")
     first = read_item(body, num_options, single=len(body) == 1 or named)
     if first is None:
         return read_run(body, num_options)
@@ -70,7 +76,7 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
         group.add(item[0])
         hedged = hedged or bool(OR.search(separator.group(0)))
         at = separator.end() + item[1]
-    rest = body[at:].strip()
+    rest = DASH.sub("", body[at:].strip())
     if len(group) == 1 and not marked and not named and not stands_alone(letters, rest):
         return read_run(body, num_options)
     return Letters(frozenset(group), rest, marked or named, hedged)

@@ -168,7 +168,7 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
     plain = strip_markup(raw)
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
-        if not letters.rest or letters.marked:
+        if not letters.rest or letters.marked or letters.rest[0] in ",;:":
             others = set(reader.mentions(letters.rest)) - letters.letters
             return letters.letters if not others or len(letters.rest) > 60 else None
     if len(reader.options):

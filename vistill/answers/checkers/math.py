@@ -33,6 +33,7 @@ NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.^])[-+]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,20})?(?![A-Za-z0-9_^])"
 )
 OPERATOR = re.compile(r"[\^√π*+=<>\\²³]|\d\s?[-/]\s?\d|[A-Za-z]\d|\d[A-Za-z]")
+GRID = re.compile(r"\brows?\W{0,6}(\d{1,4})\W{0,12}(?:and\s)?col(?:umn)?s?\W{0,6}(\d{1,4})", re.I)
 HEDGE = re.compile(
     r"\b(?:or|between|either|not|at least|at most|more than|less than|fewer than|no|cannot|unknown|"
     r"to|from|per cent of|out of)\b",
@@ -59,13 +60,19 @@ def read_math(plain: str, rule: str) -> Reading | None:
     plain = after_negation(plain)
     bare = without_lead_in(plain)
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
-    candidates += [right_side(c) for c in (bare, cut_clause(bare))]
+    candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def grid_size(plain: str) -> str:
+    """`5,6` for `rows={5} columns={6}` (VLMs are blind); "" for anything else."""
+    match = GRID.search(plain)
+    return f"{match.group(1)},{match.group(2)}" if match else ""
 
 
 def is_value(text: str) -> bool:
@@ -102,7 +109,7 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     raw = text[span.start : span.end]
     if not raw:
         return None
-    if len(raw) <= 200 and "\n" not in raw:
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1:
         reading = read_math(strip_markup(raw), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)

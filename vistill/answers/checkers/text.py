@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
-from vistill.answers.extract import Commitment, Take, find_explicit, find_strong, sentences, whole
+from vistill.answers.extract import Commitment, Take, find_explicit, sentences, whole
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.reading import (
     after_negation,
@@ -38,7 +38,7 @@ def read_words(plain: str, rule: str) -> Words | None:
 
 def find_words(text: str, take: Take) -> Commitment[Words] | None:
     """The words that a reply commits to, and the rule that found them."""
-    explicit = find_explicit(text, take, read_words, phrases_with_boxes=not find_strong(text))
+    explicit = find_explicit(text, take, read_words)
     if explicit is not None:
         return explicit
     span = whole(text)
