@@ -25,6 +25,7 @@ THOUGHT = re.compile(
     r"|\[(/?)THINK\]",
     re.IGNORECASE,
 )
+MAY_BE_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 #: Tokens that open or close a text or a turn.
 SPECIAL = re.compile(r"</?s>|<\|[a-zA-Z_0-9]{1,30}\|>|<(?:eos|bos|pad|end_of_turn)>", re.IGNORECASE)
 #: Special tokens that wrap an answer (GLM-V) stay.
@@ -44,6 +45,8 @@ def outside_thoughts(text: str) -> list[tuple[int, int]]:
     A closing mark without an opening one ends a thought that the prompt opened. A thought without
     its closing mark was cut off: nothing after its beginning is an answer.
     """
+    if not MAY_BE_THOUGHT.search(text):
+        return [(0, len(text))]
     parts: list[tuple[int, int]] = []
     start, inside, closed = 0, False, False
     for mark in THOUGHT.finditer(text):

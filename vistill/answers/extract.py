@@ -56,7 +56,7 @@ DECORATION = r"[*_`\s#]{0,8}"
 ANSWER = re.compile(
     r"answers?(?:\s(?:choice|option|letter|value))?(?:\s\([^()\n]{0,30}\))?"
     r"(?:,?\s(?:to|for|of|that|which|in|from|among|we|i)\b[^.:\n=<>]{0,90}?)?"
-    rf"(?:,\s\w{{2,12}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
+    rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
     re.IGNORECASE,
 )
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
@@ -82,13 +82,15 @@ DOUBT = re.compile(
     r"|\bwhat|\bhow)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"[.!](?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n")
+SENTENCE_END = re.compile(r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n")
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
 #: Marks that are looked at, from the side that counts.
-MOST_MARKS = 100
+MOST_MARKS = 1000
+#: Sentences that are read as an answer.
+MOST_READ = 24
 #: Characters of a sentence that are read as an answer.
-WINDOW = 400
+WINDOW = 300
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def find_tags(text: str) -> list[Span]:
 
 
 def find_strong(text: str) -> list[Span]:
-    """Boxes and tags in order, without the empty ones and those that repeat the instruction."""
+    """Boxes and tags in order; a box inside a tag belongs to the tag."""
     tags = find_tags(text)
     boxes = find_boxes(text)
     inside: list[Span] = []
@@ -168,10 +170,17 @@ def find_strong(text: str) -> list[Span]:
             at += 1
         if not (at < len(tags) and tags[at].start <= box.start):
             inside.append(box)
-    spans = sorted([*tags, *inside], key=lambda span: span.start)
-    return [
-        s for s in (span.of(text) for span in spans) if s.end > s.start and not is_echo(text, s)
-    ]
+    return sorted([*tags, *inside], key=lambda span: span.start)
+
+
+def pick_strong(text: str, take: Take) -> Span | None:
+    """The first or last box or tag that is not empty and does not repeat the instruction."""
+    spans = find_strong(text)
+    for span in (spans if take == "first" else spans[::-1])[:MOST_MARKS]:
+        trimmed = span.of(text)
+        if trimmed.end > trimmed.start and not is_echo(text, trimmed):
+            return trimmed
+    return None
 
 
 def is_echo(text: str, span: Span) -> bool:
@@ -255,13 +264,12 @@ def find_explicit(
         read: what the checker reads from an answer without wrappers, and the rule.
         is_listing: whether a list of all options begins at a position.
     """
-    strong = find_strong(text)
-    best = strong[0 if take == "first" else -1] if strong else None
-    spans = (*strong[:1], *strong[-1:])
+    best = pick_strong(text, take)
+    read_before: set[str] = set()
     for span in find_phrases(text, take):
         if best is not None and (span.start > best.start) == (take == "first"):
             break
-        if any(span.start <= s.start <= span.end or s.start <= span.start < s.end for s in spans):
+        if best is not None and span.start < best.end and best.start <= span.end:
             continue
         if best is not None and span.rule != "line":
             continue
@@ -269,7 +277,13 @@ def find_explicit(
             continue
         if is_echo(text, span) or is_listing(span.start):
             continue
-        form = read(strip_markup(text[span.start : span.end]), span.rule)
+        raw = text[span.start : span.end]
+        if raw in read_before:
+            continue
+        read_before.add(raw)
+        if len(read_before) > MOST_READ:
+            break
+        form = read(strip_markup(raw), span.rule)
         if form is not None:
             return Commitment(span.start, span.end, text[span.start : span.end], span.rule, form)
     if best is None:

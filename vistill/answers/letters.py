@@ -17,15 +17,19 @@ LEAD = re.compile(
 NAMES_OPTION = re.compile(r"(?:option|choice|letter|选项|选)s?\s?[:：]?\s?$", re.IGNORECASE)
 MARKED = re.compile(r"[(\[{<]\s?\\?([A-Za-z])\s?[)\]}>]")
 BARE = re.compile(r"([A-Z])(?![A-Za-z0-9'_^])")
-CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z0-9])")
+CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z])")
 #: A set of letters: `(A, C)`, `{A, C}`.
 GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)}\]]")
 RUN = re.compile(r"[A-Z]{2,10}")
 SEPARATOR = re.compile(
-    r"\s?(?:,\s?(?:and|or)\b|[,;、/&+]|\b(?:and|or)\b|和|或|以及)\s?", re.IGNORECASE
+    r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及)\s?(?:possibly |maybe |perhaps )?"
+    r"(?:(?:option|choice)s?\s)?",
+    re.IGNORECASE,
 )
+#: Two letters that are compared, not chosen: `A and B are similar`.
+JOINED = re.compile(r"\s?(?:\b(?:and|or|vs\.?)\b|[/|&])\s?(?:option\s)?[(\[]?[A-Z](?![A-Za-z])", re.IGNORECASE)
 DASH = re.compile(r"^[-:=]{1,2}\s")
-OR = re.compile(r"\bor\b|/|或", re.IGNORECASE)
+OR = re.compile(r"\bor\b|/|[|]|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
     r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b|for\b|due\b|based\b|where\b|with\b|which\b"
@@ -76,6 +80,8 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
         group.add(item[0])
         hedged = hedged or bool(OR.search(separator.group(0)))
         at = separator.end() + item[1]
+    if JOINED.match(body, at):
+        return None
     rest = DASH.sub("", body[at:].strip())
     if len(group) == 1 and not marked and not named and not stands_alone(letters, rest):
         return read_run(body, num_options)

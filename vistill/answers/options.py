@@ -30,6 +30,10 @@ class Options:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def longest(self) -> int:
+        """Characters of the longest option."""
+        return max((len(text) for text in self.texts), default=0)
+
     def letter(self, index: int) -> str:
         """The letter of an option; options after Z have a number."""
         return chr(ord("A") + index) if index < 26 else f"#{index + 1}"
@@ -71,7 +75,7 @@ def gold_letters(gold: str, options: Options) -> frozenset[str]:
         return letters.letters
     named = options.by_text(form)
     if len(named) == 1:
-        return frozenset(options.letter(named[0]))
+        return frozenset({options.letter(named[0])})
     if letters and is_gold_form(letters, options):
         return letters.letters
     same = [i for i in range(len(options)) if same_option(plain, options.texts[i], None)]

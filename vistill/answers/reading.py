@@ -12,7 +12,7 @@ from vistill.answers.verdict import Verdict
 CLAUSE = re.compile(
     r",?\s(?:because|since|due to|given that|assuming|so that|as (?:the|it|this|shown|we|there))\b"
     r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b|;\s|。|，因|,因"
-    r"|\.\s(?=[A-Z])",
+    r"|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
 DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)

@@ -3,7 +3,8 @@
 import re
 from dataclasses import replace
 
-from vistill.answers.checkers import choice, math, text, yes_no
+from vistill.answers.checkers import choice, text, yes_no
+from vistill.answers.checkers import math as mathematics
 from vistill.answers.compare import Mathematics
 from vistill.answers.extract import Take
 from vistill.answers.letters import MARKED
@@ -36,7 +37,12 @@ def kind_of(answer: str, choices: tuple[str, ...]) -> str:
     return "math" if is_mathematical(math_form(plain)) or "\\" in plain or "$" in answer else "text"
 
 
-CHECKS = {"choice": choice.check, "yes_no": yes_no.check, "math": math.check, "text": text.check}
+DECIDE = {
+    "choice": choice.decide,
+    "yes_no": yes_no.decide,
+    "math": mathematics.decide,
+    "text": text.decide,
+}
 
 
 @with_gold
@@ -45,5 +51,5 @@ def check(
 ) -> Verdict:
     """By row: `choice` with options or a gold letter, `yes_no`, `math` for values, else words."""
     kind = kind_of(answer, choices)
-    verdict = CHECKS[kind](response, answer, choices, take, math)
+    verdict = DECIDE[kind](response, answer, choices, take, math)
     return replace(verdict, checker=kind)

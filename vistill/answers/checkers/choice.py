@@ -49,7 +49,13 @@ COMPARED = re.compile(
     rf"(?i:\b{NOUNS}\s)[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|appears|seems|looks)\s[^.\n]{{1,80}}\bthan\b"
 )
 #: A bare letter at the end of a sentence.
-ENDS = re.compile(r"\b(?:get|choose|select|pick|answer is|option is)\s([A-Z])\W{0,3}$")
+ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
+ENDS_ONE = re.compile(
+    r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
+)
+#: What makes a letter at the beginning a choice and no pronoun.
+CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
+OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
 ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
 CONCLUDES = re.compile(
@@ -90,7 +96,8 @@ class ChoiceReader:
         if not len(self.options):
             return self.read_label(plain, rule)
         for part in (plain, cut_clause(plain), right_side(plain)):
-            named = option_of(part, self.options, self.math) if part else []
+            short = part and len(part) <= self.options.longest() + 60
+            named = option_of(part, self.options, self.math) if short else []
             if len(named) == 1:
                 return self.letters_of(named)
         return self.read_sentence(plain, rule)
@@ -134,7 +141,7 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ENDS]
+        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
         if self.options.only_letters:
             patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:
@@ -168,9 +175,10 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
     plain = strip_markup(raw)
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
-        if not letters.rest or letters.marked or letters.rest[0] in ",;:":
-            others = set(reader.mentions(letters.rest)) - letters.letters
-            return letters.letters if not others or len(letters.rest) > 60 else None
+        article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
+        clause = letters.rest[:1] in tuple(",;:") and not article
+        if not letters.rest or letters.marked or clause:
+            return None if names_another(letters, reader) else letters.letters
     if len(reader.options):
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
@@ -179,12 +187,24 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
     return side.letters if side and not side.rest and len(side.letters) == 1 else None
 
 
+def names_another(letters: Letters, reader: ChoiceReader) -> bool:
+    """Whether the text behind a letter begins or goes on with other letters: a list of options."""
+    rest = letters.rest
+    if len(rest) > 60 and not OTHER_LETTER.match(rest):
+        return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
+    following = OTHER_LETTER.match(rest)
+    others = set(reader.mentions(rest)) | ({following.group(1)} if following else set())
+    return bool(others - letters.letters)
+
+
 def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that a reply begins with: `(B) no`, or a letter on its own line."""
     span = first_sentence(text)
     line = strip_markup(text[span.start : span.start + 400].split("\n", 1)[0])
     letters = parse_letters(line, len(reader.options))
     if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
+        return None
+    if names_another(letters, reader):
         return None
     if letters.marked or not letters.rest:
         return commitment(text, span, letters.letters)
@@ -241,7 +261,7 @@ def read_last(
         raw = text[span.start : span.end]
         if UNKNOWN.search(raw) or lists_options(text, span.start):
             continue
-        letters = named_in(raw, reader)
+        letters = named_in(raw, reader, with_texts=span in ordered[:1])
         if len(letters) == 1 and not DENIED.search(raw):
             return commitment(text, Span(span.start, span.end, "conclusion"), letters)
         if letters:
@@ -250,27 +270,29 @@ def read_last(
 
 
 def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
-    """The only option whose text occurs in a reply (MMMU's rule)."""
+    """The only option whose text occurs in a reply (MMMU's rule); a number may be any number."""
     named = option_in(text[-4000:], reader.options) if len(reader.options) else []
-    if len(named) != 1:
+    if len(named) != 1 or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None:
         return None
     span = whole(text)
     return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
 
 
-def named_in(raw: str, reader: ChoiceReader) -> frozenset[str]:
-    """The letters that a sentence names: by letter, else by the text of options."""
+def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]:
+    """The letters that a sentence names: by letter, else, if asked, by the text of options."""
     compared = COMPARED.search(raw) if reader.options.only_letters else None
     if compared and in_range(compared.group(1), len(reader.options)):
         return frozenset(compared.group(1))
+    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 12 else None
+    if alone and not alone.rest and not alone.hedged:
+        return alone.letters
     letters = frozenset(reader.mentions(raw))
-    if letters or not len(reader.options):
+    if letters or not with_texts or not len(reader.options):
         return letters
     return reader.letters_of(option_in(raw, reader.options))
 
 
-@with_gold
-def check(
+def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
     """A letter (`B`, `(B)`, `A, C`), or the text or the value of exactly one option.
@@ -281,6 +303,9 @@ def check(
     gold = gold_letters(answer, options)
     commit = find_choice(response, take, ChoiceReader(options, math))
     return verdict_of(commit, gold, answer)
+
+
+check = with_gold(decide)
 
 
 def verdict_of(

@@ -170,8 +170,7 @@ def reading_verdict(
     return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
 
 
-@with_gold
-def check(
+def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
     """Exact numbers with units, and mathematics by math-verify; words are never mathematics.
@@ -179,6 +178,9 @@ def check(
     Source: math-verify 0.9 (Hugging Face), behind normalised Unicode.
     """
     return reading_verdict(find_math(response, take), answer, math)
+
+
+check = with_gold(decide)
 
 
 __all__ = ["Reading", "Span", "check", "find_math", "read_math"]

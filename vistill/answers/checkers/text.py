@@ -50,8 +50,7 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
     return None
 
 
-@with_gold
-def check(
+def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
     """Equal words: without case, articles, wrappers and punctuation at the ends."""
@@ -64,3 +63,6 @@ def check(
     reason = "" if same else "other words"
     where = (commit.start, commit.end)
     return Verdict(commit.text, bool(same), commit.rule, where, form, gold_form, reason)
+
+
+check = with_gold(decide)

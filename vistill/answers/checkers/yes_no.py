@@ -53,8 +53,7 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
     return None
 
 
-@with_gold
-def check(
+def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
     """Yes or no: explicit, as the first word, or alone in the last sentence.
@@ -76,3 +75,6 @@ def check(
     )
     form, where = "yes" if commit.form else "no", (commit.start, commit.end)
     return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
+
+
+check = with_gold(decide)
