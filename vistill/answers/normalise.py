@@ -5,6 +5,7 @@ r"""Normal forms of an answer: without wrappers, as text, and as mathematics.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 #: Longest answer that is read; a longer one is no answer.
 MOST_CHARACTERS = 2000
@@ -117,6 +118,7 @@ ROOT = re.compile(
 SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60})\}\s?(\d)(?!\d)")
 
 
+@lru_cache(maxsize=4096)
 def strip_markup(text: str) -> str:
     """An answer without LaTeX wrappers, dollars, markdown, tags and spaces at its ends."""
     text = text[:MOST_CHARACTERS].strip()
@@ -206,6 +208,7 @@ def is_one_group(text: str) -> bool:
     return False
 
 
+@lru_cache(maxsize=4096)
 def text_form(text: str) -> str:
     """Normal form of words: one case, no leading article, no punctuation at the ends."""
     plain = unicodedata.normalize("NFKC", strip_markup(text)).casefold()
@@ -213,6 +216,7 @@ def text_form(text: str) -> str:
     return ARTICLE.sub("", strip_ends(plain))
 
 
+@lru_cache(maxsize=4096)
 def math_form(plain: str) -> str:
     r"""Normal form of mathematics: LaTeX for Unicode signs, `\sqrt{2}`, `\frac{1}{2}`, no spaces.
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from vistill.answers.normalise import VULGAR, math_form, vulgar_fraction
 from vistill.answers.units import parse_unit, split_currency
@@ -208,6 +209,7 @@ def parse_simple(bare: str) -> Fraction | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def parse_value(plain: str) -> Value:
     """Read an answer without wrappers as a value; the unit is split off if the rest is a number.
 

@@ -273,6 +273,22 @@ def report(
     print(f"report   {write_report(runs, out or folder / 'report.html')}")
 
 
+@app.command(rich_help_panel=LOOK, epilog=example("vistill judge replies.jsonl --take first"))
+def judge(
+    file: Annotated[Path, typer.Argument(help="JSON Lines with reply, gold and choices")],
+    checker: Annotated[
+        str, typer.Option(help="checker of rows that name none: vistill list checkers")
+    ] = "auto",
+    take: Annotated[str, typer.Option(help="which commitment counts: first or last")] = "last",
+    plugin: Plugins = None,
+) -> None:
+    """Judge replies: print the answer of each, the rule that found it, and whether it is correct."""
+    load_plugins(plugin or [])
+    from vistill.cli.judge import print_verdicts
+
+    print_verdicts(file, checker, take)
+
+
 @app.command(rich_help_panel=TRUST, epilog=example("vistill doctor"))
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Print versions, devices and free disk space."""

@@ -295,17 +295,22 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
 def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
-    """A letter (`B`, `(B)`, `A, C`), or the text or the value of exactly one option.
-
-    Source: the multiple-choice rules of MMMU, BLINK, MathVision and We-Math; never a random guess.
-    """
+    """The verdict on a reply after `readable`, with one gold answer."""
     options = read_options(tuple(choices))
     gold = gold_letters(answer, options)
     commit = find_choice(response, take, ChoiceReader(options, math))
     return verdict_of(commit, gold, answer)
 
 
-check = with_gold(decide)
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """A letter (`B`, `(B)`, `A, C`), or the text or the value of exactly one option.
+
+    Source: the multiple-choice rules of MMMU, BLINK, MathVision and We-Math; never a random guess.
+    """
+    return decide(response, answer, choices, take, math)
 
 
 def verdict_of(

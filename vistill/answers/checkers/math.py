@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from vistill.answers.compare import Mathematics, same_value
 from vistill.answers.extract import (
     Commitment,
-    Span,
     Take,
     find_explicit,
     sentences,
@@ -173,14 +172,17 @@ def reading_verdict(
 def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
+    """The verdict on a reply after `readable`, with one gold answer."""
+    return reading_verdict(find_math(response, take), answer, math)
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
     """Exact numbers with units, and mathematics by math-verify; words are never mathematics.
 
     Source: math-verify 0.9 (Hugging Face), behind normalised Unicode.
     """
-    return reading_verdict(find_math(response, take), answer, math)
+    return decide(response, answer, choices, take, math)
 
-
-check = with_gold(decide)
-
-
-__all__ = ["Reading", "Span", "check", "find_math", "read_math"]

@@ -53,7 +53,7 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
 def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
-    """Equal words: without case, articles, wrappers and punctuation at the ends."""
+    """The verdict on a reply after `readable`, with one gold answer."""
     commit = find_words(response, take)
     gold_form = text_form(answer)
     if commit is None or commit.form is None:
@@ -65,4 +65,9 @@ def decide(
     return Verdict(commit.text, bool(same), commit.rule, where, form, gold_form, reason)
 
 
-check = with_gold(decide)
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """Equal words: without case, articles, wrappers and punctuation at the ends."""
+    return decide(response, answer, choices, take, math)

@@ -56,10 +56,7 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
 def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
-    """Yes or no: explicit, as the first word, or alone in the last sentence.
-
-    Source: the rules of HallusionBench and MME; a reply with both is no answer.
-    """
+    """The verdict on a reply after `readable`, with one gold answer."""
     gold = GOLD.get(strip_markup(answer).casefold())
     commit = find_yes_no(response, take)
     gold_form = answer if gold is None else "yes" if gold else "no"
@@ -77,4 +74,12 @@ def decide(
     return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
 
 
-check = with_gold(decide)
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """Yes or no: explicit, as the first word, or alone in the last sentence.
+
+    Source: the rules of HallusionBench and MME; a reply with both is no answer.
+    """
+    return decide(response, answer, choices, take, math)
