@@ -35,8 +35,9 @@ from vistill.answers.verdict import Verdict
 
 #: Nouns before a letter that name an option where the options show only their letters.
 NOUNS = r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement|answer)"
-LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z])(?![A-Za-z0-9])")
-OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])(?![A-Za-z0-9])")
+NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
+LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
+OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
     r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?(?:most |more )?"
     r"(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
@@ -48,6 +49,7 @@ SUBJECT = re.compile(
 COMPARED = re.compile(
     rf"(?i:\b{NOUNS}\s)[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|appears|seems|looks)\s[^.\n]{{1,80}}\bthan\b"
 )
+THAN = re.compile(r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE)
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
 ENDS_ONE = re.compile(
@@ -65,7 +67,10 @@ CONCLUDES = re.compile(
 DENIED = re.compile(
     r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE
 )
+#: Sentences at the end of a reply that may name its option.
+LAST = 4
 NONE = re.compile(
+    r"\bneed(?:ed)? more (?:information|context|details)|"
     r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|\bneither of|"
     r"(?:cannot|can't|unable to)[^.]{0,40}\bany of",
     re.IGNORECASE,
@@ -217,9 +222,7 @@ def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] 
     raw = text[span.start : span.end]
     if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
         return None
-    letters = set(marked_letters(raw, len(reader.options))) | {
-        m.group(1).upper() for m in OPTION.finditer(raw)
-    }
+    letters = set(reader.mentions(before_comparison(raw)))
     subject = SUBJECT.match(raw) if reader.options.only_letters else None
     if subject and in_range(subject.group(1), len(reader.options)):
         letters = {subject.group(1)}
@@ -248,7 +251,7 @@ def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str
     return (
         read_last(text, concluding, reader)
         or read_subject(text, reader)
-        or read_last(text, ordered, reader)
+        or read_last(text, ordered[:LAST], reader)
         or read_option_text(text, reader)
     )
 
@@ -278,15 +281,21 @@ def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[st
     return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
 
 
+def before_comparison(raw: str) -> str:
+    """A sentence before what it compares with: `(A) is a closer match` of `... than (B)`."""
+    match = THAN.search(raw)
+    return raw[: match.start()] if match else raw
+
+
 def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]:
     """The letters that a sentence names: by letter, else, if asked, by the text of options."""
     compared = COMPARED.search(raw) if reader.options.only_letters else None
     if compared and in_range(compared.group(1), len(reader.options)):
         return frozenset(compared.group(1))
     alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 12 else None
-    if alone and not alone.rest and not alone.hedged:
+    if with_texts and alone and not alone.rest and not alone.hedged and not raw.islower():
         return alone.letters
-    letters = frozenset(reader.mentions(raw))
+    letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))
     if letters or not with_texts or not len(reader.options):
         return letters
     return reader.letters_of(option_in(raw, reader.options))
