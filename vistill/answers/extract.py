@@ -116,7 +116,7 @@ class Span:
     def of(self, text: str) -> "Span":
         """The span without spaces and decoration at its ends."""
         start, end = self.start, self.end
-        while start < end and (text[start].isspace() or text[start] in "*_`"):
+        while start < end and (text[start].isspace() or text[start] in "*_`:"):
             start += 1
         while end > start and (text[end - 1].isspace() or text[end - 1] in "*_`"):
             end -= 1
@@ -294,6 +294,12 @@ def find_explicit(
     return Commitment(
         best.start, best.end, content, best.rule, read(strip_markup(content), best.rule)
     )
+
+
+def is_cut_in_box(text: str) -> bool:
+    r"""Whether the last `\boxed{` has no closing brace: the reply was cut off in its answer."""
+    at = text.rfind("\\boxed")
+    return at >= 0 and not find_boxes(text[at:])
 
 
 def whole(text: str) -> Span:

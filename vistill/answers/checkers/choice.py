@@ -14,6 +14,7 @@ from vistill.answers.extract import (
     Span,
     Take,
     find_explicit,
+    is_cut_in_box,
     first_sentence,
     sentences,
     whole,
@@ -160,7 +161,7 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     if explicit is not None:
         return explicit
     span = whole(text)
-    if span.end == span.start:
+    if span.end == span.start or is_cut_in_box(text):
         return None
     if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
         letters = read_bare(text[span.start : span.end], reader)

@@ -12,6 +12,7 @@ from vistill.answers.extract import (
     Commitment,
     Take,
     find_explicit,
+    is_cut_in_box,
     sentences,
     whole,
 )
@@ -106,7 +107,7 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
         return explicit
     span = whole(text)
     raw = text[span.start : span.end]
-    if not raw:
+    if not raw or is_cut_in_box(text):
         return None
     if len(raw) <= 200 and len(sentences(raw, 3)) == 1:
         reading = read_math(strip_markup(raw), "bare")

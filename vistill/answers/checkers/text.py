@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
-from vistill.answers.extract import Commitment, Take, find_explicit, sentences, whole
+from vistill.answers.extract import Commitment, Take, find_explicit, is_cut_in_box, sentences, whole
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.reading import (
     after_negation,
@@ -43,7 +43,7 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
         return explicit
     span = whole(text)
     raw = text[span.start : span.end]
-    if raw and len(raw.split()) <= MOST_WORDS and len(raw) <= 200:
+    if raw and not is_cut_in_box(text) and len(raw.split()) <= MOST_WORDS and len(raw) <= 200:
         if len(sentences(raw, 3)) == 1:
             form = read_words(strip_markup(raw), "bare")
             return Commitment(span.start, span.end, raw, "bare", form) if form else None
