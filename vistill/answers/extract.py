@@ -6,7 +6,7 @@ Each rule scans the reply once, from left to right, with patterns of bounded len
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
@@ -105,8 +105,7 @@ class Commitment(Generic[Form]):
     """What the checker read; None if the span is no answer of the kind that it knows."""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A part of a reply, with the rule that found it."""
 
     start: int

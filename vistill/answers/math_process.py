@@ -31,7 +31,7 @@ MOST_KEPT = 200_000
 FILE = "verdicts.jsonl"
 
 
-class ProcessLost(Exception):
+class ProcessLostError(Exception):
     """The process ended without an answer; holds its return code."""
 
     def __init__(self, code: int | None) -> None:
@@ -39,7 +39,7 @@ class ProcessLost(Exception):
         super().__init__(f"return code {code}")
 
 
-class OutOfPatience(Exception):
+class NoAnswerError(Exception):
     """The process gave no answer in the wall-clock time."""
 
 
@@ -71,8 +71,12 @@ class MathJudge:
         with self.lock:
             self.answers, self.file = {}, folder / FILE
             if self.file.exists():
-                for line in self.file.read_text(encoding="utf-8").splitlines():
+                text = self.file.read_text(encoding="utf-8")
+                for line in text.splitlines():
                     self._keep_line(line)
+                if text and not text.endswith("\n"):  # a power cut left half a line
+                    with self.file.open("a", encoding="utf-8") as out:
+                        out.write("\n")
         try:
             yield
         finally:
@@ -123,14 +127,18 @@ class MathJudge:
         """Ask; if the process ends or is silent, start it again and ask once more."""
         try:
             return self._ask(gold, answer, self.patience[0])
-        except (ProcessLost, OutOfPatience):
+        except ProcessLostError as lost:
+            self.close()
+            if lost.code == -signal.SIGXCPU:
+                return "time"
+        except NoAnswerError:
             self.close()
         try:
             return self._ask(gold, answer, self.patience[1])
-        except ProcessLost as lost:
+        except ProcessLostError as lost:
             self.close()
             return "time" if lost.code == -signal.SIGXCPU else "crash"
-        except OutOfPatience:
+        except NoAnswerError:
             self.close()
             self.limits["wall"] += 1
             raise JudgeError(
@@ -149,7 +157,7 @@ class MathJudge:
             process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
             process.stdin.flush()
         except OSError:
-            raise ProcessLost(process.wait()) from None
+            raise ProcessLostError(process.wait()) from None
         return self._read(process, patience)
 
     def _read(self, process: "subprocess.Popen[bytes]", patience: float) -> bool | str:
@@ -158,10 +166,10 @@ class MathJudge:
         end = time.monotonic() + patience
         while not select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
             if time.monotonic() >= end:
-                raise OutOfPatience
+                raise NoAnswerError
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise ProcessLost(process.wait())
+            raise ProcessLostError(process.wait())
         return json.loads(line)
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -181,7 +189,7 @@ class MathJudge:
             stderr=subprocess.DEVNULL,
         )
         if self._read(self.process, START_LIMIT) != "ready":
-            raise ProcessLost(None)
+            raise ProcessLostError(None)
         return self.process
 
     def close(self) -> None:

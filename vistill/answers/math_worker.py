@@ -19,13 +19,13 @@ GRACE = 3
 MEMORY = 4 * 1024**3
 
 
-class TimeUsed(Exception):
+class TimeUsedError(Exception):
     """The question used up its processor time."""
 
 
 def stop(number: int, frame: FrameType | None) -> None:
     """Handle the timer."""
-    raise TimeUsed
+    raise TimeUsedError
 
 
 def limit_time(seconds: float) -> None:
@@ -69,7 +69,7 @@ def serve(seconds: float, memory: int) -> None:
         try:
             limit_time(seconds)
             answered = bool(verify(read(gold), read(answer), timeout_seconds=None))
-        except TimeUsed:
+        except TimeUsedError:
             answered = "time"
         except MemoryError:
             answered = "memory"

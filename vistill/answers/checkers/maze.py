@@ -13,9 +13,9 @@ START, GOAL, HOLE = "@S", "*G", "#H"
 STEPS = {"L": (0, -1), "R": (0, 1), "U": (-1, 0), "D": (1, 0)}
 PLAN = re.compile(r"(?:action\s?)?plan\W{0,12}(?=[LRUDlrud\[\"'])", re.IGNORECASE)
 MOVE = re.compile(r"(?<![A-Za-z])(?:left|right|up|down|[LRUD])(?![A-Za-z])", re.IGNORECASE)
+STEP = r"(?:(?i:left|right|up|down)\b|[LRUDlrud](?![A-Za-z]))"
 MOVES = re.compile(
-    r"[\s\[\"'`*]{0,6}((?:left|right|up|down|[LRUD])(?![a-z])(?:[\s,;>\"'\-]{0,6}(?:left|right|up|down|[LRUD])(?![a-z])){0,400})",
-    re.IGNORECASE,
+    rf"[\s\[\"'`*]{{0,6}}({STEP}(?:[\s,;>\"'\-]{{0,6}}{STEP}){{0,400}}|[LRUD]{{2,400}}(?![A-Za-z]))"
 )
 
 
