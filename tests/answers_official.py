@@ -47,7 +47,7 @@ def official_equals(row, gold):
 
 
 def shuffled_rates(rows, seed):
-    """Shares accepted with gold answers shuffled within task and number of choices: ours, theirs."""
+    """Shares accepted with golds shuffled within task and number of choices: ours, theirs."""
     groups = defaultdict(list)
     for row in rows:
         groups[row.get("task"), len(row["choices"])].append(row)

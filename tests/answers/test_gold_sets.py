@@ -41,11 +41,15 @@ def rows(shared_data, name):
 @pytest.mark.parametrize("name", SETS)
 def test_the_checker_accepts_gold_answers_of_every_real_set(shared_data, name):
     unique = dict.fromkeys(rows(shared_data, name))
-    assert [(a, c) for a, c in unique if not judge(gold_response(a), a, c, take="first").correct] == []
+    assert [
+        (a, c) for a, c in unique if not judge(gold_response(a), a, c, take="first").correct
+    ] == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["mathvision_testmini", "wemath", "geometry3k_sample", "puzzlevqa"])
+@pytest.mark.parametrize(
+    "name", ["mathvision_testmini", "wemath", "geometry3k_sample", "puzzlevqa"]
+)
 def test_the_same_answer_is_accepted_in_the_forms_of_real_replies(shared_data, name, form):
     unique = list(dict.fromkeys(rows(shared_data, name)))
     failed = [

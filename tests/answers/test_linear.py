@@ -1,7 +1,7 @@
 """The time of a verdict is linear in the length of any text.
 
-Times vary with the load of a machine, so most tests count: how many tokens the scanners look at, and
-how many characters each pattern can take. The times are in the benchmark.
+Times vary with the load of a machine, so most tests count: tokens that the scanners look at, and
+characters that each pattern can take. The times are in the benchmark.
 """
 
 import importlib
@@ -94,10 +94,6 @@ def unbounded(tree, inside=False):
 @pytest.mark.parametrize(("name", "pattern"), sorted(patterns()), ids=lambda value: str(value)[:60])
 def test_no_pattern_has_a_repeat_without_limit_inside_another(name, pattern):
     assert not any(unbounded(_parser.parse(pattern.pattern, pattern.flags)))
-
-
-#: Patterns that are only used on an answer, which has at most 2,000 characters, or on words of it.
-SHORT_TEXTS = {"values.WORD", "units.CURRENCY", "math.OPERATOR"}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def replies():
 
 def listed():
     """The disagreements of the page: (benchmark, id, model) -> who is right."""
-    pattern = r"^\| (mathvision|blink|mmmu) \| (\S+) \| (.+?) \| (?:correct|wrong) \| .* \| (.+?) \|$"
+    pattern = (
+        r"^\| (mathvision|blink|mmmu) \| (\S+) \| (.+?) \| (?:correct|wrong) \| .* \| (.+?) \|$"
+    )
     return {m.group(1, 2, 3): m.group(4) for m in re.finditer(pattern, PAGE, re.MULTILINE)}
 
 

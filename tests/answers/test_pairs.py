@@ -12,7 +12,15 @@ from vistill.answers.checkers import auto
 
 OWN = Path(__file__).parent / "pairs.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
-BENCHMARKS = ("MathVista", "MathVerse", "MathVision", "We-Math", "Geometry3K", "ChartQA", "OCRBench")
+BENCHMARKS = (
+    "MathVista",
+    "MathVerse",
+    "MathVision",
+    "We-Math",
+    "Geometry3K",
+    "ChartQA",
+    "OCRBench",
+)
 
 
 def read(path):
@@ -24,9 +32,7 @@ def test_replies_in_the_documented_answer_forms_of_a_benchmark(benchmark):
     pairs = [pair for pair in read(OWN) if pair["benchmark"] == benchmark]
     failed = []
     for pair in pairs:
-        verdict = judge(
-            pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"]
-        )
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
         if verdict.correct != pair["correct"]:
             failed.append((pair, verdict))
     assert failed == []

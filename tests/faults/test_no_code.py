@@ -33,7 +33,7 @@ UNPICKLERS = {
     "imp",
 }
 #: Modules that may start a process, always with a list of arguments.
-PROCESSES = {"studies/processes.py", "data/math_judge.py"}
+PROCESSES = {"studies/processes.py", "answers/math_process.py"}
 #: Modules that may import a computed name: the registry, and packages that import their own names
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}

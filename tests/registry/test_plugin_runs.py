@@ -71,7 +71,7 @@ def nothing(vlm, settings, poll):
     return object()
 
 
-@checkers.register("contains")
+@checkers.register("has_gold")
 def contains(response, answer, choices, take, math):
     """Right where the answer occurs."""
     return Verdict(answer, answer in response)
@@ -150,7 +150,7 @@ def recipe_tree(run, **changes):
         "save": {"every": 1, "keep": 9},
         "eval": {
             "every": 2, "limit": 2, "max_new_tokens": 5, "blind": False, "greedy": False,
-            "reading": False, "checker": "contains", "task": "counted",
+            "reading": False, "checker": "has_gold", "task": "counted",
         },
     } | changes  # fmt: skip
 

@@ -68,22 +68,19 @@ def same_value(answer: str, gold: str, math: Mathematics | None) -> bool:
     plain, plain_gold = strip_markup(answer), strip_markup(gold)
     if not plain or not plain_gold:
         return False
-    form, gold_form = math_form(plain), math_form(plain_gold)
-    if form.casefold() == gold_form.casefold():
+    if math_form(plain).casefold() == math_form(plain_gold).casefold():
         return True
     value, gold_value = parse_value(plain), parse_value(plain_gold)
     decided = same_number(value, gold_value)
-    if decided is not None:
-        return decided
-    if not same_units(value, gold_value):
-        return False
-    if value.form.casefold() == gold_value.form.casefold() and value.form:
-        return True
-    return same_mathematics(value, gold_value, math)
+    if decided is None:
+        decided = same_units(value, gold_value) and same_mathematics(value, gold_value, math)
+    return decided
 
 
 def same_mathematics(value: Value, gold: Value, math: Mathematics | None) -> bool:
     """Whether two values that are not both numbers are equal as mathematics; words never are."""
+    if value.form.casefold() == gold.form.casefold() and value.form:
+        return True
     if is_time_or_date(value.form) or is_time_or_date(gold.form):
         return same_parts(value.form, gold.form)
     if not (is_mathematical(value.form) and is_mathematical(gold.form)):

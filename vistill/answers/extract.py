@@ -78,11 +78,14 @@ BEFORE_CHOICE = re.compile(
 )
 #: Before a mark: what follows is a question, a condition, or denied.
 DOUBT = re.compile(
-    r"(?:\bif|\bwhether|\bsuppose|\bassum\w{1,4}|\bunless|\bis|\bcheck that|\bverify that|\bnot|\bhad|\bin case"
-    r"|\bwhat|\bhow)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
+    r"\b(?:if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
+    r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n")
+SENTENCE_END = re.compile(
+    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
+    r"(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+)
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
 #: Marks that are looked at, from the side that counts.
@@ -213,27 +216,30 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     if DOUBT.search(before):
         return None
     if word == "answer":
-        if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
-            return None
-        full = ANSWER.match(text, at)
-        if full is None and (heading := HEADING.match(text, at)):
-            line = before.rsplit("\n", 1)[-1]
-            if not re.sub(r"final|correct|the|[#*_\s]", "", line.lower()):
-                return sentence_span(text, heading.end(), "phrase")
-        if full is None:
-            return None
+        return answer_at(text, at, before)
+    if word in ("option", "choice", "conclusion"):
+        full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
+        rule = "option"
+    elif word in ("choose", "select"):
+        full, rule = CHOOSE.match(text, at), "option"
+    else:
+        full, rule = CHINESE.match(text, at), "phrase"
+    return sentence_span(text, full.end(), rule) if full else None
+
+
+def answer_at(text: str, at: int, before: str) -> Span | None:
+    """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
+    if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
+        return None
+    full = ANSWER.match(text, at)
+    if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
-    if word in ("option", "choice", "conclusion"):
-        full = CHOICE.match(text, at)
-        if full and BEFORE_CHOICE.search(before):
-            return sentence_span(text, full.end(), "option")
+    heading = HEADING.match(text, at)
+    line = before.rsplit("\n", 1)[-1].lower()
+    if heading is None or re.sub(r"final|correct|the|[#*_\s]", "", line):
         return None
-    if word in ("choose", "select"):
-        full = CHOOSE.match(text, at)
-        return sentence_span(text, full.end(), "option") if full else None
-    full = CHINESE.match(text, at)
-    return sentence_span(text, full.end(), "phrase") if full else None
+    return sentence_span(text, heading.end(), "phrase")
 
 
 def find_phrases(text: str, take: Take) -> Iterator[Span]:

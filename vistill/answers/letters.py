@@ -27,12 +27,15 @@ SEPARATOR = re.compile(
     re.IGNORECASE,
 )
 #: Two letters that are compared, not chosen: `A and B are similar`.
-JOINED = re.compile(r"\s?(?:\b(?:and|or|vs\.?)\b|[/|&])\s?(?:option\s)?[(\[]?[A-Z](?![A-Za-z])", re.IGNORECASE)
+JOINED = re.compile(
+    r"\s?(?:\b(?:and|or|vs\.?)\b|[/|&])\s?(?:option\s)?[(\[]?[A-Z](?![A-Za-z])", re.IGNORECASE
+)
 DASH = re.compile(r"^[-:=]{1,2}\s")
 OR = re.compile(r"\bor\b|/|[|]|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
-    r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b|for\b|due\b|based\b|where\b|with\b|which\b"
+    r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b"
+    r"|for\b|due\b|based\b|where\b|with\b|which\b"
     r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|正确)",
     re.IGNORECASE,
 )
@@ -121,15 +124,14 @@ def read_item(body: str, num_options: int, single: bool) -> tuple[str, int, bool
         return match.group(1).upper(), match.end(), True
     match = CLOSED.match(body)
     if match and in_range(match.group(1), num_options):
-        if match.group(1).isupper() or match.end() == len(body) or body[match.end()] == " ":
-            return match.group(1).upper(), match.end(), True
+        end = match.end()
+        if match.group(1).isupper() or body[end : end + 1] in ("", " "):
+            return match.group(1).upper(), end, True
     match = BARE.match(body)
     if match and in_range(match.group(1), num_options):
         return match.group(1), 1, False
-    if single and body[:1].isalpha() and body[:1].isascii() and not body[1:2].isalnum():
-        if in_range(body[0], num_options):
-            return body[0].upper(), 1, False
-    return None
+    alone = single and re.match(r"[A-Za-z](?![A-Za-z0-9])", body)
+    return (body[0].upper(), 1, False) if alone and in_range(body[0], num_options) else None
 
 
 def read_run(body: str, num_options: int) -> Letters | None:

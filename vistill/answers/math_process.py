@@ -66,7 +66,7 @@ class MathJudge:
 
     @contextmanager
     def kept_in(self, folder: Path) -> Iterator[None]:
-        """Use and extend the answers of a run folder: every start of a run agrees with the first."""
+        """Use and extend the answers of a run folder, so that every start agrees with the first."""
         before = self.answers, self.file
         with self.lock:
             self.answers, self.file = {}, folder / FILE

@@ -8,6 +8,7 @@ import json
 import resource
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -41,10 +42,14 @@ def limit_time(seconds: float) -> None:
 def limit_memory(most: int) -> None:
     """Limit the address space, where the system can."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
+    with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    except (OSError, ValueError):
-        print(json.dumps("no memory limit"), file=sys.stderr)
+
+
+def say(word: bool | str) -> None:
+    """Write a line of JSON."""
+    sys.stdout.write(json.dumps(word) + "\n")
+    sys.stdout.flush()
 
 
 def serve(seconds: float, memory: int) -> None:
@@ -62,7 +67,7 @@ def serve(seconds: float, memory: int) -> None:
 
     signal.signal(signal.SIGPROF, stop)
     limit_memory(memory)
-    print(json.dumps("ready"), flush=True)
+    say("ready")
     for line in sys.stdin:
         gold, answer = json.loads(line)
         answered: bool | str = False
@@ -79,7 +84,7 @@ def serve(seconds: float, memory: int) -> None:
             answered = False
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(answered), flush=True)
+        say(answered)
 
 
 if __name__ == "__main__":

@@ -137,38 +137,43 @@ def strip_markup(text: str) -> str:
 
 def replacement(token: "re.Match[str]", dropped: list[bool], text: str, currency: bool) -> str:
     """What stands for a token of `strip_markup`; `dropped` is the stack of open braces."""
-    command = token.group("command")
-    if command is not None:
-        argument = token.group("argument") is not None
-        if command in WRAPPERS and argument:
-            dropped.append(True)
-            return " " if command != "operatorname" else ""
-        if argument:
-            dropped.append(False)
-        shown = "{" if argument else ""
-        if command in EMPTY:
-            return shown
-        if command in SPACES:
-            return " " + shown
-        return RENAMED.get(command, "\\" + command) + shown
-    if token.group("sign") is not None:
-        return sign(token.group("sign"))
+    if token.group("command") is not None:
+        return command_form(token.group("command"), bool(token.group("argument")), dropped)
     if token.group("brace") == "{":
         dropped.append(False)
         return "{"
     if token.group("brace") == "}":
         return "" if dropped and dropped.pop() else "}"
-    if token.group("dollar"):
-        return "$" if currency else ""
-    if token.group("circle"):
-        return "°"
     if token.group("stars"):
-        before, after = text[token.start() - 1 : token.start()], text[token.end() : token.end() + 1]
-        between = before.isalnum() and (after.isalnum() or after == "(")
-        if token.group("stars") == "**":
-            return "^" if between else ""
-        return token.group("stars") if token.group("stars") == "*" and before and after else ""
-    return " "
+        return stars_form(token, text)
+    if token.group("sign") is not None:
+        return sign(token.group("sign"))
+    names = {"dollar": "$" if currency else "", "circle": "°"}
+    return next((form for name, form in names.items() if token.group(name)), " ")
+
+
+def command_form(command: str, argument: bool, dropped: list[bool]) -> str:
+    """What stands for a LaTeX command; `argument` says that a brace follows."""
+    if command in WRAPPERS and argument:
+        dropped.append(True)
+        return " " if command != "operatorname" else ""
+    if argument:
+        dropped.append(False)
+    brace = "{" if argument else ""
+    if command in EMPTY:
+        return brace
+    if command in SPACES:
+        return " " + brace
+    return RENAMED.get(command, "\\" + command) + brace
+
+
+def stars_form(token: "re.Match[str]", text: str) -> str:
+    """What stands for stars and backticks: `2**3` is a power, `2*3` a product, the rest nothing."""
+    stars = token.group("stars")
+    before, after = text[token.start() - 1 : token.start()], text[token.end() : token.end() + 1]
+    if stars == "**" and before.isalnum() and (after.isalnum() or after == "("):
+        return "^"
+    return "*" if stars == "*" and before and after else ""
 
 
 def sign(character: str) -> str:

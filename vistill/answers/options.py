@@ -133,7 +133,7 @@ def option_of(answer: str, options: Options, math: Mathematics | None) -> list[i
 
 
 def option_in(text: str, options: Options) -> list[int]:
-    """The options whose text occurs in a sentence, each as whole words; longer ones hide shorter."""
+    """The options whose text occurs in a sentence as whole words; longer ones hide shorter."""
     form = f" {text_form(text)} "
     hits: list[tuple[int, int, int]] = []
     for i, own in enumerate(options.forms):

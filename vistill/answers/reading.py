@@ -11,8 +11,9 @@ from vistill.answers.verdict import Verdict
 
 CLAUSE = re.compile(
     r",?\s(?:because|since|due to|given that|assuming|so that|as (?:the|it|this|shown|we|there))\b"
-    r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b|;\s|。|，因|,因"
-    r"|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
+    r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
+    r"|;\s|。|，因|,因|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
+    r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
 DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)
@@ -20,9 +21,9 @@ INSTEAD = re.compile(
     r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
 )
 LEAD_IN = re.compile(
-    r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly|exactly|simply|just"
-    r"|clearly|indeed|only|also|equal to|equals|given by|likely|probably|most likely|definitely|therefore,"
-    r"|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
+    r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
+    r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
+    r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
 COPULA = re.compile(r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s", re.IGNORECASE)

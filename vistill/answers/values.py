@@ -173,19 +173,26 @@ def parse_number(text: str) -> Fraction | None:
         return Fraction(WORDS[bare.casefold()])
     if not any(c.isdigit() for c in bare):
         return None
-    mixed = MIXED.fullmatch(bare.strip()) or MIXED_LATEX.fullmatch(bare.strip())
-    if mixed:
-        minus, whole, top, bottom = mixed.groups()
-        if int(bottom) == 0:
-            return None
-        value = int(whole) + Fraction(int(top), int(bottom))
-        return -value if minus else value
-    bare = GROUPED.sub(lambda m: m.group(1).replace(",", ""), bare)
-    bare = SPACED.sub(lambda m: m.group(1).replace(" ", ""), bare)
     try:
-        return parse_simple(math_form(bare))
+        return parse_mixed(bare.strip()) or parse_simple(math_form(without_groups(bare)))
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
+
+
+def without_groups(text: str) -> str:
+    """Digits without the commas or spaces between groups of three."""
+    text = GROUPED.sub(lambda m: m.group(1).replace(",", ""), text)
+    return SPACED.sub(lambda m: m.group(1).replace(" ", ""), text)
+
+
+def parse_mixed(text: str) -> Fraction | None:
+    """A whole number with a fraction: `1 1/2`."""
+    match = MIXED.fullmatch(text) or MIXED_LATEX.fullmatch(text)
+    if match is None:
+        return None
+    minus, whole, top, bottom = match.groups()
+    value = int(whole) + Fraction(int(top), int(bottom))
+    return -value if minus else value
 
 
 def parse_simple(bare: str) -> Fraction | None:

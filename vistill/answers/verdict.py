@@ -12,7 +12,7 @@ class Verdict:
     """The span of the reply that is its answer, as written; None if the reply commits to none."""
     correct: bool
     rule: str = ""
-    """Name of the rule that chose the span: `box`, `tag`, `phrase`, `bare`, ... (docs/answers.md)."""
+    """The rule that chose the span: `box`, `tag`, `phrase`, `bare`, ... (docs/answers.md)."""
     position: tuple[int, int] | None = None
     """Begin and end of the span in the reply, in characters."""
     reply_form: str = ""

@@ -282,7 +282,7 @@ def judge(
     take: Annotated[str, typer.Option(help="which commitment counts: first or last")] = "last",
     plugin: Plugins = None,
 ) -> None:
-    """Judge replies: print the answer of each, the rule that found it, and whether it is correct."""
+    """Judge replies: print the answer of each, the rule that found it, and the verdict."""
     load_plugins(plugin or [])
     from vistill.cli.judge import print_verdicts
 

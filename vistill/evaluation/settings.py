@@ -43,8 +43,8 @@ class EvalSettings:
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
     checker: str = "auto"
-    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may name
-    its own (`data.columns.checker`)."""
+    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may
+    name its own (`data.columns.checker`)."""
     task: str = "answers"
     """What an evaluation does with the rows: `answers`, or a task of a plug-in."""
     high_share: float = ranged(0.2, 0, 1, above=True)

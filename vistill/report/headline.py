@@ -148,8 +148,8 @@ def run_warnings(run: RunData) -> list[str]:
     stopped = sum(value for name, value in last.items() if name.startswith("judge/"))
     if stopped:
         texts.append(
-            f"{int(stopped):,} answers exceeded a limit of the comparison as mathematics and count as"
-            " wrong"
+            f"{int(stopped):,} answers exceeded a limit of the comparison as mathematics and count"
+            " as wrong"
         )
     if last.get("unanswered_rows"):
         texts.append(

@@ -105,8 +105,8 @@ class RewardSettings:
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
     checker: str = "auto"
-    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may name
-    its own (`data.columns.checker`)."""
+    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may
+    name its own (`data.columns.checker`)."""
     extra: dict[str, float] = field(default_factory=dict)
     """Rewards of plug-ins by name, each with its weight: `{mine: 0.5}`."""
 

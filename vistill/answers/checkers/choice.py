@@ -14,8 +14,8 @@ from vistill.answers.extract import (
     Span,
     Take,
     find_explicit,
-    is_cut_in_box,
     first_sentence,
+    is_cut_in_box,
     sentences,
     whole,
 )
@@ -35,13 +35,16 @@ from vistill.answers.values import parse_value
 from vistill.answers.verdict import Verdict
 
 #: Nouns before a letter that name an option where the options show only their letters.
-NOUNS = r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement|answer)"
+NOUNS = (
+    r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
+    r"|answer)"
+)
 NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
-    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?(?:most |more )?"
-    r"(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
+    r"(?:most |more )?(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
 )
 SUBJECT = re.compile(
     rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
@@ -50,7 +53,9 @@ SUBJECT = re.compile(
 COMPARED = re.compile(
     rf"(?i:\b{NOUNS}\s)[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|appears|seems|looks)\s[^.\n]{{1,80}}\bthan\b"
 )
-THAN = re.compile(r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE)
+THAN = re.compile(
+    r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
+)
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
 ENDS_ONE = re.compile(
@@ -62,7 +67,8 @@ OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
 ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
 CONCLUDES = re.compile(
-    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall|conclusion|in summary)\b",
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
+    r"|conclusion|in summary)\b",
     re.IGNORECASE,
 )
 DENIED = re.compile(
@@ -72,12 +78,13 @@ DENIED = re.compile(
 LAST = 4
 NONE = re.compile(
     r"\bneed(?:ed)? more (?:information|context|details)|"
-    r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|\bneither of|"
-    r"(?:cannot|can't|unable to)[^.]{0,40}\bany of",
+    r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|"
+    r"\bneither of|(?:cannot|can't|unable to)[^.]{0,40}\bany of",
     re.IGNORECASE,
 )
 UNKNOWN = re.compile(
-    r"(?:cannot|can't|could not|not possible to|impossible to|unable to|difficult to) (?:be )?(?:determine|answer|say|tell|identif|conclude)",
+    r"(?:cannot|can't|could not|not possible to|impossible to|unable to|difficult to) (?:be )?"
+    r"(?:determine|answer|say|tell|identif|conclude)",
     re.IGNORECASE,
 )
 
@@ -137,7 +144,7 @@ class ChoiceReader:
 
     def read_label(self, plain: str, rule: str) -> frozenset[str] | None:
         """The one letter in brackets, or behind `option` or `point`, of a sentence."""
-        letters = {letter for letter in self.mentions(plain)}
+        letters = set(self.mentions(plain))
         return frozenset(letters) if len(letters) == 1 else None
 
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
@@ -218,7 +225,7 @@ def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | N
 
 
 def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
-    """The option that the first sentence is about: `Box B encloses ...`, `the third image (B) is`."""
+    """The option that the first sentence is about: `Box B encloses`, `the third image (B) is`."""
     span = first_sentence(text)
     raw = text[span.start : span.end]
     if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
@@ -276,7 +283,10 @@ def read_last(
 def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The only option whose text occurs in a reply (MMMU's rule); a number may be any number."""
     named = option_in(text[-4000:], reader.options) if len(reader.options) else []
-    if len(named) != 1 or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None:
+    if (
+        len(named) != 1
+        or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None
+    ):
         return None
     span = whole(text)
     return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))

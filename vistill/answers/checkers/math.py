@@ -150,9 +150,9 @@ def is_same(reading: Reading, gold: str, math: Mathematics | None) -> bool:
             continue
         if same_value(form, gold, math):
             return True
-        if gold_is_equation and "=" not in reading.forms[0]:
-            if any(same_value(form, side, math) for side in gold_forms(gold)[1:]):
-                return True
+        sides = gold_forms(gold)[1:] if gold_is_equation and not both else []
+        if any(same_value(form, side, math) for side in sides):
+            return True
     return False
 
 
@@ -186,4 +186,3 @@ def check(
     Source: math-verify 0.9 (Hugging Face), behind normalised Unicode.
     """
     return decide(response, answer, choices, take, math)
-

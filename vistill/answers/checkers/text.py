@@ -43,11 +43,11 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
         return explicit
     span = whole(text)
     raw = text[span.start : span.end]
-    if raw and not is_cut_in_box(text) and len(raw.split()) <= MOST_WORDS and len(raw) <= 200:
-        if len(sentences(raw, 3)) == 1:
-            form = read_words(strip_markup(raw), "bare")
-            return Commitment(span.start, span.end, raw, "bare", form) if form else None
-    return None
+    short = len(raw) <= 200 and len(raw.split()) <= MOST_WORDS and len(sentences(raw, 3)) == 1
+    if not raw or not short or is_cut_in_box(text):
+        return None
+    form = read_words(strip_markup(raw), "bare")
+    return Commitment(span.start, span.end, raw, "bare", form) if form else None
 
 
 def decide(
