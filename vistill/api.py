@@ -27,7 +27,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import unused_folder
-from vistill.runs.storage import to_json, write_json
+from vistill.runs.storage import append_line, to_json, write_json
 from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
@@ -151,7 +151,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
 def train_setup(setup: RunSetup, progress: Progress, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     setup.progress, setup.accept = progress, accept
-    with shared_judge().kept_in(setup.folder.path):
+    with shared_judge().kept_in(setup.folder.path, append_line):
         plan = build(setup)
         write_result(setup.folder, plan, run(plan, setup.folder))
     finished = Run(setup.folder.path)
@@ -309,10 +309,10 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
     prompts = (
         [with_empty_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
     )
-    with make_engine(models.student, setup.rollout.without_image_skips()) as engine:
+    kept = shared_judge().kept_in(folder.path, append_line)
+    with kept, make_engine(models.student, setup.rollout.without_image_skips()) as engine:
         measure = tasks.get(settings.task)
-        with shared_judge().kept_in(folder.path):
-            result = measure(models, prompts, settings, lambda: None, setup.diagrams, engine)
+        result = measure(models, prompts, settings, lambda: None, setup.diagrams, engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(models.student)}
@@ -322,8 +322,6 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         "step": 0,
         "kind": "evaluation",
         "training_rows": setup.evaluates_training_rows,
-    }
-    facts |= {
         "model": models.student.source,
         "without_answer": len(setup.eval_prompts) - len(answered),
     }

@@ -58,7 +58,6 @@ CATALOGUE: dict[str, str] = {
     "D308": "Evaluation rows have the same questions as training rows.",
     "D309": "A view needs another row's image or thoughts, and all rows have the same.",
     "E301": "An optional package is needed and not installed.",
-    "J901": "The process that compares expressions gives no answer, so no verdict is sure.",
     "M101": "Student and teacher do not share a vocabulary.",
     "M102": "Student and teacher turn the same image into different tokens.",
     "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",
@@ -93,6 +92,7 @@ CATALOGUE: dict[str, str] = {
     "R406": "The finish reason of the rollout engine contradicts the last token.",
     "R407": "The log-probabilities of the rollout engine are missing, incomplete or invalid.",
     "R408": "The weights version of the rollout engine is not the expected one.",
+    "R409": "The process that compares answers gives no answer, so no verdict is sure.",
     "R501": "The memory does not hold one prompt in some phase of a step.",
     "S601": "The disk is full, or the folder cannot be written.",
     "S602": "Another process uses this run folder.",
@@ -162,12 +162,6 @@ class RolloutError(VistillError, RuntimeError):
     exit_code = 4
 
 
-class JudgeError(VistillError, RuntimeError):
-    """The process that compares answers cannot be used."""
-
-    exit_code = 4
-
-
 class StorageError(VistillError, OSError):
     """The run folder or a checkpoint cannot be used."""
 
@@ -203,7 +197,6 @@ KINDS: dict[str, type[VistillError]] = {
     "C": ConfigError,
     "D": DataError,
     "E": MissingExtraError,
-    "J": JudgeError,
     "M": ModelError,
     "N": NonFiniteError,
     "P": Preempted,

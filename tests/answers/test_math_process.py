@@ -11,7 +11,8 @@ import pytest
 
 from vistill import judge
 from vistill.answers.math_process import FILE, MathJudge, shared_judge
-from vistill.errors import JudgeError
+from vistill.errors import RolloutError
+from vistill.runs.storage import append_line
 
 
 @pytest.fixture
@@ -103,38 +104,38 @@ def test_silence_is_asked_again_alone(math, monkeypatch):
 
 def test_silence_twice_stops_the_run_with_a_code(math, monkeypatch):
     silent(monkeypatch, 2)
-    with pytest.raises(JudgeError) as error:
+    with pytest.raises(RolloutError) as error:
         math.equal("x+1", "1+x")
-    assert error.value.code == "J901"
+    assert error.value.code == "R409"
     assert math.answers == {}
 
 
 def test_answers_are_kept_by_content_in_a_folder(math, tmp_path):
-    with math.kept_in(tmp_path):
+    with math.kept_in(tmp_path, append_line):
         assert math.equal("x+1", "1+x")
         assert not math.equal("x+1", "x+2")
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert [line["equal"] for line in lines] == [True, False]
     other = MathJudge()
     other._ask = lambda *question: pytest.fail("it was asked again")
-    with other.kept_in(tmp_path):
+    with other.kept_in(tmp_path, append_line):
         assert other.equal("x+1", "1+x")
         assert not other.equal("x+1", "x+2")
     assert other.answers == {}
 
 
 def test_a_limit_is_counted_again_when_its_answer_was_kept(tmp_path):
-    with MathJudge() as first, first.kept_in(tmp_path):
+    with MathJudge() as first, first.kept_in(tmp_path, append_line):
         first._ask = lambda *question: "time"
         assert not first.equal("a", "b")
-    with MathJudge() as again, again.kept_in(tmp_path):
+    with MathJudge() as again, again.kept_in(tmp_path, append_line):
         assert not again.equal("a", "b")
         assert again.limits == {"time": 1}
 
 
 def test_a_line_that_a_power_cut_left_incomplete_is_asked_again(math, tmp_path):
     (tmp_path / FILE).write_text('{"key": "00", "eq')
-    with math.kept_in(tmp_path):
+    with math.kept_in(tmp_path, append_line):
         assert math.equal("x+1", "1+x")
     last = (tmp_path / FILE).read_text().splitlines()[-1]
     assert json.loads(last)["equal"] is True

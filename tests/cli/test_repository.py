@@ -18,6 +18,7 @@ VERBS = [
     "eval",
     "explain",
     "init",
+    "judge",
     "list",
     "methods",
     "probe",

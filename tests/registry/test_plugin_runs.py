@@ -72,7 +72,7 @@ def nothing(vlm, settings, poll):
 
 
 @checkers.register("has_gold")
-def contains(response, answer, choices, take, math):
+def has_gold(response, answer, choices, take, math):
     """Right where the answer occurs."""
     return Verdict(answer, answer in response)
 

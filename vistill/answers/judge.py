@@ -29,7 +29,7 @@ def judge(
 
     Raises:
         ConfigError: C105, there is no such checker.
-        JudgeError: J901, the process of math-verify gives no answer.
+        RolloutError: R409, the process of math-verify gives no answer.
     """
     checkers.require("checker", checker)
     check = checkers.get(checker)

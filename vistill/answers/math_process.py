@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import select
 import signal
 import subprocess
@@ -12,14 +13,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
 from vistill.answers.math_worker import MEMORY, SECONDS
-from vistill.errors import JudgeError
+from vistill.errors import RolloutError
 
 #: Seconds of wall-clock time for one question, and for one that is asked again alone.
 PATIENCE, PATIENCE_ALONE = 60.0, 600.0
@@ -27,6 +28,8 @@ PATIENCE, PATIENCE_ALONE = 60.0, 600.0
 START_LIMIT = 300.0
 #: Answers that are kept in memory.
 MOST_KEPT = 200_000
+#: Appends a record to a file.
+Append = Callable[[Path, object], None]
 #: File of the answers in a run folder.
 FILE = "verdicts.jsonl"
 
@@ -48,7 +51,7 @@ class MathJudge:
 
     A question that exceeds the limits of processor time or memory counts as not equal and is
     counted in `limits`. So does one that ends the process twice. A process that gives no answer in
-    wall-clock time is started again and asked once more; then J901 stops the run.
+    wall-clock time is started again and asked once more; then R409 stops the run.
     """
 
     shared: ClassVar["MathJudge | None"] = None
@@ -60,14 +63,21 @@ class MathJudge:
         self.process: subprocess.Popen[bytes] | None = None
         self.answers: dict[str, tuple[bool, str]] = {}
         self.file: Path | None = None
+        self.append: Append = lambda path, record: None
         self.lock = threading.Lock()
 
     # Answers that are kept.
 
     @contextmanager
-    def kept_in(self, folder: Path) -> Iterator[None]:
-        """Use and extend the answers of a run folder, so that every start agrees with the first."""
+    def kept_in(self, folder: Path, append: Append) -> Iterator[None]:
+        """Use and extend the answers of a run folder, so that every start agrees with the first.
+
+        Args:
+            folder: the run folder.
+            append: writes a record to the end of a file; a full disk is its error.
+        """
         before = self.answers, self.file
+        self.append = append
         with self.lock:
             self.answers, self.file = {}, folder / FILE
             if self.file.exists():
@@ -75,8 +85,7 @@ class MathJudge:
                 for line in text.splitlines():
                     self._keep_line(line)
                 if text and not text.endswith("\n"):  # a power cut left half a line
-                    with self.file.open("a", encoding="utf-8") as out:
-                        out.write("\n")
+                    os.truncate(self.file, len(text[: text.rfind("\n") + 1].encode()))
         try:
             yield
         finally:
@@ -98,8 +107,7 @@ class MathJudge:
             self.answers[key] = (equal, limit)
         if self.file is not None and self.file.parent.is_dir():
             record = {"key": key, "equal": equal} | ({"limit": limit} if limit else {})
-            with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(record) + "\n")
+            self.append(self.file, record)
 
     # Questions.
 
@@ -107,7 +115,7 @@ class MathJudge:
         """Whether two expressions are equal; gold first, as math-verify requires.
 
         Raises:
-            JudgeError: J901, the process gives no answer twice.
+            RolloutError: R409, the process gives no answer twice.
         """
         answered: bool | str = False
         key = hashlib.blake2b(json.dumps([gold, answer]).encode(), digest_size=16).hexdigest()
@@ -141,8 +149,8 @@ class MathJudge:
         except NoAnswerError:
             self.close()
             self.limits["wall"] += 1
-            raise JudgeError(
-                "J901",
+            raise RolloutError(
+                "R409",
                 f"math-verify gives no answer in {self.patience[1]:,.0f} s",
                 where=f"gold {gold!r:.60}, answer {answer!r:.60}",
                 why="the machine is overloaded or suspended; a verdict would depend on its load",

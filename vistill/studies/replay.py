@@ -11,6 +11,7 @@ from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
 from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
+from vistill.runs.storage import append_line
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
 from vistill.training.provided_inputs import changed_knobs
@@ -51,7 +52,7 @@ def replay(
     )
     with copied_run_folder(folder) as copy:
         setup = make_setup(recipe, copy, "replay", objective=objective)
-        with shared_judge().kept_in(copy.path):
+        with shared_judge().kept_in(copy.path, append_line):
             return replay_step(setup, folder, at, say), at
 
 
