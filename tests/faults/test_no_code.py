@@ -38,7 +38,7 @@ PROCESSES = {"studies/processes.py", "answers/math_process.py"}
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
-PLUGIN_LOADERS = {"cli/main.py", "api.py", "config.py", "studies/replay.py"}
+PLUGIN_LOADERS = {"cli/main.py", "cli/judge.py", "api.py", "config.py", "studies/replay.py"}
 #: Modules that may execute a file: a plug-in that the user gave.
 EXECUTERS = {"plugins.py"}
 #: Modules that may read the environment, by name (or pass it whole to a child process).

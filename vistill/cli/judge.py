@@ -3,13 +3,14 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vistill.answers.judge import judge
 from vistill.answers.verdict import Verdict
 from vistill.errors import DataError
+from vistill.registry import load_plugins
 
 #: Columns in which a file may say what the verdict should be.
 EXPECTED = ("correct", "official_correct")
@@ -83,8 +84,9 @@ def row_error(where: str, what: str) -> DataError:
     )
 
 
-def print_verdicts(path: Path, checker: str, take: str) -> None:
+def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) -> None:
     """Print one JSON line per row, and a summary to the terminal."""
+    load_plugins(plugins)
     counts: Counter[str] = Counter()
     for row, verdict in judge_file(path, checker, take):
         known = {"id": row["id"]} if "id" in row else {}

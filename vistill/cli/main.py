@@ -145,6 +145,7 @@ def train(
 
     with exit_on_second_signal():
         from vistill.cli.progress import Progress
+        from vistill.cli.target import warn_dropped_knobs
         from vistill.studies.stages import run_stages
 
         warn_dropped_knobs(recipe, overrides or [])
@@ -171,6 +172,7 @@ def check(
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
     load_plugins(plugin or [])
+    from vistill.cli.target import warn_dropped_knobs
     from vistill.studies.check import check as check_recipe
     from vistill.studies.check import format_table
 
@@ -276,17 +278,14 @@ def report(
 @app.command(rich_help_panel=LOOK, epilog=example("vistill judge replies.jsonl --take first"))
 def judge(
     file: Annotated[Path, typer.Argument(help="JSON Lines with reply, gold and choices")],
-    checker: Annotated[
-        str, typer.Option(help="checker of rows that name none: vistill list checkers")
-    ] = "auto",
+    checker: Annotated[str, typer.Option(help="see: vistill list checkers")] = "auto",
     take: Annotated[str, typer.Option(help="which commitment counts: first or last")] = "last",
     plugin: Plugins = None,
 ) -> None:
     """Judge replies: print the answer of each, the rule that found it, and the verdict."""
-    load_plugins(plugin or [])
     from vistill.cli.judge import print_verdicts
 
-    print_verdicts(file, checker, take)
+    print_verdicts(file, checker, take, plugin or [])
 
 
 @app.command(rich_help_panel=TRUST, epilog=example("vistill doctor"))
@@ -381,19 +380,6 @@ def schema(plugin: Plugins = None) -> None:
     from vistill.schema import recipe_schema
 
     print(json.dumps(recipe_schema(method_schemas().usable()), indent=1, ensure_ascii=False))
-
-
-def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
-    """Warn that `method=...` drops the knobs of the method in the file."""
-    from vistill.config import find_recipe, override, parse_text, read_recipe_text, split_override
-
-    file = find_recipe(recipe)
-    pairs = dict(split_override(text) for text in overrides)
-    for method in override(parse_text(read_recipe_text(file), file), pairs):
-        print(
-            f"method={pairs['method']}: ignoring the block {method}: of {file.name}",
-            file=sys.stderr,
-        )
 
 
 def entry(arguments: list[str] | None = None) -> None:

@@ -1,15 +1,19 @@
-"""The target of `vistill eval` and `vistill probe`: recipe, run folder or model."""
+"""The target of a verb: recipe, run folder or model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from vistill.config import (
     Recipe,
     build_recipe,
+    find_recipe,
     load_recipe,
     method_schemas,
     override,
+    parse_text,
+    read_recipe_text,
     set_dotted,
     split_override,
 )
@@ -70,3 +74,14 @@ def no_data_error(target: str, verb: str) -> StorageError:
         why="it has no recipe.json, and accuracies on other data are not comparable",
         fix=f"vistill {verb} {target} data.train=FILE.jsonl   or   data.train=diagrams",
     )
+
+
+def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
+    """Warn that `method=...` drops the knobs of the method in the file."""
+    file = find_recipe(recipe)
+    pairs = dict(split_override(text) for text in overrides)
+    for method in override(parse_text(read_recipe_text(file), file), pairs):
+        print(
+            f"method={pairs['method']}: ignoring the block {method}: of {file.name}",
+            file=sys.stderr,
+        )
