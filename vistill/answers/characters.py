@@ -25,7 +25,6 @@ THOUGHT = re.compile(
     r"|\[(/?)THINK\]",
     re.IGNORECASE,
 )
-MAY_BE_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 #: Tokens that open or close a text or a turn.
 SPECIAL = re.compile(r"</?s>|<\|[a-zA-Z_0-9]{1,30}\|>|<(?:eos|bos|pad|end_of_turn)>", re.IGNORECASE)
 #: Special tokens that wrap an answer (GLM-V) stay.
@@ -45,7 +44,7 @@ def outside_thoughts(text: str) -> list[tuple[int, int]]:
     A closing mark without an opening one ends a thought that the prompt opened. A thought without
     its closing mark was cut off: nothing after its beginning is an answer.
     """
-    if not MAY_BE_THOUGHT.search(text):
+    if not any(mark in text for mark in "<\u25c1["):
         return [(0, len(text))]
     parts: list[tuple[int, int]] = []
     start, inside, closed = 0, False, False
@@ -75,4 +74,10 @@ def readable(reply: str) -> str:
             kept += ["\n" * (start - at), text[start:end]]
             at = end
         text = "".join([*kept, "\n" * (len(text) - at)])
-    return SPECIAL.sub(lambda m: m.group(0) if m.group(0) in KEPT else "\n" * len(m.group(0)), text)
+    return (
+        text
+        if "<" not in text
+        else SPECIAL.sub(
+            lambda m: m.group(0) if m.group(0) in KEPT else "\n" * len(m.group(0)), text
+        )
+    )

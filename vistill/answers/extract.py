@@ -44,9 +44,8 @@ ECHO = frozenset(
         "option letter",
     ]
 )
-MARK = re.compile(
-    r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选择|选", re.IGNORECASE
-)
+#: Words that may begin a commitment, in lower case.
+MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
 VERB = (
     r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
@@ -131,7 +130,7 @@ def find_boxes(text: str) -> list[Span]:
         return []
     stack: list[int] = []
     boxes: list[Span] = []
-    for token in BRACE.finditer(text):
+    for token in BRACE.finditer(text, text.find("\\")):
         if token.group("box"):
             stack.append(token.end())
         elif token.group("open"):
@@ -149,6 +148,8 @@ def find_boxes(text: str) -> list[Span]:
 def find_tags(text: str) -> list[Span]:
     """The contents of `<answer>...</answer>` and of GLM's box tokens; the last may lack its end."""
     spans: list[Span] = []
+    if "<" not in text:
+        return spans
     start = -1
     for token in TAG.finditer(text):
         if token.group("begin") or (token.group("close") == "" and not token.group("end")):
@@ -244,7 +245,10 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
 
 def find_phrases(text: str, take: Take) -> Iterator[Span]:
     """The sentences behind `answer is` and the like, from the side that counts."""
-    marks = list(MARK.finditer(text))
+    lower = text.lower()
+    if len(lower) != len(text):  # a few letters have a lower case of two characters
+        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    marks = list(MARK.finditer(lower))
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)
