@@ -61,6 +61,7 @@ def test_a_question_that_ends_the_process_twice_is_wrong_and_counted(math, monke
     assert math.equal("x+1", "1+x")
 
 
+@pytest.mark.slow
 def test_processor_time_is_limited_and_counted():
     with MathJudge(seconds=0.5) as math:
         assert not math.equal("\\binom{10^{9}}{10^{8}}", "3")
