@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from answers import answer_rows
 from demo_before import demo_rows
 from limits import limit_rows
 from naive import naive_step
@@ -315,6 +316,7 @@ def main():
     repeats = 2 if args.quick else 5
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     rows += safety_rows(row, args.quick)
+    rows += answer_rows(row, repeats)
     rows += measure_trl(args.quick, repeats)
     drawn = curves(repeats, args.quick)
     if not args.quick:

@@ -19,6 +19,7 @@ _HOMES = {
     "load": "vistill.api",
     "load_prompts": "vistill.api",
     "evaluate": "vistill.api",
+    "judge": "vistill.answers.judge",
     "replay": "vistill.studies.replay",
     "Run": "vistill.api",
     "TokenAdvantage": "vistill.api",
@@ -37,6 +38,7 @@ _HOMES = {
     "Requirements": "vistill.batch",
     "load_plugins": "vistill.registry",
     "Prompt": "vistill.types",
+    "Verdict": "vistill.answers.verdict",
     "View": "vistill.types",
     "VistillError": "vistill.errors",
 }

@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
@@ -26,7 +27,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.recipe_changes import unused_folder
-from vistill.runs.storage import to_json, write_json
+from vistill.runs.storage import append_line, to_json, write_json
 from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
@@ -152,8 +153,9 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
 def train_setup(setup: RunSetup, progress: Progress, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     setup.progress, setup.accept = progress, accept
-    plan = build(setup)
-    write_result(setup.folder, plan, run(plan, setup.folder))
+    with shared_judge().kept_in(setup.folder.path, append_line):
+        plan = build(setup)
+        write_result(setup.folder, plan, run(plan, setup.folder))
     finished = Run(setup.folder.path)
     finished.report()
     return finished
@@ -299,9 +301,10 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
     prompts = (
         [with_empty_answer(p) for p in setup.eval_prompts] if advantage_only else setup.eval_prompts
     )
-    with make_engine(models.student, setup.rollout.without_image_skips()) as engine:
-        judge = tasks.get(settings.task)
-        result = judge(models, prompts, settings, lambda: None, setup.diagrams, engine)
+    kept = shared_judge().kept_in(folder.path, append_line)
+    with kept, make_engine(models.student, setup.rollout.without_image_skips()) as engine:
+        measure = tasks.get(settings.task)
+        result = measure(models, prompts, settings, lambda: None, setup.diagrams, engine)
     folder.write("evaluations.jsonl", to_json({"step": 0, **result.summary}) + "\n")
     folder.write("samples/step-000000.jsonl", result.to_lines())
     items = {"tail": result.tail(), "items": result.heatmaps(models.student)}
@@ -311,8 +314,6 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         "step": 0,
         "kind": "evaluation",
         "training_rows": setup.evaluates_training_rows,
-    }
-    facts |= {
         "model": models.student.source,
         "without_answer": len(setup.eval_prompts) - len(answered),
     }

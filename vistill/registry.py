@@ -89,7 +89,27 @@ tasks = Registry(
 checkers = Registry(
     "checkers",
     "checker",
-    {"answers": "vistill.data.answers:judge_answer"},
+    {
+        **{
+            name: f"vistill.answers.checkers.{name}:check"
+            for name in (
+                "auto",
+                "choice",
+                "number",
+                "math",
+                "yes_no",
+                "text",
+                "exact",
+                "contains",
+                "vqa",
+                "anls",
+                "relaxed",
+                "maze",
+                "maze_strict",
+            )
+        },
+        "answers": "vistill.answers.checkers.auto:check",
+    },
     arguments=("response", "answer", "choices", "take", "math"),
 )
 rewards = Registry(

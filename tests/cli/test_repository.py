@@ -19,6 +19,7 @@ VERBS = [
     "eval",
     "explain",
     "init",
+    "judge",
     "list",
     "methods",
     "probe",

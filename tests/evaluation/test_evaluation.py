@@ -257,7 +257,7 @@ def test_rows_without_a_partner_are_left_out_of_swapped(models):
 
 def test_the_swapped_gap_uses_the_same_rows_on_both_sides(models, clean_registry):
     """A row with two images has no partner, so it counts on neither side of the gap."""
-    from vistill.data.answers import Verdict
+    from vistill.answers import Verdict
     from vistill.registry import checkers
     from vistill.types import Prompt
 

@@ -33,12 +33,12 @@ UNPICKLERS = {
     "imp",
 }
 #: Modules that may start a process, always with a list of arguments.
-PROCESSES = {"studies/processes.py", "data/math_judge.py"}
+PROCESSES = {"studies/processes.py", "answers/math_process.py"}
 #: Modules that may import a computed name: the registry, and packages that import their own names
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
-PLUGIN_LOADERS = {"cli/main.py", "api.py", "config.py", "studies/replay.py"}
+PLUGIN_LOADERS = {"cli/main.py", "cli/judge.py", "api.py", "config.py", "studies/replay.py"}
 #: Modules that may execute a file: a plug-in that the user gave.
 EXECUTERS = {"plugins.py"}
 #: Modules that may read the environment, by name (or pass it whole to a child process).

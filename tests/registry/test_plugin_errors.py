@@ -9,7 +9,7 @@ from vistill.batch import ScoredBatch, ScoredPass
 from vistill.errors import ConfigError
 from vistill.objectives import OPD
 from vistill.plugin_calls import UndeclaredPassError, method_call, plugin_call
-from vistill.registry import checkers, load_plugins, methods, rewards, views
+from vistill.registry import load_plugins, methods, rewards, views
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -50,6 +50,12 @@ def whole(response, prompt, settings, math):
 def broken(response, answer, choices, take, math):
     """An unknown name."""
     return undefined_name
+
+
+@checkers.register("truth")
+def truth(response, answer, choices, take, math):
+    """No verdict."""
+    return True
 
 
 @views.register("missing")
@@ -108,8 +114,8 @@ CALLS = {
 
 @pytest.mark.parametrize("name", list(CALLS))
 def test_a_reward_that_fails_is_named(name, plugin, teacher):
+    from vistill.answers.math_process import MathJudge
     from vistill.data.diagrams import diagram_prompts
-    from vistill.data.math_judge import MathJudge
     from vistill.training.rewards import Rewards
     from vistill.training.settings import RewardSettings
     from vistill.types import Finish, Rollout, RolloutGroup
@@ -125,7 +131,7 @@ def test_a_reward_that_fails_is_named(name, plugin, teacher):
 
 
 def test_views_and_checkers_that_fail_are_named(plugin):
-    from vistill.plugin_calls import checked_function
+    from vistill import judge
     from vistill.types import Prompt
     from vistill.views import apply_view
 
@@ -134,9 +140,9 @@ def test_views_and_checkers_that_fail_are_named(plugin):
         lambda: apply_view(Prompt("p", ("text",)), "missing"), "the view missing", place
     )
     assert isinstance(error.__cause__, AttributeError)
-    check = checked_function(checkers, "broken")
-    error = refused(lambda: check("1", "1", (), "first", None), "the checker broken", "NameError")
+    error = refused(lambda: judge("1", "1", checker="broken"), "the checker broken", "NameError")
     assert isinstance(error.__cause__, NameError)
+    error = refused(lambda: judge("1", "1", checker="truth"), "it returned True, which is no")
 
 
 def test_a_pass_that_is_not_declared_is_named_with_the_line_that_adds_it(plugin):

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from PIL import ImageOps
 
 from vistill.batch import LossTerm, Need, Objective, Requirements
-from vistill.data.answers import Verdict
+from vistill.answers import Verdict
 from vistill.evaluation.runner import evaluate
 from vistill.objectives.shared import STUDENT, TEACHER, per_response, reverse_kl_to_teacher
 from vistill.ranges import check_ranges, ranged
@@ -71,8 +71,8 @@ def nothing(vlm, settings, poll):
     return object()
 
 
-@checkers.register("contains")
-def contains(response, answer, choices, take, math):
+@checkers.register("has_gold")
+def has_gold(response, answer, choices, take, math):
     """Right where the answer occurs."""
     return Verdict(answer, answer in response)
 
@@ -150,7 +150,7 @@ def recipe_tree(run, **changes):
         "save": {"every": 1, "keep": 9},
         "eval": {
             "every": 2, "limit": 2, "max_new_tokens": 5, "blind": False, "greedy": False,
-            "reading": False, "checker": "contains", "task": "counted",
+            "reading": False, "checker": "has_gold", "task": "counted",
         },
     } | changes  # fmt: skip
 
@@ -287,7 +287,7 @@ def test_an_engine_that_is_none_is_refused(tmp_path, plugin, teacher):
 
 
 def test_a_reward_of_a_plug_in_is_added_with_its_weight(plugin, teacher):
-    from vistill.data.math_judge import MathJudge
+    from vistill.answers.math_process import MathJudge
     from vistill.training.rewards import Rewards
     from vistill.training.settings import RewardSettings
     from vistill.types import Finish, Rollout, RolloutGroup

@@ -347,7 +347,7 @@ def test_a_copy_shares_no_weight_with_its_model(tokenizer):
 
 
 def test_rewards_add_accuracy_and_format(tokenizer):
-    from vistill.data.math_judge import MathJudge
+    from vistill.answers.math_process import MathJudge
 
     vlm = build_model(tokenizer, 0)
     prompt = Prompt("p", ("1+1?",), answer="2")

@@ -145,6 +145,7 @@ def train(
 
     with exit_on_second_signal():
         from vistill.cli.progress import Progress
+        from vistill.cli.target import warn_dropped_knobs
         from vistill.studies.stages import run_stages
 
         warn_dropped_knobs(recipe, overrides or [])
@@ -171,6 +172,7 @@ def check(
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
     load_plugins(plugin or [])
+    from vistill.cli.target import warn_dropped_knobs
     from vistill.studies.check import check as check_recipe
     from vistill.studies.check import format_table
 
@@ -223,6 +225,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model: accuracy, gaps without the image, reading, visual advantage."""
     load_plugins(plugin or [])
+    from vistill.cli.target import evaluate_target
+
     evaluate_target(target, overrides or [], as_json, advantage_only=False)
 
 
@@ -237,28 +241,9 @@ def probe(
 ) -> None:
     """Measure which tokens depend on the image (visual advantage), without training."""
     load_plugins(plugin or [])
+    from vistill.cli.target import evaluate_target
+
     evaluate_target(target, overrides or [], as_json, advantage_only=True)
-
-
-def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
-    """Run `eval` or `probe` on a target and print the result."""
-    from vistill.api import evaluate as run_evaluation
-    from vistill.cli.table import facts_table, run_facts, summary_table
-    from vistill.cli.target import naming_target, recipe_for
-    from vistill.runtime import prepare_process
-
-    prepare_process()
-    verb = "probe" if advantage_only else "eval"
-    recipe = recipe_for(target, overrides, verb)
-    with naming_target(target, verb):
-        run = run_evaluation(recipe, advantage_only=advantage_only)
-    summary, facts = run.evaluations[-1], run_facts(recipe, run.path)
-    if as_json:
-        print(json.dumps({**facts, **summary}, indent=2))
-        return
-    print(facts_table(facts))
-    print(summary_table(summary, recipe.eval.temperature))
-    print(f"report   {run.path / 'report.html'}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=example("vistill report runs/demo/opd runs/demo/va_opd"))
@@ -273,6 +258,19 @@ def report(
 
     folder = runs[0] if len(runs) == 1 else runs[0].parent
     print(f"report   {write_report(runs, out or folder / 'report.html')}")
+
+
+@app.command(rich_help_panel=LOOK, epilog=example("vistill judge replies.jsonl --take first"))
+def judge(
+    file: Annotated[Path, typer.Argument(help="JSON Lines with reply, gold and choices")],
+    checker: Annotated[str, typer.Option(help="see: vistill list checkers")] = "auto",
+    take: Annotated[str, typer.Option(help="which commitment counts: first or last")] = "last",
+    plugin: Plugins = None,
+) -> None:
+    """Judge replies: print the answer of each, the rule that found it, and the verdict."""
+    from vistill.cli.judge import print_verdicts
+
+    print_verdicts(file, checker, take, plugin or [])
 
 
 @app.command(rich_help_panel=TRUST, epilog=example("vistill doctor"))
@@ -367,19 +365,6 @@ def schema(plugin: Plugins = None) -> None:
     from vistill.schema import recipe_schema
 
     print(json.dumps(recipe_schema(method_schemas().usable()), indent=1, ensure_ascii=False))
-
-
-def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
-    """Warn that `method=...` drops the knobs of the method in the file."""
-    from vistill.config import find_recipe, override, parse_text, read_recipe_text, split_overrides
-
-    file = find_recipe(recipe)
-    pairs = split_overrides(overrides)
-    for method in override(parse_text(read_recipe_text(file), file), pairs):
-        print(
-            f"method={pairs['method']}: ignoring the block {method}: of {file.name}",
-            file=sys.stderr,
-        )
 
 
 def entry(arguments: list[str] | None = None) -> None:

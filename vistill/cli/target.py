@@ -1,6 +1,7 @@
-"""The target of `vistill eval` and `vistill probe`: recipe, run folder or model."""
+"""The target of a verb: recipe, run folder or model."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 from vistill.config import (
     Recipe,
     build_recipe,
+    find_recipe,
     load_recipe,
     method_schemas,
     override,
+    parse_text,
+    read_recipe_text,
     set_dotted,
     split_overrides,
 )
@@ -56,6 +60,26 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     return build_recipe(tree, name=verb, started=started, overrides=origins)
 
 
+def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
+    """Run `eval` or `probe` on a target and print the result."""
+    from vistill.api import evaluate as run_evaluation
+    from vistill.cli.table import facts_table, run_facts, summary_table
+    from vistill.runtime import prepare_process
+
+    prepare_process()
+    verb = "probe" if advantage_only else "eval"
+    recipe = recipe_for(target, overrides, verb)
+    with naming_target(target, verb):
+        run = run_evaluation(recipe, advantage_only=advantage_only)
+    summary, facts = run.evaluations[-1], run_facts(recipe, run.path)
+    if as_json:
+        print(json.dumps({**facts, **summary}, indent=2))
+        return
+    print(facts_table(facts))
+    print(summary_table(summary, recipe.eval.temperature))
+    print(f"report   {run.path / 'report.html'}")
+
+
 @contextmanager
 def naming_target(target: str, verb: str) -> Iterator[None]:
     """M103 for a target that does not exist, in words of the command: it has no student."""
@@ -89,3 +113,14 @@ def no_data_error(target: str, verb: str) -> StorageError:
         why="it has no recipe.json, and accuracies on other data are not comparable",
         fix=f"vistill {verb} {target} data.train=FILE.jsonl   or   data.train=diagrams",
     )
+
+
+def warn_dropped_knobs(recipe: str, overrides: list[str]) -> None:
+    """Warn that `method=...` drops the knobs of the method in the file."""
+    file = find_recipe(recipe)
+    pairs = split_overrides(overrides)
+    for method in override(parse_text(read_recipe_text(file), file), pairs):
+        print(
+            f"method={pairs['method']}: ignoring the block {method}: of {file.name}",
+            file=sys.stderr,
+        )

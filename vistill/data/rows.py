@@ -22,6 +22,7 @@ from vistill.data.images import (
 )
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
+from vistill.registry import checkers
 from vistill.types import ImageRef, LoadedImage, Part, Prompt
 
 #: `<image>`, `<image1>`, `<image 1>`, `<img_1>`: a number selects an image; without one, in order.
@@ -65,9 +66,24 @@ class RowReader:
             thoughts=tuple(self.images(row, columns.thoughts, where)),
             boxes=parse_boxes(column_value(row, columns.boxes), where),
             system=self.settings.system or None,
-            labels={"row": where},
+            labels={"row": where, **self.checker(row, where)},
         )
         return with_hashes(prompt)
+
+    def checker(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
+        """Read the checker that judges the row, as a label (D104 for an unknown one)."""
+        name = column_value(row, self.settings.columns.checker)
+        if name is None or name == "":
+            return {}
+        if str(name) not in checkers:
+            raise DataError(
+                "D104",
+                f"there is no checker {str(name)!r:.40}",
+                where=where,
+                why=f"checkers: {', '.join(checkers.names())}",
+                fix="correct the row, or leave data.columns.checker empty",
+            )
+        return {"checker": str(name)}
 
     def question(self, row: Mapping[str, Any], where: str) -> str:
         """Read the question, which must be text (D104)."""
@@ -204,6 +220,7 @@ def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
             prompt.response,
             prompt.boxes,
             prompt.system,
+            *([prompt.labels["checker"]] if "checker" in prompt.labels else []),
         ]
     )
     return f"{question_hash}-{row_hash}"

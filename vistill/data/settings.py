@@ -21,6 +21,9 @@ class Columns:
     choices: str = ""
     """Column of the options of a multiple-choice question, a list of texts. The answer checker
     reads it, and `{choices}` of `data.template` shows it."""
+    checker: str = ""
+    """Column of the checker that judges a row, such as `number`; an empty value takes that of the
+    recipe."""
     thoughts: str = ""
     """Column of the visual thoughts for `visual_opsd`: pictures, as in `images`."""
     boxes: str = ""

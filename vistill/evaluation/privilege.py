@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from vistill.data.math_judge import MathJudge
+from vistill.answers.math_process import shared_judge
 from vistill.evaluation.responses import AnswerEvaluator, JudgedResponse, accuracy_by_question
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean
@@ -71,7 +71,7 @@ def measure_privilege(
         context: the parameters of the views.
         engine: generates the responses.
     """
-    with MathJudge() as math, keep_awake(engine):
+    with shared_judge() as math, keep_awake(engine):
         evaluator = AnswerEvaluator(vlm, settings, math, engine, context)
         image_only = accuracy_by_question(evaluator.answer(prompts, View.FULL, "greedy"))
         privileged = accuracy_by_question(evaluator.answer(prompts, view, "greedy"))

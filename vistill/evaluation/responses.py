@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from vistill.answers.math_process import MathJudge
+from vistill.data.judging import judge_response
 from vistill.data.keys import keyed_seed
-from vistill.data.math_judge import MathJudge
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
-from vistill.plugin_calls import checked_function
-from vistill.registry import checkers
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.types import Prompt, Rollout, View
 from vistill.views import Partners, ViewContext, apply_view
@@ -114,9 +113,7 @@ class AnswerEvaluator:
     ) -> JudgedResponse:
         """Decode a response and compare its answer with the gold answer."""
         text = self.vlm.decode(rollout.ids)
-        assert prompt.answer is not None, "a question without an answer cannot be judged"
-        check = checked_function(checkers, self.settings.checker)
-        verdict = check(text, prompt.answer, prompt.choices, self.settings.answer, self.math)
+        verdict = judge_response(text, prompt, self.settings, self.math)
         return JudgedResponse(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from zlib import crc32
 
+from vistill.answers.math_process import shared_judge
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_seed
-from vistill.data.math_judge import MathJudge
 from vistill.evaluation.advantage import (
     TokenMeasurements,
     heavy_tail_curve,
@@ -135,7 +135,8 @@ def evaluate(
     with_answer = [p for p in prompts if p.answer is not None]
     rows = select_rows(with_answer, settings.limit, settings.seed)
     fewer = select_rows(rows, settings.extra_limit, settings.seed)
-    with MathJudge() as math, keep_awake(engine):
+    with shared_judge() as math, keep_awake(engine):
+        math.limits.clear()
         evaluator = AnswerEvaluator(models.student, settings, math, engine, models.view, prompts)
         sampled = evaluator.answer(rows, View.FULL)
         samples = list(sampled)
@@ -154,6 +155,7 @@ def evaluate(
         summary |= measure_stated_labels(sampled)
         if settings.reading and diagrams:
             summary |= measure_counterfactual(evaluator, diagrams)
+        summary |= {f"judge/{name}": float(n) for name, n in sorted(math.limits.items())}
     tokens = []
     measured = {p.id for p in fewer if p.images}
     if settings.advantage and models.teacher is not None and measured:

@@ -42,8 +42,9 @@ class EvalSettings:
     """Most tokens of a response; a longer one is cut off and judged as it is."""
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
-    checker: str = "answers"
-    """What judges a response: `answers`, or a checker of a plug-in."""
+    checker: str = "auto"
+    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may
+    name its own (`data.columns.checker`)."""
     task: str = "answers"
     """What an evaluation does with the rows: `answers`, or a task of a plug-in."""
     high_share: float = ranged(0.2, 0, 1, above=True)
@@ -59,5 +60,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.checker == "answers":  # the name of `auto` in earlier versions
+            object.__setattr__(self, "checker", "auto")
         checkers.require("checker", self.checker)
         tasks.require("task", self.task)

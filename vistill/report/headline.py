@@ -145,6 +145,12 @@ def run_warnings(run: RunData) -> list[str]:
             f"{percent(last['unparsed_share'])} of the responses contain no answer and count as"
             " wrong: read some responses in samples/ before you trust the accuracy"
         )
+    stopped = sum(value for name, value in last.items() if name.startswith("judge/"))
+    if stopped:
+        texts.append(
+            f"{int(stopped):,} answers exceeded a limit of the comparison as mathematics and count"
+            " as wrong"
+        )
     if last.get("unanswered_rows"):
         texts.append(
             f"{int(last['unanswered_rows']):,} rows have no gold answer and count in no accuracy"

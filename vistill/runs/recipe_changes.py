@@ -32,6 +32,9 @@ FREE_KEYS = (
 SCHEDULE_KEYS = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 
 
+#: Values that earlier versions wrote under another name.
+RENAMED = {("reward.checker", "answers"): "auto"}
+
 CLASS_MEANINGS = {
     "identity": "changes the data or the update",
     "schedule": "schedule",
@@ -107,7 +110,8 @@ def differences(
     """Keys that differ between two recipes and are not free, each with `before -> after`."""
 
     def json_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-        return json.loads(json.dumps(flatten(tree), default=str))
+        values = json.loads(json.dumps(flatten(tree), default=str))
+        return {k: RENAMED.get((k, v), v) if isinstance(v, str) else v for k, v in values.items()}
 
     before, after = ({**json_values(defaults or {}), **json_values(tree)} for tree in (old, new))
     return {

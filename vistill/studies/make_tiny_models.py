@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from vistill.answers.math_process import shared_judge
 from vistill.data.diagrams import Diagram, DiagramSettings, diagram_prompts, diagrams
 from vistill.data.keys import keyed_generator
-from vistill.data.math_judge import MathJudge
 from vistill.evaluation.responses import AnswerEvaluator, accuracy_by_question
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean
@@ -324,7 +324,7 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
             View.PRIVILEGED_MISMATCHED,
             View.PRIVILEGED_PROMPTS,
         ]
-    with MathJudge() as math_judge:
+    with shared_judge() as math_judge:
         engine = make_engine(vlm, RolloutSettings())
         evaluator = AnswerEvaluator(vlm, settings, math_judge, engine, ViewContext(noise="uniform"))
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
 from vistill.errors import ConfigError, StorageError
 from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import missing_run_error
+from vistill.runs.storage import append_line
 from vistill.runtime import prepare_process
 from vistill.training.build import make_setup, method_name
 from vistill.training.provided_inputs import changed_knobs
@@ -51,7 +53,8 @@ def replay(
     )
     with copied_run_folder(folder) as copy:
         setup = make_setup(recipe, copy, "replay", objective=objective)
-        return replay_step(setup, folder, at, say), at
+        with shared_judge().kept_in(copy.path, append_line):
+            return replay_step(setup, folder, at, say), at
 
 
 def stored_recipe(path: Path, objective: Objective | None) -> Recipe:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from vistill.answers.math_process import shared_judge
 from vistill.batch import Need
 from vistill.data.keys import rows_of_step
-from vistill.data.math_judge import MathJudge
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.faults import fault
@@ -158,7 +158,7 @@ def make_rewards(plan: Plan) -> AbstractContextManager[Rewards | None]:
     """The rewards, or None where the method needs none."""
     if Need.REWARD not in plan.objective.requirements.needs:
         return nullcontext()
-    return Rewards(plan.reward, plan.models.student, MathJudge())
+    return Rewards(plan.reward, plan.models.student, shared_judge())
 
 
 def make_step_context(

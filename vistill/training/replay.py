@@ -44,6 +44,7 @@ NEEDED = (
     "gate.json",
     "teacher_responses.jsonl",
     "teacher_responses.settings.json",
+    "verdicts.jsonl",
 )
 
 

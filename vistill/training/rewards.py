@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from numbers import Real
 from types import TracebackType
 
-from vistill.data.math_judge import MathJudge
+from vistill.answers.math_process import MathJudge
+from vistill.data.judging import judge_response
 from vistill.models.loading import VLM
-from vistill.plugin_calls import checked_function, plugin_call
-from vistill.registry import checkers, rewards
+from vistill.plugin_calls import plugin_call
+from vistill.registry import rewards
 from vistill.training.settings import RewardSettings
 from vistill.types import Prompt, RolloutGroup
 
@@ -42,6 +43,12 @@ class Rewards:
         """One reward per rollout, in the order of the response axis."""
         return [self.one(group, rollout.ids) for group in groups for rollout in group.rollouts]
 
+    def limits(self) -> dict[str, float]:
+        """How many comparisons exceeded a limit since the last call, by limit; none is no entry."""
+        counts = {f"judge/{name}": float(n) for name, n in sorted(self.math.limits.items())}
+        self.math.limits.clear()
+        return counts
+
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""
         text = self.vlm.decode(ids)
@@ -71,9 +78,7 @@ def finite(value: object) -> float:
 
 def accuracy(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:
     """1 for a right answer, by `reward.checker`."""
-    assert prompt.answer is not None, "a start check refuses rows without an answer"
-    check = checked_function(checkers, settings.checker)
-    return float(check(response, prompt.answer, prompt.choices, settings.answer, math).correct)
+    return float(judge_response(response, prompt, settings, math).correct)
 
 
 def format_match(response: str, prompt: Prompt, settings: RewardSettings, math: MathJudge) -> float:

@@ -104,13 +104,16 @@ class RewardSettings:
     too."""
     answer: Literal["first", "last"] = "first"
     """Which committed answer of a response counts."""
-    checker: str = "answers"
-    """What judges a response: `answers`, or a checker of a plug-in."""
+    checker: str = "auto"
+    """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may
+    name its own (`data.columns.checker`)."""
     extra: dict[str, float] = field(default_factory=dict)
     """Rewards of plug-ins by name, each with its weight: `{mine: 0.5}`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.checker == "answers":  # the name of `auto` in earlier versions
+            object.__setattr__(self, "checker", "auto")
         checkers.require("checker", self.checker)
         for name, weight in self.extra.items():
             near = closest(name, rewards)

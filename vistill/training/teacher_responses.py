@@ -5,10 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vistill.data.math_judge import MathJudge
+from vistill.answers.math_process import shared_judge
+from vistill.data.judging import judge_response
 from vistill.errors import DataError
-from vistill.plugin_calls import checked_function
-from vistill.registry import checkers
 from vistill.rollouts.engine import sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -105,15 +104,12 @@ def keep_correct_responses(
 ) -> dict[str, tuple[Rollout, ...]]:
     """The correct responses by prompt id, without prompts that have none (D306: all have none)."""
     correct: dict[str, tuple[Rollout, ...]] = {}
-    check = checked_function(checkers, reward.checker)
-    with MathJudge() as math:
+    with shared_judge() as math:
         for prompt in prompts:
-            assert prompt.answer is not None, "a start check refuses rows without an answer"
             rollouts = []
             for rollout in responses[prompt.id]:
                 text = models.student.decode(rollout.ids)
-                verdict = check(text, prompt.answer, prompt.choices, reward.answer, math)
-                if verdict.correct:
+                if judge_response(text, prompt, reward, math).correct:
                     rollouts.append(rollout)
             if rollouts:
                 correct[prompt.id] = tuple(rollouts)

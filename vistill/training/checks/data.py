@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vistill.data.answers import gold_response
+from vistill.answers.judge import gold_response
+from vistill.answers.math_process import shared_judge
+from vistill.data.judging import judge_response
 from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
-from vistill.data.math_judge import MathJudge
 from vistill.data.rows import check_characters, check_special_tokens
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import DataError
-from vistill.plugin_calls import checked_function
-from vistill.registry import checkers
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.types import ImageRef, Prompt
@@ -144,12 +143,10 @@ def check_gold_answers(setup: "RunSetup") -> str:
     if setup.diagrams or not prompts:
         return "computed with the diagrams" if prompts else "no evaluation row has one"
     settings = setup.recipe.eval
-    check = checked_function(checkers, settings.checker)
-    with MathJudge() as math:
+    with shared_judge() as math:
 
         def is_accepted(prompt: Prompt, answer: str) -> bool:
-            response = gold_response(answer)
-            return check(response, answer, prompt.choices, settings.answer, math).correct
+            return judge_response(gold_response(answer), prompt, settings, math).correct
 
         bad = [p for p in prompts if p.answer is not None and not is_accepted(p, p.answer)]
     if bad:

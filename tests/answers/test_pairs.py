@@ -1,0 +1,126 @@
+"""Pairs of a reply and a gold answer, and what the verdict must be."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import SHARED
+
+from vistill import judge
+from vistill.answers.checkers import auto
+
+OWN = Path(__file__).parent / "pairs.jsonl"
+CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
+BENCHMARKS = (
+    "MathVista",
+    "MathVerse",
+    "MathVision",
+    "We-Math",
+    "Geometry3K",
+    "ChartQA",
+    "OCRBench",
+)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_replies_in_the_documented_answer_forms_of_a_benchmark(benchmark):
+    pairs = [pair for pair in read(OWN) if pair["benchmark"] == benchmark]
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+def test_there_are_300_pairs_and_each_benchmark_has_both_kinds():
+    counts = Counter((pair["benchmark"], pair["correct"]) for pair in read(OWN))
+    assert sum(counts.values()) >= 300
+    assert all(counts[name, correct] >= 5 for name in BENCHMARKS for correct in (True, False))
+
+
+def test_the_reviewers_pairs():
+    if not CASES.is_file():
+        pytest.skip(f"no pairs in {CASES}")
+    failed = []
+    for pair in read(CASES):
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], take=pair["take"])
+        if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "choices", "correct"),
+    [
+        ("so \\boxed{\\frac{1}{2}}", "0.5", (), True),
+        ("\\boxed{1/2}", "0.5", (), True),
+        ("Answer: 1,234", "1234", (), True),
+        ("\\boxed{12\\text{ cm}}", "12", (), True),
+        ("\\boxed{60^\\circ}", "60", (), True),
+        ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}", (), True),
+        ("\\boxed{13}", "12", (), False),
+        ("The answer is B.", "B", ("1", "2"), True),
+        ("The answer is (B) two", "B", ("one", "two"), True),
+        ("\\boxed{two}", "B", ("one", "two"), True),
+        ("I think it is C", "B", ("1", "2", "3"), False),
+        ("either A or B", "B", ("1", "2"), False),
+        ("\\boxed{B}", "two", ("one", "two"), True),
+        ("\\boxed{C}", "Center $=(20,10)$", (), False),
+        ("no idea", "4", (), False),
+        ("<think>\\boxed{9}</think> \\boxed{4}", "4", (), True),
+        ("\\boxed{A, C}", "A, C", ("1", "2", "3"), True),
+        ("\\boxed{A}", "A, C", ("1", "2", "3"), False),
+        ("\\boxed{(A) 7/3}", "A", ("5/3", "4/3"), False),
+        ("The answer is \\boxed{11", "11", (), False),
+    ],
+)
+def test_verdicts_of_earlier_versions_that_were_right(response, gold, choices, correct):
+    assert judge(response, gold, choices, take="first").correct is correct
+
+
+def test_several_gold_answers_mean_any_of_them():
+    assert judge("\\boxed{3.429}", ["24/7", "3.429"]).correct
+    assert not judge("\\boxed{3.4}", ["24/7", "3.429"]).correct
+    assert not judge("\\boxed{3.4}", []).correct
+
+
+def test_take_selects_the_first_or_the_last_commitment():
+    text = "At first \\boxed{3}, no: Answer: 5\nfinally \\boxed{7}"
+    assert judge(text, "3", take="first").extracted == "3"
+    assert judge(text, "7", take="last").extracted == "7"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The answer is **12**.",
+        "x = 3</think>The answer\uff1a１２",
+        "<think>9</think>\n\\boxed{\\text{12 cm}}",
+        "**Answer:**\n\n12",
+        "It is 12.",
+    ],
+)
+def test_the_position_is_that_of_the_extracted_text(reply):
+    verdict = judge(reply, "12")
+    start, end = verdict.position
+    assert verdict.correct
+    assert reply[start:end].strip() == verdict.extracted
+
+
+def test_auto_names_the_checker_that_it_chose():
+    kinds = {"B": ("x", "y"), "12": (), "yes": (), "red": (), "\\sqrt{2}": ()}
+    chosen = {gold: auto.kind_of(gold, choices) for gold, choices in kinds.items()}
+    assert chosen == {
+        "B": "choice",
+        "12": "math",
+        "yes": "yes_no",
+        "red": "text",
+        "\\sqrt{2}": "math",
+    }
+    assert judge("no", "red").checker == "text"

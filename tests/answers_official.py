@@ -1,0 +1,61 @@
+"""Compare the verdicts of `auto` with those of the benchmarks on real replies."""
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+from vistill import judge
+
+BENCHMARKS = ("mathvision", "blink", "mmmu")
+
+
+def read(folder: Path, name: str):
+    """The replies of a benchmark."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def verdict(row, gold=None):
+    """The verdict of `auto` on a reply; the last commitment counts."""
+    return judge(row["reply"], row["gold"] if gold is None else gold, row["choices"])
+
+
+def disagreements(rows):
+    """Rows on which the verdicts differ, with ours."""
+    pairs = [(row, verdict(row)) for row in rows]
+    return [(row, v) for row, v in pairs if v.correct != row["official_correct"]]
+
+
+def plain(text):
+    """For equality of official answers and gold answers."""
+    return str(text).strip().casefold().replace("$", "").replace(" ", "").strip("().")
+
+
+def official_equals(row, gold):
+    """Whether the official answer equals a gold answer: its letter, its text, or its option."""
+    golds = gold if isinstance(gold, list) else [gold]
+    answers = row["official_answer"]
+    answers = answers if isinstance(answers, list) else [answers]
+    if row["benchmark"] == "blink":  # `(B) the third image`
+        answers = [str(a)[:3] for a in answers]
+    shown = {plain(g) for g in golds}
+    for g in golds:
+        index = ord(g[0]) - ord("A") if len(g) == 1 and g.isalpha() else -1
+        if row["benchmark"] == "mathvision" and 0 <= index < len(row["choices"]):
+            shown.add(plain(row["choices"][index]))
+    return any(plain(a) in shown for a in answers)
+
+
+def shuffled_rates(rows, seed):
+    """Shares accepted with golds shuffled within task and number of choices: ours, theirs."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.get("task"), len(row["choices"])].append(row)
+    ours = theirs = 0
+    for group in groups.values():
+        golds = [row["gold"] for row in group]
+        random.Random(seed).shuffle(golds)
+        for row, gold in zip(group, golds, strict=True):
+            ours += verdict(row, gold).correct
+            theirs += official_equals(row, gold)
+    return ours / len(rows), theirs / len(rows)

@@ -1,0 +1,85 @@
+"""`vistill judge FILE`."""
+
+import json
+
+import pytest
+
+from vistill.cli.main import entry
+
+
+def run(capsys, *words):
+    """Exit code, the verdicts, and what the terminal shows."""
+    try:
+        entry(["judge", *map(str, words)])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_each_row_gets_a_verdict_with_its_reasons(tmp_path, capsys):
+    file = write(
+        tmp_path / "replies with spaces é.jsonl",
+        {"id": "a", "reply": "The answer is B.", "gold": "B", "choices": ["30", "40"]},
+        {"id": "b", "reply": "\\boxed{12 km}", "gold": "12 m", "correct": False},
+        {"reply": "no idea", "gold": ["3", "4"], "choices": None, "correct": True},
+        {"reply": "104", "gold": 100, "checker": "relaxed"},
+    )
+    code, verdicts, err = run(capsys, file)
+    assert code == 0
+    assert [v["correct"] for v in verdicts] == [True, False, False, True]
+    assert [v["checker"] for v in verdicts] == ["choice", "math", "math", "relaxed"]
+    assert verdicts[0] == {
+        "id": "a",
+        "correct": True,
+        "extracted": "B",
+        "rule": "phrase",
+        "position": [14, 15],
+        "reply_form": "B",
+        "gold_form": "B",
+        "reason": "",
+        "unparsed": False,
+        "checker": "choice",
+    }
+    assert verdicts[1]["reason"]
+    assert verdicts[2]["unparsed"]
+    assert "4 replies: 2 correct, 1 without an answer; 1 of 2 as the file expects" in err
+
+
+def test_options_choose_checker_and_commitment(tmp_path, capsys):
+    file = write(tmp_path / "r.jsonl", {"reply": "\\boxed{3} \\boxed{7}", "gold": "3"})
+    assert run(capsys, file)[1][0]["extracted"] == "7"
+    assert run(capsys, file, "--take", "first")[1][0]["correct"]
+    assert run(capsys, file, "--checker", "yes_no")[1][0]["checker"] == "yes_no"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("not json", "D102"),
+        ("[1]", "D104"),
+        ('{"gold": "1"}', "D104"),
+        ('{"reply": "1"}', "D104"),
+        ('{"reply": "1", "gold": []}', "D104"),
+        ('{"reply": "1", "gold": "1", "take": "middle"}', "D104"),
+        ('{"reply": "1", "gold": "1", "checker": "unknown"}', "C105"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_named(tmp_path, capsys, text, code):
+    file = tmp_path / "r.jsonl"
+    file.write_text(text)
+    status, _, err = run(capsys, file)
+    assert status != 0
+    assert f"error[{code}]" in err
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    status, _, err = run(capsys, tmp_path / "none.jsonl")
+    assert status == 3
+    assert "error[D102]" in err

@@ -1,0 +1,353 @@
+r"""`choice`: the letter, the text or the value of an option.
+
+A reply commits by a box, a tag, `answer is`, by being short, by its first words, or by the last
+sentence that names one option. Two options with `or` between them are no commitment.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vistill.answers.compare import Mathematics
+from vistill.answers.extract import (
+    Commitment,
+    Span,
+    Take,
+    find_explicit,
+    first_sentence,
+    is_cut_in_box,
+    sentences,
+    whole,
+)
+from vistill.answers.letters import Letters, in_range, parse_letters
+from vistill.answers.normalise import strip_markup, text_form
+from vistill.answers.options import (
+    Options,
+    gold_letters,
+    marked_letters,
+    option_in,
+    option_of,
+    read_options,
+    same_option,
+)
+from vistill.answers.reading import after_negation, cut_clause, right_side, with_gold
+from vistill.answers.values import parse_value
+from vistill.answers.verdict import Verdict
+
+#: Nouns before a letter that name an option where the options show only their letters.
+NOUNS = (
+    r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
+    r"|answer)"
+)
+NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
+LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
+OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
+IS_CORRECT = re.compile(
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
+    r"(?:most |more )?(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
+)
+SUBJECT = re.compile(
+    rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
+)
+#: `point A is closer than point B`: the first one.
+COMPARED = re.compile(
+    rf"(?i:\b{NOUNS}\s)[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|appears|seems|looks)\s[^.\n]{{1,80}}\bthan\b"
+)
+THAN = re.compile(
+    r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
+)
+#: A bare letter at the end of a sentence.
+ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
+ENDS_ONE = re.compile(
+    r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
+)
+#: What makes a letter at the beginning a choice and no pronoun.
+CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
+OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
+ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
+LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+CONCLUDES = re.compile(
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
+    r"|conclusion|in summary)\b",
+    re.IGNORECASE,
+)
+DENIED = re.compile(
+    r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE
+)
+#: Sentences at the end of a reply that may name its option.
+LAST = 4
+NONE = re.compile(
+    r"\bneed(?:ed)? more (?:information|context|details)|"
+    r"\bnone of the (?:labell?ed|given|options|choices|above|provided|images|points|answers)|"
+    r"\bneither of|(?:cannot|can't|unable to)[^.]{0,40}\bany of",
+    re.IGNORECASE,
+)
+UNKNOWN = re.compile(
+    r"(?:cannot|can't|could not|not possible to|impossible to|unable to|difficult to) (?:be )?"
+    r"(?:determine|answer|say|tell|identif|conclude)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class ChoiceReader:
+    """Reads option letters from answers to one row."""
+
+    options: Options
+    math: Mathematics | None
+
+    def read(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The letters that an answer names; an empty set for a value that is no option."""
+        if len(plain) > 1 and len(named := self.options.by_text(text_form(plain))) == 1:
+            return self.letters_of(named)
+        plain = after_negation(plain)
+        letters = parse_letters(plain, len(self.options))
+        if letters is not None:
+            if letters.hedged and len(letters.letters) > 1:
+                return None
+            return frozenset() if self.contradicts(letters) else letters.letters
+        if not len(self.options):
+            return self.read_label(plain, rule)
+        for part in (plain, cut_clause(plain), right_side(plain)):
+            short = part and len(part) <= self.options.longest() + 60
+            named = option_of(part, self.options, self.math) if short else []
+            if len(named) == 1:
+                return self.letters_of(named)
+        return self.read_sentence(plain, rule)
+
+    def contradicts(self, letters: Letters) -> bool:
+        """Whether the value behind a letter is another one than that of its option."""
+        index = [ord(letter) - ord("A") for letter in letters.letters]
+        rest = cut_clause(letters.rest)
+        if len(index) != 1 or not rest or index[0] >= len(self.options):
+            return False
+        form, own_form = text_form(letters.rest), self.options.forms[index[0]]
+        if form.startswith(own_form) or own_form.startswith(form):
+            return False
+        value = parse_value(rest)
+        own = parse_value(strip_markup(self.options.texts[index[0]]))
+        if value.number is not None and own.number is not None:
+            return abs(value.number - own.number) * 50 > abs(own.number)
+        if not (value.is_mathematics() and own.is_mathematics()):
+            return False
+        return not same_option(rest, self.options.texts[index[0]], self.math)
+
+    def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one option that a sentence names inside it; a number that is no option is none."""
+        if labelled := self.read_label(plain, rule):
+            return labelled
+        if rule != "box" and len(named := option_in(plain, self.options)) == 1:
+            return self.letters_of(named)
+        if parse_value(cut_clause(plain)).number is not None:
+            return frozenset()
+        return None
+
+    def read_label(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one letter in brackets, or behind `option` or `point`, of a sentence."""
+        letters = set(self.mentions(plain))
+        return frozenset(letters) if len(letters) == 1 else None
+
+    def letters_of(self, named: Sequence[int]) -> frozenset[str]:
+        """The letters of options."""
+        return frozenset(self.options.letter(i) for i in named)
+
+    def mentions(self, text: str) -> list[str]:
+        """The letters that a sentence names as options, in order of the patterns."""
+        found_letters = [*marked_letters(text, len(self.options))]
+        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        if self.options.only_letters:
+            patterns += [LABEL, ENDS_ONLY]
+        for pattern in patterns:
+            found_letters += [m.group(1).upper() for m in pattern.finditer(text)]
+        return [letter for letter in found_letters if in_range(letter, len(self.options))]
+
+
+def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that a reply commits to, and the rule that found it."""
+    explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
+    if explicit is not None:
+        return explicit
+    span = whole(text)
+    if span.end == span.start or is_cut_in_box(text):
+        return None
+    if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
+        letters = read_bare(text[span.start : span.end], reader)
+        if letters is not None:
+            return commitment(text, span, letters)
+    lead = read_lead(text, reader)
+    return lead or read_conclusion(text, reader)
+
+
+def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[frozenset[str]]:
+    """A commitment to letters."""
+    return Commitment(span.start, span.end, text[span.start : span.end], span.rule, letters)
+
+
+def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
+    """The option that a short reply is: its letter, its text, or its value."""
+    plain = strip_markup(raw)
+    letters = parse_letters(plain, len(reader.options))
+    if letters is not None and not (letters.hedged and len(letters.letters) > 1):
+        article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
+        clause = letters.rest[:1] in tuple(",;:") and not article
+        if not letters.rest or letters.marked or clause:
+            return None if names_another(letters, reader) else letters.letters
+    if len(reader.options):
+        named = option_of(plain, reader.options, reader.math)
+        if len(named) == 1:
+            return reader.letters_of(named)
+    side = parse_letters(right_side(plain), len(reader.options))
+    return side.letters if side and not side.rest and len(side.letters) == 1 else None
+
+
+def names_another(letters: Letters, reader: ChoiceReader) -> bool:
+    """Whether the text behind a letter begins or goes on with other letters: a list of options."""
+    rest = letters.rest
+    if len(rest) > 60 and not OTHER_LETTER.match(rest):
+        return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
+    following = OTHER_LETTER.match(rest)
+    others = set(reader.mentions(rest)) | ({following.group(1)} if following else set())
+    return bool(others - letters.letters)
+
+
+def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that a reply begins with: `(B) no`, or a letter on its own line."""
+    span = first_sentence(text)
+    line = strip_markup(text[span.start : span.start + 400].split("\n", 1)[0])
+    letters = parse_letters(line, len(reader.options))
+    if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
+        return None
+    if names_another(letters, reader):
+        return None
+    if letters.marked or not letters.rest:
+        return commitment(text, span, letters.letters)
+    return None
+
+
+def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that the first sentence is about: `Box B encloses`, `the third image (B) is`."""
+    span = first_sentence(text)
+    raw = text[span.start : span.end]
+    if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
+        return None
+    letters = set(reader.mentions(before_comparison(raw)))
+    subject = SUBJECT.match(raw) if reader.options.only_letters else None
+    if subject and in_range(subject.group(1), len(reader.options)):
+        letters = {subject.group(1)}
+    elif reader.options.only_letters and (compared := COMPARED.search(raw)):
+        letters = {compared.group(1)}
+    return commitment(text, span, frozenset(letters)) if len(letters) == 1 else None
+
+
+def lists_options(text: str, at: int) -> bool:
+    """Whether the line at a position and the next or previous line begin with different letters."""
+    before = text[max(0, at - 300) : at].rstrip().rsplit("\n", 1)[-1]
+    here, _, after = text[at : at + 400].partition("\n")
+    letters = [LINE_LETTER.match(line) for line in (before, here, after.lstrip().split("\n", 1)[0])]
+    if letters[1] is None:
+        return False
+    here_letter = letters[1].group(1)
+    return any(other and other.group(1) != here_letter for other in (letters[0], letters[2]))
+
+
+def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option of the last sentence that draws a conclusion, of the first, or of the last one."""
+    ordered = sentences(text, 12)
+    if any(NONE.search(text[s.start : s.end]) for s in ordered[:2]):
+        return None
+    concluding = [s for s in ordered if CONCLUDES.match(text[s.start : s.end])]
+    return (
+        read_last(text, concluding, reader)
+        or read_subject(text, reader)
+        or read_last(text, ordered[:LAST], reader)
+        or read_option_text(text, reader)
+    )
+
+
+def read_last(
+    text: str, ordered: Sequence[Span], reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
+    """The option of the last of these sentences that names any; two options are no commitment."""
+    for span in ordered:
+        raw = text[span.start : span.end]
+        if UNKNOWN.search(raw) or lists_options(text, span.start):
+            continue
+        letters = named_in(raw, reader, with_texts=span in ordered[:1])
+        if len(letters) == 1 and not DENIED.search(raw):
+            return commitment(text, Span(span.start, span.end, "conclusion"), letters)
+        if letters:
+            return None
+    return None
+
+
+def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The only option whose text occurs in a reply (MMMU's rule); a number may be any number."""
+    named = option_in(text[-4000:], reader.options) if len(reader.options) else []
+    if (
+        len(named) != 1
+        or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None
+    ):
+        return None
+    span = whole(text)
+    return commitment(text, Span(span.start, span.end, "text"), reader.letters_of(named))
+
+
+def before_comparison(raw: str) -> str:
+    """A sentence before what it compares with: `(A) is a closer match` of `... than (B)`."""
+    match = THAN.search(raw)
+    return raw[: match.start()] if match else raw
+
+
+def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]:
+    """The letters that a sentence names: by letter, else, if asked, by the text of options."""
+    compared = COMPARED.search(raw) if reader.options.only_letters else None
+    if compared and in_range(compared.group(1), len(reader.options)):
+        return frozenset(compared.group(1))
+    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 12 else None
+    if with_texts and alone and not alone.rest and not alone.hedged and not raw.islower():
+        return alone.letters
+    letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))
+    if letters or not with_texts or not len(reader.options):
+        return letters
+    return reader.letters_of(option_in(raw, reader.options))
+
+
+def decide(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """The verdict on a reply after `readable`, with one gold answer."""
+    options = read_options(tuple(choices))
+    gold = gold_letters(answer, options)
+    commit = find_choice(response, take, ChoiceReader(options, math))
+    return verdict_of(commit, gold, answer)
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """A letter (`B`, `(B)`, `A, C`), or the text or the value of exactly one option.
+
+    Source: the multiple-choice rules of MMMU, BLINK, MathVision and We-Math; never a random guess.
+    """
+    return decide(response, answer, choices, take, math)
+
+
+def verdict_of(
+    commit: Commitment[frozenset[str]] | None, gold: frozenset[str], answer: str
+) -> Verdict:
+    """The verdict on the letters of a commitment."""
+    gold_form = ", ".join(sorted(gold)) or answer
+    if commit is None:
+        return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no option")
+    form = ", ".join(sorted(commit.form or ()))
+    where = (commit.start, commit.end)
+    if not gold:
+        reason = "the gold answer names no option"
+    elif not commit.form:
+        reason = "the answer names no option"
+    else:
+        reason = "" if commit.form == gold else "another option"
+    return Verdict(
+        commit.text, not reason, commit.rule, where, form or commit.text, gold_form, reason
+    )

@@ -1,0 +1,188 @@
+r"""`math`: numbers with units, fractions, roots, sets, intervals, equations.
+
+Equal normal forms, then equal exact numbers, then math-verify in a process. Words are no
+mathematics.
+"""
+
+import re
+from dataclasses import dataclass
+
+from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.extract import (
+    Commitment,
+    Take,
+    find_explicit,
+    is_cut_in_box,
+    sentences,
+    whole,
+)
+from vistill.answers.normalise import math_form, strip_markup
+from vistill.answers.reading import (
+    LABEL,
+    after_negation,
+    cut_clause,
+    predicate,
+    right_side,
+    with_gold,
+    without_lead_in,
+)
+from vistill.answers.values import WORDS, is_mathematical, parse_value
+from vistill.answers.verdict import Verdict
+
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.^])[-+]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,20})?(?![A-Za-z0-9_^])"
+)
+OPERATOR = re.compile(r"[\^√π*+=<>\\²³]|\d\s?[-/]\s?\d|[A-Za-z]\d|\d[A-Za-z]")
+GRID = re.compile(r"\brows?\W{0,6}(\d{1,4})\W{0,12}(?:and\s)?col(?:umn)?s?\W{0,6}(\d{1,4})", re.I)
+HEDGE = re.compile(
+    r"\b(?:or|between|either|not|at least|at most|more than|less than|fewer than|no|cannot|unknown|"
+    r"to|from|per cent of|out of)\b",
+    re.IGNORECASE,
+)
+CONCLUDES = re.compile(
+    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The readings of one answer: as it is, and without what is around the value."""
+
+    forms: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.forms[0] if self.forms else ""
+
+
+def read_math(plain: str, rule: str) -> Reading | None:
+    """The readings of an answer as a value; None for a sentence that states none."""
+    plain = after_negation(plain)
+    bare = without_lead_in(plain)
+    candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
+    candidates += [right_side(cut_clause(bare)), grid_size(plain)]
+    forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
+    if not forms and (only := only_number(cut_clause(bare))):
+        forms = [only]
+    if forms:
+        return Reading(tuple(forms))
+    return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def grid_size(plain: str) -> str:
+    """`5,6` for `rows={5} columns={6}` (VLMs are blind); "" for anything else."""
+    match = GRID.search(plain)
+    return f"{match.group(1)},{match.group(2)}" if match else ""
+
+
+def is_value(text: str) -> bool:
+    """Whether a text is a number with at most a unit, or mathematics."""
+    value = parse_value(text)
+    if value.number is not None:
+        return True
+    form = value.form
+    return len(form) <= 400 and is_mathematical(form) and not re.search(r"\w\s\w{3,}\s\w", text)
+
+
+def only_number(sentence: str) -> str:
+    """The only number of a sentence of plain words; "" if it has none, several, or mathematics."""
+    if OPERATOR.search(sentence) or HEDGE.search(sentence):
+        return ""
+    numbers = NUMBER.findall(sentence)
+    if len(numbers) == 1:
+        at = sentence.find(numbers[0])
+        rest = sentence[at:]
+        value = parse_value(rest)
+        return rest if value.number is not None else numbers[0]
+    if numbers:
+        return ""
+    words = [w for w in re.findall(r"[a-z]+", sentence.casefold()) if w in WORDS and w != "one"]
+    return str(WORDS[words[0]]) if len(words) == 1 else ""
+
+
+def find_math(text: str, take: Take) -> Commitment[Reading] | None:
+    """The value that a reply commits to, and the rule that found it."""
+    explicit = find_explicit(text, take, read_math)
+    if explicit is not None:
+        return explicit
+    span = whole(text)
+    raw = text[span.start : span.end]
+    if not raw or is_cut_in_box(text):
+        return None
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1:
+        reading = read_math(strip_markup(raw), "bare")
+        if reading is not None:
+            return Commitment(span.start, span.end, raw, "bare", reading)
+    return read_conclusion(text)
+
+
+def read_conclusion(text: str) -> Commitment[Reading] | None:
+    """The value at the end of the last sentence, if that sentence draws a conclusion."""
+    for span in sentences(text, 1):
+        raw = text[span.start : span.end]
+        if not CONCLUDES.match(raw):
+            continue
+        plain = strip_markup(raw)
+        value = predicate(plain) or right_side(plain)
+        reading = read_math(value, "conclusion") if value else None
+        if reading is not None:
+            return Commitment(span.start, span.end, raw, "conclusion", reading)
+    return None
+
+
+def gold_forms(gold: str) -> list[str]:
+    """A gold answer as it is, and the side of an equation that a reply may give alone."""
+    plain = strip_markup(gold)
+    forms = [gold]
+    if (
+        match := re.match(r"^(?:[A-Za-z\s]{0,20}|[A-Za-z]_?\{?\w?\}?)\s?=\s?(?=\S)", plain)
+    ) and plain.count("=") == 1:
+        forms.append(plain[match.end() :])
+    return forms
+
+
+def is_same(reading: Reading, gold: str, math: Mathematics | None) -> bool:
+    """Whether any reading of an answer equals the gold answer."""
+    gold_is_equation = "=" in strip_markup(gold)
+    both = gold_is_equation and "=" in reading.forms[0]
+    for form in reading.forms:
+        if both and "=" not in form:
+            continue
+        if same_value(form, gold, math):
+            return True
+        sides = gold_forms(gold)[1:] if gold_is_equation and not both else []
+        if any(same_value(form, side, math) for side in sides):
+            return True
+    return False
+
+
+def reading_verdict(
+    commit: Commitment[Reading] | None, gold: str, math: Mathematics | None
+) -> Verdict:
+    """The verdict on the readings of a commitment."""
+    gold_form = str(parse_value(strip_markup(gold))) or math_form(strip_markup(gold))
+    if commit is None or commit.form is None:
+        return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no value")
+    correct = is_same(commit.form, gold, math)
+    form = str(parse_value(commit.form.forms[0]))
+    reason = "" if correct else "another value"
+    where = (commit.start, commit.end)
+    return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
+
+
+def decide(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """The verdict on a reply after `readable`, with one gold answer."""
+    return reading_verdict(find_math(response, take), answer, math)
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """Exact numbers with units, and mathematics by math-verify; words are never mathematics.
+
+    Source: math-verify 0.9 (Hugging Face), behind normalised Unicode.
+    """
+    return decide(response, answer, choices, take, math)

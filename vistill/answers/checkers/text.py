@@ -1,0 +1,73 @@
+"""Words as an answer: equal in normal form. `auto` uses it where the gold answer is a text."""
+
+from dataclasses import dataclass
+
+from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.extract import Commitment, Take, find_explicit, is_cut_in_box, sentences, whole
+from vistill.answers.normalise import strip_markup, text_form
+from vistill.answers.reading import (
+    after_negation,
+    cut_clause,
+    predicate,
+    with_gold,
+    without_lead_in,
+)
+from vistill.answers.verdict import Verdict
+
+#: Words of a short reply.
+MOST_WORDS = 16
+
+
+@dataclass(frozen=True)
+class Words:
+    """The readings of an answer in words."""
+
+    forms: tuple[str, ...]
+
+
+def read_words(plain: str, rule: str) -> Words | None:
+    """The readings of an answer: whole, without a clause, and behind `is` in a short reply."""
+    plain = after_negation(plain)
+    bare = without_lead_in(plain)
+    forms = [plain, bare, cut_clause(bare)]
+    if rule == "bare":
+        forms.append(predicate(cut_clause(bare)))
+    forms = [form for form in dict.fromkeys(forms) if text_form(form)]
+    return Words(tuple(forms)) if forms else None
+
+
+def find_words(text: str, take: Take) -> Commitment[Words] | None:
+    """The words that a reply commits to, and the rule that found them."""
+    explicit = find_explicit(text, take, read_words)
+    if explicit is not None:
+        return explicit
+    span = whole(text)
+    raw = text[span.start : span.end]
+    short = len(raw) <= 200 and len(raw.split()) <= MOST_WORDS and len(sentences(raw, 3)) == 1
+    if not raw or not short or is_cut_in_box(text):
+        return None
+    form = read_words(strip_markup(raw), "bare")
+    return Commitment(span.start, span.end, raw, "bare", form) if form else None
+
+
+def decide(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """The verdict on a reply after `readable`, with one gold answer."""
+    commit = find_words(response, take)
+    gold_form = text_form(answer)
+    if commit is None or commit.form is None:
+        return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no answer")
+    same = [form for form in commit.form.forms if same_value(form, answer, None)]
+    form = text_form(same[0] if same else commit.form.forms[0])
+    reason = "" if same else "other words"
+    where = (commit.start, commit.end)
+    return Verdict(commit.text, bool(same), commit.rule, where, form, gold_form, reason)
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """Equal words: without case, articles, wrappers and punctuation at the ends."""
+    return decide(response, answer, choices, take, math)

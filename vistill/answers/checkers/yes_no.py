@@ -1,0 +1,85 @@
+"""`yes_no`: yes or no, as in HallusionBench, POPE and MME; gold answers `1` and `0` too."""
+
+import re
+
+from vistill.answers.compare import Mathematics
+from vistill.answers.extract import Commitment, Take, find_explicit, first_sentence, sentences
+from vistill.answers.normalise import strip_markup
+from vistill.answers.reading import with_gold, without_lead_in
+from vistill.answers.verdict import Verdict
+
+WORD = re.compile(
+    r"(?<![A-Za-z])(?:(yes|yeah|yep|correct|true|right)|(no|nope|false|incorrect|wrong))(?![A-Za-z])|(是)|(否|不)",
+    re.I,
+)
+STRICT = re.compile(
+    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I
+)
+GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
+GOLD |= {"y": True, "n": False, "是": True, "否": False}
+
+
+def words_of(plain: str) -> set[bool]:
+    """Yes and no, as a sentence states them."""
+    return {bool(m.group(1) or m.group(3)) for m in STRICT.finditer(plain)}
+
+
+def read_yes_no(plain: str, rule: str) -> bool | None:
+    """Whether an answer is yes; None where it says neither or both."""
+    bare = without_lead_in(plain)
+    match = WORD.match(bare)
+    if match and not re.match(r"\s?(?:or|and|/)\s", bare[match.end() :]):
+        return bool(match.group(1) or match.group(3))
+    words = words_of(bare)
+    return words.pop() if len(words) == 1 else None
+
+
+def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
+    """The yes or no that a reply commits to: explicit, first word, last sentence."""
+    explicit = find_explicit(text, take, read_yes_no)
+    if explicit is not None:
+        return explicit
+    span = first_sentence(text)
+    plain = strip_markup(text[span.start : span.end])
+    match = STRICT.match(without_lead_in(plain))
+    if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
+        yes = bool(match.group(1) or match.group(3))
+        return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
+    for span in sentences(text, 1):
+        raw = text[span.start : span.end]
+        words = words_of(strip_markup(raw))
+        if len(words) == 1:
+            return Commitment(span.start, span.end, raw, "conclusion", words.pop())
+    return None
+
+
+def decide(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """The verdict on a reply after `readable`, with one gold answer."""
+    gold = GOLD.get(strip_markup(answer).casefold())
+    commit = find_yes_no(response, take)
+    gold_form = answer if gold is None else "yes" if gold else "no"
+    if commit is None or commit.form is None:
+        return Verdict(None, False, gold_form=gold_form, reason="the reply says neither yes nor no")
+    correct = gold is not None and commit.form == gold
+    reason = (
+        ""
+        if correct
+        else "the gold answer is neither yes nor no"
+        if gold is None
+        else "the opposite"
+    )
+    form, where = "yes" if commit.form else "no", (commit.start, commit.end)
+    return Verdict(commit.text, correct, commit.rule, where, form, gold_form, reason)
+
+
+@with_gold
+def check(
+    response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
+) -> Verdict:
+    """Yes or no: explicit, as the first word, or alone in the last sentence.
+
+    Source: the rules of HallusionBench and MME; a reply with both is no answer.
+    """
+    return decide(response, answer, choices, take, math)

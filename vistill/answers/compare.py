@@ -1,0 +1,120 @@
+"""Compare two answers: as words, as exact numbers with units, and as mathematics."""
+
+import re
+from typing import Protocol
+
+from vistill.answers.normalise import math_form, strip_markup, text_form
+from vistill.answers.values import (
+    Value,
+    is_mathematical,
+    is_time_or_date,
+    parse_number,
+    parse_value,
+)
+
+COMMAND = re.compile(r"\\[A-Za-z]{1,20}|(?<![A-Za-z])(?:sin|cos|tan|log|ln|arc)")
+FRACTION = re.compile(r"(?:\\frac\{)?(\d{1,9})(?:\}\{|/)(\d{1,9})\}?")
+VARIABLE = re.compile(r"[A-Za-z]")
+
+
+class Mathematics(Protocol):
+    """What compares expressions: the process with math-verify."""
+
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether two expressions are equal."""
+        ...
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether two answers have the same normal form of words."""
+    form = text_form(gold)
+    return bool(form) and text_form(answer) == form
+
+
+def same_units(answer: Value, gold: Value) -> bool:
+    """Whether the units of two values agree: ignored where the gold answer has none.
+
+    A degree sign may be missing: `90` is `90°`.
+    """
+    if gold.label and gold.label != answer.label:
+        return False
+    if not gold.unit:
+        return True
+    return answer.unit == gold.unit or (gold.unit == "°" and not answer.unit and not answer.label)
+
+
+def same_number(answer: Value, gold: Value) -> bool | None:
+    """Whether two exact numbers with units are equal; None where one of them is no number."""
+    if answer.number is None or gold.number is None:
+        return None
+    if answer.number == gold.number and same_units(answer, gold):
+        return True
+    if {answer.unit, gold.unit} == {"", "%"}:
+        percent, other = (answer, gold) if answer.unit else (gold, answer)
+        return percent.number == 100 * (other.number or 0)
+    return False
+
+
+def same_value(answer: str, gold: str, math: Mathematics | None) -> bool:
+    """Whether two answers are equal as text, as number, or as mathematics.
+
+    Args:
+        answer: the answer of a reply.
+        gold: the gold answer.
+        math: compares what is neither equal as text nor a number; None compares no further.
+    """
+    if same_text(answer, gold):
+        return True
+    plain, plain_gold = strip_markup(answer), strip_markup(gold)
+    if not plain or not plain_gold:
+        return False
+    if math_form(plain).casefold() == math_form(plain_gold).casefold():
+        return True
+    value, gold_value = parse_value(plain), parse_value(plain_gold)
+    decided = same_number(value, gold_value)
+    if decided is None:
+        decided = same_units(value, gold_value) and same_mathematics(value, gold_value, math)
+    return decided
+
+
+def same_mathematics(value: Value, gold: Value, math: Mathematics | None) -> bool:
+    """Whether two values that are not both numbers are equal as mathematics; words never are."""
+    if value.form.casefold() == gold.form.casefold() and value.form:
+        return True
+    if is_time_or_date(value.form) or is_time_or_date(gold.form):
+        return same_parts(value.form, gold.form)
+    if not (is_mathematical(value.form) and is_mathematical(gold.form)):
+        return False
+    if (
+        gold.number is not None
+        and not any(c.isdigit() for c in value.form)
+        and "\\" not in value.form
+    ):
+        return False
+    if variables(value.form) != variables(gold.form):
+        return False
+    return math is not None and math.equal(gold.form, value.form)
+
+
+def variables(form: str) -> set[str]:
+    """The letters of an expression behind its last `=`: math-verify reads some of them as units."""
+    return set(VARIABLE.findall(COMMAND.sub(" ", form.rpartition("=")[2])))
+
+
+def same_parts(answer: str, gold: str) -> bool:
+    """Whether two ratios have the same terms: `3 : 2` and `3:2`, but `6:4` is another one."""
+    parts, gold_parts = terms(answer), terms(gold)
+    if len(parts) != len(gold_parts):
+        return False
+    for part, gold_part in zip(parts, gold_parts, strict=True):
+        number, gold_number = parse_number(part), parse_number(gold_part)
+        same = number == gold_number if number is not None else part == gold_part
+        if not same:
+            return False
+    return True
+
+
+def terms(form: str) -> list[str]:
+    """The terms of a ratio: `1:3`, or the fraction `1/3`."""
+    fraction = FRACTION.fullmatch(form)
+    return list(fraction.groups()[:2]) if fraction else form.split(":")

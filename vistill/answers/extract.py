@@ -1,0 +1,337 @@
+r"""Find the span of a reply that is its answer: boxes, tags, `answer is`, or a bare short reply.
+
+Each rule scans the reply once, from left to right, with patterns of bounded length.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
+
+Take = Literal["first", "last"]
+Form = TypeVar("Form")
+
+BRACE = re.compile(
+    r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
+)
+BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
+TAG = re.compile(
+    r"<(?P<close>/?)(?:answer|final_answer|final answer)>|(?P<begin><\|begin_of_box\|>)"
+    r"|(?P<end><\|end_of_box\|>)",
+    re.IGNORECASE,
+)
+#: Words of the instruction that a reply repeats instead of an answer.
+ECHO = frozenset(
+    [
+        "answer",
+        "your answer",
+        "final answer",
+        "your final answer",
+        "the answer",
+        "the final answer",
+        "letter",
+        "option",
+        "...",
+        "your answer here",
+        "answer here",
+        "number",
+        "value",
+        "x.x",
+        "ans",
+        "your choice",
+        "option letter",
+    ]
+)
+#: Words that may begin a commitment, in lower case.
+MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
+#: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
+VERB = (
+    r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
+    r"|appears to be|becomes|comes out to be|to be|=|:|->|为|是|:)"
+)
+DECORATION = r"[*_`\s#]{0,8}"
+ANSWER = re.compile(
+    r"answers?(?:\s(?:choice|option|letter|value))?(?:\s\([^()\n]{0,30}\))?"
+    r"(?:,?\s(?:to|for|of|that|which|in|from|among|we|i)\b[^.:\n=<>]{0,90}?)?"
+    rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
+    re.IGNORECASE,
+)
+HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
+CHINESE = re.compile(
+    r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+)
+CHOICE = re.compile(
+    r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
+    rf"{DECORATION}\s?(?:{VERB}{DECORATION})",
+    re.IGNORECASE,
+)
+CHOOSE = re.compile(
+    r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE
+)
+BEFORE_CHOICE = re.compile(
+    r"(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
+    r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
+    re.IGNORECASE,
+)
+#: Before a mark: what follows is a question, a condition, or denied.
+DOUBT = re.compile(
+    r"\b(?:if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
+    r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(
+    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
+    r"(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+)
+DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
+DISPLAY_END = re.compile(r"\\\]|\$\$")
+#: Marks that are looked at, from the side that counts.
+MOST_MARKS = 1000
+#: Sentences that are read as an answer.
+MOST_READ = 24
+#: Characters of a sentence that are read as an answer.
+WINDOW = 300
+
+
+@dataclass(frozen=True)
+class Commitment(Generic[Form]):
+    """A span of a reply that states its answer, and how a checker reads it."""
+
+    start: int
+    end: int
+    text: str
+    rule: str
+    form: Form | None
+    """What the checker read; None if the span is no answer of the kind that it knows."""
+
+
+class Span(NamedTuple):
+    """A part of a reply, with the rule that found it."""
+
+    start: int
+    end: int
+    rule: str
+
+    def of(self, text: str) -> "Span":
+        """The span without spaces and decoration at its ends."""
+        start, end = self.start, self.end
+        while start < end and (text[start].isspace() or text[start] in "*_`:"):
+            start += 1
+        while end > start and (text[end - 1].isspace() or text[end - 1] in "*_`"):
+            end -= 1
+        return Span(start, end, self.rule)
+
+
+def find_boxes(text: str) -> list[Span]:
+    r"""The contents of all balanced `\boxed{...}` that are in no other box, in order."""
+    if "\\boxed" not in text and "\\fbox" not in text and "\\framebox" not in text:
+        return []
+    stack: list[int] = []
+    boxes: list[Span] = []
+    for token in BRACE.finditer(text, text.find("\\")):
+        if token.group("box"):
+            stack.append(token.end())
+        elif token.group("open"):
+            stack.append(-1)
+        elif token.group("close") and stack:
+            start = stack.pop()
+            if start >= 0:
+                while boxes and boxes[-1].start > start:
+                    boxes.pop()
+                boxes.append(Span(start, token.start(), "box"))
+    boxes += [Span(m.start(1), m.end(1), "box") for m in BARE_BOX.finditer(text)]
+    return sorted(boxes, key=lambda span: span.start)
+
+
+def find_tags(text: str) -> list[Span]:
+    """The contents of `<answer>...</answer>` and of GLM's box tokens; the last may lack its end."""
+    spans: list[Span] = []
+    if "<" not in text:
+        return spans
+    start = -1
+    for token in TAG.finditer(text):
+        if token.group("begin") or (token.group("close") == "" and not token.group("end")):
+            start = token.end()
+        elif start >= 0:
+            spans.append(Span(start, token.start(), "tag"))
+            start = -1
+    if start >= 0 and len(text) - start <= WINDOW:
+        spans.append(Span(start, len(text), "tag"))
+    return spans
+
+
+def find_strong(text: str) -> list[Span]:
+    """Boxes and tags in order; a box inside a tag belongs to the tag."""
+    tags = find_tags(text)
+    boxes = find_boxes(text)
+    inside: list[Span] = []
+    at = 0
+    for box in boxes:
+        while at < len(tags) and tags[at].end <= box.start:
+            at += 1
+        if not (at < len(tags) and tags[at].start <= box.start):
+            inside.append(box)
+    return sorted([*tags, *inside], key=lambda span: span.start)
+
+
+def pick_strong(text: str, take: Take) -> Span | None:
+    """The first or last box or tag that is not empty and does not repeat the instruction."""
+    spans = find_strong(text)
+    for span in (spans if take == "first" else spans[::-1])[:MOST_MARKS]:
+        trimmed = span.of(text)
+        if trimmed.end > trimmed.start and not is_echo(text, trimmed):
+            return trimmed
+    return None
+
+
+def is_echo(text: str, span: Span) -> bool:
+    """Whether a span repeats the instruction (`your answer`) instead of an answer."""
+    if span.end - span.start > 60:
+        return False
+    plain = strip_markup(text[span.start : span.end]).casefold().strip("[]<>()")
+    return not plain.strip("_ .?") or plain in ECHO
+
+
+def sentence_span(text: str, at: int, rule: str) -> Span:
+    """The sentence that begins at a position, after spaces, decoration and line breaks."""
+    start = at
+    limit = min(len(text), at + 40)
+    while start < limit and (text[start].isspace() or text[start] in "*_`#:>"):
+        start += 1
+    if display := DISPLAY.match(text, start):
+        end = DISPLAY_END.search(text, display.end(), display.end() + WINDOW)
+        return Span(display.end(), end.start() if end else display.end(), rule)
+    end = SENTENCE_END.search(text, start, start + WINDOW)
+    stop = end.start() if end else min(len(text), start + WINDOW)
+    if end and end.group(0) == "?":
+        return Span(start, start, rule)
+    return Span(start, stop, rule)
+
+
+def mark_at(text: str, match: "re.Match[str]") -> Span | None:
+    """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
+    at, word = match.start(), match.group(0).lower()
+    before = text[max(0, at - 48) : at]
+    if DOUBT.search(before):
+        return None
+    if word == "answer":
+        return answer_at(text, at, before)
+    if word in ("option", "choice", "conclusion"):
+        full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
+        rule = "option"
+    elif word in ("choose", "select"):
+        full, rule = CHOOSE.match(text, at), "option"
+    else:
+        full, rule = CHINESE.match(text, at), "phrase"
+    return sentence_span(text, full.end(), rule) if full else None
+
+
+def answer_at(text: str, at: int, before: str) -> Span | None:
+    """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
+    if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
+        return None
+    full = ANSWER.match(text, at)
+    if full is not None:
+        rule = "line" if ":" in full.group(0)[-6:] else "phrase"
+        return sentence_span(text, full.end(), rule)
+    heading = HEADING.match(text, at)
+    line = before.rsplit("\n", 1)[-1].lower()
+    if heading is None or re.sub(r"final|correct|the|[#*_\s]", "", line):
+        return None
+    return sentence_span(text, heading.end(), "phrase")
+
+
+def find_phrases(text: str, take: Take) -> Iterator[Span]:
+    """The sentences behind `answer is` and the like, from the side that counts."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a few letters have a lower case of two characters
+        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    marks = list(MARK.finditer(lower))
+    ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
+    for match in ordered:
+        span = mark_at(text, match)
+        if span is not None and span.end > span.start:
+            yield span.of(text)
+
+
+def find_explicit(
+    text: str,
+    take: Take,
+    read: Callable[[str, str], Form | None],
+    is_listing: Callable[[int], bool] = lambda at: False,
+) -> Commitment[Form] | None:
+    r"""The first or last explicit commitment: a box, a tag, or a sentence behind `answer is`.
+
+    A box or a tag commits whatever it holds. A sentence commits if the checker can read it; in a
+    reply with boxes or tags only one behind `Answer:`.
+
+    Args:
+        text: a reply after `readable`.
+        take: the first (VA-OPD) or the last (the usual harnesses).
+        read: what the checker reads from an answer without wrappers, and the rule.
+        is_listing: whether a list of all options begins at a position.
+    """
+    best = pick_strong(text, take)
+    read_before: set[str] = set()
+    for span in find_phrases(text, take):
+        if best is not None and (span.start > best.start) == (take == "first"):
+            break
+        if best is not None and span.start < best.end and best.start <= span.end:
+            continue
+        if best is not None and span.rule != "line":
+            continue
+        if "\\boxed" in text[span.start : span.end]:  # its closing brace was cut off
+            continue
+        if is_echo(text, span) or is_listing(span.start):
+            continue
+        raw = text[span.start : span.end]
+        if raw in read_before:
+            continue
+        read_before.add(raw)
+        if len(read_before) > MOST_READ:
+            break
+        form = read(strip_markup(raw), span.rule)
+        if form is not None:
+            return Commitment(span.start, span.end, text[span.start : span.end], span.rule, form)
+    if best is None:
+        return None
+    content = text[best.start : best.end]
+    if len(content) > MOST_CHARACTERS:
+        return Commitment(best.start, best.end, content[:MOST_CHARACTERS], best.rule, None)
+    return Commitment(
+        best.start, best.end, content, best.rule, read(strip_markup(content), best.rule)
+    )
+
+
+def is_cut_in_box(text: str) -> bool:
+    r"""Whether the last `\boxed{` has no closing brace: the reply was cut off in its answer."""
+    at = text.rfind("\\boxed")
+    return at >= 0 and not find_boxes(text[at:])
+
+
+def whole(text: str) -> Span:
+    """The whole reply without spaces at its ends."""
+    start = len(text) - len(text.lstrip())
+    return Span(start, max(start, len(text.rstrip())), "bare")
+
+
+def sentences(text: str, most: int) -> list[Span]:
+    """Up to `most` sentences of the end of a text, last one first."""
+    start = max(0, len(text) - 4000)
+    spans: list[Span] = []
+    at = start
+    for end in SENTENCE_END.finditer(text, start):
+        spans.append(Span(at, end.start() + (end.group(0) == "?"), "sentence"))
+        at = end.end()
+    spans.append(Span(at, len(text), "sentence"))
+    trimmed = [s.of(text) for s in spans]
+    return [s for s in trimmed if s.end > s.start][::-1][:most]
+
+
+def first_sentence(text: str) -> Span:
+    """The first sentence of a text."""
+    span = whole(text)
+    end = SENTENCE_END.search(text, span.start, span.start + WINDOW)
+    return Span(span.start, end.start() if end else min(span.end, span.start + WINDOW), "lead")

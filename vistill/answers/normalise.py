@@ -1,0 +1,247 @@
+r"""Normal forms of an answer: without wrappers, as text, and as mathematics.
+
+`strip_markup` is one pass from left to right with a stack of braces.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+#: Longest answer that is read; a longer one is no answer.
+MOST_CHARACTERS = 2000
+#: LaTeX commands that only change how their argument looks.
+WRAPPERS = frozenset(
+    [
+        "text",
+        "textbf",
+        "textit",
+        "textrm",
+        "textsf",
+        "texttt",
+        "textnormal",
+        "mathrm",
+        "mathbf",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "mathbb",
+        "boldsymbol",
+        "bm",
+        "operatorname",
+        "mbox",
+        "hbox",
+        "underline",
+        "emph",
+        "boxed",
+        "fbox",
+        "framebox",
+        "ensuremath",
+    ]
+)
+#: LaTeX commands that stand for nothing.
+EMPTY = frozenset(
+    [
+        "left",
+        "right",
+        "displaystyle",
+        "textstyle",
+        "scriptstyle",
+        "big",
+        "Big",
+        "bigg",
+        "Bigg",
+        "bigl",
+        "bigr",
+        "Bigl",
+        "Bigr",
+        "limits",
+        "bf",
+        "rm",
+        "it",
+        "tt",
+        "sf",
+    ]
+)
+SPACES = frozenset(["quad", "qquad", "space", "enspace", "thinspace", "hspace", "hfill"])
+RENAMED = {"dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "degree": "°", "dots": "..."}
+TOKEN = re.compile(
+    r"\\(?P<command>[A-Za-z]{1,20})\*?(?P<argument>\s{0,4}\{)?"
+    r"|\\(?P<sign>.)|(?P<circle>\^\s?\{?\s?\\circ\s?\}?)|(?P<brace>[{}])|(?P<dollar>\$)|(?P<stars>\*{1,3}|`{1,3})"
+    r"|(?P<tag></?(?:b|i|u|p|em|strong|sub|sup|br|span|code|center|answer|final)\s?/?>)|(?P<tie>~)",
+    re.DOTALL | re.IGNORECASE,
+)
+QUOTES = "\"'\u2018\u2019\u201c\u201d\u00ab\u00bb"
+ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)", re.IGNORECASE)
+#: Superscripts, subscripts and vulgar fractions.
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]{1,20}")
+LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]{1,20}")
+VULGAR = re.compile(r"[¼-¾⅐-⅞]")
+SYMBOLS = {
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "×": "*",
+    "·": "*",
+    "⋅": "*",
+    "∙": "*",
+    "÷": "/",
+    "−": "-",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "≠": r"\ne ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "θ": r"\theta ",
+    "α": r"\alpha ",
+    "β": r"\beta ",
+    "γ": r"\gamma ",
+    "±": r"\pm ",
+    "∅": r"\emptyset ",
+    r"\cdot": "*",
+    r"\times": "*",
+    r"\div": "/",
+    r"\leq": r"\le ",
+    r"\geq": r"\ge ",
+    r"\neq": r"\ne ",
+    r"\varnothing": r"\emptyset ",
+    r"\lbrace": r"\{",
+    r"\rbrace": r"\}",
+}
+SYMBOL = re.compile(
+    r"\\(?:cdot|times|div|leq|geq|neq|varnothing|lbrace|rbrace)(?![A-Za-z])|[π∞×·⋅∙÷−≤≥≠∪∩∈θαβγ±∅]"
+)
+ROOT = re.compile(
+    r"(?:√|\\sqrt|(?<![A-Za-z\\])sqrt)\s?(?:\(([^()]{1,60})\)|(\d{1,20}(?:\.\d{1,20})?|[A-Za-z](?![A-Za-z])))"
+)
+SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60})\}\s?(\d)(?!\d)")
+
+
+@lru_cache(maxsize=4096)
+def strip_markup(text: str) -> str:
+    """An answer without LaTeX wrappers, dollars, markdown, tags and spaces at its ends."""
+    text = text[:MOST_CHARACTERS].strip()
+    # One `$` before a number is a currency, two are LaTeX.
+    currency = text.replace("\\$", "").count("$") == 1 and re.search(r"\$\s?-?[\d.]", text)
+    parts: list[str] = []
+    dropped: list[bool] = []
+    at = 0
+    for token in TOKEN.finditer(text):
+        parts.append(text[at : token.start()])
+        at = token.end()
+        parts.append(replacement(token, dropped, text, bool(currency)))
+    parts.append(text[at:])
+    return strip_ends(" ".join("".join(parts).split()))
+
+
+def replacement(token: "re.Match[str]", dropped: list[bool], text: str, currency: bool) -> str:
+    """What stands for a token of `strip_markup`; `dropped` is the stack of open braces."""
+    if token.group("command") is not None:
+        return command_form(token.group("command"), bool(token.group("argument")), dropped)
+    if token.group("brace") == "{":
+        dropped.append(False)
+        return "{"
+    if token.group("brace") == "}":
+        return "" if dropped and dropped.pop() else "}"
+    if token.group("stars"):
+        return stars_form(token, text)
+    if token.group("sign") is not None:
+        return sign(token.group("sign"))
+    names = {"dollar": "$" if currency else "", "circle": "°"}
+    return next((form for name, form in names.items() if token.group(name)), " ")
+
+
+def command_form(command: str, argument: bool, dropped: list[bool]) -> str:
+    """What stands for a LaTeX command; `argument` says that a brace follows."""
+    if command in WRAPPERS and argument:
+        dropped.append(True)
+        return " " if command != "operatorname" else ""
+    if argument:
+        dropped.append(False)
+    brace = "{" if argument else ""
+    if command in EMPTY:
+        return brace
+    if command in SPACES:
+        return " " + brace
+    return RENAMED.get(command, "\\" + command) + brace
+
+
+def stars_form(token: "re.Match[str]", text: str) -> str:
+    """What stands for stars and backticks: `2**3` is a power, `2*3` a product, the rest nothing."""
+    stars = token.group("stars")
+    before, after = text[token.start() - 1 : token.start()], text[token.end() : token.end() + 1]
+    if stars == "**" and before.isalnum() and (after.isalnum() or after == "("):
+        return "^"
+    return "*" if stars == "*" and before and after else ""
+
+
+def sign(character: str) -> str:
+    r"""What an escaped character stands for: `\,` a space, `\(` nothing, `\%` itself."""
+    if character in ",;: \n":
+        return " "
+    if character in "!()[]":
+        return ""
+    return character if character in "$%&#_" else "\\" + character
+
+
+def strip_ends(text: str) -> str:
+    """Without quotes, a pair of braces, and punctuation at the ends."""
+    for _ in range(6):
+        before = text
+        text = text.strip().rstrip(",;:!").strip()
+        if text.endswith(".") and not text.endswith("..."):
+            text = text[:-1].rstrip()
+        if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
+            text = text[1:-1]
+        if len(text) > 1 and text[0] == "{" and text[-1] == "}" and is_one_group(text):
+            text = text[1:-1]
+        if len(text) > 2 and text[0] == text[-1] == "_":
+            text = text[1:-1]
+        if text == before:
+            break
+    return text
+
+
+def is_one_group(text: str) -> bool:
+    """Whether the first brace closes at the last character."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+@lru_cache(maxsize=4096)
+def text_form(text: str) -> str:
+    """Normal form of words: one case, no leading article, no punctuation at the ends."""
+    plain = unicodedata.normalize("NFKC", strip_markup(text)).casefold()
+    plain = " ".join(plain.replace("\\{", "{").replace("\\}", "}").split())
+    return ARTICLE.sub("", strip_ends(plain))
+
+
+@lru_cache(maxsize=4096)
+def math_form(plain: str) -> str:
+    r"""Normal form of mathematics: LaTeX for Unicode signs, `\sqrt{2}`, `\frac{1}{2}`, no spaces.
+
+    Args:
+        plain: an answer after `strip_markup`.
+    """
+    out = VULGAR.sub(vulgar_fraction, plain)
+    out = RAISED.sub(lambda m: "^{" + m.group(0).translate(SUPERSCRIPTS) + "}", out)
+    out = LOWERED.sub(lambda m: "_{" + m.group(0).translate(SUBSCRIPTS) + "}", out)
+    out = SYMBOL.sub(lambda m: SYMBOLS[m.group(0)], out)
+    out = ROOT.sub(lambda m: r"\sqrt{" + (m.group(1) or m.group(2)) + "}", out)
+    out = SHORT_FRACTION.sub(
+        lambda m: r"\frac{%s}{%s}" % ((m[1], m[2]) if m[1] else (m[3], m[4])), out
+    )
+    out = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", out)
+    return re.sub(
+        r"(\\[A-Za-z]{1,20}) (?=[A-Za-z])|\s", lambda m: m.group(0) if m.group(1) else "", out
+    )
+
+
+def vulgar_fraction(match: "re.Match[str]") -> str:
+    """`½` as ` 1/2`."""
+    return " " + unicodedata.normalize("NFKC", match.group(0)).replace("\u2044", "/")

@@ -1,0 +1,173 @@
+"""The options of a row, the letters that its gold answer names, and the option an answer names."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vistill.answers.compare import Mathematics, same_mathematics, same_number
+from vistill.answers.letters import MARKED, Letters, parse_letters
+from vistill.answers.normalise import math_form, strip_markup, text_form
+from vistill.answers.values import parse_value
+
+LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])[)\].:]\s{0,3}(?=\S)")
+INDEX = re.compile(r"\d{1,2}")
+#: An option that only stands for its letter.
+STAND_IN = re.compile(
+    r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a row without their own labels."""
+
+    texts: tuple[str, ...]
+    forms: tuple[str, ...]
+    """Normal forms of the texts."""
+    only_letters: bool
+    """Whether the options show nothing but their letters, or there are none."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def longest(self) -> int:
+        """Characters of the longest option."""
+        return max((len(text) for text in self.texts), default=0)
+
+    def letter(self, index: int) -> str:
+        """The letter of an option; options after Z have a number."""
+        return chr(ord("A") + index) if index < 26 else f"#{index + 1}"
+
+    def by_text(self, form: str) -> list[int]:
+        """The options whose text has this normal form."""
+        return [i for i, own in enumerate(self.forms) if own == form and form]
+
+
+@lru_cache(maxsize=4096)
+def read_options(choices: tuple[str, ...]) -> Options:
+    """The options of a row; `A. 30`, `B. 40` loses its labels."""
+    labels = [LABEL.match(choice) for choice in choices]
+    labelled = bool(choices) and all(
+        label and label.group(1).upper() == chr(ord("A") + i) for i, label in enumerate(labels[:26])
+    )
+    texts = tuple(
+        choice[label.end() :] if labelled and label else choice
+        for choice, label in zip(choices, labels, strict=True)
+    )
+    forms = tuple(text_form(text) for text in texts)
+    only = all(
+        re.sub(r"[()\s.]", "", STAND_IN.sub("", form)) in ("", chr(ord("a") + i))
+        for i, form in enumerate(forms[:26])
+    )
+    return Options(texts, forms, only)
+
+
+@lru_cache(maxsize=4096)
+def gold_letters(gold: str, options: Options) -> frozenset[str]:
+    """The letters that a gold answer names: by letter, by `B. 40`, by text, by value, by index.
+
+    A letter outside the options is the text of an option, or nothing.
+    """
+    plain = strip_markup(gold)
+    form = text_form(gold)
+    letters = parse_letters(plain, len(options))
+    if len(plain) == 1 and letters:
+        return letters.letters
+    named = options.by_text(form)
+    if len(named) == 1:
+        return frozenset({options.letter(named[0])})
+    if letters and is_gold_form(letters, options):
+        return letters.letters
+    same = [i for i in range(len(options)) if same_option(plain, options.texts[i], None)]
+    if len(same) == 1:
+        return frozenset({options.letter(same[0])})
+    if INDEX.fullmatch(plain) and int(plain) < len(options):
+        return frozenset({options.letter(int(plain))})
+    return frozenset()
+
+
+def is_gold_form(letters: Letters, options: Options) -> bool:
+    """Whether letters with a text behind them are a gold answer: `B. 40` with option B `40`."""
+    if not letters.rest or not len(options) or len(letters.letters) > 1:
+        return not letters.rest
+    return letters.marked
+
+
+def same_option(answer: str, option: str, math: Mathematics | None) -> bool:
+    """Whether an answer has the value of an option; a missing unit is no difference."""
+    value, other = parse_value(answer), parse_value(strip_markup(option))
+    decided = same_number(value, other)
+    if decided is not None:
+        no_unit = not value.unit and not value.label and value.number == other.number
+        return (decided and not (value.unit and not other.unit and other.label)) or no_unit
+    if value.form.casefold() == other.form.casefold() and value.form:
+        return not value.unit or value.unit == other.unit
+    if value.unit and value.unit != other.unit:
+        return False
+    return same_mathematics(value, other, math)
+
+
+def option_of(answer: str, options: Options, math: Mathematics | None) -> list[int]:
+    """The options that an answer names by text or by value; one is a commitment.
+
+    Args:
+        answer: an answer after `strip_markup`.
+        options: of the row.
+        math: compares expressions; None compares text and numbers.
+    """
+    form = text_form(answer)
+    named = options.by_text(form)
+    if named:
+        return named
+    value = parse_value(answer)
+    exact = [
+        i
+        for i, text in enumerate(options.texts)
+        if (other := parse_value(strip_markup(text))).number is not None
+        and other.number == value.number
+        and other.unit == value.unit
+    ]
+    if exact:
+        return exact
+    return [i for i, text in enumerate(options.texts) if same_option(answer, text, math)]
+
+
+def option_in(text: str, options: Options) -> list[int]:
+    """The options whose text occurs in a sentence as whole words; longer ones hide shorter."""
+    form = f" {text_form(text)} "
+    hits: list[tuple[int, int, int]] = []
+    for i, own in enumerate(options.forms):
+        if len(own) < 2 and not own.isdigit():
+            continue
+        at = form.find(own)
+        while at >= 0:
+            end = at + len(own)
+            if not form[at - 1].isalnum() and not form[end : end + 1].isalnum():
+                number = (own[:1].isdigit() and form[at - 1] in ".,-/^") or (
+                    own[-1:].isdigit()
+                    and form[end : end + 2].strip()[:1] in ".,"
+                    and form[end + 1 : end + 2].isdigit()
+                )
+                if not number:
+                    hits.append((at, end, i))
+            at = form.find(own, at + 1)
+    kept = {
+        i
+        for at, end, i in hits
+        if not any(a <= at and end <= b and (a, b) != (at, end) for a, b, _ in hits)
+    }
+    return sorted(kept)
+
+
+def marked_letters(text: str, num_options: int) -> list[str]:
+    """The letters in brackets of a text, in order."""
+    return [
+        m.group(1)
+        for m in MARKED.finditer(text)
+        if m.group(1).isupper() and (not num_options or ord(m.group(1)) - 65 < num_options)
+    ]
+
+
+def forms_of(options: Options) -> str:
+    """The options for messages."""
+    return ", ".join(f"{options.letter(i)} {math_form(t)}" for i, t in enumerate(options.texts))

@@ -1,0 +1,107 @@
+"""What an answer may be read as: without a clause, behind `=`, behind a denial."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+
+from vistill.answers.characters import readable
+from vistill.answers.extract import Take
+from vistill.answers.verdict import Verdict
+
+CLAUSE = re.compile(
+    r",?\s(?:because|since|due to|given that|assuming|so that|as (?:the|it|this|shown|we|there))\b"
+    r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
+    r"|;\s|。|，因|,因|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
+    r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
+    re.IGNORECASE,
+)
+DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)
+INSTEAD = re.compile(
+    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
+)
+LEAD_IN = re.compile(
+    r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
+    r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
+    r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
+    re.IGNORECASE,
+)
+COPULA = re.compile(r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s", re.IGNORECASE)
+LABEL = re.compile(r"^[(\[]?[A-J][)\].:]\s{0,3}(?=\S)")
+
+
+def cut_clause(plain: str) -> str:
+    """An answer without the clause behind it: `12, because 3*4=12` is `12`."""
+    match = CLAUSE.search(plain)
+    return plain[: match.start()].strip() if match and match.start() > 0 else plain
+
+
+def after_negation(plain: str) -> str:
+    """What stands for a denied answer: `not A, it is B` is `B`; "" if nothing does."""
+    if not DENIAL.match(plain):
+        return plain
+    match = INSTEAD.search(plain)
+    return plain[match.end() :].strip() if match else plain
+
+
+def without_lead_in(plain: str) -> str:
+    """An answer without `therefore`, `approximately` and the like before it."""
+    return LEAD_IN.sub("", plain).strip() or plain
+
+
+def right_side(plain: str) -> str:
+    """What stands behind the last `=` or `≈`; "" if there is none."""
+    at = max(plain.rfind("="), plain.rfind("≈"), plain.rfind("\\approx"))
+    if at < 0 or plain[at - 1 : at] in ("<", ">", "!", "\\"):
+        return ""
+    return plain[at:].lstrip("=≈").removeprefix("\\approx").strip()
+
+
+def predicate(plain: str) -> str:
+    """What stands behind the last `is` of a sentence; "" if there is none."""
+    ends = [m.end() for m in COPULA.finditer(plain)]
+    return plain[ends[-1] :].strip() if ends else ""
+
+
+def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """A checker that gets a reply without thoughts, in plain characters, and a list of golds."""
+
+    @wraps(check)
+    def on_readable(
+        response: str,
+        answer: str | Sequence[str],
+        choices: Sequence[str] = (),
+        take: Take = "first",
+        math: object = None,
+    ) -> Verdict:
+        golds = [answer] if isinstance(answer, str) else [str(a) for a in answer]
+        verdict = check(readable(response), golds, tuple(choices), take, math)
+        if verdict.position is not None:
+            start, end = verdict.position
+            verdict = replace(verdict, extracted=response[start:end].strip())
+        name = check.__module__.rpartition(".")[2]
+        return verdict if verdict.checker else replace(verdict, checker=name)
+
+    return on_readable
+
+
+def with_gold(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """The same for a checker that gets one gold answer: several mean any of them."""
+
+    @with_golds
+    @wraps(check)
+    def any_gold(
+        response: str,
+        answer: Sequence[str],
+        choices: tuple[str, ...],
+        take: Take,
+        math: object,
+    ) -> Verdict:
+        verdict = Verdict(None, False, reason="the row has no gold answer")
+        for gold in answer:
+            verdict = check(response, gold, choices, take, math)
+            if verdict.correct:
+                break
+        return verdict
+
+    return any_gold

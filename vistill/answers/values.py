@@ -1,0 +1,294 @@
+"""Read an answer as a value: an exact number with its unit, a ratio, a date, or mathematics."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from vistill.answers.normalise import VULGAR, math_form, vulgar_fraction
+from vistill.answers.units import parse_unit, split_currency
+
+UNSIGNED = r"(?:\d{1,3}(?:[, ]\d{3}){1,8}(?!\d)|\d{1,60})?(?:\.\d{1,60})?"
+NUMBER_HEAD = re.compile(rf"[-+]?\s?{UNSIGNED}(?:[eE][-+]?\d{{1,3}}(?!\d))?")
+PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})(?:e[-+]?\d{1,3})?", re.I)
+GROUPED = re.compile(r"(?<![\d.])(\d{1,3}(?:,\d{3}){1,8})(?![\d,])")
+SPACED = re.compile(r"(?<![\d.])(\d{1,3}(?: \d{3}){1,8})(?![\d ])")
+FRACTION = re.compile(r"(-?)\\frac\{(-?[\d.]{1,60})\}\{(-?[\d.]{1,60})\}")
+MIXED = re.compile(r"(-?)(\d{1,20})\s{1,2}(\d{1,20})/(\d{1,20})")
+MIXED_LATEX = re.compile(r"(-?)(\d{1,20})\s?\\frac\{(\d{1,20})\}\{(\d{1,20})\}")
+SCIENTIFIC = re.compile(r"(-?[\d.]{1,40})\s?[*×x]\s?10\s?\^\s?\{?\s?([-+]?\d{1,3})\s?\}?")
+POWER = re.compile(r"(-?[\d.]{1,20})\^\{?(\d{1,2})\}?")
+TAIL = re.compile(r"[A-Za-z°%$€£¥￥¢Ωµ\\\u4e00-\u9fff]")
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+WORDS = {
+    word: value
+    for value, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+}
+WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80}
+WORDS |= {"ninety": 90, "hundred": 100}
+RATIO = re.compile(r"^-?[\w.\\{}^+*()/-]{1,60}(?:\s?:\s?-?[\w.\\{}^+*()/-]{1,60}){1,5}$")
+DATE = re.compile(r"^\d{1,4}([/-])\d{1,2}\1\d{1,4}$")
+#: Words of mathematics; any other word is no mathematics.
+FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "sqrt",
+        "frac",
+        "pi",
+        "max",
+        "min",
+        "lim",
+        "gcd",
+        "lcm",
+        "mod",
+        "infty",
+        "infinity",
+        "inf",
+        "oo",
+        "or",
+        "and",
+        "le",
+        "ge",
+        "ne",
+        "in",
+        "cup",
+        "cap",
+        "lt",
+        "gt",
+        "pm",
+        "mp",
+        "cdot",
+        "times",
+        "text",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "lambda",
+        "mu",
+        "phi",
+        "psi",
+        "omega",
+        "sigma",
+        "tau",
+        "rho",
+        "epsilon",
+        "emptyset",
+        "mathbb",
+        "R",
+        "N",
+        "Z",
+        "angle",
+        "sum",
+        "int",
+        "binom",
+        "overline",
+        "vec",
+        "deg",
+        "end",
+        "begin",
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+        "left",
+        "right",
+    ]
+)
+WORD = re.compile(r"\\?[A-Za-z]{2,}")
+OPERATOR = re.compile(r"[\d+*/^=<>()\[\]{}\\-]")
+
+
+@dataclass(frozen=True)
+class Value:
+    """An answer as a value."""
+
+    form: str
+    """Normal form, without the unit if it is a number."""
+    number: Fraction | None = None
+    """The exact number, if it is one."""
+    unit: str = ""
+    """Normal form of the unit; "" for none."""
+    label: str = ""
+    """Words behind the number that are no unit, such as what is counted."""
+
+    def is_mathematics(self) -> bool:
+        """Whether it is an expression that is no number: `10π`, not `Point A`."""
+        return (
+            self.number is None
+            and any(c.isdigit() for c in self.form)
+            and is_mathematical(self.form)
+            and not is_time_or_date(self.form)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.form} {self.unit}".strip()
+
+
+def parse_number(text: str) -> Fraction | None:
+    r"""The exact number that a text is: `1,234`, `-1/2`, `\frac{1}{2}`, `1 1/2`, `1.2e3`, `5²`."""
+    bare = VULGAR.sub(vulgar_fraction, text.strip().rstrip("."))
+    if not bare or len(bare) > 200:
+        return None
+    if bare.casefold() in WORDS:
+        return Fraction(WORDS[bare.casefold()])
+    if not any(c.isdigit() for c in bare):
+        return None
+    try:
+        return parse_mixed(bare.strip()) or parse_simple(math_form(without_groups(bare)))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def without_groups(text: str) -> str:
+    """Digits without the commas or spaces between groups of three."""
+    text = GROUPED.sub(lambda m: m.group(1).replace(",", ""), text)
+    return SPACED.sub(lambda m: m.group(1).replace(" ", ""), text)
+
+
+def parse_mixed(text: str) -> Fraction | None:
+    """A whole number with a fraction: `1 1/2`."""
+    match = MIXED.fullmatch(text) or MIXED_LATEX.fullmatch(text)
+    if match is None:
+        return None
+    minus, whole, top, bottom = match.groups()
+    value = int(whole) + Fraction(int(top), int(bottom))
+    return -value if minus else value
+
+
+def parse_simple(bare: str) -> Fraction | None:
+    """A decimal, a fraction, a power of ten, a power or a product of decimals, without spaces."""
+    bare = bare.lstrip("+")
+    if PLAIN_NUMBER.fullmatch(bare):
+        return Fraction(bare)
+    if match := FRACTION.fullmatch(bare):
+        value = Fraction(match.group(2)) / Fraction(match.group(3))
+        return -value if match.group(1) else value
+    if match := SCIENTIFIC.fullmatch(bare):
+        return Fraction(match.group(1)) * Fraction(10) ** int(match.group(2))
+    if (match := POWER.fullmatch(bare)) and int(match.group(2)) <= 20:
+        base, exponent = Fraction(match.group(1)), int(match.group(2))
+        return -(abs(base) ** exponent) if match.group(1).startswith("-") else base**exponent
+    for operator in ("*", "/"):
+        parts = bare.split(operator)
+        if len(parts) == 2 and all(PLAIN_NUMBER.fullmatch(part) for part in parts):
+            first, second = map(Fraction, parts)
+            return first * second if operator == "*" else first / second
+    return None
+
+
+@lru_cache(maxsize=4096)
+def parse_value(plain: str) -> Value:
+    """Read an answer without wrappers as a value; the unit is split off if the rest is a number.
+
+    Args:
+        plain: an answer after `strip_markup`.
+    """
+    currency, bare = split_currency(plain)
+    number = parse_number(bare)
+    if number is not None:
+        return Value(math_form(bare), number, currency)
+    for start, tail in tails(bare):
+        number = parse_number(bare[:start])
+        unit = parse_unit(tail)
+        scale = SCALES.get(tail.split()[0].casefold()) if tail.split() else None
+        if number is not None and scale:
+            rest = parse_unit(tail.split(maxsplit=1)[1]) if " " in tail else ""
+            if rest is not None:
+                return Value(math_form(bare[:start]), number * scale, currency or rest)
+        if unit is not None and (number is not None or is_expression(bare[:start], tail)):
+            return Value(math_form(bare[:start]), number, currency or unit)
+        if number is not None and is_label(tail):
+            return Value(math_form(bare[:start]), number, currency, tail.casefold())
+    return Value(math_form(bare), None, currency)
+
+
+def tails(text: str) -> list[tuple[int, str]]:
+    """Where a unit could begin: at a space, or between a digit or bracket and a letter."""
+    places = []
+    for match in TAIL.finditer(text[:200]):
+        at = match.start()
+        before = text[at - 1] if at else ""
+        if before in " ~" or (before and (before.isdigit() or before in ")}π")):
+            places.append((at, text[at:].strip()))
+    return [p for p in places if p[0] > 0][:12]
+
+
+def is_expression(head: str, tail: str) -> bool:
+    """Whether `head` is mathematics that a unit may follow: `144π`, not `y = 3` or `x`."""
+    if "=" in head or not any(c.isdigit() for c in head):
+        return False
+    # A single letter directly behind mathematics is a variable: `2√3 m` has a unit, `2xm` has not.
+    return is_mathematical(head) and not re.search(r"(?<![A-Za-z\\])[a-zA-Z](?![A-Za-z])", head)
+
+
+def is_label(tail: str) -> bool:
+    """Whether the words behind a number say what is counted: `apples`, `red squares`."""
+    words = tail.split()
+    stops = {"or", "and", "to", "times", "plus", "minus", "more", "less", "than", "not", "by", "of"}
+    return (
+        0 < len(words) <= 4
+        and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
+        and not stops & {word.casefold() for word in words}
+        and words[0].casefold() not in SCALES
+    )
+
+
+def is_mathematical(text: str) -> bool:
+    """Whether a text can be given to a mathematics parser: it has no words.
+
+    Up to three letters next to an operator or a digit are a product of variables (`3ab`).
+    """
+    if not text or not OPERATOR.search(text):
+        return bool(re.fullmatch(r"[a-zA-Z]|\\[a-zA-Z]{1,20}", text))
+    for word in WORD.findall(text):
+        if word.startswith("\\"):
+            continue
+        if word in FUNCTIONS or len(word) <= 3:
+            continue
+        return False
+    return True
+
+
+def is_time_or_date(text: str) -> bool:
+    """Whether a text is a clock time, a ratio or a date, whose parts are compared one by one."""
+    return bool(DATE.match(text) or RATIO.match(text))
