@@ -8,7 +8,8 @@ from PIL import Image
 
 from vistill.data.keys import epoch_order, keyed_seed, num_steps, rows_of_step
 from vistill.data.loading import LoadedData, check_overlap, hold_out, load_rows, load_train_and_eval
-from vistill.data.rows import PLACEHOLDER, fill_template
+from vistill.data.placeholders import PLACEHOLDER
+from vistill.data.rows import fill_template
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
 from vistill.types import Prompt

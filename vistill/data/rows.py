@@ -4,30 +4,30 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
+from vistill.data.gold import LIST, Gold, is_missing, list_in_text, read_gold, read_options
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    check_image_size,
     file_digest,
-    flatten_on_white,
-    image_refused_error,
+    image_bytes,
     pixel_digest,
     resolve_image_path,
 )
+from vistill.data.layouts import SYSTEM, Layout, value_at
+from vistill.data.placeholders import place_images
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
-from vistill.types import ImageRef, LoadedImage, Part, Prompt
+from vistill.types import ImageRef, LoadedImage, Prompt
 
-#: `<image>`, `<image1>`, `<image 1>`, `<img_1>`: a number selects an image; without one, in order.
-PLACEHOLDER = re.compile(r"<\s*(?:image|img)\s*[-_ ]?(\d*)\s*>", re.IGNORECASE)
 #: Text that a tokenizer may encode as a special token.
-SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9_]+\|>")
+SPECIAL_TOKEN = re.compile(r"<[|\uff5c][A-Za-z0-9_\u2581-]+[|\uff5c]>")
 
 
 @dataclass(frozen=True)
@@ -39,39 +39,79 @@ class RowReader:
     """Name of the source, for messages and prompt ids."""
     root: Path
     """Image folder."""
+    base: Path | None = None
+    """Folder of the data file."""
+    layout: Layout | None = None
+    """The format of the rows; plain columns if None."""
+    numbers_are_values: bool = False
+    """Whether a whole number as gold answer is never the index of an option."""
+    counts: dict[str, int] = field(default_factory=dict, compare=False)
+    """How many rows were read by which convention, for the user."""
 
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
         """Make the prompt of a row (`line` counts from 1)."""
-        columns, where = self.settings.columns, f"{self.source}:{line}"
-        question = self.question(row, where)
-        choices = parse_choices(column_value(row, columns.choices), where)
-        answer = column_value(row, columns.answer)
+        where = f"{self.source}:{line}"
+        columns = self.settings.columns if self.layout is None else self.layout.columns
+        row = row if self.layout is None else self.layout.plain_row(row, where)
+        question = self.question(row, columns.prompt, where)
+        choices = read_options(column_value(row, columns.choices), where)
         text = fill_template(
             self.settings.template, prompt=question, choices=render_choices(choices)
         ).rstrip()
-        check_special_tokens(text, where)
-        images = self.images(row, columns.images, where)
-        response = column_value(row, columns.response)
-        if response is None and self.settings.response_template and answer is not None:
-            response = fill_template(self.settings.response_template, answer=str(answer))
+        check_texts({"question": (text, *choices)}, where)
+        answer = column_value(row, columns.answer)
+        gold = read_gold(answer, choices, where, self.numbers_are_values)
+        response = self.response(row, columns.response, gold)
+        system = self.settings.system or column_value(row, SYSTEM) or None
         identity = column_value(row, columns.id)
-        check_characters([text, *choices, str(identity), str(answer), str(response)], where)
+        golds = (gold,) if isinstance(gold, str) else gold or ()
+        texts = {"answer": golds, "response": (response,), "system message": (system,)}
+        check_texts(texts, where)
+        check_characters([str(identity)], where)
+        images = self.images(row, columns.images, where)
         prompt = Prompt(
             id="" if identity is None else str(identity),
             parts=tuple(place_images(text, images, where)),
-            answer=None if answer is None else str(answer),
+            answer=gold,
             choices=choices,
-            response=None if response is None else str(response),
-            thoughts=tuple(self.images(row, columns.thoughts, where)),
+            response=response,
+            thoughts=tuple(i for i in self.images(row, columns.thoughts, where) if i is not None),
             boxes=parse_boxes(column_value(row, columns.boxes), where),
-            system=self.settings.system or None,
+            system=system,
             labels={"row": where},
         )
-        return with_hashes(prompt)
+        prompt = with_hashes(self.with_scaled_boxes(prompt))
+        self.count(row, columns.answer, gold, choices)
+        return prompt
 
-    def question(self, row: Mapping[str, Any], where: str) -> str:
+    def response(self, row: Mapping[str, Any], name: str, gold: Gold) -> str | None:
+        """The response of a row, or one made from its gold answer."""
+        response = column_value(row, name)
+        if response is not None:
+            return str(response)
+        if not self.settings.response_template or gold is None:
+            return None
+        first = gold if isinstance(gold, str) else gold[0]
+        return fill_template(self.settings.response_template, answer=first)
+
+    def count(self, row: Mapping[str, Any], name: str, gold: Gold, choices: Sequence[str]) -> None:
+        """Count the gold answers that a convention changed."""
+        value = column_value(row, name)
+        kinds = {
+            "several gold answers: any of them is right": isinstance(gold, tuple),
+            "gold answers are indices of options, counted from 0": isinstance(gold, str)
+            and bool(choices)
+            and re.fullmatch(r"\d{1,2}", str(value).strip()) is not None
+            and not re.fullmatch(r"\d{1,2}", gold),
+            "rows have no gold answer": bool(name) and gold is None,
+        }
+        for kind, is_counted in kinds.items():
+            if is_counted:
+                self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def question(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Read the question, which must be text (D104)."""
-        question = column_value(row, self.settings.columns.prompt)
+        question = column_value(row, name)
         if not isinstance(question, str) or not question.strip():
             shown = "empty" if isinstance(question, str) else f"{question!r:.40}"
             raise DataError(
@@ -83,27 +123,78 @@ class RowReader:
             )
         return question
 
-    def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef]:
-        """Read the images of a column: a path, a list of paths, or images of a data set library."""
+    def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef | None]:
+        """Read the images of a column: a path, a list of paths, or encoded images.
+
+        None is an empty place of a list; an empty cell, or a list of empty places, is no image.
+        """
         value = column_value(row, name)
+        if isinstance(value, str) and LIST.fullmatch(value):
+            value = list_in_text(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
-    def image(self, value: Any, where: str) -> ImageRef:
-        """Read one image."""
+    def image(self, value: Any, where: str) -> ImageRef | None:
+        """Read one image; None for an empty place."""
+        if isinstance(value, Mapping):
+            value = image_in_mapping(value)
+        if is_missing(value):
+            return None
+        limits = self.limits
         if isinstance(value, str):
-            return FileImage(resolve_image_path(value, self.root, where), where, self.root)
-        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-            return BytesImage(value["bytes"], where)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(value.get("path"), str)
-            and value.get("bytes") is None
-        ):
-            return self.image(value["path"], where)
+            content = image_bytes(value, where)
+            if content is not None:
+                return BytesImage(content, where, limits)
+            path = resolve_image_path(value, self.root, where, self.base)
+            return FileImage(path, where, self.root, limits=limits)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return BytesImage(bytes(value), where, limits)
         if not isinstance(value, Image.Image):
             raise image_refused_error(f"{value!r:.40} is neither a file name nor an image", where)
-        return LoadedImage(value, where)
+        return LoadedImage(normalise(value, where, limits), where)
+
+    @property
+    def limits(self) -> PixelLimits:
+        """The pixel limits of the recipe."""
+        return PixelLimits(self.settings.min_pixels, self.settings.max_pixels)
+
+    def with_scaled_boxes(self, prompt: Prompt) -> Prompt:
+        """The prompt with its boxes in pixels of the normalised first image."""
+        if not prompt.boxes or not prompt.images or self.limits == PixelLimits():
+            return prompt
+        first = prompt.images[0]
+        if not isinstance(first, FileImage | BytesImage):
+            return prompt
+        width, height = replace(first, limits=PixelLimits()).load().size
+        new_width, new_height = self.limits.size(width, height)
+        x, y = new_width / width, new_height / height
+        boxes = tuple((x * b[0], y * b[1], x * b[2], y * b[3]) for b in prompt.boxes)
+        return replace(prompt, boxes=boxes)
+
+
+def image_in_mapping(value: Mapping[str, Any]) -> Any:
+    """The image of a mapping: its bytes, else its path or URL; None for an empty one."""
+    keys = ("bytes", "path", "url", "image_url", "image", "image_path", "file_name")
+    present = [value[key] for key in keys if not is_missing(value.get(key))]
+    if not present:
+        return None if not value or set(value) & set(keys) else dict(value)
+    first = present[0]
+    if isinstance(first, Mapping):
+        return image_in_mapping(first)
+    is_image = isinstance(first, str | bytes | bytearray | memoryview | Image.Image)
+    encoded = not is_missing(value.get("bytes")) and isinstance(first, str)
+    if not is_image or (encoded and image_bytes(first, "") is None):
+        return dict(value)  # refused with its value
+    return first
+
+
+def check_texts(texts: Mapping[str, Sequence[str | None]], where: str) -> None:
+    """D104 for half a character, D103 for a special token, in any text of a row."""
+    for name, values in texts.items():
+        present = [value for value in values if value is not None]
+        check_characters(present, where)
+        for value in present:
+            check_special_tokens(value, where, name)
 
 
 def check_characters(texts: Sequence[str], where: str) -> None:
@@ -118,39 +209,34 @@ def check_characters(texts: Sequence[str], where: str) -> None:
         )
 
 
-def check_special_tokens(text: str, where: str) -> None:
-    """D103 for special tokens inside a question."""
+def check_special_tokens(text: str, where: str, name: str = "question") -> None:
+    """D103 for special tokens inside a text that a model reads, writes, or is compared with."""
     match = SPECIAL_TOKEN.search(text)
     if match:
-        raise DataError(
-            "D103",
-            f"the question contains the special token {match.group(0)!r}",
-            where=where,
-            why="the model would take it for a control token, not for text",
-            fix="remove it from the question and its choices",
-        )
+        raise special_token_error(match.group(0), where, name)
 
 
-def parse_choices(value: Any, where: str) -> tuple[str, ...]:
-    """Parse the options of a question (D104 for anything but a list of texts and numbers)."""
-    if value is None or value == "":
-        return ()
-    if not isinstance(value, (list, tuple)) or any(
-        isinstance(c, (list, tuple, Mapping)) for c in value
-    ):
-        raise DataError(
-            "D104",
-            f"the choices are not a list of texts: {value!r:.40}",
-            where=where,
-            why="each option gets its own letter",
-            fix="correct the row, or name the right column: data.columns.choices=COLUMN",
-        )
-    return tuple(str(c) for c in value)
+def special_token_error(token: str, where: str, name: str) -> DataError:
+    """D103."""
+    settings = {
+        "question": "remove it from the question and its choices",
+        "system message": "remove it, also from data.system if the recipe sets one",
+    }
+    return DataError(
+        "D103",
+        f"the {name} contains the special token {token!r}",
+        where=where,
+        why="the model would take it for a control token, not for text",
+        fix=settings.get(name, f"remove it from the {name} of the row"),
+    )
 
 
 def column_value(row: Mapping[str, Any], name: str) -> Any:
-    """A column's value; None if the recipe names no column or the row has no value."""
-    return row.get(name) if name else None
+    """A column's value; None if the recipe names no column or the row has no value.
+
+    `reward_model.ground_truth` leads into a mapping.
+    """
+    return value_at(row, name) if name else None
 
 
 def with_hashes(prompt: Prompt) -> Prompt:
@@ -167,9 +253,10 @@ def with_hashes(prompt: Prompt) -> Prompt:
             image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
             pixels = image.load()
         else:
-            pixels = image.load()
-            if (opaque := flatten_on_white(pixels)) is not pixels:
-                image, pixels = LoadedImage(opaque, image.name), opaque
+            loaded = image.load()
+            pixels = normalise(loaded, prompt.labels.get("row", prompt.id))
+            if pixels is not loaded:
+                image = LoadedImage(pixels, image.name)
             check_image_size(pixels.width, pixels.height, prompt.labels.get("row", prompt.id))
             digests.append(pixel_digest(pixels))
         sizes.append(pixels.size)
@@ -271,27 +358,3 @@ def render_choices(choices: Sequence[str]) -> str:
     return "\n".join(
         f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
     )
-
-
-def place_images(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
-    """Put images at their placeholders; images without a placeholder come first."""
-    used: set[int] = set()
-    pieces: list[Part] = []
-    at, next_index = 0, 0
-    for match in PLACEHOLDER.finditer(text):
-        index = int(match.group(1)) - 1 if match.group(1) else next_index
-        next_index = index + 1
-        if not 0 <= index < len(images):
-            raise DataError(
-                "D103",
-                f"placeholder {match.group(0)} has no image",
-                where=where,
-                why=f"the row has {len(images)} image(s); the placeholder would be read as text",
-                fix="data.columns.images=COLUMN, or correct the row",
-            )
-        pieces += [text[at : match.start()], images[index]]
-        used.add(index)
-        at = match.end()
-    pieces.append(text[at:])
-    free: list[Part] = [image for i, image in enumerate(images) if i not in used]
-    return [part for part in [*free, *pieces] if part != ""]
