@@ -124,9 +124,10 @@ def number_text(value: Any, where: str) -> str:
 
 def shortest(number: Any) -> str:
     """The shortest decimal of a float; of a float of 32 bits, its own, without noise."""
-    wide, narrow = repr(float(number)), str(np.float32(number))
-    if isinstance(number, np.floating):
+    wide = repr(float(number))
+    if isinstance(number, np.floating) or abs(number) > float(np.finfo(np.float32).max):
         return str(number)
+    narrow = str(np.float32(number))
     is_narrow = float(np.float32(number)) == float(number) and len(narrow) + 4 < len(wide)
     return narrow if is_narrow else wide
 

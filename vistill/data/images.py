@@ -227,6 +227,8 @@ def resolve_image_path(name: str, root: Path, where: str, base: Path | None = No
             why="a name has at most 255 bytes, no null byte and no lone surrogate",
             fix="correct the row, or name the right column: data.columns.images=COLUMN",
         )
+    if WINDOWS_ROOT.match(name) and not (root / name).exists():
+        raise outside_error(name, root, where, base)
     try:
         path = path_inside(with_slashes(name, root), root, base)
     except (OSError, RuntimeError) as error:
@@ -254,7 +256,7 @@ def path_inside(name: str, root: Path, base: Path | None) -> Path | None:
 
 def with_slashes(name: str, root: Path) -> str:
     """A path of Windows with slashes; a name that exists as it is stays."""
-    if "\\" not in name or WINDOWS_ROOT.match(name) or (root / name).exists():
+    if "\\" not in name or (root / name).exists():
         return name
     return name.replace("\\", "/")
 

@@ -114,13 +114,10 @@ def encoding_error(path: Path, encoding: str, why: str, where: str = "") -> Data
 def read_json_lines(path: Path) -> Rows:
     """Read rows of a JSON Lines file; UTF-16 by its byte order mark."""
     with open_text(path) as handle:
-        encoding = utf16_of(handle.read(2))
-        handle.seek(0)
-        if encoding:
-            lines: Iterator[bytes] = (
-                line.encode() for line in io.TextIOWrapper(handle, encoding, newline="\n")
-            )
+        if utf16_of(handle.read(2)):
+            lines = (line.encode() for line in whole_text(path).split("\n"))
         else:
+            handle.seek(0)
             lines = iter(lambda: handle.readline(MAX_LINE), b"")
         for line, text in enumerate(lines, 1):
             if len(text) >= MAX_LINE:
