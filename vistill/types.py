@@ -145,7 +145,7 @@ class Prompt:
         """All accepted forms of the gold answer."""
         if self.answer is None:
             return ()
-        return (self.answer,) if isinstance(self.answer, str) else tuple(self.answer)
+        return tuple(self.answer) if isinstance(self.answer, tuple | list) else (self.answer,)
 
     @property
     def text(self) -> str:

@@ -159,7 +159,7 @@ def test_a_column_inside_a_mapping_is_named_with_a_dot(folder):
     [
         ({"answer": "7<|im_end|>"}, {}, "answer"),
         ({"answer": ["7", "<|eot_id|>"]}, {}, "answer"),
-        ({"answer": "7", "r": "It is 7.<|endoftext|>"}, {"columns": Columns(response="r")}, "response"),
+        ({"r": "It is 7.<|endoftext|>"}, {"columns": Columns(response="r")}, "response"),
         ({"question": "Is it <\uff5cend\u2581of\u2581sentence\uff5c>?"}, {}, "question"),
     ],
 )  # fmt: skip

@@ -408,6 +408,12 @@ def test_a_question_column_with_text_is_never_read_as_another_format(folder):
 
 
 TWO = [USER, REPLY, {"role": "user", "content": "And now?"}, REPLY]
+
+
+def says(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
 IMAGE_PART = {"role": "user", "content": [part("image", "0.png"), part("text", "Q?")]}
 
 
@@ -417,9 +423,9 @@ IMAGE_PART = {"role": "user", "content": [part("image", "0.png"), part("text", "
         ({"messages": TWO, "images": ["0.png"], "answer": "7"}, "4 turns"),
         ({"messages": [REPLY], "images": [], "answer": "7"}, "1 turns"),
         ({"messages": [IMAGE_PART], "images": ["1.png"], "answer": "7"}, "both in the turns"),
-        ({"messages": [{"role": "user", "content": [part("image", "0.png"), part("text", "<image>?")]}],
-          "answer": "7"}, "both an image part and the placeholder"),
-        ({"messages": [{"role": "user", "content": [part("video", "a.mp4")]}], "answer": "7"}, "'video'"),
+        ({"messages": [says(part("image", "0.png"), part("text", "<image>?"))], "answer": "7"},
+         "both an image part and the placeholder"),
+        ({"messages": [says(part("video", "a.mp4"))], "answer": "7"}, "'video'"),
         ({"messages": [USER, {"role": "tool", "content": "7"}], "answer": "7"}, "user, tool"),
     ],
 )  # fmt: skip

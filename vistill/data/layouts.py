@@ -32,7 +32,7 @@ ROLES = {
     "developer": "system",
 }
 #: Columns of a mapped row. No data set has such names.
-QUESTION, IMAGES, SYSTEM = "@question", "@images", "@system"
+QUESTION, SYSTEM = "@question", "@system"
 RESPONSE = "response"
 
 
@@ -113,7 +113,7 @@ def conversation_layout(rows: Sequence[Row], turns: str, columns: Columns, sourc
     kept = replace(
         columns,
         prompt=QUESTION,
-        images=IMAGES,
+        images=images_column(rows, columns),
         answer=answer,
         response=columns.response or RESPONSE,
     )
@@ -121,12 +121,7 @@ def conversation_layout(rows: Sequence[Row], turns: str, columns: Columns, sourc
     parts = "the user's turn is the question"
     if any(role_of(turn) == "assistant" for turn in turns_of(first.get(turns)) or ()):
         parts += ", the assistant's turn the response"
-    return Layout(
-        name,
-        replace(kept, images=images_column(rows, columns)),
-        turns,
-        noted(name, f"column {turns}: {parts}", kept),
-    )
+    return Layout(name, kept, turns, noted(name, f"column {turns}: {parts}", kept))
 
 
 def noted(name: str, reading: str, columns: Columns) -> str:
@@ -138,7 +133,7 @@ def noted(name: str, reading: str, columns: Columns) -> str:
 def format_name(rows: Sequence[Row], turns: str) -> str:
     """The usual name of a conversation format."""
     keys = {key for row in rows for key in row}
-    first = next((found for row in rows if (found := turns_of(row.get(turns)))), [{}])
+    first = next((talk for row in rows if (talk := turns_of(row.get(turns)))), [{}])
     if "from" in first[0]:
         return "sharegpt (LLaMA-Factory, LLaVA)"
     if "reward_model" in keys:
@@ -233,8 +228,7 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             where,
         )
     question, inside = text_and_images(spoken[0], where)
-    beside = row.get(columns.images)
-    images = as_list(beside)
+    images = as_list(row.get(columns.images))
     if inside and any(not is_missing(image) for image in images):
         raise ambiguous_row_error(
             f"images both in the turns ({len(inside)}) and in the column {columns.images}",
@@ -242,7 +236,7 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             f"remove the column {columns.images}, or the images of the turns",
             where,
         )
-    plain = {**row, QUESTION: question, columns.images: inside or beside}
+    plain = {**row, QUESTION: question, columns.images: inside or row.get(columns.images)}
     if texts:
         plain[SYSTEM] = "\n".join(map(str, texts))
     if len(spoken) == 2:
@@ -274,26 +268,20 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
             "correct the row",
             where,
         )
-    text, images = "", []
+    text, images = "", list[Any]()
     for part in content:
-        kind = (
-            "text"
-            if isinstance(part, str)
-            else str(part.get("type", ""))
-            if isinstance(part, Mapping)
-            else ""
-        )
-        if "image" in kind or (not kind and isinstance(part, Mapping) and "image" in part):
+        kind = part_kind(part)
+        if kind == "image":
             image = image_in(part)
             images += [] if image is None else [image]
             text += "<image>"
-        elif "text" in kind or (isinstance(part, Mapping) and not kind and "text" in part):
+        elif kind == "text":
             words = part if isinstance(part, str) else str(part.get("text") or "")
             text += words
             check_literal(words, content, where)
         else:
             raise ambiguous_row_error(
-                f"a part of the type {kind or type(part).__name__!r}",
+                f"a part of the type {kind!r}",
                 "vistill reads parts of the types text and image",
                 "remove the part, or the row",
                 where,
@@ -301,10 +289,20 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
     return text, images
 
 
+def part_kind(part: Any) -> str:
+    """`text`, `image`, or the type of a content part that is neither."""
+    if isinstance(part, str):
+        return "text"
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    kind = str(part.get("type") or next((key for key in ("image", "text") if key in part), ""))
+    return next((known for known in ("image", "text") if known in kind), kind or "unknown")
+
+
 def check_literal(words: str, content: Sequence[Any], where: str) -> None:
     """D105 for a placeholder in words next to image parts: an image could belong to either."""
     match = PLACEHOLDER.search(words)
-    has_parts = any(isinstance(p, Mapping) and "image" in str(p.get("type", "")) for p in content)
+    has_parts = any(part_kind(part) == "image" for part in content)
     if match and has_parts:
         raise ambiguous_row_error(
             f"both an image part and the placeholder {match.group(0)} in the text",

@@ -17,6 +17,7 @@ from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_erro
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.notes import notes_on_run
 from vistill.training.recipe import default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
@@ -146,6 +147,12 @@ def data_findings(recipe: Recipe) -> list[CheckResult]:
     check_overlap(train, evaluation, recipe.data)
     check_rows_per_step(recipe.train.prompts_per_step, len(train.prompts))
     bad = [*train.quarantined, *evaluation.quarantined]
+    needs = method_schemas()[recipe.method]["x-needs"]
+    notes = [
+        *train.notes,
+        *evaluation.notes,
+        *notes_on_run(recipe, needs, train.prompts, evaluation.prompts),
+    ]
     quarantined = (
         f"; {len(bad):,} quarantined, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
         if bad
@@ -156,7 +163,8 @@ def data_findings(recipe: Recipe) -> list[CheckResult]:
             "data",
             f"{len(train.prompts):,} training rows, "
             f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
-        )
+        ),
+        CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
     ]
 
 
