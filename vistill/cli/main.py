@@ -157,7 +157,11 @@ def train(
 
 @app.command(
     rich_help_panel=START,
-    epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml train.steps=10"),
+    epilog=example(
+        "vistill check demo.yaml --fast",
+        "vistill check demo.yaml --preview rows.html",
+        "vistill check demo.yaml train.steps=10",
+    ),
 )
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
@@ -166,6 +170,10 @@ def check(
         bool,
         typer.Option("--fast", help="check only recipe, data and model metadata, without weights"),
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to write: rows as the models will see them, under each view"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -175,7 +183,9 @@ def check(
     from vistill.studies.check import format_table
 
     warn_dropped_knobs(recipe, overrides or [])
-    findings = check_recipe(recipe, overrides or [], fast=fast)
+    findings = check_recipe(recipe, overrides or [], fast=fast, preview=preview)
+    if preview is not None:
+        print(f"preview  {preview}", file=sys.stderr)
     if as_json:
         print(
             json.dumps(
