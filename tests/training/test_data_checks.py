@@ -231,5 +231,5 @@ def test_the_option_of_the_command_line_writes_the_page(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         entry(["check", str(tmp_path / "r.yaml"), "--fast", "--preview", str(file)])
     assert stop.value.code == 0
-    assert str(file) in capsys.readouterr().err
+    assert str(file) in capsys.readouterr().out
     assert file.exists()

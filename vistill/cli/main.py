@@ -157,11 +157,7 @@ def train(
 
 @app.command(
     rich_help_panel=START,
-    epilog=example(
-        "vistill check demo.yaml --fast",
-        "vistill check demo.yaml --preview rows.html",
-        "vistill check demo.yaml train.steps=10",
-    ),
+    epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml --preview rows.html"),
 )
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
@@ -171,8 +167,7 @@ def check(
         typer.Option("--fast", help="check only recipe, data and model metadata, without weights"),
     ] = False,
     preview: Annotated[
-        Path | None,
-        typer.Option(help="HTML file to write: rows as the models will see them, under each view"),
+        Path | None, typer.Option(help="HTML page of rows as models see them")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plugin: Plugins = None,
@@ -184,8 +179,6 @@ def check(
 
     warn_dropped_knobs(recipe, overrides or [])
     findings = check_recipe(recipe, overrides or [], fast=fast, preview=preview)
-    if preview is not None:
-        print(f"preview  {preview}", file=sys.stderr)
     if as_json:
         print(
             json.dumps(

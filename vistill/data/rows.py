@@ -181,11 +181,10 @@ def image_in_mapping(value: Mapping[str, Any]) -> Any:
     first = present[0]
     if isinstance(first, Mapping):
         return image_in_mapping(first)
+    if isinstance(first, str) and not is_missing(value.get("bytes")):
+        return first if image_bytes(first, "") is not None else dict(value)
     is_image = isinstance(first, str | bytes | bytearray | memoryview | Image.Image)
-    encoded = not is_missing(value.get("bytes")) and isinstance(first, str)
-    if not is_image or (encoded and image_bytes(first, "") is None):
-        return dict(value)  # refused with its value
-    return first
+    return first if is_image else dict(value)  # a mapping is refused with its value
 
 
 def check_texts(texts: Mapping[str, Sequence[str | None]], where: str) -> None:

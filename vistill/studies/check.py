@@ -52,6 +52,7 @@ def check(
         findings[name] = check_stage(stage, fast, overridden, sheet)
     if sheet is not None:
         sheet.write()
+        findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
     return findings
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Preview:
     def add(
         self,
         name: str,
-        parts: dict[str, Sequence[Prompt]],
+        parts: Mapping[str, Sequence[Prompt]],
         views: Sequence[str],
         context: ViewContext,
         render: Render | None,
