@@ -174,11 +174,10 @@ def check(
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
     load_plugins(plugin or [])
-    from vistill.studies.check import check as check_recipe
-    from vistill.studies.check import format_table
+    from vistill.studies import check as checks
 
     warn_dropped_knobs(recipe, overrides or [])
-    findings = check_recipe(recipe, overrides or [], fast=fast, preview=preview)
+    findings = checks.check(recipe, overrides or [], fast=fast, preview=preview)
     if as_json:
         print(
             json.dumps(
@@ -187,7 +186,7 @@ def check(
             )
         )
     else:
-        print(format_table(findings, fast))
+        print(checks.format_table(findings, fast))
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))

@@ -21,6 +21,8 @@ TURN_COLUMNS = ("messages", "conversations", "prompt", "conversation")
 IMAGE_COLUMNS = ("images", "image")
 #: Columns that may hold the gold answer of a conversation.
 ANSWER_COLUMNS = ("solution", "reward_model", "ground_truth", "gold", "label", "target", "answers")
+#: Columns of conversations with parts that are not read.
+UNREAD_COLUMNS = ("videos", "video", "audios", "audio", "objects", "tools")
 ROLES = {
     "user": "user",
     "human": "user",
@@ -227,6 +229,14 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             "write one row per question",
             where,
         )
+    unread = next((key for key in UNREAD_COLUMNS if as_list(row.get(key))), None)
+    if unread is not None:
+        raise ambiguous_row_error(
+            f"the column {unread} holds what belongs to the conversation",
+            "vistill reads texts and images alone, so the question would lose a part",
+            f"remove the column {unread}, or the row",
+            where,
+        )
     question, inside = text_and_images(spoken[0], where)
     images = as_list(row.get(columns.images))
     if inside and any(not is_missing(image) for image in images):
@@ -251,7 +261,9 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
 
 def as_list(value: Any) -> list[Any]:
     """A cell as a list."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    if is_missing(value) or value == {}:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:

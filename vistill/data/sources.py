@@ -83,7 +83,16 @@ def no_file_error(path: Path) -> DataError:
 USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
     "images": ("images", "image", "pictures", "picture", "img", "image_path", "problem_image_0"),
-    "answer": ("answer", "solution", "gold", "label", "target", "ground_truth", "reference"),
+    "answer": (
+        "answer",
+        "solution",
+        "gold",
+        "label",
+        "target",
+        "ground_truth",
+        "reference",
+        "reward_model",
+    ),
     "choices": ("choices", "options"),
     "response": ("response", "completion", "output"),
     "thoughts": ("thoughts", "thought", "reasoning_images", "reasoning_image_0", "visual_thoughts"),

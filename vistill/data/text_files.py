@@ -54,10 +54,9 @@ def read_text_file(path: Path) -> Rows:
         name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
         if name.suffix.lower() in SUFFIXES:
             yield from read_table(path, name.suffix.lower())
-        elif is_one_document(head, path):
-            yield from read_document(path)
         else:
-            yield from read_json_lines(path)
+            document = objects_in(path) if may_be_document(head, path) else None
+            yield from read_json_lines(path) if document is None else enumerate(document, 1)
     except UnicodeDecodeError as error:
         raise encoding_error(path, "UTF-16", str(error)[:200]) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -179,18 +178,18 @@ def whole_text(path: Path) -> str:
         raise encoding_error(path, guessed_encoding(data), str(error)[:200]) from error
 
 
-def is_one_document(head: bytes, path: Path) -> bool:
-    """Whether a file is a JSON array, or JSON objects over several lines, and no JSON Lines."""
+def may_be_document(head: bytes, path: Path) -> bool:
+    """Whether a file begins like a JSON array, or like JSON objects over several lines."""
     text = head.decode(utf16_of(head[:2]) or "utf-8-sig", errors="replace").lstrip()
     first_line = text.partition("\n")[0].strip()
     if text.startswith("["):
-        return objects_in(path) is not None
+        return True
     if not text.startswith("{") or len(first_line) > 4000:
         return False
     try:
         first = json.loads(first_line)
     except (ValueError, RecursionError):
-        return objects_in(path) is not None
+        return True
     return path.suffix.lower() == ".json" and rows_inside(first) is not None
 
 
@@ -231,11 +230,6 @@ def rows_inside(document: Any) -> list[Any] | None:
         is_row = bool(lists) and bool(turns & set(lists[0][0]))
         return lists[0] if is_wrapper and not is_row else None
     return None
-
-
-def read_document(path: Path) -> Rows:
-    """Read rows of a JSON document; they are numbered from 1."""
-    yield from enumerate(objects_in(path) or [], 1)
 
 
 def read_table(path: Path, suffix: str) -> Rows:

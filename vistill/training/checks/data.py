@@ -166,6 +166,6 @@ DATA_CHECKS: tuple[StartCheck, ...] = (
     StartCheck(
         "gold answers", "the checker accepts each gold answer", check_gold_answers, ALL_PURPOSES
     ),
-    StartCheck("notes", "what the data were read as is said", check_notes, TRAINING_PURPOSES),
+    StartCheck("notes", "what the data were read as is said", check_notes, ALL_PURPOSES),
     StartCheck("step size", "no prompt occurs twice in a step", check_step_size, TRAINING_PURPOSES),
 )

@@ -33,13 +33,16 @@ def notes_on_run(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
-    hidden = sum(map(hides_options, (*train, *evaluation)))
-    if hidden and "{choices}" not in recipe.data.template:
-        notes.append(
-            f"{hidden:,} rows have options that the question does not show"
-            r" ('data.template={prompt}\n{choices}')"
-        )
-    return notes
+    return [*notes, *hidden_options(recipe, (*train, *evaluation))]
+
+
+def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
+    """A note on rows whose options the question does not show."""
+    hidden = sum(map(hides_options, prompts))
+    if not hidden or "{choices}" in recipe.data.template:
+        return []
+    setting = r"'data.template={prompt}\n{choices}'"
+    return [f"{hidden:,} rows have options that the question does not show ({setting})"]
 
 
 def hides_options(prompt: Prompt) -> bool:
@@ -54,12 +57,12 @@ def check_notes(setup: "RunSetup") -> str:
     """Say what the data were read as, and what is rarely meant."""
     needs = [str(need) for need in setup.objective.requirements.needs]
     read = [*setup.train_data.notes, *setup.eval_data.notes]
-    notes = list(
-        dict.fromkeys(
-            [*read, *notes_on_run(setup.recipe, needs, setup.train_prompts, setup.eval_prompts)]
-        )
-    )
-    if setup.purpose == "train":
+    if setup.purpose == "eval":
+        meant = hidden_options(setup.recipe, setup.eval_prompts)
+    else:
+        meant = notes_on_run(setup.recipe, needs, setup.train_prompts, setup.eval_prompts)
+    notes = list(dict.fromkeys([*read, *meant]))
+    if setup.purpose in ("train", "eval"):
         for note in notes:
             setup.folder.event(f"note: {note}")
             setup.progress({"event": f"note: {note}"})
