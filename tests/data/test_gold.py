@@ -31,6 +31,7 @@ def gold_error(value, choices=()):
         ("7", "7"), ("\\frac{1}{2}", "\\frac{1}{2}"), (" x ", " x "),
         (7, "7"), (7.0, "7"), (0.5, "0.5"), (1e300, "1e+300"), (-3.0, "-3"),
         (float(np.float32(0.1)), "0.1"), (0.1, "0.1"), (float(np.float32(1 / 3)), "0.33333334"),
+        (float(np.float16(0.1)), "0.1"), (0.25, "0.25"), (2.5, "2.5"), (1 / 3, "0.3333333333333333"),
         (np.float32(2.7), "2.7"), (np.int64(7), "7"), (np.array(["7", "8"]), ("7", "8")),
         (Decimal("7.50"), "7.50"), (Decimal("1E+2"), "100"),
         (None, None), (float("nan"), None), ("", None), ("  ", None), ([], None), ([None], None),
@@ -42,6 +43,9 @@ def gold_error(value, choices=()):
         (True, ("Yes", "True")), (False, ("No", "False")),
         ("<answer> 7 </answer>", "7"), ("\\boxed{40}", "40"), ("$\\boxed{40}$.", "40"),
         ("3 + 4 = 7\n#### 7", "7"), ("a #### b", "a #### b"),
+        ("So x = 7 and \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"),
+        ("<think>7?</think><answer>\\boxed{7}</answer>\n", "7"), ("\\boxed{7", "\\boxed{7"),
+        ("<answer></answer>", "<answer></answer>"),
     ],
 )  # fmt: skip
 def test_a_gold_answer_is_read_by_convention(value, expected):
@@ -186,6 +190,21 @@ def test_a_row_without_several_gold_answers_keeps_its_id(folder):
     # The id keys the sampling noise, so it never changes.
     Image.new("L", (2, 2), 7).save(folder / "0.bmp")
     assert load(folder, [{"images": ["0.bmp"]}]).prompts[0].id == "9da2028a546cf6e9"
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"text": "a"}, 7, True])
+def test_a_response_that_is_no_text_is_refused(folder, value):
+    with pytest.raises(DataError) as caught:
+        load(folder, [{"r": value}], columns=Columns(response="r"))
+    assert caught.value.code == "D104"
+
+
+def test_a_response_may_be_the_turn_of_an_assistant_and_an_empty_id_is_none(folder):
+    turn = [{"role": "assistant", "content": "It is 7."}]
+    rows = [{"r": turn, "k": float("nan")}, {"r": None, "k": None, "question": "Other?"}]
+    prompts = load(folder, rows, columns=Columns(response="r", id="k")).prompts
+    assert [p.response for p in prompts] == ["It is 7.", None]
+    assert len({p.id for p in prompts} | {"nan", "None"}) == 4
 
 
 def test_golds_of_a_prompt():

@@ -117,6 +117,23 @@ def test_a_parquet_file_is_read_by_its_content_and_its_name_is_no_pattern(folder
     assert [p.answer for p in prompts] == ["0.1", "0.1"]
 
 
+def test_odd_types_of_a_parquet_file_are_read(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    from pyarrow import parquet
+
+    data = (folder / "1.png").read_bytes()
+    text, pair = pyarrow.string(), [("ground_truth", "7")]
+    columns = {
+        "question": pyarrow.array(["What?"]).cast(pyarrow.large_string()),
+        "images": pyarrow.array([list(data)], pyarrow.list_(pyarrow.uint8())),
+        "answer": pyarrow.array([pair], pyarrow.map_(text, text)),
+        "options": pyarrow.array([["6", "7", None]], pyarrow.list_(text)),
+    }
+    parquet.write_table(pyarrow.table(columns), folder / "odd.parquet")
+    (prompt,) = load(folder / "odd.parquet", columns=Columns(choices="options")).prompts
+    assert (prompt.answer, prompt.choices, shown(prompt)[0]) == ("7", ("6", "7"), 1)
+
+
 def test_a_pattern_reads_all_files_where_no_file_has_that_name(folder):
     for n in range(2):
         (folder / f"part-{n}.jsonl").write_text(lines(ROWS[n : n + 1]))
@@ -163,6 +180,39 @@ def test_a_folder_as_source_names_a_file_in_it(folder):
     (word,) = shlex.split(error.fix)
     assert len(load(word.removeprefix("data.train=")).prompts) == 3
     assert "data.train=" in load_error(folder / "tran rows.jsonl").fix
+
+
+@pytest.mark.parametrize(
+    "text", ["[\n" + json.dumps(ROWS[0]) + ",\n", "{\n  'question': 'x'\n}\n", "[\n{},]\n"]
+)
+def test_a_damaged_document_is_named_with_the_place(folder, text):
+    (folder / "rows.json").write_text(text)
+    error = load_error(folder / "rows.json")
+    assert (error.code, "damaged" in error.what, "line" in error.why) == ("D102", True, True)
+
+
+def test_an_item_of_an_array_that_is_no_row_is_a_bad_row(folder):
+    (folder / "rows.json").write_text(json.dumps([*ROWS, None]))
+    data = load(folder / "rows.json", max_bad_share=0.5)
+    assert [(q.code, q.where.rpartition(":")[2]) for q in data.quarantined] == [("D102", "4")]
+
+
+def test_names_in_the_header_of_a_table_may_have_blanks(folder):
+    (folder / "rows.csv").write_text("question, images, answer\nWhat?,0.png,7\n")
+    assert load(folder / "rows.csv").prompts[0].answer == "7"
+
+
+def test_pictures_of_one_colour_are_counted(folder):
+    Image.effect_noise((32, 32), 90).save(folder / "2.png")
+    (folder / "rows.jsonl").write_text(lines(ROWS))
+    assert any("2 pictures have one colour" in note for note in load(folder / "rows.jsonl").notes)
+
+
+@pytest.mark.parametrize("key", ["videos", "audios", "objects", "tools"])
+def test_a_conversation_with_parts_that_are_not_read_is_refused(folder, key):
+    row = {"messages": [USER], "images": ["0.png"], "answer": "7", key: ["x"]}
+    assert load_error_of(folder, row).code == "D105"
+    assert load_one(folder, {**row, key: []}).answer == "7"
 
 
 def test_a_bad_line_stays_a_bad_line_of_json_lines(folder):

@@ -151,6 +151,12 @@ def to_rgb(image: Image.Image, where: str = "image") -> Image.Image:
     A direct conversion would reveal the colour under transparent pixels, often black, and would
     cut values of 16 bits off at 255: a picture of one colour.
     """
+    if (
+        image.format == "BMP"
+        and image.mode == "RGBA"
+        and image.getchannel("A").getextrema()[1] == 0
+    ):
+        return image.convert("RGB")  # the fourth byte is unused
     if image.mode.startswith("I") or image.mode == "F":
         image = to_eight_bits(image, where)
     image = flatten_on_white(image)

@@ -22,8 +22,7 @@ from vistill.errors import DataError
 MAX_OPTIONS = 26
 #: Keys of a mapping that hold the gold answer; the first one that is there.
 GOLD_KEYS = ("ground_truth", "answer", "text", "value")
-ANSWER_TAG = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-BOX = re.compile(r"\s*\$?\s*\\boxed\{([^{}]*)\}\s*\$?\.?\s*")
+OPEN_TAG, CLOSE_TAG, BOX = "<answer>", "</answer>", "\\boxed{"
 #: The end of a worked solution (GSM8K).
 HASHES = "#### "
 #: `B. 40`, `(B) 40`, `B) 40`, `B: 40`.
@@ -97,15 +96,28 @@ def gold_texts(value: Any, where: str) -> list[str]:
 
 
 def gold_in_text(text: str) -> str:
-    """The answer in a text: in a tag, in a box, behind `####`; otherwise the text as it is."""
-    for pattern in (ANSWER_TAG, BOX):
-        match = pattern.fullmatch(text)
-        if match and match.group(1).strip():
-            return match.group(1).strip()
+    """The answer in a text: in a tag at its end, in its last box, behind `####`; else the text."""
+    _, tag, inside = text.rstrip().removesuffix(CLOSE_TAG).rpartition(OPEN_TAG)
+    if tag and text.rstrip().endswith(CLOSE_TAG) and inside.strip():
+        return gold_in_text(inside.strip()) if BOX in inside else inside.strip()
+    boxed = last_box(text)
+    if boxed:
+        return boxed
     before, hashes, last = text.rpartition(HASHES)
     if hashes and last.strip() and (not before or before.endswith("\n")):
         return last.strip()
     return text
+
+
+def last_box(text: str) -> str:
+    """The content of the last box of a text; empty without one."""
+    _, box, rest = text.rpartition(BOX)
+    depth = 1 if box else 0
+    for at, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:at].strip()
+    return ""
 
 
 def number_text(value: Any, where: str) -> str:
@@ -123,13 +135,16 @@ def number_text(value: Any, where: str) -> str:
 
 
 def shortest(number: Any) -> str:
-    """The shortest decimal of a float; of a float of 32 bits, its own, without noise."""
-    wide = repr(float(number))
-    if isinstance(number, np.floating) or abs(number) > float(np.finfo(np.float32).max):
+    """The shortest decimal of a float; of a float of 16 or 32 bits, its own, without noise."""
+    if isinstance(number, np.floating):
         return str(number)
-    narrow = str(np.float32(number))
-    is_narrow = float(np.float32(number)) == float(number) and len(narrow) + 4 < len(wide)
-    return narrow if is_narrow else wide
+    wide = repr(float(number))
+    for kind in (np.float16, np.float32):
+        if abs(number) <= float(np.finfo(kind).max):
+            narrow = str(kind(number))
+            if float(kind(number)) == float(number) and len(narrow) + 4 < len(wide):
+                return narrow
+    return wide
 
 
 def numbers_are_values(golds: Sequence[Any], options: Sequence[Any]) -> bool:

@@ -217,7 +217,7 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             why=f"a row has a list of turns in the column {column}, each with role and content",
             fix="correct the row, or name the right column: data.columns.prompt=COLUMN",
         )
-    texts = [row[key] for key in ("system",) if not is_missing(row.get(key))]
+    texts = [row["system"]] if isinstance(row.get("system"), str) and row["system"].strip() else []
     spoken = list(turns)
     while spoken and role_of(spoken[0]) == "system":
         texts.append(text_and_images(spoken.pop(0), where)[0])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vistill.data.images import (
     pixel_digest,
     resolve_image_path,
 )
-from vistill.data.layouts import SYSTEM, Layout, value_at
+from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
 from vistill.data.placeholders import place_images
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
@@ -61,9 +61,10 @@ class RowReader:
         check_texts({"question": (text, *choices)}, where)
         answer = column_value(row, columns.answer)
         gold = read_gold(answer, choices, where, self.numbers_are_values)
-        response = self.response(row, columns.response, gold)
+        response = self.response(row, columns.response, gold, where)
         system = self.settings.system or column_value(row, SYSTEM) or None
         identity = column_value(row, columns.id)
+        identity = None if is_missing(identity) else identity
         golds = (gold,) if isinstance(gold, str) else gold or ()
         texts = {"answer": golds, "response": (response,), "system message": (system,)}
         check_texts(texts, where)
@@ -80,15 +81,26 @@ class RowReader:
             system=system,
             labels={"row": where},
         )
-        prompt = with_hashes(self.with_scaled_boxes(prompt))
+        prompt = with_hashes(self.with_scaled_boxes(prompt), self.look)
         self.count(row, columns.answer, gold, choices)
         return prompt
 
-    def response(self, row: Mapping[str, Any], name: str, gold: Gold) -> str | None:
+    def response(self, row: Mapping[str, Any], name: str, gold: Gold, where: str) -> str | None:
         """The response of a row, or one made from its gold answer."""
         response = column_value(row, name)
-        if response is not None:
-            return str(response)
+        turns = turns_of(response) or ()
+        if len(turns) == 1 and role_of(turns[0]) == "assistant":
+            response = text_and_images(turns[0], where)[0]
+        if isinstance(response, str):
+            return response
+        if not is_missing(response):
+            raise DataError(
+                "D104",
+                f"the response is not text: {response!r:.60}",
+                where=where,
+                why="a model would learn to write its Python form",
+                fix="correct the row, or name the right column: data.columns.response=COLUMN",
+            )
         if not self.settings.response_template or gold is None:
             return None
         first = gold if isinstance(gold, str) else gold[0]
@@ -107,7 +119,16 @@ class RowReader:
         }
         for kind, is_counted in kinds.items():
             if is_counted:
-                self.counts[kind] = self.counts.get(kind, 0) + 1
+                self.add(kind)
+
+    def look(self, picture: Image.Image) -> None:
+        """Count pictures of one colour, which show nothing."""
+        if all(low == high for low, high in picture.getextrema()):  # pyright: ignore[reportGeneralTypeIssues]
+            self.add("pictures have one colour only")
+
+    def add(self, kind: str) -> None:
+        """Count one more of a kind."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
 
     def question(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Read the question, which must be text (D104)."""
@@ -131,6 +152,8 @@ class RowReader:
         value = column_value(row, name)
         if isinstance(value, str) and LIST.fullmatch(value):
             value = list_in_text(value)
+        if is_byte_list(value):
+            value = bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
@@ -172,10 +195,19 @@ class RowReader:
         return replace(prompt, boxes=boxes)
 
 
+def is_byte_list(value: Any) -> bool:
+    """Whether a cell is an encoded image as a list of its bytes."""
+    if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
+        return False
+    return all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
+
+
 def image_in_mapping(value: Mapping[str, Any]) -> Any:
     """The image of a mapping: its bytes, else its path or URL; None for an empty one."""
     keys = ("bytes", "path", "url", "image_url", "image", "image_path", "file_name")
     present = [value[key] for key in keys if not is_missing(value.get(key))]
+    if present and is_byte_list(present[0]):
+        return bytes(present[0])
     if not present:
         return None if not value or set(value) & set(keys) else dict(value)
     first = present[0]
@@ -238,10 +270,11 @@ def column_value(row: Mapping[str, Any], name: str) -> Any:
     return value_at(row, name) if name else None
 
 
-def with_hashes(prompt: Prompt) -> Prompt:
+def with_hashes(prompt: Prompt, look: Callable[[Image.Image], None] | None = None) -> Prompt:
     """Decode every image once; add the content hashes and an id that follows from the content.
 
-    Ids key the noise, so a row keeps its id when its place in the file changes.
+    Ids key the noise, so a row keeps its id when its place in the file changes. `look` is called
+    with each normalised picture.
     """
     digests: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -259,6 +292,8 @@ def with_hashes(prompt: Prompt) -> Prompt:
             check_image_size(pixels.width, pixels.height, prompt.labels.get("row", prompt.id))
             digests.append(pixel_digest(pixels))
         sizes.append(pixels.size)
+        if look is not None:
+            look(pixels)
         return image
 
     parts = tuple(part if isinstance(part, str) else inspect(part) for part in prompt.parts)
@@ -297,7 +332,7 @@ def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
 
 def parse_boxes(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
     """Parse one box or a list: left, top, right, bottom in pixels of the first image (D207)."""
-    if value is None or value == []:
+    if is_missing(value) or value in ([], [None]):
         return ()
     is_list = (
         isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))

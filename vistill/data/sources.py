@@ -205,7 +205,7 @@ def numbered(batches: Any) -> Rows:
     """Rows of Arrow batches; encoded images and paths stay: only vistill opens them."""
     line = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in batch.to_pylist(maps_as_pydicts="lossy"):
             line += 1
             yield line, row
 

@@ -56,7 +56,11 @@ def read_text_file(path: Path) -> Rows:
             yield from read_table(path, name.suffix.lower())
         else:
             document = objects_in(path) if may_be_document(head, path) else None
-            yield from read_json_lines(path) if document is None else enumerate(document, 1)
+            if document is None:
+                check_not_damaged(head, path)
+                yield from read_json_lines(path)
+            else:
+                yield from document_rows(document, path)
     except UnicodeDecodeError as error:
         raise encoding_error(path, "UTF-16", str(error)[:200]) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -212,12 +216,46 @@ def objects_in(path: Path) -> list[Any] | None:
     return objects if objects and all(isinstance(item, dict) for item in objects) else None
 
 
+def document_rows(document: list[Any], path: Path) -> Rows:
+    """Rows of a JSON document, numbered from 1; an error for an item that is no object."""
+    for number, item in enumerate(document, 1):
+        where = f"{path}:{number}"
+        yield (
+            number,
+            item
+            if isinstance(item, dict)
+            else DataError(
+                "D102",
+                "an item of the array is not a JSON object",
+                where=where,
+                why=f"{item!r:.40}",
+                fix="correct or delete the item",
+            ),
+        )
+
+
+def check_not_damaged(head: bytes, path: Path) -> None:
+    """D102 for a JSON array, or objects over several lines, with a mistake."""
+    text = head.decode(utf16_of(head[:2]) or "utf-8-sig", errors="replace").lstrip()
+    first_line = text.partition("\n")[0].strip()
+    if first_line not in ("[", "{", "[{"):
+        return
+    try:
+        json.loads(whole_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            "D102",
+            f'the JSON document "{path}" is damaged',
+            why=str(error)[:200],
+            fix=f"python -m json.tool {shlex.quote(str(path))} > /dev/null   shows the place",
+        ) from error
+
+
 def rows_inside(document: Any) -> list[Any] | None:
     """The rows of a JSON document: an array of objects, or a mapping whose one list holds them."""
     if isinstance(document, list):
-        return (
-            document if document and all(isinstance(item, Mapping) for item in document) else None
-        )
+        objects = sum(isinstance(item, Mapping) for item in document)
+        return document if document and 2 * objects >= len(document) else None
     if isinstance(document, Mapping):
         lists = [
             rows
@@ -241,7 +279,8 @@ def read_table(path: Path, suffix: str) -> Rows:
     if suffix == ".csv" and delimiter not in header:
         delimiter = max(";\t,", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names = list(reader.fieldnames or [])
+    names = [name.strip() for name in reader.fieldnames or []]
+    reader.fieldnames = names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(
