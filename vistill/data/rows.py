@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from vistill.data.boxes import check_boxes_inside, parse_boxes
 from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
 from vistill.data.gold import LIST, Gold, is_missing, list_in_text, read_gold, read_options
 from vistill.data.images import (
@@ -152,8 +153,7 @@ class RowReader:
         value = column_value(row, name)
         if isinstance(value, str) and LIST.fullmatch(value):
             value = list_in_text(value)
-        if is_byte_list(value):
-            value = bytes(value)
+        value = joined_bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
@@ -195,22 +195,21 @@ class RowReader:
         return replace(prompt, boxes=boxes)
 
 
-def is_byte_list(value: Any) -> bool:
-    """Whether a cell is an encoded image as a list of its bytes."""
+def joined_bytes(value: Any) -> Any:
+    """An encoded image that is stored as a list of its bytes; anything else as it is."""
     if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
-        return False
-    return all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
+        return value
+    is_image = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
+    return bytes(value) if is_image else value
 
 
 def image_in_mapping(value: Mapping[str, Any]) -> Any:
     """The image of a mapping: its bytes, else its path or URL; None for an empty one."""
     keys = ("bytes", "path", "url", "image_url", "image", "image_path", "file_name")
     present = [value[key] for key in keys if not is_missing(value.get(key))]
-    if present and is_byte_list(present[0]):
-        return bytes(present[0])
     if not present:
         return None if not value or set(value) & set(keys) else dict(value)
-    first = present[0]
+    first = joined_bytes(present[0])
     if isinstance(first, Mapping):
         return image_in_mapping(first)
     if isinstance(first, str) and not is_missing(value.get("bytes")):
@@ -328,50 +327,6 @@ def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
         ]
     )
     return f"{question_hash}-{row_hash}"
-
-
-def parse_boxes(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
-    """Parse one box or a list: left, top, right, bottom in pixels of the first image (D207)."""
-    if is_missing(value) or value in ([], [None]):
-        return ()
-    is_list = (
-        isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
-    )
-    return tuple(parse_box(box, where) for box in (value if is_list else [value]))
-
-
-def parse_box(box: Any, where: str) -> tuple[float, float, float, float]:
-    """Parse one box (D207)."""
-    has_four = isinstance(box, (list, tuple)) and len(box) == 4
-    numbers = (
-        [float(x) for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
-        if has_four
-        else []
-    )
-    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        raise bad_box_error(box, "left < right, top < bottom", where)
-    return (numbers[0], numbers[1], numbers[2], numbers[3])
-
-
-def check_boxes_inside(
-    boxes: Sequence[tuple[float, float, float, float]], sizes: Sequence[tuple[int, int]], where: str
-) -> None:
-    """D207 for a box outside its image."""
-    for box in boxes:
-        width, height = sizes[0] if sizes else (0, 0)
-        if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
-            raise bad_box_error(box, f"inside the image of {width} x {height} pixels", where)
-
-
-def bad_box_error(box: Any, rule: str, where: str) -> DataError:
-    """D207."""
-    return DataError(
-        "D207",
-        f"{box!r:.60} is not a box",
-        where=where,
-        why=f"a box is left, top, right, bottom in pixels of the first image, {rule}",
-        fix="correct the row, or leave data.columns.boxes empty",
-    )
 
 
 def fill_template(template: str, **values: str) -> str:
