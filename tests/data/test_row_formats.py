@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vistill.data.loading import load_rows
+from vistill.data.loading import load_rows, load_train_and_eval
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.sources import read_source
 from vistill.errors import DataError, VistillError
@@ -172,6 +172,16 @@ def test_the_command_that_converts_an_encoding_works_when_pasted(folder, name, e
     subprocess.run(["bash", "-c", command], check=True, cwd=folder)
     (word,) = shlex.split(setting)
     assert load(word.removeprefix("data.train=")).prompts[0].text == rows[0]["question"]
+
+
+def test_a_fix_for_the_evaluation_rows_names_their_setting(folder):
+    (folder / "rows.jsonl").write_text(lines(ROWS))
+    (folder / "held rows.jsonl").write_text(lines(ROWS))
+    settings = DataSettings(train=str(folder / "rows.jsonl"), eval=str(folder / "hold rows.jsonl"))
+    with pytest.raises(DataError) as caught:
+        load_train_and_eval(settings)
+    (word,) = shlex.split(caught.value.fix)
+    assert word == f"data.eval={folder / 'held rows.jsonl'}"
 
 
 def test_a_folder_as_source_names_a_file_in_it(folder):

@@ -56,7 +56,11 @@ def load_train_and_eval(settings: DataSettings) -> tuple[LoadedData, LoadedData]
     """
     train = load_source(settings.train, settings, "train", settings.limit)
     if settings.eval or settings.train == "diagrams":
-        return train, load_source(settings.eval or "diagrams", settings, "test", None)
+        try:
+            return train, load_source(settings.eval or "diagrams", settings, "test", None)
+        except DataError as error:
+            error.fix = error.fix.replace("data.train=", "data.eval=")
+            raise
     return hold_out(train, settings.holdout)
 
 

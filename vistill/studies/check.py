@@ -172,7 +172,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
         parts = {"training": train.prompts, "evaluation": evaluation.prompts}
         passes = method_schemas()[recipe.method]["x-passes"]
         views = full_first(name.partition(".")[2] for name in passes)
-        sheet.add(recipe.method, parts, views, view_context(recipe), None)
+        sheet.add(f"{recipe.method}, {recipe.run}", parts, views, view_context(recipe), None)
     needs = method_schemas()[recipe.method]["x-needs"]
     notes = [
         *train.notes,
@@ -224,7 +224,7 @@ def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRe
             parts = {"training": setup.train_prompts, "evaluation": setup.eval_prompts}
             views = full_first(views_of(setup.objective))
             render = partial(render_prompt, setup.student)
-            sheet.add(recipe.method, parts, views, setup.models.view, render)
+            sheet.add(f"{recipe.method}, {recipe.run}", parts, views, setup.models.view, render)
         return [*findings, *run_canary_check(setup.plan(), folder)]
 
 
