@@ -50,7 +50,7 @@ def check_gold_answers(setup: "RunSetup") -> str:
     bad = rejected(rows, setup.recipe.reward)
     if bad:
         what = f"the checker rejects {len(bad)} of {len(rows)} gold answers of training rows"
-        reasons = {p.id: f'the checker rejects "{" | ".join(p.golds)}"' for p in bad}
+        reasons = {p.id: f"the checker rejects {' | '.join(p.golds)!r:.80}" for p in bad}
         set_aside_rows(setup, reasons, rejected_error(bad, what))
     return f"{counted}, and {len(rows):,} training rows, whose answers the method uses"
 
