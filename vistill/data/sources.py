@@ -121,12 +121,13 @@ def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
     }
     columns: dict[str, None] = {}
     present: set[str] = set()
+    columnar = is_columnar(source)
     for line, row in read_source(source):
         if isinstance(row, Mapping):
             columns |= dict.fromkeys(map(str, row))
             values = layout_keys(layout)
             present |= {n for n in named.values() if n in row or n in values or has_inner(row, n)}
-        if len(present) == len(set(named.values())) or (line >= 64 and is_columnar(source)):
+        if len(present) == len(set(named.values())) or (columnar and line >= 64):
             break
     for key, name in named.items():
         may_be_missing = key == "images" and settings.text_only != "error"
