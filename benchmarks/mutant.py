@@ -1,6 +1,6 @@
 """A mutant: one small defect that is planted in a copy of the package.
 
-The lists are in `mutants_of_losses.py` and `mutants_of_runs.py`.
+The lists are in `mutants_of_losses.py`, `mutants_of_data.py` and `mutants_of_runs.py`.
 """
 
 from dataclasses import dataclass

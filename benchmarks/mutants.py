@@ -1,7 +1,7 @@
 """Does the first tier of the tests detect a planted defect? `make mutants` measures it.
 
-Each mutant of `mutants_of_losses.py` and `mutants_of_runs.py` is planted in a copy of the
-repository in a temporary folder. The test files of its group run there. A mutant is killed if a
+Each mutant of `mutants_of_losses.py`, `mutants_of_data.py` and `mutants_of_runs.py` is planted in a
+copy of the repository in a temporary folder. The test files of its group run there. A mutant is killed if a
 test fails or the code no longer runs. First, the same files must pass in an unchanged copy. The
 results are written to `benchmarks/results/mutants.json`. `make mutants ONLY=optim` runs only the
 mutants whose file name contains that text, and writes nothing.
@@ -17,11 +17,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import mutants_of_data
 import mutants_of_losses
 import mutants_of_runs
 from mutant import Mutant
 
-MUTANTS = [*mutants_of_losses.MUTANTS, *mutants_of_runs.MUTANTS]
+MUTANTS = [*mutants_of_losses.MUTANTS, *mutants_of_data.MUTANTS, *mutants_of_runs.MUTANTS]
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "mutants.json"
 FIRST_TIER = "not more and not slow and not oracle and not browser and not gpu and not triton"

@@ -1,4 +1,4 @@
-"""Small defects in answers, optimizer, steps, journal, order and checkpoints.
+"""Small defects in optimizer, steps, journal, order and checkpoints.
 
 Every mutant is one edit: a text that occurs exactly once in its file, its replacement, and what
 goes wrong. The tests of its group must detect it.
@@ -9,43 +9,6 @@ from mutant import group
 LOOP = "training/test_loop.py"
 
 MUTANTS = [
-    *group(
-        "data/answers.py",
-        "data/test_answers.py",
-        (
-            "candidates[0 if take",
-            "candidates[-1 if take",
-            "the last answer is judged where the first one counts",
-        ),
-        ('text = THINK.sub("", response)', "text = response", "answers inside the thoughts count"),
-        (
-            "letters[0] if len(set(letters)) == 1",
-            "letters[0] if letters",
-            "an undecided response counts as its first letter",
-        ),
-        (
-            "chosen_letters(extracted, choices) == parse_letters(answer)",
-            "bool(chosen_letters(extracted, choices))",
-            "every letter is correct",
-        ),
-        (
-            "return number == gold_number",
-            "return abs(number - gold_number) < 1",
-            "numbers that are near count as equal",
-        ),
-        ('bare.replace(",", "")', 'bare.replace(",", ".")', "1,234 is read as 1.234"),
-        (
-            "return frozenset(same) if len(same) == 1 else",
-            "return frozenset(same) if same else",
-            "an ambiguous option counts",
-        ),
-        (
-            'replace("\\\\dfrac", "\\\\frac")',
-            'replace("\\\\dfrac", "")',
-            "display fractions lose their fraction",
-        ),
-        ("if depth == 0:", "if depth <= 1:", "a box ends at its first inner brace"),
-    ),
     *group(
         "training/optim.py",
         "training/test_optim.py"

@@ -341,7 +341,7 @@ def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
 
 
 def load_prompts(source: str, **settings: Any) -> list[Prompt]:
-    """Prompts from a .jsonl or .parquet file, `hf:owner/name[split]`, or `diagrams`.
+    """Prompts from a data file, `hf:owner/name[split]`, or `diagrams`.
 
     Args:
         source: as `data.train` in a recipe.

@@ -7,6 +7,7 @@ never booleans.
 import dataclasses
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -78,7 +79,8 @@ def limited(schema: dict[str, Any], field: "dataclasses.Field[Any]") -> dict[str
     if schema.get("type") == "array":
         least = {"minItems": field.metadata["items"]} if "items" in field.metadata else {}
         return schema | {"items": schema["items"] | limits(field)} | least
-    return schema | limits(field)
+    pattern = {"pattern": field.metadata["pattern"]} if "pattern" in field.metadata else {}
+    return schema | limits(field) | pattern
 
 
 @cache
@@ -154,7 +156,13 @@ def fits(schema: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, Mapping):
         values = values_of(schema)
         return all(is_text(str(key)) and fits(values, item) for key, item in value.items())
-    return not is_number(value) or (is_finite(value) and in_range(schema, value))
+    is_finite_number = not is_number(value) or (is_finite(value) and in_range(schema, value))
+    return is_finite_number and matches(schema, value)
+
+
+def matches(schema: Mapping[str, Any], value: Any) -> bool:
+    """Whether a text matches the schema's pattern; anything else does."""
+    return not isinstance(value, str) or re.search(schema.get("pattern", ""), value) is not None
 
 
 def has_type(value: Any, name: str) -> bool:
@@ -260,6 +268,8 @@ def describe(schema: Mapping[str, Any]) -> str:
         kinds = f"a group of names, each with {describe(values_of(schema))}"
     else:
         kinds = WORDS.get(schema.get("type", ""), "anything")
+        pattern = schema.get("pattern", "").replace("\\", "")
+        kinds += f" that contains {pattern}" if pattern else ""
     bounds = bounds_of(schema)
     return f"{kinds}, {bounds}" if bounds else kinds
 

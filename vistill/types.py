@@ -118,8 +118,8 @@ class Prompt:
     """Unique within a data set; part of the key of the sampling noise."""
     parts: tuple[Part, ...]
     """Text and images in reading order."""
-    answer: str | None = None
-    """The gold answer; None if the row has none."""
+    answer: str | tuple[str, ...] | None = None
+    """The gold answer; several texts if any of them is right; None if the row has none."""
     choices: tuple[str, ...] = ()
     """The options of a multiple choice question; empty for free answers."""
     response: str | None = None
@@ -139,6 +139,13 @@ class Prompt:
     def images(self) -> tuple[ImageRef, ...]:
         """The images in order."""
         return tuple(part for part in self.parts if not isinstance(part, str))
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All accepted forms of the gold answer."""
+        if self.answer is None:
+            return ()
+        return tuple(self.answer) if isinstance(self.answer, tuple | list) else (self.answer,)
 
     @property
     def text(self) -> str:

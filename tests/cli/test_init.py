@@ -176,3 +176,56 @@ def test_odd_names_are_quoted():
     rows(file="a b: #1.jsonl")
     _, recipe = init_recipe("opd", "a b: #1.jsonl")
     assert recipe.data.train == "a b: #1.jsonl"
+
+
+TURNS = [{"role": "user", "content": "<image>How many?"}]
+FORMATS = {
+    "array.json": lambda rows: json.dumps(rows),
+    "pretty.json": lambda rows: json.dumps(rows, indent=2),
+    "rows.csv": lambda rows: (
+        "question,images,answer\n" + "".join(f"{r['question']},a.png,{r['answer']}\n" for r in rows)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_init_opens_every_kind_of_file_and_counts_its_rows(name):
+    data = [{"question": f"Q{n}?", "images": ["a.png"], "answer": str(n)} for n in range(40)]
+    Path(name).write_text(FORMATS[name](data))
+    text = write_recipe("va-opd", "vistill:student", "vistill:teacher", name)
+    assert "40 rows" in text
+    assert check("va_opd.yaml", ["run=x"], fast=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": TURNS, "images": ["a.png"], "solution": "7"}, "format ms-swift"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "<image>How many?"},
+                    {"from": "gpt", "value": "7"},
+                ],
+                "image": "a.png",
+            },
+            "format sharegpt",
+        ),
+        (
+            {
+                "prompt": TURNS,
+                "images": [{"path": "a.png"}],
+                "reward_model": {"ground_truth": "7"},
+            },
+            "format verl",
+        ),
+    ],
+)
+def test_init_names_the_format_of_another_trainer_and_its_recipe_passes_check(row, words):
+    data = [json.loads(json.dumps(row).replace("many", f"many {n}")) for n in range(40)]
+    Path("data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in data))
+    text = write_recipe("va-opd", "vistill:student", "vistill:teacher", "data.jsonl")
+    assert words in text
+    findings = check("va_opd.yaml", ["run=x"], fast=True)
+    (lines,) = findings.values()
+    assert any(words in line.summary for line in lines)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from vistill.data.keys import epoch_order, keyed_seed, num_steps, rows_of_step
 from vistill.data.loading import LoadedData, check_overlap, hold_out, load_rows, load_train_and_eval
-from vistill.data.rows import PLACEHOLDER, fill_template
+from vistill.data.placeholders import PLACEHOLDER
+from vistill.data.rows import fill_template
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, VistillError
 from vistill.types import Prompt
@@ -375,3 +376,18 @@ def test_a_replacement_is_never_a_row_that_the_step_has_already():
         assert all(filled.count(filled[slot]) == 1 for slot, row in enumerate(plain) if row == 2), (
             step
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "word"),
+    [
+        ({"template": "Solve the problem in the picture."}, "C002", "{prompt}"),
+        ({"template": ""}, "C002", "{prompt}"),
+        ({"min_pixels": 60_000_000}, "C002", "50000000"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, code, word):
+    with pytest.raises(VistillError) as caught:
+        DataSettings(**settings)
+    assert caught.value.code == code
+    assert word in caught.value.why

@@ -21,7 +21,7 @@ from tiers import few
 
 from vistill.models.tiny import train_tokenizer
 
-REPORTED_BY_FAST = {"C103", "D101", "D201", "D202", "D204"}
+REPORTED_BY_FAST = {"C103", "D101", "D103", "D104", "D105", "D201", "D202", "D204", "D206"}
 
 
 @pytest.fixture
@@ -571,7 +571,13 @@ def test_rows_without_an_image_stop_the_run_until_the_user_decides(workspace, pl
 # ---- E301, packages that are not installed ----
 
 
+def write_parquet(workspace, name):
+    """A file that begins like Parquet; no package reads further here."""
+    (workspace.folder / "data" / name).write_bytes(b"PAR1" + bytes(64))
+
+
 def the_rows_are_in_a_parquet_file(workspace):
+    write_parquet(workspace, "rows.parquet")
     workspace.arguments.append("data.train=data/rows.parquet")
 
 
@@ -584,6 +590,7 @@ def a_split_on_the_hub_is_named(workspace):
 
 
 def evaluation_rows_are_in_a_parquet_file(workspace):
+    write_parquet(workspace, "held.parquet")
     workspace.arguments.append("data.eval=data/held.parquet")
 
 
@@ -596,9 +603,79 @@ def evaluation_rows_are_on_the_hub(workspace):
     evaluation_rows_are_in_a_parquet_file, evaluation_rows_are_on_the_hub,
 )  # fmt: skip
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(workspace, plant, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    for package in ("datasets", "pyarrow"):
+        monkeypatch.setitem(sys.modules, package, None)
     forbid_loading_weights(monkeypatch)
     plant(workspace)
     first = workspace.attempt()
     check_message(first, "E301")
     assert is_installable(first.pasteable_fixes()[0]), first.error["fix"]
+
+
+# ---- D103 to D105, rows that cannot be read, or in more than one way ----
+
+
+def an_image_has_no_placeholder(workspace):
+    workspace.rows[1]["question"] = "<image> How many?"
+    workspace.rows[1]["images"] *= 2
+    workspace.save()
+    return "D103"
+
+
+def an_answer_ends_with_a_control_token(workspace):
+    workspace.rows[1]["answer"] = "7<|im_end|>"
+    workspace.save()
+    return "D103"
+
+
+def an_answer_names_no_option(workspace):
+    for row in workspace.rows:
+        row["options"] = ["a cat", "a dog"]
+        row["answer"] = "B"
+    workspace.rows[1]["answer"] = "E"
+    workspace.save()
+    workspace.arguments.append("data.columns.choices=options")
+    return "D104"
+
+
+def answers_stand_in_two_columns(workspace):
+    for row in workspace.rows:
+        row["messages"] = [{"role": "user", "content": row.pop("question")}]
+        row["solution"] = row["label"] = row.pop("answer")
+    workspace.save()
+    return "D105"
+
+
+def conversations_stand_in_two_columns(workspace):
+    for row in workspace.rows:
+        row["messages"] = [{"role": "user", "content": row.pop("question")}]
+        row["conversations"] = row["messages"]
+    workspace.save()
+    return "D105"
+
+
+def a_row_asks_twice(workspace):
+    for row in workspace.rows:
+        row["messages"] = [{"role": "user", "content": row.pop("question")}]
+    workspace.rows[2]["messages"] *= 2
+    workspace.save()
+    return "D105"
+
+
+def images_stand_in_a_folder_next_to_the_data(workspace):
+    (workspace.folder / "data" / "images").rename(workspace.folder / "pictures")
+    for number, row in enumerate(workspace.rows):
+        row["images"] = [str(workspace.folder / "pictures" / f"fig_{number}.png")]
+    workspace.save()
+    return "D206"
+
+
+@variants(
+    an_image_has_no_placeholder, an_answer_ends_with_a_control_token, an_answer_names_no_option,
+    answers_stand_in_two_columns, conversations_stand_in_two_columns, a_row_asks_twice,
+    images_stand_in_a_folder_next_to_the_data,
+)  # fmt: skip
+def test_a_row_that_cannot_be_read_is_named_with_a_fix_that_works(workspace, plant):
+    workspace.arguments.append("data.overlap=allow")
+    code = plant(workspace)
+    assert follow(workspace, code).error["fix"]

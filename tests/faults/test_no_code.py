@@ -41,6 +41,8 @@ IMPORTERS = {"plugins.py", "__init__.py"}
 PLUGIN_LOADERS = {"cli/main.py", "cli/judge.py", "api.py", "config.py", "studies/replay.py"}
 #: Modules that may execute a file: a plug-in that the user gave.
 EXECUTERS = {"plugins.py"}
+#: The module that writes tables, without formulas, and the one that reads them.
+CSV_WRITER, CSV_READER = "report/csv_file.py", "data/text_files.py"
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "cli/main.py",
@@ -130,10 +132,12 @@ def find_unsafe_code(text, module):
             yield from (f"imports {name}" for name in names & UNPICKLERS)
             if "subprocess" in names and module not in PROCESSES:
                 yield "imports subprocess"
-            if "csv" in names and module != "report/csv_file.py":
+            if "csv" in names and module not in {CSV_WRITER, CSV_READER}:
                 yield "imports csv"
         if isinstance(node, ast.Call):
             yield from find_unsafe_call(node, module)
+            if dotted_name(node.func).lower().endswith("writer") and module == CSV_READER:
+                yield "writes csv"
         if (
             isinstance(node, ast.Attribute)
             and dotted_name(node) in ("os.environ", "os.getenv", "os.environb")
@@ -145,6 +149,12 @@ def find_unsafe_code(text, module):
 @pytest.mark.parametrize("module", list(MODULES))
 def test_no_module_executes_input(module):
     assert list(find_unsafe_code(MODULES[module], module)) == []
+
+
+@pytest.mark.parametrize("call", ["csv.writer(f)", "csv.DictWriter(f, names)"])
+def test_the_module_that_reads_tables_writes_none(call):
+    assert list(find_unsafe_code(f"import csv\n{call}", CSV_READER)) == ["writes csv"]
+    assert list(find_unsafe_code("import csv\ncsv.reader(f)", CSV_READER)) == []
 
 
 @pytest.mark.parametrize(

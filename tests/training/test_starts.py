@@ -14,8 +14,9 @@ from training.test_build import OPTIONS, distill_run, raises_code
 import vistill
 from vistill.cli.target import recipe_for
 from vistill.config import build_recipe
+from vistill.data.decoding import decode_image, flatten_on_white
 from vistill.data.diagrams import diagram_prompts
-from vistill.data.images import FileImage, decode_image, flatten_on_white
+from vistill.data.images import FileImage
 from vistill.data.rows import with_hashes
 from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import read_prompts, with_content_hashes, write_prompts

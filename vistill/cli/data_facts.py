@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.data.settings import Columns
-from vistill.data.sources import USUAL_COLUMNS, read_source
+from vistill.data.gold import read_gold, read_options
+from vistill.data.layouts import Layout, detect_layout
+from vistill.data.settings import Columns, DataSettings
+from vistill.data.sources import USUAL_COLUMNS, is_columnar, read_source
 from vistill.errors import DataError, MissingExtraError
 
 #: Rows that are looked at.
@@ -60,7 +62,10 @@ def facts_of(source: str) -> DataFacts:
         return unseen(f"{error.what} ({error.code})")
     if not rows:
         return unseen("no row can be read")
-    return found_in(source, rows)
+    try:
+        return found_in(source, rows)
+    except DataError as error:
+        return unseen(f"{error.what} ({error.code}); {error.fix}")
 
 
 def unseen(reason: str) -> DataFacts:
@@ -78,11 +83,16 @@ def unseen(reason: str) -> DataFacts:
 def found_in(source: str, rows: Sequence[Mapping[str, Any]]) -> DataFacts:
     """Columns, template and evaluation rows of data that were read."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    layout = detect_layout(rows, DataSettings(train=source), source)
     columns = {key: name for key in USUAL_COLUMNS if (name := column_for(key, names, rows))}
+    if layout.name:
+        columns |= columns_of(layout)
+        columns = {key: name for key, name in columns.items() if name}
     count = rows_in(source) or len(rows)
     unused = [name for name in names if name not in columns.values()]
     mapped = "  ".join(f"{key}={name}" for key, name in columns.items())
     notes = [f"{count:,} rows, {len(rows):,} looked at", f"columns  {mapped}"]
+    notes += [layout.note] if layout.note else []
     notes += [f"not used  {', '.join(unused)}"] if unused else []
     missing = [key for key in ("prompt", "images", "answer") if key not in columns]
     notes += [
@@ -105,6 +115,12 @@ def found_in(source: str, rows: Sequence[Mapping[str, Any]]) -> DataFacts:
     return DataFacts(kept, template, prompts_per_step=per_step, notes=notes, **evaluation)
 
 
+def columns_of(layout: Layout) -> dict[str, str]:
+    """The columns of another trainer's format, as a recipe names them."""
+    prompt = layout.turns or DataSettings().columns.prompt
+    return {"prompt": prompt, "images": layout.columns.images, "answer": layout.columns.answer}
+
+
 def column_for(key: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The first column with a usual name and values of the right kind alone."""
     lower = {name.lower(): name for name in reversed(names)}
@@ -116,22 +132,33 @@ def column_for(key: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
     return None
 
 
-def is_scalar(value: Any) -> bool:
-    """Text or a number."""
-    return isinstance(value, (str, int, float))
+def is_gold(value: Any) -> bool:
+    """A gold answer of a convention."""
+    try:
+        return read_gold(value, (), "") is not None
+    except DataError:
+        return False
 
 
-def is_list(value: Any) -> bool:
-    """A list of texts or numbers."""
-    return isinstance(value, (list, tuple)) and all(is_scalar(item) for item in value)
+def is_options(value: Any) -> bool:
+    """Options of a question, by a convention."""
+    return bool(options_in(value))
+
+
+def options_in(value: Any) -> tuple[str, ...]:
+    """The options in a cell; none if it holds something else."""
+    try:
+        return read_options(value, "")
+    except DataError:
+        return ()
 
 
 def is_picture(value: Any) -> bool:
     """A path, a stored picture, or a list of such."""
     if isinstance(value, (list, tuple)):
         return all(is_picture(item) for item in value)
-    return isinstance(value, str) or (
-        isinstance(value, Mapping) and bool({"bytes", "path"} & set(value))
+    return isinstance(value, str | bytes) or (
+        isinstance(value, Mapping) and bool({"bytes", "path", "url", "image"} & set(value))
     )
 
 
@@ -149,8 +176,8 @@ def is_boxes(value: Any) -> bool:
 SUITS: dict[str, Callable[[Any], bool]] = {
     "prompt": lambda value: isinstance(value, str),
     "images": is_picture,
-    "answer": is_scalar,
-    "choices": is_list,
+    "answer": is_gold,
+    "choices": is_options,
     "response": lambda value: isinstance(value, str),
     "thoughts": is_picture,
     "boxes": is_boxes,
@@ -174,10 +201,11 @@ def template_for(
     """The question's wording, and why: choices are added unless the questions hold them already."""
     if "choices" not in columns:
         return "{prompt}", []
-    asked = [row for row in rows if row.get(columns["choices"])]
     question = columns.get("prompt", "")
+    asked = [row for row in rows if options_in(row.get(columns["choices"]))]
     inside = sum(
-        all(str(c) in str(row.get(question)) for c in row[columns["choices"]]) for row in asked
+        all(option in str(row.get(question)) for option in options_in(row[columns["choices"]]))
+        for row in asked
     )
     if inside > len(asked) / 2:
         return "{prompt}", ["template  {prompt}: the questions list their choices already"]
@@ -211,8 +239,5 @@ def evaluation_for(source: str, count: int, answered: bool) -> dict[str, Any]:
 
 
 def rows_in(source: str) -> int:
-    """Lines of a JSON Lines file; 0 for other files."""
-    if source.endswith(".parquet"):
-        return 0
-    with Path(source).open("rb") as handle:
-        return sum(bool(line.strip()) for line in handle)
+    """Rows of a file; 0 for Parquet, whose rows hold images."""
+    return 0 if is_columnar(source) else sum(1 for _ in read_source(source))

@@ -158,7 +158,7 @@ def train(
 
 @app.command(
     rich_help_panel=START,
-    epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml train.steps=10"),
+    epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml --preview rows.html"),
 )
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
@@ -167,17 +167,19 @@ def check(
         bool,
         typer.Option("--fast", help="check only recipe, data and model metadata, without weights"),
     ] = False,
+    preview: Annotated[
+        Path | None, typer.Option(help="HTML page of rows as models see them")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
     load_plugins(plugin or [])
     from vistill.cli.target import warn_dropped_knobs
-    from vistill.studies.check import check as check_recipe
-    from vistill.studies.check import format_table
+    from vistill.studies import check as checks
 
     warn_dropped_knobs(recipe, overrides or [])
-    findings = check_recipe(recipe, overrides or [], fast=fast)
+    findings = checks.check(recipe, overrides or [], fast=fast, preview=preview)
     if as_json:
         print(
             json.dumps(
@@ -186,7 +188,7 @@ def check(
             )
         )
     else:
-        print(format_table(findings, fast))
+        print(checks.format_table(findings, fast))
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))

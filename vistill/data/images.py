@@ -1,27 +1,38 @@
 """Untrusted image files: limits before decoding, no URLs, no path outside the image folder."""
 
+import base64
+import binascii
 import contextlib
-import io
 import itertools
 import os
-import warnings
+import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from vistill.data.decoding import (
+    IMAGE_STARTS,
+    NO_LIMITS,
+    PixelLimits,
+    decode_image,
+    image_refused_error,
+    other_format,
+)
 from vistill.errors import DataError, suggest
 
-MAX_PIXELS = 50_000_000
 MAX_BYTES = 20_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 #: The fix for an image that no nearby folder contains.
-NO_IMAGE_FIX = "data.images=OTHER_FOLDER   or skip such rows: data.on_bad_row=quarantine"
-#: Longer side over shorter side; image processors refuse images beyond it.
-MAX_ASPECT = 200
+NO_IMAGE_FIX = "correct the path in the row, or name the folder of the images: data.images=FOLDER"
+#: A text in base64 that begins like an encoded image: PNG, JPEG, GIF, WebP, BMP.
+BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
+#: `C:\\images\\a.png`, or a path on a Windows share.
+WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class FileImage:
     """The image folder."""
     digest: str = ""
     """Hash of the file as first read; any other content is an error afterwards (D208)."""
+    limits: PixelLimits = NO_LIMITS
+    """Pixels of the normalised picture."""
 
     @property
     def name(self) -> str:
@@ -57,11 +70,11 @@ class FileImage:
             ) from error
 
     def load(self) -> Image.Image:
-        """Decode the image fully and apply its EXIF rotation."""
+        """Decode the image fully and normalise it."""
         data = self.data()
         if self.digest and file_digest(data) != self.digest:
             raise image_changed_error(f"{self.where} {self.path.name}")
-        return decode_image(data, f"{self.where} {self.path.name}")
+        return decode_image(data, f"{self.where} {self.path.name}", self.limits, self.path)
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ class BytesImage:
 
     content: bytes
     name: str
+    limits: PixelLimits = NO_LIMITS
+    """Pixels of the normalised picture."""
 
     def data(self) -> bytes:
         """The encoded image."""
@@ -78,28 +93,13 @@ class BytesImage:
         return self.content
 
     def load(self) -> Image.Image:
-        """Decode the image."""
-        return decode_image(self.data(), self.name)
+        """Decode the image and normalise it."""
+        return decode_image(self.data(), self.name, self.limits)
 
 
 def file_digest(data: bytes) -> str:
     """xxh3-128 of an encoded image."""
     return xxhash.xxh3_128(data).hexdigest()
-
-
-def flatten_on_white(image: Image.Image) -> Image.Image:
-    """Put transparent pixels on white, as the models' preprocessing does.
-
-    Returns the same object if no pixel is transparent. A direct conversion to RGB would reveal the
-    colour under transparent pixels, often black: black lines on black.
-    """
-    has_colour_key = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    if not has_colour_key and image.mode not in ("LA", "PA", "RGBA"):
-        return image
-    rgba = image.convert("RGBA")
-    if not has_colour_key and rgba.getchannel("A").getextrema()[0] == 255:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -109,55 +109,6 @@ def pixel_digest(image: Image.Image) -> str:
         used = 3 * (max(values) + 1)
         palette = bytes(image.getpalette("RGB") or []).ljust(used, b"\0")[:used]
     return file_digest(f"{image.mode} {image.size} ".encode() + palette + values)
-
-
-def decode_image(data: bytes, where: str) -> Image.Image:
-    """Decode one image within the limits (D202). Only a full decode detects a truncated file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_image_size(image.width, image.height, where)
-                image.load()
-                return flatten_on_white(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        reason = (
-            "no image of a known format"
-            if isinstance(error, UnidentifiedImageError)
-            else str(error)
-        )
-        raise DataError(
-            "D202",
-            "image cannot be decoded",
-            where=where,
-            why=f"{reason} ({len(data):,} bytes)",
-            fix="download it again, or skip such rows: data.on_bad_row=quarantine",
-        ) from error
-
-
-def check_image_size(width: int, height: int, where: str) -> None:
-    """D202 for an image without pixels, with too many, or with an extreme aspect ratio."""
-    if width * height > MAX_PIXELS:
-        raise image_refused_error(
-            f"{width:,} x {height:,} pixels, the limit is {MAX_PIXELS:,} pixels", where
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise image_refused_error(
-            f"{width:,} x {height:,} pixels, one side may be {MAX_ASPECT} times the other", where
-        )
-
-
-def image_refused_error(why: str, where: str) -> DataError:
-    """D202 for an image that a limit excludes."""
-    return DataError(
-        "D202",
-        "image beyond the limits",
-        where=where,
-        why=why,
-        fix="fix the image, or skip such rows: data.on_bad_row=quarantine",
-    )
 
 
 def image_changed_error(where: str) -> DataError:
@@ -182,7 +133,7 @@ def image_missing_error(path: Path, where: str, root: Path) -> DataError:
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=f"data.images={folder}" if folder else NO_IMAGE_FIX,
+        fix=shlex.quote(f"data.images={folder}") if folder else NO_IMAGE_FIX,
     )
 
 
@@ -214,13 +165,52 @@ def find_image_folder(path: Path, root: Path) -> str:
     inside = path.relative_to(root.resolve())
     for folder in nearby_folders(root.absolute()):
         if (folder / inside).is_file():
-            is_below = folder.is_relative_to(Path.cwd())
-            return str(folder.relative_to(Path.cwd()) if is_below else folder)
+            return shorter_path(folder)
     return ""
 
 
-def resolve_image_path(name: str, root: Path, where: str) -> Path:
-    """Resolve the file that a row names; it must be inside the image folder (D205, D206)."""
+def image_bytes(text: str, where: str) -> bytes | None:
+    """The image that a text holds: a `data:` URI, or plain base64; None for a file name.
+
+    Raises:
+        DataError: D205, a `data:` URI without an image in base64.
+    """
+    uri = DATA_URI.match(text)
+    if uri is None and not BASE64_IMAGE.fullmatch(text):
+        return None
+    encoded = text[uri.end() :] if uri else text
+    try:
+        data = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        if uri is None:
+            return None  # a file name after all
+        raise data_uri_error(str(error), where) from error
+    if uri and not (data.startswith(IMAGE_STARTS) or other_format(data)[0]):
+        raise data_uri_error("it holds no image of a known format", where)
+    return data
+
+
+def data_uri_error(why: str, where: str) -> DataError:
+    """D205 for a `data:` URI that holds no image."""
+    return DataError(
+        "D205",
+        "a row has a data: URI that holds no image",
+        where=where,
+        why=why,
+        fix="write the image in base64 behind `data:image/png;base64,`, or name a file",
+    )
+
+
+def resolve_image_path(name: str, root: Path, where: str, base: Path | None = None) -> Path:
+    """Resolve the file that a row names; it must be inside the image folder (D205, D206).
+
+    Args:
+        name: absolute, or relative to the image folder; a path that would leave the image folder
+            is read relative to the data file, and must be inside the image folder all the same.
+        root: the image folder.
+        where: row and column, for messages.
+        base: the folder of the data file.
+    """
     if "://" in name or name.startswith("data:"):
         raise DataError(
             "D205",
@@ -237,25 +227,62 @@ def resolve_image_path(name: str, root: Path, where: str) -> Path:
             why="a name has at most 255 bytes, no null byte and no lone surrogate",
             fix="correct the row, or name the right column: data.columns.images=COLUMN",
         )
+    if WINDOWS_ROOT.match(name) and not (root / name).exists():
+        raise outside_error(name, root, where, base)
     try:
-        path = (root / name).resolve()
+        path = path_inside(with_slashes(name, root), root, base)
     except (OSError, RuntimeError) as error:
         raise DataError(
             "D206",
             f'image path is a circular link: "{name}"',
             where=where,
             why=str(error)[:200],
-            fix="fix the link, or skip such rows: data.on_bad_row=quarantine",
+            fix="correct the link, or remove the row",
         ) from error
-    if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
-        raise DataError(
-            "D206",
-            f'image path leaves the image folder: "{name}"',
-            where=where,
-            why=f"paths must stay inside {root}",
-            fix="data.images=FOLDER that holds all images",
-        )
+    if path is None:
+        raise outside_error(name, root, where, base)
     return path
+
+
+def path_inside(name: str, root: Path, base: Path | None) -> Path | None:
+    """The file that a name leads to, if it is inside the image folder."""
+    inside = root.resolve()
+    for start in (root, base if base is not None else root):
+        path = (start / name).resolve()
+        if path.is_relative_to(inside):
+            return path
+    return None
+
+
+def with_slashes(name: str, root: Path) -> str:
+    """A path of Windows with slashes; a name that exists as it is stays."""
+    if "\\" not in name or (root / name).exists():
+        return name
+    return name.replace("\\", "/")
+
+
+def outside_error(name: str, root: Path, where: str, base: Path | None) -> DataError:
+    """D206 with the folder that holds the image folder and the file, if the file exists."""
+    if WINDOWS_ROOT.match(name):
+        fix = "write the paths relative to the image folder: data.images=FOLDER"
+        why = "it is an absolute path of a Windows machine"
+    else:
+        path = ((base or root) / name).resolve()
+        common = Path(os.path.commonpath([root.resolve(), path]))
+        folder = common if len(common.parts) > 2 else path.parent
+        is_usable = path.is_file() and len(folder.parts) > 2
+        fix = "data.images=FOLDER that holds all images"
+        fix = shlex.quote(f"data.images={shorter_path(folder)}") if is_usable else fix
+        why = f"an image must be inside the image folder, {root}"
+    return DataError(
+        "D206", f'image path leaves the image folder: "{name}"', where=where, why=why, fix=fix
+    )
+
+
+def shorter_path(folder: Path) -> str:
+    """A folder relative to the current one, where it is below it."""
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def is_legal_file_name(name: str) -> bool:

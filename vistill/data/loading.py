@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vistill.data.decoding import NO_LIMITS, PixelLimits, normalise
 from vistill.data.diagrams import Diagram, diagrams
+from vistill.data.gold import numbers_are_values, read_options
 from vistill.data.keys import keyed_seed
-from vistill.data.rows import RowReader
+from vistill.data.layouts import Layout, detect_layout
+from vistill.data.rows import RowReader, check_texts, column_value
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, read_source
 from vistill.data.stored_prompts import PREFIX, read_prompts
 from vistill.errors import ConfigError, DataError
-from vistill.types import Prompt
+from vistill.types import DrawnImage, ImageRef, Prompt
 
 #: If this many first rows are all bad, loading stops: the source is wrong, not single rows.
 FIRST_ROWS = 20
@@ -42,6 +45,8 @@ class LoadedData:
     quarantined: list[QuarantinedRow]
     diagrams: list[Diagram]
     dropped_text_only: int = 0
+    notes: tuple[str, ...] = ()
+    """What was detected and how it is read, for the user: a line each."""
 
 
 def load_train_and_eval(settings: DataSettings) -> tuple[LoadedData, LoadedData]:
@@ -51,7 +56,11 @@ def load_train_and_eval(settings: DataSettings) -> tuple[LoadedData, LoadedData]
     """
     train = load_source(settings.train, settings, "train", settings.limit)
     if settings.eval or settings.train == "diagrams":
-        return train, load_source(settings.eval or "diagrams", settings, "test", None)
+        try:
+            return train, load_source(settings.eval or "diagrams", settings, "test", None)
+        except DataError as error:
+            error.fix = error.fix.replace("data.train=", "data.eval=")
+            raise
     return hold_out(train, settings.holdout)
 
 
@@ -145,14 +154,30 @@ def load_diagrams(
     """Load diagrams as a data set."""
     items = diagrams(split, count, settings.diagrams.seed, settings.diagrams.options)
     prompts = [item.prompt(f"{split}-{settings.diagrams.seed}-{i}") for i, item in enumerate(items)]
+    limits = PixelLimits(settings.min_pixels, settings.max_pixels)
+    if limits != NO_LIMITS:
+        prompts = [with_limits(prompt, limits) for prompt in prompts]
     return LoadedData(prompts, [], items)
+
+
+def with_limits(prompt: Prompt, limits: PixelLimits) -> Prompt:
+    """A diagram whose pictures are drawn and then brought within the pixel limits."""
+
+    def limited(image: ImageRef) -> ImageRef:
+        return DrawnImage(lambda: normalise(image.load(), image.name, limits), image.name)
+
+    width, height = prompt.images[0].load().size
+    x, y = (new / old for new, old in zip(limits.size(width, height), (width, height), strict=True))
+    boxes = tuple((x * b[0], y * b[1], x * b[2], y * b[3]) for b in prompt.boxes)
+    thoughts = tuple(map(limited, prompt.thoughts))
+    images = list(map(limited, prompt.images))
+    return replace(prompt, boxes=boxes, thoughts=thoughts).with_images(images)
 
 
 def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedData:
     """Load rows of a file or a hub data set; decode every image once."""
-    folder = Path(source).parent if not source.startswith("hf:") else Path()
-    reader = RowReader(settings, source, Path(settings.images) if settings.images else folder)
-    check_columns(source, settings)
+    check_recipe_texts(settings)
+    reader = make_reader(source, settings)
     good: list[Prompt] = []
     bad: list[QuarantinedRow] = []
     seen: Counter[str] = Counter()
@@ -169,7 +194,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
         if not prompt.images and settings.text_only != "plain":
             num_text_only += 1
             if settings.text_only == "error":
-                raise no_image_error(prompt, source, settings)
+                raise no_image_error(prompt, reader)
             continue
         good.append(with_unique_id(prompt, seen, settings, source))
     if total == 0:
@@ -180,6 +205,8 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             fix="data.train=FILE.jsonl with at least one row",
         )
     check_bad_share(bad, total, settings, source)
+    if not good and bad and not num_text_only:
+        raise bad_rows_error(bad, f"none of the {total} rows can be used", bad[0].fix, source)
     if not good:
         raise DataError(
             "D102",
@@ -187,7 +214,45 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             why=f"{len(bad):,} cannot be used, {num_text_only:,} have no image",
             fix="data.columns.images=COLUMN   or, for data without images,   data.text_only=plain",
         )
-    return LoadedData(good, bad, [], num_text_only)
+    return LoadedData(good, bad, [], num_text_only, notes_of(reader))
+
+
+def make_reader(source: str, settings: DataSettings) -> RowReader:
+    """The reader of a source: its format by the first rows, its columns checked."""
+    folder = Path(source).parent if not source.startswith("hf:") else Path()
+    first = itertools.islice(read_source(source), FIRST_ROWS)
+    rows = [row for _, row in first if isinstance(row, Mapping)]
+    layout = detect_layout(rows, settings, source)
+    check_columns(source, settings, layout)
+    root = Path(settings.images) if settings.images else folder
+    are_values = golds_are_values(rows, layout)
+    return RowReader(settings, source, root, folder, layout, are_values)
+
+
+def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout) -> bool:
+    """Whether whole numbers among the first gold answers are values, not indices of options."""
+    golds, options = [], []
+    for row in rows:
+        try:
+            choices = read_options(column_value(row, layout.columns.choices), "")
+        except DataError:
+            continue  # reported with its row
+        golds.append(column_value(row, layout.columns.answer))
+        options.append(choices)
+    return numbers_are_values(golds, options)
+
+
+def check_recipe_texts(settings: DataSettings) -> None:
+    """D103 for a special token in a text of the recipe, D104 for half a character."""
+    for name in ("system", "template", "response_template"):
+        check_texts({f"setting data.{name}": (getattr(settings, name),)}, "the recipe")
+
+
+def notes_of(reader: RowReader) -> tuple[str, ...]:
+    """What was detected in a source, and how many rows a convention changed."""
+    counted = [f"{count:,} {kind}" for kind, count in sorted(reader.counts.items())]
+    notes = [reader.layout.note] if reader.layout is not None and reader.layout.note else []
+    return tuple(f"{reader.source}: {note}" for note in [*notes, *counted])
 
 
 def read_row(
@@ -200,6 +265,7 @@ def read_row(
         return reader.prompt(row, line)
     except DataError as error:
         if reader.settings.on_bad_row == "stop":
+            error.fix = f"{error.fix}   or skip such rows: data.on_bad_row=quarantine"
             raise
         where = error.where or f"{reader.source}:{line}"
         bad.append(QuarantinedRow(where, error.code, f"{error.what}; {error.why}", error.fix))
@@ -229,16 +295,16 @@ def with_unique_id(
 ROWS_TO_SEARCH = 10_000
 
 
-def no_image_error(prompt: Prompt, source: str, settings: DataSettings) -> DataError:
+def no_image_error(prompt: Prompt, reader: RowReader) -> DataError:
     """D204 with the number of rows without an image, and the first few of them."""
-    lines, total = rows_without_image(source, settings.columns.images)
+    lines, total = rows_without_image(reader)
     shown = ", ".join(str(line) for line in lines[:5])
     more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
     first = "the first " if total == ROWS_TO_SEARCH else ""
     count = f"{len(lines):,} of {first}{total:,} rows"
     return DataError(
         "D204",
-        f"{count} of {source} {'has' if len(lines) == 1 else 'have'} no image",
+        f"{count} of {reader.source} {'has' if len(lines) == 1 else 'have'} no image",
         where=prompt.labels.get("row", prompt.id),
         why=f"{'row' if len(lines) == 1 else 'rows'} {shown}{more}; "
         "visual advantage is undefined without an image",
@@ -246,14 +312,25 @@ def no_image_error(prompt: Prompt, source: str, settings: DataSettings) -> DataE
     )
 
 
-def rows_without_image(source: str, column: str) -> tuple[list[int], int]:
+def rows_without_image(reader: RowReader) -> tuple[list[int], int]:
     """Return the numbers of the rows without an image, and how many rows were searched."""
     lines, total = list[int](), 0
-    for line, row in itertools.islice(read_source(source), ROWS_TO_SEARCH):
+    for line, row in itertools.islice(read_source(reader.source), ROWS_TO_SEARCH):
         total += 1
-        if isinstance(row, Mapping) and row.get(column) in (None, [], ()):
+        if isinstance(row, Mapping) and has_no_image(reader, row, line):
             lines.append(line)
     return lines, total
+
+
+def has_no_image(reader: RowReader, row: Mapping[str, Any], line: int) -> bool:
+    """Whether a row names no image. A row that cannot be read counts as one with an image."""
+    where = f"{reader.source}:{line}"
+    columns = reader.settings.columns if reader.layout is None else reader.layout.columns
+    try:
+        plain = row if reader.layout is None else reader.layout.plain_row(row, where)
+        return not any(reader.images(plain, columns.images, where))
+    except DataError:
+        return False
 
 
 def check_first_rows(
@@ -272,7 +349,7 @@ def check_bad_share(
     if len(bad) > settings.max_bad_share * total:
         what = f"{len(bad)} of {total} rows cannot be used (limit {settings.max_bad_share:.1%})"
         allowed = min(1.0, len(bad) / total + 0.005)
-        allow = f"fix the rows, or allow them: data.max_bad_share={allowed:.2f}"
+        allow = f"{bad[0].fix}   or leave such rows out: data.max_bad_share={allowed:.2f}"
         raise bad_rows_error(bad, what, allow if len(bad) < total else bad[0].fix, source)
 
 

@@ -3,32 +3,33 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vistill.data.boxes import check_boxes_inside, parse_boxes
+from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
+from vistill.data.gold import LIST, Gold, is_missing, list_in_text, read_gold, read_options
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    check_image_size,
     file_digest,
-    flatten_on_white,
-    image_refused_error,
+    image_bytes,
     pixel_digest,
     resolve_image_path,
 )
+from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
+from vistill.data.placeholders import place_images
 from vistill.data.settings import DataSettings
 from vistill.errors import DataError
 from vistill.registry import checkers
-from vistill.types import ImageRef, LoadedImage, Part, Prompt
+from vistill.types import ImageRef, LoadedImage, Prompt
 
-#: `<image>`, `<image1>`, `<image 1>`, `<img_1>`: a number selects an image; without one, in order.
-PLACEHOLDER = re.compile(r"<\s*(?:image|img)\s*[-_ ]?(\d*)\s*>", re.IGNORECASE)
 #: Text that a tokenizer may encode as a special token.
-SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9_]+\|>")
+SPECIAL_TOKEN = re.compile(r"<[|\uff5c][A-Za-z0-9_\u2581-]+[|\uff5c]>")
 
 
 @dataclass(frozen=True)
@@ -40,40 +41,57 @@ class RowReader:
     """Name of the source, for messages and prompt ids."""
     root: Path
     """Image folder."""
+    base: Path | None = None
+    """Folder of the data file."""
+    layout: Layout | None = None
+    """The format of the rows; plain columns if None."""
+    numbers_are_values: bool = False
+    """Whether a whole number as gold answer is never the index of an option."""
+    counts: dict[str, int] = field(default_factory=dict, compare=False)
+    """How many rows were read by which convention, for the user."""
 
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
         """Make the prompt of a row (`line` counts from 1)."""
-        columns, where = self.settings.columns, f"{self.source}:{line}"
-        question = self.question(row, where)
-        choices = parse_choices(column_value(row, columns.choices), where)
-        answer = column_value(row, columns.answer)
+        where = f"{self.source}:{line}"
+        columns = self.settings.columns if self.layout is None else self.layout.columns
+        labels = {"row": where, **self.checker(row, where)}
+        row = row if self.layout is None else self.layout.plain_row(row, where)
+        question = self.question(row, columns.prompt, where)
+        choices = read_options(column_value(row, columns.choices), where)
         text = fill_template(
             self.settings.template, prompt=question, choices=render_choices(choices)
         ).rstrip()
-        check_special_tokens(text, where)
-        images = self.images(row, columns.images, where)
-        response = column_value(row, columns.response)
-        if response is None and self.settings.response_template and answer is not None:
-            response = fill_template(self.settings.response_template, answer=str(answer))
+        check_texts({"question": (text, *choices)}, where)
+        answer = column_value(row, columns.answer)
+        gold = read_gold(answer, choices, where, self.numbers_are_values)
+        response = self.response(row, columns.response, gold, where)
+        system = self.settings.system or column_value(row, SYSTEM) or None
         identity = column_value(row, columns.id)
-        check_characters([text, *choices, str(identity), str(answer), str(response)], where)
+        identity = None if is_missing(identity) else identity
+        golds = (gold,) if isinstance(gold, str) else gold or ()
+        texts = {"answer": golds, "response": (response,), "system message": (system,)}
+        check_texts(texts, where)
+        check_characters([str(identity)], where)
+        images = self.images(row, columns.images, where)
         prompt = Prompt(
             id="" if identity is None else str(identity),
             parts=tuple(place_images(text, images, where)),
-            answer=None if answer is None else str(answer),
+            answer=gold,
             choices=choices,
-            response=None if response is None else str(response),
-            thoughts=tuple(self.images(row, columns.thoughts, where)),
+            response=response,
+            thoughts=tuple(i for i in self.images(row, columns.thoughts, where) if i is not None),
             boxes=parse_boxes(column_value(row, columns.boxes), where),
-            system=self.settings.system or None,
-            labels={"row": where, **self.checker(row, where)},
+            system=system,
+            labels=labels,
         )
-        return with_hashes(prompt)
+        prompt = with_hashes(self.with_scaled_boxes(prompt), self.look)
+        self.count(row, columns.answer, gold, choices)
+        return prompt
 
     def checker(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         """Read the checker that judges the row, as a label (D104 for an unknown one)."""
         name = column_value(row, self.settings.columns.checker)
-        if name is None or name == "":
+        if is_missing(name) or name == "":
             return {}
         if str(name) not in checkers:
             raise DataError(
@@ -85,9 +103,54 @@ class RowReader:
             )
         return {"checker": str(name)}
 
-    def question(self, row: Mapping[str, Any], where: str) -> str:
+    def response(self, row: Mapping[str, Any], name: str, gold: Gold, where: str) -> str | None:
+        """The response of a row, or one made from its gold answer."""
+        response = column_value(row, name)
+        turns = turns_of(response) or ()
+        if len(turns) == 1 and role_of(turns[0]) == "assistant":
+            response = text_and_images(turns[0], where)[0]
+        if isinstance(response, str):
+            return response
+        if not is_missing(response):
+            raise DataError(
+                "D104",
+                f"the response is not text: {response!r:.60}",
+                where=where,
+                why="a model would learn to write its Python form",
+                fix="correct the row, or name the right column: data.columns.response=COLUMN",
+            )
+        if not self.settings.response_template or gold is None:
+            return None
+        first = gold if isinstance(gold, str) else gold[0]
+        return fill_template(self.settings.response_template, answer=first)
+
+    def count(self, row: Mapping[str, Any], name: str, gold: Gold, choices: Sequence[str]) -> None:
+        """Count the gold answers that a convention changed."""
+        value = column_value(row, name)
+        kinds = {
+            "several gold answers: any of them is right": isinstance(gold, tuple),
+            "gold answers are indices of options, counted from 0": isinstance(gold, str)
+            and bool(choices)
+            and re.fullmatch(r"\d{1,2}", str(value).strip()) is not None
+            and not re.fullmatch(r"\d{1,2}", gold),
+            "rows have no gold answer": bool(name) and gold is None,
+        }
+        for kind, is_counted in kinds.items():
+            if is_counted:
+                self.add(kind)
+
+    def look(self, picture: Image.Image) -> None:
+        """Count pictures of one colour, which show nothing."""
+        if all(low == high for low, high in picture.getextrema()):  # pyright: ignore[reportGeneralTypeIssues]
+            self.add("pictures have one colour only")
+
+    def add(self, kind: str) -> None:
+        """Count one more of a kind."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def question(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Read the question, which must be text (D104)."""
-        question = column_value(row, self.settings.columns.prompt)
+        question = column_value(row, name)
         if not isinstance(question, str) or not question.strip():
             shown = "empty" if isinstance(question, str) else f"{question!r:.40}"
             raise DataError(
@@ -99,27 +162,86 @@ class RowReader:
             )
         return question
 
-    def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef]:
-        """Read the images of a column: a path, a list of paths, or images of a data set library."""
+    def images(self, row: Mapping[str, Any], name: str, where: str) -> list[ImageRef | None]:
+        """Read the images of a column: a path, a list of paths, or encoded images.
+
+        None is an empty place of a list; an empty cell, or a list of empty places, is no image.
+        """
         value = column_value(row, name)
+        if isinstance(value, str) and LIST.fullmatch(value):
+            value = list_in_text(value)
+        value = joined_bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
 
-    def image(self, value: Any, where: str) -> ImageRef:
-        """Read one image."""
+    def image(self, value: Any, where: str) -> ImageRef | None:
+        """Read one image; None for an empty place."""
+        if isinstance(value, Mapping):
+            value = image_in_mapping(value)
+        if is_missing(value):
+            return None
+        limits = self.limits
         if isinstance(value, str):
-            return FileImage(resolve_image_path(value, self.root, where), where, self.root)
-        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-            return BytesImage(value["bytes"], where)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(value.get("path"), str)
-            and value.get("bytes") is None
-        ):
-            return self.image(value["path"], where)
+            content = image_bytes(value, where)
+            if content is not None:
+                return BytesImage(content, where, limits)
+            path = resolve_image_path(value, self.root, where, self.base)
+            return FileImage(path, where, self.root, limits=limits)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return BytesImage(bytes(value), where, limits)
         if not isinstance(value, Image.Image):
             raise image_refused_error(f"{value!r:.40} is neither a file name nor an image", where)
-        return LoadedImage(value, where)
+        return LoadedImage(normalise(value, where, limits), where)
+
+    @property
+    def limits(self) -> PixelLimits:
+        """The pixel limits of the recipe."""
+        return PixelLimits(self.settings.min_pixels, self.settings.max_pixels)
+
+    def with_scaled_boxes(self, prompt: Prompt) -> Prompt:
+        """The prompt with its boxes in pixels of the normalised first image."""
+        if not prompt.boxes or not prompt.images or self.limits == PixelLimits():
+            return prompt
+        first = prompt.images[0]
+        if not isinstance(first, FileImage | BytesImage):
+            return prompt
+        width, height = replace(first, limits=PixelLimits()).load().size
+        new_width, new_height = self.limits.size(width, height)
+        x, y = new_width / width, new_height / height
+        boxes = tuple((x * b[0], y * b[1], x * b[2], y * b[3]) for b in prompt.boxes)
+        return replace(prompt, boxes=boxes)
+
+
+def joined_bytes(value: Any) -> Any:
+    """An encoded image that is stored as a list of its bytes; anything else as it is."""
+    if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
+        return value
+    is_image = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
+    return bytes(value) if is_image else value
+
+
+def image_in_mapping(value: Mapping[str, Any]) -> Any:
+    """The image of a mapping: its bytes, else its path or URL; None for an empty one."""
+    keys = ("bytes", "path", "url", "image_url", "image", "image_path", "file_name")
+    present = [value[key] for key in keys if not is_missing(value.get(key))]
+    if not present:
+        return None if not value or set(value) & set(keys) else dict(value)
+    first = joined_bytes(present[0])
+    if isinstance(first, Mapping):
+        return image_in_mapping(first)
+    if isinstance(first, str) and not is_missing(value.get("bytes")):
+        return first if image_bytes(first, "") is not None else dict(value)
+    is_image = isinstance(first, str | bytes | bytearray | memoryview | Image.Image)
+    return first if is_image else dict(value)  # a mapping is refused with its value
+
+
+def check_texts(texts: Mapping[str, Sequence[str | None]], where: str) -> None:
+    """D104 for half a character, D103 for a special token, in any text of a row."""
+    for name, values in texts.items():
+        present = [value for value in values if value is not None]
+        check_characters(present, where)
+        for value in present:
+            check_special_tokens(value, where, name)
 
 
 def check_characters(texts: Sequence[str], where: str) -> None:
@@ -134,45 +256,41 @@ def check_characters(texts: Sequence[str], where: str) -> None:
         )
 
 
-def check_special_tokens(text: str, where: str) -> None:
-    """D103 for special tokens inside a question."""
+def check_special_tokens(text: str, where: str, name: str = "question") -> None:
+    """D103 for special tokens inside a text that a model reads, writes, or is compared with."""
     match = SPECIAL_TOKEN.search(text)
     if match:
-        raise DataError(
-            "D103",
-            f"the question contains the special token {match.group(0)!r}",
-            where=where,
-            why="the model would take it for a control token, not for text",
-            fix="remove it from the question and its choices",
-        )
+        raise special_token_error(match.group(0), where, name)
 
 
-def parse_choices(value: Any, where: str) -> tuple[str, ...]:
-    """Parse the options of a question (D104 for anything but a list of texts and numbers)."""
-    if value is None or value == "":
-        return ()
-    if not isinstance(value, (list, tuple)) or any(
-        isinstance(c, (list, tuple, Mapping)) for c in value
-    ):
-        raise DataError(
-            "D104",
-            f"the choices are not a list of texts: {value!r:.40}",
-            where=where,
-            why="each option gets its own letter",
-            fix="correct the row, or name the right column: data.columns.choices=COLUMN",
-        )
-    return tuple(str(c) for c in value)
+def special_token_error(token: str, where: str, name: str) -> DataError:
+    """D103."""
+    settings = {
+        "question": "remove it from the question and its choices",
+        "system message": "remove it, also from data.system if the recipe sets one",
+    }
+    return DataError(
+        "D103",
+        f"the {name} contains the special token {token!r}",
+        where=where,
+        why="the model would take it for a control token, not for text",
+        fix=settings.get(name, f"remove it from the {name} of the row"),
+    )
 
 
 def column_value(row: Mapping[str, Any], name: str) -> Any:
-    """A column's value; None if the recipe names no column or the row has no value."""
-    return row.get(name) if name else None
+    """A column's value; None if the recipe names no column or the row has no value.
+
+    `reward_model.ground_truth` leads into a mapping.
+    """
+    return value_at(row, name) if name else None
 
 
-def with_hashes(prompt: Prompt) -> Prompt:
+def with_hashes(prompt: Prompt, look: Callable[[Image.Image], None] | None = None) -> Prompt:
     """Decode every image once; add the content hashes and an id that follows from the content.
 
-    Ids key the noise, so a row keeps its id when its place in the file changes.
+    Ids key the noise, so a row keeps its id when its place in the file changes. `look` is called
+    with each normalised picture.
     """
     digests: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -183,12 +301,15 @@ def with_hashes(prompt: Prompt) -> Prompt:
             image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
             pixels = image.load()
         else:
-            pixels = image.load()
-            if (opaque := flatten_on_white(pixels)) is not pixels:
-                image, pixels = LoadedImage(opaque, image.name), opaque
+            loaded = image.load()
+            pixels = normalise(loaded, prompt.labels.get("row", prompt.id))
+            if pixels is not loaded:
+                image = LoadedImage(pixels, image.name)
             check_image_size(pixels.width, pixels.height, prompt.labels.get("row", prompt.id))
             digests.append(pixel_digest(pixels))
         sizes.append(pixels.size)
+        if look is not None:
+            look(pixels)
         return image
 
     parts = tuple(part if isinstance(part, str) else inspect(part) for part in prompt.parts)
@@ -226,50 +347,6 @@ def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
     return f"{question_hash}-{row_hash}"
 
 
-def parse_boxes(value: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:
-    """Parse one box or a list: left, top, right, bottom in pixels of the first image (D207)."""
-    if value is None or value == []:
-        return ()
-    is_list = (
-        isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (list, tuple))
-    )
-    return tuple(parse_box(box, where) for box in (value if is_list else [value]))
-
-
-def parse_box(box: Any, where: str) -> tuple[float, float, float, float]:
-    """Parse one box (D207)."""
-    has_four = isinstance(box, (list, tuple)) and len(box) == 4
-    numbers = (
-        [float(x) for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
-        if has_four
-        else []
-    )
-    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        raise bad_box_error(box, "left < right, top < bottom", where)
-    return (numbers[0], numbers[1], numbers[2], numbers[3])
-
-
-def check_boxes_inside(
-    boxes: Sequence[tuple[float, float, float, float]], sizes: Sequence[tuple[int, int]], where: str
-) -> None:
-    """D207 for a box outside its image."""
-    for box in boxes:
-        width, height = sizes[0] if sizes else (0, 0)
-        if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
-            raise bad_box_error(box, f"inside the image of {width} x {height} pixels", where)
-
-
-def bad_box_error(box: Any, rule: str, where: str) -> DataError:
-    """D207."""
-    return DataError(
-        "D207",
-        f"{box!r:.60} is not a box",
-        where=where,
-        why=f"a box is left, top, right, bottom in pixels of the first image, {rule}",
-        fix="correct the row, or leave data.columns.boxes empty",
-    )
-
-
 def fill_template(template: str, **values: str) -> str:
     """Fill `{name}` in a template; everything else stays, so LaTeX braces are safe.
 
@@ -288,27 +365,3 @@ def render_choices(choices: Sequence[str]) -> str:
     return "\n".join(
         f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
     )
-
-
-def place_images(text: str, images: Sequence[ImageRef], where: str) -> list[Part]:
-    """Put images at their placeholders; images without a placeholder come first."""
-    used: set[int] = set()
-    pieces: list[Part] = []
-    at, next_index = 0, 0
-    for match in PLACEHOLDER.finditer(text):
-        index = int(match.group(1)) - 1 if match.group(1) else next_index
-        next_index = index + 1
-        if not 0 <= index < len(images):
-            raise DataError(
-                "D103",
-                f"placeholder {match.group(0)} has no image",
-                where=where,
-                why=f"the row has {len(images)} image(s); the placeholder would be read as text",
-                fix="data.columns.images=COLUMN, or correct the row",
-            )
-        pieces += [text[at : match.start()], images[index]]
-        used.add(index)
-        at = match.end()
-    pieces.append(text[at:])
-    free: list[Part] = [image for i, image in enumerate(images) if i not in used]
-    return [part for part in [*free, *pieces] if part != ""]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vistill.errors import ConfigError
 from vistill.ranges import check_ranges, ranged
 
 Version = Literal["text_dominant", "text_lite", "vision_dominant", "vision_only"]
@@ -17,10 +18,11 @@ class Columns:
     images: str = "images"
     """Column of the pictures: a path, a list of paths, or pictures stored in the file."""
     answer: str = "answer"
-    """Column of the gold answer. Accuracy and rewards need it."""
+    """Column of the gold answer: a text or number, a list (any of them is right), or a letter or
+    index of the options. `a.b` leads into a mapping. Accuracy and rewards need it."""
     choices: str = ""
-    """Column of the options of a multiple-choice question, a list of texts. The answer checker
-    reads it, and `{choices}` of `data.template` shows it."""
+    """Column of the options of a multiple-choice question: a list of texts, or a mapping from
+    letters. The answer checker reads it, and `{choices}` of `data.template` shows it."""
     checker: str = ""
     """Column of the checker that judges a row, such as `number`; an empty value takes that of the
     recipe."""
@@ -81,8 +83,8 @@ class DataSettings:
     """Training and evaluation rows: source, columns, wording, and what to do with bad rows."""
 
     train: str = "diagrams"
-    """Source of the training rows: a `.jsonl` or `.parquet` file, `hf:owner/name[split]`, or
-    `diagrams` (drawn by the package)."""
+    """Source of the training rows: a file (JSON Lines, JSON, CSV, TSV, also in gzip; Parquet),
+    `hf:owner/name[split]`, or `diagrams` (drawn by the package)."""
     eval: str = ""
     """Source of the evaluation rows, of the same kinds. Empty evaluates on the rows that
     `data.holdout` sets aside; with `diagrams` for training, on held-out diagrams."""
@@ -91,10 +93,10 @@ class DataSettings:
     same question stay together, so the number may be the nearest one that they add up to. More rows
     make the accuracy more precise and leave fewer to train on."""
     images: str = ""
-    """Folder that image paths are relative to and may not leave. Empty takes the data file's own
-    folder."""
+    """Folder that holds all images. Paths are relative to it, or absolute and inside it. Empty is
+    the data file's own folder."""
     columns: Columns = field(default_factory=Columns)
-    template: str = "{prompt}"
+    template: str = field(default="{prompt}", metadata={"pattern": r"\{prompt\}"})
     """Wording of the question. `{prompt}` and `{choices}` are filled in; `{{` and `}}` are braces.
     Choices are listed one per line as `(A) text`. Example: `{prompt}\\n{choices}`."""
     response_template: str = ""
@@ -115,6 +117,12 @@ class DataSettings:
     max_image_tokens: int | None = ranged(None, 1)
     """Most image tokens per picture; a larger picture is shrunk. null takes the model's own limit.
     A larger limit shows finer detail and needs more memory and time."""
+    min_pixels: int | None = ranged(None, 1, 50_000_000)
+    """Fewest pixels of a picture; a smaller one is enlarged once, when it is decoded, so every view
+    starts from the enlarged picture. null enlarges none. More pixels are more image tokens."""
+    max_pixels: int | None = ranged(None, 1, 50_000_000)
+    """Most pixels of a picture; a larger one is shrunk once, when it is decoded, so every view
+    starts from the smaller picture. null shrinks none (`data.max_image_tokens` limits tokens)."""
     max_prompt_tokens: int = ranged(8192, 1)
     """Most tokens of a prompt, image tokens included. A longer prompt stops the run before its
     first step: cutting it would cut image tokens."""
@@ -124,3 +132,16 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.min_pixels is not None and self.max_pixels is not None:
+            check_limits(self.min_pixels, self.max_pixels)
+
+
+def check_limits(low: int, high: int) -> None:
+    """C101 for pixel limits that no picture satisfies."""
+    if low > high:
+        raise ConfigError(
+            "C101",
+            f"data.min_pixels = {low:,} is more than data.max_pixels = {high:,}",
+            why="no picture can have both",
+            fix=f"data.min_pixels={high}   or   data.max_pixels={low}",
+        )

@@ -1,21 +1,23 @@
 """Read rows of a file, of a data set on the hub, or of its local cache.
 
-A line that is not a row is yielded as the error that describes it.
+The content of a file decides how it is read; its name decides only between JSON and CSV or TSV.
 """
 
-import codecs
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.data.layouts import Layout, value_at
 from vistill.data.settings import DataSettings
-from vistill.errors import DataError, MissingExtraError, closest
+from vistill.data.text_files import Rows, read_text_file
+from vistill.errors import DataError, MissingExtraError, closest, suggest
 
 HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
-
-Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
+PARQUET = b"PAR1"
+#: Files that may hold rows, to name those of a folder.
+DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def read_source(source: str) -> Rows:
@@ -31,51 +33,66 @@ def read_source(source: str) -> Rows:
         )
     if source.startswith("hf:"):
         yield from read_hub_rows(source)
-    elif source.endswith(".parquet"):
-        yield from read_dataset_rows("parquet", data_files=source, split="train")
-    else:
-        yield from read_json_lines(Path(source))
+        return
+    for path in files_of(source):
+        with path.open("rb") as handle:
+            is_parquet = handle.read(4) == PARQUET
+        yield from read_parquet(path) if is_parquet else read_text_file(path)
 
 
-def read_json_lines(path: Path) -> Rows:
-    """Read rows of a JSON Lines file (D102)."""
-    if not path.is_file():
-        raise DataError(
-            "D102",
-            f'data file "{path}" does not exist',
-            why="a source is a .jsonl file, a .parquet file, `hf:owner/name[split]` or `diagrams`",
-            fix="data.train=FILE.jsonl",
-        )
-    with path.open("rb") as handle:
-        for line, text in enumerate(handle, 1):
-            if text.strip():
-                yield line, parse_line(text.removeprefix(codecs.BOM_UTF8), f"{path}:{line}")
+def files_of(source: str) -> list[Path]:
+    """The file of that name; only if there is none, the files that the name matches as a pattern.
+
+    Raises:
+        DataError: D102, there is no such file.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    matching = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+    matching = [file for file in matching if file.is_file()]
+    if matching:
+        return matching
+    raise no_file_error(path)
 
 
-def parse_line(text: bytes, where: str) -> dict[str, Any] | DataError:
-    """Parse one line as a row; return a D102 error for a bad line."""
-    try:
-        row = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return DataError(
-            "D102", "a line is not JSON", where=where, why=str(error)[:200], fix="correct the line"
-        )
-    if not isinstance(row, dict):
-        return DataError(
-            "D102",
-            "a line is not a JSON object",
-            where=where,
-            why=f"{row!r:.40}",
-            fix="correct the line",
-        )
-    return row
+def no_file_error(path: Path) -> DataError:
+    """D102 with a file of a similar name, or the files of a folder."""
+    folder = path if path.is_dir() else path.parent
+    names = [
+        file.name
+        for file in (sorted(folder.iterdir())[:5000] if folder.is_dir() else [])
+        if file.suffix.lower() in DATA_SUFFIXES and file.is_file()
+    ]
+    similar = names if path.is_dir() else closest(path.name, names, cutoff=0.6)
+    hint = "" if path.is_dir() else suggest(path.name, names)
+    fix = shlex.quote(f"data.train={folder / similar[0]}") if similar else "data.train=FILE.jsonl"
+    what = (
+        f'data source "{path}" is a folder'
+        if path.is_dir()
+        else f'data file "{path}" does not exist'
+    )
+    kinds = (
+        "a source is a file (JSON Lines, JSON, CSV, TSV, Parquet), `hf:owner/name[split]` or "
+        "`diagrams`"
+    )
+    return DataError("D102", what, why=f"{kinds}   {hint}".rstrip(), fix=fix)
 
 
 #: Usual column names of data sets, to suggest one for a missing column.
 USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
     "images": ("images", "image", "pictures", "picture", "img", "image_path", "problem_image_0"),
-    "answer": ("answer", "solution", "gold", "label", "target", "ground_truth", "reference"),
+    "answer": (
+        "answer",
+        "solution",
+        "gold",
+        "label",
+        "target",
+        "ground_truth",
+        "reference",
+        "reward_model",
+    ),
     "choices": ("choices", "options"),
     "response": ("response", "completion", "output"),
     "thoughts": ("thoughts", "thought", "reasoning_images", "reasoning_image_0", "visual_thoughts"),
@@ -95,28 +112,50 @@ def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
     )
 
 
-def check_columns(source: str, settings: DataSettings) -> None:
+def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
     """D101 for a column that no row has: a wrong name, not a bad row."""
-    named = {key: name for key, name in vars(settings.columns).items() if name}
+    named = {
+        key: name
+        for key, name in vars(layout.columns).items()
+        if name and (not layout.name or key not in ("prompt", "images", "response"))
+    }
     columns: dict[str, None] = {}
-    for _, row in read_source(source):
+    present: set[str] = set()
+    columnar = is_columnar(source)
+    for line, row in read_source(source):
         if isinstance(row, Mapping):
-            columns |= dict.fromkeys(row)
-        if (
-            source.startswith("hf:")
-            or source.endswith(".parquet")
-            or all(n in columns for n in named.values())
-        ):
+            columns |= dict.fromkeys(map(str, row))
+            values = layout_keys(layout)
+            present |= {n for n in named.values() if n in row or n in values or has_inner(row, n)}
+        if len(present) == len(set(named.values())) or (columnar and line >= 64):
             break
     for key, name in named.items():
         may_be_missing = key == "images" and settings.text_only != "error"
-        if columns and name not in columns and not may_be_missing:
+        if columns and name not in present and not may_be_missing:
             raise DataError(
                 "D101",
                 f'column "{name}" not in {source}',
                 why=f"columns found: {', '.join(columns)}",
                 fix=column_fix(key, name, list(columns)),
             )
+
+
+def is_columnar(source: str) -> bool:
+    """Whether all rows of a source have the same columns."""
+    if source.startswith("hf:"):
+        return True
+    with files_of(source)[0].open("rb") as handle:
+        return handle.read(4) == PARQUET
+
+
+def layout_keys(layout: Layout) -> tuple[str, ...]:
+    """Columns that a layout adds to every row."""
+    return ("response",) if layout.turns else ()
+
+
+def has_inner(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a dotted name leads into a mapping of the row."""
+    return "." in name and value_at(row, name) is not None
 
 
 def read_hub_rows(source: str) -> Rows:
@@ -128,33 +167,55 @@ def read_hub_rows(source: str) -> Rows:
             f'"{source}" does not have the form hf:owner/name[split]',
             fix="hf:hiyouga/geometry3k[train]",
         )
-    yield from read_dataset_rows(match["name"], split=match["split"] or "train")
-
-
-def read_dataset_rows(name: str, **options: str) -> Rows:
-    """Read rows with the package `datasets` (extra `data`)."""
+    name, split = match["name"], match["split"] or "train"
     try:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise MissingExtraError(
-            "E301",
-            "this source needs the package `datasets`",
-            why="it reads `hf:` and .parquet; a .jsonl file with an image folder needs no package",
-            fix='pip install "vistill[data]"',
-        ) from error
+        raise missing_package_error("datasets", "`hf:` sources") from error
     try:
-        loaded = datasets.load_dataset(name, **options)  # pyright: ignore[reportArgumentType,reportCallIssue]
+        loaded = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             "D102",
-            f'the data set "{options.get("data_files", name)}" cannot be read',
+            f'the data set "{name}" cannot be read',
             why=f"{type(error).__name__}: {str(error)[:200]}",
             fix="data.train=hf:OWNER/NAME[SPLIT], spelled as on the hub, or data.train=FILE.jsonl",
         ) from error
+    yield from numbered(loaded.with_format("arrow").iter(batch_size=64))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_parquet(path: Path) -> Rows:
+    """Read rows of a Parquet file with pyarrow (extra `data`)."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise missing_package_error("pyarrow", "Parquet files") from error
+    try:
+        yield from numbered(parquet.ParquetFile(path).iter_batches(batch_size=64))
+    except (OSError, ValueError, ArrowException) as error:
+        raise DataError(
+            "D102",
+            f'the Parquet file "{path}" cannot be read',
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="download it again, or data.train=FILE.jsonl",
+        ) from error
+
+
+def numbered(batches: Any) -> Rows:
+    """Rows of Arrow batches; encoded images and paths stay: only vistill opens them."""
     line = 0
-    for batch in loaded.with_format("arrow").iter(batch_size=64):  # pyright: ignore[reportAttributeAccessIssue]
-        # encoded images and paths: only vistill opens a file
-        for row in batch.to_pylist():
+    for batch in batches:
+        for row in batch.to_pylist(maps_as_pydicts="lossy"):
             line += 1
             yield line, row
+
+
+def missing_package_error(package: str, what: str) -> MissingExtraError:
+    """E301 for a package of the extra `data`."""
+    return MissingExtraError(
+        "E301",
+        f"{what} need the package `{package}`",
+        why="JSON Lines, JSON, CSV and TSV with an image folder need no package",
+        fix='pip install "vistill[data]"',
+    )

@@ -13,13 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from vistill.data.decoding import PixelLimits, image_refused_error, normalise, to_rgb
 from vistill.data.images import (
     BytesImage,
     FileImage,
     file_digest,
-    flatten_on_white,
     image_changed_error,
-    image_refused_error,
     pixel_digest,
 )
 from vistill.data.rows import content_hash, with_hashes
@@ -29,8 +28,6 @@ from vistill.types import ImageRef, LoadedImage, Prompt
 
 #: Prefix of stored prompts in a recipe: `data.train: prompts:runs/mine/data/train.jsonl`.
 PREFIX = "prompts:"
-#: Modes that PNG stores without loss. Images of other modes are converted to RGB first.
-PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -73,21 +70,15 @@ def current_digest(image: ImageRef) -> str:
 
 
 def with_storable_images(prompt: Prompt) -> Prompt:
-    """Convert images in memory to a mode that PNG stores."""
+    """Normalise the images in memory: RGB, which PNG stores without loss."""
+    where = str(prompt.labels.get("row", prompt.id))
 
     def convert(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
             return image
         pixels = image.load()
-        opaque = flatten_on_white(pixels)
-        if opaque is pixels and pixels.mode in PNG_MODES:
-            return image
-        try:
-            return LoadedImage(
-                opaque if opaque is not pixels else pixels.convert("RGB"), image.name
-            )
-        except ValueError as error:
-            raise image_refused_error(str(error), image.name) from error
+        picture = normalise(pixels, where)
+        return image if picture is pixels else LoadedImage(picture, image.name)
 
     parts = tuple(part if isinstance(part, str) else convert(part) for part in prompt.parts)
     return replace(prompt, parts=parts, thoughts=tuple(convert(image) for image in prompt.thoughts))
@@ -120,17 +111,22 @@ def prompt_to_row(prompt: Prompt, images: Path) -> dict[str, Any]:
     }
 
 
-def store_image(image: ImageRef, images: Path) -> dict[str, str]:
+def limits_of(image: FileImage | BytesImage) -> dict[str, int]:
+    """The pixel limits of an image, where it has some."""
+    return {name: limit for name, limit in vars(image.limits).items() if limit is not None}
+
+
+def store_image(image: ImageRef, images: Path) -> dict[str, Any]:
     """Return where to read an image again: its file, or one that this call writes."""
     if isinstance(image, FileImage):
         paths = {"file": str(image.path.absolute()), "root": str(image.root.absolute())}
-        return {**paths, "digest": image.digest, "where": image.where}
+        return {**paths, "digest": image.digest, "where": image.where, **limits_of(image)}
     try:
         images.mkdir(parents=True, exist_ok=True)
         if isinstance(image, BytesImage):
             path = images / file_digest(image.data())
             write_if_missing(path, image.data)
-            return {"bytes": path.name, "name": image.name}
+            return {"bytes": path.name, "name": image.name, **limits_of(image)}
         pixels = image.load()
         path = images / f"{pixel_digest(pixels)}.png"
         write_if_missing(path, lambda: encode_png(pixels))
@@ -180,7 +176,7 @@ def prompt_from_row(row: dict[str, Any], images: Path) -> Prompt:
             part if isinstance(part, str) else open_stored_image(part, images)
             for part in row["parts"]
         ),
-        answer=row["answer"],
+        answer=tuple(row["answer"]) if isinstance(row["answer"], list) else row["answer"],
         choices=tuple(row["choices"]),
         response=row["response"],
         thoughts=tuple(open_stored_image(image, images) for image in row["thoughts"]),
@@ -194,23 +190,25 @@ def prompt_from_row(row: dict[str, Any], images: Path) -> Prompt:
     return prompt
 
 
-def open_stored_image(entry: dict[str, str], images: Path) -> ImageRef:
+def open_stored_image(entry: dict[str, Any], images: Path) -> ImageRef:
     """A stored image, decoded on demand."""
+    limits = PixelLimits(entry.get("min_pixels"), entry.get("max_pixels"))
     if "file" in entry:
         # without a hash, an untrusted run folder could show any image of this machine
         if not entry["digest"]:
             raise ValueError(f"no hash of {entry['file']!r}")
-        return FileImage(Path(entry["file"]), entry["where"], Path(entry["root"]), entry["digest"])
+        path, root = Path(entry["file"]), Path(entry["root"])
+        return FileImage(path, entry["where"], root, entry["digest"], limits)
     name = entry.get("bytes") or entry["png"]
     if Path(name).name != name:
         raise ValueError(f"{name!r} leaves the image folder")
     if "bytes" in entry:
-        return FileImage(images / name, entry["name"], images, digest=name)
+        return FileImage(images / name, entry["name"], images, name, limits)
     return PngImage(images / name, entry["name"])
 
 
 class PngImage:
-    """An image that vistill wrote as PNG; loads in the mode it was written in."""
+    """An image that vistill wrote as PNG, normalised; earlier versions wrote other modes too."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
@@ -229,4 +227,4 @@ class PngImage:
             raise image_refused_error(str(error), f"{self.name} {self.path}") from error
         if pixel_digest(pixels) != self.digest:
             raise image_changed_error(f"{self.name} {self.path}")
-        return pixels
+        return to_rgb(pixels, self.name)

@@ -38,7 +38,7 @@ class JudgedResponse:
             "mode": self.mode,
             "sample": self.rollout.sibling,
             "question": self.prompt.text,
-            "gold": self.prompt.answer,
+            "gold": " | ".join(self.prompt.golds) if self.prompt.golds else None,
             "response": self.text,
             "extracted": self.extracted,
             "correct": self.correct,

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from vistill.data.rows import PLACEHOLDER, SPECIAL_TOKEN
+from vistill.data.placeholders import PLACEHOLDER
+from vistill.data.rows import SPECIAL_TOKEN
 from vistill.errors import DataError
 from vistill.types import PilImage, Prompt
 

@@ -184,6 +184,14 @@ class PromptEncoder:
         return self.family.lengths(chat_messages(prompt), load_images(prompt))
 
 
+def render_prompt(model: "PromptEncoder | VLM", prompt: Prompt) -> tuple[str, int, int]:
+    """The chat text of a prompt, one placeholder per image; its tokens and image tokens."""
+    text = model.tokenizer.apply_chat_template(
+        chat_messages(prompt), tokenize=False, add_generation_prompt=True
+    )
+    return (str(text), *model.lengths(prompt))
+
+
 def load_encoder(
     source: str | Path,
     *,

@@ -15,6 +15,8 @@ PROTOCOL = (
     ("eval", "answer"),
     ("data", "system"),
     ("data", "max_image_tokens"),
+    ("data", "min_pixels"),
+    ("data", "max_pixels"),
 )
 
 

@@ -31,6 +31,10 @@ OUR_KEYS: dict[str, str] = {
     "system_prompt": "data.system",
     "default_system": "data.system",
     "max_samples": "data.limit",
+    "min_pixels": "data.min_pixels",
+    "max_pixels": "data.max_pixels",
+    "image_min_pixels": "data.min_pixels",
+    "image_max_pixels": "data.max_pixels",
     "max_prompt_length": "data.max_prompt_tokens",
     "cutoff_len": "data.max_prompt_tokens",
     # rollouts
@@ -126,9 +130,6 @@ LENGTH = (
 )
 REWARDS = "rewards are reward.accuracy (answer checkers) and reward.format (reward.pattern)"
 WARMUP = "train.schedule.warmup is a share of the steps: warm-up steps / train.steps"
-PIXELS = (
-    "data.max_image_tokens limits a picture by image tokens; Qwen3-VL has one per 32 x 32 pixels"
-)
 
 #: Their name -> one sentence: why there is no such key, and what to do instead.
 NO_SUCH_KEY: dict[str, str] = {
@@ -201,7 +202,6 @@ NO_SUCH_KEY: dict[str, str] = {
     **dict.fromkeys(("adam_beta1", "adam_beta2"), BOTH_BETAS),
     **dict.fromkeys(("optim", "optimizer"), ONE_OPTIMIZER),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy"), HUB),
-    **dict.fromkeys(("max_pixels", "min_pixels", "image_max_pixels", "image_min_pixels"), PIXELS),
     "bf16": "train.precision=bf16 asks for bfloat16; auto takes it where a CUDA device has it",
     "fp16": "vistill has no float16: train.precision is auto, bf16 or fp32",
     "tf32": "vistill leaves TF32 to torch: torch.set_float32_matmul_precision in your own script",

@@ -1,8 +1,9 @@
 """The papers' values of keys whose default in vistill is different.
 
-Sources: VA-OPD arXiv 2605.21924, section 4.1 and appendix A; VGS-LP arXiv 2606.00564, section 5.2
-and appendix B; Visual-OPSD arXiv 2606.18974, appendix C, with its released code; PAPO arXiv
-2507.06448, 3B and 7B, with its released code. A key that a paper does not state is left out.
+Sources: VA-OPD arXiv 2605.21924, section 4.1 and appendix A (pixel limits: its released code);
+VGS-LP arXiv 2606.00564, section 5.2 and appendix B; Visual-OPSD arXiv 2606.18974, appendix C, with
+its released code; PAPO arXiv 2507.06448, 3B and 7B, with its released code. A key that a paper does
+not state is left out.
 """
 
 from typing import Any
@@ -16,6 +17,8 @@ PAPERS: dict[str, dict[str, Any]] = {
     "rollout.image_skips": {"Visual-OPSD": 1},
     "data.max_prompt_tokens": {"VGS-LP": 16384, "Visual-OPSD": 10240, "PAPO": 4096},
     "data.max_image_tokens": {"VA-OPD": 4096},
+    "data.min_pixels": {"VA-OPD": 262144, "PAPO": 200704},
+    "data.max_pixels": {"VA-OPD": 4194304, "PAPO": 1003520},
     "train.prompts_per_step": {"VGS-LP": 512, "PAPO": 384},
     "train.epochs": {"VGS-LP": 1.0, "PAPO": 2.0},
     "train.steps": {"Visual-OPSD": 1000},

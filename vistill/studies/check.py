@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,48 @@ from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
+from vistill.studies.preview import Preview, full_first
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.notes import notes_on_run
 from vistill.training.recipe import default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
+from vistill.views import ViewContext
 
 
 def check(
-    recipe: str, overrides: Sequence[str] = (), *, fast: bool = False
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    fast: bool = False,
+    preview: str | Path | None = None,
 ) -> dict[str, list[CheckResult]]:
     """Check every stage; the first mistake raises the same error as in `vistill train`.
 
     If settings on the command line differ from those of a run that has started, report the
     difference and check the run that they would make.
+
+    Args:
+        recipe: recipe file, or the name of a shipped one.
+        overrides: settings as `key=value`.
+        fast: check no weights.
+        preview: HTML file that shows rows as the models will see them.
     """
     stages = load_stages(recipe, overrides)
     keys = [*split_overrides(overrides)]
-    return {
-        name: check_stage(stage, fast, [key.removeprefix(f"stages.{name}.") for key in keys])
-        for name, stage in stages.items()
-    }
+    sheet = None if preview is None else Preview(Path(preview))
+    findings = {}
+    for name, stage in stages.items():
+        overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
+        findings[name] = check_stage(stage, fast, overridden, sheet)
+    if sheet is not None:
+        sheet.write()
+        findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
+    return findings
 
 
-def check_stage(recipe: Recipe, fast: bool, overridden: Sequence[str] = ()) -> list[CheckResult]:
+def check_stage(
+    recipe: Recipe, fast: bool, overridden: Sequence[str] = (), sheet: Preview | None = None
+) -> list[CheckResult]:
     """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
     recipe, state = run_state_in_words(recipe, overridden)
@@ -45,7 +66,8 @@ def check_stage(recipe: Recipe, fast: bool, overridden: Sequence[str] = ()) -> l
         CheckResult("recipe", f"{recipe.method}, {passes_in_words(recipe)}"),
         CheckResult("run", state),
     ]
-    rest = data_findings(recipe.located()) if fast else run_all_checks(recipe)
+    check_data = data_findings if fast else run_all_checks
+    rest = check_data(recipe.located() if fast else recipe, sheet)
     return [*first, *model_findings(recipe.located()), *rest, disk_finding(recipe)]
 
 
@@ -140,12 +162,23 @@ def disk_finding(recipe: Recipe) -> CheckResult:
     )
 
 
-def data_findings(recipe: Recipe) -> list[CheckResult]:
+def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
     """Check the data without models."""
     train, evaluation = load_train_and_eval(recipe.data)
     check_overlap(train, evaluation, recipe.data)
     check_rows_per_step(recipe.train.prompts_per_step, len(train.prompts))
     bad = [*train.quarantined, *evaluation.quarantined]
+    if sheet is not None:
+        parts = {"training": train.prompts, "evaluation": evaluation.prompts}
+        passes = method_schemas()[recipe.method]["x-passes"]
+        views = full_first(name.partition(".")[2] for name in passes)
+        sheet.add(f"{recipe.method}, {recipe.run}", parts, views, view_context(recipe), None)
+    needs = method_schemas()[recipe.method]["x-needs"]
+    notes = [
+        *train.notes,
+        *evaluation.notes,
+        *notes_on_run(recipe, needs, train.prompts, evaluation.prompts),
+    ]
     quarantined = (
         f"; {len(bad):,} quarantined, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
         if bad
@@ -156,14 +189,30 @@ def data_findings(recipe: Recipe) -> list[CheckResult]:
             "data",
             f"{len(train.prompts):,} training rows, "
             f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
-        )
+        ),
+        CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
     ]
 
 
-def run_all_checks(recipe: Recipe) -> list[CheckResult]:
+def view_context(recipe: Recipe) -> ViewContext:
+    """The parameters of the views without a model: patches of 14 pixels."""
+    views = recipe.views
+    return ViewContext(
+        pixel_share=views.pixelate,
+        mask_share=views.mask_share,
+        degrade=views.degrade,
+        thought=views.thought,
+        noise=views.noise,
+        seed=recipe.seed,
+    )
+
+
+def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
     """Run every start check and the canary in a temporary copy of the run folder."""
+    from vistill.models.loading import render_prompt
     from vistill.runtime import prepare_process
     from vistill.training.build import make_setup, run_start_checks
+    from vistill.training.checks.code import views_of
     from vistill.training.loop import run_canary_check
     from vistill.training.replay import copied_run_folder
 
@@ -171,6 +220,11 @@ def run_all_checks(recipe: Recipe) -> list[CheckResult]:
     with copied_run_folder(RunFolder(Path(recipe.run))) as folder:
         setup = make_setup(recipe, folder, "check")
         findings = run_start_checks(setup)
+        if sheet is not None:
+            parts = {"training": setup.train_prompts, "evaluation": setup.eval_prompts}
+            views = full_first(views_of(setup.objective))
+            render = partial(render_prompt, setup.student)
+            sheet.add(f"{recipe.method}, {recipe.run}", parts, views, setup.models.view, render)
         return [*findings, *run_canary_check(setup.plan(), folder)]
 
 

@@ -95,7 +95,12 @@ class Recipe:
 
 #: Keys of later versions with their defaults. A default does not enter the fingerprint, so a recipe
 #: keeps the fingerprint that it had before the key existed.
-ADDED = {"reward.checker": "auto", "data.columns.checker": ""}
+ADDED = {
+    "reward.checker": "auto",
+    "data.columns.checker": "",
+    "data.min_pixels": None,
+    "data.max_pixels": None,
+}
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
 

@@ -208,6 +208,6 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
             index[prompt.id] = {
                 "file": f"{number:03d}",
                 "question": prompt.text,
-                "gold": prompt.answer,
+                "gold": " | ".join(prompt.golds) if prompt.golds else None,
             }
     write_json(pictures / "index.json", index)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vistill.data.images import flatten_on_white
+from vistill.data.decoding import to_rgb
 from vistill.errors import ConfigError, DataError
 from vistill.flops_counter import is_counting
 from vistill.models.decode_attention import DecodeAttention
@@ -130,9 +130,7 @@ class Family(ABC):
 
     def pixels(self, images: Sequence[PilImage]) -> Pixels:
         """Image tensors of one prompt."""
-        processed = self.processor(
-            images=[flatten_on_white(image).convert("RGB") for image in images], return_tensors="pt"
-        )
+        processed = self.processor(images=[to_rgb(image) for image in images], return_tensors="pt")
         return {name: processed[name] for name in self.processor.model_input_names}
 
     def expand_placeholders(

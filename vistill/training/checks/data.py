@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vistill.answers.judge import gold_response
-from vistill.answers.math_process import shared_judge
-from vistill.data.judging import judge_response
 from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
-from vistill.data.rows import check_characters, check_special_tokens
+from vistill.data.rows import check_characters, check_texts
+from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import DataError
+from vistill.errors import ConfigError, DataError
 from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
+from vistill.training.checks.gold import check_gold_answers
+from vistill.training.checks.notes import check_notes
 from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def load_rows(setup: "RunSetup") -> str:
         train, held_out = load_train_and_eval(setup.recipe.located().data)
     else:
         provided = setup.provided
+        check_no_limits(setup.recipe.data)
         check_prompts([*provided.train_prompts, *provided.eval_prompts])
         if not provided.train_prompts and setup.purpose != "eval":
             raise no_prompts_error("the data set is empty")
@@ -69,6 +70,19 @@ def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedDat
     write_json(setup.folder.path / "data.json", record)
 
 
+def check_no_limits(settings: DataSettings) -> None:
+    """C101 for pixel limits next to prompts that are passed in: they are normalised already."""
+    for name in ("min_pixels", "max_pixels"):
+        limit = getattr(settings, name)
+        if limit is not None:
+            raise ConfigError(
+                "C101",
+                f"data.{name} = {limit:,} does not act on prompts that are passed in",
+                why="pixel limits act where a row is read",
+                fix=f'vistill.load_prompts("data/train.jsonl", {name}={limit})',
+            )
+
+
 def check_prompts(prompts: Sequence[object]) -> None:
     """Check the caller's prompts like the rows of a file (D102 for anything but a prompt)."""
     for prompt in prompts:
@@ -76,16 +90,14 @@ def check_prompts(prompts: Sequence[object]) -> None:
             raise no_prompts_error("prompts must be vistill.Prompt objects")
         check_prompt_types(prompt)
         where = prompt.labels.get("row", prompt.id)
-        texts = [
-            prompt.text,
-            *prompt.choices,
-            prompt.id,
-            prompt.answer,
-            prompt.response,
-            prompt.system,
-        ]
-        check_characters([text for text in texts if text is not None], where)
-        check_special_tokens(prompt.text, where)
+        texts = {
+            "question": (prompt.text, *prompt.choices),
+            "answer": prompt.golds,
+            "response": (prompt.response,),
+            "system message": (prompt.system,),
+        }
+        check_texts(texts, where)
+        check_characters([prompt.id], where)
 
 
 def check_prompt_types(prompt: Prompt) -> None:
@@ -93,7 +105,7 @@ def check_prompt_types(prompt: Prompt) -> None:
     where = str(prompt.labels.get("row", prompt.id))
     text_fields = [
         ("id", prompt.id),
-        ("answer", prompt.answer),
+        *(("answer", gold) for gold in prompt.golds),
         ("response", prompt.response),
         ("system", prompt.system),
     ]
@@ -137,29 +149,6 @@ def check_no_overlap(setup: "RunSetup") -> str:
     )
 
 
-def check_gold_answers(setup: "RunSetup") -> str:
-    """D301 if the checker rejects a row's own gold answer: that row could never count as right."""
-    prompts = [p for p in setup.eval_prompts if p.answer is not None]
-    if setup.diagrams or not prompts:
-        return "computed with the diagrams" if prompts else "no evaluation row has one"
-    settings = setup.recipe.eval
-    with shared_judge() as math:
-
-        def is_accepted(prompt: Prompt, answer: str) -> bool:
-            return judge_response(gold_response(answer), prompt, settings, math).correct
-
-        bad = [p for p in prompts if p.answer is not None and not is_accepted(p, p.answer)]
-    if bad:
-        raise DataError(
-            "D301",
-            f"the checker rejects {len(bad)} gold answers",
-            where=bad[0].labels.get("row", bad[0].id),
-            why=f'first: gold answer "{bad[0].answer}", choices {list(bad[0].choices)}',
-            fix="correct the rows, or name the right columns: data.columns.answer=COLUMN",
-        )
-    return f"{len(prompts):,} of {len(setup.eval_prompts):,} rows have one, the checker accepts all"
-
-
 def check_step_size(setup: "RunSetup") -> str:
     """C101 if a prompt would occur twice in one step."""
     check_rows_per_step(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
@@ -177,5 +166,6 @@ DATA_CHECKS: tuple[StartCheck, ...] = (
     StartCheck(
         "gold answers", "the checker accepts each gold answer", check_gold_answers, ALL_PURPOSES
     ),
+    StartCheck("notes", "what the data were read as is said", check_notes, ALL_PURPOSES),
     StartCheck("step size", "no prompt occurs twice in a step", check_step_size, TRAINING_PURPOSES),
 )

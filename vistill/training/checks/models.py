@@ -21,6 +21,7 @@ from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
+from vistill.training.checks.special_tokens import SPECIAL_TOKENS_CHECK
 from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.row_lock import find_partners
@@ -358,6 +359,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         check_tokenizers,
         ALL_PURPOSES,
     ),
+    SPECIAL_TOKENS_CHECK,
     StartCheck(
         "prompt lengths",
         "no prompt is longer than data.max_prompt_tokens",

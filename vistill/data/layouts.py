@@ -1,0 +1,343 @@
+"""Rows in the formats of other trainers: detected, announced, and mapped to plain columns.
+
+OpenAI and Hugging Face `messages`, LLaMA-Factory and LLaVA `conversations`, verl (`prompt`,
+`reward_model`), ms-swift (`messages`, `solution`), Alpaca (`instruction`, `input`, `output`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vistill.data.gold import is_missing
+from vistill.data.placeholders import PLACEHOLDER
+from vistill.data.settings import Columns, DataSettings
+from vistill.errors import DataError
+
+Row = Mapping[str, Any]
+
+#: Columns that may hold the turns of a conversation, each a mapping of role and content.
+TURN_COLUMNS = ("messages", "conversations", "prompt", "conversation")
+IMAGE_COLUMNS = ("images", "image")
+#: Columns that may hold the gold answer of a conversation.
+ANSWER_COLUMNS = ("solution", "reward_model", "ground_truth", "gold", "label", "target", "answers")
+#: Columns of conversations with parts that are not read.
+UNREAD_COLUMNS = ("videos", "video", "audios", "audio", "objects", "tools")
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+#: Columns of a mapped row. No data set has such names.
+QUESTION, SYSTEM = "@question", "@system"
+RESPONSE = "response"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a source become plain rows."""
+
+    name: str
+    """Name of the format; empty for plain columns."""
+    columns: Columns
+    """The columns of a plain row."""
+    turns: str = ""
+    """Column of the conversation."""
+    note: str = ""
+    """What was detected and how it is read, for the user."""
+
+    def plain_row(self, row: Row, where: str) -> Row:
+        """The row with plain columns.
+
+        Raises:
+            DataError: D105, the row can be read in more than one way.
+        """
+        if self.name == "Alpaca":
+            lines = [
+                str(row[key]) for key in ("instruction", "input") if not is_missing(row.get(key))
+            ]
+            return {**row, QUESTION: "\n".join(lines)}
+        return row if not self.turns else plain_conversation(row, self.turns, self.columns, where)
+
+
+def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> Layout:
+    """The format of the first rows of a source.
+
+    A question column with text is always read as it is.
+
+    Raises:
+        DataError: D105, two columns hold conversations, or several columns may hold the answer.
+    """
+    columns = settings.columns
+    asked = [value_at(row, columns.prompt) for row in rows]
+    if not rows or any(isinstance(value, str) and not turns_of(value) for value in asked):
+        return plain_layout(rows, columns, source)
+    if any(turns_of(value) for value in asked):
+        return conversation_layout(rows, columns.prompt, columns, source)
+    holding = [name for name in TURN_COLUMNS if any(turns_of(row.get(name)) for row in rows)]
+    if len(holding) > 1:
+        raise ambiguous_error(
+            f"{source} has a conversation in each of the columns {' and '.join(holding)}",
+            "   or   ".join(f"data.columns.prompt={name}" for name in holding),
+        )
+    if holding:
+        return conversation_layout(rows, holding[0], columns, source)
+    if all({"instruction", "output"} <= set(row) for row in rows):
+        answer = answer_column(rows, columns, source)
+        kept = replace(
+            columns, prompt=QUESTION, answer=answer, response=columns.response or "output"
+        )
+        kept = replace(kept, images=images_column(rows, columns))
+        return Layout("Alpaca", kept, note=noted("Alpaca", "instruction and input", kept))
+    return plain_layout(rows, columns, source)
+
+
+def plain_layout(rows: Sequence[Row], columns: Columns, source: str) -> Layout:
+    """Plain columns; the answer of `reward_model` where the default column is missing."""
+    is_default = columns.answer == Columns().answer
+    if any(columns.answer in row for row in rows) or not is_default:
+        return Layout("", columns)
+    if not any(isinstance(row.get("reward_model"), Mapping) for row in rows):
+        return Layout("", columns)
+    note = "gold answers: reward_model.ground_truth, because there is no column answer"
+    return Layout("", replace(columns, answer="reward_model"), note=note)
+
+
+def conversation_layout(rows: Sequence[Row], turns: str, columns: Columns, source: str) -> Layout:
+    """The layout of rows with a conversation."""
+    name = format_name(rows, turns)
+    answer = answer_column(rows, columns, source)
+    kept = replace(
+        columns,
+        prompt=QUESTION,
+        images=images_column(rows, columns),
+        answer=answer,
+        response=columns.response or RESPONSE,
+    )
+    first = next((row for row in rows if turns_of(row.get(turns))), {})
+    parts = "the user's turn is the question"
+    if any(role_of(turn) == "assistant" for turn in turns_of(first.get(turns)) or ()):
+        parts += ", the assistant's turn the response"
+    return Layout(name, kept, turns, noted(name, f"column {turns}: {parts}", kept))
+
+
+def noted(name: str, reading: str, columns: Columns) -> str:
+    """What was detected, for the user."""
+    answer = columns.answer or "none (data.columns.answer=response takes the response)"
+    return f"format {name}: {reading}; gold answers: {answer}"
+
+
+def format_name(rows: Sequence[Row], turns: str) -> str:
+    """The usual name of a conversation format."""
+    keys = {key for row in rows for key in row}
+    first = next((talk for row in rows if (talk := turns_of(row.get(turns)))), [{}])
+    if "from" in first[0]:
+        return "sharegpt (LLaMA-Factory, LLaVA)"
+    if "reward_model" in keys:
+        return "verl"
+    if "solution" in keys:
+        return "ms-swift"
+    return "messages (OpenAI, Hugging Face)"
+
+
+def images_column(rows: Sequence[Row], columns: Columns) -> str:
+    """The column of the images next to a conversation; `columns.images` where none has one."""
+    present = [
+        name for name in (columns.images, *IMAGE_COLUMNS) if any(name in row for row in rows)
+    ]
+    return present[0] if present else columns.images
+
+
+def answer_column(rows: Sequence[Row], columns: Columns, source: str) -> str:
+    """The column of the gold answers; empty where there is none.
+
+    Raises:
+        DataError: D105, several columns may hold it and the recipe names none of them.
+    """
+
+    def has_values(name: str) -> bool:
+        return any(not is_missing(value_at(row, name)) for row in rows)
+
+    if columns.answer != Columns().answer or has_values(columns.answer):
+        return columns.answer
+    candidates = [name for name in ANSWER_COLUMNS if has_values(name)]
+    if len(candidates) > 1:
+        raise ambiguous_error(
+            f"{source} has gold answers in each of the columns {' and '.join(candidates)}",
+            "   or   ".join(f"data.columns.answer={name}" for name in candidates),
+        )
+    return candidates[0] if candidates else ""
+
+
+def value_at(row: Row, name: str) -> Any:
+    """The value of a column; `extra_info.answer` leads into a mapping."""
+    if name in row or "." not in name:
+        return row.get(name)
+    outer, _, inner = name.partition(".")
+    value = row.get(outer)
+    return value_at(value, inner) if isinstance(value, Mapping) else None
+
+
+def turns_of(value: Any) -> list[Row] | None:
+    """The turns of a conversation, also as JSON text; None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    is_turn = all(
+        isinstance(turn, Mapping)
+        and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn))
+        for turn in value
+    )
+    return list(value) if is_turn else None
+
+
+def role_of(turn: Row) -> str:
+    """Who speaks: user, assistant, system; the name as it is for anybody else."""
+    role = str(turn.get("role", turn.get("from")))
+    return ROLES.get(role.lower(), role)
+
+
+def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> Row:
+    """Question, images, response and system message of a row with a conversation."""
+    turns = turns_of(row.get(column))
+    if turns is None:
+        raise DataError(
+            "D104",
+            f"the question is not text: {row.get(column)!r:.40}",
+            where=where,
+            why=f"a row has a list of turns in the column {column}, each with role and content",
+            fix="correct the row, or name the right column: data.columns.prompt=COLUMN",
+        )
+    texts = [row["system"]] if isinstance(row.get("system"), str) and row["system"].strip() else []
+    spoken = list(turns)
+    while spoken and role_of(spoken[0]) == "system":
+        texts.append(text_and_images(spoken.pop(0), where)[0])
+    roles = [role_of(turn) for turn in spoken]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise ambiguous_row_error(
+            f"a conversation of {len(roles)} turns: {', '.join(roles)[:80]}",
+            "a row has one question, and at most one response to it",
+            "write one row per question",
+            where,
+        )
+    unread = next((key for key in UNREAD_COLUMNS if as_list(row.get(key))), None)
+    if unread is not None:
+        raise ambiguous_row_error(
+            f"the column {unread} holds what belongs to the conversation",
+            "vistill reads texts and images alone, so the question would lose a part",
+            f"remove the column {unread}, or the row",
+            where,
+        )
+    question, inside = text_and_images(spoken[0], where)
+    images = as_list(row.get(columns.images))
+    if inside and any(not is_missing(image) for image in images):
+        raise ambiguous_row_error(
+            f"images both in the turns ({len(inside)}) and in the column {columns.images}",
+            "each image would be shown twice, or in an unknown order",
+            f"remove the column {columns.images}, or the images of the turns",
+            where,
+        )
+    plain = {**row, QUESTION: question, columns.images: inside or row.get(columns.images)}
+    if texts:
+        plain[SYSTEM] = "\n".join(map(str, texts))
+    if len(spoken) == 2:
+        reply, shown = text_and_images(spoken[1], where)
+        if shown:
+            raise ambiguous_row_error(
+                "the assistant's turn holds images", "a response is text", "remove them", where
+            )
+        plain[RESPONSE] = reply
+    return plain
+
+
+def as_list(value: Any) -> list[Any]:
+    """A cell as a list."""
+    if is_missing(value) or value == {}:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
+    """The text of a turn with a placeholder for each image, and the images that it holds itself."""
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, str):
+        return content, []
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list | tuple):
+        raise ambiguous_row_error(
+            f"the content of a turn is a {type(content).__name__}",
+            "content is a text, or a list of parts of the types text and image",
+            "correct the row",
+            where,
+        )
+    text, images = "", list[Any]()
+    for part in content:
+        kind = part_kind(part)
+        if kind == "image":
+            image = image_in(part)
+            images += [] if image is None else [image]
+            text += "<image>"
+        elif kind == "text":
+            words = part if isinstance(part, str) else str(part.get("text") or "")
+            text += words
+            check_literal(words, content, where)
+        else:
+            raise ambiguous_row_error(
+                f"a part of the type {kind!r}",
+                "vistill reads parts of the types text and image",
+                "remove the part, or the row",
+                where,
+            )
+    return text, images
+
+
+def part_kind(part: Any) -> str:
+    """`text`, `image`, or the type of a content part that is neither."""
+    if isinstance(part, str):
+        return "text"
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    kind = str(part.get("type") or next((key for key in ("image", "text") if key in part), ""))
+    return next((known for known in ("image", "text") if known in kind), kind or "unknown")
+
+
+def check_literal(words: str, content: Sequence[Any], where: str) -> None:
+    """D105 for a placeholder in words next to image parts: an image could belong to either."""
+    match = PLACEHOLDER.search(words)
+    has_parts = any(part_kind(part) == "image" for part in content)
+    if match and has_parts:
+        raise ambiguous_row_error(
+            f"both an image part and the placeholder {match.group(0)} in the text",
+            "an image could belong to either",
+            f"remove {match.group(0)} from the text, or the image parts",
+            where,
+        )
+
+
+def image_in(part: Row) -> Any:
+    """The image of a content part; None if the part only marks a place."""
+    for key in ("image_url", "image", "url", "path", "bytes", "base64", "input_image"):
+        value = part.get(key)
+        if not is_missing(value):
+            return {"bytes": value} if key == "bytes" else value
+    return None
+
+
+def ambiguous_row_error(what: str, why: str, fix: str, where: str) -> DataError:
+    """D105 for one row."""
+    return DataError("D105", what, where=where, why=why, fix=fix)
+
+
+def ambiguous_error(what: str, fix: str) -> DataError:
+    """D105 for a source."""
+    return DataError("D105", what, why="vistill does not guess which one is meant", fix=fix)

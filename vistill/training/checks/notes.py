@@ -1,0 +1,69 @@
+"""Name settings and data that are allowed and rarely meant, in `check` and at the start."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from vistill.types import Prompt
+
+if TYPE_CHECKING:
+    from vistill.training.recipe import Recipe
+    from vistill.training.setup import RunSetup
+
+
+def notes_on_run(
+    recipe: "Recipe", needs: Collection[str], train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> list[str]:
+    """What a user should know before the first step, a line each.
+
+    Args:
+        recipe: of the run.
+        needs: what the method needs (`image`, `siblings`, ...).
+        train: training rows.
+        evaluation: evaluation rows.
+    """
+    notes = []
+    if recipe.save.keep_best == "accuracy" and not any(p.golds for p in evaluation):
+        what = "no evaluation row" if not evaluation else "no evaluation row with a gold answer"
+        notes.append(
+            f"{what}: nothing to choose the best checkpoint by, the last one is kept"
+            " (data.holdout=200, or save.keep_best=none)"
+        )
+    if "siblings" in needs and recipe.rollout.temperature == 0:
+        notes.append(
+            "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
+            " changes nothing (rollout.temperature=0.7)"
+        )
+    return [*notes, *hidden_options(recipe, (*train, *evaluation))]
+
+
+def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
+    """A note on rows whose options the question does not show."""
+    hidden = sum(map(hides_options, prompts))
+    if not hidden or "{choices}" in recipe.data.template:
+        return []
+    setting = r"'data.template={prompt}\n{choices}'"
+    return [f"{hidden:,} rows have options that the question does not show ({setting})"]
+
+
+def hides_options(prompt: Prompt) -> bool:
+    """Whether an option of a row does not occur in its text."""
+    letters = [chr(ord("A") + i) for i in range(len(prompt.choices))]
+    if [choice.strip() for choice in prompt.choices] == letters:
+        return False
+    return not all(choice.strip() in prompt.text for choice in prompt.choices)
+
+
+def check_notes(setup: "RunSetup") -> str:
+    """Say what the data were read as, and what is rarely meant."""
+    needs = [str(need) for need in setup.objective.requirements.needs]
+    read = [*setup.train_data.notes, *setup.eval_data.notes]
+    if setup.purpose == "eval":
+        meant = hidden_options(setup.recipe, setup.eval_prompts)
+    else:
+        meant = notes_on_run(setup.recipe, needs, setup.train_prompts, setup.eval_prompts)
+    notes = list(dict.fromkeys([*read, *meant]))
+    if setup.purpose in ("train", "eval"):
+        for note in notes:
+            setup.folder.event(f"note: {note}")
+            setup.progress({"event": f"note: {note}"})
+    return "; ".join(notes) or "none"
