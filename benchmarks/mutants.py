@@ -1,10 +1,10 @@
 """Does the first tier of the tests detect a planted defect? `make mutants` measures it.
 
 Each mutant of `mutants_of_losses.py`, `mutants_of_data.py` and `mutants_of_runs.py` is planted in a
-copy of the repository in a temporary folder. The test files of its group run there. A mutant is killed if a
-test fails or the code no longer runs. First, the same files must pass in an unchanged copy. The
-results are written to `benchmarks/results/mutants.json`. `make mutants ONLY=optim` runs only the
-mutants whose file name contains that text, and writes nothing.
+copy of the repository in a temporary folder. The test files of its group run there. A mutant is
+killed if a test fails or the code no longer runs. First, the same files must pass in an unchanged
+copy. The results are written to `benchmarks/results/mutants.json`. `make mutants ONLY=optim` runs
+only the mutants whose file name contains that text, and writes nothing.
 """
 
 import json
