@@ -13,6 +13,8 @@ from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
+from vistill.display.run_display import RunDisplay
+from vistill.display.run_summary import run_summary
 from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
@@ -20,6 +22,7 @@ from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import run_selftest
+from vistill.phases import open_phase, report_phases
 from vistill.registry import load_plugins, tasks
 from vistill.report.page import write_report
 from vistill.rollouts.build import make_engine
@@ -112,7 +115,7 @@ def train(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     accept: Sequence[str] = (),
-    progress: Progress = lambda record: None,
+    progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> Run:
     """Run a recipe; resumes by itself where its folder has a valid checkpoint and the same recipe.
@@ -122,7 +125,8 @@ def train(
         overrides: `{"train.lr": 2e-6}` or `["train.lr=2e-6"]`.
         accept: on resume, schedule keys (`train.lr`) and plug-ins (`methods.mine`) whose change is
             intended.
-        progress: is called with each record.
+        progress: is called with each record (docs/overview.md). None shows the run: a live line on
+            a terminal, plain lines elsewhere, and a table at the end.
         plugins: files of your own that are executed first, so that the recipe can name what they
             register.
     """
@@ -150,13 +154,24 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
     return build_recipe(tree)
 
 
-def train_setup(setup: RunSetup, progress: Progress, accept: Sequence[str]) -> Run:
+def train_setup(setup: RunSetup, progress: Progress | None, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
+    if progress is None:
+        with RunDisplay() as display:
+            finished = train_setup(setup, display.show, accept)
+            display.print_text(run_summary(finished.path))
+        return finished
     setup.progress, setup.accept = progress, accept
-    with shared_judge().kept_in(setup.folder.path, append_line):
+    with shared_judge().kept_in(setup.folder.path, append_line), report_phases(progress):
         plan = build(setup)
         write_result(setup.folder, plan, run(plan, setup.folder))
-    finished = Run(setup.folder.path)
+        with open_phase("writing the report"):
+            return write_run_report(setup.folder.path)
+
+
+def write_run_report(path: Path) -> Run:
+    """The run of a folder, its report written."""
+    finished = Run(path)
     finished.report()
     return finished
 
@@ -173,7 +188,7 @@ class DistillOptions(TypedDict, total=False):
     views: ViewSettings | ViewContext
     data: DataSettings
     seed: int
-    progress: Progress
+    progress: Progress | None
     profile: bool
     accept: Sequence[str]
     plugins: Sequence[str | Path]
@@ -230,11 +245,7 @@ def distill(
         with record_failures(folder):
             store_inputs(folder, recipe, given)
             setup = make_setup(recipe, folder, given=given, objective=objective)
-            accept, progress = (
-                options.get("accept", ()),
-                options.get("progress", lambda record: None),
-            )
-            return train_setup(setup, progress, accept)
+            return train_setup(setup, options.get("progress"), options.get("accept", ()))
 
 
 def view_settings(context: ViewContext) -> ViewSettings:
@@ -319,9 +330,8 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
     }
     write_json(folder.path / "result.json", facts)
     store_pictures(folder, heatmap_rows(prompts, settings), models.view)
-    finished = Run(folder.path)
-    finished.report()
-    return finished
+    with open_phase("writing the report"):
+        return write_run_report(folder.path)
 
 
 def with_empty_answer(prompt: Prompt) -> Prompt:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -14,11 +15,12 @@ from vistill.cli.messages import (
     TRACEBACK_VARIABLE,
     show_crash,
     show_error,
+    show_notice,
     show_warning,
     write_error_file,
 )
 from vistill.cli.terminal import VerbGroup, Verbs
-from vistill.errors import VistillError
+from vistill.errors import Preempted, VistillError
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
@@ -144,14 +146,14 @@ def train(
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
-        from vistill.cli.progress import Progress
         from vistill.cli.target import warn_dropped_knobs
+        from vistill.display.run_display import RunDisplay
         from vistill.studies.stages import run_stages
 
         warn_dropped_knobs(recipe, overrides or [])
-        with Progress() as progress:
+        with RunDisplay() as display:
             page = run_stages(
-                recipe, overrides or [], stage, [k for k in accept.split(",") if k], progress.show
+                recipe, overrides or [], stage, [k for k in accept.split(",") if k], display.show
             )
         print(f"report   {page}")
 
@@ -176,10 +178,13 @@ def check(
     """Check recipe, rows, images, models, views and the canary, without a training step."""
     load_plugins(plugin or [])
     from vistill.cli.target import warn_dropped_knobs
+    from vistill.display.run_display import show_phases
+    from vistill.phases import LOADING_LIBRARIES
     from vistill.studies import check as checks
 
     warn_dropped_knobs(recipe, overrides or [])
-    findings = checks.check(recipe, overrides or [], fast=fast, preview=preview)
+    with show_phases("" if fast else LOADING_LIBRARIES):
+        findings = checks.check(recipe, overrides or [], fast=fast, preview=preview)
     if as_json:
         print(
             json.dumps(
@@ -204,14 +209,14 @@ def methods(
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
-        from vistill.cli.progress import Progress
+        from vistill.display.run_display import RunDisplay
         from vistill.studies.methods import format_table, run_methods
 
         words = overrides or []
         if "=" in recipe:  # only settings: use the shipped recipe
             recipe, words = "every_method.yaml", [recipe, *words]
-        with Progress() as progress:
-            rows, page = run_methods(recipe, words, progress.show)
+        with RunDisplay() as display:
+            rows, page = run_methods(recipe, words, display.show)
         print(format_table(rows))
         print(f"report   {page}")
 
@@ -317,10 +322,13 @@ def replay(
     load_plugins(plugin or [])
     from dataclasses import asdict
 
-    from vistill.studies.replay import replay as replay_run
-    from vistill.training.replay import format_replay
+    from vistill.display.run_display import show_phases
 
-    result, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
+    with show_phases():
+        from vistill.studies.replay import replay as replay_run
+        from vistill.training.replay import format_replay
+
+        result, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
     print(json.dumps(asdict(result), indent=2) if as_json else format_replay(result, at))
     raise typer.Exit(0 if result.same else 1)
 
@@ -373,15 +381,20 @@ def entry(arguments: list[str] | None = None) -> None:
     """Run a verb; a user's mistake gives a message and an exit code, no traceback."""
     sys.excepthook = show_crash
     warnings.showwarning = show_warning
+    command = shlex.join(["vistill", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         app(args=arguments, standalone_mode=True)
+    except Preempted as stop:
+        show_notice(stop.what, command)
+        write_error_file(stop)
+        sys.exit(stop.exit_code)
     except VistillError as error:
         show_error(error)
         write_error_file(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        show_notice("stopped by Ctrl-C", command)
         sys.exit(130)
     except Interrupted as stop:
-        print(f"stopped by {stop}; run the same command again to continue", file=sys.stderr)
+        show_notice(f"stopped by {stop}", command)
         sys.exit(130 if stop.number == signal.SIGINT else 75)

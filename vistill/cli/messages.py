@@ -21,6 +21,12 @@ def show_error(error: VistillError) -> None:
     print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
 
 
+def show_notice(what: str, command: str) -> None:
+    """Print that a signal stopped the command, and the command that continues."""
+    lines = [what, f"run the same command again to continue:   {command}"]
+    print(for_terminal("\n".join(lines)), file=sys.stderr)
+
+
 def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
     """Print a warning on one line, without its place in the code."""
     print(f"note: {for_terminal(str(message))}", file=sys.stderr)

@@ -19,6 +19,7 @@ from vistill.config import (
     set_dotted,
     split_overrides,
 )
+from vistill.display.run_display import show_phases
 from vistill.errors import ModelError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import near_run
@@ -62,14 +63,15 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
 
 def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
     """Run `eval` or `probe` on a target and print the result."""
-    from vistill.api import evaluate as run_evaluation
     from vistill.cli.table import facts_table, run_facts, summary_table
-    from vistill.runtime import prepare_process
 
-    prepare_process()
     verb = "probe" if advantage_only else "eval"
     recipe = recipe_for(target, overrides, verb)
-    with naming_target(target, verb):
+    with naming_target(target, verb), show_phases():
+        from vistill.api import evaluate as run_evaluation
+        from vistill.runtime import prepare_process
+
+        prepare_process()
         run = run_evaluation(recipe, advantage_only=advantage_only)
     summary, facts = run.evaluations[-1], run_facts(recipe, run.path)
     if as_json:

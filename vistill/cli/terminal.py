@@ -9,10 +9,11 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vistill.display.live_line import clear_before_text
 from vistill.redaction import for_terminal
 
-#: Prefixes of progress lines: ours clears the line, others return to its start or move up.
-PROGRESS = re.compile(r"\r(?:\x1b\[K)?|\n*(?:\x1b\[A)+\Z")
+#: Prefixes of progress lines: ours clears its rows, others return to the start or move up.
+PROGRESS = re.compile(r"(?:\x1b\[A)*\r(?:\x1b\[[JK])?|\n*(?:\x1b\[A)+\Z")
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 
@@ -26,6 +27,7 @@ class EscapingStream:
 
     def write(self, text: str) -> int:
         """Print the escaped text; keep only the prefix of a progress line."""
+        clear_before_text()
         match = PROGRESS.match(text) if self.progress and self.at_line_start else None
         prefix = match[0] if match else ""
         self.stream.write(prefix + for_terminal(text[len(prefix) :]))

@@ -14,9 +14,10 @@ from vistill.data.keys import keyed_seed
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.rows import RowReader, check_texts, column_value
 from vistill.data.settings import DataSettings
-from vistill.data.sources import check_columns, read_source
+from vistill.data.sources import check_columns, count_rows, read_source
 from vistill.data.stored_prompts import PREFIX, read_prompts
 from vistill.errors import ConfigError, DataError
+from vistill.phases import count_items
 from vistill.types import DrawnImage, ImageRef, Prompt
 
 #: If this many first rows are all bad, loading stops: the source is wrong, not single rows.
@@ -183,7 +184,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
     seen: Counter[str] = Counter()
     num_text_only = 0
     total = 0
-    for line, row in read_source(source):
+    for line, row in count_items("checking rows", read_source(source), count_rows(source, limit)):
         if limit is not None and len(good) >= limit:
             break
         total += 1

@@ -16,6 +16,9 @@ from vistill.errors import DataError, MissingExtraError, closest, suggest
 
 HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
 PARQUET = b"PAR1"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+#: Most bytes of a file whose lines are counted before its rows are read.
+MAX_COUNTED = 1 << 30
 #: Files that may hold rows, to name those of a folder.
 DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")
 
@@ -38,6 +41,42 @@ def read_source(source: str) -> Rows:
         with path.open("rb") as handle:
             is_parquet = handle.read(4) == PARQUET
         yield from read_parquet(path) if is_parquet else read_text_file(path)
+
+
+def count_rows(source: str, limit: int | None = None) -> int | None:
+    """The number of rows of a source if it is cheap to know, at most `limit`. Only shown.
+
+    Lines of JSON Lines files, and what Parquet files state. None for other sources.
+    """
+    if "://" in source or source.startswith("hf:"):
+        return None
+    counts = [count_rows_of_file(path) for path in files_of(source)]
+    if any(count is None for count in counts):
+        return None
+    total = sum(count or 0 for count in counts)
+    return total if limit is None else min(total, limit)
+
+
+def count_rows_of_file(path: Path) -> int | None:
+    """The rows of a file; None if counting them would mean to parse it, or if it is huge."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(4)
+            if head == PARQUET:
+                from pyarrow import parquet
+
+                return parquet.ParquetFile(path).metadata.num_rows
+            if path.suffix not in (".jsonl", ".ndjson") or path.stat().st_size > MAX_COUNTED:
+                return None
+            if not head.lstrip(BYTE_ORDER_MARK).startswith(b"{"):
+                return None
+            handle.seek(0)
+            count, last = 0, b""
+            for block in iter(lambda: handle.read(1 << 20), b""):
+                count, last = count + block.count(b"\n"), block
+            return count + (not last.endswith(b"\n"))
+    except (OSError, ImportError, ValueError):  # reading the rows reports it
+        return None
 
 
 def files_of(source: str) -> list[Path]:

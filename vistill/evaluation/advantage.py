@@ -15,6 +15,7 @@ from vistill.functional.tiles import TILE_ROWS
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
+from vistill.phases import EVALUATING, count_items
 from vistill.signals.concentration import gini, top_mass_share
 from vistill.signals.visual_advantage import distribution_advantage, visual_advantage
 from vistill.types import Prompt, View
@@ -58,7 +59,8 @@ def measure_tokens(
     """Score responses with the teacher under three views and with the student under one."""
     vocabulary = student.vocabulary_size
     measurements: list[TokenMeasurements] = []
-    for start in range(0, len(responses), GROUPS_PER_CALL):
+    starts = range(0, len(responses), GROUPS_PER_CALL)
+    for start in count_items(f"{EVALUATING} tokens", starts):
         poll()
         part = responses[start : start + GROUPS_PER_CALL]
         ids = torch.tensor([i for a in part for i in a.rollout.ids], device=teacher.device)

@@ -50,10 +50,16 @@ def measure_counterfactual(
     chosen = list(items)[:MAX_ITEMS]
     twins = [counterfactual_prompt(item, item.key) for item in chosen]
     before = evaluator.answer(
-        [diagram_prompt(item, i, "a") for i, item in enumerate(chosen)], View.FULL, "greedy"
+        [diagram_prompt(item, i, "a") for i, item in enumerate(chosen)],
+        View.FULL,
+        "greedy",
+        "labels",
     )
     after = evaluator.answer(
-        [diagram_prompt(item, i, "b") for i, (item, _) in enumerate(twins)], View.FULL, "greedy"
+        [diagram_prompt(item, i, "b") for i, (item, _) in enumerate(twins)],
+        View.FULL,
+        "greedy",
+        "changed labels",
     )
     follows = both = 0
     for item, (changed, index), first, second in zip(chosen, twins, before, after, strict=True):

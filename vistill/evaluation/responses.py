@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vistill.answers.math_process import MathJudge
 from vistill.data.judging import judge_response
 from vistill.data.keys import keyed_seed
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
+from vistill.phases import EVALUATING, RESPONSES, open_phase
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
 from vistill.types import Prompt, Rollout, View
 from vistill.views import Partners, ViewContext, apply_view
@@ -28,6 +30,10 @@ class JudgedResponse:
     text: str
     extracted: str | None
     correct: bool
+    rule: str = ""
+    """The rule that chose the answer (`Verdict.rule`)."""
+    reason: str = ""
+    """Why the answer is not correct (`Verdict.reason`)."""
 
     def to_dict(self, digest: str) -> dict[str, object]:
         """One line of the per-sample file; `digest` is the `question_digest` of the prompt."""
@@ -63,10 +69,26 @@ class AnswerEvaluator:
     """Partners among `partner_rows`, by view, so that each image is decoded once."""
 
     def answer(
-        self, prompts: Sequence[Prompt], view: View | str, mode: str = "sampled"
+        self, prompts: Sequence[Prompt], view: View | str, mode: str = "sampled", shown: str = ""
     ) -> list[JudgedResponse]:
-        """All judged responses, in order of prompts and samples; an empty response is wrong."""
+        """All judged responses, in order of prompts and samples; an empty response is wrong.
+
+        Args:
+            prompts: the questions.
+            view: what the model sees of them.
+            mode: `sampled` (`settings.samples` responses each), or `greedy`.
+            shown: what the phase is called; default: view and mode.
+        """
         count = self.settings.samples if mode == "sampled" else 1
+        kind = str(view) if view != View.FULL else "" if mode == "sampled" else mode
+        phase = f"{EVALUATING} {shown or kind}".rstrip()
+        with open_phase(phase, len(prompts) * count, RESPONSES):
+            return self.write_and_judge(prompts, view, mode, count)
+
+    def write_and_judge(
+        self, prompts: Sequence[Prompt], view: View | str, mode: str, count: int
+    ) -> list[JudgedResponse]:
+        """`count` judged responses per prompt."""
         sampling = Sampling(
             self.settings.seed,
             0,
@@ -114,7 +136,36 @@ class AnswerEvaluator:
         """Decode a response and compare its answer with the gold answer."""
         text = self.vlm.decode(rollout.ids)
         verdict = judge_response(text, prompt, self.settings, self.math)
-        return JudgedResponse(prompt, view, mode, rollout, text, verdict.extracted, verdict.correct)
+        return JudgedResponse(
+            prompt,
+            view,
+            mode,
+            rollout,
+            text,
+            verdict.extracted,
+            verdict.correct,
+            verdict.rule,
+            verdict.reason,
+        )
+
+
+def pick_response(responses: Sequence[JudgedResponse], *key: object) -> dict[str, Any] | None:
+    """One sampled response with its verdict, picked by a key, to show while a run works."""
+    sampled = [
+        r for r in responses if r.view == View.FULL and r.mode == "sampled" and r.prompt.answer
+    ]
+    if not sampled:
+        return None
+    chosen = sampled[keyed_seed("shown response", *key) % len(sampled)]
+    return {
+        "question": chosen.prompt.text,
+        "gold": " | ".join(chosen.prompt.golds),
+        "text": chosen.text,
+        "extracted": chosen.extracted,
+        "correct": chosen.correct,
+        "rule": chosen.rule,
+        "reason": chosen.reason,
+    }
 
 
 def question_digest(prompt: Prompt) -> str:

@@ -15,7 +15,11 @@ from vistill.evaluation.advantage import (
     measure_tokens,
     summarise_tokens,
 )
-from vistill.evaluation.counterfactual import measure_counterfactual, measure_stated_labels
+from vistill.evaluation.counterfactual import (
+    MAX_ITEMS,
+    measure_counterfactual,
+    measure_stated_labels,
+)
 from vistill.evaluation.responses import (
     AnswerEvaluator,
     JudgedResponse,
@@ -186,6 +190,15 @@ def heatmap_rows(prompts: Sequence[Prompt], settings: EvalSettings) -> list[Prom
     rows = select_rows(with_answer, settings.limit, settings.seed)
     fewer = select_rows(rows, settings.extra_limit, settings.seed)
     return [p for p in fewer if p.images][: settings.heatmaps]
+
+
+def num_responses(settings: EvalSettings, rows: int, diagrams: int = 0) -> int:
+    """About how many responses an evaluation of so many rows writes: its size."""
+    rows = min(rows, settings.limit or rows)
+    fewer = min(rows, settings.extra_limit or rows)
+    blind = len(BLIND_VIEWS) * settings.samples if settings.blind else 0
+    twins = 2 * min(MAX_ITEMS, diagrams) if settings.reading else 0
+    return rows * settings.samples + fewer * (settings.greedy + blind) + twins
 
 
 def selection_size(settings: EvalSettings) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from vistill.errors import RolloutError
 from vistill.models.loading import VLM
+from vistill.phases import responses_counted
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, WrappedEngine
 from vistill.types import Finish, Rollout
 
@@ -58,7 +59,8 @@ class CheckedEngine(WrappedEngine):
         expected = self.synced_version if sampling.weights is None else sampling.weights
         expected = self.inner.version if expected is None else expected
         check_version(self.inner, expected)
-        groups = self.inner.generate(requests, sampling)
+        with responses_counted(sum(len(request.siblings) for request in requests)):
+            groups = self.inner.generate(requests, sampling)
         check_version(self.inner, expected)
         check_responses(requests, groups, sampling, response_rules(self.vlm))
         return groups

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from vistill.models.loading import VLM
+from vistill.phases import RESPONSES, count_done
 from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
@@ -78,6 +79,7 @@ class HFEngine(InProcessEngine):
             for start in range(0, len(indices), per_call):
                 part = indices[start : start + per_call]
                 part_groups = self._call([requests[i] for i in part], sampling)
+                count_done(RESPONSES, len(part) * count)
                 groups |= dict(zip(part, part_groups, strict=True))
         return [groups[i] for i in range(len(requests))]
 

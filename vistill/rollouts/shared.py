@@ -6,6 +6,7 @@ import torch
 
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
+from vistill.phases import RESPONSES, count_done
 from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import eval_mode, to_rollout
@@ -64,6 +65,7 @@ class SharedEngine(InProcessEngine):
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0
+        running = len(group)
         for _ in range(sampling.max_new_tokens):
             self.poll()
             chosen = sampler.choose(head.logits(decoder.states()))
@@ -76,6 +78,8 @@ class SharedEngine(InProcessEngine):
                     values[row].append(value)
             decoder.append(chosen)
             left = [index for index, row in enumerate(alive) if not done[row]]
+            count_done(RESPONSES, running - len(left))
+            running = len(left)
             if not left:
                 break
             wasted += len(alive) - len(left)
@@ -84,6 +88,7 @@ class SharedEngine(InProcessEngine):
                 alive = [alive[index] for index in left]
                 decoder.keep(torch.tensor(left, device=vlm.device))
                 sampler.keep(left)
+        count_done(RESPONSES, running)
         return rows, values
 
     def _sampler(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> KeyedSampler:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import Recipe, load_stages, method_schemas
 from vistill.errors import ConfigError, StorageError
+from vistill.phases import LOADING_LIBRARIES, PhaseProgress
 from vistill.registry import plugin_words
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
@@ -84,6 +85,7 @@ def train_in_order(
     A finished run checks its recipe, data and models again and takes no step. An error or a signal
     ends the study. With several arms, each record of the progress names its arm as `stage`.
     """
+    progress(PhaseProgress(LOADING_LIBRARIES).to_record())
     from vistill.api import train
     from vistill.runtime import prepare_process
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from vistill.display.live_line import LiveLine, Part, is_live, join_parts
+from vistill.display.run_display import STATUS_VARIABLE
 from vistill.errors import ArmError, Preempted, VistillError, error_from_dict
+from vistill.phases import PhaseProgress
 from vistill.report.headline import percent
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
@@ -29,6 +32,8 @@ QUIET_SECONDS = 30.0
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 #: The process of an arm writes its error into this file.
 ERROR_FILE = "arm-error.json"
+#: The process of an arm writes what it does now into this file.
+STATUS_FILE = "arm-progress.json"
 #: Exit codes of a process that saved and stopped after a signal.
 STOPPED = (75, 130)
 
@@ -65,7 +70,7 @@ def run_side_by_side(label: str, arms: Sequence[Arm], cost_file: Path, at_once: 
     with processes.forward_signals():
         try:
             while processes.advance():
-                line.show(processes.progress())
+                line.show(processes.parts())
                 time.sleep(POLL_SECONDS)
         finally:
             processes.stop()
@@ -139,12 +144,13 @@ class Processes:
                     restored.callback(signal.signal, number, signal.signal(number, forward))
             yield
 
-    def progress(self) -> str:
-        """The progress of all processes in one line."""
+    def parts(self) -> list[Part]:
+        """The progress of all processes as parts of a line."""
         total = len(self.waiting) + len(self.running) + len(self.ended)
-        parts = [f"{len(self.ended)} of {total} done"] if self.ended else []
-        parts += ["waiting for each arm to save"] if self.received is not None else []
-        return "   ".join([*parts, *(process.progress() for process in self.running)])
+        parts = [Part(f"{len(self.ended)} of {total} done", 8)] if self.ended else []
+        if self.received is not None:
+            parts.append(Part("waiting for each arm to save", 9, "saving"))
+        return [*parts, *(part for process in self.running for part in process.parts())]
 
 
 class ArmProcess:
@@ -155,10 +161,12 @@ class ArmProcess:
         self.code: int | None = None
         self.cost = Cost(0.0, 0.0)
         self.error_file, self.log = arm.folder / ERROR_FILE, arm.folder / "console.log"
+        self.status_file = arm.folder / STATUS_FILE
         RunFolder(arm.folder).check_writable()
         try:
             arm.folder.mkdir(parents=True, exist_ok=True)
             self.error_file.unlink(missing_ok=True)
+            self.status_file.unlink(missing_ok=True)
             output = self.log.open("ab")
         except OSError as error:
             raise disk_error(self.log, error) from error
@@ -170,7 +178,12 @@ class ArmProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | ENVIRONMENT | {"VISTILL_ERROR_JSON": str(self.error_file)},
+                env=os.environ
+                | ENVIRONMENT
+                | {
+                    "VISTILL_ERROR_JSON": str(self.error_file),
+                    STATUS_VARIABLE: str(self.status_file),
+                },
                 start_new_session=True,
             )
 
@@ -195,14 +208,20 @@ class ArmProcess:
         """Whether the process ended because of a signal, with or without saving."""
         return self.code is not None and (self.code in STOPPED or self.code < 0)
 
-    def progress(self) -> str:
-        """The step and the accuracy from the logs of the arm."""
+    def parts(self) -> list[Part]:
+        """The step and the accuracy from the logs of the arm, and what it does now."""
         folder = RunFolder(self.arm.folder)
         step = last_record(folder.metrics).get("step", 0)
         accuracy = last_record(folder.evaluations).get("accuracy")
-        return f"{self.arm.name} step {step}" + (
-            "" if accuracy is None else f" {percent(accuracy)}"
-        )
+        status = read_json(self.status_file)
+        total = f"/{status['steps']}" if status.get("steps") else ""
+        parts = [Part(f"{self.arm.name} step {step}{total}", 7, f"{self.arm.name} {step}{total}")]
+        if accuracy is not None:
+            parts.append(Part(percent(accuracy), 4))
+        if status.get("phase"):
+            event = PhaseProgress.from_record(status["phase"])
+            parts.append(Part(event.text(), 5, event.short_text()))
+        return [*parts, Part(str(status.get("left") or ""), 3)]
 
     def error(self) -> VistillError:
         """The error that the process wrote; without one, its exit code and last lines of output."""
@@ -248,23 +267,18 @@ class ProgressLine:
     """One live line on a terminal; otherwise a line every `QUIET_SECONDS`."""
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
+        self.line = LiveLine(sys.stderr) if is_live(sys.stderr) else None
         self.start = self.shown = time.monotonic()
 
-    def show(self, text: str) -> None:
+    def show(self, parts: Sequence[Part]) -> None:
         """Show the state of all arms; ignore a closed pipe."""
         now = time.monotonic()
         with suppress(BrokenPipeError):
-            if self.live:
-                print(
-                    f"\r\x1b[K   {text}   {self.seconds():.0f} s",
-                    end="",
-                    flush=True,
-                    file=sys.stderr,
-                )
+            if self.line is not None:
+                self.line.draw([Part(f"  {self.seconds():.0f} s", 6), *parts])
             elif now - self.shown > QUIET_SECONDS:
                 self.shown = now
-                print(f"   {text}", flush=True)
+                print(f"   {join_parts(parts)}", flush=True)
 
     def seconds(self) -> float:
         """Seconds since the start."""
@@ -272,8 +286,8 @@ class ProgressLine:
 
     def end(self) -> None:
         """Print the duration."""
-        if self.live:
-            print(file=sys.stderr)
+        if self.line is not None:
+            self.line.clear()
         print(f"   done in {self.seconds():.0f} s", flush=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_overrides
+from vistill.display.run_summary import run_summary
 from vistill.errors import ConfigError
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
@@ -34,9 +35,10 @@ def run_stages(
             fix=f"--stage {names[0]}",
         )
     warn_stage_settings(recipe, overrides, [arm.name for arm in chosen])
-    for _, run in train_in_order(chosen, progress, accept):
+    for arm, run in train_in_order(chosen, progress, accept):
         print_quarantine(run)
         print_profile(run)
+        print_summary(run, arm.name if len(chosen) > 1 else "")
     if len(chosen) == 1:
         return chosen[0].folder / "report.html"
     return write_report([arm.folder for arm in arms], arms[0].folder.parent / "report.html")
@@ -66,6 +68,14 @@ def print_quarantine(run: "Run") -> None:
             f"{len(bad)} rows quarantined, first {first}; all in {run.folder.quarantine}",
             file=sys.stderr,
         )
+
+
+def print_summary(run: "Run", stage: str) -> None:
+    """Print the end of a run: before and after, the student, the next commands."""
+    text = run_summary(run.path)
+    if text:
+        print(f"\n{stage}" if stage else "")
+        print(text)
 
 
 def print_profile(run: "Run") -> None:

@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from vistill.batch import Objective, Requirements
 from vistill.errors import ConfigError
 from vistill.objectives.schema import make_method
+from vistill.phases import report_phases
 from vistill.plugin_calls import method_call
 from vistill.registry import PLUGIN_NOTE, methods, views, way_back
 from vistill.runs.folder import RunFolder
@@ -135,7 +136,7 @@ def build(setup: RunSetup) -> Plan:
     interrupt = Interrupt()
     setup.poll = interrupt.poll
     try:
-        with interrupt.listening():
+        with interrupt.listening(), report_phases(setup.progress):
             run_checks(setup, START_CHECKS)
             interrupt.poll()  # the handler of the loop would miss a signal since the last poll
             return setup.plan()

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,8 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
-        super().__init__(signal.Signals(number).name)
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(name)
 
 
 class Interrupt:
@@ -69,12 +71,14 @@ def exit_on_second_signal() -> Iterator[None]:
         restore_handlers(before)
 
 
-def preempted_error(stop: Interrupted, step: int | None) -> Preempted:
+def preempted_error(
+    stop: Interrupted, step: int | None, num_steps: int = 0, checkpoint: Path | None = None
+) -> Preempted:
     """P075: exit code 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C."""
     where = (
         "before the first step; files written so far are kept"
         if step is None
-        else f"after step {step}; checkpoint saved"
+        else f"after step {step} of {num_steps}; saved: {checkpoint}"
     )
     error = Preempted(
         "P075",

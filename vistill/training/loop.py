@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -13,11 +14,11 @@ from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.evaluation.unparsed import unparsed_warning
 from vistill.faults import fault
+from vistill.phases import EVALUATING, SAVING, open_phase, report_phases
 from vistill.plugin_calls import method_call
 from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
-from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, run_canary
@@ -38,8 +39,9 @@ from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_er
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan
 from vistill.training.precision import training_dtype
+from vistill.training.progress_records import evaluation_record
 from vistill.training.response_source import ResponseSource
-from vistill.training.results import choose_best, forget_result, was_finished
+from vistill.training.results import already_finished, choose_best, forget_result, was_finished
 from vistill.training.rewards import Rewards
 from vistill.training.rollout_health import always_truncated_error
 from vistill.training.row_lock import (
@@ -70,6 +72,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
     TRAINED_STUDENTS[plan.models.student.model] = str(folder.path.resolve())
     with ExitStack() as stack:
         stack.enter_context(deterministic_kernels(plan.train.deterministic))
+        stack.enter_context(report_phases(plan.progress))
         stack.enter_context(folder.locked())
         stack.enter_context(interrupt.listening())
         rewards = stack.enter_context(make_rewards(plan))
@@ -84,9 +87,9 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         try:
             train(plan, folder, saved, context, clock)
         except Interrupted as stop:
-            publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
+            saved_as = save_checkpoint(plan, folder, saved)
             folder.event(f"stopped by {stop} after step {state.step}")
-            raise preempted_error(stop, state.step) from None
+            raise preempted_error(stop, state.step, plan.num_steps, saved_as) from None
         finally:
             if isinstance(clock, Profile):
                 profile = {"rate": clock.rate, "outside_seconds": clock.outside_steps}
@@ -116,7 +119,7 @@ def train(
             evaluate_student(plan, folder, saved, context, clock)
         if is_due(state.step, plan.save.every, plan.num_steps):
             with clock.time_outside_steps("save"):
-                publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
+                save_checkpoint(plan, folder, saved)
         if state.step == plan.stop_after:
             return
 
@@ -276,15 +279,6 @@ def start_or_resume(plan: Plan, folder: RunFolder, optimizer: torch.optim.Optimi
     return state
 
 
-def already_finished(folder: RunFolder, step: int) -> str:
-    """What is said of a finished run that is started again, perhaps with other settings."""
-    new = f"run={unused_folder(str(folder.path))}"
-    return (
-        f"already finished: {step} steps in {folder.path}; nothing is trained or evaluated"
-        f"   to train with other settings: {new}"
-    )
-
-
 def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepResult) -> None:
     """Report new warnings about the responses of a step.
 
@@ -335,7 +329,7 @@ def evaluate_student(
     step = saved.state.step
     is_first_or_last = step in (0, plan.num_steps)
     fault("evaluate.begin")
-    with clock.time_outside_steps("evaluate"):
+    with clock.time_outside_steps("evaluate"), open_phase(EVALUATING):
         result = evaluate_halving(plan, context, is_first_or_last)
     with clock.time_outside_steps("canary"):
         facts = run_canary_and_replace_rows(plan, folder, context, saved.state)
@@ -346,14 +340,19 @@ def evaluate_student(
     if is_first_or_last:
         tokens = {"tail": result.tail(), "items": result.heatmaps(plan.models.student)}
         folder.write(f"tokens/step-{step:06d}.json", to_json(tokens))
-    shown = {f"eval/{name}": value for name, value in result.summary.items()}
-    plan.progress({"step": step, "steps": plan.num_steps, **shown})
+    plan.progress(evaluation_record(plan, step, result))
     if is_first_or_last and (warning := unparsed_warning(summary)):
         report_event(plan, folder, f"WARNING: {warning}", f"step {step}: ")
     before = saved.state.best
     saved.state.best = choose_best(folder.read(folder.evaluations), plan.save)
     if saved.state.best is not None and saved.state.best != before:
-        publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
+        save_checkpoint(plan, folder, saved)
+
+
+def save_checkpoint(plan: Plan, folder: RunFolder, saved: TrainedObjects) -> Path:
+    """Publish a checkpoint of the last completed step."""
+    with open_phase(SAVING):
+        return publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
 
 
 def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -> EvalResult:

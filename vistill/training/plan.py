@@ -7,6 +7,7 @@ from typing import Any
 from vistill.batch import Objective
 from vistill.data.diagrams import Diagram
 from vistill.evaluation.settings import EvalSettings
+from vistill.phases import send_record
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.micro_batches import BatchSplit
@@ -44,7 +45,7 @@ class Plan:
     """Share of the training rows that may go bad after the start."""
     missing_rows: Mapping[str, str] = field(default_factory=dict)
     """Rows of the first start that are missing now: id and reason (`training/row_lock.py`)."""
-    progress: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+    progress: Callable[[dict[str, Any]], None] = send_record
     split: BatchSplit = BatchSplit()
     """Micro-batches and their parts (`training/memory_budget.py`)."""
     profile: bool = False

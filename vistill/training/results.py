@@ -16,6 +16,7 @@ from typing import Any
 from vistill.errors import DataError, Preempted, VistillError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.runs.folder import CHECKPOINT, RunFolder
+from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import disk_error, remove_tree, to_json, write_json
 from vistill.training.checkpoint import newest_checkpoint, weights_hash
 from vistill.training.plan import Plan
@@ -82,6 +83,15 @@ def was_finished(folder: RunFolder) -> bool:
         return bool(json.loads((folder.path / "result.json").read_bytes())["finished"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def already_finished(folder: RunFolder, step: int) -> str:
+    """What is said of a finished run that is started again, perhaps with other settings."""
+    new = f"run={unused_folder(str(folder.path))}"
+    return (
+        f"already finished: {step} steps in {folder.path}; nothing is trained or evaluated"
+        f"   to train with other settings: {new}"
+    )
 
 
 def choose_best(

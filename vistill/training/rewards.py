@@ -11,6 +11,7 @@ from vistill.answers.math_process import MathJudge
 from vistill.answers.verdict import Verdict
 from vistill.data.judging import judge_response
 from vistill.models.loading import VLM
+from vistill.phases import count_items
 from vistill.plugin_calls import plugin_call
 from vistill.registry import rewards
 from vistill.training.settings import RewardSettings
@@ -42,7 +43,8 @@ class Rewards:
 
     def of(self, groups: Sequence[RolloutGroup]) -> list[float]:
         """One reward per rollout, in the order of the response axis."""
-        return [self.one(group, rollout.ids) for group in groups for rollout in group.rollouts]
+        pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
+        return [self.one(group, r.ids) for group, r in count_items("judging responses", pairs)]
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """What the judging of a step showed, after `of`.

@@ -9,6 +9,7 @@ from vistill.data.diagrams import Diagram
 from vistill.data.loading import LoadedData
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM, PromptEncoder
+from vistill.phases import send_record
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -47,7 +48,7 @@ class RunSetup:
     provided: ProvidedInputs | None = None
     accept: Sequence[str] = ()
     """Changes since the first start that are accepted."""
-    progress: Progress = field(default=lambda record: None)
+    progress: Progress = send_record
     poll: Callable[[], None] = field(default=lambda: None)
     """Raises if a signal has arrived."""
     train_data: LoadedData = field(default_factory=lambda: LoadedData([], [], []))

@@ -9,6 +9,17 @@ import torch
 
 from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
+from vistill.phases import (
+    GRADIENTS,
+    LEARNING,
+    READINGS,
+    RESPONSES,
+    SCORING,
+    WRITING,
+    count_done,
+    open_phase,
+    restart_count,
+)
 from vistill.plugin_calls import method_call
 from vistill.rollouts.engine import sampling_for_step
 from vistill.training.context import StepContext
@@ -58,21 +69,23 @@ def train_step(
     step, objective = state.step, context.objective
     models = context.models.at_step(context.seed, step)
     passes = objective.passes()
-    with context.observe("rollout"):
+    num_responses = len(prompts) * context.response_source.per_prompt
+    with context.observe("rollout"), open_phase(WRITING, num_responses, RESPONSES):
         past = chain_key(state.chain, state.replaced_rows)
         groups = load_or_write_responses(context, models, prompts, step, epochs, past)
     rewards = None if context.rewards is None else context.rewards.of(groups)
     responses = flatten_responses(groups, context.seed, step, models.student.device, rewards)
     with context.observe("encode"):
         inputs = encode_step(models, groups, passes, responses, context.split)
-    with context.observe("score"):
+    readings = responses.num_rollouts * sum(not p.gradient for p in passes)
+    with context.observe("score"), open_phase(SCORING, readings, READINGS):
         scored = score_passes(context, models, inputs, passes)
         batch = replace(scored, memory=dict(state.memory), progress=step / context.num_steps)
         bad_rows = non_finite_readings(batch)
         with method_call(objective, "signals"):
             signals = bad_rows or objective.signals(batch)
         bad = count_places(bad_rows) or count_places(non_finite_signals(signals))
-    with context.observe("learn"):
+    with context.observe("learn"), open_phase(LEARNING, responses.num_rollouts, GRADIENTS):
         if not bad:
             batch, bad = probe_gradients(context, inputs, batch, signals, step)
         with method_call(objective, "remember"):
@@ -117,6 +130,7 @@ def load_or_write_responses(
         return max(source.per_prompt, max_rows >> times)
 
     def write(times: int) -> list[RolloutGroup]:
+        restart_count()
         fault("rollout.begin")
         halved = replace(sampling, rows_per_call=rows_per_call(times)) if times else sampling
         return write_groups(models, source, prompts, halved, epochs)
@@ -139,6 +153,7 @@ def score_passes(
         return halve_micro_batches(inputs.micro_batches, times)
 
     def read(times: int) -> ScoredBatch:
+        restart_count()
         fault("score.begin")
         with models.on_device(passes), context.autocast():
             halved = replace(inputs, micro_batches=micro_batches(times))
@@ -277,6 +292,7 @@ def compute_gradient(
         # if only `vision` is trained, the loss of a prompt without an image has no gradient
         if loss.requires_grad:
             loss.backward()
+        count_done(GRADIENTS, micro.responses.num_rollouts)
         total += loss.item()
         for name, value in values.items():
             metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + value.item()

@@ -12,6 +12,7 @@ from torch import Tensor
 from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, score
+from vistill.phases import READINGS, count_done
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.types import Pass, RolloutGroup, View
@@ -117,6 +118,7 @@ def score_without_gradient(
             ids = batch.take_groups(part)[0].responses.ids
             groups = inputs.groups_under(p.view, part)
             pieces.append(score(reader, groups, ids, models.vocabulary, p.keep))
+            count_done(READINGS, sum(len(g.responses) for g in groups))
         scored[p.name] = join_passes(pieces)
     return ScoredBatch(inputs.responses, scored)
 

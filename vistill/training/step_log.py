@@ -11,6 +11,7 @@ from vistill.runs.storage import to_json
 from vistill.training.clock import Clock, peak_mib
 from vistill.training.journal import chain_after
 from vistill.training.plan import Plan
+from vistill.training.progress_records import step_record
 from vistill.training.run_state import RunState
 from vistill.training.step import StepResult
 from vistill.types import RolloutGroup
@@ -42,9 +43,7 @@ def log_step(
         path = folder.rollouts(state.step)
         records = rollout_records(plan.models.student, result.groups, result.signals)
         folder.write(str(path.relative_to(folder.path)), records)
-    plan.progress(
-        {"step": state.step, "steps": plan.num_steps, **result.metrics, "seconds": seconds}
-    )
+    plan.progress(step_record(plan, state.step, result.metrics, seconds))
 
 
 def log_timing(plan: Plan, folder: RunFolder, step: int, tokens: float, clock: Clock) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from vistill.answers.math_process import shared_judge
 from vistill.data.judging import judge_response
 from vistill.errors import DataError
+from vistill.phases import RESPONSES, count_items, open_phase
 from vistill.rollouts.engine import sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -41,13 +42,14 @@ def write_teacher_responses(
     responses = read_responses(folder, prompts)
     missing = [prompt for prompt in prompts if prompt.id not in responses]
     sampling = sampling_for_step(rollout, seed, STEP_BEFORE_RUN)
-    for start in range(0, len(missing), PROMPTS_PER_CALL):
-        batch = missing[start : start + PROMPTS_PER_CALL]
-        with models.teacher.on_device():
-            groups = sample_groups(models, response_source, batch, sampling)
-        for group in groups:
-            folder.log(path, to_record(models, group), exact=True)
-            responses[group.prompt.id] = group.rollouts
+    with open_phase("teacher responses", len(missing) * response_source.per_prompt, RESPONSES):
+        for start in range(0, len(missing), PROMPTS_PER_CALL):
+            batch = missing[start : start + PROMPTS_PER_CALL]
+            with models.teacher.on_device():
+                groups = sample_groups(models, response_source, batch, sampling)
+            for group in groups:
+                folder.log(path, to_record(models, group), exact=True)
+                responses[group.prompt.id] = group.rollouts
     return {prompt.id: responses[prompt.id] for prompt in prompts}
 
 
@@ -105,7 +107,7 @@ def keep_correct_responses(
     """The correct responses by prompt id, without prompts that have none (D306: all have none)."""
     correct: dict[str, tuple[Rollout, ...]] = {}
     with shared_judge() as math:
-        for prompt in prompts:
+        for prompt in count_items("judging teacher responses", prompts):
             rollouts = []
             for rollout in responses[prompt.id]:
                 text = models.student.decode(rollout.ids)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from PIL import ImageOps
 
+from vistill.phases import CANARY, count_items
 from vistill.training.canary.engine import check_engine
 from vistill.training.canary.reader import (
     SAMPLES,
@@ -45,7 +46,7 @@ def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, flo
     check_rows(models, samples, ids)
     check_encodings(models, samples)
     facts: dict[str, float] = {}
-    for role in roles_to_check(context):
+    for role in count_items(CANARY, roles_to_check(context)):
         vlm = models.reader(role)
         half = training_dtype(context.train, vlm.device) is torch.bfloat16
         bytes_read = 2 if half else next(vlm.model.parameters()).element_size()

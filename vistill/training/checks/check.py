@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vistill.phases import open_phase
+
 if TYPE_CHECKING:  # the data checks run without torch
     from vistill.training.setup import RunSetup
 
@@ -25,6 +27,8 @@ class StartCheck:
     purposes: tuple[Purpose, ...] = TRAINING_PURPOSES
     """Purposes that need the check. Evaluation needs fewer checks; `vistill check` skips those in
     which a model writes responses."""
+    phase: str = ""
+    """What is shown while it runs; empty for `checking NAME`."""
 
 
 @dataclass(frozen=True)
@@ -42,5 +46,6 @@ def run_checks(setup: "RunSetup", checks: Sequence[StartCheck]) -> list[CheckRes
     for check in checks:
         if setup.purpose in check.purposes:
             setup.poll()
-            results.append(CheckResult(check.name, check.run(setup)))
+            with open_phase(check.phase or f"checking {check.name}"):
+                results.append(CheckResult(check.name, check.run(setup)))
     return results

@@ -156,7 +156,13 @@ def check_step_size(setup: "RunSetup") -> str:
 
 
 DATA_CHECKS: tuple[StartCheck, ...] = (
-    StartCheck("data", "every row and image can be read, ids differ", load_rows, ALL_PURPOSES),
+    StartCheck(
+        "data",
+        "every row and image can be read, ids differ",
+        load_rows,
+        ALL_PURPOSES,
+        phase="checking rows",
+    ),
     StartCheck(
         "overlap",
         "no evaluation row asks the same question as a training row",

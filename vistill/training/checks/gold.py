@@ -9,6 +9,7 @@ from vistill.answers.math_process import shared_judge
 from vistill.batch import Need
 from vistill.data.judging import JudgeSettings, judge_response
 from vistill.errors import DataError
+from vistill.phases import count_items
 from vistill.training.checks.set_aside import set_aside_rows
 from vistill.types import Prompt
 
@@ -55,7 +56,8 @@ def rejected(prompts: Sequence[Prompt], settings: JudgeSettings) -> list[Prompt]
             question = replace(prompt, answer=gold)
             return judge_response(gold_response(gold), question, settings, math).correct
 
-        return [p for p in prompts if not any(is_accepted(p, gold) for gold in p.golds)]
+        counted = count_items("checking gold answers", prompts)
+        return [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
 
 
 def rejected_error(bad: Sequence[Prompt], what: str) -> DataError:

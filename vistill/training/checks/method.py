@@ -218,13 +218,18 @@ METHOD_CHECK = StartCheck(
 )
 RUN_CHECKS: tuple[StartCheck, ...] = (
     StartCheck(
-        "gate", "the untrained student passes the method's gate", check_gate, WRITING_PURPOSES
+        "gate",
+        "the untrained student passes the method's gate",
+        check_gate,
+        WRITING_PURPOSES,
+        phase="measuring the gate",
     ),
     StartCheck(
         "teacher responses",
         "the teacher has written the responses to learn from",
         prepare_teacher_responses,
         WRITING_PURPOSES,
+        phase="teacher responses",
     ),
     StartCheck(
         "rows",
@@ -233,6 +238,10 @@ RUN_CHECKS: tuple[StartCheck, ...] = (
         TRAINING_PURPOSES,
     ),
     StartCheck(
-        "memory", "one prompt with one response fits into memory", check_memory, TRAINING_PURPOSES
+        "memory",
+        "one prompt with one response fits into memory",
+        check_memory,
+        TRAINING_PURPOSES,
+        phase="measuring memory",
     ),
 )

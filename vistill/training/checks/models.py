@@ -18,6 +18,7 @@ from vistill.models.loading import (
 )
 from vistill.models.pairs import check_pair
 from vistill.models.selftest import run_selftest
+from vistill.phases import count_items
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
@@ -124,7 +125,7 @@ def find_overlong_prompts(
 ) -> list[OverlongPrompt]:
     """Find the prompts that exceed the length limit."""
     overlong = []
-    for prompt in prompts:
+    for prompt in count_items("measuring prompts", prompts):
         tokens, image_tokens = student.lengths(apply_view(prompt, view, context))
         if tokens > limit:
             thoughts = len(prompt.thoughts) or len(prompt.boxes) if view == View.PRIVILEGED else 0
@@ -358,6 +359,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         "both models use the same tokens and image grid",
         check_tokenizers,
         ALL_PURPOSES,
+        phase="loading tokenizers",
     ),
     SPECIAL_TOKENS_CHECK,
     StartCheck(
@@ -366,7 +368,13 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         measure_prompt_lengths,
         TRAINING_PURPOSES,
     ),
-    StartCheck("models", "weights load and pass their self-test", load_models, ALL_PURPOSES),
+    StartCheck(
+        "models",
+        "weights load and pass their self-test",
+        load_models,
+        ALL_PURPOSES,
+        phase="loading models",
+    ),
     StartCheck(
         "same models",
         "weights are those of the first start",
