@@ -22,7 +22,7 @@ _HOMES = {
     "judge": "vistill.answers.judge",
     "replay": "vistill.studies.replay",
     "Run": "vistill.api",
-    "TokenAdvantage": "vistill.api",
+    "TokenAdvantage": "vistill.display.heatmaps",
     "load_recipe": "vistill.config",
     "Recipe": "vistill.config",
     "METHODS": "vistill.objectives",

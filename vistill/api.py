@@ -13,8 +13,9 @@ from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
+from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
-from vistill.display.run_summary import run_summary
+from vistill.display.run_summary import run_html, run_summary
 from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
@@ -22,7 +23,7 @@ from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import run_selftest
-from vistill.phases import open_phase, report_phases
+from vistill.phases import count_items, open_phase, report_phases
 from vistill.registry import load_plugins, tasks
 from vistill.report.page import write_report
 from vistill.rollouts.build import make_engine
@@ -84,18 +85,9 @@ class Run:
         """Write `report.html` and return its path."""
         return write_report([self.path], self.path / "report.html")
 
-
-@dataclass(frozen=True)
-class TokenAdvantage:
-    """Tokens of one response with their visual advantage in nats."""
-
-    tokens: list[str]
-    values: list[float]
-
     def _repr_html_(self) -> str:
-        from vistill.report.charts import tokens_html
-
-        return tokens_html(self.tokens, self.values)
+        """The run in a notebook: before, after, student."""
+        return run_html(self.path)
 
 
 def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
@@ -371,7 +363,7 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
 @torch.no_grad()
 def visual_advantage(
     model: VLM, prompts: Sequence[Prompt], responses: Sequence[str], degraded: float = 0.10
-) -> list[TokenAdvantage]:
+) -> TokenAdvantages:
     """Visual advantage of each token of written responses, by any model, without training.
 
     `log p(token | image) - log p(token | pixelated image)`, rectified, in nats (VA-OPD Eq. 2).
@@ -390,8 +382,9 @@ def visual_advantage(
     check_responses(prompts, responses)
     prompts = with_content_hashes(prompts)
     context = ViewContext(pixel_share=degraded)
-    out = []
-    for prompt, text in zip(prompts, responses, strict=True):
+    out = TokenAdvantages()
+    pairs = list(zip(prompts, responses, strict=True))
+    for prompt, text in count_items("reading responses", pairs):
         ids = model.response_ids(text)
         index = torch.tensor(ids, device=model.device)
         log_probs = []

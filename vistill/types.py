@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+from vistill.notebook_html import images_html, table_html
+
 PilImage = Any
 """A `PIL.Image.Image`, as `Any` so that this module does not import Pillow."""
 
@@ -156,6 +158,17 @@ class Prompt:
     def question_key(self) -> str:
         """Equal for the same question about the same images, whatever the answer."""
         return self.content.partition("-")[0] or self.id
+
+    def _repr_html_(self) -> str:
+        """The prompt in a notebook: its images and texts."""
+        facts = {
+            "question": self.text,
+            "choices": "\n".join(self.choices),
+            "answer": " | ".join(self.golds),
+            "response": self.response,
+            "id": self.id,
+        }
+        return images_html(self.images) + table_html(facts)
 
     def with_images(self, images: Sequence[ImageRef]) -> "Prompt":
         """The same prompt with other images in the same places."""

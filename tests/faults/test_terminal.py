@@ -12,8 +12,8 @@ from tiers import few
 
 from vistill.cli import main, messages
 from vistill.cli.messages import show_crash
-from vistill.cli.progress import Progress
 from vistill.cli.terminal import EscapingStream, escape_output
+from vistill.display.run_display import RunDisplay
 from vistill.errors import DataError
 
 CONTROLS = re.compile(
@@ -61,9 +61,13 @@ def test_there_are_30_payloads():
 
 @pytest.mark.parametrize("payload", TERMINAL_PAYLOADS, ids=ascii)
 def test_events_errors_crashes_and_warnings_are_printed_harmlessly(payload, capsys):
-    with Progress() as progress:
-        progress.show({"event": payload})
-        progress.show({"step": 1, "steps": 2, "eval/accuracy": 0.5})
+    response = dict.fromkeys(("question", "gold", "text", "extracted", "rule", "reason"), payload)
+    with RunDisplay(ticks=False) as display:
+        display.show({"event": payload})
+        display.show({"phase": payload, "stage": payload})
+        display.print_state()
+        record = {"step": 1, "steps": 2, "eval/accuracy": 0.5}
+        display.show(record | {"response": {**response, "correct": False}})
     for part in ("what", "where", "why", "fix", "note"):
         text = {"what": "w"} | {part: payload}
         messages.show_error(DataError("D201", text.pop("what"), **text))
@@ -154,11 +158,13 @@ def test_tables_and_messages_about_hostile_runs_are_harmless(payload, capsys, tm
     assert_harmless(run_command(capsys, "report", *paths))
 
 
-@pytest.mark.parametrize("control", ["\r\x1b[K", "\r", "\x1b[A", "\n\n\x1b[A\x1b[A"])
+@pytest.mark.parametrize(
+    "control", ["\r\x1b[K", "\r", "\x1b[A\x1b[A\r\x1b[J", "\x1b[A", "\n\n\x1b[A\x1b[A"]
+)
 def test_progress_lines_of_vistill_and_of_libraries_still_work(control, capsys):
     stream = EscapingStream(sys.stdout, progress=True)
     stream.writelines([control])
-    if control.startswith("\r"):
+    if "\r" in control:
         stream.write(f"{control}step 1 \x1b[31m")
         assert capsys.readouterr().out == f"{control}{control}step 1 \\x1b[31m"
     else:
@@ -168,7 +174,7 @@ def test_progress_lines_of_vistill_and_of_libraries_still_work(control, capsys):
 
 def test_the_progress_line_of_training_shows_only_numbers(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Progress() as progress:
+    with RunDisplay(ticks=False) as display:
         record = {
             "step": 1,
             "steps": 2,
@@ -177,7 +183,7 @@ def test_the_progress_line_of_training_shows_only_numbers(capsys, monkeypatch):
             "rollout/tokens": 5,
             "seconds": 1.0,
         }
-        progress.show(record | {"prompt": "\x1b[31m"})
+        display.show(record | {"prompt": "\x1b[31m"})
     printed = capsys.readouterr().err
     assert printed.startswith("\r\x1b[Kstep 1/2")
-    assert not CONTROLS.search(printed.removeprefix("\r\x1b[K"))
+    assert not CONTROLS.search(printed.replace("\r\x1b[K", ""))

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+from vistill.display.live_line import Part, join_parts
 from vistill.errors import ArmError, NonFiniteError, Preempted, StorageError
 from vistill.studies.arms import Arm
 from vistill.studies.processes import (
     POLL_SECONDS,
+    STATUS_FILE,
     Processes,
     ProgressLine,
     last_record,
@@ -271,12 +273,15 @@ def test_progress_comes_from_the_logs_even_with_an_incomplete_line(folder):
     (arm.folder / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')
     processes = Processes([arm, fake("b", "")], at_once=1)
     processes.advance()
-    assert processes.progress() == "a step 4"
+    assert join_parts(processes.parts()) == "a step 4"
     (arm.folder / "evaluations.jsonl").write_text('{"accuracy": 0.25}\n')
-    assert processes.progress() == "a step 4 25.0 %"
+    assert join_parts(processes.parts()) == "a step 4  25.0 %"
+    status = {"phase": {"phase": "checking rows", "done": 3, "total": 8}, "steps": 9, "left": "0:41"}
+    (arm.folder / STATUS_FILE).write_text(json.dumps(status))
+    assert join_parts(processes.parts()) == "a step 4/9  25.0 %  checking rows 3/8  0:41"
     processes.stop()
     assert [process.code for process in processes.ended] == [-signal.SIGTERM]
-    assert processes.progress() == "1 of 2 done"
+    assert join_parts(processes.parts()) == "1 of 2 done"
     assert last_record(arm.folder / "missing.jsonl") == {}
     (arm.folder / "metrics.jsonl").write_text('{"step": ')
     assert last_record(arm.folder / "metrics.jsonl") == {}
@@ -285,17 +290,17 @@ def test_progress_comes_from_the_logs_even_with_an_incomplete_line(folder):
 def test_the_progress_line_is_one_line_on_a_terminal_and_rare_in_a_file(capsys, monkeypatch):
     line = ProgressLine()
     for _ in range(3):
-        line.show("a step 1")
+        line.show([Part("a step 1", 1)])
     assert capsys.readouterr().out == ""
     line.shown -= 60
-    line.show("a step 1")
-    line.show("a step 2")
+    line.show([Part("a step 1", 1)])
+    line.show([Part("a step 2", 1)])
     assert capsys.readouterr().out == "   a step 1\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     live = ProgressLine()
-    live.show("a step 1")
-    live.show("a step 2")
+    live.show([Part("a step 1", 1)])
+    live.show([Part("a step 2", 1)])
     shown = capsys.readouterr()
-    assert shown.err.count("\r\x1b[K   a step") == 2
+    assert shown.err.count("\r\x1b[K  0 s  a step") == 2
     assert "\n" not in shown.err
     assert POLL_SECONDS < 1

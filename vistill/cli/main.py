@@ -155,7 +155,7 @@ def train(
             page = run_stages(
                 recipe, overrides or [], stage, [k for k in accept.split(",") if k], display.show
             )
-        print(f"report   {page}")
+        print(f"{'report':<15} {page}")
 
 
 @app.command(

@@ -18,9 +18,9 @@ class Part(NamedTuple):
 
     text: str
     priority: int
-    """The parts with the lowest number are shortened, and then left out, first."""
+    """The part with the lowest number is shortened first, or left out if it has no short form."""
     short: str = ""
-    """A shorter form."""
+    """A shorter form. It is left out only after the parts of the next number are shortened."""
 
 
 def fit_parts(parts: Sequence[Part], columns: int) -> str:
@@ -30,13 +30,13 @@ def fit_parts(parts: Sequence[Part], columns: int) -> str:
         least = min(range(len(left)), key=lambda i: (left[i].priority, -i))
         part = left.pop(least)
         if part.short and part.short != part.text:
-            left.insert(least, Part(part.short, part.priority))
+            left.insert(least, Part(part.short, part.priority + 2))
     return cut_line(join_parts(left), columns)
 
 
 def join_parts(parts: Sequence[Part]) -> str:
     """The parts as one text."""
-    return SEPARATOR.join(part.text for part in parts)
+    return SEPARATOR.join(part.text for part in parts if part.text)
 
 
 def cut_line(line: str, columns: int) -> str:

@@ -4,6 +4,7 @@ On a terminal one live line, and events above it. In a pipe or a notebook plain 
 display reads the records of the progress callback (docs/overview.md) and changes nothing.
 """
 
+import math
 import os
 import sys
 import threading
@@ -20,8 +21,8 @@ from vistill.display.live_line import (
     columns_of,
     cut_line,
     cut_middle,
+    fit_parts,
     is_live,
-    join_parts,
 )
 from vistill.display.time_left import TimeLeft, duration_text
 from vistill.phases import (
@@ -39,7 +40,7 @@ from vistill.runs.storage import to_json
 DRAW_SECONDS, TICK_SECONDS = 0.1, 0.5
 #: Without a terminal: seconds between two lines, and after which a new phase gets a line.
 QUIET_SECONDS, PHASE_SECONDS = 30.0, 2.0
-#: Longest text of a question or a response where the width of the terminal is not known.
+#: Longest line where there is no terminal.
 PLAIN_COLUMNS = 160
 #: The display writes its state into the file that this variable names, for a process that waits.
 STATUS_VARIABLE = "VISTILL_PROGRESS_JSON"
@@ -74,7 +75,7 @@ class RunDisplay:
         self.status = ""
         self.stage = ""
         self.begin_run()
-        self.last_written = self.drawn_at = self.clock() - DRAW_SECONDS
+        self.last_written, self.drawn_at = self.clock(), -math.inf
 
     def begin_run(self) -> None:
         """Forget the run before: its time and its accuracy are another one's."""
@@ -161,7 +162,8 @@ class RunDisplay:
         self.done_since_step("evaluation_responses_left", responses)
         self.estimate_again(now)
         low, high = record.get("eval/accuracy_low"), record.get("eval/accuracy_high")
-        band = f" [{100 * low:.1f}, {100 * high:.1f}]" if None not in (low, high) else ""
+        is_known = low is not None and high is not None
+        band = f" [{100 * low:.1f}, {100 * high:.1f}]" if is_known else ""
         step = f"{self.prefix()}step {record['step']}/{record['steps']}"
         first = f"{step}  accuracy {100 * record['eval/accuracy']:.1f} %{band}"
         self.print_lines([first, *self.response_lines(record.get("response") or {})])
@@ -174,8 +176,7 @@ class RunDisplay:
         read = "no answer" if given is None else f"answer {given}"
         why = [str(response.get("reason") or ""), f"rule {rule}" if rule else ""]
         facts = [read, f"gold {response['gold']}", *(text for text in why if text)]
-        columns = columns_of(self.stream) if self.line is not None else PLAIN_COLUMNS
-        left = columns - 1 - len("  question  ")
+        left = self.columns() - len("  question  ")
         return [
             f"question  {cut_line(one_line(response['question']), left)}",
             f"response  {cut_middle(one_line(response['text']), left)}",
@@ -229,14 +230,18 @@ class RunDisplay:
         """Print the state as a plain line."""
         if self.phase is not None:
             self.announced.add(self.phase.phase)
-        self.print_lines([join_parts(self.parts())])
+        self.print_lines([fit_parts(self.parts(), self.columns())])
+
+    def columns(self) -> int:
+        """Columns that a line may take."""
+        return columns_of(self.stream) - 1 if self.stream.isatty() else PLAIN_COLUMNS
 
     def print_lines(self, lines: list[str], separator: str = "\n  ") -> None:
         """Print lines, above the live line if there is one."""
         text = for_terminal(separator.join(lines))
         if self.line is not None:
             self.line.print_above(text)
-            self.drawn_at -= DRAW_SECONDS
+            self.drawn_at = -math.inf
         else:
             self.last_written = self.clock()
             self.stream.write(text + "\n")
@@ -257,7 +262,8 @@ class RunDisplay:
         now, step = self.clock(), self.step
         parts = [Part(one_line(self.stage), 6)]
         if step:
-            parts.append(Part(f"step {step['step']}/{step['steps']}", 9))
+            count = f"{step['step']}/{step['steps']}"
+            parts.append(Part(f"step {count}", 8, count))
         parts += self.phase_parts(now)
         if not step:
             return parts
@@ -267,7 +273,8 @@ class RunDisplay:
         if "va/mean" in step:
             parts.append(Part(f"visual advantage {step['va/mean']:.3f}", 3))
         rate = step["rollout/tokens"] / max(1e-9, step["seconds"])
-        parts += [Part(f"{rate:,.0f} tokens/s", 2), Part(self.left_text(now), 8)]
+        left = self.left_text(now)
+        parts += [Part(f"{rate:,.0f} tokens/s", 2), Part(left, 8, left.removesuffix(" left"))]
         return parts
 
     def phase_parts(self, now: float) -> list[Part]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.config import method_schemas
 from vistill.evaluation.unparsed import unparsed_warning
+from vistill.notebook_html import grid_html, table_html
 from vistill.registry import plugin_words
 from vistill.report.headline import percent
 from vistill.report.run_data import RunData, read_run
@@ -28,6 +29,22 @@ def run_summary(path: Path) -> str:
     commands = next_commands(run)
     lines += [f"{'next' if i == 0 else '':<{NAME_WIDTH}} {c}" for i, c in enumerate(commands)]
     return "\n".join(lines)
+
+
+def run_html(path: Path) -> str:
+    """The same for a notebook."""
+    run = read_run(path)
+    columns = summary_columns(run)
+    facts = {
+        "run": path,
+        "method": run.method,
+        "steps": f"{run.metrics[-1]['step']:,}" if run.metrics else "0",
+        "student": path / "student" if run.result.get("finished") else "not finished",
+        "checkpoint": run.result.get("checkpoint"),
+        "report": path / "report.html" if (path / "report.html").is_file() else "",
+        "warning": unparsed_warning(run.last),
+    }
+    return table_html(facts) + (grid_html(table_rows(columns)) if columns else "")
 
 
 def summary_columns(run: RunData) -> dict[str, dict[str, Any]]:
@@ -90,7 +107,7 @@ def table_lines(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, *cells in table_rows(columns):
         lines.append(f"{name:<{NAME_WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells))
     if any(line.startswith("blind gap") for line in lines):
-        lines.append("blind gap: points lost with the pixelated image")
+        lines.append("blind gap: points lost when pixelated")
     return lines
 
 

@@ -26,6 +26,7 @@ from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
+from vistill.notebook_html import table_html
 from vistill.registry import families
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
@@ -59,6 +60,28 @@ class VLM:
     def __post_init__(self) -> None:
         if self.packed is None or self.packed.model is not self.model:
             object.__setattr__(self, "packed", PackedForward(self.model))
+
+    def __repr__(self) -> str:
+        """One line; the modules are in `model`."""
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
+        return f"VLM({facts})"
+
+    def _repr_html_(self) -> str:
+        """The model in a notebook."""
+        return table_html(self.facts())
+
+    def facts(self) -> dict[str, str]:
+        """What people want to know of a model."""
+        weights = list(self.model.parameters())
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        return {
+            "source": self.source,
+            "family": str(getattr(self.model.config, "model_type", "")),
+            "parameters": f"{sum(weight.numel() for weight in weights):,} ({trained:,} trained)",
+            "precision": str(weights[0].dtype).removeprefix("torch.") if weights else "",
+            "device": str(self.device),
+            "vocabulary": f"{self.vocabulary_size:,}",
+        }
 
     def read(self, row: PackedRow | RowBatch) -> Tensor | tuple[Tensor, ...]:
         """Hidden states before the head, [L, H] or [N, L, H].
