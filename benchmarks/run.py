@@ -25,6 +25,7 @@ from answers import answer_rows
 from demo_before import demo_rows
 from limits import limit_rows
 from naive import naive_step
+from progress import progress_rows
 from safety import safety_rows
 from scaling import curves
 
@@ -317,6 +318,7 @@ def main():
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     rows += safety_rows(row, args.quick)
     rows += answer_rows(row, repeats)
+    rows += progress_rows(row)
     rows += measure_trl(args.quick, repeats)
     drawn = curves(repeats, args.quick)
     if not args.quick:

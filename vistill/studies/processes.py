@@ -217,11 +217,11 @@ class ArmProcess:
         total = f"/{status['steps']}" if status.get("steps") else ""
         parts = [Part(f"{self.arm.name} step {step}{total}", 7, f"{self.arm.name} {step}{total}")]
         if accuracy is not None:
-            parts.append(Part(percent(accuracy), 4))
+            parts.append(Part(percent(accuracy), 5))
         if status.get("phase"):
             event = PhaseProgress.from_record(status["phase"])
-            parts.append(Part(event.text(), 5, event.short_text()))
-        return [*parts, Part(str(status.get("left") or ""), 3)]
+            parts.append(Part(event.text(), 3 if step else 6, event.short_text()))
+        return [*parts, Part(str(status.get("left") or ""), 6)]
 
     def error(self) -> VistillError:
         """The error that the process wrote; without one, its exit code and last lines of output."""
@@ -275,7 +275,7 @@ class ProgressLine:
         now = time.monotonic()
         with suppress(BrokenPipeError):
             if self.line is not None:
-                self.line.draw([Part(f"  {self.seconds():.0f} s", 6), *parts])
+                self.line.draw([Part(f"  {self.seconds():.0f} s", 4), *parts])
             elif now - self.shown > QUIET_SECONDS:
                 self.shown = now
                 print(f"   {join_parts(parts)}", flush=True)

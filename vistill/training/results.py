@@ -5,6 +5,7 @@ The chosen checkpoint is the best one by validation, or the last.
 
 import json
 import os
+import shlex
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ def was_finished(folder: RunFolder) -> bool:
 
 def already_finished(folder: RunFolder, step: int) -> str:
     """What is said of a finished run that is started again, perhaps with other settings."""
-    new = f"run={unused_folder(str(folder.path))}"
+    new = shlex.quote(f"run={unused_folder(str(folder.path))}")
     return (
         f"already finished: {step} steps in {folder.path}; nothing is trained or evaluated"
         f"   to train with other settings: {new}"
