@@ -100,6 +100,7 @@ KINDS = {
     ),
     "evaluation": "evaluation/test_evaluation.py",
     "a report": "report/test_report.py",
+    "what a run shows": "display/test_run_display.py",
     "a study of several arms": "studies/test_arms.py",
     "rollout engines": "rollouts/test_contract.py",
     "scoring": "invariants/test_scoring.py",

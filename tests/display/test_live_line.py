@@ -5,33 +5,14 @@ import sys
 
 import pytest
 from rich.cells import cell_len
-from terminal_emulator import FakeTerminal
+from terminal_emulator import EVALUATION, RESPONSE, STEP, Clock, FakeTerminal
 
 from vistill.cli.terminal import EscapingStream
-from vistill.display import live_line
 from vistill.display.live_line import LiveLine, Part, cut_line, cut_middle, fit_parts
 from vistill.display.run_display import RunDisplay
 from vistill.redaction import for_terminal
 
 WIDTHS = [40, 80, 120, 200]
-STEP = {
-    "step": 1234,
-    "steps": 6550,
-    "loss": 0.0123,
-    "va/mean": 0.1,
-    "rollout/tokens": 8000,
-    "seconds": 2.0,
-}
-EVALUATION = {"step": 1200, "steps": 6550, "eval/accuracy": 0.453}
-RESPONSE = {
-    "question": "四边形的周长是多少?" * 20,
-    "gold": "42",
-    "text": "The sides are 3\n and 4. " * 30 + "The answer is \\boxed{7}.",
-    "extracted": "7",
-    "correct": False,
-    "rule": "box",
-    "reason": "another value",
-}
 PHASES = [
     "checking rows",
     "loading torch and transformers",
@@ -42,22 +23,9 @@ PHASES = [
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal; its width is what the display asks for."""
+    """Makes terminals of some columns."""
     monkeypatch.setenv("TERM", "xterm")
-    # the width of a terminal comes from the operating system, which knows no fake one
-    monkeypatch.setattr(live_line, "columns_of", lambda stream: stream.columns)
-    monkeypatch.setattr("vistill.display.run_display.columns_of", lambda stream: stream.columns)
     return FakeTerminal
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 def show_a_run(display, clock):

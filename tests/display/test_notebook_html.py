@@ -5,7 +5,7 @@ import re
 import html5lib
 import pytest
 from PIL import Image
-from test_run_display import finished_run
+from terminal_emulator import finished_run
 
 from vistill.api import Run
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages

@@ -6,8 +6,7 @@ import shlex
 import sys
 
 import pytest
-from terminal_emulator import FakeTerminal
-from test_live_line import EVALUATION, RESPONSE, STEP, Clock
+from terminal_emulator import EVALUATION, RESPONSE, STEP, Clock, FakeTerminal, finished_run
 
 from vistill import phases
 from vistill.display.run_display import STATUS_VARIABLE, RunDisplay, is_notebook
@@ -192,26 +191,6 @@ def test_an_evaluation_shows_a_response_with_its_verdict():
 
 
 # ---- the end ----
-
-
-def finished_run(path, **result):
-    """A run folder with the files that the table reads."""
-    path.mkdir(parents=True)
-    lock = {"recipe": {"method": "va_opd"}}
-    (path / "run.lock.json").write_text(json.dumps(lock))
-    evaluations = [
-        {"step": 0, "accuracy": 0.25, "accuracy_low": 0.2, "accuracy_high": 0.3, "rows": 1024.0},
-        {"step": 32, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "rows": 128.0},
-        {"step": 64, "accuracy": 0.45, "accuracy_low": 0.42, "accuracy_high": 0.48, "rows": 1024.0},
-    ]
-    facts = {"gap/pixelated": 0.125, "unparsed_share": 0.01}
-    (path / "evaluations.jsonl").write_text(
-        "".join(json.dumps(e | facts) + "\n" for e in evaluations)
-    )
-    best = {"step": 32, "by": "accuracy on 128 fixed rows x 1 samples", "value": 0.5}
-    facts = {"finished": True, "step": 64, "checkpoint": "checkpoint-000032", "chosen": best}
-    (path / "result.json").write_text(json.dumps(facts | result))
-    return path
 
 
 def test_the_table_at_the_end_has_before_after_student_and_next_commands(tmp_path):

@@ -276,4 +276,6 @@ def test_a_signal_between_two_arms_ends_the_verb_with_exit_code_and_message(
     with pytest.raises(SystemExit) as stop:
         entry([verb])
     assert stop.value.code == 75
-    assert "run the same command again" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "stopped by SIGTERM"
+    assert lines[1] == f"run the same command again to continue:   vistill {verb}"

@@ -276,7 +276,8 @@ def test_progress_comes_from_the_logs_even_with_an_incomplete_line(folder):
     assert join_parts(processes.parts()) == "a step 4"
     (arm.folder / "evaluations.jsonl").write_text('{"accuracy": 0.25}\n')
     assert join_parts(processes.parts()) == "a step 4  25.0 %"
-    status = {"phase": {"phase": "checking rows", "done": 3, "total": 8}, "steps": 9, "left": "0:41"}
+    phase = {"phase": "checking rows", "done": 3, "total": 8}
+    status = {"phase": phase, "steps": 9, "left": "0:41"}
     (arm.folder / STATUS_FILE).write_text(json.dumps(status))
     assert join_parts(processes.parts()) == "a step 4/9  25.0 %  checking rows 3/8  0:41"
     processes.stop()

@@ -200,6 +200,7 @@ class ArmProcess:
         if not pid:
             return False
         self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.status_file.unlink(missing_ok=True)
         scale = 2**20 if sys.platform == "darwin" else 2**10
         self.cost = Cost(time.monotonic() - self.started, usage.ru_maxrss / scale)
         return True
