@@ -304,4 +304,5 @@ def test_the_progress_line_is_one_line_on_a_terminal_and_rare_in_a_file(capsys, 
     shown = capsys.readouterr()
     assert shown.err.count("\r\x1b[K  0 s  a step") == 2
     assert "\n" not in shown.err
+    live.end()
     assert POLL_SECONDS < 1

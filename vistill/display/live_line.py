@@ -132,5 +132,9 @@ def clear_before_text() -> None:
     if line is None or not line.drawn:
         return
     with line.lock:  # another thread may be drawing
-        if not line.is_writing:
+        if line.is_writing:
+            return
+        try:
             line.clear()
+        except (OSError, ValueError):  # its terminal is gone; the text may go elsewhere
+            LiveLine.shown = None

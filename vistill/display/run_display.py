@@ -162,8 +162,10 @@ class RunDisplay:
         self.done_since_step("evaluation_responses_left", responses)
         self.estimate_again(now)
         low, high = record.get("eval/accuracy_low"), record.get("eval/accuracy_high")
-        is_known = low is not None and high is not None
-        band = f" [{100 * low:.1f}, {100 * high:.1f}]" if is_known else ""
+        if low is None or high is None:
+            band = ""
+        else:
+            band = f" [{100 * low:.1f}, {100 * high:.1f}]"
         step = f"{self.prefix()}step {record['step']}/{record['steps']}"
         first = f"{step}  accuracy {100 * record['eval/accuracy']:.1f} %{band}"
         self.print_lines([first, *self.response_lines(record.get("response") or {})])
