@@ -15,7 +15,7 @@ REPLACES = re.compile(r"\.setattr\(|mock\.patch|patch\.object\(")
 #: Owners of public names: Python, the operating system, other packages.
 FOREIGN = re.compile(
     r"""\.setattr\(\s*(?:
-        (?:sys|os|re|shutil|socket|signal|Path|Image|jaxtyping|gpu|F|Node)[.,]
+        (?:sys|os|re|time|shutil|socket|signal|Path|Image|jaxtyping|gpu|F|Node)[.,]
         |type\(os\.environ\)|"builtins\.|"huggingface_hub\.|teacher\.model\.|place,\s|name,\sstr\()""",
     re.VERBOSE,
 )

@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 import sys
+import time
 
 import pytest
 from terminal_emulator import EVALUATION, RESPONSE, STEP, Clock, FakeTerminal, finished_run
@@ -30,7 +31,7 @@ from vistill.phases import (
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("time.monotonic", clock)  # events are limited by time
+    monkeypatch.setattr(time, "monotonic", clock)  # events are limited by time
     return clock
 
 

@@ -1,6 +1,7 @@
 """What a progress callback receives: phases, steps, evaluations, and how much is left."""
 
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def records(tokenizer, teacher, tmp_path_factory, without_canary):
         num_steps=4,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.monotonic", lambda: 1.0)  # events are limited by time
+        patch.setattr(time, "monotonic", lambda: 1.0)  # events are limited by time
         run(plan, RunFolder(tmp_path_factory.mktemp("run")))
     return collected
 
