@@ -13,6 +13,8 @@ from PIL import Image
 
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.studies.check import check, format_table
+from vistill.studies.shown_rows import wrong_answer
+from vistill.types import Prompt
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -179,6 +181,24 @@ def test_three_rows_are_shown_with_what_the_checker_says(tmp_path):
     table = format_table(found)
     assert table.count("rows.jsonl:1;") == 1, "the second stage has the same rows"
     assert "\n         | [picture] How long is side 2?\n" in table
+
+
+WRONG = {
+    (("B",), ("30", "40", "50")): "A",
+    (("40",), ("40", "30")): "30",
+    (("7", "8", "10"), ()): "9",
+    (("12 cm",), ()): "13 cm",
+    (("yes",), ()): "No",
+    (("C",), ()): "B",
+    (("b",), ()): "A",
+    (("a red car",), ()): "something else",
+}
+
+
+@pytest.mark.parametrize(("golds", "choices"), list(WRONG))
+def test_the_wrong_answer_is_no_gold_answer(golds, choices):
+    prompt = Prompt("p", ("?",), answer=golds, choices=choices)
+    assert wrong_answer(prompt) == WRONG[golds, choices]
 
 
 def test_a_gold_answer_that_a_form_of_reply_loses_is_said(tmp_path):
