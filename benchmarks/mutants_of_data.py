@@ -53,7 +53,7 @@ MUTANTS = [
         (
             "return frozenset() if self.contradicts(letters) else letters.letters",
             "return letters.letters",
-            "a letter beside the value of another option counts",
+            "a letter with the value of another option counts",
         ),
         (
             "if letters.hedged and len(letters.letters) > 1:",

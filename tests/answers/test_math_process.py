@@ -47,18 +47,20 @@ def test_it_restarts_after_a_crash_between_two_questions(math):
     assert not math.limits
 
 
-def test_a_question_that_ends_the_process_twice_is_wrong_and_counted(math, monkeypatch):
-    ask = MathJudge._ask
+class Poisoned(MathJudge):
+    """Its process is killed at every question about poison."""
 
-    def killed(self, gold, answer, patience):
+    def _ask(self, gold, answer, patience):
         if gold == "poison":
             os.kill(self._start().pid, signal.SIGKILL)
-        return ask(self, gold, answer, patience)
+        return super()._ask(gold, answer, patience)
 
-    monkeypatch.setattr(MathJudge, "_ask", killed)
-    assert not math.equal("poison", "poison")
-    assert math.limits == {"crash": 1}
-    assert math.equal("x+1", "1+x")
+
+def test_a_question_that_ends_the_process_twice_is_wrong_and_counted():
+    with Poisoned() as math:
+        assert not math.equal("poison", "poison")
+        assert math.limits == {"crash": 1}
+        assert math.equal("x+1", "1+x")
 
 
 @pytest.mark.slow
@@ -81,34 +83,34 @@ def test_memory_is_limited_and_counted(math):
     assert math.limits == {"memory": 1}
 
 
-def silent(monkeypatch, times):
-    """Make the process silent for the first questions; return the patience of each."""
-    asked, ask = [], MathJudge._ask
+class Silent(MathJudge):
+    """Its process is silent for the first questions; it counts the patience of each."""
 
-    def slow(self, gold, answer, patience):
-        asked.append(patience)
-        if len(asked) <= times:
-            os.kill(self._start().pid, signal.SIGSTOP)
-            return ask(self, gold, answer, 0.2)
-        return ask(self, gold, answer, patience)
+    def __init__(self, times):
+        super().__init__()
+        self.times, self.asked = times, []
 
-    monkeypatch.setattr(MathJudge, "_ask", slow)
-    return asked
-
-
-def test_silence_is_asked_again_alone(math, monkeypatch):
-    asked = silent(monkeypatch, 1)
-    assert math.equal("x+1", "1+x")
-    assert asked == list(math.patience)
-    assert not math.limits
+    def _ask(self, gold, answer, patience):
+        self.asked.append(patience)
+        if len(self.asked) > self.times:
+            return super()._ask(gold, answer, patience)
+        os.kill(self._start().pid, signal.SIGSTOP)
+        return super()._ask(gold, answer, 0.2)
 
 
-def test_silence_twice_stops_the_run_with_a_code(math, monkeypatch):
-    silent(monkeypatch, 2)
-    with pytest.raises(RolloutError) as error:
-        math.equal("x+1", "1+x")
-    assert error.value.code == "R409"
-    assert math.answers == {}
+def test_silence_is_asked_again_alone():
+    with Silent(1) as math:
+        assert math.equal("x+1", "1+x")
+        assert math.asked == list(math.patience)
+        assert not math.limits
+
+
+def test_silence_twice_stops_the_run_with_a_code():
+    with Silent(2) as math:
+        with pytest.raises(RolloutError) as error:
+            math.equal("x+1", "1+x")
+        assert error.value.code == "R409"
+        assert math.answers == {}
 
 
 def test_answers_are_kept_by_content_in_a_folder(math, tmp_path):

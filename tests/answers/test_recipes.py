@@ -1,5 +1,7 @@
 """Recipes name checkers: the old name, the column of a row, and limits in the metrics."""
 
+from dataclasses import replace
+
 import pytest
 
 from vistill.answers.math_process import MathJudge
@@ -12,7 +14,7 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.runs.recipe_changes import compare_recipes, differences
 from vistill.training.rewards import Rewards
 from vistill.training.settings import RewardSettings
-from vistill.types import Prompt
+from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
 
 def test_the_name_of_earlier_versions_is_auto():
@@ -60,5 +62,19 @@ def test_limits_are_counted_once_per_step():
     rewards.math._ask = lambda *question: "time"
     prompt = Prompt("a", ("x?",), answer="2\\sqrt{3}")
     assert not judge_response("\\boxed{\\sqrt{13}}", prompt, rewards.settings, rewards.math).correct
-    assert rewards.limits() == {"judge/time": 1.0}
-    assert rewards.limits() == {}
+    group = RolloutGroup(prompt, ())
+    rewards = replace(rewards, settings=replace(rewards.settings, accuracy=0.0))
+    assert rewards.metrics([group]) == {"judge/time": 1.0}
+    assert rewards.metrics([group]) == {}
+
+
+def test_responses_without_an_answer_are_counted(teacher):
+    replies = ["\\boxed{12}", "\\boxed{12", "I see a triangle and a square."]
+    rollouts = [
+        Rollout(teacher.response_ids(text), i, Finish.STOP) for i, text in enumerate(replies)
+    ]
+    group = RolloutGroup(Prompt("a", ("x?",), answer="12"), tuple(rollouts))
+    with MathJudge() as math:
+        rewards = Rewards(RewardSettings(), teacher, math)
+        assert rewards.of([group]) == [1.0, 0.0, 0.0]
+        assert rewards.metrics([group]) == {"reward/unparsed_share": pytest.approx(2 / 3)}

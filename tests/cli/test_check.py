@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO
+from PIL import Image
 
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.studies.check import check, format_table
+from vistill.studies.shown_rows import wrong_answer
+from vistill.types import Prompt
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -151,3 +154,56 @@ def test_a_run_folder_that_is_a_file_is_refused_with_one_that_can_be_made(tmp_pa
     assert caught.value.code == "S601"
     assert caught.value.fix == f"run={tmp_path / 'notes'}-2"
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def row_file(folder, rows):
+    Image.new("RGB", (40, 20), "navy").save(folder / "a.png")
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps({"images": ["a.png"], **row}) + "\n" for row in rows))
+    return file
+
+
+def test_three_rows_are_shown_with_what_the_checker_says(tmp_path):
+    rows = [{"question": f"<image> How long is side {i}?", "answer": str(i)} for i in range(1, 6)]
+    rows[0] |= {"answer": "B", "choices": ["30", "40"]}
+    rows[3] = {**rows[3], "answer": "2√3", "question": "Line one.\n" + "x" * 900 + " end?"}
+    data = [f"data.train={row_file(tmp_path, rows)}", "data.columns.choices=choices"]
+    found = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=2"], fast=True)
+    shown = [line.summary for line in next(iter(found.values())) if line.what == "row"]
+    assert len(shown) == 3
+    assert "rows.jsonl:1; pictures 40 x 20 pixels" in shown[0]
+    assert "gold: B of options 30, 40" in shown[0]
+    assert "`The answer is B.` correct (choice, phrase)" in shown[0]
+    assert "`The answer is \\boxed{A}.` wrong (choice, box), another option" in shown[0]
+    assert "| [picture] How long is side 2?" in shown[1]
+    assert "`2` correct (math, bare)" in shown[1]
+    assert "characters ..." in shown[2]
+    table = format_table(found)
+    assert table.count("rows.jsonl:1;") == 1, "the second stage has the same rows"
+    assert "\n         | [picture] How long is side 2?\n" in table
+
+
+WRONG = {
+    (("B",), ("30", "40", "50")): "A",
+    (("40",), ("40", "30")): "30",
+    (("7", "8", "10"), ()): "9",
+    (("12 cm",), ()): "13 cm",
+    (("yes",), ()): "No",
+    (("C",), ()): "B",
+    (("b",), ()): "A",
+    (("a red car",), ()): "something else",
+}
+
+
+@pytest.mark.parametrize(("golds", "choices"), list(WRONG))
+def test_the_wrong_answer_is_no_gold_answer(golds, choices):
+    prompt = Prompt("p", ("?",), answer=golds, choices=choices)
+    assert wrong_answer(prompt) == WRONG[golds, choices]
+
+
+def test_a_gold_answer_that_a_form_of_reply_loses_is_said(tmp_path):
+    rows = [{"question": "<image> Read it.", "answer": "the answer is. what", "checker": "text"}]
+    data = [f"data.train={row_file(tmp_path, rows * 2)}", "data.columns.checker=checker"]
+    found = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=1"], fast=True)
+    shown = [line.summary for line in next(iter(found.values())) if line.what == "row"]
+    assert "so a right answer in this form counts as wrong" in shown[0]

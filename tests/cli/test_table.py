@@ -92,3 +92,10 @@ def test_the_summary_names_the_temperature_that_answers_were_sampled_at():
     summary = {"accuracy": 0.5, "rows": 4.0, "samples": 1.0}
     assert "accuracy, T = 1  " in summary_table(summary)
     assert "accuracy, T = 0.7  " in summary_table(summary, 0.7)
+
+
+def test_many_responses_without_an_answer_come_before_the_figures():
+    summary = {"rows": 8.0, "samples": 1.0, "accuracy": 0.25, "unparsed_share": 0.5}
+    lines = summary_table(summary).splitlines()
+    assert lines[1].startswith("WARNING: 50.0 % of the responses contain no answer")
+    assert "WARNING" not in summary_table(summary | {"unparsed_share": 0.2})

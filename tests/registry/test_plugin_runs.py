@@ -366,7 +366,7 @@ def test_without_the_file_the_error_has_the_line_to_paste(
 GROUPS = {
     "rewards": ("rewards.shortness", {"reward": {"extra": {"shortness": 0.5}}}),
     "engines": ("engines.mine", {"rollout": {"engine": "mine"}}),
-    "checkers": ("checkers.contains", {"reward": {"checker": "contains"}}),
+    "checkers": ("checkers.occurs", {"reward": {"checker": "occurs"}}),
     "thoughts": ("thoughts.mirror", {"views": {"thought": "mirror"}}),
     "tasks": ("tasks.counted", {"eval": {"task": "counted", "final_limit": 2}}),
 }

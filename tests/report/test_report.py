@@ -237,6 +237,16 @@ def set_temperature(folder, value):
     (folder / "run.lock.json").write_text(json.dumps(lock))
 
 
+def test_many_responses_without_an_answer_are_the_headline(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "abcde"]
+    set_last(runs[0], unparsed_share=0.19)
+    set_last(runs[1], unparsed_share=0.72)
+    begin = "b: 72.0 % of the responses contain no answer and count as wrong"
+    for some in (runs[:2], runs):  # the headline of many runs is another one
+        assert headline([read_run(run) for run in some]).startswith(begin)
+    assert begin in html.unescape(render([read_run(runs[1])]))
+
+
 def test_the_page_states_the_temperature_and_the_number_of_rows_of_each_figure(
     tmp_path,
 ):

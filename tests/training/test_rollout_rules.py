@@ -80,6 +80,15 @@ def test_steps_without_visual_advantage_give_one_warning():
     assert health.warned == ["blind"]
 
 
+def test_many_rewarded_responses_without_an_answer_give_one_warning():
+    health, warnings = RolloutHealth(), []
+    for share in (0.1, 0.5, 0.5):
+        metrics = {"rollout/truncated_share": 0.0, "reward/unparsed_share": share}
+        warnings.append(health.update(metrics, [], RolloutSettings()))
+    assert [len(new) for new in warnings] == [0, 1, 0]
+    assert "50% of the responses contain no answer" in warnings[1][0]
+
+
 def test_a_response_that_ends_resets_the_count_of_truncated_steps():
     health, rollout = RolloutHealth(), RolloutSettings()
     counts, stops = [], []

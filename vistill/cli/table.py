@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe
+from vistill.evaluation.unparsed import unparsed_warning
 from vistill.report.run_data import describe_rows, read_json
 from vistill.runs.chosen_student import resolve_model
 
@@ -84,7 +85,8 @@ def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
     first = f"{questions:,} questions, {samples:,} {answers} each"
     if unanswered:
         first += f"; {unanswered:,} rows without a gold answer left out"
-    lines = [first]
+    warning = unparsed_warning(summary)
+    lines = [first, *([f"WARNING: {warning}"] if warning else [])]
     for key, name in ROWS:
         value = summary.get(key)
         if value is None:

@@ -159,11 +159,8 @@ def evaluate(
     tokens = []
     measured = {p.id for p in fewer if p.images}
     if settings.advantage and models.teacher is not None and measured:
-        first = [
-            a
-            for a in sampled
-            if a.prompt.id in measured and a.rollout.sibling == 0 and a.rollout.ids
-        ]
+        first = [a for a in sampled if a.prompt.id in measured and a.rollout.sibling == 0]
+        first = [a for a in first if a.rollout.ids]
         with models.teacher.on_device():
             tokens = measure_tokens(models.student, models.teacher, first, models.view, poll)
         summary |= summarise_tokens(tokens, settings)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vistill.evaluation.paired import LEVEL, holm_correction
+from vistill.evaluation.unparsed import unparsed_warning
 from vistill.report.comparison import compare_with_first, compare_with_start, may_compare
 from vistill.report.run_data import RunData, temperature_label
 from vistill.runs.recipe_changes import changed_versions
@@ -107,6 +108,12 @@ def many_runs_headline(runs: Sequence[RunData]) -> str:
 
 def headline(runs: Sequence[RunData]) -> str:
     """The summary of all runs in one paragraph."""
+    unparsed = [f"{run.name}: {text}. " for run in runs if (text := unparsed_warning(run.last))]
+    return "".join(unparsed) + results_headline(runs)
+
+
+def results_headline(runs: Sequence[RunData]) -> str:
+    """Accuracies, comparisons and gaps of all runs in one paragraph."""
     if len(runs) > MAX_DETAILED_RUNS:
         return many_runs_headline(runs)
     parts = []
@@ -140,11 +147,8 @@ def run_warnings(run: RunData) -> list[str]:
     if (last.get("truncated_share") or 0) > 0.2:
         share = percent(last["truncated_share"])
         texts.append(f"{share} of the responses were truncated at the length limit")
-    if (last.get("unparsed_share") or 0) > 0.2:
-        texts.append(
-            f"{percent(last['unparsed_share'])} of the responses contain no answer and count as"
-            " wrong: read some responses in samples/ before you trust the accuracy"
-        )
+    if unparsed := unparsed_warning(last):
+        texts.append(unparsed)
     stopped = sum(value for name, value in last.items() if name.startswith("judge/"))
     if stopped:
         texts.append(

@@ -17,7 +17,8 @@ from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
-from vistill.studies.preview import Preview, full_first
+from vistill.studies.preview import Preview, full_first, parts_of
+from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.recipe import default_settings
@@ -190,6 +191,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
             f"{len(train.prompts):,} training rows, "
             f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
         ),
+        *rows_in_words(train.prompts, evaluation.prompts, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
     ]
 
@@ -220,20 +222,27 @@ def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRe
     with copied_run_folder(RunFolder(Path(recipe.run))) as folder:
         setup = make_setup(recipe, folder, "check")
         findings = run_start_checks(setup)
+        render = partial(render_prompt, setup.student)
+        shown = rows_in_words(setup.train_prompts, setup.eval_prompts, recipe.eval, render)
+        at = [line.what for line in findings].index("rows") + 1
+        findings = [*findings[:at], *shown, *findings[at:]]
         if sheet is not None:
             parts = {"training": setup.train_prompts, "evaluation": setup.eval_prompts}
             views = full_first(views_of(setup.objective))
-            render = partial(render_prompt, setup.student)
             sheet.add(f"{recipe.method}, {recipe.run}", parts, views, setup.models.view, render)
         return [*findings, *run_canary_check(setup.plan(), folder)]
 
 
 def format_table(stages: dict[str, list[CheckResult]], fast: bool = False) -> str:
-    """One line per finding."""
-    lines = []
+    """One line per finding; rows that an earlier stage shows are not repeated."""
+    lines: list[str] = []
+    shown: set[str] = set()
     for name, findings in stages.items():
         if len(stages) > 1:
             lines.append(f"stage {name}")
         width = max(len(line.what) for line in findings)
-        lines += [f"{line.what:<{width}}  {line.summary}" for line in findings]
+        gap = "\n" + " " * (width + 2)
+        new = [f for f in findings if f.what != "row" or f.summary not in shown]
+        lines += [f"{f.what:<{width}}  {f.summary.replace(chr(10), gap)}" for f in new]
+        shown |= {f.summary for f in findings if f.what == "row"}
     return "\n".join([*lines, "ok; models and canary not checked (--fast)" if fast else "ok"])

@@ -11,6 +11,7 @@ from vistill.batch import Need
 from vistill.data.keys import rows_of_step
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
+from vistill.evaluation.unparsed import unparsed_warning
 from vistill.faults import fault
 from vistill.plugin_calls import method_call
 from vistill.registry import tasks
@@ -347,6 +348,8 @@ def evaluate_student(
         folder.write(f"tokens/step-{step:06d}.json", to_json(tokens))
     shown = {f"eval/{name}": value for name, value in result.summary.items()}
     plan.progress({"step": step, "steps": plan.num_steps, **shown})
+    if is_first_or_last and (warning := unparsed_warning(summary)):
+        report_event(plan, folder, f"WARNING: {warning}", f"step {step}: ")
     before = saved.state.best
     saved.state.best = choose_best(folder.read(folder.evaluations), plan.save)
     if saved.state.best is not None and saved.state.best != before:

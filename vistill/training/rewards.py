@@ -8,6 +8,7 @@ from numbers import Real
 from types import TracebackType
 
 from vistill.answers.math_process import MathJudge
+from vistill.answers.verdict import Verdict
 from vistill.data.judging import judge_response
 from vistill.models.loading import VLM
 from vistill.plugin_calls import plugin_call
@@ -43,11 +44,23 @@ class Rewards:
         """One reward per rollout, in the order of the response axis."""
         return [self.one(group, rollout.ids) for group in groups for rollout in group.rollouts]
 
-    def limits(self) -> dict[str, float]:
-        """How many comparisons exceeded a limit since the last call, by limit; none is no entry."""
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """What the judging of a step showed, after `of`.
+
+        Returns:
+            How many comparisons exceeded a limit, by limit (`judge/time`, ...; none is no entry),
+            and the share of responses without an answer, if answers are rewarded.
+        """
         counts = {f"judge/{name}": float(n) for name, n in sorted(self.math.limits.items())}
+        if self.settings.accuracy:
+            verdicts = [self.verdict(group, r.ids) for group in groups for r in group.rollouts]
+            counts["reward/unparsed_share"] = sum(v.unparsed for v in verdicts) / len(verdicts)
         self.math.limits.clear()
         return counts
+
+    def verdict(self, group: RolloutGroup, ids: tuple[int, ...]) -> Verdict:
+        """The verdict of `reward.checker` on a response."""
+        return judge_response(self.vlm.decode(ids), group.prompt, self.settings, self.math)
 
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""

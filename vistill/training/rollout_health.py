@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from vistill.errors import RolloutError
+from vistill.evaluation.unparsed import MUCH_UNPARSED
 from vistill.rollouts.settings import RolloutSettings
 from vistill.types import RolloutGroup
 
@@ -50,6 +51,11 @@ class RolloutHealth:
                 has_identical_siblings(groups),
                 "all siblings of every prompt are the same: a method that compares them "
                 "has nothing to compare",
+            ),
+            "unparsed": (
+                (unparsed := metrics.get("reward/unparsed_share", 0.0)) > MUCH_UNPARSED,
+                f"{unparsed:.0%} of the responses contain no answer and get no reward for it: read "
+                "some in rollouts/",
             ),
             **{name: (True, text) for name, text in method_warnings.items()},
         }

@@ -88,7 +88,7 @@ def train_step(
         **update.metrics,
         **{f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)},
         **rollout_metrics(batch, groups),
-        **({} if context.rewards is None else context.rewards.limits()),
+        **({} if context.rewards is None else context.rewards.metrics(groups)),
         **own,
     }
     if not update.finite:
