@@ -108,7 +108,9 @@ class ChoiceReader:
         plain = after_negation(plain)
         letters = parse_letters(plain, len(self.options))
         if letters is not None:
-            if (letters.hedged and len(letters.letters) > 1) or self.offers_another(letters):
+            if letters.hedged and len(letters.letters) > 1:
+                return None
+            if self.offers_another(letters):
                 return None
             return frozenset() if self.contradicts(letters) else letters.letters
         if not len(self.options):
