@@ -108,11 +108,7 @@ class ChoiceReader:
         plain = after_negation(plain)
         letters = parse_letters(plain, len(self.options))
         if letters is not None:
-            if letters.hedged and len(letters.letters) > 1:
-                return None
-            if self.offers_another(letters):
-                return None
-            return frozenset() if self.contradicts(letters) else letters.letters
+            return self.read_letters(letters)
         if not len(self.options):
             return self.read_label(plain, rule)
         for part in (plain, cut_clause(plain), right_side(plain)):
@@ -121,6 +117,14 @@ class ChoiceReader:
             if len(named) == 1:
                 return self.letters_of(named)
         return self.read_sentence(plain, rule)
+
+    def read_letters(self, letters: Letters) -> frozenset[str] | None:
+        """The letters at the beginning of an answer; None for a hedge."""
+        if letters.hedged and len(letters.letters) > 1:
+            return None
+        if self.offers_another(letters):
+            return None
+        return frozenset() if self.contradicts(letters) else letters.letters
 
     def offers_another(self, letters: Letters) -> bool:
         """Whether another option follows the text of the first behind `or`."""
