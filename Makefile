@@ -85,9 +85,10 @@ check: $(DEV_STAMP)  ## lint, format, import order, types, every recipe against 
 audit:           ## known vulnerabilities in constraints.txt (pip-audit); says if the advisories cannot be reached
 	$(PYTHON) .ci/audit.py
 
-bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
+PARTS ?=
+bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`; PARTS=steps,limits: some)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --only "$(PARTS)"
 
 N ?= 200
 chaos: $(DEV_STAMP)  ## kill, stop, starve and cut the power of a tiny run N times, write benchmarks/results/chaos.json
