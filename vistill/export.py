@@ -329,7 +329,6 @@ def upload(hub: Hub, push: str, folder: Path) -> str:
 
 def hub_failures() -> tuple[type[Exception], ...]:
     """The errors of huggingface_hub for a network, an account or a name."""
-    import httpx
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -337,8 +336,9 @@ def hub_failures() -> tuple[type[Exception], ...]:
         OfflineModeIsEnabled,
     )
 
-    errors = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
-    return (*errors, httpx.HTTPError, OSError)
+    # the base class of its HTTP errors is that of the client library, for a failed connection too
+    http = HfHubHTTPError.__bases__
+    return (*http, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
 
 
 def first_line(error: Exception) -> str:
