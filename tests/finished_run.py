@@ -12,10 +12,21 @@ from vistill.training.run_lock import package_versions
 
 STUDENT = Path(resolve_model("vistill:student"))
 BEFORE = {
-    **{"accuracy": 0.25, "accuracy_low": 0.2, "accuracy_high": 0.3, "rows": 400.0},
-    **{"greedy_accuracy": 0.5, "greedy_accuracy_low": 0.4, "greedy_accuracy_high": 0.6},
-    **{"greedy_rows": 128.0, "accuracy/pixelated": 0.1, "blind_rows": 64.0, "samples": 1.0},
-    **{"va/mean": 0.03, "tokens": 8000.0, "truncated_share": 0.0, "unparsed_share": 0.01},
+    "accuracy": 0.25,
+    "accuracy_low": 0.2,
+    "accuracy_high": 0.3,
+    "rows": 400.0,
+    "greedy_accuracy": 0.5,
+    "greedy_accuracy_low": 0.4,
+    "greedy_accuracy_high": 0.6,
+    "greedy_rows": 128.0,
+    "accuracy/pixelated": 0.1,
+    "blind_rows": 64.0,
+    "samples": 1.0,
+    "va/mean": 0.03,
+    "tokens": 8000.0,
+    "truncated_share": 0.0,
+    "unparsed_share": 0.01,
 }
 AFTER = {**BEFORE, "accuracy": 0.66, "accuracy_low": 0.6, "accuracy_high": 0.7, "va/mean": 0.05}
 
@@ -23,8 +34,11 @@ AFTER = {**BEFORE, "accuracy": 0.66, "accuracy_low": 0.6, "accuracy_high": 0.7, 
 def finished_run(run, finished=True, student=STUDENT, **settings):
     """Write the files of a run of two steps that the exported student, card and chat read."""
     tree = {
-        **{"run": str(run), "method": "va_opd", "student": {"model": "vistill:student"}},
-        **{"teacher": {"model": "vistill:teacher"}, "data": {"train": "diagrams"}},
+        "run": str(run),
+        "method": "va_opd",
+        "student": {"model": "vistill:student"},
+        "teacher": {"model": "vistill:teacher"},
+        "data": {"train": "diagrams"},
         "rollout": {"temperature": 0.0, "max_new_tokens": 12},
         "va_opd": {"high_share": 0.3},
     }

@@ -14,6 +14,7 @@ from vistill import Run
 from vistill.cli.main import entry
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.export import export_model, find_bases, find_source, usage_commands
+from vistill.models.export import write_model
 from vistill.models.loading import load_vlm
 from vistill.types import LoadedImage, Prompt
 
@@ -64,6 +65,31 @@ def test_transformers_loads_the_folder_and_its_logits_are_those_of_the_student(e
     assert model.generation_config.eos_token_id == ours.model.generation_config.eos_token_id
 
 
+@pytest.mark.more
+def test_auto_processor_reads_a_prompt_as_training_did(exported):
+    pytest.importorskip("torchvision", reason="AutoProcessor of Qwen3-VL needs torchvision")
+    from transformers import AutoProcessor
+
+    run, result = exported
+    assert "AutoProcessor reads a prompt with a picture as training" in str(result)
+    ours = load_vlm(run / "student")
+    expected = ours.encode(question())
+    picture = question().images[0].load()
+    processor = AutoProcessor.from_pretrained(result.folder)
+    assert type(processor).__name__ == "Qwen3VLProcessor"
+    assert type(processor.video_processor).__name__ == "Qwen3VLVideoProcessor"
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is x?"}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    read = processor.apply_chat_template(
+        [{"role": "user", "content": content}], return_tensors="pt", **options
+    )
+    assert tuple(read["input_ids"][0].tolist()) == expected.ids
+    assert torch.equal(read["image_grid_thw"], expected.pixels["image_grid_thw"])
+    # torchvision and Pillow round a resized value to neighbouring grey levels
+    difference = (read["pixel_values"] - expected.pixels["pixel_values"]).abs()
+    assert float(difference.max()) <= 2 / 255 + 1e-6
+
+
 def test_the_folder_has_every_file_and_nothing_is_left_behind(exported):
     run, result = exported
     names = {path.name for path in result.folder.iterdir()}
@@ -76,6 +102,7 @@ def test_the_folder_has_every_file_and_nothing_is_left_behind(exported):
     assert (result.folder / "model.safetensors").stat().st_mode & 0o044  # others may read it
 
 
+@pytest.mark.more
 def test_a_precision_is_converted_and_named(exported, tmp_path):
     run, _ = exported
     result = export_model(run, tmp_path / "full", dtype="fp32")
@@ -84,10 +111,12 @@ def test_a_precision_is_converted_and_named(exported, tmp_path):
     assert "float32" in (result.folder / "README.md").read_text()
 
 
-def test_large_weights_are_sharded(exported, tmp_path, monkeypatch):
+@pytest.mark.more
+def test_large_weights_are_sharded(exported, tmp_path):
     run, _ = exported
-    monkeypatch.setattr("vistill.models.export.SHARD_SIZE", "100KB")
-    folder = export_model(run, tmp_path / "many").folder
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_model(str(run / "student"), folder, shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 3
     whole = load_vlm(run / "student", dtype=torch.bfloat16).model.state_dict()
     read = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
@@ -127,6 +156,7 @@ def test_the_card_states_the_run(exported):
     assert "api_key=EMPTY" in text  # the placeholder of a local server is no secret
 
 
+@pytest.mark.more
 def test_a_card_holds_what_data_and_settings_say_as_text(tmp_path):
     nasty = "`|\n# heading <script>\x1b[31m"
     run = finished_run(tmp_path / "r", data={"train": "diagrams", "system": nasty})
@@ -138,6 +168,7 @@ def test_a_card_holds_what_data_and_settings_say_as_text(tmp_path):
     assert rows[0].count("|") == 3
 
 
+@pytest.mark.more
 def test_a_hub_base_and_data_set_are_in_the_front_matter_and_home_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = finished_run(tmp_path / "r")
@@ -157,6 +188,7 @@ def test_a_hub_base_and_data_set_are_in_the_front_matter_and_home_is_not(tmp_pat
     assert str(tmp_path) not in text
 
 
+@pytest.mark.more
 def test_any_model_folder_and_any_checkpoint_can_be_exported(tmp_path):
     run = finished_run(tmp_path / "r", finished=False)
     result = export_model(run / "checkpoint-000002" / "student", tmp_path / "a")
@@ -213,6 +245,7 @@ def test_a_student_without_a_processor_is_refused_before_its_weights(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r"]
 
 
+@pytest.mark.more
 def test_a_failure_while_writing_leaves_nothing(tmp_path):
     run = finished_run(tmp_path / "r")
     (run / "student" / "model.safetensors").write_bytes(b"damaged")
@@ -229,10 +262,11 @@ def test_options_are_checked_first(tmp_path, options):
     assert caught.value.code == "C002"
 
 
+@pytest.mark.more
 def test_too_little_space_is_said_before_anything_is_written(exported, tmp_path, monkeypatch):
     run, _ = exported
     full = shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr("vistill.export.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(StorageError) as caught:
         export_model(run, tmp_path / "x")
     assert caught.value.code == "S601"
@@ -257,6 +291,7 @@ class StandInHub:
         self.calls.append(("upload", repo_id, folder_path))
 
 
+@pytest.mark.more
 def test_a_push_uploads_the_complete_folder_to_a_private_repository(exported, tmp_path):
     run, _ = exported
     hub = StandInHub()
@@ -268,6 +303,7 @@ def test_a_push_uploads_the_complete_folder_to_a_private_repository(exported, tm
     assert "https://huggingface.co/owner/name" in str(result)
 
 
+@pytest.mark.more
 def test_a_refused_push_keeps_the_folder_and_names_the_command(exported, tmp_path):
     run, _ = exported
     hub = StandInHub(OSError("403 Forbidden: no write access"))

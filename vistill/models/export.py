@@ -49,6 +49,7 @@ def write_model(
     dtype: torch.dtype | None = None,
     bases: Sequence[str] = (),
     revision: str | None = None,
+    shard_size: str = SHARD_SIZE,
 ) -> WrittenModel:
     """Write weights, configuration, generation configuration, tokenizer, template and processor.
 
@@ -61,6 +62,7 @@ def write_model(
         bases: the models that it was trained from, the nearest first. Processor files that the
             source lacks come from them.
         revision: of a hub id.
+        shard_size: largest file of weights.
 
     Raises:
         ModelError: M103 to M107 if the model cannot be loaded, M120 without a processor.
@@ -73,7 +75,7 @@ def write_model(
     notes = copy_processor_files(source, folder, bases, family, revision)
     stored = getattr(encoder.family.config, "dtype", None) or torch.float32
     vlm = load_weights(encoder, dtype=dtype or stored)
-    vlm.model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    vlm.model.save_pretrained(folder, max_shard_size=shard_size)
     notes.append(check_exported(folder, encoder))
     return WrittenModel(
         family,

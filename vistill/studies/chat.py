@@ -17,7 +17,7 @@ from vistill.data.decoding import PixelLimits
 from vistill.data.images import FileImage, similar_names
 from vistill.data.placeholders import place_images
 from vistill.data.rows import check_texts, with_hashes
-from vistill.errors import DataError
+from vistill.errors import DataError, ModelError
 from vistill.models.backends import with_kernels
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt
@@ -239,7 +239,7 @@ def open_chat(
         settings = ModelSettings(teacher, device=recipe.teacher.device)
         reader = load_encoder_of(settings, "teacher", limit)
         for encoder in encoders.values():
-            check_pair(encoder, reader)
+            check_readable(encoder, reader)
     speakers = []
     for name, encoder in encoders.items():
         loading(f"loading {name}")
@@ -252,6 +252,18 @@ def open_chat(
         loaded = load(reader, device, teacher_dtype(device, recipe.train.precision))
     view = make_view_context(recipe, encoders["student"])
     return Chat(recipe, speakers, loaded, view, poll)
+
+
+def check_readable(speaker: PromptEncoder, teacher: PromptEncoder) -> None:
+    """M101 or M102 if the teacher cannot read a model's answers, with a fix for `vistill chat`."""
+    try:
+        check_pair(speaker, teacher)
+    except ModelError as error:
+        is_named = error.fix.startswith("teacher.model=")
+        other = error.fix.partition("   ")[0] + "   or, without a heatmap,   " if is_named else ""
+        raise ModelError(
+            error.code, error.what, where=error.where, why=error.why, fix=f"{other}--teacher ''"
+        ) from error
 
 
 def load(encoder: PromptEncoder, device: str, dtype: torch.dtype = torch.float32) -> VLM:

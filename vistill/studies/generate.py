@@ -18,8 +18,9 @@ from vistill.answers.verdict import Verdict
 from vistill.api import load
 from vistill.data.judging import judge_response
 from vistill.data.loading import LoadedData, load_source
+from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import ConfigError, StorageError
+from vistill.errors import ConfigError, DataError, StorageError
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, PromptEncoder, load_weights
@@ -43,6 +44,8 @@ from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions
 from vistill.types import Finish, Prompt, Rollout
 
+#: Columns without which a question can be answered, though not always judged.
+OPTIONAL_COLUMNS = ("answer", "choices", "checker", "response", "thoughts", "boxes")
 #: (rows that are done, rows of all, tokens of the responses being written).
 Progress = Callable[[int, int, int], None]
 
@@ -82,6 +85,8 @@ class GeneratedFile:
     """Rows that this call added."""
     records: list[dict[str, Any]]
     data: LoadedData
+    missing: tuple[str, ...] = ()
+    """Columns of the settings that the data do not have, and that an answer does not need."""
 
     def __str__(self) -> str:
         """Rows, verdicts, responses that were cut off, rows that cannot be read."""
@@ -94,6 +99,7 @@ class GeneratedFile:
             text += f"\n{right:,} of {len(judged):,} with a gold answer are correct"
             text += f", {silent:,} state no answer"
         text += f"\n{cut:,} are cut off at the length limit" if cut else ""
+        text += "".join(f"\nno column {name} in the data" for name in self.missing)
         bad = self.data.quarantined
         if bad:
             text += f"\n{len(bad):,} rows cannot be read; first: {bad[0].where} {bad[0].reason}"
@@ -204,7 +210,7 @@ def generate_file(
     prepare_process()
     loading("reading rows")
     settings = recipe.located()
-    data = load_source(settings.data.train, settings.data, "test", settings.data.limit)
+    data, missing = load_rows(settings.data)
     prompts = data.prompts[: settings.data.limit]
     loading("loading the model")
     encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
@@ -229,7 +235,26 @@ def generate_file(
                 append_line(out, record)
                 records[response.prompt.id] = record
     ordered = [records[prompt.id] for prompt in prompts]
-    return GeneratedFile(out, len(left), ordered, data)
+    return GeneratedFile(out, len(left), ordered, data, missing)
+
+
+def load_rows(settings: DataSettings) -> tuple[LoadedData, tuple[str, ...]]:
+    """The rows of a source, and the columns that it lacks and an answer does not need."""
+    missing: list[str] = []
+    while True:
+        try:
+            return load_source(settings.train, settings, "test", settings.limit), tuple(missing)
+        except DataError as error:
+            columns = settings.columns
+            lacking = [
+                name
+                for name in OPTIONAL_COLUMNS
+                if error.what == f'column "{getattr(columns, name)}" not in {settings.train}'
+            ]
+            if error.code != "D101" or not lacking:
+                raise
+            missing.append(getattr(columns, lacking[0]))
+            settings = replace(settings, columns=replace(columns, **{lacking[0]: ""}))
 
 
 def check_lengths(recipe: Recipe, encoder: PromptEncoder, prompts: Sequence[Prompt]) -> None:
