@@ -29,7 +29,7 @@ HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 SETTING = re.compile(
     r"((?:[_-](?:token|key|secret)|password|passwd)[\"']?\s{0,8}[=:]\s{0,8}"
     r"|(?<![\w-])--?[\w-]{0,40}(?:token|key|secret|password|passwd)\s{1,8})"
-    r"(?!(?-i:EMPTY)\b)(\"[^\"\n]{0,512}\"|'[^'\n]{0,512}'|[^\s,;}\]]{1,2048})",
+    r"(?!(?-i:EMPTY)(?:[\s,;}\]]|$))(\"[^\"\n]{0,512}\"|'[^'\n]{0,512}'|[^\s,;}\]]{1,2048})",
     re.IGNORECASE,
 )
 #: Shorter values of the environment, and values without both a letter and a digit, are ordinary

@@ -149,6 +149,29 @@ def test_the_same_question_again_has_new_noise_and_another_session_repeats_it(st
     assert first == second
 
 
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(student, monkeypatch, capsys):
+    from vistill.cli.chat import Terminal as Conversation
+    from vistill.config import build_recipe
+    from vistill.studies.chat import Chat, Speaker
+    from vistill.views import ViewContext
+
+    tree = {"run": "x", "method": "sft", "student": {"model": "a"}, "data": {"train": "diagrams"}}
+    recipe = build_recipe({**tree, "rollout": {"max_new_tokens": 6, "temperature": 0.0}})
+    counts = []
+
+    def poll(name, count):
+        counts.append(count)
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+
+    talk = Chat(recipe, [Speaker("student", "a", student)], None, ViewContext(), poll)
+    monkeypatch.setattr(sys, "stdin", Terminal("What is x?\nWhat is y?\n"))
+    Conversation(talk, [], None, live.CountLine()).converse()
+    assert "stopped; the question is forgotten" in capsys.readouterr().out
+    assert [question.text for question in talk.questions] == ["What is y?"]
+    assert len(talk.speakers[0].answers) == 1
+
+
 def test_a_later_turn_reads_the_earlier_ones(student):
     from vistill.studies.chat import encode_conversation, make_question
 

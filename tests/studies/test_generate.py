@@ -50,6 +50,7 @@ def rows(tmp_path):
     return file
 
 
+@pytest.mark.more
 def test_each_row_gets_a_line_with_a_verdict_where_it_has_a_gold_answer(rows, tmp_path, capsys):
     out = tmp_path / "deep" / "out.jsonl"
     code, shown, err = run_verb(capsys, "vistill:student", rows, "--out", out, SHORT[0])
@@ -220,6 +221,7 @@ class SmallEngine(WrappedEngine):
         return super().generate(requests, sampling)
 
 
+@pytest.mark.more
 def test_less_memory_gives_the_same_responses(student):
     prompts = [Prompt(f"p{n}", (f"What is {n}?",)) for n in range(4)]
     settings = RolloutSettings(max_new_tokens=4, temperature=1.0)

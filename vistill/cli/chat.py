@@ -166,8 +166,11 @@ def print_reading(reading: "TokenReading", name: str = "") -> None:
         print("\n".join([*([name.rstrip(", ")] if name else []), *lines]))
         return
     scale = scale_of([values])
-    print(f"{name}by visual advantage: orange, the picture raises the teacher's log p (darkest:")
-    print(f"{0.75 * scale:.2f} nats and more); underlined, the teacher gives it less than 10 %")
+    legend = (
+        f"{name}by visual advantage: orange, the picture raises the teacher's log p (darkest: "
+        f"{0.75 * scale:.2f} nats and more); underlined, the teacher gives it less than 10 %"
+    )
+    print(textwrap.fill(legend, max(20, shutil.get_terminal_size().columns)))
     print_spans(token_spans(reading.tokens, values, reading.unlikely, scale))
     largest = sorted(range(len(values)), key=lambda i: -values[i])[:LARGEST]
     figures = [f"{reading.tokens[i].strip()} {values[i]:.2f}" for i in largest if values[i] >= 0.01]
