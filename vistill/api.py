@@ -13,9 +13,10 @@ from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import ConfigError, DataError
+from vistill.errors import ConfigError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
+from vistill.export import Exported, export_model
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
@@ -37,7 +38,7 @@ from vistill.training.checks.arguments import (
     check_options,
     check_responses,
 )
-from vistill.training.checks.data import check_prompts, no_prompts_error
+from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
 from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
 from vistill.training.provided_inputs import make_recipe, store_inputs
@@ -80,6 +81,10 @@ class Run:
     def report(self) -> Path:
         """Write `report.html` and return its path."""
         return write_report([self.path], self.path / "report.html")
+
+    def export(self, to: str | Path | None = None, *, dtype: str = "", push: str = "") -> Exported:
+        """Write the student with a model card for transformers and vLLM (`vistill/export.py`)."""
+        return export_model(self.path, to, dtype=dtype, push=push)
 
 
 @dataclass(frozen=True)
@@ -327,17 +332,6 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
 def with_empty_answer(prompt: Prompt) -> Prompt:
     """The prompt with an empty answer if it has none: its tokens are measured, but not judged."""
     return prompt if prompt.answer is not None else replace(prompt, answer="")
-
-
-def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
-    """D302 for an evaluation without a single gold answer."""
-    return DataError(
-        "D302",
-        f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
-        why="the column data.columns.answer is empty or missing in every row",
-        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
-        "of vistill eval",
-    )
 
 
 def load_prompts(source: str, **settings: Any) -> list[Prompt]:
