@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-rest test-all test-floor test-oracle test-triton mutants docs check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo test test-rest test-all test-floor test-oracle test-triton mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -56,6 +56,17 @@ test-triton: $(DEV_STAMP)  ## Triton's kernels in its interpreter, and compiled 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[triton]"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m triton
 
+ORACLES := .venv-oracles
+ORACLES_STAMP := $(ORACLES)/.installed
+$(ORACLES_STAMP): benchmarks/oracles-requirements.txt
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/oracles-requirements.txt
+	touch $(ORACLES_STAMP)
+
+oracles: $(DEV_STAMP) $(ORACLES_STAMP)  ## ask the answer checkers of other packages about real replies, in .venv-oracles; write benchmarks/results/oracles.json and the tables in docs/answers.md
+	$(ORACLES)/bin/python benchmarks/oracles.py
+	$(BIN)/python tests/answers_oracles.py docs/answers.md
+
 docs: $(DEV_STAMP)   ## renew the packaged schemas, and the generated parts of docs/methods.md and docs/configuration.md
 	$(BIN)/python -m vistill.objectives.schema docs/methods.md
 	$(BIN)/python -m vistill.schema.generate docs/configuration.md
@@ -74,9 +85,10 @@ check: $(DEV_STAMP)  ## lint, format, import order, types, every recipe against 
 audit:           ## known vulnerabilities in constraints.txt (pip-audit); says if the advisories cannot be reached
 	$(PYTHON) .ci/audit.py
 
-bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`)
+PARTS ?=
+bench: $(DEV_STAMP)  ## measure, write benchmarks/results/latest.json and the table in docs/performance.md (installs the extra `oracle`; PARTS=steps,limits: some)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --only "$(PARTS)"
 
 N ?= 200
 chaos: $(DEV_STAMP)  ## kill, stop, starve and cut the power of a tiny run N times, write benchmarks/results/chaos.json
@@ -98,4 +110,4 @@ gpu-wheels:      ## collect into .gpu-wheels/ what bench-gpu needs without a net
 	@echo "  python3 -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) .gpu-wheels/*.whl && PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu.py"
 
 clean:           ## remove environments and caches, never run folders
-	rm -rf $(VENV) $(FLOOR) .gpu-wheels .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(FLOOR) $(ORACLES) .gpu-wheels .pytest_cache .ruff_cache build dist

@@ -278,19 +278,36 @@ def write(out, rows, drawn, about):
         DOCS.write_text(with_tables(DOCS.read_text(), rows, drawn, about))
 
 
+def parts_of(quick):
+    """What is measured, by the names for `--only`, in order."""
+    repeats = 2 if quick else 5
+    parts = {
+        "steps": lambda: measure(repeats),
+        "limits": lambda: limit_rows(row, repeats, 32_768 if quick else 151_936),
+        "safety": lambda: safety_rows(row, quick),
+        "answers": lambda: answer_rows(row, repeats),
+        "progress": lambda: progress_rows(row),
+        "trl": lambda: measure_trl(quick, repeats),
+        "curves": lambda: curves(repeats, quick),
+        "demo": lambda: demo_rows(row, 2),
+    }
+    return {name: part for name, part in parts.items() if name != "demo" or not quick}
+
+
+def replaced(old, new):
+    """Entries with those of the same name replaced; new names come last."""
+    names = {entry["name"] for entry in new}
+    return [entry for entry in old if entry["name"] not in names] + list(new)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
-        "--demo",
-        action="store_true",
-        help="measure only demo_arms_over_before; merge it into the last results",
-    )
-    parser.add_argument(
-        "--safety",
-        action="store_true",
-        help="measure only the cost of safety; merge it into the last results",
+        "--only",
+        default="",
+        help=f"measure only these parts and merge them into the results: {', '.join(parts_of(0))}",
     )
     parser.add_argument(
         "--side", choices=("ours", "naive"), help="only measure one side's peak memory"
@@ -302,27 +319,10 @@ def main():
         print_peak_memory(args.side)
         return
     keep_large_allocations()
-    if args.demo or args.safety:
-        last = json.loads(RESULTS.read_text())
-        new_rows = demo_rows(row, 2) if args.demo else safety_rows(row, args.quick)
-        names = {r["name"] for r in new_rows}
-        write(
-            RESULTS,
-            [r for r in last["rows"] if r["name"] not in names] + new_rows,
-            last["curves"],
-            last["about"],
-        )
-        print(new_rows)
-        return
-    repeats = 2 if args.quick else 5
-    rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
-    rows += safety_rows(row, args.quick)
-    rows += answer_rows(row, repeats)
-    rows += progress_rows(row)
-    rows += measure_trl(args.quick, repeats)
-    drawn = curves(repeats, args.quick)
-    if not args.quick:
-        rows += demo_rows(row, 2)
+    parts = parts_of(args.quick)
+    chosen = [name for name in args.only.split(",") if name] or list(parts)
+    last = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
+    rows, drawn = last.get("rows", []), last.get("curves", [])
     about = {
         "command": "make bench",
         "date": datetime.date.today().isoformat(),
@@ -332,7 +332,15 @@ def main():
         "python": platform.python_version(),
         "sizes": f"{PROMPTS} prompts x {SIBLINGS} rollouts, shipped tiny models",
     }
-    write(args.out, rows, drawn, about)
+    for name in chosen:  # written after each part, so that a run that is killed leaves the others
+        new = parts[name]()
+        rows, drawn = (
+            (rows, replaced(drawn, new)) if name == "curves" else (replaced(rows, new), drawn)
+        )
+        write(args.out if args.only else args.out.with_suffix(".partial.json"), rows, drawn, about)
+    if not args.only:
+        write(args.out, rows, drawn, about)
+        args.out.with_suffix(".partial.json").unlink()
     width = max(len(r["name"]) for r in rows)
     for c in drawn:
         print(f"{c['name']} against {c['x']}: {points(c)} {c['unit']}; {c['reference']}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +14,14 @@ BENCHMARKS = ("mathvision", "blink", "mmmu")
 def read(folder: Path, name: str):
     """The replies of a benchmark."""
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def listed(page):
+    """The disagreements that a page lists: (benchmark, id, model) -> who is right."""
+    pattern = (
+        r"^\| (mathvision|blink|mmmu) \| (\S+) \| (.+?) \| (?:correct|wrong) \| .* \| (.+?) \|$"
+    )
+    return {m.group(1, 2, 3): m.group(4) for m in re.finditer(pattern, page, re.MULTILINE)}
 
 
 def verdict(row, gold=None):

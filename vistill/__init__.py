@@ -19,6 +19,7 @@ _HOMES = {
     "load": "vistill.api",
     "load_prompts": "vistill.api",
     "evaluate": "vistill.api",
+    "generate": "vistill.studies.generate",
     "judge": "vistill.answers.judge",
     "replay": "vistill.studies.replay",
     "Run": "vistill.api",

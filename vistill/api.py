@@ -16,9 +16,10 @@ from vistill.data.stored_prompts import with_content_hashes
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
 from vistill.display.run_summary import run_html, run_summary
-from vistill.errors import ConfigError, DataError
+from vistill.errors import ConfigError
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
+from vistill.export import Exported, export_model
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
@@ -41,7 +42,7 @@ from vistill.training.checks.arguments import (
     check_options,
     check_responses,
 )
-from vistill.training.checks.data import check_prompts, no_prompts_error
+from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
 from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
 from vistill.training.provided_inputs import make_recipe, store_inputs
@@ -84,6 +85,10 @@ class Run:
     def report(self) -> Path:
         """Write `report.html` and return its path."""
         return write_report([self.path], self.path / "report.html")
+
+    def export(self, to: str | Path | None = None, *, dtype: str = "", push: str = "") -> Exported:
+        """Write the student with a model card for transformers and vLLM (`vistill/export.py`)."""
+        return export_model(self.path, to, dtype=dtype, push=push)
 
     def _repr_html_(self) -> str:
         """The run in a notebook: before, after, student."""
@@ -329,17 +334,6 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
 def with_empty_answer(prompt: Prompt) -> Prompt:
     """The prompt with an empty answer if it has none: its tokens are measured, but not judged."""
     return prompt if prompt.answer is not None else replace(prompt, answer="")
-
-
-def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
-    """D302 for an evaluation without a single gold answer."""
-    return DataError(
-        "D302",
-        f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
-        why="the column data.columns.answer is empty or missing in every row",
-        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
-        "of vistill eval",
-    )
 
 
 def load_prompts(source: str, **settings: Any) -> list[Prompt]:

@@ -35,6 +35,7 @@ CATALOGUE: dict[str, str] = {
     "C110": "A frozen part has no weights, or nothing is left to train.",
     "C201": "The run folder belongs to a run with another recipe.",
     "C202": "The given initial student is not the one of the run.",
+    "C203": "A file of responses holds those of another model, of other settings or of other rows.",
     "C301": "Compared runs differ in more than the compared settings, or in their questions.",
     "D101": "A column named in the recipe is not in the data file.",
     "D102": "The data file does not exist, is empty, or cannot be read.",
@@ -67,6 +68,7 @@ CATALOGUE: dict[str, str] = {
     "M106": "A model cannot read a view of the method, such as a question without its image.",
     "M107": "Weights cannot be read: damaged, incomplete, not safetensors, or outside the folder.",
     "M110": "The installed transformers does not know an argument for images or positions.",
+    "M120": "A model has no processor, or one that reads prompts in another way.",
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model.",
     "V802": "A vision tower gives the same states for every image: zero or missing weights.",
     "V803": "The image has no effect on the output of a model.",
@@ -101,6 +103,8 @@ CATALOGUE: dict[str, str] = {
     "S605": "The folder holds no run, or nothing that can be read.",
     "S606": "A file of the run folder is damaged, or was changed.",
     "S607": "The journal does not hold the responses of a step, and no engine can repeat them.",
+    "S608": "The folder to export to exists already.",
+    "S609": "The hub cannot be reached, or refuses the upload.",
 }
 
 

@@ -25,11 +25,11 @@ QUERY = re.compile(
     re.IGNORECASE,
 )
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-#: `hf_token=...`, `'api_key': '...'`, and `--hf-token ...`.
+#: `hf_token=...`, `'api_key': '...'`, and `--hf-token ...`; not the placeholder of a local server.
 SETTING = re.compile(
     r"((?:[_-](?:token|key|secret)|password|passwd)[\"']?\s{0,8}[=:]\s{0,8}"
     r"|(?<![\w-])--?[\w-]{0,40}(?:token|key|secret|password|passwd)\s{1,8})"
-    r"(\"[^\"\n]{0,512}\"|'[^'\n]{0,512}'|[^\s,;}\]]{1,2048})",
+    r"(?!(?-i:EMPTY)(?:[\s,;}\]]|$))(\"[^\"\n]{0,512}\"|'[^'\n]{0,512}'|[^\s,;}\]]{1,2048})",
     re.IGNORECASE,
 )
 #: Shorter values of the environment, and values without both a letter and a digit, are ordinary

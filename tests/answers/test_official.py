@@ -1,9 +1,7 @@
 """Agreement with the benchmarks' own verdicts on real replies, and what the page says about it."""
 
-import re
-
 import pytest
-from answers_official import BENCHMARKS, disagreements, read, shuffled_rates
+from answers_official import BENCHMARKS, disagreements, listed, read, shuffled_rates
 from conftest import REPO, SHARED
 
 PAGE = (REPO / "docs" / "answers.md").read_text(encoding="utf-8")
@@ -22,21 +20,13 @@ def replies():
     return {name: read(FOLDER, name) for name in BENCHMARKS}
 
 
-def listed():
-    """The disagreements of the page: (benchmark, id, model) -> who is right."""
-    pattern = (
-        r"^\| (mathvision|blink|mmmu) \| (\S+) \| (.+?) \| (?:correct|wrong) \| .* \| (.+?) \|$"
-    )
-    return {m.group(1, 2, 3): m.group(4) for m in re.finditer(pattern, PAGE, re.MULTILINE)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_auto_agrees_with_the_official_verdicts_and_the_page_lists_the_rest(replies, name):
     rows = replies[name]
     differing = disagreements(rows)
     keys = {(name, row["id"], row["model"]) for row, _ in differing}
-    page = {key: right for key, right in listed().items() if key[0] == name}
+    page = {key: right for key, right in listed(PAGE).items() if key[0] == name}
     assert keys == set(page)
     official_errors = sum(right == "`auto`" for right in page.values())
     agreement = 100 * (1 - len(differing) / len(rows))

@@ -13,6 +13,8 @@ from PIL import Image
 
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.studies.check import check, format_table
+from vistill.studies.shown_rows import wrong_answer
+from vistill.types import Prompt
 
 TINY = str(REPO / "recipes" / "demo.yaml")
 
@@ -166,8 +168,8 @@ def test_three_rows_are_shown_with_what_the_checker_says(tmp_path):
     rows[0] |= {"answer": "B", "choices": ["30", "40"]}
     rows[3] = {**rows[3], "answer": "2√3", "question": "Line one.\n" + "x" * 900 + " end?"}
     data = [f"data.train={row_file(tmp_path, rows)}", "data.columns.choices=choices"]
-    found = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=2"], fast=True)
-    shown = [line.summary for line in next(iter(found.values())) if line.what == "row"]
+    findings = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=2"], fast=True)
+    shown = [line.summary for line in next(iter(findings.values())) if line.what == "row"]
     assert len(shown) == 3
     assert "rows.jsonl:1; pictures 40 x 20 pixels" in shown[0]
     assert "gold: B of options 30, 40" in shown[0]
@@ -176,14 +178,32 @@ def test_three_rows_are_shown_with_what_the_checker_says(tmp_path):
     assert "| [picture] How long is side 2?" in shown[1]
     assert "`2` correct (math, bare)" in shown[1]
     assert "characters ..." in shown[2]
-    table = format_table(found)
+    table = format_table(findings)
     assert table.count("rows.jsonl:1;") == 1, "the second stage has the same rows"
     assert "\n         | [picture] How long is side 2?\n" in table
+
+
+WRONG = {
+    (("B",), ("30", "40", "50")): "A",
+    (("40",), ("40", "30")): "30",
+    (("7", "8", "10"), ()): "9",
+    (("12 cm",), ()): "13 cm",
+    (("yes",), ()): "No",
+    (("C",), ()): "B",
+    (("b",), ()): "A",
+    (("a red car",), ()): "something else",
+}
+
+
+@pytest.mark.parametrize(("golds", "choices"), list(WRONG))
+def test_the_wrong_answer_is_no_gold_answer(golds, choices):
+    prompt = Prompt("p", ("?",), answer=golds, choices=choices)
+    assert wrong_answer(prompt) == WRONG[golds, choices]
 
 
 def test_a_gold_answer_that_a_form_of_reply_loses_is_said(tmp_path):
     rows = [{"question": "<image> Read it.", "answer": "the answer is. what", "checker": "text"}]
     data = [f"data.train={row_file(tmp_path, rows * 2)}", "data.columns.checker=checker"]
-    found = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=1"], fast=True)
-    shown = [line.summary for line in next(iter(found.values())) if line.what == "row"]
+    findings = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=1"], fast=True)
+    shown = [line.summary for line in next(iter(findings.values())) if line.what == "row"]
     assert "so a right answer in this form counts as wrong" in shown[0]

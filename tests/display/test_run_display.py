@@ -211,7 +211,7 @@ def test_the_table_at_the_end_has_before_after_student_and_next_commands(tmp_pat
     assert "checkpoint-000032 (best accuracy on 128 fixed rows x 1 samples, 50.0 %)" in lines[-4]
     commands = [line[16:] for line in lines[-3:]]
     assert [shlex.split(command) for command in commands] == [
-        ["vistill", verb, str(path)] for verb in ("report", "eval", "replay")
+        ["vistill", verb, str(path)] for verb in ("chat", "eval", "export")
     ]
 
 

@@ -278,3 +278,11 @@ def test_the_longer_of_two_secrets_with_one_prefix_is_masked_completely(monkeypa
     monkeypatch.setenv("A_TOKEN", "secret-12")
     monkeypatch.setenv("B_TOKEN", "secret-12345(.*)")
     assert mask_secrets("x secret-12345(.*) y secret-12 z") == "x *** y *** z"
+
+
+def test_the_placeholder_of_a_local_server_is_no_secret_and_nothing_else_passes():
+    from vistill.redaction import mask_secret_settings
+
+    assert mask_secret_settings("api_key=EMPTY --tasks x") == "api_key=EMPTY --tasks x"
+    for text in ("api_key=EMPTY-7f3a", "api_key=empty", "api_key=EMPTYX", "api_key='EMPTY'"):
+        assert mask_secret_settings(text) == "api_key=***", text

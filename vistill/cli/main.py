@@ -20,20 +20,13 @@ from vistill.cli.messages import (
     write_error_file,
 )
 from vistill.cli.terminal import VerbGroup, Verbs
+from vistill.cli.try_student import add_verbs
+from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
 from vistill.errors import Preempted, VistillError
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
-#: Groups of verbs in `vistill --help`.
-START, RUN, LOOK = "Start", "Run", "Look at results"
-TRUST, LEARN = "Trust: test the installation and runs", "Learn"
 HELP = "On-policy distillation of vision-language models that teaches the student to use the image."
-
-
-def example(*commands: str) -> str:
-    """Format example commands for the end of a help text; brackets are not rich markup."""
-    title = "Example:" if len(commands) == 1 else "Examples:"
-    return "\n\n".join([title, *(command.replace("[", r"\[") for command in commands)])
 
 
 app = Verbs(
@@ -45,16 +38,6 @@ app = Verbs(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="settings as key=value, such as train.lr=2e-6")
-]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        help="a Python file of your own that is executed first; it registers what recipes name",
-    ),
-]
 
 
 def show_version(wanted: bool) -> None:
@@ -278,6 +261,9 @@ def judge(
     from vistill.cli.judge import print_verdicts
 
     print_verdicts(file, checker, take, plugin or [])
+
+
+add_verbs(app)
 
 
 @app.command(rich_help_panel=TRUST, epilog=example("vistill doctor"))

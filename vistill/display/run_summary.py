@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.config import method_schemas
 from vistill.evaluation.unparsed import unparsed_warning
 from vistill.notebook_html import grid_html, table_html
 from vistill.registry import plugin_words
@@ -127,10 +126,9 @@ def student_lines(run: RunData) -> list[str]:
 
 def next_commands(run: RunData) -> list[str]:
     """Three commands for the finished run, quoted for the shell."""
-    words = [*plugin_words()]
-    third = "replay" if run.method in method_schemas() else "probe"
-    verbs = (["report"], ["eval"], [third])
+    words, path = plugin_words(), str(run.path)
     return [
-        shlex.join(["vistill", *verb, str(run.path), *(words if verb != ["report"] else [])])
-        for verb in verbs
+        shlex.join(["vistill", "chat", path, *words]),
+        shlex.join(["vistill", "eval", path, *words]),
+        shlex.join(["vistill", "export", path]),
     ]

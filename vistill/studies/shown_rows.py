@@ -102,6 +102,8 @@ def wrong_answer(prompt: Prompt) -> str:
     if len(gold) == 1 and gold.isalpha():
         return "B" if gold.casefold() != "b" else "A"
     number = NUMBER.search(gold)
-    if number:
-        return gold[: number.start()] + f"{float(number[0]) + 1:g}" + gold[number.end() :]
-    return "something else"
+    if number is None:
+        return "something else"
+    before, value, after = gold[: number.start()], float(number[0]), gold[number.end() :]
+    others = (f"{before}{value + step:g}{after}" for step in range(1, len(golds) + 2))
+    return next(other for other in others if other.casefold() not in golds)

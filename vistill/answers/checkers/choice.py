@@ -64,7 +64,12 @@ ENDS_ONE = re.compile(
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
-ENDS_ONLY = re.compile(r"\bis\s([A-Z])\W{0,3}$")
+ENDS_ONLY = re.compile(
+    r"\b(?:is|(?:indicated|marked|shown|represented|labell?ed|denoted|given) (?:by|as|with|in))"
+    r"\s([A-Z])\W{0,3}$"
+)
+#: A second option behind `or`: `(C) the third image or (D) the fourth image`.
+OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)]\s)")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
@@ -103,9 +108,7 @@ class ChoiceReader:
         plain = after_negation(plain)
         letters = parse_letters(plain, len(self.options))
         if letters is not None:
-            if letters.hedged and len(letters.letters) > 1:
-                return None
-            return frozenset() if self.contradicts(letters) else letters.letters
+            return self.read_letters(letters)
         if not len(self.options):
             return self.read_label(plain, rule)
         for part in (plain, cut_clause(plain), right_side(plain)):
@@ -114,6 +117,22 @@ class ChoiceReader:
             if len(named) == 1:
                 return self.letters_of(named)
         return self.read_sentence(plain, rule)
+
+    def read_letters(self, letters: Letters) -> frozenset[str] | None:
+        """The letters at the beginning of an answer; None for a hedge."""
+        if letters.hedged and len(letters.letters) > 1:
+            return None
+        if self.offers_another(letters):
+            return None
+        return frozenset() if self.contradicts(letters) else letters.letters
+
+    def offers_another(self, letters: Letters) -> bool:
+        """Whether another option follows the text of the first behind `or`."""
+        rest = before_comparison(cut_clause(letters.rest))
+        if DENIED.search(rest):
+            return False
+        others = {m.group(1) or m.group(2) for m in OR_ANOTHER.finditer(rest)}
+        return any(in_range(o, len(self.options)) for o in others - letters.letters)
 
     def contradicts(self, letters: Letters) -> bool:
         """Whether the value behind a letter is another one than that of its option."""

@@ -140,6 +140,17 @@ def no_prompts_error(what: str) -> DataError:
     )
 
 
+def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
+    """D302 for an evaluation without a single gold answer."""
+    return DataError(
+        "D302",
+        f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
+        why="the column data.columns.answer is empty or missing in every row",
+        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
+        "of vistill eval",
+    )
+
+
 def check_no_overlap(setup: "RunSetup") -> str:
     """D308 if an evaluation row asks the same question as a training row."""
     check_overlap(setup.train_data, setup.eval_data, setup.recipe.data)

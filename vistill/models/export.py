@@ -1,0 +1,134 @@
+"""Write a model folder that other programs load: transformers, vLLM, `AutoProcessor`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer
+
+from vistill.errors import ModelError
+from vistill.models.chat import chat_messages
+from vistill.models.loading import PromptEncoder, load_encoder, load_weights
+from vistill.models.processor_files import (
+    IMAGE,
+    PROCESSOR,
+    copy_processor_files,
+    find_model_file,
+    missing_processor_error,
+)
+from vistill.types import LoadedImage, Prompt
+
+#: The precisions that an export can have, by their names on the command line.
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+#: Weights above this size are written as several files and an index, as on the hub.
+SHARD_SIZE = "5GB"
+#: The question with a picture that the exported folder must read as the model does.
+PROBE_SIDES = (96, 72)
+PROBE = "What is the value of x?"
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """What was written."""
+
+    family: str
+    """The model type."""
+    parameters: int
+    dtype: str
+    notes: tuple[str, ...]
+    """What a user should know: a line each."""
+
+
+def write_model(
+    source: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    bases: Sequence[str] = (),
+    revision: str | None = None,
+    shard_size: str = SHARD_SIZE,
+) -> WrittenModel:
+    """Write weights, configuration, generation configuration, tokenizer, template and processor.
+
+    Weights get the names of the published checkpoints, which older transformers and vLLM expect.
+
+    Args:
+        source: folder or hub id of the model.
+        folder: an empty folder.
+        dtype: precision of the weights; None keeps that of the source.
+        bases: the models that it was trained from, the nearest first. Processor files that the
+            source lacks come from them.
+        revision: of a hub id.
+        shard_size: largest file of weights.
+
+    Raises:
+        ModelError: M103 to M107 if the model cannot be loaded, M120 without a processor.
+    """
+    is_model = find_model_file(source, "config.json", revision) is not None
+    if is_model and not any(find_model_file(source, n, revision) for n in (IMAGE, PROCESSOR)):
+        raise missing_processor_error(source, IMAGE, bases)
+    encoder = load_encoder(source, revision=revision)
+    family = str(encoder.family.config.model_type)
+    notes = copy_processor_files(source, folder, bases, family, revision)
+    stored = getattr(encoder.family.config, "dtype", None) or torch.float32
+    vlm = load_weights(encoder, dtype=dtype or stored)
+    vlm.model.save_pretrained(folder, max_shard_size=shard_size)
+    notes.append(check_exported(folder, encoder))
+    return WrittenModel(
+        family,
+        sum(p.numel() for p in vlm.model.parameters()),
+        str(vlm.model.dtype).removeprefix("torch."),
+        tuple(notes),
+    )
+
+
+def check_exported(folder: Path, encoder: PromptEncoder) -> str:
+    """Read a question with a picture by the exported folder alone, and compare the tokens.
+
+    Returns:
+        What was compared, in words.
+
+    Raises:
+        ModelError: M120, the folder reads it in another way.
+    """
+    picture = Image.linear_gradient("L").resize(PROBE_SIDES).convert("RGB")
+    prompt = Prompt("probe", (LoadedImage(picture), PROBE))
+    messages = chat_messages(prompt)
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    expected = encoder.encode(prompt)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder)
+    except ImportError as error:
+        package = "torchvision" if "orchvision" in str(error) else "a package that it needs"
+        return f"AutoProcessor was not tried: {package} is not installed here"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise other_reading_error(folder, f"{type(error).__name__}: {error}") from error
+    read = processor(text=[str(text)], images=[picture], return_tensors="pt")
+    if tuple(read["input_ids"][0].tolist()) != expected.ids:
+        raise other_reading_error(folder, "its prompt has other tokens")
+    for name, values in expected.pixels.items():
+        if read[name].shape != values.shape:
+            raise other_reading_error(folder, f"its {name} has the shape {list(read[name].shape)}")
+    return f"AutoProcessor reads a prompt with a picture as training: {len(expected.ids)} tokens"
+
+
+def other_reading_error(folder: Path, why: str) -> ModelError:
+    """M120 for a processor that cannot be built, or reads a prompt in another way."""
+    return ModelError(
+        "M120",
+        "the processor of the exported folder does not read a prompt as training did",
+        where=str(folder),
+        why=" ".join(why.split())[:300],
+        fix="copy the processor files of the base model into the student's folder, "
+        "then run the same command again",
+    )
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,53 @@
+"""The page of `vistill chat --html`: questions, pictures, answers and their tokens, offline."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vistill.redaction import mask_secrets
+from vistill.report.charts import scale_of, tokens_html
+from vistill.report.page import escape_text_value
+from vistill.runs.storage import write_text
+
+
+def write_chat_page(
+    facts: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], file: Path
+) -> None:
+    """Write the conversation so far.
+
+    Args:
+        facts: `models`, `teacher`, `sampling`.
+        questions: each with `text`, `pictures` (data URIs) and `answers`; an answer has `model`,
+            `text` and, if a teacher read it, `tokens`, `advantage` and `probability`.
+        file: the page. It is replaced.
+    """
+    values = [a["advantage"] for q in questions for a in q["answers"] if a.get("tokens")]
+    scale = scale_of(values)
+    shown = [
+        {**question, "answers": [with_tokens(a, scale) for a in question["answers"]]}
+        for question in questions
+    ]
+    environment = Environment(
+        loader=PackageLoader("vistill.report"),
+        autoescape=True,
+        finalize=escape_text_value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    template = environment.get_template("chat.html.jinja")
+    html = template.render(facts=facts, questions=shown, scale=scale)
+    write_text(file, mask_secrets(html))
+
+
+def with_tokens(answer: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """An answer with its heatmap."""
+    if not answer.get("tokens"):
+        return {**answer, "heatmap": None}
+    titles = [
+        f"{value:.2f} nats; teacher p {p:.3f}"
+        for value, p in zip(answer["advantage"], answer["probability"], strict=True)
+    ]
+    heatmap = tokens_html(answer["tokens"], answer["advantage"], scale, titles)
+    return {**answer, "heatmap": heatmap}
