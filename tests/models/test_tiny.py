@@ -174,7 +174,7 @@ def test_images_of_every_size_stay_within_the_token_limit(tiny_folder):
 
 
 def test_a_placeholder_in_the_text_is_an_error(teacher):
-    for text in ("look at <image1>", "<|image_pad|> here", "<img> there"):
+    for text in ("look at <image1>", "<|image_pad|> here", "<img_2> there"):
         with pytest.raises(DataError) as caught:
             teacher.encode(Prompt("p", (text,)))
         assert caught.value.code == "D103"
