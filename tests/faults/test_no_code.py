@@ -38,15 +38,27 @@ PROCESSES = {"studies/processes.py", "answers/math_process.py"}
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
-PLUGIN_LOADERS = {"cli/main.py", "cli/judge.py", "api.py", "config.py", "studies/replay.py"}
+PLUGIN_LOADERS = {
+    "cli/main.py",
+    "cli/judge.py",
+    "cli/try_student.py",
+    "api.py",
+    "config.py",
+    "studies/replay.py",
+}
 #: Modules that may execute a file: a plug-in that the user gave.
 EXECUTERS = {"plugins.py"}
 #: The module that writes tables, without formulas, and the one that reads them.
 CSV_WRITER, CSV_READER = "report/csv_file.py", "data/text_files.py"
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
+    "cli/live.py",
     "cli/main.py",
     "cli/messages.py",
+    "cli/try_student.py",
+    "display/live_line.py",
+    "display/run_display.py",
+    "export.py",
     "studies/chaos.py",
     "studies/processes.py",
     "faults.py",

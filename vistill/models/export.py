@@ -97,12 +97,12 @@ def check_exported(folder: Path, encoder: PromptEncoder) -> str:
     picture = Image.linear_gradient("L").resize(PROBE_SIDES).convert("RGB")
     prompt = Prompt("probe", (LoadedImage(picture), PROBE))
     messages = chat_messages(prompt)
-    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+    text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
     expected = encoder.encode(prompt)
     try:
-        processor: Any = AutoProcessor.from_pretrained(folder)
+        processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
         package = "torchvision" if "orchvision" in str(error) else "a package that it needs"
         return f"AutoProcessor was not tried: {package} is not installed here"
