@@ -13,7 +13,7 @@ from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.stored_prompts import with_content_hashes
-from vistill.errors import ConfigError, DataError
+from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
@@ -273,8 +273,9 @@ def training_folder_error(run: str) -> ConfigError:
         "this is the folder of a training run, and an evaluation would overwrite its record",
         where=run,
         why="evaluations.jsonl, data.json and result.json are those of the training",
-        fix=f"run={unused_folder(folder) if Path(folder).exists() else folder}",
-        note=f"vistill eval {run}   judges the run's own student and writes next to it",
+        fix=quote_setting("run", unused_folder(folder) if Path(folder).exists() else folder),
+        note=f"{quote_command('vistill', 'eval', run)}   judges the run's own student and writes "
+        "next to it",
     )
 
 
@@ -335,8 +336,7 @@ def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
         "D302",
         f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
         why="the column data.columns.answer is empty or missing in every row",
-        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
-        "of vistill eval",
+        fix="data.columns.answer=COLUMN   or, for visual advantage alone,   vistill probe TARGET",
     )
 
 

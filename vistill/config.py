@@ -1,9 +1,12 @@
 """The recipe: one strict file, typed, frozen, with errors that teach. Needs no torch."""
 
+import codecs
 import copy
 import dataclasses
+import itertools
 import json
 import re
+import shlex
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, quote_command, quote_setting
 from vistill.objectives.schema import MethodSchemas
-from vistill.ranges import accepts_text, fits
+from vistill.ranges import accepts_text, fits, typed
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
@@ -90,7 +93,7 @@ def load_recipe(
             "C101",
             f"{path} has {len(stages)} stages",
             why=f"stages: {', '.join(stages)}",
-            fix=f"vistill train {path}   runs them all",
+            fix=f"{quote_command('vistill', 'train', path)}   runs them all",
         )
     return next(iter(stages.values()))
 
@@ -183,7 +186,8 @@ def split_override(text: str) -> tuple[str, Any]:
     info = all_keys(name).get(name, {})
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
-        return key, read_value(text, key, value)
+        default = info.get("default", "VALUE")
+        return key, read_value(text, key, value, quote_setting(key, typed(default)))
     return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 
@@ -196,9 +200,24 @@ def split_overrides(words: Sequence[str]) -> dict[str, Any]:
     for index, key in enumerate(words):
         value = next((word for word in words[index + 1 :] if word != "="), "")
         if re.fullmatch(r"[a-z_][\w.]*", key) and value and "=" not in value:
-            what, fix = f'"{key}" has a space in place of =', f"{key}={value}"
+            between = " = " if "=" in words[index + 1 : index + 2] else " "
+            fix = f"{quote_setting(key, value)}   in place of {key}{between}{shlex.quote(value)}"
+            what = f'"{key}" has a space in place of ='
             raise ConfigError("C005", what, where="command line", fix=fix)
+        check_quoted(words, index)
     return dict(split_override(word) for word in words)
+
+
+def check_quoted(words: Sequence[str], index: int) -> None:
+    """C005 where the words after a setting are the rest of its value: it has spaces."""
+    key, equals, _ = words[index].partition("=")
+    rest = list(itertools.takewhile(lambda word: "=" not in word, words[index + 1 :]))
+    name = re.sub(r"^stages\.[^.]+\.", "", key)
+    if equals and rest and accepts_text(all_keys(name).get(name, {})):
+        text = " ".join([words[index], *rest])
+        fix = f"{shlex.quote(text)}   in place of {text}"
+        what = f'the value of "{key}" has a space and no quotes: {text}'
+        raise ConfigError("C005", what, where="command line", fix=fix)
 
 
 def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
@@ -250,17 +269,32 @@ def find_recipe(path: str | Path) -> Path:
     if file.is_dir():
         raise folder_as_recipe(file)
     known = list(shipped)
-    meant = closest(file.stem, [Path(k).stem for k in known])
+    meant = closest(file.name, [*recipes_in(file.parent), *known]) or [
+        f"{stem}.yaml" for stem in closest(file.stem, [Path(k).stem for k in known])
+    ]
+    own = meant and (file.parent / meant[0]).is_file()
+    init = quote_command("vistill", "init", file.with_name(f"{file.stem}.yaml"))
     raise ConfigError(
         "C004",
         f'recipe "{path}" does not exist',
         why="\n".join(
             textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)
         ),
-        fix=f"{meant[0]}.yaml   in place of {path}"
+        fix=in_place_of(str(file.with_name(meant[0]) if own else meant[0]), str(path))
         if meant
-        else "vistill init va-opd   writes a commented recipe",
+        else f"{init}   writes a commented recipe",
     )
+
+
+def recipes_in(folder: Path) -> list[str]:
+    """The names of the recipe files in a folder."""
+    paths = sorted(folder.iterdir())[:1000] if folder.is_dir() else []
+    return [path.name for path in paths if path.suffix in (".yaml", ".toml") and path.is_file()]
+
+
+def in_place_of(right: str, wrong: str) -> str:
+    """A fix that exchanges a word of the command for another one."""
+    return f"{shlex.quote(right)}   in place of {shlex.quote(wrong)}"
 
 
 def folder_as_recipe(folder: Path) -> ConfigError:
@@ -271,7 +305,9 @@ def folder_as_recipe(folder: Path) -> ConfigError:
         "C004",
         f"{folder} is a folder, not a recipe",
         why="a run folder holds the recipe of its run" if file else "it holds no recipe.json",
-        fix=f"vistill train {file}" if file else "vistill init   writes a commented recipe",
+        fix=in_place_of(str(file), str(folder))
+        if file
+        else "vistill init FILE.yaml   writes a commented recipe",
     )
 
 
@@ -280,12 +316,16 @@ def read_recipe_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        is_utf16 = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        new = str(file.with_name(f"{file.stem}.utf8{file.suffix}"))
+        words = ("iconv", "-f", "UTF-16" if is_utf16 else "LATIN1", "-t", "UTF-8", file)
         raise ConfigError(
             "C003",
             "the recipe is not UTF-8 text",
             where=file.name,
             why=str(error),
-            fix=f"iconv -f latin1 -t utf-8 {file.name} > utf8.yaml",
+            fix=f"{quote_command(*words)} > {shlex.quote(new)}   and then   "
+            + in_place_of(new, str(file)),
         ) from error
 
 

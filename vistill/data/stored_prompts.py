@@ -164,7 +164,7 @@ def read_prompts(source: str) -> list[Prompt]:
             "D102",
             f'stored prompts "{file}" cannot be read',
             why=f"{type(error).__name__}: {error}"[:200],
-            fix="restore the run folder's data, or name another source: data.train=FILE.jsonl",
+            fix="restore the data of the run folder, or name another source: data.train=FILE.jsonl",
         ) from error
 
 

@@ -27,6 +27,7 @@ from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBa
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
 from vistill.registry import families
+from vistill.runs.hub import ask_hub
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
 
@@ -214,6 +215,8 @@ def load_encoder(
     name = str(source)
     if not Path(name).exists() and not looks_like_hub_id(name):
         raise model_not_found_error(name, role)
+    if not Path(name).exists():
+        ask_hub()
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
