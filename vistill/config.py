@@ -186,8 +186,13 @@ def split_override(text: str) -> tuple[str, Any]:
     info = all_keys(name).get(name, {})
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
-        default = info.get("default", "VALUE")
-        return key, read_value(text, key, value, quote_setting(key, typed(default)))
+        default = typed(info.get("default", "VALUE"))
+        try:
+            return key, read_value(text, key, value, quote_setting(key, default))
+        except ConfigError:
+            if info:
+                raise
+            return key, value  # of an unknown key, which is an error of its own
     return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 

@@ -143,7 +143,10 @@ def read_value(text: str, key: str, value: str, fix: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         why = str(getattr(error, "problem", error))
         raise ConfigError(
-            "C005", f'the value of "{text}" is not valid YAML', why=why, fix=fix
+            "C005",
+            f'the value of "{text}" is not valid YAML',
+            why=why,
+            fix=f"{fix}   in place of {shlex.quote(text)}",
         ) from error
 
 

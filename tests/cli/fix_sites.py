@@ -50,7 +50,7 @@ class Text:
         return re.search(pattern, fix, re.DOTALL) is not None
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """A call that is given a fix."""
 

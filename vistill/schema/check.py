@@ -18,6 +18,7 @@ from vistill.ranges import (
     typed,
     whole,
 )
+from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
 from vistill.schema.hints import hint_for
 from vistill.strict_yaml import line_of
@@ -103,7 +104,7 @@ def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[s
         f"{group} cannot be {shown(tree)}",
         where=source.place(path),
         why="it is a group of keys",
-        fix=f"{quote_setting(group, '{}')}   its keys: vistill explain {group}",
+        fix=f"{quote_setting(group, '{}')}   its keys:   {explain_command(group)}",
     )
 
 
@@ -213,7 +214,7 @@ def unknown_key(
     meant = last if group == full.rpartition(".")[0] else hint.key
     fix = f"{quote_setting(hint.key, typed(value))}   in place of {full}"
     if not hint.fits:
-        fix = f"vistill explain {hint.key}   says what it takes"
+        fix = f"{explain_command(hint.key)}   says what it takes"
     if meant == hint.key and not hint.note:
         listed = f"{hint.key}: {source.keys[hint.key]['description']}"
     why = f'{hint.note or listed}   did you mean "{meant}"?'

@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -261,7 +262,7 @@ def log_version_changes(folder: RunFolder, before: Mapping[str, str]) -> None:
 def command_line() -> str:
     """The command of this process, without the interpreter's path and without secrets."""
     words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
-    return mask_secret_settings(" ".join(words))
+    return shlex.join(map(mask_secret_settings, words))
 
 
 def utc_now() -> str:
