@@ -146,7 +146,8 @@ def follow(place, outcomes, case):
     while outcomes[-1].error is not None:
         last = outcomes[-1]
         history = "\n\n".join(str(o.error) for o in outcomes)
-        assert last.code not in [o.code for o in outcomes[:-1]], f"{place.line}\n{history}"
+        seen = [o.identity for o in outcomes[:-1]]
+        assert last.identity not in seen, f"{place.line}\n{history}"
         if last.code == case.ends:
             return
         choices = alternatives(last.error.fix)

@@ -139,7 +139,7 @@ def a_recipe_to_write_exists(place):
     place.line = f"vistill init '{RECIPE_FILE}' --student vistill:student --data '{DATA_FILE}'"
 
 
-@situation("C102")
+@situation("C002")
 def a_knob_is_refused_by_its_method(place):
     start(place, "--plugin 'mein plugin ß.py' method=picky picky.size=7")
     place.write("mein plugin ß.py", PICKY)

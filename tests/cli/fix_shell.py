@@ -29,8 +29,13 @@ SHIMS = "".join(
 SHIMS += 'python() { "$PYTHON" "$@"; }\n'
 #: Words for which the user puts a value.
 PLACEHOLDER = re.compile(
-    r"KEY=VALUE|hf:OWNER/NAME\[SPLIT\]|\b(?!HF_)[A-Z][A-Z_]{2,}(?:\.(?:jsonl|yaml|py))?\b(?![/=\w-])"
+    r"KEY=VALUE|hf:OWNER/NAME\[SPLIT\]|\b(?:FOLDER_OR_HUB_ID|OTHER_FOLDER|RUN_FOLDER|FOLDER|COLUMN|"
+    r"FILE(?:\.jsonl|\.yaml|\.py)?|NEW|RECIPE|TARGET|VALUE|TEXT|PACKAGE|SMALLER|LARGER|OTHER)\b"
 )
+#: What stands in front of a command that only shows something.
+LOOKING = re.compile(r"(?:shown|tested) by$")
+#: Programs that act elsewhere: here only the form of the command is checked.
+ELSEWHERE = ("git", "hf", "pip", "unset")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
 OPTIONS = ("--accept", "--stage", "--plugin", "--step")
@@ -43,6 +48,7 @@ class Step:
     text: str
     is_command: bool = False
     wrong: str = ""
+    only_looks: bool = False
 
     @property
     def placeholders(self):
@@ -73,7 +79,7 @@ def alternatives(fix):
     Three spaces or a line break separate what is pasted from words. A command begins a part, or
     follows a colon.
     """
-    found, chained = [], False
+    found, chained, before = [], False, ""
     for segment in re.split(r" {3,}|\n", fix):
         command = re.match(rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf)\s.*)", segment)
         if segment.startswith("in place of "):
@@ -85,7 +91,8 @@ def alternatives(fix):
         if segment.startswith(("and ", "(")):
             continue
         if command:
-            steps = [Step(command[1], is_command=True)]
+            looks = LOOKING.search(before) is not None
+            steps = [Step(command[1], is_command=True, only_looks=looks)]
         else:
             steps = [Step(text) for text in settings_in(segment)]
         if not steps and re.fullmatch(r"'?[\w./-][^:;,]*\.(yaml|toml|json)'?", segment):
@@ -96,6 +103,7 @@ def alternatives(fix):
             else:
                 found.append([step])
             chained = False
+        before = segment
     return found
 
 
@@ -105,6 +113,7 @@ class Outcome:
 
     error: VistillError | None = None
     sites: list = field(default_factory=list)
+    raised_by: str = ""
     crash: str = ""
     shown: str = ""
 
@@ -114,7 +123,8 @@ class Outcome:
 
     @property
     def identity(self):
-        return (self.code, self.error.what if self.error else "")
+        """The code and the place that raised it: the same twice is a circle."""
+        return (self.code, self.raised_by)
 
 
 @contextlib.contextmanager
@@ -228,6 +238,7 @@ def run_here(words, folder):
     assert not outcome.crash, f"{words}: {outcome.crash}\n{outcome.shown}"
     if seen:
         outcome.error, outcome.sites = seen[0], sites_behind(seen[0], made)
+        outcome.raised_by = outcome.sites[0].name if outcome.sites else ""
     return outcome
 
 
@@ -263,6 +274,11 @@ def paste(place, steps, fill):
             return None
         if step.is_command:
             outcome = place.type(text)
+            if step.only_looks:
+                assert outcome.shown, f"{text} shows nothing"
+                return outcome
+            if text.startswith(ELSEWHERE):
+                return outcome
             if not text.startswith("vistill"):
                 outcome = None  # then the same command again
             continue

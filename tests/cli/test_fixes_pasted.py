@@ -4,9 +4,8 @@ import importlib
 
 import pytest
 from fix_cases import SITUATIONS, try_fixes
-from fix_sites import sites
 
-for module in ("recipe",):
+for module in ("recipe", "data", "rows"):
     importlib.import_module(f"fix_cases_{module}")
 FIRST = [case for case in SITUATIONS if case.is_first_tier]
 

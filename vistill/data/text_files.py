@@ -27,7 +27,7 @@ OTHER_FILES = (
     (b"\x28\xb5\x2f\xfd", "Zstandard file", "zstd -d {file} -o {new}"),
     (b"BZh", "bzip2 file", "bunzip2 -c {file} > {new}"),
     (b"\xfd7zXZ", "xz file", "xz -dc {file} > {new}"),
-    (b"PK\x03\x04", "ZIP archive or spreadsheet", "unzip {file}"),
+    (b"PK\x03\x04", "ZIP archive or spreadsheet", "python -m zipfile -e {file} ."),
     (b"ARROW1", "Arrow file", ""),
     (b"\x80\x04", "pickle", ""),
     (b"\x80\x05", "pickle", ""),
@@ -96,7 +96,8 @@ def unread_file_error(path: Path, kind: str, command: str) -> DataError:
     new = path.with_name(f"{inner.stem}.unpacked{inner.suffix or '.jsonl'}")
     quoted = command.format(file=shlex.quote(str(path)), new=shlex.quote(str(new)))
     setting = quote_setting("data.train", new)
-    convert = f"{quoted}   and then   {setting}" if "{new}" in command else quoted
+    setting = setting if "{new}" in command else "data.train=FILE.jsonl"
+    convert = f"{quoted}   and then   {setting}" if command else ""
     return DataError(
         "D102",
         f'"{path}" is a {kind}, which is not read',
