@@ -147,7 +147,7 @@ def follow(place, outcomes, case):
         last = outcomes[-1]
         history = "\n\n".join(str(o.error) for o in outcomes)
         seen = [o.identity for o in outcomes[:-1]]
-        assert last.identity not in seen, f"{place.line}\n{history}"
+        assert last.identity not in seen, f"{last.identity} {seen} {place.line}\n{history}"
         if last.code == case.ends:
             return
         choices = alternatives(last.error.fix)

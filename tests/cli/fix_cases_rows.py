@@ -216,7 +216,8 @@ def answers_are_objects(place):
 
 @situation("D104")
 def an_answer_has_several_parts(place):
-    start_with(place, lambda row: row.update(answer=[["1", "2"], ["3"]]))
+    rows = [{**r, "answer": ["A", "B"], "choices": ["x", "y"]} for r in good_rows()]
+    start(place, "data.columns.choices=choices", rows=rows)
 
 
 @situation("D104", COLUMN="die Optionen")

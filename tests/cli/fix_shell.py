@@ -143,10 +143,9 @@ def recorded_errors():
 
 def sites_behind(error, made):
     """The sites of an error, and of those that lent it their fix."""
-    lent = [
-        sites for other, sites in made if other is error or (other.fix and other.fix in error.fix)
-    ]
-    return [site for sites in lent for site in sites]
+    own = [sites for other, sites in made if other is error]
+    lent = [s for other, s in made if other is not error and other.fix and other.fix in error.fix]
+    return [site for sites in (*own, *lent) for site in sites]
 
 
 class Place:

@@ -7,6 +7,7 @@ condition, a value of a variable. Text that the program fills in is a gap, which
 
 import ast
 import re
+import sys
 import traceback
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -118,12 +119,12 @@ class Templates:
         self.function, self.tree, self.open = function, tree, []
 
     def of(self, node):
+        """The forms of an expression."""
         if isinstance(node, ast.Constant):
             return [node.value] if isinstance(node.value, str) else []
-        if isinstance(node, ast.IfExp):
-            return [*self.of(node.body), *self.of(node.orelse)]
-        if isinstance(node, ast.BoolOp):
-            return [text for value in node.values for text in self.of(value)]
+        if isinstance(node, ast.IfExp | ast.BoolOp):
+            parts = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
+            return [text for part in parts for text in self.of(part)]
         if isinstance(node, ast.JoinedStr):
             return self.joined([self.piece(part) for part in node.values])
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -201,7 +202,7 @@ def sites():
 def sites_on_stack():
     """The sites whose calls are running, the innermost first."""
     running = []
-    for frame, line in traceback.walk_stack(None):
+    for frame, line in traceback.walk_stack(sys._getframe(1)):
         path = Path(frame.f_code.co_filename)
         if PACKAGE not in path.parents:
             continue
