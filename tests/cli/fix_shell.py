@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from fix_sites import PROGRAMS, sites_on_stack
 
-from vistill import plugins
+from vistill import faults
 from vistill.cli import main
 from vistill.errors import VistillError
-from vistill.registry import KINDS
+from vistill.registry import forget_plugins
 
 RECORDED = ("vistill", "pip", "git", "hf")
 SHIMS = "".join(
@@ -81,7 +81,9 @@ def alternatives(fix):
     """
     found, chained, before = [], False, ""
     for segment in re.split(r" {3,}|\n", fix):
-        command = re.match(rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf)\s.*)", segment)
+        command = re.match(
+            rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf|\S+/python[\d.]*)\s.*)", segment
+        )
         if segment.startswith("in place of "):
             found[-1][-1].wrong = segment.removeprefix("in place of ")
             continue
@@ -155,7 +157,12 @@ class Place:
         self.folder = folder / "Ordner ü (1) & it's"
         self.folder.mkdir(parents=True)
         self.line = ""
-        self.environment = {}
+        self.once = {}
+        """Environment of the first command only: it simulates a cause that passes."""
+        self.patches = []
+        """Functions of a MonkeyPatch that simulate the cause for the first command."""
+        self.raises = None
+        """A function that gives the error, where no command can: it runs in place of the first."""
 
     def write(self, name, text, encoding="utf-8"):
         path = self.folder / name
@@ -165,11 +172,20 @@ class Place:
 
     def type(self, line):
         """Type a line: what bash makes of it, and what the commands then do."""
+        once, patches, raises = self.once, self.patches, self.raises
+        self.once, self.patches, self.raises = {}, [], None
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in once.items():
+                patch.setenv(name, value)
+            for plant in patches:
+                plant(patch)
+            return caught_here(raises, self) if raises else self.run(line)
+
+    def run(self, line):
+        """Run a line in bash, and the recorded commands of vistill here."""
         calls = self.folder.parent / "calls"
         calls.write_bytes(b"")
-        environment = {
-            **os.environ, "CALLS": str(calls), "PYTHON": sys.executable, **self.environment
-        }  # fmt: skip
+        environment = {**os.environ, "CALLS": str(calls), "PYTHON": sys.executable}
         done = subprocess.run(
             ["bash", "-c", SHIMS + line], cwd=self.folder, env=environment, capture_output=True
         )
@@ -212,6 +228,23 @@ def check_recorded(words):
         assert rest[-1].count("/") == 1, words
 
 
+def caught_here(function, place):
+    """The error that a function raises or returns, in the folder of a place."""
+    with recorded_errors() as made, contextlib.chdir(place.folder):
+        try:
+            error = function(place)
+        except VistillError as raised:
+            error = raised
+    return with_sites(Outcome(), error, made)
+
+
+def with_sites(outcome, error, made):
+    """The outcome with an error and the sites behind it."""
+    outcome.error, outcome.sites = error, sites_behind(error, made)
+    outcome.raised_by = outcome.sites[0].name if outcome.sites else ""
+    return outcome
+
+
 def run_here(words, folder):
     """Run the command line in this process, as if typed in a folder."""
     shown, seen = io.StringIO(), []
@@ -230,15 +263,11 @@ def run_here(words, folder):
         except SystemExit as stop:
             outcome.crash = "" if seen or not stop.code else f"exit {stop.code}"
         finally:
-            for registry in KINDS.values():
-                registry.forget_all()
-            plugins.FILES.clear()
+            forget_plugins()
+            faults._visits.clear()
     outcome.shown = shown.getvalue()
     assert not outcome.crash, f"{words}: {outcome.crash}\n{outcome.shown}"
-    if seen:
-        outcome.error, outcome.sites = seen[0], sites_behind(seen[0], made)
-        outcome.raised_by = outcome.sites[0].name if outcome.sites else ""
-    return outcome
+    return with_sites(outcome, seen[0], made) if seen else outcome
 
 
 def filled(text, values):
@@ -273,6 +302,8 @@ def paste(place, steps, fill):
             return None
         if step.is_command:
             outcome = place.type(text)
+            if re.match(r"vistill (?!init|explain|list)", text):
+                place.line = text
             if step.only_looks:
                 assert outcome.shown, f"{text} shows nothing"
                 return outcome

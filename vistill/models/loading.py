@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -219,6 +220,8 @@ def load_encoder(
         ask_hub()
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise invalid_config_error(name, error) from error
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
     if config.model_type not in families:
@@ -323,6 +326,17 @@ def unreadable_model_error(name: str, why: str) -> ModelError:
         where=name,
         why=why[:300],
         fix="download the model again; only safetensors are read, others need save_pretrained",
+    )
+
+
+def invalid_config_error(name: str, error: StrictDataclassError) -> ModelError:
+    """M104 for a configuration that transformers refuses."""
+    return ModelError(
+        "M104",
+        "the model's configuration is not valid",
+        where=f"{name}/config.json",
+        why=" ".join(str(error).split())[:300],
+        fix="correct config.json, or download the model again",
     )
 
 
