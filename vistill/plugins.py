@@ -125,7 +125,7 @@ def execute_file(given: str) -> PluginFile:
             f"the plug-in {given} cannot be executed",
             where=place_in(path, error),
             why=f"{type(error).__name__}: {error}"[:300],
-            fix=f"correct it and try again:   python {shlex.quote(given)}",
+            fix=f"correct it; the error is shown by   python {shlex.quote(given)}",
         ) from error
     finally:
         _executing.pop()

@@ -247,7 +247,7 @@ def way_back(run: str, key: str) -> str:
         package, _, version = name.partition(" ")
         pinned = f"{package}=={version}" if version else package
         return f"pip install {pinned}" if re.fullmatch(r"[\w.=+-]+", pinned) else ""
-    if kind != "file":
+    if kind != "file" or name in plugin_words():
         return ""
     if "vistill" in sys.argv[0]:
         return shlex.join(["vistill", *sys.argv[1:], "--plugin", name])

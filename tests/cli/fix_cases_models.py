@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 
-from fix_cases import ASSETS, DATA_FILE, RECIPE_FILE, good_rows, picture, situation, start, write_rows
+from fix_cases import ASSETS, DATA_FILE, good_rows, picture, situation, start, write_rows
 
 TEACHER = "vistill:teacher"
 
@@ -12,7 +12,7 @@ TEACHER = "vistill:teacher"
 def start_models(place, rest, *names, **edits):
     """A folder with copies of the shipped models; `edits` change the JSON of the last one."""
     start(place, rest)
-    place.line = place.line.replace(" --fast", "")
+    place.line = place.line.replace(" --fast", "", 1)
     for name in names:
         source = ASSETS / (name if (ASSETS / name).is_dir() else "teacher")
         shutil.copytree(source, place.folder / "modelle ö" / name)
@@ -37,6 +37,12 @@ def other_tokenizer(place, name):
     train_tokenizer(words, 300).save_pretrained(place.folder / "modelle ö" / name)
 
 
+def alone(place):
+    """The student in a folder of its own."""
+    shutil.copytree(ASSETS / "student", place.folder / "allein ö" / "student")
+    place.line += " 'student.model=allein ö/student'"
+
+
 @situation("M101")
 def vocabularies_differ(place):
     start_models(place, "'teacher.model=modelle ö/fremd'", "student", "teacher", "fremd")
@@ -46,6 +52,7 @@ def vocabularies_differ(place):
 @situation("M101", FOLDER_OR_HUB_ID=TEACHER)
 def vocabularies_differ_and_no_other_model_is_near(place):
     start_models(place, "'teacher.model=modelle ö/fremd'", "fremd")
+    alone(place)
     other_tokenizer(place, "fremd")
 
 
@@ -59,6 +66,7 @@ def patches_differ(place):
 @situation("M102", FOLDER_OR_HUB_ID=TEACHER)
 def patches_differ_and_no_other_model_is_near(place):
     start_models(place, "'teacher.model=modelle ö/fremd'", "fremd", **PATCH_16)
+    alone(place)
 
 
 @situation("M102")
@@ -111,8 +119,11 @@ def hub_without_the_model(patch):
     from transformers import AutoConfig
 
     read = AutoConfig.from_pretrained
-    patch.setattr(AutoConfig, "from_pretrained",
-                  lambda name, **rest: refuse() if "zebra" in name else read(name, **rest))
+    patch.setattr(
+        AutoConfig,
+        "from_pretrained",
+        lambda name, **rest: refuse() if "zebra" in name else read(name, **rest),
+    )
 
 
 def refuse(*arguments, **named):
@@ -264,6 +275,3 @@ def _optimizer():
     import torch
 
     return torch.optim.AdamW(_model().parameters())
-
-
-assert RECIPE_FILE

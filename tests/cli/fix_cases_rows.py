@@ -125,6 +125,12 @@ def two_images_are_missing(place):
     all_images(place)
 
 
+@situation("D201", FOLDER="alle ß")
+def all_images_are_missing_and_every_share_is_allowed(place):
+    start_with(place, rename_image, "data.max_bad_share=1", count=6)
+    all_images(place)
+
+
 @situation("D206", first=True)
 def images_have_absolute_paths_elsewhere(place):
     start(place)

@@ -4,7 +4,9 @@ bash parses the line as it stands. `vistill` is a function that records its word
 this process. Other programs run as they are, `pip`, `git` and `hf` are only recorded.
 """
 
+import ast
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -32,6 +34,8 @@ PLACEHOLDER = re.compile(
     r"KEY=VALUE|hf:OWNER/NAME\[SPLIT\]|\b(?:FOLDER_OR_HUB_ID|OTHER_FOLDER|RUN_FOLDER|FOLDER|COLUMN|"
     r"FILE(?:\.jsonl|\.yaml|\.py)?|NEW|RECIPE|TARGET|VALUE|TEXT|PACKAGE|SMALLER|LARGER|OTHER)\b"
 )
+#: An expression of Python.
+PYTHON = re.compile(r"(?:\w+ = )?vistill\.|plugins=\[")
 #: What stands in front of a command that only shows something.
 LOOKING = re.compile(r"(?:shown|tested) by$")
 #: Programs that act elsewhere: here only the form of the command is checked.
@@ -49,6 +53,7 @@ class Step:
     is_command: bool = False
     wrong: str = ""
     only_looks: bool = False
+    is_python: bool = False
 
     @property
     def placeholders(self):
@@ -85,14 +90,17 @@ def alternatives(fix):
             rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf|\S+/python[\d.]*)\s.*)", segment
         )
         if segment.startswith("in place of "):
-            found[-1][-1].wrong = segment.removeprefix("in place of ")
+            if not found[-1][-1].is_python:
+                found[-1][-1].wrong = segment.removeprefix("in place of ")
             continue
         if segment == "and then":
             chained = True
             continue
         if segment.startswith(("and ", "(")):
             continue
-        if command:
+        if PYTHON.match(segment):
+            steps = [Step(segment, is_python=True)]
+        elif command:
             looks = LOOKING.search(before) is not None
             steps = [Step(command[1], is_command=True, only_looks=looks)]
         else:
@@ -297,6 +305,8 @@ def paste(place, steps, fill):
     """Apply the steps of one alternative; None where the user would have to know more."""
     outcome = None
     for step in steps:
+        if step.is_python:
+            return run_python(step.text, place.folder)
         text = filled(step.text, fill)
         if PLACEHOLDER.search(text):
             return None
@@ -319,6 +329,24 @@ def paste(place, steps, fill):
         place.line = line
         outcome = place.type(line)
     return place.type(place.line) if outcome is None else outcome
+
+
+def run_python(text, folder):
+    """Run Python as printed; with dots or words in capitals, check its names and keywords."""
+    import vistill
+
+    tree = ast.parse(text)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = eval(compile(ast.Expression(call.func), "fix", "eval"), {"vistill": vistill})
+        taken = inspect.signature(function).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        assert all(k.arg in taken or free for k in call.keywords), text
+    if "..." not in text and not re.search(
+        r"\b[A-Z_]{2,}\b(?!\[)", re.sub(r"vistill\.\w+", "", text)
+    ):
+        with contextlib.chdir(folder):
+            exec(text, {"vistill": vistill})
+    return Outcome()
 
 
 def change_recipe(place, text, wrong):

@@ -25,7 +25,7 @@ PROGRAMS = ("vistill", "pip", "git", "iconv", "gunzip", "zstd", "bunzip2", "xz",
 #: What looks like something to paste: a setting, an option, or a program with arguments.
 COMMAND_LIKE = re.compile(
     rf"(?<![\w./-])[a-z_][\w.:]*=(?!=)|(?<!\S)--[a-z]+|(?:^|(?<=[\s:]))(?:{'|'.join(PROGRAMS)}) "
-    rf"|vistill\.|{GAP}"
+    rf"|(?<!from )vistill\.|{GAP}"
 )
 
 

@@ -43,7 +43,7 @@ def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
                 "D102",
                 f'two prompts have the id "{prompt.id}"',
                 why="ids key the sampling noise and the encoded prompts",
-                fix="vistill.Prompt(id, ...) with a different id for each prompt",
+                fix="vistill.Prompt(ID, ...)   with another id for each prompt",
             )
         seen.add(prompt.id)
     return [

@@ -149,7 +149,7 @@ def old_distill_error(folder: RunFolder) -> ConfigError:
         "this run was started by an earlier version, which did not store its models and prompts",
         where=str(folder.path),
         why="the folder does not say whether these models and prompts are those of the first start",
-        fix=f"start a new run: out={unused_folder(str(folder.path))!r}",
+        fix=f"start a new run:   vistill.distill(..., out={unused_folder(str(folder.path))!r})",
         note="its checkpoints are model folders: vistill eval RUN/checkpoint-000123/student",
     )
 
