@@ -298,3 +298,23 @@ def a_process_of_a_study_ended(place):
         log="arm.log", last_lines=lambda: "",
     )  # fmt: skip
     place.raises = lambda place: ArmProcess.error(process)
+
+
+@situation("S604", NEW="läufe/neu")
+def a_checkpoint_is_of_another_model(place):
+    from vistill.training.checkpoint import restore_optimizer
+
+    start(place, verb="train")
+    place.raises = lambda place: restore_optimizer(_model(), _optimizer(), [("opt.x.exp_avg", 0)])
+
+
+def _model():
+    import torch
+
+    return torch.nn.Linear(2, 2)
+
+
+def _optimizer():
+    import torch
+
+    return torch.optim.AdamW(_model().parameters())

@@ -255,23 +255,3 @@ def the_first_rows_are_all_bad(place):
     place.write("alle ß/weg.png", picture(1))
     rows = [{**row, "bild": ["weg.png"]} for row in good_rows() * 4]
     start(place, "data.columns.images=bild data.overlap=allow", rows=rows)
-
-
-@situation("S604", NEW="läufe/neu")
-def a_checkpoint_is_of_another_model(place):
-    from vistill.training.checkpoint import restore_optimizer
-
-    start(place, verb="train")
-    place.raises = lambda place: restore_optimizer(_model(), _optimizer(), [("opt.x.exp_avg", 0)])
-
-
-def _model():
-    import torch
-
-    return torch.nn.Linear(2, 2)
-
-
-def _optimizer():
-    import torch
-
-    return torch.optim.AdamW(_model().parameters())

@@ -82,7 +82,9 @@ def a_method_is_no_dataclass(place):
 
 @situation("C106")
 def a_method_has_no_pass_with_gradient(place):
-    code = METHOD.replace("*super().passes(), ", "").replace('"turned", keep="log_prob")', '"full"),')
+    code = METHOD.replace("*super().passes(), ", "").replace(
+        '"turned", keep="log_prob")', '"full"),'
+    )
     start_plugin(place, code, "method=own", verb="train")
 
 

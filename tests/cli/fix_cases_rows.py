@@ -300,7 +300,7 @@ def no_row_has_an_answer(place):
     start(place, "method=grpo teacher.model=", verb="train", rows=rows)
 
 
-@situation("D303", COLUMN="response", first=True)
+@situation("D303", COLUMN="response")
 def a_row_has_no_response(place):
     start(place, "method=sft teacher.model=", verb="train")
 
@@ -317,7 +317,7 @@ def a_visual_method_has_no_image(place):
     start(place, "data.text_only=plain", verb="train", rows=rows)
 
 
-@situation("D203", first=True)
+@situation("D203")
 def a_prompt_is_too_long(place):
     start_with(place, lambda row: row.update(question="How many bars? " * 60))
     place.line = place.line.replace(" --fast", " data.max_prompt_tokens=200")

@@ -36,7 +36,7 @@ def change_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@situation("C201", first=True)
+@situation("C201")
 def a_run_continues_with_another_rate(place):
     start_trained(place, "train.lr=5e-5")
 
@@ -168,7 +168,8 @@ def a_line_of_a_log_is_damaged(place):
 
 @situation("S605", FILE_jsonl=DATA_FILE)
 def a_run_does_not_name_its_data(place):
-    folder = start_trained(place, line=f"vistill probe '{RUN}'")
+    line = f"vistill probe '{RUN}' data.diagrams.eval=4 data.diagrams.train=4"
+    folder = start_trained(place, line=line)
     (folder / "recipe.json").unlink()
 
 
@@ -211,12 +212,12 @@ def a_run_to_evaluate_is_misspelt(place):
     start_trained(place, line="vistill probe 'läufe/erster laf'")
 
 
-@situation("M103", TARGET="vistill:student")
+@situation("M103", TARGET=RUN)
 def a_target_is_like_no_other(place):
-    start_trained(place, line="vistill probe 'zebra 7' data.diagrams.eval=4")
+    start_trained(place, line="vistill probe 'zebra 7'")
 
 
-@situation("R401", first=True)
+@situation("R401")
 def every_response_is_cut_off(place):
     start(place, "rollout.max_new_tokens=12 train.steps=4", verb="train")
 
