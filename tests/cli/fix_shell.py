@@ -84,14 +84,14 @@ def alternatives(fix):
     Three spaces or a line break separate what is pasted from words. A command begins a part, or
     follows a colon.
     """
-    found, chained, before = [], False, ""
+    choices, chained, before = [], False, ""
     for segment in re.split(r" {3,}|\n", fix):
         command = re.match(
             rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf|\S+/python[\d.]*)\s.*)", segment
         )
         if segment.startswith("in place of "):
-            if not found[-1][-1].is_python:
-                found[-1][-1].wrong = segment.removeprefix("in place of ")
+            if not choices[-1][-1].is_python:
+                choices[-1][-1].wrong = segment.removeprefix("in place of ")
             continue
         if segment == "and then":
             chained = True
@@ -109,12 +109,12 @@ def alternatives(fix):
             steps = [Step(segment)]  # another file, in place of the one that was named
         for step in steps:
             if chained:
-                found[-1].append(step)
+                choices[-1].append(step)
             else:
-                found.append([step])
+                choices.append([step])
             chained = False
         before = segment
-    return found
+    return choices
 
 
 @dataclass
@@ -140,21 +140,23 @@ class Outcome:
 @contextlib.contextmanager
 def recorded_errors():
     """The errors that are constructed inside, each with the sites that gave it its fix."""
-    made, plain = [], VistillError.__init__
+    recorded, plain = [], VistillError.__init__
 
     def record(self, *arguments, **named):
         plain(self, *arguments, **named)
-        made.append((self, sites_on_stack()))
+        recorded.append((self, sites_on_stack()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VistillError, "__init__", record)
-        yield made
+        yield recorded
 
 
-def sites_behind(error, made):
+def sites_behind(error, recorded):
     """The sites of an error, and of those that lent it their fix."""
-    own = [sites for other, sites in made if other is error]
-    lent = [s for other, s in made if other is not error and other.fix and other.fix in error.fix]
+    own = [sites for other, sites in recorded if other is error]
+    lent = [
+        s for other, s in recorded if other is not error and other.fix and other.fix in error.fix
+    ]
     return [site for sites in (*own, *lent) for site in sites]
 
 
@@ -238,17 +240,17 @@ def check_recorded(words):
 
 def caught_here(function, place):
     """The error that a function raises or returns, in the folder of a place."""
-    with recorded_errors() as made, contextlib.chdir(place.folder):
+    with recorded_errors() as recorded, contextlib.chdir(place.folder):
         try:
             error = function(place)
         except VistillError as raised:
             error = raised
-    return with_sites(Outcome(), error, made)
+    return with_sites(Outcome(), error, recorded)
 
 
-def with_sites(outcome, error, made):
+def with_sites(outcome, error, recorded):
     """The outcome with an error and the sites behind it."""
-    outcome.error, outcome.sites = error, sites_behind(error, made)
+    outcome.error, outcome.sites = error, sites_behind(error, recorded)
     outcome.raised_by = outcome.sites[0].name if outcome.sites else ""
     return outcome
 
@@ -258,7 +260,7 @@ def run_here(words, folder):
     shown, seen = io.StringIO(), []
     outcome = Outcome()
     with (
-        recorded_errors() as made,
+        recorded_errors() as recorded,
         pytest.MonkeyPatch.context() as patch,
         contextlib.chdir(folder),
         contextlib.redirect_stdout(shown),
@@ -275,7 +277,7 @@ def run_here(words, folder):
             faults._visits.clear()
     outcome.shown = shown.getvalue()
     assert not outcome.crash, f"{words}: {outcome.crash}\n{outcome.shown}"
-    return with_sites(outcome, seen[0], made) if seen else outcome
+    return with_sites(outcome, seen[0], recorded) if seen else outcome
 
 
 def filled(text, values):

@@ -1,4 +1,4 @@
-"""Every text of a fix in the package, found in its syntax tree.
+"""Every text of a fix in the package, all_sites in its syntax tree.
 
 A *site* is a call that is given a `fix`: the constructor of an error, or a function with a
 parameter of that name. A *text* is one form that the fix of a site can have: a branch of a
@@ -179,7 +179,7 @@ def assigned(scope, name, deep):
 @cache
 def sites():
     """Every site of the package."""
-    found, places = [], places_of_fix()
+    all_sites, places = [], places_of_fix()
     for file, tree in trees().items():
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
         for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
@@ -195,8 +195,8 @@ def sites():
             )
             templates = Templates(inner, tree).of(fix)
             name = inner.name if inner else "module"
-            found.append(Site(file, call.lineno, call.end_lineno or 0, name, codes, templates))
-    return found
+            all_sites.append(Site(file, call.lineno, call.end_lineno or 0, name, codes, templates))
+    return all_sites
 
 
 def sites_on_stack():

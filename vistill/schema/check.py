@@ -104,7 +104,7 @@ def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[s
         f"{group} cannot be {shown(tree)}",
         where=source.place(path),
         why="it is a group of keys",
-        fix=f"{quote_setting(group, '{}')}   its keys:   {explain_command(group)}",
+        fix=f"{group}={{}}   its keys:   {explain_command(group)}",
     )
 
 

@@ -118,7 +118,7 @@ class RewardSettings:
         for name, weight in self.extra.items():
             near = closest(name, rewards)
             better = f"extra.{near[0]}={weight:g}   in place of reward.extra.{name}" if near else ""
-            rewards.require("extra", name, better or quote_setting("extra", "{}"))
+            rewards.require("extra", name, better or "extra={}")
         try:
             re.compile(self.pattern)
         except re.error as error:
