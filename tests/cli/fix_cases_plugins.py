@@ -76,8 +76,8 @@ def a_plugin_registers_something_of_another_kind(place):
 
 
 @situation("C106")
-def a_method_is_no_dataclass(place):
-    start_plugin(place, METHOD.replace("@dataclass(frozen=True)", "@dataclass"), "method=own")
+def a_method_has_the_name_of_a_key(place):
+    start_plugin(place, METHOD.replace('"own"', '"data"'), "method=data")
 
 
 @situation("C106")
