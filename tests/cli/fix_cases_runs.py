@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -112,8 +113,8 @@ def the_disk_is_full(place):
 @situation("S602", OTHER_FOLDER="läufe/zweiter lauf")
 def another_process_uses_the_run(place):
     folder = start_trained(place)
-    place.handle = (folder / ".owner").open("a+")
-    fcntl.flock(place.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    place.owner = os.open(folder / ".owner", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(place.owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @situation("S604")

@@ -153,7 +153,9 @@ def recorded_errors():
 
 def sites_behind(error, recorded):
     """The sites of an error, and of those that lent it their fix."""
-    chain = [error, error.__cause__]
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
     own = [sites for one in chain for other, sites in recorded if other is one]
     lent = [
         s for other, s in recorded if other is not error and other.fix and other.fix in error.fix
