@@ -154,7 +154,7 @@ def recorded_errors():
 def sites_behind(error, recorded):
     """The sites of an error, and of those that lent it their fix."""
     chain = [error]
-    while chain[-1].__cause__ is not None:
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
         chain.append(chain[-1].__cause__)
     own = [sites for one in chain for other, sites in recorded if other is one]
     lent = [

@@ -136,7 +136,7 @@ class MemoryMeasurement:
         shorter = int(for_prompt / (held.prompt_token + held.response))
         image = (
             f"   or data.max_image_tokens={shorter // 2}"
-            if shorter >= 32 and self.can_limit_images
+            if shorter >= 16 and self.can_limit_images
             else ""
         )
         smaller = f"   or rollout.max_new_tokens={fits}" if fits >= 1 else image
