@@ -16,7 +16,7 @@ from vistill.data.stored_prompts import with_content_hashes
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
 from vistill.display.run_summary import run_html, run_summary
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_command, quote_setting
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.export import Exported, export_model
@@ -281,8 +281,9 @@ def training_folder_error(run: str) -> ConfigError:
         "this is the folder of a training run, and an evaluation would overwrite its record",
         where=run,
         why="evaluations.jsonl, data.json and result.json are those of the training",
-        fix=f"run={unused_folder(folder) if Path(folder).exists() else folder}",
-        note=f"vistill eval {run}   judges the run's own student and writes next to it",
+        fix=quote_setting("run", unused_folder(folder) if Path(folder).exists() else folder),
+        note=f"{quote_command('vistill', 'eval', run)}   judges the run's own student and writes "
+        "next to it",
     )
 
 

@@ -2,18 +2,20 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
-import textwrap
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, quote_command, quote_setting
 from vistill.objectives.schema import MethodSchemas
-from vistill.ranges import accepts_text, fits
+from vistill.ranges import accepts_text, fits, typed
+from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
@@ -25,15 +27,17 @@ __all__ = [
     "ModelSettings",
     "Recipe",
     "compare_recipes",
+    "find_recipe",
     "flatten",
     "key_class",
     "load_recipe",
     "load_stages",
+    "read_recipe_text",
+    "shipped_recipes",
     "split_override",
     "split_overrides",
 ]
 
-RECIPES = Path(__file__).parent / "recipes"
 #: Keys whose text may have several lines.
 WORDINGS = ("data.template", "data.response_template", "data.system", "rollout.reopen")
 
@@ -90,7 +94,7 @@ def load_recipe(
             "C101",
             f"{path} has {len(stages)} stages",
             why=f"stages: {', '.join(stages)}",
-            fix=f"vistill train {path}   runs them all",
+            fix=f"{quote_command('vistill', 'train', path)}   runs them all",
         )
     return next(iter(stages.values()))
 
@@ -183,7 +187,13 @@ def split_override(text: str) -> tuple[str, Any]:
     info = all_keys(name).get(name, {})
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
-        return key, read_value(text, key, value)
+        default = typed(info.get("default", "VALUE"))
+        try:
+            return key, read_value(text, key, value, quote_setting(key, default))
+        except ConfigError:
+            if info:
+                raise
+            return key, value  # of an unknown key, which is an error of its own
     return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
 
 
@@ -196,9 +206,24 @@ def split_overrides(words: Sequence[str]) -> dict[str, Any]:
     for index, key in enumerate(words):
         value = next((word for word in words[index + 1 :] if word != "="), "")
         if re.fullmatch(r"[a-z_][\w.]*", key) and value and "=" not in value:
-            what, fix = f'"{key}" has a space in place of =', f"{key}={value}"
+            between = " = " if "=" in words[index + 1 : index + 2] else " "
+            fix = f"{quote_setting(key, value)}   in place of {key}{between}{shlex.quote(value)}"
+            what = f'"{key}" has a space in place of ='
             raise ConfigError("C005", what, where="command line", fix=fix)
+        check_quoted(words, index)
     return dict(split_override(word) for word in words)
+
+
+def check_quoted(words: Sequence[str], index: int) -> None:
+    """C005 where the words after a setting are the rest of its value: it has spaces."""
+    key, equals, _ = words[index].partition("=")
+    rest = list(itertools.takewhile(lambda word: "=" not in word, words[index + 1 :]))
+    name = re.sub(r"^stages\.[^.]+\.", "", key)
+    if equals and rest and accepts_text(all_keys(name).get(name, {})):
+        text = " ".join([words[index], *rest])
+        fix = f"{shlex.quote(text)}   in place of {text}"
+        what = f'the value of "{key}" has a space and no quotes: {text}'
+        raise ConfigError("C005", what, where="command line", fix=fix)
 
 
 def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
@@ -232,61 +257,6 @@ def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
     for method in method_schemas():
         if method != branch.get("method") and method in base:
             branch.pop(method, None)
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with vistill by name, in an installation and in a working copy."""
-    folders = (Path(__file__).parent.parent / "recipes", RECIPES)
-    files = {file.name: file for folder in folders for file in folder.glob("*.yaml")}
-    return dict(sorted(files.items()))
-
-
-def find_recipe(path: str | Path) -> Path:
-    """The file itself, or a shipped recipe of that name."""
-    file, shipped = Path(path), shipped_recipes()
-    for candidate in (file, shipped.get(file.name)):
-        if candidate is not None and candidate.is_file():
-            return candidate
-    if file.is_dir():
-        raise folder_as_recipe(file)
-    known = list(shipped)
-    meant = closest(file.stem, [Path(k).stem for k in known])
-    raise ConfigError(
-        "C004",
-        f'recipe "{path}" does not exist',
-        why="\n".join(
-            textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)
-        ),
-        fix=f"{meant[0]}.yaml   in place of {path}"
-        if meant
-        else "vistill init va-opd   writes a commented recipe",
-    )
-
-
-def folder_as_recipe(folder: Path) -> ConfigError:
-    """C004 for a folder in place of a recipe; that of a run holds the recipe of the run."""
-    runs = [folder / "recipe.json", *sorted(folder.glob("*/recipe.json"))]
-    file = next((file for file in runs if file.is_file()), None)
-    return ConfigError(
-        "C004",
-        f"{folder} is a folder, not a recipe",
-        why="a run folder holds the recipe of its run" if file else "it holds no recipe.json",
-        fix=f"vistill train {file}" if file else "vistill init   writes a commented recipe",
-    )
-
-
-def read_recipe_text(file: Path) -> str:
-    """A recipe's text (C003 where it is none)."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            "C003",
-            "the recipe is not UTF-8 text",
-            where=file.name,
-            why=str(error),
-            fix=f"iconv -f latin1 -t utf-8 {file.name} > utf8.yaml",
-        ) from error
 
 
 def build_recipe(

@@ -14,6 +14,7 @@ VistillError
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -217,6 +218,16 @@ def error_from_dict(record: Mapping[str, str]) -> VistillError:
     error = KINDS[record["code"][0]](record["code"], record["what"], **parts)
     error.exit_code = int(record["exit_code"])  # pyright: ignore[reportAttributeAccessIssue]
     return error
+
+
+def quote_setting(key: str, value: object) -> str:
+    """`key=value` as one word of a shell, in quotes where the shell would change it."""
+    return shlex.quote(f"{key}={value}".replace("\n", "\\n"))
+
+
+def quote_command(*words: object) -> str:
+    """A command as it is typed in a shell."""
+    return shlex.join(map(str, words))
 
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:

@@ -302,7 +302,7 @@ class Registry:
         try:
             package = plugins.package_of(module)
         except PackageNotFoundError as error:
-            raise self.unknown(name, fix="pip install PACKAGE   or   --plugin FILE.py") from error
+            raise self.unknown(name, fix="pip install PACKAGE") from error
         return Entry(name, name, origin_of_package(package))
 
     def _imported(self, entry: Entry) -> Any:

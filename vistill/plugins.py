@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def execute_file(given: str) -> PluginFile:
             "C106",
             f"the plug-in {given} cannot be read",
             why=f"{type(error).__name__}: {error.strerror}",
-            fix="--plugin FILE.py",
+            fix=f"--plugin FILE.py   in place of --plugin {shlex.quote(given)}",
         ) from error
     name = f"vistill_plugin_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{hash_of_text(str(path))}"
     spec = importlib.util.spec_from_loader(
@@ -124,7 +125,7 @@ def execute_file(given: str) -> PluginFile:
             f"the plug-in {given} cannot be executed",
             where=place_in(path, error),
             why=f"{type(error).__name__}: {error}"[:300],
-            fix=f"correct it and try again:   python {given}",
+            fix=f"correct it; the error is shown by   python {shlex.quote(given)}",
         ) from error
     finally:
         _executing.pop()

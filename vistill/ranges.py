@@ -16,7 +16,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_setting
 
 #: JSON schema's name of each type that a field may have.
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -114,7 +114,7 @@ def misfit(key: str, value: Any, schema: Mapping[str, Any], default: Any) -> Con
     proposed = number_in(value) if hint else default
     text = "VALUE" if proposed is dataclasses.MISSING else typed(proposed)
     what, why = f"{key} cannot be {shown(value)}", f"it must be {describe(schema)}{hint}"
-    return ConfigError("C002", what, why=why, fix=f"{key}={text}")
+    return ConfigError("C002", what, why=why, fix=quote_setting(key, text))
 
 
 def number_in(text: Any) -> Any:

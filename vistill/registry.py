@@ -5,6 +5,7 @@ entry points of the groups `vistill.methods`, `vistill.views` and so on. To add 
 itself: a file, and a line here. `vistill list` prints the registries. Nothing here imports torch.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -198,6 +199,12 @@ def plugin_words() -> list[str]:
     return [word for file in plugins.FILES.values() for word in ("--plugin", file.given)]
 
 
+def explain_command(word: str) -> str:
+    """The command that explains a method or a key, with the plug-in files that define it."""
+    own = [] if word.partition(".")[0] in methods.builtin else plugin_words()
+    return shlex.join(["vistill", "explain", word, *own])
+
+
 def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     """By `kind.name`: origin and source hash of the names of plug-ins; for `run.lock.json`."""
     code = {}
@@ -215,7 +222,11 @@ def code_of(kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
 
 def file_of_command(lock: Mapping[str, Any]) -> tuple[str, str, str]:
     """The only plug-in file of the run's first command: tasks are not listed under `code`."""
-    files = re.findall(r"--plugin[ =](\S+)", str(lock["command"]))
+    try:
+        words = shlex.split(str(lock["command"]).replace("--plugin=", "--plugin "))
+    except ValueError:  # an earlier version wrote quotes of the user without quoting them
+        words = str(lock["command"]).split()
+    files = [after for word, after in itertools.pairwise(words) if word == "--plugin"]
     return ("file", "", files[0]) if len(files) == 1 else ("", "", "")
 
 
@@ -236,7 +247,7 @@ def way_back(run: str, key: str) -> str:
         package, _, version = name.partition(" ")
         pinned = f"{package}=={version}" if version else package
         return f"pip install {pinned}" if re.fullmatch(r"[\w.=+-]+", pinned) else ""
-    if kind != "file":
+    if kind != "file" or name in plugin_words():
         return ""
     if "vistill" in sys.argv[0]:
         return shlex.join(["vistill", *sys.argv[1:], "--plugin", name])

@@ -4,12 +4,13 @@ Only true and false are booleans; there are no aliases, tags, merges or twin key
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_command, quote_setting
 
 MAX_DEPTH = 20
 MAX_LENGTH = 1_000_000
@@ -100,7 +101,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
                 "C003",
                 f"not valid TOML: {error}",
                 where=file.name,
-                fix="correct the line, or write YAML: vistill init",
+                fix="correct the line, or write YAML: vistill init FILE.yaml",
             ) from error
     try:
         tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
@@ -110,12 +111,15 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
         problem, fix = str(getattr(error, "problem", error)), PLAIN_YAML
         if "\\t" in problem and "cannot start any token" in problem:
             problem = "a tab where YAML wants spaces"
-            fix = f"use spaces:   expand -t 2 {file.name} > spaces.yaml"
+            new = str(file.with_name(f"{file.stem}.spaces{file.suffix}"))
+            convert = f"{quote_command('expand', '-t', '2', file)} > {shlex.quote(new)}"
+            fix = f"use spaces:   {convert}   and then   {shlex.quote(new)}   in place of "
+            fix += shlex.quote(str(file))
         raise ConfigError("C003", problem, where=where, fix=fix) from error
     if not isinstance(tree, dict):
         what = "a recipe is a mapping of keys to values"
         raise ConfigError(
-            "C003", what, where=file.name, fix="vistill init NAME   writes a commented recipe"
+            "C003", what, where=file.name, fix="vistill init FILE.yaml   writes a commented recipe"
         )
     return tree
 
@@ -124,23 +128,25 @@ def split_pair(text: str) -> tuple[str, str]:
     """`train.lr=2e-6` to key and value, both as text (C005)."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?", key):
-        what, fix = (
-            f'"{text}" is not of the form key=value',
-            "vistill train recipe.yaml train.lr=2e-6",
-        )
-        raise ConfigError("C005", what, fix=fix)
+        what = f'"{text}" is not of the form key=value'
+        meant = re.fullmatch(r"-{0,2}([a-z_][\w.]*)\s*[:=]+\s*(.*)", text, re.DOTALL)
+        right = quote_setting(*meant.groups()) if meant else "KEY=VALUE"
+        note = "such as train.lr=2e-6" if not meant else ""
+        raise ConfigError("C005", what, fix=f"{right}   in place of {shlex.quote(text)}", note=note)
     return key, value
 
 
-def read_value(text: str, key: str, value: str) -> Any:
-    """The value of an override, read as YAML; nothing is an empty text (C005)."""
+def read_value(text: str, key: str, value: str, fix: str) -> Any:
+    """The value of an override, read as YAML; nothing is an empty text (C005 with the fix)."""
     try:
         return yaml.load(value, StrictLoader) if value else ""  # noqa: S506
     except (yaml.YAMLError, ValueError) as error:
         why = str(getattr(error, "problem", error))
-        fix = f"""'{key}="TEXT"'   in quotes, where it is a text"""
         raise ConfigError(
-            "C005", f'the value of "{text}" is not valid YAML', why=why, fix=fix
+            "C005",
+            f'the value of "{text}" is not valid YAML',
+            why=why,
+            fix=f"{fix}   in place of {shlex.quote(text)}",
         ) from error
 
 
@@ -160,7 +166,7 @@ def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
         node = tree[part] = {} if tree.get(part) is None else tree[part]
         if not isinstance(node, dict):
             group = ".".join(path[:depth])
-            fix = f"{group}=VALUE, without anything behind a dot"
+            fix = f"{group}=VALUE   in place of {key}"
             raise ConfigError("C005", f'"{key}": "{part}" is a value, not a group of keys', fix=fix)
         tree = node
     tree[last] = value

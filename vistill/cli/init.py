@@ -1,5 +1,6 @@
 """`vistill init`: a commented recipe, filled in from the method and the first rows of the data."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from vistill.cli.data_facts import DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, quote_command
 from vistill.redaction import mask_secrets
 from vistill.registry import plugin_words
 from vistill.schema import recipe_schema
@@ -90,9 +91,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         name if name.endswith(".yaml") else f"{method if notes else stem.replace('-', '_')}.yaml"
     )
     if file.exists():
-        raise ConfigError(
-            "C101", f"{file} exists already", fix=f"vistill init {stem}-2, or remove it first"
-        )
+        raise existing_recipe_error(file, student, teacher, data)
     schema, facts = method_schemas()[method], facts_of(data)
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
@@ -122,6 +121,16 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     file.write_text(mask_secrets(text), encoding="utf-8")
     write_schema(file.parent / SCHEMA_NAME)
     return summary(file, data, [*notes, *needed(schema, facts)], facts)
+
+
+def existing_recipe_error(file: Path, student: str, teacher: str, data: str) -> ConfigError:
+    """C101 with the command that writes the same recipe into another file."""
+    names = (file.with_name(f"{file.stem}-{number}.yaml") for number in itertools.count(2))
+    new = next(path for path in names if not path.exists())
+    options = ("--student", student, "--teacher", teacher, "--data", data)
+    fix = quote_command("vistill", "init", new, *options)
+    why = "vistill init never overwrites a recipe"
+    return ConfigError("C101", f"{file} exists already", why=why, fix=fix)
 
 
 def method_named(name: str) -> tuple[str, list[str]]:

@@ -1,6 +1,7 @@
 """`vistill judge FILE`: the verdict of a checker on each reply of a JSON Lines file."""
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from vistill.answers.judge import judge
 from vistill.answers.verdict import Verdict
-from vistill.errors import DataError
+from vistill.errors import DataError, closest, quote_command
 from vistill.registry import load_plugins
 
 #: Columns in which a file may say what the verdict should be.
@@ -36,9 +37,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "D102", f"{path} cannot be read: {error}", fix="vistill judge replies.jsonl"
-        ) from error
+        raise unreadable_file_error(path, error) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -53,6 +52,26 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 fix="write one JSON object per line",
             ) from error
         yield number, checked(row, where)
+
+
+def unreadable_file_error(path: Path, error: OSError | UnicodeDecodeError) -> DataError:
+    """D102 with the command that converts the file, or a file of a similar name."""
+    if isinstance(error, UnicodeDecodeError):
+        return encoding_error(path)
+    names = [file.name for file in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
+    near = closest(path.name, names)
+    fix = quote_command("vistill", "judge", path.with_name(near[0])) if near else ""
+    what = f"{path} cannot be read: {error.strerror}"
+    return DataError("D102", what, fix=fix or "vistill judge FILE.jsonl")
+
+
+def encoding_error(path: Path) -> DataError:
+    """D102 for a file that is not UTF-8."""
+    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    convert = quote_command("iconv", "-f", "LATIN1", "-t", "UTF-8", path)
+    convert += f" > {shlex.quote(str(new))}"
+    again = quote_command("vistill", "judge", new)
+    return DataError("D102", f"{path} is not UTF-8", fix=f"{convert}   and then   {again}")
 
 
 def checked(row: Any, where: str) -> dict[str, Any]:
@@ -80,7 +99,8 @@ def row_error(where: str, what: str) -> DataError:
         what,
         where=where,
         why="a row has a reply, a gold answer and, for multiple choice, its options",
-        fix='{"reply": "The answer is B.", "gold": "B", "choices": ["30", "40"]}',
+        fix='write a row such as   {"reply": "The answer is B.", "gold": "B", '
+        '"choices": ["30", "40"]}',
     )
 
 

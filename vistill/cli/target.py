@@ -1,6 +1,7 @@
 """The target of a verb: recipe, run folder or model."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from vistill.config import (
     split_overrides,
 )
 from vistill.display.run_display import show_phases
-from vistill.errors import ModelError, StorageError
+from vistill.errors import ModelError, StorageError, quote_command
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import near_run
 from vistill.training.recipe import stored_in
@@ -90,10 +91,11 @@ def naming_target(target: str, verb: str) -> Iterator[None]:
     except ModelError as error:
         if error.code != "M103" or error.what != f'student "{target}" not found':
             raise
-        model = error.fix.removeprefix("student.model=")
+        model = shlex.split(error.fix)[0].removeprefix("student.model=")
         near = near_run(Path(target)) or ("" if model.startswith("FOLDER") else model)
-        anything = "TARGET   a run folder, a model folder, a hub id or a recipe"
-        fix, what = f"vistill {verb} {near or anything}", f'target "{target}" not found'
+        anything = f"vistill {verb} TARGET   a run folder, a model folder, a hub id or a recipe"
+        fix = quote_command("vistill", verb, near) if near else anything
+        what = f'target "{target}" not found'
         raise ModelError("M103", what, why=error.why, fix=fix) from error
 
 
@@ -113,7 +115,8 @@ def no_data_error(target: str, verb: str) -> StorageError:
         f"{target} does not name the data of its run",
         where=target,
         why="it has no recipe.json, and accuracies on other data are not comparable",
-        fix=f"vistill {verb} {target} data.train=FILE.jsonl   or   data.train=diagrams",
+        fix=f"{quote_command('vistill', verb, target)} data.train=FILE.jsonl   or   "
+        "data.train=diagrams",
     )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from vistill.data.decoding import (
     image_refused_error,
     other_format,
 )
-from vistill.errors import DataError, suggest
+from vistill.errors import DataError, quote_setting, suggest
 
 MAX_BYTES = 20_000_000
 
@@ -133,7 +132,7 @@ def image_missing_error(path: Path, where: str, root: Path) -> DataError:
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=shlex.quote(f"data.images={folder}") if folder else NO_IMAGE_FIX,
+        fix=quote_setting("data.images", folder) if folder else NO_IMAGE_FIX,
     )
 
 
@@ -264,15 +263,17 @@ def with_slashes(name: str, root: Path) -> str:
 def outside_error(name: str, root: Path, where: str, base: Path | None) -> DataError:
     """D206 with the folder that holds the image folder and the file, if the file exists."""
     if WINDOWS_ROOT.match(name):
-        fix = "write the paths relative to the image folder: data.images=FOLDER"
+        fix = "write the paths with slashes, relative to the image folder (data.images)"
         why = "it is an absolute path of a Windows machine"
     else:
         path = ((base or root) / name).resolve()
         common = Path(os.path.commonpath([root.resolve(), path]))
         folder = common if len(common.parts) > 2 else path.parent
-        is_usable = path.is_file() and len(folder.parts) > 2
-        fix = "data.images=FOLDER that holds all images"
-        fix = shlex.quote(f"data.images={shorter_path(folder)}") if is_usable else fix
+        fix = "correct the path in the row, or remove the row"
+        if path.is_file() and len(folder.parts) > 2:
+            fix = quote_setting("data.images", shorter_path(folder))
+        elif path.is_file():
+            fix = "put all images below one folder, and write the paths relative to it"
         why = f"an image must be inside the image folder, {root}"
     return DataError(
         "D206", f'image path leaves the image folder: "{name}"', where=where, why=why, fix=fix

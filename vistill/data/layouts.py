@@ -12,7 +12,7 @@ from typing import Any
 from vistill.data.gold import is_missing
 from vistill.data.placeholders import PLACEHOLDER
 from vistill.data.settings import Columns, DataSettings
-from vistill.errors import DataError
+from vistill.errors import DataError, quote_setting
 
 Row = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> L
     if len(holding) > 1:
         raise ambiguous_error(
             f"{source} has a conversation in each of the columns {' and '.join(holding)}",
-            "   or   ".join(f"data.columns.prompt={name}" for name in holding),
+            "   or   ".join(quote_setting("data.columns.prompt", name) for name in holding),
         )
     if holding:
         return conversation_layout(rows, holding[0], columns, source)
@@ -169,7 +169,7 @@ def answer_column(rows: Sequence[Row], columns: Columns, source: str) -> str:
     if len(candidates) > 1:
         raise ambiguous_error(
             f"{source} has gold answers in each of the columns {' and '.join(candidates)}",
-            "   or   ".join(f"data.columns.answer={name}" for name in candidates),
+            "   or   ".join(quote_setting("data.columns.answer", name) for name in candidates),
         )
     return candidates[0] if candidates else ""
 

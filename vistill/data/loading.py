@@ -100,7 +100,7 @@ def hold_out(data: LoadedData, count: int) -> tuple[LoadedData, LoadedData]:
             "D308",
             f"data.holdout={count}, but all {len(data.prompts)} rows ask the same",
             why="equal questions stay together, so holding out one holds out all",
-            fix="data.eval=FILE with other rows   or   data.holdout=0",
+            fix="data.eval=FILE   with other rows   or   data.holdout=0",
         )
     chosen = choose_groups([len(group) for group in groups.values()], count)
     picked = {p.id for i, group in enumerate(groups.values()) if i in chosen for p in group}
@@ -203,7 +203,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             "D102",
             "the data set is empty",
             where=source,
-            fix="data.train=FILE.jsonl with at least one row",
+            fix="data.train=FILE.jsonl   with at least one row",
         )
     check_bad_share(bad, total, settings, source)
     if not good and bad and not num_text_only:
@@ -287,7 +287,7 @@ def with_unique_id(
             f'two rows have the id "{prompt.id}"',
             where=source,
             why="ids key the sampling noise, so each row needs its own",
-            fix="data.columns.id= (empty: ids by content)",
+            fix="data.columns.id=   ids are made from the content then",
         )
     return replace(prompt, id=f"{prompt.id}-{number}")
 
@@ -382,7 +382,7 @@ def check_overlap(train: LoadedData, held_out: LoadedData, settings: DataSetting
             why="the same question about the same images:"
             f" {first.labels.get('row', first.question_key)};"
             "\naccuracy on such rows would measure memory",
-            fix="data.eval=FILE with other rows   or, to accept it,   data.overlap=allow",
+            fix="data.eval=FILE   with other rows   or, to accept it,   data.overlap=allow",
         )
 
 

@@ -4,7 +4,6 @@ The content of a file decides how it is read; its name decides only between JSON
 """
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,15 @@ from typing import Any
 from vistill.data.layouts import Layout, value_at
 from vistill.data.settings import DataSettings
 from vistill.data.text_files import Rows, read_text_file
-from vistill.errors import DataError, MissingExtraError, closest, suggest
+from vistill.errors import (
+    DataError,
+    MissingExtraError,
+    closest,
+    quote_command,
+    quote_setting,
+    suggest,
+)
+from vistill.runs.hub import ask_hub, is_offline, offline_is_set
 
 HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
 PARQUET = b"PAR1"
@@ -32,7 +39,7 @@ def read_source(source: str) -> Rows:
             where=source,
             why="vistill does not download data from URLs",
             fix="download it: data.train=FILE.jsonl"
-            "   or, on the hub,   data.train=hf:OWNER/NAME[SPLIT]",
+            "   or, on the hub,   'data.train=hf:OWNER/NAME[SPLIT]'",
         )
     if source.startswith("hf:"):
         yield from read_hub_rows(source)
@@ -105,7 +112,7 @@ def no_file_error(path: Path) -> DataError:
     ]
     similar = names if path.is_dir() else closest(path.name, names, cutoff=0.6)
     hint = "" if path.is_dir() else suggest(path.name, names)
-    fix = shlex.quote(f"data.train={folder / similar[0]}") if similar else "data.train=FILE.jsonl"
+    fix = quote_setting("data.train", folder / similar[0]) if similar else "data.train=FILE.jsonl"
     what = (
         f'data source "{path}" is a folder'
         if path.is_dir()
@@ -143,7 +150,7 @@ def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
     """Settings that name a similar or usual column, or that leave the column empty."""
     usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in columns]
     candidates = [*closest(name, columns, cutoff=0.8), *usual]
-    renamed = [f"data.columns.{key}={candidates[0]}"] if candidates else []
+    renamed = [quote_setting(f"data.columns.{key}", candidates[0])] if candidates else []
     empty = [] if key == "prompt" else [f"data.columns.{key}="]
     return (
         "   or   ".join([*renamed, *empty])
@@ -204,7 +211,7 @@ def read_hub_rows(source: str) -> Rows:
         raise DataError(
             "D102",
             f'"{source}" does not have the form hf:owner/name[split]',
-            fix="hf:hiyouga/geometry3k[train]",
+            fix="'data.train=hf:OWNER/NAME[SPLIT]'   such as hf:hiyouga/geometry3k[train]",
         )
     name, split = match["name"], match["split"] or "train"
     try:
@@ -212,16 +219,24 @@ def read_hub_rows(source: str) -> Rows:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_package_error("datasets", "`hf:` sources") from error
+    ask_hub()
+    datasets.config.HF_HUB_OFFLINE = is_offline()
     try:
         loaded = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, DatasetsError) as error:
-        raise DataError(
-            "D102",
-            f'the data set "{name}" cannot be read',
-            why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="data.train=hf:OWNER/NAME[SPLIT], spelled as on the hub, or data.train=FILE.jsonl",
-        ) from error
+        raise unreadable_hub_data_error(name, error) from error
     yield from numbered(loaded.with_format("arrow").iter(batch_size=64))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def unreadable_hub_data_error(name: str, error: Exception) -> DataError:
+    """D102 for a data set that is not on the hub, or a hub that does not answer."""
+    fix = "'data.train=hf:OWNER/NAME[SPLIT]'   as the hub spells it, or   data.train=FILE.jsonl"
+    if is_offline():
+        download = quote_command("hf", "download", "--repo-type", "dataset", name)
+        online = "unset HF_HUB_OFFLINE" if offline_is_set() else download
+        fix = f"data.train=FILE.jsonl   or, with a network,   {online}"
+    why = f"{type(error).__name__}: {str(error)[:200]}"
+    return DataError("D102", f'the data set "{name}" cannot be read', why=why, fix=fix)
 
 
 def read_parquet(path: Path) -> Rows:
@@ -237,7 +252,7 @@ def read_parquet(path: Path) -> Rows:
             "D102",
             f'the Parquet file "{path}" cannot be read',
             why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="download it again, or data.train=FILE.jsonl",
+            fix="download it again, or   data.train=FILE.jsonl",
         ) from error
 
 

@@ -43,7 +43,7 @@ def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
                 "D102",
                 f'two prompts have the id "{prompt.id}"',
                 why="ids key the sampling noise and the encoded prompts",
-                fix="vistill.Prompt(id, ...) with a different id for each prompt",
+                fix="vistill.Prompt(ID, ...)   with another id for each prompt",
             )
         seen.add(prompt.id)
     return [
@@ -164,7 +164,7 @@ def read_prompts(source: str) -> list[Prompt]:
             "D102",
             f'stored prompts "{file}" cannot be read',
             why=f"{type(error).__name__}: {error}"[:200],
-            fix="restore the run folder's data, or name another source: data.train=FILE.jsonl",
+            fix="restore the data of the run folder, or name another source: data.train=FILE.jsonl",
         ) from error
 
 

@@ -15,19 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vistill.errors import DataError
+from vistill.errors import DataError, quote_setting
 
 Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 GZIP = b"\x1f\x8b"
 #: Most bytes of one line, and of a file that is read as a whole.
 MAX_LINE, MAX_WHOLE = 200_000_000, 2_000_000_000
-#: First bytes of what is not read: name and the command that converts it; FILE and NEW are paths.
+#: First bytes of what is not read: name, and the command that converts {file} to {new}.
 OTHER_FILES = (
-    (b"\x28\xb5\x2f\xfd", "Zstandard file", "zstd -d FILE -o NEW"),
-    (b"BZh", "bzip2 file", "bunzip2 -c FILE > NEW"),
-    (b"\xfd7zXZ", "xz file", "xz -dc FILE > NEW"),
-    (b"PK\x03\x04", "ZIP archive or spreadsheet", "unzip FILE"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard file", "zstd -d {file} -o {new}"),
+    (b"BZh", "bzip2 file", "bunzip2 -c {file} > {new}"),
+    (b"\xfd7zXZ", "xz file", "xz -dc {file} > {new}"),
+    (b"PK\x03\x04", "ZIP archive or spreadsheet", "python -m zipfile -e {file} ."),
     (b"ARROW1", "Arrow file", ""),
     (b"\x80\x04", "pickle", ""),
     (b"\x80\x05", "pickle", ""),
@@ -40,9 +40,13 @@ SUFFIXES = {".csv": ",", ".tsv": "\t"}
 
 def open_text(path: Path) -> BinaryIO:
     """Open a file of text as bytes; a gzip file unpacked, whatever its name."""
+    return cast("BinaryIO", gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file is packed with gzip, whatever its name."""
     with path.open("rb") as handle:
-        packed = handle.read(2) == GZIP
-    return cast("BinaryIO", gzip.open(path, "rb")) if packed else path.open("rb")
+        return handle.read(2) == GZIP
 
 
 def read_text_file(path: Path) -> Rows:
@@ -68,7 +72,7 @@ def read_text_file(path: Path) -> Rows:
             "D102",
             f'the gzip file "{path}" is damaged',
             why=str(error)[:200],
-            fix=f"gunzip -t {shlex.quote(str(path))}   and download it again",
+            fix=f"download it again; it is tested by   gunzip -t < {shlex.quote(str(path))}",
         ) from error
 
 
@@ -88,10 +92,12 @@ def check_head(head: bytes, path: Path) -> None:
 
 def unread_file_error(path: Path, kind: str, command: str) -> DataError:
     """D102 for a file of a kind that is not read."""
-    new = path.with_name(f"{path.stem}.unpacked.jsonl")
-    quoted = command.replace("FILE", shlex.quote(str(path))).replace("NEW", shlex.quote(str(new)))
-    setting = shlex.quote(f"data.train={new}")
-    convert = f"{quoted}   and then   {setting}" if "NEW" in command else quoted
+    inner = Path(path.stem)
+    new = path.with_name(f"{inner.stem}.unpacked{inner.suffix or '.jsonl'}")
+    quoted = command.format(file=shlex.quote(str(path)), new=shlex.quote(str(new)))
+    setting = quote_setting("data.train", new)
+    setting = setting if "{new}" in command else "data.train=FILE.jsonl"
+    convert = f"{quoted}   and then   {setting}" if command else ""
     return DataError(
         "D102",
         f'"{path}" is a {kind}, which is not read',
@@ -102,15 +108,18 @@ def unread_file_error(path: Path, kind: str, command: str) -> DataError:
 
 def encoding_error(path: Path, encoding: str, why: str, where: str = "") -> DataError:
     """D102 for a file that is not UTF-8, with the command that converts it."""
-    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
-    quoted = [shlex.quote(str(name)) for name in (path, new)]
-    setting = shlex.quote(f"data.train={new}")
+    packed = is_gzip(path)
+    name = path.with_suffix("") if packed and path.suffix.lower() == ".gz" else path
+    new = path.with_name(f"{name.stem}.utf8{name.suffix}")
+    read = f"gunzip -c < {shlex.quote(str(path))} | " if packed else ""
+    source = "" if packed else f" {shlex.quote(str(path))}"
+    convert = f"{read}iconv -f {encoding} -t UTF-8{source} > {shlex.quote(str(new))}"
     return DataError(
         "D102",
         "the file is not UTF-8",
         where=where or str(path),
         why=why,
-        fix=f"iconv -f {encoding} -t UTF-8 {quoted[0]} > {quoted[1]}   and then   {setting}",
+        fix=f"{convert}   and then   {quote_setting('data.train', new)}",
     )
 
 
@@ -167,7 +176,9 @@ def guessed_encoding(text: bytes) -> str:
 
 def line_fix(path: Path, line: int) -> str:
     """A command that shows the line, and what to do."""
-    return f"correct or delete the line; it is shown by   sed -n {line}p {shlex.quote(str(path))}"
+    file = shlex.quote(str(path))
+    command = f"gunzip -c < {file} | sed -n {line}p" if is_gzip(path) else f"sed -n {line}p {file}"
+    return f"correct or delete the line; it is shown by   {command}"
 
 
 def whole_text(path: Path) -> str:
@@ -247,8 +258,15 @@ def check_not_damaged(head: bytes, path: Path) -> None:
             "D102",
             f'the JSON document "{path}" is damaged',
             why=str(error)[:200],
-            fix=f"python -m json.tool {shlex.quote(str(path))} > /dev/null   shows the place",
+            fix=f"correct it; the place is shown by   {json_tool(path)} > /dev/null",
         ) from error
+
+
+def json_tool(path: Path) -> str:
+    """A command that names the place of a mistake in a JSON document."""
+    file = shlex.quote(str(path))
+    tool = "python -m json.tool"
+    return f"gunzip -c < {file} | {tool}" if is_gzip(path) else f"{tool} {file}"
 
 
 def rows_inside(document: Any) -> list[Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -28,6 +29,7 @@ from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
 from vistill.notebook_html import table_html
 from vistill.registry import families
+from vistill.runs.hub import ask_hub
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
 
@@ -237,8 +239,12 @@ def load_encoder(
     name = str(source)
     if not Path(name).exists() and not looks_like_hub_id(name):
         raise model_not_found_error(name, role)
+    if not Path(name).exists():
+        ask_hub()
     try:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise invalid_config_error(name, error) from error
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
     if config.model_type not in families:
@@ -343,6 +349,17 @@ def unreadable_model_error(name: str, why: str) -> ModelError:
         where=name,
         why=why[:300],
         fix="download the model again; only safetensors are read, others need save_pretrained",
+    )
+
+
+def invalid_config_error(name: str, error: StrictDataclassError) -> ModelError:
+    """M104 for a configuration that transformers refuses."""
+    return ModelError(
+        "M104",
+        "the model's configuration is not valid",
+        where=f"{name}/config.json",
+        why=" ".join(str(error).split())[:300],
+        fix="correct config.json, or download the model again",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from vistill.errors import ModelError
+from vistill.errors import ModelError, quote_setting
 from vistill.models.loading import VLM, PromptEncoder, load_encoder
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name, nearby_models
@@ -61,7 +61,8 @@ def image_grid_mismatch_error(
     models = (("student", student), ("teacher", teacher))
     facts = [f"{role}: {vlm.family.describe_grid()}" for role, vlm in models]
     common = common_image_token_limit(student.family.image_grid(), teacher.family.image_grid())
-    limit = f"data.max_image_tokens={common}" if common else ""
+    can_limit = student.family.can_limit_images and teacher.family.can_limit_images
+    limit = f"data.max_image_tokens={common}" if common and can_limit else ""
     other_model = find_matching_model(student, teacher)
     return ModelError(
         "M102",
@@ -98,7 +99,7 @@ def find_matching_model(student: VLM | PromptEncoder, teacher: VLM | PromptEncod
                 check_same_inputs(load_encoder(partner.source), load_encoder(resolve_model(name)))
             except (ModelError, OSError, ValueError):
                 continue
-            return f"{role}.model={name}"
+            return quote_setting(f"{role}.model", name)
     return ""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from vistill.errors import ConfigError
 from vistill.objectives import METHODS
 from vistill.ranges import TYPES, field_schema, limited
-from vistill.registry import methods
+from vistill.registry import explain_command, methods
 from vistill.types import Reader
 
 SCHEMA_FILE = Path(__file__).parent.parent / "schema" / "methods.json"
@@ -201,7 +201,7 @@ def make_method(name: str, knobs: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         what = f"{name}: {error}"
         raise ConfigError(
-            "C002", what, why="the method refuses these knobs", fix=f"vistill explain {name}"
+            "C002", what, why="the method refuses these knobs", fix=explain_command(name)
         ) from error
 
 

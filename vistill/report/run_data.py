@@ -149,7 +149,7 @@ def read_run(path: Path) -> RunData:
             "the folder holds no run",
             where=str(path),
             why="it has neither run.lock.json nor metrics.jsonl",
-            fix="vistill report runs/NAME",
+            fix="vistill report RUN_FOLDER",
         )
     rollouts = folder.rollout_files()
     evaluations = folder.read(folder.evaluations)

@@ -142,7 +142,7 @@ def empty_response_error(what: str, keys: Sequence[str], where: str = "") -> Rol
         what,
         where=where,
         why="a response without tokens has no visual advantage and no loss",
-        fix="data.max_bad_share=0.05   or in a new run: rollout.temperature=1.0 run=NEW",
+        fix="data.max_bad_share=LARGER   or in a new run: rollout.temperature=OTHER run=NEW",
     )
     error.rows = list(keys)
     return error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vistill.errors import ModelError, StorageError
+from vistill.errors import ModelError, StorageError, quote_setting
 from vistill.runs.folder import checkpoints_in
 from vistill.runs.model_not_found import ASSETS, similar_names
 from vistill.runs.storage import read_json
@@ -42,9 +42,10 @@ def resolve_model(source: str, role: str = "student") -> str:
 def unfinished_run_error(folder: Path, role: str) -> StorageError:
     """S605 for a run that has no chosen student yet."""
     saved = checkpoints_in(folder)
-    newest = (
-        f"   or take its newest checkpoint: {role}.model={saved[-1] / 'student'}" if saved else ""
-    )
+    newest = ""
+    if saved:
+        setting = quote_setting(f"{role}.model", saved[-1] / "student")
+        newest = f"   or take its newest checkpoint:   {setting}"
     return StorageError(
         "S605",
         f"the run {folder} has no chosen student yet",

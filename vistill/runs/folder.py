@@ -12,7 +12,7 @@ from typing import Any
 
 from vistill.errors import StorageError
 from vistill.redaction import for_terminal
-from vistill.runs.recipe_changes import unused_folder
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import (
     append_line,
     disk_error,
@@ -204,7 +204,7 @@ class RunFolder:
                 f"run={self.path} cannot be a folder: {file.name} is a file",
                 where=str(self.path),
                 why="a run writes its checkpoints, logs and report into its own folder",
-                fix=f"run={unused_folder(str(file))}",
+                fix=in_new_folder(file),
             )
 
     @contextmanager

@@ -1,12 +1,12 @@
 """M103: a model that does not exist, with the names of similar models. Needs no torch."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from vistill.errors import ModelError, closest
+from vistill.errors import ModelError, closest, quote_command, quote_setting
 from vistill.registry import families
+from vistill.runs.hub import is_offline, offline_is_set
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Hub ids to suggest for a misspelled one.
@@ -72,28 +72,39 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
 def model_not_found_error(name: str, role: str = "model") -> ModelError:
     """M103 with the model that the user probably meant."""
     is_hub_id, inside = looks_like_hub_id(name), models_in(Path(name))
-    candidates = similar_names(name, [*nearby_models(name), *(HUB_MODELS if is_hub_id else ())])
+    on_hub = HUB_MODELS if is_hub_id and not is_offline() else ()
+    others = [model for model in (*nearby_models(name), *on_hub) if model != name]
+    candidates = similar_names(name, others)
     if inside:  # the path is a folder of models, not a model
         candidates = sorted(inside, key=lambda model: role not in Path(model).name)
-    key = "" if role == "model" else f"{role}.model="
+    fix = as_setting(role, candidates[0]) if candidates else other_model_fix(name, role)
     return ModelError(
         "M103",
         f'{role} "{name}" not found',
         why=hub_reason() if is_hub_id else folder_reason(Path(name), models_in(Path(name).parent)),
-        fix=f"{key}{candidates[0]}"
-        if candidates
-        else f"{key}FOLDER_OR_HUB_ID   with config.json and model.safetensors",
+        fix=fix,
     )
+
+
+def as_setting(role: str, model: str) -> str:
+    """The setting that names a model; of a model without a role its name alone."""
+    return model if role == "model" else quote_setting(f"{role}.model", model)
+
+
+def other_model_fix(name: str, role: str) -> str:
+    """The fix where no model has a similar name."""
+    if not looks_like_hub_id(name) or not is_offline():
+        return f"{as_setting(role, 'FOLDER_OR_HUB_ID')}   with config.json and model.safetensors"
+    online = "unset HF_HUB_OFFLINE" if offline_is_set() else quote_command("hf", "download", name)
+    return f"{as_setting(role, 'FOLDER')}   or, with a network,   {online}"
 
 
 def hub_reason() -> str:
     """Where the search for a hub id looked."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-    hub = (
-        "the hub was not asked: HF_HUB_OFFLINE is set"
-        if offline
-        else "not on the hub, or it cannot be reached"
-    )
+    hub = "not on the hub, or it is private"
+    if is_offline():
+        why = "HF_HUB_OFFLINE is set" if offline_is_set() else "it does not answer"
+        hub = f"the hub was not asked: {why}"
     return f"no such folder; not in the local cache; {hub}"
 
 

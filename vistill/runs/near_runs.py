@@ -1,15 +1,13 @@
 """A run folder that does not exist, and the run folder next to it that was probably meant."""
 
-import re
 from pathlib import Path
 
-from vistill.errors import StorageError, closest
+from vistill.errors import StorageError, closest, quote_command
 
 
 def runs_in(folder: Path) -> list[str]:
     """The names of the folders of trained runs in a folder."""
-    names = [path.parent.name for path in folder.glob("*/metrics.jsonl")]
-    return sorted(name for name in names if re.fullmatch(r"[\w.-]+", name))
+    return sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
 
 
 def near_run(path: Path) -> str:
@@ -20,10 +18,10 @@ def near_run(path: Path) -> str:
 
 def missing_run_error(path: Path, verb: str) -> StorageError:
     """S605 for a folder that does not exist."""
-    known = runs_in(path.parent)[:6]
+    known, near = runs_in(path.parent)[:6], near_run(path)
     return StorageError(
         "S605",
         f"the folder {path} does not exist",
         why=f"runs in {path.parent}: {', '.join(known) or 'none'}",
-        fix=f"vistill {verb} {near_run(path) or 'RUN_FOLDER'}",
+        fix=quote_command("vistill", verb, near or "RUN_FOLDER"),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_setting
 
 #: Keys that change neither data nor update: they may change on resume.
 FREE_KEYS = (
@@ -66,6 +66,11 @@ def unused_folder(run: str) -> str:
     )
 
 
+def in_new_folder(run: str | Path, key: str = "run") -> str:
+    """The setting that starts a new run next to this one."""
+    return quote_setting(key, unused_folder(str(run)))
+
+
 def compare_recipes(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
@@ -91,7 +96,7 @@ def compare_recipes(
         allowed = [k for k in refused if key_class(k) == "schedule"]
         if len(refused) > len(lines):
             lines.append(f"and {len(refused) - len(lines)} more")
-        fix = f"new run: run={unused_folder(str(new.get('run')))}"
+        fix = f"new run: {in_new_folder(str(new.get('run')))}"
         if len(allowed) == len(refused):
             fix += f"   or accept the change: --accept {','.join(allowed)}"
         raise ConfigError(

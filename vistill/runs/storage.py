@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import xxhash
 from vistill.errors import NonFiniteError, StorageError
 from vistill.faults import fault
 from vistill.redaction import MASK, Secrets, is_secret, mask_secrets, secrets_in_environment
+from vistill.runs.recipe_changes import in_new_folder
 
 
 def to_json(value: object, indent: int | None = None, exact: bool = False) -> str:
@@ -39,7 +41,7 @@ def check_finite(value: Any, name: str = "") -> None:
             "N702",
             f"{name.removeprefix('.') or 'a value'} is {value} and cannot be saved",
             why="a run that resumes with such a number never becomes finite again",
-            fix="train.lr=1e-7 --accept train.lr   or in a new run: train.precision=fp32 run=NEW",
+            fix="train.lr=SMALLER --accept train.lr   or in a new run:   train.lr=SMALLER run=NEW",
             note="nothing was overwritten; the same command resumes from the newest checkpoint",
         )
     if isinstance(value, Mapping):
@@ -166,7 +168,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     f"line {number} of {path.name} cannot be read",
                     where=str(path.parent),
                     why=f"it changed after it was written: {error}",
-                    fix=f"remove the line from {path}",
+                    fix=f"remove the line from {shlex.quote(str(path))}",
                 ) from error
             yield record
 
@@ -199,7 +201,8 @@ def damaged_file_error(path: Path, why: str) -> StorageError:
         f"{path.name} cannot be read",
         where=str(path.parent),
         why=f"it changed after it was written: {why}",
-        fix=f"restore {path} from a backup, or start a new run: run={path.parent}-2",
+        fix=f"restore {shlex.quote(str(path))} from a backup, or start a new run:   "
+        + in_new_folder(path.parent),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_setting
 from vistill.ranges import (
     converted,
     fits,
@@ -18,6 +18,7 @@ from vistill.ranges import (
     typed,
     whole,
 )
+from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
 from vistill.schema.hints import hint_for
 from vistill.strict_yaml import line_of
@@ -103,7 +104,7 @@ def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[s
         f"{group} cannot be {shown(tree)}",
         where=source.place(path),
         why="it is a group of keys",
-        fix=f"{group}={{}}   its keys: vistill explain {group}",
+        fix=f"{group}={{}}   its keys:   {explain_command(group)}",
     )
 
 
@@ -180,8 +181,15 @@ def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigE
         f"{group}.{error.what}",
         where=source.place((*path, *key.split("."))),
         why=error.why,
-        fix=error.fix if error.fix.startswith(f"{group}.") else f"{group}.{error.fix}",
+        fix=with_group(error.fix, group),
     )
+
+
+def with_group(fix: str, group: str) -> str:
+    """A setting within its group; the quote in front of it stays there."""
+    quote = "'" if fix.startswith("'") else ""
+    setting = fix.removeprefix("'")
+    return fix if setting.startswith(f"{group}.") else f"{quote}{group}.{setting}"
 
 
 def unknown_key(
@@ -204,9 +212,9 @@ def unknown_key(
         )
     group, _, last = hint.key.rpartition(".")
     meant = last if group == full.rpartition(".")[0] else hint.key
-    fix = f"{hint.key}={typed(value)}   in place of {full}"
+    fix = f"{quote_setting(hint.key, typed(value))}   in place of {full}"
     if not hint.fits:
-        fix = f"vistill explain {hint.key}   says what it takes"
+        fix = f"{explain_command(hint.key)}   says what it takes"
     if meant == hint.key and not hint.note:
         listed = f"{hint.key}: {source.keys[hint.key]['description']}"
     why = f'{hint.note or listed}   did you mean "{meant}"?'

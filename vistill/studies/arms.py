@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistill.config import Recipe, load_stages, method_schemas
-from vistill.errors import ConfigError, StorageError
+from vistill.errors import ConfigError, StorageError, quote_setting
 from vistill.phases import LOADING_LIBRARIES, PhaseProgress
 from vistill.registry import plugin_words
 from vistill.report.run_data import read_json
@@ -130,9 +130,9 @@ def check_matched(arms: Sequence[Arm], varies: Collection[str] = ()) -> None:
                 f"the arms {arms[0].name} and {other.name} differ in {', '.join(different)}",
                 where=str(other.folder),
                 why="compared runs need equal student, teacher, data, seed and evaluation",
-                fix="\n".join(
-                    f"stages.{other.name}.{key}={format_setting(arms[0], key)}"
-                    for key in different[:5]
+                fix=" ".join(
+                    quote_setting(f"stages.{other.name}.{key}", format_setting(arms[0], key))
+                    for key in different
                 ),
             )
 
@@ -239,7 +239,7 @@ def last_evaluation(arm: Arm) -> tuple[float, dict[str, float]]:
             f"the arm {arm.name} has no evaluation with its samples",
             where=str(arm.folder),
             why="the comparison needs the answers of the last evaluation",
-            fix="eval.every=32   and train it again",
+            fix="eval.every=32 run=NEW",
         )
     return last["accuracy"], {
         prompt: sum(values) / len(values) for prompt, values in correct.items()
@@ -257,5 +257,5 @@ def check_questions(
             f"the last evaluations of {pair[0].name} and {pair[1].name} differ in their questions",
             where=str(pair[1].folder),
             why=f"{len(unmatched)} of {total} questions are only in one, first: {unmatched[0]}",
-            fix="train both again into a new folder: run=runs/another",
+            fix="train both again into a new folder: run=NEW",
         )

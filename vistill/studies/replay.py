@@ -8,7 +8,7 @@ from pathlib import Path
 from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
-from vistill.errors import ConfigError, StorageError
+from vistill.errors import ConfigError, StorageError, quote_command
 from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import missing_run_error
@@ -63,12 +63,14 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     if not path.exists():
         raise missing_run_error(path, "replay")
     if not file.exists():
+        stages = sorted(folder.parent for folder in path.glob("*/recipe.json"))
         raise StorageError(
             "S605",
             f"{path} holds no recipe.json",
             where=str(path),
             why="replay needs the recipe; earlier versions of vistill.distill wrote none",
-            fix="vistill replay RUN_FOLDER   (of a recipe with stages: the folder of one stage)",
+            fix=quote_command("vistill", "replay", stages[0] if stages else "RUN_FOLDER"),
+            note="of a recipe with stages: the folder of one stage",
         )
     check_unmasked(RunFolder(path))
     tree = {**json.loads(file.read_text(encoding="utf-8")), "run": str(path)}

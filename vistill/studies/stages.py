@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_overrides
 from vistill.display.run_summary import run_summary
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_command
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
 from vistill.studies.arms import make_arms, train_in_order
@@ -32,7 +32,7 @@ def run_stages(
             "C002",
             f'no stage "{only}"',
             why=f"stages: {', '.join(names)}",
-            fix=f"--stage {names[0]}",
+            fix=quote_command("--stage", names[0]),
         )
     warn_stage_settings(recipe, overrides, [arm.name for arm in chosen])
     for arm, run in train_in_order(chosen, progress, accept):

@@ -21,6 +21,7 @@ from vistill.faults import fault
 from vistill.models.loading import VLM
 from vistill.models.save import load_weights_into, save_vlm
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import (
     check_finite,
     disk_error,
@@ -172,7 +173,8 @@ def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
             f"{free / 1e6:,.0f} MB free, a checkpoint needs {needed / 1e6:,.0f} MB",
             where=str(folder.path),
             why="nothing was written; earlier checkpoints are untouched",
-            fix="free space and run the same command again, or keep fewer: save.keep=1",
+            fix="free space and run the same command again"
+            + (", or keep fewer:   save.keep=1" if keep > 1 else ""),
         )
 
 
@@ -304,7 +306,8 @@ def newest_checkpoint(folder: RunFolder) -> Path | None:
             "no checkpoint of this run is valid",
             where=str(folder.path),
             why=f"newest: {published[-1].name}: {reason_to_reject(published[-1])}",
-            fix=f"restore one from a backup, or start again elsewhere: run={folder.path}-2",
+            fix="restore one from a backup, or start again elsewhere:   "
+            + in_new_folder(folder.path),
         )
     return None
 

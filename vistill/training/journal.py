@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import StorageError
+from vistill.errors import StorageError, quote_command
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, journal_files
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import to_json, write_synced
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
@@ -159,9 +160,9 @@ def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageErr
         where=str(journal.path),
         why=f"{entries}, and this rollout engine would write other responses; "
         "without the first ones the step cannot be recomputed",
-        fix=f"vistill replay {folder.path} --step {possible[-1]}"
+        fix=quote_command("vistill", "replay", folder.path, "--step", possible[-1])
         if possible
-        else f"a new run that keeps more: run={folder.path}-2 save.keep=10",
+        else f"a new run that keeps more:   {in_new_folder(folder.path)} save.keep=10",
         note="the journal goes back to the oldest of the save.keep newest checkpoints; "
         "save.journal=false turns it off",
     )

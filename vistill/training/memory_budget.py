@@ -107,6 +107,8 @@ class MemoryMeasurement:
     held: HeldBytes
     longest: int
     """Tokens of the longest prompt."""
+    can_limit_images: bool = True
+    """Whether the family can shrink images to a limit of tokens."""
 
     def choose_split(self, budget: float, response_tokens: int, where: Path) -> BatchSplit:
         """The largest split within limits and budget; half of the budget is for prompts."""
@@ -132,8 +134,12 @@ class MemoryMeasurement:
         )
         for_prompt = budget / MARGIN - response_tokens * held.response_token
         shorter = int(for_prompt / (held.prompt_token + held.response))
-        image = f"     or data.max_image_tokens={shorter // 2}" if shorter >= 16 else ""
-        smaller = f"     or rollout.max_new_tokens={fits}" if fits >= 1 else image
+        image = (
+            f"   or data.max_image_tokens={shorter // 2}"
+            if shorter >= 16 and self.can_limit_images
+            else ""
+        )
+        smaller = f"   or rollout.max_new_tokens={fits}" if fits >= 1 else image
         return ConfigError(
             "C104",
             f"one prompt with one response needs {least / GIB:.3g} GiB, "
@@ -175,7 +181,11 @@ def measure_memory(setup: "RunSetup") -> MemoryMeasurement:
             held[name] += amount
     token = max(1.0, (held["long"] - held["short"]) / (LONG - SHORT))
     fixed = max(0.0, held["short"] - SHORT * token)
-    return MemoryMeasurement(HeldBytes(held["prompt"] / longest, fixed / longest, token), longest)
+    return MemoryMeasurement(
+        HeldBytes(held["prompt"] / longest, fixed / longest, token),
+        longest,
+        models.student.family.can_limit_images,
+    )
 
 
 def measure_prompt(vlm: VLM, prompt: EncodedPrompt, setup: "RunSetup") -> dict[str, float]:

@@ -82,7 +82,7 @@ def out_of_memory_error(phase: str, times: int, reason: str) -> RolloutError:
         "R501",
         f"out of memory while {PHASES[phase]}{smallest}",
         why=(f"halved {times} times; " if times else "") + reason[:200],
-        fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=512 run=NEW",
+        fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=SMALLER run=NEW",
         note="nothing is lost: the same command continues from the newest checkpoint, "
         "on a larger device too",
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, quote_setting
 from vistill.models.loading import VLM
 from vistill.training.settings import ScheduleSettings, TrainSettings
 
@@ -97,7 +97,7 @@ def freeze_error(parts: Sequence[str], what: str, why: str, possible: Sequence[s
         what,
         where=f"train.freeze=[{','.join(parts)}]",
         why=why,
-        fix=f"train.freeze=[{','.join(possible)}]",
+        fix=quote_setting("train.freeze", f"[{','.join(possible)}]"),
     )
 
 

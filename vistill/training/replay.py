@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vistill.errors import DataError, StorageError
+from vistill.errors import DataError, StorageError, quote_command
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
@@ -94,7 +94,9 @@ def replay_step(
             f"step {step} is not in metrics.jsonl",
             where=str(folder.path),
             why=f"the log has steps 1 to {last}" if last else "the log is empty",
-            fix=f"vistill replay {folder.path} --step {last}" if last else "train first",
+            fix=quote_command("vistill", "replay", folder.path, "--step", last)
+            if last
+            else "train first",
         )
     with deterministic_kernels(setup.train.deterministic):
         plan, optimizer = prepare_student(build(setup))

@@ -105,7 +105,7 @@ def check_response(prompt: Prompt) -> str:
             where=f"prompt {prompt.id}",
             why="the method learns from responses in the data",
             fix="data.columns.response=COLUMN   or   "
-            "data.response_template='The answer is \\boxed{{answer}}.'",
+            "data.response_template='The answer is \\boxed{{{answer}}}.'",
             note="with method=sft the teacher can write the responses: sft.responses=teacher",
         )
     return prompt.response

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from vistill.errors import RolloutError
 from vistill.evaluation.unparsed import MUCH_UNPARSED
 from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.types import RolloutGroup
 
 #: Share of truncated responses above which the run warns.
@@ -85,6 +86,6 @@ def always_truncated_error(
         "at the length limit",
         where=f"step {step}",
         why="the student never ends a response by itself, so it never learns how a response ends",
-        fix=f"rollout.max_new_tokens={2 * rollout.max_new_tokens} run={run}-2",
+        fix=f"rollout.max_new_tokens={2 * rollout.max_new_tokens} {in_new_folder(run)}",
         note="for short responses on purpose: rollout.all_truncated=go_on",
     )

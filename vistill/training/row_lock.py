@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vistill.errors import DataError, RolloutError, StorageError
 from vistill.redaction import mask_secrets
 from vistill.runs.folder import RunFolder
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import read_json, write_json
 from vistill.training.plan import Plan
 from vistill.types import Prompt
@@ -43,7 +44,7 @@ def restore_rows(setup: "RunSetup") -> None:
             "this run was started by a version that did not store its rows",
             where=str(folder.path),
             why="rows had other ids then, so noise and held-out rows would differ from now on",
-            fix=f"start a new run: run={folder.path}-2",
+            fix=f"start a new run:   {in_new_folder(folder.path)}",
         )
     locked = read_json(path, train=list, eval=list)
     if locked != now:
@@ -98,7 +99,7 @@ def other_data_error(setup: "RunSetup", folder: RunFolder, what: str, first: str
         f"the data are not those this run was started with: {what}",
         why=f"first that is missing: row {first}",
         fix="put the data back and run the same command again, "
-        f"or start a new run: run={folder.path}-2",
+        f"or start a new run:   {in_new_folder(folder.path)}",
         note=f"up to {setup.max_bad_share:.1%} of the training rows may be missing "
         "(data.max_bad_share)",
     )

@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +18,10 @@ from weakref import WeakKeyDictionary
 
 import xxhash
 
-from vistill.errors import ConfigError, StorageError
+from vistill.errors import ConfigError, StorageError, quote_command
 from vistill.redaction import mask_secret_settings
 from vistill.runs.folder import RunFolder, checkpoints_in
-from vistill.runs.recipe_changes import compare_recipes, flatten, unused_folder
+from vistill.runs.recipe_changes import compare_recipes, flatten, in_new_folder, unused_folder
 from vistill.runs.storage import file_hash, read_json, replace_nonfinite, to_json
 from vistill.training.recipe import Recipe, default_settings
 
@@ -130,7 +131,7 @@ def has_old_warmup(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> boo
 
 def old_warmup_error(recipe: Mapping[str, Any]) -> ConfigError:
     """C201 for a run whose learning rate would change in the middle."""
-    new_run = f"run={unused_folder(str(recipe.get('run')))}"
+    new_run = in_new_folder(str(recipe.get("run")))
     return ConfigError(
         "C201",
         "this run was started by an earlier version, whose learning rate warmed up above its peak",
@@ -148,7 +149,7 @@ def old_distill_error(folder: RunFolder) -> ConfigError:
         "this run was started by an earlier version, which did not store its models and prompts",
         where=str(folder.path),
         why="the folder does not say whether these models and prompts are those of the first start",
-        fix=f"start a new run: out={unused_folder(str(folder.path))}",
+        fix=f"start a new run:   vistill.distill(..., out={unused_folder(str(folder.path))!r})",
         note="its checkpoints are model folders: vistill eval RUN/checkpoint-000123/student",
     )
 
@@ -169,7 +170,7 @@ def check_unmasked(folder: RunFolder, given: Collection[str] = ()) -> None:
             f"recipe.json does not hold the value of {hidden[0]}: a secret in it was masked",
             where=str(folder.path),
             why="secrets are never written; with *** in their place prompts or paths would differ",
-            fix=f"vistill eval {folder.path} {' '.join(f'{key}=VALUE' for key in hidden)}",
+            fix=quote_command("vistill", "eval", folder.path, *(f"{key}=VALUE" for key in hidden)),
             note="such a run cannot be replayed; keep secrets in the environment, not in settings",
         )
 
@@ -211,7 +212,7 @@ def lock_models(folder: RunFolder, models: "Mapping[str, VLM]", reads_reference:
 
 def changed_weights_error(folder: RunFolder, role: str, vlm: "VLM") -> ConfigError:
     """C202."""
-    new_run = f"run={unused_folder(str(folder.path))}"
+    new_run = in_new_folder(folder.path)
     return ConfigError(
         "C202",
         f"the {role} is not the one this run began with: its weights differ",
@@ -261,7 +262,7 @@ def log_version_changes(folder: RunFolder, before: Mapping[str, str]) -> None:
 def command_line() -> str:
     """The command of this process, without the interpreter's path and without secrets."""
     words = ["vistill" if "vistill" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
-    return mask_secret_settings(" ".join(words))
+    return shlex.join(map(mask_secret_settings, words))
 
 
 def utc_now() -> str:

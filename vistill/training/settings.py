@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, quote_setting
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, rewards
 
@@ -126,7 +126,7 @@ class RewardSettings:
                 "C002",
                 f"pattern is no regular expression: {error}",
                 why=self.pattern,
-                fix=r"pattern=\\boxed",
+                fix=quote_setting("pattern", r"\\boxed\{"),
             ) from error
 
 

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from vistill.batch import Signals
 from vistill.errors import NonFiniteError
 from vistill.faults import fault
 from vistill.models.loading import VLM
 from vistill.runs.folder import RunFolder
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import to_json
 from vistill.training.clock import Clock, peak_mib
 from vistill.training.journal import chain_after
 from vistill.training.plan import Plan
+from vistill.training.precision import training_dtype
 from vistill.training.progress_records import step_record
 from vistill.training.run_state import RunState
 from vistill.training.step import StepResult
@@ -88,11 +92,16 @@ def count_non_finite(plan: Plan, folder: RunFolder, state: RunState, result: Ste
     )
     several = state.non_finite_in_a_row >= MAX_NON_FINITE
     if several or state.skipped > max(MAX_NON_FINITE, MAX_SKIPPED_SHARE * state.step):
-        raise too_many_non_finite_error(folder, state, several)
+        raise too_many_non_finite_error(plan, folder, state, several)
 
 
-def too_many_non_finite_error(folder: RunFolder, state: RunState, several: bool) -> NonFiniteError:
+def too_many_non_finite_error(
+    plan: Plan, folder: RunFolder, state: RunState, several: bool
+) -> NonFiniteError:
     """N701; `several` in a row, or too many of the run."""
+    lower = f"train.lr={plan.train.lr / 10:g}"
+    in_bf16 = training_dtype(plan.train, plan.models.student.device) is torch.bfloat16
+    change = "train.precision=fp32" if in_bf16 else lower
     what = (
         f"{MAX_NON_FINITE} updates in a row"
         if several
@@ -104,8 +113,7 @@ def too_many_non_finite_error(folder: RunFolder, state: RunState, several: bool)
         where=f"step {state.step}",
         why="a pass, signal, loss or gradient is NaN or infinite; these updates were "
         "skipped and changed no weight",
-        fix="train.lr=1e-7 --accept train.lr   or in a new run: "
-        f"train.precision=fp32 run={folder.path}-2",
+        fix=f"{lower} --accept train.lr   or in a new run:   {change} {in_new_folder(folder.path)}",
         note="prompts, responses, signals and the values that are not finite: "
         f"{folder.path / 'nonfinite'}",
     )

@@ -116,12 +116,17 @@ def keep_correct_responses(
             if rollouts:
                 correct[prompt.id] = tuple(rollouts)
     if not correct:
-        raise DataError(
-            "D306",
-            f"none of the teacher's responses to {len(prompts)} prompts is correct",
-            why="the method learns from correct ones; see teacher_responses.jsonl in the run "
-            "folder",
-            fix="rollout.max_new_tokens=4096, or a stronger teacher: "
-            "teacher.model=FOLDER_OR_HUB_ID",
-        )
+        raise no_correct_response_error([r for p in prompts for r in responses[p.id]], len(prompts))
     return correct
+
+
+def no_correct_response_error(rollouts: Sequence[Rollout], num_prompts: int) -> DataError:
+    """D306; longer responses are advised only where some were cut off."""
+    cut_off = [len(rollout.ids) for rollout in rollouts if rollout.finish is Finish.LENGTH]
+    longer = f"rollout.max_new_tokens={4 * max(cut_off)}   or " if cut_off else ""
+    return DataError(
+        "D306",
+        f"none of the teacher's responses to {num_prompts} prompts is correct",
+        why="the method learns from correct ones; see teacher_responses.jsonl in the run folder",
+        fix=f"{longer}a stronger teacher:   teacher.model=FOLDER_OR_HUB_ID",
+    )

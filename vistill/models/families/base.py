@@ -147,6 +147,11 @@ class Family(ABC):
         ]
         return expanded, torch.arange(len(expanded))[None], len(expanded)
 
+    @property
+    def can_limit_images(self) -> bool:
+        """Whether larger images can be shrunk to a limit of image tokens."""
+        return type(self).limit_image_tokens is not Family.limit_image_tokens
+
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
         raise ConfigError(

@@ -20,7 +20,9 @@ def check_options(options: Mapping[str, object], known: Sequence[str]) -> None:
                 "C001",
                 f'vistill.distill has no option "{name}"',
                 why=f"known here: {', '.join(known)}",
-                fix=f"{meant}=...   in place of {name}" if meant else f"leave {name} out",
+                fix=f"vistill.distill(..., {meant}=...)   in place of {name}="
+                if meant
+                else f"leave {name} out",
             )
 
 

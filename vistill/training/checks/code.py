@@ -9,7 +9,7 @@ from vistill.batch import Objective
 from vistill.errors import ConfigError
 from vistill.plugins import Origin, source_hash
 from vistill.registry import code_of, families, methods
-from vistill.runs.recipe_changes import unused_folder
+from vistill.runs.recipe_changes import in_new_folder
 from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
 from vistill.training.run_lock import read_lock
 
@@ -98,7 +98,7 @@ def other_code(
     lines = [
         f"{key}: another source than at the first start   ({now[key]['from']})" for key in refused
     ]
-    new = f"run={unused_folder(setup.recipe.run)}"
+    new = in_new_folder(setup.recipe.run)
     again = f"new run: {new}   or continue knowingly: --accept {','.join(refused)}"
     return ConfigError(
         "C201",

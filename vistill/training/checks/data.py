@@ -116,7 +116,7 @@ def check_prompt_types(prompt: Prompt) -> None:
                 f"{name} of a prompt is not text: {value!r:.40}",
                 where=where,
                 why="vistill compares it with a model's response, which is text",
-                fix=f'{name}="TEXT"   in vistill.Prompt',
+                fix=f'vistill.Prompt(..., {name}="TEXT")',
             )
     images = [*prompt.images, *prompt.thoughts]
     other = next((image for image in images if not isinstance(image, ImageRef)), None)
@@ -126,7 +126,7 @@ def check_prompt_types(prompt: Prompt) -> None:
             f"an image of a prompt is a bare {type(other).__name__}",
             where=where,
             why="an image needs a name for messages and is decoded on demand",
-            fix="vistill.LoadedImage(IMAGE)   in vistill.Prompt",
+            fix="vistill.types.LoadedImage(IMAGE)   in vistill.Prompt",
         )
 
 
@@ -135,8 +135,8 @@ def no_prompts_error(what: str) -> DataError:
     return DataError(
         "D102",
         what,
-        fix='vistill.load_prompts("data/train.jsonl", prompt="question"),'
-        ' or vistill.Prompt("id", ("text",))',
+        fix='vistill.load_prompts("data/train.jsonl", prompt="question")   or   '
+        'vistill.Prompt("id", ("text",))',
     )
 
 
@@ -146,8 +146,7 @@ def no_answers_error(prompts: Sequence[Prompt]) -> DataError:
         "D302",
         f"none of the {len(prompts):,} rows has a gold answer, so nothing can be judged",
         why="the column data.columns.answer is empty or missing in every row",
-        fix="data.columns.answer=COLUMN   or, for visual advantage alone, vistill probe in place "
-        "of vistill eval",
+        fix="data.columns.answer=COLUMN   or, for visual advantage alone,   vistill probe TARGET",
     )
 
 

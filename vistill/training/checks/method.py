@@ -71,7 +71,7 @@ def keep_rows_with_thoughts(setup: "RunSetup", name: str) -> None:
     source, prompts = setup.recipe.views.thought, setup.train_prompts
     with_thoughts = [p for p in prompts if has_thoughts(p, source)]
     if not with_thoughts:
-        raise no_thoughts_error(name, source)
+        raise no_thoughts_error(name, source, bool(setup.train_data.diagrams))
     if len(with_thoughts) < len(prompts):
         dropped = len(prompts) - len(with_thoughts)
         setup.folder.event(f"dropped {dropped} of {len(prompts)} rows without visual thoughts")
@@ -91,18 +91,17 @@ def check_answers(prompts: Sequence[Prompt], name: str) -> None:
         )
 
 
-def no_thoughts_error(name: str, source: str) -> DataError:
-    """D304."""
+def no_thoughts_error(name: str, source: str, drawn: bool) -> DataError:
+    """D304; `drawn` for rows that are procedural diagrams."""
     column = thoughts.get(source).column or "thoughts"
     return DataError(
         "D304",
         f"{name} needs visual thoughts, and no row has any",
         why=f"views.thought={source} takes them from the column data.columns.{column};"
         "\nwithout them the teacher's prompt would differ from the student's in two sentences only",
-        fix=f"data.columns.{column}=COLUMN, or for procedural diagrams"
-        " data.diagrams.options.thoughts=true",
+        fix="data.diagrams.options.thoughts=true" if drawn else f"data.columns.{column}=COLUMN",
         note="to draw them from boxes: data.columns.boxes=COLUMN views.thought=crop"
-        if source == "data"
+        if source == "data" and not drawn
         else "",
     )
 

@@ -91,7 +91,7 @@ def measure_prompt_lengths(setup: "RunSetup") -> str:
     )
     for view in longer_views(setup):
         overlong += find_overlong_prompts(setup.student, context, setup.train_prompts, limit, view)
-    check_prompt_lengths(overlong, limit)
+    check_prompt_lengths(overlong, limit, setup.student.family.can_limit_images)
     return f"none longer than {limit:,} tokens"
 
 
@@ -135,13 +135,16 @@ def find_overlong_prompts(
     return overlong
 
 
-def check_prompt_lengths(overlong: Sequence[OverlongPrompt], limit: int) -> None:
+def check_prompt_lengths(
+    overlong: Sequence[OverlongPrompt], limit: int, can_limit_images: bool = True
+) -> None:
     """D203 for the longest prompt, with settings under which all of them pass."""
     if not overlong:
         return
     longest = max(overlong, key=lambda p: p.tokens)
     per_image = min(p.tokens_per_image(limit) for p in overlong)
-    shrink = f"data.max_image_tokens={per_image}   or   " if per_image >= MIN_IMAGE_TOKENS else ""
+    helps = can_limit_images and per_image >= MIN_IMAGE_TOKENS
+    shrink = f"data.max_image_tokens={per_image}   or   " if helps else ""
     count = len(overlong)
     others = f" ({count:,} prompts are too long, this is the longest)" if count > 1 else ""
     text_tokens = longest.tokens - longest.image_tokens
@@ -348,9 +351,18 @@ def check_positions(setup: "RunSetup") -> str:
             " the model was never trained on later positions",
             fix=f"rollout.max_new_tokens={(limit - first) // 2}"
             if limit - first >= 2
-            else f"data.max_prompt_tokens={limit // 2}   or data.max_image_tokens={limit // 4}",
+            else shorter_prompt_fix(setup.models.student, prompt, limit),
         )
     return f"{first:,} for the first prompt and {new:,} for a response, of {limit:,}"
+
+
+def shorter_prompt_fix(student: VLM, prompt: Prompt, limit: int) -> str:
+    """What makes a prompt fit into half of the positions: smaller images, or a shorter text."""
+    tokens, image_tokens = student.lengths(prompt)
+    per_image = (limit // 2 - tokens + image_tokens) // max(1, len(prompt.images))
+    if student.family.can_limit_images and prompt.images and per_image >= MIN_IMAGE_TOKENS:
+        return f"data.max_image_tokens={per_image}"
+    return "shorten the question, or remove the row"
 
 
 MODEL_CHECKS: tuple[StartCheck, ...] = (
