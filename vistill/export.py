@@ -3,7 +3,6 @@
 The folder is written under another name and renamed, so it exists completely or not at all.
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from vistill.report.model_card import CardFacts, base_name, model_card
 from vistill.report.run_data import RunData, read_run
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import CHECKPOINT, checkpoints_in
+from vistill.runs.hub import offline_is_set
 from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import read_json, sync_file, sync_folder
 from vistill.runtime import quiet_libraries
@@ -301,8 +301,8 @@ def connect(push: str, hub: Hub | None) -> Hub:
     from huggingface_hub import HfApi, get_token
 
     if hub is None:
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-            raise push_error(push, "HF_HUB_OFFLINE is set", "HF_HUB_OFFLINE=0 in the environment")
+        if offline_is_set():
+            raise push_error(push, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         if get_token() is None:
             raise push_error(push, "no token is saved on this machine", "hf auth login")
         hub = HfApi()  # pyright: ignore[reportAssignmentType]

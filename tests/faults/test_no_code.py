@@ -58,11 +58,11 @@ ENVIRONMENT = {
     "cli/try_student.py",
     "display/live_line.py",
     "display/run_display.py",
-    "export.py",
     "studies/chaos.py",
     "studies/processes.py",
     "faults.py",
     "redaction.py",
+    "runs/hub.py",
     "runs/model_not_found.py",
     "runtime.py",
 }
