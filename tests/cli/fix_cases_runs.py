@@ -231,5 +231,5 @@ def the_memory_is_full(place):
 
 @situation("N701")
 def nothing_is_finite(place):
-    start(place, "train.steps=4", verb="train")
+    start(place, "train.steps=3", verb="train")
     place.once["VISTILL_FAULT"] = "learn.loss:nan@every"

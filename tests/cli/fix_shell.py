@@ -153,9 +153,13 @@ def recorded_errors():
 
 def sites_behind(error, recorded):
     """The sites of an error, and of those that lent it their fix."""
-    chain = [error]
-    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
-        chain.append(chain[-1].__cause__)
+    chain = []
+    waiting = [error]
+    while waiting:  # an error can be its own cause: `raise error from error`
+        one = waiting.pop(0)
+        if one is not None and one not in chain:
+            chain.append(one)
+            waiting += [one.__cause__, one.__context__]
     own = [sites for one in chain for other, sites in recorded if other is one]
     lent = [
         s for other, s in recorded if other is not error and other.fix and other.fix in error.fix
