@@ -39,9 +39,13 @@ class ModelFlops:
         return replace(self, patch=patch, patch_pair=patch_pair, vision_backward=backward)
 
 
+#: Modules whose weights multiply every token or patch.
+LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
 def linear_flops(parts: Iterable[nn.Module]) -> float:
     """Twice the number of weights in the linear maps and patch embeddings of some modules."""
-    modules = [m for part in parts for m in part.modules() if isinstance(m, (nn.Linear, nn.Conv3d))]
+    modules = [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
     return 2.0 * sum(m.weight.numel() for m in modules)
 
 

@@ -16,7 +16,7 @@ from vistill.models.loading import (
     load_weights,
     teacher_dtype,
 )
-from vistill.models.pairs import check_pair
+from vistill.models.pairs import check_pair, same_family
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
@@ -55,8 +55,13 @@ def check_tokenizers(setup: "RunSetup") -> str:
         check_pair(student, teacher)
     setup.encoders = student, teacher
     subject = "student and teacher share" if teacher is not None else "the student has"
-    patch = student.family.image_grid()["patch"]
-    return f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels"
+    patch, names = student.family.patch_size, [student.family.describe()]
+    if teacher is not None and teacher.family.describe() not in names:
+        names.append(teacher.family.describe())
+    return (
+        f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels,"
+        f" family {' and '.join(names)}"
+    )
 
 
 def load_encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
@@ -70,7 +75,7 @@ def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewConte
     return ViewContext(
         pixel_share=recipe.views.pixelate,
         mask_share=recipe.views.mask_share,
-        patch=int(student.family.image_grid()["patch"]),
+        patch=student.family.patch_size,
         degrade=recipe.views.degrade,
         thought=recipe.views.thought,
         noise=recipe.views.noise,
@@ -223,9 +228,17 @@ def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Mo
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)
     teacher = configure(teacher).freeze()
+    are_alike = same_family(student, teacher)
+    if not are_alike:  # neither may write an id by which the other marks an image
+        banned = student.family.banned_ids(), teacher.family.banned_ids()
+        student, teacher = (
+            replace(vlm, also_banned=(*banned[0], *banned[1])) for vlm in (student, teacher)
+        )
     if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
         teacher = teacher.offloaded()
-    return Models(student, teacher, student.vocabulary_size, context)
+    return Models(
+        student, teacher, student.vocabulary_size, context, teacher_encodes=not are_alike
+    )
 
 
 def is_on_host(vlm: VLM) -> bool:
