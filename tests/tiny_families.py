@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from vistill.models.families.generic import family_type_of
+from vistill.models.families.deviations import family_type_of
 from vistill.models.loading import VLM
 
 PATCH, SIDE = 8, 32
@@ -411,12 +411,12 @@ def build_family(name, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
-        for parameter in model.parameters():  # some classes start at 0: no image would have an effect
+        for (
+            parameter
+        ) in model.parameters():  # some classes start at 0: no image would have an effect
             if parameter.ndim < 2 or not parameter.any():
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     family = family_type_of(config)(config, tokenizer, processor)
     return VLM(model.eval(), tokenizer, family, f"tiny-{name}")
-
-

@@ -70,6 +70,17 @@ def decoder_flops(decoder: Any, is_vision_trainable: bool) -> ModelFlops:
     )
 
 
+def model_flops(decoder: Any, tower: Sequence[nn.Module], vision: Any) -> ModelFlops:
+    """The costs of a decoder and of everything before it, from their configurations."""
+    is_tower_trainable = any(map(is_trainable, tower))
+    depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
+    return decoder_flops(decoder, is_tower_trainable).with_vision(
+        patch=linear_flops(tower),
+        patch_pair=4.0 * getattr(vision, "hidden_size", 0) * depth,
+        backward=2.0 * is_tower_trainable,
+    )
+
+
 @dataclass(frozen=True)
 class ReadTokens:
     """What one reading sent through the decoder."""

@@ -27,6 +27,8 @@ from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor, row_width
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
+from vistill.models.families.deviations import family_type_of
+from vistill.models.families.processor_family import model_class_of
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
 from vistill.registry import families
@@ -250,15 +252,15 @@ def load_config(name: str, revision: str | None, role: str) -> Any:
 def family_class(config: Any, name: str, role: str) -> type[Family]:
     """The adapter of a configuration: its own, or `generic` (M105 if neither can read it)."""
     check_family(config.to_dict(), name, role)
-    registered = families.get(family_name(config.model_type))
-    if family_name(config.model_type) == GENERIC:
-        model_class = AutoModelForImageTextToText._model_mapping.get(type(config), None)  # pyright: ignore[reportAttributeAccessIssue]
-        if model_class is None:
-            why = "AutoModelForImageTextToText has no class for it"
-            raise unsupported_family_error(name, config.model_type, why, role)
-        if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
-            raise unsupported_family_error(name, config.model_type, NO_ENCODER_OUTPUTS, role)
-    return registered
+    if family_name(config.model_type) != GENERIC:
+        return families.get(config.model_type)
+    model_class = model_class_of(config)
+    if model_class is None:
+        why = "AutoModelForImageTextToText has no class for it"
+        raise unsupported_family_error(name, config.model_type, why, role)
+    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
+        raise unsupported_family_error(name, config.model_type, NO_ENCODER_OUTPUTS, role)
+    return family_type_of(config)
 
 
 def load_weights(

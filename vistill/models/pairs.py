@@ -13,7 +13,6 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name, nearby_models
 from vistill.types import LoadedImage, PilImage, Prompt
 
-
 #: Sizes of images that both models encode, in pixels.
 PROBE_SIZES = ((64, 64), (200, 70), (90, 320))
 #: Texts that both models encode.
@@ -120,9 +119,7 @@ def vocabulary_mismatch_error(
     )
 
 
-def merges_mismatch_error(
-    student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
-) -> ModelError:
+def merges_mismatch_error(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
     """M101 for tokenizers with the same words and other rules to find them."""
     facts = [
         f"{role} {model_name(m.source)}: rules sha {merges_hash(m.tokenizer)}"

@@ -92,7 +92,7 @@ def make_responses(vlm: VLM) -> list[tuple[int, ...]]:
     banned = {*vlm.family.banned_ids()}
     allowed = [i for i in range(vlm.vocabulary_size) if i not in banned]
     ids = allowed[:: max(1, len(allowed) // 12)]
-    return [tuple(ids[:LENGTHS[0]]), tuple(ids[2 : 2 + LENGTHS[1]])]
+    return [tuple(ids[: LENGTHS[0]]), tuple(ids[2 : 2 + LENGTHS[1]])]
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -132,9 +132,7 @@ def batch_difference(
 ) -> float:
     """Difference of the states of a row alone and next to another row of another length."""
     together = states_of(vlm, [first, second], responses)
-    alone = [
-        states_of(vlm, [p], [r])[0] for p, r in zip((first, second), responses, strict=True)
-    ]
+    alone = [states_of(vlm, [p], [r])[0] for p, r in zip((first, second), responses, strict=True)]
     return max(relative(a, b) for a, b in zip(together, alone, strict=True))
 
 

@@ -30,7 +30,7 @@ def run_selftest(vlm: VLM) -> VLM:
     """
     prove_reading(vlm)
     if not vlm.shares_prompts:
-        return without_sharing(vlm, vlm.family.sharing_problem(vlm.model) or "it is turned off")
+        return without_sharing(vlm, why_not_shared(vlm))
     reason = selftest_failure(vlm)
     if reason is None:
         return vlm
@@ -42,6 +42,12 @@ def run_selftest(vlm: VLM) -> VLM:
         stacklevel=2,
     )
     return run_selftest(replace(vlm, attention="blocks"))
+
+
+def why_not_shared(vlm: VLM) -> str:
+    """Why a model reads every rollout as its own row."""
+    problem = vlm.family.sharing_problem(vlm.model)
+    return problem or ("its adapter cannot share" if vlm.share_prompts else "it is turned off")
 
 
 @torch.no_grad()

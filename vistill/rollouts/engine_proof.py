@@ -60,9 +60,7 @@ def prove_engine(
         raise proof_error(vlm, "M115", what, why)
 
 
-def distance_to_best(
-    vlm: VLM, prompt: Prompt, encoded: EncodedPrompt, rollout: Rollout
-) -> float:
+def distance_to_best(vlm: VLM, prompt: Prompt, encoded: EncodedPrompt, rollout: Rollout) -> float:
     """How far, in nats, a rollout's worst token is below the best one under its noise."""
     if not rollout.ids:
         return 0.0

@@ -37,6 +37,8 @@ from vistill.models.families.inputs import (
 )
 from vistill.models.families.layers import (
     add_at_image_tokens,
+    base_model,
+    check_number,
     check_signature,
     is_fully_causal,
     run_to_attention,
@@ -45,9 +47,7 @@ from vistill.models.flops import (
     ModelFlops,
     ReadTokens,
     count_reading,
-    decoder_flops,
-    is_trainable,
-    linear_flops,
+    model_flops,
 )
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
@@ -300,11 +300,7 @@ class Family(ABC):
         if features is None:
             return None
         states = torch.cat(list(features.pooler_output))
-        num_tokens = sum(p.num_image_tokens for p in prompts)
-        if len(states) != num_tokens:
-            raise ValueError(
-                f"the vision tower gives {len(states)} states for {num_tokens} image tokens"
-            )
+        check_number(len(states), sum(p.num_image_tokens for p in prompts))
         levels = getattr(features, "deepstack_features", None) or ()
         return ImageStates(states, [torch.cat(list(level)) for level in levels])
 
@@ -404,17 +400,6 @@ class Family(ABC):
 
     def costs(self, model: Any) -> ModelFlops:
         """Operations per token and per patch."""
-        decoder, vision = self.decoder(model), getattr(model.config, "vision_config", None)
         tower = [m for m in self.parts(model)["vision"] if isinstance(m, nn.Module)]
-        is_tower_trainable = any(map(is_trainable, tower))
-        depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
-        return decoder_flops(decoder, is_tower_trainable).with_vision(
-            patch=linear_flops(tower),
-            patch_pair=4.0 * getattr(vision, "hidden_size", 0) * depth,
-            backward=2.0 * is_tower_trainable,
-        )
-
-
-def base_model(model: Any) -> Any:
-    """The model below the head."""
-    return getattr(model, model.base_model_prefix)
+        vision = getattr(model.config, "vision_config", None)
+        return model_flops(self.decoder(model), tower, vision)

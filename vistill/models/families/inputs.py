@@ -122,8 +122,10 @@ def token_rows(
         "input_ids": torch.full((len(prompts), width), pad_id),
         "attention_mask": torch.zeros((len(prompts), width), dtype=torch.long),
     }
-    rows |= {name: torch.zeros((len(prompts), width), dtype=torch.long)
-             for name in prompts[0].token_types}
+    rows |= {
+        name: torch.zeros((len(prompts), width), dtype=torch.long)
+        for name in prompts[0].token_types
+    }
     for row, prompt in enumerate(prompts):
         at = slice(width - len(prompt.ids), width) if left else slice(0, len(prompt.ids))
         rows["input_ids"][row, at] = torch.tensor(prompt.ids)

@@ -5,7 +5,6 @@ Each rule sets a value that should be enough. The adapter then measures images o
 
 from typing import Any
 
-
 #: Model types with a rule.
 PIXEL_AREA = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 FRAME_AREA = ("glm4v", "glm4v_moe", "glm46v")
@@ -67,5 +66,3 @@ def limit_splits(processor: Any, limit: int) -> None:
     images.size = type(images.size)(longest_edge=edge)
     if splits < 2:
         images.do_image_splitting = False
-
-

@@ -236,9 +236,7 @@ def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Mo
         )
     if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
         teacher = teacher.offloaded()
-    return Models(
-        student, teacher, student.vocabulary_size, context, teacher_encodes=not are_alike
-    )
+    return Models(student, teacher, student.vocabulary_size, context, teacher_encodes=not are_alike)
 
 
 def is_on_host(vlm: VLM) -> bool:
