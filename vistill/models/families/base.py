@@ -43,12 +43,7 @@ from vistill.models.families.layers import (
     is_fully_causal,
     run_to_attention,
 )
-from vistill.models.flops import (
-    ModelFlops,
-    ReadTokens,
-    count_reading,
-    model_flops,
-)
+from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
 
