@@ -278,12 +278,20 @@ def test_special_tokens_are_never_written_and_end_tokens_may_be(name, models):
     assert "<loc0001>" not in words
 
 
-def test_a_placeholder_in_the_text_is_an_error(models):
-    vlm = models("llava")
+@pytest.mark.parametrize("token", ["<image>", "[IMG_BREAK]", "<row_1_col_1>", "<|im_end|>"])
+def test_a_special_token_of_any_family_in_a_text_is_an_error(models, token):
+    content = [{"type": "text", "text": f"an {token} of"}]
     with pytest.raises(DataError) as caught:
-        vlm.family.encode(
-            [{"role": "user", "content": [{"type": "text", "text": "an <image> of"}]}], []
-        )
+        models("llava").family.encode([{"role": "user", "content": content}], [])
+    assert caught.value.code == "D103"
+    assert token in caught.value.what
+
+
+def test_a_template_that_drops_images_is_an_error(models, prompts, monkeypatch):
+    vlm = models("llava")
+    monkeypatch.setattr(vlm.family.processor, "chat_template", tiny_families.template(""))
+    with pytest.raises(DataError, match="0 image placeholders, but 1 images") as caught:
+        vlm.encode(prompts[0])
     assert caught.value.code == "D103"
 
 

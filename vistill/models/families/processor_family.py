@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from vistill.data.decoding import to_rgb
+from vistill.data.rows import special_token_error
 from vistill.errors import ConfigError, DataError
 from vistill.models.families.base import Family, base_model
 from vistill.models.families.inputs import EncodedPrompt, pad_to_common_shape, token_rows
@@ -59,12 +61,29 @@ class ProcessorFamily(Family):
         self, messages: list[dict[str, Any]], images: Sequence[PilImage], processor: Any = None
     ) -> dict[str, Tensor]:
         """Everything that the processor makes of a prompt (D103 if its images do not fit)."""
+        self.refuse_control_tokens(messages)
         text = self.render(messages)
         placeholder = getattr(self.processor, "image_token", None) or self.placeholder
         if text.count(placeholder) != len(images):
             raise placeholder_error(placeholder, text.count(placeholder), len(images))
         inputs = self.call_processor(processor or self.processor, text, images)
         return {name: inputs[name] for name in inputs if name != "labels"}
+
+    @cached_property
+    def control_tokens(self) -> "re.Pattern[str]":
+        """A pattern of the special tokens. Written in a text they would act as such."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if getattr(token, "special", False)}
+        longest_first = sorted(special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def refuse_control_tokens(self, messages: list[dict[str, Any]]) -> None:
+        """Raise D103 for a special token in a text of the messages."""
+        parts = [part for message in messages for part in message["content"]]
+        for text in (part["text"] for part in parts if part["type"] == "text"):
+            match = self.control_tokens.search(text)
+            if match:
+                raise special_token_error(match.group(0), "", "question")
 
     def call_processor(self, processor: Any, text: str, images: Sequence[PilImage]) -> Any:
         """The processor's output. Images are nested: a flat list has another meaning for some."""
