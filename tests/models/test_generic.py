@@ -236,11 +236,11 @@ def test_a_saved_folder_loads_here_and_in_plain_transformers(name, models, varie
     text = processor.apply_chat_template(
         chat_messages(varied[0]), tokenize=False, add_generation_prompt=True
     )
-    made = processor(
+    output = processor(
         text=[text], images=[load_images(varied[0])], add_special_tokens=False, return_tensors="pt"
     )
-    assert tuple(made["input_ids"][0].tolist()) == a.ids
-    assert made.keys() - {"labels"} == {"input_ids", "attention_mask", *a.pixels, *a.token_types}
+    assert tuple(output["input_ids"][0].tolist()) == a.ids
+    assert output.keys() - {"labels"} == {"input_ids", "attention_mask", *a.pixels, *a.token_types}
     assert set(loaded.stop_ids) == set(vlm.stop_ids)
 
 

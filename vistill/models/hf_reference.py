@@ -25,10 +25,10 @@ def reference_log_probs(
     that drops one of them is seen.
     """
     if isinstance(prompt, Prompt):
-        made = vlm.family.reference_inputs(chat_messages(prompt), load_images(prompt), response)
+        on_host = vlm.family.reference_inputs(chat_messages(prompt), load_images(prompt), response)
     else:
-        made = vlm.family.generation_inputs([with_response(vlm, prompt, response)], vlm.pad_id)
-    inputs = {name: x.to(vlm.device) for name, x in made.items()}
+        on_host = vlm.family.generation_inputs([with_response(vlm, prompt, response)], vlm.pad_id)
+    inputs = {name: x.to(vlm.device) for name, x in on_host.items()}
     was_training = vlm.model.training
     vlm.model.eval()
     logits = vlm.model(**inputs, logits_to_keep=len(response) + 1, use_cache=False).logits

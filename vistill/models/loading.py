@@ -235,12 +235,12 @@ def load_encoder(
 
 def load_config(name: str, revision: str | None, role: str) -> Any:
     """The configuration of a model (M103 if there is none, M105 for an unknown model type)."""
-    options = {"revision": revision, "trust_remote_code": False}
     try:
-        return AutoConfig.from_pretrained(name, **options)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         try:
-            model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+            config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+            model_type = config.get("model_type")
         except (OSError, ValueError):
             model_type = None
         if model_type and model_type not in CONFIG_MAPPING:

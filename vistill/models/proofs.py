@@ -1,7 +1,7 @@
 """Proofs at load that a model is read correctly: on tiny inputs, before a run uses it.
 
-They run for every family that vistill's own tests do not cover, so a model type that nobody has
-tried is either read exactly or refused. Each proof has a code; the message names the family and the
+They run for every family that vistill's own tests do not cover, so a model type without
+tests is either read exactly or refused. Each proof has a code; the message names the family and the
 largest difference.
 """
 
@@ -103,8 +103,8 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def head_difference(vlm: VLM, prompt: Prompt) -> float:
     """Difference of `head(states)` and the forward's logits for the same inputs."""
-    made = vlm.family.reference_inputs(chat_messages(prompt), load_images(prompt), ())
-    inputs = {name: x.to(vlm.device) for name, x in made.items()}
+    on_host = vlm.family.reference_inputs(chat_messages(prompt), load_images(prompt), ())
+    inputs = {name: x.to(vlm.device) for name, x in on_host.items()}
     states = base_model(vlm.model)(**inputs, use_cache=False).last_hidden_state
     logits = vlm.model(**inputs, use_cache=False).logits
     size = min(vlm.vocabulary_size, logits.shape[-1])

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+import vistill.models  # noqa: F401  it makes torchvision importable, which transformers needs
+
+# isort: split
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,

@@ -227,18 +227,22 @@ class ProcessorFamily(Family):
 
         This deliberately uses nothing of `encode`: it is the reference for it.
         """
-        options: dict[str, Any] = {"images": [list(map(to_rgb, images))]} if images else {}
+        options: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
+        if images:
+            options["images"] = [list(map(to_rgb, images))]
         text = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        made = self.processor(text=[text], add_special_tokens=False, return_tensors="pt", **options)
-        return self.with_response(made, response)
+        output = self.processor(
+            text=[text], add_special_tokens=False, return_tensors="pt", **options
+        )
+        return self.with_response(output, response)
 
-    def with_response(self, made: Any, response: Sequence[int]) -> dict[str, Tensor]:
+    def with_response(self, output: Any, response: Sequence[int]) -> dict[str, Tensor]:
         """A processor's output with a response behind the prompt."""
         tail = torch.tensor([list(response)], dtype=torch.long)
         kinds = {"input_ids": tail, "attention_mask": torch.ones_like(tail)}
-        inputs = {name: made[name] for name in made if name != "labels"}
+        inputs = {name: output[name] for name in output if name != "labels"}
         for name in [n for n in inputs if n in kinds or n.endswith(TYPES)]:
             behind = kinds.get(name, torch.full_like(tail, self.response_type))
             inputs[name] = torch.cat([inputs[name], behind.to(inputs[name].dtype)], 1)

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,9 +30,9 @@ def load_processor(name: str, revision: str | None) -> Any:
         MissingExtraError: E302, the processor needs torchvision or num2words.
         ModelError: M108, the processor's files are missing or cannot be used.
     """
-    options = {"revision": revision or "main", "trust_remote_code": False}
+    commit = revision or "main"
     try:
-        processor = AutoProcessor.from_pretrained(name, **options)
+        processor = AutoProcessor.from_pretrained(name, revision=commit, trust_remote_code=False)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         package = missing_package(str(error))
         if package is not None:
@@ -45,7 +44,9 @@ def load_processor(name: str, revision: str | None) -> Any:
             raise processor_error(name, f"AutoProcessor finds no {part.replace('_', ' ')} in it")
     if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
         raise processor_error(name, "it has no chat template, so no prompt can be written")
-    images = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
+    images = AutoImageProcessor.from_pretrained(
+        name, backend="pil", revision=commit, trust_remote_code=False
+    )
     if type(images).__name__.endswith("Pil"):
         processor.image_processor = images
     return processor
@@ -103,7 +104,7 @@ class PlainImages:
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """The output of the image processor for plain images of these sizes."""
-        flat: Sequence[PilImage] = make_flat_list_of_images(images)
+        flat: Any = make_flat_list_of_images(images)
         key = (tuple(image.size for image in flat), repr(sorted(options.items(), key=str)))
         if key not in self.outputs:
             plain = [[plain_image(image.size) for image in flat]]
