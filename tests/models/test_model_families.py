@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -31,7 +33,12 @@ def write_config(folder, **config):
 
 @pytest.mark.more
 def test_the_table_of_model_types_agrees_with_transformers():
-    """Every class without `mm_encoder_outputs` is in the table, and no class with a usable one."""
+    """Every class without `mm_encoder_outputs` is in the table, and no class with a usable one.
+
+    In an older transformers more classes lack it. There the signature is checked at load.
+    """
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("the table is that of a newer transformers")
     without = set()
     for model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         model_class = model_class_of(CONFIG_MAPPING[model_type]())

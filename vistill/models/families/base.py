@@ -50,7 +50,6 @@ from vistill.types import PilImage
 #: The parts of a model that a recipe can freeze.
 PARTS = ("vision", "language", "head")
 
-
 DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """(ids [N], positions [axes, N], attention of the rows) -> hidden states [N, H]."""
 
@@ -84,7 +83,7 @@ class Family(ABC):
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
-        """The family in words, for messages."""
+        """The family in words."""
         return self.name
 
     def save_processor(self, folder: Path) -> None:
@@ -102,8 +101,7 @@ class Family(ABC):
     def image_grid(self) -> dict[str, Any]:
         """The settings that determine how an image becomes tokens.
 
-        They must be equal for student and teacher. `patch` is the side of a patch in pixels. The
-        other entries are the family's own.
+        They must be equal for student and teacher. `patch` is a patch's side in pixels.
         """
 
     @property
@@ -117,9 +115,7 @@ class Family(ABC):
 
     def describe_grid(self) -> str:
         """The image grid in words, for messages."""
-        return ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in self.image_grid().items()
-        )
+        return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in self.image_grid().items())
 
     # Encoding.
 
@@ -178,6 +174,11 @@ class Family(ABC):
             token for i in ids for token in ([i] * next(counts) if i == self.image_id else [i])
         ]
         return expanded, torch.arange(len(expanded))[None], len(expanded)
+
+    @property
+    def can_limit_image_tokens(self) -> bool:
+        """Whether `data.max_image_tokens` works."""
+        return type(self).limit_image_tokens is not Family.limit_image_tokens
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
@@ -308,10 +309,8 @@ class Family(ABC):
         """Hidden states [N, L, H] before the head. The vision tower runs once per prompt."""
         decoder, ids = self.decoder(model), rows.ids.to(model.device)
         if is_counting():
-            num_prompt, num_all = (
-                sum(len(rows.prompts[g].ids) for g in rows.group),
-                rows.ids.numel(),
-            )
+            num_prompt = sum(len(rows.prompts[g].ids) for g in rows.group)
+            num_all = rows.ids.numel()
             read = ReadTokens(num_prompt, num_all - num_prompt, num_all * rows.ids.shape[1])
             self.count(model, read, rows.prompts)
         hidden, extra = decoder.embed_tokens(ids), {}
@@ -334,7 +333,7 @@ class Family(ABC):
         return self.sharing_problem(model) is None
 
     def sharing_problem(self, model: Any) -> str | None:
-        """Why siblings cannot attend to the keys and values of one prompt, or None."""
+        """Why siblings cannot share the keys and values of a prompt, or None."""
         config = self.decoder(model).config
         if config._attn_implementation not in {"sdpa", ATTENTION_NAME}:
             return f"its attention is {config._attn_implementation}, not sdpa"

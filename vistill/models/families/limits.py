@@ -13,22 +13,29 @@ CROPS = ("internvl",)
 SPLITS = ("smolvlm", "idefics3")
 
 
-def set_image_token_limit(processor: Any, model_type: str, limit: int) -> bool:
-    """Change the settings of a processor for a limit. Return whether a rule exists."""
-    images = processor.image_processor
-    if model_type == "llava" and type(images).__name__.startswith("Pixtral"):
-        model_type = "pixtral"
-    if model_type in PIXEL_AREA or model_type in FRAME_AREA:
-        limit_area(images, limit, frames=model_type in FRAME_AREA)
-    elif model_type in LONGEST_EDGE:
+def rule_of(processor: Any, model_type: str) -> str:
+    """The model type whose rule applies: a LLaVA with a Pixtral tower has that of Pixtral."""
+    is_pixtral = type(processor.image_processor).__name__.startswith("Pixtral")
+    return "pixtral" if model_type == "llava" and is_pixtral else model_type
+
+
+def has_limit(processor: Any, model_type: str) -> bool:
+    """Whether a rule exists."""
+    known = (*PIXEL_AREA, *FRAME_AREA, *LONGEST_EDGE, *CROPS, *SPLITS)
+    return rule_of(processor, model_type) in known
+
+
+def set_image_token_limit(processor: Any, model_type: str, limit: int) -> None:
+    """Change the settings of a processor for a limit. The model type must have a rule."""
+    rule, images = rule_of(processor, model_type), processor.image_processor
+    if rule in PIXEL_AREA or rule in FRAME_AREA:
+        limit_area(images, limit, frames=rule in FRAME_AREA)
+    elif rule in LONGEST_EDGE:
         limit_edge(processor, limit)
-    elif model_type in CROPS:
+    elif rule in CROPS:
         limit_crops(processor, limit)
-    elif model_type in SPLITS:
-        limit_splits(processor, limit)
     else:
-        return False
-    return True
+        limit_splits(processor, limit)
 
 
 def limit_area(images: Any, limit: int, frames: bool) -> None:

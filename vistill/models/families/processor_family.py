@@ -17,7 +17,7 @@ from vistill.data.rows import special_token_error
 from vistill.errors import ConfigError, DataError
 from vistill.models.families.base import Family, base_model
 from vistill.models.families.inputs import EncodedPrompt, pad_to_common_shape, token_rows
-from vistill.models.families.limits import set_image_token_limit
+from vistill.models.families.limits import has_limit, set_image_token_limit
 from vistill.models.families.processors import PlainImages, load_processor, plain_image
 from vistill.types import PilImage
 
@@ -169,13 +169,19 @@ class ProcessorFamily(Family):
         patch = getattr(vision, "patch_size", None) or 14
         return int(patch[0] if isinstance(patch, (list, tuple)) else patch)
 
+    @property
+    def can_limit_image_tokens(self) -> bool:
+        """Whether a rule for the model type exists."""
+        return has_limit(self.processor, self.model_type)
+
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
-        settings = set_image_token_limit(self.processor, self.model_type, limit)
+        if self.can_limit_image_tokens:
+            set_image_token_limit(self.processor, self.model_type, limit)
         self.plain = PlainImages(self.processor)
         sizes = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
         most = max(self.image_tokens(plain_image(size)) for size in sizes)
-        if not settings or most > limit:
+        if not self.can_limit_image_tokens or most > limit:
             raise ConfigError(
                 "C101",
                 f"data.max_image_tokens = {limit}, but an image of {self.describe()} takes"
@@ -233,10 +239,7 @@ class ProcessorFamily(Family):
         text = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        output = self.processor(
-            text=[text], add_special_tokens=False, return_tensors="pt", **options
-        )
-        return self.with_response(output, response)
+        return self.with_response(self.processor(text=[text], **options), response)
 
     def with_response(self, output: Any, response: Sequence[int]) -> dict[str, Tensor]:
         """A processor's output with a response behind the prompt."""
