@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from answers import answer_rows
 from demo_before import demo_rows
+from families import family_rows
 from limits import limit_rows
 from naive import naive_step
 from safety import safety_rows
@@ -317,6 +318,7 @@ def main():
     rows = [*measure(repeats), *limit_rows(row, repeats, 32_768 if args.quick else 151_936)]
     rows += safety_rows(row, args.quick)
     rows += answer_rows(row, repeats)
+    rows += family_rows(row, repeats)
     rows += measure_trl(args.quick, repeats)
     drawn = curves(repeats, args.quick)
     if not args.quick:

@@ -361,6 +361,27 @@ def qwen3_5():
     )  # fmt: skip
 
 
+QWEN3 = {
+    "rope_parameters": {**ROPE, "mrope_section": [4, 4, 4], "mrope_interleaved": True},
+    "num_hidden_layers": 3,
+}
+DEEPSTACK = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+
+
+def qwen3_vl():
+    return qwen_family("qwen3_vl", QWEN3, DEEPSTACK, ("qwen3_vl", "Qwen3VLProcessor"))
+
+
+def qwen3_vl_moe():
+    experts = {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "decoder_sparse_step": 1,
+    }  # fmt: skip
+    return qwen_family(
+        "qwen3_vl_moe", {**QWEN3, **experts}, DEEPSTACK, ("qwen3_vl", "Qwen3VLProcessor")
+    )
+
+
 def glm4v():
     tokenizer = make_tokenizer(image_token="<|image|>", video_token="<|video|>")
     processor = processor_class("glm4v", "Glm4vProcessor")(
@@ -389,6 +410,7 @@ def glm4v():
 #: Families whose siblings share the reading of their prompt, and families with one row a rollout.
 SHARING = (
     llava, pixtral, mistral3, llava_onevision, internvl, smolvlm, idefics3, qwen2_5_vl, glm4v,
+    qwen3_vl_moe,
 )  # fmt: skip
 ROW_PER_ROLLOUT = (gemma3, paligemma, paligemma2, qwen3_5)
 BUILDERS = {build.__name__: build for build in (*SHARING, *ROW_PER_ROLLOUT)}
@@ -414,7 +436,7 @@ def require_extra(name):
 def build_family(name, seed=0):
     """A tiny untrained model. The same seed gives the same weights."""
     require_extra(name)
-    config, processor = BUILDERS[name]()
+    config, processor = (qwen3_vl if name == "qwen3_vl" else BUILDERS[name])()
     tokenizer = processor.tokenizer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,7 +14,9 @@ from vistill.errors import ConfigError, DataError, ModelError
 from vistill.flops_counter import counting
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.generic import GenericFamily
+from vistill.models.families.inputs import has_same_pixels
 from vistill.models.families.processor_family import TYPES
+from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.hf_reference import reference_log_probs
 from vistill.models.loading import load_encoder, load_vlm
 from vistill.models.save import save_vlm
@@ -85,7 +87,7 @@ def relative_difference(a, b):
 
 def test_every_family_is_listed_once():
     assert set(PLAIN) | SHARES <= set(BUILDERS)
-    assert len(BUILDERS) == 13
+    assert len(BUILDERS) == 14
 
 
 @pytest.mark.parametrize("name", families())
@@ -163,6 +165,46 @@ def test_the_guard_refuses_to_share_what_is_not_plain_causal_attention(name, mod
     assert vlm.family.sharing_problem(vlm.model) is not None
     with pytest.warns(UserWarning, match="prompts are not shared between siblings"):
         assert not run_selftest(vlm).shares_prompts
+
+
+def with_own_adapter(vlm):
+    """Qwen3-VL with the adapter of its own."""
+    processor = vlm.family.processor
+    vlm.tokenizer.chat_template = processor.chat_template
+    family = Qwen3VLFamily(vlm.model.config, vlm.tokenizer, processor.image_processor)
+    return dataclasses.replace(vlm, family=family)
+
+
+@pytest.mark.more
+def test_generic_reads_qwen3_vl_as_its_own_adapter_does(varied):
+    """States, loss and gradient; the adapter shares prompts, `generic` does not."""
+    gradients, losses = [], []
+    for own in (True, False):
+        vlm = build_family("qwen3_vl", 5)
+        vlm = with_own_adapter(vlm) if own else one_row_per_rollout(vlm)
+        groups = make_groups(vlm, varied)
+        ids = torch.tensor([i for g in groups for r in g.responses for i in r])
+        logits = vlm.head(vlm.vocabulary_size).logits(response_states(vlm, groups))
+        loss = torch.nn.functional.cross_entropy(logits, ids)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append({n: p.grad for n, p in vlm.model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    a, b = (torch.cat([g.flatten() for g in x.values()]) for x in gradients)
+    assert float((a - b).norm()) < 1e-5 * float(b.norm())
+
+
+@pytest.mark.more
+def test_generic_encodes_qwen3_vl_as_its_own_adapter_does(varied):
+    vlm = build_family("qwen3_vl", 5)
+    own = with_own_adapter(vlm)
+    for prompt in varied:
+        a, b = own.encode(prompt), vlm.encode(prompt)
+        assert a.ids == b.ids
+        assert torch.equal(a.positions, b.positions)
+        assert a.next_position == b.next_position
+        assert has_same_pixels(a, b)
 
 
 def test_the_guard_refuses_a_window_that_is_longer_than_the_self_test(models):
