@@ -72,13 +72,19 @@ def test_two_steps_of_a_method(name, method, tmp_path):
     assert any("layers" in n and "vis" not in n for n in changed)
 
 
+def evaluations(run):
+    return (run / "evaluations.jsonl").read_text().splitlines()
+
+
 @pytest.mark.more
 def test_a_run_of_two_families_starts_where_the_tokenizer_is_the_same(tmp_path):
     student, teacher = build_family("idefics3", 0), build_family("llava", 1)
     assert not same_family(student, teacher)
     assert check_pair(student, teacher) == student.vocabulary_size
-    run = run_two_steps(student, teacher, "va_opd", tmp_path / "run")
+    held = diagram_prompts("test", 4, 0)
+    run = run_two_steps(student, teacher, "va_opd", tmp_path / "run", eval_prompts=held)
     assert all(m["finite"] for m in run.metrics)
+    assert any("va/mean" in e for e in (json.loads(line) for line in evaluations(tmp_path / "run")))
     saved = tmp_path / "run" / "student"
     AutoModelForImageTextToText.from_pretrained(saved)
     AutoProcessor.from_pretrained(saved)
