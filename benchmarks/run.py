@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from answers import answer_rows
 from demo_before import demo_rows
+from families import family_rows
 from limits import limit_rows
 from naive import naive_step
 from progress import progress_rows
@@ -286,6 +287,7 @@ def parts_of(quick):
         "limits": lambda: limit_rows(row, repeats, 32_768 if quick else 151_936),
         "safety": lambda: safety_rows(row, quick),
         "answers": lambda: answer_rows(row, repeats),
+        "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),
         "trl": lambda: measure_trl(quick, repeats),
         "curves": lambda: curves(repeats, quick),

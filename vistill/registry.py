@@ -72,7 +72,10 @@ views = Registry(
 families = Registry(
     "families",
     "family",
-    {"qwen3_vl": "vistill.models.families.qwen3_vl:Qwen3VLFamily"},
+    {
+        "qwen3_vl": "vistill.models.families.qwen3_vl:Qwen3VLFamily",
+        "generic": "vistill.models.families.generic:GenericFamily",
+    },
     base="vistill.models.families.base:Family",
 )
 engines = Registry(

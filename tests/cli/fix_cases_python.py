@@ -124,9 +124,9 @@ def a_student_is_in_half_precision(place):
 
 @situation("M105")
 def a_family_of_a_model_of_python_has_no_adapter(place):
-    from vistill.models.loading import unknown_family_error
+    from vistill.runs.model_families import unsupported_family_error
 
-    refused(place, lambda: unknown_family_error("a model", "bert", "model"))
+    refused(place, lambda: unsupported_family_error("a model", "bert", "no class", "model"))
 
 
 @situation("M103")

@@ -182,8 +182,8 @@ def positions_off(student, teacher, patch):
 def original_read_as_pixelated(student, teacher, patch):
     original = Models.encode
 
-    def encode(self, prompt, view):
-        return original(self, prompt, View.PIXELATED if view is View.FULL else view)
+    def encode(self, prompt, view, *reader):
+        return original(self, prompt, View.PIXELATED if view is View.FULL else view, *reader)
 
     # a planted defect
     patch.setattr(Models, "encode", encode)
@@ -427,8 +427,8 @@ def test_a_student_with_dropout_is_caught(student, teacher):
 
 def test_views_that_differ_in_tokens_are_caught(student, teacher):
     class OneTokenMore(Models):
-        def encode(self, prompt, view):
-            encoded = super().encode(prompt, view)
+        def encode(self, prompt, view, *reader):
+            encoded = super().encode(prompt, view, *reader)
             return replace(encoded, ids=(*encoded.ids, 9)) if view is View.PIXELATED else encoded
 
     context = step_context(student, teacher)

@@ -411,7 +411,10 @@ def test_several_updates_per_step_take_every_prompt_once(tokenizer, tmp_path):
 
 
 def test_a_prompt_that_is_too_long_only_with_its_thoughts_is_refused(tokenizer):
-    from vistill.training.checks.models import check_prompt_lengths, find_overlong_prompts
+    from vistill.training.checks.prompt_lengths import (
+        check_prompt_lengths,
+        find_overlong_prompts,
+    )
     from vistill.types import View
 
     student = build_model(tokenizer, 0)

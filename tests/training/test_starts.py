@@ -27,7 +27,7 @@ from vistill.studies.check import check
 from vistill.studies.replay import replay
 from vistill.training import results
 from vistill.training.checks.data import check_prompts
-from vistill.training.checks.models import find_overlong_prompts
+from vistill.training.checks.prompt_lengths import find_overlong_prompts
 from vistill.training.provided_inputs import matches_source
 from vistill.training.settings import ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt

@@ -9,7 +9,7 @@ from vistill.registry import KINDS, methods
 NAMED_BY = {
     "methods": "method: NAME",
     "views": "by the passes of a method",
-    "families": "by the model_type of a model's config.json",
+    "families": "by the model_type of a model's config.json; any other model uses generic",
     "engines": "rollout.engine=NAME",
     "tasks": "eval.task=NAME",
     "checkers": "eval.checker=NAME reward.checker=NAME",

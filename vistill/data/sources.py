@@ -216,6 +216,7 @@ def read_hub_rows(source: str) -> Rows:
     name, split = match["name"], match["split"] or "train"
     try:
         import datasets
+        import datasets.config
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_package_error("datasets", "`hf:` sources") from error

@@ -14,6 +14,7 @@ from vistill.functional.segments import segment_mean, top_share
 from vistill.functional.tiles import TILE_ROWS
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
+from vistill.models.pairs import same_family
 from vistill.models.scoring import EncodedGroup, score
 from vistill.phases import EVALUATING, count_items
 from vistill.signals.concentration import gini, top_mass_share
@@ -72,7 +73,10 @@ def measure_tokens(
         text_only = score(
             teacher, make_groups(teacher, part, View.TEXT_ONLY, context), ids, vocabulary
         )
-        student_pass = score(student, full_groups, ids.to(student.device), vocabulary)
+        own = full_groups  # one encoding serves models of one family
+        if not same_family(student, teacher):
+            own = make_groups(student, part, View.FULL, context)
+        student_pass = score(student, own, ids.to(student.device), vocabulary)
         head = full.projection()
         kl = reverse_kl_from_hidden(
             student_pass.states(),

@@ -39,9 +39,13 @@ class ModelFlops:
         return replace(self, patch=patch, patch_pair=patch_pair, vision_backward=backward)
 
 
+#: Modules whose weights multiply every token or patch.
+LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
 def linear_flops(parts: Iterable[nn.Module]) -> float:
     """Twice the number of weights in the linear maps and patch embeddings of some modules."""
-    modules = [m for part in parts for m in part.modules() if isinstance(m, (nn.Linear, nn.Conv3d))]
+    modules = [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
     return 2.0 * sum(m.weight.numel() for m in modules)
 
 
@@ -63,6 +67,17 @@ def decoder_flops(decoder: Any, is_vision_trainable: bool) -> ModelFlops:
         patch_pair=0.0,
         text_backward=float(is_text_trainable) + float(is_text_trainable or is_vision_trainable),
         vision_backward=0.0,
+    )
+
+
+def model_flops(decoder: Any, tower: Sequence[nn.Module], vision: Any) -> ModelFlops:
+    """The costs of a decoder and of everything before it, from their configurations."""
+    is_tower_trainable = any(map(is_trainable, tower))
+    depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
+    return decoder_flops(decoder, is_tower_trainable).with_vision(
+        patch=linear_flops(tower),
+        patch_pair=4.0 * getattr(vision, "hidden_size", 0) * depth,
+        backward=2.0 * is_tower_trainable,
     )
 
 

@@ -9,20 +9,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
+from vistill.types import Prompt
 
 
 @torch.no_grad()
 def reference_log_probs(
-    vlm: VLM, prompt: EncodedPrompt, response: tuple[int, ...], vocabulary: int
+    vlm: VLM, prompt: Prompt | EncodedPrompt, response: tuple[int, ...], vocabulary: int
 ) -> Float[Tensor, " T"]:
-    """Log-probability of each response token at temperature 1, over the shared vocabulary."""
-    full_prompt = replace(prompt, ids=(*prompt.ids, *response))
-    inputs = {
-        name: x.to(vlm.device)
-        for name, x in vlm.family.generation_inputs([full_prompt], vlm.pad_id).items()
-    }
+    """Log-probability of each response token at temperature 1, over the shared vocabulary.
+
+    The inputs of a `Prompt` come from the model's own processor where it has one, so an adapter
+    that drops one of them is seen.
+    """
+    if isinstance(prompt, Prompt):
+        on_host = vlm.family.reference_inputs(chat_messages(prompt), load_images(prompt), response)
+    else:
+        on_host = vlm.family.generation_inputs([with_response(vlm, prompt, response)], vlm.pad_id)
+    inputs = {name: x.to(vlm.device) for name, x in on_host.items()}
     was_training = vlm.model.training
     vlm.model.eval()
     logits = vlm.model(**inputs, logits_to_keep=len(response) + 1, use_cache=False).logits
@@ -31,8 +37,8 @@ def reference_log_probs(
     return log_probs.gather(-1, torch.tensor(response, device=log_probs.device)[:, None])[:, 0]
 
 
-def has_same_pixels(a: EncodedPrompt, b: EncodedPrompt) -> bool:
-    """Whether two prompts have the same image tensors."""
-    return a.pixels.keys() == b.pixels.keys() and all(
-        torch.equal(a.pixels[name], b.pixels[name]) for name in a.pixels
-    )
+def with_response(vlm: VLM, prompt: EncodedPrompt, response: tuple[int, ...]) -> EncodedPrompt:
+    """The prompt with a response behind it, token types included."""
+    kind = (vlm.family.response_type,) * len(response)
+    types = {name: (*types, *kind) for name, types in prompt.token_types.items()}
+    return replace(prompt, ids=(*prompt.ids, *response), token_types=types)

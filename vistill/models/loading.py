@@ -1,5 +1,6 @@
 """Load models. The code path is the same for `Qwen/Qwen3-VL-2B-Instruct` and a tiny folder."""
 
+import inspect
 import json
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -12,12 +13,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import __version__ as transformers_version
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
@@ -25,11 +28,20 @@ from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor, row_width
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
+from vistill.models.families.deviations import family_type_of
+from vistill.models.families.processor_family import model_class_of
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
 from vistill.notebook_html import table_html
 from vistill.registry import families
 from vistill.runs.hub import ask_hub
+from vistill.runs.model_families import (
+    GENERIC,
+    NO_ENCODER_OUTPUTS,
+    check_family,
+    family_name,
+    unsupported_family_error,
+)
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.types import Prompt
 
@@ -53,6 +65,8 @@ class VLM:
     """How siblings attend to the prompt they share. The numbers are the same."""
     offload: OffloadedWeights | None = field(default=None, compare=False)
     """The weights in host memory, if they are there while no pass reads with the model."""
+    also_banned: tuple[int, ...] = ()
+    """Ids that the model never writes, besides those of its family: a partner's image tokens."""
     packed: torch.nn.Module | None = field(default=None, compare=False, repr=False)
     """The module whose forward every reading enters.
 
@@ -144,11 +158,10 @@ class VLM:
         weight, bias = full_tensor(layer.weight), getattr(layer, "bias", None)
         uncut = weight.detach()[: row_width(vocabulary, weight.device)]
         is_cut = vocabulary < len(uncut) and bool(uncut[vocabulary:].isfinite().all())
-        text_config = self.model.config.get_text_config()
         return Head(
             weight=weight[:vocabulary],
             bias=None if bias is None else full_tensor(bias)[:vocabulary],
-            softcap=getattr(text_config, "final_logit_softcapping", None),
+            softcap=self.family.softcap(self.model),
             kernels=self.kernels,
             uncut=uncut if is_cut else None,  # 0 times infinity would be NaN in a gradient
         )
@@ -211,10 +224,7 @@ class PromptEncoder:
 
 def render_prompt(model: "PromptEncoder | VLM", prompt: Prompt) -> tuple[str, int, int]:
     """The chat text of a prompt, one placeholder per image; its tokens and image tokens."""
-    text = model.tokenizer.apply_chat_template(
-        chat_messages(prompt), tokenize=False, add_generation_prompt=True
-    )
-    return (str(text), *model.lengths(prompt))
+    return (model.family.render(chat_messages(prompt)), *model.lengths(prompt))
 
 
 def load_encoder(
@@ -241,22 +251,45 @@ def load_encoder(
         raise model_not_found_error(name, role)
     if not Path(name).exists():
         ask_hub()
+    config = load_config(name, revision, role)
+    check_index(name, revision)
+    family = family_class(config, name, role).load(name, config, revision)
+    if max_image_tokens is not None:
+        family.limit_image_tokens(max_image_tokens)
+        family.image_token_limit = max_image_tokens
+    return PromptEncoder(name, family.tokenizer, family, revision)
+
+
+def load_config(name: str, revision: str | None, role: str) -> Any:
+    """The configuration of a model (M103 if there is none, M105 for an unknown model type)."""
     try:
-        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except StrictDataclassError as error:
         raise invalid_config_error(name, error) from error
     except (OSError, ValueError) as error:
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+            model_type = config.get("model_type")
+        except (OSError, ValueError):
+            model_type = None
+        if model_type and model_type not in CONFIG_MAPPING:
+            why = f"transformers {transformers_version} does not know it"
+            raise unsupported_family_error(name, str(model_type), why, role) from error
         raise model_not_found_error(name, role) from error
-    if config.model_type not in families:
-        raise unknown_family_error(name, config.model_type, role)
-    family_type: type[Family] = families.get(config.model_type)
-    check_index(name, revision)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    processor = family_type.processor_type.from_pretrained(name, revision=revision or "main")
-    family = family_type(config, tokenizer, processor)
-    if max_image_tokens is not None:
-        family.limit_image_tokens(max_image_tokens)
-    return PromptEncoder(name, tokenizer, family, revision)
+
+
+def family_class(config: Any, name: str, role: str) -> type[Family]:
+    """The adapter of a configuration: its own, or `generic` (M105 if neither can read it)."""
+    check_family(config.to_dict(), name, role)
+    if family_name(config.model_type) != GENERIC:
+        return families.get(config.model_type)
+    model_class = model_class_of(config)
+    if model_class is None:
+        why = "AutoModelForImageTextToText has no class for it"
+        raise unsupported_family_error(name, config.model_type, why, role)
+    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
+        raise unsupported_family_error(name, config.model_type, NO_ENCODER_OUTPUTS, role)
+    return family_type_of(config)
 
 
 def load_weights(
@@ -360,16 +393,4 @@ def invalid_config_error(name: str, error: StrictDataclassError) -> ModelError:
         where=f"{name}/config.json",
         why=" ".join(str(error).split())[:300],
         fix="correct config.json, or download the model again",
-    )
-
-
-def unknown_family_error(name: str, family: str, role: str) -> ModelError:
-    """M105."""
-    key = "" if role == "model" else f"{role}.model="
-    return ModelError(
-        "M105",
-        f"the family {family!r} has no adapter",
-        where=name,
-        why="image tokens and positions differ between families",
-        fix=f"{key}Qwen/Qwen3-VL-2B-Instruct   or another model of: {', '.join(families)}",
     )

@@ -2,14 +2,25 @@
 
 import hashlib
 import json
-from typing import Any
 
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from vistill.errors import ModelError, quote_setting
+from vistill.models.families.inputs import has_same_pixels
 from vistill.models.loading import VLM, PromptEncoder, load_encoder
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name, nearby_models
+from vistill.types import LoadedImage, PilImage, Prompt
+
+#: Sizes of images that both models encode, in pixels.
+PROBE_SIZES = ((64, 64), (200, 70), (90, 320))
+#: Texts that both models encode.
+PROBE_TEXTS = (
+    "The answer is \\boxed{12.5}.",
+    "Step 1: a^2 + b^2 = c^2\n\n42 \u00b0 \u4e2d\u6587",
+    " B",
+)
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -18,13 +29,67 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:12]
 
 
+def merges_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Content hash of how a tokenizer joins characters to words, or an empty string."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    model = json.loads(backend.to_str())["model"]
+    merges = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model.get("merges") or ()]
+    return hashlib.sha256(json.dumps([model.get("type"), merges]).encode()).hexdigest()[:12]
+
+
+def same_family(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> bool:
+    """Whether both models encode images by the same rules, so that one encoding serves both."""
+    return student.family.describe() == teacher.family.describe()
+
+
 def check_pair(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> int:
-    """The size of the shared vocabulary (M101 or M102 if rows cannot be compared)."""
+    """The size of the shared vocabulary.
+
+    Models of one family must encode a prompt with images to the same tokens and image tensors.
+    Models of different families each read a prompt in their own way. Their responses must have the
+    same tokens.
+
+    Raises:
+        ModelError: M101, the tokens of a response differ; M102, the same image is encoded
+            differently by models of one family.
+    """
     if vocabulary_hash(student.tokenizer) != vocabulary_hash(teacher.tokenizer):
         raise vocabulary_mismatch_error(student, teacher)
-    if student.family.image_grid() != teacher.family.image_grid():
+    tokenizers = student.tokenizer, teacher.tokenizer
+    ours, theirs = ([ids_of(t, text) for text in PROBE_TEXTS] for t in tokenizers)
+    if ours != theirs or len(set(map(merges_hash, tokenizers)) - {""}) > 1:
+        raise merges_mismatch_error(student, teacher)
+    if same_family(student, teacher) and not encode_alike(student, teacher):
         raise image_grid_mismatch_error(student, teacher)
     return student.vocabulary_size
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a response."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_alike(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> bool:
+    """Whether two models of one family encode images of several sizes to equal inputs."""
+    if student.family.image_grid() != teacher.family.image_grid():
+        return False
+    for number, size in enumerate(PROBE_SIZES):
+        images = (LoadedImage(probe_image(size)),) * (1 + number % 2)
+        prompt = Prompt("probe", (*images, "How many?"))
+        ours, theirs = student.encode(prompt), teacher.encode(prompt)
+        if ours.ids != theirs.ids or ours.token_types != theirs.token_types:
+            return False
+        if not has_same_pixels(ours, theirs):
+            return False
+    return True
+
+
+def probe_image(size: tuple[int, int]) -> PilImage:
+    """An image with a different colour in every place."""
+    gradient = Image.linear_gradient("L").resize(size)
+    return Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient))
 
 
 def vocabulary_mismatch_error(
@@ -54,15 +119,31 @@ def vocabulary_mismatch_error(
     )
 
 
+def merges_mismatch_error(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> ModelError:
+    """M101 for tokenizers with the same words and other rules to find them."""
+    facts = [
+        f"{role} {model_name(m.source)}: rules sha {merges_hash(m.tokenizer)}"
+        for role, m in (("student", student), ("teacher", teacher))
+    ]
+    return ModelError(
+        "M101",
+        "student and teacher split the same text into different tokens",
+        why="\n".join([*facts, "the teacher was never trained on the tokens of the student"]),
+        fix="teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
+    )
+
+
 def image_grid_mismatch_error(
     student: VLM | PromptEncoder, teacher: VLM | PromptEncoder
 ) -> ModelError:
     """M102."""
     models = (("student", student), ("teacher", teacher))
     facts = [f"{role}: {vlm.family.describe_grid()}" for role, vlm in models]
-    common = common_image_token_limit(student.family.image_grid(), teacher.family.image_grid())
-    can_limit = student.family.can_limit_images and teacher.family.can_limit_images
-    limit = f"data.max_image_tokens={common}" if common and can_limit else ""
+    theirs = teacher.family.image_grid()
+    can_limit = all(vlm.family.can_limit_image_tokens for _, vlm in models)
+    is_other_grid = can_limit and student.family.image_grid() != theirs
+    common = student.family.common_limit(theirs) if is_other_grid else None
+    limit = f"data.max_image_tokens={common}" if common else ""
     other_model = find_matching_model(student, teacher)
     return ModelError(
         "M102",
@@ -71,18 +152,6 @@ def image_grid_mismatch_error(
         fix="   or   ".join(fix for fix in (limit, other_model) if fix)
         or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's patches",
     )
-
-
-def common_image_token_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> int | None:
-    """A limit of image tokens under which two grids are equal, or None if the patches differ."""
-    limits = {"min_pixels", "max_pixels"}
-    without_limits = [
-        {key: value for key, value in grid.items() if key not in limits} for grid in (ours, theirs)
-    ]
-    if without_limits[0] != without_limits[1] or not limits <= ours.keys() & theirs.keys():
-        return None
-    key = "max_pixels" if ours["min_pixels"] == theirs["min_pixels"] else "min_pixels"
-    return max(1, min(int(ours[key]), int(theirs[key])) // (ours["patch"] * ours["merge"]) ** 2)
 
 
 def find_matching_model(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:
@@ -106,5 +175,6 @@ def find_matching_model(student: VLM | PromptEncoder, teacher: VLM | PromptEncod
 def check_same_inputs(one: PromptEncoder, other: PromptEncoder) -> None:
     """Raise ValueError if two encoders differ. The limits of a recipe are not applied."""
     same_vocabulary = vocabulary_hash(one.tokenizer) == vocabulary_hash(other.tokenizer)
-    if not same_vocabulary or one.family.image_grid() != other.family.image_grid():
+    same_grid = one.family.image_grid() == other.family.image_grid()
+    if not same_vocabulary or (same_family(one, other) and not same_grid):
         raise ValueError

@@ -35,8 +35,7 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model: Any = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
-    vlm.tokenizer.save_pretrained(folder)
-    vlm.family.processor.save_pretrained(folder)
+    vlm.family.save_processor(folder)
 
 
 @torch.no_grad()

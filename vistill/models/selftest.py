@@ -1,4 +1,8 @@
-"""Test at load that a family can share prompts. If it cannot, read every rollout as its own row."""
+"""Test at load that a model is read correctly, and whether siblings can share a prompt.
+
+A model that is read wrongly is refused. Where prompts cannot be shared, every rollout is its own
+row.
+"""
 
 import warnings
 from dataclasses import replace
@@ -9,6 +13,7 @@ from torch import Tensor
 
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
+from vistill.models.proofs import prove_reading
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.types import LoadedImage, Prompt
 
@@ -23,8 +28,9 @@ def run_selftest(vlm: VLM) -> VLM:
     fails, padded blocks are tested. The test reads one small image and two sibling responses of
     unequal length, which takes a few milliseconds on a tiny model.
     """
+    prove_reading(vlm)
     if not vlm.shares_prompts:
-        return without_sharing(vlm, "its adapter or its attention kernel cannot")
+        return without_sharing(vlm, why_not_shared(vlm))
     reason = selftest_failure(vlm)
     if reason is None:
         return vlm
@@ -36,6 +42,12 @@ def run_selftest(vlm: VLM) -> VLM:
         stacklevel=2,
     )
     return run_selftest(replace(vlm, attention="blocks"))
+
+
+def why_not_shared(vlm: VLM) -> str:
+    """Why a model reads every rollout as its own row."""
+    problem = vlm.family.sharing_problem(vlm.model)
+    return problem or ("its adapter cannot share" if vlm.share_prompts else "it is turned off")
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ states at its end.
 This file is about rows and attention. Embeddings and layers belong to the family.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,8 @@ from vistill.models import sdpa
 
 #: The name of `attention_function` in transformers' registry of attention functions.
 ATTENTION_NAME = "vistill"
+#: The same attention for a decoder that is called whole: transformers makes no mask for it.
+PACKED_NAME = "vistill_packed"
 #: Segments of unequal length share a block if padding adds less than a quarter of the scores, ...
 MAX_PADDING = 1.25
 #: ... or if the padded block has at most this many scores.
@@ -206,6 +209,24 @@ def attention_function(  # noqa: PLR0913  transformers fixes this signature
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attention_function)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, sdpa_mask)
+
+
+def no_mask(*arguments: Any, **options: Any) -> None:
+    """No mask: the attention of packed rows has its own."""
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED_NAME, attention_function)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_NAME, no_mask)
+
+
+@contextmanager
+def packed_attention(config: Any) -> Iterator[None]:
+    """Inside, a decoder of this configuration attends by the `attend` that it is called with."""
+    config._attn_implementation = PACKED_NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = ATTENTION_NAME
 
 
 def tokens_first(x: Tensor) -> Tensor:

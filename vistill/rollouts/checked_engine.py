@@ -28,7 +28,8 @@ class ResponseRules:
 
 def banned_ids(vlm: VLM) -> list[int]:
     """Ids that are never sampled: multimodal tokens, and padding unless it ends a response."""
-    return sorted({*vlm.family.banned_ids(), vlm.pad_id} - set(vlm.stop_ids))
+    banned = {*vlm.family.banned_ids(), *vlm.also_banned, vlm.pad_id}
+    return sorted(banned - set(vlm.stop_ids))
 
 
 def response_rules(vlm: VLM) -> ResponseRules:

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+import vistill.models  # noqa: F401  it makes torchvision importable, which transformers needs
+
+# isort: split
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -88,7 +92,9 @@ class HFEngine(InProcessEngine):
         self, requests: list[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         vlm, count = self.vlm, len(requests[0].siblings)
-        inputs = vlm.family.generation_inputs([r.prompt for r in requests], vlm.pad_id)
+        inputs, repeats = vlm.family.generation_arguments(
+            vlm.model, [r.prompt for r in requests], count, vlm.pad_id
+        )
         seeds = [
             rollout_seed(sampling.seed, sampling.step, r.key, sibling, r.attempt)
             for r in requests
@@ -102,10 +108,10 @@ class HFEngine(InProcessEngine):
             vlm.vocabulary_size,
             log_probs=sampling.log_probs,
         )
-        config, stop = self._config(count, sampling), set(vlm.stop_ids)
+        config, stop = self._config(repeats, sampling), set(vlm.stop_ids)
         with eval_mode(vlm.model), default_generation_config(vlm.model):
             output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
-                **{name: tensor.to(vlm.device) for name, tensor in inputs.items()},
+                **inputs,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([PollingCriteria(self.poll)]),

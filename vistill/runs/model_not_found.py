@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vistill.errors import ModelError, closest, quote_command, quote_setting
-from vistill.registry import families
 from vistill.runs.hub import is_offline, offline_is_set
+from vistill.runs.model_families import check_family
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Hub ids to suggest for a misspelled one.
@@ -24,12 +24,12 @@ def model_name(source: str) -> str:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether the folder has weights of a family with an adapter."""
+    """Whether the folder has weights of a family that can be read."""
     try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        check_family(json.loads((folder / "config.json").read_text(encoding="utf-8")), "")
     except (OSError, ValueError, AttributeError):
         return False
-    return family in families and any(folder.glob("*.safetensors"))
+    return any(folder.glob("*.safetensors"))
 
 
 def looks_like_hub_id(name: str) -> bool:

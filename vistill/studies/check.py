@@ -10,10 +10,9 @@ from typing import Any
 
 from vistill.config import Recipe, load_stages, method_schemas, split_overrides
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
-from vistill.errors import ModelError
-from vistill.registry import families
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
+from vistill.runs.model_families import check_family
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
@@ -140,18 +139,9 @@ def model_metadata(name: str, role: str) -> str:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
-    family = config.get("model_type")
-    if family not in families:
-        raise ModelError(
-            "M105",
-            f"the family {family!r} has no adapter",
-            where=name,
-            why="image tokens and positions differ between families",
-            fix=f"{role}.model=Qwen/Qwen3-VL-2B-Instruct",
-            note=f"families with an adapter: {', '.join(families)}",
-        )
+    family = check_family(config, name, role)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return f"{name}, {family}, {size / 1e6:,.1f} MB of weights"
+    return f"{name}, family {family}, {size / 1e6:,.1f} MB of weights"
 
 
 def disk_finding(recipe: Recipe) -> CheckResult:

@@ -32,11 +32,10 @@ from vistill.runs.recipe_changes import flatten
 from vistill.runs.storage import append_line, read_json, read_lines, write_json
 from vistill.runtime import prepare_process
 from vistill.training.checks.data import check_prompts
-from vistill.training.checks.models import (
+from vistill.training.checks.models import choose_device, load_encoder_of
+from vistill.training.checks.prompt_lengths import (
     check_prompt_lengths,
-    choose_device,
     find_overlong_prompts,
-    load_encoder_of,
     make_view_context,
 )
 from vistill.training.oom import MemoryRetry

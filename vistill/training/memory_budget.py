@@ -184,7 +184,7 @@ def measure_memory(setup: "RunSetup") -> MemoryMeasurement:
     return MemoryMeasurement(
         HeldBytes(held["prompt"] / longest, fixed / longest, token),
         longest,
-        models.student.family.can_limit_images,
+        models.student.family.can_limit_image_tokens,
     )
 
 

@@ -1,4 +1,7 @@
-"""The models of a run by role, and how they see a prompt: the student encodes for every reader."""
+"""The models of a run by role, and how they see a prompt.
+
+The student encodes for every reader, except for a teacher of another family.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,9 +27,9 @@ class Models:
     """Moving average and reference, where the method reads them (`training/student_copies.py`)."""
     partners: Mapping[str, Prompt] = field(default_factory=dict)
     """By prompt id another prompt, whose images or thoughts some views show."""
-    encodings: dict[tuple[str, View | str], EncodedPrompt] | None = field(
-        default=None, compare=False
-    )
+    teacher_encodes: bool = False
+    """Whether the teacher is of another family, which encodes images in its own way."""
+    encodings: dict[tuple[str, str], EncodedPrompt] | None = field(default=None, compare=False)
     """The encodings of this step: the writer and all readers use the same ones."""
 
     def reader(self, role: Reader) -> VLM:
@@ -54,17 +57,28 @@ class Models:
         view = replace(self.view, seed=keyed_seed("step", seed, step))
         return replace(self, view=view, encodings={})
 
-    def encode(self, prompt: Prompt, view: View | str) -> EncodedPrompt:
+    def encode(
+        self, prompt: Prompt, view: View | str, reader: Reader = Reader.STUDENT
+    ) -> EncodedPrompt:
         """The tokens of a prompt under a view, once per step.
 
-        Student and teacher share tokenizer and image grid, so one encoding serves all of them.
+        Models of one family share tokenizer and image grid, so one encoding serves all of them.
         """
+        encoder = self.reader(reader) if self.has_own_encoding(reader) else self.student
         if self.encodings is None:
-            return self.student.encode(self.prompt_under(prompt, view))
-        key = (prompt.id, view)
+            return encoder.encode(self.prompt_under(prompt, view))
+        key = (prompt.id, self.encoding_key(view, reader))
         if key not in self.encodings:
-            self.encodings[key] = self.student.encode(self.prompt_under(prompt, view))
+            self.encodings[key] = encoder.encode(self.prompt_under(prompt, view))
         return self.encodings[key]
+
+    def has_own_encoding(self, reader: Reader) -> bool:
+        """Whether a reader encodes prompts itself: a teacher of another family."""
+        return self.teacher_encodes and reader is Reader.TEACHER
+
+    def encoding_key(self, view: View | str, reader: Reader) -> str:
+        """A name for what a reader gets under a view. Readers with equal encodings share it."""
+        return f"{view} of the teacher" if self.has_own_encoding(reader) else str(view)
 
     def prompt_under(self, prompt: Prompt, view: View | str) -> Prompt:
         """The prompt as a view shows it."""

@@ -148,11 +148,4 @@ def has_same_weights(vlm: VLM, folder: Path) -> bool:
 
 def image_token_limit(vlm: VLM) -> int | None:
     """Tokens per image that the model was loaded with; None if that is its processor's limit."""
-    grid = vlm.family.image_grid()
-    try:
-        default_grid = load_encoder(resolve_model(vlm.source)).family.image_grid()
-    except (VistillError, OSError, ValueError):
-        return None
-    if default_grid == grid:
-        return None
-    return int(grid["max_pixels"]) // (int(grid["patch"]) * int(grid["merge"])) ** 2
+    return vlm.family.image_token_limit

@@ -205,8 +205,11 @@ def lock_models(folder: RunFolder, models: "Mapping[str, VLM]", reads_reference:
             is_restored = in_training and checkpoints_in(folder.path)
             if not is_restored or reads_reference:
                 raise changed_weights_error(folder, role, models[role])
-            hashes[role] = before
-    folder.write_lock({**lock, "models": {**known, **hashes}})
+            hashes[role] = {key: before[key] for key in entry}
+    written = {
+        role: {**entry, "family": models[role].family.describe()} for role, entry in hashes.items()
+    }
+    folder.write_lock({**lock, "models": {**known, **written}})
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from vistill.models.scoring import EncodedGroup, all_responses, open_reading, sc
 from vistill.phases import READINGS, count_done
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
-from vistill.types import Pass, RolloutGroup, View
+from vistill.types import Pass, RolloutGroup
 
 
 def flatten_responses(
@@ -43,12 +43,12 @@ def flatten_responses(
     )
 
 
-def encode_groups(
-    models: Models, groups: Sequence[RolloutGroup], view: View | str
-) -> list[EncodedGroup]:
-    """The groups under a view. The response tokens are the same under every view."""
+def encode_groups(models: Models, groups: Sequence[RolloutGroup], p: Pass) -> list[EncodedGroup]:
+    """The groups as a pass reads them. The response tokens are the same in every pass."""
     return [
-        EncodedGroup(models.encode(group.prompt, view), tuple(r.ids for r in group.rollouts))
+        EncodedGroup(
+            models.encode(group.prompt, p.view, p.reader), tuple(r.ids for r in group.rollouts)
+        )
         for group in groups
     ]
 
@@ -59,7 +59,8 @@ class StepInputs:
 
     groups: list[RolloutGroup]
     responses: Responses
-    encoded: Mapping[View | str, list[EncodedGroup]]
+    encoded: Mapping[str, list[EncodedGroup]]
+    """By `Models.encoding_key`."""
     micro_batches: list[list[int]]
     """Indices of the groups in each micro-batch."""
     split: BatchSplit = BatchSplit()
@@ -70,9 +71,9 @@ class StepInputs:
         prompts = sum(len(part) for part in self.micro_batches)
         return Counts(prompts, len(rollouts), sum(len(r.ids) for r in rollouts))
 
-    def groups_under(self, view: View | str, groups: Sequence[int]) -> list[EncodedGroup]:
-        """Some groups under a view."""
-        return [self.encoded[view][g] for g in groups]
+    def groups_under(self, key: str, groups: Sequence[int]) -> list[EncodedGroup]:
+        """Some groups under an encoding key."""
+        return [self.encoded[key][g] for g in groups]
 
     def parts(self, groups: Sequence[int]) -> list[list[int]]:
         """The responses of some groups, cut into parts; each part has its own backward pass.
@@ -91,8 +92,8 @@ def encode_step(
     split: BatchSplit = BatchSplit(),  # noqa: B008  frozen
 ) -> StepInputs:
     """Encode each prompt once per view and plan the micro-batches by the longest view."""
-    views = dict.fromkeys(p.view for p in passes)
-    encoded = {view: encode_groups(models, groups, view) for view in views}
+    by_key = {models.encoding_key(p.view, p.reader): p for p in passes}
+    encoded = {key: encode_groups(models, groups, p) for key, p in by_key.items()}
     longest = max(encoded.values(), key=lambda gs: sum(len(g.prompt.ids) for g in gs))
     micro_batches = split.micro_batches([g.num_tokens for g in longest])
     return StepInputs(groups, responses, encoded, micro_batches, split)
@@ -116,7 +117,7 @@ def score_without_gradient(
         for part in inputs.micro_batches:
             poll()
             ids = batch.take_groups(part)[0].responses.ids
-            groups = inputs.groups_under(p.view, part)
+            groups = inputs.groups_under(models.encoding_key(p.view, p.reader), part)
             pieces.append(score(reader, groups, ids, models.vocabulary, p.keep))
             count_done(READINGS, sum(len(g.responses) for g in groups))
         scored[p.name] = join_passes(pieces)
@@ -148,7 +149,9 @@ def parts_with_gradient(  # noqa: PLR0913  one more than six: inputs, what is kn
         with precision():
             readings = {
                 p.name: open_reading(
-                    models.reader(p.reader), inputs.groups_under(p.view, groups), cut=True
+                    models.reader(p.reader),
+                    inputs.groups_under(models.encoding_key(p.view, p.reader), groups),
+                    cut=True,
                 )
                 for p in gradient_passes
             }
@@ -156,7 +159,9 @@ def parts_with_gradient(  # noqa: PLR0913  one more than six: inputs, what is kn
             batch.responses.group, torch.tensor(groups, device=batch.responses.group.device)
         )
         rollouts = torch.nonzero(in_groups)[:, 0]
-        indices = all_responses(inputs.groups_under(gradient_passes[0].view, groups))
+        first = gradient_passes[0]
+        key = models.encoding_key(first.view, first.reader)
+        indices = all_responses(inputs.groups_under(key, groups))
         for part in inputs.parts(groups):
             keep = torch.zeros_like(in_groups)
             keep[rollouts[part]] = True

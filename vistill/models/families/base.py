@@ -12,12 +12,14 @@ forwards accept any keyword and ignore unknown ones.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vistill.data.decoding import to_rgb
 from vistill.errors import ConfigError, DataError
@@ -35,24 +37,18 @@ from vistill.models.families.inputs import (
 )
 from vistill.models.families.layers import (
     add_at_image_tokens,
+    base_model,
+    check_number,
     check_signature,
     is_fully_causal,
     run_to_attention,
 )
-from vistill.models.flops import (
-    ModelFlops,
-    ReadTokens,
-    count_reading,
-    decoder_flops,
-    is_trainable,
-    linear_flops,
-)
+from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
 
 #: The parts of a model that a recipe can freeze.
 PARTS = ("vision", "language", "head")
-
 
 DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """(ids [N], positions [axes, N], attention of the rows) -> hidden states [N, H]."""
@@ -65,6 +61,12 @@ class Family(ABC):
     """The `model_type` of its configurations."""
     processor_type: ClassVar[Any]
     """The class of its image processor. It must not need torchvision."""
+    is_proven: ClassVar[bool] = False
+    """Whether tests of vistill cover the family, so that a start need not prove its reading."""
+    response_type: ClassVar[int] = 0
+    """The token type of a response token, for a model that has types."""
+    image_token_limit: int | None = None
+    """Limit of image tokens that the model was loaded with."""
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Any) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
@@ -72,6 +74,22 @@ class Family(ABC):
         placeholder = tokenizer.convert_ids_to_tokens(self.image_id)
         assert isinstance(placeholder, str)
         self.placeholder = placeholder
+
+    @classmethod
+    def load(cls, name: str, config: Any, revision: str | None) -> "Family":
+        """The adapter of a folder or hub id: its tokenizer and its image processor."""
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
+        return cls(config, tokenizer, processor)
+
+    def describe(self) -> str:
+        """The family in words."""
+        return self.name
+
+    def save_processor(self, folder: Path) -> None:
+        """Write tokenizer, chat template and image processor."""
+        self.tokenizer.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     # Every family must define these.
 
@@ -83,15 +101,21 @@ class Family(ABC):
     def image_grid(self) -> dict[str, Any]:
         """The settings that determine how an image becomes tokens.
 
-        They must be equal for student and teacher. `patch` is the side of a patch in pixels. The
-        other entries are the family's own.
+        They must be equal for student and teacher. `patch` is a patch's side in pixels.
         """
+
+    @property
+    def patch_size(self) -> int:
+        """The side of a patch in pixels. It scales the masks of views."""
+        return int(self.image_grid()["patch"])
+
+    def common_limit(self, other: dict[str, Any]) -> int | None:
+        """A limit of image tokens under which the grid equals another one, or None."""
+        return None
 
     def describe_grid(self) -> str:
         """The image grid in words, for messages."""
-        return ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in self.image_grid().items()
-        )
+        return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in self.image_grid().items())
 
     # Encoding.
 
@@ -112,13 +136,17 @@ class Family(ABC):
         num_image_tokens = sum(map(self.image_tokens, images))
         return len(ids) - len(images) + num_image_tokens, num_image_tokens
 
-    def text_ids(self, messages: list[dict[str, Any]], num_images: int) -> list[int]:
-        """The prompt in tokens, with one placeholder per image (else D103)."""
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """The chat text, with one placeholder per image."""
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text
+
+    def text_ids(self, messages: list[dict[str, Any]], num_images: int) -> list[int]:
+        """The prompt in tokens, with one placeholder per image (else D103)."""
+        ids = self.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"]
         if ids.count(self.image_id) != num_images:
             raise DataError(
                 "D103",
@@ -148,8 +176,8 @@ class Family(ABC):
         return expanded, torch.arange(len(expanded))[None], len(expanded)
 
     @property
-    def can_limit_images(self) -> bool:
-        """Whether larger images can be shrunk to a limit of image tokens."""
+    def can_limit_image_tokens(self) -> bool:
+        """Whether `data.max_image_tokens` works."""
         return type(self).limit_image_tokens is not Family.limit_image_tokens
 
     def limit_image_tokens(self, limit: int) -> None:
@@ -179,6 +207,26 @@ class Family(ABC):
         """Left-padded keyword arguments of `generate` and of the model's own forward."""
         ids, mask = left_pad([p.ids for p in prompts], pad_id)
         return {"input_ids": ids, "attention_mask": mask, **join_pixels(prompts)}
+
+    def generation_arguments(
+        self, model: Any, prompts: Sequence[EncodedPrompt], siblings: int, pad_id: int
+    ) -> tuple[dict[str, Any], int]:
+        """Arguments of `generate` for several siblings per prompt, and its `num_return_sequences`.
+
+        transformers repeats the rows, and encodes each image once.
+        """
+        inputs = self.generation_inputs(prompts, pad_id)
+        return {name: tensor.to(model.device) for name, tensor in inputs.items()}, siblings
+
+    def reference_inputs(
+        self, messages: list[dict[str, Any]], images: Sequence[PilImage], response: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Arguments of the model's own forward for a prompt with a response.
+
+        A family with a processor of transformers takes them from the processor itself.
+        """
+        prompt = self.encode(messages, images)
+        return self.generation_inputs([replace(prompt, ids=(*prompt.ids, *response))], 0)
 
     # The modules of a model.
 
@@ -216,6 +264,10 @@ class Family(ABC):
         )
         check_signature(self.decoder(model).forward, arguments)
 
+    def softcap(self, model: Any) -> float | None:
+        """The softcap of the logits, or None."""
+        return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
     # Reading.
 
     def image_features(self, model: Any, prompts: Sequence[EncodedPrompt]) -> Any | None:
@@ -244,11 +296,7 @@ class Family(ABC):
         if features is None:
             return None
         states = torch.cat(list(features.pooler_output))
-        num_tokens = sum(p.num_image_tokens for p in prompts)
-        if len(states) != num_tokens:
-            raise ValueError(
-                f"the vision tower gives {len(states)} states for {num_tokens} image tokens"
-            )
+        check_number(len(states), sum(p.num_image_tokens for p in prompts))
         levels = getattr(features, "deepstack_features", None) or ()
         return ImageStates(states, [torch.cat(list(level)) for level in levels])
 
@@ -261,10 +309,8 @@ class Family(ABC):
         """Hidden states [N, L, H] before the head. The vision tower runs once per prompt."""
         decoder, ids = self.decoder(model), rows.ids.to(model.device)
         if is_counting():
-            num_prompt, num_all = (
-                sum(len(rows.prompts[g].ids) for g in rows.group),
-                rows.ids.numel(),
-            )
+            num_prompt = sum(len(rows.prompts[g].ids) for g in rows.group)
+            num_all = rows.ids.numel()
             read = ReadTokens(num_prompt, num_all - num_prompt, num_all * rows.ids.shape[1])
             self.count(model, read, rows.prompts)
         hidden, extra = decoder.embed_tokens(ids), {}
@@ -283,9 +329,17 @@ class Family(ABC):
         return output.last_hidden_state
 
     def shares_prompts(self, model: Any) -> bool:
-        """Whether prompts can be read once: torch's attention, and every layer fully causal."""
+        """Whether prompts can be read once for all siblings."""
+        return self.sharing_problem(model) is None
+
+    def sharing_problem(self, model: Any) -> str | None:
+        """Why siblings cannot share the keys and values of a prompt, or None."""
         config = self.decoder(model).config
-        return config._attn_implementation in {"sdpa", ATTENTION_NAME} and is_fully_causal(config)
+        if config._attn_implementation not in {"sdpa", ATTENTION_NAME}:
+            return f"its attention is {config._attn_implementation}, not sdpa"
+        if not is_fully_causal(config):
+            return "some of its layers have a window, a softcap or no attention"
+        return None
 
     def packed_states(self, model: Any, row: PackedRow) -> Tensor | tuple[Tensor, ...]:
         """Hidden states [L, H] before the head: embedding, layers with our attention, and norm.
@@ -340,17 +394,6 @@ class Family(ABC):
 
     def costs(self, model: Any) -> ModelFlops:
         """Operations per token and per patch."""
-        decoder, vision = self.decoder(model), model.config.vision_config
         tower = [m for m in self.parts(model)["vision"] if isinstance(m, nn.Module)]
-        is_tower_trainable = any(map(is_trainable, tower))
-        depth = getattr(vision, "depth", None) or vision.num_hidden_layers
-        return decoder_flops(decoder, is_tower_trainable).with_vision(
-            patch=linear_flops(tower),
-            patch_pair=4.0 * vision.hidden_size * depth,
-            backward=2.0 * is_tower_trainable,
-        )
-
-
-def base_model(model: Any) -> Any:
-    """The model below the head."""
-    return getattr(model, model.base_model_prefix)
+        vision = getattr(model.config, "vision_config", None)
+        return model_flops(self.decoder(model), tower, vision)

@@ -1,10 +1,11 @@
 """What a family of models reads: encoded prompts, rows of tokens, states of images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vistill.models.sharing import Attention
 
@@ -28,6 +29,8 @@ class EncodedPrompt:
     It is below P if images take fewer positions than tokens.
     """
     num_image_tokens: int
+    token_types: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Types of the prompt tokens by the model's keyword names, [P] each."""
 
     @property
     def has_image(self) -> bool:
@@ -91,6 +94,45 @@ def join_pixels(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     with_images = [p for p in prompts if p.has_image]
     names = with_images[0].pixels if with_images else ()
     return {name: torch.cat([p.pixels[name] for p in with_images]) for name in names}
+
+
+def has_same_pixels(a: EncodedPrompt, b: EncodedPrompt) -> bool:
+    """Whether two prompts have the same image tensors."""
+    return a.pixels.keys() == b.pixels.keys() and all(
+        torch.equal(a.pixels[name], b.pixels[name]) for name in a.pixels
+    )
+
+
+def pad_to_common_shape(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors concatenated on the first axis, padded with 0 at the end of every other axis."""
+    shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
+    padded = []
+    for x in tensors:
+        pad = [p for size, own in zip(shape, x.shape[1:], strict=True) for p in (size - own, 0)]
+        padded.append(functional.pad(x, pad[::-1]))
+    return torch.cat(padded)
+
+
+def token_rows(
+    prompts: Sequence[EncodedPrompt], pad_id: int, left: bool, width: int | None = None
+) -> dict[str, Tensor]:
+    """Ids, attention mask and token types of padded rows. Padding has type 0."""
+    width = width or max(len(p.ids) for p in prompts)
+    rows = {
+        "input_ids": torch.full((len(prompts), width), pad_id),
+        "attention_mask": torch.zeros((len(prompts), width), dtype=torch.long),
+    }
+    rows |= {
+        name: torch.zeros((len(prompts), width), dtype=torch.long)
+        for name in prompts[0].token_types
+    }
+    for row, prompt in enumerate(prompts):
+        at = slice(width - len(prompt.ids), width) if left else slice(0, len(prompt.ids))
+        rows["input_ids"][row, at] = torch.tensor(prompt.ids)
+        rows["attention_mask"][row, at] = 1
+        for name, types in prompt.token_types.items():
+            rows[name][row, at] = torch.tensor(types)
+    return rows
 
 
 def left_pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

@@ -74,3 +74,16 @@ def check_signature(function: Callable[..., Any], names: Iterable[str]) -> None:
             why="it would accept and ignore the argument, and the model would not see its images",
             fix="pip install 'transformers>=5.19'",
         )
+
+
+def check_number(num_states: int, num_tokens: int) -> None:
+    """Raise ValueError if the vision tower does not give one state per image token."""
+    if num_states != num_tokens:
+        raise ValueError(
+            f"the vision tower gives {num_states} states for {num_tokens} image tokens"
+        )
+
+
+def base_model(model: Any) -> Any:
+    """The model below the head."""
+    return getattr(model, model.base_model_prefix)

@@ -39,6 +39,7 @@ class Qwen3VLFamily(Family):
     """Adapter for `Qwen3VLForConditionalGeneration`."""
 
     name = "qwen3_vl"
+    is_proven = True
     processor_type = Qwen2VLImageProcessorPil
 
     def __init__(
@@ -146,6 +147,14 @@ class Qwen3VLFamily(Family):
         grid = self.image_grid()
         limits = f"{grid['min_pixels']:,} to {grid['max_pixels']:,} pixels"
         return f"patch {grid['patch']}, merge {grid['merge']}, {limits}"
+
+    def common_limit(self, other: dict[str, Any]) -> int | None:
+        """A limit of image tokens under which the grid equals another one, or None."""
+        ours, keys = self.image_grid(), ("patch", "merge", "min_pixels", "max_pixels")
+        if ours.keys() != other.keys() or any(ours[k] != other[k] for k in keys[:2]):
+            return None
+        key = keys[3] if ours["min_pixels"] == other["min_pixels"] else keys[2]
+        return max(1, min(int(ours[key]), int(other[key])) // (ours["patch"] * self.merge) ** 2)
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens."""

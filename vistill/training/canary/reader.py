@@ -8,6 +8,7 @@ warning, no effect is an error. Each error has its own code (V802 to V816).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from vistill.errors import ModelError
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.rows import States, per_row
 from vistill.models.chat import load_images
-from vistill.models.families.base import EncodedPrompt
-from vistill.models.hf_reference import has_same_pixels, reference_log_probs
+from vistill.models.families.inputs import EncodedPrompt, has_same_pixels
+from vistill.models.hf_reference import reference_log_probs
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, response_states, score
 from vistill.training.models_of_run import Models
@@ -68,7 +69,7 @@ class ReaderProbe:
 
     def encoded(self, view: View, index: int) -> EncodedPrompt:
         """A prompt as a step encodes it."""
-        return self.models.encode(self.prompts[index], view)
+        return self.models.encode(self.prompts[index], view, self.role)
 
     def groups(self, view: View, order: Sequence[int]) -> list[EncodedGroup]:
         """Some of the prompts with the sentence."""
@@ -91,7 +92,7 @@ class ReaderProbe:
     def log_probs_by_hf(self, view: View, index: int) -> Tensor:
         """Log-probabilities [T] of one prompt by transformers' own forward pass."""
         with self.precision():
-            prompt = self.vlm.encode(self.prompt_under(view, index))
+            prompt = self.prompt_under(view, index)
             log_probs = reference_log_probs(self.vlm, prompt, self.ids, self.models.vocabulary)
         return log_probs.double().cpu()
 
@@ -121,18 +122,19 @@ class ReaderProbe:
 
 def check_encodings(models: Models, prompts: Sequence[Prompt]) -> None:
     """V806, V807, V816: tokens, patches and grids fit the images, in all views of equal size."""
-    for prompt in prompts:
-        full = models.encode(prompt, View.FULL)
-        reason = models.student.family.encoding_problem(full, load_images(prompt))
+    readers = [Reader.STUDENT, *([Reader.TEACHER] if models.teacher_encodes else [])]
+    for prompt, reader in product(prompts, readers):
+        full = models.encode(prompt, View.FULL, reader)
+        reason = models.reader(reader).family.encoding_problem(full, load_images(prompt))
         if reason is not None:
             code = "V807" if "image tokens" in reason else "V806"
             raise encoding_error(code, reason, prompt)
         for view in SAME_TOKENS:
-            other = models.encode(prompt, view)
+            other = models.encode(prompt, view, reader)
             if other.ids != full.ids or not torch.equal(other.positions, full.positions):
                 what = f"the views full and {view} differ in more than pixels"
                 raise encoding_error("V816", what, prompt)
-        if models.encode(prompt, View.TEXT_ONLY).num_image_tokens:
+        if models.encode(prompt, View.TEXT_ONLY, reader).num_image_tokens:
             raise encoding_error("V816", "the view text_only still has image tokens", prompt)
 
 

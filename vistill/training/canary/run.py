@@ -8,7 +8,8 @@ import torch
 from PIL import ImageOps
 
 from vistill.phases import CANARY, count_items
-from vistill.training.canary.engine import check_engine
+from vistill.rollouts.engine_proof import prove_engine
+from vistill.training.canary.engine import SLACK, check_engine
 from vistill.training.canary.reader import (
     SAMPLES,
     SENTENCE,
@@ -68,7 +69,9 @@ def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
     if probe.role is Reader.STUDENT:
         check_self_divergence(probe)
         if context.objective.requirements.writer is Writer.STUDENT:
-            check_engine(probe, context.response_source.engine, context.rollout, context.seed)
+            engine = context.response_source.engine
+            prove_engine(probe.vlm, engine, probe.precision, SLACK[probe.bytes_read])
+            check_engine(probe, engine, context.rollout, context.seed)
     return effects
 
 

@@ -1,7 +1,7 @@
 """Checks of the models: they match, fit every prompt, and can read every view of the method."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,20 +16,23 @@ from vistill.models.loading import (
     load_weights,
     teacher_dtype,
 )
-from vistill.models.pairs import check_pair
+from vistill.models.pairs import check_pair, same_family
 from vistill.models.selftest import run_selftest
-from vistill.phases import count_items
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
+from vistill.training.checks.prompt_lengths import (
+    MIN_IMAGE_TOKENS,
+    make_view_context,
+    measure_prompt_lengths,
+)
 from vistill.training.checks.special_tokens import SPECIAL_TOKENS_CHECK
 from vistill.training.models_of_run import Models
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import ModelSettings
 from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
 from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
-from vistill.views import ViewContext, apply_view
 from vistill.views.registry import plugin_views
 
 if TYPE_CHECKING:
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 
 #: Rows on which a view of a plug-in is checked.
 SAMPLES = 4
-#: An image of fewer tokens is unreadable, so no message advises to shrink images further.
-MIN_IMAGE_TOKENS = 16
 
 
 def check_tokenizers(setup: "RunSetup") -> str:
@@ -56,106 +57,19 @@ def check_tokenizers(setup: "RunSetup") -> str:
         check_pair(student, teacher)
     setup.encoders = student, teacher
     subject = "student and teacher share" if teacher is not None else "the student has"
-    patch = student.family.image_grid()["patch"]
-    return f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels"
+    patch, names = student.family.patch_size, [student.family.describe()]
+    if teacher is not None and teacher.family.describe() not in names:
+        names.append(teacher.family.describe())
+    return (
+        f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels,"
+        f" family {' and '.join(names)}"
+    )
 
 
 def load_encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
     """Load tokenizer and adapter of a model."""
     source = resolve_model(model.model, role)
     return load_encoder(source, revision=model.revision, max_image_tokens=limit, role=role)
-
-
-def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
-    """Make the parameters of the views."""
-    return ViewContext(
-        pixel_share=recipe.views.pixelate,
-        mask_share=recipe.views.mask_share,
-        patch=int(student.family.image_grid()["patch"]),
-        degrade=recipe.views.degrade,
-        thought=recipe.views.thought,
-        noise=recipe.views.noise,
-        seed=recipe.seed,
-    )
-
-
-def measure_prompt_lengths(setup: "RunSetup") -> str:
-    """D203 if a prompt exceeds the length limit, also under views that lengthen it."""
-    limit = setup.recipe.data.max_prompt_tokens
-    drawn = setup.train_data.diagrams or setup.eval_data.diagrams
-    if drawn and not plugin_views(views_of(setup.objective)):
-        return "short: procedural diagrams"
-    context = make_view_context(setup.recipe, setup.student)
-    overlong = find_overlong_prompts(
-        setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
-    )
-    for view in longer_views(setup):
-        overlong += find_overlong_prompts(setup.student, context, setup.train_prompts, limit, view)
-    check_prompt_lengths(overlong, limit, setup.student.family.can_limit_images)
-    return f"none longer than {limit:,} tokens"
-
-
-def longer_views(setup: "RunSetup") -> list[str]:
-    """The method's views that can lengthen a prompt: with thoughts, and all of plug-ins."""
-    names = views_of(setup.objective)
-    has_privileged = any(name.startswith(View.PRIVILEGED) for name in names)
-    return [*([str(View.PRIVILEGED)] if has_privileged else []), *plugin_views(names)]
-
-
-@dataclass(frozen=True)
-class OverlongPrompt:
-    """A prompt that exceeds the length limit."""
-
-    where: str
-    tokens: int
-    image_tokens: int
-    num_images: int
-
-    def tokens_per_image(self, limit: int) -> int:
-        """Tokens that each of its images may take under a limit."""
-        return (limit - self.tokens + self.image_tokens) // max(1, self.num_images)
-
-
-def find_overlong_prompts(
-    student: PromptEncoder | VLM,
-    context: ViewContext,
-    prompts: Sequence[Prompt],
-    limit: int,
-    view: View | str = View.FULL,
-) -> list[OverlongPrompt]:
-    """Find the prompts that exceed the length limit."""
-    overlong = []
-    for prompt in count_items("measuring prompts", prompts):
-        tokens, image_tokens = student.lengths(apply_view(prompt, view, context))
-        if tokens > limit:
-            thoughts = len(prompt.thoughts) or len(prompt.boxes) if view == View.PRIVILEGED else 0
-            where = prompt.labels.get("row", prompt.id)
-            num_images = len(prompt.images) + thoughts
-            overlong.append(OverlongPrompt(where, tokens, image_tokens, num_images))
-    return overlong
-
-
-def check_prompt_lengths(
-    overlong: Sequence[OverlongPrompt], limit: int, can_limit_images: bool = True
-) -> None:
-    """D203 for the longest prompt, with settings under which all of them pass."""
-    if not overlong:
-        return
-    longest = max(overlong, key=lambda p: p.tokens)
-    per_image = min(p.tokens_per_image(limit) for p in overlong)
-    helps = can_limit_images and per_image >= MIN_IMAGE_TOKENS
-    shrink = f"data.max_image_tokens={per_image}   or   " if helps else ""
-    count = len(overlong)
-    others = f" ({count:,} prompts are too long, this is the longest)" if count > 1 else ""
-    text_tokens = longest.tokens - longest.image_tokens
-    raise DataError(
-        "D203",
-        f"prompt longer than the limit: {longest.tokens:,} tokens"
-        f" = {longest.image_tokens:,} image + {text_tokens:,} text{others}",
-        where=longest.where,
-        why=f"data.max_prompt_tokens is {limit:,}; cutting a prompt would cut image placeholders",
-        fix=f"{shrink}data.max_prompt_tokens={longest.tokens + 64}",
-    )
 
 
 def choose_device(name: str) -> str:
@@ -227,9 +141,15 @@ def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Mo
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)
     teacher = configure(teacher).freeze()
+    are_alike = same_family(student, teacher)
+    if not are_alike:  # neither may write an id by which the other marks an image
+        banned = student.family.banned_ids(), teacher.family.banned_ids()
+        student, teacher = (
+            replace(vlm, also_banned=(*banned[0], *banned[1])) for vlm in (student, teacher)
+        )
     if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
         teacher = teacher.offloaded()
-    return Models(student, teacher, student.vocabulary_size, context)
+    return Models(student, teacher, student.vocabulary_size, context, teacher_encodes=not are_alike)
 
 
 def is_on_host(vlm: VLM) -> bool:
@@ -335,17 +255,24 @@ def unreadable_view_error(name: str, why: str) -> ModelError:
     )
 
 
+def max_positions(vlm: VLM) -> int:
+    """Positions that a model was trained on."""
+    return int(vlm.model.config.get_text_config().max_position_embeddings)
+
+
 def check_positions(setup: "RunSetup") -> str:
     """C101 if a response of full length would exceed the student's positions."""
-    limit = setup.models.student.model.config.get_text_config().max_position_embeddings
+    models, roles = setup.models, [Reader.STUDENT]
+    roles += [Reader.TEACHER] if models.teacher_encodes else []
+    limit, role = min((max_positions(models.reader(role)), role) for role in roles)
     if setup.objective.requirements.writer is Writer.DATA:
         return f"{limit:,}; rollout.max_new_tokens does not limit written responses"
     prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
-    first = setup.models.encode(prompt, View.FULL).next_position
+    first = max(models.encode(prompt, View.FULL, role).next_position for role in roles)
     if first + new > limit:
         raise ConfigError(
             "C101",
-            f"rollout.max_new_tokens = {new:,}, but the student has {limit:,} positions",
+            f"rollout.max_new_tokens = {new:,}, but the {role} has {limit:,} positions",
             where=prompt.labels.get("row", prompt.id),
             why=f"this prompt takes {first:,}, so at most {max(0, limit - first):,} tokens fit;"
             " the model was never trained on later positions",
@@ -360,7 +287,7 @@ def shorter_prompt_fix(student: VLM, prompt: Prompt, limit: int) -> str:
     """What makes a prompt fit into half of the positions: smaller images, or a shorter text."""
     tokens, image_tokens = student.lengths(prompt)
     per_image = (limit // 2 - tokens + image_tokens) // max(1, len(prompt.images))
-    if student.family.can_limit_images and prompt.images and per_image >= MIN_IMAGE_TOKENS:
+    if student.family.can_limit_image_tokens and prompt.images and per_image >= MIN_IMAGE_TOKENS:
         return f"data.max_image_tokens={per_image}"
     return "shorten the question, or remove the row"
 

@@ -13,6 +13,11 @@ from vistill.types import Prompt
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
 
+#: An added word that stands for an image or for a place in one.
+IMAGE_WORD = re.compile(r"im(g|age)|row_\d|(loc|seg)\d|vision|video|patch", re.IGNORECASE)
+#: The texts that a model reads and does not write.
+PROMPT_TEXTS = ("question", "system message")
+
 
 def special_tokens(tokenizer: Any) -> list[str]:
     """The control tokens of a tokenizer, as texts."""
@@ -21,18 +26,31 @@ def special_tokens(tokenizer: Any) -> list[str]:
     return sorted({*map(str, tokenizer.all_special_tokens), *marked} - {""})
 
 
+def image_words(tokenizer: Any) -> list[str]:
+    """Added words about images that are not marked as special, such as `<loc0001>`.
+
+    A tokenizer makes one token of them wherever they stand. Other added words, such as `<think>`,
+    belong into prompts.
+    """
+    added = map(str, getattr(tokenizer, "added_tokens_decoder", {}).values())
+    return sorted({word for word in added if IMAGE_WORD.search(word)})
+
+
 def check_special_tokens_of_models(setup: "RunSetup") -> str:
     """D103 for the first text with a special token of the student's or teacher's tokenizer."""
     assert setup.encoders is not None, "the check `tokenizers` has not run yet"
-    tokens = sorted({t for one in setup.encoders if one for t in special_tokens(one.tokenizer)})
-    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    tokenizers = [one.tokenizer for one in setup.encoders if one]
+    tokens = sorted({token for one in tokenizers for token in special_tokens(one)})
+    words = sorted({word for one in tokenizers for word in image_words(one)} - {*tokens})
     if not tokens:
         return "the models have none"
+    pattern, of_prompts = any_of(tokens), any_of([*tokens, *words])
     for prompt in setup.eval_prompts:
-        error = token_error(prompt, pattern)
+        error = token_error(prompt, pattern, of_prompts)
         if error is not None:
             raise error
-    bad = {p.id: error for p in setup.train_prompts if (error := token_error(p, pattern))}
+    errors = ((p.id, token_error(p, pattern, of_prompts)) for p in setup.train_prompts)
+    bad = {name: error for name, error in errors if error is not None}
     if bad:
         set_aside_rows(setup, {name: error.what for name, error in bad.items()}, first_of(bad))
     return f"none of {len(tokens):,} in any question, answer, response or system message"
@@ -46,10 +64,18 @@ def first_of(errors: Mapping[str, DataError]) -> DataError:
     return error
 
 
-def token_error(prompt: Prompt, pattern: "re.Pattern[str]") -> DataError | None:
-    """D103 for the first text of a row in which the pattern occurs."""
+def any_of(tokens: Sequence[str]) -> "re.Pattern[str]":
+    """A pattern of all tokens, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+
+def token_error(
+    prompt: Prompt, pattern: "re.Pattern[str]", of_prompts: "re.Pattern[str]"
+) -> DataError | None:
+    """D103 for the first text of a row in which the pattern for its kind occurs."""
     for name, texts in texts_of(prompt):
-        match = next(filter(None, map(pattern.search, texts)), None)
+        search = (of_prompts if name in PROMPT_TEXTS else pattern).search
+        match = next(filter(None, map(search, texts)), None)
         if match is not None:
             where = prompt.labels.get("row", prompt.id)
             return special_token_error(match.group(0), where, name)

@@ -1,0 +1,75 @@
+"""Limits of image tokens: which setting of a processor keeps images small.
+
+Each rule sets a value that should be enough. The adapter then measures images of several sizes.
+"""
+
+from typing import Any
+
+#: Model types with a rule.
+PIXEL_AREA = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+FRAME_AREA = ("glm4v", "glm4v_moe", "glm46v")
+LONGEST_EDGE = ("pixtral", "mistral3")
+CROPS = ("internvl",)
+SPLITS = ("smolvlm", "idefics3")
+
+
+def rule_of(processor: Any, model_type: str) -> str:
+    """The model type whose rule applies: a LLaVA with a Pixtral tower has that of Pixtral."""
+    is_pixtral = type(processor.image_processor).__name__.startswith("Pixtral")
+    return "pixtral" if model_type == "llava" and is_pixtral else model_type
+
+
+def has_limit(processor: Any, model_type: str) -> bool:
+    """Whether a rule exists."""
+    known = (*PIXEL_AREA, *FRAME_AREA, *LONGEST_EDGE, *CROPS, *SPLITS)
+    return rule_of(processor, model_type) in known
+
+
+def set_image_token_limit(processor: Any, model_type: str, limit: int) -> None:
+    """Change the settings of a processor for a limit. The model type must have a rule."""
+    rule, images = rule_of(processor, model_type), processor.image_processor
+    if rule in PIXEL_AREA or rule in FRAME_AREA:
+        limit_area(images, limit, frames=rule in FRAME_AREA)
+    elif rule in LONGEST_EDGE:
+        limit_edge(processor, limit)
+    elif rule in CROPS:
+        limit_crops(processor, limit)
+    else:
+        limit_splits(processor, limit)
+
+
+def limit_area(images: Any, limit: int, frames: bool) -> None:
+    """The area of an image in pixels. Some families count the frames of a patch too."""
+    area = limit * (int(images.patch_size) * int(images.merge_size)) ** 2
+    area *= int(images.temporal_patch_size) if frames else 1
+    smallest = min(int(images.size["shortest_edge"]), area)
+    largest = min(int(images.size["longest_edge"]), area)
+    images.size = type(images.size)(shortest_edge=smallest, longest_edge=max(smallest, largest))
+
+
+def limit_edge(processor: Any, limit: int) -> None:
+    """The longest side: a square of it has at most `limit` tokens."""
+    images = processor.image_processor
+    side = int(processor.patch_size) * int(processor.spatial_merge_size)
+    edge = min(int(images.size["longest_edge"]), int(limit**0.5) * side)
+    images.size = type(images.size)(longest_edge=max(side, edge))
+
+
+def limit_crops(processor: Any, limit: int) -> None:
+    """The number of crops. Several crops come with a thumbnail."""
+    crops = max(1, limit // int(processor.image_seq_length) - 1)
+    images = processor.image_processor
+    images.max_patches = min(int(images.max_patches), crops)
+    images.min_patches = min(int(images.min_patches), images.max_patches)
+
+
+def limit_splits(processor: Any, limit: int) -> None:
+    """The longest side before an image is split, down to one image that is not split."""
+    images = processor.image_processor
+    step = int(images.max_image_size["longest_edge"])
+    per_image = int(processor.image_seq_len)
+    splits = int((max(0, limit // per_image - 1)) ** 0.5)
+    edge = min(int(images.size["longest_edge"]), step * max(1, splits))
+    images.size = type(images.size)(longest_edge=edge)
+    if splits < 2:
+        images.do_image_splitting = False
