@@ -177,11 +177,12 @@ def read_hub_rows(source: str) -> Rows:
     name, split = match["name"], match["split"] or "train"
     try:
         import datasets
+        from datasets import config as hub_settings
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_package_error("datasets", "`hf:` sources") from error
     ask_hub()
-    datasets.config.HF_HUB_OFFLINE = is_offline()
+    hub_settings.HF_HUB_OFFLINE = is_offline()
     try:
         loaded = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, DatasetsError) as error:
