@@ -209,27 +209,6 @@ def a_plugin_changed_before_a_replay(place):
     made(place, lambda: other_code(setup, ["methods.own"], code, code))
 
 
-@situation("S601")
-def the_disk_holds_no_checkpoint(place):
-    from types import SimpleNamespace
-
-    import pytest
-
-    from vistill.runs.folder import RunFolder
-    from vistill.training import checkpoint
-
-    def no_space():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "free_space", lambda path: 0)
-            patch.setattr(checkpoint, "checkpoint_bytes", lambda folder, saved: 1)
-            patch.setattr(checkpoint, "drop_old_checkpoints", lambda *rest: None)
-            state = SimpleNamespace(best=None, step=1)
-            checkpoint.check_space(RunFolder(Path(RUN)), SimpleNamespace(state=state), 2)
-
-    start_trained(place)
-    place.raises = lambda place: no_space()
-
-
 def no_entry(steps):
     from types import SimpleNamespace
 

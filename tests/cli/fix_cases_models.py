@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 
 from fix_cases import ASSETS, DATA_FILE, good_rows, picture, situation, start, write_rows
 
@@ -101,33 +102,26 @@ def the_hub_does_not_answer(place):
 
 
 def hub_without_answer(patch):
+    """A hub at a port that nothing listens on."""
+    warnings.filterwarnings("ignore", message=".*does not answer")
     patch.delenv("HF_HUB_OFFLINE", raising=False)
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    patch.setattr("vistill.runs.hub.hub_answers", lambda endpoint: False)
-    patch.setattr("warnings.warn", lambda *arguments, **named: None)
+    patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+
+def online(patch):
+    """A hub that may be asked."""
+    patch.delenv("HF_HUB_OFFLINE", raising=False)
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @situation("M103", FOLDER_OR_HUB_ID=TEACHER)
 def a_model_is_not_on_the_hub(place):
+    from vistill.runs.model_not_found import model_not_found_error
+
     start_models(place, "teacher.model=owner/zebra")
-    place.patches.append(hub_without_the_model)
-
-
-def hub_without_the_model(patch):
-    hub_without_answer(patch)
-    patch.setattr("vistill.runs.hub.hub_answers", lambda endpoint: True)
-    from transformers import AutoConfig
-
-    read = AutoConfig.from_pretrained
-    patch.setattr(
-        AutoConfig,
-        "from_pretrained",
-        lambda name, **rest: refuse() if "zebra" in name else read(name, **rest),
-    )
-
-
-def refuse(*arguments, **named):
-    raise OSError("404")
+    place.patches.append(online)
+    place.raises = lambda place: model_not_found_error("owner/zebra", "teacher")
 
 
 @situation("M104")
@@ -139,13 +133,6 @@ def a_configuration_is_not_valid(place):
 def a_family_has_no_adapter(place):
     start_models(place, "'teacher.model=modelle ö/fremd' --fast", "fremd",
                  config={"model_type": "bert"})  # fmt: skip
-
-
-@situation("M105", ends="M103")
-def a_family_of_a_loaded_model_has_no_adapter(place):
-    start_models(place, "'teacher.model=modelle ö/fremd'", "fremd", config={"model_type": "bert"})
-    place.patches.append(lambda patch: patch.setattr(
-        "vistill.studies.check.model_metadata", lambda name, role: ""))  # fmt: skip
 
 
 @situation("C101")
@@ -182,7 +169,7 @@ def a_question_exceeds_the_positions(place):
 @situation("C101")
 def there_is_no_such_device(place):
     start_models(place, "student.device=cuda")
-    place.patches.append(lambda patch: patch.setattr("torch.cuda.is_available", lambda: False))
+    place.once["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @situation("C104")
@@ -240,14 +227,11 @@ def a_package_for_parquet_is_missing(place):
 
 @situation("D102", FILE_jsonl=DATA_FILE)
 def a_data_set_is_not_on_the_hub(place):
+    from vistill.data.sources import unreadable_hub_data_error
+
     start(place, "data.train=hf:owner/name")
-    place.patches.append(hub_without_the_data_set)
-
-
-def hub_without_the_data_set(patch):
-    hub_without_answer(patch)
-    patch.setattr("vistill.runs.hub.hub_answers", lambda endpoint: True)
-    patch.setattr("datasets.load_dataset", refuse)
+    place.patches.append(online)
+    place.raises = lambda place: unreadable_hub_data_error("owner/name", OSError("404"))
 
 
 @situation("D201", FOLDER="alle ß")

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, good_rows, situation, start, write_rows
 from fix_shell import Place
@@ -108,6 +109,14 @@ def the_run_is_a_file(place):
 def the_disk_is_full(place):
     start(place, verb="train")
     place.once["VISTILL_FAULT"] = "save.begin:enospc"
+
+
+@situation("S601")
+def the_disk_holds_no_checkpoint(place):
+    start(place, verb="train")
+    place.patches.append(
+        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    )
 
 
 @situation("S602", OTHER_FOLDER="läufe/zweiter lauf")

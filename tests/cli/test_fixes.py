@@ -1,13 +1,14 @@
 """Common slips on the command line: the fix is what the user meant."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from vistill.cli.main import entry
 from vistill.config import load_recipe, load_stages
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, DataError
 
 RECIPE = """\
 run: runs/x
@@ -105,3 +106,31 @@ def test_an_error_of_the_file_points_at_its_line_and_of_a_stage_at_the_stage(fol
     with pytest.raises(ConfigError) as caught:
         load_stages("r.yaml", ["stages.b.train.lr=abc"])
     assert caught.value.where == "command line, stage b"
+
+
+def test_the_template_of_the_fix_fills_in_the_answer(folder):
+    from vistill.data.rows import fill_template
+    from vistill.training.response_source import check_response
+    from vistill.types import Prompt
+
+    with pytest.raises(DataError) as caught:
+        check_response(Prompt("a", ("Why?",), answer="7"))
+    (setting,) = [word for word in shlex.split(caught.value.fix) if "template=" in word]
+    template = load_recipe("r.yaml", [setting]).data.response_template
+    assert fill_template(template, answer="7") == r"The answer is \boxed{7}."
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_its_model_is_not_proposed(monkeypatch):
+    from vistill.runs import hub
+    from vistill.runs.model_not_found import model_not_found_error
+
+    assert hub.hub_answers(f"file://{__file__}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match="does not answer"):
+        hub.ask_hub()
+    assert hub.is_offline()
+    error = model_not_found_error("Qwen/Qwen3-VL-8B-Instruct", "teacher")
+    assert error.fix.startswith("teacher.model=FOLDER   or, with a network,   hf download Qwen/")
+    assert "it does not answer" in error.why
