@@ -88,12 +88,13 @@ TOKEN = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 #: Characters that look like another one and mean the same.
-ALIASES = str.maketrans("⁄∕º˚µ", "//°°μ")
+ALIASES = str.maketrans("⁄∕º˚µ⟂", "//°°μ⊥")
 #: Units in one character.
 SIGN_OF_UNIT = re.compile("[℃℉\u2126\u212a\u3371-\u33df\u33ff]")
 QUOTES = "\"'\u2018\u2019\u201c\u201d\u00ab\u00bb"
-#: `5!`, `n!` and `(n+1)!` are mathematics, `Yes!` is not.
+#: `5!`, `n!` and `(n+1)!` are mathematics, `Yes!` and `It's 12!` are not.
 FACTORIAL = re.compile(r"(?:(?<![A-Za-z0-9])(?:\d{1,20}|[A-Za-z])|\))!$")
+SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z']{2,20}\s")
 ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)", re.IGNORECASE)
 #: Superscripts, subscripts and vulgar fractions.
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -103,7 +104,7 @@ LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]{1,20}")
 VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 ONE_SCRIPT = re.compile(r"([_^])\{(\w)\}")
 #: The subscript of a formula: `_2` in `H_2O`.
-FORMULA_INDEX = re.compile(r"(?<=[A-Za-z)])_(\d|\{\d{1,3}\})")
+FORMULA_INDEX = re.compile(r"(?<=[A-Za-z)])_(?:(\d)|\{(\d{1,3})\})")
 #: `①、③` and `①③` are the same list, but `13` is a number.
 CIRCLED = re.compile(r"[、,;]?\s?([①-⑳])")
 HALF_OF_DAY = re.compile(r"(?<=\d)\s?([ap])\.?\s?m\b\.?|\b([ap])\.\s?m\b\.?")
@@ -282,7 +283,7 @@ def strip_ends(text: str) -> str:
     for _ in range(6):
         before = text
         text = text.strip().rstrip(",;:").strip()
-        if text.endswith("!") and not FACTORIAL.search(text):
+        if text.endswith("!") and (SENTENCE.search(text) or not FACTORIAL.search(text)):
             text = text.rstrip("!")
         if text.endswith(".") and not text.endswith("..."):
             text = text[:-1].rstrip()
@@ -331,7 +332,7 @@ def text_form(text: str) -> str:
     plain = CIRCLED.sub(r" \1", write_scripts(strip_markup(text)))
     plain = unicodedata.normalize("NFKC", plain)
     plain = ONE_SCRIPT.sub(r"\1\2", plain)
-    plain = fold_case(FORMULA_INDEX.sub(r"\1", plain))
+    plain = fold_case(FORMULA_INDEX.sub(r"\1\2", plain))
     plain = HALF_OF_DAY.sub(r" \1\2m", plain)
     plain = " ".join(plain.replace("\\{", "{").replace("\\}", "}").split())
     return ARTICLE.sub("", strip_ends(plain))
@@ -355,7 +356,7 @@ def math_form(plain: str) -> str:
         lambda m: r"\frac{%s}{%s}" % ((m[1], m[2]) if m[1] else (m[3], m[4])), out
     )
     out = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", out)
-    out = CLOSE_SCRIPT.sub(r"\1{\2}", out)
+    out = CLOSE_SCRIPT.sub(r"\1{\2}", " ".join(out.split()))
     return SPACE.sub(lambda m: m.group(1) or "", out)
 
 

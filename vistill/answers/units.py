@@ -92,7 +92,8 @@ SPELLINGS = {
 UNITS = {word: unit for unit, words in SPELLINGS.items() for word in words.split()}
 LOWER: dict[str, str] = {}
 for _word, _unit in UNITS.items():
-    LOWER.setdefault(_word.lower(), _unit)
+    if not _word.startswith("\\"):
+        LOWER.setdefault(_word.lower(), _unit)
 _SAME_LETTERS: dict[str, set[str]] = defaultdict(set)
 for _word, _unit in UNITS.items():
     _SAME_LETTERS[_word.lower()].add(_unit)
@@ -139,6 +140,8 @@ def parse_unit(text: str) -> str | None:
     sides = re.split(r"\s?(?:/|\bper\b)\s?", rest, maxsplit=2)
     exponents: dict[str, int] = defaultdict(int)
     for i, side in enumerate(sides):
+        if i == 0 and not side and len(sides) > 1:
+            continue
         factors = parse_product(side)
         if not factors:
             return None

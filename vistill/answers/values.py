@@ -21,7 +21,7 @@ SCIENTIFIC = re.compile(r"(-?[\d.]{1,40})\s?[*×x]\s?10\s?\^\s?\{?\s?([-+]?\d{1,
 POWER = re.compile(r"(-?[\d.]{1,20})\^\{?(\d{1,2})\}?")
 FACTORIAL = re.compile(r"(\d{1,2})!")
 REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\(?:overline|dot|bar)(?:\{(\d{1,20})\}|(\d))")
-TAIL = re.compile(r"[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\\u4e00-\u9fff]")
+TAIL = re.compile(r"/(?=[A-Za-z]{2})|[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\\u4e00-\u9fff]")
 SCALES = {
     "dozen": 12,
     "hundred": 100,
@@ -153,7 +153,7 @@ FUNCTIONS = frozenset(
 )
 WORD = re.compile(r"\\?[A-Za-z]{2,}")
 VARIABLES = re.compile(r"[A-Za-z]{2,3}")
-SHORT_WORDS = frozenset("st nd rd th am pm pcs pc pts pt px km mi kmh".split())
+SHORT_WORDS = frozenset(["st", "nd", "rd", "th", "am", "pm", "pc", "pcs", "pt", "pts", "px"])
 ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 #: A chemical formula; the order of its parts counts.
 FORMULA = re.compile(
@@ -271,7 +271,8 @@ def parse_value(plain: str) -> Value:
             if rest is not None:
                 return Value(math_form(bare[:start]), number * scale, currency or rest)
         if unit is not None and (number is not None or is_expression(bare[:start], tail)):
-            return Value(math_form(bare[:start]), number, currency or unit)
+            unit = currency + unit if currency and unit.startswith("/") else currency or unit
+            return Value(math_form(bare[:start]), number, unit)
         if number is not None and is_label(tail, bare[:start][-1:].isdigit()):
             return Value(math_form(bare[:start]), number, currency, tail.casefold())
     return Value(math_form(bare), None, currency)
@@ -312,6 +313,7 @@ def is_label(tail: str, close: bool) -> bool:
         and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
         and not stops & {word.casefold() for word in words}
         and words[0].casefold() not in SCALES
+        and words[0].casefold() not in WORDS
     )
 
 
