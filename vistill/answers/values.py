@@ -196,14 +196,22 @@ def parse_number(text: str) -> Fraction | None:
     if not bare or len(bare) > 200:
         return None
     word = bare.casefold()
-    if (number := WORDS.get(word) or WORDS.get(word.replace(" ", "-", 1))) or word in WORDS:
-        return Fraction(number or 0)
+    if (number := WORDS.get(word, WORDS.get(word.replace(" ", "-", 1)))) is not None:
+        return Fraction(number)
     if not any(c.isdigit() for c in bare):
         return None
     try:
-        return parse_mixed(bare.strip()) or parse_simple(math_form(without_groups(bare)))
+        mixed = parse_mixed(bare.strip())
+        return mixed if mixed is not None else parse_form(math_form(without_groups(bare)))
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
+
+
+def parse_form(form: str) -> Fraction | None:
+    """The number of a mathematical form: a factorial, a repeating decimal or a simple number."""
+    if factorial := FACTORIAL.fullmatch(form):
+        return Fraction(math.factorial(int(factorial.group(1))))
+    return parse_repeating(form) or parse_simple(form)
 
 
 def without_groups(text: str) -> str:
@@ -235,20 +243,24 @@ def parse_simple(bare: str) -> Fraction | None:
     if (match := POWER.fullmatch(bare)) and int(match.group(2)) <= 20:
         base, exponent = Fraction(match.group(1)), int(match.group(2))
         return -(abs(base) ** exponent) if match.group(1).startswith("-") else base**exponent
-    if match := FACTORIAL.fullmatch(bare):
-        return Fraction(math.factorial(int(match.group(1))))
-    if match := REPEATING.fullmatch(bare):
-        minus, whole, fixed, once, digit = match.groups()
-        period = once or digit
-        value = Fraction(f"{whole or 0}.{fixed or 0}")
-        value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-        return -value if minus else value
     for operator in ("*", "/"):
         parts = bare.split(operator)
         if len(parts) == 2 and all(PLAIN_NUMBER.fullmatch(part) for part in parts):
             first, second = map(Fraction, parts)
             return first * second if operator == "*" else first / second
     return None
+
+
+def parse_repeating(bare: str) -> Fraction | None:
+    r"""A repeating decimal: `0.1\overline{6}` is 1/6."""
+    match = REPEATING.fullmatch(bare)
+    if match is None:
+        return None
+    minus, whole, fixed, several, one = match.groups()
+    period = several or one
+    value = Fraction(f"{whole or 0}.{fixed or 0}")
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+    return -value if minus else value
 
 
 @lru_cache(maxsize=4096)
