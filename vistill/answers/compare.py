@@ -3,8 +3,10 @@
 import re
 from typing import Protocol
 
-from vistill.answers.normalise import math_form, strip_markup, text_form
+from vistill.answers.normalise import GREEK, fold_case, math_form, strip_markup, text_form
 from vistill.answers.values import (
+    ANGLE_FUNCTION,
+    FORMULA,
     Value,
     is_mathematical,
     is_time_or_date,
@@ -15,6 +17,16 @@ from vistill.answers.values import (
 COMMAND = re.compile(r"\\[A-Za-z]{1,20}|(?<![A-Za-z])(?:sin|cos|tan|log|ln|arc)")
 FRACTION = re.compile(r"(?:\\frac\{)?(\d{1,9})(?:\}\{|/)(\d{1,9})\}?")
 VARIABLE = re.compile(r"[A-Za-z]")
+GREEK_NAME = re.compile(rf"\\(?:var)?({'|'.join(GREEK.values())})(?![A-Za-z])")
+#: Names of angles and the like; the order of their letters counts.
+NAME = re.compile(r"\\(?:angle|triangle|parallel|perp|vec|overrightarrow)\s?\{?([A-Za-z]{1,6})")
+
+
+FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc)(?![a-z])")
+DEGREES = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)°")
+MIXED = re.compile(r"(?<![\d.^])(\d{1,20}) (\d{1,20})/(\d{1,20})(?!\d)")
+TWO_NUMBERS = re.compile(r"\d \d")
+BASE = re.compile(r"\d_\{?(\w{1,9})")
 
 
 class Mathematics(Protocol):
@@ -68,7 +80,7 @@ def same_value(answer: str, gold: str, math: Mathematics | None) -> bool:
     plain, plain_gold = strip_markup(answer), strip_markup(gold)
     if not plain or not plain_gold:
         return False
-    if math_form(plain).casefold() == math_form(plain_gold).casefold():
+    if fold_case(math_form(plain)) == fold_case(math_form(plain_gold)):
         return True
     value, gold_value = parse_value(plain), parse_value(plain_gold)
     decided = same_number(value, gold_value)
@@ -79,26 +91,52 @@ def same_value(answer: str, gold: str, math: Mathematics | None) -> bool:
 
 def same_mathematics(value: Value, gold: Value, math: Mathematics | None) -> bool:
     """Whether two values that are not both numbers are equal as mathematics; words never are."""
-    if value.form.casefold() == gold.form.casefold() and value.form:
+    if fold_case(value.form) == fold_case(gold.form) and value.form:
         return True
     if is_time_or_date(value.form) or is_time_or_date(gold.form):
         return same_parts(value.form, gold.form)
-    if not (is_mathematical(value.form) and is_mathematical(gold.form)):
+    if math is None or not may_be_equal(value, gold):
         return False
-    if (
-        gold.number is not None
-        and not any(c.isdigit() for c in value.form)
-        and "\\" not in value.form
-    ):
+    return math.equal(math_question(gold.form), math_question(value.form))
+
+
+def may_be_equal(value: Value, gold: Value) -> bool:
+    """Whether math-verify may decide: it drops signs, bases, names and spaces that differ here."""
+    forms = (value.form, gold.form)
+    if not all(is_mathematical(form) and not FORMULA.fullmatch(form) for form in forms):
         return False
-    if variables(value.form) != variables(gold.form):
+    if any(TWO_NUMBERS.search(math_question(form)) for form in forms):
         return False
-    return math is not None and math.equal(gold.form, value.form)
+    if gold.number is not None and not re.search(r"[\d\\]", value.form):
+        return False
+    return (
+        variables(value.form) == variables(gold.form)
+        and names(value.form) == names(gold.form)
+        and BASE.findall(value.form) == BASE.findall(gold.form)
+    )
+
+
+def math_question(form: str) -> str:
+    """A form as math-verify reads it: mixed numbers as sums, angles of functions in radians."""
+    form = MIXED.sub(r"(\1+\\frac{\2}{\3})", form)
+    if not ANGLE_FUNCTION.search(form):
+        return form
+    return DEGREES.sub(r"{(\1*\\frac{\\pi}{180})}", FUNCTION.sub(r"\\\1 ", form))
 
 
 def variables(form: str) -> set[str]:
-    """The letters of an expression behind its last `=`: math-verify reads some of them as units."""
-    return set(VARIABLE.findall(COMMAND.sub(" ", form.rpartition("=")[2])))
+    """The letters of an expression behind its last `=`: math-verify reads some of them as units.
+
+    Greek letters count, except the number pi.
+    """
+    side = form.rpartition("=")[2]
+    greek = set(GREEK_NAME.findall(side)) - {"pi"}
+    return greek | set(VARIABLE.findall(COMMAND.sub(" ", side)))
+
+
+def names(form: str) -> list[str]:
+    """The letters of the angles, triangles and directions behind the last `=`."""
+    return NAME.findall(form.rpartition("=")[2])
 
 
 def same_parts(answer: str, gold: str) -> bool:

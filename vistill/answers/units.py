@@ -1,8 +1,11 @@
 """Units of measurement behind a number: which unit, to which power, by any of its spellings."""
 
 import re
+from collections import defaultdict
 
 SPELLINGS = {
+    "nm": "nm nanometer nanometers nanometre nanometres",
+    "μm": "μm um micrometer micrometers micrometre micrometres micron microns",
     "mm": "mm millimeter millimeters millimetre millimetres 毫米",
     "cm": "cm centimeter centimeters centimetre centimetres 厘米",
     "dm": "dm decimeter decimeters decimetre decimetres 分米",
@@ -12,12 +15,17 @@ SPELLINGS = {
     "ft": "ft foot feet",
     "yd": "yd yard yards",
     "mi": "mi mile miles",
+    "ha": "ha hectare hectares",
+    "acre": "acre acres",
+    "μg": "μg microgram micrograms",
     "mg": "mg milligram milligrams",
     "g": "g gram grams gramme grammes 克",
-    "kg": "kg kilogram kilograms kilo kilos 千克 公斤",
+    "kg": "kg kgs kilogram kilograms kilo kilos 千克 公斤",
     "t": "tonne tonnes ton tons",
     "lb": "lb lbs pound pounds",
     "oz": "oz ounce ounces",
+    "ns": "ns nanosecond nanoseconds",
+    "μs": "μs microsecond microseconds",
     "ms": "ms millisecond milliseconds msec",
     "s": "s sec secs second seconds 秒",
     "min": "min mins minute minutes 分钟",
@@ -30,50 +38,82 @@ SPELLINGS = {
     "cl": "cl cL centiliter centiliters",
     "l": "l L liter liters litre litres 升",
     "°": "° deg degree degrees 度",
-    "°C": "°C °c",
-    "°F": "°F °f",
+    "°C": "°C °c celsius centigrade",
+    "°F": "°F °f fahrenheit",
     "K": "K kelvin",
     "rad": "rad radian radians",
     "%": "% percent percents pct",
+    "‰": "‰ permille",
     "$": "$ usd USD dollar dollars 美元",
     "€": "€ eur EUR euro euros",
     "£": "£ gbp GBP",
     "¥": "¥ ￥ yuan cny CNY rmb RMB jpy yen 元",
+    "₹": "₹ Rs rs inr INR rupee rupees",
+    "₩": "₩ krw KRW",
     "cent": "cent cents ¢",
+    "cal": "cal calorie calories",
+    "kcal": "kcal kilocalorie kilocalories",
     "J": "J joule joules",
     "kJ": "kJ",
     "N": "N newton newtons",
     "W": "W watt watts",
+    "MW": "MW megawatt megawatts",
+    "mW": "mW milliwatt milliwatts",
     "kW": "kW kilowatt kilowatts",
     "V": "V volt volts",
+    "kV": "kV kilovolt kilovolts",
+    "mV": "mV millivolt millivolts",
     "A": "A amp amps ampere amperes",
     "mA": "mA",
-    "Ω": "Ω ohm ohms \\Omega \\omega",
+    "Ω": "Ω ohm ohms \\Omega",
     "Hz": "Hz hertz",
-    "kHz": "kHz",
-    "MHz": "MHz",
+    "kHz": "kHz kilohertz",
+    "MHz": "MHz megahertz",
+    "mHz": "mHz millihertz",
+    "GHz": "GHz gigahertz",
     "Pa": "Pa pascal pascals",
-    "kPa": "kPa",
-    "MPa": "MPa",
+    "kPa": "kPa kilopascal kilopascals",
+    "MPa": "MPa megapascal megapascals",
+    "mPa": "mPa millipascal millipascals",
     "mol": "mol mole moles",
-    "mph": "mph",
-    "kmph": "kmph kph",
-    "Mbps": "Mbps mbps",
+    "mi/h": "mph",
+    "km/h": "kmph kph",
+    "kB": "kB KB kilobyte kilobytes",
+    "MB": "MB megabyte megabytes",
+    "GB": "GB gigabyte gigabytes",
+    "TB": "TB terabyte terabytes",
+    "kb": "kb Kb kilobit kilobits",
+    "Mb": "Mb megabit megabits",
+    "Gb": "Gb gigabit gigabits",
+    "MB/s": "MBps",
+    "Mb/s": "Mbps mbps",
 }
 #: Spelling -> unit. Case counts only where two units differ by it.
 UNITS = {word: unit for unit, words in SPELLINGS.items() for word in words.split()}
 LOWER: dict[str, str] = {}
 for _word, _unit in UNITS.items():
-    LOWER.setdefault(_word.lower(), _unit)
+    if not _word.startswith("\\"):
+        LOWER.setdefault(_word.lower(), _unit)
+_SAME_LETTERS: dict[str, set[str]] = defaultdict(set)
+for _word, _unit in UNITS.items():
+    _SAME_LETTERS[_word.lower()].add(_unit)
+#: Spellings whose case tells the unit: `MW` and `mW`.
+CASED = frozenset(word for word in UNITS if len(_SAME_LETTERS[word.lower()]) > 1)
 #: Words that count but measure nothing.
 NO_UNIT = frozenset(["unit", "units", "个", "个单位"])
 POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 POWERS |= {"平方": "2", "立方": "3"}
 POWER = re.compile(r"\^?\s?\{?\s?(-?[1-4])\s?\}?$")
-RAISED = str.maketrans({"²": "^2", "³": "^3", "⁻": "^-", "¹": "1"})
-PART = re.compile(r"\\?[A-Za-zµΩ°%$€£¥￥¢\u4e00-\u9fff]{1,20}\.?(?:\s?\^\s?\{?\s?-?\d\s?\}?)?")
+RAISED = str.maketrans("⁻¹²³⁴", "-1234")
+RAISED_RUN = re.compile(r"[⁻¹²³⁴]{1,3}")
+#: `degrees Celsius` and `° C`.
+TEMPERATURE = re.compile(
+    r"(?:°|\bdeg(?:ree)?s?\b)\s?(c|f)(?:elsius|entigrade|ahrenheit)?\b", re.IGNORECASE
+)
+MU = re.compile(r"\\mu\s?")
+QUOTED = {"'": "ft", '"': "in", "''": "in"}
 CURRENCY = re.compile(
-    r"^(-?)\s?(?:(US|C|A)?([$€£¥￥])|(USD|EUR|GBP|RMB))\s?(-?[\d.].*)$", re.DOTALL
+    r"^(-?)\s?(?:(US|C|A)?([$€£¥￥₹₩])|(USD|EUR|GBP|RMB|INR|KRW|Rs)\.?)\s?(-?[\d.].*)$", re.DOTALL
 )
 
 
@@ -90,50 +130,77 @@ def parse_unit(text: str) -> str | None:
 
     None where the text is no unit.
     """
-    rest = text.strip().translate(RAISED).replace("~", " ").strip(" .")
-    if not rest:
+    rest = RAISED_RUN.sub(lambda m: "^" + m.group(0).translate(RAISED), text.strip())
+    rest = MU.sub("μ", rest.replace("~", " ")).strip(" .")
+    rest = TEMPERATURE.sub(lambda m: "°" + m.group(1).upper(), rest)
+    if not rest or rest.casefold() in NO_UNIT:
         return ""
-    if rest.casefold() in NO_UNIT:
-        return ""
+    if rest in QUOTED:
+        return QUOTED[rest]
     sides = re.split(r"\s?(?:/|\bper\b)\s?", rest, maxsplit=2)
-    named = [parse_product(side) for side in sides if side]
-    if not named or len(named) != len(sides) or None in named:
-        return None
-    return "/".join(str(name) for name in named)
+    exponents: dict[str, int] = defaultdict(int)
+    for i, side in enumerate(sides):
+        if i == 0 and not side and len(sides) > 1:
+            continue
+        factors = parse_product(side)
+        if not factors:
+            return None
+        for unit, exponent in factors:
+            exponents[unit] += exponent if i == 0 else -exponent
+    return write_unit(exponents)
 
 
-def parse_product(text: str) -> str | None:
-    """The normal form of units side by side, with their powers; None where a word is no unit."""
-    names: list[str] = []
-    ahead = ""
-    for word in re.split(r"[\s*·⋅]+", text.strip()):
+def write_unit(exponents: dict[str, int]) -> str:
+    """The normal form of a product of units: `kg/m^3` for `kg m^{-3}`."""
+    forms: dict[bool, list[str]] = {True: [], False: []}
+    for unit, exponent in sorted(exponents.items()):
+        power = abs(exponent)
+        if exponent and unit != "unit":
+            forms[exponent > 0].append(unit + (f"^{power}" if power > 1 else ""))
+    return "/".join([" ".join(forms[True]), *forms[False]])
+
+
+def parse_product(text: str) -> list[tuple[str, int]]:
+    """The units side by side of a text, with their powers; [] where a word is no unit."""
+    factors: list[tuple[str, int]] = []
+    ahead = 1
+    for word in re.split(r"[\s*·⋅]+|\\cdot(?![A-Za-z])", text.strip()):
         if not word:
             continue
-        if word.casefold() in POWERS and not (names and word.casefold().endswith("ed")):
-            ahead = POWERS[word.casefold()]
+        power_word = word.casefold().rstrip(".")
+        if power_word in POWERS and not (factors and power_word.endswith("ed")):
+            ahead = int(POWERS[power_word])
             continue
-        if word.casefold() in POWERS:
-            names[-1] += "^" + POWERS[word.casefold()]
+        if power_word in POWERS or (word.startswith("^") and factors):
+            power = POWER.search(word)
+            exponent = POWERS.get(power_word) or (power.group(1) if power else None)
+            if exponent is None:
+                return []
+            factors[-1] = (factors[-1][0], factors[-1][1] * int(exponent))
             continue
-        chinese = next((p for p in ("平方", "立方") if word.startswith(p)), "")
-        word, ahead = word[len(chinese) :], POWERS.get(chinese, ahead)
-        if word.startswith("^") and names:
-            names[-1] += word
-            continue
-        power = (
-            POWER.search(word) if len(word) > 1 and ("^" in word or word[-1].isdigit()) else None
-        )
-        unit = unit_of(word[: power.start()] if power else word)
-        if word.casefold() in NO_UNIT:
-            unit = "unit"
-        if unit is None:
-            return None
-        exponent = power.group(1) if power else ahead
-        names.append(unit + (f"^{exponent}" if exponent not in ("", "1") else ""))
-        ahead = ""
-    if names and all(name.startswith("unit") for name in names):
-        return ""
-    return " ".join(names) if names and not ahead else None
+        factor = parse_factor(word, ahead)
+        if factor is None:
+            return []
+        factors += factor
+        ahead = 1
+    return factors if ahead == 1 else []
+
+
+def parse_factor(word: str, ahead: int) -> list[tuple[str, int]] | None:
+    """A unit with its power, such as `cm^2`, `m2` or `平方米`; `kmph` is two.
+
+    None if it is no unit.
+    """
+    chinese = next((p for p in ("平方", "立方") if word.startswith(p)), "")
+    word, ahead = word[len(chinese) :], int(POWERS.get(chinese, ahead))
+    power = POWER.search(word) if len(word) > 1 and ("^" in word or word[-1].isdigit()) else None
+    name = word[: power.start()] if power else word
+    unit = "unit" if name.casefold() in NO_UNIT else unit_of(name)
+    if unit is None:
+        return None
+    exponent = int(power.group(1)) if power else ahead
+    above, _, below = unit.partition("/")
+    return [(above, exponent), (below, -exponent)] if below else [(above, exponent)]
 
 
 def split_currency(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Read an answer as a value: an exact number with its unit, a ratio, a date, or mathematics."""
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +19,17 @@ MIXED = re.compile(r"(-?)(\d{1,20})\s{1,2}(\d{1,20})/(\d{1,20})")
 MIXED_LATEX = re.compile(r"(-?)(\d{1,20})\s?\\frac\{(\d{1,20})\}\{(\d{1,20})\}")
 SCIENTIFIC = re.compile(r"(-?[\d.]{1,40})\s?[*×x]\s?10\s?\^\s?\{?\s?([-+]?\d{1,3})\s?\}?")
 POWER = re.compile(r"(-?[\d.]{1,20})\^\{?(\d{1,2})\}?")
-TAIL = re.compile(r"[A-Za-z°%$€£¥￥¢Ωµ\\\u4e00-\u9fff]")
-SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+FACTORIAL = re.compile(r"(\d{1,2})!")
+REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\(?:overline|dot|bar)(?:\{(\d{1,20})\}|(\d))")
+TAIL = re.compile(r"/(?=[A-Za-z]{2})|[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\\u4e00-\u9fff]")
+SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
 WORDS = {
     word: value
     for value, word in enumerate(
@@ -50,7 +60,14 @@ WORDS = {
 }
 WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80}
 WORDS |= {"ninety": 90, "hundred": 100}
+WORDS |= {
+    f"{ten}-{one}": WORDS[ten] + WORDS[one]
+    for ten in ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+    for one in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+}
 RATIO = re.compile(r"^-?[\w.\\{}^+*()/-]{1,60}(?:\s?:\s?-?[\w.\\{}^+*()/-]{1,60}){1,5}$")
+#: A range, a telephone number: `1990-1995` is no difference.
+RANGE = re.compile(r"^\+?\d{1,9}(?:-\d{1,9}){1,5}$")
 DATE = re.compile(r"^\d{1,4}([/-])\d{1,2}\1\d{1,4}$")
 #: Words of mathematics; any other word is no mathematics.
 FUNCTIONS = frozenset(
@@ -135,6 +152,15 @@ FUNCTIONS = frozenset(
     ]
 )
 WORD = re.compile(r"\\?[A-Za-z]{2,}")
+VARIABLES = re.compile(r"[A-Za-z]{2,3}")
+SHORT_WORDS = frozenset(["st", "nd", "rd", "th", "am", "pm", "pc", "pcs", "pt", "pts", "px"])
+ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+#: A chemical formula; the order of its parts counts.
+FORMULA = re.compile(
+    r"(?=.{0,40}\d)(?=.{0,40}[A-Z].{0,40}[A-Z])(?:[A-Z][a-z]?_?\{?\d{0,3}\}?){2,10}"
+)
+#: Two points in one number, as in a network address.
+ADDRESS = re.compile(r"\d\.\d{1,20}\.\d")
 OPERATOR = re.compile(r"[\d+*/^=<>()\[\]{}\\-]")
 
 
@@ -169,14 +195,23 @@ def parse_number(text: str) -> Fraction | None:
     bare = VULGAR.sub(vulgar_fraction, text.strip().rstrip("."))
     if not bare or len(bare) > 200:
         return None
-    if bare.casefold() in WORDS:
-        return Fraction(WORDS[bare.casefold()])
+    word = bare.casefold()
+    if (number := WORDS.get(word, WORDS.get(word.replace(" ", "-", 1)))) is not None:
+        return Fraction(number)
     if not any(c.isdigit() for c in bare):
         return None
     try:
-        return parse_mixed(bare.strip()) or parse_simple(math_form(without_groups(bare)))
+        mixed = parse_mixed(bare.strip())
+        return mixed if mixed is not None else parse_form(math_form(without_groups(bare)))
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
+
+
+def parse_form(form: str) -> Fraction | None:
+    """The number of a mathematical form: a factorial, a repeating decimal or a simple number."""
+    if factorial := FACTORIAL.fullmatch(form):
+        return Fraction(math.factorial(int(factorial.group(1))))
+    return parse_repeating(form) or parse_simple(form)
 
 
 def without_groups(text: str) -> str:
@@ -216,6 +251,18 @@ def parse_simple(bare: str) -> Fraction | None:
     return None
 
 
+def parse_repeating(bare: str) -> Fraction | None:
+    r"""A repeating decimal: `0.1\overline{6}` is 1/6."""
+    match = REPEATING.fullmatch(bare)
+    if match is None:
+        return None
+    minus, whole, fixed, several, one = match.groups()
+    period = several or one
+    value = Fraction(f"{whole or 0}.{fixed or 0}")
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+    return -value if minus else value
+
+
 @lru_cache(maxsize=4096)
 def parse_value(plain: str) -> Value:
     """Read an answer without wrappers as a value; the unit is split off if the rest is a number.
@@ -236,8 +283,9 @@ def parse_value(plain: str) -> Value:
             if rest is not None:
                 return Value(math_form(bare[:start]), number * scale, currency or rest)
         if unit is not None and (number is not None or is_expression(bare[:start], tail)):
-            return Value(math_form(bare[:start]), number, currency or unit)
-        if number is not None and is_label(tail):
+            unit = currency + unit if currency and unit.startswith("/") else currency or unit
+            return Value(math_form(bare[:start]), number, unit)
+        if number is not None and is_label(tail, bare[:start][-1:].isdigit()):
             return Value(math_form(bare[:start]), number, currency, tail.casefold())
     return Value(math_form(bare), None, currency)
 
@@ -255,21 +303,29 @@ def tails(text: str) -> list[tuple[int, str]]:
 
 def is_expression(head: str, tail: str) -> bool:
     """Whether `head` is mathematics that a unit may follow: `144π`, not `y = 3` or `x`."""
+    if ANGLE_FUNCTION.search(head) and tail.startswith(("°", "deg")):
+        return False
     if "=" in head or not any(c.isdigit() for c in head):
         return False
     # A single letter directly behind mathematics is a variable: `2√3 m` has a unit, `2xm` has not.
     return is_mathematical(head) and not re.search(r"(?<![A-Za-z\\])[a-zA-Z](?![A-Za-z])", head)
 
 
-def is_label(tail: str) -> bool:
-    """Whether the words behind a number say what is counted: `apples`, `red squares`."""
+def is_label(tail: str, close: bool) -> bool:
+    """Whether the words behind a number say what is counted: `apples`, `red squares`.
+
+    Two or three letters that stand close to the number are variables: `2xy`.
+    """
     words = tail.split()
+    if close and VARIABLES.fullmatch(tail) and tail.casefold() not in SHORT_WORDS:
+        return False
     stops = {"or", "and", "to", "times", "plus", "minus", "more", "less", "than", "not", "by", "of"}
     return (
         0 < len(words) <= 4
         and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
         and not stops & {word.casefold() for word in words}
         and words[0].casefold() not in SCALES
+        and words[0].casefold() not in WORDS
     )
 
 
@@ -278,6 +334,8 @@ def is_mathematical(text: str) -> bool:
 
     Up to three letters next to an operator or a digit are a product of variables (`3ab`).
     """
+    if ADDRESS.search(text):
+        return False
     if not text or not OPERATOR.search(text):
         return bool(re.fullmatch(r"[a-zA-Z]|\\[a-zA-Z]{1,20}", text))
     for word in WORD.findall(text):
@@ -291,4 +349,4 @@ def is_mathematical(text: str) -> bool:
 
 def is_time_or_date(text: str) -> bool:
     """Whether a text is a clock time, a ratio or a date, whose parts are compared one by one."""
-    return bool(DATE.match(text) or RATIO.match(text))
+    return bool(DATE.match(text) or RANGE.match(text) or RATIO.match(text))
