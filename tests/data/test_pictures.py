@@ -218,7 +218,7 @@ def test_a_format_that_is_not_read_is_named_with_those_that_are(tmp_path, data, 
     assert error.code == "D202"
     assert name in error.what
     assert "PNG, JPEG, WebP, GIF, BMP" in error.why
-    assert ("convert" in error.fix and "python -c" in error.fix) == converts
+    assert ("convert" in error.fix and "vistill.data.convert" in error.fix) == converts
 
 
 @pytest.mark.more

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vistill.data.colour_keys import with_exact_key
 from vistill.errors import DataError
 
 MAX_PIXELS = 50_000_000
@@ -117,7 +118,7 @@ def decode_image(
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_image_size(image.width, image.height, where)
                 image.load()
-                return normalise(image, where, limits)
+                return normalise(with_exact_key(image, data), where, limits)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -169,16 +170,39 @@ def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
     largest = float(values.max(initial=0))
     if not (np.isfinite(values).all() and values.min(initial=0) >= 0 and largest <= 65535):
         raise image_refused_error(f"values of mode {image.mode} outside 0 to 65,535", where)
-    if image.mode == "F" and largest <= 1:
-        scale = 255.0
-    else:
-        scale = 1.0 if image.mode in ("I", "F") and largest <= 255 else 255 / 65535
-    grey = Image.fromarray(np.rint(values * scale).astype(np.uint8))
+    # PNG and PGM of 16 bits always use the whole range.
+    is_declared = image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I"
+    top = 65535 if is_declared else top_of_range(largest, image.mode, where)
+    grey = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
         return Image.merge("LA", (grey, alpha))
     return grey
+
+
+def top_of_range(largest: float, mode: str, where: str) -> int:
+    """The value of white, by the largest value of a picture that does not declare it.
+
+    The smallest range that holds the values: 0..1 (floats only), 0..255 or 0..65,535. A range after
+    the first one is taken only if the largest value reaches a quarter of it. Otherwise the picture
+    may be a bright one of the smaller range, and would become black.
+
+    Raises:
+        DataError: D202, the range is ambiguous.
+    """
+    tops = (1, 255, 65535) if mode == "F" else (255, 65535)
+    index = next(index for index, top in enumerate(tops) if largest <= top)
+    if index and largest < tops[index] / 4:
+        raise DataError(
+            "D202",
+            "the range of the values of an image is ambiguous",
+            where=where,
+            why=f"the largest value is {largest:g}, so white may be {tops[index - 1]:,} or "
+            f"{tops[index]:,} (mode {mode})",
+            fix="save the image with 8 bits, or scale its values to 0..1",
+        )
+    return tops[index]
 
 
 def flatten_on_white(image: Image.Image) -> Image.Image:
@@ -244,7 +268,7 @@ def unread_format_error(data: bytes, where: str, path: Path | None) -> DataError
         fix = f"convert it to PNG: {convert_command(path)}"
     elif name and name not in ("web page", "ZIP archive", "gzip file"):
         fix = "convert it to PNG with the program that wrote it, under the same name"
-    note = "the originals stay as *.orig; a PNG may keep its old name" if convertible else ""
+    note = "the originals stay as NAME.orig; a PNG may keep its old name" if convertible else ""
     return DataError("D202", what, where=where, why=why, fix=fix, note=note if path else "")
 
 
@@ -259,7 +283,5 @@ def other_format(data: bytes) -> tuple[str, bool]:
 
 
 def convert_command(path: Path) -> str:
-    """A shell command that converts all files of this suffix in the folder, and keeps them."""
-    pattern = f"{shlex.quote(str(path.parent))}/*{shlex.quote(path.suffix)}"
-    code = "import sys; from PIL import Image; Image.open(sys.argv[2]).save(sys.argv[1], 'PNG')"
-    return f'for f in {pattern}; do cp -n "$f" "$f.orig" && python -c "{code}" "$f" "$f.orig"; done'
+    """The command that converts the pictures of the file's folder that are not read."""
+    return f"python -m vistill.data.convert {shlex.quote(str(path.parent))}"

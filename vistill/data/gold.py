@@ -1,12 +1,11 @@
 r"""Read gold answers and options as data sets store them, by convention; else D104.
 
 Conventions of a gold answer: text; a number; a list of accepted forms (any of them is right); a
-mapping with `ground_truth`, `answer` or `text`; `<answer>X</answer>`, `\boxed{X}` or `#### X`;
-with options a letter, an index counted from 0, or an option with its letter ("B. 40").
+mapping with `ground_truth`, `answer` or `text`; such a list or mapping as text, but not a list of
+numbers, which is an answer; `<answer>X</answer>`, `\boxed{X}` or `#### X`; with options a letter,
+an index counted from 0, or an option with its letter ("B. 40").
 """
 
-import ast
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vistill.data.stored_text import STARTS, collection_in_text, holds_numbers_alone
 from vistill.errors import DataError
 
 #: Options have one letter each.
@@ -27,8 +27,10 @@ OPEN_TAG, CLOSE_TAG, BOX = "<answer>", "</answer>", "\\boxed{"
 HASHES = "#### "
 #: `B. 40`, `(B) 40`, `B) 40`, `B: 40`.
 LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])(?:[.):]|\s*[-–])\s*(.+)", re.DOTALL)
-LETTERS = re.compile(r"\(?[A-Z]\)?(?:\s*(?:,|;|and|&|\n)\s*\(?[A-Z]\)?)*\.?")
-LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+LETTER = re.compile(r"\(?[A-Z]\)?")
+BETWEEN_LETTERS = re.compile(r"[,;&\n]|and")
+#: Words that programs write for a missing value.
+MISSING_WORDS = ("None", "nan", "NaN", "null", "NULL", "<NA>", "NaT")
 
 Gold = str | tuple[str, ...] | None
 
@@ -54,7 +56,8 @@ def read_gold(
     Raises:
         DataError: D104, there is no convention for the value, or it fits two options.
     """
-    golds = list(dict.fromkeys(gold_texts(value, where)))
+    is_option = isinstance(value, str) and any(same_text(choice, value) for choice in choices)
+    golds = [value] if is_option else list(dict.fromkeys(gold_texts(value, where)))
     if choices:
         read = [with_option(gold, value, choices, where, numbers_are_values) for gold in golds]
         golds = list(dict.fromkeys(read))
@@ -77,7 +80,7 @@ def gold_texts(value: Any, where: str) -> list[str]:
     if isinstance(value, bool):
         return ["Yes", "True"] if value else ["No", "False"]
     if isinstance(value, str):
-        return [gold_in_text(value)]
+        return golds_in_text(value, where)
     if isinstance(value, Decimal | Real):
         return [number_text(value, where)]
     if isinstance(value, Mapping):
@@ -93,6 +96,30 @@ def gold_texts(value: Any, where: str) -> list[str]:
         "write the answer as text, or name the right column: data.columns.answer=COLUMN",
         where,
     )
+
+
+def golds_in_text(text: str, where: str) -> list[str]:
+    """The accepted forms in a text: those of a list or mapping that it spells, else one."""
+    plain = text.strip()
+    if plain in MISSING_WORDS:
+        raise gold_error(
+            text,
+            "it is a word, or what a program writes for a missing value",
+            'leave the cell empty, or write the word in another way, such as "none"',
+            where,
+        )
+    stored = collection_in_text(plain)
+    if isinstance(stored, list | dict):
+        is_answer = plain == "{}" or (stored and holds_numbers_alone(stored))
+        return [text] if is_answer else gold_texts(stored, where)
+    if plain.startswith(STARTS):
+        raise gold_error(
+            text,
+            "it begins like a list or mapping and does not end like one",
+            "correct the row, or name the right column: data.columns.answer=COLUMN",
+            where,
+        )
+    return [gold_in_text(text)]
 
 
 def gold_in_text(text: str) -> str:
@@ -112,7 +139,9 @@ def gold_in_text(text: str) -> str:
 def last_box(text: str) -> str:
     """The content of the last box of a text; empty without one."""
     _, box, rest = text.rpartition(BOX)
-    depth = 1 if box else 0
+    if not box:
+        return ""
+    depth = 1
     for at, character in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
@@ -162,7 +191,8 @@ def numbers_are_values(golds: Sequence[Any], options: Sequence[Any]) -> bool:
 
 def is_quantity(option: str) -> bool:
     """Whether an option is a number, perhaps with a unit."""
-    return re.fullmatch(r"\W?[-+]?[\d.,/ ]+\D*", option.strip()) is not None
+    number = re.match(r"\W?[-+]?[\d.,/ ]+", option.strip())
+    return number is not None and not re.search(r"\d", option.strip()[number.end() :])
 
 
 def with_option(gold: str, value: Any, choices: Sequence[str], where: str, are_values: bool) -> str:
@@ -185,7 +215,7 @@ def with_option(gold: str, value: Any, choices: Sequence[str], where: str, are_v
         if are_values and (same or all(map(is_quantity, choices))):
             return choices[same[0]] if same else text
         return option_at(int(text), value, same, choices, where)
-    if same or not LETTERS.fullmatch(text.upper() if len(text) == 1 else text):
+    if same or not are_letters(text.upper() if len(text) == 1 else text):
         return gold
     letters = sorted(set(re.findall(r"[A-Z]", text.upper() if len(text) == 1 else text)))
     outside = [letter for letter in letters if ord(letter) - ord("A") >= len(choices)]
@@ -197,6 +227,13 @@ def with_option(gold: str, value: Any, choices: Sequence[str], where: str, are_v
             where,
         )
     return gold
+
+
+def are_letters(text: str) -> bool:
+    """Whether a text is one letter or lists several: `B`, `(A), (C)`, `A and C`, one a line."""
+    pieces = [piece.strip() for piece in BETWEEN_LETTERS.split(text.removesuffix("."))]
+    present = [piece for piece in pieces if piece]
+    return bool(present) and all(LETTER.fullmatch(piece) for piece in present)
 
 
 def letter_index(text: str, choices: Sequence[str]) -> int | None:
@@ -296,8 +333,8 @@ def read_options(value: Any, where: str) -> tuple[str, ...]:
     """
     if is_missing(value):
         return ()
-    if isinstance(value, str) and LIST.fullmatch(value):
-        value = list_in_text(value)
+    if isinstance(value, str):
+        value = collection_in_text(value)
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -341,17 +378,6 @@ def options_of_mapping(value: Mapping[Any, Any], where: str) -> list[Any]:
         if in_order:
             return list(texts)
     raise options_error(value, "a mapping has the keys A, B, C, ..., or text and label", where)
-
-
-def list_in_text(text: str) -> Any:
-    """The list that a text spells, in JSON or in Python; the text itself if it spells none."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return value if isinstance(value, list) else text
-    return text
 
 
 def options_error(value: Any, why: str, where: str) -> DataError:

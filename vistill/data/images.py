@@ -28,7 +28,7 @@ MAX_BYTES = 20_000_000
 #: The fix for an image that no nearby folder contains.
 NO_IMAGE_FIX = "correct the path in the row, or name the folder of the images: data.images=FOLDER"
 #: A text in base64 that begins like an encoded image: PNG, JPEG, GIF, WebP, BMP.
-BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])[A-Za-z0-9+/\s]{40,}={0,2}")
 DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
 #: `C:\\images\\a.png`, or a path on a Windows share.
 WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -175,7 +175,7 @@ def image_bytes(text: str, where: str) -> bytes | None:
         DataError: D205, a `data:` URI without an image in base64.
     """
     uri = DATA_URI.match(text)
-    if uri is None and not BASE64_IMAGE.fullmatch(text):
+    if uri is None and not BASE64_IMAGE.fullmatch(text.rstrip()):
         return None
     encoded = text[uri.end() :] if uri else text
     try:

@@ -280,17 +280,18 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
             "correct the row",
             where,
         )
-    text, images = "", list[Any]()
+    texts, images = list[str](), list[Any]()
+    has_images = any(part_kind(part) == "image" for part in content)
     for part in content:
         kind = part_kind(part)
         if kind == "image":
             image = image_in(part)
             images += [] if image is None else [image]
-            text += "<image>"
+            texts.append("<image>")
         elif kind == "text":
             words = part if isinstance(part, str) else str(part.get("text") or "")
-            text += words
-            check_literal(words, content, where)
+            texts.append(words)
+            check_literal(words, has_images, where)
         else:
             raise ambiguous_row_error(
                 f"a part of the type {kind!r}",
@@ -298,7 +299,7 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
                 "remove the part, or the row",
                 where,
             )
-    return text, images
+    return "".join(texts), images
 
 
 def part_kind(part: Any) -> str:
@@ -311,11 +312,10 @@ def part_kind(part: Any) -> str:
     return next((known for known in ("image", "text") if known in kind), kind or "unknown")
 
 
-def check_literal(words: str, content: Sequence[Any], where: str) -> None:
+def check_literal(words: str, has_images: bool, where: str) -> None:
     """D105 for a placeholder in words next to image parts: an image could belong to either."""
     match = PLACEHOLDER.search(words)
-    has_parts = any(part_kind(part) == "image" for part in content)
-    if match and has_parts:
+    if match and has_images:
         raise ambiguous_row_error(
             f"both an image part and the placeholder {match.group(0)} in the text",
             "an image could belong to either",

@@ -10,11 +10,11 @@ from vistill.types import ImageRef, Part
 #: one, in order. `<img>` without a number is text, because it is an element of HTML.
 PLACEHOLDER = re.compile(
     r"<\s*(?:(?:(?:test|input|query|question|target|reference|example|sample)[-_ ])?"
-    r"image\s*[-_ ]?(\d*)|img\s*[-_ ]?(\d+))\s*>",
+    r"image(?:\s*[-_]?(\d+)|\s*[-_])?|img\s*[-_]?(\d+))\s*>",
     re.IGNORECASE,
 )
 #: What looks like a placeholder and is text.
-HTML_IMAGE = re.compile(r"<\s*img\s*/?\s*>", re.IGNORECASE)
+HTML_IMAGE = re.compile(r"<\s*img(?:\s*/)?\s*>", re.IGNORECASE)
 
 
 def place_images(text: str, images: Sequence[ImageRef | None], where: str) -> list[Part]:
@@ -36,7 +36,7 @@ def place_images(text: str, images: Sequence[ImageRef | None], where: str) -> li
     for match in PLACEHOLDER.finditer(text):
         number = match.group(1) or match.group(2)
         index = (
-            int(number) - 1
+            (int(number) if len(number) < 10 else 0) - 1
             if number
             else next((i for i in present if i >= next_index), len(images))
         )

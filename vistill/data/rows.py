@@ -12,7 +12,7 @@ from PIL import Image
 
 from vistill.data.boxes import check_boxes_inside, parse_boxes
 from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
-from vistill.data.gold import LIST, Gold, is_missing, list_in_text, read_gold, read_options
+from vistill.data.gold import Gold, is_missing, read_gold, read_options
 from vistill.data.images import (
     BytesImage,
     FileImage,
@@ -24,6 +24,7 @@ from vistill.data.images import (
 from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
 from vistill.data.placeholders import place_images
 from vistill.data.settings import DataSettings
+from vistill.data.stored_text import collection_in_text
 from vistill.errors import DataError
 from vistill.registry import checkers
 from vistill.types import ImageRef, LoadedImage, Prompt
@@ -168,8 +169,8 @@ class RowReader:
         None is an empty place of a list; an empty cell, or a list of empty places, is no image.
         """
         value = column_value(row, name)
-        if isinstance(value, str) and LIST.fullmatch(value):
-            value = list_in_text(value)
+        if isinstance(value, str):
+            value = collection_in_text(value)
         value = joined_bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]

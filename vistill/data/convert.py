@@ -1,0 +1,110 @@
+"""`python -m vistill.data.convert FOLDER`: turn pictures that are not read into PNG.
+
+It looks at the content of each file of the folder, not at its name. A picture keeps its name,
+because rows name it; the original stays next to it as `NAME.orig`. Other files stay untouched.
+"""
+
+import itertools
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from vistill.data.decoding import check_image_size, decode_image, other_format, to_rgb
+from vistill.errors import DataError
+
+#: What Pillow may decode here: the convertible formats of `decoding.OTHER_FORMATS`.
+CONVERTIBLE = ("TIFF", "AVIF", "JPEG2000", "PSD", "ICO", "ICNS", "QOI", "DDS")
+#: Modes that PNG holds; pictures of other modes become RGB of 8 bits.
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+ORIGINAL = ".orig"
+
+
+def convert_folder(folder: Path) -> list[Path]:
+    """Convert the pictures of a folder, one by one; return those that were converted.
+
+    Raises:
+        DataError: D202, a picture cannot be converted. It stays as it is.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in files if is_convertible(path) and convert_file(path)]
+
+
+def is_convertible(path: Path) -> bool:
+    """Whether a file holds a picture of a format that is not read and that Pillow converts."""
+    if ORIGINAL in path.suffix:
+        return False
+    with path.open("rb") as handle:
+        return other_format(handle.read(512))[1]
+
+
+def convert_file(path: Path) -> Path:
+    """Replace a picture by an upright PNG of the same name, after the PNG is written and read."""
+    image = read_picture(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}-", suffix=".part", dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            image.save(out, "PNG")
+        decode_image(part.read_bytes(), str(path))
+        part.chmod(path.stat().st_mode & 0o777)
+        path.rename(free_name(path))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The first picture of a file, upright, in a mode that PNG holds (D202)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=CONVERTIBLE) as opened:
+                check_image_size(opened.width, opened.height, str(path))
+                opened.load()
+                image = ImageOps.exif_transpose(opened)
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        raise DataError(
+            "D202",
+            "image cannot be converted",
+            where=str(path),
+            why=str(error)[:200],
+            fix="convert it with the program that wrote it, or remove its rows",
+        ) from error
+    if image.mode in PNG_MODES:
+        return image
+    image = to_rgb(image, str(path))
+    image.info = {}  # the colour profile of another mode
+    return image
+
+
+def free_name(path: Path) -> Path:
+    """The first free name for the original."""
+    names = (f"{path.name}{ORIGINAL}{number or ''}" for number in itertools.count())
+    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
+
+
+def main(arguments: list[str]) -> int:
+    """Convert the pictures of one folder and print each; return the exit status."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python -m vistill.data.convert FOLDER", file=sys.stderr)
+        return 2
+    try:
+        converted = convert_folder(Path(arguments[0]))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 3
+    for path in converted:
+        print(f"converted  {path}   (the original stays as {path.name}{ORIGINAL})")
+    print(f"{len(converted):,} pictures converted to PNG in {arguments[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
