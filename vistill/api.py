@@ -101,9 +101,8 @@ def load(source: str, *, frozen: bool = False, device: str = "auto", **options: 
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
         options.setdefault("dtype", teacher_dtype(where))
-    vlm = with_kernels(
-        run_selftest(load_vlm(resolve_model(source), device=where, **options)), "auto"
-    )
+    loaded = load_vlm(resolve_model(source), device=where, **options)
+    vlm = with_kernels(run_selftest(loaded, "teacher" if frozen else "student"), "auto")
     return vlm.freeze() if frozen else vlm
 
 

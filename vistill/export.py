@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from vistill.errors import ConfigError, StorageError
 from vistill.models.export import PRECISIONS, WrittenModel, weights_bytes, write_model
 from vistill.report.model_card import CardFacts, base_name, model_card
@@ -113,7 +115,7 @@ def export_model(
     check_absent(folder)
     api = connect(push, hub) if push else None
     bases = find_bases(source)
-    check_free_space(source, folder)
+    check_free_space(source, folder, dtype)
     with published_at(folder) as working:
         model = write_model(source.model, working, dtype=PRECISIONS.get(dtype), bases=bases)
         run = read_run(source.run) if source.run is not None else None
@@ -200,19 +202,30 @@ def check_absent(folder: Path) -> None:
     )
 
 
-def check_free_space(source: ExportSource, folder: Path) -> None:
+def check_free_space(source: ExportSource, folder: Path, dtype: str) -> None:
     """S601 before anything is written, if the weights do not fit the disk."""
-    needed = int(1.05 * weights_bytes(Path(source.model))) if Path(source.model).is_dir() else 0
+    needed = int(1.05 * exported_bytes(Path(source.model), dtype))
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
+        half = exported_bytes(Path(source.model), "bf16")
+        smaller = "   or, for half the size,   --dtype bf16" if 1.05 * half < needed - 1 else ""
         raise StorageError(
             "S601",
             f"{free / 1e6:,.0f} MB free, the weights need {needed / 1e6:,.0f} MB",
             where=str(existing),
             why="nothing was written",
-            fix="--to FOLDER_ON_ANOTHER_DISK   or, for half the size,   --dtype bf16",
+            fix="--to OTHER_FOLDER   on another disk" + smaller,
         )
+
+
+def exported_bytes(model: Path, dtype: str) -> float:
+    """Bytes of the weights of a model folder in another precision; 0 without a folder."""
+    if not (model / "config.json").is_file():
+        return 0
+    config = read_json(model / "config.json")
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    return weights_bytes(model) * PRECISIONS.get(dtype, stored).itemsize / stored.itemsize
 
 
 @contextmanager
@@ -239,7 +252,7 @@ def published_at(folder: Path) -> Iterator[Path]:
             f"cannot write {folder}: {error.strerror or error}",
             where=str(folder.parent),
             why="the disk is full or the folder is not writable; nothing is left behind",
-            fix="--to ANOTHER_FOLDER",
+            fix="--to OTHER_FOLDER",
         ) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)

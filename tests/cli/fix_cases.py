@@ -50,10 +50,13 @@ SITUATIONS: list[Situation] = []
 
 def situation(code, ends="", first=False, **fill):
     """Register a function that plants a mistake; `FILE_jsonl` stands for `FILE.jsonl`."""
-    values = {
-        key.replace("_jsonl", ".jsonl").replace("_yaml", ".yaml").replace("_py", ".py"): v
-        for key, v in fill.items()
-    }
+    forms = {"_jsonl": ".jsonl", "_yaml": ".yaml", "_py": ".py", "OWNER_NAME": "OWNER/NAME"}
+    values = {}
+    for name, value in fill.items():
+        key = name
+        for old, new in forms.items():
+            key = key.replace(old, new)
+        values[key] = value
 
     def register(plant):
         SITUATIONS.append(Situation(plant, code, values, ends, first))

@@ -129,10 +129,10 @@ def a_configuration_is_not_valid(place):
     start_models(place, "'teacher.model=modelle ö/fremd'", "fremd", config={"model_type": "clip"})
 
 
-@situation("M105", ends="M103")
+@situation("M105", FOLDER_OR_HUB_ID=TEACHER)
 def a_family_has_no_adapter(place):
     start_models(place, "'teacher.model=modelle ö/fremd' --fast", "fremd",
-                 config={"model_type": "bert"})  # fmt: skip
+                 config={"model_type": "mllama"})  # fmt: skip
 
 
 @situation("C101")

@@ -32,7 +32,7 @@ SHIMS = "".join(
 SHIMS += 'python() { "$PYTHON" "$@"; }\n'
 #: Words for which the user puts a value.
 PLACEHOLDER = re.compile(
-    r"KEY=VALUE|hf:OWNER/NAME\[SPLIT\]|\b(?:FOLDER_OR_HUB_ID|OTHER_FOLDER|RUN_FOLDER|FOLDER|COLUMN|"
+    r"KEY=VALUE|hf:OWNER/NAME\[SPLIT\]|\bOWNER/NAME\b|\b(?:FOLDER_OR_HUB_ID|OTHER_FOLDER|RUN_FOLDER|FOLDER|COLUMN|"
     r"FILE(?:\.jsonl|\.yaml|\.py)?|NEW|RECIPE|TARGET|VALUE|TEXT|PACKAGE|SMALLER|LARGER|OTHER)\b"
 )
 #: An expression of Python.
@@ -43,7 +43,8 @@ LOOKING = re.compile(r"(?:shown|tested) by$")
 ELSEWHERE = ("git", "hf", "pip", "unset")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
-OPTIONS = ("--accept", "--stage", "--plugin", "--step")
+OPTIONS = ("--accept", "--stage", "--plugin", "--step", "--image", "--ask", "--before", "--teacher",
+           "--temperature", "--to", "--dtype", "--push", "--out")  # fmt: skip
 
 
 @dataclass
@@ -242,6 +243,11 @@ def check_recorded(words):
         assert verb == "-C", words
         assert Path(rest[0]).is_dir(), words
         assert rest[1:] == ["lfs", "pull"], words
+    elif verb == "auth":
+        assert rest == ["login"], words
+    elif verb == "upload":
+        assert Path(rest[1]).name, words
+        assert (rest[0].count("/"), rest[2:]) == (1, ["--private"]), words
     else:
         assert verb == "download", words
         assert rest[-1].count("/") == 1, words
@@ -277,6 +283,8 @@ def run_here(words, folder):
         contextlib.redirect_stderr(shown),
     ):
         patch.setattr(sys, "argv", ["vistill", *words])
+        if not isinstance(sys.stdin, io.StringIO):  # a situation can have one of its own
+            patch.setattr(sys, "stdin", io.StringIO("What is shown?\n"))
         patch.setenv("VISTILL_ERROR_JSON", str(file))
         try:
             main.entry(list(words))

@@ -194,7 +194,7 @@ BAD = {
     "a missing model before": (["--before", "vistill:bas"], "M103", "--before vistill:base"),
     "a missing teacher": (["--teacher", "no/where/at/all"], "M103", "--teacher "),
     "another vocabulary": (["--teacher", "vistill:base"], "M101", "--teacher ''"),
-    "a temperature": (["--temperature", "-1"], "C002", "rollout.temperature="),
+    "a temperature": (["--temperature", "-1"], "C002", "--temperature "),
 }
 
 

@@ -11,10 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from vistill.cli.verbs import USE, Overrides, Plugins, example
-from vistill.errors import ModelError, StorageError
+from vistill.errors import ConfigError, ModelError, StorageError, quote_setting
 from vistill.registry import load_plugins
 
 Model = Annotated[str, typer.Argument(help="run folder, model folder, or hub id")]
+#: A setting that names a model, as a shell quotes it.
+MODEL_SETTING = re.compile(
+    r"(?<!\S)(?P<quote>')?(?P<role>student|before|teacher)\.model=(?P<name>"
+    r"(?(quote)[^']*'(?:\"'\"'[^']*')*|\S*))"
+)
+#: A setting that `vistill chat` has as an option.
+OPTION_SETTING = re.compile(r"(?<!\S)(?:rollout\.)?(temperature|top_p|max_new_tokens|seed)=")
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -70,22 +77,50 @@ def chat(  # noqa: PLR0913  (options of a verb)
 
 
 @contextmanager
-def naming_models(model: str, verb: str) -> Iterator[None]:
-    """Word the fix of an error about a model for this verb, not for a recipe."""
+def naming_models(model: str, verb: str, *rest: str) -> Iterator[None]:
+    """Word the fix of an error about a model for this verb, not for a recipe.
+
+    `rest` are the words after the model.
+    """
     from vistill.runs.folder import checkpoints_in
+
+    def named(match: re.Match[str]) -> str:
+        role, name = match["role"], (match["quote"] or "") + match["name"]
+        if role != "student":
+            return f"--{role} {name}"
+        return " ".join([f"vistill {verb} {name}", *map(shlex.quote, rest)])
 
     try:
         yield
     except (ModelError, StorageError) as error:
-        if error.code == "M103" and ".model=" not in error.fix:
-            error.fix = f"vistill {verb} {error.fix}"
+        fix = error.fix
         saved = checkpoints_in(Path(model)) if error.code == "S605" else []
         if saved:
-            error.fix = f"vistill {verb} {shlex.quote(str(saved[-1] / 'student'))}"
-        error.fix = error.fix.replace("student.model=", f"vistill {verb} ")
-        error.fix = re.sub(r"\b(before|teacher)\.model=", r"--\1 ", error.fix)
+            fix = quote_setting("student.model", saved[-1] / "student")
+        elif fix.startswith("FOLDER_OR_HUB_ID") or (
+            error.code == "M103" and not MODEL_SETTING.search(fix)
+        ):
+            name, separator, more = fix.partition("   ")
+            fix = f"{quote_setting('student.model', name)}{separator}{more}"
+        error.fix = MODEL_SETTING.sub(named, fix)
         error.args = (error.render(),)
         raise
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Word the fix of an error about a setting as an option of `vistill chat`."""
+    try:
+        yield
+    except ConfigError as error:
+        error.fix = OPTION_SETTING.sub(option, error.fix)
+        error.args = (error.render(),)
+        raise
+
+
+def option(match: re.Match[str]) -> str:
+    """The option of a setting."""
+    return f"--{match[1].replace('_', '-')} "
 
 
 def run_chat(
@@ -101,7 +136,8 @@ def run_chat(
     from vistill.cli.live import CountLine
     from vistill.cli.target import recipe_for
 
-    recipe = recipe_for(model, settings, "chat")
+    with naming_options():
+        recipe = recipe_for(model, settings, "chat")
     question = read_question(ask)
     line = CountLine()
     line.show("loading libraries")
@@ -160,7 +196,8 @@ def generate(
             line.show(f"answering {done:,}/{total:,}{now if tokens else ''}")
 
         try:
-            with naming_models(model, "generate"):
+            rest = [data, *(overrides or []), *(["--out", str(out)] if out else [])]
+            with naming_models(model, "generate", *rest):
                 written = generate_file(recipe, out or default_file(model, data), show, line.show)
         finally:
             line.clear()

@@ -5,6 +5,7 @@ families: the class of the processor, and the video processor. The base model ha
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,10 +176,11 @@ def damaged_processor_error(file: Path, why: str) -> ModelError:
 def missing_processor_error(source: str, name: str, bases: Sequence[str]) -> ModelError:
     """M120 for a model without the settings of its image processor."""
     base = next((find_model_file(b, name) for b in bases if find_model_file(b, name)), None)
+    copy = f"cp {shlex.quote(str(base)) if base else f'FOLDER/{name}'} {shlex.quote(source)}/"
     return ModelError(
         "M120",
         f"the model has no {name}, so AutoProcessor cannot be built",
         where=source,
         why="the image processor decides how a picture becomes tokens; a guess would change them",
-        fix=f"cp {base or f'BASE_MODEL/{name}'} {source}/",
+        fix=copy if Path(source).is_dir() else "FOLDER_OR_HUB_ID   of a complete model",
     )

@@ -28,11 +28,10 @@ NATS = {4: 1e-3, 8: 1e-7, 2: 0.3}
 LENGTHS = (5, 7)
 #: A response of this length tells whether a token depends on later ones.
 CHANGED_FROM = 4
-REPORT = "report it with the model's name; until then use another model: student.model=FOLDER"
 
 
 @torch.no_grad()
-def prove_reading(vlm: VLM) -> None:
+def prove_reading(vlm: VLM, role: str = "student") -> None:
     """Raise M111 to M114 if a family that has no tests of vistill reads a model wrongly.
 
     - M111: hidden states and head give the logits of the model's own forward.
@@ -46,16 +45,16 @@ def prove_reading(vlm: VLM) -> None:
     vlm.model.eval()
     try:
         with vlm.on_device():
-            run_proofs(replace(vlm, share_prompts=False))
+            run_proofs(replace(vlm, share_prompts=False), role)
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
         message = next(iter(str(error).splitlines()), "")
         why = f"{type(error).__name__}: {message}"
-        raise proof_error(vlm, "M114", "its first reading fails", why[:300]) from error
+        raise proof_error(vlm, "M114", "its first reading fails", why[:300], role) from error
     finally:
         vlm.model.train(was_training)
 
 
-def run_proofs(vlm: VLM) -> None:
+def run_proofs(vlm: VLM, role: str) -> None:
     """The proofs in order, from the head to the whole reading."""
     first, second = proof_prompts()
     responses = make_responses(vlm)
@@ -67,13 +66,13 @@ def run_proofs(vlm: VLM) -> None:
     )
     for code, difference, what in checks:
         if not difference <= tolerance:  # NaN too
-            raise proof_error(vlm, code, f"{what} by {difference:.1e} (relative)")
+            raise proof_error(vlm, code, f"{what} by {difference:.1e} (relative)", "", role)
     nats = NATS[next(vlm.model.parameters()).element_size()]
     for prompt in (first, second):
         difference = reference_difference(vlm, prompt, responses[0])
         if not difference <= nats:
             what = f"log-probabilities differ from transformers' own by {difference:.1e} nats"
-            raise proof_error(vlm, "M114", what)
+            raise proof_error(vlm, "M114", what, "", role)
 
 
 def proof_prompts() -> tuple[Prompt, Prompt]:
@@ -146,13 +145,14 @@ def reference_difference(vlm: VLM, prompt: Prompt, response: tuple[int, ...]) ->
     return float((ours - reference).abs().max())
 
 
-def proof_error(vlm: VLM, code: str, what: str, why: str = "") -> ModelError:
+def proof_error(vlm: VLM, code: str, what: str, why: str = "", role: str = "student") -> ModelError:
     """An error that says which proof fails, for which family, by how much."""
     return ModelError(
         code,
         f"family {vlm.family.describe()}: {what}",
         where=vlm.source,
         why=why or "training would use other numbers than the model's own",
-        fix=REPORT,
+        fix="report it with the model's name; until then use another model: "
+        f"{role}.model=FOLDER_OR_HUB_ID",
         note=f"vistill explain {code}",
     )

@@ -21,14 +21,14 @@ from vistill.types import LoadedImage, Prompt
 TOLERANCE = {4: 1e-4, 8: 1e-9, 2: 0.05}
 
 
-def run_selftest(vlm: VLM) -> VLM:
+def run_selftest(vlm: VLM, role: str = "student") -> VLM:
     """Compare shared hidden states with those of separate rows, and choose how to read.
 
     The model is returned unchanged if they are equal, else without sharing. If flex attention
     fails, padded blocks are tested. The test reads one small image and two sibling responses of
-    unequal length, which takes a few milliseconds on a tiny model.
+    unequal length, which takes a few milliseconds on a tiny model. An error names the role.
     """
-    prove_reading(vlm)
+    prove_reading(vlm, role)
     if not vlm.shares_prompts:
         return without_sharing(vlm, why_not_shared(vlm))
     reason = selftest_failure(vlm)
@@ -41,7 +41,7 @@ def run_selftest(vlm: VLM) -> VLM:
         f" because {reason}. The numbers are the same.",
         stacklevel=2,
     )
-    return run_selftest(replace(vlm, attention="blocks"))
+    return run_selftest(replace(vlm, attention="blocks"), role)
 
 
 def why_not_shared(vlm: VLM) -> str:

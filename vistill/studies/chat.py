@@ -205,14 +205,14 @@ def open_picture(name: str, limits: PixelLimits) -> FileImage:
             f'there is no picture "{name}"',
             where=str(path.parent),
             why="it is a folder" if path.is_dir() else "no such file",
-            fix=f"--image {fix}",
+            fix=f"--image {fix}   in place of --image {shlex.quote(name)}",
         )
     try:
         image.load()
     except DataError as error:
         error.where = str(path)
         error.fix = error.fix.replace(", or remove the row", "")
-        error.fix += "   or another picture: --image FILE"
+        error.fix += f"   or   --image FILE   in place of --image {shlex.quote(name)}"
         raise
     return image
 
@@ -243,13 +243,13 @@ def open_chat(
     speakers = []
     for name, encoder in encoders.items():
         loading(f"loading {name}")
-        vlm = load(encoder, recipe.student.device)
+        vlm = load(encoder, recipe.student.device, role=name)
         speakers.append(Speaker(name, named[name].model, vlm))
     loaded = None
     if reader is not None:
         loading("loading teacher")
         device = choose_device(recipe.teacher.device)
-        loaded = load(reader, device, teacher_dtype(device, recipe.train.precision))
+        loaded = load(reader, device, teacher_dtype(device, recipe.train.precision), "teacher")
     view = make_view_context(recipe, encoders["student"])
     return Chat(recipe, speakers, loaded, view, poll)
 
@@ -266,7 +266,12 @@ def check_readable(speaker: PromptEncoder, teacher: PromptEncoder) -> None:
         ) from error
 
 
-def load(encoder: PromptEncoder, device: str, dtype: torch.dtype = torch.float32) -> VLM:
+def load(
+    encoder: PromptEncoder,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    role: str = "student",
+) -> VLM:
     """Load the weights of an encoder, frozen."""
     vlm = load_weights(encoder, dtype=dtype, device=choose_device(device))
-    return with_kernels(run_selftest(vlm), "auto").freeze()
+    return with_kernels(run_selftest(vlm, role), "auto").freeze()

@@ -133,14 +133,15 @@ def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Mo
     """The models with attention, kernels and offloading as the recipe says."""
     train = setup.recipe.train
 
-    def configure(vlm: VLM) -> VLM:
-        return with_kernels(run_selftest(replace(vlm, attention=train.attention)), train.kernels)
+    def configure(vlm: VLM, role: str) -> VLM:
+        tested = run_selftest(replace(vlm, attention=train.attention), role)
+        return with_kernels(tested, train.kernels)
 
     context = make_view_context(setup.recipe, student)
-    student = configure(student)
+    student = configure(student, "student")
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)
-    teacher = configure(teacher).freeze()
+    teacher = configure(teacher, "teacher").freeze()
     are_alike = same_family(student, teacher)
     if not are_alike:  # neither may write an id by which the other marks an image
         banned = student.family.banned_ids(), teacher.family.banned_ids()
