@@ -8,9 +8,12 @@ import jaxtyping
 import pytest
 import torch
 
+from vistill.models.torchvision_operators import make_torchvision_importable
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
+make_torchvision_importable()  # before a test imports transformers
 
 REPO = Path(__file__).parent.parent
 SHARED = REPO.parent / "shared" / "data"

@@ -137,7 +137,7 @@ def test_states_are_those_of_a_plain_forward_on_the_processors_inputs(name, mode
     assert float((ours[:, 0] - reference).abs().max()) < 2e-5
 
 
-@pytest.mark.parametrize("name", families(SHARES))
+@pytest.mark.parametrize("name", families(sorted(SHARES)))
 def test_shared_prompts_give_the_states_and_gradients_of_separate_rows(name, varied):
     gradients, states = [], []
     for cut in (True, False):

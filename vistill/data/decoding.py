@@ -171,7 +171,7 @@ def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
     if not (np.isfinite(values).all() and values.min(initial=0) >= 0 and largest <= 65535):
         raise image_refused_error(f"values of mode {image.mode} outside 0 to 65,535", where)
     # PNG and PGM of 16 bits always use the whole range.
-    is_declared = image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I"
+    is_declared = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
     top = 65535 if is_declared else top_of_range(largest, image.mode, where)
     grey = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
     key = image.info.get("transparency")
