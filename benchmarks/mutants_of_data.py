@@ -45,7 +45,7 @@ MUTANTS = [
             "percent.number == (other.number or 0)",
             "50 % is 50",
         ),
-        ("if variables(value.form) != variables(gold.form):", "if False:", "y=3m equals y=3"),
+        ("variables(value.form) == variables(gold.form)", "True", "y=3m equals y=3"),
     ),
     *group(
         "answers/checkers/choice.py",
