@@ -65,8 +65,8 @@ MUTANTS = [
         "answers/units.py",
         ANSWERS,
         (
-            "exponent = power.group(1) if power else ahead",
-            'exponent = ""',
+            "exponent = int(power.group(1)) if power else ahead",
+            "exponent = 1",
             "an area is a length",
         ),
     ),
@@ -89,7 +89,11 @@ MUTANTS = [
             "transparent is black",
         ),
         ("image = ImageOps.exif_transpose(image)", "pass", "photographs lie on their side"),
-        ("else 255 / 65535", "else 1.0", "pictures of 16 bits are one colour"),
+        (
+            "top = 65535 if is_declared else",
+            "top = 255 if is_declared else",
+            "pictures of 16 bits are one colour",
+        ),
         (
             "(self.max_pixels, lambda pixels, bound: pixels > bound)",
             "(self.max_pixels, lambda pixels, bound: pixels < bound)",
