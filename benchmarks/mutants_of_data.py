@@ -45,7 +45,7 @@ MUTANTS = [
             "percent.number == (other.number or 0)",
             "50 % is 50",
         ),
-        ("if variables(value.form) != variables(gold.form):", "if False:", "y=3m equals y=3"),
+        ("variables(value.form) == variables(gold.form)", "True", "y=3m equals y=3"),
     ),
     *group(
         "answers/checkers/choice.py",
@@ -65,8 +65,8 @@ MUTANTS = [
         "answers/units.py",
         ANSWERS,
         (
-            "exponent = power.group(1) if power else ahead",
-            'exponent = ""',
+            "exponent = int(power.group(1)) if power else ahead",
+            "exponent = 1",
             "an area is a length",
         ),
     ),
