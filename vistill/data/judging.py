@@ -69,7 +69,8 @@ def judge(
         why = f"checkers: {', '.join(checkers.names())}"
         raise argument_error(f"checker is {checker!r:.60}", why, "pass one of these names")
     if take not in get_args(Take):
-        raise argument_error(f"take is {take!r:.60}", "", 'pass take as "first" or "last"')
+        why = "it chooses which commitment of the reply counts"
+        raise argument_error(f"take is {take!r:.60}", why, 'pass take as "first" or "last"')
     checkers.require("checker", checker)
     try:
         golds, options = read_question(gold, choices, WHERE)
