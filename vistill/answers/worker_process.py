@@ -27,6 +27,12 @@ WORKER = Path(__file__).with_name("math_worker.py")
 #: What it imports. Their folders, as this process finds them, end its search path.
 PACKAGES = ("math_verify", "latex2sympy2_extended", "antlr4", "sympy", "mpmath")
 
+#: What of the environment it gets.
+ENVIRONMENT = (
+    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+    *("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"),
+)
+
 
 class ProcessLostError(Exception):
     """The process ended without an answer (holds its return code), or sent another one (None)."""
@@ -57,14 +63,9 @@ def package_folders() -> list[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without Python's settings, and with one order of sets for every start."""
-    kept = ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PYTHON") or name in kept
-    }
-    return {**environment, "PYTHONHASHSEED": "0"}
+    """What Python needs to start, no secrets, and one order of sets for every start."""
+    values = {name: os.environ.get(name) for name in ENVIRONMENT}
+    return {name: v for name, v in values.items() if v is not None} | {"PYTHONHASHSEED": "0"}
 
 
 def start_process(seconds: float, memory: int) -> Process:

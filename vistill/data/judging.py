@@ -92,7 +92,8 @@ def read_question(
     golds = read_gold(gold, options, where, numbers_are_values)
     if golds is None:
         what = f"there is no gold answer: {gold!r:.60}"
-        raise DataError("D104", what, where=where, why="a reply is compared with a gold answer")
+        why = "a reply is compared with a gold answer"
+        raise DataError("D104", what, where=where, why=why, fix="write the gold answer")
     return golds, options
 
 
