@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from vistill.answers.extract import Take
 from vistill.answers.judge import Question
@@ -61,7 +61,7 @@ def ask(
         golds, options = read_question(row.get("gold"), row.get("choices"), where, are_values)
     except DataError as error:
         raise row_error(where, error.what, error.why) from error
-    return golds, Question(options, taken), name
+    return golds, Question(options, cast(Take, taken)), name
 
 
 def unknown_checker_error(where: str, name: str) -> ConfigError:
