@@ -20,7 +20,7 @@ _HOMES = {
     "load_prompts": "vistill.api",
     "evaluate": "vistill.api",
     "generate": "vistill.studies.generate",
-    "judge": "vistill.answers.judge",
+    "judge": "vistill.data.judging",
     "replay": "vistill.studies.replay",
     "Run": "vistill.api",
     "TokenAdvantage": "vistill.display.heatmaps",

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from vistill import judge
+from vistill.answers import worker_process
 from vistill.answers.math_process import FILE, MathJudge, shared_judge
 from vistill.errors import RolloutError
 from vistill.runs.storage import append_line
@@ -154,3 +155,180 @@ def test_hostile_answers_run_no_code(tmp_path):
     ):
         assert not judge(f"\\boxed{{{text}}}", "1").correct
     assert not marker.exists()
+
+
+def squares(math, numbers):
+    """How many comparisons of squares, half of them equal, have a wrong verdict."""
+    wrong = 0
+    for n in numbers:
+        wrong += math.equal(f"(x+{n})^2", f"x^2+{2 * n}x+{n * n}") is not True
+        wrong += math.equal(f"(x+{n})^2", f"x^2+{2 * n}x+{n * n + 1}") is not False
+    return wrong
+
+
+def test_an_interrupted_question_leaves_no_answer_to_the_next(math):
+    assert math.equal("x+1", "1+x")
+    math.process.send_signal(signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        math.equal("x+2", "2+x")
+    assert math.process is None
+    assert squares(math, range(1, 4)) == 0
+
+
+def test_a_start_that_is_interrupted_leaves_no_process(math, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_process, "read_line", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            math.equal("x+2", "2+x")
+    assert squares(math, range(1, 3)) == 0
+
+
+def test_an_answer_to_another_question_is_a_lost_process(math):
+    assert math.equal("x+1", "1+x")
+    os.write(math.process.stdin.fileno(), b'[99, "1", "2"]\n')
+    assert math.equal("x+2", "2+x")
+    assert squares(math, range(1, 3)) == 0
+
+
+def test_a_terminal_interrupt_does_not_end_the_process(math):
+    assert math.equal("x+1", "1+x")
+    number = math.process.pid
+    math.process.send_signal(signal.SIGINT)
+    assert math.equal("x+2", "2+x")
+    assert math.process.pid == number
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_starts_a_process_of_its_own(math, tmp_path):
+    with math.kept_in(tmp_path, append_line):
+        assert math.equal("x+1", "1+x")
+        number, lines = math.process.pid, (tmp_path / FILE).read_text()
+        child = os.fork()
+        if child == 0:
+            wrong = 1
+            try:
+                wrong = squares(math, range(1, 3)) + (math.process.pid == number)
+                wrong += (tmp_path / FILE).read_text() != lines
+                math.close()
+            finally:
+                os._exit(wrong)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert squares(math, range(3, 5)) == 0
+        assert math.process.pid == number
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_during_a_question_of_a_thread_does_not_wait(math):
+    assert math.equal("x+1", "1+x")
+    ready, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        with math.lock:
+            ready.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(not math.lock.acquire(timeout=2))
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nothing_of_the_current_folder_is_executed(math, tmp_path, monkeypatch):
+    (tmp_path / "sympy").mkdir()
+    for name in ("resource.py", "sympy/__init__.py", "sitecustomize.py", "math_verify.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    assert math.equal("x+1", "1+x")
+    assert not (tmp_path / "marker").exists()
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("exit 3", "code 3"),
+        ("echo hello; exec cat", "hello"),
+        ('echo \'{"error": "ImportError: no sympy"}\'', "no sympy"),
+        (None, "No such file"),
+    ],
+)
+def test_a_process_that_does_not_start_stops_the_run(math, tmp_path, monkeypatch, text, why):
+    file = str(tmp_path / "none") if text is None else program(tmp_path / "python", text)
+    with math.kept_in(tmp_path, append_line):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", file)
+            with pytest.raises(RolloutError) as error:
+                math.equal("x+1", "1+x")
+        assert error.value.code == "R409"
+        assert why in error.value.why
+        assert math.answers == {}
+        assert not (tmp_path / FILE).exists()
+        assert math.equal("x+1", "1+x")
+
+
+def test_an_import_error_of_the_process_is_its_first_line():
+    words = [sys.executable, "-I", "-S", str(worker_process.WORKER), "1", str(1 << 32)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "math_verify" in json.loads(done.stdout)["error"]
+
+
+def test_open_files_at_their_limit_stop_the_run(math, monkeypatch):
+    def no_file(*arguments, **options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", no_file)
+    with pytest.raises(RolloutError) as error:
+        math.equal("x+1", "1+x")
+    assert error.value.code == "R409"
+    assert "Too many open files" in error.value.why
+    assert math.answers == {}
+
+
+class Terminated(MathJudge):
+    """Something else ends its process at every question."""
+
+    def _start(self):
+        process = super()._start()
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        return process
+
+
+def test_a_process_that_something_else_ends_is_no_verdict():
+    with Terminated() as math:
+        with pytest.raises(RolloutError) as error:
+            math.equal("x+1", "1+x")
+        assert error.value.code == "R409"
+        assert math.answers == {}
+
+
+def test_a_long_question_to_a_stopped_process_does_not_hang(math):
+    process = math._start()
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(worker_process.NoAnswerError):
+        math._ask("x" * 300_000, "1", 0.2)
+    assert math.process is None
+
+
+def test_damaged_lines_of_a_run_folder_are_asked_again(math, tmp_path):
+    (tmp_path / FILE).write_bytes(b'[1]\n\xff\xfe\n{"key": "00", "equal": "false"}\n\xff')
+    with math.kept_in(tmp_path, append_line):
+        assert math.answers == {}
+        assert math.equal("x+1", "1+x")
+    assert json.loads((tmp_path / FILE).read_bytes().splitlines()[-1])["equal"] is True

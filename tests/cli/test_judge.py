@@ -67,6 +67,13 @@ def test_options_choose_checker_and_commitment(tmp_path, capsys):
         ('{"gold": "1"}', "D104"),
         ('{"reply": "1"}', "D104"),
         ('{"reply": "1", "gold": []}', "D104"),
+        ('{"reply": "1", "gold": [null]}', "D104"),
+        ('{"reply": "1", "gold": NaN}', "D104"),
+        ('{"reply": "1", "gold": Infinity}', "D104"),
+        ('{"reply": "1", "gold": {"a": "1"}}', "D104"),
+        ('{"reply": "1", "gold": "A", "choices": [null, "40"]}', "D104"),
+        ('{"reply": "1", "gold": "A", "choices": 5}', "D104"),
+        ('{"reply": "1", "gold": "1", "checker": 5}', "D104"),
         ('{"reply": "1", "gold": "1", "take": "middle"}', "D104"),
         ('{"reply": "1", "gold": "1", "checker": "unknown"}', "C105"),
     ],
@@ -75,6 +82,43 @@ def test_a_row_that_cannot_be_judged_is_named(tmp_path, capsys, text, code):
     file = tmp_path / "r.jsonl"
     file.write_text(text)
     status, _, err = run(capsys, file)
+    assert status != 0
+    assert f"error[{code}]" in err
+    assert code == "D102" or "r.jsonl:1" in err
+
+
+def test_gold_answers_and_options_are_read_as_those_of_rows(tmp_path, capsys):
+    file = write(
+        tmp_path / "r.jsonl",
+        {"reply": "yes", "gold": True},
+        {"reply": "7", "gold": 7.0, "take": None, "checker": None},
+        {"reply": "5", "gold": "so it is\n#### 5"},
+        {"reply": "5", "gold": "\\boxed{5}"},
+        {"reply": "5", "gold": {"ground_truth": ["4", 5]}},
+        {"reply": "B", "gold": 1, "choices": ["x", "y"]},
+        {"reply": "B", "gold": "B", "choices": {"B": "40", "A": "30"}},
+        {"reply": "B", "gold": "B. 40", "choices": ["30", "40", None]},
+        {"reply": "A", "gold": 1, "choices": ["x", "y"]},
+    )
+    code, verdicts, _ = run(capsys, file)
+    assert code == 0
+    assert [v["correct"] for v in verdicts] == [True] * 8 + [False]
+
+
+def test_a_number_is_a_value_where_one_of_the_file_is_no_index(tmp_path, capsys):
+    row = {"reply": "1", "gold": 1, "choices": ["1", "0"]}
+    assert run(capsys, write(tmp_path / "one.jsonl", row))[0] != 0
+    file = write(tmp_path / "two.jsonl", row, {"reply": "7", "gold": 7, "choices": ["7", "8"]})
+    code, verdicts, _ = run(capsys, file)
+    assert code == 0
+    assert [v["correct"] for v in verdicts] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--take", "lats"), "C002"), (("--checker", "maht"), "C105")]
+)
+def test_an_unknown_option_is_refused(tmp_path, capsys, words, code):
+    status, _, err = run(capsys, write(tmp_path / "r.jsonl"), *words)
     assert status != 0
     assert f"error[{code}]" in err
 

@@ -33,7 +33,7 @@ UNPICKLERS = {
     "imp",
 }
 #: Modules that may start a process, always with a list of arguments.
-PROCESSES = {"studies/processes.py", "answers/math_process.py"}
+PROCESSES = {"studies/processes.py", "answers/worker_process.py"}
 #: Modules that may import a computed name: the registry, and packages that import their own names
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}
@@ -52,6 +52,7 @@ EXECUTERS = {"plugins.py"}
 CSV_WRITER, CSV_READER = "report/csv_file.py", "data/text_files.py"
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
+    "answers/worker_process.py",
     "cli/live.py",
     "cli/main.py",
     "cli/messages.py",

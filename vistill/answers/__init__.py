@@ -5,7 +5,7 @@
 `math_process`, which runs math-verify.
 """
 
-from vistill.answers.judge import gold_response, judge
+from vistill.answers.judge import gold_response
 from vistill.answers.verdict import Verdict
 
-__all__ = ["Verdict", "gold_response", "judge"]
+__all__ = ["Verdict", "gold_response"]

@@ -1,17 +1,11 @@
-"""Compare mathematical expressions in a process with limits, and keep what it answered.
-
-`multiprocessing` would import the user's script again, so the process is a module of its own.
-"""
+"""Compare mathematical expressions in a process with limits, and keep what it answered."""
 
 import hashlib
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import threading
-import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,38 +14,40 @@ from types import TracebackType
 from typing import ClassVar
 
 from vistill.answers.math_worker import MEMORY, SECONDS
+from vistill.answers.worker_process import (
+    NoAnswerError,
+    NotStartedError,
+    Process,
+    ProcessLostError,
+    ask_process,
+    end_process,
+    leave_to_parent,
+    start_process,
+)
 from vistill.errors import RolloutError
 
 #: Seconds of wall-clock time for one question, and for one that is asked again alone.
 PATIENCE, PATIENCE_ALONE = 60.0, 600.0
-#: Seconds the process may take to import.
-START_LIMIT = 300.0
 #: Answers that are kept in memory.
 MOST_KEPT = 200_000
 #: Appends a record to a file.
 Append = Callable[[Path, object], None]
 #: File of the answers in a run folder.
 FILE = "verdicts.jsonl"
-
-
-class ProcessLostError(Exception):
-    """The process ended without an answer; holds its return code."""
-
-    def __init__(self, code: int | None) -> None:
-        self.code = code
-        super().__init__(f"return code {code}")
-
-
-class NoAnswerError(Exception):
-    """The process gave no answer in the wall-clock time."""
+#: Return codes of a process that something else ended, or that answered another question.
+NOT_BY_QUESTION = (None, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT)
+#: The judges of this process; a forked child resets them.
+JUDGES: "weakref.WeakSet[MathJudge]" = weakref.WeakSet()
 
 
 class MathJudge:
     """Compares expressions with math-verify. The process starts at the first comparison.
 
     A question that exceeds the limits of processor time or memory counts as not equal and is
-    counted in `limits`. So does one that ends the process twice. A process that gives no answer in
-    wall-clock time is started again and asked once more; then R409 stops the run.
+    counted in `limits`. So does one that ends a ready process twice. A process that gives no answer
+    in wall-clock time is started again and asked once more; then R409 stops the run, as it does
+    where the process cannot start. Whatever interrupts a question ends the process, so that no
+    answer is left for the next one. A forked child starts a process of its own.
     """
 
     shared: ClassVar["MathJudge | None"] = None
@@ -60,11 +56,22 @@ class MathJudge:
         self.seconds, self.memory = seconds, memory
         self.patience = (PATIENCE, PATIENCE_ALONE)
         self.limits: Counter[str] = Counter()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
+        self.question_number = 0
+        """The number of the last question."""
         self.answers: dict[str, tuple[bool, str]] = {}
         self.file: Path | None = None
         self.append: Append = lambda path, record: None
         self.lock = threading.Lock()
+        JUDGES.add(self)
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: leave process, lock and file to the parent; keep the answers."""
+        self.lock = threading.Lock()
+        self.file = None
+        process, self.process = self.process, None
+        if process is not None:
+            leave_to_parent(process)
 
     # Answers that are kept.
 
@@ -81,33 +88,34 @@ class MathJudge:
         with self.lock:
             self.answers, self.file = {}, folder / FILE
             if self.file.exists():
-                text = self.file.read_text(encoding="utf-8")
-                for line in text.splitlines():
+                content = self.file.read_bytes()
+                for line in content.splitlines():
                     self._keep_line(line)
-                if text and not text.endswith("\n"):  # a power cut left half a line
-                    os.truncate(self.file, len(text[: text.rfind("\n") + 1].encode()))
+                if not content.endswith(b"\n"):  # a power cut left half a line
+                    os.truncate(self.file, content.rfind(b"\n") + 1)
         try:
             yield
         finally:
             with self.lock:
                 self.answers, self.file = before
 
-    def _keep_line(self, line: str) -> None:
+    def _keep_line(self, line: bytes) -> None:
         """Take over a line; a line that a power cut left incomplete is skipped and asked again."""
         try:
             record = json.loads(line)
-            limit = str(record.get("limit", ""))
-            self.answers[str(record["key"])] = (bool(record["equal"]), limit)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return
+        if isinstance(record, dict) and isinstance(record.get("equal"), bool):
+            verdict = record["equal"], str(record.get("limit", ""))
+            self.answers.setdefault(str(record.get("key")), verdict)
 
     def _remember(self, key: str, equal: bool, limit: str) -> None:
-        """Keep an answer in memory and in the run folder."""
-        if len(self.answers) < MOST_KEPT:
-            self.answers[key] = (equal, limit)
+        """Keep an answer in the run folder and in memory."""
         if self.file is not None and self.file.parent.is_dir():
             record = {"key": key, "equal": equal} | ({"limit": limit} if limit else {})
             self.append(self.file, record)
+        if len(self.answers) < MOST_KEPT:
+            self.answers[key] = (equal, limit)
 
     # Questions.
 
@@ -115,7 +123,8 @@ class MathJudge:
         """Whether two expressions are equal; gold first, as math-verify requires.
 
         Raises:
-            RolloutError: R409, the process gives no answer twice.
+            RolloutError: R409, the process cannot start, is ended twice by something else than
+                the question, or gives no answer twice.
         """
         answered: bool | str = False
         key = hashlib.blake2b(json.dumps([gold, answer]).encode(), digest_size=16).hexdigest()
@@ -133,79 +142,46 @@ class MathJudge:
 
     def _ask_twice(self, gold: str, answer: str) -> bool | str:
         """Ask; if the process ends or is silent, start it again and ask once more."""
-        try:
-            return self._ask(gold, answer, self.patience[0])
-        except ProcessLostError as lost:
-            self.close()
-            if lost.code == -signal.SIGXCPU:
-                return "time"
-        except NoAnswerError:
-            self.close()
-        try:
-            return self._ask(gold, answer, self.patience[1])
-        except ProcessLostError as lost:
-            self.close()
-            return "time" if lost.code == -signal.SIGXCPU else "crash"
-        except NoAnswerError:
-            self.close()
-            self.limits["wall"] += 1
-            raise RolloutError(
-                "R409",
-                f"math-verify gives no answer in {self.patience[1]:,.0f} s",
-                where=f"gold {gold!r:.60}, answer {answer!r:.60}",
-                why="the machine is overloaded or suspended; a verdict would depend on its load",
-                fix="run the same command again; it continues",
-            ) from None
+        codes: list[int | None] = []
+        for patience in self.patience:
+            try:
+                return self._ask(gold, answer, patience)
+            except ProcessLostError as lost:
+                if lost.code == -signal.SIGXCPU:
+                    return "time"
+                codes.append(lost.code)
+            except NoAnswerError:
+                pass
+            except NotStartedError as failed:
+                raise not_started_error(failed) from failed
+        if len(codes) == len(self.patience) and not set(codes) & set(NOT_BY_QUESTION):
+            return "crash"
+        self.limits["wall"] += 1
+        raise no_verdict_error(gold, answer, self.patience[1], codes) from None
 
     def _ask(self, gold: str, answer: str, patience: float) -> bool | str:
-        """Ask the process once."""
-        process = self._start()
-        assert process.stdin is not None
+        """Ask the process once; whatever interrupts the question ends the process."""
         try:
-            process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-            process.stdin.flush()
-        except OSError:
-            raise ProcessLostError(process.wait()) from None
-        return self._read(process, patience)
+            process = self._start()
+            self.question_number += 1
+            return ask_process(process, self.question_number, (gold, answer), patience)
+        except BaseException:
+            self.close()
+            raise
 
-    def _read(self, process: "subprocess.Popen[bytes]", patience: float) -> bool | str:
-        """The next line of the process."""
-        assert process.stdout is not None
-        end = time.monotonic() + patience
-        while not select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
-            if time.monotonic() >= end:
-                raise NoAnswerError
-        line = process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise ProcessLostError(process.wait())
-        return json.loads(line)
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        """The running process."""
-        if self.process is not None:
-            return self.process
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "vistill.answers.math_worker",
-                str(self.seconds),
-                str(self.memory),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        if self._read(self.process, START_LIMIT) != "ready":
-            raise ProcessLostError(None)
+    def _start(self) -> Process:
+        """The running process; one that ended since the last question is replaced."""
+        if self.process is not None and self.process.poll() is not None:
+            self.close()
+        if self.process is None:
+            self.process = start_process(self.seconds, self.memory)
         return self.process
 
     def close(self) -> None:
-        """Stop the process; the next question starts another one."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-        self.process = None
+        """End the process; the next question starts another one."""
+        process, self.process = self.process, None
+        if process is not None:
+            end_process(process)
 
     def __enter__(self) -> "MathJudge":
         return self
@@ -225,3 +201,39 @@ def shared_judge() -> MathJudge:
     if MathJudge.shared is None:
         MathJudge.shared = MathJudge()
     return MathJudge.shared
+
+
+def not_started_error(failed: NotStartedError) -> RolloutError:
+    """R409 for a process that cannot start: no question is at fault, and no verdict is kept."""
+    return RolloutError(
+        "R409",
+        "the process of math-verify does not start",
+        why=f"{failed!s:.300}",
+        fix="repair this installation of Python, math-verify and sympy, or free memory and open "
+        "files; then run the same command again, it continues",
+    )
+
+
+def no_verdict_error(
+    gold: str, answer: str, patience: float, codes: list[int | None]
+) -> RolloutError:
+    """R409 for a question without an answer that is not at fault itself."""
+    what = f"math-verify gives no answer in {patience:,.0f} s"
+    if codes:
+        what = f"the process of math-verify was ended before it answered (code {codes[-1]})"
+    return RolloutError(
+        "R409",
+        what,
+        where=f"gold {gold!r:.60}, answer {answer!r:.60}",
+        why="the machine is overloaded or suspended; a verdict would depend on its load",
+        fix="run the same command again; it continues",
+    )
+
+
+def reset_judges_after_fork() -> None:
+    """In a forked child: start with processes and locks of its own."""
+    for judge in list(JUDGES):
+        judge.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=reset_judges_after_fork)

@@ -5,34 +5,91 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from vistill.answers.judge import judge
+from vistill.answers.extract import Take
+from vistill.answers.judge import Question
 from vistill.answers.verdict import Verdict
-from vistill.errors import DataError, closest, quote_command
-from vistill.registry import load_plugins
+from vistill.data.gold import numbers_are_values, read_options
+from vistill.data.judging import read_question, verdict_by_name
+from vistill.errors import ConfigError, DataError, closest, quote_command
+from vistill.registry import checkers, load_plugins
 
 #: Columns in which a file may say what the verdict should be.
 EXPECTED = ("correct", "official_correct")
 
 
 def judge_file(path: Path, checker: str, take: str) -> Iterator[tuple[dict[str, Any], Verdict]]:
-    """The rows of a file with their verdicts; a row may name its own `checker` and `take`."""
-    for number, row in read_rows(path):
-        choices = row.get("choices") or ()
-        where = f"{path}:{number}"
-        taken = row.get("take", take)
-        if taken not in ("first", "last"):
-            raise row_error(where, f"take is {taken!r:.40}, not first or last")
-        yield row, judge(row["reply"], row["gold"], choices, row.get("checker", checker), taken)
+    """The rows of a file with their verdicts; a row may name its own `checker` and `take`.
+
+    Raises:
+        DataError: D104, a row cannot be judged; no verdict comes before it.
+        ConfigError: C105, there is no checker of that name.
+    """
+    rows = list(read_rows(path))
+    are_values = rows_hold_values([row for _, row in rows])
+    asked = [ask(row, f"{path}:{number}", checker, take, are_values) for number, row in rows]
+    for (_, row), (golds, question, name) in zip(rows, asked, strict=True):
+        yield row, verdict_by_name(row["reply"], golds, question, name)
+
+
+def rows_hold_values(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether whole numbers among the gold answers are values, not indices of options."""
+    golds, options = [], []
+    for row in rows:
+        with suppress(DataError):  # `ask` refuses the row and names its line
+            options.append(read_options(row.get("choices"), ""))
+            golds.append(row.get("gold"))
+    return numbers_are_values(golds, options)
+
+
+def ask(
+    row: dict[str, Any], where: str, checker: str, take: str, are_values: bool
+) -> tuple[str | tuple[str, ...], Question, str]:
+    """The gold answers of a row, its options with the commitment that counts, and its checker."""
+    name, taken = row.get("checker"), row.get("take")
+    name, taken = checker if name is None else name, take if taken is None else taken
+    if taken not in get_args(Take):
+        raise row_error(where, f"take is {taken!r:.40}, not first or last")
+    if not isinstance(name, str):
+        raise row_error(where, f"checker is {name!r:.40}, not a name")
+    if name not in checkers:
+        raise unknown_checker_error(where, name)
+    try:
+        golds, options = read_question(row.get("gold"), row.get("choices"), where, are_values)
+    except DataError as error:
+        raise row_error(where, error.what, error.why) from error
+    return golds, Question(options, cast(Take, taken)), name
+
+
+def unknown_checker_error(where: str, name: str) -> ConfigError:
+    """C105 for the checker of a row."""
+    return ConfigError(
+        "C105",
+        f"there is no checker {name!r:.40}",
+        where=where,
+        why=f"checkers: {', '.join(checkers.names())}",
+        fix="name one of these in the row, or leave it out",
+    )
+
+
+def check_options(path: Path, checker: str, take: str) -> None:
+    """Refuse an unknown `--take` (C002) or `--checker` (C105)."""
+    if take not in get_args(Take):
+        fix = quote_command("vistill", "judge", path, "--take", "last")
+        raise ConfigError("C002", f"--take is {take!r:.40}", why="it is first or last", fix=fix)
+    near = next(iter(closest(checker, checkers.names())), "auto")
+    fix = quote_command("vistill", "judge", path, "--checker", near)
+    checkers.require("checker", checker, fix)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSON Lines file with their line numbers.
 
     Raises:
-        DataError: D102, the file cannot be read; D104, a row lacks `reply` or `gold`.
+        DataError: D102, the file cannot be read; D104, a row lacks `reply`.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -75,30 +132,21 @@ def encoding_error(path: Path) -> DataError:
 
 
 def checked(row: Any, where: str) -> dict[str, Any]:
-    """A row whose columns have the right types (D104)."""
+    """A row with a reply (D104)."""
     if not isinstance(row, dict):
         raise row_error(where, "the line is no JSON object")
     if not isinstance(row.get("reply"), str):
         raise row_error(where, "`reply` is not text")
-    gold = row.get("gold")
-    if isinstance(gold, (int, float)) and not isinstance(gold, bool):
-        row = {**row, "gold": str(gold)}
-    elif not isinstance(gold, str) and not (
-        isinstance(gold, list) and gold and all(isinstance(g, (str, int, float)) for g in gold)
-    ):
-        raise row_error(where, "`gold` is neither a text nor a list of texts")
-    if not isinstance(row.get("choices") or [], list):
-        raise row_error(where, "`choices` is no list")
     return row
 
 
-def row_error(where: str, what: str) -> DataError:
+def row_error(where: str, what: str, why: str = "") -> DataError:
     """D104 for a row that cannot be judged."""
     return DataError(
         "D104",
         what,
         where=where,
-        why="a row has a reply, a gold answer and, for multiple choice, its options",
+        why=why or "a row has a reply, a gold answer and, for multiple choice, its options",
         fix='write a row such as   {"reply": "The answer is B.", "gold": "B", '
         '"choices": ["30", "40"]}',
     )
@@ -107,6 +155,7 @@ def row_error(where: str, what: str) -> DataError:
 def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) -> None:
     """Print one JSON line per row, and a summary to the terminal."""
     load_plugins(plugins)
+    check_options(path, checker, take)
     counts: Counter[str] = Counter()
     for row, verdict in judge_file(path, checker, take):
         known = {"id": row["id"]} if "id" in row else {}

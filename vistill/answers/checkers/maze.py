@@ -37,7 +37,9 @@ def read_grid(answer: str) -> list[str]:
         rows = answer.replace("/", "\n").split("\n")
     if not isinstance(rows, list):
         return []
-    return ["".join(row) if isinstance(row, list) else str(row).strip() for row in rows if row]
+    return [
+        "".join(map(str, row)) if isinstance(row, list) else str(row).strip() for row in rows if row
+    ]
 
 
 def walk(grid: list[str], plan: list[str]) -> Walk:
