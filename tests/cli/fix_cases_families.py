@@ -1,5 +1,6 @@
 """Models of any family: packages, limits and proofs at load."""
 
+import json
 from types import SimpleNamespace
 
 from fix_cases import situation
@@ -68,6 +69,15 @@ def a_teacher_of_a_chat_is_not_read_exactly(place):
     from vistill.models.proofs import proof_error
 
     made_chat(place, lambda: proof_error(described(), "M112", "states differ", "", "teacher"))
+
+
+@situation("M101", **OTHER)
+def a_teacher_splits_words_in_another_way(place):
+    start_models(place, "'teacher.model=modelle ö/fremd'", "fremd")
+    file = place.folder / "modelle ö/fremd/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["merges"].reverse()
+    file.write_text(json.dumps(tokenizer))
 
 
 @situation("C101")

@@ -172,6 +172,14 @@ def a_disk_is_too_small_for_an_export(place):
 
 
 @situation("S601", OTHER_FOLDER="aus ö/neu")
+def a_disk_is_too_small_for_an_export_in_full_precision(place):
+    start_trained(place, line=f"vistill export '{RUN}'")
+    size = sum(f.stat().st_size for f in (place.folder / RUN / "student").glob("*.safetensors"))
+    free = SimpleNamespace(free=int(0.7 * size))  # enough for half the size, and nothing else
+    place.patches.append(lambda patch: patch.setattr(shutil, "disk_usage", lambda path: free))
+
+
+@situation("S601", OTHER_FOLDER="aus ö/neu")
 def a_disk_is_too_small_for_half_of_an_export(place):
     start_export(place, "--dtype bf16")
     place.patches.append(full_disk)
