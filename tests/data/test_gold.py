@@ -38,7 +38,7 @@ def gold_error(value, choices=()):
         (["7"], "7"), (["7", "8"], ("7", "8")), (["7", "7"], "7"), (("a", None, "b"), ("a", "b")),
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7", 8]}, ("7", "8")),
         ({"answer": 3}, "3"), ([{"answer": "net"}, {"answer": "net"}, {"answer": "nets"}],
-                               ("net", "nets")),
+                               ("net", "net", "nets")),
         ({"text": ["Paris"], "answer_start": [3]}, "Paris"),
         (True, ("Yes", "True")), (False, ("No", "False")),
         ("<answer> 7 </answer>", "7"), ("\\boxed{40}", "40"), ("$\\boxed{40}$.", "40"),
@@ -210,3 +210,9 @@ def test_a_response_may_be_the_turn_of_an_assistant_and_an_empty_id_is_none(fold
 def test_golds_of_a_prompt():
     assert Prompt("a", ("x",), answer="7").golds == ("7",)
     assert Prompt("a", ("x",)).golds == ()
+
+
+def test_how_many_people_gave_an_answer_is_kept():
+    people = ["red"] * 2 + ["dark red"] * 8
+    assert read_gold(people, (), "row") == tuple(people)
+    assert read_gold(["red"] * 10, (), "row") == "red"

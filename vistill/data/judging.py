@@ -7,7 +7,7 @@ from vistill.answers.extract import Take
 from vistill.answers.judge import Question, verdict_of
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
-from vistill.data.gold import gold_texts, read_gold, read_options
+from vistill.data.gold import read_gold, read_options
 from vistill.errors import ConfigError, DataError
 from vistill.registry import checkers
 from vistill.types import Prompt
@@ -97,8 +97,6 @@ def read_question(
         what = f"there is no gold answer: {gold!r:.60}"
         why = "a reply is compared with a gold answer"
         raise DataError("D104", what, where=where, why=why, fix="write the gold answer")
-    if isinstance(golds, tuple) and not options:
-        golds = tuple(gold_texts(gold, where))  # `vqa` counts how many people gave an answer
     return golds, options
 
 
