@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from vistill.answers.denials import is_denied_before
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
 Take = Literal["first", "last"]
@@ -18,8 +19,12 @@ BRACE = re.compile(
 )
 BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
 TAG = re.compile(
-    r"<(?P<close>/?)(?:answer|final_answer|final answer)>|(?P<begin><\|begin_of_box\|>)"
+    r"<(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>|(?P<begin><\|begin_of_box\|>)"
     r"|(?P<end><\|end_of_box\|>)",
+    re.IGNORECASE,
+)
+OR_BOX = re.compile(
+    r"(?:\}|</\w{1,12}>)[\s$)\\,*]{0,6}(?:or|或)[\s$(\\*]{0,6}(?:[a-z]{0,8}box(?:ed)?\s{0,4}\{|<\w{1,12}>)",
     re.IGNORECASE,
 )
 #: Words of the instruction that a reply repeats instead of an answer.
@@ -48,8 +53,9 @@ ECHO = frozenset(
 MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
 VERB = (
-    r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
-    r"|appears to be|becomes|comes out to be|to be|=|:|->|为|是|:)"
+    r"(?:(?<![A-Za-z])(?:is(?=n't)|(?:is|are|was|were|be|would be|should be|must be|will be"
+    r"|has to be|can only be|seems to be|appears to be|becomes|comes out to(?: be)?|to be)"
+    r"(?![A-Za-z]))|'s(?=\s)|=|:|->|为|是)"
 )
 DECORATION = r"[*_`\s#]{0,8}"
 ANSWER = re.compile(
@@ -70,14 +76,17 @@ CHOICE = re.compile(
 CHOOSE = re.compile(
     r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE
 )
+#: Before `choose`: the task is repeated.
+ASKED = re.compile(r"(?<!have )(?<!had )\bto\s$|\bshould\s$", re.IGNORECASE)
 BEFORE_CHOICE = re.compile(
-    r"(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
+    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
     r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
     re.IGNORECASE,
 )
-#: Before a mark: what follows is a question, a condition, or denied.
+#: Before a mark: what follows is a question, a condition, or still to be found.
 DOUBT = re.compile(
-    r"\b(?:if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
+    r"\b(?:need|(?:to|then|can|could|will|would|please) (?:find|get|obtain|determine|reach|compute|express)"
+    r"|if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
     r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
@@ -179,11 +188,19 @@ def find_strong(text: str) -> list[Span]:
 def pick_strong(text: str, take: Take) -> Span | None:
     """The first or last box or tag that is not empty and does not repeat the instruction."""
     spans = find_strong(text)
-    for span in (spans if take == "first" else spans[::-1])[:MOST_MARKS]:
+    ordered = spans if take == "first" else spans[::-1]
+    for i, span in enumerate(ordered[:MOST_MARKS]):
         trimmed = span.of(text)
         if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            return trimmed
+            other = ordered[i + 1] if i + 1 < len(ordered) else None
+            return None if other and is_hedge(text, *sorted((span, other))) else trimmed
     return None
+
+
+def is_hedge(text: str, one: Span, other: Span) -> bool:
+    r"""Whether `or` stands between two spans: `\boxed{3} or \boxed{4}`."""
+    between = text[one.end : other.start]
+    return len(between) <= 40 and bool(OR_BOX.fullmatch(between))
 
 
 def is_echo(text: str, span: Span) -> bool:
@@ -213,8 +230,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
 def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
     at, word = match.start(), match.group(0).lower()
-    before = text[max(0, at - 48) : at]
-    if DOUBT.search(before):
+    before = text[max(0, at - 80) : at]
+    if DOUBT.search(before) or is_denied_before(before):
         return None
     if word == "answer":
         return answer_at(text, at, before)
@@ -222,7 +239,7 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
     elif word in ("choose", "select"):
-        full, rule = CHOOSE.match(text, at), "option"
+        full, rule = (None if ASKED.search(before) else CHOOSE.match(text, at)), "option"
     else:
         full, rule = CHINESE.match(text, at), "phrase"
     return sentence_span(text, full.end(), rule) if full else None

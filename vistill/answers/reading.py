@@ -5,23 +5,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 
-from vistill.answers.characters import readable
+from vistill.answers.characters import plain_characters, readable
 from vistill.answers.extract import Take
 from vistill.answers.verdict import Verdict
 
 CLAUSE = re.compile(
-    r",?\s(?:because|since|due to|given that|assuming|so that|as (?:the|it|this|shown|we|there))\b"
+    r",?\s(?:because|since|due to|given that|assuming|so that|rather than|instead of|and not"
+    r"|but not|when rounded|after|as (?:the|it|this|shown|we|there))\b"
     r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
     r"|;\s|。|，因|,因|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
     r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
-DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)
+DENIAL = re.compile(
+    r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b",
+    re.IGNORECASE,
+)
 INSTEAD = re.compile(
     r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
 )
 LEAD_IN = re.compile(
-    r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
+    r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
     r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
     r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
     re.IGNORECASE,
@@ -41,7 +46,7 @@ def after_negation(plain: str) -> str:
     if not DENIAL.match(plain):
         return plain
     match = INSTEAD.search(plain)
-    return plain[match.end() :].strip() if match else plain
+    return plain[match.end() :].strip() if match else ""
 
 
 def without_lead_in(plain: str) -> str:
@@ -74,8 +79,11 @@ def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
         take: Take = "first",
         math: object = None,
     ) -> Verdict:
-        golds = [answer] if isinstance(answer, str) else [str(a) for a in answer]
-        verdict = check(readable(response), golds, tuple(choices), take, math)
+        golds = [
+            plain_characters(str(a)) for a in ([answer] if isinstance(answer, str) else answer)
+        ]
+        options = tuple(plain_characters(str(c)) for c in choices)
+        verdict = check(readable(response), golds, options, take, math)
         if verdict.position is not None:
             start, end = verdict.position
             verdict = replace(verdict, extracted=response[start:end].strip())

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.denials import is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Take,
@@ -35,10 +36,22 @@ NUMBER = re.compile(
 OPERATOR = re.compile(r"[\^√π*+=<>\\²³]|\d\s?[-/]\s?\d|[A-Za-z]\d|\d[A-Za-z]")
 GRID = re.compile(r"\brows?\W{0,6}(\d{1,4})\W{0,12}(?:and\s)?col(?:umn)?s?\W{0,6}(\d{1,4})", re.I)
 HEDGE = re.compile(
-    r"\b(?:or|between|either|not|at least|at most|more than|less than|fewer than|no|cannot|unknown|"
-    r"to|from|per cent of|out of)\b",
+    r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
+    r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
+    r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
+    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b",
     re.IGNORECASE,
 )
+#: Words for a sign before a number.
+NEGATIVE = re.compile(r"^(?:minus|negative)\s(?=[\d.]|\\frac|\\sqrt)", re.IGNORECASE)
+#: A number that a word behind it changes, or that is only a bound.
+CHANGED = re.compile(
+    r"\d\s(?:squared|cubed|dozens?)\b|\d\s?\+$"
+    r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
+    re.IGNORECASE,
+)
+#: Several numbers: none of them is the answer.
+SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
     re.IGNORECASE,
@@ -57,8 +70,12 @@ class Reading:
 
 def read_math(plain: str, rule: str) -> Reading | None:
     """The readings of an answer as a value; None for a sentence that states none."""
-    plain = after_negation(plain)
+    plain = NEGATIVE.sub("-", after_negation(plain))
     bare = without_lead_in(plain)
+    if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
+        return None
+    if SEVERAL.search(bare):
+        return Reading((plain,))
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
@@ -67,6 +84,12 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def is_taken_back_number(plain: str) -> bool:
+    """Whether the clause behind a number takes it back: `12, but that is wrong`."""
+    match = NUMBER.match(plain)
+    return bool(match) and is_taken_back(plain[match.end() :])
 
 
 def grid_size(plain: str) -> str:

@@ -1,5 +1,6 @@
 """Words as an answer: equal in normal form. `auto` uses it where the gold answer is a text."""
 
+import re
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
@@ -14,6 +15,13 @@ from vistill.answers.reading import (
 )
 from vistill.answers.verdict import Verdict
 
+#: What may follow `answer is` and is no answer in words.
+NO_ANSWER = re.compile(
+    r"^(?:also )?(?:found|used|based|obtained|determined|calculated|derived|computed|reached"
+    r"|explained|shown|given|helpful|correct|useful|clear|as follows|below|here"
+    r"|the (?:one|option|choice) (?:that|which))\b",
+    re.IGNORECASE,
+)
 #: Words of a short reply.
 MOST_WORDS = 16
 
@@ -27,7 +35,9 @@ class Words:
 
 def read_words(plain: str, rule: str) -> Words | None:
     """The readings of an answer: whole, without a clause, and behind `is` in a short reply."""
-    plain = after_negation(plain)
+    if rule not in ("box", "tag", "bare") and NO_ANSWER.match(plain):
+        return None
+    plain = after_negation(plain) or plain
     bare = without_lead_in(plain)
     forms = [plain, bare, cut_clause(bare)]
     if rule == "bare":
