@@ -40,7 +40,8 @@ TAKEN_BACK = re.compile(
 #: A sentence that is no statement of its writer, or denies what it names.
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
-    r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps)\b",
+    r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
+    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b",
     re.IGNORECASE,
 )
 #: Words before the text of an option in its clause that deny it.

@@ -31,7 +31,10 @@ LEAD_IN = re.compile(
     r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
-COPULA = re.compile(r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s", re.IGNORECASE)
+COPULA = re.compile(
+    r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
+    re.IGNORECASE,
+)
 LABEL = re.compile(r"^[(\[]?[A-J][)\].:]\s{0,3}(?=\S)")
 
 

@@ -42,6 +42,13 @@ HEDGE = re.compile(
     r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b",
     re.IGNORECASE,
 )
+#: A complete last sentence that states a value: `The length of AB is 10.`
+STATES = re.compile(
+    r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
+)
+CONDITION = re.compile(r"\b(?:if|suppose|assume|given|let|when|where|not|cannot)\b", re.IGNORECASE)
+#: A display at the end of a reply.
+DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
 #: Words for a sign before a number.
 NEGATIVE = re.compile(r"^(?:minus|negative)\s(?=[\d.]|\\frac|\\sqrt)", re.IGNORECASE)
 #: A number that a word behind it changes, or that is only a bound.
@@ -79,6 +86,8 @@ def read_math(plain: str, rule: str) -> Reading | None:
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
+    if rule == "bare" and HEDGE.search(plain) and not is_value(plain):
+        return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
@@ -141,16 +150,37 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
 
 def read_conclusion(text: str) -> Commitment[Reading] | None:
     """The value at the end of the last sentence, if that sentence draws a conclusion."""
+    if displayed := read_display(text):
+        return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        if not CONCLUDES.match(raw):
+        states = STATES.match(raw) and text[span.end : span.end + 1] == "."
+        if not CONCLUDES.match(raw) and not states:
             continue
         plain = strip_markup(raw)
+        if CONDITION.search(plain):
+            continue
         value = predicate(plain) or right_side(plain)
         reading = read_math(value, "conclusion") if value else None
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)
     return None
+
+
+def read_display(text: str) -> Commitment[Reading] | None:
+    """The right side of an equation in a display at the end, behind a conclusion and a colon."""
+    tail_start = max(0, len(text) - 600)
+    match = DISPLAY.search(text, tail_start)
+    if match is None:
+        return None
+    line = text[tail_start : match.start()].rstrip().rsplit("\n", 1)[-1].strip(" *_")
+    if not line.endswith(":") or not (CONCLUDES.match(line) or line.endswith("is:")):
+        return None
+    start, end = match.span(1)
+    raw = text[start:end]
+    plain = strip_markup(raw)
+    reading = read_math(right_side(plain) or plain, "conclusion")
+    return Commitment(start, end, raw, "conclusion", reading) if reading else None
 
 
 def gold_forms(gold: str) -> list[str]:
