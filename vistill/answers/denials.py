@@ -31,7 +31,7 @@ TAKEN_BACK = re.compile(
     r"(?:(?:also|clearly|definitely|certainly|obviously|probably|likely|therefore|thus)\s)?"
     r"(?:(?:is|was|does|do|did|has|have|can|could|would|should|are)n't\b|cannot\b|can't\b"
     r"|(?:does|do|did|can|could|would|should) not\b|not (?:the|a|an)? ?(?:correct|right|answer|true"
-    r"|accurate|best|possible|valid|likely|it\b|suitable|one\b)"
+    r"|accurate|quite|best|possible|valid|likely|it\b|suitable|one\b)"
     r"|(?:wrong|incorrect|false|ruled out|eliminated|excluded|rejected|unlikely|impossible"
     r"|inaccurate|discarded)\b"
     r"|(?:是)?(?:错|不正确|不对|不是))",

@@ -50,7 +50,17 @@ ECHO = frozenset(
     ]
 )
 #: Words that may begin a commitment, in lower case.
-MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
+MARK = re.compile(r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
+#: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
+SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
+MOST_LABELLED = 60
+#: `{"answer": "B"}`, `{"final_answer": 12}`.
+JSON_ANSWER = re.compile(
+    r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
+    re.IGNORECASE,
+)
+#: `Answer - B` on a line of its own.
+DASHED = re.compile(r"answer\s?-\s(?=[(\[]?[A-Z\d])", re.IGNORECASE)
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
 VERB = (
     r"(?:(?<![A-Za-z])(?:is(?=n't)|(?:is|are|was|were|be|would be|should be|must be|will be"
@@ -66,7 +76,9 @@ ANSWER = re.compile(
 )
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
 CHINESE = re.compile(
-    r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+    r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
+    r"|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+    r"|选项\s?(?=[(\[]?[A-Z][)\]]?\s?(?:是|为)?(?:正确|对))"
 )
 CHOICE = re.compile(
     r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
@@ -77,6 +89,7 @@ CHOOSE = re.compile(
     r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE
 )
 #: Before `choose`: the task is repeated.
+SOUGHT = re.compile(r"\b(?:for|want|need|know)\s(?:the|our|an)\s$", re.IGNORECASE)
 ASKED = re.compile(r"(?<!have )(?<!had )\bto\s$|\bshould\s$", re.IGNORECASE)
 BEFORE_CHOICE = re.compile(
     r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
@@ -92,8 +105,10 @@ DOUBT = re.compile(
 )
 SENTENCE_END = re.compile(
     r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
-    r"(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
 )
+#: An item of a list that is an option; `- 5` is a number.
+ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
 #: Marks that are looked at, from the side that counts.
@@ -217,6 +232,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
     limit = min(len(text), at + 40)
     while start < limit and (text[start].isspace() or text[start] in "*_`#:>"):
         start += 1
+    if ITEM.match(text, start):
+        start += 2
     if display := DISPLAY.match(text, start):
         end = DISPLAY_END.search(text, display.end(), display.end() + WINDOW)
         return Span(display.end(), end.start() if end else display.end(), rule)
@@ -234,7 +251,10 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     if DOUBT.search(before) or is_denied_before(before):
         return None
     if word == "answer":
-        return answer_at(text, at, before)
+        return json_answer(text, at) or answer_at(text, at, before)
+    if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
+        span = sentence_span(text, label.end(), "phrase")
+        return span if span.end - span.start <= MOST_LABELLED else None
     if word in ("option", "choice", "conclusion"):
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
@@ -245,15 +265,25 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     return sentence_span(text, full.end(), rule) if full else None
 
 
+def json_answer(text: str, at: int) -> Span | None:
+    """The value of `"answer"` in a JSON object."""
+    match = JSON_ANSWER.match(text, at)
+    if match is None:
+        return None
+    return Span(*match.span(1 if match.group(1) else 2), "line")
+
+
 def answer_at(text: str, at: int, before: str) -> Span | None:
     """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
+    if text[at + 6 : at + 8] == ", " and SOUGHT.search(before):
+        return None
     if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
         return None
     full = ANSWER.match(text, at)
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
-    heading = HEADING.match(text, at)
+    heading = HEADING.match(text, at) or DASHED.match(text, at)
     line = before.rsplit("\n", 1)[-1].lower()
     if heading is None or re.sub(r"final|correct|the|[#*_\s]", "", line):
         return None

@@ -17,7 +17,7 @@ LEAD = re.compile(
 NAMES_OPTION = re.compile(r"(?:option|choice|letter|选项|选)s?\s?[:：]?\s?$", re.IGNORECASE)
 MARKED = re.compile(r"[(\[{<]\s?\\?([A-Za-z])\s?[)\]}>]")
 BARE = re.compile(r"([A-Z])(?![A-Za-z0-9'_^])")
-CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z])")
+CLOSED = re.compile(r"([A-Za-z])(?:[).\]:](?![A-Za-z])|、(?!\s?[A-Za-z]))")
 #: A set of letters: `(A, C)`, `{A, C}`.
 GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)}\]]")
 LOWER_GROUP = re.compile(r"[a-j](?:\s?[,;、]\s?[a-j]){1,9}")
@@ -36,8 +36,8 @@ OR = re.compile(r"\bor\b|/|[|]|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
     r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b"
-    r"|for\b|instead\b|选项|due\b|based\b|where\b|with\b|which\b"
-    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|正确)",
+    r"|for\b|instead\b|due\b|based\b|where\b|with\b|which\b"
+    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|是?正确|选项)",
     re.IGNORECASE,
 )
 

@@ -46,9 +46,10 @@ def cut_clause(plain: str) -> str:
 
 def after_negation(plain: str) -> str:
     """What stands for a denied answer: `not A, it is B` is `B`; "" if nothing does."""
-    if not DENIAL.match(plain):
+    denial = DENIAL.match(plain)
+    if denial is None:
         return plain
-    match = INSTEAD.search(plain)
+    match = INSTEAD.search(plain, denial.end())
     return plain[match.end() :].strip() if match else ""
 
 

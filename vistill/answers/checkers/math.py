@@ -46,7 +46,7 @@ HEDGE = re.compile(
 STATES = re.compile(
     r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
 )
-CONDITION = re.compile(r"\b(?:if|suppose|assume|given|let|when|where|not|cannot)\b", re.IGNORECASE)
+CONDITION = re.compile(r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b", re.IGNORECASE)
 #: A display at the end of a reply.
 DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
 #: Words for a sign before a number.
@@ -60,7 +60,7 @@ CHANGED = re.compile(
 #: Several numbers: none of them is the answer.
 SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
-    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
+    r"^#### ?\S|^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
     re.IGNORECASE,
 )
 
@@ -82,7 +82,7 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
         return None
     if SEVERAL.search(bare):
-        return Reading((plain,))
+        return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
@@ -161,6 +161,8 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
         if CONDITION.search(plain):
             continue
         value = predicate(plain) or right_side(plain)
+        if raw.startswith("####"):  # GSM8K
+            value = plain.lstrip("# ")
         reading = read_math(value, "conclusion") if value else None
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)

@@ -88,9 +88,10 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
         return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        if UNKNOWN.search(raw) or raw.endswith("?"):
+        if raw.endswith("?"):
             return None
-        words = words_of(strip_markup(raw))
+        unknown = UNKNOWN.search(raw)
+        words = words_of(strip_markup(raw[unknown.end() :] if unknown else raw))
         if len(words) == 1:
             return Commitment(span.start, span.end, raw, "conclusion", words.pop())
     return None
