@@ -41,7 +41,7 @@ TAKEN_BACK = re.compile(
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
-    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b",
+    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b|不(?:正确|对|是|选)|错误",
     re.IGNORECASE,
 )
 #: Words before the text of an option in its clause that deny it.
@@ -60,6 +60,8 @@ def last_clause(before: str) -> str:
 
 def is_denied_before(before: str) -> bool:
     """Whether the clause before an answer denies or doubts it: `I don't think the answer is A`."""
+    if before.endswith(("不", "不能", "不应")):
+        return True
     return bool(OTHER_ANSWER.search(before) or DENIES.search(last_clause(before)))
 
 

@@ -50,7 +50,9 @@ ECHO = frozenset(
     ]
 )
 #: Words that may begin a commitment, in lower case.
-MARK = re.compile(r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
+MARK = re.compile(
+    r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+)
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
 MOST_LABELLED = 60

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vistill.answers.checkers.math import only_number
 from vistill.answers.compare import Mathematics
 from vistill.answers.denials import DENIED, is_taken_back
 from vistill.answers.extract import (
@@ -66,6 +67,8 @@ ENDS_ONE = re.compile(
 )
 #: A list mark, heading mark or arrow before a short reply.
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
+#: The line before a list of options that are chosen.
+LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
 ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
@@ -189,6 +192,11 @@ class ChoiceReader:
         letters = set(self.mentions(plain))
         return frozenset(letters) if len(letters) == 1 else None
 
+    def by_value(self, value: str) -> frozenset[str]:
+        """The one option with this value; empty if there is none, or several."""
+        named = option_of(value, self.options, self.math) if value and len(self.options) else []
+        return self.letters_of(named) if len(named) == 1 else frozenset()
+
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
         """The letters of options."""
         return frozenset(self.options.letter(i) for i in named)
@@ -212,6 +220,10 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     span = whole(text)
     if span.end == span.start or is_cut_in_box(text):
         return None
+    if span.end - span.start <= 300:
+        plain = strip_markup(LIST_HEAD.sub("", text[span.start : span.end]))
+        if (labelled := read_labelled(plain, reader.options)) is not None:
+            return commitment(text, span, labelled)
     if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
         letters = read_bare(text[span.start : span.end], reader)
         if letters is not None:
@@ -231,8 +243,8 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
     if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:
         return reader.letters_of(named)
     plain = after_negation(plain)
-    if not plain or (labelled := read_labelled(plain, reader.options)):
-        return labelled if plain else None
+    if not plain:
+        return None
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
         article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
@@ -247,7 +259,10 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
         if len(named) == 1:
             return reader.letters_of(named)
     side = parse_letters(right_side(plain), len(reader.options))
-    return side.letters if side and not side.rest and len(side.letters) == 1 else None
+    if side and not side.rest and len(side.letters) == 1:
+        return side.letters
+    named = reader.by_value(right_side(plain) or only_number(plain))
+    return named or None
 
 
 def names_another(letters: Letters, reader: ChoiceReader) -> bool:
@@ -361,7 +376,10 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))
     if letters or not with_texts or not len(reader.options):
         return letters
-    return reader.letters_of(option_in(raw, reader.options))
+    named = option_in(raw, reader.options)
+    if named or not CONCLUDES.match(raw):
+        return reader.letters_of(named)
+    return reader.by_value(only_number(strip_markup(raw)))
 
 
 def decide(

@@ -46,7 +46,10 @@ HEDGE = re.compile(
 STATES = re.compile(
     r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
 )
-CONDITION = re.compile(r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b", re.IGNORECASE)
+CONDITION = re.compile(
+    r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b",
+    re.IGNORECASE,
+)
 #: A display at the end of a reply.
 DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
 #: Words for a sign before a number.
@@ -86,7 +89,7 @@ def read_math(plain: str, rule: str) -> Reading | None:
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
-    if rule == "bare" and HEDGE.search(plain) and not is_value(plain):
+    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not forms:
         return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]

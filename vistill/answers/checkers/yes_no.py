@@ -3,7 +3,14 @@
 import re
 
 from vistill.answers.compare import Mathematics
-from vistill.answers.extract import Commitment, Take, find_explicit, first_sentence, sentences, whole
+from vistill.answers.extract import (
+    Commitment,
+    Take,
+    find_explicit,
+    first_sentence,
+    sentences,
+    whole,
+)
 from vistill.answers.normalise import strip_markup
 from vistill.answers.reading import with_gold, without_lead_in
 from vistill.answers.verdict import Verdict
@@ -25,7 +32,9 @@ UNKNOWN = re.compile(
 #: `No problem, ...` begins a reply and is no answer.
 POLITE = re.compile(r"no (?:problem|worries)\b", re.IGNORECASE)
 #: A word that `not` turns into its opposite.
-TURNED = re.compile(r"\b(?:not|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE)
+TURNED = re.compile(
+    r"\b(?:not|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
+)
 ALONE = re.compile(r"(?:(?:that|this|it|which)(?: is|'s) )?", re.IGNORECASE)
 #: The verb of a denied statement: `The image does not contain a cat.`
 NOT_SO = re.compile(
@@ -78,14 +87,14 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
         return explicit
     span = first_sentence(text)
     plain = strip_markup(text[span.start : span.end])
-    if (alone := read_alone(text)) is not None:
-        return Commitment(span.start, span.end, text[span.start : span.end], "bare", alone)
     match = STRICT.match(without_lead_in(plain))
     if UNKNOWN.search(plain) or POLITE.match(plain):
         match = None
     if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
         yes = bool(match.group(1) or match.group(3))
         return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
+    if (alone := read_alone(text)) is not None:
+        return Commitment(span.start, span.end, text[span.start : span.end], "bare", alone)
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
         if raw.endswith("?"):
