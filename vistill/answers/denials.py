@@ -41,13 +41,14 @@ TAKEN_BACK = re.compile(
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
-    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b|不(?:正确|对|是|选)|错误",
+    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b"
+    r"|不(?:正确|对|是|选)|错误",
     re.IGNORECASE,
 )
 #: Words before the text of an option in its clause that deny it.
 TEXT_DENIED = re.compile(
-    rf"\b(?:{NOT}|no|neither|nor|without|rather than|instead of|anything but|unlike|except|excludes?"
-    r"|rules? out|doubt|wrong|incorrect)\b",
+    rf"\b(?:{NOT}|no|neither|nor|without|rather than|instead of|anything but|unlike|except"
+    r"|excludes?|rules? out|doubt|wrong|incorrect)\b",
     re.IGNORECASE,
 )
 

@@ -115,7 +115,8 @@ def separator_at(body: str, at: int, marked: bool, num_options: int) -> "re.Matc
         not item[2]
         and after.strip()
         and not re.match(
-            r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或|are (?:both |all )?(?:the )?(?:correct|right|true)\b)",
+            r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或"
+            r"|are (?:both |all )?(?:the )?(?:correct|right|true)\b)",
             after,
         )
     ):

@@ -95,7 +95,9 @@ def read_labelled(plain: str, options: Options) -> frozenset[str] | None:
 
 
 @lru_cache(maxsize=4096)
-def gold_letters(gold: str, options: Options) -> frozenset[str]:
+def gold_letters(  # noqa: PLR0911 - one return per form
+    gold: str, options: Options
+) -> frozenset[str]:
     """The letters that a gold answer names: by letter, by `B. 40`, by text, by value, by index.
 
     A letter outside the options is the text of an option, or nothing.

@@ -47,8 +47,8 @@ LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
     r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
-    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer|appropriate|accurate|likely"
-    r"|suitable|true)"
+    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
+    r"|appropriate|accurate|likely|suitable|true)"
 )
 SUBJECT = re.compile(
     rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
@@ -237,7 +237,9 @@ def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[fro
     return Commitment(span.start, span.end, text[span.start : span.end], span.rule, letters)
 
 
-def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
+def read_bare(  # noqa: PLR0911 - one return per form
+    raw: str, reader: ChoiceReader
+) -> frozenset[str] | None:
     """The option that a short reply is: its letter, its text, or its value."""
     plain = strip_markup(DECORATION.sub("", raw))
     if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:

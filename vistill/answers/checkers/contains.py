@@ -17,7 +17,7 @@ def check(
 ) -> Verdict:
     """The gold answer occurs in the reply, without case; line breaks are spaces.
 
-    Source: OCRBench. Its handwritten formulas (HME100k) are compared without spaces: golds with `\\`, `^`, `_` or braces.
+    Source: OCRBench. Its handwritten formulas (HME100k) are compared without spaces: formulas.
     """
     span = whole(response)
     text, gold = plain(response), plain(answer)

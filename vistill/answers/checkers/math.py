@@ -63,7 +63,8 @@ CHANGED = re.compile(
 #: Several numbers: none of them is the answer.
 SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
-    r"^#### ?\S|^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
+    r"^#### ?\S"
+    r"|^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
     re.IGNORECASE,
 )
 
@@ -89,7 +90,7 @@ def read_math(plain: str, rule: str) -> Reading | None:
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
-    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not forms:
+    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not is_value(plain):
         return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]

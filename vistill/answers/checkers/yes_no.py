@@ -24,7 +24,8 @@ STRICT = re.compile(
 )
 #: A reply that does not know.
 UNKNOWN = re.compile(
-    r"\bno (?:\w{1,12} )?(?:idea|way|information|clue|answer|means|doubt)\b|\b(?:can't|cannot|unable to)"
+    r"\bno (?:\w{1,12} )?(?:idea|way|information|clue|answer|means|doubt)\b"
+    r"|\b(?:can't|cannot|unable to)"
     r" (?:be )?(?:tell|determine|say|know|answer|see)|\bnot (?:sure|certain|clear|possible to)\b"
     r"|\bunclear\b|\bdon't know\b|\bnot know\b",
     re.IGNORECASE,
@@ -66,7 +67,7 @@ def read_yes_no(plain: str, rule: str) -> bool | None:
 
 
 def read_alone(text: str) -> bool | None:
-    """A reply of one word or one denied statement: `Correct.`, `It is wrong`, `It does not.`"""
+    """A reply of one word or one denied statement: `Correct.`, `It is wrong`."""
     span = whole(text)
     raw = text[span.start : span.end]
     if len(raw) > 120 or len(sentences(raw, 2)) != 1 or raw.endswith("?"):
