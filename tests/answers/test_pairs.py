@@ -11,6 +11,7 @@ from vistill import judge
 from vistill.answers.checkers import auto
 
 OWN = Path(__file__).parent / "pairs.jsonl"
+REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
     "MathVista",
@@ -42,6 +43,17 @@ def test_there_are_300_pairs_and_each_benchmark_has_both_kinds():
     counts = Counter((pair["benchmark"], pair["correct"]) for pair in read(OWN))
     assert sum(counts.values()) >= 300
     assert all(counts[name, correct] >= 5 for name in BENCHMARKS for correct in (True, False))
+
+
+def test_replies_that_deny_doubt_or_wrap_an_answer():
+    pairs = read(REPLIES)
+    assert len(pairs) >= 150
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
 
 
 def test_the_reviewers_pairs():

@@ -21,10 +21,13 @@ PLAIN = str.maketrans(
 INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\r", " "))
 #: Opening and closing marks of thoughts.
 THOUGHT = re.compile(
-    r"<(/?)(?:think|thinking|thought|reason|reasoning)>|(\u25c1/?think\u25b7)"
-    r"|\[(/?)THINK\]",
+    r"<\s?/?\s?(?:think|thinking|thoughts?|reason|reasoning|analysis|seed:think|summary|caption)\s?>"
+    r"|\u25c1/?think\u25b7|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|commentary|final)|<unused94>thought|<unused95>",
     re.IGNORECASE,
 )
+#: What a closing mark has: gpt-oss closes its analysis with the channel `final`.
+CLOSES = re.compile(r"/|end_of|final|unused95", re.IGNORECASE)
 #: Tokens that open or close a text or a turn.
 SPECIAL = re.compile(r"</?s>|<\|[a-zA-Z_0-9]{1,30}\|>|<(?:eos|bos|pad|end_of_turn)>", re.IGNORECASE)
 #: Special tokens that wrap an answer (GLM-V) stay.
@@ -49,7 +52,7 @@ def outside_thoughts(text: str) -> list[tuple[int, int]]:
     parts: list[tuple[int, int]] = []
     start, inside, closed = 0, False, False
     for mark in THOUGHT.finditer(text):
-        closes = bool(mark.group(1) or mark.group(3)) or "/" in (mark.group(2) or "")
+        closes = CLOSES.search(mark.group(0)) is not None
         if not closes:
             if not inside:
                 parts.append((start, mark.start()))

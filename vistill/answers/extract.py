@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from vistill.answers.denials import is_denied_before
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
 Take = Literal["first", "last"]
@@ -18,8 +19,12 @@ BRACE = re.compile(
 )
 BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
 TAG = re.compile(
-    r"<(?P<close>/?)(?:answer|final_answer|final answer)>|(?P<begin><\|begin_of_box\|>)"
+    r"<(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>|(?P<begin><\|begin_of_box\|>)"
     r"|(?P<end><\|end_of_box\|>)",
+    re.IGNORECASE,
+)
+OR_BOX = re.compile(
+    r"(?:\}|</\w{1,12}>)[\s$)\\,*]{0,6}(?:or|或)[\s$(\\*]{0,6}(?:[a-z]{0,8}box(?:ed)?\s{0,4}\{|<\w{1,12}>)",
     re.IGNORECASE,
 )
 #: Words of the instruction that a reply repeats instead of an answer.
@@ -45,11 +50,24 @@ ECHO = frozenset(
     ]
 )
 #: Words that may begin a commitment, in lower case.
-MARK = re.compile(r"answer|option|choice|choose|select|conclusion|答案|正确|故选|应选|选")
+MARK = re.compile(
+    r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+)
+#: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
+SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
+MOST_LABELLED = 60
+#: `{"answer": "B"}`, `{"final_answer": 12}`.
+JSON_ANSWER = re.compile(
+    r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
+    re.IGNORECASE,
+)
+#: `Answer - B` on a line of its own.
+DASHED = re.compile(r"answer\s?-\s(?=[(\[]?[A-Z\d])", re.IGNORECASE)
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
 VERB = (
-    r"(?:is|are|was|were|be|would be|should be|must be|will be|has to be|can only be|seems to be"
-    r"|appears to be|becomes|comes out to be|to be|=|:|->|为|是|:)"
+    r"(?:(?<![A-Za-z])(?:is(?=n't)|(?:is|are|was|were|be|would be|should be|must be|will be"
+    r"|has to be|can only be|seems to be|appears to be|becomes|comes out to(?: be)?|to be)"
+    r"(?![A-Za-z]))|'s(?=\s)|=|:|->|为|是)"
 )
 DECORATION = r"[*_`\s#]{0,8}"
 ANSWER = re.compile(
@@ -60,7 +78,9 @@ ANSWER = re.compile(
 )
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
 CHINESE = re.compile(
-    r"(?:答案|正确选项|正确的选项|正确答案)[^\S\n]?[是为:：]{0,3}[\s*]{0,4}|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+    r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
+    r"|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
+    r"|选项\s?(?=[(\[]?[A-Z][)\]]?\s?(?:是|为)?(?:正确|对))"
 )
 CHOICE = re.compile(
     r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
@@ -70,21 +90,28 @@ CHOICE = re.compile(
 CHOOSE = re.compile(
     r"(?:choose|select|pick)s?\s(?:the\s)?(?:option|choice|answer)?\s?[:：]?\s?", re.IGNORECASE
 )
+#: Before `choose`: the task is repeated.
+SOUGHT = re.compile(r"\b(?:for|want|need|know)\s(?:the|our|an)\s$", re.IGNORECASE)
+ASKED = re.compile(r"(?<!have )(?<!had )\bto\s$|\bshould\s$", re.IGNORECASE)
 BEFORE_CHOICE = re.compile(
-    r"(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
+    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
     r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
     re.IGNORECASE,
 )
-#: Before a mark: what follows is a question, a condition, or denied.
+#: Before a mark: what follows is a question, a condition, or still to be found.
 DOUBT = re.compile(
-    r"\b(?:if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
+    r"\b(?:need|(?:to|then|can|could|will|would|please) (?:find|get|obtain|determine"
+    r"|reach|compute|express)"
+    r"|if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
     r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
     r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
-    r"(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
 )
+#: An item of a list that is an option; `- 5` is a number.
+ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
 #: Marks that are looked at, from the side that counts.
@@ -179,11 +206,19 @@ def find_strong(text: str) -> list[Span]:
 def pick_strong(text: str, take: Take) -> Span | None:
     """The first or last box or tag that is not empty and does not repeat the instruction."""
     spans = find_strong(text)
-    for span in (spans if take == "first" else spans[::-1])[:MOST_MARKS]:
+    ordered = spans if take == "first" else spans[::-1]
+    for i, span in enumerate(ordered[:MOST_MARKS]):
         trimmed = span.of(text)
         if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            return trimmed
+            other = ordered[i + 1] if i + 1 < len(ordered) else None
+            return None if other and is_hedge(text, *sorted((span, other))) else trimmed
     return None
+
+
+def is_hedge(text: str, one: Span, other: Span) -> bool:
+    r"""Whether `or` stands between two spans: `\boxed{3} or \boxed{4}`."""
+    between = text[one.end : other.start]
+    return len(between) <= 40 and bool(OR_BOX.fullmatch(between))
 
 
 def is_echo(text: str, span: Span) -> bool:
@@ -200,6 +235,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
     limit = min(len(text), at + 40)
     while start < limit and (text[start].isspace() or text[start] in "*_`#:>"):
         start += 1
+    if ITEM.match(text, start):
+        start += 2
     if display := DISPLAY.match(text, start):
         end = DISPLAY_END.search(text, display.end(), display.end() + WINDOW)
         return Span(display.end(), end.start() if end else display.end(), rule)
@@ -213,30 +250,43 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
 def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
     at, word = match.start(), match.group(0).lower()
-    before = text[max(0, at - 48) : at]
-    if DOUBT.search(before):
+    before = text[max(0, at - 80) : at]
+    if DOUBT.search(before) or is_denied_before(before):
         return None
     if word == "answer":
-        return answer_at(text, at, before)
+        return json_answer(text, at) or answer_at(text, at, before)
+    if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
+        span = sentence_span(text, label.end(), "phrase")
+        return span if span.end - span.start <= MOST_LABELLED else None
     if word in ("option", "choice", "conclusion"):
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
     elif word in ("choose", "select"):
-        full, rule = CHOOSE.match(text, at), "option"
+        full, rule = (None if ASKED.search(before) else CHOOSE.match(text, at)), "option"
     else:
         full, rule = CHINESE.match(text, at), "phrase"
     return sentence_span(text, full.end(), rule) if full else None
 
 
+def json_answer(text: str, at: int) -> Span | None:
+    """The value of `"answer"` in a JSON object."""
+    match = JSON_ANSWER.match(text, at)
+    if match is None:
+        return None
+    return Span(*match.span(1 if match.group(1) else 2), "line")
+
+
 def answer_at(text: str, at: int, before: str) -> Span | None:
     """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
+    if text[at + 6 : at + 8] == ", " and SOUGHT.search(before):
+        return None
     if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
         return None
     full = ANSWER.match(text, at)
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
-    heading = HEADING.match(text, at)
+    heading = HEADING.match(text, at) or DASHED.match(text, at)
     line = before.rsplit("\n", 1)[-1].lower()
     if heading is None or re.sub(r"final|correct|the|[#*_\s]", "", line):
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 #: Option letters where the number of options is unknown.
 MOST_LETTERS = 10
 LEAD = re.compile(
-    r"^(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
+    r"^(?:both\s)?(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
     r"|only|also|most likely|therefore it|i think|i believe)[, ]\s?)?"
     r"(?:(?:it|this|that|which) (?:is|would be|must be|should be|has to be)\s)?(?:the\s)?"
     r"(?:(?:correct|right|best|final|following|given)\s)?(?:(?:answer|option|choice|letter|statement"
@@ -17,9 +17,10 @@ LEAD = re.compile(
 NAMES_OPTION = re.compile(r"(?:option|choice|letter|选项|选)s?\s?[:：]?\s?$", re.IGNORECASE)
 MARKED = re.compile(r"[(\[{<]\s?\\?([A-Za-z])\s?[)\]}>]")
 BARE = re.compile(r"([A-Z])(?![A-Za-z0-9'_^])")
-CLOSED = re.compile(r"([A-Za-z])[).\]:](?![A-Za-z])")
+CLOSED = re.compile(r"([A-Za-z])(?:[).\]:](?![A-Za-z])|、(?!\s?[A-Za-z]))")
 #: A set of letters: `(A, C)`, `{A, C}`.
 GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)}\]]")
+LOWER_GROUP = re.compile(r"[a-j](?:\s?[,;、]\s?[a-j]){1,9}")
 RUN = re.compile(r"[A-Z]{2,10}")
 SEPARATOR = re.compile(
     r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及)\s?(?:possibly |maybe |perhaps )?"
@@ -35,8 +36,8 @@ OR = re.compile(r"\bor\b|/|[|]|或", re.IGNORECASE)
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
     r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b"
-    r"|for\b|due\b|based\b|where\b|with\b|which\b"
-    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|正确)",
+    r"|for\b|instead\b|due\b|based\b|where\b|with\b|which\b"
+    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|是?正确|选项)",
     re.IGNORECASE,
 )
 
@@ -69,6 +70,8 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
     start = lead.end() if lead else 0
     named = bool(NAMES_OPTION.search(text[:start]))
     body = text[start:].strip()
+    if LOWER_GROUP.fullmatch(body):
+        body = body.upper()
     if GROUP.fullmatch(body):
         body = body.strip("\\(){}[] ")
     first = read_item(body, num_options, single=len(body) == 1 or named)
@@ -111,7 +114,11 @@ def separator_at(body: str, at: int, marked: bool, num_options: int) -> "re.Matc
     if (
         not item[2]
         and after.strip()
-        and not re.match(r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或)", after)
+        and not re.match(
+            r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或"
+            r"|are (?:both |all )?(?:the )?(?:correct|right|true)\b)",
+            after,
+        )
     ):
         return None
     return match

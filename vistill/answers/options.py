@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vistill.answers.compare import Mathematics, same_mathematics, same_number
+from vistill.answers.denials import TEXT_DENIED, is_taken_back, last_clause
 from vistill.answers.letters import MARKED, Letters, parse_letters
 from vistill.answers.normalise import math_form, strip_markup, text_form
 from vistill.answers.values import parse_value
 
-LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])[)\].:]\s{0,3}(?=\S)")
+LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])(?:[)\].:、,]|\s-(?=\s))\s{0,3}(?=\S)")
+#: `A 30`: a label only if every option has one.
+SPACED_LABEL = re.compile(r"^\s{0,3}([A-Z])\s{1,3}(?=\S)")
+#: A label inside a list of options.
+LABELLED = re.compile(r"(?:^|[,;]\s?(?:and\s)?|\sand\s|\s)[(\[]?([A-Z])[)\].:]\s{0,3}(?=\S)")
 INDEX = re.compile(r"\d{1,2}")
+QUESTION = re.compile(r"[^.!?]{0,80}\?")
 #: An option that only stands for its letter.
 STAND_IN = re.compile(
     r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE
@@ -43,13 +49,21 @@ class Options:
         return [i for i, own in enumerate(self.forms) if own == form and form]
 
 
+def read_labels(
+    choices: tuple[str, ...], pattern: "re.Pattern[str]"
+) -> tuple[list["re.Match[str] | None"], bool]:
+    """The labels of options, and whether each option has its own letter."""
+    labels = [pattern.match(choice) for choice in choices]
+    own = [label and label.group(1).upper() == chr(ord("A") + i) for i, label in enumerate(labels)]
+    return labels, bool(choices) and all(own[:26])
+
+
 @lru_cache(maxsize=4096)
 def read_options(choices: tuple[str, ...]) -> Options:
     """The options of a row; `A. 30`, `B. 40` loses its labels."""
-    labels = [LABEL.match(choice) for choice in choices]
-    labelled = bool(choices) and all(
-        label and label.group(1).upper() == chr(ord("A") + i) for i, label in enumerate(labels[:26])
-    )
+    labels, labelled = read_labels(choices, LABEL)
+    if not labelled and len(choices) > 1:
+        labels, labelled = read_labels(choices, SPACED_LABEL)
     texts = tuple(
         choice[label.end() :] if labelled and label else choice
         for choice, label in zip(choices, labels, strict=True)
@@ -62,8 +76,28 @@ def read_options(choices: tuple[str, ...]) -> Options:
     return Options(texts, forms, only)
 
 
+def read_labelled(plain: str, options: Options) -> frozenset[str] | None:
+    """The letters of `A. 11, C. 33`: at least two options with their labels and texts.
+
+    None if a text is not that of its option, or if all options are listed.
+    """
+    marks = list(LABELLED.finditer(plain))[: len(options) + 1]
+    if not 2 <= len(marks) < max(len(options), 3) or marks[0].start() > 0:
+        return None
+    letters: set[str] = set()
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        text = plain[mark.end() : following.start() if following else len(plain)]
+        index = ord(mark.group(1)) - ord("A")
+        if index >= len(options) or text_form(text) != options.forms[index]:
+            return None
+        letters.add(mark.group(1))
+    return frozenset(letters) if len(letters) == len(marks) else None
+
+
 @lru_cache(maxsize=4096)
-def gold_letters(gold: str, options: Options) -> frozenset[str]:
+def gold_letters(  # noqa: PLR0911 - one return per form
+    gold: str, options: Options
+) -> frozenset[str]:
     """The letters that a gold answer names: by letter, by `B. 40`, by text, by value, by index.
 
     A letter outside the options is the text of an option, or nothing.
@@ -76,6 +110,8 @@ def gold_letters(gold: str, options: Options) -> frozenset[str]:
     named = options.by_text(form)
     if len(named) == 1:
         return frozenset({options.letter(named[0])})
+    if labelled := read_labelled(plain, options):
+        return labelled
     if letters and is_gold_form(letters, options):
         return letters.letters
     same = [i for i in range(len(options)) if same_option(plain, options.texts[i], None)]
@@ -90,7 +126,8 @@ def is_gold_form(letters: Letters, options: Options) -> bool:
     """Whether letters with a text behind them are a gold answer: `B. 40` with option B `40`."""
     if not letters.rest or not len(options) or len(letters.letters) > 1:
         return not letters.rest
-    return letters.marked
+    own = options.forms[ord(min(letters.letters)) - ord("A")]
+    return letters.marked or text_form(letters.rest) == own
 
 
 def same_option(answer: str, option: str, math: Mathematics | None) -> bool:
@@ -142,21 +179,34 @@ def option_in(text: str, options: Options) -> list[int]:
         at = form.find(own)
         while at >= 0:
             end = at + len(own)
-            if not form[at - 1].isalnum() and not form[end : end + 1].isalnum():
-                number = (own[:1].isdigit() and form[at - 1] in ".,-/^") or (
-                    own[-1:].isdigit()
-                    and form[end : end + 2].strip()[:1] in ".,"
-                    and form[end + 1 : end + 2].isdigit()
-                )
-                if not number:
-                    hits.append((at, end, i))
+            whole_words = not form[at - 1].isalnum() and not form[end : end + 1].isalnum()
+            if whole_words and not is_part_of_number(form, own, at):
+                hits.append((at, end, i))
             at = form.find(own, at + 1)
     kept = {
         i
         for at, end, i in hits
         if not any(a <= at and end <= b and (a, b) != (at, end) for a, b, _ in hits)
+        and not is_denied_text(form, at, end)
     }
     return sorted(kept)
+
+
+def is_part_of_number(form: str, own: str, at: int) -> bool:
+    """Whether a number at a position goes on to either side: 30 in `30.5` or `30-60-90`."""
+    end = at + len(own)
+    if own[:1].isdigit() and form[at - 1] in ".,-/^":
+        return True
+    goes_on = form[end : end + 1] in tuple(".,-/") and form[end + 1 : end + 2].isdigit()
+    return own[-1:].isdigit() and goes_on
+
+
+def is_denied_text(form: str, at: int, end: int) -> bool:
+    """Whether a sentence denies the option at a position, or asks for it."""
+    before = last_clause(form[max(0, at - 60) : at])
+    if TEXT_DENIED.search(before):
+        return True
+    return bool(QUESTION.match(form, end) or is_taken_back(form[end : end + 40]))
 
 
 def marked_letters(text: str, num_options: int) -> list[str]:

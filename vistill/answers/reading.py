@@ -5,28 +5,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 
-from vistill.answers.characters import readable
+from vistill.answers.characters import plain_characters, readable
 from vistill.answers.extract import Take
 from vistill.answers.verdict import Verdict
 
 CLAUSE = re.compile(
-    r",?\s(?:because|since|due to|given that|assuming|so that|as (?:the|it|this|shown|we|there))\b"
+    r",?\s(?:because|since|due to|given that|assuming|so that|rather than|instead of|and not"
+    r"|but not|when rounded|after|as (?:the|it|this|shown|we|there))\b"
     r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
     r"|;\s|。|，因|,因|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
     r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
-DENIAL = re.compile(r"^(?:definitely |clearly |certainly )?(?:not|neither)\b", re.IGNORECASE)
+DENIAL = re.compile(
+    r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b",
+    re.IGNORECASE,
+)
 INSTEAD = re.compile(
     r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
 )
 LEAD_IN = re.compile(
-    r"^(?:(?:therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
+    r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
     r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
     r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
-COPULA = re.compile(r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s", re.IGNORECASE)
+COPULA = re.compile(
+    r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
+    re.IGNORECASE,
+)
 LABEL = re.compile(r"^[(\[]?[A-J][)\].:]\s{0,3}(?=\S)")
 
 
@@ -38,10 +46,11 @@ def cut_clause(plain: str) -> str:
 
 def after_negation(plain: str) -> str:
     """What stands for a denied answer: `not A, it is B` is `B`; "" if nothing does."""
-    if not DENIAL.match(plain):
+    denial = DENIAL.match(plain)
+    if denial is None:
         return plain
-    match = INSTEAD.search(plain)
-    return plain[match.end() :].strip() if match else plain
+    match = INSTEAD.search(plain, denial.end())
+    return plain[match.end() :].strip() if match else ""
 
 
 def without_lead_in(plain: str) -> str:
@@ -74,8 +83,11 @@ def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
         take: Take = "first",
         math: object = None,
     ) -> Verdict:
-        golds = [answer] if isinstance(answer, str) else [str(a) for a in answer]
-        verdict = check(readable(response), golds, tuple(choices), take, math)
+        golds = [
+            plain_characters(str(a)) for a in ([answer] if isinstance(answer, str) else answer)
+        ]
+        options = tuple(plain_characters(str(c)) for c in choices)
+        verdict = check(readable(response), golds, options, take, math)
         if verdict.position is not None:
             start, end = verdict.position
             verdict = replace(verdict, extracted=response[start:end].strip())

@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vistill.answers.checkers.math import only_number
 from vistill.answers.compare import Mathematics
+from vistill.answers.denials import DENIED, is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Span,
@@ -27,6 +29,7 @@ from vistill.answers.options import (
     marked_letters,
     option_in,
     option_of,
+    read_labelled,
     read_options,
     same_option,
 )
@@ -44,7 +47,8 @@ LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
     r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
-    r"(?:most |more )?(?:correct|right|best|answer|appropriate|accurate|likely|suitable|true)"
+    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
+    r"|appropriate|accurate|likely|suitable|true)"
 )
 SUBJECT = re.compile(
     rf"^[\"'(]?(?:(?i:the\s)?(?i:{NOUNS})\s)?[\"'(\[]{{0,2}}([A-Z])[)\]\"']{{0,2}}\s(?:is|has|more|on|in|also|appears|seems|looks|corresponds|was)\b"
@@ -61,6 +65,11 @@ ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s(
 ENDS_ONE = re.compile(
     r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
 )
+#: A list mark, heading mark or arrow before a short reply.
+DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
+#: The line before a list of options that are chosen.
+LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
+ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
@@ -75,9 +84,6 @@ CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
     r"|conclusion|in summary)\b",
     re.IGNORECASE,
-)
-DENIED = re.compile(
-    r"\b(?:not|neither|nor|isn't|cannot|can't|incorrect|wrong|eliminate|rule out)\b", re.IGNORECASE
 )
 #: Sentences at the end of a reply that may name its option.
 LAST = 4
@@ -105,7 +111,10 @@ class ChoiceReader:
         """The letters that an answer names; an empty set for a value that is no option."""
         if len(plain) > 1 and len(named := self.options.by_text(text_form(plain))) == 1:
             return self.letters_of(named)
-        plain = after_negation(plain)
+        stated = after_negation(plain)
+        if not stated:
+            return self.read_denial(plain)
+        plain = stated
         letters = parse_letters(plain, len(self.options))
         if letters is not None:
             return self.read_letters(letters)
@@ -118,11 +127,17 @@ class ChoiceReader:
                 return self.letters_of(named)
         return self.read_sentence(plain, rule)
 
+    def read_denial(self, plain: str) -> frozenset[str] | None:
+        """The option whose text begins a denied answer: `not enough information to tell`."""
+        form = text_form(plain)
+        named = [i for i, own in enumerate(self.options.forms) if own and form.startswith(own)]
+        return self.letters_of(named) if len(named) == 1 else None
+
     def read_letters(self, letters: Letters) -> frozenset[str] | None:
         """The letters at the beginning of an answer; None for a hedge."""
         if letters.hedged and len(letters.letters) > 1:
             return None
-        if self.offers_another(letters):
+        if self.offers_another(letters) or self.takes_back(letters):
             return None
         return frozenset() if self.contradicts(letters) else letters.letters
 
@@ -133,6 +148,17 @@ class ChoiceReader:
             return False
         others = {m.group(1) or m.group(2) for m in OR_ANOTHER.finditer(rest)}
         return any(in_range(o, len(self.options)) for o in others - letters.letters)
+
+    def takes_back(self, letters: Letters) -> bool:
+        """Whether the text behind a letter denies it, and is not the text of its option."""
+        rest = text_form(letters.rest)
+        index = [ord(letter) - ord("A") for letter in letters.letters]
+        own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
+        if own and rest.startswith(own):
+            return is_taken_back(rest[len(own) :])
+        if rest == "no" and not self.options.only_letters:
+            return True
+        return is_taken_back(letters.rest)
 
     def contradicts(self, letters: Letters) -> bool:
         """Whether the value behind a letter is another one than that of its option."""
@@ -166,6 +192,11 @@ class ChoiceReader:
         letters = set(self.mentions(plain))
         return frozenset(letters) if len(letters) == 1 else None
 
+    def by_value(self, value: str) -> frozenset[str]:
+        """The one option with this value; empty if there is none, or several."""
+        named = option_of(value, self.options, self.math) if value and len(self.options) else []
+        return self.letters_of(named) if len(named) == 1 else frozenset()
+
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
         """The letters of options."""
         return frozenset(self.options.letter(i) for i in named)
@@ -189,6 +220,10 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     span = whole(text)
     if span.end == span.start or is_cut_in_box(text):
         return None
+    if span.end - span.start <= 300:
+        plain = strip_markup(LIST_HEAD.sub("", text[span.start : span.end]))
+        if (labelled := read_labelled(plain, reader.options)) is not None:
+            return commitment(text, span, labelled)
     if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
         letters = read_bare(text[span.start : span.end], reader)
         if letters is not None:
@@ -202,13 +237,23 @@ def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[fro
     return Commitment(span.start, span.end, text[span.start : span.end], span.rule, letters)
 
 
-def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
+def read_bare(  # noqa: PLR0911 - one return per form
+    raw: str, reader: ChoiceReader
+) -> frozenset[str] | None:
     """The option that a short reply is: its letter, its text, or its value."""
-    plain = strip_markup(raw)
+    plain = strip_markup(DECORATION.sub("", raw))
+    if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:
+        return reader.letters_of(named)
+    plain = after_negation(plain)
+    if not plain:
+        return None
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
         article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
-        clause = letters.rest[:1] in tuple(",;:") and not article
+        clause = letters.rest[:1] in tuple(",;:") or bool(CLAUSE_AHEAD.match(letters.rest))
+        if reader.takes_back(letters):
+            return None
+        clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
         if not letters.rest or letters.marked or clause:
             return None if names_another(letters, reader) else letters.letters
     if len(reader.options):
@@ -216,7 +261,10 @@ def read_bare(raw: str, reader: ChoiceReader) -> frozenset[str] | None:
         if len(named) == 1:
             return reader.letters_of(named)
     side = parse_letters(right_side(plain), len(reader.options))
-    return side.letters if side and not side.rest and len(side.letters) == 1 else None
+    if side and not side.rest and len(side.letters) == 1:
+        return side.letters
+    named = reader.by_value(right_side(plain) or only_number(plain))
+    return named or None
 
 
 def names_another(letters: Letters, reader: ChoiceReader) -> bool:
@@ -236,7 +284,7 @@ def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | N
     letters = parse_letters(line, len(reader.options))
     if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
         return None
-    if names_another(letters, reader):
+    if names_another(letters, reader) or reader.takes_back(letters):
         return None
     if letters.marked or not letters.rest:
         return commitment(text, span, letters.letters)
@@ -248,6 +296,8 @@ def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] 
     span = first_sentence(text)
     raw = text[span.start : span.end]
     if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
+        return None
+    if text[span.end : span.end + 1] == "?":
         return None
     letters = set(reader.mentions(before_comparison(raw)))
     subject = SUBJECT.match(raw) if reader.options.only_letters else None
@@ -289,7 +339,7 @@ def read_last(
     """The option of the last of these sentences that names any; two options are no commitment."""
     for span in ordered:
         raw = text[span.start : span.end]
-        if UNKNOWN.search(raw) or lists_options(text, span.start):
+        if raw.endswith("?") or UNKNOWN.search(raw) or lists_options(text, span.start):
             continue
         letters = named_in(raw, reader, with_texts=span in ordered[:1])
         if len(letters) == 1 and not DENIED.search(raw):
@@ -328,7 +378,10 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))
     if letters or not with_texts or not len(reader.options):
         return letters
-    return reader.letters_of(option_in(raw, reader.options))
+    named = option_in(raw, reader.options)
+    if named or not CONCLUDES.match(raw):
+        return reader.letters_of(named)
+    return reader.by_value(only_number(strip_markup(raw)))
 
 
 def decide(

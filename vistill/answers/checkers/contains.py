@@ -17,14 +17,14 @@ def check(
 ) -> Verdict:
     """The gold answer occurs in the reply, without case; line breaks are spaces.
 
-    Source: OCRBench. Its handwritten formulas (HME100k) are compared without spaces: `LaTeX` golds.
+    Source: OCRBench. Its handwritten formulas (HME100k) are compared without spaces: formulas.
     """
     span = whole(response)
     text, gold = plain(response), plain(answer)
     if not text:
         return Verdict(None, False, gold_form=gold, reason="the reply is empty")
     inside = bool(gold) and gold in text
-    if not inside and "\\" in answer:
+    if not inside and any(sign in answer for sign in "\\^_{"):
         inside = gold.replace(" ", "") in text.replace(" ", "")
     where = (span.start, span.end)
     raw = response[span.start : span.end]

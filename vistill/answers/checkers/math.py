@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.denials import is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Take,
@@ -35,12 +36,35 @@ NUMBER = re.compile(
 OPERATOR = re.compile(r"[\^√π*+=<>\\²³]|\d\s?[-/]\s?\d|[A-Za-z]\d|\d[A-Za-z]")
 GRID = re.compile(r"\brows?\W{0,6}(\d{1,4})\W{0,12}(?:and\s)?col(?:umn)?s?\W{0,6}(\d{1,4})", re.I)
 HEDGE = re.compile(
-    r"\b(?:or|between|either|not|at least|at most|more than|less than|fewer than|no|cannot|unknown|"
-    r"to|from|per cent of|out of)\b",
+    r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
+    r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
+    r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
+    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b",
     re.IGNORECASE,
 )
+#: A complete last sentence that states a value: `The length of AB is 10.`
+STATES = re.compile(
+    r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
+)
+CONDITION = re.compile(
+    r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b",
+    re.IGNORECASE,
+)
+#: A display at the end of a reply.
+DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
+#: Words for a sign before a number.
+NEGATIVE = re.compile(r"^(?:minus|negative)\s(?=[\d.]|\\frac|\\sqrt)", re.IGNORECASE)
+#: A number that a word behind it changes, or that is only a bound.
+CHANGED = re.compile(
+    r"\d\s(?:squared|cubed|dozens?)\b|\d\s?\+$"
+    r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
+    re.IGNORECASE,
+)
+#: Several numbers: none of them is the answer.
+SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
-    r"^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
+    r"^#### ?\S"
+    r"|^\W{0,4}(?:therefore|thus|hence|so|consequently|in conclusion|the final|in total)\b",
     re.IGNORECASE,
 )
 
@@ -57,16 +81,28 @@ class Reading:
 
 def read_math(plain: str, rule: str) -> Reading | None:
     """The readings of an answer as a value; None for a sentence that states none."""
-    plain = after_negation(plain)
+    plain = NEGATIVE.sub("-", after_negation(plain))
     bare = without_lead_in(plain)
+    if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
+        return None
+    if SEVERAL.search(bare):
+        return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
     candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
     candidates += [right_side(cut_clause(bare)), grid_size(plain)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
+    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not is_value(plain):
+        return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def is_taken_back_number(plain: str) -> bool:
+    """Whether the clause behind a number takes it back: `12, but that is wrong`."""
+    match = NUMBER.match(plain)
+    return bool(match) and is_taken_back(plain[match.end() :])
 
 
 def grid_size(plain: str) -> str:
@@ -118,16 +154,39 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
 
 def read_conclusion(text: str) -> Commitment[Reading] | None:
     """The value at the end of the last sentence, if that sentence draws a conclusion."""
+    if displayed := read_display(text):
+        return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        if not CONCLUDES.match(raw):
+        states = STATES.match(raw) and text[span.end : span.end + 1] == "."
+        if not CONCLUDES.match(raw) and not states:
             continue
         plain = strip_markup(raw)
+        if CONDITION.search(plain):
+            continue
         value = predicate(plain) or right_side(plain)
+        if raw.startswith("####"):  # GSM8K
+            value = plain.lstrip("# ")
         reading = read_math(value, "conclusion") if value else None
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)
     return None
+
+
+def read_display(text: str) -> Commitment[Reading] | None:
+    """The right side of an equation in a display at the end, behind a conclusion and a colon."""
+    tail_start = max(0, len(text) - 600)
+    match = DISPLAY.search(text, tail_start)
+    if match is None:
+        return None
+    line = text[tail_start : match.start()].rstrip().rsplit("\n", 1)[-1].strip(" *_")
+    if not line.endswith(":") or not (CONCLUDES.match(line) or line.endswith("is:")):
+        return None
+    start, end = match.span(1)
+    raw = text[start:end]
+    plain = strip_markup(raw)
+    reading = read_math(right_side(plain) or plain, "conclusion")
+    return Commitment(start, end, raw, "conclusion", reading) if reading else None
 
 
 def gold_forms(gold: str) -> list[str]:

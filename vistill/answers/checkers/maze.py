@@ -11,11 +11,13 @@ from vistill.answers.verdict import Verdict
 
 START, GOAL, HOLE = "@S", "*G", "#H"
 STEPS = {"L": (0, -1), "R": (0, 1), "U": (-1, 0), "D": (1, 0)}
-PLAN = re.compile(r"(?:action\s?)?plan\W{0,12}(?=[LRUDlrud\[\"'])", re.IGNORECASE)
+PLAN = re.compile(r"(?:action\s?)?plan(?:\sis)?\W{0,12}(?=[LRUDlrud\[\"'])", re.IGNORECASE)
 MOVE = re.compile(r"(?<![A-Za-z])(?:left|right|up|down|[LRUD])(?![A-Za-z])", re.IGNORECASE)
 STEP = r"(?:(?i:left|right|up|down)\b|[LRUDlrud](?![A-Za-z]))"
+#: Between two steps: signs, or the number of a list.
+BETWEEN = r"[\s,;>\"'\-]{0,6}(?:\d{1,3}[.)]\s{1,3})?"
 MOVES = re.compile(
-    rf"[\s\[\"'`*]{{0,6}}({STEP}(?:[\s,;>\"'\-]{{0,6}}{STEP}){{0,400}}|[LRUD]{{2,400}}(?![A-Za-z]))"
+    rf"[\s\[\"'`*]{{0,6}}(?:1[.)]\s{{1,3}})?({STEP}(?:{BETWEEN}{STEP}){{0,400}}|[LRUD]{{2,400}}(?![A-Za-z]))"
 )
 
 

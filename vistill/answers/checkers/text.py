@@ -1,8 +1,10 @@
 """Words as an answer: equal in normal form. `auto` uses it where the gold answer is a text."""
 
+import re
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.denials import DENIED
 from vistill.answers.extract import Commitment, Take, find_explicit, is_cut_in_box, sentences, whole
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.reading import (
@@ -14,6 +16,16 @@ from vistill.answers.reading import (
 )
 from vistill.answers.verdict import Verdict
 
+#: What may follow `answer is` and is no answer in words.
+NO_ANSWER = re.compile(
+    r"^(?:also )?(?:found|used|based|obtained|determined|calculated|derived|computed|reached"
+    r"|explained|shown|given|helpful|correct|useful|clear|as follows|below|here"
+    r"|the (?:one|option|choice) (?:that|which))\b",
+    re.IGNORECASE,
+)
+#: `Brand: Nike`, and `The text says "Nike"`.
+NAMED = re.compile(r"[A-Za-z]{2,20}(?: [a-z]{1,20}){0,2}:\s{1,3}(?=\S)(.{1,100})$")
+ONE_QUOTE = re.compile(r'[^"]{1,100}"([^"]{1,100})"')
 #: Words of a short reply.
 MOST_WORDS = 16
 
@@ -27,11 +39,14 @@ class Words:
 
 def read_words(plain: str, rule: str) -> Words | None:
     """The readings of an answer: whole, without a clause, and behind `is` in a short reply."""
-    plain = after_negation(plain)
+    if rule not in ("box", "tag", "bare") and NO_ANSWER.match(plain):
+        return None
+    plain = after_negation(plain) or plain
     bare = without_lead_in(plain)
     forms = [plain, bare, cut_clause(bare)]
-    if rule == "bare":
+    if rule == "bare" and not DENIED.search(plain):
         forms.append(predicate(cut_clause(bare)))
+        forms += [m.group(1) for m in [NAMED.match(plain) or ONE_QUOTE.fullmatch(plain)] if m]
     forms = [form for form in dict.fromkeys(forms) if text_form(form)]
     return Words(tuple(forms)) if forms else None
 

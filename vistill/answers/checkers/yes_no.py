@@ -3,7 +3,14 @@
 import re
 
 from vistill.answers.compare import Mathematics
-from vistill.answers.extract import Commitment, Take, find_explicit, first_sentence, sentences
+from vistill.answers.extract import (
+    Commitment,
+    Take,
+    find_explicit,
+    first_sentence,
+    sentences,
+    whole,
+)
 from vistill.answers.normalise import strip_markup
 from vistill.answers.reading import with_gold, without_lead_in
 from vistill.answers.verdict import Verdict
@@ -15,23 +22,63 @@ WORD = re.compile(
 STRICT = re.compile(
     r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I
 )
+#: A reply that does not know.
+UNKNOWN = re.compile(
+    r"\bno (?:\w{1,12} )?(?:idea|way|information|clue|answer|means|doubt)\b"
+    r"|\b(?:can't|cannot|unable to)"
+    r" (?:be )?(?:tell|determine|say|know|answer|see)|\bnot (?:sure|certain|clear|possible to)\b"
+    r"|\bunclear\b|\bdon't know\b|\bnot know\b",
+    re.IGNORECASE,
+)
+#: `No problem, ...` begins a reply and is no answer.
+POLITE = re.compile(r"no (?:problem|worries)\b", re.IGNORECASE)
+#: A word that `not` turns into its opposite.
+TURNED = re.compile(
+    r"\b(?:not|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
+)
+ALONE = re.compile(r"(?:(?:that|this|it|which)(?: is|'s) )?", re.IGNORECASE)
+#: The verb of a denied statement: `The image does not contain a cat.`
+NOT_SO = re.compile(
+    r"^[^,;:.]{1,80}?\b(?:(?:is|are|was|were|do|does|did|has|have|can) not|(?:is|are|was|were|do"
+    r"|does|did|has|have)n't)\b",
+    re.IGNORECASE,
+)
 GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
 GOLD |= {"y": True, "n": False, "是": True, "否": False}
 
 
 def words_of(plain: str) -> set[bool]:
     """Yes and no, as a sentence states them."""
+    if TURNED.search(plain):
+        return {False}
     return {bool(m.group(1) or m.group(3)) for m in STRICT.finditer(plain)}
 
 
 def read_yes_no(plain: str, rule: str) -> bool | None:
     """Whether an answer is yes; None where it says neither or both."""
     bare = without_lead_in(plain)
+    if UNKNOWN.search(bare):
+        return None
     match = WORD.match(bare)
     if match and not re.match(r"\s?(?:or|and|/)\s", bare[match.end() :]):
         return bool(match.group(1) or match.group(3))
     words = words_of(bare)
     return words.pop() if len(words) == 1 else None
+
+
+def read_alone(text: str) -> bool | None:
+    """A reply of one word or one denied statement: `Correct.`, `It is wrong`."""
+    span = whole(text)
+    raw = text[span.start : span.end]
+    if len(raw) > 120 or len(sentences(raw, 2)) != 1 or raw.endswith("?"):
+        return None
+    plain = strip_markup(raw)
+    lead = ALONE.match(plain)
+    word = WORD.fullmatch(plain, lead.end() if lead else 0)
+    if word:
+        return bool(word.group(1) or word.group(3))
+    known = not UNKNOWN.search(plain) and not words_of(plain)
+    return False if known and NOT_SO.match(plain) else None
 
 
 def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
@@ -42,12 +89,19 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
     span = first_sentence(text)
     plain = strip_markup(text[span.start : span.end])
     match = STRICT.match(without_lead_in(plain))
+    if UNKNOWN.search(plain) or POLITE.match(plain):
+        match = None
     if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
         yes = bool(match.group(1) or match.group(3))
         return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
+    if (alone := read_alone(text)) is not None:
+        return Commitment(span.start, span.end, text[span.start : span.end], "bare", alone)
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        words = words_of(strip_markup(raw))
+        if raw.endswith("?"):
+            return None
+        unknown = UNKNOWN.search(raw)
+        words = words_of(strip_markup(raw[unknown.end() :] if unknown else raw))
         if len(words) == 1:
             return Commitment(span.start, span.end, raw, "conclusion", words.pop())
     return None
