@@ -216,3 +216,8 @@ def test_how_many_people_gave_an_answer_is_kept():
     people = ["red"] * 2 + ["dark red"] * 8
     assert read_gold(people, (), "row") == tuple(people)
     assert read_gold(["red"] * 10, (), "row") == "red"
+
+
+def test_a_maze_stays_a_grid():
+    maze = '[["@", "_"], ["#", "*"]]'
+    assert read_gold(maze, (), "row") == maze

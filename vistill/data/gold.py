@@ -112,7 +112,8 @@ def golds_in_text(text: str, where: str) -> list[str]:
         )
     stored = collection_in_text(plain)
     if isinstance(stored, list | dict):
-        is_answer = plain == "{}" or (stored and holds_numbers_alone(stored))
+        is_grid = isinstance(stored, list) and all(isinstance(row, list) for row in stored)
+        is_answer = plain == "{}" or (stored and (is_grid or holds_numbers_alone(stored)))
         return [text] if is_answer else gold_texts(stored, where)
     if plain.startswith(STARTS):
         raise gold_error(
