@@ -56,7 +56,7 @@ DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{
 NEGATIVE = re.compile(r"^(?:minus|negative)\s(?=[\d.]|\\frac|\\sqrt)", re.IGNORECASE)
 #: A number that a word behind it changes, or that is only a bound.
 CHANGED = re.compile(
-    r"\d\s(?:squared|cubed|dozens?)\b|\d\s?\+$"
+    r"\bnot quite\b|\d\s(?:squared|cubed|dozens?)\b|\d\s?\+$"
     r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
     re.IGNORECASE,
 )
