@@ -10,6 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vistill.data.gold import is_missing
+from vistill.data.layout_checks import (
+    ambiguous_error,
+    ambiguous_row_error,
+    as_list,
+    check_answers_agree,
+    check_image_columns,
+    check_parts_are_read,
+    check_texts_alone,
+    numbered_images,
+)
 from vistill.data.placeholders import PLACEHOLDER
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError, quote_setting
@@ -19,10 +29,10 @@ Row = Mapping[str, Any]
 #: Columns that may hold the turns of a conversation, each a mapping of role and content.
 TURN_COLUMNS = ("messages", "conversations", "prompt", "conversation")
 IMAGE_COLUMNS = ("images", "image")
+#: What a row with a conversation has as response, next to the conversation.
+COMPLETION = "completion"
 #: Columns that may hold the gold answer of a conversation.
 ANSWER_COLUMNS = ("solution", "reward_model", "ground_truth", "gold", "label", "target", "answers")
-#: Columns of conversations with parts that are not read.
-UNREAD_COLUMNS = ("videos", "video", "audios", "audio", "objects", "tools")
 ROLES = {
     "user": "user",
     "human": "user",
@@ -34,7 +44,7 @@ ROLES = {
     "developer": "system",
 }
 #: Columns of a mapped row. No data set has such names.
-QUESTION, SYSTEM = "@question", "@system"
+QUESTION, SYSTEM, IMAGES = "@question", "@system", "@images"
 RESPONSE = "response"
 
 
@@ -50,6 +60,10 @@ class Layout:
     """Column of the conversation."""
     note: str = ""
     """What was detected and how it is read, for the user."""
+    numbered: tuple[str, ...] = ()
+    """Columns that hold one image each, in order: `image_1`, `image_2`."""
+    is_default: bool = False
+    """Whether the recipe leaves the columns of images and answers to the defaults."""
 
     def plain_row(self, row: Row, where: str) -> Row:
         """The row with plain columns.
@@ -57,15 +71,42 @@ class Layout:
         Raises:
             DataError: D105, the row can be read in more than one way.
         """
+        if self.is_default:
+            if self.name:
+                check_image_columns(row, IMAGE_COLUMNS, self.numbered, where)
+            check_answers_agree(row, where)
+        check_parts_are_read(row, bool(self.name), where)
+        if self.numbered:
+            row = {**row, IMAGES: [row.get(name) for name in self.numbered]}
         if self.name == "Alpaca":
-            lines = [
-                str(row[key]) for key in ("instruction", "input") if not is_missing(row.get(key))
-            ]
-            return {**row, QUESTION: "\n".join(lines)}
+            keys = [key for key in ("instruction", "input") if not is_missing(row.get(key))]
+            check_texts_alone(row, keys, where)
+            return {**row, QUESTION: "\n".join(row[key] for key in keys)}
         return row if not self.turns else plain_conversation(row, self.turns, self.columns, where)
 
 
 def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> Layout:
+    """The format of the first rows of a source, with its columns of images (D105)."""
+    plain = Columns()
+    columns = settings.columns
+    numbered = ()
+    if columns.images == plain.images and not any(
+        as_list(row.get(name)) for row in rows for name in IMAGE_COLUMNS
+    ):
+        numbered = numbered_images(rows)
+    if numbered:
+        settings = replace(settings, columns=replace(columns, images=IMAGES))
+    layout = detect_format(rows, settings, source)
+    is_default = columns.images == plain.images and columns.answer == plain.answer
+    note = f"images: {', '.join(numbered)}, in this order" if numbered else ""
+    is_doubled = any(as_list(row.get("images")) and as_list(row.get("image")) for row in rows)
+    if is_doubled and not layout.name:
+        note = f"images: column {layout.columns.images}; the other one of images and image is unread"
+    note = "; ".join(part for part in (layout.note, note) if part)
+    return replace(layout, numbered=numbered, is_default=is_default, note=note)
+
+
+def detect_format(rows: Sequence[Row], settings: DataSettings, source: str) -> Layout:
     """The format of the first rows of a source.
 
     A question column with text is always read as it is.
@@ -112,17 +153,21 @@ def conversation_layout(rows: Sequence[Row], turns: str, columns: Columns, sourc
     """The layout of rows with a conversation."""
     name = format_name(rows, turns)
     answer = answer_column(rows, columns, source)
+    has_completion = any(not is_missing(row.get(COMPLETION)) for row in rows)
+    response = COMPLETION if has_completion else RESPONSE
     kept = replace(
         columns,
         prompt=QUESTION,
         images=images_column(rows, columns),
         answer=answer,
-        response=columns.response or RESPONSE,
+        response=columns.response or response,
     )
     first = next((row for row in rows if turns_of(row.get(turns))), {})
     parts = "the user's turn is the question"
     if any(role_of(turn) == "assistant" for turn in turns_of(first.get(turns)) or ()):
         parts += ", the assistant's turn the response"
+    elif has_completion:
+        parts += f", the column {COMPLETION} the response"
     return Layout(name, kept, turns, noted(name, f"column {turns}: {parts}", kept))
 
 
@@ -229,14 +274,6 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             "write one row per question",
             where,
         )
-    unread = next((key for key in UNREAD_COLUMNS if as_list(row.get(key))), None)
-    if unread is not None:
-        raise ambiguous_row_error(
-            f"the column {unread} holds what belongs to the conversation",
-            "vistill reads texts and images alone, so the question would lose a part",
-            f"remove the column {unread}, or the row",
-            where,
-        )
     question, inside = text_and_images(spoken[0], where)
     images = as_list(row.get(columns.images))
     if inside and any(not is_missing(image) for image in images):
@@ -255,15 +292,15 @@ def plain_conversation(row: Row, column: str, columns: Columns, where: str) -> R
             raise ambiguous_row_error(
                 "the assistant's turn holds images", "a response is text", "remove them", where
             )
-        plain[RESPONSE] = reply
+        if columns.response == COMPLETION and not is_missing(row.get(COMPLETION)):
+            raise ambiguous_row_error(
+                f"a response both in the turns and in the column {COMPLETION}",
+                "a row has one response",
+                "remove one of them",
+                where,
+            )
+        plain[RESPONSE if columns.response != COMPLETION else COMPLETION] = reply
     return plain
-
-
-def as_list(value: Any) -> list[Any]:
-    """A cell as a list."""
-    if is_missing(value) or value == {}:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
@@ -287,7 +324,8 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
         if kind == "image":
             image = image_in(part)
             images += [] if image is None else [image]
-            texts.append("<image>")
+            index = part.get("index") if isinstance(part, Mapping) and image is None else None
+            texts.append("<image>" if is_missing(index) else f"<image {int(index) + 1}>")
         elif kind == "text":
             words = part if isinstance(part, str) else str(part.get("text") or "")
             texts.append(words)
@@ -331,13 +369,3 @@ def image_in(part: Row) -> Any:
         if not is_missing(value):
             return {"bytes": value} if key == "bytes" else value
     return None
-
-
-def ambiguous_row_error(what: str, why: str, fix: str, where: str) -> DataError:
-    """D105 for one row."""
-    return DataError("D105", what, where=where, why=why, fix=fix)
-
-
-def ambiguous_error(what: str, fix: str) -> DataError:
-    """D105 for a source."""
-    return DataError("D105", what, why="vistill does not guess which one is meant", fix=fix)

@@ -6,13 +6,32 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vistill.errors import StorageError
 from vistill.redaction import mask_secrets
 from vistill.report.page import escape_text_value
 from vistill.runs.storage import write_text
 
 
+TITLE = "<title>vistill check: what the models will see</title>"
+
+
+def check_page_file(file: Path) -> None:
+    """S601 for a folder, or a file that is no such page: it is never overwritten."""
+    if not file.exists():
+        return
+    if file.is_file() and TITLE in file.read_text("utf-8", errors="replace")[:2000]:
+        return
+    raise StorageError(
+        "S601",
+        f'"{file}" exists and is no page of vistill check',
+        why="the page would overwrite it",
+        fix="name a new file: --preview rows.html",
+    )
+
+
 def write_page(stages: Sequence[dict[str, Any]], file: Path) -> None:
     """Write the contact sheet of one or several stages; text of data sets is escaped."""
+    check_page_file(file)
     environment = Environment(
         loader=PackageLoader("vistill.report"),
         autoescape=True,

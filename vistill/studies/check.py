@@ -16,6 +16,7 @@ from vistill.runs.model_families import check_family
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
+from vistill.report.preview_page import check_page_file
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
@@ -45,6 +46,8 @@ def check(
     """
     stages = load_stages(recipe, overrides)
     keys = [*split_overrides(overrides)]
+    if preview is not None:
+        check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
     findings = {}
     for name, stage in stages.items():
