@@ -8,6 +8,7 @@ from vistill.answers.judge import Question, verdict_of
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
 from vistill.data.gold import read_gold, read_options
+from vistill.data.stored_text import collection_in_text
 from vistill.errors import ConfigError, DataError
 from vistill.registry import checkers
 from vistill.types import Prompt
@@ -92,6 +93,8 @@ def read_question(
         DataError: D104, there is no convention for one of them, or no gold answer.
     """
     options = read_options(choices, where)
+    if isinstance(gold, str) and gold.strip() and isinstance(collection_in_text(gold), str):
+        return gold, options  # a checker reads letters, labels and indices by itself
     golds = read_gold(gold, options, where, numbers_are_values)
     if golds is None:
         what = f"there is no gold answer: {gold!r:.60}"

@@ -101,7 +101,8 @@ def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> L
     note = f"images: {', '.join(numbered)}, in this order" if numbered else ""
     is_doubled = any(as_list(row.get("images")) and as_list(row.get("image")) for row in rows)
     if is_doubled and not layout.name:
-        note = f"images: column {layout.columns.images}; the other one of images and image is unread"
+        read = layout.columns.images
+        note = f"images: column {read}; the other one of images and image is unread"
     note = "; ".join(part for part in (layout.note, note) if part)
     return replace(layout, numbered=numbered, is_default=is_default, note=note)
 

@@ -11,7 +11,6 @@ from vistill.redaction import mask_secrets
 from vistill.report.page import escape_text_value
 from vistill.runs.storage import write_text
 
-
 TITLE = "<title>vistill check: what the models will see</title>"
 
 

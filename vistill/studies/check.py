@@ -10,13 +10,13 @@ from typing import Any
 
 from vistill.config import Recipe, load_stages, method_schemas, split_overrides
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
+from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_families import check_family
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import to_json
-from vistill.report.preview_page import check_page_file
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
