@@ -17,7 +17,7 @@ MUTANTS = [
             "spans",
             "the first box counts where the last one should",
         ),
-        ("if DOUBT.search(before):", "if False:", "a question or a condition is an answer"),
+        ("if DOUBT.search(before) or", "if False or", "a question or a condition is an answer"),
         (
             'if "\\\\boxed" in text[span.start : span.end]:',
             "if False:",
@@ -48,7 +48,7 @@ MUTANTS = [
         ("variables(value.form) == variables(gold.form)", "True", "y=3m equals y=3"),
     ),
     *group(
-        "answers/checkers/choice.py",
+        "answers/choice_reader.py",
         ANSWERS,
         (
             "return frozenset() if self.contradicts(letters) else letters.letters",

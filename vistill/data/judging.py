@@ -8,7 +8,6 @@ from vistill.answers.judge import Question, verdict_of
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
 from vistill.data.gold import read_gold, read_options
-from vistill.data.stored_text import collection_in_text
 from vistill.errors import ConfigError, DataError
 from vistill.registry import checkers
 from vistill.types import Prompt
@@ -84,6 +83,11 @@ def judge(
     return verdict_by_name(reply, golds, Question(options, take), checker)
 
 
+def is_option_letter(gold: Any, options: tuple[str, ...]) -> bool:
+    """Whether a gold answer is the letter of an option."""
+    return isinstance(gold, str) and gold in [chr(ord("A") + i) for i in range(len(options))]
+
+
 def read_question(
     gold: Any, choices: Any, where: str, numbers_are_values: bool = False
 ) -> tuple[str | tuple[str, ...], tuple[str, ...]]:
@@ -93,9 +97,12 @@ def read_question(
         DataError: D104, there is no convention for one of them, or no gold answer.
     """
     options = read_options(choices, where)
-    if isinstance(gold, str) and gold.strip() and isinstance(collection_in_text(gold), str):
-        return gold, options  # a checker reads letters, labels and indices by itself
-    golds = read_gold(gold, options, where, numbers_are_values)
+    try:
+        golds = read_gold(gold, options, where, numbers_are_values)
+    except DataError:
+        if not (options and is_option_letter(gold, options)):
+            raise
+        golds = gold  # a letter that is the text of another option: the letter counts
     if golds is None:
         what = f"there is no gold answer: {gold!r:.60}"
         why = "a reply is compared with a gold answer"

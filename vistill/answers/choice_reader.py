@@ -1,0 +1,165 @@
+"""Read the letters of options from an answer to one row."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vistill.answers.compare import Mathematics
+from vistill.answers.denials import DENIED, is_taken_back
+from vistill.answers.letters import Letters, in_range, parse_letters
+from vistill.answers.normalise import strip_markup, text_form
+from vistill.answers.options import (
+    Options,
+    marked_letters,
+    option_in,
+    option_of,
+    same_option,
+)
+from vistill.answers.reading import after_negation, cut_clause, right_side
+from vistill.answers.values import parse_value
+
+#: Nouns before a letter that name an option where the options show only their letters.
+NOUNS = (
+    r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
+    r"|answer)"
+)
+NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
+LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
+OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
+IS_CORRECT = re.compile(
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
+    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
+    r"|appropriate|accurate|likely|suitable|true)"
+)
+#: A bare letter at the end of a sentence.
+ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
+ENDS_ONE = re.compile(
+    r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
+)
+ENDS_ONLY = re.compile(
+    r"\b(?:is|(?:indicated|marked|shown|represented|labell?ed|denoted|given) (?:by|as|with|in))"
+    r"\s([A-Z])\W{0,3}$"
+)
+#: A second option behind `or`: `(C) the third image or (D) the fourth image`.
+OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)]\s)")
+THAN = re.compile(
+    r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
+)
+
+
+def before_comparison(raw: str) -> str:
+    """A sentence before what it compares with: `(A) is a closer match` of `... than (B)`."""
+    match = THAN.search(raw)
+    return raw[: match.start()] if match else raw
+
+
+@dataclass(frozen=True)
+class ChoiceReader:
+    """Reads option letters from answers to one row."""
+
+    options: Options
+    math: Mathematics | None
+
+    def read(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The letters that an answer names; an empty set for a value that is no option."""
+        if len(plain) > 1 and len(named := self.options.by_text(text_form(plain))) == 1:
+            return self.letters_of(named)
+        stated = after_negation(plain)
+        if not stated:
+            return self.read_denial(plain)
+        plain = stated
+        letters = parse_letters(plain, len(self.options))
+        if letters is not None:
+            return self.read_letters(letters)
+        if not len(self.options):
+            return self.read_label(plain, rule)
+        for part in (plain, cut_clause(plain), right_side(plain)):
+            short = part and len(part) <= self.options.longest() + 60
+            named = option_of(part, self.options, self.math) if short else []
+            if len(named) == 1:
+                return self.letters_of(named)
+        return self.read_sentence(plain, rule)
+
+    def read_denial(self, plain: str) -> frozenset[str] | None:
+        """The option whose text begins a denied answer: `not enough information to tell`."""
+        form = text_form(plain)
+        named = [i for i, own in enumerate(self.options.forms) if own and form.startswith(own)]
+        return self.letters_of(named) if len(named) == 1 else None
+
+    def read_letters(self, letters: Letters) -> frozenset[str] | None:
+        """The letters at the beginning of an answer; None for a hedge."""
+        if letters.hedged and len(letters.letters) > 1:
+            return None
+        if self.offers_another(letters) or self.takes_back(letters):
+            return None
+        return frozenset() if self.contradicts(letters) else letters.letters
+
+    def offers_another(self, letters: Letters) -> bool:
+        """Whether another option follows the text of the first behind `or`."""
+        rest = before_comparison(cut_clause(letters.rest))
+        if DENIED.search(rest):
+            return False
+        others = {m.group(1) or m.group(2) for m in OR_ANOTHER.finditer(rest)}
+        return any(in_range(o, len(self.options)) for o in others - letters.letters)
+
+    def takes_back(self, letters: Letters) -> bool:
+        """Whether the text behind a letter denies it, and is not the text of its option."""
+        rest = text_form(letters.rest)
+        index = [ord(letter) - ord("A") for letter in letters.letters]
+        own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
+        if own and rest.startswith(own):
+            return is_taken_back(rest[len(own) :])
+        if rest == "no" and not self.options.only_letters:
+            return True
+        return is_taken_back(letters.rest)
+
+    def contradicts(self, letters: Letters) -> bool:
+        """Whether the value behind a letter is another one than that of its option."""
+        index = [ord(letter) - ord("A") for letter in letters.letters]
+        rest = cut_clause(letters.rest)
+        if len(index) != 1 or not rest or index[0] >= len(self.options):
+            return False
+        form, own_form = text_form(letters.rest), self.options.forms[index[0]]
+        if form.startswith(own_form) or own_form.startswith(form):
+            return False
+        value = parse_value(rest)
+        own = parse_value(strip_markup(self.options.texts[index[0]]))
+        if value.number is not None and own.number is not None:
+            return abs(value.number - own.number) * 50 > abs(own.number)
+        if not (value.is_mathematics() and own.is_mathematics()):
+            return False
+        return not same_option(rest, self.options.texts[index[0]], self.math)
+
+    def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one option that a sentence names inside it; a number that is no option is none."""
+        if labelled := self.read_label(plain, rule):
+            return labelled
+        if rule != "box" and len(named := option_in(plain, self.options)) == 1:
+            return self.letters_of(named)
+        if parse_value(cut_clause(plain)).number is not None:
+            return frozenset()
+        return None
+
+    def read_label(self, plain: str, rule: str) -> frozenset[str] | None:
+        """The one letter in brackets, or behind `option` or `point`, of a sentence."""
+        letters = set(self.mentions(plain))
+        return frozenset(letters) if len(letters) == 1 else None
+
+    def by_value(self, value: str) -> frozenset[str]:
+        """The one option with this value; empty if there is none, or several."""
+        named = option_of(value, self.options, self.math) if value and len(self.options) else []
+        return self.letters_of(named) if len(named) == 1 else frozenset()
+
+    def letters_of(self, named: Sequence[int]) -> frozenset[str]:
+        """The letters of options."""
+        return frozenset(self.options.letter(i) for i in named)
+
+    def mentions(self, text: str) -> list[str]:
+        """The letters that a sentence names as options, in order of the patterns."""
+        found_letters = [*marked_letters(text, len(self.options))]
+        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        if self.options.only_letters:
+            patterns += [LABEL, ENDS_ONLY]
+        for pattern in patterns:
+            found_letters += [m.group(1).upper() for m in pattern.finditer(text)]
+        return [letter for letter in found_letters if in_range(letter, len(self.options))]
