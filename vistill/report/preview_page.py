@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vistill.errors import StorageError
+from vistill.errors import StorageError, quote_command
 from vistill.redaction import mask_secrets
 from vistill.report.page import escape_text_value
 from vistill.runs.storage import write_text
@@ -24,8 +24,15 @@ def check_page_file(file: Path) -> None:
         "S601",
         f'"{file}" exists and is no page of vistill check',
         why="the page would overwrite it",
-        fix="name a new file: --preview rows.html",
+        fix=quote_command("--preview", str(free_page(file))),
     )
+
+
+def free_page(file: Path) -> Path:
+    """A name next to a file that does not exist yet."""
+    folder, stem = (file, "rows") if file.is_dir() else (file.parent, file.stem)
+    names = (folder / f"{stem}{number}.html" for number in ("", *(f"-{n}" for n in range(2, 100))))
+    return next((path for path in names if not path.exists()), folder / "preview-of-rows.html")
 
 
 def write_page(stages: Sequence[dict[str, Any]], file: Path) -> None:
