@@ -4,7 +4,7 @@ Each mutant of `mutants_of_losses.py`, `mutants_of_data.py` and `mutants_of_runs
 copy of the repository in a temporary folder. The test files of its group run there. A mutant is
 killed if a test fails or the code no longer runs. First, the same files must pass in an unchanged
 copy. The results are written to `benchmarks/results/mutants.json`. `make mutants ONLY=optim` runs
-only the mutants whose file name contains that text, and writes nothing.
+only the mutants whose file name contains that text, and keeps the stored results of the others.
 """
 
 import json
@@ -94,6 +94,20 @@ def passes_unchanged(tests: tuple[str, ...]) -> bool:
     return status == 0
 
 
+def write_results(records: list[dict[str, object]]) -> None:
+    """Write the results; those of mutants that were not chosen stay."""
+
+    def key(record: dict[str, object]) -> tuple[object, ...]:
+        return record["file"], record["old"], record["new"]
+
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))["records"] if RESULTS.exists() else []
+    known = {key(record): record for record in [*stored, *records]}
+    kept = [known[m.file, m.old, m.new] for m in MUTANTS if (m.file, m.old, m.new) in known]
+    killed = sum(record["verdict"] == "killed" for record in kept)
+    text = json.dumps({"mutants": len(kept), "killed": killed, "records": kept}, indent=1)
+    RESULTS.write_text(text + "\n")
+
+
 def main() -> None:
     """Run all mutants, each in a process forked after the slow imports."""
     import torch
@@ -119,11 +133,7 @@ def main() -> None:
             )
     killed = sum(record["verdict"] == "killed" for record in records)
     print(f"{killed} of {len(records)} mutants were killed")
-    if not only:
-        RESULTS.write_text(
-            json.dumps({"mutants": len(records), "killed": killed, "records": records}, indent=1)
-            + "\n"
-        )
+    write_results(records)
     raise SystemExit(0 if killed >= WANTED * len(records) else 1)
 
 

@@ -180,7 +180,7 @@ def test_a_start_that_is_interrupted_leaves_no_process(math, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:  # an interrupt at exactly this moment
         patch.setattr(worker_process, "read_line", interrupt)
         with pytest.raises(KeyboardInterrupt):
             math.equal("x+2", "2+x")

@@ -6,7 +6,7 @@ import re
 NOT = r"(?:not|never|cannot|\w{1,8}n't)"
 #: Words before `the answer is` or an option in its clause that deny or doubt it.
 DENIES = re.compile(
-    rf"\b(?:{NOT}|no one|nobody|nor|neither|doubt\w{{0,2}}|refuse\w{{0,2}}|unlikely|anything but"
+    rf"\b(?:{NOT}|no one|no\s?body|nor|neither|doubt\w{{0,2}}|refuse\w{{0,2}}|unlikely|anything but"
     r"|(?:wrong|incorrect|false|tempting|mistake) (?:to|that)"
     r"|(?:might|may|could|would) (?:be tempted to )?(?:think|say|believe|guess|assume)"
     r"|claim(?:s|ed)?|(?:students?|people|others|many|some) (?:think|say|believe)"
@@ -41,7 +41,7 @@ TAKEN_BACK = re.compile(
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
-    r"|no one|nobody|(?:might|may|could) (?:think|say|believe)|least likely)\b"
+    r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe)|least likely)\b"
     r"|不(?:正确|对|是|选)|错误",
     re.IGNORECASE,
 )

@@ -326,7 +326,8 @@ def text_and_images(turn: Row, where: str) -> tuple[str, list[Any]]:
             image = image_in(part)
             images += [] if image is None else [image]
             index = part.get("index") if isinstance(part, Mapping) and image is None else None
-            texts.append("<image>" if is_missing(index) else f"<image {int(index) + 1}>")
+            number = "" if index is None or is_missing(index) else f" {int(index) + 1}"
+            texts.append(f"<image{number}>")
         elif kind == "text":
             words = part if isinstance(part, str) else str(part.get("text") or "")
             texts.append(words)
