@@ -180,7 +180,8 @@ def test_a_start_that_is_interrupted_leaves_no_process(math, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:  # an interrupt at exactly this moment
+    with monkeypatch.context() as patch:
+        # An interrupt at exactly this moment.
         patch.setattr(worker_process, "read_line", interrupt)
         with pytest.raises(KeyboardInterrupt):
             math.equal("x+2", "2+x")
