@@ -73,7 +73,7 @@ KINDS = {
     "every method against a slow reference": "objectives/test_dense_references.py",
     "properties of losses and signals": "objectives/test_properties.py",
     "rows of logits": "objectives/test_rows.py",
-    "extraction of answers": "data/test_answers.py",
+    "extraction of answers": "answers/test_docs.py",
     "loading of rows": "data/test_loading.py",
     "procedural diagrams": "data/test_diagrams.py",
     "order of rows": "data/test_loading.py::test_every_row_occurs_once_per_epoch",

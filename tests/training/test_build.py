@@ -299,7 +299,7 @@ def test_recipe_and_distill_write_the_same_metrics(tmp_path):
 
 def skip_selftest(monkeypatch):
     """Leave out the self-test: flex is slow on a CPU, and an offloaded model holds no weights."""
-    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm: vlm)
+    monkeypatch.setattr("vistill.training.checks.models.run_selftest", lambda vlm, role="": vlm)
 
 
 def test_distill_applies_the_settings_of_attention_and_offloading(
