@@ -7,32 +7,22 @@ import dataclasses
 from types import SimpleNamespace
 
 import torch
-from limits import alternate
+from limits import MIDDLE_SIZE, alternate
 from torch.nn import functional as F
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.flops_counter import counting
 from vistill.models.families.generic import GenericFamily
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, response_states
-from vistill.models.tiny import TinySize, build_tiny
+from vistill.models.tiny import build_tiny
 from vistill.studies.make_tiny_models import tiny_tokenizer
 
 #: Siblings of a prompt, and prompts of a batch.
 SIBLINGS, PROMPTS = 4, 2
 
 #: A decoder whose linear maps cost more than its attention, as in models that people train.
-SIZE = TinySize(
-    hidden=512,
-    layers=4,
-    heads=8,
-    feed_forward=1536,
-    vision_hidden=256,
-    vision_depth=4,
-    vision_heads=4,
-    vision_feed_forward=512,
-    side=256,
-    min_pixels=256 * 256,
-    max_pixels=256 * 256,
+SIZE = dataclasses.replace(
+    MIDDLE_SIZE, hidden=512, heads=8, feed_forward=1536, vision_feed_forward=512
 )
 
 

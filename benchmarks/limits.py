@@ -229,22 +229,25 @@ def memory(name):
     return int(line.split()[1]) / 1024
 
 
+#: A model of some millions of weights; its prompts are about as long as its responses.
+MIDDLE_SIZE = TinySize(
+    hidden=256,
+    layers=4,
+    heads=4,
+    feed_forward=768,
+    vision_hidden=256,
+    vision_depth=4,
+    vision_heads=4,
+    vision_feed_forward=512,
+    side=256,
+    min_pixels=256 * 256,
+    max_pixels=256 * 256,
+)
+
+
 def middle_model():
     """Build a model of some millions of weights; its prompts are about as long as its responses."""
-    size = TinySize(
-        hidden=256,
-        layers=4,
-        heads=4,
-        feed_forward=768,
-        vision_hidden=256,
-        vision_depth=4,
-        vision_heads=4,
-        vision_feed_forward=512,
-        side=256,
-        min_pixels=256 * 256,
-        max_pixels=256 * 256,
-    )
-    return build_tiny(size, tiny_tokenizer(), 0)
+    return build_tiny(MIDDLE_SIZE, tiny_tokenizer(), 0)
 
 
 def our_step(models, objective, groups):

@@ -74,8 +74,8 @@ MUTANTS = [
         "data/gold.py",
         "data/test_gold.py",
         (
-            "return rest[:at].strip()",
-            "return rest[: at - 1].strip()",
+            "boxes[-1].end].strip()",
+            "boxes[-1].end - 1].strip()",
             "a gold answer in a box loses its last character",
         ),
         ("math.isnan(value)", "False", "NaN is the text nan"),

@@ -150,6 +150,11 @@ class Prompt:
         return tuple(self.answer) if isinstance(self.answer, tuple | list) else (self.answer,)
 
     @property
+    def gold_text(self) -> str | None:
+        """All accepted forms in one text, to show and to store; None without a gold answer."""
+        return " | ".join(self.golds) if self.golds else None
+
+    @property
     def text(self) -> str:
         """The question without its images."""
         return "".join(part for part in self.parts if isinstance(part, str))
@@ -164,7 +169,7 @@ class Prompt:
         facts = {
             "question": self.text,
             "choices": "\n".join(self.choices),
-            "answer": " | ".join(self.golds),
+            "answer": self.gold_text,
             "response": self.response,
             "id": self.id,
         }

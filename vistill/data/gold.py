@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vistill.answers.extract import find_boxes
 from vistill.data.stored_text import STARTS, collection_in_text, holds_numbers_alone
 from vistill.errors import DataError
 
@@ -141,15 +142,8 @@ def gold_in_text(text: str) -> str:
 
 def last_box(text: str) -> str:
     """The content of the last box of a text; empty without one."""
-    _, box, rest = text.rpartition(BOX)
-    if not box:
-        return ""
-    depth = 1
-    for at, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return rest[:at].strip()
-    return ""
+    boxes = find_boxes(text)
+    return text[boxes[-1].start : boxes[-1].end].strip() if boxes else ""
 
 
 def number_text(value: Any, where: str) -> str:

@@ -44,7 +44,7 @@ class JudgedResponse:
             "mode": self.mode,
             "sample": self.rollout.sibling,
             "question": self.prompt.text,
-            "gold": " | ".join(self.prompt.golds) if self.prompt.golds else None,
+            "gold": self.prompt.gold_text,
             "response": self.text,
             "extracted": self.extracted,
             "correct": self.correct,
@@ -159,7 +159,7 @@ def pick_response(responses: Sequence[JudgedResponse], *key: object) -> dict[str
     chosen = sampled[keyed_seed("shown response", *key) % len(sampled)]
     return {
         "question": chosen.prompt.text,
-        "gold": " | ".join(chosen.prompt.golds),
+        "gold": chosen.prompt.gold_text,
         "text": chosen.text,
         "extracted": chosen.extracted,
         "correct": chosen.correct,

@@ -90,7 +90,7 @@ class EvalResult:
                 "prompt": reading.prompt.id,
                 "asked": question_digest(reading.prompt),
                 "question": reading.prompt.text,
-                "gold": " | ".join(reading.prompt.golds) if reading.prompt.golds else None,
+                "gold": reading.prompt.gold_text,
                 "correct": correct.get(reading.prompt.id),
                 "tokens": vlm.tokens(reading.ids),
                 "advantage": round_values(reading.advantage),

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from vistill.redaction import mask_secrets
 from vistill.report.charts import scale_of, tokens_html
-from vistill.report.page import escape_text_value
+from vistill.report.page import page_environment
 from vistill.runs.storage import write_text
 
 
@@ -29,14 +27,7 @@ def write_chat_page(
         {**question, "answers": [with_tokens(a, scale) for a in question["answers"]]}
         for question in questions
     ]
-    environment = Environment(
-        loader=PackageLoader("vistill.report"),
-        autoescape=True,
-        finalize=escape_text_value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    template = environment.get_template("chat.html.jinja")
+    template = page_environment().get_template("chat.html.jinja")
     html = template.render(facts=facts, questions=shown, scale=scale)
     write_text(file, mask_secrets(html))
 

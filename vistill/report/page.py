@@ -39,15 +39,20 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def render(runs: Sequence[RunData]) -> str:
-    """Render the HTML of the page; text of models and data sets is escaped."""
-    environment = Environment(
+def page_environment() -> Environment:
+    """The templates of all pages; text of models and data sets is escaped."""
+    return Environment(
         loader=PackageLoader("vistill.report"),
         autoescape=True,
         finalize=escape_text_value,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """Render the HTML of the page; text of models and data sets is escaped."""
+    environment = page_environment()
     environment.filters |= {
         "percent": percent,
         "short": format_number,

@@ -30,7 +30,7 @@ from vistill.rollouts.engine import RolloutRequest, sampling_for_step
 from vistill.runs.model_not_found import model_name
 from vistill.runtime import prepare_process
 from vistill.signals.visual_advantage import visual_advantage
-from vistill.training.checks.models import choose_device, load_encoder_of, make_view_context
+from vistill.training.checks.models import choose_device, load_encoder_of
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.types import Finish, ImageRef, Prompt, View
 from vistill.views import ViewContext, apply_view
@@ -250,7 +250,7 @@ def open_chat(
         loading("loading teacher")
         device = choose_device(recipe.teacher.device)
         loaded = load(reader, device, teacher_dtype(device, recipe.train.precision), "teacher")
-    view = make_view_context(recipe, encoders["student"])
+    view = recipe.view_context(encoders["student"].family.patch_size)
     return Chat(recipe, speakers, loaded, view, poll)
 
 

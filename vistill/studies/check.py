@@ -23,7 +23,6 @@ from vistill.training.checks.check import CheckResult
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.recipe import default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
-from vistill.views import ViewContext
 
 
 def check(
@@ -166,7 +165,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
         parts = {"training": train.prompts, "evaluation": evaluation.prompts}
         passes = method_schemas()[recipe.method]["x-passes"]
         views = full_first(name.partition(".")[2] for name in passes)
-        sheet.add(f"{recipe.method}, {recipe.run}", parts, views, view_context(recipe), None)
+        sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
     needs = method_schemas()[recipe.method]["x-needs"]
     notes = [
         *train.notes,
@@ -187,19 +186,6 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
         *rows_in_words(train.prompts, evaluation.prompts, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
     ]
-
-
-def view_context(recipe: Recipe) -> ViewContext:
-    """The parameters of the views without a model: patches of 14 pixels."""
-    views = recipe.views
-    return ViewContext(
-        pixel_share=views.pixelate,
-        mask_share=views.mask_share,
-        degrade=views.degrade,
-        thought=views.thought,
-        noise=views.noise,
-        seed=recipe.seed,
-    )
 
 
 def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:

@@ -36,7 +36,6 @@ from vistill.training.checks.models import choose_device, load_encoder_of
 from vistill.training.checks.prompt_lengths import (
     check_prompt_lengths,
     find_overlong_prompts,
-    make_view_context,
 )
 from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
@@ -258,7 +257,7 @@ def load_rows(settings: DataSettings) -> tuple[LoadedData, tuple[str, ...]]:
 
 def check_lengths(recipe: Recipe, encoder: PromptEncoder, prompts: Sequence[Prompt]) -> None:
     """D203 if a prompt is longer than the limit, before the weights are loaded."""
-    limit, context = recipe.data.max_prompt_tokens, make_view_context(recipe, encoder)
+    limit, context = recipe.data.max_prompt_tokens, recipe.view_context(encoder.family.patch_size)
     check_prompt_lengths(find_overlong_prompts(encoder, context, prompts, limit), limit)
 
 

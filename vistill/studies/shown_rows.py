@@ -66,7 +66,7 @@ def judged_lines(prompt: Prompt, settings: JudgeSettings, math: MathJudge) -> li
         return ["gold: none, so the row counts in no accuracy"]
     gold = prompt.golds[0]
     choices = f" of options {', '.join(prompt.choices)}" if prompt.choices else ""
-    lines = [f"gold: {' | '.join(prompt.golds)}{choices}"]
+    lines = [f"gold: {prompt.gold_text}{choices}"]
     replies = (f"The answer is {gold}.", gold_response(gold), gold)
     right = [(reply, judge_response(reply, prompt, settings, math)) for reply in replies]
     wrong = gold_response(wrong_answer(prompt))

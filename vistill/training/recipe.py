@@ -13,6 +13,7 @@ from vistill.ranges import check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
+from vistill.views import ViewContext
 from vistill.views.settings import ViewSettings
 
 
@@ -81,6 +82,19 @@ class Recipe:
         student = dataclasses.replace(self.student, model=here(self.student.model))
         teacher = dataclasses.replace(self.teacher, model=here(self.teacher.model))
         return dataclasses.replace(self, data=data, student=student, teacher=teacher)
+
+    def view_context(self, patch: int = 14) -> ViewContext:
+        """The parameters of the views; `patch` is the side of the model's patches in pixels."""
+        views = self.views
+        return ViewContext(
+            pixel_share=views.pixelate,
+            mask_share=views.mask_share,
+            patch=patch,
+            degrade=views.degrade,
+            thought=views.thought,
+            noise=views.noise,
+            seed=self.seed,
+        )
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the update."""

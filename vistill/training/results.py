@@ -219,6 +219,6 @@ def store_pictures(folder: RunFolder, prompts: Sequence[Prompt], context: ViewCo
             index[prompt.id] = {
                 "file": f"{number:03d}",
                 "question": prompt.text,
-                "gold": " | ".join(prompt.golds) if prompt.golds else None,
+                "gold": prompt.gold_text,
             }
     write_json(pictures / "index.json", index)

@@ -66,6 +66,6 @@ def rejected_error(bad: Sequence[Prompt], what: str) -> DataError:
         "D301",
         what,
         where=bad[0].labels.get("row", bad[0].id),
-        why=f'first: gold answer "{" | ".join(bad[0].golds)}", choices {list(bad[0].choices)}',
+        why=f'first: gold answer "{bad[0].gold_text}", choices {list(bad[0].choices)}',
         fix="correct the rows, or name the right columns: data.columns.answer=COLUMN",
     )

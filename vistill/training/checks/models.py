@@ -23,7 +23,6 @@ from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, Start
 from vistill.training.checks.code import same_families, views_of
 from vistill.training.checks.prompt_lengths import (
     MIN_IMAGE_TOKENS,
-    make_view_context,
     measure_prompt_lengths,
 )
 from vistill.training.checks.special_tokens import SPECIAL_TOKENS_CHECK
@@ -137,7 +136,7 @@ def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Mo
         tested = run_selftest(replace(vlm, attention=train.attention), role)
         return with_kernels(tested, train.kernels)
 
-    context = make_view_context(setup.recipe, student)
+    context = setup.recipe.view_context(student.family.patch_size)
     student = configure(student, "student")
     if teacher is None:
         return Models(student, None, student.vocabulary_size, context)

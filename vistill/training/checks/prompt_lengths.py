@@ -9,7 +9,6 @@ from vistill.models.loading import VLM, PromptEncoder
 from vistill.models.pairs import same_family
 from vistill.phases import count_items
 from vistill.training.checks.code import views_of
-from vistill.training.recipe import Recipe
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 from vistill.views.registry import plugin_views
@@ -21,26 +20,13 @@ if TYPE_CHECKING:
 MIN_IMAGE_TOKENS = 16
 
 
-def make_view_context(recipe: Recipe, student: PromptEncoder | VLM) -> ViewContext:
-    """Make the parameters of the views."""
-    return ViewContext(
-        pixel_share=recipe.views.pixelate,
-        mask_share=recipe.views.mask_share,
-        patch=student.family.patch_size,
-        degrade=recipe.views.degrade,
-        thought=recipe.views.thought,
-        noise=recipe.views.noise,
-        seed=recipe.seed,
-    )
-
-
 def measure_prompt_lengths(setup: "RunSetup") -> str:
     """D203 if a prompt exceeds the length limit, also under views that lengthen it."""
     limit = setup.recipe.data.max_prompt_tokens
     drawn = setup.train_data.diagrams or setup.eval_data.diagrams
     if drawn and not plugin_views(views_of(setup.objective)):
         return "short: procedural diagrams"
-    context = make_view_context(setup.recipe, setup.student)
+    context = setup.recipe.view_context(setup.student.family.patch_size)
     overlong = find_overlong_prompts(
         setup.student, context, [*setup.train_prompts, *setup.eval_prompts], limit
     )
