@@ -160,10 +160,21 @@ def seconds(text, gold, choices):
     return best
 
 
+def best_seconds(whole, gold, choices):
+    """Best processor seconds of half a text and of the whole; again if a busy machine disturbs."""
+    best = [float("inf")] * 2
+    for _ in range(5):
+        for i, length in enumerate((50_000, 100_000)):
+            best[i] = min(best[i], seconds(whole[:length], gold, choices))
+        if best[1] < max(2.5 * best[0], 0.04):
+            break
+    return best
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twice_the_text_takes_at_most_two_and_a_half_times_as_long(family):
     for gold, choices in ROWS:
         whole = (FAMILIES[family] * 100_000)[:100_000]
-        half, full = (seconds(whole[:length], gold, choices) for length in (50_000, 100_000))
+        half, full = best_seconds(whole, gold, choices)
         assert full < max(2.5 * half, 0.04), (family, gold, half, full)
