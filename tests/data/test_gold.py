@@ -45,6 +45,7 @@ def gold_error(value, choices=()):
         ("3 + 4 = 7\n#### 7", "7"), ("a #### b", "a #### b"),
         ("So x = 7 and \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"),
         ("<think>7?</think><answer>\\boxed{7}</answer>\n", "7"), ("\\boxed{7", "\\boxed{7"),
+        ("3 + 5 = \\boxed { 8 } \\boxed { 7 }", "3 + 5 = \\boxed { 8 } \\boxed { 7 }"),
         ("<answer></answer>", "<answer></answer>"),
     ],
 )  # fmt: skip

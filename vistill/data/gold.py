@@ -141,8 +141,11 @@ def gold_in_text(text: str) -> str:
 
 
 def last_box(text: str) -> str:
-    """The content of the last box of a text; empty without one."""
-    boxes = find_boxes(text)
+    r"""The content of the last `\boxed{` of a text; empty without one.
+
+    A formula that was recognised in a picture is spelt `\boxed { 7 }`: the box is part of it.
+    """
+    boxes = [box for box in find_boxes(text) if text.startswith(BOX, box.start - len(BOX))]
     return text[boxes[-1].start : boxes[-1].end].strip() if boxes else ""
 
 
