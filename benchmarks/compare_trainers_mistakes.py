@@ -37,6 +37,8 @@ import shutil
 import signal
 import sys
 
+import vistill.models  # isort: skip  # noqa: F401  torchvision, before transformers is imported
+
 from compare_trainers_cases import MISTAKES, Case
 from compare_trainers_setup import (
     EPOCHS,

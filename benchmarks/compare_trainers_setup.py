@@ -1,5 +1,7 @@
 """Settings and helpers that both parts of the comparison with other trainers use."""
 
+import vistill.models  # isort: skip  # noqa: F401  torchvision, before transformers is imported
+
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint

@@ -11,6 +11,8 @@ import tempfile
 import time
 import warnings
 
+import vistill.models  # isort: skip  # noqa: F401  torchvision, before transformers is imported
+
 import torch
 from limits import alternate, our_step
 from transformers import ProcessorMixin, TrainerCallback

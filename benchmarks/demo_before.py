@@ -91,6 +91,7 @@ def demo_rows(row, repeats):
     best = {side: min(values) for side, values in times.items()}
     text = f"{BEFORE}, {best['before']:.0f} s; ours {best['now']:.0f} s, best of {repeats}; "
     text += f"same start: {same}"
+    text += "" if same else f" {first}"
     text += f"; at the end {last['now']}, before {last['before']}"
     return [row("demo_arms_over_before", best["now"] / best["before"], "ratio", text)]
 

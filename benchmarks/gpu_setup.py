@@ -10,6 +10,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
+import vistill.models  # isort: skip  # noqa: F401  torchvision, before transformers is imported
+
 import torch
 from gpu_runner import PhaseClock
 from tokenizers import Tokenizer

@@ -489,18 +489,19 @@ def test_the_documented_path_of_a_prompt_has_at_most_twenty_functions_and_all_ex
 @pytest.mark.more
 def test_a_finished_run_that_is_started_again_says_so(tokenizer, teacher, tmp_path):
     events = []
+
+    def progress(record):
+        text = record.get("event") or ""
+        events.extend([text] if text.startswith(("already finished", "resumed from")) else [])
+
     distill_run(tokenizer, teacher, tmp_path / "run")
-    distill_run(
-        tokenizer, teacher, tmp_path / "run", progress=lambda r: events.append(r.get("event"))
-    )
+    distill_run(tokenizer, teacher, tmp_path / "run", progress=progress)
     assert len(events) == 1
     assert events[0].startswith("already finished: ")
     assert "nothing is trained" in events[0]
     assert f"run={tmp_path / 'run'}-2" in events[0]
     result = tmp_path / "run" / "result.json"
     result.write_text("{")  # as a crash while it was written leaves it
-    distill_run(
-        tokenizer, teacher, tmp_path / "run", progress=lambda r: events.append(r.get("event"))
-    )
+    distill_run(tokenizer, teacher, tmp_path / "run", progress=progress)
     assert events[1].startswith("resumed from checkpoint-")
     assert json.loads(result.read_text())["finished"]

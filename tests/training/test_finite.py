@@ -269,7 +269,7 @@ def test_the_metrics_of_the_shipped_methods_keep_their_names(tokenizer, teacher,
         },
         "grpo_vgs": {
             *("vds/mean", "vds/top10_share", "vds/gated_share"),
-            *("reward/mean", "reward/no_advantage_share"),
+            *("reward/mean", "reward/no_advantage_share", "reward/unparsed_share"),
         },
         "vgs_language": {"vds/mean", "vds/top10_share", "vds/gated_share"},
         "opd": set(),
