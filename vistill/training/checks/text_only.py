@@ -312,7 +312,7 @@ def invalid_context_error(reading: TextOnlyReading, models: Models, name: str) -
     vlm = models.reader(Reader(reading.role))
     return ModelError(
         "M116",
-        f"the {reading.role} writes no language without the image",
+        f"the language of the {reading.role} breaks down without the image",
         where=f"{vlm.source}, family {reading.family}",
         why=f"{reading.problem()};\n{name} takes what this model says without the image as what"
         " language alone says",
