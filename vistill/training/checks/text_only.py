@@ -53,6 +53,9 @@ UNIFORM_SHARE = 0.5
 #: Language breaks down from this KL on scaffold tokens on, in nats, if it is at least this share of
 #: the KL on image-bound tokens.
 BROKEN_KL, BROKEN_SHARE = 1.0, 0.5
+#: A valid context is weak from this KL on scaffold tokens on, in nats: the model hardly saw text
+#: alone. This is a warning.
+WEAK_KL = 0.5
 #: Fewer tokens of a kind are no basis for comparing the KL.
 MIN_TOKENS = 8
 #: What an encoder raises if it cannot encode a prompt; a chat template has an error of its own.
@@ -120,26 +123,34 @@ class TextOnlyReading:
                 f"the model is untrained, its entropy with the image is {with_image:.2f} nats"
                 f" where a uniform distribution has {self.uniform:.2f}"
             )
-        if not self.has_both_kinds():
-            few = min((self.bound.tokens, "image-bound"), (self.scaffold.tokens, "scaffold"))
-            return f"{few[0]} {few[1]} tokens are too few to compare the KL"
         return ""
+
+    def is_weak(self) -> bool:
+        """Whether a valid context differs much where the image should not matter."""
+        return not self.problem() and not self.doubt() and self.scaffold.kl >= WEAK_KL
 
     def has_both_kinds(self) -> bool:
         """Whether there are enough tokens of both kinds."""
         return min(self.scaffold.tokens, self.bound.tokens) >= MIN_TOKENS
 
-    def describe(self) -> str:
-        """What follows from the means, and the means: scaffold tokens before the slash."""
+    def verdict(self) -> str:
+        """What follows from the means, in words."""
         problem, doubt = self.problem(), self.doubt()
-        verdict = f"cannot be judged: {doubt}" if doubt else "valid"
+        if problem:
+            return f"not valid: {problem}"
+        if doubt:
+            return f"cannot be judged: {doubt}"
+        return "weak: scaffold tokens change much without the image" if self.is_weak() else "valid"
+
+    def describe(self) -> str:
+        """The verdict and the means, those of scaffold tokens before the slash."""
 
         def both(name: str) -> str:
             kinds = (self.scaffold, self.bound)
             return " / ".join(f"{getattr(k, name):.2g}" if k.tokens else "-" for k in kinds)
 
         return (
-            f"{self.role} {self.family}: {f'not valid: {problem}' if problem else verdict};"
+            f"{self.role} {self.family}: {self.verdict()};"
             f" scaffold / image-bound tokens {self.scaffold.tokens} / {self.bound.tokens},"
             f" entropy {both('entropy')} nats (full {both('full_entropy')}),"
             f" KL(full || text-only) {both('kl')}"
@@ -233,10 +244,20 @@ def check_text_only_context(setup: "RunSetup") -> str:
         )
     summary = "\n".join(lines)
     if needed:
+        warn_of_weak_contexts(setup, readings)
         record = {"question": question, "summary": summary}
         record["readings"] = [asdict(reading) for reading in readings]
         setup.folder.write(FILE, to_json(record, indent=2, exact=True))
     return summary
+
+
+def warn_of_weak_contexts(setup: "RunSetup", readings: Sequence[TextOnlyReading]) -> None:
+    """Log a warning of a run for each model whose text-only context is weak."""
+    for reading in readings:
+        if setup.purpose == "train" and reading.is_weak():
+            text = f"warning: text-only context of the {reading.describe()}"
+            setup.folder.event(text)
+            setup.progress({"event": text})
 
 
 def question_of(setup: "RunSetup", prompts: Sequence[Prompt]) -> dict[str, object]:
