@@ -12,11 +12,11 @@ import torch
 from conftest import REPO, build_model
 from plans import make_setup_from
 from tiny_families import BUILDERS, build_family
-from training.test_loop import make_plan
+from training.test_loop import TRAIN, make_plan
 
 import vistill
 from vistill.data.diagrams import diagram_prompts, diagrams
-from vistill.errors import ModelError
+from vistill.errors import ModelError, StorageError
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.models.selftest import run_selftest
 from vistill.objectives import METHODS, OPD, VGS
@@ -134,18 +134,21 @@ def test_an_untrained_model_cannot_be_judged(tokenizer, teacher, tmp_path):
         assert line.endswith("/ -")  # another image changes no token by much
 
 
-def test_a_run_measures_once_and_consumes_no_random_number(trained, tmp_path, monkeypatch):
-    state = torch.get_rng_state()
-    first = summary_of(setup_of(*trained, VGS(), tmp_path))
+def test_a_run_measures_once_and_consumes_no_random_number(trained, tmp_path):
+    state, file = torch.get_rng_state(), tmp_path / "text_only.json"
+    assert "student qwen3_vl: valid" in summary_of(setup_of(*trained, VGS(), tmp_path))
     assert torch.equal(state, torch.get_rng_state())
-
-    def fail(setup, prompts):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr("vistill.training.checks.text_only.measure_text_only", fail)
-    assert summary_of(setup_of(*trained, VGS(), tmp_path)) == first
-    with pytest.raises(AssertionError, match="measured again"):
-        summary_of(setup_of(trained[0], build_model(trained[0].tokenizer, 3), VGS(), tmp_path))
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({**stored, "summary": "as stored"}))
+    assert summary_of(setup_of(*trained, VGS(), tmp_path)) == "as stored"
+    other_rows = setup_of(*trained, VGS(), tmp_path)
+    other_rows.provided = dataclasses.replace(other_rows.provided, train_prompts=TRAIN[1:])
+    (tmp_path / "rows.json").unlink()
+    assert "student qwen3_vl: valid" in summary_of(other_rows)
+    file.write_text("{")
+    with pytest.raises(StorageError) as caught:
+        summary_of(setup_of(*trained, VGS(), tmp_path))
+    assert caught.value.code == "S606"
 
 
 def test_a_prompt_that_cannot_be_encoded_without_image_is_found_before_weights(tmp_path):

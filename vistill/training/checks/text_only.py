@@ -179,7 +179,8 @@ def check_text_only_prompts(setup: "RunSetup") -> str:
     A row that cannot be encoded with its image either raises its own error.
     """
     assert setup.encoders is not None, "the check `tokenizers` has not run yet"
-    prompts, needed = rows_with_images(setup.train_prompts), roles_that_need(setup.objective)
+    needed = roles_that_need(setup.objective)
+    prompts = rows_with_images(setup.train_prompts)
     if not prompts:
         return "no row has an image"
     student, teacher = setup.encoders
@@ -290,7 +291,7 @@ def measure_text_only(setup: "RunSetup", prompts: Sequence[Prompt]) -> list[Text
 def write_responses(
     setup: "RunSetup", models: Models, prompts: Sequence[Prompt]
 ) -> list[RolloutGroup]:
-    """One short response per prompt, by whoever writes the method's responses, without noise."""
+    """One short response per prompt, by the writer of the method's responses, without noise."""
     kind = setup.objective.requirements.writer
     if kind is Writer.DATA:
         texts = [models.student.response_ids(p.response or "")[:TOKENS] for p in prompts]
