@@ -76,6 +76,7 @@ CATALOGUE: dict[str, str] = {
     "M113": "A row is read differently next to other rows than alone.",
     "M114": "The adapter reads a prompt differently than the model reads the processor's inputs.",
     "M115": "The rollout engine does not continue two images and two siblings as the model reads.",
+    "M116": "The language of a model breaks down without the image: no valid text-only context.",
     "M120": "A model has no processor, or one that reads prompts in another way.",
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model.",
     "V802": "A vision tower gives the same states for every image: zero or missing weights.",

@@ -50,6 +50,30 @@ def a_student_is_not_read_exactly(place):
     made(place, lambda: proof_error(described(), "M114", "its first reading fails"))
 
 
+def no_language(role):
+    """The error about a model whose distributions are uniform without its image."""
+    from vistill.training.checks.text_only import (
+        TextOnlyReading,
+        TokenMeans,
+        invalid_context_error,
+    )
+
+    means = TokenMeans(9, 0.1, 6.0, 6.0)
+    reading = TextOnlyReading(role, "generic (llava)", 6.0, means, means)
+    models = SimpleNamespace(reader=lambda reader: described())
+    return invalid_context_error(reading, models, "VGS")
+
+
+@situation("M116", **STUDENT)
+def a_student_has_no_language_without_the_image(place):
+    made(place, lambda: no_language("student"), "method=vgs")
+
+
+@situation("M116", **OTHER)
+def a_teacher_has_no_language_without_the_image(place):
+    made(place, lambda: no_language("teacher"), "method=vgs")
+
+
 @situation("M115", **STUDENT)
 def an_engine_confuses_images(place):
     from vistill.models.proofs import proof_error

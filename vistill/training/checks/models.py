@@ -26,6 +26,11 @@ from vistill.training.checks.prompt_lengths import (
     measure_prompt_lengths,
 )
 from vistill.training.checks.special_tokens import SPECIAL_TOKENS_CHECK
+from vistill.training.checks.text_only import (
+    TEXT_ONLY_CHECK,
+    TEXT_ONLY_PROMPTS_CHECK,
+    unreadable_view_error,
+)
 from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings
 from vistill.training.row_lock import find_partners
@@ -243,18 +248,6 @@ def differences_of(prompt: Prompt, shown: Prompt, before: int, after: int) -> st
     return "; ".join(parts)
 
 
-def unreadable_view_error(name: str, why: str) -> ModelError:
-    """M106."""
-    reader, _, view = name.partition(".")
-    hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
-    return ModelError(
-        "M106",
-        f"the {reader} cannot read the view {view}",
-        why=why[:300],
-        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=FOLDER_OR_HUB_ID",
-    )
-
-
 def max_positions(vlm: VLM) -> int:
     """Positions that a model was trained on."""
     return int(vlm.model.config.get_text_config().max_position_embeddings)
@@ -307,6 +300,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         measure_prompt_lengths,
         TRAINING_PURPOSES,
     ),
+    TEXT_ONLY_PROMPTS_CHECK,
     StartCheck(
         "models",
         "weights load and pass their self-test",
@@ -321,6 +315,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         TRAINING_PURPOSES,
     ),
     StartCheck("views", "every reader can read every view", check_views, TRAINING_PURPOSES),
+    TEXT_ONLY_CHECK,
     StartCheck(
         "positions",
         "the longest response fits into the student's positions",
