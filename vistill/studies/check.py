@@ -61,8 +61,11 @@ def check(
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
         findings[name] = check_stage(stage, fast, overridden, sheet)
     if sheet is not None:
+        folder = sheet.file.absolute().parent
+        where = "" if folder.is_dir() else ", in a new folder"
         sheet.write()
-        findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
+        written = f"written to {sheet.file}{where}"
+        findings[next(reversed(findings))].append(CheckResult("preview", written))
     return findings
 
 
