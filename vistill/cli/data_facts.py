@@ -79,7 +79,7 @@ def sampled_rows(source: str) -> tuple[list[Row], int]:
     """
     numbered = (row for _, row in read_source(source) if isinstance(row, Mapping))
     if is_columnar(source):
-        rows = [*itertools.islice(numbered, FIRST)]
+        rows: list[Row] = [*itertools.islice(numbered, FIRST)]
         return rows, count_rows(source) or len(rows)
     first = [*itertools.islice(numbered, FIRST // 2)]
     chosen, count, draw = list[tuple[int, Row]](), len(first), random.Random(0)  # noqa: S311
@@ -270,8 +270,8 @@ def lacking(
     absent = next((key for key in ("prompt", "images", "answer") if key not in columns), "")
     empty = [name for name in USUAL_COLUMNS.get(absent, ()) if name in names]
     if absent:
-        found = f"{' and '.join(empty)} hold none" if empty else f"none among {', '.join(names)}"
-        notes.append(f"no column for {absent}: {found}; set data.columns.{absent}")
+        reason = f"{' and '.join(empty)} hold none" if empty else f"none among {', '.join(names)}"
+        notes.append(f"no column for {absent}: {reason}; set data.columns.{absent}")
     images = columns.get("images", "")
     without = sum(not any(value_at(row, name) for name in images.split(",")) for row in rows)
     if images and without:
