@@ -1,6 +1,6 @@
 """Mistakes in a recipe and on the command line."""
 
-from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, situation, start
+from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, good_rows, situation, start
 
 STAGES = RECIPE + "stages: {eins: {method: opd}, zwei: {method: va_opd}}\n"
 
@@ -235,8 +235,10 @@ def a_recipe_of_the_folder_is_misspelt(place):
 
 @situation("C004", ends="M103")
 def a_shipped_recipe_is_misspelt(place):
-    start(place)
-    place.line = f"vistill check va_odp.yaml --fast 'data.train={DATA_FILE}' 'data.images=bilder é'"
+    start(place, rows=[{**r, "boxes": [1, 1, 9, 9]} for r in good_rows()])
+    columns = "data.columns.response=response data.columns.boxes=boxes"
+    data = f"'data.train={DATA_FILE}' 'data.images=bilder é' {columns}"
+    place.line = f"vistill check va_odp.yaml --fast {data}"
 
 
 @situation("C004", ends="D102")

@@ -49,6 +49,18 @@ def there_is_no_column_of_answers(place):
     start(place, "'data.columns.choices=die Optionen'")
 
 
+@situation("D101", first=True)
+def one_column_of_a_group_is_missing(place):
+    rows = [{**r, "A": "links", "B": "rechts", "answer": "A"} for r in good_rows()]
+    start(place, "data.columns.choices=A,B,C", rows=rows)
+
+
+@situation("D301", COLUMN="gold", first=True)
+def the_checker_reads_no_gold_answer(place):
+    rows = [{**r, "gold": "_*_/_#_/_@_"} for r in good_rows()]
+    start(place, "data.holdout=2 eval.checker=maze", rows=rows)
+
+
 @situation("D102", first=True)
 def the_data_file_is_misspelt(place):
     start(place, "'data.train=daten 1/zeiln ü.jsonl'")

@@ -68,6 +68,10 @@ OTHER_FORMATS = (
 )
 
 
+#: Formats whose files may hold several pages or frames. One picture is read: the first.
+PAGED = ("TIFF", "AVIF")
+
+
 @dataclass(frozen=True)
 class PixelLimits:
     """Least and most pixels of a picture; None for no limit."""
@@ -200,7 +204,9 @@ def top_of_range(largest: float, mode: str, where: str) -> int:
             where=where,
             why=f"the largest value is {largest:g}, so white may be {tops[index - 1]:,} or "
             f"{tops[index]:,} (mode {mode})",
-            fix="save the image with 8 bits, or scale its values to 0..1",
+            fix="save the image with 8 bits, or scale its values to 0..1"
+            if mode == "F"
+            else "save the image with 8 bits, or scale its values to 0..65,535",
         )
     return tops[index]
 
@@ -269,6 +275,7 @@ def unread_format_error(data: bytes, where: str, path: Path | None) -> DataError
     elif name and name not in ("web page", "ZIP archive", "gzip file"):
         fix = "convert it to PNG with the program that wrote it, under the same name"
     note = "the originals stay as NAME.orig; a PNG may keep its old name" if convertible else ""
+    note += "; of several pages the first one is taken" if name in PAGED else ""
     return DataError("D202", what, where=where, why=why, fix=fix, note=note if path else "")
 
 

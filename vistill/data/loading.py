@@ -233,7 +233,7 @@ def make_reader(source: str, settings: DataSettings) -> RowReader:
 def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout) -> bool:
     """Whether whole numbers among the first gold answers are values, not indices of options."""
     golds, options = [], []
-    for row in rows:
+    for row in map(layout.with_groups, rows):
         try:
             choices = read_options(column_value(row, layout.columns.choices), "")
         except DataError:

@@ -16,13 +16,15 @@ class Columns:
     prompt: str = "question"
     """Column of the question, as text."""
     images: str = "images"
-    """Column of the pictures: a path, a list of paths, or pictures stored in the file."""
+    """Column of the pictures: a path, a list of paths, or pictures stored in the file. Several
+    columns with commas: `image_1,image_2`."""
     answer: str = "answer"
     """Column of the gold answer: a text or number, a list (any of them is right), or a letter or
     index of the options. `a.b` leads into a mapping. Accuracy and rewards need it."""
     choices: str = ""
     """Column of the options of a multiple-choice question: a list of texts, or a mapping from
-    letters. The answer checker reads it, and `{choices}` of `data.template` shows it."""
+    letters. The answer checker reads it, and `{choices}` of `data.template` shows it. One column
+    per option with commas: `A,B,C,D`."""
     checker: str = ""
     """Column of the checker that judges a row, such as `number`; an empty value takes that of the
     recipe."""

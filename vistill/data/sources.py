@@ -128,7 +128,20 @@ def no_file_error(path: Path) -> DataError:
 #: Usual column names of data sets, to suggest one for a missing column.
 USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
-    "images": ("images", "image", "pictures", "picture", "img", "image_path", "problem_image_0"),
+    "images": (
+        "images",
+        "decoded_image",
+        "image",
+        "pictures",
+        "picture",
+        "img",
+        "image_path",
+        "img_path",
+        "image_file",
+        "imgname",
+        "file_name",
+        "problem_image_0",
+    ),
     "answer": (
         "answer",
         "solution",
@@ -137,6 +150,7 @@ USUAL_COLUMNS = {
         "target",
         "ground_truth",
         "reference",
+        "answers",
         "reward_model",
     ),
     "choices": ("choices", "options"),
@@ -160,11 +174,13 @@ def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
 
 def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
     """D101 for a column that no row has: a wrong name, not a bad row."""
-    named = {
-        key: name
+    named = [
+        (key, column)
         for key, name in vars(layout.columns).items()
         if name and (not layout.name or key not in ("prompt", "images", "response"))
-    }
+        for column in layout.source_columns(name)
+    ]
+    wanted = {column for _, column in named}
     columns: dict[str, None] = {}
     present: set[str] = set()
     columnar = is_columnar(source)
@@ -172,17 +188,19 @@ def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
         if isinstance(row, Mapping):
             columns |= dict.fromkeys(map(str, row))
             values = layout_keys(layout)
-            present |= {n for n in named.values() if n in row or n in values or has_inner(row, n)}
-        if len(present) == len(set(named.values())) or (columnar and line >= 64):
+            present |= {n for n in wanted if n in row or n in values or has_inner(row, n)}
+        if present == wanted or (columnar and line >= 64):
             break
-    for key, name in named.items():
+    for key, name in named:
         may_be_missing = key == "images" and settings.text_only != "error"
         if columns and name not in present and not may_be_missing:
+            group = [column for other, column in named if other == key and column in present]
+            fix = quote_setting(f"data.columns.{key}", ",".join(group))
             raise DataError(
                 "D101",
                 f'column "{name}" not in {source}',
                 why=f"columns found: {', '.join(columns)}",
-                fix=column_fix(key, name, list(columns)),
+                fix=fix if group else column_fix(key, name, list(columns)),
             )
 
 

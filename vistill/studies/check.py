@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe, load_stages, method_schemas, split_overrides
-from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
+from vistill.data.loading import (
+    QuarantinedRow,
+    check_overlap,
+    check_rows_per_step,
+    load_train_and_eval,
+)
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
@@ -20,7 +25,10 @@ from vistill.runs.storage import to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
+from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
+from vistill.training.checks.set_aside import refused_rows
 from vistill.training.recipe import default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
@@ -53,8 +61,11 @@ def check(
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
         findings[name] = check_stage(stage, fast, overridden, sheet)
     if sheet is not None:
+        folder = sheet.file.absolute().parent
+        where = "" if folder.is_dir() else ", in a new folder"
         sheet.write()
-        findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
+        written = f"written to {sheet.file}{where}"
+        findings[next(reversed(findings))].append(CheckResult("preview", written))
     return findings
 
 
@@ -156,36 +167,41 @@ def disk_finding(recipe: Recipe) -> CheckResult:
 
 
 def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
-    """Check the data without models."""
-    train, evaluation = load_train_and_eval(recipe.data)
-    check_overlap(train, evaluation, recipe.data)
-    check_rows_per_step(recipe.train.prompts_per_step, len(train.prompts))
-    bad = [*train.quarantined, *evaluation.quarantined]
+    """Check the data without models: all start checks of the rows that need no torch."""
+    schema = method_schemas().with_knobs(recipe.method, recipe.knobs)
+    needs = needs_of_schema(recipe.method, schema)
+    loaded, held_out = load_train_and_eval(recipe.data)
+    check_overlap(loaded, held_out, recipe.data)
+    train, evaluation, is_drawn = loaded.prompts, held_out.prompts, bool(loaded.diagrams)
+    bad = [*loaded.quarantined, *held_out.quarantined]
+    gold = JudgedGolds(DRAWN)
+    if not (is_drawn or held_out.diagrams):
+        gold = judge_gold_answers(recipe, train, evaluation, needs.answers)
+    if gold.error is not None:
+        bad += refused_rows(train, recipe.data, gold.refused, gold.error)
+        train = [p for p in train if p.id not in gold.refused]
+    check_rows_per_step(recipe.train.prompts_per_step, len(train))
+    usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
     if sheet is not None:
-        parts = {"training": train.prompts, "evaluation": evaluation.prompts}
-        passes = method_schemas()[recipe.method]["x-passes"]
-        views = full_first(name.partition(".")[2] for name in passes)
+        parts = {"training": usable, "evaluation": evaluation}
+        views = full_first(name.partition(".")[2] for name in schema["x-passes"])
         sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
-    needs = method_schemas()[recipe.method]["x-needs"]
-    notes = [
-        *train.notes,
-        *evaluation.notes,
-        *notes_on_run(recipe, needs, train.prompts, evaluation.prompts),
-    ]
-    quarantined = (
-        f"; {len(bad):,} quarantined, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
-        if bad
-        else ""
-    )
+    meant = notes_on_run(recipe, needs.needs, usable, evaluation)
+    notes = [*loaded.notes, *held_out.notes, *meant]
     return [
-        CheckResult(
-            "data",
-            f"{len(train.prompts):,} training rows, "
-            f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
-        ),
-        *rows_in_words(train.prompts, evaluation.prompts, recipe.eval, parts_of),
+        CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
+        CheckResult("gold answers", gold.summary),
+        *rows_in_words(usable, evaluation, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
+        CheckResult("method", f"{needs_in_words(needs)}: satisfied by {len(usable):,} rows"),
     ]
+
+
+def rows_in_numbers(train: int, evaluation: int, bad: Sequence[QuarantinedRow]) -> str:
+    """How many rows there are, and the first bad one."""
+    first = f", first: {bad[0].where} {bad[0].code} {bad[0].reason}" if bad else ""
+    quarantined = f"; {len(bad):,} quarantined{first}" if bad else ""
+    return f"{train:,} training rows, {evaluation:,} evaluation rows{quarantined}"
 
 
 def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
