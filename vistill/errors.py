@@ -237,6 +237,11 @@ def quote_command(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+def in_place_of(right: str, wrong: str) -> str:
+    """A fix that exchanges a word of the command for another one."""
+    return f"{shlex.quote(right)}   in place of {shlex.quote(wrong)}"
+
+
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """Up to three known words with a similar spelling, the closest first."""
     import difflib

@@ -175,3 +175,42 @@ def replies_are_not_json(place):
 def replies_lack_the_gold(place):
     place.write("antworten ü.jsonl", '{"reply": "B"}\n')
     place.line = "vistill judge 'antworten ü.jsonl'"
+
+
+@situation("D102", first=True)
+def a_line_of_a_utf_16_file_is_not_json(place):
+    file(place, "alt ü.jsonl", (LINES + "{bad\n").encode("utf-16"))
+
+
+@situation("D102", first=True)
+def a_line_of_a_packed_utf_16_file_is_a_list(place):
+    file(place, "alt ü.jsonl.gz", gzip.compress((LINES + "[1]\n").encode("utf-16")))
+
+
+@situation("D102")
+def a_utf_16_array_is_damaged(place):
+    file(place, "alt ü.json", json.dumps(good_rows(), indent=1)[:-9].encode("utf-16"))
+
+
+@situation("D102")
+def an_array_with_a_mark_is_damaged(place):
+    file(place, "alt ü.json", json.dumps(good_rows(), indent=1)[:-9].encode("utf-8-sig"))
+
+
+@situation("D102")
+def a_packed_array_with_a_mark_is_damaged(place):
+    text = json.dumps(good_rows(), indent=1)[:-9].encode("utf-8-sig")
+    file(place, "alt ü.json.gz", gzip.compress(text))
+
+
+@situation("D102")
+def a_utf_16_file_is_cut(place):
+    file(place, "alt ü.jsonl", LINES.encode("utf-16")[:-1])
+
+
+@situation("D102")
+def a_row_of_a_packed_table_has_too_many_cells(place):
+    rows = "question,images,answer\n" + "".join(
+        f"How many bars {n}?,bild {n}.png,{n}\n" for n in range(4)
+    )
+    file(place, "tabelle ü.csv.gz", gzip.compress((rows + "a,b,c,d\n").encode("utf-16")))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vistill.cli.verbs import USE, Overrides, Plugins, example
-from vistill.errors import ConfigError, ModelError, StorageError, quote_setting
+from vistill.errors import ConfigError, DataError, ModelError, StorageError, quote_setting
 from vistill.registry import load_plugins
 
 Model = Annotated[str, typer.Argument(help="run folder, model folder, or hub id")]
@@ -77,18 +77,15 @@ def chat(  # noqa: PLR0913  (options of a verb)
 
 
 @contextmanager
-def naming_models(model: str, verb: str, *rest: str) -> Iterator[None]:
-    """Word the fix of an error about a model for this verb, not for a recipe.
-
-    `rest` are the words after the model.
-    """
+def naming_models(model: str) -> Iterator[None]:
+    """Word the fix of an error about a model for a verb that is given one, not for a recipe."""
     from vistill.runs.folder import checkpoints_in
 
     def named(match: re.Match[str]) -> str:
         role, name = match["role"], (match["quote"] or "") + match["name"]
         if role != "student":
             return f"--{role} {name}"
-        return " ".join([f"vistill {verb} {name}", *map(shlex.quote, rest)])
+        return f"{name}   in place of {shlex.quote(model)}"
 
     try:
         yield
@@ -134,11 +131,15 @@ def run_chat(
     """Check pictures and question, load the models, and talk."""
     from vistill.cli.chat import Terminal, introduce, picture_limits, read_question
     from vistill.cli.live import CountLine
-    from vistill.cli.target import recipe_for
+    from vistill.cli.target import check_name, recipe_for
 
     with naming_options():
         recipe = recipe_for(model, settings, "chat")
     question = read_question(ask)
+    with naming_models(model):
+        for role, name in {"student": model, **others}.items():
+            if name:
+                check_name(name, role)
     line = CountLine()
     line.show("loading libraries")
     from vistill.export import find_bases, find_source
@@ -153,7 +154,7 @@ def run_chat(
     def poll(name: str, count: int) -> None:
         line.show(f"{name}: {count:,} tokens")
 
-    with naming_models(model, "chat"):
+    with naming_models(model):
         conversation = open_chat(recipe, others["before"], others["teacher"], poll, line.show)
     line.clear()
     bases = find_bases(find_source(model))
@@ -185,7 +186,10 @@ def generate(
 
     with exit_on_second_signal():
         from vistill.cli.live import CountLine
+        from vistill.cli.target import check_name
 
+        with naming_models(model):
+            check_name(model)
         recipe = recipe_for_rows(model, data, overrides or [])
         line = CountLine()
         line.show("loading libraries")
@@ -196,12 +200,25 @@ def generate(
             line.show(f"answering {done:,}/{total:,}{now if tokens else ''}")
 
         try:
-            rest = [data, *(overrides or []), *(["--out", str(out)] if out else [])]
-            with naming_models(model, "generate", *rest):
+            with naming_models(model), naming_source(data):
                 written = generate_file(recipe, out or default_file(model, data), show, line.show)
         finally:
             line.clear()
         print(written)
+
+
+@contextmanager
+def naming_source(data: str) -> Iterator[None]:
+    """Word the fix of an error about a data source as the word of the command that names it."""
+    try:
+        yield
+    except DataError as error:
+        if error.code == "D102" and error.fix.startswith(("data.train=", "'data.train=")):
+            error.fix = error.fix.replace("data.train=", "", 1)
+            first, separator, rest = error.fix.partition("   ")
+            error.fix = f"{first}   in place of {shlex.quote(data)}{separator}{rest}"
+            error.args = (error.render(),)
+        raise
 
 
 def recipe_for_rows(model: str, data: str, overrides: list[str]) -> Any:
@@ -249,14 +266,17 @@ def export(
 
     with exit_on_second_signal():
         from vistill.cli.live import CountLine
+        from vistill.cli.target import check_name
 
+        with naming_models(model):
+            check_name(model)
         line = CountLine()
         line.show("loading libraries")
         from vistill.export import export_model
 
         line.show("exporting", always=line.is_live)
         try:
-            with naming_models(model, "export"):
+            with naming_models(model):
                 exported = export_model(model, to, dtype=dtype, push=push)
         finally:
             line.clear()

@@ -176,9 +176,25 @@ def guessed_encoding(text: bytes) -> str:
 
 def line_fix(path: Path, line: int) -> str:
     """A command that shows the line, and what to do."""
+    plain = plain_text_command(path)
     file = shlex.quote(str(path))
-    command = f"gunzip -c < {file} | sed -n {line}p" if is_gzip(path) else f"sed -n {line}p {file}"
+    command = f"{plain} | sed -n {line}p" if plain else f"sed -n {line}p {file}"
     return f"correct or delete the line; it is shown by   {command}"
+
+
+def plain_text_command(path: Path) -> str:
+    """A command that prints a file unpacked, in UTF-8 without a mark; empty for a plain one."""
+    file = shlex.quote(str(path))
+    steps = [f"gunzip -c < {file}"] if is_gzip(path) else []
+    with open_text(path) as handle:
+        head = handle.read(3)
+    if utf16_of(head[:2]):
+        source = "" if steps else f" {file}"
+        steps.append(f"iconv -f UTF-16 -t UTF-8{source}")
+    elif head == codecs.BOM_UTF8:
+        source = "" if steps else f" < {file}"
+        steps.append(f"tail -c +4{source}")
+    return " | ".join(steps)
 
 
 def whole_text(path: Path) -> str:
@@ -190,7 +206,8 @@ def whole_text(path: Path) -> str:
     try:
         return data.decode(utf16_of(data[:2]) or "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise encoding_error(path, guessed_encoding(data), str(error)[:200]) from error
+        encoding = utf16_of(data[:2]).upper() or guessed_encoding(data)
+        raise encoding_error(path, encoding, str(error)[:200]) from error
 
 
 def may_be_document(head: bytes, path: Path) -> bool:
@@ -264,9 +281,8 @@ def check_not_damaged(head: bytes, path: Path) -> None:
 
 def json_tool(path: Path) -> str:
     """A command that names the place of a mistake in a JSON document."""
-    file = shlex.quote(str(path))
-    tool = "python -m json.tool"
-    return f"gunzip -c < {file} | {tool}" if is_gzip(path) else f"{tool} {file}"
+    plain, tool = plain_text_command(path), "python -m json.tool"
+    return f"{plain} | {tool}" if plain else f"{tool} {shlex.quote(str(path))}"
 
 
 def rows_inside(document: Any) -> list[Any] | None:

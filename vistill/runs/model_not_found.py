@@ -7,6 +7,7 @@ from pathlib import Path
 from vistill.errors import ModelError, closest, quote_command, quote_setting
 from vistill.runs.hub import is_offline, offline_is_set
 from vistill.runs.model_families import check_family
+from vistill.runs.near_runs import runs_in
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Hub ids to suggest for a misspelled one.
@@ -47,7 +48,8 @@ def models_in(folder: Path) -> list[str]:
 def nearby_models(source: str) -> list[str]:
     """The models in a folder, in its parent and in the hub's cache, as a recipe names them."""
     path = Path(source)
-    local = [*models_in(path), *models_in(path.parent)]
+    runs = [str(path.parent / name) for name in runs_in(path.parent)]  # stands for its student
+    local = [*models_in(path), *models_in(path.parent), *runs]
     return [model for model in local if model != model_name(source)] + cached_models()
 
 
@@ -81,7 +83,7 @@ def model_not_found_error(name: str, role: str = "model") -> ModelError:
     return ModelError(
         "M103",
         f'{role} "{name}" not found',
-        why=hub_reason() if is_hub_id else folder_reason(Path(name), models_in(Path(name).parent)),
+        why=hub_reason() if is_hub_id else folder_reason(Path(name)),
         fix=fix,
     )
 
@@ -108,8 +110,12 @@ def hub_reason() -> str:
     return f"no such folder; not in the local cache; {hub}"
 
 
-def folder_reason(folder: Path, neighbours: list[str]) -> str:
+def folder_reason(folder: Path) -> str:
     """What exists instead of a model folder."""
     if folder.is_dir():
         return "the folder exists, but has no config.json of a model"
-    return f"no such folder; models next to it: {', '.join(neighbours[:4]) or 'none'}"
+    neighbours = [
+        *models_in(folder.parent),
+        *(str(folder.parent / n) for n in runs_in(folder.parent)),
+    ]
+    return f"no such folder; models and runs next to it: {', '.join(neighbours[:4]) or 'none'}"

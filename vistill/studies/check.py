@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, load_stages, method_schemas, split_overrides
+from vistill.config import (
+    Recipe,
+    keys_of_stages,
+    load_stages,
+    method_schemas,
+    naming_stage,
+    split_overrides,
+)
 from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
@@ -45,13 +52,15 @@ def check(
     """
     stages = load_stages(recipe, overrides)
     keys = [*split_overrides(overrides)]
+    own_keys = keys_of_stages(recipe, overrides)
     if preview is not None:
         check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
     findings = {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
-        findings[name] = check_stage(stage, fast, overridden, sheet)
+        with naming_stage(name, own_keys.get(name)):
+            findings[name] = check_stage(stage, fast, overridden, sheet)
     if sheet is not None:
         sheet.write()
         findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
