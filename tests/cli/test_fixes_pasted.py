@@ -17,7 +17,7 @@ from fix_sites import sites
 from vistill.errors import quote_command, quote_setting
 
 for module in ("recipe", "rows", "data", "runs", "models", "plugins", "built", "python",
-               "student", "families", "judge", "shapes"):  # fmt: skip
+               "student", "inputs", "families", "judge", "shapes"):  # fmt: skip
     importlib.import_module(f"fix_cases_{module}")
 
 #: Forms of a fix that no situation shows, each with the reason.

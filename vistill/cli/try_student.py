@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vistill.cli.verbs import USE, Overrides, Plugins, example
-from vistill.errors import ConfigError, DataError, ModelError, StorageError, quote_setting
+from vistill.cli.verbs import USE, Overrides, Plugins, example, naming_source
+from vistill.errors import ConfigError, ModelError, StorageError, quote_setting
 from vistill.registry import load_plugins
 
 Model = Annotated[str, typer.Argument(help="run folder, model folder, or hub id")]
@@ -132,10 +132,13 @@ def run_chat(
     from vistill.cli.chat import Terminal, introduce, picture_limits, read_question
     from vistill.cli.live import CountLine
     from vistill.cli.target import check_name, recipe_for
+    from vistill.report.chat_page import check_chat_page
 
     with naming_options():
         recipe = recipe_for(model, settings, "chat")
     question = read_question(ask)
+    if html is not None:
+        check_chat_page(html)
     with naming_models(model):
         for role, name in {"student": model, **others}.items():
             if name:
@@ -205,20 +208,6 @@ def generate(
         finally:
             line.clear()
         print(written)
-
-
-@contextmanager
-def naming_source(data: str) -> Iterator[None]:
-    """Word the fix of an error about a data source as the word of the command that names it."""
-    try:
-        yield
-    except DataError as error:
-        if error.code == "D102" and error.fix.startswith(("data.train=", "'data.train=")):
-            error.fix = error.fix.replace("data.train=", "", 1)
-            first, separator, rest = error.fix.partition("   ")
-            error.fix = f"{first}   in place of {shlex.quote(data)}{separator}{rest}"
-            error.args = (error.render(),)
-        raise
 
 
 def recipe_for_rows(model: str, data: str, overrides: list[str]) -> Any:

@@ -147,9 +147,11 @@ def model_metadata(name: str, role: str) -> str:
             return f"{name}, on the hub or in its cache"
         raise model_not_found_error(name, role)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
+    if not isinstance(config, dict):
+        raise model_not_found_error(name, role)
     family = check_family(config, name, role)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, family {family}, {size / 1e6:,.1f} MB of weights"
