@@ -5,7 +5,7 @@ import shlex
 import textwrap
 from pathlib import Path
 
-from vistill.errors import ConfigError, closest, in_place_of, quote_command
+from vistill.errors import ConfigError, closest, file_next_to, in_place_of, quote_command
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -81,7 +81,7 @@ def read_recipe_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         is_utf16 = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        new = str(file.with_name(f"{file.stem}.utf8{file.suffix}"))
+        new = str(file_next_to(file, f"{file.stem}.utf8{file.suffix}"))
         words = ("iconv", "-f", "UTF-16" if is_utf16 else "LATIN1", "-t", "UTF-8", file)
         raise ConfigError(
             "C003",

@@ -44,7 +44,8 @@ ELSEWHERE = ("git", "hf", "pip", "unset")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
 OPTIONS = ("--accept", "--stage", "--plugin", "--step", "--image", "--ask", "--before", "--teacher",
-           "--temperature", "--to", "--dtype", "--push", "--out", "--preview", "--html")  # fmt: skip
+           "--temperature", "--to", "--dtype", "--push", "--out", "--preview",
+           "--html")  # fmt: skip
 
 
 @dataclass
