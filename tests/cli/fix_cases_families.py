@@ -30,7 +30,7 @@ def in_chat(function):
     from vistill.errors import ModelError
 
     try:
-        with naming_models("vistill:student", "chat"):
+        with naming_models("vistill:student"):
             raise function()
     except ModelError as error:
         return error

@@ -333,3 +333,24 @@ def a_visual_method_has_no_image(place):
 def a_prompt_is_too_long(place):
     start_with(place, lambda row: row.update(question="How many bars? " * 60))
     place.line = place.line.replace(" --fast", " data.max_prompt_tokens=200")
+
+
+def start_with_sisters(place, rest):
+    """Pictures next to the rows, and in a sister folder of theirs."""
+    rows = [{**r, "images": [["bild {}.png", "../fotos ß/bild {}.png"][n % 2].format(n)]}
+            for n, r in enumerate(good_rows())]  # fmt: skip
+    start(place, rest, rows=rows)
+    for number in range(6):
+        folder = ["daten 1", "fotos ß"][number % 2]
+        place.write(f"{folder}/bild {number}.png", picture(number))
+    shutil.rmtree(place.folder / IMAGE_FOLDER)
+
+
+@situation("D206", first=True)
+def images_are_in_a_sister_folder_too(place):
+    start_with_sisters(place, "data.images= data.on_bad_row=stop")
+
+
+@situation("D201")
+def the_image_folder_is_the_sister_folder(place):
+    start_with_sisters(place, "'data.images=fotos ß'")

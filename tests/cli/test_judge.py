@@ -63,7 +63,7 @@ def test_options_choose_checker_and_commitment(tmp_path, capsys):
     ("text", "code"),
     [
         ("not json", "D102"),
-        ("[1]", "D104"),
+        ("[1]", "D102"),
         ('{"gold": "1"}', "D104"),
         ('{"reply": "1"}', "D104"),
         ('{"reply": "1", "gold": []}', "D104"),

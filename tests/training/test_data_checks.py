@@ -21,7 +21,7 @@ from vistill.runs.folder import RunFolder
 from vistill.studies.check import check
 from vistill.training.build import make_setup
 from vistill.training.checks.check import run_checks
-from vistill.training.checks.data import DATA_CHECKS, check_no_limits
+from vistill.training.checks.data import DATA_CHECKS, check_no_limits, load_rows
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.special_tokens import check_special_tokens_of_models
 from vistill.training.recipe import ModelSettings, Recipe
@@ -316,3 +316,22 @@ def test_a_page_of_another_origin_is_never_overwritten(tmp_path, content, capsys
     assert stop.value.code == 6
     assert "S601" in capsys.readouterr().err
     assert file.read_text() == content
+
+
+@pytest.mark.parametrize(("evaluated", "training"), [("train.jsonl", True), ("other.jsonl", False)])
+def test_an_evaluation_on_the_rows_of_the_training_is_recorded(evaluated, training, tmp_path):
+    for name, words in (("train.jsonl", "How many"), ("other.jsonl", "Why")):
+        rows = [{"question": f"{words} {n}?", "answer": str(n)} for n in range(4)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSettings(
+        train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / evaluated), text_only="plain"
+    )
+    recipe = SimpleNamespace(data=data)
+    recipe.located = lambda: recipe
+    setup = SimpleNamespace(
+        provided=None, recipe=recipe, purpose="eval", evaluates_training_rows=False,
+        folder=RunFolder(tmp_path),
+    )  # fmt: skip
+    load_rows(setup)
+    assert setup.evaluates_training_rows is training
+    assert json.loads((tmp_path / "data.json").read_text())["eval"] == data.eval

@@ -5,7 +5,6 @@ Views, digests of pixels, token counts and the models all start from the normali
 
 import io
 import math
-import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vistill.data.colour_keys import with_exact_key
-from vistill.errors import DataError
+from vistill.errors import DataError, quote_path
 
 MAX_PIXELS = 50_000_000
 #: Longer side over shorter side; image processors refuse images beyond it.
@@ -269,7 +268,7 @@ def unread_format_error(data: bytes, where: str, path: Path | None) -> DataError
     what = f"image of a format that is not read: {name}" if name else "no image of a known format"
     fix = "download it again, or remove the row"
     if name == "Git LFS pointer":
-        fix = f"git -C {shlex.quote(str(path.parent if path else '.'))} lfs pull"
+        fix = f"git -C {quote_path(path.parent if path else '.')} lfs pull"
     elif name and convertible and path is not None:
         fix = f"convert it to PNG: {convert_command(path)}"
     elif name and name not in ("web page", "ZIP archive", "gzip file"):
@@ -291,4 +290,4 @@ def other_format(data: bytes) -> tuple[str, bool]:
 
 def convert_command(path: Path) -> str:
     """The command that converts the pictures of the file's folder that are not read."""
-    return f"python -m vistill.data.convert {shlex.quote(str(path.parent))}"
+    return f"python -m vistill.data.convert {quote_path(path.parent)}"

@@ -102,6 +102,16 @@ def files_of(source: str) -> list[Path]:
     raise no_file_error(path)
 
 
+def check_source_exists(source: str, key: str = "data.train") -> None:
+    """D102 if a source is a file that does not exist; the fix sets `key`."""
+    try:
+        files_of(source)
+    except DataError as error:
+        error.fix = error.fix.replace("data.train=", f"{key}=")
+        error.args = (error.render(),)
+        raise
+
+
 def no_file_error(path: Path) -> DataError:
     """D102 with a file of a similar name, or the files of a folder."""
     folder = path if path.is_dir() else path.parent

@@ -266,11 +266,11 @@ def load_config(name: str, revision: str | None, role: str) -> Any:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except StrictDataclassError as error:
         raise invalid_config_error(name, error) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # such as a list
         try:
             config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
             model_type = config.get("model_type")
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, AttributeError):
             model_type = None
         if model_type and model_type not in CONFIG_MAPPING:
             why = f"transformers {transformers_version} does not know it"

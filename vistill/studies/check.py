@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, load_stages, method_schemas, split_overrides
+from vistill.config import (
+    Recipe,
+    keys_of_stages,
+    load_stages,
+    method_schemas,
+    naming_stage,
+    split_overrides,
+)
 from vistill.data.loading import (
     QuarantinedRow,
     check_overlap,
@@ -53,13 +60,15 @@ def check(
     """
     stages = load_stages(recipe, overrides)
     keys = [*split_overrides(overrides)]
+    own_keys = keys_of_stages(recipe, overrides)
     if preview is not None:
         check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
     findings = {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
-        findings[name] = check_stage(stage, fast, overridden, sheet)
+        with naming_stage(name, own_keys.get(name)):
+            findings[name] = check_stage(stage, fast, overridden, sheet)
     if sheet is not None:
         folder = sheet.file.absolute().parent
         where = "" if folder.is_dir() else ", in a new folder"
@@ -149,9 +158,11 @@ def model_metadata(name: str, role: str) -> str:
             return f"{name}, on the hub or in its cache"
         raise model_not_found_error(name, role)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
+    if not isinstance(config, dict):
+        raise model_not_found_error(name, role)
     family = check_family(config, name, role)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, family {family}, {size / 1e6:,.1f} MB of weights"

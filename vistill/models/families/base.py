@@ -43,6 +43,7 @@ from vistill.models.families.layers import (
     is_fully_causal,
     run_to_attention,
 )
+from vistill.models.families.processors import naming_processor
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
@@ -77,9 +78,12 @@ class Family(ABC):
 
     @classmethod
     def load(cls, name: str, config: Any, revision: str | None) -> "Family":
-        """The adapter of a folder or hub id: its tokenizer and its image processor."""
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
+        """The adapter of a folder or hub id: its tokenizer and its image processor (M108)."""
+        with naming_processor(name):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
+            processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
