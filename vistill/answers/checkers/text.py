@@ -1,6 +1,7 @@
 """Words as an answer: equal in normal form. `auto` uses it where the gold answer is a text."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
@@ -63,6 +64,31 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
         return None
     form = read_words(strip_markup(raw), "bare")
     return Commitment(span.start, span.end, raw, "bare", form) if form else None
+
+
+def score_words(
+    response: str,
+    take: Take,
+    gold_form: str,
+    rate: Callable[[tuple[str, ...]], tuple[str, float, str]],
+) -> Verdict:
+    """The verdict of a checker that gives parts of the credit.
+
+    Args:
+        response: a reply after `readable`.
+        take: which commitment counts.
+        gold_form: the gold answers as the verdict shows them.
+        rate: from the readings of an answer the best one, its score, and why it is not correct.
+    """
+    commit = find_words(response, take)
+    if commit is None or commit.form is None:
+        reason = "the reply commits to no answer"
+        return Verdict(None, False, gold_form=gold_form, reason=reason, score=0.0)
+    form, score, reason = rate(commit.form.forms)
+    where = (commit.start, commit.end)
+    return Verdict(
+        commit.text, not reason, commit.rule, where, form, gold_form, reason, score=score
+    )
 
 
 def decide(
