@@ -107,7 +107,8 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
-    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
+    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)"
+    r"(?<!\bi\.e)(?<!\be\.g)\.|!)"
     r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
 )
 #: An item of a list that is an option; `- 5` is a number.

@@ -7,7 +7,7 @@ from functools import lru_cache
 from vistill.answers.compare import Mathematics, same_mathematics, same_number
 from vistill.answers.denials import TEXT_DENIED, is_taken_back, last_clause
 from vistill.answers.letters import MARKED, Letters, parse_letters
-from vistill.answers.normalise import math_form, strip_markup, text_form
+from vistill.answers.normalise import fold_case, math_form, strip_markup, text_form
 from vistill.answers.values import parse_value
 
 LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])(?:[)\].:、,]|\s-(?=\s))\s{0,3}(?=\S)")
@@ -137,7 +137,7 @@ def same_option(answer: str, option: str, math: Mathematics | None) -> bool:
     if decided is not None:
         no_unit = not value.unit and not value.label and value.number == other.number
         return (decided and not (value.unit and not other.unit and other.label)) or no_unit
-    if value.form.casefold() == other.form.casefold() and value.form:
+    if fold_case(value.form) == fold_case(other.form) and value.form:
         return not value.unit or value.unit == other.unit
     if value.unit and value.unit != other.unit:
         return False

@@ -27,12 +27,13 @@ INSTEAD = re.compile(
 )
 LEAD_IN = re.compile(
     r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
-    r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
+    r"|exactly|in(?=\s\d{4}$)|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
     r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
 COPULA = re.compile(
-    r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
+    r"\s(?:is|are|was|were|be|equals|equal to|reads|says|=|≈|\\approx)\s"
+    r"|,?\s(?:i\.e\.,?|that is,|namely,?)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
     re.IGNORECASE,
 )
 LABEL = re.compile(r"^[(\[]?[A-J][)\].:]\s{0,3}(?=\S)")

@@ -27,7 +27,8 @@ from vistill.answers.reading import (
     with_gold,
     without_lead_in,
 )
-from vistill.answers.values import WORDS, is_mathematical, parse_value
+from vistill.answers.number_words import find_word_numbers
+from vistill.answers.values import is_mathematical, parse_value
 from vistill.answers.verdict import Verdict
 
 NUMBER = re.compile(
@@ -60,6 +61,13 @@ CHANGED = re.compile(
     r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
     re.IGNORECASE,
 )
+#: A point with its coordinates: `A(2, 3)`.
+POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
+#: Several equations: the right side of the last one is not the answer.
+EQUATIONS = re.compile(
+    r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"
+    r"\\?[A-Za-z∠]{1,9}_?\{?\d?\}?\s?="
+)
 #: Several numbers: none of them is the answer.
 SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
@@ -87,8 +95,10 @@ def read_math(plain: str, rule: str) -> Reading | None:
         return None
     if SEVERAL.search(bare):
         return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
-    candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
-    candidates += [right_side(cut_clause(bare)), grid_size(plain)]
+    stated = cut_clause(bare)
+    candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
+    if not EQUATIONS.search(stated):
+        candidates += [predicate(stated), right_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
     if rule == "bare" and HEDGE.search(cut_clause(bare)) and not is_value(plain):
         return None
@@ -124,16 +134,13 @@ def only_number(sentence: str) -> str:
     """The only number of a sentence of plain words; "" if it has none, several, or mathematics."""
     if OPERATOR.search(sentence) or HEDGE.search(sentence):
         return ""
-    numbers = NUMBER.findall(sentence)
-    if len(numbers) == 1:
-        at = sentence.find(numbers[0])
-        rest = sentence[at:]
-        value = parse_value(rest)
-        return rest if value.number is not None else numbers[0]
-    if numbers:
+    numbers = [sentence[m.start() :] for m in NUMBER.finditer(sentence)]
+    numbers += [sentence[w.start :] for w in find_word_numbers(sentence) if w.number != 1]
+    if len(numbers) != 1:
         return ""
-    words = [w for w in re.findall(r"[a-z]+", sentence.casefold()) if w in WORDS and w != "one"]
-    return str(WORDS[words[0]]) if len(words) == 1 else ""
+    digits = NUMBER.match(numbers[0])
+    alone = digits.group(0) if digits else str(next(find_word_numbers(numbers[0])).number)
+    return numbers[0] if parse_value(numbers[0]).number is not None else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:

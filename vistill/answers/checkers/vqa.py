@@ -8,10 +8,10 @@ from vistill.answers.compare import Mathematics
 from vistill.answers.extract import Take
 from vistill.answers.normalise import strip_markup
 from vistill.answers.reading import with_golds
-from vistill.answers.values import WORDS
+from vistill.answers.number_words import SMALL
 from vistill.answers.verdict import Verdict
 
-DIGITS = {word: str(value) for word, value in WORDS.items() if value <= 10} | {"none": "0"}
+DIGITS = {word: str(value) for word, value in SMALL.items() if value <= 10} | {"none": "0"}
 PUNCTUATION = re.compile(r"[;/\[\]\"{}()=+\\_\-<>@`?!]")
 COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|,")
 PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
