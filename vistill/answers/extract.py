@@ -4,11 +4,11 @@ Each rule scans the reply once, from left to right, with patterns of bounded len
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from vistill.answers.denials import is_denied_before
+from vistill.answers.denials import is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
 Take = Literal["first", "last"]
@@ -26,6 +26,10 @@ TAG = re.compile(
 OR_BOX = re.compile(
     r"(?:\}|</\w{1,12}>)[\s$)\\,*]{0,6}(?:or|或)[\s$(\\*]{0,6}(?:[a-z]{0,8}box(?:ed)?\s{0,4}\{|<\w{1,12}>)",
     re.IGNORECASE,
+)
+#: Between two boxes that are one answer: `\\boxed{2} and \\boxed{3}`.
+AND_BOX = re.compile(
+    r"\}[\s$)\\,*]{0,6}(?:,|and|、|和|与)[\s$(\\*]{0,6}boxed\s{0,4}\{", re.IGNORECASE
 )
 #: Words of the instruction that a reply repeats instead of an answer.
 ECHO = frozenset(
@@ -76,6 +80,12 @@ ANSWER = re.compile(
     rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
     re.IGNORECASE,
 )
+#: `I'd answer B`.
+I_ANSWER = re.compile(
+    r"answer\s(?:with\s)?(?:option\s|choice\s)?(?=[(\[*]{0,3}(?:[A-Z](?![A-Za-z'])|-?\d))",
+    re.IGNORECASE,
+)
+I_WOULD = re.compile(r"\bi(?:'d| would|'ll| will)?\s$", re.IGNORECASE)
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
 CHINESE = re.compile(
     r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
@@ -94,7 +104,7 @@ CHOOSE = re.compile(
 SOUGHT = re.compile(r"\b(?:for|want|need|know)\s(?:the|our|an)\s$", re.IGNORECASE)
 ASKED = re.compile(r"(?<!have )(?<!had )\bto\s$|\bshould\s$", re.IGNORECASE)
 BEFORE_CHOICE = re.compile(
-    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
+    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|selected|chosen|my|closest|matching|only|the)"
     r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
     re.IGNORECASE,
 )
@@ -211,15 +221,24 @@ def pick_strong(text: str, take: Take) -> Span | None:
     for i, span in enumerate(ordered[:MOST_MARKS]):
         trimmed = span.of(text)
         if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            other = ordered[i + 1] if i + 1 < len(ordered) else None
-            return None if other and is_hedge(text, *sorted((span, other))) else trimmed
+            return join_boxes(text, trimmed, ordered[i + 1 : i + 10])
     return None
 
 
-def is_hedge(text: str, one: Span, other: Span) -> bool:
-    r"""Whether `or` stands between two spans: `\boxed{3} or \boxed{4}`."""
-    between = text[one.end : other.start]
-    return len(between) <= 40 and bool(OR_BOX.fullmatch(between))
+def join_boxes(text: str, chosen: Span, others: Sequence[Span]) -> Span | None:
+    """A box with those that `and` joins to it; None where `or` stands between it and the next."""
+    span = chosen
+    for other in others:
+        one, two = sorted((span, other))
+        between = text[one.end : two.start]
+        if len(between) > 40:
+            break
+        if OR_BOX.fullmatch(between):
+            return None
+        if not AND_BOX.fullmatch(between):
+            break
+        span = Span(one.start, two.end, span.rule)
+    return span
 
 
 def is_echo(text: str, span: Span) -> bool:
@@ -252,7 +271,7 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
     at, word = match.start(), match.group(0).lower()
     before = text[max(0, at - 80) : at]
-    if DOUBT.search(before) or is_denied_before(before):
+    if DOUBT.search(before) or is_denied_before(before) or is_unreal(sentence_at(text, at)):
         return None
     if word == "answer":
         return json_answer(text, at) or answer_at(text, at, before)
@@ -267,6 +286,12 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     else:
         full, rule = CHINESE.match(text, at), "phrase"
     return sentence_span(text, full.end(), rule) if full else None
+
+
+def sentence_at(text: str, at: int) -> str:
+    """The sentence around a position, as far as 160 characters to either side."""
+    before = re.split(r"[.!?\n]", text[max(0, at - 160) : at])[-1]
+    return before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0]
 
 
 def json_answer(text: str, at: int) -> Span | None:
@@ -284,6 +309,8 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
     if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
         return None
     full = ANSWER.match(text, at)
+    if full is None and I_WOULD.search(before) and (full := I_ANSWER.match(text, at)):
+        return sentence_span(text, full.end(), "phrase")
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
@@ -352,7 +379,11 @@ def find_explicit(
     if len(content) > MOST_CHARACTERS:
         return Commitment(best.start, best.end, content[:MOST_CHARACTERS], best.rule, None)
     return Commitment(
-        best.start, best.end, content, best.rule, read(strip_markup(content), best.rule)
+        best.start,
+        best.end,
+        content,
+        best.rule,
+        read(strip_markup(AND_BOX.sub(", ", content)), best.rule),
     )
 
 

@@ -19,11 +19,13 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
-    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b",
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b|^(?:不是|不选|并非|非)",
     re.IGNORECASE,
 )
 INSTEAD = re.compile(
-    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
+    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather)[,:]?\s"
+    r"|(?:而是|[,;]\s?(?:而?应该?)?(?:是|选))\s?",
+    re.IGNORECASE,
 )
 LEAD_IN = re.compile(
     r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vistill.answers.checkers.math import only_number
 from vistill.answers.choice_reader import NOUNS, ChoiceReader, before_comparison
 from vistill.answers.compare import Mathematics
-from vistill.answers.denials import DENIED
+from vistill.answers.corrections import settle
 from vistill.answers.extract import (
     Commitment,
     Span,
@@ -25,13 +25,14 @@ from vistill.answers.letters import Letters, in_range, parse_letters
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.options import (
     gold_letters,
+    labelled_options,
     marked_letters,
     option_in,
     option_of,
     read_labelled,
     read_options,
 )
-from vistill.answers.reading import after_negation, right_side, with_gold
+from vistill.answers.reading import COPULA, after_negation, cut_clause, predicate, right_side, with_gold
 from vistill.answers.values import parse_value
 from vistill.answers.verdict import Verdict
 
@@ -46,14 +47,21 @@ COMPARED = re.compile(
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
 #: The line before a list of options that are chosen.
 LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
-ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b")
+ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b|都?是?(?:正确|对)")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
     r"|conclusion|in summary)\b",
+    re.IGNORECASE,
+)
+#: The sentence behind a correction that states the answer.
+CORRECTED = re.compile(
+    r"^\W{0,4}(?:therefore|thus|hence|so|it(?:'s| is| should| must)|that(?:'s| is| gives)"
+    r"|the (?:correct|right|answer|final)|option|应该?是|所以|因此|答案)",
     re.IGNORECASE,
 )
 #: Sentences at the end of a reply that may name its option.
@@ -75,7 +83,7 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     """The option that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, lambda later: read_corrected(later, reader))
     span = whole(text)
     if span.end == span.start or is_cut_in_box(text):
         return None
@@ -104,17 +112,17 @@ def read_bare(  # noqa: PLR0911 - one return per form
     if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:
         return reader.letters_of(named)
     plain = after_negation(plain)
-    if not plain:
+    if not plain or plain.endswith("?"):
         return None
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
         article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
         clause = letters.rest[:1] in tuple(",;:") or bool(CLAUSE_AHEAD.match(letters.rest))
-        if reader.takes_back(letters):
-            return None
         clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
         if not letters.rest or letters.marked or clause:
-            return None if names_another(letters, reader) else letters.letters
+            return None if names_another(letters, reader) else reader.read_letters(letters)
+        if reader.takes_back(letters):
+            return None
     if len(reader.options):
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
@@ -123,6 +131,9 @@ def read_bare(  # noqa: PLR0911 - one return per form
     if side and not side.rest and len(side.letters) == 1:
         return side.letters
     named = reader.by_value(right_side(plain) or only_number(plain))
+    stated = cut_clause(plain)
+    if not named and len(COPULA.findall(stated)) == 1 and not reader.denies(plain):
+        named = reader.by_value(predicate(stated))
     return named or None
 
 
@@ -133,6 +144,7 @@ def names_another(letters: Letters, reader: ChoiceReader) -> bool:
         return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
     following = OTHER_LETTER.match(rest)
     others = set(reader.mentions(rest)) | ({following.group(1)} if following else set())
+    others |= set(labelled_options(cut_clause(before_comparison(rest)), reader.options))
     return bool(others - letters.letters)
 
 
@@ -143,21 +155,23 @@ def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | N
     letters = parse_letters(line, len(reader.options))
     if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
         return None
-    if names_another(letters, reader) or reader.takes_back(letters):
+    if text[span.end : span.end + 1] == "?" or names_another(letters, reader):
         return None
-    if letters.marked or not letters.rest:
-        return commitment(text, span, letters.letters)
-    return None
+    letters_read = reader.read_letters(letters) if letters.marked or not letters.rest else None
+    return None if letters_read is None else commitment(text, span, letters_read)
 
 
 def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that the first sentence is about: `Box B encloses`, `the third image (B) is`."""
     span = first_sentence(text)
     raw = text[span.start : span.end]
-    if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
+    if lists_options(text, span.start) or UNKNOWN.search(raw):
         return None
     if text[span.end : span.end + 1] == "?":
         return None
+    if reader.denies(raw):
+        letters = reader.affirmed(raw)
+        return commitment(text, span, letters) if letters else None
     letters = set(reader.mentions(before_comparison(raw)))
     subject = SUBJECT.match(raw) if reader.options.only_letters else None
     if subject and in_range(subject.group(1), len(reader.options)):
@@ -198,14 +212,37 @@ def read_last(
     """The option of the last of these sentences that names any; two options are no commitment."""
     for span in ordered:
         raw = text[span.start : span.end]
-        if raw.endswith("?") or UNKNOWN.search(raw) or lists_options(text, span.start):
+        if raw.endswith("?") or is_listed(text, span.start, reader) or UNKNOWN.search(raw) or lists_options(text, label_start(text, span.start)):
             continue
         letters = named_in(raw, reader, with_texts=span in ordered[:1])
-        if len(letters) == 1 and not DENIED.search(raw):
+        if letters and reader.denies(raw):
+            letters = reader.affirmed(raw) or letters | {"?"}
+        if len(letters) == 1:
             return commitment(text, Span(span.start, span.end, "conclusion"), letters)
         if letters:
             return None
     return None
+
+
+def is_listed(text: str, at: int, reader: ChoiceReader) -> bool:
+    """Whether a sentence is the text of an option in a list on one line: `A. 30 B. 40`."""
+    line = text[max(0, at - 200) : at].rpartition("\n")[2]
+    label = LINE_END_LETTER.search(line)
+    return bool(label) and bool(labelled_options(line[: label.start()], reader.options))
+
+
+def label_start(text: str, at: int) -> int:
+    """Where the label before a sentence begins: `D. ` before `80`; else the sentence itself."""
+    line = text[max(0, at - 12) : at].rpartition("\n")[2]
+    return at - len(line) if LINE_LETTER.fullmatch(line.rstrip()) else at
+
+
+def read_corrected(
+    text: str, reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
+    """The option that a reply names behind a correction: `So it's C`, `it should be C`."""
+    states = [s for s in sentences(text, 12) if CORRECTED.match(text[s.start : s.end])]
+    return read_last(text, states, reader)
 
 
 def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:

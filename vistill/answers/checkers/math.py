@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
-from vistill.answers.denials import is_taken_back
+from vistill.answers.corrections import settle
+from vistill.answers.denials import is_no_statement, is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Take,
@@ -28,7 +29,7 @@ from vistill.answers.reading import (
     without_lead_in,
 )
 from vistill.answers.number_words import find_word_numbers
-from vistill.answers.values import is_mathematical, parse_value
+from vistill.answers.values import is_mathematical, parse_number, parse_value
 from vistill.answers.verdict import Verdict
 
 NUMBER = re.compile(
@@ -45,12 +46,16 @@ HEDGE = re.compile(
 )
 #: A complete last sentence that states a value: `The length of AB is 10.`
 STATES = re.compile(
-    r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
+    r"^\W{0,4}(?:the|its|there (?:is|are)|it (?:should|must) be|we (?:get|have|obtain))"
+    r"\s[^.\n]{0,200}$",
+    re.IGNORECASE,
 )
 CONDITION = re.compile(
     r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b",
     re.IGNORECASE,
 )
+#: Words of a sentence.
+PROSE = re.compile(r"[A-Za-z]{2,20} [A-Za-z]{1,20}|[\u4e00-\u9fff]{4}")
 #: A display at the end of a reply.
 DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
 #: Words for a sign before a number.
@@ -134,20 +139,23 @@ def only_number(sentence: str) -> str:
     """The only number of a sentence of plain words; "" if it has none, several, or mathematics."""
     if OPERATOR.search(sentence) or HEDGE.search(sentence):
         return ""
-    numbers = [sentence[m.start() :] for m in NUMBER.finditer(sentence)]
-    numbers += [sentence[w.start :] for w in find_word_numbers(sentence) if w.number != 1]
+    numbers = [(m.start(), m.group(0)) for m in NUMBER.finditer(sentence)]
+    words = [(w.start, str(w.number)) for w in find_word_numbers(sentence)]
+    if len(numbers) == 1:  # `five (5)`
+        value = str(parse_number(numbers[0][1]))
+        words = [word for word in words if word[1] != value]
+    numbers += [word for word in words if word[1] != "1"]
     if len(numbers) != 1:
         return ""
-    digits = NUMBER.match(numbers[0])
-    alone = digits.group(0) if digits else str(next(find_word_numbers(numbers[0])).number)
-    return numbers[0] if parse_value(numbers[0]).number is not None else alone
+    start, alone = numbers[0]
+    return sentence[start:] if parse_value(sentence[start:]).number is not None else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     """The value that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, read_math)
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, read_conclusion)
     span = whole(text)
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
@@ -161,7 +169,7 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
 
 def read_conclusion(text: str) -> Commitment[Reading] | None:
     """The value at the end of the last sentence, if that sentence draws a conclusion."""
-    if displayed := read_display(text):
+    if displayed := read_display(text) or read_last_line(text):
         return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
@@ -178,6 +186,25 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)
     return None
+
+
+def read_last_line(text: str) -> Commitment[Reading] | None:
+    """A value alone on the last line, behind prose: `... so we add.`, a blank line, `42`."""
+    end = len(text.rstrip())
+    start = max(0, end - 80, text.rfind("\n", 0, end) + 1)
+    raw = text[start:end].strip()
+    before = text[max(0, start - 400) : start].rstrip()
+    line = before.rsplit("\n", 1)[-1].strip(" *_")
+    blank = "\n\n" in text[len(text[:start].rstrip()) : start].replace(" ", "")
+    value = parse_value(strip_markup(raw))
+    if value.number is None or value.label or not PROSE.search(line) or line.endswith("?"):
+        return None
+    if not blank and not line.endswith((".", ":", "!")):
+        return None
+    if is_no_statement(line) and line.endswith(":"):
+        return None
+    reading = read_math(strip_markup(raw), "conclusion")
+    return Commitment(start, end, raw, "conclusion", reading) if reading else None
 
 
 def read_display(text: str) -> Commitment[Reading] | None:
@@ -214,7 +241,8 @@ def is_same(reading: Reading, gold: str, math: Mathematics | None) -> bool:
     for form in reading.forms:
         if both and "=" not in form:
             continue
-        if same_value(form, gold, math):
+        several = EQUATIONS.search(form) and parse_value(strip_markup(gold)).number is not None
+        if same_value(form, gold, None if several else math):
             return True
         sides = gold_forms(gold)[1:] if gold_is_equation and not both else []
         if any(same_value(form, side, math) for side in sides):
