@@ -33,11 +33,12 @@ IS_CORRECT = re.compile(
 )
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
-    r"\b(?:get|choose|select|pick|say|answer|go with|so|must be|should be|(?:it|It)(?:'s| is))"
+    r"\b(?:get|choose|select|pick|say|guess|answer|go with|so|must be|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"
 )
+ENDS_CHINESE = re.compile(r"(?:应该?[是选为]|[是选为])\s?([A-Z])\W{0,3}$")
 ENDS_ONE = re.compile(
-    r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
+    r"\b(?:one|guess|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
 )
 ENDS_ONLY = re.compile(
     r"\b(?:is|(?:indicated|marked|shown|represented|labell?ed|denoted|given) (?:by|as|with|in))"
@@ -184,9 +185,13 @@ class ChoiceReader:
         return taken_back or is_no_statement(sentence)
 
     def affirmed(self, sentence: str) -> frozenset[str]:
-        """The option that a sentence affirms beside denied ones; empty if there is none."""
+        """The option that a sentence affirms beside denied ones, or behind `but`; else empty."""
         letter = affirmed_letter(sentence)
-        return frozenset(letter if letter and in_range(letter, len(self.options)) else "")
+        if letter and in_range(letter, len(self.options)):
+            return frozenset(letter)
+        _, but, clause = sentence.rpartition(" but ")
+        letters = set(self.mentions(clause)) if but and not self.denies(clause) else set()
+        return frozenset(letters if len(letters) == 1 else "")
 
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
         """The letters of options."""
@@ -195,7 +200,7 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_CHINESE, ENDS_ONE]
         if self.options.only_letters:
             patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:

@@ -45,7 +45,7 @@ DENIED = re.compile(
     r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe|be (?:inclined|tempted))"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:think|say|believe)s?|least likely)\b"
-    r"|不(?:正确|对|是|选)|错误",
+    r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许",
     re.IGNORECASE,
 )
 #: Words with `doubt` or `not` that confirm.
@@ -72,7 +72,7 @@ INSPECTS = re.compile(
 )
 #: The option of an undenied clause: `B is correct`, and `B is` behind a denial.
 AFFIRMED = re.compile(
-    r"(?<![A-Za-z0-9])[(\[]?([A-Z])[)\]]?(?:选项|项)?\s?(?:(?:is|是)\s?(?:definitely |clearly )?"
+    r"(?<![A-Za-z0-9])[(\[]?([A-Z])[)\]]?(?:选项|项)?才?\s?(?:(?:is|是)\s?(?:definitely |clearly )?"
     r"(?:(?:the )?(?:correct|right|true|best)(?: (?:one|answer|option|choice))?|the answer)|是?(?:正确|对)"
     r"|is)(?:的|了)?\W{0,3}$"
 )

@@ -119,7 +119,7 @@ DOUBT = re.compile(
 SENTENCE_END = re.compile(
     r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)"
     r"(?<!\bi\.e)(?<!\be\.g)\.|!)"
-    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|[\u4e00-\u9fff]|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
 )
 #: An item of a list that is an option; `- 5` is a number.
 ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")

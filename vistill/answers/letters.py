@@ -31,6 +31,8 @@ SEPARATOR = re.compile(
 JOINED = re.compile(
     r"\s?(?:\b(?:and|or|vs\.?)\b|[/|&])\s?(?:option\s)?[(\[]?[A-Z](?![A-Za-z])", re.IGNORECASE
 )
+#: `B - blue`; `A - B` is a difference.
+DASH_TEXT = re.compile(r"\s-{1,2}\s(?=[A-Za-z]{2}|\d)")
 DASH = re.compile(r"^[-:=]{1,2}\s")
 OR = re.compile(r"\bor\b|/|[|]|或|还是", re.IGNORECASE)
 #: `B选项`: the noun behind a letter.
@@ -91,6 +93,7 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
     if JOINED.match(body, at):
         return None
     rest = DASH.sub("", body[at:].strip())
+    marked = marked or bool(DASH_TEXT.match(body, at))
     if NOUN_BEHIND.match(rest):
         rest, marked = NOUN_BEHIND.sub("", rest).strip(), True
     if len(group) == 1 and not marked and not named and not stands_alone(letters, rest):

@@ -25,7 +25,7 @@ TENS = {
 #: Words of one number below 100.
 SMALL = {"zero": 0, **ONES, **TEENS, **TENS}
 GROUPS = {"thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-SCALES = {"dozen": 12, "hundred": 100, **GROUPS}
+SCALES = {"dozen": 12, "hundred": 100, **GROUPS, "万": 10**4, "亿": 10**8}
 PARTS = {
     **dict.fromkeys(["half", "halves"], 2),
     **dict.fromkeys(["third", "thirds"], 3),

@@ -11,6 +11,7 @@ from vistill.answers.checkers.math import only_number
 from vistill.answers.choice_reader import NOUNS, ChoiceReader, before_comparison
 from vistill.answers.compare import Mathematics
 from vistill.answers.corrections import settle
+from vistill.answers.denials import is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Span,
@@ -119,7 +120,8 @@ def read_bare(  # noqa: PLR0911 - one return per form
         article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
         clause = letters.rest[:1] in tuple(",;:") or bool(CLAUSE_AHEAD.match(letters.rest))
         clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
-        if not letters.rest or letters.marked or clause:
+        marked = letters.marked and len(letters.letters) == 1
+        if not letters.rest or marked or clause:
             return None if names_another(letters, reader) else reader.read_letters(letters)
         if reader.takes_back(letters):
             return None
@@ -132,7 +134,8 @@ def read_bare(  # noqa: PLR0911 - one return per form
         return side.letters
     named = reader.by_value(right_side(plain) or only_number(plain))
     stated = cut_clause(plain)
-    if not named and len(COPULA.findall(stated)) == 1 and not reader.denies(plain):
+    taken_back = reader.denies(stated) or is_taken_back(plain[len(stated) :])
+    if not named and len(COPULA.findall(stated)) == 1 and not taken_back:
         named = reader.by_value(predicate(stated))
     return named or None
 

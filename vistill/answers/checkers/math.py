@@ -41,7 +41,14 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b",
+    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b"
+    r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
+    re.IGNORECASE,
+)
+#: A reply that asks for something.
+REQUEST = re.compile(
+    r"^\W{0,4}(?:please|sorry|(?:could|can) you|i(?:'m| am) (?:sorry|unable)"
+    r"|i (?:need|would need|cannot|can't))\b",
     re.IGNORECASE,
 )
 #: A complete last sentence that states a value: `The length of AB is 10.`
@@ -160,7 +167,7 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
         return None
-    if len(raw) <= 200 and len(sentences(raw, 3)) == 1:
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not REQUEST.match(raw):
         reading = read_math(strip_markup(raw), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)
