@@ -58,6 +58,11 @@ REFUSES = re.compile(
     r"^\W{0,3}(?:sorry|i(?:'m| am) (?:sorry|not|unable)|i (?:can't|cannot|don't|do not|could not))\b",
     re.IGNORECASE,
 )
+#: What says something about an option and does not choose it: `Option A is too small`.
+ABOUT = re.compile(
+    r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
+    r"\b(?!.{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
+)
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
     r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?", re.I
@@ -94,11 +99,12 @@ class ChoiceReader:
             return self.read_letters(letters)
         if not len(self.options):
             return self.read_label(plain, rule)
-        for part in (plain, cut_clause(plain), right_side(plain)):
+        behind = LETTER_BEHIND.search(plain)
+        head = plain[: behind.start()] if behind else ""
+        for part in (plain, head, cut_clause(plain), right_side(plain)):
             short = part and len(part) <= self.options.longest() + 60
             named = option_of(part, self.options, self.math) if short else []
             if len(named) == 1:
-                behind = LETTER_BEHIND.search(plain)
                 letters = self.letters_of(named)
                 return letters if behind is None or behind.group(1) in letters else frozenset()
         return self.read_sentence(plain, rule)
@@ -126,12 +132,17 @@ class ChoiceReader:
         return any(in_range(o, len(self.options)) for o in others - letters.letters)
 
     def takes_back(self, letters: Letters) -> bool:
-        """Whether the text behind a letter denies it, and is not the text of its option."""
+        """Whether the text behind a letter does not choose it: `(A) No`, `Option A is too small`.
+
+        The text of its own option chooses it.
+        """
         rest = text_form(letters.rest)
         index = [ord(letter) - ord("A") for letter in letters.letters]
         own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
         if own and rest.startswith(own):
             return is_taken_back(rest[len(own) :])
+        if ABOUT.match(rest) and not (self.options.only_letters or own in rest):
+            return True
         if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):
             return True
         return is_taken_back(letters.rest) or bool(REFUSES.match(letters.rest))

@@ -16,7 +16,7 @@ DENIES = re.compile(
 )
 #: An adjective directly before `answer` that makes it another answer.
 OTHER_ANSWER = re.compile(
-    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|least (?:likely|plausible|"
+    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|second[ -]best|next best|least (?:likely|plausible|"
     r"suitable|appropriate|accurate))\s(?:multiple-choice\s)?$",
     re.IGNORECASE,
 )
@@ -41,11 +41,11 @@ TAKEN_BACK = re.compile(
 #: A sentence that is no statement of its writer, or denies what it names.
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
-    r"|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
+    r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
     r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe|be (?:inclined|tempted))"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:think|say|believe)s?|least likely)\b"
-    r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许",
+    r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
 #: Words with `doubt` or `not` that confirm.
@@ -74,7 +74,13 @@ INSPECTS = re.compile(
 AFFIRMED = re.compile(
     r"(?<![A-Za-z0-9])[(\[]?([A-Z])[)\]]?(?:选项|项)?才?\s?(?:(?:is|是)\s?(?:definitely |clearly )?"
     r"(?:(?:the )?(?:correct|right|true|best)(?: (?:one|answer|option|choice))?|the answer)|是?(?:正确|对)"
-    r"|is)(?:的|了)?\W{0,3}$"
+    r"|is)(?:的|了)?\W{0,3}$|正确的(?:选项|答案)?[是为]\s?([A-Z])\W{0,3}$"
+)
+#: What ends a list of denied options: `not a cat or a dog, but a bird`.
+ENDS_LIST = re.compile(
+    r"[;.!?:]|\b(?:but|so|it|is|are|rather|instead|this|that|because|since|which|there|therefore|only|just)\b"
+    r"|[是而选]",
+    re.IGNORECASE,
 )
 CLAUSES = re.compile(r"[,;]|\b(?:but|while|whereas|and|so)\b", re.IGNORECASE)
 IFS = re.compile(r"\b(?:if|whether|unless|think|thinks|claim|say|says)\b|如果|认为", re.IGNORECASE)
@@ -118,8 +124,17 @@ def affirmed_letter(sentence: str) -> str:
         return ""
     clauses = [clause for clause in CLAUSES.split(sentence) if clause and clause.strip()]
     affirmed = [AFFIRMED.search(clause) for clause in clauses if not DENIED.search(clause)]
-    letters = {match.group(1) for match in affirmed if match}
+    letters = {match.group(1) or match.group(2) for match in affirmed if match}
     return min(letters) if len(letters) == 1 else ""
+
+
+def is_denied_text_before(before: str) -> bool:
+    """Whether the words before the text of an option deny it: `not a wolf, a cat or a`."""
+    before = CERTAIN.sub("", before)
+    if TEXT_DENIED.search(last_clause(before)):
+        return True
+    denials = list(TEXT_DENIED.finditer(before))
+    return bool(denials) and not ENDS_LIST.search(before, denials[-1].end())
 
 
 def is_taken_back(rest: str) -> bool:

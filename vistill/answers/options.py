@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vistill.answers.compare import Mathematics, same_mathematics, same_number
-from vistill.answers.denials import CERTAIN, TEXT_DENIED, is_taken_back, last_clause
+from vistill.answers.denials import is_denied_text_before, is_taken_back
 from vistill.answers.letters import MARKED, Letters, parse_letters
 from vistill.answers.normalise import fold_case, math_form, strip_markup, text_form
 from vistill.answers.values import parse_value
@@ -217,7 +217,7 @@ def is_part_of_number(form: str, own: str, at: int) -> bool:
 def is_denied_text(form: str, at: int, end: int) -> bool:
     """Whether a sentence denies the option at a position, or asks for it."""
     before = form[max(0, at - 60) : at]
-    if TEXT_DENIED.search(CERTAIN.sub("", last_clause(before))):
+    if is_denied_text_before(before):
         return True
     if form[at].isdigit() and BOUND.search(before):
         return True

@@ -19,7 +19,8 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
-    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b|^(?:不是|不选|并非|非)",
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b"
+    r"|^(?:应该|可能|肯定|一定|绝对)?(?:不是|不选|并非|非)",
     re.IGNORECASE,
 )
 INSTEAD = re.compile(

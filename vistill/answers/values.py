@@ -289,7 +289,7 @@ def is_label(tail: str, close: bool) -> bool:
         0 < len(words) <= 4
         and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
         and not stops & {word.casefold() for word in words}
-        and words[0].casefold() not in NUMBER_WORDS
+        and words[0].casefold().partition("-")[0] not in NUMBER_WORDS
     )
 
 

@@ -52,7 +52,10 @@ ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b|
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
+ONLY_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?\.?")
+NUMBERED = re.compile(r"^\s{0,4}\(?\d{1,2}[.):]\s{0,3}")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+EQUATION_OF_LETTERS = re.compile(r"[A-Z]\s?=")
 LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
@@ -88,6 +91,8 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     span = whole(text)
     if span.end == span.start or is_cut_in_box(text):
         return None
+    if lists_letters(text[span.start : span.end], reader):
+        return None
     if span.end - span.start <= 300:
         plain = strip_markup(LIST_HEAD.sub("", text[span.start : span.end]))
         if (labelled := read_labelled(plain, reader.options)) is not None:
@@ -98,6 +103,15 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
             return commitment(text, span, letters)
     lead = read_lead(text, reader)
     return lead or read_conclusion(text, reader)
+
+
+def lists_letters(raw: str, reader: ChoiceReader) -> bool:
+    """Whether a reply has nothing but different letters, one a line: answers to several questions."""
+    lines = [NUMBERED.sub("", line) for line in raw[:200].split("\n") if line.strip()]
+    if len(raw) > 100 or len(lines) < 2 or any(len(line) > 12 for line in lines):
+        return False
+    letters = [parse_letters(strip_markup(line), len(reader.options)) for line in lines]
+    return all(x and not x.rest for x in letters) and len({x.letters for x in letters if x}) > 1
 
 
 def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[frozenset[str]]:
@@ -129,7 +143,8 @@ def read_bare(  # noqa: PLR0911 - one return per form
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
             return reader.letters_of(named)
-    side = parse_letters(right_side(plain), len(reader.options))
+    equation = EQUATION_OF_LETTERS.match(plain)
+    side = None if equation else parse_letters(right_side(plain), len(reader.options))
     if side and not side.rest and len(side.letters) == 1:
         return side.letters
     named = reader.by_value(right_side(plain) or only_number(plain))
@@ -143,6 +158,9 @@ def read_bare(  # noqa: PLR0911 - one return per form
 def names_another(letters: Letters, reader: ChoiceReader) -> bool:
     """Whether the text behind a letter begins or goes on with other letters: a list of options."""
     rest = letters.rest
+    only = ONLY_LETTER.fullmatch(rest)
+    if only and only.group(1) not in letters.letters and not reader.options.by_text(text_form(rest)):
+        return True
     if len(rest) > 60 and not OTHER_LETTER.match(rest):
         return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
     following = OTHER_LETTER.match(rest)
@@ -218,8 +236,8 @@ def read_last(
         if raw.endswith("?") or is_listed(text, span.start, reader) or UNKNOWN.search(raw) or lists_options(text, label_start(text, span.start)):
             continue
         letters = named_in(raw, reader, with_texts=span in ordered[:1])
-        if letters and reader.denies(raw):
-            letters = reader.affirmed(raw) or letters | {"?"}
+        if reader.denies(raw):
+            letters = reader.affirmed(raw) or (letters and letters | {"?"})
         if len(letters) == 1:
             return commitment(text, Span(span.start, span.end, "conclusion"), letters)
         if letters:
@@ -265,7 +283,7 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     compared = COMPARED.search(raw) if reader.options.only_letters else None
     if compared and in_range(compared.group(1), len(reader.options)):
         return frozenset(compared.group(1))
-    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 12 else None
+    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 24 else None
     if with_texts and alone and not alone.rest and not alone.hedged and not raw.islower():
         return alone.letters
     letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))

@@ -75,6 +75,8 @@ CHANGED = re.compile(
 )
 #: A point with its coordinates: `A(2, 3)`.
 POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
+#: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
+SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
 #: Several equations: the right side of the last one is not the answer.
 EQUATIONS = re.compile(
     r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"
@@ -102,6 +104,8 @@ class Reading:
 def read_math(plain: str, rule: str) -> Reading | None:
     """The readings of an answer as a value; None for a sentence that states none."""
     plain = NEGATIVE.sub("-", after_negation(plain))
+    if rule == "bare" and (steps := list(SO.finditer(plain))):
+        plain = plain[steps[-1].end() :]
     bare = without_lead_in(plain)
     if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
         return None
@@ -186,7 +190,8 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
         plain = strip_markup(raw)
         if CONDITION.search(plain):
             continue
-        value = predicate(plain) or right_side(plain)
+        several = EQUATIONS.search(plain)
+        value = plain if several else predicate(plain) or right_side(plain)
         if raw.startswith("####"):  # GSM8K
             value = plain.lstrip("# ")
         reading = read_math(value, "conclusion") if value else None
