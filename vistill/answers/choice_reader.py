@@ -33,7 +33,7 @@ IS_CORRECT = re.compile(
 )
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
-    r"\b(?:get|choose|select|pick|say|guess|answer|go with|so|must be|should be|(?:it|It)(?:'s| is))"
+    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"
 )
 ENDS_CHINESE = re.compile(r"(?:应该?[是选为]|[是选为])\s?([A-Z])\W{0,3}$")
@@ -61,7 +61,7 @@ REFUSES = re.compile(
 #: What says something about an option and does not choose it: `Option A is too small`.
 ABOUT = re.compile(
     r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
-    r"\b(?!.{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
+    r"\b(?![^.;,]{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
 )
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(

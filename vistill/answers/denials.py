@@ -14,9 +14,13 @@ DENIES = re.compile(
     r" (?:think|say|believe)s?|suppos(?:e|ing)|assum(?:e|ing)|imagine|pretend|maybe|perhaps)\b",
     re.IGNORECASE,
 )
+#: Other people before `choose`: `Students often choose A`.
+OTHERS = re.compile(
+    r"\b(?:students?|people|others|many|some|someone|somebody)\s(?:\w{1,12}\s)?$", re.IGNORECASE
+)
 #: An adjective directly before `answer` that makes it another answer.
 OTHER_ANSWER = re.compile(
-    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|second[ -]best|next best|least (?:likely|plausible|"
+    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|trap|naive|second[ -]best|next best|least (?:likely|plausible|"
     r"suitable|appropriate|accurate))\s(?:multiple-choice\s)?$",
     re.IGNORECASE,
 )
@@ -42,9 +46,10 @@ TAKEN_BACK = re.compile(
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
-    r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe|be (?:inclined|tempted))"
+    r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
+    r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
-    r" (?:think|say|believe)s?|least likely)\b"
+    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|ed)?|trap|least likely)\b"
     r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
@@ -57,6 +62,7 @@ CERTAIN = re.compile(
 WOULD = re.compile(r"\bwould\b", re.IGNORECASE)
 UNREAL = re.compile(
     r"\bif (?!(?:i|we|one|you) (?:had|have|were) to)[^.;\n]{0,80}\b(?:were|was|had|wasn't|weren't|hadn't)\b|\bunless\b"
+    r"|\bwould\b[^.;\n]{1,80}\bif\b"
     r"|\b(?:had|were) (?:the|it|this|that|there|they|we|one)\b",
     re.IGNORECASE,
 )
@@ -101,7 +107,7 @@ def last_clause(before: str) -> str:
 def is_denied_before(before: str) -> bool:
     """Whether the clause before an answer denies or doubts it: `I don't think the answer is A`."""
     clause = CERTAIN.sub("", last_clause(before))
-    if CHINESE_DENIES.search(clause) or OTHER_ANSWER.search(before) or DENIES.search(clause):
+    if CHINESE_DENIES.search(clause) or OTHERS.search(before) or OTHER_ANSWER.search(before) or DENIES.search(clause):
         return True
     sentence = re.split(r"[.!?\n]", before)[-1]
     return bool(CHINESE_IF.search(sentence)) and not CHINESE_SO.search(sentence)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 #: Option letters where the number of options is unknown.
 MOST_LETTERS = 10
 LEAD = re.compile(
-    r"^(?:both\s)?(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
+    r"^(?:assistant:\s?)?(?:both\s)?(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
     r"|only|also|most likely|therefore it|i think|i believe)[, ]\s?)?"
     r"(?:(?:it|this|that|which) (?:is|would be|must be|should be|has to be)\s)?(?:the\s)?"
     r"(?:(?:correct|right|best|final|following|given)\s)?(?:(?:answer|ans(?=[.:])|option|choice|letter|statement"

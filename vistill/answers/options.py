@@ -20,9 +20,13 @@ QUESTION = re.compile(r"[^.!?]{0,80}\?")
 #: Words before a number that make it a bound, or another number.
 BOUND = re.compile(
     r"\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|other) than|at least|at most"
-    r"|over|under|above|below|exceed(?:s|ing)?|up to|half(?: of)?|twice|double|triple|times|minus"
+    r"|out of|\d of|over|under|above|below|exceed(?:s|ing)?|up to|half(?: of)?|twice|double|triple|times|minus"
     r"|negative|between(?: [^\s,]{1,12} and)?|from(?: [^\s,]{1,12} to)?)\s(?:the )?$"
 )
+#: Behind the text of an option: it is a part of the answer only.
+AND_MORE = re.compile(r"\s(?:and|or|then)\s")
+#: Behind a number: it is another one, such as `60^2` and `20% of 50`.
+CHANGED = re.compile(r"\s?\^|\s(?:squared|cubed|of (?=\d)|out of|or more|or less|times|plus|minus|dozen)")
 #: An option that only stands for its letter.
 STAND_IN = re.compile(
     r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE
@@ -188,13 +192,15 @@ def option_in(text: str, options: Options) -> list[int]:
             if is_whole(form, at, end) and not is_part_of_number(form, own, at):
                 hits.append((at, end, i))
             at = form.find(own, at + 1)
-    kept = {
-        i
+    kept = [
+        (end, i)
         for at, end, i in hits
         if not any(a <= at and end <= b and (a, b) != (at, end) for a, b, _ in hits)
         and not is_denied_text(form, at, end)
-    }
-    return sorted(kept)
+    ]
+    named = sorted({i for _, i in kept})
+    partial = len(named) == 1 and all(AND_MORE.match(form, end) for end, _ in kept)
+    return [] if partial else named
 
 
 def is_whole(form: str, at: int, end: int) -> bool:
@@ -211,7 +217,8 @@ def is_part_of_number(form: str, own: str, at: int) -> bool:
     if own[:1].isdigit() and form[at - 1] in ".,-/^":
         return True
     goes_on = form[end : end + 1] in tuple(".,-/") and form[end + 1 : end + 2].isdigit()
-    return own[-1:].isdigit() and goes_on
+    changed = bool(CHANGED.match(form, end)) and own[:1].isdigit()
+    return changed or (own[-1:].isdigit() and goes_on)
 
 
 def is_denied_text(form: str, at: int, end: int) -> bool:

@@ -11,7 +11,7 @@ from vistill.answers.checkers.math import only_number
 from vistill.answers.choice_reader import NOUNS, ChoiceReader, before_comparison
 from vistill.answers.compare import Mathematics
 from vistill.answers.corrections import settle
-from vistill.answers.denials import is_taken_back
+from vistill.answers.denials import is_taken_back, is_unreal
 from vistill.answers.extract import (
     Commitment,
     Span,
@@ -271,6 +271,7 @@ def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[st
     named = option_in(text[-4000:], reader.options) if len(reader.options) else []
     if (
         len(named) != 1
+        or is_unreal(text[-4000:])
         or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None
     ):
         return None

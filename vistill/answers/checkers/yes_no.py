@@ -22,7 +22,7 @@ WORD = re.compile(
     re.I,
 )
 STRICT = re.compile(
-    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I
+    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|((?<!不)(?:是的?(?!不是)|对))|(否|不是|不对)", re.I
 )
 #: A reply that does not know.
 UNKNOWN = re.compile(
@@ -39,13 +39,14 @@ POLITE = re.compile(
     r"no (?:problem|worries)\b|yes, (?:of course|please|i (?:can|will|'d be happy to) (?:help|assist))\b",
     re.IGNORECASE,
 )
+WAIT = re.compile(r"\b(?:wait|hold on)\b", re.IGNORECASE)
 #: A quotation is no answer, unless it is one word.
 QUOTED = re.compile(r"\"[^\"]{1,60} [^\"]{1,60}\"")
 #: The conclusion of a sentence: `There are no people, so yes, it is empty.`
 SO = re.compile(r"[,;]\s(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 #: A word that `not` turns into its opposite.
 TURNED = re.compile(
-    r"\b(?:not|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
+    r"(?:\bnot|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
 )
 ALONE = re.compile(r"(?:(?:that|this|it|which)(?: is|'s) )?", re.IGNORECASE)
 #: The verb of a denied statement: `The image does not contain a cat.`
@@ -102,7 +103,8 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
     span = first_sentence(text)
     plain = strip_markup(text[span.start : span.end])
     match = STRICT.match(without_lead_in(plain))
-    if UNKNOWN.search(plain) or POLITE.match(plain):
+    asked = text[span.end : span.end + 1] == "?"
+    if asked or UNKNOWN.search(plain) or POLITE.match(plain) or WAIT.search(plain):
         match = None
     if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
         yes = bool(match.group(1) or match.group(3))
