@@ -33,7 +33,8 @@ IS_CORRECT = re.compile(
 )
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
-    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be|should be|(?:it|It)(?:'s| is))"
+    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be"
+    r"|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"
 )
 ENDS_CHINESE = re.compile(r"(?:应该?[是选为]|[是选为])\s?([A-Z])\W{0,3}$")
@@ -55,7 +56,8 @@ THAN = re.compile(
 NO = re.compile(r"(?:no|nope)(?=$|[,.;:!])")
 #: `A: I cannot tell` is no option A.
 REFUSES = re.compile(
-    r"^\W{0,3}(?:sorry|i(?:'m| am) (?:sorry|not|unable)|i (?:can't|cannot|don't|do not|could not))\b",
+    r"^\W{0,3}(?:sorry|i(?:'m| am) (?:sorry|not|unable)"
+    r"|i (?:can't|cannot|don't|do not|could not))\b",
     re.IGNORECASE,
 )
 #: What says something about an option and does not choose it: `Option A is too small`.
@@ -65,7 +67,9 @@ ABOUT = re.compile(
 )
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
-    r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?", re.I
+    r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}"
+    r"(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?",
+    re.I,
 )
 #: A letter behind the text of an option: `60 (option B)`.
 LETTER_BEHIND = re.compile(
@@ -191,9 +195,10 @@ class ChoiceReader:
 
     def denies(self, sentence: str) -> bool:
         """Whether a sentence denies or doubts what it names: `A is wrong`, `(A) No`."""
+        if is_no_statement(sentence):
+            return True
         letters = parse_letters(strip_markup(sentence), len(self.options))
-        taken_back = letters is not None and self.takes_back(letters)
-        return taken_back or is_no_statement(sentence)
+        return letters is not None and self.takes_back(letters)
 
     def affirmed(self, sentence: str) -> frozenset[str]:
         """The option that a sentence affirms beside denied ones, or behind `but`; else empty."""
@@ -211,7 +216,9 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_CHINESE, ENDS_ONE]
+        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        if not text.isascii():
+            patterns.append(ENDS_CHINESE)
         if self.options.only_letters:
             patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:

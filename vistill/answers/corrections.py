@@ -1,4 +1,4 @@
-"""A reply that corrects itself: `The answer is A. Wait, ... So it's C.`"""
+"""A reply that corrects itself: `The answer is A. Wait, ... So it's C`."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,8 @@ Form = TypeVar("Form")
 #: The answer before these words is taken back.
 RETRACTS = re.compile(
     r"\b(?:wait|no|oops|sorry|hmm|actually)[,.! ]{1,3}(?:(?:wait|no|actually)[,.! ]{1,3})?"
-    r"(?:that|this|it)(?:'s| is| was|, that is) (?:wrong|incorrect|not (?:quite )?(?:right|correct))"
+    r"(?:that|this|it)(?:'s| is| was|, that is)"
+    r" (?:wrong|incorrect|not (?:quite )?(?:right|correct))"
     r"|\bi (?:made (?:a|an) (?:\w{1,12} )?(?:mistake|error)|was wrong|misread|miscounted"
     r"|miscalculated|forgot)\b|\bscratch that\b|\bcorrection:|算错了|看错了|更正[:，,]",
     re.IGNORECASE,

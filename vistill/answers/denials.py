@@ -20,8 +20,9 @@ OTHERS = re.compile(
 )
 #: An adjective directly before `answer` that makes it another answer.
 OTHER_ANSWER = re.compile(
-    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|trap|naive|second[ -]best|next best|least (?:likely|plausible|"
-    r"suitable|appropriate|accurate))\s(?:multiple-choice\s)?$",
+    r"\b(?:wrong|incorrect|false|previous|worst|tempting|student's|trap|naive"
+    r"|second[ -]best|next best|least (?:likely|plausible|suitable|appropriate|accurate))"
+    r"\s(?:multiple-choice\s)?$",
     re.IGNORECASE,
 )
 #: Where a new clause begins: what stands before it says nothing about the answer.
@@ -46,7 +47,8 @@ TAKEN_BACK = re.compile(
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
-    r"|no one|no\s?body|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
+    r"|no one|no\s?body"
+    r"|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|ed)?|trap|least likely)\b"
@@ -55,13 +57,15 @@ DENIED = re.compile(
 )
 #: Words with `doubt` or `not` that confirm.
 CERTAIN = re.compile(
-    r"\b(?:there(?: is|'s) )?no doubt(?: about it)?(?: that)?|\b(?:without|beyond) (?:a |any )?doubt\b",
+    r"\b(?:there(?: is|'s) )?no doubt(?: about it)?(?: that)?"
+    r"|\b(?:without|beyond) (?:a |any )?doubt\b",
     re.IGNORECASE,
 )
 #: What would hold in another case: `B would be correct if the triangle were isosceles`.
 WOULD = re.compile(r"\bwould\b", re.IGNORECASE)
 UNREAL = re.compile(
-    r"\bif (?!(?:i|we|one|you) (?:had|have|were) to)[^.;\n]{0,80}\b(?:were|was|had|wasn't|weren't|hadn't)\b|\bunless\b"
+    r"\bif (?!(?:i|we|one|you) (?:had|have|were) to)"
+    r"[^.;\n]{0,80}\b(?:were|was|had|wasn't|weren't|hadn't)\b|\bunless\b"
     r"|\bwould\b[^.;\n]{1,80}\bif\b"
     r"|\b(?:had|were) (?:the|it|this|that|there|they|we|one)\b",
     re.IGNORECASE,
@@ -79,7 +83,8 @@ INSPECTS = re.compile(
 #: The option of an undenied clause: `B is correct`, and `B is` behind a denial.
 AFFIRMED = re.compile(
     r"(?<![A-Za-z0-9])[(\[]?([A-Z])[)\]]?(?:选项|项)?才?\s?(?:(?:is|是)\s?(?:definitely |clearly )?"
-    r"(?:(?:the )?(?:correct|right|true|best)(?: (?:one|answer|option|choice))?|the answer)|是?(?:正确|对)"
+    r"(?:(?:the )?(?:correct|right|true|best)(?: (?:one|answer|option|choice))?|the answer)"
+    r"|是?(?:正确|对)"
     r"|is)(?:的|了)?\W{0,3}$|正确的(?:选项|答案)?[是为]\s?([A-Z])\W{0,3}$"
 )
 #: What ends a list of denied options: `not a cat or a dog, but a bird`.
@@ -106,8 +111,14 @@ def last_clause(before: str) -> str:
 
 def is_denied_before(before: str) -> bool:
     """Whether the clause before an answer denies or doubts it: `I don't think the answer is A`."""
-    clause = CERTAIN.sub("", last_clause(before))
-    if CHINESE_DENIES.search(clause) or OTHERS.search(before) or OTHER_ANSWER.search(before) or DENIES.search(clause):
+    clause = last_clause(before)
+    if "doubt" in clause:
+        clause = CERTAIN.sub("", clause)
+    if OTHER_ANSWER.search(before) or DENIES.search(clause):
+        return True
+    if before.isascii():
+        return False
+    if CHINESE_DENIES.search(clause):
         return True
     sentence = re.split(r"[.!?\n]", before)[-1]
     return bool(CHINESE_IF.search(sentence)) and not CHINESE_SO.search(sentence)
@@ -120,7 +131,8 @@ def is_unreal(sentence: str) -> bool:
 
 def is_no_statement(sentence: str) -> bool:
     """Whether a sentence denies or doubts what it names, or only looks at it."""
-    denied = DENIED.search(CERTAIN.sub("", sentence)) or INSPECTS.match(sentence)
+    plain = CERTAIN.sub("", sentence) if "doubt" in sentence else sentence
+    denied = DENIED.search(plain) or INSPECTS.match(sentence)
     return bool(denied) or is_unreal(sentence)
 
 
@@ -136,7 +148,7 @@ def affirmed_letter(sentence: str) -> str:
 
 def is_denied_text_before(before: str) -> bool:
     """Whether the words before the text of an option deny it: `not a wolf, a cat or a`."""
-    before = CERTAIN.sub("", before)
+    before = CERTAIN.sub("", before) if "doubt" in before else before
     if TEXT_DENIED.search(last_clause(before)):
         return True
     denials = list(TEXT_DENIED.finditer(before))

@@ -4,55 +4,25 @@ Each rule scans the reply once, from left to right, with patterns of bounded len
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
-from vistill.answers.denials import is_denied_before, is_unreal
+from vistill.answers.boxes import (
+    AND_BOX,
+    MOST_MARKS,
+    WINDOW,
+    Span,
+    Take,
+    find_boxes,
+    is_echo,
+    pick_strong,
+)
+from vistill.answers.denials import OTHERS, is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
-Take = Literal["first", "last"]
 Form = TypeVar("Form")
 
-BRACE = re.compile(
-    r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
-)
-BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
-TAG = re.compile(
-    r"<(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>|(?P<begin><\|begin_of_box\|>)"
-    r"|(?P<end><\|end_of_box\|>)",
-    re.IGNORECASE,
-)
-OR_BOX = re.compile(
-    r"(?:\}|</\w{1,12}>)[\s$)\\,*]{0,6}(?:or|或)[\s$(\\*]{0,6}(?:[a-z]{0,8}box(?:ed)?\s{0,4}\{|<\w{1,12}>)",
-    re.IGNORECASE,
-)
-#: Between two boxes that are one answer: `\\boxed{2} and \\boxed{3}`.
-AND_BOX = re.compile(
-    r"\}[\s$)\\,*]{0,6}(?:,|and|、|和|与)[\s$(\\*]{0,6}boxed\s{0,4}\{", re.IGNORECASE
-)
-#: Words of the instruction that a reply repeats instead of an answer.
-ECHO = frozenset(
-    [
-        "answer",
-        "your answer",
-        "final answer",
-        "your final answer",
-        "the answer",
-        "the final answer",
-        "letter",
-        "option",
-        "...",
-        "your answer here",
-        "answer here",
-        "number",
-        "value",
-        "x.x",
-        "ans",
-        "your choice",
-        "option letter",
-    ]
-)
 #: Words that may begin a commitment, in lower case.
 MARK = re.compile(
     r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
@@ -125,12 +95,8 @@ SENTENCE_END = re.compile(
 ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
-#: Marks that are looked at, from the side that counts.
-MOST_MARKS = 1000
 #: Sentences that are read as an answer.
 MOST_READ = 24
-#: Characters of a sentence that are read as an answer.
-WINDOW = 300
 
 
 @dataclass(frozen=True)
@@ -143,110 +109,6 @@ class Commitment(Generic[Form]):
     rule: str
     form: Form | None
     """What the checker read; None if the span is no answer of the kind that it knows."""
-
-
-class Span(NamedTuple):
-    """A part of a reply, with the rule that found it."""
-
-    start: int
-    end: int
-    rule: str
-
-    def of(self, text: str) -> "Span":
-        """The span without spaces and decoration at its ends."""
-        start, end = self.start, self.end
-        while start < end and (text[start].isspace() or text[start] in "*_`:"):
-            start += 1
-        while end > start and (text[end - 1].isspace() or text[end - 1] in "*_`"):
-            end -= 1
-        return Span(start, end, self.rule)
-
-
-def find_boxes(text: str) -> list[Span]:
-    r"""The contents of all balanced `\boxed{...}` that are in no other box, in order."""
-    if "\\boxed" not in text and "\\fbox" not in text and "\\framebox" not in text:
-        return []
-    stack: list[int] = []
-    boxes: list[Span] = []
-    for token in BRACE.finditer(text, text.find("\\")):
-        if token.group("box"):
-            stack.append(token.end())
-        elif token.group("open"):
-            stack.append(-1)
-        elif token.group("close") and stack:
-            start = stack.pop()
-            if start >= 0:
-                while boxes and boxes[-1].start > start:
-                    boxes.pop()
-                boxes.append(Span(start, token.start(), "box"))
-    boxes += [Span(m.start(1), m.end(1), "box") for m in BARE_BOX.finditer(text)]
-    return sorted(boxes, key=lambda span: span.start)
-
-
-def find_tags(text: str) -> list[Span]:
-    """The contents of `<answer>...</answer>` and of GLM's box tokens; the last may lack its end."""
-    spans: list[Span] = []
-    if "<" not in text:
-        return spans
-    start = -1
-    for token in TAG.finditer(text):
-        if token.group("begin") or (token.group("close") == "" and not token.group("end")):
-            start = token.end()
-        elif start >= 0:
-            spans.append(Span(start, token.start(), "tag"))
-            start = -1
-    if start >= 0 and len(text) - start <= WINDOW:
-        spans.append(Span(start, len(text), "tag"))
-    return spans
-
-
-def find_strong(text: str) -> list[Span]:
-    """Boxes and tags in order; a box inside a tag belongs to the tag."""
-    tags = find_tags(text)
-    boxes = find_boxes(text)
-    inside: list[Span] = []
-    at = 0
-    for box in boxes:
-        while at < len(tags) and tags[at].end <= box.start:
-            at += 1
-        if not (at < len(tags) and tags[at].start <= box.start):
-            inside.append(box)
-    return sorted([*tags, *inside], key=lambda span: span.start)
-
-
-def pick_strong(text: str, take: Take) -> Span | None:
-    """The first or last box or tag that is not empty and does not repeat the instruction."""
-    spans = find_strong(text)
-    ordered = spans if take == "first" else spans[::-1]
-    for i, span in enumerate(ordered[:MOST_MARKS]):
-        trimmed = span.of(text)
-        if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            return join_boxes(text, trimmed, ordered[i + 1 : i + 10])
-    return None
-
-
-def join_boxes(text: str, chosen: Span, others: Sequence[Span]) -> Span | None:
-    """A box with those that `and` joins to it; None where `or` stands between it and the next."""
-    span = chosen
-    for other in others:
-        one, two = sorted((span, other))
-        between = text[one.end : two.start]
-        if len(between) > 40:
-            break
-        if OR_BOX.fullmatch(between):
-            return None
-        if not AND_BOX.fullmatch(between):
-            break
-        span = Span(one.start, two.end, span.rule)
-    return span
-
-
-def is_echo(text: str, span: Span) -> bool:
-    """Whether a span repeats the instruction (`your answer`) instead of an answer."""
-    if span.end - span.start > 60:
-        return False
-    plain = strip_markup(text[span.start : span.end]).casefold().strip("[]<>()")
-    return not plain.strip("_ .?") or plain in ECHO
 
 
 def sentence_span(text: str, at: int, rule: str) -> Span:
@@ -271,7 +133,7 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
     at, word = match.start(), match.group(0).lower()
     before = text[max(0, at - 80) : at]
-    if DOUBT.search(before) or is_denied_before(before) or is_unreal(sentence_at(text, at)):
+    if DOUBT.search(before) or is_denied_before(before):
         return None
     if word == "answer":
         return json_answer(text, at) or answer_at(text, at, before)
@@ -282,16 +144,19 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
     elif word in ("choose", "select"):
-        full, rule = (None if ASKED.search(before) else CHOOSE.match(text, at)), "option"
+        others = ASKED.search(before) or OTHERS.search(before)
+        full, rule = (None if others else CHOOSE.match(text, at)), "option"
     else:
         full, rule = CHINESE.match(text, at), "phrase"
     return sentence_span(text, full.end(), rule) if full else None
 
 
-def sentence_at(text: str, at: int) -> str:
-    """The sentence around a position, as far as 160 characters to either side."""
+def is_unreal_at(text: str, at: int) -> bool:
+    """Whether the sentence at a position says what would hold in another case."""
+    if "would" not in text[max(0, at - 160) : at + 160]:
+        return False
     before = re.split(r"[.!?\n]", text[max(0, at - 160) : at])[-1]
-    return before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0]
+    return is_unreal(before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0])
 
 
 def json_answer(text: str, at: int) -> Span | None:
@@ -330,7 +195,7 @@ def find_phrases(text: str, take: Take) -> Iterator[Span]:
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)
-        if span is not None and span.end > span.start:
+        if span is not None and span.end > span.start and not is_unreal_at(text, match.start()):
             yield span.of(text)
 
 

@@ -23,7 +23,8 @@ GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)
 LOWER_GROUP = re.compile(r"[a-j](?:\s?[,;、]\s?[a-j]){1,9}")
 RUN = re.compile(r"[A-Z]{2,10}")
 SEPARATOR = re.compile(
-    r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及|还是选?)\s?(?:possibly |maybe |perhaps )?"
+    r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及|还是选?)\s?"
+    r"(?:possibly |maybe |perhaps )?"
     r"(?:(?:option|choice)s?\s)?",
     re.IGNORECASE,
 )

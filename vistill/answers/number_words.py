@@ -7,19 +7,32 @@ from typing import NamedTuple
 
 ONES = {
     word: value
-    for value, word in enumerate("one two three four five six seven eight nine".split(), 1)
+    for value, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], 1
+    )
 }
 TEENS = {
     word: value
     for value, word in enumerate(
-        "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(),
+        [
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ],
         10,
     )
 }
 TENS = {
     word: 10 * value
     for value, word in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
     )
 }
 #: Words of one number below 100.
@@ -32,7 +45,7 @@ PARTS = {
     **dict.fromkeys(["quarter", "quarters", "fourth", "fourths"], 4),
     **{
         form: value
-        for value, word in enumerate("fifth sixth seventh eighth ninth tenth".split(), 5)
+        for value, word in enumerate(["fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], 5)
         for form in (word, word + "s")
     },
     **dict.fromkeys(["hundredth", "hundredths"], 100),
@@ -71,7 +84,9 @@ class WordNumber(NamedTuple):
 def find_word_numbers(text: str) -> Iterator[WordNumber]:
     """The numbers in words of a text, in order."""
     for match in NUMBER.finditer(text):
-        words = [w for w in WORDS.findall(match.group("whole").lower()) if w not in ("and", "a", "an")]
+        words = [
+            w for w in WORDS.findall(match.group("whole").lower()) if w not in ("and", "a", "an")
+        ]
         if not words:
             continue
         number = Fraction(add_words(words), PARTS.get((match.group("part") or "").lower(), 1))

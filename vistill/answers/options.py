@@ -20,13 +20,15 @@ QUESTION = re.compile(r"[^.!?]{0,80}\?")
 #: Words before a number that make it a bound, or another number.
 BOUND = re.compile(
     r"\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|other) than|at least|at most"
-    r"|out of|\d of|over|under|above|below|exceed(?:s|ing)?|up to|half(?: of)?|twice|double|triple|times|minus"
-    r"|negative|between(?: [^\s,]{1,12} and)?|from(?: [^\s,]{1,12} to)?)\s(?:the )?$"
+    r"|out of|\d of|over|under|above|below|exceed(?:s|ing)?|up to|half(?: of)?|twice|double|triple"
+    r"|times|minus|negative|between(?: [^\s,]{1,12} and)?|from(?: [^\s,]{1,12} to)?)\s(?:the )?$"
 )
 #: Behind the text of an option: it is a part of the answer only.
 AND_MORE = re.compile(r"\s(?:and|or|then)\s")
 #: Behind a number: it is another one, such as `60^2` and `20% of 50`.
-CHANGED = re.compile(r"\s?\^|\s(?:squared|cubed|of (?=\d)|out of|or more|or less|times|plus|minus|dozen)")
+CHANGED = re.compile(
+    r"\s?\^|\s(?:squared|cubed|of (?=\d)|out of|or more|or less|times|plus|minus|dozen)"
+)
 #: An option that only stands for its letter.
 STAND_IN = re.compile(
     r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE

@@ -30,8 +30,9 @@ INSTEAD = re.compile(
 )
 LEAD_IN = re.compile(
     r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
-    r"|exactly|in(?=\s\d{4}$)|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
-    r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
+    r"|exactly|in(?=\s\d{4}$)|simply|just|clearly|indeed|only|also|equal to|equals|given by"
+    r"|likely|probably|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)"
+    r"\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
 COPULA = re.compile(

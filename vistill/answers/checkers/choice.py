@@ -33,7 +33,14 @@ from vistill.answers.options import (
     read_labelled,
     read_options,
 )
-from vistill.answers.reading import COPULA, after_negation, cut_clause, predicate, right_side, with_gold
+from vistill.answers.reading import (
+    COPULA,
+    after_negation,
+    cut_clause,
+    predicate,
+    right_side,
+    with_gold,
+)
 from vistill.answers.values import parse_value
 from vistill.answers.verdict import Verdict
 
@@ -106,7 +113,7 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
 
 
 def lists_letters(raw: str, reader: ChoiceReader) -> bool:
-    """Whether a reply has nothing but different letters, one a line: answers to several questions."""
+    """Whether a reply has only different letters, one a line: answers to several questions."""
     lines = [NUMBERED.sub("", line) for line in raw[:200].split("\n") if line.strip()]
     if len(raw) > 100 or len(lines) < 2 or any(len(line) > 12 for line in lines):
         return False
@@ -159,7 +166,11 @@ def names_another(letters: Letters, reader: ChoiceReader) -> bool:
     """Whether the text behind a letter begins or goes on with other letters: a list of options."""
     rest = letters.rest
     only = ONLY_LETTER.fullmatch(rest)
-    if only and only.group(1) not in letters.letters and not reader.options.by_text(text_form(rest)):
+    if (
+        only
+        and only.group(1) not in letters.letters
+        and not reader.options.by_text(text_form(rest))
+    ):
         return True
     if len(rest) > 60 and not OTHER_LETTER.match(rest):
         return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
@@ -233,10 +244,15 @@ def read_last(
     """The option of the last of these sentences that names any; two options are no commitment."""
     for span in ordered:
         raw = text[span.start : span.end]
-        if raw.endswith("?") or is_listed(text, span.start, reader) or UNKNOWN.search(raw) or lists_options(text, label_start(text, span.start)):
+        if (
+            raw.endswith("?")
+            or is_listed(text, span.start, reader)
+            or UNKNOWN.search(raw)
+            or lists_options(text, label_start(text, span.start))
+        ):
             continue
         letters = named_in(raw, reader, with_texts=span in ordered[:1])
-        if reader.denies(raw):
+        if (letters or not raw.isascii()) and reader.denies(raw):
             letters = reader.affirmed(raw) or (letters and letters | {"?"})
         if len(letters) == 1:
             return commitment(text, Span(span.start, span.end, "conclusion"), letters)
@@ -258,9 +274,7 @@ def label_start(text: str, at: int) -> int:
     return at - len(line) if LINE_LETTER.fullmatch(line.rstrip()) else at
 
 
-def read_corrected(
-    text: str, reader: ChoiceReader
-) -> Commitment[frozenset[str]] | None:
+def read_corrected(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that a reply names behind a correction: `So it's C`, `it should be C`."""
     states = [s for s in sentences(text, 12) if CORRECTED.match(text[s.start : s.end])]
     return read_last(text, states, reader)

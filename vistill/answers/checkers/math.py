@@ -19,6 +19,7 @@ from vistill.answers.extract import (
     whole,
 )
 from vistill.answers.normalise import math_form, strip_markup
+from vistill.answers.number_words import find_word_numbers
 from vistill.answers.reading import (
     LABEL,
     after_negation,
@@ -28,7 +29,6 @@ from vistill.answers.reading import (
     with_gold,
     without_lead_in,
 )
-from vistill.answers.number_words import find_word_numbers
 from vistill.answers.values import is_mathematical, parse_number, parse_value
 from vistill.answers.verdict import Verdict
 

@@ -7,8 +7,8 @@ from vistill.answers.checkers.text import score_words
 from vistill.answers.compare import Mathematics
 from vistill.answers.extract import Take
 from vistill.answers.normalise import strip_markup
-from vistill.answers.reading import with_golds
 from vistill.answers.number_words import SMALL
+from vistill.answers.reading import with_golds
 from vistill.answers.verdict import Verdict
 
 DIGITS = {word: str(value) for word, value in SMALL.items() if value <= 10} | {"none": "0"}

@@ -22,7 +22,8 @@ WORD = re.compile(
     re.I,
 )
 STRICT = re.compile(
-    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|((?<!不)(?:是的?(?!不是)|对))|(否|不是|不对)", re.I
+    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|((?<!不)(?:是的?(?!不是)|对))|(否|不是|不对)",
+    re.I,
 )
 #: A reply that does not know.
 UNKNOWN = re.compile(
@@ -36,7 +37,8 @@ UNKNOWN = re.compile(
 )
 #: `No problem, ...` begins a reply and is no answer.
 POLITE = re.compile(
-    r"no (?:problem|worries)\b|yes, (?:of course|please|i (?:can|will|'d be happy to) (?:help|assist))\b",
+    r"no (?:problem|worries)\b"
+    r"|yes, (?:of course|please|i (?:can|will|'d be happy to) (?:help|assist))\b",
     re.IGNORECASE,
 )
 WAIT = re.compile(r"\b(?:wait|hold on)\b", re.IGNORECASE)
