@@ -65,6 +65,7 @@ ABOUT = re.compile(
     r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
     r"\b(?![^.;,]{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
 )
+ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNORECASE)
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
     r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}"
@@ -205,8 +206,9 @@ class ChoiceReader:
         letter = affirmed_letter(sentence)
         if letter and in_range(letter, len(self.options)):
             return frozenset(letter)
-        _, but, clause = sentence.rpartition(" but ")
-        letters = set(self.mentions(clause)) if but and not self.denies(clause) else set()
+        head, but, clause = sentence.rpartition(" but ")
+        stated = but and not ALL_BUT.search(head) and not self.denies(clause)
+        letters = set(self.mentions(clause)) if stated else set()
         return frozenset(letters if len(letters) == 1 else "")
 
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
