@@ -12,6 +12,7 @@ from vistill.answers.checkers import auto
 
 OWN = Path(__file__).parent / "pairs.jsonl"
 REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
+MODELS = Path(__file__).parent / "pairs_models.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
     "MathVista",
@@ -52,6 +53,18 @@ def test_replies_that_deny_doubt_or_wrap_an_answer():
     for pair in pairs:
         verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
         if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_replies_in_the_manner_of_chat_models(correct):
+    pairs = [pair for pair in read(MODELS) if pair["correct"] is correct]
+    assert len(pairs) >= 150
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
             failed.append((pair, verdict))
     assert failed == []
 

@@ -12,6 +12,7 @@ from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import protocol_number
 from vistill.evaluation.settings import EvalSettings
 from vistill.runs.recipe_changes import compare_recipes, differences
+from vistill.training import rewards as rewards_module
 from vistill.training.rewards import Rewards
 from vistill.training.settings import RewardSettings
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
@@ -62,13 +63,19 @@ def test_limits_are_counted_once_per_step():
     rewards.math._ask = lambda *question: "time"
     prompt = Prompt("a", ("x?",), answer="2\\sqrt{3}")
     assert not judge_response("\\boxed{\\sqrt{13}}", prompt, rewards.settings, rewards.math).correct
-    group = RolloutGroup(prompt, ())
     rewards = replace(rewards, settings=replace(rewards.settings, accuracy=0.0))
-    assert rewards.metrics([group]) == {"judge/time": 1.0}
-    assert rewards.metrics([group]) == {}
+    assert rewards.metrics() == {"judge/time": 1.0}
+    assert rewards.metrics() == {}
 
 
-def test_responses_without_an_answer_are_counted(teacher):
+def test_responses_without_an_answer_are_counted_and_each_is_judged_once(teacher, monkeypatch):
+    judged = []
+
+    def count(text, *arguments):
+        judged.append(text)
+        return judge_response(text, *arguments)
+
+    monkeypatch.setattr(rewards_module, "judge_response", count)
     replies = ["\\boxed{12}", "\\boxed{12", "I see a triangle and a square."]
     rollouts = [
         Rollout(teacher.response_ids(text), i, Finish.STOP) for i, text in enumerate(replies)
@@ -77,4 +84,7 @@ def test_responses_without_an_answer_are_counted(teacher):
     with MathJudge() as math:
         rewards = Rewards(RewardSettings(), teacher, math)
         assert rewards.of([group]) == [1.0, 0.0, 0.0]
-        assert rewards.metrics([group]) == {"reward/unparsed_share": pytest.approx(2 / 3)}
+        assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
+        assert rewards.of([group]) == [1.0, 0.0, 0.0]  # a step that is done again
+        assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
+    assert judged == 2 * replies

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from vistill.answers.boxes import find_boxes
 from vistill.answers.checkers.maze import is_maze
-from vistill.answers.extract import find_boxes
 from vistill.data.stored_text import STARTS, collection_in_text, holds_numbers_alone
 from vistill.errors import DataError
 

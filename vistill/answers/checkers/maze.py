@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vistill.answers.boxes import Span, Take, find_strong
 from vistill.answers.compare import Mathematics
-from vistill.answers.extract import Span, Take, find_strong, whole
+from vistill.answers.extract import whole
 from vistill.answers.reading import with_gold
 from vistill.answers.verdict import Verdict
 
