@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
 from vistill.training.checks.notes import notes_on_run
-from vistill.training.recipe import default_settings
+from vistill.training.recipe import ModelSettings, default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
 
@@ -48,14 +48,37 @@ def check(
     if preview is not None:
         check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
-    findings = {}
+    findings, starts = {}, {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
-        findings[name] = check_stage(stage, fast, overridden, sheet)
+        checked, notes = with_models_of_stages(stage, starts)
+        starts[stage.run] = checked.student
+        findings[name] = [*check_stage(checked, fast, overridden, sheet), *notes]
     if sheet is not None:
         sheet.write()
         findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
     return findings
+
+
+def with_models_of_stages(
+    recipe: Recipe, starts: Mapping[str, ModelSettings]
+) -> tuple[Recipe, list[CheckResult]]:
+    """Replace the student of an earlier stage that has not run by the model it will start from.
+
+    It has the same tokenizer, images and sizes.
+
+    Args:
+        recipe: of a stage.
+        starts: the model that each earlier stage starts from, by its run folder.
+    """
+    notes = []
+    for role in ("student", "teacher"):
+        name = getattr(recipe, role).model
+        if name in starts and not RunFolder(Path(name)).has_started():
+            recipe = dataclasses.replace(recipe, **{role: starts[name]})
+            text = f"student of {name}, which has not run; checked with {starts[name].model}"
+            notes.append(CheckResult(f"{role} of a stage", text))
+    return recipe, notes
 
 
 def check_stage(

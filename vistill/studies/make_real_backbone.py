@@ -167,11 +167,9 @@ def make_backbone(side: int = 112, seed: int = 0) -> tuple[Any, LlavaProcessor]:
     language.resize_token_embeddings(
         len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE, mean_resizing=False
     )
-    text = language.config.to_dict()
-    text.pop("quantization_config", None)
     config = LlavaConfig(
-        text_config=text,
-        vision_config=tower.config.to_dict(),
+        text_config=plain_config(language),
+        vision_config=plain_config(tower),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(side // tower.config.patch_size) ** 2,
         vision_feature_layer=-1,
@@ -192,6 +190,12 @@ def make_backbone(side: int = 112, seed: int = 0) -> tuple[Any, LlavaProcessor]:
         pad_token_id=tokenizer.pad_token_id,
     )
     return model.eval(), processor
+
+
+def plain_config(model: Any) -> dict[str, Any]:
+    """The configuration of a part, without where it came from and how its file was quantised."""
+    origin = ("_name_or_path", "_model_name_or_path", "quantization_config")
+    return {name: value for name, value in model.config.to_dict().items() if name not in origin}
 
 
 def save_backbone(folder: Path, side: int = 112, seed: int = 0) -> None:
