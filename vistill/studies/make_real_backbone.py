@@ -176,11 +176,14 @@ def make_backbone(side: int = 112, seed: int = 0) -> tuple[Any, LlavaProcessor]:
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
+    with torch.device("meta"):
+        model: Any = LlavaForConditionalGeneration(config)
+    model.model.language_model, model.lm_head = language.model, language.lm_head
+    model.model.vision_tower = tower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = LlavaForConditionalGeneration(config)
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.model.vision_tower.load_state_dict(tower.state_dict())
+        projector = type(model.model.multi_modal_projector)(config)
+        model.model.multi_modal_projector = projector.apply(model._init_weights)
     with torch.no_grad():  # new rows are padding or are replaced by states of an image
         rows = model.get_input_embeddings().weight
         rows[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) :] = 0.0
