@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,13 @@ from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
 from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
+<<<<<<< HEAD
 from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
 from vistill.training.checks.set_aside import refused_rows
 from vistill.training.recipe import default_settings
+=======
+from vistill.training.recipe import ModelSettings, default_settings
+>>>>>>> real
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
 
@@ -64,11 +68,17 @@ def check(
     if preview is not None:
         check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
-    findings = {}
+    findings, starts = {}, {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
+<<<<<<< HEAD
         with naming_stage(name, own_keys.get(name)):
             findings[name] = check_stage(stage, fast, overridden, sheet)
+=======
+        checked, notes = with_models_of_stages(stage, starts)
+        starts[stage.run] = checked.student
+        findings[name] = [*check_stage(checked, fast, overridden, sheet), *notes]
+>>>>>>> real
     if sheet is not None:
         folder = sheet.file.absolute().parent
         where = "" if folder.is_dir() else ", in a new folder"
@@ -76,6 +86,27 @@ def check(
         written = f"written to {sheet.file}{where}"
         findings[next(reversed(findings))].append(CheckResult("preview", written))
     return findings
+
+
+def with_models_of_stages(
+    recipe: Recipe, starts: Mapping[str, ModelSettings]
+) -> tuple[Recipe, list[CheckResult]]:
+    """Replace the student of an earlier stage that has not run by the model it will start from.
+
+    It has the same tokenizer, images and sizes.
+
+    Args:
+        recipe: of a stage.
+        starts: the model that each earlier stage starts from, by its run folder.
+    """
+    notes = []
+    for role in ("student", "teacher"):
+        name = getattr(recipe, role).model
+        if name in starts and not RunFolder(Path(name)).has_started():
+            recipe = dataclasses.replace(recipe, **{role: starts[name]})
+            text = f"student of {name}, which has not run; checked with {starts[name].model}"
+            notes.append(CheckResult(f"{role} of a stage", text))
+    return recipe, notes
 
 
 def check_stage(

@@ -74,9 +74,9 @@ class TrainSettings:
     device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
     deterministic: bool = True
     """Use deterministic kernels, so that a run can be repeated to the bit."""
-    freeze: tuple[Literal["vision", "language", "head"], ...] = ()
-    """Parts that keep their weights: the vision tower with its projector, the decoder with its
-    input embedding, the output embedding."""
+    freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
+    """Parts that keep their weights: the vision tower with its projector, the tower alone, the
+    decoder with its input embedding, the output embedding."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
