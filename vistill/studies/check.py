@@ -34,13 +34,9 @@ from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
 from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
-<<<<<<< HEAD
 from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
 from vistill.training.checks.set_aside import refused_rows
-from vistill.training.recipe import default_settings
-=======
 from vistill.training.recipe import ModelSettings, default_settings
->>>>>>> real
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
 
@@ -71,14 +67,10 @@ def check(
     findings, starts = {}, {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
-<<<<<<< HEAD
-        with naming_stage(name, own_keys.get(name)):
-            findings[name] = check_stage(stage, fast, overridden, sheet)
-=======
         checked, notes = with_models_of_stages(stage, starts)
         starts[stage.run] = checked.student
-        findings[name] = [*check_stage(checked, fast, overridden, sheet), *notes]
->>>>>>> real
+        with naming_stage(name, own_keys.get(name)):
+            findings[name] = [*check_stage(checked, fast, overridden, sheet), *notes]
     if sheet is not None:
         folder = sheet.file.absolute().parent
         where = "" if folder.is_dir() else ", in a new folder"
