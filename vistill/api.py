@@ -11,7 +11,7 @@ from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
-from vistill.data.settings import Columns, DataSettings
+from vistill.data.settings import Columns, DataSettings, with_options
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
@@ -37,10 +37,9 @@ from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
 from vistill.training.checks.arguments import (
-    check_folder,
+    check_distill_arguments,
     check_method_argument,
     check_model,
-    check_option_types,
     check_options,
     check_responses,
     check_share,
@@ -101,8 +100,7 @@ class Run:
 
 def load(source: str | Path, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
-    check_source(source)
-    source = str(source)
+    source = check_source(source)
     quiet_libraries()
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
@@ -219,9 +217,7 @@ def distill(
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
-    check_options(options, list(DistillOptions.__annotations__))
-    check_option_types(options)
-    check_folder(out)
+    check_distill_arguments(options, list(DistillOptions.__annotations__), out)
     load_plugins(options.get("plugins", ()))
     check_model(student, "student")
     if teacher is not None:
@@ -355,15 +351,8 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
     """
     known = [f.name for f in (*fields(Columns), *fields(DataSettings)) if f.name != "columns"]
     check_options(settings, sorted({*known} - {"train"}), "load_prompts")
-    source = str(source)
-    names = {f.name for f in fields(Columns)}
-    columns = Columns(**{k: v for k, v in settings.items() if k in names and k != "images"})
-    if "images" in settings:
-        columns = replace(columns, images=settings["images"])
-    rest = {k: v for k, v in settings.items() if k not in names}
-    return load_source(
-        source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")
-    ).prompts
+    data = with_options(DataSettings(train=str(source)), settings)
+    return load_source(data.train, data, "train", data.limit).prompts
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Where prompts come from. Needs no torch, no numpy and no Pillow."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from vistill.errors import ConfigError
 from vistill.ranges import check_ranges, ranged
@@ -136,6 +137,14 @@ class DataSettings:
         check_ranges(self)
         if self.min_pixels is not None and self.max_pixels is not None:
             check_limits(self.min_pixels, self.max_pixels)
+
+
+def with_options(settings: DataSettings, options: Mapping[str, Any]) -> DataSettings:
+    """Settings with options given by name: fields of their own, or of their columns."""
+    names = {f.name for f in fields(Columns)}
+    columns = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return replace(settings, columns=replace(settings.columns, **columns), **rest)
 
 
 def check_limits(low: int, high: int) -> None:

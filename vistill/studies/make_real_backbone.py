@@ -83,8 +83,10 @@ def load_language() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct and its tokenizer, dequantised to float32."""
     path = packaged_file(*GGUF)
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, trust_remote_code=False
+    )
     return model, tokenizer
 
 

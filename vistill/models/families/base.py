@@ -243,10 +243,9 @@ class Family(ABC):
     def parts(self, model: Any) -> dict[str, list[nn.Module | nn.Parameter]]:
         """All weights, by part.
 
-        `language` is the decoder with its input embedding, `head` is the output embedding, and
-        `vision` is the rest: the tower and the modules between it and the decoder. `tower` is
-        `vision` without those modules. A tied head is the same tensor as the input embedding and
-        belongs to both parts.
+        `language` is the decoder with its input embedding, `head` the output embedding, and `vision`
+        the rest; `tower` is `vision` without the modules between tower and decoder. A tied head is
+        the same tensor as the input embedding and belongs to both parts.
         """
         decoder, base = self.decoder(model), base_model(model)
         return {

@@ -89,6 +89,15 @@ def constructor_of(name: str) -> str:
     return f"vistill.{kind}()" if kind in vistill.__all__ else f'vistill.METHODS["{name}"]()'
 
 
+def check_distill_arguments(
+    options: Mapping[str, object], known: Sequence[str], out: object
+) -> None:
+    """C001 or C002 for an option or a run folder that `distill` cannot use."""
+    check_options(options, known)
+    check_option_types(options)
+    check_folder(out)
+
+
 def check_option_types(options: Mapping[str, object]) -> None:
     """C002 for an option of `distill` that is a group of settings in another form."""
     for name, kinds in SETTINGS_OF_DISTILL.items():
@@ -125,15 +134,16 @@ def check_folder(out: object) -> None:
         )
 
 
-def check_source(source: object) -> None:
-    """C002 for the source of a model that is no name."""
-    if not isinstance(source, (str, Path)):
-        raise ConfigError(
-            "C002",
-            f"the source of a model is a {type(source).__name__}, not a name",
-            why="it is a folder, a hub id or a run folder",
-            fix="vistill.load(FOLDER_OR_HUB_ID)",
-        )
+def check_source(source: object) -> str:
+    """The name of a model; C002 for what is no name."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    raise ConfigError(
+        "C002",
+        f"the source of a model is a {type(source).__name__}, not a name",
+        why="it is a folder, a hub id or a run folder",
+        fix="vistill.load(FOLDER_OR_HUB_ID)",
+    )
 
 
 def check_share(degraded: object) -> None:
