@@ -236,8 +236,9 @@ def a_recipe_of_the_folder_is_misspelt(place):
 @situation("C004", ends="M103")
 def a_shipped_recipe_is_misspelt(place):
     start(place, rows=[{**r, "boxes": [1, 1, 9, 9]} for r in good_rows()])
-    columns = "data.columns.response=response data.columns.boxes=boxes"
-    data = f"'data.train={DATA_FILE}' 'data.images=bilder é' {columns}"
+    columns = {"response": "response", "boxes": "boxes", "thoughts": "images"}
+    named = " ".join(f"data.columns.{key}={name}" for key, name in columns.items())
+    data = f"'data.train={DATA_FILE}' 'data.images=bilder é' {named}"
     place.line = f"vistill check va_odp.yaml --fast {data}"
 
 
