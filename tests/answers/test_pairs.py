@@ -129,6 +129,9 @@ def test_take_selects_the_first_or_the_last_commitment():
         "<think>9</think>\n\\boxed{\\text{12 cm}}",
         "**Answer:**\n\n12",
         "It is 12.",
+        "Sure! 12\n\nI hope this helps!",
+        "The answer is 15. Wait, I forgot the base. It should be 12.",
+        "We add the two lengths.\n\n12",
     ],
 )
 def test_the_position_is_that_of_the_extracted_text(reply):

@@ -9,7 +9,7 @@ DENIES = re.compile(
     rf"\b(?:{NOT}|no one|no\s?body|nor|neither|doubt\w{{0,2}}|refuse\w{{0,2}}|unlikely|anything but"
     r"|(?:wrong|incorrect|false|tempting|mistake) (?:to|that)"
     r"|(?:might|may|could|would) (?:be tempted to )?(?:think|say|believe|guess|assume)"
-    r"|(?:might|may|could) be (?:inclined|tempted)|claim(?:s|ed)?"
+    r"|(?:might|may|could) be (?:inclined|tempted)|i (?:\w{1,10} )?thought|claim(?:s|ed)?"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:think|say|believe)s?|suppos(?:e|ing)|assum(?:e|ing)|imagine|pretend|maybe|perhaps)\b",
     re.IGNORECASE,

@@ -311,9 +311,13 @@ def is_one_group(text: str) -> bool:
 
 
 def fold_case(text: str) -> str:
-    r"""One case, but `\Delta` is not `\delta`, `Δ` not `δ`, and `5 MW` not `5 mW`."""
+    r"""One case, but `\Delta` is not `\delta`, `Δ` not `δ`, and `5 MW` not `5 mW`.
+
+    `STRASSE` is `Straße`, and the Turkish `İ` is `i`.
+    """
     parts = CASE_COUNTS.split(text)
-    return "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    folded = "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    return folded.replace("i\u0307", "i")
 
 
 def write_scripts(text: str) -> str:
