@@ -118,9 +118,10 @@ def load_tower() -> Dinov2Model:
         [positions["Concat"], positions["Reshape"]], dim=1
     )
     weights["embeddings.mask_token"] = torch.zeros(1, weights["layernorm.weight"].numel())
-    model, info = Dinov2Model.from_pretrained(  # it knows the published names of the weights
+    loaded: Any = Dinov2Model.from_pretrained(  # it knows the published names of the weights
         None, config=dinov2_config(), state_dict=weights, output_loading_info=True
     )
+    model, info = loaded
     assert not any(info.values()), f"the ONNX file is another one: {info}"
     return model.eval()
 
@@ -169,11 +170,12 @@ def make_backbone(side: int = 112, seed: int = 0) -> tuple[Any, LlavaProcessor]:
     language.resize_token_embeddings(
         len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE, mean_resizing=False
     )
+    patch: Any = tower.config.patch_size
     config = LlavaConfig(
         text_config=plain_config(language),
         vision_config=plain_config(tower),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(side // tower.config.patch_size) ** 2,
+        image_seq_length=(side // int(patch)) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,

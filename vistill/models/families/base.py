@@ -243,7 +243,7 @@ class Family(ABC):
     def parts(self, model: Any) -> dict[str, list[nn.Module | nn.Parameter]]:
         """All weights, by part.
 
-        `language` is the decoder with its input embedding, `head` the output embedding, and `vision`
+        `language` is the decoder with its input embedding, `head` the output embedding, `vision`
         the rest; `tower` is `vision` without the modules between tower and decoder. A tied head is
         the same tensor as the input embedding and belongs to both parts.
         """
