@@ -97,8 +97,9 @@ def check_option_types(options: Mapping[str, object]) -> None:
             continue
         kind = f"vistill.{kinds[0].__module__.removeprefix('vistill.')}.{kinds[0].__name__}"
         fields = {f.name for f in dataclasses.fields(kinds[0])}
-        is_named = isinstance(value, Mapping) and {*value} <= fields
-        values = ", ".join(f"{key}={given!r}" for key, given in value.items()) if is_named else ""
+        values = ""
+        if isinstance(value, Mapping) and {*value} <= fields:
+            values = ", ".join(f"{key}={given!r}" for key, given in value.items())
         raise ConfigError(
             "C002",
             f"{name} is a {type(value).__name__}, not a {kinds[0].__name__}",
@@ -149,14 +150,16 @@ def check_share(degraded: object) -> None:
 
 def check_responses(prompts: Sequence[Prompt], responses: object) -> None:
     """C002 unless there is one response, a text, for each prompt."""
-    is_list = isinstance(responses, Sequence) and not isinstance(responses, str)
-    if is_list and len(responses) == len(prompts) and all(map(is_response, responses)):
-        return
-    given = f"{len(responses)} responses" if is_list else f"a {type(responses).__name__}"
-    given = "one text" if isinstance(responses, str) else given
-    if is_list and len(responses) == len(prompts):
-        other = next(response for response in responses if not is_response(response))
-        given = f"a response that is no text, {other!r:.40},"
+    given = f"a {type(responses).__name__}"
+    if isinstance(responses, str):
+        given = "one text"
+    elif isinstance(responses, Sequence):
+        other = [response for response in responses if not is_response(response)]
+        if len(responses) == len(prompts) and not other:
+            return
+        given = f"{len(responses)} responses"
+        if len(responses) == len(prompts):
+            given = f"a response that is no text, {other[0]!r:.40},"
     raise ConfigError(
         "C002",
         f"{given} for {len(prompts)} prompts",
