@@ -12,7 +12,6 @@ from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import protocol_number
 from vistill.evaluation.settings import EvalSettings
 from vistill.runs.recipe_changes import compare_recipes, differences
-from vistill.training import rewards as rewards_module
 from vistill.training.rewards import Rewards
 from vistill.training.settings import RewardSettings
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
@@ -68,23 +67,28 @@ def test_limits_are_counted_once_per_step():
     assert rewards.metrics() == {}
 
 
-def test_responses_without_an_answer_are_counted_and_each_is_judged_once(teacher, monkeypatch):
-    judged = []
+class CountingDecoder:
+    """A model that counts what it decodes."""
 
-    def count(text, *arguments):
-        judged.append(text)
-        return judge_response(text, *arguments)
+    def __init__(self, model):
+        self.model, self.decoded = model, 0
 
-    monkeypatch.setattr(rewards_module, "judge_response", count)
+    def decode(self, ids):
+        self.decoded += 1
+        return self.model.decode(ids)
+
+
+def test_responses_without_an_answer_are_counted_and_each_is_judged_once(teacher):
+    decoder = CountingDecoder(teacher)
     replies = ["\\boxed{12}", "\\boxed{12", "I see a triangle and a square."]
     rollouts = [
         Rollout(teacher.response_ids(text), i, Finish.STOP) for i, text in enumerate(replies)
     ]
     group = RolloutGroup(Prompt("a", ("x?",), answer="12"), tuple(rollouts))
     with MathJudge() as math:
-        rewards = Rewards(RewardSettings(), teacher, math)
+        rewards = Rewards(RewardSettings(), decoder, math)
         assert rewards.of([group]) == [1.0, 0.0, 0.0]
         assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
         assert rewards.of([group]) == [1.0, 0.0, 0.0]  # a step that is done again
         assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
-    assert judged == 2 * replies
+    assert decoder.decoded == 2 * len(replies)

@@ -202,7 +202,7 @@ class ChoiceReader:
         return letters is not None and self.takes_back(letters)
 
     def affirmed(self, sentence: str) -> frozenset[str]:
-        """The option that a sentence affirms beside denied ones, or behind `but`; else empty."""
+        """The option that a sentence affirms next to denied ones, or behind `but`; else empty."""
         letter = affirmed_letter(sentence)
         if letter and in_range(letter, len(self.options)):
             return frozenset(letter)

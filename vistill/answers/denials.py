@@ -16,7 +16,7 @@ DENIES = re.compile(
 )
 #: Other people before `choose`: `Students often choose A`.
 OTHERS = re.compile(
-    r"\b(?:students?|people|others|many|some|someone|somebody)\s(?:\w{1,12}\s)?$", re.IGNORECASE
+    r"\b(?:students?|people|others|many|some|someone)\s(?:\w{1,12}\s)?$", re.IGNORECASE
 )
 #: An adjective directly before `answer` that makes it another answer.
 OTHER_ANSWER = re.compile(
@@ -137,7 +137,7 @@ def is_no_statement(sentence: str) -> bool:
 
 
 def affirmed_letter(sentence: str) -> str:
-    """The one option that a clause affirms beside denied ones: `A is wrong, B is correct`."""
+    """The one option that a clause affirms next to denied ones: `A is wrong, B is correct`."""
     if IFS.search(sentence) or is_unreal(sentence):
         return ""
     clauses = [clause for clause in CLAUSES.split(sentence) if clause and clause.strip()]
