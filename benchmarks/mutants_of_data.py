@@ -22,6 +22,16 @@ MUTANTS = [
             "if trimmed.end > trimmed.start:",
             "a repeated instruction is an answer",
         ),
+        ("if not AND_BOX.fullmatch(between):", "if True:", "one of two joined boxes is an answer"),
+    ),
+    *group(
+        "answers/corrections.py",
+        ANSWERS,
+        (
+            "return None if retracted else explicit",
+            "return explicit",
+            "an answer that the reply takes back counts",
+        ),
     ),
     *group(
         "answers/extract.py",
@@ -57,7 +67,7 @@ MUTANTS = [
         (
             "if self.contradicts(letters):",
             "if False:",
-            "a letter with the value of another option counts",
+            "a letter with the text of another option counts",
         ),
         (
             "if letters.hedged and len(letters.letters) > 1:",

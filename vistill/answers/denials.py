@@ -16,7 +16,7 @@ DENIES = re.compile(
 )
 #: Other people before `choose`: `Students often choose A`.
 OTHERS = re.compile(
-    r"\b(?:students?|people|others|many|some|some(?:one|body))\s(?:\w{1,12}\s)?$", re.IGNORECASE
+    r"\b(?:students?|people|others|many|some|someone)\s(?:\w{1,12}\s)?$", re.IGNORECASE
 )
 #: An adjective directly before `answer` that makes it another answer.
 OTHER_ANSWER = re.compile(
