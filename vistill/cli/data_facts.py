@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from vistill.cli.data_answers import AnswerFacts, AskedRow, answer_facts, is_letter, is_maze_gold
+from vistill.cli.data_gaps import lacking, pictures_lacking
 from vistill.data.column_groups import option_columns, value_at
 from vistill.data.gold import gold_texts, is_missing, read_options
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.settings import Columns, DataSettings
-from vistill.data.sources import USUAL_COLUMNS, count_rows, is_columnar, read_source
-from vistill.errors import DataError, MissingExtraError, quote_setting
+from vistill.data.sources import (
+    USUAL_COLUMNS,
+    check_source_exists,
+    count_rows,
+    is_columnar,
+    read_source,
+)
+from vistill.errors import DataError, MissingExtraError
 
 Row = Mapping[str, Any]
 
@@ -56,7 +63,11 @@ def default_columns() -> dict[str, str]:
 
 
 def facts_of(source: str) -> DataFacts:
-    """Look at rows of a source; default columns and the reason where that fails."""
+    """Look at rows of a source; default columns and the reason where that fails.
+
+    Raises:
+        DataError: D102, there is no such file.
+    """
     if source == "diagrams":
         return DataFacts(
             default_columns(),
@@ -64,6 +75,7 @@ def facts_of(source: str) -> DataFacts:
         )
     if source.startswith("hf:"):
         return unseen("a hub data set is not downloaded here")
+    check_source_exists(source)
     try:
         rows, count = sampled_rows(source)
         return found_in(source, rows, count) if rows else unseen("no row can be read")
@@ -120,6 +132,7 @@ def found_in(source: str, rows: Sequence[Row], count: int) -> DataFacts:
     notes += [f"not used  {', '.join(unused)}"] if unused else []
     asked = asked_rows(rows, layout, columns)
     notes += lacking(columns, names, rows, asked)
+    notes += pictures_lacking(columns, rows, layout)
     template, template_notes = template_for(columns, asked)
     answers = answer_facts(source, rows, asked) if columns.get("answer") else AnswerFacts()
     notes += template_notes
@@ -260,28 +273,6 @@ def asked_rows(rows: Sequence[Row], layout: Layout, columns: Mapping[str, str]) 
         options = options_in(cells or value_at(plain, lettered[0]))
         asked.append(AskedRow(question if isinstance(question, str) else "", gold, options))
     return asked
-
-
-def lacking(
-    columns: Mapping[str, str], names: Sequence[str], rows: Sequence[Row], asked: Sequence[AskedRow]
-) -> list[str]:
-    """Notes on columns, pictures and questions that are missing."""
-    notes = []
-    absent = next((key for key in ("prompt", "images", "answer") if key not in columns), "")
-    empty = [name for name in USUAL_COLUMNS.get(absent, ()) if name in names]
-    if absent:
-        reason = f"{' and '.join(empty)} hold none" if empty else f"none among {', '.join(names)}"
-        notes.append(f"no column for {absent}: {reason}; set data.columns.{absent}")
-    images = columns.get("images", "")
-    without = sum(not any(value_at(row, name) for name in images.split(",")) for row in rows)
-    if images and without:
-        goes_on = "text_only=error stops there; drop or plain goes on"
-        notes.append(f"{without} of {len(rows)} rows have no picture: {goes_on}")
-    silent = sum(not row.question.strip() for row in asked)
-    if silent and "prompt" in columns:
-        share = quote_setting("data.max_bad_share", f"{silent / len(asked) + 0.02:.2f}")
-        notes.append(f"{silent} of {len(asked)} rows have no question: {share} sets them aside")
-    return notes
 
 
 def is_gold(value: Any) -> bool:

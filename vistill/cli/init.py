@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.cli.data_facts import DataFacts, facts_of
+from vistill.cli.verbs import naming_source
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, closest, quote_command
 from vistill.redaction import mask_secrets
@@ -95,7 +96,9 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     )
     if file.exists():
         raise existing_recipe_error(file, student, teacher, data)
-    schema, facts = method_schemas()[method], facts_of(data)
+    with naming_source(data):
+        facts = facts_of(data)
+    schema = method_schemas()[method]
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
     options = ("--student", student, "--teacher", teacher, "--data", data)
@@ -171,7 +174,8 @@ def method_named(name: str) -> tuple[str, list[str]]:
     begins = [method for method in methods if letters.startswith(letters_of(method))]
     if begins:
         method = max(begins, key=len)
-        exact = stem.lower().replace("-", "_").startswith(method)
+        rest = stem.lower().replace("-", "_").removeprefix(method)
+        exact = rest != stem.lower() and not rest[:1].isalpha()
         return method, [] if exact else [f"{stem} is understood as {method}"]
     if name.endswith(".yaml"):
         return "va_opd", []

@@ -19,6 +19,8 @@ from vistill.data.text_files import read_text_file
 from vistill.errors import ConfigError, DataError, closest, quote_command
 from vistill.registry import checkers, load_plugins
 
+#: Keys of a row that say how it is judged.
+KEYS = ("reply", "gold", "choices", "checker", "take")
 #: Columns in which a file may say what the verdict should be.
 EXPECTED = ("correct", "official_correct")
 
@@ -104,7 +106,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A row with a reply (D104)."""
     if not isinstance(row.get("reply"), str):
-        raise row_error(where, "`reply` is not text")
+        keys = ", ".join(map(str, row)) or "none"
+        raise row_error(where, "`reply` is not text", f"the keys of the row: {keys:.200}")
+    for key in row:
+        near = [] if key in KEYS else closest(str(key), KEYS, cutoff=0.75)
+        if near and near[0] not in row:
+            raise row_error(where, f"unknown key {key!r:.40}", f"did you mean {near[0]}?")
     return row
 
 
@@ -126,7 +133,7 @@ def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) 
     check_options(path, checker, take)
     counts: Counter[str] = Counter()
     for row, verdict in judge_file(path, checker, take):
-        known = {"id": row["id"]} if "id" in row else {}
+        known = {key: row[key] for key in ("id", "gold") if key in row}
         print(json.dumps({**known, **verdict.to_dict()}, ensure_ascii=False))
         counts.update(rows=1, correct=verdict.correct, unparsed=verdict.unparsed)
         for name in EXPECTED:

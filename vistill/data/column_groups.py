@@ -15,10 +15,32 @@ from vistill.data.settings import Columns
 
 Row = Mapping[str, Any]
 
+#: How the names of picture files end.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 #: Columns that usually hold the images of a row.
 IMAGE_COLUMNS = ("images", "image")
 #: The columns of a mapped row that stand for a group. No data set has such names.
 IMAGES, OPTIONS = "@images", "@options"
+
+
+def looks_like_picture(value: Any) -> bool:
+    """Whether a cell holds the name of a picture file, a stored picture, or a list of such."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(looks_like_picture, value))
+    if isinstance(value, Mapping):
+        return bool({"bytes", "path", "url"} & set(value))
+    return isinstance(value, bytes) or str(value).lower().endswith(PICTURE_SUFFIXES)
+
+
+def picture_columns(rows: Sequence[Row]) -> list[str]:
+    """Columns whose cells, where they hold something, look like pictures."""
+    cells: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            cells.setdefault(str(name), []).extend([] if is_missing(value) else [value])
+    return [
+        name for name, values in cells.items() if values and all(map(looks_like_picture, values))
+    ]
 
 
 def named_columns(rows: Sequence[Row], setting: str) -> tuple[str, ...]:

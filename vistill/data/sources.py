@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.data.column_groups import picture_columns
 from vistill.data.layouts import Layout, value_at
-from vistill.data.settings import DataSettings
+from vistill.data.settings import Columns, DataSettings
 from vistill.data.text_files import Rows, read_text_file
 from vistill.errors import (
     DataError,
@@ -132,7 +133,8 @@ def no_file_error(path: Path) -> DataError:
         "a source is a file (JSON Lines, JSON, CSV, TSV, Parquet), `hf:owner/name[split]` or "
         "`diagrams`"
     )
-    return DataError("D102", what, why=f"{kinds}   {hint}".rstrip(), fix=fix)
+    place = "" if path.is_absolute() else f"; looked for in {Path.cwd()}"
+    return DataError("D102", what, why=f"{kinds}{place}   {hint}".rstrip(), fix=fix)
 
 
 #: Usual column names of data sets, to suggest one for a missing column.
@@ -170,9 +172,12 @@ USUAL_COLUMNS = {
 }
 
 
-def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
+def column_fix(
+    key: str, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> str:
     """Settings that name a similar or usual column, or that leave the column empty."""
     usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in columns]
+    usual += picture_columns(rows) if key == "images" else []
     candidates = [*closest(name, columns, cutoff=0.8), *usual]
     renamed = [quote_setting(f"data.columns.{key}", candidates[0])] if candidates else []
     empty = [] if key == "prompt" else [f"data.columns.{key}="]
@@ -190,13 +195,16 @@ def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
         if name and (not layout.name or key not in ("prompt", "images", "response"))
         for column in layout.source_columns(name)
     ]
+    named += misspelt_candidates(settings, layout)
     wanted = {column for _, column in named}
     columns: dict[str, None] = {}
     present: set[str] = set()
+    first = list[Mapping[str, Any]]()
     columnar = is_columnar(source)
     for line, row in read_source(source):
         if isinstance(row, Mapping):
             columns |= dict.fromkeys(map(str, row))
+            first += [row] if len(first) < 20 else []
             values = layout_keys(layout)
             present |= {n for n in wanted if n in row or n in values or has_inner(row, n)}
         if present == wanted or (columnar and line >= 64):
@@ -210,8 +218,19 @@ def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
                 "D101",
                 f'column "{name}" not in {source}',
                 why=f"columns found: {', '.join(columns)}",
-                fix=fix if group else column_fix(key, name, list(columns)),
+                fix=fix if group else column_fix(key, name, list(columns), first),
             )
+
+
+def misspelt_candidates(settings: DataSettings, layout: Layout) -> list[tuple[str, str]]:
+    """Columns of question and images that a recipe names and a detected format does not read."""
+    if not layout.name:
+        return []
+    default, named = Columns(), settings.columns
+    pairs = [("prompt", named.prompt, default.prompt), ("images", named.images, default.images)]
+    return [
+        (key, name) for key, name, usual in pairs if name not in ("", usual) and "," not in name
+    ]
 
 
 def is_columnar(source: str) -> bool:

@@ -166,9 +166,8 @@ def missing_key(path: tuple[str, ...], source: Source) -> ConfigError:
     """C002 for a key without a default."""
     name = ".".join(path)
     why = f"{name} has no default: {source.keys[name]['description']}"
-    return ConfigError(
-        "C002", f'"{name}" is missing', where=source.place(path), why=why, fix=f"{name}=VALUE"
-    )
+    fix = f"{name}.model=FOLDER_OR_HUB_ID" if f"{name}.model" in source.keys else f"{name}=VALUE"
+    return ConfigError("C002", f'"{name}" is missing', where=source.place(path), why=why, fix=fix)
 
 
 def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigError:

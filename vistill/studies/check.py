@@ -214,7 +214,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     if gold.error is not None:
         bad += refused_rows(train, recipe.data, gold.refused, gold.error)
         train = [p for p in train if p.id not in gold.refused]
-    check_rows_per_step(recipe.train.prompts_per_step, len(train))
+    check_rows_per_step(recipe.train.prompts_per_step, len(train), recipe.data.holdout)
     usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
     if sheet is not None:
         parts = {"training": usable, "evaluation": evaluation}

@@ -167,7 +167,9 @@ def check_no_overlap(setup: "RunSetup") -> str:
 
 def check_step_size(setup: "RunSetup") -> str:
     """C101 if a prompt would occur twice in one step."""
-    check_rows_per_step(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
+    recipe = setup.recipe
+    rows = len(setup.train_prompts)
+    check_rows_per_step(recipe.train.prompts_per_step, rows, recipe.data.holdout)
     return f"{setup.recipe.train.prompts_per_step} different prompts in each step"
 
 

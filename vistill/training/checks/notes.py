@@ -27,6 +27,11 @@ def notes_on_run(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
+    if recipe.teacher.model and recipe.teacher.model == recipe.student.model:
+        notes.append(
+            "student and teacher are the same model: where both see the same, the loss is 0 and"
+            " nothing is learned (teacher.model=A_LARGER_MODEL)"
+        )
     return [*notes, *hidden_options(recipe, (*train, *evaluation))]
 
 
