@@ -196,6 +196,27 @@ def a_row_has_no_image(place):
     start_with(place, lambda row: row.update(images=[]))
 
 
+@situation("D204", first=True)
+def the_recipe_reads_no_column_of_pictures(place):
+    rows = [{"question": r["question"], "mein Bild": r["images"][0], "answer": r["answer"]}
+            for r in good_rows()]  # fmt: skip
+    start(place, "data.columns.images=", rows=rows)
+
+
+@situation("D101", first=True)
+def a_column_of_pictures_has_an_unusual_name(place):
+    rows = [{"question": r["question"], "mein Bild": r["images"][0], "answer": r["answer"]}
+            for r in good_rows()]  # fmt: skip
+    start(place, rows=rows)
+
+
+@situation("D101")
+def a_column_of_turns_is_misspelt(place):
+    rows = [{"messages": [{"role": "user", "content": r["question"]}], "images": r["images"],
+             "answer": r["answer"]} for r in good_rows()]  # fmt: skip
+    start(place, "data.columns.prompt=mesages", rows=rows)
+
+
 @situation("D205", FILE_jsonl=DATA_FILE)
 def the_data_are_a_url(place):
     start(place, "data.train=https://example.com/a.jsonl")

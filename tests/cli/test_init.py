@@ -148,7 +148,7 @@ def test_what_the_method_needs_and_the_data_lack_is_named():
     ("name", "method", "guessed"),
     [("vaopd", "va_opd", True), ("VA-OPD", "va_opd", False), ("vgs-lp", "vgs", False),
      ("va-odp", "va_opd", True), ("visualopsd", "visual_opsd", True),
-     ("grpo-vgs-2", "grpo_vgs", False)],
+     ("grpo-vgs-2", "grpo_vgs", False), ("va_opdd", "va_opd", True)],
 )  # fmt: skip
 def test_a_method_is_understood_without_its_hyphens_and_by_its_near_name(name, method, guessed):
     text, recipe = init_recipe(name, "diagrams")
@@ -246,6 +246,15 @@ def test_init_names_the_format_of_another_trainer_and_its_recipe_passes_check(ro
     findings = check("va_opd.yaml", ["run=x"], fast=True)
     (lines,) = findings.values()
     assert any(words in line.summary for line in lines)
+
+
+def test_pictures_in_the_turns_of_a_conversation_are_pictures():
+    picture = {"type": "image_url", "image_url": {"url": "a.png"}}
+    parts = [[picture, {"type": "text", "text": f"How many, {n}?"}] for n in range(40)]
+    lines = [{"messages": [{"role": "user", "content": p}], "answer": "7"} for p in parts]
+    lines[3]["messages"][0]["content"] = "How many?"
+    Path("data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "1 of 40 rows have no picture" in init_recipe("va-opd")[0]
 
 
 # ---- checker and answer instruction ----

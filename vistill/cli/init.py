@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vistill.cli.data_facts import DataFacts, facts_of
-from vistill.cli.verbs import naming_source
 from vistill.config import build_recipe, method_schemas, parse_text
 from vistill.errors import ConfigError, closest, quote_command
 from vistill.redaction import mask_secrets
@@ -96,9 +95,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     )
     if file.exists():
         raise existing_recipe_error(file, student, teacher, data)
-    with naming_source(data):
-        facts = facts_of(data)
-    schema = method_schemas()[method]
+    schema, facts = method_schemas()[method], facts_of(data)
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
     options = ("--student", student, "--teacher", teacher, "--data", data)
