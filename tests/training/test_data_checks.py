@@ -219,8 +219,8 @@ def test_settings_that_are_rarely_meant_are_noted():
     greedy = {"rollout": RolloutSettings(temperature=0.0)}
     assert "comparing siblings" in notes(needs=("siblings",), **greedy)
     assert notes(evaluation=[ANSWERED], **greedy) == ""
-    same = {"student": ModelSettings("m"), "teacher": ModelSettings("m")}
-    assert "are the same model" in notes(evaluation=[ANSWERED], **same)
+    same = Recipe("x", ModelSettings("m"), method="opd", teacher=ModelSettings("m"))
+    assert "are the same model" in "\n".join(notes_on_run(same, (), [], [ANSWERED]))
 
 
 def test_options_that_the_question_does_not_show_are_noted():
