@@ -51,7 +51,7 @@ DENIED = re.compile(
     r"|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
-    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|ed)?|trap|least likely)\b"
+    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|ed)?|trap|naive|least likely)\b"
     r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
@@ -59,6 +59,11 @@ DENIED = re.compile(
 CERTAIN = re.compile(
     r"\b(?:there(?: is|'s) )?no doubt(?: about it)?(?: that)?"
     r"|\b(?:without|beyond) (?:a |any )?doubt\b",
+    re.IGNORECASE,
+)
+#: One of several cases: `If x=2, the answer is 12; otherwise 13`.
+CASES = re.compile(
+    r"\b(?:if|when)\b[^.\n]{1,120}(?:\botherwise\b|\belse\b|[;,]\s(?:but |and )?(?:if|when)\s[a-z]\s?[=<>])",
     re.IGNORECASE,
 )
 #: What would hold in another case: `B would be correct if the triangle were isosceles`.
@@ -126,7 +131,9 @@ def is_denied_before(before: str) -> bool:
 
 def is_unreal(sentence: str) -> bool:
     """Whether a sentence says what would hold in another case."""
-    return bool(WOULD.search(sentence) and UNREAL.search(sentence))
+    if WOULD.search(sentence) and UNREAL.search(sentence):
+        return True
+    return bool(CASES.search(sentence))
 
 
 def is_no_statement(sentence: str) -> bool:
