@@ -65,7 +65,7 @@ ENDS_ONLY = re.compile(
     r"\s([A-Z])\W{0,3}$"
 )
 #: A second option behind `or`: `(C) the third image or (D) the fourth image`.
-OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)]\s)")
+OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)](?:\s|$))")
 THAN = re.compile(
     r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
 )
