@@ -24,6 +24,18 @@ OR_BOX = re.compile(
 AND_BOX = re.compile(
     r"\}[\s$)\\,*]{0,6}(?:,|and|、|和|与)[\s$(\\*]{0,6}boxed\s{0,4}\{", re.IGNORECASE
 )
+#: A sign or factor before a box, and a power, factor or digit behind it: the value is another.
+SIGN_BEFORE = re.compile(r"(?<![A-Za-z\d\-)])-$|(?<![A-Za-z\d.])-?(?:\d{1,9}|\d{1,9}\.\d{1,9})$")
+GOES_ON = re.compile(
+    r"\s?\^\s?\{?\s?-?[\da-z]{1,3}\}?|\d{1,9}|[-+*/]\d{1,9}|\.\d{1,9}|\\(?:pi|sqrt|times|cdot|frac)"
+)
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{$")
+#: Behind a box: it is the value of somebody else, or wrong.
+NOT_MINE = re.compile(
+    r"^[})\]$\\\s*]{0,6}(?:is|was|would be|may be|might be|looks|seems)\s[^.;\n]{0,60}?"
+    r"\b(?:naive|wrong|incorrect|false|tempting|trap|mistake|mistaken|erroneous)\b",
+    re.IGNORECASE,
+)
 #: Words of the instruction that a reply repeats instead of an answer.
 ECHO = frozenset(
     [
@@ -128,8 +140,29 @@ def pick_strong(text: str, take: Take) -> Span | None:
     for i, span in enumerate(ordered[:MOST_MARKS]):
         trimmed = span.of(text)
         if trimmed.end > trimmed.start and not is_echo(text, trimmed):
+            if NOT_MINE.match(text[span.end : span.end + 120]):
+                continue
+            if (wider := widen_box(text, span)) != span:
+                return wider
             return join_boxes(text, trimmed, ordered[i + 1 : i + 10])
     return None
+
+
+def widen_box(text: str, box: Span) -> Span:
+    r"""A box with a number and the sign, factor or power that touches it: `-\boxed{12}`."""
+    if box.rule != "box" or not any(c.isdigit() for c in text[box.start : box.end]):
+        return box
+    at = max(0, box.start - 60)
+    opening = BOX.search(text[at : box.start])
+    if opening is None:
+        return box
+    at += opening.start()
+    before = SIGN_BEFORE.search(text[max(0, at - 20) : at])
+    behind = GOES_ON.match(text, box.end + 1)
+    if before is None and behind is None:
+        return box
+    start = at - len(before.group(0)) if before else at
+    return Span(start, behind.end() if behind else box.end + 1, box.rule)
 
 
 def join_boxes(text: str, chosen: Span, others: Sequence[Span]) -> Span | None:

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics
-from vistill.answers.denials import DENIED, affirmed_letter, is_no_statement, is_taken_back
+from vistill.answers.denials import (
+    DENIED,
+    IFS,
+    affirmed_letter,
+    is_no_statement,
+    is_taken_back,
+    is_unreal,
+)
 from vistill.answers.letters import Letters, in_range, parse_letters
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.options import (
@@ -31,9 +38,21 @@ IS_CORRECT = re.compile(
     r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
     r"|appropriate|accurate|likely|suitable|true)"
 )
+#: `only B fits`, and `A is close but B is closer`.
+ONLY = re.compile(
+    r"(?i:\bonly (?:option )?)[(\[]?([A-Z])[)\]]? (?:fits?|works?|matche?s?|remains|satisfies|holds|makes sense"
+    r"|is (?:left|possible|consistent|correct|right))\b"
+)
+BETTER = re.compile(
+    r"\bbut (?:option )?[(\[]?([A-Z])[)\]]? (?:is|fits|seems|looks|matches)"
+    r" (?:closer|closest|better|best)\W{0,3}$"
+)
+#: Behind denied options: `I rule out A, so it must be B`.
+CONCLUDED = re.compile(r"[,;]\s(?:and )?(?:so|therefore|thus|hence|leaving|which leaves)\b")
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
     r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be"
+    r"|leaves(?: only| us with)?|leaving(?: only)?|(?:final|left) is"
     r"|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"
 )
@@ -46,7 +65,7 @@ ENDS_ONLY = re.compile(
     r"\s([A-Z])\W{0,3}$"
 )
 #: A second option behind `or`: `(C) the third image or (D) the fourth image`.
-OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)]\s)")
+OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)](?:\s|$))")
 THAN = re.compile(
     r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
 )
@@ -174,6 +193,19 @@ class ChoiceReader:
             return False
         return not same_option(rest, self.options.texts[index[0]], self.math)
 
+    def has_own_text(self, letters: Letters) -> bool:
+        """Whether the brackets behind a letter hold the text of its option: `B (y)`."""
+        own = [ord(letter) - ord("A") for letter in letters.letters]
+        inner = letters.rest[1:-1] if letters.rest[:1] + letters.rest[-1:] == "()" else ""
+        return bool(inner) and self.options.by_text(text_form(inner)) == own
+
+    def read_text_and_letter(self, plain: str) -> frozenset[str]:
+        """The option whose text and letter agree: `None of the above. (E)`."""
+        behind = LETTER_BEHIND.search(plain)
+        named = self.options.by_text(text_form(plain[: behind.start()])) if behind else []
+        letters = self.letters_of(named)
+        return letters if behind and letters == frozenset(behind.group(1)) else frozenset()
+
     def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
         """The one option that a sentence names inside it; a number that is no option is none."""
         if labelled := self.read_label(plain, rule):
@@ -208,6 +240,10 @@ class ChoiceReader:
             return frozenset(letter)
         head, but, clause = sentence.rpartition(" but ")
         stated = but and not ALL_BUT.search(head) and not self.denies(clause)
+        so = list(CONCLUDED.finditer(sentence))
+        if not stated and so and not IFS.search(sentence) and not is_unreal(sentence):
+            clause = sentence[so[-1].start() :]
+            stated = not self.denies(clause)
         letters = set(self.mentions(clause)) if stated else set()
         return frozenset(letters if len(letters) == 1 else "")
 
@@ -218,7 +254,7 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE]
         if not text.isascii():
             patterns.append(ENDS_CHINESE)
         if self.options.only_letters:

@@ -7,7 +7,7 @@ NOT = r"(?:not|never|cannot|\w{1,8}n't)"
 #: Words before `the answer is` or an option in its clause that deny or doubt it.
 DENIES = re.compile(
     rf"\b(?:{NOT}|no one|no\s?body|nor|neither|doubt\w{{0,2}}|refuse\w{{0,2}}|unlikely|anything but"
-    r"|(?:wrong|incorrect|false|tempting|mistake) (?:to|that)"
+    r"|(?:wrong|incorrect|false|tempting|mistake)(?: is)? (?:to|that)"
     r"|(?:might|may|could|would) (?:be tempted to )?(?:think|say|believe|guess|assume)"
     r"|(?:might|may|could) be (?:inclined|tempted)|i (?:\w{1,10} )?thought|claim(?:s|ed)?"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
@@ -46,12 +46,12 @@ TAKEN_BACK = re.compile(
 #: A sentence that is no statement of its writer, or denies what it names.
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
-    r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claims|maybe|perhaps"
+    r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claim(?:s|ed)|maybe|perhaps"
     r"|no one|no\s?body"
     r"|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
-    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|ed)?|trap|least likely)\b"
+    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|d|ed)?|trap|naive|least likely)\b"
     r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
@@ -59,6 +59,11 @@ DENIED = re.compile(
 CERTAIN = re.compile(
     r"\b(?:there(?: is|'s) )?no doubt(?: about it)?(?: that)?"
     r"|\b(?:without|beyond) (?:a |any )?doubt\b",
+    re.IGNORECASE,
+)
+#: One of several cases: `If x=2, the answer is 12; otherwise 13`.
+CASES = re.compile(
+    r"\b(?:if|when)\b[^.\n]{1,120}(?:\botherwise\b|\belse\b|[;,]\s(?:but |and )?(?:if|when)\s[a-z]\s?[=<>])",
     re.IGNORECASE,
 )
 #: What would hold in another case: `B would be correct if the triangle were isosceles`.
@@ -126,7 +131,9 @@ def is_denied_before(before: str) -> bool:
 
 def is_unreal(sentence: str) -> bool:
     """Whether a sentence says what would hold in another case."""
-    return bool(WOULD.search(sentence) and UNREAL.search(sentence))
+    if WOULD.search(sentence) and UNREAL.search(sentence):
+        return True
+    return bool(CASES.search(sentence))
 
 
 def is_no_statement(sentence: str) -> bool:

@@ -25,11 +25,22 @@ Form = TypeVar("Form")
 
 #: Words that may begin a commitment, in lower case.
 MARK = re.compile(
-    r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+    r"answer|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
 )
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
 MOST_LABELLED = 60
+#: `Final: B`, `Solution: 12` on a line of its own.
+LABEL_LINE = re.compile(r"(?:final|solution)[*_]{0,2}:[*_ ]{1,4}(?=[^\n]{1,24}(?:\n|$))", re.I)
+LINE_BEGIN = re.compile(r"(?:^|\n)[\s*_#>-]{0,6}$")
+#: Behind an answer: another one replaces it, `12... actually 13`, `12 → corrected: 13`.
+REPLACES = re.compile(
+    r"(?:\.{1,3}|\u2026|[,;(-]|\u2014|\u2192|->)\s{0,2}(?:(?:no|wait|sorry|oh|hmm)[,.]?\s{1,2})?"
+    r"(?:actually|i mean|make (?:that|it)|correction|corrected(?: to)?|or rather)[,:]?\s{1,3}"
+    r"(?:it(?:'s| is)\s|that(?:'s| is)\s|the answer is\s)?"
+    r"(?=[(\[$*\\]{0,3}(?:-?\d|[A-Z](?![A-Za-z]))\S{0,20}(?:\s[a-z]{1,9})?[.)!]?\s{0,9}(?:\n|$))",
+    re.IGNORECASE,
+)
 #: `{"answer": "B"}`, `{"final_answer": 12}`.
 JSON_ANSWER = re.compile(
     r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
@@ -140,6 +151,9 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
         span = sentence_span(text, label.end(), "phrase")
         return span if span.end - span.start <= MOST_LABELLED else None
+    if word in ("final", "solution"):
+        label = LABEL_LINE.match(text, at) if LINE_BEGIN.search(before) else None
+        return sentence_span(text, label.end(), "phrase") if label else None
     if word in ("option", "choice", "conclusion"):
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
@@ -153,7 +167,8 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
 
 def is_unreal_at(text: str, at: int) -> bool:
     """Whether the sentence at a position says what would hold in another case."""
-    if "would" not in text[max(0, at - 160) : at + 160]:
+    near = text[max(0, at - 160) : at + 160].lower()
+    if not any(word in near for word in ("would", "if ", "when ")):
         return False
     before = re.split(r"[.!?\n]", text[max(0, at - 160) : at])[-1]
     return is_unreal(before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0])
@@ -229,6 +244,11 @@ def find_explicit(
             continue
         if is_echo(text, span) or is_listing(span.start):
             continue
+        if take == "last" and (later := replaced_by(text, span)):
+            form = read(strip_markup(text[later.start : later.end]), later.rule)
+            if form is not None:
+                content = text[later.start : later.end]
+                return Commitment(later.start, later.end, content, later.rule, form)
         raw = text[span.start : span.end]
         if raw in read_before:
             continue
@@ -250,6 +270,14 @@ def find_explicit(
         best.rule,
         read(strip_markup(AND_BOX.sub(", ", content)), best.rule),
     )
+
+
+def replaced_by(text: str, span: Span) -> Span | None:
+    """What replaces an answer behind it in the same line: 13 of `12... actually 13`."""
+    match = REPLACES.search(text, span.start, span.end + 60)
+    if match is None or "\n" in text[span.start : match.end()]:
+        return None
+    return sentence_span(text, match.end(), span.rule).of(text)
 
 
 def is_cut_in_box(text: str) -> bool:

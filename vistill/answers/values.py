@@ -111,6 +111,11 @@ FUNCTIONS = frozenset(
         "right",
     ]
 )
+#: An angle in degrees, minutes and seconds: `12° 30'`.
+MINUTES = re.compile(
+    r"(-?)(\d{1,4})\s?°\s?(\d{1,2}(?:\.\d{1,9})?)\s?(?:'|\^\{?\s?\\prime\s?\}?)"
+    r"(?:\s?(\d{1,2}(?:\.\d{1,9})?)\s?(?:''|\"|\u2033|\^\{?\s?\\prime\s?\\prime\s?\}?))?"
+)
 WORD = re.compile(r"\\?[A-Za-z]{2,}")
 VARIABLES = re.compile(r"[A-Za-z]{2,3}")
 SHORT_WORDS = frozenset(["st", "nd", "rd", "th", "am", "pm", "pc", "pcs", "pt", "pts", "px"])
@@ -231,6 +236,10 @@ def parse_value(plain: str) -> Value:
     Args:
         plain: an answer after `strip_markup`.
     """
+    if angle := MINUTES.fullmatch(plain):
+        minus, degrees, minutes, seconds = angle.groups()
+        size = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
+        return Value(math_form(plain), -size if minus else size, "°")
     currency, bare = split_currency(plain)
     number = parse_number(bare)
     if number is not None:

@@ -133,6 +133,8 @@ def read_bare(  # noqa: PLR0911 - one return per form
     plain = strip_markup(DECORATION.sub("", raw))
     if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:
         return reader.letters_of(named)
+    if both := reader.read_text_and_letter(plain):
+        return both
     plain = after_negation(plain)
     if not plain or plain.endswith("?"):
         return None
@@ -142,7 +144,7 @@ def read_bare(  # noqa: PLR0911 - one return per form
         clause = letters.rest[:1] in tuple(",;:") or bool(CLAUSE_AHEAD.match(letters.rest))
         clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
         marked = letters.marked and len(letters.letters) == 1
-        if not letters.rest or marked or clause:
+        if not letters.rest or marked or clause or reader.has_own_text(letters):
             return None if names_another(letters, reader) else reader.read_letters(letters)
         if reader.takes_back(letters):
             return None

@@ -7,7 +7,7 @@ mathematics.
 import re
 from dataclasses import dataclass
 
-from vistill.answers.compare import Mathematics, same_value
+from vistill.answers.compare import Mathematics, same_number, same_value
 from vistill.answers.corrections import settle
 from vistill.answers.denials import is_no_statement, is_taken_back
 from vistill.answers.extract import (
@@ -82,6 +82,17 @@ EQUATIONS = re.compile(
     r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"
     r"\\?[A-Za-z∠]{1,9}_?\{?\d?\}?\s?="
 )
+#: Another number in brackets.
+OR_OTHER = re.compile(
+    r"\s\((?:or|maybe|perhaps|possibly|alternatively|or maybe|or perhaps),?\s([^()]{1,60})\)$",
+    re.IGNORECASE,
+)
+#: The name of a length, an angle or a variable.
+NAME = re.compile(r"(?:\\angle\s?|∠\s?)?(?:[A-Z]{1,4}|[a-z])")
+#: The total at the end of a sentence: `6 apples and 2 pears; total 8`.
+TOTAL = re.compile(r"[;,]\s(?:so |for |with |in )?(?:a |the )?total(?: is| of|:| =)?\s(?=[-\d$\\])")
+#: The mark of a last line (GSM8K).
+HASHES = re.compile(r"#{2,6}\s?(?=\S)")
 #: Several numbers: none of them is the answer.
 SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
@@ -114,15 +125,33 @@ def read_math(plain: str, rule: str) -> Reading | None:
     stated = cut_clause(bare)
     candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
     if not EQUATIONS.search(stated):
-        candidates += [predicate(stated), right_side(stated)]
+        candidates += [predicate(stated), right_side(stated), left_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
-    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not is_value(plain):
+    hedged = rule == "bare" and (HEDGE.search(stated) or is_no_statement(stated))
+    if (hedged and not is_value(plain)) or offers_another(bare):
         return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def offers_another(plain: str) -> bool:
+    """Whether another number follows in brackets: `12 (or 13)`, but not `1/2 (or 0.5)`."""
+    match = OR_OTHER.search(plain)
+    if match is None:
+        return False
+    before = plain[: match.start()]
+    value, other = parse_value(predicate(before) or before), parse_value(match.group(1))
+    return same_number(other, value) is False
+
+
+def left_side(plain: str) -> str:
+    """The number before the name that it has: `5` of `5 = AB`; "" if there is none."""
+    number, _, name = plain.partition("=")
+    named = NAME.fullmatch(name.strip()) and parse_value(number.strip()).number is not None
+    return number.strip() if named else ""
 
 
 def is_taken_back_number(plain: str) -> bool:
@@ -172,7 +201,7 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     if not raw or is_cut_in_box(text):
         return None
     if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not REQUEST.match(raw):
-        reading = read_math(strip_markup(raw), "bare")
+        reading = read_math(strip_markup(HASHES.sub("", raw, count=1)), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)
     return read_conclusion(text)
@@ -185,13 +214,16 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
         states = STATES.match(raw) and text[span.end : span.end + 1] == "."
-        if not CONCLUDES.match(raw) and not states:
+        total = list(TOTAL.finditer(raw))
+        if not CONCLUDES.match(raw) and not states and not total:
             continue
         plain = strip_markup(raw)
-        if CONDITION.search(plain):
+        if CONDITION.search(plain) or is_no_statement(plain):
             continue
         several = EQUATIONS.search(plain)
         value = plain if several else predicate(plain) or right_side(plain)
+        if total:
+            value = strip_markup(raw[total[-1].end() :])
         if raw.startswith("####"):  # GSM8K
             value = plain.lstrip("# ")
         reading = read_math(value, "conclusion") if value else None

@@ -28,6 +28,8 @@ NO_ANSWER = re.compile(
 #: `Brand: Nike`, and `The text says "Nike"`.
 NAMED = re.compile(r"[A-Za-z]{2,20}(?: [a-z]{1,20}){0,2}:\s{1,3}(?=\S)(.{1,100})$")
 ONE_QUOTE = re.compile(r'[^"]{1,100}"([^"]{1,100})"')
+#: A hyphen between words is a space: `Coca-Cola` is `coca cola`.
+HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])")
 #: Words of a short reply.
 MOST_WORDS = 16
 
@@ -104,7 +106,12 @@ def decide(
     gold_form = text_form(answer)
     if commit is None or commit.form is None:
         return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no answer")
-    same = [form for form in commit.form.forms if same_value(form, answer, None)]
+    same = [
+        form
+        for form in commit.form.forms
+        if same_value(form, answer, None)
+        or HYPHEN.sub(" ", text_form(form)) == HYPHEN.sub(" ", gold_form)
+    ]
     form = text_form(same[0] if same else commit.form.forms[0])
     reason = "" if same else "other words"
     where = (commit.start, commit.end)

@@ -57,6 +57,16 @@ NOT_SO = re.compile(
     r"|does|did|has|have)n't)\b",
     re.IGNORECASE,
 )
+#: Short replies with neither word.
+SHORT_YES = re.compile(
+    r"certainly|absolutely|definitely|of course|indeed"
+    r"|(?:it|he|she|this|that) (?:is|does|was|has)|(?:they|these|those) (?:are|do|were)",
+    re.IGNORECASE,
+)
+SHORT_NO = re.compile(
+    r"not (?:really|at all)|(?:absolutely|certainly|definitely|of course|clearly) not",
+    re.IGNORECASE,
+)
 GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
 GOLD |= {"y": True, "n": False, "是": True, "否": False}
 
@@ -93,6 +103,8 @@ def read_alone(text: str) -> bool | None:
     word = WORD.fullmatch(plain, lead.end() if lead else 0)
     if word:
         return bool(word.group(1) or word.group(3))
+    if SHORT_YES.fullmatch(plain) or SHORT_NO.fullmatch(plain):
+        return bool(SHORT_YES.fullmatch(plain))
     known = not UNKNOWN.search(plain) and not words_of(plain)
     return False if known and NOT_SO.match(plain) else None
 
