@@ -135,9 +135,13 @@ class VistillError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The printed message: `error[CODE]: what   where`, then why, fix and note."""
+        """The printed message: `error[CODE]: what   where`, then why, fix and note.
+
+        A place that `what` names already is not repeated.
+        """
         head = f"error[{self.code}]: {self.what}"
-        lines = [f"{head}   {self.where}" if self.where else head]
+        is_new = self.where and self.where not in self.what.split()
+        lines = [f"{head}   {self.where}" if is_new else head]
         for label, text in (("why", self.why), ("fix", self.fix), ("note", self.note)):
             if text:
                 lines += [

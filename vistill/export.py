@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vistill.errors import ConfigError, StorageError, in_place_of
+from vistill.errors import ConfigError, StorageError, in_place_of, quote_command
 from vistill.models.export import PRECISIONS, WrittenModel, weights_bytes, write_model
 from vistill.report.model_card import CardFacts, base_name, model_card
 from vistill.report.run_data import RunData, read_run
@@ -113,7 +113,7 @@ def export_model(
     source = find_source(str(target))
     folder = Path(to) if to is not None else default_folder(str(target))
     check_absent(folder)
-    api = connect(push, hub) if push else None
+    api = connect(push, folder, str(target), hub) if push else None
     bases = find_bases(source)
     check_free_space(source, folder, dtype)
     with published_at(folder) as working:
@@ -309,9 +309,10 @@ python run.py --data MMStar --model {name} --base-url http://localhost:8000/v1 \
 --judge exact_matching"""
 
 
-def connect(push: str, hub: Hub | None) -> Hub:
+def connect(push: str, folder: Path, target: str, hub: Hub | None) -> Hub:
     """The hub, after it has accepted the saved token (S609)."""
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if hub is None:
         if offline_is_set():
@@ -323,8 +324,17 @@ def connect(push: str, hub: Hub | None) -> Hub:
     try:
         hub.whoami()
     except hub_failures() as error:
-        raise push_error(push, first_line(error), "hf auth login") from error
+        if isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError)):  # the hub has answered
+            raise push_error(push, first_line(error), "hf auth login") from error
+        export = quote_command("vistill", "export", target, "--to", folder)
+        later = f"{export}   and, with a network,   {upload_command(push, folder)}"
+        raise push_error(push, f"the hub does not answer: {first_line(error)}", later) from error
     return hub
+
+
+def upload_command(push: str, folder: Path) -> str:
+    """The command that uploads an exported folder."""
+    return quote_command("hf", "upload", push, folder, "--private")
 
 
 def upload(hub: Hub, push: str, folder: Path) -> str:
@@ -335,7 +345,7 @@ def upload(hub: Hub, push: str, folder: Path) -> str:
             repo_id=push, folder_path=str(folder), commit_message="Exported by vistill"
         )
     except hub_failures() as error:
-        again = f"hf upload {push} {shlex.quote(str(folder))} --private"
+        again = upload_command(push, folder)
         raise push_error(push, first_line(error), again, f"{folder} is complete") from error
     return f"https://huggingface.co/{push}"
 

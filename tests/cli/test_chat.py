@@ -271,6 +271,29 @@ def test_colours_follow_the_advantage_and_unlikely_tokens_are_underlined(monkeyp
     assert shades == [1, 4, 2]
 
 
+LONG = TokenReading(
+    [" the", " blue", " bar", " is", " \\", "boxed", "{", "0", "}.", "<|im_end|>"],
+    [0.0, 0.1, 0.6, 4.0, 1.4, 0.2, 0.0, 2.0, 0.0, 0.0],
+    [1] * 9 + [0.01],
+)
+
+
+@pytest.mark.parametrize("columns", [24, 40, 80])
+def test_a_heatmap_breaks_between_words_and_says_once_what_its_colours_mean(monkeypatch, columns):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    readings = [TokenReading(LONG.tokens * 3, LONG.advantage * 3, LONG.probability * 3)] * 2
+    print_answers([Answer(name, "x", 5, False, r) for name, r in zip("ab", readings, strict=True)])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert max(map(len, text.splitlines())) <= columns
+    assert " ".join(text.split()).count("orange, the picture raises") == 1
+    assert re.findall(r"^(\w):$", text, re.M) == ["b", "a"]
+    rows = text[text.index("b:\n") :].split("largest")[0].splitlines()[1:]
+    assert " ".join(" ".join(rows).split()) == "".join(LONG.tokens * 3).strip()
+    assert all(row.strip() in "".join(LONG.tokens * 3) for row in rows)
+
+
 @pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colours_means_plain_numbers(monkeypatch, variable):
     monkeypatch.setenv(*variable)
@@ -324,7 +347,7 @@ def test_a_real_terminal_shows_progress_colours_and_survives_ctrl_c(picture, tmp
 
     def wait_for(pattern):
         nonlocal text
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not re.search(pattern, text):
             assert time.monotonic() < end, text
             if select.select([master], [], [], 1)[0]:
@@ -341,3 +364,30 @@ def test_a_real_terminal_shows_progress_colours_and_survives_ctrl_c(picture, tmp
     process.send_signal(signal.SIGINT)  # at the prompt: the end
     assert process.wait(30) == 0
     os.close(master)
+
+
+def test_the_page_shows_before_on_the_left_and_underlines_what_the_teacher_would_not_write(
+    tmp_path,
+):
+    from vistill.report.chat_page import write_chat_page
+
+    answers = [Answer("student", "x", 5, False, READING), Answer("before", "No.", 2, True)]
+    stored = [answer.to_dict() for answer in reversed(answers)]
+    facts = {"models": [("student", "a")], "teacher": "t", "sampling": "s"}
+    question = {"text": "Q?", "pictures": ["data:,1", "data:,2"], "answers": stored}
+    write_chat_page(facts, [question, question], tmp_path / "p.html")
+    html = (tmp_path / "p.html").read_text()
+    assert html.index("<h3>before") < html.index("<h3>student")
+    underlined = re.findall(r'border-bottom[^"]*" title="[^"]*">([^<]*)<', html)
+    assert underlined == [" red\\x1b[31m"] * 2
+    assert 'alt="picture 2 of question 1"' in html
+
+
+def test_a_note_about_the_wording_of_choices_can_be_followed(
+    picture, tmp_path, capsys, monkeypatch
+):
+    data = {"train": "diagrams", "template": "{prompt}\n{choices}"}
+    run = finished_run(tmp_path / "run", data=data)
+    code, _, err = chat(capsys, monkeypatch, run, "--image", picture, "--ask", "What is x?")
+    assert code == 0, err
+    assert "training listed choices below the question: (A) ..., one per line" in err

@@ -1,5 +1,6 @@
 """`vistill export`: a folder that transformers loads alone, its card, and bad input."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -153,6 +154,8 @@ def test_the_card_states_the_run(exported):
     assert len(set(hashes)) == 2
     assert "hf_abc" not in text
     assert "hf_token=***" in text
+    assert "Each question has 1 response, top_p" in body
+    assert "processor" not in body.split("## Limits")[1]  # what its files need is no limit
     assert "api_key=EMPTY" in text  # the placeholder of a local server is no secret
 
 
@@ -330,6 +333,60 @@ def test_a_push_without_network_or_login_is_refused_before_the_weights(
         export_model(run, tmp_path / "x", push="a/b")
     assert "no token" in caught.value.why
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_push_to_a_hub_that_does_not_answer_names_the_upload_for_later(
+    exported, tmp_path, answers
+):
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import HfHubHTTPError
+
+    class Hub:
+        def whoami(self):
+            if not answers:
+                raise HfHubHTTPError.__bases__[0]("[Errno -2] Name or service not known")
+            reply = SimpleNamespace(headers={}, request=None)
+            raise HfHubHTTPError("401 Unauthorized", response=reply)
+
+    run, _ = exported
+    with pytest.raises(StorageError) as caught:
+        export_model(run, tmp_path / "x", push="a/b", hub=Hub())
+    export, _, upload = caught.value.fix.partition("   and, with a network,   ")
+    if answers:
+        assert export == "hf auth login"
+        return
+    assert "does not answer" in caught.value.why
+    assert export == f"vistill export {run} --to {tmp_path}/x"
+    assert upload == f"hf upload a/b {tmp_path}/x --private"
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "owner/model"])
+def test_a_missing_model_is_said_at_once(tmp_path, monkeypatch, name):
+    from vistill.runs import hub
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hub_answers", asked.append)
+    with (
+        pytest.raises(ModelError) as caught,
+        pytest.warns(match="does not answer")
+        if (name == "owner/model")
+        else contextlib.nullcontext(),
+    ):
+        export_model(name, tmp_path / "x")
+    assert caught.value.code == "M103"
+    assert len(asked) == (name == "owner/model")
+
+
+def test_the_card_has_no_path_of_the_run_and_plain_words(tmp_path):
+    from vistill.report.model_card import warning
+
+    after = {"unparsed_share": 0.5}
+    text = "Warning: 50.0 % of the responses contain no answer and count as wrong."
+    assert warning(after) == [text]
 
 
 def test_the_printed_commands_are_shell_and_python(tmp_path, capsys):

@@ -50,7 +50,8 @@ def test_one_response_that_ends_is_enough_and_many_truncated_ones_give_one_warni
     )
     folder = RunFolder(tmp_path)
     assert run(plan, folder).step == 5
-    assert folder.events.read_text().count("50% of the responses were cut off") == 1
+    warning = "50.0 % of the responses were cut off at rollout.max_new_tokens="
+    assert folder.events.read_text().count(warning) == 1
 
 
 def test_identical_siblings_give_one_warning_and_equal_weights(tokenizer, teacher, tmp_path):
@@ -86,7 +87,7 @@ def test_many_rewarded_responses_without_an_answer_give_one_warning():
         metrics = {"rollout/truncated_share": 0.0, "reward/unparsed_share": share}
         warnings.append(health.update(metrics, [], RolloutSettings()))
     assert [len(new) for new in warnings] == [0, 1, 0]
-    assert "50% of the responses contain no answer" in warnings[1][0]
+    assert "50.0 % of the responses contain no answer" in warnings[1][0]
 
 
 def test_a_response_that_ends_resets_the_count_of_truncated_steps():

@@ -4,12 +4,20 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.cli.live import CountLine, has_colours, print_spans, token_lines, token_spans
+from vistill.cli.live import (
+    DARKEST,
+    CountLine,
+    has_colours,
+    print_spans,
+    token_lines,
+    token_spans,
+)
+from vistill.display.wrapping import fit_text, fit_to
 from vistill.errors import ConfigError, DataError
 from vistill.redaction import for_terminal
 from vistill.report.charts import scale_of
@@ -63,7 +71,7 @@ class Terminal:
         from vistill.studies.preview import data_uri
 
         assert self.html is not None
-        stored = [{**asdict(a), **(asdict(a.reading) if a.reading else {})} for a in answers]
+        stored = [answer.to_dict() for answer in reversed(answers)]
         pictures = [data_uri(image.load()) for image in images]
         self.shown.append({"text": text, "pictures": pictures, "answers": stored})
         write_chat_page(self.chat.to_dict(), self.shown, self.html)
@@ -124,7 +132,7 @@ def print_answers(answers: Sequence["Answer"]) -> None:
     """Print one answer, or two side by side; the teacher's reading below."""
     shown = list(answers)
     if len(shown) == 1:
-        print(finished_text(shown[0]))
+        print_fitted(finished_text(shown[0]))
     else:
         before, after = shown[1], shown[0]
         columns = shutil.get_terminal_size().columns
@@ -132,11 +140,8 @@ def print_answers(answers: Sequence["Answer"]) -> None:
             print("\n".join(side_by_side(before, after, columns)))
         else:
             for answer in (before, after):
-                print(f"{answer.model}: {finished_text(answer)}")
-    for answer in reversed(shown):
-        if answer.reading is not None:
-            name = f"{answer.model}, " if len(shown) > 1 else ""
-            print_reading(answer.reading, name)
+                print_fitted(f"{answer.model}: {finished_text(answer)}")
+    print_readings(shown)
 
 
 def finished_text(answer: "Answer") -> str:
@@ -158,23 +163,49 @@ def side_by_side(before: "Answer", after: "Answer", columns: int) -> list[str]:
     return [f"{a} | {b}".rstrip() for a, b in zip_longest(*sides, fillvalue=" " * width)]
 
 
-def print_reading(reading: "TokenReading", name: str = "") -> None:
-    """Print the tokens by visual advantage: colours on a terminal, numbers elsewhere."""
-    values = [max(0.0, value) for value in reading.advantage]
-    if not has_colours(sys.stdout):
-        lines = token_lines(reading.tokens, values, reading.probability)
-        print("\n".join([*([name.rstrip(", ")] if name else []), *lines]))
+def print_fitted(text: str) -> None:
+    """Print a text, in whole words on a terminal."""
+    text = for_terminal(text)
+    is_terminal = sys.stdout.isatty()
+    print(fit_text(text, shutil.get_terminal_size().columns) if is_terminal else text)
+
+
+def print_readings(answers: Sequence["Answer"]) -> None:
+    """Print the tokens by visual advantage, on one scale; the student's come last."""
+    read = [(a.model, a.reading) for a in reversed(answers) if a.reading is not None]
+    if not read:
         return
-    scale = scale_of([values])
-    legend = (
-        f"{name}by visual advantage: orange, the picture raises the teacher's log p (darkest: "
-        f"{0.75 * scale:.2f} nats and more); underlined, the teacher gives it less than 10 %"
+    names = len(answers) > 1
+    if not has_colours(sys.stdout):
+        for name, reading in read:
+            lines = token_lines(reading.tokens, gains(reading), reading.probability)
+            print("\n".join([*([name] if names else []), *lines]))
+        return
+    scale = scale_of([gains(reading) for _, reading in read])
+    print_fitted(
+        "visual advantage: orange, the picture raises the teacher's log p (darkest: "
+        f"{DARKEST * scale:.2f} nats and more); underlined, the teacher gives it less than 10 %"
     )
-    print(textwrap.fill(legend, max(20, shutil.get_terminal_size().columns)))
-    print_spans(token_spans(reading.tokens, values, reading.unlikely, scale))
+    columns = shutil.get_terminal_size().columns
+    for name, reading in read:
+        if names:
+            print(f"{name}:")
+        spans = token_spans(reading.tokens, gains(reading), reading.unlikely, scale)
+        print_spans(spans, columns)
+        print_fitted(largest_gains(reading))
+
+
+def gains(reading: "TokenReading") -> list[float]:
+    """Visual advantage of each token, at least 0."""
+    return [max(0.0, value) for value in reading.advantage]
+
+
+def largest_gains(reading: "TokenReading") -> str:
+    """The tokens with the largest visual advantage, and its numbers."""
+    values = gains(reading)
     largest = sorted(range(len(values)), key=lambda i: -values[i])[:LARGEST]
     figures = [f"{reading.tokens[i].strip()} {values[i]:.2f}" for i in largest if values[i] >= 0.01]
-    print(f"largest, nats: {', '.join(figures)}" if figures else "no token gains 0.01 nats")
+    return f"largest, nats: {', '.join(figures)}" if figures else "no token gains 0.01 nats"
 
 
 def read_question(ask: str) -> str | None:
@@ -201,8 +232,10 @@ def introduce(chat: "Chat", base: str) -> None:
     lines += [f"teacher   {facts['teacher']}"] if facts["teacher"] else []
     lines.append(f"sampling  {facts['sampling']}")
     lines += [f"system    {recipe.data.system}"] if recipe.data.system else []
-    if recipe.data.template != "{prompt}":
+    if recipe.data.template.strip() == "{prompt}\n{choices}":
+        lines.append("note      training listed choices below the question: (A) ..., one per line")
+    elif recipe.data.template != "{prompt}":
         lines.append(f"note      training worded questions as {recipe.data.template!r}: not added")
     if base and len(chat.speakers) == 1:
-        lines.append(f"compare   with the model before training: --before {base}")
-    print("\n".join(lines), file=sys.stderr)
+        lines.append(f"compare   --before {base}   the model before training")
+    print(fit_to(for_terminal("\n".join(lines)), sys.stderr), file=sys.stderr)

@@ -1,10 +1,14 @@
 """A line that counts while a verb works, and text with colours for a terminal."""
 
+import operator
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
+
+from rich.cells import cell_len
 
 from vistill.display.live_line import LiveLine, Part, is_live
 from vistill.redaction import escape_control_characters, for_terminal
@@ -16,6 +20,8 @@ LIVE_SECONDS = 0.1
 #: Background colours of a token by its share of the scale, from light to dark orange. The text on
 #: them is black.
 SHADES = ((0.05, 223), (0.25, 216), (0.5, 209), (0.75, 202))
+#: Share of the scale from which a token has the darkest shade.
+DARKEST = SHADES[-1][0]
 
 
 class CountLine:
@@ -48,19 +54,47 @@ def has_colours(stream: Any) -> bool:
     return not is_plain and stream.isatty()
 
 
-def print_spans(spans: Iterable[tuple[str, str]]) -> None:
-    """Print texts with styles (`48;5;223`); the texts are escaped, the styles are not.
+def print_spans(spans: Iterable[tuple[str, str]], columns: int) -> None:
+    """Print texts with styles (`48;5;223`) in whole words; the texts are escaped, styles are not.
 
     The stream of a verb escapes all control characters, so the styles bypass it.
     """
     stream = getattr(sys.stdout, "stream", sys.stdout)
-    pieces = []
-    for text, style in spans:
-        lines = for_terminal(text).split("\n")
-        styled = [f"\x1b[{style}m{line}\x1b[0m" if style and line else line for line in lines]
-        pieces.append("\n".join(styled))
-    stream.write("".join(pieces) + "\n")
+    for row in wrap_spans([(for_terminal(text), style) for text, style in spans], columns):
+        pieces = [f"\x1b[{style}m{text}\x1b[0m" if style else text for text, style in row]
+        stream.write("".join(pieces) + "\n")
     stream.flush()
+
+
+def wrap_spans(spans: Iterable[tuple[str, str]], columns: int) -> list[list[tuple[str, str]]]:
+    """The spans in rows of at most so many columns, broken at spaces. A word may have many spans.
+
+    The space at a break is dropped.
+    """
+    letters = [(letter, style) for text, style in spans for letter in text]
+    rows, start, space, width = [], 0, -1, 0
+    for at, (letter, _) in enumerate(letters):
+        if letter == "\n":
+            rows.append(letters[start:at])
+            start, space, width = at + 1, -1, 0
+            continue
+        width += cell_len(letter)
+        space = at if letter == " " else space
+        if width > columns:
+            end = space if space > start else at
+            rows.append(letters[start:end])
+            start = end + 1 if end == space else end
+            width = sum(cell_len(letters[i][0]) for i in range(start, at + 1))
+            space = -1
+    return [join_letters(row) for row in [*rows, letters[start:]]]
+
+
+def join_letters(letters: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Neighbouring letters of one style as one span."""
+    return [
+        ("".join(letter for letter, _ in group), style)
+        for style, group in groupby(letters, key=operator.itemgetter(1))
+    ]
 
 
 def token_spans(

@@ -22,7 +22,9 @@ from vistill.cli.messages import (
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
+from vistill.display.wrapping import fit_to
 from vistill.errors import Preempted, VistillError
+from vistill.redaction import for_terminal
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
@@ -176,7 +178,7 @@ def check(
             )
         )
     else:
-        print(checks.format_table(findings, fast))
+        print(fit_to(for_terminal(checks.format_table(findings, fast)), sys.stdout))
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))

@@ -7,6 +7,10 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from rich.cells import cell_len
+
+from vistill.display.live_line import columns_of
+from vistill.display.wrapping import fit_to
 from vistill.errors import VistillError
 from vistill.redaction import for_terminal, mask_secret_settings
 
@@ -18,18 +22,26 @@ def show_error(error: VistillError) -> None:
     """Print an error with escaped control characters and masked secrets."""
     if os.environ.get(TRACEBACK_VARIABLE):
         print(for_terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    print(for_terminal("\n".join(error.render().splitlines())), file=sys.stderr)
+    print_fitted("\n".join(error.render().splitlines()))
 
 
 def show_notice(what: str, command: str) -> None:
     """Print that a signal stopped the command, and the command that continues."""
-    lines = [what, f"run the same command again to continue:   {command}"]
-    print(for_terminal("\n".join(lines)), file=sys.stderr)
+    again = "run the same command again to continue:"
+    line = f"{again}   {command}"
+    if sys.stderr.isatty() and cell_len(for_terminal(line)) > columns_of(sys.stderr):
+        line = f"{again}\n{command}"
+    print_fitted(f"{what}\n{line}")
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
     """Print a warning on one line, without its place in the code."""
-    print(f"note: {for_terminal(str(message))}", file=sys.stderr)
+    print_fitted(f"note: {message}")
+
+
+def print_fitted(text: str) -> None:
+    """Print a text to stderr: harmless, and in whole words on a terminal."""
+    print(fit_to(for_terminal(text), sys.stderr), file=sys.stderr)
 
 
 def write_error_file(error: VistillError) -> None:

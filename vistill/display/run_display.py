@@ -25,6 +25,7 @@ from vistill.display.live_line import (
     is_live,
 )
 from vistill.display.time_left import TimeLeft, duration_text
+from vistill.display.wrapping import fit_text
 from vistill.phases import (
     EVALUATING,
     LOADING_LIBRARIES,
@@ -241,6 +242,8 @@ class RunDisplay:
     def print_lines(self, lines: list[str], separator: str = "\n  ") -> None:
         """Print lines, above the live line if there is one."""
         text = for_terminal(separator.join(lines))
+        if self.stream.isatty():
+            text = fit_text(text, self.columns())
         if self.line is not None:
             self.line.print_above(text)
             self.drawn_at = -math.inf

@@ -15,7 +15,9 @@ def unparsed_warning(summary: Mapping[str, float]) -> str:
     share = summary.get("unparsed_share") or 0
     if share <= MUCH_UNPARSED:
         return ""
-    return (
-        f"{100 * share:.1f} % of the responses contain no answer and count as wrong: read some"
-        " responses in samples/ before you trust the accuracy"
-    )
+    return unparsed_fact(share) + ": read some responses in samples/ before you trust the accuracy"
+
+
+def unparsed_fact(share: float) -> str:
+    """The share of the responses without an answer, and what it means."""
+    return f"{100 * share:.1f} % of the responses contain no answer and count as wrong"

@@ -1,5 +1,6 @@
 """Write a model folder that other programs load: transformers, vLLM, `AutoProcessor`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from vistill.errors import ModelError
 from vistill.models.chat import chat_messages
-from vistill.models.loading import PromptEncoder, load_encoder, load_weights
+from vistill.models.loading import PromptEncoder, check_source, load_encoder, load_weights
 from vistill.models.processor_files import (
     IMAGE,
     PROCESSOR,
@@ -19,6 +20,7 @@ from vistill.models.processor_files import (
     find_model_file,
     missing_processor_error,
 )
+from vistill.runs.model_not_found import looks_like_hub_id
 from vistill.types import LoadedImage, Prompt
 
 #: The precisions that an export can have, by their names on the command line.
@@ -67,6 +69,8 @@ def write_model(
     Raises:
         ModelError: M103 to M107 if the model cannot be loaded, M120 without a processor.
     """
+    for name in (source, *(base for base in bases if looks_like_hub_id(base))):
+        check_source(name)
     is_model = find_model_file(source, "config.json", revision) is not None
     if is_model and not any(find_model_file(source, n, revision) for n in (IMAGE, PROCESSOR)):
         raise missing_processor_error(source, IMAGE, bases)
@@ -76,7 +80,7 @@ def write_model(
     stored = getattr(encoder.family.config, "dtype", None) or torch.float32
     vlm = load_weights(encoder, dtype=dtype or stored)
     vlm.model.save_pretrained(folder, max_shard_size=shard_size)
-    notes.append(check_exported(folder, encoder))
+    notes += check_exported(folder, encoder)
     return WrittenModel(
         family,
         sum(p.numel() for p in vlm.model.parameters()),
@@ -85,11 +89,11 @@ def write_model(
     )
 
 
-def check_exported(folder: Path, encoder: PromptEncoder) -> str:
+def check_exported(folder: Path, encoder: PromptEncoder) -> list[str]:
     """Read a question with a picture by the exported folder alone, and compare the tokens.
 
     Returns:
-        What was compared, in words.
+        What was compared, and the packages that the processor needs.
 
     Raises:
         ModelError: M120, the folder reads it in another way.
@@ -105,7 +109,7 @@ def check_exported(folder: Path, encoder: PromptEncoder) -> str:
         processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
         package = "torchvision" if "orchvision" in str(error) else "a package that it needs"
-        return f"AutoProcessor was not tried: {package} is not installed here"
+        return [f"AutoProcessor was not tried: {package} is not installed here"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise other_reading_error(folder, f"{type(error).__name__}: {error}") from error
     read = processor(text=[str(text)], images=[picture], return_tensors="pt")
@@ -114,7 +118,22 @@ def check_exported(folder: Path, encoder: PromptEncoder) -> str:
     for name, values in expected.pixels.items():
         if read[name].shape != values.shape:
             raise other_reading_error(folder, f"its {name} has the shape {list(read[name].shape)}")
-    return f"AutoProcessor reads a prompt with a picture as training: {len(expected.ids)} tokens"
+    notes = [f"AutoProcessor reads a prompt with a picture as training: {len(expected.ids)} tokens"]
+    packages = packages_of(processor)
+    install = f"pip install {' '.join(packages)}   where it is loaded or served"
+    return (
+        [*notes, f"its processor needs {' and '.join(packages)}: {install}"] if packages else notes
+    )
+
+
+def packages_of(processor: Any) -> list[str]:
+    """The packages that a processor needs besides transformers and Pillow."""
+    kind = type(processor)
+    required = getattr(kind, "__backends", ())
+    has_video = getattr(processor, "video_processor", None) is not None
+    packages = ["torchvision"] if has_video or "torchvision" in required else []
+    # transformers imports num2words in the module of the processor that calls it
+    return packages + (["num2words"] if hasattr(sys.modules[kind.__module__], "num2words") else [])
 
 
 def other_reading_error(folder: Path, why: str) -> ModelError:

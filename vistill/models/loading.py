@@ -227,6 +227,15 @@ def render_prompt(model: "PromptEncoder | VLM", prompt: Prompt) -> tuple[str, in
     return (model.family.render(chat_messages(prompt)), *model.lengths(prompt))
 
 
+def check_source(name: str, role: str = "model") -> None:
+    """M103 for a path without a folder; of a hub id, ask once whether the hub answers."""
+    if Path(name).exists():
+        return
+    if not looks_like_hub_id(name):
+        raise model_not_found_error(name, role)
+    ask_hub()
+
+
 def load_encoder(
     source: str | Path,
     *,
@@ -247,10 +256,7 @@ def load_encoder(
             configuration, M107 for a bad index of weights.
     """
     name = str(source)
-    if not Path(name).exists() and not looks_like_hub_id(name):
-        raise model_not_found_error(name, role)
-    if not Path(name).exists():
-        ask_hub()
+    check_source(name, role)
     config = load_config(name, revision, role)
     check_index(name, revision)
     family = family_class(config, name, role).load(name, config, revision)

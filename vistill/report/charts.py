@@ -179,14 +179,19 @@ def tokens_html(
     values: Sequence[float],
     scale: float | None = None,
     titles: Sequence[str] = (),
+    underlined: Sequence[bool] | None = None,
 ) -> Markup:
-    """One span per token: darker orange is a larger value, an underline is above half the scale."""
+    """One span per token: darker orange is a larger value.
+
+    Without `underlined`, an underline is above half the scale.
+    """
     top = scale if scale is not None else scale_of([values])
     spans = []
     for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         share = min(1.0, max(0.0, value / top))
+        is_underlined = share > 0.5 if underlined is None else underlined[i]
         style = f"background:rgba(213,94,0,{0.85 * share:.2f})" + (
-            ";border-bottom:2px solid #7a2e00" if share > 0.5 else ""
+            ";border-bottom:2px solid #7a2e00" if is_underlined else ""
         )
         title = titles[i] if titles else f"{value:.2f} nats"
         spans.append(

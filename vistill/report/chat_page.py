@@ -39,7 +39,7 @@ def write_chat_page(
     Args:
         facts: `models`, `teacher`, `sampling`.
         questions: each with `text`, `pictures` (data URIs) and `answers`; an answer has `model`,
-            `text` and, if a teacher read it, `tokens`, `advantage` and `probability`.
+            `text` and, if a teacher read it, `tokens`, `advantage`, `probability` and `unlikely`.
         file: the page. It is replaced.
     """
     values = [a["advantage"] for q in questions for a in q["answers"] if a.get("tokens")]
@@ -61,5 +61,7 @@ def with_tokens(answer: Mapping[str, Any], scale: float) -> dict[str, Any]:
         f"{value:.2f} nats; teacher p {p:.3f}"
         for value, p in zip(answer["advantage"], answer["probability"], strict=True)
     ]
-    heatmap = tokens_html(answer["tokens"], answer["advantage"], scale, titles)
+    heatmap = tokens_html(
+        answer["tokens"], answer["advantage"], scale, titles, underlined=answer["unlikely"]
+    )
     return {**answer, "heatmap": heatmap}

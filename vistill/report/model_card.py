@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vistill.evaluation.unparsed import unparsed_warning
+from vistill.evaluation.unparsed import unparsed_fact, unparsed_warning
 from vistill.redaction import escape_control_characters, mask_secret_settings
 from vistill.report.comparison import compare_with_start, describe_checkpoint, p_text
 from vistill.report.headline import interval
@@ -65,13 +65,18 @@ def model_card(facts: CardFacts) -> str:
         front_matter(facts),
         f"# {plain(facts.name)}",
         summary(facts),
-        "## How to use it\n\n" + facts.commands,
+        "\n\n".join(["## How to use it", facts.commands, *notes(facts)]),
     ]
     if facts.run is not None:
         sections += [training(facts, facts.run), results(facts, facts.run)]
     sections.append(limits(facts))
     text = "\n\n".join(section.strip() for section in sections) + "\n"
     return without_home(mask_secret_settings(text))
+
+
+def notes(facts: CardFacts) -> list[str]:
+    """What a user of the files should know, as a list."""
+    return ["\n".join(f"- {plain(note)}" for note in facts.notes)] if facts.notes else []
 
 
 def without_home(text: str) -> str:
@@ -244,9 +249,10 @@ def results(facts: CardFacts, run: RunData) -> str:
             tokens = " / ".join(dict.fromkeys(count(r, "tokens") for r in (before, after) if r))
             lines.append(f"| {name} | {cells[0]} | {cells[1]} | {tokens} tokens |")
     settings = run.recipe.get("eval") or {}
+    samples = settings.get("samples", 1)
     protocol = (
-        f"Intervals are 95 % over questions. Each question has {settings.get('samples', 1)} "
-        f"response(s), top_p {settings.get('top_p', 1)}, at most "
+        f"Intervals are 95 % over questions. Each question has {samples} "
+        f"{'response' if samples == 1 else 'responses'}, top_p {settings.get('top_p', 1)}, at most "
         f"{settings.get('max_new_tokens')} tokens; the {settings.get('answer')} answer of a "
         f"response counts, judged by rules (checker `{settings.get('checker', 'auto')}`)."
     )
@@ -285,13 +291,14 @@ def comparison(run: RunData, step: int, after: Mapping[str, Any]) -> list[str]:
 
 def warning(after: Mapping[str, Any]) -> list[str]:
     """A warning about responses without an answer."""
-    text = unparsed_warning(after)
-    return [f"Warning: {text}"] if text else []
+    if not unparsed_warning(after):
+        return []
+    return [f"Warning: {unparsed_fact(after['unparsed_share'])}."]
 
 
 def limits(facts: CardFacts) -> str:
     """What the card does not show."""
-    lines = list(facts.notes)
+    lines = []
     if facts.run is not None:
         lines += [
             "The figures are of one run on its own evaluation rows. They say nothing about other "

@@ -9,7 +9,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ class Answer:
     num_tokens: int
     is_truncated: bool
     reading: TokenReading | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as the page shows it."""
+        reading = {} if self.reading is None else asdict(self.reading)
+        unlikely = {} if self.reading is None else {"unlikely": self.reading.unlikely}
+        return {**asdict(self), **reading, **unlikely}
 
 
 @dataclass

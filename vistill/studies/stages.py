@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vistill.config import find_recipe, flatten, parse_text, read_recipe_text, split_overrides
 from vistill.display.run_summary import run_summary
+from vistill.display.wrapping import fit_to
 from vistill.errors import ConfigError, quote_command
 from vistill.report.costs import profile_text
 from vistill.report.page import write_report
@@ -75,7 +76,7 @@ def print_summary(run: "Run", stage: str) -> None:
     text = run_summary(run.path)
     if text:
         print(f"\n{stage}" if stage else "")
-        print(text)
+        print(fit_to(text, sys.stdout))
 
 
 def print_profile(run: "Run") -> None:

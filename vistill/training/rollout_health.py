@@ -45,7 +45,7 @@ class RolloutHealth:
         warnings = {
             "truncated": (
                 truncated >= MUCH_TRUNCATED,
-                f"{truncated:.0%} of the responses were cut off: "
+                f"{100 * truncated:.1f} % of the responses were cut off at "
                 f"rollout.max_new_tokens={rollout.max_new_tokens}",
             ),
             "identical": (
@@ -55,8 +55,8 @@ class RolloutHealth:
             ),
             "unparsed": (
                 (unparsed := metrics.get("reward/unparsed_share", 0.0)) > MUCH_UNPARSED,
-                f"{unparsed:.0%} of the responses contain no answer and get no reward for it: read "
-                "some in rollouts/",
+                f"{100 * unparsed:.1f} % of the responses contain no answer and get no reward for it: "
+                "read some in rollouts/",
             ),
             **{name: (True, text) for name, text in method_warnings.items()},
         }

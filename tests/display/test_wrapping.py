@@ -1,0 +1,76 @@
+"""Long lines on a terminal: whole words, a hanging indent, and commands that stay one line."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from terminal_emulator import FakeTerminal
+
+from vistill.cli import messages
+from vistill.display.run_display import RunDisplay
+from vistill.display.wrapping import fit_line, fit_text
+from vistill.errors import DataError
+
+TABLE = "recipe          va_opd, passes student.full, teacher.full, teacher.pixelated"
+PROMPT = "                | In the isosceles triangle the points are added on the sides"
+COMMAND = "                vistill export runs/a_run_with_a_name --to student"
+
+
+@given(text=st.text(st.sampled_from(list("ab |角\n")), max_size=200), columns=st.integers(4, 60))
+def test_no_row_is_wider_and_no_character_is_lost(text, columns):
+    rows = fit_text(text, columns).split("\n")
+    assert all(cell_len(row) <= columns for row in rows)
+    assert "".join("".join(rows).replace("|", "").split()) == "".join(text.replace("|", "").split())
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_words_stay_whole_below_their_label(columns):
+    rows = fit_line(TABLE, columns)
+    assert " ".join(" ".join(rows).split()) == " ".join(TABLE.split())
+    assert all(row.startswith(" " * 16) for row in rows[1:])
+    rows = fit_line(PROMPT, columns)
+    assert all(row.startswith(" " * 16 + "| ") for row in rows)
+    assert len(rows) > 1
+
+
+def test_what_is_pasted_is_one_line():
+    assert fit_line(COMMAND, 40) == [COMMAND]
+    assert fit_line("next" + COMMAND[4:], 40) == ["next", f"  {COMMAND.strip()}"]
+    fix = "fix   rollout.max_new_tokens=48 run=runs/another_name"
+    assert fit_line(fix, 40) == ["fix", "  rollout.max_new_tokens=48 run=runs/another_name"]
+    assert fit_line("fix   data.limit=1", 40) == ["fix   data.limit=1"]
+
+
+def test_an_event_of_a_run_keeps_its_words_on_a_terminal():
+    stream = FakeTerminal(40)
+    display = RunDisplay(stream, ticks=False)
+    event = "note: data/train.jsonl: images: column images; the other one of images is unread"
+    display.show({"event": event})
+    assert stream.wrapped == 0
+    rows = stream.screen()
+    assert rows[0] == "note: data/train.jsonl: images: column"
+    assert " ".join(" ".join(rows).split()) == event
+
+
+def test_an_error_keeps_its_words_and_its_fix_on_a_terminal(monkeypatch):
+    stream = FakeTerminal(40)
+    monkeypatch.setattr(sys, "stderr", stream)
+    why = "the student never ends a response by itself, so it never learns how one ends"
+    fix = "vistill export runs/with_a_long_name --to student-2"
+    messages.show_error(DataError("D201", "it is wrong", where="x", why=why, fix=fix))
+    rows = stream.screen()
+    assert "why   the student never ends a response" in rows
+    assert "fix" in rows
+    command = "vistill train r.yaml run=runs/x train.lr=1e-4"
+    messages.show_notice("stopped by Ctrl-C", command)
+    rows = stream.screen()
+    assert "".join(rows[rows.index("fix") + 1 :]).startswith(f"  {fix}stopped by Ctrl-C")
+    assert "".join(rows).endswith(f"run the same command again to continue:{command}")
+
+
+def test_a_place_that_the_message_names_is_not_repeated():
+    error = DataError("D201", "runs/x exists already", where="runs/x")
+    assert error.render() == "error[D201]: runs/x exists already"
+    assert DataError("D201", "it exists", where="runs/x").render().endswith("exists   runs/x")
