@@ -240,15 +240,15 @@ def find_explicit(
             continue
         if best is not None and span.rule != "line":
             continue
-        if "\\boxed" in text[span.start : span.end]:  # its closing brace was cut off
+        # A box in a sentence has no closing brace: it was cut off.
+        if (
+            "\\boxed" in text[span.start : span.end]
+            or is_echo(text, span)
+            or is_listing(span.start)
+        ):
             continue
-        if is_echo(text, span) or is_listing(span.start):
-            continue
-        if take == "last" and (later := replaced_by(text, span)):
-            form = read(strip_markup(text[later.start : later.end]), later.rule)
-            if form is not None:
-                content = text[later.start : later.end]
-                return Commitment(later.start, later.end, content, later.rule, form)
+        if later := read_replacement(text, span, take, read):
+            return later
         raw = text[span.start : span.end]
         if raw in read_before:
             continue
@@ -278,6 +278,18 @@ def replaced_by(text: str, span: Span) -> Span | None:
     if match is None or "\n" in text[span.start : match.end()]:
         return None
     return sentence_span(text, match.end(), span.rule).of(text)
+
+
+def read_replacement(
+    text: str, span: Span, take: Take, read: Callable[[str, str], Form | None]
+) -> Commitment[Form] | None:
+    """The answer that replaces another one in the same line, if the last one counts."""
+    later = replaced_by(text, span) if take == "last" else None
+    if later is None:
+        return None
+    content = text[later.start : later.end]
+    form = read(strip_markup(content), later.rule)
+    return None if form is None else Commitment(later.start, later.end, content, later.rule, form)
 
 
 def is_cut_in_box(text: str) -> bool:
