@@ -240,24 +240,18 @@ def find_explicit(
             continue
         if best is not None and span.rule != "line":
             continue
-        # A box in a sentence has no closing brace: it was cut off.
-        if (
-            "\\boxed" in text[span.start : span.end]
-            or is_echo(text, span)
-            or is_listing(span.start)
-        ):
+        if "\\boxed" in text[span.start : span.end]:  # its closing brace was cut off
             continue
-        if later := read_replacement(text, span, take, read):
-            return later
+        if is_echo(text, span) or is_listing(span.start):
+            continue
         raw = text[span.start : span.end]
         if raw in read_before:
             continue
         read_before.add(raw)
         if len(read_before) > MOST_READ:
             break
-        form = read(strip_markup(raw), span.rule)
-        if form is not None:
-            return Commitment(span.start, span.end, text[span.start : span.end], span.rule, form)
+        if (commit := read_phrase(text, span, take, read)) is not None:
+            return commit
     if best is None:
         return None
     content = text[best.start : best.end]
@@ -280,16 +274,17 @@ def replaced_by(text: str, span: Span) -> Span | None:
     return sentence_span(text, match.end(), span.rule).of(text)
 
 
-def read_replacement(
+def read_phrase(
     text: str, span: Span, take: Take, read: Callable[[str, str], Form | None]
 ) -> Commitment[Form] | None:
-    """The answer that replaces another one in the same line, if the last one counts."""
+    """The answer of a sentence, or what replaces it in the same line if the last one counts."""
     later = replaced_by(text, span) if take == "last" else None
-    if later is None:
-        return None
-    content = text[later.start : later.end]
-    form = read(strip_markup(content), later.rule)
-    return None if form is None else Commitment(later.start, later.end, content, later.rule, form)
+    for part in [later, span] if later else [span]:
+        content = text[part.start : part.end]
+        form = read(strip_markup(content), part.rule)
+        if form is not None:
+            return Commitment(part.start, part.end, content, part.rule, form)
+    return None
 
 
 def is_cut_in_box(text: str) -> bool:
