@@ -12,6 +12,7 @@ from vistill.answers.checkers import auto
 
 OWN = Path(__file__).parent / "pairs.jsonl"
 REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
+USERS = Path(__file__).parent / "pairs_users.jsonl"
 MODELS = Path(__file__).parent / "pairs_models.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
@@ -53,6 +54,18 @@ def test_replies_that_deny_doubt_or_wrap_an_answer():
     for pair in pairs:
         verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
         if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_opinions_of_others_numbers_around_a_box_and_short_conclusions(correct):
+    pairs = [pair for pair in read(USERS) if pair["correct"] is correct]
+    assert len(pairs) >= 30
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
             failed.append((pair, verdict))
     assert failed == []
 

@@ -40,7 +40,8 @@ IS_CORRECT = re.compile(
 )
 #: `only B fits`, and `A is close but B is closer`.
 ONLY = re.compile(
-    r"(?i:\bonly (?:option )?)[(\[]?([A-Z])[)\]]? (?:fits?|works?|matche?s?|remains|satisfies|holds|makes sense"
+    r"(?i:\bonly (?:option )?)[(\[]?([A-Z])[)\]]? (?:fits?|works?"
+    r"|matche?s?|remains|satisfies|holds|makes sense"
     r"|is (?:left|possible|consistent|correct|right))\b"
 )
 BETTER = re.compile(

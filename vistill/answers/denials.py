@@ -51,7 +51,8 @@ DENIED = re.compile(
     r"|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
-    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|d|ed)?|trap|naive|least likely)\b"
+    r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|d|ed)?|trap|naive"
+    r"|least likely)\b"
     r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
@@ -63,7 +64,8 @@ CERTAIN = re.compile(
 )
 #: One of several cases: `If x=2, the answer is 12; otherwise 13`.
 CASES = re.compile(
-    r"\b(?:if|when)\b[^.\n]{1,120}(?:\botherwise\b|\belse\b|[;,]\s(?:but |and )?(?:if|when)\s[a-z]\s?[=<>])",
+    r"\b(?:if|when)\b[^.\n]{1,120}(?:\botherwise\b|\belse\b|"
+    r"[;,]\s(?:but |and )?(?:if|when)\s[a-z]\s?[=<>])",
     re.IGNORECASE,
 )
 #: What would hold in another case: `B would be correct if the triangle were isosceles`.

@@ -244,20 +244,14 @@ def find_explicit(
             continue
         if is_echo(text, span) or is_listing(span.start):
             continue
-        if take == "last" and (later := replaced_by(text, span)):
-            form = read(strip_markup(text[later.start : later.end]), later.rule)
-            if form is not None:
-                content = text[later.start : later.end]
-                return Commitment(later.start, later.end, content, later.rule, form)
         raw = text[span.start : span.end]
         if raw in read_before:
             continue
         read_before.add(raw)
         if len(read_before) > MOST_READ:
             break
-        form = read(strip_markup(raw), span.rule)
-        if form is not None:
-            return Commitment(span.start, span.end, text[span.start : span.end], span.rule, form)
+        if (commit := read_phrase(text, span, take, read)) is not None:
+            return commit
     if best is None:
         return None
     content = text[best.start : best.end]
@@ -278,6 +272,19 @@ def replaced_by(text: str, span: Span) -> Span | None:
     if match is None or "\n" in text[span.start : match.end()]:
         return None
     return sentence_span(text, match.end(), span.rule).of(text)
+
+
+def read_phrase(
+    text: str, span: Span, take: Take, read: Callable[[str, str], Form | None]
+) -> Commitment[Form] | None:
+    """The answer of a sentence, or what replaces it in the same line if the last one counts."""
+    later = replaced_by(text, span) if take == "last" else None
+    for part in [later, span] if later else [span]:
+        content = text[part.start : part.end]
+        form = read(strip_markup(content), part.rule)
+        if form is not None:
+            return Commitment(part.start, part.end, content, part.rule, form)
+    return None
 
 
 def is_cut_in_box(text: str) -> bool:
