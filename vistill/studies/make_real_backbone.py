@@ -60,9 +60,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def require_packages() -> None:
+def require_packages(names: Sequence[str] = PACKAGES) -> None:
     """Raise E301 if a package is missing that has weights or reads them."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             "E301",
