@@ -123,6 +123,13 @@ def a_package_of_a_processor_is_missing(place):
     made(place, lambda: missing_package_error("a model", "torchvision"))
 
 
+@situation("E301")
+def the_packages_of_the_real_backbone_are_missing(place):
+    from vistill.studies.make_real_backbone import require_packages
+
+    made(place, lambda: require_packages(("no_such_package",)))
+
+
 @situation("D203")
 def a_prompt_of_a_family_without_image_limit_is_too_long(place):
     from vistill.training.checks.prompt_lengths import OverlongPrompt, check_prompt_lengths

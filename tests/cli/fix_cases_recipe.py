@@ -80,6 +80,11 @@ def the_run_is_missing(place):
     start(place, recipe=RECIPE.replace("run: läufe/erster lauf\n", ""))
 
 
+@situation("C002", FOLDER_OR_HUB_ID="vistill:student")
+def the_student_is_missing(place):
+    start(place, recipe=RECIPE.replace("student: {model: 'vistill:student'}\n", ""))
+
+
 @situation("C002")
 def the_lowest_rate_is_above_the_highest(place):
     start(place, "train.schedule.min_lr=1")

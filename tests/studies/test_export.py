@@ -369,6 +369,7 @@ def test_a_missing_model_is_said_at_once(tmp_path, monkeypatch, name):
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # no test asks a real hub
     monkeypatch.setattr(hub, "hub_answers", asked.append)
     with (
         pytest.raises(ModelError) as caught,

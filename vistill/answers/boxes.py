@@ -30,7 +30,7 @@ GOES_ON = re.compile(
     r"\s?\^\s?\{?\s?-?[\da-z]{1,3}\}?|\d{1,9}|[-+*/]\d{1,9}|\.\d{1,9}|\\(?:pi|sqrt|times|cdot|frac)"
 )
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{$")
-#: Behind a box: it is the value of somebody else, or wrong.
+#: Behind a box: it is the value of another person, or wrong.
 NOT_MINE = re.compile(
     r"^[})\]$\\\s*]{0,6}(?:is|was|would be|may be|might be|looks|seems)\s[^.;\n]{0,60}?"
     r"\b(?:naive|wrong|incorrect|false|tempting|trap|mistake|mistaken|erroneous)\b",
