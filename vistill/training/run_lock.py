@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import xxhash
 
 from vistill.data.sources import check_source_exists
+from vistill.data.stored_prompts import PREFIX
 from vistill.errors import ConfigError, StorageError, quote_command
 from vistill.redaction import mask_secret_settings
 from vistill.runs.chosen_student import resolve_model
@@ -102,8 +103,11 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
 def check_changed_names(before: Mapping[str, Any], recipe: Recipe) -> None:
     """D102 or M103 for a changed file or model that does not exist.
 
-    It is misspelt: the way out is the right name, not a new run.
+    It is misspelt: the way out is the right name, not a new run. `vistill.distill` has no names: it
+    is given models and prompts.
     """
+    if "student" not in before or recipe.data.train.startswith(PREFIX):
+        return
     for part in ("train", "eval"):
         source = getattr(recipe.data, part)
         is_plain = source and source != "diagrams" and not re.match(r"hf:|prompts:|\w+://", source)
