@@ -18,15 +18,11 @@ PROMPT = "                | In the isosceles triangle the points are added on th
 COMMAND = "                vistill export runs/a_run_with_a_name --to student"
 
 
-@given(
-    text=st.text(st.sampled_from(list("ab |角\n")), max_size=200), columns=st.integers(4, 60)
-)
+@given(text=st.text(st.sampled_from(list("ab |角\n")), max_size=200), columns=st.integers(4, 60))
 def test_no_row_is_wider_and_no_character_is_lost(text, columns):
     rows = fit_text(text, columns).split("\n")
     assert all(cell_len(row) <= columns for row in rows)
-    assert "".join("".join(rows).replace("|", "").split()) == "".join(
-        text.replace("|", "").split()
-    )
+    assert "".join("".join(rows).replace("|", "").split()) == "".join(text.replace("|", "").split())
 
 
 @pytest.mark.parametrize("columns", [40, 60])

@@ -370,9 +370,12 @@ def test_a_missing_model_is_said_at_once(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "hub_answers", asked.append)
-    with pytest.raises(ModelError) as caught, pytest.warns(match="does not answer") if (
-        name == "owner/model"
-    ) else contextlib.nullcontext():
+    with (
+        pytest.raises(ModelError) as caught,
+        pytest.warns(match="does not answer")
+        if (name == "owner/model")
+        else contextlib.nullcontext(),
+    ):
         export_model(name, tmp_path / "x")
     assert caught.value.code == "M103"
     assert len(asked) == (name == "owner/model")

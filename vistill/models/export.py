@@ -12,7 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from vistill.errors import ModelError
 from vistill.models.chat import chat_messages
-from vistill.models.loading import PromptEncoder, check_source, load_encoder, load_weights
+from vistill.models.loading import PromptEncoder, load_encoder, load_weights
 from vistill.models.processor_files import (
     IMAGE,
     PROCESSOR,
@@ -20,7 +20,7 @@ from vistill.models.processor_files import (
     find_model_file,
     missing_processor_error,
 )
-from vistill.runs.model_not_found import looks_like_hub_id
+from vistill.runs.model_not_found import check_model_source, looks_like_hub_id
 from vistill.types import LoadedImage, Prompt
 
 #: The precisions that an export can have, by their names on the command line.
@@ -70,7 +70,7 @@ def write_model(
         ModelError: M103 to M107 if the model cannot be loaded, M120 without a processor.
     """
     for name in (source, *(base for base in bases if looks_like_hub_id(base))):
-        check_source(name)
+        check_model_source(name)
     is_model = find_model_file(source, "config.json", revision) is not None
     if is_model and not any(find_model_file(source, n, revision) for n in (IMAGE, PROCESSOR)):
         raise missing_processor_error(source, IMAGE, bases)
@@ -121,7 +121,9 @@ def check_exported(folder: Path, encoder: PromptEncoder) -> list[str]:
     notes = [f"AutoProcessor reads a prompt with a picture as training: {len(expected.ids)} tokens"]
     packages = packages_of(processor)
     install = f"pip install {' '.join(packages)}   where it is loaded or served"
-    return [*notes, f"its processor needs {' and '.join(packages)}: {install}"] if packages else notes
+    return (
+        [*notes, f"its processor needs {' and '.join(packages)}: {install}"] if packages else notes
+    )
 
 
 def packages_of(processor: Any) -> list[str]:

@@ -34,7 +34,6 @@ from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
 from vistill.notebook_html import table_html
 from vistill.registry import families
-from vistill.runs.hub import ask_hub
 from vistill.runs.model_families import (
     GENERIC,
     NO_ENCODER_OUTPUTS,
@@ -42,7 +41,7 @@ from vistill.runs.model_families import (
     family_name,
     unsupported_family_error,
 )
-from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
+from vistill.runs.model_not_found import check_model_source, model_not_found_error
 from vistill.types import Prompt
 
 AttentionPlan = Literal["blocks", "flex"]
@@ -227,15 +226,6 @@ def render_prompt(model: "PromptEncoder | VLM", prompt: Prompt) -> tuple[str, in
     return (model.family.render(chat_messages(prompt)), *model.lengths(prompt))
 
 
-def check_source(name: str, role: str = "model") -> None:
-    """M103 for a path without a folder; of a hub id, ask once whether the hub answers."""
-    if Path(name).exists():
-        return
-    if not looks_like_hub_id(name):
-        raise model_not_found_error(name, role)
-    ask_hub()
-
-
 def load_encoder(
     source: str | Path,
     *,
@@ -256,7 +246,7 @@ def load_encoder(
             configuration, M107 for a bad index of weights.
     """
     name = str(source)
-    check_source(name, role)
+    check_model_source(name, role)
     config = load_config(name, revision, role)
     check_index(name, revision)
     family = family_class(config, name, role).load(name, config, revision)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vistill.errors import ModelError, closest, quote_command, quote_setting
-from vistill.runs.hub import is_offline, offline_is_set
+from vistill.runs.hub import ask_hub, is_offline, offline_is_set
 from vistill.runs.model_families import check_family
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -67,6 +67,15 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
         return closest(name, list(known))
     by_last_part = {Path(model).name.removeprefix("vistill:"): model for model in known}
     return [by_last_part[part] for part in closest(Path(name).name, by_last_part)]
+
+
+def check_model_source(name: str, role: str = "model") -> None:
+    """M103 for a path without a folder; of a hub id, ask once whether the hub answers."""
+    if Path(name).exists():
+        return
+    if not looks_like_hub_id(name):
+        raise model_not_found_error(name, role)
+    ask_hub()
 
 
 def model_not_found_error(name: str, role: str = "model") -> ModelError:
