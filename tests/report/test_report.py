@@ -284,6 +284,17 @@ def test_a_chart_of_rounding_errors_can_be_drawn(values):
 
 def test_charts_have_round_ticks_and_a_note_without_data():
     assert nice_ticks(0.0, 0.97) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 5, 10, 64, 6550])
+def test_steps_have_whole_numbers_at_their_axis(last):
+    ticks = nice_ticks(0.0, float(last), count=4, whole=True)
+    assert all(tick.is_integer() for tick in map(float, ticks))
+    assert ticks[0] == 0
+    assert ticks[-1] >= last
+    svg = str(line_chart([Series("a", [(0, 0.1), (last, 0.2)])], Axes("t", "step", "accuracy")))
+    assert ">0.5</text>" not in svg
+    assert ">2.5</text>" not in svg
     assert "no data" in line_chart([Series("x", [])], Axes("T", "x", "y"))
     assert "<b>" not in line_chart([Series("<b>", [(0, 1), (1, 2)])], Axes("<b>", "x", "y"))
 

@@ -44,13 +44,18 @@ def escape_text(words: str) -> Markup:
     return escape(escape_control_characters(words))
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover a range; a range below 1e-8 counts as flat."""
+def nice_ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers that cover a range; a range below 1e-8 counts as flat.
+
+    `whole` gives whole numbers only, as for steps.
+    """
     if high - low <= 1e-8:
         high = low + 1.0
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw - 1e-12)
+    power = max(1, power) if whole else power
+    sizes = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(m * power for m in sizes if m * power >= raw - 1e-12)
     first = math.floor(low / step + 1e-9) * step
     ticks = []
     while not ticks or ticks[-1] < high - 1e-9:
@@ -75,7 +80,8 @@ def line_chart(series: Sequence[Series], axes: Axes) -> Markup:
     ys = [y for s in drawn for _, y in s.points] + [
         v for s in drawn for _, lo, hi in s.band for v in (lo, hi)
     ]
-    x_ticks = nice_ticks(min(xs), max(xs), count=4)
+    is_whole = all(float(x).is_integer() for x in xs)
+    x_ticks = nice_ticks(min(xs), max(xs), count=4, whole=is_whole)
     y_ticks = nice_ticks(min(0.0, *ys) if axes.y_from_zero else min(ys), max(ys))
 
     def px(x: float) -> float:
