@@ -46,7 +46,7 @@ class FakeTerminal(io.StringIO):
         self.set_columns(columns)
         self.widest = self.wrapped = self.writes = 0
         self.lines = []
-        """Every state of the row of the cursor after a write."""
+        """Every line drawn: the row of the cursor before each return and after each write."""
 
     def isatty(self):
         return True
@@ -92,6 +92,7 @@ class FakeTerminal(io.StringIO):
 
     def put(self, character):
         if character == "\r":
+            self.lines.append(self.rows[self.y])
             self.x = 0
             return
         if character == "\n":
