@@ -46,12 +46,13 @@ def test_a_list_of_heatmaps_is_drawn_on_one_scale():
     weak, strong = TokenAdvantage(["a", HOSTILE], [0.5, 0.0]), TokenAdvantage(["b"], [4.0])
     text = parse(TokenAdvantages([weak, strong])._repr_html_())
     assert text.count('class="tokens"') == 2
+    assert "darkest orange: 4.0 nats" in text
     assert "0.85)" in text
     assert "0.85)" not in text.partition("0.50 nats")[0]
 
 
 def test_a_run_shows_its_table(tmp_path):
-    text = parse(Run(finished_run(tmp_path / "run"))._repr_html_())
+    text = parse(Run(str(finished_run(tmp_path / "run")))._repr_html_())
     assert "45.0 %" in text
     assert "checkpoint-000032" in text
 

@@ -55,8 +55,8 @@ class RolloutHealth:
             ),
             "unparsed": (
                 (unparsed := metrics.get("reward/unparsed_share", 0.0)) > MUCH_UNPARSED,
-                f"{100 * unparsed:.1f} % of the responses contain no answer and get no reward for it:"
-                " read some in rollouts/",
+                f"{100 * unparsed:.1f} % of the responses contain no answer and get no reward for "
+                "it: read some in rollouts/",
             ),
             **{name: (True, text) for name, text in method_warnings.items()},
         }
