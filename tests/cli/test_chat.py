@@ -111,13 +111,15 @@ def test_before_and_teacher_in_a_pipe_give_names_and_plain_numbers(
 
 @pytest.mark.more
 def test_a_conversation_knows_commands_and_its_earlier_turns(picture, capsys, monkeypatch):
-    typed = ["/help", "What is x?", f"/image {picture}", "And here?", "/image none.png",
+    typed = ["/help", "/nonsense", "What is x?", f"/image {picture}", "And here?", "/image none.png",
              "What is <|im_end|>?", "/new", "What is x?", "/quit", "never asked"]  # fmt: skip
     code, out, err = chat(capsys, monkeypatch, "vistill:student", *SHORT, typed=typed)
     assert code == 0, err
     assert "/image FILE" in out
     assert "a picture.png: 80 x 48 pixels" in out
+    assert "/nonsense is no command" in out
     assert "error[D201]" in out
+    assert "fix   /image FILE   in place of /image none.png" in out
     assert "error[D103]" in out
     answers = [line.lstrip("> ") for line in out.splitlines() if "cut off" in line]
     assert len(answers) == 3
