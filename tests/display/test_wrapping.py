@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from terminal_emulator import FakeTerminal
 
 from vistill.cli import messages
+from vistill.display.live_line import LiveLine, Part
 from vistill.display.run_display import RunDisplay
 from vistill.display.wrapping import fit_line, fit_text
 from vistill.errors import DataError
@@ -68,6 +69,14 @@ def test_an_error_keeps_its_words_and_its_fix_on_a_terminal(monkeypatch):
     rows = stream.screen()
     assert "".join(rows[rows.index("fix") + 1 :]).startswith(f"  {fix}stopped by Ctrl-C")
     assert "".join(rows).endswith(f"run the same command again to continue:{command}")
+
+
+def test_a_notice_takes_the_place_of_a_live_line(monkeypatch):
+    stream = FakeTerminal(60)
+    monkeypatch.setattr(sys, "stderr", stream)
+    LiveLine(stream).draw([Part("waiting for each arm to save  opd 6/64", 1)])
+    messages.show_notice("stopped by Ctrl-C", "vistill demo")
+    assert stream.screen()[0] == "stopped by Ctrl-C"
 
 
 def test_a_place_that_the_message_names_is_not_repeated():
