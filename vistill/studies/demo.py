@@ -120,7 +120,8 @@ def print_comparison(
     print()
     for line in lines:
         print_line(line)
-    print_line("   " + headline([read_run(path) for path in paths]))
+    for sentence in headline([read_run(path) for path in paths]).removesuffix(".").split(". "):
+        print_line(f"   {sentence}.")
     print_line(
         f"   Open   {page}   ({page.stat().st_size / 1024:.0f} KB, works offline;"
         f" {seconds:.0f} s in total)"
