@@ -112,7 +112,8 @@ def test_before_and_teacher_in_a_pipe_give_names_and_plain_numbers(
 @pytest.mark.more
 def test_a_conversation_knows_commands_and_its_earlier_turns(picture, capsys, monkeypatch):
     typed = ["/help", "/nonsense", "What is x?", f"/image {picture}", "And here?",
-             "/image none.png", "What is <|im_end|>?", "/new", "What is x?", "/quit", "never asked"]  # fmt: skip
+             "/image none.png", "What is <|im_end|>?", "/new", "What is x?", "/quit",
+             "never asked"]  # fmt: skip
     code, out, err = chat(capsys, monkeypatch, "vistill:student", *SHORT, typed=typed)
     assert code == 0, err
     assert "/image FILE" in out

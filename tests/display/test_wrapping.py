@@ -41,6 +41,9 @@ def test_what_is_pasted_is_one_line():
     assert fit_line("next" + COMMAND[4:], 40) == ["next", f"  {COMMAND.strip()}"]
     fix = "fix   rollout.max_new_tokens=48 run=runs/another_name"
     assert fit_line(fix, 40) == ["fix", "  rollout.max_new_tokens=48 run=runs/another_name"]
+    line = "   Next   vistill init va-opd --data YOUR.jsonl      your first recipe"
+    assert fit_line(line, 40) == ["   Next", f"  {line[10:]}"]
+    assert len(fit_line("vistill demo · 2 cores · no network needed · writing to x", 40)) == 2
     assert fit_line("fix   data.limit=1", 40) == ["fix   data.limit=1"]
 
 

@@ -16,7 +16,7 @@ LABEL = re.compile(r" *\S+(?: \S+){0,2} {2,}(?=\S)")
 #: What continued rows repeat: spaces, and the bar before a line of a prompt.
 START = re.compile(r" *(?:\| )?")
 #: Lines that a user pastes: fixes and commands.
-PASTED = re.compile(r"fix +\S|(?:\S+ +)? *vistill [a-z]|\S+ +--[a-z]")
+PASTED = re.compile(r"fix +\S| *(?:\S+ +)?vistill [a-z-]+(?: (?!·)|$)|\S+ +--[a-z]")
 WORD = re.compile(r"\s*\S+")
 CONTINUED = "  "
 
