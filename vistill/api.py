@@ -11,7 +11,7 @@ from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, load_recipe, override, split_overrides
 from vistill.data.loading import load_source
-from vistill.data.settings import Columns, DataSettings
+from vistill.data.settings import Columns, DataSettings, with_options
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
@@ -37,10 +37,13 @@ from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
 from vistill.training.checks.arguments import (
+    check_distill_arguments,
     check_method_argument,
     check_model,
     check_options,
     check_responses,
+    check_share,
+    check_source,
 )
 from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
 from vistill.training.checks.models import choose_device
@@ -98,8 +101,9 @@ class Run:
         return run_html(self.path)
 
 
-def load(source: str, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
+def load(source: str | Path, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
+    source = check_source(source)
     quiet_libraries()
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
@@ -216,14 +220,15 @@ def distill(
         out: run folder; an unfinished run in it is resumed.
         **options: see `DistillOptions`.
     """
-    check_options(options, list(DistillOptions.__annotations__))
+    check_distill_arguments(options, list(DistillOptions.__annotations__), out)
     load_plugins(options.get("plugins", ()))
     check_model(student, "student")
     if teacher is not None:
         check_model(teacher, "teacher")
     check_method_argument(objective)
     check_objective(objective)
-    check_prompts([*prompts, *options.get("eval_prompts", ())])
+    check_prompts(prompts)
+    check_prompts(options.get("eval_prompts", ()), "eval_prompts")
     if not prompts:
         raise no_prompts_error("the data set is empty")
     held = with_content_hashes(options.get("eval_prompts", ()))
@@ -295,7 +300,7 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
     run_start_checks(setup)
     if setup.evaluates_training_rows and not advantage_only:
         folder.event(
-            "no evaluation rows are named (data.eval, data.holdout): these are training rows"
+            "all evaluated rows are training rows: name others by data.eval or data.holdout"
         )
     models = (
         setup.models
@@ -347,14 +352,10 @@ def load_prompts(source: str, **settings: Any) -> list[Prompt]:
         **settings: fields of `DataSettings`, or of its columns: `prompt="problem"`,
             `images="images"`, `template=...`.
     """
-    names = {f.name for f in fields(Columns)}
-    columns = Columns(**{k: v for k, v in settings.items() if k in names and k != "images"})
-    if "images" in settings:
-        columns = replace(columns, images=settings["images"])
-    rest = {k: v for k, v in settings.items() if k not in names}
-    return load_source(
-        source, DataSettings(train=source, columns=columns, **rest), "train", rest.get("limit")
-    ).prompts
+    known = [f.name for f in (*fields(Columns), *fields(DataSettings)) if f.name != "columns"]
+    check_options(settings, sorted({*known} - {"train"}), "load_prompts")
+    data = with_options(DataSettings(train=str(source)), settings)
+    return load_source(data.train, data, "train", data.limit).prompts
 
 
 @torch.no_grad()
@@ -372,11 +373,13 @@ def visual_advantage(
         degraded: side of the reduced image as a share of the original.
 
     Raises:
-        ConfigError: C002, the model is not loaded, or there is not one response per prompt.
+        ConfigError: C002, the model is not loaded, there is not one text per prompt, or `degraded`
+            is not above 0 and at most 1.
     """
     check_model(model, "model")
     check_prompts(prompts)
     check_responses(prompts, responses)
+    check_share(degraded)
     prompts = with_content_hashes(prompts)
     context = ViewContext(pixel_share=degraded)
     out = TokenAdvantages()

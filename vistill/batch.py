@@ -296,6 +296,16 @@ class Requirements:
         """Share of the prompts whose responses the teacher writes: 1 if it is the writer."""
         return 1.0 if self.writer is Writer.TEACHER else self.off_policy_share
 
+    @property
+    def answers(self) -> str:
+        """Training rows that need a gold answer: `all` for rewards and filters, `some` for a gate.
+
+        Empty for none.
+        """
+        if Need.REWARD in self.needs or self.keep_correct:
+            return "all"
+        return "some" if self.entry_gate is not None else ""
+
 
 #: Former methods of `Objective` and their fields of `Requirements`. A class that still defines one
 #: is refused, because the definition would have no effect.

@@ -7,12 +7,13 @@ import json
 import re
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import ConfigError, closest, quote_command, quote_setting
+from vistill.errors import ConfigError, VistillError, closest, quote_command, quote_setting
 from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits, typed
 from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
@@ -130,15 +131,13 @@ def load_stages(
             )
         drop_other_methods(branch, tree)
         branch["run"] = f"{tree['run']}/{name}"
-        try:
-            own_origins = {
-                key.removeprefix(f"stages.{name}."): origin
-                for key, origin in origins.items()
-                if key not in own
-            }
+        own_origins = {
+            key.removeprefix(f"stages.{name}."): origin
+            for key, origin in origins.items()
+            if key not in own
+        }
+        with naming_stage(name, own):
             recipes[name] = build_recipe(branch, text, file.name, overrides=own_origins)
-        except ConfigError as error:
-            raise error_in_stage(error, name, own) from error
     return recipes
 
 
@@ -203,6 +202,10 @@ def split_overrides(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: C005, as `split_override`; of `train.lr 1e-5` the fix has the missing sign.
     """
+    if isinstance(words, str):
+        what = f"overrides are the text {words!r:.60}"
+        fix = f"vistill.train(RECIPE, [{words!r}])"
+        raise ConfigError("C005", what, why="they are a list of texts, or a mapping", fix=fix)
     for index, key in enumerate(words):
         value = next((word for word in words[index + 1 :] if word != "="), "")
         if re.fullmatch(r"[a-z_][\w.]*", key) and value and "=" not in value:
@@ -226,12 +229,37 @@ def check_quoted(words: Sequence[str], index: int) -> None:
         raise ConfigError("C005", what, where="command line", fix=fix)
 
 
-def error_in_stage(error: ConfigError, name: str, own: Mapping[str, Any]) -> ConfigError:
-    """The same error of a stage. The fix of a key that the stage sets is in the stage."""
-    mine = "|".join(re.escape(key) for key in own)
-    fix = re.sub(rf"(?<![\w.])({mine})=", rf"stages.{name}.\1=", error.fix) if own else error.fix
-    where = f"{error.where}, stage {name}"
-    return ConfigError(error.code, error.what, where=where, why=error.why, fix=fix, note=error.note)
+def keys_of_stages(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """By stage: the keys that it sets itself; empty for a recipe without stages."""
+    file = find_recipe(recipe)
+    tree = parse_text(read_recipe_text(file), file)
+    override(tree, split_overrides(overrides))
+    return {name: tuple(own_keys(changes)) for name, changes in (tree.get("stages") or {}).items()}
+
+
+@contextmanager
+def naming_stage(name: str, keys: Collection[str] | None) -> Iterator[None]:
+    """Name the stage in an error that is raised inside; its fix sets the keys of the stage there.
+
+    Args:
+        name: of the stage.
+        keys: that the stage sets itself; None for a recipe without stages.
+    """
+    try:
+        yield
+    except VistillError as error:
+        if keys is not None and error.fix:
+            in_stage(error, name, keys)
+        raise
+
+
+def in_stage(error: VistillError, name: str, keys: Collection[str]) -> None:
+    """Name the stage in an error. The fix of a key that the stage sets is in the stage."""
+    mine = "|".join(re.escape(key) for key in keys)
+    if mine:
+        error.fix = re.sub(rf"(?<![\w.])({mine})=", rf"stages.{name}.\1=", error.fix)
+    error.where = f"{error.where}, stage {name}".removeprefix(", ")
+    error.args = (error.render(),)
 
 
 def override(tree: dict[str, Any], pairs: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,10 @@ VistillError
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 #: One line per code: its meaning. `vistill explain CODE` prints it; a test compares the codes with
@@ -76,6 +78,7 @@ CATALOGUE: dict[str, str] = {
     "M113": "A row is read differently next to other rows than alone.",
     "M114": "The adapter reads a prompt differently than the model reads the processor's inputs.",
     "M115": "The rollout engine does not continue two images and two siblings as the model reads.",
+    "M116": "The language of a model breaks down without the image: no valid text-only context.",
     "M120": "A model has no processor, or one that reads prompts in another way.",
     "V801": "The gate of Visual-OPSD: visual thoughts do not help the untrained model.",
     "V802": "A vision tower gives the same states for every image: zero or missing weights.",
@@ -239,6 +242,21 @@ def quote_setting(key: str, value: object) -> str:
 def quote_command(*words: object) -> str:
     """A command as it is typed in a shell."""
     return shlex.join(map(str, words))
+
+
+def quote_path(path: object) -> str:
+    """A path as an argument of any program: one that begins with a hyphen is no option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def file_next_to(path: Path, name: str) -> Path:
+    """A file to write next to another one; in the current folder where that cannot be written."""
+    return path.with_name(name) if os.access(path.parent, os.W_OK) else Path(name)
+
+
+def in_place_of(right: str, wrong: str) -> str:
+    """A fix that exchanges a word of the command for another one."""
+    return f"{shlex.quote(right)}   in place of {shlex.quote(wrong)}"
 
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:

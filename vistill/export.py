@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vistill.errors import ConfigError, StorageError, quote_command
+from vistill.errors import ConfigError, StorageError, in_place_of, quote_command
 from vistill.models.export import PRECISIONS, WrittenModel, weights_bytes, write_model
 from vistill.report.model_card import CardFacts, base_name, model_card
 from vistill.report.run_data import RunData, read_run
@@ -156,13 +156,13 @@ def is_run(folder: Path) -> bool:
 def unfinished_export_error(folder: Path) -> StorageError:
     """S605 for a run that has no chosen student yet."""
     saved = checkpoints_in(folder)
-    newest = shlex.quote(str(saved[-1] / "student")) if saved else ""
+    newest = str(saved[-1] / "student") if saved else ""
     return StorageError(
         "S605",
         f"the run {folder} has no chosen student yet",
         where=str(folder),
         why="the run is not finished: result.json names the chosen checkpoint at its end",
-        fix=f"vistill export {newest}" if newest else "vistill train RECIPE   to finish it",
+        fix=in_place_of(newest, str(folder)) if newest else "vistill train RECIPE   to finish it",
     )
 
 

@@ -5,7 +5,7 @@ import shlex
 import textwrap
 from pathlib import Path
 
-from vistill.errors import ConfigError, closest, quote_command
+from vistill.errors import ConfigError, closest, file_next_to, in_place_of, quote_command
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -25,33 +25,40 @@ def find_recipe(path: str | Path) -> Path:
             return candidate
     if file.is_dir():
         raise folder_as_recipe(file)
-    known = list(shipped)
-    meant = closest(file.name, [*recipes_in(file.parent), *known]) or [
-        f"{stem}.yaml" for stem in closest(file.stem, [Path(k).stem for k in known])
-    ]
-    own = meant and (file.parent / meant[0]).is_file()
-    init = quote_command("vistill", "init", file.with_name(f"{file.stem}.yaml"))
+    listed = f"shipped recipes: {', '.join(shipped)}"
     raise ConfigError(
         "C004",
         f'recipe "{path}" does not exist',
-        why="\n".join(
-            textwrap.wrap(f"shipped recipes: {', '.join(known)}", 110, break_on_hyphens=False)
-        ),
-        fix=in_place_of(str(file.with_name(meant[0]) if own else meant[0]), str(path))
-        if meant
-        else f"{init}   writes a commented recipe",
+        why="\n".join(textwrap.wrap(listed, 110, break_on_hyphens=False)),
+        fix=other_recipe_fix(file, str(path), list(shipped)),
     )
+
+
+def other_recipe_fix(file: Path, given: str, shipped: list[str]) -> str:
+    """A recipe or a run with a similar name; else the command that writes the file."""
+    own, written = recipes_in(file.parent), f"{file.stem}.yaml"
+    if written in own:
+        return in_place_of(str(file.with_name(written)), given)
+    meant = closest(file.name, [*own, *shipped])
+    runs = [folder.parent.name for folder in file.parent.glob("*/recipe.json")]
+    run = closest(file.name, runs)
+    if run and not meant:
+        return in_place_of(str(file.parent / run[0] / "recipe.json"), given)
+    meant = meant or [
+        f"{stem}.yaml" for stem in closest(file.stem, [Path(k).stem for k in shipped])
+    ]
+    if meant:
+        return in_place_of(str(file.with_name(meant[0]) if meant[0] in own else meant[0]), given)
+    init = quote_command("vistill", "init", file.with_name(written))
+    if str(file.with_name(written)) == given:
+        return f"{init}   writes a commented recipe"
+    return f"{init}   and then   {in_place_of(str(file.with_name(written)), given)}"
 
 
 def recipes_in(folder: Path) -> list[str]:
     """The names of the recipe files in a folder."""
     paths = sorted(folder.iterdir())[:1000] if folder.is_dir() else []
     return [path.name for path in paths if path.suffix in (".yaml", ".toml") and path.is_file()]
-
-
-def in_place_of(right: str, wrong: str) -> str:
-    """A fix that exchanges a word of the command for another one."""
-    return f"{shlex.quote(right)}   in place of {shlex.quote(wrong)}"
 
 
 def folder_as_recipe(folder: Path) -> ConfigError:
@@ -74,7 +81,7 @@ def read_recipe_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         is_utf16 = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        new = str(file.with_name(f"{file.stem}.utf8{file.suffix}"))
+        new = str(file_next_to(file, f"{file.stem}.utf8{file.suffix}"))
         words = ("iconv", "-f", "UTF-16" if is_utf16 else "LATIN1", "-t", "UTF-8", file)
         raise ConfigError(
             "C003",

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vistill.errors import ConfigError, quote_command, quote_setting
+from vistill.errors import ConfigError, file_next_to, quote_command, quote_setting
 
 MAX_DEPTH = 20
 MAX_LENGTH = 1_000_000
@@ -111,7 +111,7 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
         problem, fix = str(getattr(error, "problem", error)), PLAIN_YAML
         if "\\t" in problem and "cannot start any token" in problem:
             problem = "a tab where YAML wants spaces"
-            new = str(file.with_name(f"{file.stem}.spaces{file.suffix}"))
+            new = str(file_next_to(file, f"{file.stem}.spaces{file.suffix}"))
             convert = f"{quote_command('expand', '-t', '2', file)} > {shlex.quote(new)}"
             fix = f"use spaces:   {convert}   and then   {shlex.quote(new)}   in place of "
             fix += shlex.quote(str(file))

@@ -66,10 +66,27 @@ def test_yes_or_no(reply, gold, correct):
         ("12 km", "12 m", False),
         ("12 m", "12", True),
         ("The answer is 1/2.", "0.5", True),
+        ("50%", "0.5", True),
+        ("0.5", "50%", True),
+        ("50%", "5", False),
+        ("5%", "50%", False),
     ],
 )
 def test_numbers_are_compared_to_the_decimals_of_the_gold_answer(reply, gold, correct):
     assert judge(reply, gold, checker="number").correct is correct
+
+
+@pytest.mark.parametrize("checker", ["auto", "math", "number", "relaxed"])
+def test_a_percentage_is_the_same_for_every_checker(checker):
+    for reply, gold in (("50%", "0.5"), ("0.5", "50%"), ("50%", "50"), ("50 percent", "50%")):
+        assert judge(reply, gold, checker=checker).correct
+    for reply, gold in (("50%", "5"), ("0.05", "50%"), ("5%", "50%")):
+        assert not judge(reply, gold, checker=checker).correct
+
+
+def test_relaxed_is_near_a_percentage_too():
+    assert judge("0.49", "50%", checker="relaxed").correct
+    assert not judge("0.4", "50%", checker="relaxed").correct
 
 
 def test_exact_keeps_case():

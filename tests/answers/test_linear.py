@@ -13,7 +13,7 @@ from re import _parser
 import pytest
 
 import vistill.answers
-from vistill.answers import characters, extract
+from vistill.answers import boxes, characters, extract
 from vistill.answers.checkers import auto
 
 FAMILIES = {
@@ -99,9 +99,9 @@ def test_no_pattern_has_a_repeat_without_limit_inside_another(name, pattern):
 @pytest.mark.parametrize(
     "pattern",
     [
-        extract.BRACE,
-        extract.BARE_BOX,
-        extract.TAG,
+        boxes.BRACE,
+        boxes.BARE_BOX,
+        boxes.TAG,
         extract.MARK,
         extract.SENTENCE_END,
         characters.THOUGHT,
@@ -132,13 +132,13 @@ def test_the_characters_that_a_checker_reads_do_not_grow_with_the_reply(family, 
         extract.find_explicit(characters.readable(text), take, counter)
         counts.append(counter.characters)
     assert counts[1] <= 2 * counts[0] + 1
-    assert counts[1] <= (extract.MOST_READ + 1) * extract.WINDOW + extract.MOST_CHARACTERS
+    assert counts[1] <= (extract.MOST_READ + 1) * boxes.WINDOW + extract.MOST_CHARACTERS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scanners_find_at_most_one_span_per_token(family):
     text = (FAMILIES[family] * 20_000)[:20_000]
-    assert len(extract.find_strong(text)) <= 20_000 // 8
+    assert len(boxes.find_strong(text)) <= 20_000 // 8
     assert len(characters.outside_thoughts(text)) <= 20_000 // 7 + 1
 
 

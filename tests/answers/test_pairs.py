@@ -12,6 +12,8 @@ from vistill.answers.checkers import auto
 
 OWN = Path(__file__).parent / "pairs.jsonl"
 REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
+USERS = Path(__file__).parent / "pairs_users.jsonl"
+MODELS = Path(__file__).parent / "pairs_models.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
     "MathVista",
@@ -52,6 +54,30 @@ def test_replies_that_deny_doubt_or_wrap_an_answer():
     for pair in pairs:
         verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
         if verdict.correct != pair["correct"]:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_opinions_of_others_numbers_around_a_box_and_short_conclusions(correct):
+    pairs = [pair for pair in read(USERS) if pair["correct"] is correct]
+    assert len(pairs) >= 30
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_replies_in_the_manner_of_chat_models(correct):
+    pairs = [pair for pair in read(MODELS) if pair["correct"] is correct]
+    assert len(pairs) >= 150
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
             failed.append((pair, verdict))
     assert failed == []
 
@@ -116,6 +142,9 @@ def test_take_selects_the_first_or_the_last_commitment():
         "<think>9</think>\n\\boxed{\\text{12 cm}}",
         "**Answer:**\n\n12",
         "It is 12.",
+        "Sure! 12\n\nI hope this helps!",
+        "The answer is 15. Wait, I forgot the base. It should be 12.",
+        "We add the two lengths.\n\n12",
     ],
 )
 def test_the_position_is_that_of_the_extracted_text(reply):

@@ -72,3 +72,11 @@ def test_long_answers_of_signs_take_milliseconds():
         auto.check(f"\\boxed{{{text}}}", text, (), "last", None)
         auto.check(f"\\boxed{{{text}}}", "4", (), "last", None)
     assert time.process_time() - start < 1.0
+
+
+def test_options_that_differ_by_case_alone_are_two():
+    options = ("2\\Delta x", "2\\delta x")
+    assert judge("\\boxed{2Δx}", "A", options).correct
+    assert not judge("\\boxed{2Δx}", "B", options).correct
+    assert judge("STRASSE", "A", ("Straße", "Gasse")).correct
+    assert judge("istanbul", "A", ("İstanbul", "Ankara")).correct

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from vistill.answers.checkers import auto
 from vistill.answers.math_process import MathJudge
 from vistill.data.judging import judge_response
 from vistill.data.rows import RowReader
@@ -11,6 +12,7 @@ from vistill.data.settings import Columns, DataSettings
 from vistill.errors import ConfigError, DataError
 from vistill.evaluation.runner import protocol_number
 from vistill.evaluation.settings import EvalSettings
+from vistill.registry import checkers
 from vistill.runs.recipe_changes import compare_recipes, differences
 from vistill.training.rewards import Rewards
 from vistill.training.settings import RewardSettings
@@ -62,19 +64,29 @@ def test_limits_are_counted_once_per_step():
     rewards.math._ask = lambda *question: "time"
     prompt = Prompt("a", ("x?",), answer="2\\sqrt{3}")
     assert not judge_response("\\boxed{\\sqrt{13}}", prompt, rewards.settings, rewards.math).correct
-    group = RolloutGroup(prompt, ())
     rewards = replace(rewards, settings=replace(rewards.settings, accuracy=0.0))
-    assert rewards.metrics([group]) == {"judge/time": 1.0}
-    assert rewards.metrics([group]) == {}
+    assert rewards.metrics() == {"judge/time": 1.0}
+    assert rewards.metrics() == {}
 
 
-def test_responses_without_an_answer_are_counted(teacher):
+@pytest.mark.usefixtures("clean_registry")
+def test_responses_without_an_answer_are_counted_and_each_is_judged_once(teacher):
+    judged = []
+
+    @checkers.register("counting")
+    def count(response, answer, choices, take, math):
+        judged.append(response)
+        return auto.check(response, answer, choices, take, math)
+
     replies = ["\\boxed{12}", "\\boxed{12", "I see a triangle and a square."]
     rollouts = [
         Rollout(teacher.response_ids(text), i, Finish.STOP) for i, text in enumerate(replies)
     ]
     group = RolloutGroup(Prompt("a", ("x?",), answer="12"), tuple(rollouts))
     with MathJudge() as math:
-        rewards = Rewards(RewardSettings(), teacher, math)
+        rewards = Rewards(RewardSettings(checker="counting"), teacher, math)
         assert rewards.of([group]) == [1.0, 0.0, 0.0]
-        assert rewards.metrics([group]) == {"reward/unparsed_share": pytest.approx(2 / 3)}
+        assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
+        assert rewards.of([group]) == [1.0, 0.0, 0.0]  # a step that is done again
+        assert rewards.metrics() == {"reward/unparsed_share": pytest.approx(2 / 3)}
+    assert judged == 2 * replies

@@ -65,7 +65,7 @@ def thoughts_do_not_help(place):
 
 @situation("M106", **OTHER)
 def a_teacher_cannot_read_a_view(place):
-    from vistill.training.checks.models import unreadable_view_error
+    from vistill.training.checks.text_only import unreadable_view_error
 
     made(place, lambda: unreadable_view_error("teacher.text_only", "RuntimeError: no"))
 

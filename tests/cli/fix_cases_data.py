@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from fix_cases import good_rows, situation, start
+from fix_cases import RECIPE, good_rows, situation, start
 
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in good_rows())
 UMLAUT = LINES.replace("How many", "Wie viele Säulen: how many")
@@ -175,3 +175,89 @@ def replies_are_not_json(place):
 def replies_lack_the_gold(place):
     place.write("antworten ü.jsonl", '{"reply": "B"}\n')
     place.line = "vistill judge 'antworten ü.jsonl'"
+
+
+@situation("D102", first=True)
+def a_line_of_a_utf_16_file_is_not_json(place):
+    file(place, "alt ü.jsonl", (LINES + "{bad\n").encode("utf-16"))
+
+
+@situation("D102", first=True)
+def a_line_of_a_packed_utf_16_file_is_a_list(place):
+    file(place, "alt ü.jsonl.gz", gzip.compress((LINES + "[1]\n").encode("utf-16")))
+
+
+@situation("D102")
+def a_utf_16_array_is_damaged(place):
+    file(place, "alt ü.json", json.dumps(good_rows(), indent=1)[:-9].encode("utf-16"))
+
+
+@situation("D102")
+def an_array_with_a_mark_is_damaged(place):
+    file(place, "alt ü.json", json.dumps(good_rows(), indent=1)[:-9].encode("utf-8-sig"))
+
+
+@situation("D102")
+def a_packed_array_with_a_mark_is_damaged(place):
+    text = json.dumps(good_rows(), indent=1)[:-9].encode("utf-8-sig")
+    file(place, "alt ü.json.gz", gzip.compress(text))
+
+
+@situation("D102")
+def a_utf_16_file_is_cut(place):
+    file(place, "alt ü.jsonl", LINES.encode("utf-16")[:-1])
+
+
+@situation("D102")
+def a_row_of_a_packed_table_has_too_many_cells(place):
+    rows = "question,images,answer\n" + "".join(
+        f"How many bars {n}?,bild {n}.png,{n}\n" for n in range(4)
+    )
+    file(place, "tabelle ü.csv.gz", gzip.compress((rows + "a,b,c,d\n").encode("utf-16")))
+
+
+def start_with_file(place, name, content):
+    """A data file in the working folder, whose name a program could take for an option."""
+    start(place, f"'data.train={name}'")
+    place.write(name, content)
+
+
+@situation("D102", first=True)
+def a_file_with_a_hyphen_is_latin_1(place):
+    start_with_file(place, "-alt ü.jsonl", UMLAUT.encode("latin-1"))
+
+
+@situation("D102")
+def a_line_of_a_file_with_a_hyphen_is_not_json(place):
+    start_with_file(place, "-alt ü.jsonl", LINES + "{bad\n")
+
+
+@situation("D102")
+def an_array_with_a_hyphen_is_damaged(place):
+    start_with_file(place, "--alt ü.json", json.dumps(good_rows(), indent=1)[:-9])
+
+
+@situation("D102")
+def a_file_with_a_hyphen_is_bzip2(place):
+    import bz2
+
+    start_with_file(place, "-alt.jsonl.bz2", bz2.compress(LINES.encode()))
+
+
+def read_only(patch):
+    """A folder in which nothing can be written."""
+    patch.setattr("vistill.errors.os.access", lambda path, mode: False)
+
+
+@situation("D102")
+def a_file_of_a_read_only_folder_is_latin_1(place):
+    file(place, "alt ü.jsonl", UMLAUT.encode("latin-1"))
+    place.patches.append(read_only)
+
+
+@situation("C003")
+def a_recipe_of_a_read_only_folder_has_a_tab(place):
+    start(place)
+    place.write("rezepte ß/mit.yaml", RECIPE.replace("train: {p", "train:\n\t{p"))
+    place.line = "vistill check 'rezepte ß/mit.yaml' --fast"
+    place.patches.append(read_only)

@@ -30,7 +30,7 @@ def in_chat(function):
     from vistill.errors import ModelError
 
     try:
-        with naming_models("vistill:student", "chat"):
+        with naming_models("vistill:student"):
             raise function()
     except ModelError as error:
         return error
@@ -48,6 +48,30 @@ def a_student_is_not_read_exactly(place):
     from vistill.models.proofs import proof_error
 
     made(place, lambda: proof_error(described(), "M114", "its first reading fails"))
+
+
+def no_language(role):
+    """The error about a model whose distributions are uniform without its image."""
+    from vistill.training.checks.text_only import (
+        TextOnlyReading,
+        TokenMeans,
+        invalid_context_error,
+    )
+
+    means = TokenMeans(9, 0.1, 6.0, 6.0)
+    reading = TextOnlyReading(role, "generic (llava)", 6.0, means, means)
+    models = SimpleNamespace(reader=lambda reader: described())
+    return invalid_context_error(reading, models, "VGS")
+
+
+@situation("M116", **STUDENT)
+def a_student_has_no_language_without_the_image(place):
+    made(place, lambda: no_language("student"), "method=vgs")
+
+
+@situation("M116", **OTHER)
+def a_teacher_has_no_language_without_the_image(place):
+    made(place, lambda: no_language("teacher"), "method=vgs")
 
 
 @situation("M115", **STUDENT)
@@ -97,6 +121,13 @@ def a_package_of_a_processor_is_missing(place):
     from vistill.models.families.processors import missing_package_error
 
     made(place, lambda: missing_package_error("a model", "torchvision"))
+
+
+@situation("E301")
+def the_packages_of_the_real_backbone_are_missing(place):
+    from vistill.studies.make_real_backbone import require_packages
+
+    made(place, lambda: require_packages(("no_such_package",)))
 
 
 @situation("D203")

@@ -239,3 +239,15 @@ def the_first_rows_are_all_bad(place):
     place.write("alle ß/weg.png", picture(1))
     rows = [{**row, "bild": ["weg.png"]} for row in good_rows() * 4]
     start(place, "data.columns.images=bild data.overlap=allow", rows=rows)
+
+
+@situation("M103", FOLDER_OR_HUB_ID=TEACHER)
+def a_teacher_is_an_adapter(place):
+    start_models(place, "'teacher.model=modelle ö/adapter' --fast")
+    place.write("modelle ö/adapter/adapter_config.json", "{}")
+
+
+@situation("M108")
+def a_teacher_has_no_tokenizer(place):
+    start_models(place, "'teacher.model=modelle ö/teacher'", "teacher")
+    (place.folder / "modelle ö/teacher/tokenizer.json").unlink()

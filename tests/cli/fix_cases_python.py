@@ -134,3 +134,67 @@ def a_model_of_python_is_misspelt(place):
     from vistill.runs.model_not_found import model_not_found_error
 
     refused(place, lambda: model_not_found_error("vistill:studnet"))
+
+
+@situation("C002")
+def a_group_of_settings_is_a_dictionary(place):
+    from vistill.training.checks.arguments import check_option_types
+
+    refused(place, lambda: check_option_types({"train": {"lr": 1e-4, "steps": 2}}))
+
+
+@situation("C002")
+def a_group_of_settings_is_nothing(place):
+    from vistill.training.checks.arguments import check_option_types
+
+    refused(place, lambda: check_option_types({"save": None}))
+
+
+@situation("C002")
+def progress_is_no_function(place):
+    from vistill.training.checks.arguments import check_option_types
+
+    refused(place, lambda: check_option_types({"progress": 7}))
+
+
+@situation("C002")
+def a_run_folder_is_a_number(place):
+    from vistill.training.checks.arguments import check_folder
+
+    refused(place, lambda: check_folder(7))
+
+
+@situation("C002")
+def a_source_of_a_model_is_nothing(place):
+    refused(place, lambda: vistill.load(None))
+
+
+@situation("C002")
+def a_share_is_too_large(place):
+    from vistill.training.checks.arguments import check_share
+
+    refused(place, lambda: check_share(2))
+
+
+@situation("C002")
+def a_response_is_a_list(place):
+    from vistill.training.checks.arguments import check_responses
+
+    refused(place, lambda: check_responses([1, 2], ["text", ["text"]]))
+
+
+@situation("C001")
+def an_argument_of_load_prompts_is_misspelt(place):
+    refused(place, lambda: vistill.load_prompts("daten 1/zeilen ü.jsonl", imges="bild"))
+
+
+@situation("D102")
+def prompts_are_one_prompt(place):
+    from vistill.training.checks.data import check_prompts
+
+    refused(place, lambda: check_prompts(vistill.Prompt("a", ("text",))))
+
+
+@situation("C005")
+def overrides_are_one_text(place):
+    refused(place, lambda: vistill.load_recipe("rezept ä.yaml", "train.lr=1e-5"))

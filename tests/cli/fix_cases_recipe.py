@@ -1,6 +1,6 @@
 """Mistakes in a recipe and on the command line."""
 
-from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, situation, start
+from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, good_rows, situation, start
 
 STAGES = RECIPE + "stages: {eins: {method: opd}, zwei: {method: va_opd}}\n"
 
@@ -78,6 +78,11 @@ def a_group_is_a_number(place):
 @situation("C002", VALUE="läufe/neuer lauf")
 def the_run_is_missing(place):
     start(place, recipe=RECIPE.replace("run: läufe/erster lauf\n", ""))
+
+
+@situation("C002", FOLDER_OR_HUB_ID="vistill:student")
+def the_student_is_missing(place):
+    start(place, recipe=RECIPE.replace("student: {model: 'vistill:student'}\n", ""))
 
 
 @situation("C002")
@@ -235,8 +240,11 @@ def a_recipe_of_the_folder_is_misspelt(place):
 
 @situation("C004", ends="M103")
 def a_shipped_recipe_is_misspelt(place):
-    start(place)
-    place.line = f"vistill check va_odp.yaml --fast 'data.train={DATA_FILE}' 'data.images=bilder é'"
+    start(place, rows=[{**r, "boxes": [1, 1, 9, 9]} for r in good_rows()])
+    columns = {"response": "response", "boxes": "boxes", "thoughts": "images"}
+    named = " ".join(f"data.columns.{key}={name}" for key, name in columns.items())
+    data = f"'data.train={DATA_FILE}' 'data.images=bilder é' {named}"
+    place.line = f"vistill check va_odp.yaml --fast {data}"
 
 
 @situation("C004", ends="D102")
@@ -322,3 +330,71 @@ def pixel_limits_are_exchanged(place):
 @situation("C101")
 def a_step_has_more_prompts_than_rows(place):
     start(place, "train.prompts_per_step=64")
+
+
+@situation("C002", first=True)
+def a_pattern_of_a_stage_is_no_expression(place):
+    stages = "stages: {eins: {method: grpo, reward: {pattern: '(a'}}, zwei: {method: va_opd}}\n"
+    start(place, recipe=RECIPE + stages)
+
+
+@situation("C002", first=True)
+def a_pattern_has_the_border_of_a_word(place):
+    start(place, r"method=grpo 'reward.pattern=<a b>\\\boxed\{'")
+
+
+@situation("C001", first=True)
+def a_group_stands_twice_in_a_key(place):
+    start(place, "data.data.min_pixels=100")
+
+
+@situation("C001")
+def a_group_is_misspelt_on_the_command_line(place):
+    start(place, "'data.colums.prompt=question'")
+
+
+@situation("C001", ends="C001")
+def a_group_is_misspelt_in_the_file(place):
+    start(place, recipe=RECIPE.replace("train: {prompts", "trian: {prompts"))
+
+
+@situation("C001")
+def a_key_of_a_misspelt_group_is_like_no_other(place):
+    start(place, "trian.zebra=1e-5")
+
+
+@situation("C101", first=True)
+def pixel_limits_of_the_file_are_exchanged(place):
+    limits = "data:\n  min_pixels: 9000\n  max_pixels: 4000"
+    start(place, recipe=RECIPE.replace("data:", limits))
+
+
+@situation("C004", ends="D102")
+def a_recipe_without_a_suffix_is_like_no_other(place):
+    start(place)
+    place.line = "vistill check 'läufe/zebra 7' --fast"
+
+
+@situation("C004", first=True)
+def a_recipe_of_the_folder_has_no_suffix(place):
+    start(place)
+    place.line = "vistill check 'rezept ä' --fast"
+
+
+@situation("C004")
+def a_run_folder_in_place_of_a_recipe_is_misspelt(place):
+    a_run_folder_is_a_recipe(place)
+    place.line = "vistill check 'läufe/alter laf' --fast"
+
+
+@situation("C002")
+def a_device_is_misspelt(place):
+    start(place, "student.device=gpu")
+    place.line = place.line.replace(" --fast", "")
+
+
+@situation("D102")
+def a_stage_names_a_column_of_equal_ids(place):
+    stages = "stages: {eins: {method: opd, data: {columns: {id: antwort}}}, zwei: {method: kd}}\n"
+    rows = [{**row, "antwort": "1"} for row in good_rows()]
+    start(place, recipe=RECIPE + stages, rows=rows)

@@ -49,6 +49,18 @@ def there_is_no_column_of_answers(place):
     start(place, "'data.columns.choices=die Optionen'")
 
 
+@situation("D101", first=True)
+def one_column_of_a_group_is_missing(place):
+    rows = [{**r, "A": "links", "B": "rechts", "answer": "A"} for r in good_rows()]
+    start(place, "data.columns.choices=A,B,C", rows=rows)
+
+
+@situation("D301", COLUMN="gold", first=True)
+def the_checker_reads_no_gold_answer(place):
+    rows = [{**r, "gold": "_*_/_#_/_@_"} for r in good_rows()]
+    start(place, "data.holdout=2 eval.checker=maze", rows=rows)
+
+
 @situation("D102", first=True)
 def the_data_file_is_misspelt(place):
     start(place, "'data.train=daten 1/zeiln ü.jsonl'")
@@ -182,6 +194,27 @@ def an_image_is_cut(place):
 @situation("D204", first=True)
 def a_row_has_no_image(place):
     start_with(place, lambda row: row.update(images=[]))
+
+
+@situation("D204", first=True)
+def the_recipe_reads_no_column_of_pictures(place):
+    rows = [{"question": r["question"], "mein Bild": r["images"][0], "answer": r["answer"]}
+            for r in good_rows()]  # fmt: skip
+    start(place, "data.columns.images=", rows=rows)
+
+
+@situation("D101", first=True)
+def a_column_of_pictures_has_an_unusual_name(place):
+    rows = [{"question": r["question"], "mein Bild": r["images"][0], "answer": r["answer"]}
+            for r in good_rows()]  # fmt: skip
+    start(place, rows=rows)
+
+
+@situation("D101")
+def a_column_of_turns_is_misspelt(place):
+    rows = [{"messages": [{"role": "user", "content": r["question"]}], "images": r["images"],
+             "answer": r["answer"]} for r in good_rows()]  # fmt: skip
+    start(place, "data.columns.prompt=mesages", rows=rows)
 
 
 @situation("D205", FILE_jsonl=DATA_FILE)
@@ -321,3 +354,24 @@ def a_visual_method_has_no_image(place):
 def a_prompt_is_too_long(place):
     start_with(place, lambda row: row.update(question="How many bars? " * 60))
     place.line = place.line.replace(" --fast", " data.max_prompt_tokens=200")
+
+
+def start_with_sisters(place, rest):
+    """Pictures next to the rows, and in a sister folder of theirs."""
+    rows = [{**r, "images": [["bild {}.png", "../fotos ß/bild {}.png"][n % 2].format(n)]}
+            for n, r in enumerate(good_rows())]  # fmt: skip
+    start(place, rest, rows=rows)
+    for number in range(6):
+        folder = ["daten 1", "fotos ß"][number % 2]
+        place.write(f"{folder}/bild {number}.png", picture(number))
+    shutil.rmtree(place.folder / IMAGE_FOLDER)
+
+
+@situation("D206", first=True)
+def images_are_in_a_sister_folder_too(place):
+    start_with_sisters(place, "data.images= data.on_bad_row=stop")
+
+
+@situation("D201")
+def the_image_folder_is_the_sister_folder(place):
+    start_with_sisters(place, "'data.images=fotos ß'")

@@ -9,7 +9,16 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from fix_cases import DATA_FILE, RECIPE, RECIPE_FILE, good_rows, situation, start, write_rows
+from fix_cases import (
+    ASSETS,
+    DATA_FILE,
+    RECIPE,
+    RECIPE_FILE,
+    good_rows,
+    situation,
+    start,
+    write_rows,
+)
 from fix_shell import Place
 
 RUN = "läufe/erster lauf"
@@ -242,3 +251,57 @@ def the_memory_is_full(place):
 def nothing_is_finite(place):
     start(place, "train.steps=3", verb="train")
     place.once["VISTILL_FAULT"] = "learn.loss:nan@every"
+
+
+@situation("S605", first=True)
+def the_second_run_to_report_is_misspelt(place):
+    folder = start_trained(place, line=f"vistill report '{RUN}' 'läufe/zweiter laf'")
+    shutil.copytree(folder, folder.with_name("zweiter lauf"))
+
+
+@situation("S605", RUN_FOLDER=RUN)
+def the_second_run_to_report_is_the_first_misspelt(place):
+    start_trained(place, line=f"vistill report '{RUN}' 'läufe/erster laf'")
+
+
+@situation("S605")
+def a_folder_to_report_holds_runs(place):
+    start_trained(place, line="vistill report läufe")
+
+
+@situation("M103")
+def a_run_to_evaluate_with_settings_is_misspelt(place):
+    start_trained(place, line="vistill eval 'läufe/erster laf' eval.limit=2 --json")
+
+
+@situation("D102", first=True)
+def a_run_continues_with_a_misspelt_file(place):
+    start_trained(place, "'data.train=daten 1/zeiln ü.jsonl'")
+
+
+@situation("D102")
+def a_run_continues_with_a_misspelt_file_of_evaluation(place):
+    start_trained(place, "'data.eval=daten 1/zeiln ü.jsonl' data.overlap=allow")
+
+
+@situation("M103")
+def a_run_continues_with_a_misspelt_model(place):
+    start_trained(place, "'teacher.model=modelle ö/teacehr'")
+    shutil.copytree(ASSETS / "teacher", place.folder / "modelle ö/teacher")
+
+
+def start_with_positions(place, count):
+    """A run whose responses are all cut off, by models with few positions."""
+    start(place, "'student.model=modelle ö/student' 'teacher.model=modelle ö/teacher' "
+          "rollout.max_new_tokens=12 train.steps=4", verb="train")  # fmt: skip
+    for name in ("student", "teacher"):
+        folder = place.folder / "modelle ö" / name
+        shutil.copytree(ASSETS / name, folder)
+        tree = json.loads((folder / "config.json").read_text())
+        tree["text_config"]["max_position_embeddings"] = count
+        (folder / "config.json").write_text(json.dumps(tree))
+
+
+@situation("R401")
+def every_response_is_cut_off_at_the_last_position(place):
+    start_with_positions(place, 41)

@@ -296,3 +296,38 @@ def a_run_of_generate_is_not_finished(place):
 @situation("D203")
 def a_question_of_generate_is_too_long(place):
     start_generate(place, "rollout.max_new_tokens=2 data.limit=2 data.max_prompt_tokens=8")
+
+
+@situation("M103", first=True)
+def a_run_of_a_chat_is_misspelt(place):
+    start_trained(place, line=f"vistill chat 'läufe/erster laf' {ASK} --max-new-tokens 2")
+
+
+@situation("M103")
+def a_run_before_is_misspelt(place):
+    start_trained(place)
+    start_chat(place, "--before 'läufe/erster laf'")
+
+
+@situation("M103")
+def an_exported_run_is_misspelt(place):
+    start_trained(place, line="vistill export 'läufe/erster laf' --to 'aus ö/neu'")
+
+
+@situation("M103")
+def a_run_of_generate_is_misspelt(place):
+    start_trained(place)
+    start_generate(place)
+    place.line = place.line.replace(STUDENT, "'läufe/erster laf'")
+
+
+@situation("D102", first=True)
+def the_data_of_generate_are_misspelt(place):
+    start_generate(place)
+    place.line = place.line.replace(f"'{DATA_FILE}'", "'daten 1/zeiln ü.jsonl'")
+
+
+@situation("D102", FILE_jsonl=DATA_FILE)
+def the_data_of_generate_are_like_no_other(place):
+    start_generate(place)
+    place.line = place.line.replace(f"'{DATA_FILE}'", "zebra.jsonl")

@@ -44,7 +44,8 @@ ELSEWHERE = ("git", "hf", "pip", "unset")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
 OPTIONS = ("--accept", "--stage", "--plugin", "--step", "--image", "--ask", "--before", "--teacher",
-           "--temperature", "--to", "--dtype", "--push", "--out", "--preview")  # fmt: skip
+           "--temperature", "--to", "--dtype", "--push", "--out", "--preview",
+           "--html")  # fmt: skip
 
 
 @dataclass
@@ -87,7 +88,8 @@ def alternatives(fix):
     follows a colon.
     """
     choices, chained, before = [], False, ""
-    for segment in re.split(r" {3,}|\n", fix):
+    segments = re.split(r" {3,}|\n", fix)
+    for segment, after in zip(segments, [*segments[1:], ""], strict=True):
         command = re.match(
             rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf|\S+/python[\d.]*)\s.*)", segment
         )
@@ -107,8 +109,9 @@ def alternatives(fix):
             steps = [Step(command[1], is_command=True, only_looks=looks)]
         else:
             steps = [Step(text) for text in settings_in(segment)]
-        if not steps and re.fullmatch(r"'?[\w./-][^:;,]*\.(yaml|toml|json)'?", segment):
-            steps = [Step(segment)]  # another file, in place of the one that was named
+        is_file = re.fullmatch(r"'?[\w./-][^:;,]*\.(yaml|toml|json)'?", segment)
+        if not steps and (is_file or after.startswith("in place of ")):
+            steps = [Step(segment)]  # another word, in place of one of the command
         for step in steps:
             if chained:
                 choices[-1].append(step)

@@ -189,11 +189,19 @@ def test_a_later_turn_reads_the_earlier_ones(student):
 
 BAD = {
     "a missing picture": (["--image", "a pictur.png"], "D201", "--image 'FOLDER/a picture.png'"),
-    "a folder": (["--image", "."], "D201", "--image FILE"),
+    "a folder": (
+        ["--image", "."],
+        "D201",
+        "--image 'a picture.png'   in place of --image .",
+    ),
     "a picture that cannot be read": (["--image", "text.png"], "D202", "--image FILE"),
     "a special token": (["--ask", "x <|im_end|>"], "D103", "remove it"),
     "no question": ([], "C002", "--ask 'What is shown?'"),
-    "a missing student": (["MODEL:vistill:studnt"], "M103", "vistill chat vistill:student"),
+    "a missing student": (
+        ["MODEL:vistill:studnt"],
+        "M103",
+        "vistill:student   in place of vistill:studnt",
+    ),
     "a missing model before": (["--before", "vistill:bas"], "M103", "--before vistill:base"),
     "a missing teacher": (["--teacher", "no/where/at/all"], "M103", "--teacher "),
     "another vocabulary": (["--teacher", "vistill:base"], "M101", "--teacher ''"),
@@ -223,7 +231,7 @@ def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path, capsys, monkeyp
     run = finished_run(tmp_path / "run", finished=False)
     status, _, err = chat(capsys, monkeypatch, run, "--ask", "x?")
     assert status == 6
-    assert f"fix   vistill chat {run}/checkpoint-000002/student" in err
+    assert f"fix   {run}/checkpoint-000002/student   in place of {run}" in err
 
 
 @pytest.mark.more

@@ -12,6 +12,7 @@ from conftest import REPO
 from typer.main import get_command
 
 from vistill.cli.explain import explain_word, long_forms
+from vistill.cli.glossary import terms
 from vistill.cli.main import app, entry
 from vistill.config import Recipe, method_schemas
 from vistill.errors import CATALOGUE, ConfigError, VistillError
@@ -142,6 +143,21 @@ def test_a_close_word_is_suggested():
         explain_word("va-odp")
     with pytest.raises(ConfigError, match="vistill explain M101"):
         explain_word("vocabulary")
+
+
+@pytest.mark.parametrize("word", ["group", "Rollouts", "reverse KL", "gold answer", "on-policy"])
+def test_a_term_of_the_glossary_is_explained(word):
+    term, _, meaning = explain_word(word).partition(": ")
+    assert term.lower() == word.lower().removesuffix("s")
+    assert len(meaning) > 10
+
+
+def test_every_term_of_the_glossary_is_known_and_a_misspelt_one_is_suggested():
+    assert len(terms()) > 80
+    for word in terms():
+        assert explain_word(word)
+    with pytest.raises(ConfigError, match="vistill explain 'weight sync'"):
+        explain_word("wieght sync")
 
 
 def test_lists_of_codes_and_methods_are_one_line_each():

@@ -39,11 +39,13 @@ def shown(capsys, *words):
 
 SLIPS = {
     "a missing model": (["eval", "runs/nope"], 'target "runs/nope" not found',
-                        "vistill eval TARGET"),
-    "a misspelt run": (["eval", "runs/va-opd"], "not found", "vistill eval runs/va_opd"),
+                        "TARGET   in place of runs/nope"),
+    "a misspelt run": (["eval", "runs/va-opd"], "not found",
+                       "runs/va_opd   in place of runs/va-opd"),
     "a run to replay": (["replay", "runs/va-opd"], "runs/va-opd does not exist",
-                        "vistill replay runs/va_opd"),
-    "a run to report": (["report", "runs/va-opd"], "does not exist", "vistill report runs/va_opd"),
+                        "runs/va_opd   in place of runs/va-opd"),
+    "a run to report": (["report", "runs/va-opd"], "does not exist",
+                        "runs/va_opd   in place of runs/va-opd"),
     "a run folder": (["train", "runs/va_opd"], "is a folder, not a recipe",
                      "runs/va_opd/recipe.json   in place of runs/va_opd"),
     "a folder of runs": (["check", "runs"], "is a folder",

@@ -1,9 +1,11 @@
 """Every fix that an error prints works when it is pasted into a shell."""
 
+import gzip
 import importlib
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -14,10 +16,12 @@ from fix_cases import DATA_FILE, SITUATIONS, start, try_fixes
 from fix_shell import Place, alternatives, run_python
 from fix_sites import sites
 
-from vistill.errors import quote_command, quote_setting
+from vistill.data.text_files import read_text_file
+from vistill.errors import ConfigError, DataError, quote_command, quote_setting
+from vistill.training.settings import RewardSettings
 
 for module in ("recipe", "rows", "data", "runs", "models", "plugins", "built", "python",
-               "student", "families", "judge", "shapes"):  # fmt: skip
+               "student", "inputs", "families", "judge", "shapes"):  # fmt: skip
     importlib.import_module(f"fix_cases_{module}")
 
 #: Forms of a fix that no situation shows, each with the reason.
@@ -132,6 +136,29 @@ def test_a_fix_is_split_into_what_can_be_pasted():
     assert (steps[0].text, steps[0].wrong) == ("train.lr=1e-5", "train.lrr")
     with pytest.raises(AssertionError):
         run_python("vistill.load_recipe(FILE, nothing=1)", REPO)
+
+
+@pytest.mark.parametrize("pattern", ["(a", r"\boxed\{"])
+def test_the_proposed_pattern_finds_a_boxed_answer(pattern):
+    with pytest.raises(ConfigError) as caught:
+        RewardSettings(pattern=pattern)
+    (word,) = shlex.split(caught.value.fix)
+    assert re.search(word.partition("=")[2], r"The answer is \boxed{7}.")
+
+
+def test_a_command_that_shows_a_line_shows_this_line(tmp_path):
+    for name, packed, encoding in (
+        ("a", False, "utf-16"),
+        ("b", True, "utf-16"),
+        ("c", True, "utf-8"),
+    ):
+        file = tmp_path / f"{name} ü.jsonl"
+        data = '{"question": "ä"}\n{bad ü\n'.encode(encoding)
+        file.write_bytes(gzip.compress(data) if packed else data)
+        (error,) = [row for _, row in read_text_file(file) if isinstance(row, DataError)]
+        command = error.fix.partition("   ")[2]
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert done.stdout == "{bad ü\n"
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", "ü", "[a]", "{x}", "$HOME", "a\\b", "*", "~"])

@@ -3,6 +3,7 @@
 It names everything that is missing.
 """
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -55,7 +56,7 @@ def init_recipe(name="va-opd", data="data.jsonl"):
             {"prompt": "problem", "images": "image", "answer": "solution"},
         ),
         (
-            {"answer": None, "gold": lambda n: n, "options": ["1", "2"]},
+            {"answer": None, "gold": str, "options": lambda n: [str(n), str(n + 100)]},
             {"answer": "gold", "choices": "options"},
         ),
         ({"choices": "A or B"}, {"choices": ""}),
@@ -72,15 +73,26 @@ def test_the_columns_of_the_data_are_mapped(columns, expected):
     assert check("va_opd.yaml", ["run=x"], fast=True)
 
 
+LETTER = "Put the letter of the right option in \\boxed{{}}."
+
+
 def test_choices_are_put_below_the_question_unless_it_lists_them_already():
-    rows(choices=["red", "blue"])
+    rows(choices=["red", "blue"], answer="red")
     text, recipe = init_recipe()
-    assert recipe.data.template == "{prompt}\n{choices}"
+    assert recipe.data.template == f"{{prompt}}\n{{choices}}\n{LETTER}"
     assert "template  {prompt}\\n{choices}" in text
-    rows(choices=["red", "blue"], question="red or blue, {n}?", file="inside.jsonl")
+    rows(choices=["red", "blue"], answer="red", question="red or blue, {n}?", file="inside.jsonl")
     text, recipe = init_recipe("opd", "inside.jsonl")
-    assert recipe.data.template == "{prompt}"
+    assert recipe.data.template == f"{{prompt}}\n{LETTER}"
     assert "list their choices already" in text
+
+
+def test_a_question_that_lists_its_options_without_the_letters_of_the_answers_gets_them():
+    rows(choices=["red", "blue"], answer="B", question="red or blue, {n}?")
+    assert init_recipe()[1].data.template.startswith("{prompt}\n{choices}")
+    question = "Which colour, {n}?\n(A) red\n(B) blue"
+    rows(choices=["red", "blue"], answer="B", question=question, file="marked.jsonl")
+    assert init_recipe("opd", "marked.jsonl")[1].data.template == f"{{prompt}}\n{LETTER}"
 
 
 def test_evaluation_rows_are_held_out_or_from_a_file_and_keep_best_needs_them():
@@ -136,7 +148,7 @@ def test_what_the_method_needs_and_the_data_lack_is_named():
     ("name", "method", "guessed"),
     [("vaopd", "va_opd", True), ("VA-OPD", "va_opd", False), ("vgs-lp", "vgs", False),
      ("va-odp", "va_opd", True), ("visualopsd", "visual_opsd", True),
-     ("grpo-vgs-2", "grpo_vgs", False)],
+     ("grpo-vgs-2", "grpo_vgs", False), ("va_opdd", "va_opd", True)],
 )  # fmt: skip
 def test_a_method_is_understood_without_its_hyphens_and_by_its_near_name(name, method, guessed):
     text, recipe = init_recipe(name, "diagrams")
@@ -166,7 +178,12 @@ def test_values_that_are_not_the_defaults_are_those_of_the_paper_or_say_so():
     init_recipe()
     tree = parse_text(Path("va_opd.yaml").read_text(), Path("r.yaml"))
     departs = {"run", "student.model", "teacher.model", "method", "data.train", "data.holdout"}
-    departs |= {"data.max_image_tokens", "rollout.max_new_tokens", "eval.max_new_tokens"}
+    departs |= {
+        "data.template",
+        "data.max_image_tokens",
+        "rollout.max_new_tokens",
+        "eval.max_new_tokens",
+    }
     for key, value in flatten(tree).items():
         default = all_keys()[key].get("default")
         assert value == default or key in departs, key
@@ -229,3 +246,116 @@ def test_init_names_the_format_of_another_trainer_and_its_recipe_passes_check(ro
     findings = check("va_opd.yaml", ["run=x"], fast=True)
     (lines,) = findings.values()
     assert any(words in line.summary for line in lines)
+
+
+def test_pictures_in_the_turns_of_a_conversation_are_pictures():
+    picture = {"type": "image_url", "image_url": {"url": "a.png"}}
+    parts = [[picture, {"type": "text", "text": f"How many, {n}?"}] for n in range(40)]
+    lines = [{"messages": [{"role": "user", "content": p}], "answer": "7"} for p in parts]
+    lines[3]["messages"][0]["content"] = "How many?"
+    Path("data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "1 of 40 rows have no picture" in init_recipe("va-opd")[0]
+
+
+# ---- checker and answer instruction ----
+
+BOXED = "\nPut the final answer in \\boxed{{}}."
+PEOPLE = [{"answer": "red", "answer_id": n} for n in range(8)] + [{"answer": "pink"}] * 2
+GRID = ["_*_", "_#_", "_@_"]
+DATA = {
+    "0 and 1": ({"question": "Is it {n}?", "answer": lambda n: str(n % 2)}, "yes_no",
+                "\nAnswer with yes or no in \\boxed{{}}."),
+    "counts": ({"question": "How many, {n}?", "answer": lambda n: n % 2}, "auto", BOXED),
+    "yes and no": ({"answer": lambda n: ("Yes", "no")[n % 2]}, "yes_no",
+                   "\nAnswer with yes or no in \\boxed{{}}."),
+    "people": ({"answer": None, "answers": PEOPLE, "multiple_choice_answer": "red"}, "vqa",
+               "\nAnswer the question using a single word or phrase."),
+    "numbers": ({"answer": lambda n: n + 0.5}, "auto", BOXED),
+    "chartqa": ({"answer": lambda n: n + 0.5, "source": "ChartQA"}, "relaxed", BOXED),
+    "chartqapro": ({"answer": lambda n: n + 0.5, "source": "ChartQAPro"}, "auto", BOXED),
+    "docvqa": ({"source": "docvqa_train"}, "anls",
+               "\nAnswer the question using a single word or phrase."),
+    "ocrbench": ({"answer": "w{n}", "dataset_name": "OCRBench"}, "contains", ""),
+    "mazes": ({"answer": None, "extra": {"grid": GRID}}, "maze",
+              "\nPut the moves, such as L,R,U,D, in \\boxed{{}}."),
+    "letters": ({"question": "{n}? (A) 1 (B) 2", "answer": "B"}, "auto", f"\n{LETTER}"),
+    "instructed": ({"question": "How many, {n}? Answer with only the number."}, "auto", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_checker_and_the_instruction_follow_from_the_rows_and_pass_check(name):
+    changed, checker, instruction = DATA[name]
+    rows(**changed)
+    text, recipe = init_recipe("grpo")
+    assert (recipe.eval.checker, recipe.reward.checker) == (checker, checker)
+    assert recipe.data.template == "{prompt}" + instruction
+    assert f"checker  {checker}: " in text
+    assert "instruction  " in text
+    assert check("grpo.yaml", ["run=x"], fast=True)
+
+
+def test_a_list_of_accepted_answers_is_taken_before_one_of_them():
+    rows(extra=lambda n: {"answers": [str(n), f"{n} cm"]})
+    assert init_recipe()[1].data.columns.answer == "extra.answers"
+    rows(extra=lambda n: {"answers": [f"other {n}", "x"]}, file="other.jsonl")
+    assert init_recipe("opd", "other.jsonl")[1].data.columns.answer == "answer"
+
+
+@pytest.mark.parametrize("odd", ["None", "nan", {"x": 1}, None])
+def test_one_odd_cell_does_not_hide_the_column_and_is_named(odd):
+    rows(answer=lambda n: odd if n == 3 else "w{n}")
+    text, recipe = init_recipe()
+    assert recipe.data.columns.answer == "answer"
+    assert ("1 of 40 cells of answer cannot be read as answer" in text) == (odd is not None)
+
+
+def test_responses_of_the_data_keep_the_form_of_their_answers():
+    rows(response="It is {n}")
+    text, recipe = init_recipe("sft")
+    assert recipe.data.template == "{prompt}"
+    assert "the responses are in the data" in text
+
+
+def test_commands_are_quoted_for_the_shell():
+    rows(file="my data.jsonl")
+    text = write_recipe("my opd ä.yaml", "vistill:student", "vistill:teacher", "my data.jsonl")
+    assert "vistill check 'my opd ä.yaml'   then   vistill train 'my opd ä.yaml'" in text
+    head = Path("my opd ä.yaml").read_text().splitlines()[1]
+    assert head.endswith("--data 'my data.jsonl'")
+
+
+def test_few_rows_held_out_are_said_to_be_coarse():
+    rows()
+    assert "one of 4 rows is 25 points of accuracy" in init_recipe()[0]
+    assert "fewer than 2,000" in init_recipe("opd", "hf:owner/name[train]")[0]
+
+
+def test_rows_of_the_whole_file_are_looked_at():
+    rows(1000, answer=lambda n: "yes" if n < 500 else "word")
+    assert init_recipe()[1].eval.checker == "auto"
+
+
+# ---- columns that belong together ----
+
+
+def test_numbered_columns_of_images_and_options_in_text_are_mapped():
+    images = {"image_1": "a.png", "image_2": lambda n: "a.png" if n % 2 else None}
+    rows(images=None, options="['30', \"it's 40\"]", answer="B", **images)
+    _, recipe = init_recipe()
+    assert recipe.data.columns.images == "image_1,image_2"
+    assert recipe.data.columns.choices == "options"
+    assert check("va_opd.yaml", ["run=x"], fast=True)
+
+
+def test_one_column_per_option_is_mapped_in_a_table_with_pictures_in_base64():
+    picture = base64.b64encode(Path("a.png").read_bytes()).decode()
+    lines = ["index\tquestion\tA\tB\tC\tanswer\timage"]
+    lines += [f"{n}\tWhat is {n}?\tcat\tdog\t{'' if n % 3 else 'cow'}\tB\t{picture}"
+              for n in range(40)]  # fmt: skip
+    Path("bench.tsv").write_text("\n".join(lines) + "\n")
+    _, recipe = init_recipe(data="bench.tsv")
+    assert (recipe.data.columns.choices, recipe.data.columns.images) == ("A,B,C", "image")
+    findings = check("va_opd.yaml", ["run=x"], fast=True)
+    shown = [line.summary for lines in findings.values() for line in lines if line.what == "row"]
+    assert "| (B) dog" in shown[0]

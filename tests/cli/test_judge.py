@@ -37,6 +37,7 @@ def test_each_row_gets_a_verdict_with_its_reasons(tmp_path, capsys):
     assert [v["checker"] for v in verdicts] == ["choice", "math", "math", "relaxed"]
     assert verdicts[0] == {
         "id": "a",
+        "gold": "B",
         "correct": True,
         "extracted": "B",
         "rule": "phrase",
@@ -63,10 +64,12 @@ def test_options_choose_checker_and_commitment(tmp_path, capsys):
     ("text", "code"),
     [
         ("not json", "D102"),
-        ("[1]", "D104"),
+        ("[1]", "D102"),
         ('{"gold": "1"}', "D104"),
         ('{"reply": "1"}', "D104"),
         ('{"reply": "1", "gold": []}', "D104"),
+        ('{"reply": "1", "gold": "B", "chioces": ["1", "2"]}', "D104"),
+        ('{"response": "1", "gold": "1"}', "D104"),
         ('{"reply": "1", "gold": [null]}', "D104"),
         ('{"reply": "1", "gold": NaN}', "D104"),
         ('{"reply": "1", "gold": Infinity}', "D104"),

@@ -54,7 +54,8 @@ def test_an_evaluation_on_the_built_in_diagrams_or_on_training_rows_says_so(tmp_
         run_facts(recipe, folder_of(tmp_path / "b", training_rows=True, quarantined=0))
     )
     assert (
-        "train.jsonl   (388 rows, the TRAINING rows; the recipe names no evaluation rows)" in text
+        "train.jsonl   (388 rows, the TRAINING rows: name others by data.eval or data.holdout)"
+        in text
     )
 
 

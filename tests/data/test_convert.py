@@ -78,6 +78,18 @@ def test_a_picture_that_cannot_be_converted_stays(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
 
 
+def test_the_first_of_several_pages_is_converted_and_named(tmp_path, capsys):
+    path = tmp_path / "pages.tif"
+    second = Image.new("RGB", (40, 20), "blue")
+    path.write_bytes(encoded(half_red(), "TIFF", save_all=True, append_images=[second, second]))
+    with pytest.raises(DataError) as caught:
+        decode_image(path.read_bytes(), "row", path=path)
+    assert "of several pages the first one is taken" in caught.value.note
+    assert main([str(tmp_path)]) == 0
+    assert "page 1 of 3, the others are only there" in capsys.readouterr().out
+    assert decode_image(path.read_bytes(), "").getpixel((0, 0)) == (255, 0, 0)
+
+
 def ramp(top, mode):
     kind = {"I": np.int32, "F": np.float32}[mode]
     return Image.fromarray(np.linspace(0, top, 64).reshape(8, 8).astype(kind))
@@ -96,6 +108,9 @@ def test_a_range_that_would_turn_a_picture_black_is_refused(mode, top, white):
         with pytest.raises(DataError, match="ambiguous") as caught:
             normalise(ramp(top, mode), "here")
         assert caught.value.code == "D202"
+        scale = {"F": 1, "I": 65535}[mode]  # what the message advises
+        assert caught.value.fix.endswith(f"0..{scale:,}")
+        assert normalise(ramp(scale, mode), "here").getpixel((7, 7))[0] == 255
     else:
         assert normalise(ramp(top, mode), "here").getpixel((7, 7))[0] == white
 

@@ -219,6 +219,12 @@ def test_how_many_people_gave_an_answer_is_kept():
     assert read_gold(["red"] * 10, (), "row") == "red"
 
 
+def test_the_rows_of_a_maze_are_one_gold_answer():
+    rows = ["_*_", "_#_", "_@_"]
+    assert read_gold(rows, (), "row") == read_gold(str(rows), (), "row") == "_*_/_#_/_@_"
+    assert read_gold(["_*_", "___"], (), "row") == ("_*_", "___")
+
+
 def test_a_maze_stays_a_grid():
     maze = '[["@", "_"], ["#", "*"]]'
     assert read_gold(maze, (), "row") == maze

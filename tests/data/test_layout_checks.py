@@ -1,6 +1,7 @@
 """Pictures and texts of rows in other formats are read or refused, never dropped in silence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -108,3 +109,44 @@ def test_numbered_columns_of_images_are_read_in_order(folder):
     prompt, notes = load_one(folder, row)
     assert shown(prompt) == "<b> or <a>?"
     assert "image_1, image_2, image_3" in notes[0]
+    named, _ = load_one(folder, row | {"question": "<image>?"}, Columns(images="image_2"))
+    assert shown(named) == "<b>?"
+    named, _ = load_one(folder, row, Columns(images="image_2, image_1"))
+    assert shown(named) == "<a> or <b>?"
+
+
+def test_numbered_columns_are_read_where_rows_must_have_an_image(folder):
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps({"question": "Q", "image_1": "a.png", "answer": "4"}))
+    (prompt,) = load_rows(str(path), DataSettings(train=str(path)), None).prompts
+    assert shown(prompt) == "<a>Q"
+
+
+OPTIONS = {"question": "Q", "image": "a.png", "A": "cat", "B": 40, "C": "dog", "D": None}
+
+
+def test_one_column_per_option_is_read_where_the_gold_answers_are_their_letters(folder):
+    columns = Columns(images="image")
+    prompt, notes = load_one(folder, OPTIONS | {"answer": "B"}, columns)
+    assert (prompt.choices, prompt.answer) == (("cat", "40", "dog"), "B")
+    assert "options: one column each, A, B, C, D" in notes[0]
+    prompt, _ = load_one(folder, OPTIONS | {"answer": "40"}, columns)
+    assert (prompt.choices, prompt.answer) == ((), "40")
+    prompt, _ = load_one(folder, OPTIONS | {"answer": "40"}, replace(columns, choices="A,B,C,D"))
+    assert (prompt.choices, prompt.answer) == (("cat", "40", "dog"), "40")
+
+
+def test_an_empty_option_between_others_is_refused(folder):
+    with pytest.raises(DataError) as caught:
+        load_one(
+            folder,
+            OPTIONS | {"B": None, "answer": "C"},
+            Columns("question", "image", choices="A,B,C"),
+        )
+    assert caught.value.code == "D104"
+
+
+def test_a_missing_column_of_a_group_is_named_with_those_that_there_are(folder):
+    with pytest.raises(DataError) as caught:
+        load_one(folder, OPTIONS | {"answer": "B"}, Columns("question", "image", choices="A,B,E"))
+    assert (caught.value.code, caught.value.fix) == ("D101", "data.columns.choices=A,B")

@@ -228,6 +228,8 @@ def test_an_image_path_in_a_parquet_file_follows_the_same_rules(folder, name, co
         ({"choices": 5}, "D104"), ({"choices": "AB"}, "D104"), ({"choices": ["\ud83d"]}, "D104"),
         ({"choices": ["<|image_pad|>"]}, "D103"), ({"boxes": 7}, "D207"),
         ({"boxes": [[1, 2, 3, 4], 5]}, "D207"), ({"boxes": [90, 90, 99, 99]}, "D207"),
+        ({"boxes": [0, 0, float("inf"), 9]}, "D207"), ({"boxes": [float("nan"), 0, 9, 9]}, "D207"),
+        ({"answer": float("inf")}, "D104"),
         ({"images": {"bytes": 10**15}}, "D202"), ({"images": {"bytes": "x"}}, "D202"),
         ({"id": "\ud83d"}, "D104"), ({"answer": "\ud83d"}, "D104"),
         ({"images": ["loop.png"]}, "D206"),

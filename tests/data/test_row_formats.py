@@ -62,8 +62,8 @@ FILES = {
     "wrapped.json": json.dumps({"version": 1, "data": ROWS}).encode(),
     "pretty.jsonl": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
     "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
-    "rows.jsonl.gz": gzip.compress(lines(ROWS).encode()),
-    "named_otherwise": gzip.compress(json.dumps(ROWS).encode()),
+    "rows.jsonl.gz": gzip.compress(lines(ROWS).encode(), mtime=0),
+    "named_otherwise": gzip.compress(json.dumps(ROWS).encode(), mtime=0),
     "utf16.jsonl": lines(ROWS).encode("utf-16"),
     "utf16.json": json.dumps(ROWS, indent=1).encode("utf-16"),
     "rows[1]*.jsonl": lines(ROWS).encode(),
@@ -73,7 +73,7 @@ TABLES = {
     "rows.CSV": b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").encode(),
     "rows.tsv": b"question\timages\tanswer\nWhat is 0?\t0.png\t0\nWhat is 1?\t1.png\t1\n",
     "semicolons.csv": b"question;images;answer\nWhat is 0?;0.png;0\nWhat is 1?;1.png;1\n",
-    "rows.csv.gz": gzip.compress(TABLE.encode()),
+    "rows.csv.gz": gzip.compress(TABLE.encode(), mtime=0),
 }
 
 
@@ -149,7 +149,7 @@ def test_a_pattern_reads_all_files_where_no_file_has_that_name(folder):
         ("rows.pkl", b"\x80\x04" + bytes(9), "JSON Lines or Parquet"),
         ("rows.jsonl", bytes(range(256)) * 3 + bytes(99), "JSON Lines or Parquet"),
         ("rows.jsonl", lines(ROWS).encode("utf-16-le"), "iconv -f UTF-16LE"),
-        ("rows.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-9], "gunzip -t"),
+        ("rows.jsonl.gz", gzip.compress(lines(ROWS).encode(), mtime=0)[:-9], "gunzip -t"),
         ("rows.csv", b"question,answer,answer\na,b,c\n", "rename"),
         ("rows.csv", b'question,answer\n"a,b\n', "sed -n"),
     ],

@@ -261,6 +261,16 @@ def test_every_part_can_be_frozen_and_no_weight_belongs_to_none(name):
 
 
 @pytest.mark.parametrize("name", families())
+def test_a_projector_is_trained_alone_where_tower_and_decoder_are_frozen(name):
+    vlm = build_family(name)
+    freeze_parts(vlm, ("tower", "language", "head"))
+    trained = {n for n, p in vlm.model.named_parameters() if p.requires_grad}
+    words = ("projector", "connector", "newline", "merger", "downsample")
+    assert trained
+    assert all(any(word in n for word in words) for n in trained)
+
+
+@pytest.mark.parametrize("name", families())
 def test_a_saved_folder_loads_here_and_in_plain_transformers(name, models, varied, tmp_path):
     vlm = models(name)
     save_vlm(vlm, tmp_path)

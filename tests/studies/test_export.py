@@ -226,14 +226,14 @@ def test_an_unfinished_run_is_refused_with_its_newest_checkpoint(tmp_path, capsy
     code, _, err = run_verb(capsys, "export", run)
     assert code == 6
     assert "error[S605]" in err
-    assert f"fix   vistill export {run}/checkpoint-000002/student" in err
+    assert f"fix   {run}/checkpoint-000002/student   in place of {run}" in err
     assert not run.with_name("r-export").exists()
 
 
 def test_a_model_that_does_not_exist_is_named_in_words_of_the_verb(tmp_path, capsys):
     code, _, err = run_verb(capsys, "export", "vistill:studnt")
     assert code == 4
-    assert "fix   vistill export vistill:student" in err
+    assert "fix   vistill:student   in place of vistill:studnt" in err
     assert "student.model" not in err
 
 
@@ -369,6 +369,7 @@ def test_a_missing_model_is_said_at_once(tmp_path, monkeypatch, name):
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # no test asks a real hub
     monkeypatch.setattr(hub, "hub_answers", asked.append)
     with (
         pytest.raises(ModelError) as caught,

@@ -14,13 +14,14 @@ from vistill.cli.main import entry
 from vistill.config import build_recipe
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, DataError
+from vistill.evaluation.settings import EvalSettings
 from vistill.registry import checkers
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.studies.check import check
 from vistill.training.build import make_setup
 from vistill.training.checks.check import run_checks
-from vistill.training.checks.data import DATA_CHECKS, check_no_limits
+from vistill.training.checks.data import DATA_CHECKS, check_no_limits, load_rows
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.special_tokens import check_special_tokens_of_models
 from vistill.training.recipe import ModelSettings, Recipe
@@ -132,6 +133,68 @@ def test_pixel_limits_next_to_prompts_that_are_passed_in_are_refused(name):
     assert name in caught.value.fix
 
 
+# ---- without a model ----
+
+
+def fast(tmp_path, golds, method, *words, **more):
+    source = write_rows(tmp_path, golds, **more)
+    (tmp_path / "r.yaml").write_text(
+        f"run: {tmp_path}/run\nstudent: {{model: 'vistill:student'}}\nmethod: {method}\n"
+        f"teacher: {{model: 'vistill:teacher'}}\ndata: {{train: {source}}}\n"
+        "train: {prompts_per_step: 2, steps: 1}\nsave: {keep_best: none}\n"
+    )
+    return check(str(tmp_path / "r.yaml"), words, fast=True)
+
+
+FAST = {
+    "grpo without an answer": (["7", None, "8"] * 9, "grpo", (), "D302"),
+    "sft of the teacher without an answer": (
+        [None] * 9, "sft", ("sft.responses=teacher",), "D302"),
+    "sft without a response": (["7"] * 9, "sft", (), "D303"),
+    "no thoughts": (["7"] * 9, "visual_opsd", (), "D304"),
+    "a gate without answers": (
+        [None] * 9, "visual_opsd", ("data.columns.thoughts=images",), "D302"),
+    "mazes of numbers, in evaluation": (
+        ["7"] * 30, "opd", ("data.holdout=3", "eval.checker=maze"), "D301"),
+    "mazes of numbers, rewarded": (["7"] * 30, "grpo", ("reward.checker=maze",), "D301"),
+    "no image": (["7"] * 9, "va_opd", ("data.text_only=plain", "data.columns.images=no"), "D305"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_fast_refuses_what_a_start_refuses_about_the_rows(tmp_path, name):
+    golds, method, words, code = FAST[name]
+    more = {"no": []} if code == "D305" else {}
+    with pytest.raises(DataError) as caught:
+        fast(tmp_path, golds, method, *words, **more)
+    assert caught.value.code == code
+    if code == "D301":
+        assert caught.value.fix.startswith(("eval.checker=auto", "reward.checker=auto"))
+
+
+@pytest.mark.parametrize(
+    ("golds", "method", "words"),
+    [
+        (["_*_/___/_@_"] * 9, "grpo", ["reward.checker=maze", "data.holdout=0"]),
+        (["1", "0"] * 5, "grpo", ["reward.checker=yes_no"]),
+        ([None] * 9, "visual_opsd",
+         ["visual_opsd.gate=false", "data.columns.thoughts=images", "data.holdout=0"]),
+    ],
+)  # fmt: skip
+def test_fast_accepts_what_a_checker_or_a_knob_allows(tmp_path, golds, method, words):
+    (lines,) = fast(tmp_path, golds, method, *words).values()
+    assert "satisfied by" in {line.what: line.summary for line in lines}["method"]
+
+
+def test_fast_sets_unreadable_gold_answers_aside_as_a_start_does(tmp_path):
+    golds = ["7"] * 199 + [UNREADABLE]
+    (lines,) = fast(tmp_path, golds, "grpo", "reward.checker=blind").values()
+    shown = {line.what: line.summary for line in lines}
+    assert shown["data"].startswith("199 training rows")
+    assert "1 quarantined, first:" in shown["data"]
+    assert "D301" in shown["data"]
+
+
 # ---- notes ----
 
 
@@ -141,15 +204,23 @@ def notes(train=(), evaluation=(), needs=(), **groups):
     return "\n".join(notes_on_run(recipe, needs, train, evaluation))
 
 
+ANSWERED = Prompt("e", ("?",), answer="7")
+
+
 def test_settings_that_are_rarely_meant_are_noted():
-    assert notes() == ""
     best = {"save": SaveSettings(keep_best="accuracy")}
     assert "no evaluation row:" in notes(**best)
     assert "no evaluation row with a gold answer" in notes(evaluation=[Prompt("a", ("?",))], **best)
     assert notes(evaluation=[Prompt("a", ("?",), answer="7")], **best) == ""
+    train = [Prompt(str(n), ("?",)) for n in range(30)]
+    assert "(data.holdout=3, data.eval=FILE, or save.keep_best=none)" in notes(train, **best)
+    assert "measures no accuracy (data.eval=FILE, or eval.every=0)" in notes()
+    assert notes(eval=EvalSettings(every=0)) == ""
     greedy = {"rollout": RolloutSettings(temperature=0.0)}
     assert "comparing siblings" in notes(needs=("siblings",), **greedy)
-    assert notes(**greedy) == ""
+    assert notes(evaluation=[ANSWERED], **greedy) == ""
+    same = Recipe("x", ModelSettings("m"), method="opd", teacher=ModelSettings("m"))
+    assert "are the same model" in "\n".join(notes_on_run(same, (), [], [ANSWERED]))
 
 
 def test_options_that_the_question_does_not_show_are_noted():
@@ -158,7 +229,7 @@ def test_options_that_the_question_does_not_show_are_noted():
     letters = Prompt("c", ("What is it?",), choices=("A", "B"))
     assert "1 rows have options that the question does not show" in notes([hidden, shown, letters])
     settings = DataSettings(template="{prompt}\n{choices}")
-    assert notes([hidden], data=settings) == ""
+    assert notes([hidden], [ANSWERED], data=settings) == ""
 
 
 def test_what_was_detected_is_said_by_check_and_at_the_start(tmp_path):
@@ -227,9 +298,42 @@ def test_the_page_shows_pictures_views_prompt_and_gold_as_the_models_see_them(tm
 def test_the_option_of_the_command_line_writes_the_page(tmp_path, capsys):
     rows = [{"question": "What?", "images": ["a.png"], "answer": "7"}]
     page_of(tmp_path, True, rows)
-    file = tmp_path / "other page.html"
+    file = tmp_path / "new folder" / "other page.html"
+    command = ["check", str(tmp_path / "r.yaml"), "--fast", "--preview", str(file)]
+    for place in (f"written to {file}, in a new folder\n", f"written to {file}\n"):
+        with pytest.raises(SystemExit) as stop:
+            entry(command)
+        assert stop.value.code == 0
+        assert place in capsys.readouterr().out
+        assert file.exists()
+
+
+@pytest.mark.parametrize("content", ["<html><title>my report</title></html>", ""])
+def test_a_page_of_another_origin_is_never_overwritten(tmp_path, content, capsys):
+    page_of(tmp_path, True, [{"question": "What?", "images": ["a.png"], "answer": "7"}])
+    file = tmp_path / "mine.html"
+    file.write_text(content)
     with pytest.raises(SystemExit) as stop:
         entry(["check", str(tmp_path / "r.yaml"), "--fast", "--preview", str(file)])
-    assert stop.value.code == 0
-    assert str(file) in capsys.readouterr().out
-    assert file.exists()
+    assert stop.value.code == 6
+    assert "S601" in capsys.readouterr().err
+    assert file.read_text() == content
+
+
+@pytest.mark.parametrize(("evaluated", "training"), [("train.jsonl", True), ("other.jsonl", False)])
+def test_an_evaluation_on_the_rows_of_the_training_is_recorded(evaluated, training, tmp_path):
+    for name, words in (("train.jsonl", "How many"), ("other.jsonl", "Why")):
+        rows = [{"question": f"{words} {n}?", "answer": str(n)} for n in range(4)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSettings(
+        train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / evaluated), text_only="plain"
+    )
+    recipe = SimpleNamespace(data=data)
+    recipe.located = lambda: recipe
+    setup = SimpleNamespace(
+        provided=None, recipe=recipe, purpose="eval", evaluates_training_rows=False,
+        folder=RunFolder(tmp_path),
+    )  # fmt: skip
+    load_rows(setup)
+    assert setup.evaluates_training_rows is training
+    assert json.loads((tmp_path / "data.json").read_text())["eval"] == data.eval

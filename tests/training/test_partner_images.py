@@ -72,13 +72,13 @@ def test_where_its_rows_differ_the_partner_is_the_next_row():
 def thought_pairs(encoded, rows):
     """Pairs (thoughts of the row, thoughts in the view) of every row encoded with thoughts.
 
-    The proofs at load encode images of their own, two a prompt.
+    Checks at the start encode prompts without images, and images of their own, two a prompt.
     """
     of_row = {image_bytes(p.images[0].load()): pixels(p.thoughts) for p in rows}
     return [
-        (of_row[image_bytes(first)], [image_bytes(image) for image in thoughts])
-        for _, (first, *thoughts) in encoded
-        if thoughts and image_bytes(first) in of_row
+        (of_row[image_bytes(images[0])], [image_bytes(image) for image in images[1:]])
+        for _, images in encoded
+        if len(images) > 1 and image_bytes(images[0]) in of_row
     ]
 
 

@@ -11,7 +11,7 @@ from vistill.rollouts.scripted import ScriptedEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.loop import run
-from vistill.training.rollout_health import RolloutHealth
+from vistill.training.rollout_health import RolloutHealth, always_truncated_error
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
@@ -100,3 +100,17 @@ def test_a_response_that_ends_resets_the_count_of_truncated_steps():
     assert counts == [1, 2, 0, 1, 2, 3]
     assert stops == [False] * 5 + [True]
     assert not health.never_ends(replace(rollout, all_truncated="go_on"))
+
+
+@pytest.mark.parametrize(
+    ("most", "fix"),
+    [
+        (900, "rollout.max_new_tokens=24 run="),
+        (20, "rollout.max_new_tokens=20 run="),
+        (12, "rollout.all_truncated=go_on"),
+    ],
+)
+def test_a_longer_response_is_proposed_only_where_the_positions_hold_it(most, fix, tmp_path):
+    rollout = RolloutSettings(max_new_tokens=12)
+    error = always_truncated_error(RolloutHealth(3), rollout, 3, str(tmp_path), most)
+    assert error.fix.startswith(fix)

@@ -30,6 +30,18 @@ THOUGHT = re.compile(
 CLOSES = re.compile(r"/|end_of|final|unused95", re.IGNORECASE)
 #: Tokens that open or close a text or a turn.
 SPECIAL = re.compile(r"</?s>|<\|[a-zA-Z_0-9]{1,30}\|>|<(?:eos|bos|pad|end_of_turn)>", re.IGNORECASE)
+#: A greeting before a reply, and an offer or a line behind it.
+OPENING = re.compile(
+    r"(?:sure(?: thing)?|certainly|of course|absolutely|ok(?:ay)?|great question|got it"
+    r"|assistant|\u7b54)\s?[!,.:]\s{1,9}(?=\S)|\u7b54:",
+    re.IGNORECASE,
+)
+CLOSING = re.compile(
+    r"\n\s{0,9}(?:(?:i )?hope (?:this|that) helps|(?:please )?let me know if|feel free to"
+    r"|if you (?:have|need) any|is there anything else)[^\n]{0,200}\s{0,9}$"
+    r"|\n\s{0,9}[-*_]{3,9}\s{0,9}$",
+    re.IGNORECASE,
+)
 #: Special tokens that wrap an answer (GLM-V) stay.
 KEPT = {"<|begin_of_box|>", "<|end_of_box|>"}
 
@@ -77,10 +89,18 @@ def readable(reply: str) -> str:
             kept += ["\n" * (start - at), text[start:end]]
             at = end
         text = "".join([*kept, "\n" * (len(text) - at)])
-    return (
-        text
-        if "<" not in text
-        else SPECIAL.sub(
+    if "<" in text:
+        text = SPECIAL.sub(
             lambda m: m.group(0) if m.group(0) in KEPT else "\n" * len(m.group(0)), text
         )
-    )
+    return without_politeness(text)
+
+
+def without_politeness(text: str) -> str:
+    """The text with a greeting at its beginning and an offer at its end blanked."""
+    start = len(text) - len(text.lstrip())
+    if opening := OPENING.match(text, start):
+        text = "\n" * opening.end() + text[opening.end() :]
+    if closing := CLOSING.search(text, max(0, len(text) - 300)):
+        text = text[: closing.start()] + "\n" * (len(text) - closing.start())
+    return text

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics
-from vistill.answers.denials import DENIED, is_taken_back
+from vistill.answers.denials import (
+    DENIED,
+    IFS,
+    affirmed_letter,
+    is_no_statement,
+    is_taken_back,
+    is_unreal,
+)
 from vistill.answers.letters import Letters, in_range, parse_letters
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.options import (
@@ -31,19 +38,63 @@ IS_CORRECT = re.compile(
     r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
     r"|appropriate|accurate|likely|suitable|true)"
 )
+#: `only B fits`, and `A is close but B is closer`.
+ONLY = re.compile(
+    r"(?i:\bonly (?:option )?)[(\[]?([A-Z])[)\]]? (?:fits?|works?"
+    r"|matche?s?|remains|satisfies|holds|makes sense"
+    r"|is (?:left|possible|consistent|correct|right))\b"
+)
+BETTER = re.compile(
+    r"\bbut (?:option )?[(\[]?([A-Z])[)\]]? (?:is|fits|seems|looks|matches)"
+    r" (?:closer|closest|better|best)\W{0,3}$"
+)
+#: Behind denied options: `I rule out A, so it must be B`.
+CONCLUDED = re.compile(r"[,;]\s(?:and )?(?:so|therefore|thus|hence|leaving|which leaves)\b")
 #: A bare letter at the end of a sentence.
-ENDS = re.compile(r"\b(?:get|choose|select|pick|go with|so|must be|should be)\s([A-Z])\W{0,3}$")
+ENDS = re.compile(
+    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be"
+    r"|leaves(?: only| us with)?|leaving(?: only)?|(?:final|left) is"
+    r"|should be|(?:it|It)(?:'s| is))"
+    r"\s([A-Z])\W{0,3}$"
+)
+ENDS_CHINESE = re.compile(r"(?:应该?[是选为]|[是选为])\s?([A-Z])\W{0,3}$")
 ENDS_ONE = re.compile(
-    r"\b(?:one|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
+    r"\b(?:one|guess|option|choice|answer|match|statement|solution)\b[^.\n]{0,60}\bis\s([A-Z])\W{0,3}$"
 )
 ENDS_ONLY = re.compile(
     r"\b(?:is|(?:indicated|marked|shown|represented|labell?ed|denoted|given) (?:by|as|with|in))"
     r"\s([A-Z])\W{0,3}$"
 )
 #: A second option behind `or`: `(C) the third image or (D) the fourth image`.
-OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)]\s)")
+OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A-Z])[.)](?:\s|$))")
 THAN = re.compile(
     r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
+)
+
+
+#: `no` behind a letter, as a word of its own.
+NO = re.compile(r"(?:no|nope)(?=$|[,.;:!])")
+#: `A: I cannot tell` is no option A.
+REFUSES = re.compile(
+    r"^\W{0,3}(?:sorry|i(?:'m| am) (?:sorry|not|unable)"
+    r"|i (?:can't|cannot|don't|do not|could not))\b",
+    re.IGNORECASE,
+)
+#: What says something about an option and does not choose it: `Option A is too small`.
+ABOUT = re.compile(
+    r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
+    r"\b(?![^.;,]{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
+)
+ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNORECASE)
+#: Between a letter and its text: `C, which is 60`, `C (60)`.
+JOINT = re.compile(
+    r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}"
+    r"(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?",
+    re.I,
+)
+#: A letter behind the text of an option: `60 (option B)`.
+LETTER_BEHIND = re.compile(
+    r"(?:\s\(|,\s(?:which is |that is |i\.e\.,? |so )?)(?i:option|choice|answer)?\s?([A-Z])\)?$"
 )
 
 
@@ -73,11 +124,14 @@ class ChoiceReader:
             return self.read_letters(letters)
         if not len(self.options):
             return self.read_label(plain, rule)
-        for part in (plain, cut_clause(plain), right_side(plain)):
+        behind = LETTER_BEHIND.search(plain)
+        head = plain[: behind.start()] if behind else ""
+        for part in (plain, head, cut_clause(plain), right_side(plain)):
             short = part and len(part) <= self.options.longest() + 60
             named = option_of(part, self.options, self.math) if short else []
             if len(named) == 1:
-                return self.letters_of(named)
+                letters = self.letters_of(named)
+                return letters if behind is None or behind.group(1) in letters else frozenset()
         return self.read_sentence(plain, rule)
 
     def read_denial(self, plain: str) -> frozenset[str] | None:
@@ -90,9 +144,9 @@ class ChoiceReader:
         """The letters at the beginning of an answer; None for a hedge."""
         if letters.hedged and len(letters.letters) > 1:
             return None
-        if self.offers_another(letters) or self.takes_back(letters):
-            return None
-        return frozenset() if self.contradicts(letters) else letters.letters
+        if self.contradicts(letters):
+            return frozenset()
+        return None if self.offers_another(letters) or self.takes_back(letters) else letters.letters
 
     def offers_another(self, letters: Letters) -> bool:
         """Whether another option follows the text of the first behind `or`."""
@@ -103,23 +157,33 @@ class ChoiceReader:
         return any(in_range(o, len(self.options)) for o in others - letters.letters)
 
     def takes_back(self, letters: Letters) -> bool:
-        """Whether the text behind a letter denies it, and is not the text of its option."""
+        """Whether the text behind a letter does not choose it: `(A) No`, `Option A is too small`.
+
+        The text of its own option chooses it.
+        """
         rest = text_form(letters.rest)
         index = [ord(letter) - ord("A") for letter in letters.letters]
         own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
         if own and rest.startswith(own):
             return is_taken_back(rest[len(own) :])
-        if rest == "no" and not self.options.only_letters:
+        if ABOUT.match(rest) and not (self.options.only_letters or own in rest):
             return True
-        return is_taken_back(letters.rest)
+        if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):
+            return True
+        return is_taken_back(letters.rest) or bool(REFUSES.match(letters.rest))
 
     def contradicts(self, letters: Letters) -> bool:
-        """Whether the value behind a letter is another one than that of its option."""
+        """Whether a letter and the text behind it disagree.
+
+        The text is that of another option, or a value that is not the one of its own.
+        """
         index = [ord(letter) - ord("A") for letter in letters.letters]
-        rest = cut_clause(letters.rest)
+        rest = cut_clause(JOINT.sub("", letters.rest)).rstrip(" ).")
         if len(index) != 1 or not rest or index[0] >= len(self.options):
             return False
-        form, own_form = text_form(letters.rest), self.options.forms[index[0]]
+        if named := self.options.by_text(text_form(rest)):
+            return index[0] not in named
+        form, own_form = text_form(rest), self.options.forms[index[0]]
         if form.startswith(own_form) or own_form.startswith(form):
             return False
         value = parse_value(rest)
@@ -129,6 +193,19 @@ class ChoiceReader:
         if not (value.is_mathematics() and own.is_mathematics()):
             return False
         return not same_option(rest, self.options.texts[index[0]], self.math)
+
+    def has_own_text(self, letters: Letters) -> bool:
+        """Whether the brackets behind a letter hold the text of its option: `B (y)`."""
+        own = [ord(letter) - ord("A") for letter in letters.letters]
+        inner = letters.rest[1:-1] if letters.rest[:1] + letters.rest[-1:] == "()" else ""
+        return bool(inner) and self.options.by_text(text_form(inner)) == own
+
+    def read_text_and_letter(self, plain: str) -> frozenset[str]:
+        """The option whose text and letter agree: `None of the above. (E)`."""
+        behind = LETTER_BEHIND.search(plain)
+        named = self.options.by_text(text_form(plain[: behind.start()])) if behind else []
+        letters = self.letters_of(named)
+        return letters if behind and letters == frozenset(behind.group(1)) else frozenset()
 
     def read_sentence(self, plain: str, rule: str) -> frozenset[str] | None:
         """The one option that a sentence names inside it; a number that is no option is none."""
@@ -150,6 +227,27 @@ class ChoiceReader:
         named = option_of(value, self.options, self.math) if value and len(self.options) else []
         return self.letters_of(named) if len(named) == 1 else frozenset()
 
+    def denies(self, sentence: str) -> bool:
+        """Whether a sentence denies or doubts what it names: `A is wrong`, `(A) No`."""
+        if is_no_statement(sentence):
+            return True
+        letters = parse_letters(strip_markup(sentence), len(self.options))
+        return letters is not None and self.takes_back(letters)
+
+    def affirmed(self, sentence: str) -> frozenset[str]:
+        """The option that a sentence affirms next to denied ones, or behind `but`; else empty."""
+        letter = affirmed_letter(sentence)
+        if letter and in_range(letter, len(self.options)):
+            return frozenset(letter)
+        head, but, clause = sentence.rpartition(" but ")
+        stated = but and not ALL_BUT.search(head) and not self.denies(clause)
+        so = list(CONCLUDED.finditer(sentence))
+        if not stated and so and not IFS.search(sentence) and not is_unreal(sentence):
+            clause = sentence[so[-1].start() :]
+            stated = not self.denies(clause)
+        letters = set(self.mentions(clause)) if stated else set()
+        return frozenset(letters if len(letters) == 1 else "")
+
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
         """The letters of options."""
         return frozenset(self.options.letter(i) for i in named)
@@ -157,7 +255,9 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ENDS, ENDS_ONE]
+        patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE]
+        if not text.isascii():
+            patterns.append(ENDS_CHINESE)
         if self.options.only_letters:
             patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:

@@ -6,56 +6,41 @@ Each rule scans the reply once, from left to right, with patterns of bounded len
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
-from vistill.answers.denials import is_denied_before
+from vistill.answers.boxes import (
+    AND_BOX,
+    MOST_MARKS,
+    WINDOW,
+    Span,
+    Take,
+    find_boxes,
+    is_echo,
+    pick_strong,
+)
+from vistill.answers.denials import OTHERS, is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
-Take = Literal["first", "last"]
 Form = TypeVar("Form")
 
-BRACE = re.compile(
-    r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
-)
-BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
-TAG = re.compile(
-    r"<(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>|(?P<begin><\|begin_of_box\|>)"
-    r"|(?P<end><\|end_of_box\|>)",
-    re.IGNORECASE,
-)
-OR_BOX = re.compile(
-    r"(?:\}|</\w{1,12}>)[\s$)\\,*]{0,6}(?:or|或)[\s$(\\*]{0,6}(?:[a-z]{0,8}box(?:ed)?\s{0,4}\{|<\w{1,12}>)",
-    re.IGNORECASE,
-)
-#: Words of the instruction that a reply repeats instead of an answer.
-ECHO = frozenset(
-    [
-        "answer",
-        "your answer",
-        "final answer",
-        "your final answer",
-        "the answer",
-        "the final answer",
-        "letter",
-        "option",
-        "...",
-        "your answer here",
-        "answer here",
-        "number",
-        "value",
-        "x.x",
-        "ans",
-        "your choice",
-        "option letter",
-    ]
-)
 #: Words that may begin a commitment, in lower case.
 MARK = re.compile(
-    r"answer|\bans(?=\s?[:.=])|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+    r"answer|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
 )
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
 MOST_LABELLED = 60
+#: `Final: B`, `Solution: 12` on a line of its own.
+LABEL_LINE = re.compile(r"(?:final|solution)[*_]{0,2}:[*_ ]{1,4}(?=[^\n]{1,24}(?:\n|$))", re.I)
+LINE_BEGIN = re.compile(r"(?:^|\n)[\s*_#>-]{0,6}$")
+#: Behind an answer: another one replaces it, `12... actually 13`, `12 → corrected: 13`.
+REPLACES = re.compile(
+    r"(?:\.{1,3}|\u2026|[,;(-]|\u2014|\u2192|->)\s{0,2}(?:(?:no|wait|sorry|oh|hmm)[,.]?\s{1,2})?"
+    r"(?:actually|i mean|make (?:that|it)|correction|corrected(?: to)?|or rather)[,:]?\s{1,3}"
+    r"(?:it(?:'s| is)\s|that(?:'s| is)\s|the answer is\s)?"
+    r"(?=[(\[$*\\]{0,3}(?:-?\d|[A-Z](?![A-Za-z]))\S{0,20}(?:\s[a-z]{1,9})?[.)!]?\s{0,9}(?:\n|$))",
+    re.IGNORECASE,
+)
 #: `{"answer": "B"}`, `{"final_answer": 12}`.
 JSON_ANSWER = re.compile(
     r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
@@ -76,6 +61,12 @@ ANSWER = re.compile(
     rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
     re.IGNORECASE,
 )
+#: `I'd answer B`.
+I_ANSWER = re.compile(
+    r"answer\s(?:with\s)?(?:option\s|choice\s)?(?=[(\[*]{0,3}(?:[A-Z](?![A-Za-z'])|-?\d))",
+    re.IGNORECASE,
+)
+I_WOULD = re.compile(r"\bi(?:'d| would|'ll| will)?\s$", re.IGNORECASE)
 HEADING = re.compile(r"answer[*_:\s]{0,6}\n", re.IGNORECASE)
 CHINESE = re.compile(
     r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
@@ -94,7 +85,7 @@ CHOOSE = re.compile(
 SOUGHT = re.compile(r"\b(?:for|want|need|know)\s(?:the|our|an)\s$", re.IGNORECASE)
 ASKED = re.compile(r"(?<!have )(?<!had )\bto\s$|\bshould\s$", re.IGNORECASE)
 BEFORE_CHOICE = re.compile(
-    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|my|closest|matching|only|the)"
+    r"\b(?:correct|right|best|appropriate|likely|suitable|accurate|plausible|final|selected|chosen|my|closest|matching|only|the)"
     r"(?:\s(?:answer|multiple))?[\s-]{1,2}$",
     re.IGNORECASE,
 )
@@ -107,19 +98,16 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
-    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)\.|!)"
-    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)"
+    r"(?<!\bi\.e)(?<!\be\.g)\.|!)"
+    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|[\u4e00-\u9fff]|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
 )
 #: An item of a list that is an option; `- 5` is a number.
 ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")
 DISPLAY = re.compile(r"\s{0,4}(?:\\\[|\$\$)")
 DISPLAY_END = re.compile(r"\\\]|\$\$")
-#: Marks that are looked at, from the side that counts.
-MOST_MARKS = 1000
 #: Sentences that are read as an answer.
 MOST_READ = 24
-#: Characters of a sentence that are read as an answer.
-WINDOW = 300
 
 
 @dataclass(frozen=True)
@@ -132,101 +120,6 @@ class Commitment(Generic[Form]):
     rule: str
     form: Form | None
     """What the checker read; None if the span is no answer of the kind that it knows."""
-
-
-class Span(NamedTuple):
-    """A part of a reply, with the rule that found it."""
-
-    start: int
-    end: int
-    rule: str
-
-    def of(self, text: str) -> "Span":
-        """The span without spaces and decoration at its ends."""
-        start, end = self.start, self.end
-        while start < end and (text[start].isspace() or text[start] in "*_`:"):
-            start += 1
-        while end > start and (text[end - 1].isspace() or text[end - 1] in "*_`"):
-            end -= 1
-        return Span(start, end, self.rule)
-
-
-def find_boxes(text: str) -> list[Span]:
-    r"""The contents of all balanced `\boxed{...}` that are in no other box, in order."""
-    if "\\boxed" not in text and "\\fbox" not in text and "\\framebox" not in text:
-        return []
-    stack: list[int] = []
-    boxes: list[Span] = []
-    for token in BRACE.finditer(text, text.find("\\")):
-        if token.group("box"):
-            stack.append(token.end())
-        elif token.group("open"):
-            stack.append(-1)
-        elif token.group("close") and stack:
-            start = stack.pop()
-            if start >= 0:
-                while boxes and boxes[-1].start > start:
-                    boxes.pop()
-                boxes.append(Span(start, token.start(), "box"))
-    boxes += [Span(m.start(1), m.end(1), "box") for m in BARE_BOX.finditer(text)]
-    return sorted(boxes, key=lambda span: span.start)
-
-
-def find_tags(text: str) -> list[Span]:
-    """The contents of `<answer>...</answer>` and of GLM's box tokens; the last may lack its end."""
-    spans: list[Span] = []
-    if "<" not in text:
-        return spans
-    start = -1
-    for token in TAG.finditer(text):
-        if token.group("begin") or (token.group("close") == "" and not token.group("end")):
-            start = token.end()
-        elif start >= 0:
-            spans.append(Span(start, token.start(), "tag"))
-            start = -1
-    if start >= 0 and len(text) - start <= WINDOW:
-        spans.append(Span(start, len(text), "tag"))
-    return spans
-
-
-def find_strong(text: str) -> list[Span]:
-    """Boxes and tags in order; a box inside a tag belongs to the tag."""
-    tags = find_tags(text)
-    boxes = find_boxes(text)
-    inside: list[Span] = []
-    at = 0
-    for box in boxes:
-        while at < len(tags) and tags[at].end <= box.start:
-            at += 1
-        if not (at < len(tags) and tags[at].start <= box.start):
-            inside.append(box)
-    return sorted([*tags, *inside], key=lambda span: span.start)
-
-
-def pick_strong(text: str, take: Take) -> Span | None:
-    """The first or last box or tag that is not empty and does not repeat the instruction."""
-    spans = find_strong(text)
-    ordered = spans if take == "first" else spans[::-1]
-    for i, span in enumerate(ordered[:MOST_MARKS]):
-        trimmed = span.of(text)
-        if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            other = ordered[i + 1] if i + 1 < len(ordered) else None
-            return None if other and is_hedge(text, *sorted((span, other))) else trimmed
-    return None
-
-
-def is_hedge(text: str, one: Span, other: Span) -> bool:
-    r"""Whether `or` stands between two spans: `\boxed{3} or \boxed{4}`."""
-    between = text[one.end : other.start]
-    return len(between) <= 40 and bool(OR_BOX.fullmatch(between))
-
-
-def is_echo(text: str, span: Span) -> bool:
-    """Whether a span repeats the instruction (`your answer`) instead of an answer."""
-    if span.end - span.start > 60:
-        return False
-    plain = strip_markup(text[span.start : span.end]).casefold().strip("[]<>()")
-    return not plain.strip("_ .?") or plain in ECHO
 
 
 def sentence_span(text: str, at: int, rule: str) -> Span:
@@ -258,14 +151,27 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
         span = sentence_span(text, label.end(), "phrase")
         return span if span.end - span.start <= MOST_LABELLED else None
+    if word in ("final", "solution"):
+        label = LABEL_LINE.match(text, at) if LINE_BEGIN.search(before) else None
+        return sentence_span(text, label.end(), "phrase") if label else None
     if word in ("option", "choice", "conclusion"):
         full = CHOICE.match(text, at) if BEFORE_CHOICE.search(before) else None
         rule = "option"
     elif word in ("choose", "select"):
-        full, rule = (None if ASKED.search(before) else CHOOSE.match(text, at)), "option"
+        others = ASKED.search(before) or OTHERS.search(before)
+        full, rule = (None if others else CHOOSE.match(text, at)), "option"
     else:
         full, rule = CHINESE.match(text, at), "phrase"
     return sentence_span(text, full.end(), rule) if full else None
+
+
+def is_unreal_at(text: str, at: int) -> bool:
+    """Whether the sentence at a position says what would hold in another case."""
+    near = text[max(0, at - 160) : at + 160].lower()
+    if not any(word in near for word in ("would", "if ", "when ")):
+        return False
+    before = re.split(r"[.!?\n]", text[max(0, at - 160) : at])[-1]
+    return is_unreal(before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0])
 
 
 def json_answer(text: str, at: int) -> Span | None:
@@ -283,6 +189,8 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
     if before[-1:].isalpha() or before.endswith(("<", "_", "</")):
         return None
     full = ANSWER.match(text, at)
+    if full is None and I_WOULD.search(before) and (full := I_ANSWER.match(text, at)):
+        return sentence_span(text, full.end(), "phrase")
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
@@ -302,7 +210,7 @@ def find_phrases(text: str, take: Take) -> Iterator[Span]:
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)
-        if span is not None and span.end > span.start:
+        if span is not None and span.end > span.start and not is_unreal_at(text, match.start()):
             yield span.of(text)
 
 
@@ -342,17 +250,41 @@ def find_explicit(
         read_before.add(raw)
         if len(read_before) > MOST_READ:
             break
-        form = read(strip_markup(raw), span.rule)
-        if form is not None:
-            return Commitment(span.start, span.end, text[span.start : span.end], span.rule, form)
+        if (commit := read_phrase(text, span, take, read)) is not None:
+            return commit
     if best is None:
         return None
     content = text[best.start : best.end]
     if len(content) > MOST_CHARACTERS:
         return Commitment(best.start, best.end, content[:MOST_CHARACTERS], best.rule, None)
     return Commitment(
-        best.start, best.end, content, best.rule, read(strip_markup(content), best.rule)
+        best.start,
+        best.end,
+        content,
+        best.rule,
+        read(strip_markup(AND_BOX.sub(", ", content)), best.rule),
     )
+
+
+def replaced_by(text: str, span: Span) -> Span | None:
+    """What replaces an answer behind it in the same line: 13 of `12... actually 13`."""
+    match = REPLACES.search(text, span.start, span.end + 60)
+    if match is None or "\n" in text[span.start : match.end()]:
+        return None
+    return sentence_span(text, match.end(), span.rule).of(text)
+
+
+def read_phrase(
+    text: str, span: Span, take: Take, read: Callable[[str, str], Form | None]
+) -> Commitment[Form] | None:
+    """The answer of a sentence, or what replaces it in the same line if the last one counts."""
+    later = replaced_by(text, span) if take == "last" else None
+    for part in [later, span] if later else [span]:
+        content = text[part.start : part.end]
+        form = read(strip_markup(content), part.rule)
+        if form is not None:
+            return Commitment(part.start, part.end, content, part.rule, form)
+    return None
 
 
 def is_cut_in_box(text: str) -> bool:

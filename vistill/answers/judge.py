@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vistill.answers.checkers.maze import read_grid, shortest_plan
+from vistill.answers.checkers.yes_no import GOLD
 from vistill.answers.extract import Take
 from vistill.answers.math_process import MathJudge
 from vistill.answers.verdict import Verdict
@@ -38,3 +40,13 @@ def verdict_of(
 def gold_response(answer: str) -> str:
     """A response that commits to the gold answer, to test a checker."""
     return f"The answer is \\boxed{{{answer}}}."
+
+
+def right_answer(checker: str, gold: str) -> str:
+    """What a right reply states: the gold answer; yes or no for `1` and `0`, a plan for a maze."""
+    if checker == "yes_no":
+        says_yes = GOLD.get(gold.strip().casefold())
+        return gold if says_yes is None else "yes" if says_yes else "no"
+    if checker in ("maze", "maze_strict"):
+        return ",".join(shortest_plan(read_grid(gold))) or gold
+    return gold

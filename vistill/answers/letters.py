@@ -6,11 +6,11 @@ from dataclasses import dataclass
 #: Option letters where the number of options is unknown.
 MOST_LETTERS = 10
 LEAD = re.compile(
-    r"^(?:both\s)?(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
+    r"^(?:assistant:\s?)?(?:both\s)?(?:(?:therefore|thus|hence|so|then|clearly|likely|probably|definitely|simply|actually|indeed"
     r"|only|also|most likely|therefore it|i think|i believe)[, ]\s?)?"
     r"(?:(?:it|this|that|which) (?:is|would be|must be|should be|has to be)\s)?(?:the\s)?"
-    r"(?:(?:correct|right|best|final|following|given)\s)?(?:(?:answer|option|choice|letter|statement"
-    r"|选项|答案|选)s?\s?(?:is|are)?\s?[:：]?\s?)?",
+    r"(?:(?:correct|right|best|final|following|given)\s)?(?:(?:answer|ans(?=[.:])|option|choice|letter|statement"
+    r"|选项|答案|选)[s.]?\s?(?:is|are)?\s?[:：]?\s?)?",
     re.IGNORECASE,
 )
 #: Words before a letter that make it a letter: also in lower case.
@@ -23,7 +23,8 @@ GROUP = re.compile(r"\\?[({\[]\s?[A-Za-z]\s?(?:[,;、&]\s?[A-Za-z]\s?){1,9}\\?[)
 LOWER_GROUP = re.compile(r"[a-j](?:\s?[,;、]\s?[a-j]){1,9}")
 RUN = re.compile(r"[A-Z]{2,10}")
 SEPARATOR = re.compile(
-    r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及)\s?(?:possibly |maybe |perhaps )?"
+    r"\s?(?:,\s?(?:and|or)\b|[,;、/|&+]|\b(?:and|or)\b|和|或|以及|还是选?)\s?"
+    r"(?:possibly |maybe |perhaps )?"
     r"(?:(?:option|choice)s?\s)?",
     re.IGNORECASE,
 )
@@ -31,8 +32,12 @@ SEPARATOR = re.compile(
 JOINED = re.compile(
     r"\s?(?:\b(?:and|or|vs\.?)\b|[/|&])\s?(?:option\s)?[(\[]?[A-Z](?![A-Za-z])", re.IGNORECASE
 )
+#: `B - blue`; `A - B` is a difference.
+DASH_TEXT = re.compile(r"\s-{1,2}\s(?=[A-Za-z]{2}|\d)")
 DASH = re.compile(r"^[-:=]{1,2}\s")
-OR = re.compile(r"\bor\b|/|[|]|或", re.IGNORECASE)
+OR = re.compile(r"\bor\b|/|[|]|或|还是", re.IGNORECASE)
+#: `B选项`: the noun behind a letter.
+NOUN_BEHIND = re.compile(r"^(?:选项|项)(?!是)")
 #: What may follow a bare letter that stands for an option.
 AFTER = re.compile(
     r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b"
@@ -89,6 +94,9 @@ def parse_letters(text: str, num_options: int) -> Letters | None:
     if JOINED.match(body, at):
         return None
     rest = DASH.sub("", body[at:].strip())
+    marked = marked or bool(DASH_TEXT.match(body, at))
+    if NOUN_BEHIND.match(rest):
+        rest, marked = NOUN_BEHIND.sub("", rest).strip(), True
     if len(group) == 1 and not marked and not named and not stands_alone(letters, rest):
         return read_run(body, num_options)
     return Letters(frozenset(group), rest, marked or named, hedged)
@@ -116,7 +124,7 @@ def separator_at(body: str, at: int, marked: bool, num_options: int) -> "re.Matc
         and after.strip()
         and not re.match(
             r"\s?(?:[,;、/&+.)]|and\b|or\b|和|或"
-            r"|are (?:both |all )?(?:the )?(?:correct|right|true)\b)",
+            r"|are (?:both |all )?(?:the )?(?:correct|right|true)\b|都?是?(?:正确|对))",
             after,
         )
     ):

@@ -91,6 +91,8 @@ TOKEN = re.compile(
 ALIASES = str.maketrans("⁄∕º˚µ⟂", "//°°μ⊥")
 #: Units in one character.
 SIGN_OF_UNIT = re.compile("[℃℉\u2126\u212a\u3371-\u33df\u33ff]")
+#: Marks and arrows around an answer: `✅ B`, `→ 12`.
+CHECK_MARKS = "\u2705\u2714\u2611\u2713\ufe0f\U0001f449\u27a1\u2192\u21d2\u25ba\u25b6"
 QUOTES = "\"'\u2018\u2019\u201c\u201d\u00ab\u00bb"
 #: `5!`, `n!` and `(n+1)!` are mathematics, `Yes!` and `It's 12!` are not.
 FACTORIAL = re.compile(r"(?:(?<![A-Za-z0-9])(?:\d{1,20}|[A-Za-z])|\))!$")
@@ -282,7 +284,7 @@ def strip_ends(text: str) -> str:
     """Without quotes, a pair of braces, and punctuation at the ends."""
     for _ in range(6):
         before = text
-        text = text.strip().rstrip(",;:").strip()
+        text = text.strip().strip(CHECK_MARKS).rstrip(",;:").strip()
         if text.endswith("!") and (SENTENCE.search(text) or not FACTORIAL.search(text)):
             text = text.rstrip("!")
         if text.endswith(".") and not text.endswith("..."):
@@ -309,9 +311,13 @@ def is_one_group(text: str) -> bool:
 
 
 def fold_case(text: str) -> str:
-    r"""One case, but `\Delta` is not `\delta`, `Δ` not `δ`, and `5 MW` not `5 mW`."""
+    r"""One case, but `\Delta` is not `\delta`, `Δ` not `δ`, and `5 MW` not `5 mW`.
+
+    `STRASSE` is `Straße`, and the Turkish `İ` is `i`.
+    """
     parts = CASE_COUNTS.split(text)
-    return "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    folded = "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    return folded.replace("i\u0307", "i")
 
 
 def write_scripts(text: str) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vistill.answers.compare import Mathematics, same_mathematics, same_number
-from vistill.answers.denials import TEXT_DENIED, is_taken_back, last_clause
+from vistill.answers.denials import is_denied_text_before, is_taken_back
 from vistill.answers.letters import MARKED, Letters, parse_letters
-from vistill.answers.normalise import math_form, strip_markup, text_form
+from vistill.answers.normalise import fold_case, math_form, strip_markup, text_form
 from vistill.answers.values import parse_value
 
 LABEL = re.compile(r"^\s{0,3}[(\[]?([A-Za-z])(?:[)\].:、,]|\s-(?=\s))\s{0,3}(?=\S)")
@@ -17,6 +17,18 @@ SPACED_LABEL = re.compile(r"^\s{0,3}([A-Z])\s{1,3}(?=\S)")
 LABELLED = re.compile(r"(?:^|[,;]\s?(?:and\s)?|\sand\s|\s)[(\[]?([A-Z])[)\].:]\s{0,3}(?=\S)")
 INDEX = re.compile(r"\d{1,2}")
 QUESTION = re.compile(r"[^.!?]{0,80}\?")
+#: Words before a number that make it a bound, or another number.
+BOUND = re.compile(
+    r"\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|other) than|at least|at most"
+    r"|out of|\d of|over|under|above|below|exceed(?:s|ing)?|up to|half(?: of)?|twice|double|triple"
+    r"|times|minus|negative|between(?: [^\s,]{1,12} and)?|from(?: [^\s,]{1,12} to)?)\s(?:the )?$"
+)
+#: Behind the text of an option: it is a part of the answer only.
+AND_MORE = re.compile(r"\s(?:and|or|then)\s")
+#: Behind a number: it is another one, such as `60^2` and `20% of 50`.
+CHANGED = re.compile(
+    r"\s?\^|\s(?:squared|cubed|of (?=\d)|out of|or more|or less|times|plus|minus|dozen)"
+)
 #: An option that only stands for its letter.
 STAND_IN = re.compile(
     r"^\(?(?:shown|see (?:the )?(?:image|figure|picture)|image|figure)?\)?\s?", re.IGNORECASE
@@ -137,9 +149,9 @@ def same_option(answer: str, option: str, math: Mathematics | None) -> bool:
     if decided is not None:
         no_unit = not value.unit and not value.label and value.number == other.number
         return (decided and not (value.unit and not other.unit and other.label)) or no_unit
-    if value.form.casefold() == other.form.casefold() and value.form:
-        return not value.unit or value.unit == other.unit
-    if value.unit and value.unit != other.unit:
+    if fold_case(value.form) == fold_case(other.form) and value.form:
+        return not value.unit or not other.unit or value.unit == other.unit
+    if value.unit and other.unit and value.unit != other.unit:
         return False
     return same_mathematics(value, other, math)
 
@@ -179,17 +191,26 @@ def option_in(text: str, options: Options) -> list[int]:
         at = form.find(own)
         while at >= 0:
             end = at + len(own)
-            whole_words = not form[at - 1].isalnum() and not form[end : end + 1].isalnum()
-            if whole_words and not is_part_of_number(form, own, at):
+            if is_whole(form, at, end) and not is_part_of_number(form, own, at):
                 hits.append((at, end, i))
             at = form.find(own, at + 1)
-    kept = {
-        i
+    kept = [
+        (end, i)
         for at, end, i in hits
         if not any(a <= at and end <= b and (a, b) != (at, end) for a, b, _ in hits)
         and not is_denied_text(form, at, end)
-    }
-    return sorted(kept)
+    ]
+    named = sorted({i for _, i in kept})
+    partial = len(named) == 1 and all(AND_MORE.match(form, end) for end, _ in kept)
+    return [] if partial else named
+
+
+def is_whole(form: str, at: int, end: int) -> bool:
+    """Whether whole words stand at a position; Chinese words have no spaces between them."""
+    return all(
+        not form[outer : outer + 1].isalnum() or "\u4e00" <= form[inner] <= "\u9fff"
+        for outer, inner in ((at - 1, at), (end, end - 1))
+    )
 
 
 def is_part_of_number(form: str, own: str, at: int) -> bool:
@@ -198,15 +219,29 @@ def is_part_of_number(form: str, own: str, at: int) -> bool:
     if own[:1].isdigit() and form[at - 1] in ".,-/^":
         return True
     goes_on = form[end : end + 1] in tuple(".,-/") and form[end + 1 : end + 2].isdigit()
-    return own[-1:].isdigit() and goes_on
+    changed = bool(CHANGED.match(form, end)) and own[:1].isdigit()
+    return changed or (own[-1:].isdigit() and goes_on)
 
 
 def is_denied_text(form: str, at: int, end: int) -> bool:
     """Whether a sentence denies the option at a position, or asks for it."""
-    before = last_clause(form[max(0, at - 60) : at])
-    if TEXT_DENIED.search(before):
+    before = form[max(0, at - 60) : at]
+    if is_denied_text_before(before):
+        return True
+    if form[at].isdigit() and BOUND.search(before):
         return True
     return bool(QUESTION.match(form, end) or is_taken_back(form[end : end + 40]))
+
+
+def labelled_options(text: str, options: Options) -> list[str]:
+    """The letters of a text that their own options follow: `B. 40`, `C. 60`."""
+    letters = []
+    for mark in LABELLED.finditer(text[:2000]):
+        index = ord(mark.group(1)) - ord("A")
+        own = options.forms[index] if index < len(options) else ""
+        if own and text_form(text[mark.end() : mark.end() + len(own) + 20]).startswith(own):
+            letters.append(mark.group(1))
+    return letters
 
 
 def marked_letters(text: str, num_options: int) -> list[str]:

@@ -19,20 +19,25 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
-    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b",
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b"
+    r"|^(?:应该|可能|肯定|一定|绝对)?(?:不是|不选|并非|非)",
     re.IGNORECASE,
 )
 INSTEAD = re.compile(
-    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather|而是)[,:]?\s", re.IGNORECASE
+    r"(?:\bbut(?: rather)?|\bit is|\bit's|\binstead|\brather)[,:]?\s"
+    r"|(?:而是|[,;]\s?(?:而?应该?)?(?:是|选))\s?",
+    re.IGNORECASE,
 )
 LEAD_IN = re.compile(
     r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
-    r"|exactly|simply|just|clearly|indeed|only|also|equal to|equals|given by|likely|probably"
-    r"|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)\s?,?\s?){1,4}",
+    r"|exactly|in(?=\s\d{4}$)|simply|just|clearly|indeed|only|also|equal to|equals|given by"
+    r"|likely|probably|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)"
+    r"\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
 COPULA = re.compile(
-    r"\s(?:is|are|was|were|be|equals|equal to|=|≈|\\approx)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
+    r"\s(?:is|are|was|were|be|equals|equal to|reads|says|=|≈|\\approx)\s"
+    r"|,?\s(?:i\.e\.,?|that is,|namely,?)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
     re.IGNORECASE,
 )
 LABEL = re.compile(r"^[(\[]?[A-J][)\].:]\s{0,3}(?=\S)")

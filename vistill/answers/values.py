@@ -7,6 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from vistill.answers.normalise import VULGAR, math_form, vulgar_fraction
+from vistill.answers.number_words import PARTS, SCALES, SMALL, parse_word_number
 from vistill.answers.units import parse_unit, split_currency
 
 UNSIGNED = r"(?:\d{1,3}(?:[, ]\d{3}){1,8}(?!\d)|\d{1,60})?(?:\.\d{1,60})?"
@@ -22,53 +23,12 @@ POWER = re.compile(r"(-?[\d.]{1,20})\^\{?(\d{1,2})\}?")
 FACTORIAL = re.compile(r"(\d{1,2})!")
 REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\(?:overline|dot|bar)(?:\{(\d{1,20})\}|(\d))")
 TAIL = re.compile(r"/(?=[A-Za-z]{2})|[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\\u4e00-\u9fff]")
-SCALES = {
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 1000,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
-WORDS = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
-WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80}
-WORDS |= {"ninety": 90, "hundred": 100}
-WORDS |= {
-    f"{ten}-{one}": WORDS[ten] + WORDS[one]
-    for ten in ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-    for one in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-}
 RATIO = re.compile(r"^-?[\w.\\{}^+*()/-]{1,60}(?:\s?:\s?-?[\w.\\{}^+*()/-]{1,60}){1,5}$")
 #: A range, a telephone number: `1990-1995` is no difference.
 RANGE = re.compile(r"^\+?\d{1,9}(?:-\d{1,9}){1,5}$")
 DATE = re.compile(r"^\d{1,4}([/-])\d{1,2}\1\d{1,4}$")
+#: Words that count or divide: no label of what is counted begins with one.
+NUMBER_WORDS = frozenset([*SMALL, *SCALES, *PARTS, "point"])
 #: Words of mathematics; any other word is no mathematics.
 FUNCTIONS = frozenset(
     [
@@ -151,6 +111,11 @@ FUNCTIONS = frozenset(
         "right",
     ]
 )
+#: An angle in degrees, minutes and seconds: `12° 30'`.
+MINUTES = re.compile(
+    r"(-?)(\d{1,4})\s?°\s?(\d{1,2}(?:\.\d{1,9})?)\s?(?:'|\^\{?\s?\\prime\s?\}?)"
+    r"(?:\s?(\d{1,2}(?:\.\d{1,9})?)\s?(?:''|\"|\u2033|\^\{?\s?\\prime\s?\\prime\s?\}?))?"
+)
 WORD = re.compile(r"\\?[A-Za-z]{2,}")
 VARIABLES = re.compile(r"[A-Za-z]{2,3}")
 SHORT_WORDS = frozenset(["st", "nd", "rd", "th", "am", "pm", "pc", "pcs", "pt", "pts", "px"])
@@ -159,6 +124,10 @@ ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 FORMULA = re.compile(
     r"(?=.{0,40}\d)(?=.{0,40}[A-Z].{0,40}[A-Z])(?:[A-Z][a-z]?_?\{?\d{0,3}\}?){2,10}"
 )
+CHINESE_WORD = re.compile("[\u4e00-\u9fff]")
+CHINESE_LABEL = re.compile("[\u4e00-\u9fff]{1,8}")
+#: Characters that change the number before them: `3万`, `3分之1`, `5点`, `2倍`.
+CHINESE_NUMBER = re.compile("[万亿千百十几多余或和到至点倍半]|分之|以[上下内外]|左右")
 #: Two points in one number, as in a network address.
 ADDRESS = re.compile(r"\d\.\d{1,20}\.\d")
 OPERATOR = re.compile(r"[\d+*/^=<>()\[\]{}\\-]")
@@ -195,11 +164,8 @@ def parse_number(text: str) -> Fraction | None:
     bare = VULGAR.sub(vulgar_fraction, text.strip().rstrip("."))
     if not bare or len(bare) > 200:
         return None
-    word = bare.casefold()
-    if (number := WORDS.get(word, WORDS.get(word.replace(" ", "-", 1)))) is not None:
-        return Fraction(number)
     if not any(c.isdigit() for c in bare):
-        return None
+        return parse_word_number(bare)
     try:
         mixed = parse_mixed(bare.strip())
         return mixed if mixed is not None else parse_form(math_form(without_groups(bare)))
@@ -270,6 +236,10 @@ def parse_value(plain: str) -> Value:
     Args:
         plain: an answer after `strip_markup`.
     """
+    if angle := MINUTES.fullmatch(plain):
+        minus, degrees, minutes, seconds = angle.groups()
+        size = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
+        return Value(math_form(plain), -size if minus else size, "°")
     currency, bare = split_currency(plain)
     number = parse_number(bare)
     if number is not None:
@@ -312,11 +282,15 @@ def is_expression(head: str, tail: str) -> bool:
 
 
 def is_label(tail: str, close: bool) -> bool:
-    """Whether the words behind a number say what is counted: `apples`, `red squares`.
+    """Whether the words behind a number say what is counted: `apples`, `of the cake`, `个苹果`.
 
     Two or three letters that stand close to the number are variables: `2xy`.
     """
+    if CHINESE_LABEL.fullmatch(tail):
+        return not CHINESE_NUMBER.search(tail)
     words = tail.split()
+    if words[:2] == ["of", "the"]:
+        words = words[2:]
     if close and VARIABLES.fullmatch(tail) and tail.casefold() not in SHORT_WORDS:
         return False
     stops = {"or", "and", "to", "times", "plus", "minus", "more", "less", "than", "not", "by", "of"}
@@ -324,8 +298,7 @@ def is_label(tail: str, close: bool) -> bool:
         0 < len(words) <= 4
         and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
         and not stops & {word.casefold() for word in words}
-        and words[0].casefold() not in SCALES
-        and words[0].casefold() not in WORDS
+        and words[0].casefold().partition("-")[0] not in NUMBER_WORDS
     )
 
 
@@ -334,7 +307,7 @@ def is_mathematical(text: str) -> bool:
 
     Up to three letters next to an operator or a digit are a product of variables (`3ab`).
     """
-    if ADDRESS.search(text):
+    if ADDRESS.search(text) or CHINESE_WORD.search(text):
         return False
     if not text or not OPERATOR.search(text):
         return bool(re.fullmatch(r"[a-zA-Z]|\\[a-zA-Z]{1,20}", text))

@@ -1,24 +1,40 @@
-"""What `vistill init` reads off the first rows: columns, choices, rows to evaluate on."""
+"""What `vistill init` reads off the rows: columns, choices, answers, rows to evaluate on."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.data.gold import read_gold, read_options
+from vistill.cli.data_answers import AnswerFacts, AskedRow, answer_facts, is_letter, is_maze_gold
+from vistill.cli.data_gaps import lacking, pictures_lacking
+from vistill.data.column_groups import option_columns, value_at
+from vistill.data.gold import gold_texts, is_missing, read_options
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.settings import Columns, DataSettings
-from vistill.data.sources import USUAL_COLUMNS, is_columnar, read_source
+from vistill.data.sources import (
+    USUAL_COLUMNS,
+    count_rows,
+    is_columnar,
+    read_source,
+)
 from vistill.errors import DataError, MissingExtraError
 
-#: Rows that are looked at.
+Row = Mapping[str, Any]
+
+#: Rows that are looked at: the first half, and any others of a file that is read to its end.
 FIRST = 200
 #: Names of evaluation files next to the training file, the first one wins.
 HELD = ("val", "valid", "validation", "dev", "eval", "test")
 #: Rows held out where nothing says how many there are, and at most.
 HOLDOUT = 200
+#: Below this, the note on held-out rows says how coarse the accuracy is.
+FEW = 50
 PROMPTS_PER_STEP = 16
+#: Columns, perhaps inside a mapping, that list every accepted answer.
+ANSWER_LISTS = ("answers", "gt_answers", "accepted_answers")
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,8 @@ class DataFacts:
     columns: dict[str, str]
     """Our name of a column -> its name in the data."""
     template: str = "{prompt}"
+    answers: AnswerFacts = AnswerFacts()
+    """The checker, and the sentence that asks for an answer."""
     eval: str = ""
     holdout: int = 0
     judged: bool = True
@@ -44,7 +62,7 @@ def default_columns() -> dict[str, str]:
 
 
 def facts_of(source: str) -> DataFacts:
-    """Look at the first rows of a source; default columns and the reason where that fails."""
+    """Look at rows of a source; default columns and the reason where that fails."""
     if source == "diagrams":
         return DataFacts(
             default_columns(),
@@ -53,19 +71,30 @@ def facts_of(source: str) -> DataFacts:
     if source.startswith("hf:"):
         return unseen("a hub data set is not downloaded here")
     try:
-        rows = [
-            row
-            for _, row in itertools.islice(read_source(source), FIRST)
-            if isinstance(row, Mapping)
-        ]
+        rows, count = sampled_rows(source)
+        return found_in(source, rows, count) if rows else unseen("no row can be read")
     except (DataError, MissingExtraError) as error:
-        return unseen(f"{error.what} ({error.code})")
-    if not rows:
-        return unseen("no row can be read")
-    try:
-        return found_in(source, rows)
-    except DataError as error:
         return unseen(f"{error.what} ({error.code}); {error.fix}")
+
+
+def sampled_rows(source: str) -> tuple[list[Row], int]:
+    """Rows of a source in order, and how many it has.
+
+    The first ones alone of Parquet files; of other files half of them are random (with a fixed
+    seed), because a file may be sorted by kind.
+    """
+    numbered = (row for _, row in read_source(source) if isinstance(row, Mapping))
+    if is_columnar(source):
+        rows: list[Row] = [*itertools.islice(numbered, FIRST)]
+        return rows, count_rows(source) or len(rows)
+    first = [*itertools.islice(numbered, FIRST // 2)]
+    chosen, count, draw = list[tuple[int, Row]](), len(first), random.Random(0)  # noqa: S311
+    for count, row in enumerate(numbered, len(first) + 1):
+        if len(chosen) < FIRST // 2:
+            chosen.append((count, row))
+        elif (place := draw.randrange(count - len(first))) < len(chosen):
+            chosen[place] = (count, row)
+    return [*first, *(row for _, row in sorted(chosen, key=lambda item: item[0]))], count
 
 
 def unseen(reason: str) -> DataFacts:
@@ -75,69 +104,174 @@ def unseen(reason: str) -> DataFacts:
     notes = [
         f"not looked at: {reason}",
         f"default columns {guess}; correct data.columns where yours differ",
-        f"evaluation  {HOLDOUT} training rows held out; name a set of its own with data.eval",
+        f"evaluation  {HOLDOUT} training rows held out: set data.holdout to a tenth of the rows if "
+        f"there are fewer than {10 * HOLDOUT:,}, or name a set of its own with data.eval",
+        "checker  auto: by row; answers  the rows were not looked at, so data.template asks for no "
+        "form of the answer",
     ]
     return DataFacts(columns, holdout=HOLDOUT, notes=notes)
 
 
-def found_in(source: str, rows: Sequence[Mapping[str, Any]]) -> DataFacts:
-    """Columns, template and evaluation rows of data that were read."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def found_in(source: str, rows: Sequence[Row], count: int) -> DataFacts:
+    """Columns, template, checker and evaluation rows of data that were read."""
     layout = detect_layout(rows, DataSettings(train=source), source)
-    columns = {key: name for key in USUAL_COLUMNS if (name := column_for(key, names, rows))}
-    if layout.name:
-        columns |= columns_of(layout)
-        columns = {key: name for key, name in columns.items() if name}
-    count = rows_in(source) or len(rows)
-    unused = [name for name in names if name not in columns.values()]
+    columns, notes = columns_found(rows, layout)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    used = {part for name in columns.values() for part in (name, name.partition(".")[0])}
+    used |= {part for name in columns.values() for part in name.split(",")}
+    unused = [name for name in names if name not in used]
     mapped = "  ".join(f"{key}={name}" for key, name in columns.items())
-    notes = [f"{count:,} rows, {len(rows):,} looked at", f"columns  {mapped}"]
-    notes += [layout.note] if layout.note else []
+    notes = [f"{count:,} rows, {len(rows):,} looked at", f"columns  {mapped}", *notes]
+    notes += [layout.note] if layout.name else []
     notes += [f"not used  {', '.join(unused)}"] if unused else []
-    missing = [key for key in ("prompt", "images", "answer") if key not in columns]
-    notes += [
-        f"no column for {key} among {', '.join(names)}: set data.columns.{key}"
-        for key in missing[:1]
-    ]
-    notes += pictures_noted(columns, rows)
-    template, template_notes = template_for(columns, rows)
+    asked = asked_rows(rows, layout, columns)
+    notes += lacking(columns, names, rows, asked)
+    notes += pictures_lacking(columns, rows, layout)
+    template, template_notes = template_for(columns, asked)
+    answers = answer_facts(source, rows, asked) if columns.get("answer") else AnswerFacts()
     notes += template_notes
+    if answers.checker_note:
+        notes.append(f"checker  {answers.checker}: {answers.checker_note}")
+        notes.append(f"instruction  {answers.instruction_note}")
     evaluation = evaluation_for(source, count, "answer" in columns)
     notes.append(f"evaluation  {evaluation.pop('note')}")
     left = max(1, count - evaluation["holdout"])
-    notes += (
-        [f"train.prompts_per_step  {left}: there are no more rows"]
-        if left < PROMPTS_PER_STEP
-        else []
-    )
+    if left < PROMPTS_PER_STEP:
+        notes.append(f"train.prompts_per_step  {left}: there are no more rows")
     kept = {"prompt": "question", "images": "", "answer": ""} | columns
     per_step = min(PROMPTS_PER_STEP, left)
-    return DataFacts(kept, template, prompts_per_step=per_step, notes=notes, **evaluation)
+    return DataFacts(kept, template, answers, prompts_per_step=per_step, notes=notes, **evaluation)
+
+
+def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], list[str]]:
+    """Our names of the columns that were found, and notes on columns with odd cells."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    notes = list[str]()
+    columns = {key: name for key in USUAL_COLUMNS if (name := column_for(key, names, rows))}
+    answer = answer_column(rows, columns.get("answer", ""))
+    columns |= {"answer": answer} if answer else {}
+    empty = [name for name in USUAL_COLUMNS["images"] if name in names]
+    if layout.numbered:
+        columns["images"] = ",".join(layout.numbered)
+    elif empty:
+        columns.setdefault("images", empty[0])
+    lettered = () if "choices" in columns else option_columns(rows, columns.get("answer", ""))
+    if lettered and not layout.name:
+        columns["choices"] = ",".join(lettered)
+    if layout.name:
+        columns |= columns_of(layout)
+        columns = {key: name for key, name in columns.items() if name}
+    columns = {key: columns[key] for key in USUAL_COLUMNS if key in columns}
+    for key, name in columns.items():
+        odd = [value for value in values_of(rows, name) if is_refused(key, value)]
+        if odd:
+            notes.append(
+                f"{len(odd)} of {len(rows)} cells of {name} cannot be read as {key} (D104), such "
+                f"as {odd[0]!r:.40}: their rows are set aside, up to data.max_bad_share"
+            )
+    return columns, notes
 
 
 def columns_of(layout: Layout) -> dict[str, str]:
     """The columns of another trainer's format, as a recipe names them."""
     prompt = layout.turns or DataSettings().columns.prompt
-    return {"prompt": prompt, "images": layout.columns.images, "answer": layout.columns.answer}
+    images = ",".join(layout.source_columns(layout.columns.images))
+    return {"prompt": prompt, "images": images, "answer": layout.columns.answer}
 
 
-def column_for(key: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first column with a usual name and values of the right kind alone."""
+def column_for(key: str, names: Sequence[str], rows: Sequence[Row]) -> str | None:
+    """The first column with a usual name whose values are mostly of the right kind."""
     lower = {name.lower(): name for name in reversed(names)}
     for usual in USUAL_COLUMNS[key]:
         name = lower.get(usual)
-        values = [row[name] for row in rows if row.get(name) not in (None, "", [])] if name else []
-        if values and all(SUITS[key](value) for value in values):
+        values = values_of(rows, name) if name else []
+        if name and 2 * sum(map(SUITS[key], values)) > len(values):
             return name
     return None
 
 
-def is_gold(value: Any) -> bool:
-    """A gold answer of a convention."""
+def values_of(rows: Sequence[Row], name: str) -> list[Any]:
+    """The cells of a column that hold something."""
+    values = [value_at(row, name) for row in rows]
+    return [value for value in values if not is_missing(value) and value not in ([], {})]
+
+
+def is_refused(key: str, value: Any) -> bool:
+    """Whether the reader of rows refuses a gold answer or the options in a cell."""
     try:
-        return read_gold(value, (), "") is not None
+        if key == "answer":
+            gold_texts(value, "")
+        elif key == "choices":
+            read_options(value, "")
     except DataError:
-        return False
+        return True
+    return False
+
+
+def answer_column(rows: Sequence[Row], usual: str) -> str:
+    """The column of the gold answers: one that lists all of them, the usual one, or the mazes.
+
+    A list of accepted answers is better than one of them. It may be inside a mapping.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in inner_names(row)))
+    for name in names:
+        if name.rpartition(".")[2].lower() in ANSWER_LISTS and lists_answers(rows, name, usual):
+            return name
+    if usual:
+        return usual
+    mazes = [name for name in names if are_mazes(values_of(rows, name))]
+    known = [name for name in names if name.rpartition(".")[2].lower() in USUAL_COLUMNS["answer"]]
+    inside = [name for name in known if "." in name and values_of(rows, name)]
+    return next(iter([*mazes, *inside]), "")
+
+
+def inner_names(row: Row) -> Iterator[str]:
+    """The columns of a row, and the keys of its mappings as `column.key`."""
+    for name, value in row.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{key}" for key in value)
+
+
+def lists_answers(rows: Sequence[Row], name: str, usual: str) -> bool:
+    """Whether a column lists several accepted answers, the usual one among them."""
+    several = False
+    for row in rows:
+        value, answer = value_at(row, name), value_at(row, usual) if usual else None
+        if not isinstance(value, list):
+            return False
+        texts = [item.get("answer") if isinstance(item, Mapping) else item for item in value]
+        if not is_missing(answer) and answer not in texts:
+            return False
+        several |= len(value) > 1
+    return several
+
+
+def are_mazes(values: Sequence[Any]) -> bool:
+    """Whether all values are mazes."""
+    return bool(values) and all(map(is_maze_gold, values))
+
+
+def asked_rows(rows: Sequence[Row], layout: Layout, columns: Mapping[str, str]) -> list[AskedRow]:
+    """Question, gold answer and options of the rows that the columns can read."""
+    asked = []
+    for row in rows:
+        try:
+            plain = layout.plain_row(row, "")
+        except DataError:
+            continue
+        name = layout.columns.prompt if layout.name else columns.get("prompt", "")
+        question, gold = plain.get(name), value_at(plain, columns.get("answer", ""))
+        lettered = columns.get("choices", "").split(",")
+        cells = [row.get(letter) for letter in lettered] if len(lettered) > 1 else None
+        options = options_in(cells or value_at(plain, lettered[0]))
+        asked.append(AskedRow(question if isinstance(question, str) else "", gold, options))
+    return asked
+
+
+def is_gold(value: Any) -> bool:
+    """A text, or a gold answer of another convention."""
+    return isinstance(value, str) or not is_refused("answer", value)
 
 
 def is_options(value: Any) -> bool:
@@ -184,34 +318,31 @@ SUITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def pictures_noted(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line about rows without an image."""
-    without = sum(not row.get(columns.get("images", "")) for row in rows)
-    if not without or "images" not in columns:
-        return []
-    return [
-        f"{without} of {len(rows)} rows have no picture: "
-        "text_only=error stops there; drop or plain goes on"
-    ]
+def template_for(columns: Mapping[str, str], rows: Sequence[AskedRow]) -> tuple[str, list[str]]:
+    """The question's wording, and why: choices are added unless the questions hold them already.
 
-
-def template_for(
-    columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
-) -> tuple[str, list[str]]:
-    """The question's wording, and why: choices are added unless the questions hold them already."""
+    Where the gold answers are letters, a question must show the letters too.
+    """
     if "choices" not in columns:
         return "{prompt}", []
-    question = columns.get("prompt", "")
-    asked = [row for row in rows if options_in(row.get(columns["choices"]))]
-    inside = sum(
-        all(option in str(row.get(question)) for option in options_in(row[columns["choices"]]))
-        for row in asked
-    )
-    if inside > len(asked) / 2:
+    asked = [row for row in rows if row.choices]
+    lettered = sum(bool(row.texts) and is_letter(row.texts[0]) for row in asked)
+    needs_letters = 2 * lettered > len(asked)
+    inside = sum(shows_options(row, needs_letters) for row in asked)
+    if 2 * inside > len(asked):
         return "{prompt}", ["template  {prompt}: the questions list their choices already"]
     return "{prompt}\n{choices}", [
         "template  {prompt}\\n{choices}: the choices are listed below the question"
     ]
+
+
+def shows_options(row: AskedRow, needs_letters: bool) -> bool:
+    """Whether a question lists its options, with their letters where those are the answer."""
+    if not all(option.strip() in row.question for option in row.choices):
+        return False
+    letters = (chr(ord("A") + i) for i in range(len(row.choices)))
+    marks = (re.search(rf"\b{letter}\s?[).:]|\({letter}\)", row.question) for letter in letters)
+    return not needs_letters or all(marks)
 
 
 def evaluation_for(source: str, count: int, answered: bool) -> dict[str, Any]:
@@ -235,9 +366,6 @@ def evaluation_for(source: str, count: int, answered: bool) -> dict[str, Any]:
         note = f"none: {count} rows are too few to hold any out; save.keep_best=none"
         return {"eval": "", "holdout": 0, "judged": False, "note": note}
     note = f"{held} training rows held out; name a set of its own with data.eval"
+    if held < FEW:
+        note += f" (one of {held} rows is {100 / held:.0f} points of accuracy)"
     return {"eval": "", "holdout": held, "judged": True, "note": note}
-
-
-def rows_in(source: str) -> int:
-    """Rows of a file; 0 for Parquet, whose rows hold images."""
-    return 0 if is_columnar(source) else sum(1 for _ in read_source(source))

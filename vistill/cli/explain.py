@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vistill.cli.explain_keys import explain_key, near_keys
+from vistill.cli.glossary import explain_term, near_terms
 from vistill.config import method_schemas
-from vistill.errors import CATALOGUE, ConfigError, closest
+from vistill.errors import CATALOGUE, ConfigError, closest, quote_command
 
 CODES = Path(__file__).parent / "codes"
 WIDTH = 100
 
 
 def explain_word(word: str) -> str:
-    """The text of a code, a method, a key, or a list: `codes`, `methods`, or a prefix of codes."""
+    """The text of a code, method, term or key, or a list: `codes`, `methods`, a prefix of codes."""
     methods, code = method_schemas(), word.upper()
     if code in CATALOGUE:
         return explain_code(code)
@@ -30,9 +31,9 @@ def explain_word(word: str) -> str:
         return "\n".join(
             f"{m:<14} {schema['x-page'].splitlines()[0]}" for m, schema in methods.usable().items()
         )
-    about = explain_key(word)
-    if about:
-        return about
+    parts = [text for text in (explain_term(word), explain_key(word)) if text]
+    if parts:
+        return "\n\n".join(parts)
     listed = [c for c in CATALOGUE if word == "codes" or c.startswith(code)]
     if listed:
         return "\n".join(f"{c}  {CATALOGUE[c]}" for c in sorted(listed))
@@ -43,6 +44,7 @@ def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
     """C102 with a few words that were perhaps meant."""
     near = (
         closest(word.lower().replace("-", "_"), methods)
+        + near_terms(word)
         + near_keys(word.lower())
         + closest(word.upper(), CATALOGUE)
     )
@@ -53,8 +55,10 @@ def unknown_word_error(word: str, methods: list[str]) -> ConfigError:
     return ConfigError(
         "C102",
         f'nothing is known about "{word:.60}"',
-        why="it is no method, no key of a recipe and no error code",
-        fix="\n".join(f"vistill explain {name}" for name in (*shown, "methods", "codes")),
+        why="it is no method, no key of a recipe, no term of the glossary and no error code",
+        fix="\n".join(
+            quote_command("vistill", "explain", name) for name in (*shown, "methods", "codes")
+        ),
     )
 
 

@@ -20,8 +20,8 @@ SCHEMA_NAME = "vistill.schema.json"
 
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
-# made by: vistill init {name} --student {student} --teacher {teacher} --data {data}
-# every key can also be given on the command line: vistill train {file} train.lr=2e-6
+# made by: {command}
+# every key can also be given on the command line: {train} train.lr=2e-6
 # what a key means: vistill explain train.lr
 version: 1
 run: {run}                    # everything is written below this folder
@@ -59,12 +59,15 @@ train:
   micro_batch: auto                 # only speed and memory depend on it, never the update
 
 save: {{every: 50, keep: 2, keep_best: {keep_best}}}
-eval: {{every: {eval_every}, limit: 200, max_new_tokens: 4096}}
+eval: {{every: {eval_every}, limit: 200, max_new_tokens: 4096, checker: {checker}}}
 """
 REWARD = """\
 reward:                             # from the answer checkers
   accuracy: 1.0                     # of a right answer
   format: 0.0                       # of a response that matches the pattern
+"""
+JUDGED = """\
+reward:                             # what judges the responses that the method keeps or rewards
 """
 
 
@@ -95,32 +98,59 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     schema, facts = method_schemas()[method], facts_of(data)
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
+    options = ("--student", student, "--teacher", teacher, "--data", data)
     text = TEMPLATE.format(
         schema=SCHEMA_NAME,
-        name=" ".join(name.split()),
+        command=one_line(quote_command("vistill", "init", name, *options)),
         student=plain(student),
         teacher=plain(teacher),
         data=plain(data),
-        file=file,
+        train=one_line(quote_command("vistill", "train", file)),
         run=plain(f"runs/{file.stem}"),
         method=method,
         teacher_block=f"teacher:\n  model: {plain(teacher)}\n" if asks_teacher else "",
-        knobs=knobs_block(method, schema) + (REWARD if "reward" in schema["x-needs"] else ""),
+        knobs=knobs_block(method, schema) + reward_block(schema, facts.answers.checker),
         columns=columns_text(facts, schema),
-        template=json.dumps(facts.template),
+        template=json.dumps(asking_template(facts, schema), ensure_ascii=False),
         eval=plain(facts.eval),
         holdout=facts.holdout,
         per_step=facts.prompts_per_step,
         responses=4 * facts.prompts_per_step,
         keep_best="accuracy" if evaluated else "none",
         eval_every=50 if evaluated else 0,
+        checker=facts.answers.checker,
     )
     text = "\n".join(aligned(line) for line in text.splitlines()) + "\n"
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(mask_secrets(text), encoding="utf-8")
     write_schema(file.parent / SCHEMA_NAME)
-    return summary(file, data, [*notes, *needed(schema, facts)], facts)
+    notes += needed(schema, facts)
+    if facts.answers.instruction and schema["x-writer"] == "data":
+        notes.append("data.template asks for no form of the answer: the responses are in the data")
+    return summary(file, data, notes, facts)
+
+
+def reward_block(schema: Mapping[str, Any], checker: str) -> str:
+    """The group `reward` of a method that rewards responses, or keeps correct ones."""
+    by_knob = [facts for values in schema["x-by-knob"].values() for facts in values.values()]
+    judges = schema["x-answers"] or any(facts.get("x-answers") for facts in by_knob)
+    named = f"  checker: {checker}  # vistill list checkers\n"
+    return (REWARD if "reward" in schema["x-needs"] else JUDGED) + named if judges else ""
+
+
+def asking_template(facts: DataFacts, schema: Mapping[str, Any]) -> str:
+    """The wording of the question, with the sentence that asks for a form of the answer.
+
+    A method that learns the responses of the data learns their form: no sentence is added.
+    """
+    sentence = "" if schema["x-writer"] == "data" else facts.answers.instruction
+    return f"{facts.template}\n{sentence}" if sentence else facts.template
+
+
+def one_line(command: str) -> str:
+    """A command as a comment: without line breaks and other control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in command)
 
 
 def existing_recipe_error(file: Path, student: str, teacher: str, data: str) -> ConfigError:
@@ -128,7 +158,7 @@ def existing_recipe_error(file: Path, student: str, teacher: str, data: str) -> 
     names = (file.with_name(f"{file.stem}-{number}.yaml") for number in itertools.count(2))
     new = next(path for path in names if not path.exists())
     options = ("--student", student, "--teacher", teacher, "--data", data)
-    fix = quote_command("vistill", "init", new, *options)
+    fix = quote_command("vistill", "init", new, *options, *plugin_words())
     why = "vistill init never overwrites a recipe"
     return ConfigError("C101", f"{file} exists already", why=why, fix=fix)
 
@@ -141,7 +171,8 @@ def method_named(name: str) -> tuple[str, list[str]]:
     begins = [method for method in methods if letters.startswith(letters_of(method))]
     if begins:
         method = max(begins, key=len)
-        exact = stem.lower().replace("-", "_").startswith(method)
+        rest = stem.lower().replace("-", "_").removeprefix(method)
+        exact = rest != stem.lower() and not rest[:1].isalpha()
         return method, [] if exact else [f"{stem} is understood as {method}"]
     if name.endswith(".yaml"):
         return "va_opd", []
@@ -176,7 +207,7 @@ def needed(schema: Mapping[str, Any], facts: DataFacts) -> list[str]:
     if not any(note.startswith("columns  ") for note in facts.notes):
         return []
     wants = {"response": schema["x-writer"] == "data", "thoughts": "thoughts" in schema["x-needs"]}
-    wants["answer"] = "reward" in schema["x-needs"]
+    wants["answer"] = bool(schema["x-answers"])
     absent = [key for key, wanted in wants.items() if wanted and not facts.columns.get(key)]
     return [f"the method needs a column for {key}: set data.columns.{key}" for key in absent]
 
@@ -215,6 +246,7 @@ def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
         f"{f'data   {data}:' if index == 0 else '      '} {note}"
         for index, note in enumerate(facts.notes)
     ]
-    plugins = "".join(f" {word}" for word in plugin_words())
-    check, train = (f"vistill {verb} {file}{plugins}" for verb in ("check", "train"))
+    check, train = (
+        quote_command("vistill", verb, file, *plugin_words()) for verb in ("check", "train")
+    )
     return "\n".join([*lines, f"next   {check}   then   {train}"])

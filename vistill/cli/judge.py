@@ -1,7 +1,6 @@
 """`vistill judge FILE`: the verdict of a checker on each reply of a JSON Lines file."""
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,16 @@ from typing import Any, cast, get_args
 from vistill.answers.extract import Take
 from vistill.answers.judge import Question
 from vistill.answers.verdict import Verdict
+from vistill.cli.verbs import naming_source
 from vistill.data.gold import numbers_are_values, read_options
 from vistill.data.judging import read_question, verdict_by_name
+from vistill.data.sources import check_source_exists
+from vistill.data.text_files import read_text_file
 from vistill.errors import ConfigError, DataError, closest, quote_command
 from vistill.registry import checkers, load_plugins
 
+#: Keys of a row that say how it is judged.
+KEYS = ("reply", "gold", "choices", "checker", "take")
 #: Columns in which a file may say what the verdict should be.
 EXPECTED = ("correct", "official_correct")
 
@@ -86,57 +90,28 @@ def check_options(path: Path, checker: str, take: str) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSON Lines file with their line numbers.
+    """The rows of a file with their line numbers, in every format that training reads.
 
     Raises:
         DataError: D102, the file cannot be read; D104, a row lacks `reply`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable_file_error(path, error) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                "D102",
-                f"the line is not JSON: {error}",
-                where=where,
-                fix="write one JSON object per line",
-            ) from error
-        yield number, checked(row, where)
+    with naming_source(str(path)):
+        check_source_exists(str(path))
+        for number, row in read_text_file(path):
+            if isinstance(row, DataError):
+                raise row
+            yield number, checked(row, f"{path}:{number}")
 
 
-def unreadable_file_error(path: Path, error: OSError | UnicodeDecodeError) -> DataError:
-    """D102 with the command that converts the file, or a file of a similar name."""
-    if isinstance(error, UnicodeDecodeError):
-        return encoding_error(path)
-    names = [file.name for file in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-    near = closest(path.name, names)
-    fix = quote_command("vistill", "judge", path.with_name(near[0])) if near else ""
-    what = f"{path} cannot be read: {error.strerror}"
-    return DataError("D102", what, fix=fix or "vistill judge FILE.jsonl")
-
-
-def encoding_error(path: Path) -> DataError:
-    """D102 for a file that is not UTF-8."""
-    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
-    convert = quote_command("iconv", "-f", "LATIN1", "-t", "UTF-8", path)
-    convert += f" > {shlex.quote(str(new))}"
-    again = quote_command("vistill", "judge", new)
-    return DataError("D102", f"{path} is not UTF-8", fix=f"{convert}   and then   {again}")
-
-
-def checked(row: Any, where: str) -> dict[str, Any]:
+def checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A row with a reply (D104)."""
-    if not isinstance(row, dict):
-        raise row_error(where, "the line is no JSON object")
     if not isinstance(row.get("reply"), str):
-        raise row_error(where, "`reply` is not text")
+        keys = ", ".join(map(str, row)) or "none"
+        raise row_error(where, "`reply` is not text", f"the keys of the row: {keys:.200}")
+    for key in row:
+        near = [] if key in KEYS else closest(str(key), KEYS, cutoff=0.75)
+        if near and near[0] not in row:
+            raise row_error(where, f"unknown key {key!r:.40}", f"did you mean {near[0]}?")
     return row
 
 
@@ -158,7 +133,7 @@ def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) 
     check_options(path, checker, take)
     counts: Counter[str] = Counter()
     for row, verdict in judge_file(path, checker, take):
-        known = {"id": row["id"]} if "id" in row else {}
+        known = {key: row[key] for key in ("id", "gold") if key in row}
         print(json.dumps({**known, **verdict.to_dict()}, ensure_ascii=False))
         counts.update(rows=1, correct=verdict.correct, unparsed=verdict.unparsed)
         for name in EXPECTED:

@@ -344,11 +344,12 @@ def list_names(
 )
 def explain(
     word: Annotated[
-        str, typer.Argument(help="an error code (D201), a method (va_opd), or a key (train.lr)")
+        str,
+        typer.Argument(help="an error code (D201), a method (va_opd), a key (train.lr), or a term"),
     ],
     plugin: Plugins = None,
 ) -> None:
-    """Explain an error code, a method with its knobs, or a key of the recipe."""
+    """Explain an error code, a method with its knobs, a key of the recipe, or a term."""
     load_plugins(plugin or [])
     from vistill.cli.explain import explain_word
 

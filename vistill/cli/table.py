@@ -63,7 +63,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     rows = f"{facts['data_rows']:,} rows" if isinstance(facts.get("data_rows"), int) else ""
     bad = f"{facts['quarantined']:,} more quarantined" if facts.get("quarantined") else ""
     note = (
-        "the TRAINING rows; the recipe names no evaluation rows"
+        "the TRAINING rows: name others by data.eval or data.holdout"
         if facts.get("training_rows")
         else ""
     )

@@ -21,7 +21,8 @@ from vistill.config import (
     split_overrides,
 )
 from vistill.display.run_display import show_phases
-from vistill.errors import ModelError, StorageError, quote_command
+from vistill.errors import ModelError, StorageError, in_place_of, quote_command
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import near_run
 from vistill.training.recipe import stored_in
@@ -68,7 +69,9 @@ def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_
 
     verb = "probe" if advantage_only else "eval"
     recipe = recipe_for(target, overrides, verb)
-    with naming_target(target, verb), show_phases():
+    with naming_target(target):
+        check_name(recipe.student.model)
+    with naming_target(target), show_phases():
         from vistill.api import evaluate as run_evaluation
         from vistill.runtime import prepare_process
 
@@ -83,8 +86,16 @@ def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_
     print(f"report   {run.path / 'report.html'}")
 
 
+def check_name(model: str, role: str = "student") -> None:
+    """M103 for a name that leads to no folder, before libraries are loaded. Asks no hub."""
+    from vistill.studies.check import model_metadata
+
+    if not Path(model).is_dir():
+        model_metadata(resolve_model(model, role), role)
+
+
 @contextmanager
-def naming_target(target: str, verb: str) -> Iterator[None]:
+def naming_target(target: str) -> Iterator[None]:
     """M103 for a target that does not exist, in words of the command: it has no student."""
     try:
         yield
@@ -93,8 +104,8 @@ def naming_target(target: str, verb: str) -> Iterator[None]:
             raise
         model = shlex.split(error.fix)[0].removeprefix("student.model=")
         near = near_run(Path(target)) or ("" if model.startswith("FOLDER") else model)
-        anything = f"vistill {verb} TARGET   a run folder, a model folder, a hub id or a recipe"
-        fix = quote_command("vistill", verb, near) if near else anything
+        anything = "   a run folder, a model folder, a hub id or a recipe"
+        fix = in_place_of(near, target) if near else f"{in_place_of('TARGET', target)}{anything}"
         what = f'target "{target}" not found'
         raise ModelError("M103", what, why=error.why, fix=fix) from error
 

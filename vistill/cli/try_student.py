@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vistill.cli.verbs import USE, Overrides, Plugins, example
+from vistill.cli.verbs import USE, Overrides, Plugins, example, naming_source
 from vistill.errors import ConfigError, ModelError, StorageError, quote_setting
 from vistill.registry import load_plugins
 
@@ -77,18 +77,15 @@ def chat(  # noqa: PLR0913  (options of a verb)
 
 
 @contextmanager
-def naming_models(model: str, verb: str, *rest: str) -> Iterator[None]:
-    """Word the fix of an error about a model for this verb, not for a recipe.
-
-    `rest` are the words after the model.
-    """
+def naming_models(model: str) -> Iterator[None]:
+    """Word the fix of an error about a model for a verb that is given one, not for a recipe."""
     from vistill.runs.folder import checkpoints_in
 
     def named(match: re.Match[str]) -> str:
         role, name = match["role"], (match["quote"] or "") + match["name"]
         if role != "student":
             return f"--{role} {name}"
-        return " ".join([f"vistill {verb} {name}", *map(shlex.quote, rest)])
+        return f"{name}   in place of {shlex.quote(model)}"
 
     try:
         yield
@@ -134,11 +131,18 @@ def run_chat(
     """Check pictures and question, load the models, and talk."""
     from vistill.cli.chat import Terminal, introduce, picture_limits, read_question
     from vistill.cli.live import CountLine
-    from vistill.cli.target import recipe_for
+    from vistill.cli.target import check_name, recipe_for
+    from vistill.report.chat_page import check_chat_page
 
     with naming_options():
         recipe = recipe_for(model, settings, "chat")
     question = read_question(ask)
+    if html is not None:
+        check_chat_page(html)
+    with naming_models(model):
+        for role, name in {"student": model, **others}.items():
+            if name:
+                check_name(name, role)
     line = CountLine()
     line.show("loading libraries")
     from vistill.export import find_bases, find_source
@@ -153,7 +157,7 @@ def run_chat(
     def poll(name: str, count: int) -> None:
         line.show(f"{name}: {count:,} tokens")
 
-    with naming_models(model, "chat"):
+    with naming_models(model):
         conversation = open_chat(recipe, others["before"], others["teacher"], poll, line.show)
     line.clear()
     bases = find_bases(find_source(model))
@@ -185,7 +189,10 @@ def generate(
 
     with exit_on_second_signal():
         from vistill.cli.live import CountLine
+        from vistill.cli.target import check_name
 
+        with naming_models(model):
+            check_name(model)
         recipe = recipe_for_rows(model, data, overrides or [])
         line = CountLine()
         line.show("loading libraries")
@@ -196,8 +203,7 @@ def generate(
             line.show(f"answering {done:,}/{total:,}{now if tokens else ''}")
 
         try:
-            rest = [data, *(overrides or []), *(["--out", str(out)] if out else [])]
-            with naming_models(model, "generate", *rest):
+            with naming_models(model), naming_source(data):
                 written = generate_file(recipe, out or default_file(model, data), show, line.show)
         finally:
             line.clear()
@@ -249,14 +255,17 @@ def export(
 
     with exit_on_second_signal():
         from vistill.cli.live import CountLine
+        from vistill.cli.target import check_name
 
+        with naming_models(model):
+            check_name(model)
         line = CountLine()
         line.show("loading libraries")
         from vistill.export import export_model
 
         line.show("exporting", always=line.is_live)
         try:
-            with naming_models(model, "export"):
+            with naming_models(model):
                 exported = export_model(model, to, dtype=dtype, push=push)
         finally:
             line.clear()

@@ -1,8 +1,14 @@
 """What verbs share: their groups, examples in help texts, and arguments that many have."""
 
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+
+from vistill.errors import DataError
 
 #: Groups of verbs in `vistill --help`.
 START, RUN, LOOK = "Start", "Run", "Look at results"
@@ -25,3 +31,26 @@ def example(*commands: str) -> str:
     """Format example commands for the end of a help text; brackets are not rich markup."""
     title = "Example:" if len(commands) == 1 else "Examples:"
     return "\n\n".join([title, *(command.replace("[", r"\[") for command in commands)])
+
+
+#: A setting that names a data source, as a shell quotes it.
+SOURCE_SETTING = re.compile(
+    r"(?<!\S)(?P<quote>')?data\.train=(?P<name>(?(quote)[^']*'(?:\"'\"'[^']*')*|\S*))"
+)
+
+
+@contextmanager
+def naming_source(data: str) -> Iterator[None]:
+    """Word the fix of an error about a data source for a verb that is given one as a word."""
+
+    def word(match: re.Match[str]) -> str:
+        name = (match["quote"] or "") + match["name"]
+        return f"{name}   in place of {shlex.quote(data)}"
+
+    try:
+        yield
+    except DataError as error:
+        if error.code == "D102":
+            error.fix = SOURCE_SETTING.sub(word, error.fix)
+            error.args = (error.render(),)
+        raise

@@ -1,5 +1,6 @@
 """Boxes of a row: left, top, right, bottom in pixels of its first image."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ def parse_box(box: Any, where: str) -> tuple[float, float, float, float]:
         if has_four
         else []
     )
-    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        raise bad_box_error(box, "left < right, top < bottom", where)
+    is_finite = len(numbers) == 4 and all(map(math.isfinite, numbers))
+    if not is_finite or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+        raise bad_box_error(box, "finite numbers with left < right, top < bottom", where)
     return (numbers[0], numbers[1], numbers[2], numbers[3])
 
 

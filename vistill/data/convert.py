@@ -1,7 +1,8 @@
 """`python -m vistill.data.convert FOLDER`: turn pictures that are not read into PNG.
 
 It looks at the content of each file of the folder, not at its name. A picture keeps its name,
-because rows name it; the original stays next to it as `NAME.orig`. Other files stay untouched.
+because rows name it; the original stays next to it as `NAME.orig`. Other files stay untouched. Of
+several pages the first one is taken, and the output says so.
 """
 
 import itertools
@@ -10,10 +11,11 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from vistill.data.decoding import check_image_size, decode_image, other_format, to_rgb
+from vistill.data.decoding import PAGED, check_image_size, decode_image, other_format, to_rgb
 from vistill.errors import DataError
 
 #: What Pillow may decode here: the convertible formats of `decoding.OTHER_FORMATS`.
@@ -23,14 +25,21 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 ORIGINAL = ".orig"
 
 
-def convert_folder(folder: Path) -> list[Path]:
+class ConvertedPicture(NamedTuple):
+    """A picture that was converted, and how many pages its original has."""
+
+    path: Path
+    pages: int
+
+
+def convert_folder(folder: Path) -> list[ConvertedPicture]:
     """Convert the pictures of a folder, one by one; return those that were converted.
 
     Raises:
         DataError: D202, a picture cannot be converted. It stays as it is.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [path for path in files if is_convertible(path) and convert_file(path)]
+    return [convert_file(path) for path in files if is_convertible(path)]
 
 
 def is_convertible(path: Path) -> bool:
@@ -41,9 +50,9 @@ def is_convertible(path: Path) -> bool:
         return other_format(handle.read(512))[1]
 
 
-def convert_file(path: Path) -> Path:
+def convert_file(path: Path) -> ConvertedPicture:
     """Replace a picture by an upright PNG of the same name, after the PNG is written and read."""
-    image = read_picture(path)
+    image, pages = read_picture(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}-", suffix=".part", dir=path.parent)
     part = Path(name)
     try:
@@ -55,16 +64,17 @@ def convert_file(path: Path) -> Path:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return path
+    return ConvertedPicture(path, pages)
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The first picture of a file, upright, in a mode that PNG holds (D202)."""
+def read_picture(path: Path) -> tuple[Image.Image, int]:
+    """The first picture of a file, upright, in a mode that PNG holds; and its pages (D202)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=CONVERTIBLE) as opened:
                 check_image_size(opened.width, opened.height, str(path))
+                pages = getattr(opened, "n_frames", 1) if opened.format in PAGED else 1
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except DataError:
@@ -78,10 +88,10 @@ def read_picture(path: Path) -> Image.Image:
             fix="convert it with the program that wrote it, or remove its rows",
         ) from error
     if image.mode in PNG_MODES:
-        return image
+        return image, pages
     image = to_rgb(image, str(path))
     image.info = {}  # the colour profile of another mode
-    return image
+    return image, pages
 
 
 def free_name(path: Path) -> Path:
@@ -100,8 +110,9 @@ def main(arguments: list[str]) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return 3
-    for path in converted:
-        print(f"converted  {path}   (the original stays as {path.name}{ORIGINAL})")
+    for path, pages in converted:
+        page = f"; page 1 of {pages}, the others are only there" if pages > 1 else ""
+        print(f"converted  {path}   (the original stays as {path.name}{ORIGINAL}{page})")
     print(f"{len(converted):,} pictures converted to PNG in {arguments[0]}")
     return 0
 

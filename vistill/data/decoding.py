@@ -5,7 +5,6 @@ Views, digests of pixels, token counts and the models all start from the normali
 
 import io
 import math
-import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vistill.data.colour_keys import with_exact_key
-from vistill.errors import DataError
+from vistill.errors import DataError, quote_path
 
 MAX_PIXELS = 50_000_000
 #: Longer side over shorter side; image processors refuse images beyond it.
@@ -66,6 +65,10 @@ OTHER_FORMATS = (
     (0, b"<!doctype", "web page", False),
     (0, b"<html", "web page", False),
 )
+
+
+#: Formats whose files may hold several pages or frames. One picture is read: the first.
+PAGED = ("TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,9 @@ def top_of_range(largest: float, mode: str, where: str) -> int:
             where=where,
             why=f"the largest value is {largest:g}, so white may be {tops[index - 1]:,} or "
             f"{tops[index]:,} (mode {mode})",
-            fix="save the image with 8 bits, or scale its values to 0..1",
+            fix="save the image with 8 bits, or scale its values to 0..1"
+            if mode == "F"
+            else "save the image with 8 bits, or scale its values to 0..65,535",
         )
     return tops[index]
 
@@ -263,12 +268,13 @@ def unread_format_error(data: bytes, where: str, path: Path | None) -> DataError
     what = f"image of a format that is not read: {name}" if name else "no image of a known format"
     fix = "download it again, or remove the row"
     if name == "Git LFS pointer":
-        fix = f"git -C {shlex.quote(str(path.parent if path else '.'))} lfs pull"
+        fix = f"git -C {quote_path(path.parent if path else '.')} lfs pull"
     elif name and convertible and path is not None:
         fix = f"convert it to PNG: {convert_command(path)}"
     elif name and name not in ("web page", "ZIP archive", "gzip file"):
         fix = "convert it to PNG with the program that wrote it, under the same name"
     note = "the originals stay as NAME.orig; a PNG may keep its old name" if convertible else ""
+    note += "; of several pages the first one is taken" if name in PAGED else ""
     return DataError("D202", what, where=where, why=why, fix=fix, note=note if path else "")
 
 
@@ -284,4 +290,4 @@ def other_format(data: bytes) -> tuple[str, bool]:
 
 def convert_command(path: Path) -> str:
     """The command that converts the pictures of the file's folder that are not read."""
-    return f"python -m vistill.data.convert {shlex.quote(str(path.parent))}"
+    return f"python -m vistill.data.convert {quote_path(path.parent)}"

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vistill.answers.extract import find_boxes
+from vistill.answers.boxes import find_boxes
+from vistill.answers.checkers.maze import is_maze
 from vistill.data.stored_text import STARTS, collection_in_text, holds_numbers_alone
 from vistill.errors import DataError
 
@@ -91,7 +92,8 @@ def gold_texts(value: Any, where: str) -> list[str]:
         if key is not None:
             return gold_texts(value[key], where)
     if isinstance(value, list | tuple | set | frozenset):
-        return [text for item in value for text in gold_texts(item, where)]
+        items = ["/".join(value)] if is_maze([*value]) else value
+        return [text for item in items for text in gold_texts(item, where)]
     raise gold_error(
         value,
         f"a {type(value).__name__} is no text, number, list of texts or mapping with "

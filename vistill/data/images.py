@@ -204,8 +204,9 @@ def resolve_image_path(name: str, root: Path, where: str, base: Path | None = No
     """Resolve the file that a row names; it must be inside the image folder (D205, D206).
 
     Args:
-        name: absolute, or relative to the image folder; a path that would leave the image folder
-            is read relative to the data file, and must be inside the image folder all the same.
+        name: absolute, or relative to the image folder; a path that leaves the image folder, or
+            leads to no file in it, is read relative to the data file. Either way the file must be
+            inside the image folder.
         root: the image folder.
         where: row and column, for messages.
         base: the folder of the data file.
@@ -244,13 +245,23 @@ def resolve_image_path(name: str, root: Path, where: str, base: Path | None = No
 
 
 def path_inside(name: str, root: Path, base: Path | None) -> Path | None:
-    """The file that a name leads to, if it is inside the image folder."""
+    """The file that a name leads to from the image folder, else from the folder of the data file.
+
+    None if it is not inside the image folder. Rows can have pictures next to them and in a sister
+    folder (`a.png`, `../images/b.png`); an image folder above both holds them.
+    """
     inside = root.resolve()
-    for start in (root, base if base is not None else root):
-        path = (start / name).resolve()
-        if path.is_relative_to(inside):
-            return path
-    return None
+    paths = [(start / name).resolve() for start in (root, base) if start is not None]
+    paths = [path for path in paths if path.is_relative_to(inside)]
+    return next((path for path in paths if may_be_file(path)), paths[0] if paths else None)
+
+
+def may_be_file(path: Path) -> bool:
+    """Whether there is a file, or a folder that does not let us see it; reading it says which."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def with_slashes(name: str, root: Path) -> str:

@@ -9,6 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vistill.data.column_groups import (
+    IMAGE_COLUMNS,
+    IMAGES,
+    OPTIONS,
+    image_columns,
+    joined_cells,
+    named_columns,
+    option_columns,
+    value_at,
+)
 from vistill.data.gold import is_missing
 from vistill.data.layout_checks import (
     ambiguous_error,
@@ -18,7 +28,6 @@ from vistill.data.layout_checks import (
     check_image_columns,
     check_parts_are_read,
     check_texts_alone,
-    numbered_images,
 )
 from vistill.data.placeholders import PLACEHOLDER
 from vistill.data.settings import Columns, DataSettings
@@ -28,7 +37,6 @@ Row = Mapping[str, Any]
 
 #: Columns that may hold the turns of a conversation, each a mapping of role and content.
 TURN_COLUMNS = ("messages", "conversations", "prompt", "conversation")
-IMAGE_COLUMNS = ("images", "image")
 #: What a row with a conversation has as response, next to the conversation.
 COMPLETION = "completion"
 #: Columns that may hold the gold answer of a conversation.
@@ -44,7 +52,7 @@ ROLES = {
     "developer": "system",
 }
 #: Columns of a mapped row. No data set has such names.
-QUESTION, SYSTEM, IMAGES = "@question", "@system", "@images"
+QUESTION, SYSTEM = "@question", "@system"
 RESPONSE = "response"
 
 
@@ -62,6 +70,8 @@ class Layout:
     """What was detected and how it is read, for the user."""
     numbered: tuple[str, ...] = ()
     """Columns that hold one image each, in order: `image_1`, `image_2`."""
+    lettered: tuple[str, ...] = ()
+    """Columns that hold one option each, in order: `A`, `B`."""
     is_default: bool = False
     """Whether the recipe leaves the columns of images and answers to the defaults."""
 
@@ -76,35 +86,54 @@ class Layout:
                 check_image_columns(row, IMAGE_COLUMNS, self.numbered, where)
             check_answers_agree(row, where)
         check_parts_are_read(row, bool(self.name), where)
-        if self.numbered:
-            row = {**row, IMAGES: [row.get(name) for name in self.numbered]}
+        row = self.with_groups(row)
         if self.name == "Alpaca":
             keys = [key for key in ("instruction", "input") if not is_missing(row.get(key))]
             check_texts_alone(row, keys, where)
             return {**row, QUESTION: "\n".join(row[key] for key in keys)}
         return row if not self.turns else plain_conversation(row, self.turns, self.columns, where)
 
+    def with_groups(self, row: Row) -> Row:
+        """The row with one column for all its images, and one for all its options."""
+        groups = {IMAGES: self.numbered, OPTIONS: self.lettered}
+        joined = {name: joined_cells(row, columns) for name, columns in groups.items() if columns}
+        return {**row, **joined} if joined else row
+
+    def source_columns(self, name: str) -> tuple[str, ...]:
+        """The columns of the source that a column of a plain row stands for."""
+        return {IMAGES: self.numbered, OPTIONS: self.lettered}.get(name) or (name,)
+
 
 def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> Layout:
     """The format of the first rows of a source, with its columns of images (D105)."""
     plain = Columns()
     columns = settings.columns
-    numbered = ()
-    if columns.images == plain.images and not any(
-        as_list(row.get(name)) for row in rows for name in IMAGE_COLUMNS
-    ):
-        numbered = numbered_images(rows)
-    if numbered:
-        settings = replace(settings, columns=replace(columns, images=IMAGES))
-    layout = detect_format(rows, settings, source)
-    is_default = columns.images == plain.images and columns.answer == plain.answer
-    note = f"images: {', '.join(numbered)}, in this order" if numbered else ""
+    numbered = image_columns(rows, columns.images)
+    lettered = named_columns(rows, columns.choices)
+    kept = replace(
+        columns,
+        images=IMAGES if numbered else columns.images,
+        choices=OPTIONS if lettered else columns.choices,
+    )
+    layout = detect_format(rows, replace(settings, columns=kept), source)
+    if not layout.name and not columns.choices:
+        lettered = option_columns(rows, layout.columns.answer)
+        choices = OPTIONS if lettered else ""
+        layout = replace(layout, columns=replace(layout.columns, choices=choices))
+    notes = [layout.note]
+    notes += [f"images: {', '.join(numbered)}, in this order"] if numbered else []
+    notes += [f"options: one column each, {', '.join(lettered)}"] if lettered else []
     is_doubled = any(as_list(row.get("images")) and as_list(row.get("image")) for row in rows)
-    if is_doubled and not layout.name:
+    if is_doubled and not layout.name and not numbered:
         read = layout.columns.images
-        note = f"images: column {read}; the other one of images and image is unread"
-    note = "; ".join(part for part in (layout.note, note) if part)
-    return replace(layout, numbered=numbered, is_default=is_default, note=note)
+        notes.append(f"images: column {read}; the other one of images and image is unread")
+    return replace(
+        layout,
+        numbered=numbered,
+        lettered=lettered,
+        is_default=columns.images == plain.images and columns.answer == plain.answer,
+        note="; ".join(filter(None, notes)),
+    )
 
 
 def detect_format(rows: Sequence[Row], settings: DataSettings, source: str) -> Layout:
@@ -193,6 +222,8 @@ def format_name(rows: Sequence[Row], turns: str) -> str:
 
 def images_column(rows: Sequence[Row], columns: Columns) -> str:
     """The column of the images next to a conversation; `columns.images` where none has one."""
+    if columns.images == IMAGES:
+        return IMAGES
     present = [
         name for name in (columns.images, *IMAGE_COLUMNS) if any(name in row for row in rows)
     ]
@@ -218,15 +249,6 @@ def answer_column(rows: Sequence[Row], columns: Columns, source: str) -> str:
             "   or   ".join(quote_setting("data.columns.answer", name) for name in candidates),
         )
     return candidates[0] if candidates else ""
-
-
-def value_at(row: Row, name: str) -> Any:
-    """The value of a column; `extra_info.answer` leads into a mapping."""
-    if name in row or "." not in name:
-        return row.get(name)
-    outer, _, inner = name.partition(".")
-    value = row.get(outer)
-    return value_at(value, inner) if isinstance(value, Mapping) else None
 
 
 def turns_of(value: Any) -> list[Row] | None:

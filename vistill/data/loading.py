@@ -12,6 +12,7 @@ from vistill.data.diagrams import Diagram, diagrams
 from vistill.data.gold import numbers_are_values, read_options
 from vistill.data.keys import keyed_seed
 from vistill.data.layouts import Layout, detect_layout
+from vistill.data.missing_images import no_image_error
 from vistill.data.rows import RowReader, check_texts, column_value
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, count_rows, read_source
@@ -233,7 +234,7 @@ def make_reader(source: str, settings: DataSettings) -> RowReader:
 def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout) -> bool:
     """Whether whole numbers among the first gold answers are values, not indices of options."""
     golds, options = [], []
-    for row in rows:
+    for row in map(layout.with_groups, rows):
         try:
             choices = read_options(column_value(row, layout.columns.choices), "")
         except DataError:
@@ -292,48 +293,6 @@ def with_unique_id(
     return replace(prompt, id=f"{prompt.id}-{number}")
 
 
-#: Most rows that are searched for images after one without an image.
-ROWS_TO_SEARCH = 10_000
-
-
-def no_image_error(prompt: Prompt, reader: RowReader) -> DataError:
-    """D204 with the number of rows without an image, and the first few of them."""
-    lines, total = rows_without_image(reader)
-    shown = ", ".join(str(line) for line in lines[:5])
-    more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
-    first = "the first " if total == ROWS_TO_SEARCH else ""
-    count = f"{len(lines):,} of {first}{total:,} rows"
-    return DataError(
-        "D204",
-        f"{count} of {reader.source} {'has' if len(lines) == 1 else 'have'} no image",
-        where=prompt.labels.get("row", prompt.id),
-        why=f"{'row' if len(lines) == 1 else 'rows'} {shown}{more}; "
-        "visual advantage is undefined without an image",
-        fix="data.text_only=drop   or   data.text_only=plain",
-    )
-
-
-def rows_without_image(reader: RowReader) -> tuple[list[int], int]:
-    """Return the numbers of the rows without an image, and how many rows were searched."""
-    lines, total = list[int](), 0
-    for line, row in itertools.islice(read_source(reader.source), ROWS_TO_SEARCH):
-        total += 1
-        if isinstance(row, Mapping) and has_no_image(reader, row, line):
-            lines.append(line)
-    return lines, total
-
-
-def has_no_image(reader: RowReader, row: Mapping[str, Any], line: int) -> bool:
-    """Whether a row names no image. A row that cannot be read counts as one with an image."""
-    where = f"{reader.source}:{line}"
-    columns = reader.settings.columns if reader.layout is None else reader.layout.columns
-    try:
-        plain = row if reader.layout is None else reader.layout.plain_row(row, where)
-        return not any(reader.images(plain, columns.images, where))
-    except DataError:
-        return False
-
-
 def check_first_rows(
     bad: Sequence[QuarantinedRow], total: int, settings: DataSettings, source: str
 ) -> None:
@@ -386,12 +345,13 @@ def check_overlap(train: LoadedData, held_out: LoadedData, settings: DataSetting
         )
 
 
-def check_rows_per_step(per_step: int, rows: int) -> None:
+def check_rows_per_step(per_step: int, rows: int, holdout: int = 0) -> None:
     """C101 if a prompt would occur twice in one step."""
     if per_step > rows:
+        held = f"; data.holdout = {holdout} of {rows + holdout} rows" if holdout else ""
         raise ConfigError(
             "C101",
-            f"train.prompts_per_step = {per_step}, but only {rows} rows",
+            f"train.prompts_per_step = {per_step}, but only {rows} rows{held}",
             why="a prompt would occur twice in a step, with the same noise and the same responses",
             fix=f"train.prompts_per_step={rows}",
         )

@@ -1,7 +1,8 @@
 """Where prompts come from. Needs no torch, no numpy and no Pillow."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from vistill.errors import ConfigError
 from vistill.ranges import check_ranges, ranged
@@ -16,13 +17,15 @@ class Columns:
     prompt: str = "question"
     """Column of the question, as text."""
     images: str = "images"
-    """Column of the pictures: a path, a list of paths, or pictures stored in the file."""
+    """Column of the pictures: a path, a list of paths, or pictures stored in the file. Several
+    columns with commas: `image_1,image_2`."""
     answer: str = "answer"
     """Column of the gold answer: a text or number, a list (any of them is right), or a letter or
     index of the options. `a.b` leads into a mapping. Accuracy and rewards need it."""
     choices: str = ""
     """Column of the options of a multiple-choice question: a list of texts, or a mapping from
-    letters. The answer checker reads it, and `{choices}` of `data.template` shows it."""
+    letters. The answer checker reads it, and `{choices}` of `data.template` shows it. One column
+    per option with commas: `A,B,C,D`."""
     checker: str = ""
     """Column of the checker that judges a row, such as `number`; an empty value takes that of the
     recipe."""
@@ -134,6 +137,14 @@ class DataSettings:
         check_ranges(self)
         if self.min_pixels is not None and self.max_pixels is not None:
             check_limits(self.min_pixels, self.max_pixels)
+
+
+def with_options(settings: DataSettings, options: Mapping[str, Any]) -> DataSettings:
+    """Settings with options given by name: fields of their own, or of their columns."""
+    names = {f.name for f in fields(Columns)}
+    columns = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return replace(settings, columns=replace(settings.columns, **columns), **rest)
 
 
 def check_limits(low: int, high: int) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.data.column_groups import picture_columns
 from vistill.data.layouts import Layout, value_at
-from vistill.data.settings import DataSettings
+from vistill.data.settings import Columns, DataSettings
 from vistill.data.text_files import Rows, read_text_file
 from vistill.errors import (
     DataError,
@@ -102,6 +103,16 @@ def files_of(source: str) -> list[Path]:
     raise no_file_error(path)
 
 
+def check_source_exists(source: str, key: str = "data.train") -> None:
+    """D102 if a source is a file that does not exist; the fix sets `key`."""
+    try:
+        files_of(source)
+    except DataError as error:
+        error.fix = error.fix.replace("data.train=", f"{key}=")
+        error.args = (error.render(),)
+        raise
+
+
 def no_file_error(path: Path) -> DataError:
     """D102 with a file of a similar name, or the files of a folder."""
     folder = path if path.is_dir() else path.parent
@@ -122,13 +133,27 @@ def no_file_error(path: Path) -> DataError:
         "a source is a file (JSON Lines, JSON, CSV, TSV, Parquet), `hf:owner/name[split]` or "
         "`diagrams`"
     )
-    return DataError("D102", what, why=f"{kinds}   {hint}".rstrip(), fix=fix)
+    place = "" if path.is_absolute() else f"; looked for in {Path.cwd()}"
+    return DataError("D102", what, why=f"{kinds}{place}   {hint}".rstrip(), fix=fix)
 
 
 #: Usual column names of data sets, to suggest one for a missing column.
 USUAL_COLUMNS = {
     "prompt": ("question", "prompt", "problem", "query", "instruction", "text"),
-    "images": ("images", "image", "pictures", "picture", "img", "image_path", "problem_image_0"),
+    "images": (
+        "images",
+        "decoded_image",
+        "image",
+        "pictures",
+        "picture",
+        "img",
+        "image_path",
+        "img_path",
+        "image_file",
+        "imgname",
+        "file_name",
+        "problem_image_0",
+    ),
     "answer": (
         "answer",
         "solution",
@@ -137,6 +162,7 @@ USUAL_COLUMNS = {
         "target",
         "ground_truth",
         "reference",
+        "answers",
         "reward_model",
     ),
     "choices": ("choices", "options"),
@@ -146,9 +172,12 @@ USUAL_COLUMNS = {
 }
 
 
-def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
+def column_fix(
+    key: str, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> str:
     """Settings that name a similar or usual column, or that leave the column empty."""
     usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in columns]
+    usual += picture_columns(rows) if key == "images" else []
     candidates = [*closest(name, columns, cutoff=0.8), *usual]
     renamed = [quote_setting(f"data.columns.{key}", candidates[0])] if candidates else []
     empty = [] if key == "prompt" else [f"data.columns.{key}="]
@@ -160,30 +189,48 @@ def column_fix(key: str, name: str, columns: Sequence[str]) -> str:
 
 def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
     """D101 for a column that no row has: a wrong name, not a bad row."""
-    named = {
-        key: name
+    named = [
+        (key, column)
         for key, name in vars(layout.columns).items()
         if name and (not layout.name or key not in ("prompt", "images", "response"))
-    }
+        for column in layout.source_columns(name)
+    ]
+    named += misspelt_candidates(settings, layout)
+    wanted = {column for _, column in named}
     columns: dict[str, None] = {}
     present: set[str] = set()
+    first = list[Mapping[str, Any]]()
     columnar = is_columnar(source)
     for line, row in read_source(source):
         if isinstance(row, Mapping):
             columns |= dict.fromkeys(map(str, row))
+            first += [row] if len(first) < 20 else []
             values = layout_keys(layout)
-            present |= {n for n in named.values() if n in row or n in values or has_inner(row, n)}
-        if len(present) == len(set(named.values())) or (columnar and line >= 64):
+            present |= {n for n in wanted if n in row or n in values or has_inner(row, n)}
+        if present == wanted or (columnar and line >= 64):
             break
-    for key, name in named.items():
+    for key, name in named:
         may_be_missing = key == "images" and settings.text_only != "error"
         if columns and name not in present and not may_be_missing:
+            group = [column for other, column in named if other == key and column in present]
+            fix = quote_setting(f"data.columns.{key}", ",".join(group))
             raise DataError(
                 "D101",
                 f'column "{name}" not in {source}',
                 why=f"columns found: {', '.join(columns)}",
-                fix=column_fix(key, name, list(columns)),
+                fix=fix if group else column_fix(key, name, list(columns), first),
             )
+
+
+def misspelt_candidates(settings: DataSettings, layout: Layout) -> list[tuple[str, str]]:
+    """Columns of question and images that a recipe names and a detected format does not read."""
+    if not layout.name:
+        return []
+    default, named = Columns(), settings.columns
+    pairs = [("prompt", named.prompt, default.prompt), ("images", named.images, default.images)]
+    return [
+        (key, name) for key, name, usual in pairs if name not in ("", usual) and "," not in name
+    ]
 
 
 def is_columnar(source: str) -> bool:

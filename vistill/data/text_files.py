@@ -9,13 +9,12 @@ import gzip
 import io
 import json
 import re
-import shlex
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vistill.errors import DataError, quote_setting
+from vistill.errors import DataError, file_next_to, quote_path, quote_setting
 
 Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
@@ -72,7 +71,7 @@ def read_text_file(path: Path) -> Rows:
             "D102",
             f'the gzip file "{path}" is damaged',
             why=str(error)[:200],
-            fix=f"download it again; it is tested by   gunzip -t < {shlex.quote(str(path))}",
+            fix=f"download it again; it is tested by   gunzip -t < {quote_path(path)}",
         ) from error
 
 
@@ -93,8 +92,8 @@ def check_head(head: bytes, path: Path) -> None:
 def unread_file_error(path: Path, kind: str, command: str) -> DataError:
     """D102 for a file of a kind that is not read."""
     inner = Path(path.stem)
-    new = path.with_name(f"{inner.stem}.unpacked{inner.suffix or '.jsonl'}")
-    quoted = command.format(file=shlex.quote(str(path)), new=shlex.quote(str(new)))
+    new = file_next_to(path, f"{inner.stem}.unpacked{inner.suffix or '.jsonl'}")
+    quoted = command.format(file=quote_path(path), new=quote_path(new))
     setting = quote_setting("data.train", new)
     setting = setting if "{new}" in command else "data.train=FILE.jsonl"
     convert = f"{quoted}   and then   {setting}" if command else ""
@@ -110,10 +109,10 @@ def encoding_error(path: Path, encoding: str, why: str, where: str = "") -> Data
     """D102 for a file that is not UTF-8, with the command that converts it."""
     packed = is_gzip(path)
     name = path.with_suffix("") if packed and path.suffix.lower() == ".gz" else path
-    new = path.with_name(f"{name.stem}.utf8{name.suffix}")
-    read = f"gunzip -c < {shlex.quote(str(path))} | " if packed else ""
-    source = "" if packed else f" {shlex.quote(str(path))}"
-    convert = f"{read}iconv -f {encoding} -t UTF-8{source} > {shlex.quote(str(new))}"
+    new = file_next_to(path, f"{name.stem}.utf8{name.suffix}")
+    read = f"gunzip -c < {quote_path(path)} | " if packed else ""
+    source = "" if packed else f" {quote_path(path)}"
+    convert = f"{read}iconv -f {encoding} -t UTF-8{source} > {quote_path(new)}"
     return DataError(
         "D102",
         "the file is not UTF-8",
@@ -176,9 +175,25 @@ def guessed_encoding(text: bytes) -> str:
 
 def line_fix(path: Path, line: int) -> str:
     """A command that shows the line, and what to do."""
-    file = shlex.quote(str(path))
-    command = f"gunzip -c < {file} | sed -n {line}p" if is_gzip(path) else f"sed -n {line}p {file}"
+    plain = plain_text_command(path)
+    file = quote_path(path)
+    command = f"{plain} | sed -n {line}p" if plain else f"sed -n {line}p {file}"
     return f"correct or delete the line; it is shown by   {command}"
+
+
+def plain_text_command(path: Path) -> str:
+    """A command that prints a file unpacked, in UTF-8 without a mark; empty for a plain one."""
+    file = quote_path(path)
+    steps = [f"gunzip -c < {file}"] if is_gzip(path) else []
+    with open_text(path) as handle:
+        head = handle.read(3)
+    if utf16_of(head[:2]):
+        source = "" if steps else f" {file}"
+        steps.append(f"iconv -f UTF-16 -t UTF-8{source}")
+    elif head == codecs.BOM_UTF8:
+        source = "" if steps else f" < {file}"
+        steps.append(f"tail -c +4{source}")
+    return " | ".join(steps)
 
 
 def whole_text(path: Path) -> str:
@@ -190,7 +205,8 @@ def whole_text(path: Path) -> str:
     try:
         return data.decode(utf16_of(data[:2]) or "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise encoding_error(path, guessed_encoding(data), str(error)[:200]) from error
+        encoding = utf16_of(data[:2]).upper() or guessed_encoding(data)
+        raise encoding_error(path, encoding, str(error)[:200]) from error
 
 
 def may_be_document(head: bytes, path: Path) -> bool:
@@ -264,9 +280,8 @@ def check_not_damaged(head: bytes, path: Path) -> None:
 
 def json_tool(path: Path) -> str:
     """A command that names the place of a mistake in a JSON document."""
-    file = shlex.quote(str(path))
-    tool = "python -m json.tool"
-    return f"gunzip -c < {file} | {tool}" if is_gzip(path) else f"{tool} {file}"
+    plain, tool = plain_text_command(path), "python -m json.tool"
+    return f"{plain} | {tool}" if plain else f"{tool} {quote_path(path)}"
 
 
 def rows_inside(document: Any) -> list[Any] | None:

@@ -20,7 +20,7 @@ from vistill.models.processor_files import (
     find_model_file,
     missing_processor_error,
 )
-from vistill.runs.model_not_found import check_model_source, looks_like_hub_id
+from vistill.runs.model_not_found import check_model_exists, looks_like_hub_id
 from vistill.types import LoadedImage, Prompt
 
 #: The precisions that an export can have, by their names on the command line.
@@ -70,7 +70,7 @@ def write_model(
         ModelError: M103 to M107 if the model cannot be loaded, M120 without a processor.
     """
     for name in (source, *(base for base in bases if looks_like_hub_id(base))):
-        check_model_source(name)
+        check_model_exists(name)
     is_model = find_model_file(source, "config.json", revision) is not None
     if is_model and not any(find_model_file(source, n, revision) for n in (IMAGE, PROCESSOR)):
         raise missing_processor_error(source, IMAGE, bases)

@@ -42,7 +42,7 @@ from vistill.runs.model_families import (
     unsupported_family_error,
 )
 from vistill.runs.model_not_found import (
-    check_model_source,
+    check_model_exists,
     model_name,
     model_not_found_error,
 )
@@ -250,7 +250,7 @@ def load_encoder(
             configuration, M107 for a bad index of weights.
     """
     name = str(source)
-    check_model_source(name, role)
+    check_model_exists(name, role)
     config = load_config(name, revision, role)
     check_index(name, revision)
     family = family_class(config, name, role).load(name, config, revision)
@@ -266,11 +266,11 @@ def load_config(name: str, revision: str | None, role: str) -> Any:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except StrictDataclassError as error:
         raise invalid_config_error(name, error) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # such as a list
         try:
             config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
             model_type = config.get("model_type")
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, AttributeError):
             model_type = None
         if model_type and model_type not in CONFIG_MAPPING:
             why = f"transformers {transformers_version} does not know it"

@@ -24,6 +24,8 @@ from vistill.types import Reader
 
 SCHEMA_FILE = Path(__file__).parent.parent / "schema" / "methods.json"
 PAGES = Path(__file__).parent / "pages"
+#: Facts about a method's rows, which knobs may change.
+ROW_FACTS = ("x-needs", "x-answers", "x-writer")
 #: The generated part of `docs/methods.md` stands between these two lines.
 BEGIN, END = (
     "<!-- pages: python -m vistill.objectives.schema docs/methods.md -->",
@@ -76,7 +78,29 @@ def method_schema(method: type) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": properties,
         **facts_of(method()),
+        "x-by-knob": facts_by_knob(method, properties),
     }
+
+
+def facts_by_knob(method: type, knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What one knob changes of the facts about rows: `{knob: {value as JSON: {fact: ...}}}`."""
+    plain, changes = facts_of(method()), dict[str, dict[str, Any]]()
+    for knob, info in knobs.items():
+        for value in other_values(info):
+            try:
+                facts = facts_of(method(**{knob: value}))
+            except (ConfigError, TypeError, ValueError):  # refused with the other defaults
+                continue
+            changed = {name: facts[name] for name in ROW_FACTS if facts[name] != plain[name]}
+            if changed:
+                changes.setdefault(knob, {})[json.dumps(value)] = changed
+    return changes
+
+
+def other_values(knob: Mapping[str, Any]) -> list[Any]:
+    """The values of a switch or of a choice, the default left out."""
+    values = knob.get("enum", [True, False] if knob.get("type") == "boolean" else [])
+    return [value for value in values if value != knob["default"]]
 
 
 def facts_of(method: Any) -> dict[str, Any]:
@@ -85,6 +109,7 @@ def facts_of(method: Any) -> dict[str, Any]:
     return {
         "x-needs-teacher": any(p.reader is Reader.TEACHER for p in passes),
         "x-needs": sorted(wanted.needs),
+        "x-answers": wanted.answers,
         "x-writer": str(wanted.writer),
         "x-passes": [p.name for p in passes],
         "x-gradient": [p.name for p in passes if p.gradient],
@@ -150,13 +175,19 @@ class MethodSchemas(Mapping[str, Any]):
         return schemas
 
     def with_knobs(self, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """The schema of a method under these knobs; of a built-in one that of the class defaults.
+        """The schema of a method under these knobs.
+
+        Of a built-in one the facts about rows are those under these knobs, all others those of the
+        class defaults.
 
         Raises:
             ConfigError: C002, the class refuses the knobs.
         """
         if name in self.packaged:
-            return self.packaged[name]
+            schema = dict(self.packaged[name])
+            for knob, changes in schema["x-by-knob"].items():
+                schema |= changes.get(json.dumps(knobs.get(knob)), {})
+            return schema
         return self[name] | facts_of(make_method(name, knobs))
 
 

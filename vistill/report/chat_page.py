@@ -4,10 +4,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.errors import StorageError, quote_command
 from vistill.redaction import mask_secrets
 from vistill.report.charts import scale_of, tokens_html
 from vistill.report.page import page_environment
 from vistill.runs.storage import write_text
+
+#: What tells the page from a user's own file.
+TITLE = "<title>vistill chat</title>"
+
+
+def check_chat_page(file: Path) -> None:
+    """S601 for a folder, or a file that is no such page: it is never overwritten."""
+    if not file.exists():
+        return
+    if file.is_file() and TITLE in file.read_text("utf-8", errors="replace")[:2000]:
+        return
+    folder = file if file.is_dir() else file.parent
+    names = (folder / f"chat{number}.html" for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    free = next((path for path in names if not path.exists()), folder / "chat-of-now.html")
+    raise StorageError(
+        "S601",
+        f'"{file}" exists and is no page of vistill chat',
+        why="the page would overwrite it",
+        fix=quote_command("--html", free),
+    )
 
 
 def write_chat_page(

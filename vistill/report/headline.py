@@ -136,7 +136,7 @@ def run_warnings(run: RunData) -> list[str]:
     if run.result.get("skipped_updates"):
         texts.append(f"{run.result['skipped_updates']} non-finite updates were skipped")
     if run.result.get("training_rows"):
-        texts.append("the recipe names no evaluation rows, so the figures are on training rows")
+        texts.append("the figures are on training rows: name others by data.eval or data.holdout")
     if not run.result.get("finished"):
         texts.append(
             f"the run is not finished (last step {run.metrics[-1]['step'] if run.metrics else 0})"

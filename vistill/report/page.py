@@ -15,7 +15,7 @@ from vistill.report.charts import Axes, Series, line_chart, scale_of, tokens_htm
 from vistill.report.comparison import comparison_table, describe_checkpoint, p_text, same_start
 from vistill.report.costs import HEADINGS, make_profile, run_cost
 from vistill.report.headline import MAX_DETAILED_RUNS, headline, interval, percent, run_warnings
-from vistill.report.run_data import RunData, describe_rows, read_run, temperature_label
+from vistill.report.run_data import RunData, describe_rows, read_runs, temperature_label
 from vistill.runs.storage import write_text
 
 #: Limits: questions with heatmaps, prompt groups per run, prompt groups on a page of many runs.
@@ -35,7 +35,7 @@ NOT_DRAWN = ("token_weight", "gate_threshold", "low_threshold", "steering", "hig
 def write_report(paths: Sequence[Path], out: Path) -> Path:
     """Write one offline page over one or several runs; the first run is the baseline."""
     fault("report.begin")
-    write_text(out, mask_secrets(render([read_run(Path(path)) for path in paths])))
+    write_text(out, mask_secrets(render(read_runs([Path(path) for path in paths]))))
     return out
 
 

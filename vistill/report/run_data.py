@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import StorageError
+from vistill.errors import StorageError, in_place_of
 from vistill.evaluation.paired import Question, questions_by_id
 from vistill.runs.folder import RunFolder
-from vistill.runs.near_runs import missing_run_error
+from vistill.runs.near_runs import missing_run_error, runs_inside
 
 #: Allowed names in `pictures/index.json`, so that the page shows no file outside that folder.
 PICTURE_NAME = re.compile(r"[\w-]{1,64}")
@@ -137,10 +137,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """Read run folders; of one that does not exist, another one is proposed."""
+    for path in paths:
+        if not path.exists():
+            raise missing_run_error(path, [other for other in paths if other != path])
+    return [read_run(path) for path in paths]
+
+
 def read_run(path: Path) -> RunData:
     """Read one run folder; S605 if it holds no run."""
     if not path.exists():
-        raise missing_run_error(path, "report")
+        raise missing_run_error(path)
     folder = RunFolder(path)
     lock = read_json(folder.lock_file)
     if not lock and not folder.metrics.exists():
@@ -149,7 +157,7 @@ def read_run(path: Path) -> RunData:
             "the folder holds no run",
             where=str(path),
             why="it has neither run.lock.json nor metrics.jsonl",
-            fix="vistill report RUN_FOLDER",
+            fix=runs_inside(path) or in_place_of("RUN_FOLDER", str(path)),
         )
     rollouts = folder.rollout_files()
     evaluations = folder.read(folder.evaluations)

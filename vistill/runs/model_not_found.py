@@ -7,8 +7,11 @@ from pathlib import Path
 from vistill.errors import ModelError, closest, quote_command, quote_setting
 from vistill.runs.hub import ask_hub, is_offline, offline_is_set
 from vistill.runs.model_families import check_family
+from vistill.runs.near_runs import runs_in
 
 ASSETS = Path(__file__).parent.parent / "assets"
+#: What peft writes next to the weights of an adapter.
+ADAPTER = "adapter_config.json"
 #: Hub ids to suggest for a misspelled one.
 HUB_MODELS = tuple(
     f"Qwen/Qwen3-VL-{size}-{kind}"
@@ -47,7 +50,8 @@ def models_in(folder: Path) -> list[str]:
 def nearby_models(source: str) -> list[str]:
     """The models in a folder, in its parent and in the hub's cache, as a recipe names them."""
     path = Path(source)
-    local = [*models_in(path), *models_in(path.parent)]
+    runs = [str(path.parent / name) for name in runs_in(path.parent)]  # stands for its student
+    local = [*models_in(path), *models_in(path.parent), *runs]
     return [model for model in local if model != model_name(source)] + cached_models()
 
 
@@ -69,7 +73,7 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
     return [by_last_part[part] for part in closest(Path(name).name, by_last_part)]
 
 
-def check_model_source(name: str, role: str = "model") -> None:
+def check_model_exists(name: str, role: str = "model") -> None:
     """M103 for a path without a folder; of a hub id, ask once whether the hub answers."""
     if Path(name).exists():
         return
@@ -80,6 +84,8 @@ def check_model_source(name: str, role: str = "model") -> None:
 
 def model_not_found_error(name: str, role: str = "model") -> ModelError:
     """M103 with the model that the user probably meant."""
+    if (Path(name) / ADAPTER).is_file():
+        return adapter_error(name, role)
     is_hub_id, inside = looks_like_hub_id(name), models_in(Path(name))
     on_hub = HUB_MODELS if is_hub_id and not is_offline() else ()
     others = [model for model in (*nearby_models(name), *on_hub) if model != name]
@@ -90,8 +96,24 @@ def model_not_found_error(name: str, role: str = "model") -> ModelError:
     return ModelError(
         "M103",
         f'{role} "{name}" not found',
-        why=hub_reason() if is_hub_id else folder_reason(Path(name), models_in(Path(name).parent)),
+        why=hub_reason() if is_hub_id else folder_reason(Path(name)),
         fix=fix,
+    )
+
+
+def adapter_error(name: str, role: str) -> ModelError:
+    """M103 for a folder of LoRA weights: they are no model without their base."""
+    try:
+        base = json.loads((Path(name) / ADAPTER).read_text(encoding="utf-8"))
+        base = str(base["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "a base that it does not name"
+    return ModelError(
+        "M103",
+        f'{role} "{name}" is an adapter, not a model',
+        why=f"it holds weights to add to {base:.100}; vistill reads whole models",
+        fix=f"{as_setting(role, 'FOLDER_OR_HUB_ID')}   after PeftModel.merge_and_unload and "
+        "save_pretrained of model and processor",
     )
 
 
@@ -117,8 +139,12 @@ def hub_reason() -> str:
     return f"no such folder; not in the local cache; {hub}"
 
 
-def folder_reason(folder: Path, neighbours: list[str]) -> str:
+def folder_reason(folder: Path) -> str:
     """What exists instead of a model folder."""
     if folder.is_dir():
         return "the folder exists, but has no config.json of a model"
-    return f"no such folder; models next to it: {', '.join(neighbours[:4]) or 'none'}"
+    neighbours = [
+        *models_in(folder.parent),
+        *(str(folder.parent / n) for n in runs_in(folder.parent)),
+    ]
+    return f"no such folder; models and runs next to it: {', '.join(neighbours[:4]) or 'none'}"

@@ -20,7 +20,7 @@ from vistill.ranges import (
 )
 from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
-from vistill.schema.hints import hint_for
+from vistill.schema.hints import Hint, hint_for
 from vistill.strict_yaml import line_of
 
 
@@ -166,19 +166,20 @@ def missing_key(path: tuple[str, ...], source: Source) -> ConfigError:
     """C002 for a key without a default."""
     name = ".".join(path)
     why = f"{name} has no default: {source.keys[name]['description']}"
-    return ConfigError(
-        "C002", f'"{name}" is missing', where=source.place(path), why=why, fix=f"{name}=VALUE"
-    )
+    fix = f"{name}.model=FOLDER_OR_HUB_ID" if f"{name}.model" in source.keys else f"{name}=VALUE"
+    return ConfigError("C002", f'"{name}" is missing', where=source.place(path), why=why, fix=fix)
 
 
 def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigError:
     """An error of a settings class, with the group that it stands in."""
     if not path:
         return error
-    key, group = error.what.split(" ")[0], ".".join(path)
+    group = ".".join(path)
+    what = error.what if error.what.startswith(f"{group}.") else f"{group}.{error.what}"
+    key = what.split(" ")[0].removeprefix(f"{group}.")
     return ConfigError(
         error.code,
-        f"{group}.{error.what}",
+        what,
         where=source.place((*path, *key.split("."))),
         why=error.why,
         fix=with_group(error.fix, group),
@@ -192,18 +193,53 @@ def with_group(fix: str, group: str) -> str:
     return fix if setting.startswith(f"{group}.") else f"{quote}{group}.{setting}"
 
 
+def hint_in_group(
+    group: str, tree: Mapping[str, Any], meant: str, keys: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Any, Hint]:
+    """The first key of an unknown group that means one of ours; the group itself if none does.
+
+    Args:
+        group: the dotted name of the group.
+        tree: its keys.
+        meant: the group that it probably is; may be empty.
+        keys: every key of a recipe.
+
+    Returns:
+        The dotted name, the value, and what it was meant to be.
+    """
+    for name, value in flatten(tree, f"{group}.").items():
+        own = f"{meant}{name.removeprefix(group)}"
+        hint = Hint(own) if own in keys else hint_for(name, value, keys)
+        if hint:
+            return name, value, hint
+    return group, tree, Hint()
+
+
+def unknown_group(full: str, meant: str, where: str) -> ConfigError:
+    """C001 for a group of keys in the recipe whose name is close to that of another group."""
+    return ConfigError(
+        "C001",
+        f'unknown key "{full}"',
+        where=where,
+        why=f'it holds a group of keys   did you mean "{meant}"?',
+        fix=f"write the keys of {full}: below {meant}: in the recipe",
+    )
+
+
 def unknown_key(
     path: tuple[str, ...], value: Any, known: Sequence[str], source: Source
 ) -> ConfigError:
     """C001 with what was probably meant."""
     full, where = ".".join(path), source.place(path)
     hint = hint_for(full, value, source.keys)
-    if isinstance(value, Mapping) and not hint:
-        for name, inner in flatten(value, f"{full}.").items():  # another trainer's group
-            hint = hint_for(name, inner, source.keys)
-            if hint:
-                full, value = name, inner
-                break
+    if isinstance(value, Mapping) and value and full not in source.overrides:
+        is_in_file = not any(key.startswith(f"{full}.") for key in source.overrides)
+        if is_in_file and hint.key:
+            return unknown_group(full, hint.key, where)
+        if hint.key or not hint.note:  # another trainer's group, or a key of a misspelt one
+            full, value, hint = hint_in_group(full, value, hint.key, source.keys)
+        if not hint and not is_in_file:
+            full = next(key for key in source.overrides if key.startswith(f"{full}."))
     listed = f"known here: {', '.join(known)}"
     if not hint.key:
         why = hint.note or listed

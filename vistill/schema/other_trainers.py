@@ -254,8 +254,8 @@ NO_SUCH_KEY: dict[str, str] = {
     "template": "the chat template is the model's own; data.template words the question",
     "split_dataset_ratio": "data.holdout is a number of rows that are set aside for evaluation",
     "val_size": "data.holdout is a number of rows that are set aside for evaluation",
-    "freeze_vit": "train.freeze=[vision] keeps the weights of the vision tower",
-    "freeze_vision_tower": "train.freeze=[vision] keeps the weights of the vision tower",
+    "freeze_vit": "train.freeze=[tower] keeps the weights of the vision tower",
+    "freeze_vision_tower": "train.freeze=[tower] keeps the weights of the vision tower",
     "freeze_aligner": (
         "train.freeze=[vision] keeps the weights of the vision tower and its projector"
     ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistill.config import Recipe, load_stages, method_schemas
+from vistill.config import Recipe, keys_of_stages, load_stages, method_schemas, naming_stage
 from vistill.errors import ConfigError, StorageError, quote_setting
 from vistill.phases import LOADING_LIBRARIES, PhaseProgress
 from vistill.registry import plugin_words
@@ -37,6 +37,8 @@ class Arm:
     """The command line that runs the arm in its own process."""
     done: Callable[[], bool] = lambda: False
     """For a command without a recipe: whether its result exists."""
+    own_keys: tuple[str, ...] | None = None
+    """The keys that a stage sets itself; None for a recipe without stages."""
 
     @property
     def settings(self) -> Recipe:
@@ -71,10 +73,13 @@ def vistill_command(*words: str) -> tuple[str, ...]:
 def make_arms(recipe: str, overrides: Sequence[str] = ()) -> list[Arm]:
     """Make one arm per stage of a recipe, in order; a recipe without stages is one arm."""
     words = (*overrides, *plugin_words())
-    return [
-        Arm(name, Path(stage.run), stage, vistill_command("train", recipe, *words, "--stage", name))
-        for name, stage in load_stages(recipe, overrides).items()
-    ]
+    stages, own_keys = load_stages(recipe, overrides), keys_of_stages(recipe, overrides)
+
+    def arm(name: str, stage: Recipe) -> Arm:
+        command = vistill_command("train", recipe, *words, "--stage", name)
+        return Arm(name, Path(stage.run), stage, command, own_keys=own_keys.get(name))
+
+    return [arm(name, stage) for name, stage in stages.items()]
 
 
 def train_in_order(
@@ -95,7 +100,9 @@ def train_in_order(
         def show(record: dict[str, Any], stage: str = arm.name) -> None:
             progress({"stage": stage, **record} if len(arms) > 1 else record)
 
-        yield arm, train(arm.settings, accept=accept, progress=show)
+        with naming_stage(arm.name, arm.own_keys):
+            finished = train(arm.settings, accept=accept, progress=show)
+        yield arm, finished
 
 
 def setting_differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> list[str]:

@@ -5,6 +5,8 @@ that a user gives is checked before weights are loaded.
 """
 
 import difflib
+import itertools
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +37,9 @@ from vistill.training.recipe import ModelSettings, Recipe
 from vistill.types import Finish, ImageRef, Prompt, View
 from vistill.views import ViewContext, apply_view
 
+#: Names of files that are read.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm")
+URL = re.compile(r"\w+://|data:")
 #: Below this probability the teacher finds a token unlikely, whatever the picture adds.
 UNLIKELY = 0.1
 
@@ -191,7 +196,12 @@ def encode_conversation(
 def make_question(text: str, images: Sequence[ImageRef], system: str = "") -> Prompt:
     """A question as training reads one: pictures first, or at `<image>`; its id is its content."""
     check_texts({"question": (text,)}, "the question")
-    parts = place_images(text.rstrip(), images, "the question")
+    try:
+        parts = place_images(text.rstrip(), images, "the question")
+    except DataError as error:
+        error.fix = "write one <image> for each picture, or none: then all come first, in order"
+        error.args = (error.render(),)
+        raise
     return with_hashes(Prompt("", tuple(parts), system=system or None))
 
 
@@ -201,26 +211,45 @@ def open_picture(name: str, limits: PixelLimits) -> FileImage:
     Raises:
         DataError: D201, there is no such file; D202, it cannot be read as a picture.
     """
+    wrong = f"   in place of --image {shlex.quote(name)}"
+    if URL.match(name):
+        raise DataError(
+            "D205",
+            f'the picture "{name:.200}" is a URL',
+            why="vistill fetches no image from the network",
+            fix=f"--image FILE{wrong}   after you have downloaded it",
+        )
     path = Path(name).expanduser()
     image = FileImage(path, "", path.parent, limits=limits)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, similar_names(path), n=1)
-        fix = shlex.quote(str(path.with_name(near[0]))) if near else "FILE"
+        near = nearby_picture(path)
+        fix = shlex.quote(str(near)) if near else "FILE"
         raise DataError(
             "D201",
             f'there is no picture "{name}"',
             where=str(path.parent) if path.parent != Path() else "",
             why="it is a folder" if path.is_dir() else "no such file",
-            fix=f"--image {fix}   in place of --image {shlex.quote(name)}",
+            fix=f"--image {fix}{wrong}",
         )
     try:
         image.load()
     except DataError as error:
         error.where = str(path)
         error.fix = error.fix.replace(", or remove the row", "")
-        error.fix += f"   or   --image FILE   in place of --image {shlex.quote(name)}"
+        error.fix += f"   or   --image FILE{wrong}"
         raise
     return image
+
+
+def nearby_picture(path: Path) -> Path | None:
+    """A picture in a folder, or one of a similar name."""
+    if path.is_dir():
+        files = itertools.islice(sorted(path.iterdir()), 5000)
+        return next((file for file in files if file.suffix.lower() in PICTURES), None)
+    files = [path.with_name(name) for name in similar_names(path)]
+    names = [file.name for file in files if file.is_file()]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return path.with_name(near[0]) if near else None
 
 
 def open_chat(

@@ -3,13 +3,25 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vistill.config import Recipe, load_stages, method_schemas, split_overrides
-from vistill.data.loading import check_overlap, check_rows_per_step, load_train_and_eval
+from vistill.config import (
+    Recipe,
+    keys_of_stages,
+    load_stages,
+    method_schemas,
+    naming_stage,
+    split_overrides,
+)
+from vistill.data.loading import (
+    QuarantinedRow,
+    check_overlap,
+    check_rows_per_step,
+    load_train_and_eval,
+)
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
@@ -20,8 +32,11 @@ from vistill.runs.storage import to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
-from vistill.training.recipe import default_settings
+from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
+from vistill.training.checks.set_aside import refused_rows
+from vistill.training.recipe import ModelSettings, default_settings
 from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
 
 
@@ -45,17 +60,45 @@ def check(
     """
     stages = load_stages(recipe, overrides)
     keys = [*split_overrides(overrides)]
+    own_keys = keys_of_stages(recipe, overrides)
     if preview is not None:
         check_page_file(Path(preview))
     sheet = None if preview is None else Preview(Path(preview))
-    findings = {}
+    findings, starts = {}, {}
     for name, stage in stages.items():
         overridden = [key.removeprefix(f"stages.{name}.") for key in keys]
-        findings[name] = check_stage(stage, fast, overridden, sheet)
+        checked, notes = with_models_of_stages(stage, starts)
+        starts[stage.run] = checked.student
+        with naming_stage(name, own_keys.get(name)):
+            findings[name] = [*check_stage(checked, fast, overridden, sheet), *notes]
     if sheet is not None:
+        folder = sheet.file.absolute().parent
+        where = "" if folder.is_dir() else ", in a new folder"
         sheet.write()
-        findings[next(reversed(findings))].append(CheckResult("preview", str(sheet.file)))
+        written = f"written to {sheet.file}{where}"
+        findings[next(reversed(findings))].append(CheckResult("preview", written))
     return findings
+
+
+def with_models_of_stages(
+    recipe: Recipe, starts: Mapping[str, ModelSettings]
+) -> tuple[Recipe, list[CheckResult]]:
+    """Replace the student of an earlier stage that has not run by the model it will start from.
+
+    It has the same tokenizer, images and sizes.
+
+    Args:
+        recipe: of a stage.
+        starts: the model that each earlier stage starts from, by its run folder.
+    """
+    notes = []
+    for role in ("student", "teacher"):
+        name = getattr(recipe, role).model
+        if name in starts and not RunFolder(Path(name)).has_started():
+            recipe = dataclasses.replace(recipe, **{role: starts[name]})
+            text = f"student of {name}, which has not run; checked with {starts[name].model}"
+            notes.append(CheckResult(f"{role} of a stage", text))
+    return recipe, notes
 
 
 def check_stage(
@@ -138,9 +181,11 @@ def model_metadata(name: str, role: str) -> str:
             return f"{name}, on the hub or in its cache"
         raise model_not_found_error(name, role)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise model_not_found_error(name, role) from error
+    if not isinstance(config, dict):
+        raise model_not_found_error(name, role)
     family = check_family(config, name, role)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, family {family}, {size / 1e6:,.1f} MB of weights"
@@ -156,36 +201,41 @@ def disk_finding(recipe: Recipe) -> CheckResult:
 
 
 def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
-    """Check the data without models."""
-    train, evaluation = load_train_and_eval(recipe.data)
-    check_overlap(train, evaluation, recipe.data)
-    check_rows_per_step(recipe.train.prompts_per_step, len(train.prompts))
-    bad = [*train.quarantined, *evaluation.quarantined]
+    """Check the data without models: all start checks of the rows that need no torch."""
+    schema = method_schemas().with_knobs(recipe.method, recipe.knobs)
+    needs = needs_of_schema(recipe.method, schema)
+    loaded, held_out = load_train_and_eval(recipe.data)
+    check_overlap(loaded, held_out, recipe.data)
+    train, evaluation, is_drawn = loaded.prompts, held_out.prompts, bool(loaded.diagrams)
+    bad = [*loaded.quarantined, *held_out.quarantined]
+    gold = JudgedGolds(DRAWN)
+    if not (is_drawn or held_out.diagrams):
+        gold = judge_gold_answers(recipe, train, evaluation, needs.answers)
+    if gold.error is not None:
+        bad += refused_rows(train, recipe.data, gold.refused, gold.error)
+        train = [p for p in train if p.id not in gold.refused]
+    check_rows_per_step(recipe.train.prompts_per_step, len(train), recipe.data.holdout)
+    usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
     if sheet is not None:
-        parts = {"training": train.prompts, "evaluation": evaluation.prompts}
-        passes = method_schemas()[recipe.method]["x-passes"]
-        views = full_first(name.partition(".")[2] for name in passes)
+        parts = {"training": usable, "evaluation": evaluation}
+        views = full_first(name.partition(".")[2] for name in schema["x-passes"])
         sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
-    needs = method_schemas()[recipe.method]["x-needs"]
-    notes = [
-        *train.notes,
-        *evaluation.notes,
-        *notes_on_run(recipe, needs, train.prompts, evaluation.prompts),
-    ]
-    quarantined = (
-        f"; {len(bad):,} quarantined, first: {bad[0].where} {bad[0].code} {bad[0].reason}"
-        if bad
-        else ""
-    )
+    meant = notes_on_run(recipe, needs.needs, usable, evaluation)
+    notes = [*loaded.notes, *held_out.notes, *meant]
     return [
-        CheckResult(
-            "data",
-            f"{len(train.prompts):,} training rows, "
-            f"{len(evaluation.prompts):,} evaluation rows{quarantined}",
-        ),
-        *rows_in_words(train.prompts, evaluation.prompts, recipe.eval, parts_of),
+        CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
+        CheckResult("gold answers", gold.summary),
+        *rows_in_words(usable, evaluation, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
+        CheckResult("method", f"{needs_in_words(needs)}: satisfied by {len(usable):,} rows"),
     ]
+
+
+def rows_in_numbers(train: int, evaluation: int, bad: Sequence[QuarantinedRow]) -> str:
+    """How many rows there are, and the first bad one."""
+    first = f", first: {bad[0].where} {bad[0].code} {bad[0].reason}" if bad else ""
+    quarantined = f"; {len(bad):,} quarantined{first}" if bad else ""
+    return f"{train:,} training rows, {evaluation:,} evaluation rows{quarantined}"
 
 
 def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:

@@ -264,8 +264,18 @@ def check_lengths(recipe: Recipe, encoder: PromptEncoder, prompts: Sequence[Prom
 @contextmanager
 def locked_file(out: Path) -> Iterator[None]:
     """Lock a file of responses against other processes (S602)."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as handle:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle = out.open("a")
+    except OSError as error:
+        raise StorageError(
+            "S601",
+            f"cannot write {out}: {error.strerror or error}",
+            where=str(out.parent),
+            why="each response becomes a line of this file",
+            fix="--out FILE.jsonl",
+        ) from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

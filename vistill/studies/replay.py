@@ -8,7 +8,7 @@ from pathlib import Path
 from vistill.answers.math_process import shared_judge
 from vistill.batch import Objective
 from vistill.config import build_recipe, method_schemas
-from vistill.errors import ConfigError, StorageError, quote_command
+from vistill.errors import ConfigError, StorageError, in_place_of
 from vistill.registry import load_plugins, way_back
 from vistill.runs.folder import RunFolder
 from vistill.runs.near_runs import missing_run_error
@@ -61,7 +61,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
     """Load the recipe of a run folder."""
     file = path / "recipe.json"
     if not path.exists():
-        raise missing_run_error(path, "replay")
+        raise missing_run_error(path)
     if not file.exists():
         stages = sorted(folder.parent for folder in path.glob("*/recipe.json"))
         raise StorageError(
@@ -69,7 +69,7 @@ def stored_recipe(path: Path, objective: Objective | None) -> Recipe:
             f"{path} holds no recipe.json",
             where=str(path),
             why="replay needs the recipe; earlier versions of vistill.distill wrote none",
-            fix=quote_command("vistill", "replay", stages[0] if stages else "RUN_FOLDER"),
+            fix=in_place_of(str(stages[0]) if stages else "RUN_FOLDER", str(path)),
             note="of a recipe with stages: the folder of one stage",
         )
     check_unmasked(RunFolder(path))

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from vistill.answers.judge import gold_response
+from vistill.answers.judge import gold_response, right_answer
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
 from vistill.data.judging import JudgeSettings, judge_response
@@ -64,12 +65,15 @@ def judged_lines(prompt: Prompt, settings: JudgeSettings, math: MathJudge) -> li
     """The gold answer, and what the checker says to it in three forms, and to a wrong answer."""
     if not prompt.golds:
         return ["gold: none, so the row counts in no accuracy"]
-    gold = prompt.golds[0]
+    checker = prompt.labels.get("checker") or settings.checker
+    most = max(prompt.golds, key=prompt.golds.count)  # of several people, for `vqa`
+    gold = right_answer(checker, most)
     choices = f" of options {', '.join(prompt.choices)}" if prompt.choices else ""
     lines = [f"gold: {prompt.gold_text}{choices}"]
+    is_read = gold != most  # another text than the cell
     replies = (f"The answer is {gold}.", gold_response(gold), gold)
     right = [(reply, judge_response(reply, prompt, settings, math)) for reply in replies]
-    wrong = gold_response(wrong_answer(prompt))
+    wrong = gold_response(wrong_answer(replace(prompt, answer=gold) if is_read else prompt))
     other = judge_response(wrong, prompt, settings, math)
     parts = [f"`{reply}` {verdict_in_words(verdict)}" for reply, verdict in right]
     if not all(verdict.correct for _, verdict in right):

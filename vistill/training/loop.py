@@ -291,7 +291,9 @@ def check_rollouts(plan: Plan, folder: RunFolder, state: RunState, result: StepR
     for warning in health.update(result.metrics, result.groups, plan.rollout, own):
         report_event(plan, folder, warning, f"step {state.step}: ")
     if health.never_ends(plan.rollout):
-        raise always_truncated_error(health, plan.rollout, state.step, str(folder.path))
+        taken, limit, _ = plan.models.free_positions(plan.train_prompts[0])
+        most = limit - taken  # as at the start of a run
+        raise always_truncated_error(health, plan.rollout, state.step, str(folder.path), most)
 
 
 def is_evaluation_missing(plan: Plan, folder: RunFolder, step: int) -> bool:

@@ -72,6 +72,13 @@ class Models:
             self.encodings[key] = encoder.encode(self.prompt_under(prompt, view))
         return self.encodings[key]
 
+    def free_positions(self, prompt: Prompt) -> tuple[int, int, Reader]:
+        """Positions of the prompt, of the reader with the fewest in all, and that reader."""
+        roles = [Reader.STUDENT, *([Reader.TEACHER] if self.teacher_encodes else [])]
+        limit, role = min((max_positions(self.reader(role)), role) for role in roles)
+        taken = max(self.encode(prompt, View.FULL, role).next_position for role in roles)
+        return taken, limit, role
+
     def has_own_encoding(self, reader: Reader) -> bool:
         """Whether a reader encodes prompts itself: a teacher of another family."""
         return self.teacher_encodes and reader is Reader.TEACHER
@@ -85,3 +92,8 @@ class Models:
         seed = keyed_seed("view", prompt.id, self.view.seed)
         partner = self.partners.get(prompt.id)
         return apply_view(prompt, view, replace(self.view, seed=seed, partner=partner))
+
+
+def max_positions(vlm: VLM) -> int:
+    """Positions that a model was trained on."""
+    return int(vlm.model.config.get_text_config().max_position_embeddings)

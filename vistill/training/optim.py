@@ -47,8 +47,9 @@ def learning_rate(step: int, steps: int, train: TrainSettings) -> float:
 def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
     """Freeze every weight of the named parts (C110: a part is empty, or nothing is left to train).
 
-    `vision` is the tower with its projector, `language` the decoder with its input embedding,
-    `head` the output embedding. A weight of two parts, a tied head, is frozen if either is named.
+    `vision` is the tower with its projector, `tower` the tower alone, `language` the decoder with
+    its input embedding, `head` the output embedding. A weight of two parts, such as a tied head, is
+    frozen if either is named.
     """
     weights = {
         part: parameters_in(modules) for part, modules in vlm.family.parts(vlm.model).items()

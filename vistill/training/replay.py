@@ -42,6 +42,7 @@ NEEDED = (
     "memory.json",
     "metrics.jsonl",
     "gate.json",
+    "text_only.json",
     "teacher_responses.jsonl",
     "teacher_responses.settings.json",
     "verdicts.jsonl",

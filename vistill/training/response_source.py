@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from vistill.batch import Objective
 from vistill.data.keys import keyed_generator
-from vistill.errors import DataError
 from vistill.models.loading import VLM
 from vistill.rollouts.checked_engine import generate_responses
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
+from vistill.training.checks.rows import check_response
 from vistill.training.models_of_run import Models
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup, Writer
 
@@ -94,18 +94,3 @@ def sample_groups(
 def response_in_data(student: VLM, prompt: Prompt) -> Rollout:
     """The response that the data set holds, as token ids."""
     return Rollout(student.response_ids(check_response(prompt)), 0, Finish.STOP)
-
-
-def check_response(prompt: Prompt) -> str:
-    """The response of a row (D303 where it has none)."""
-    if prompt.response is None:
-        raise DataError(
-            "D303",
-            "the row has no response to learn from",
-            where=f"prompt {prompt.id}",
-            why="the method learns from responses in the data",
-            fix="data.columns.response=COLUMN   or   "
-            "data.response_template='The answer is \\boxed{{{answer}}}.'",
-            note="with method=sft the teacher can write the responses: sft.responses=teacher",
-        )
-    return prompt.response

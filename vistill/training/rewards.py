@@ -3,12 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from types import TracebackType
 
 from vistill.answers.math_process import MathJudge
-from vistill.answers.verdict import Verdict
 from vistill.data.judging import judge_response
 from vistill.models.loading import VLM
 from vistill.phases import count_items
@@ -28,6 +27,8 @@ class Rewards:
     settings: RewardSettings
     vlm: VLM
     math: MathJudge
+    unparsed: list[bool] = field(default_factory=list)
+    """Whether each response of the last `of` commits to no answer."""
 
     def __enter__(self) -> "Rewards":
         self.math.__enter__()
@@ -43,10 +44,11 @@ class Rewards:
 
     def of(self, groups: Sequence[RolloutGroup]) -> list[float]:
         """One reward per rollout, in the order of the response axis."""
+        self.unparsed.clear()
         pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
         return [self.one(group, r.ids) for group, r in count_items("judging responses", pairs)]
 
-    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the judging of a step showed, after `of`.
 
         Returns:
@@ -55,14 +57,9 @@ class Rewards:
         """
         counts = {f"judge/{name}": float(n) for name, n in sorted(self.math.limits.items())}
         if self.settings.accuracy:
-            verdicts = [self.verdict(group, r.ids) for group in groups for r in group.rollouts]
-            counts["reward/unparsed_share"] = sum(v.unparsed for v in verdicts) / len(verdicts)
+            counts["reward/unparsed_share"] = sum(self.unparsed) / len(self.unparsed)
         self.math.limits.clear()
         return counts
-
-    def verdict(self, group: RolloutGroup, ids: tuple[int, ...]) -> Verdict:
-        """The verdict of `reward.checker` on a response."""
-        return judge_response(self.vlm.decode(ids), group.prompt, self.settings, self.math)
 
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""
@@ -75,9 +72,19 @@ class Rewards:
         values = []
         for name, weight in weights.items():
             with plugin_call(rewards, name):
-                value = rewards.get(name)(text, group.prompt, self.settings, self.math)
+                function = rewards.get(name)
+                if function is accuracy:
+                    value: object = self.judge(text, group.prompt)
+                else:
+                    value = function(text, group.prompt, self.settings, self.math)
                 values.append(weight * finite(value))
         return sum(values)
+
+    def judge(self, text: str, prompt: Prompt) -> float:
+        """The reward `accuracy` of a response; its verdict counts in `metrics`."""
+        verdict = judge_response(text, prompt, self.settings, self.math)
+        self.unparsed.append(verdict.unparsed)
+        return float(verdict.correct)
 
 
 def finite(value: object) -> float:

@@ -77,15 +77,21 @@ def has_identical_siblings(groups: Sequence[RolloutGroup]) -> bool:
 
 
 def always_truncated_error(
-    health: RolloutHealth, rollout: RolloutSettings, step: int, run: str
+    health: RolloutHealth, rollout: RolloutSettings, step: int, run: str, most: int
 ) -> RolloutError:
-    """R401."""
+    """R401. `most` tokens of a response fit into the positions of the models."""
+    now, larger = rollout.max_new_tokens, min(2 * rollout.max_new_tokens, most)
+    fix = f"rollout.max_new_tokens={larger} {in_new_folder(run)}"
+    note = "for short responses on purpose: rollout.all_truncated=go_on"
+    if larger <= now:
+        fix = "rollout.all_truncated=go_on"
+        note = f"no longer response fits: the models have positions for {most:,} of its tokens"
     return RolloutError(
         "R401",
         f"every response of {health.all_truncated_in_a_row} steps in a row was cut off "
         "at the length limit",
         where=f"step {step}",
         why="the student never ends a response by itself, so it never learns how a response ends",
-        fix=f"rollout.max_new_tokens={2 * rollout.max_new_tokens} {in_new_folder(run)}",
-        note="for short responses on purpose: rollout.all_truncated=go_on",
+        fix=fix,
+        note=note,
     )

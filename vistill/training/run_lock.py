@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -18,9 +19,13 @@ from weakref import WeakKeyDictionary
 
 import xxhash
 
+from vistill.data.sources import check_source_exists
+from vistill.data.stored_prompts import PREFIX
 from vistill.errors import ConfigError, StorageError, quote_command
 from vistill.redaction import mask_secret_settings
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoints_in
+from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import compare_recipes, flatten, in_new_folder, unused_folder
 from vistill.runs.storage import file_hash, read_json, replace_nonfinite, to_json
 from vistill.training.recipe import Recipe, default_settings
@@ -68,7 +73,11 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     """
     tree = json.loads(to_json(recipe.to_dict()))  # as written: secrets are masked
     earlier = read_lock(folder) if folder.has_started() else {}
-    accepted = check_recipe_changes(folder, earlier, tree, accept)
+    try:
+        accepted = check_recipe_changes(folder, earlier, tree, accept)
+    except ConfigError:
+        check_changed_names(earlier["recipe"], recipe.located())
+        raise
     for key in accepted:
         folder.event(f"accepted change of {key}")
     if "recipe" in earlier:
@@ -89,6 +98,27 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
     }
     folder.write_lock(record)
     folder.write("recipe.json", to_json(tree, indent=2))
+
+
+def check_changed_names(before: Mapping[str, Any], recipe: Recipe) -> None:
+    """D102 or M103 for a changed file or model that does not exist.
+
+    It is misspelt: the way out is the right name, not a new run. `vistill.distill` has no names: it
+    is given models and prompts.
+    """
+    if "student" not in before or recipe.data.train.startswith(PREFIX):
+        return
+    for part in ("train", "eval"):
+        source = getattr(recipe.data, part)
+        is_plain = source and source != "diagrams" and not re.match(r"hf:|prompts:|\w+://", source)
+        if source != before.get("data", {}).get(part) and is_plain:
+            check_source_exists(source, f"data.{part}")
+    for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
+        if not model or model == before.get(role, {}).get("model"):
+            continue
+        folder = resolve_model(model, role)
+        if not looks_like_hub_id(folder) and not Path(folder).is_dir():
+            raise model_not_found_error(model, role)
 
 
 def check_recipe_changes(

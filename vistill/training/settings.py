@@ -74,9 +74,9 @@ class TrainSettings:
     device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
     deterministic: bool = True
     """Use deterministic kernels, so that a run can be repeated to the bit."""
-    freeze: tuple[Literal["vision", "language", "head"], ...] = ()
-    """Parts that keep their weights: the vision tower with its projector, the decoder with its
-    input embedding, the output embedding."""
+    freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
+    """Parts that keep their weights: the vision tower with its projector, the tower alone, the
+    decoder with its input embedding, the output embedding."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -119,15 +119,31 @@ class RewardSettings:
             near = closest(name, rewards)
             better = f"extra.{near[0]}={weight:g}   in place of reward.extra.{name}" if near else ""
             rewards.require("extra", name, better or "extra={}")
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(
-                "C002",
-                f"pattern is no regular expression: {error}",
-                why=self.pattern,
-                fix=quote_setting("pattern", r"\\boxed\{"),
-            ) from error
+        check_pattern(self.pattern)
+
+
+def check_pattern(pattern: str) -> None:
+    r"""C002 for a pattern that is no regular expression, or that reads `\boxed` as `\b` and `oxed`.
+
+    The printed patterns need no backslash: a shell, YAML and Python each read one in another way.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            "C002",
+            f"pattern is no regular expression: {error}",
+            why=pattern,
+            fix=quote_setting("pattern", "boxed[{]"),
+        ) from error
+    words_cut = re.compile(r"(?<!\\)((?:\\\\)*)\\boxed")
+    if words_cut.search(pattern):
+        raise ConfigError(
+            "C002",
+            r"pattern has \boxed, which no response contains",
+            why=rf"in {pattern}, \b is the border of a word, so it looks for the word `oxed`",
+            fix=quote_setting("pattern", words_cut.sub(r"\1boxed", pattern)),
+        )
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def train_step(
         **update.metrics,
         **{f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)},
         **rollout_metrics(batch, groups),
-        **({} if context.rewards is None else context.rewards.metrics(groups)),
+        **({} if context.rewards is None else context.rewards.metrics()),
         **own,
     }
     if not update.finite:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vistill.answers.checkers.text import find_words
+from vistill.answers.checkers.text import score_words
 from vistill.answers.compare import Mathematics
 from vistill.answers.extract import Take
 from vistill.answers.normalise import strip_markup
@@ -45,17 +45,12 @@ def check(
 
     Source: Biten et al., Scene Text Visual Question Answering, 2019; used by DocVQA.
     """
-    shown = " | ".join(answer)
-    commit = find_words(response, take)
-    if commit is None or commit.form is None:
-        reason = "the reply commits to no answer"
-        return Verdict(None, False, gold_form=shown, reason=reason, score=0.0)
-    scores = {
-        form: max((similarity(form, gold) for gold in answer), default=0.0)
-        for form in commit.form.forms
-    }
-    form = max(scores, key=lambda text: scores[text])
-    score = scores[form]
-    reason = "" if score else f"similarity below {THRESHOLD}"
-    where = (commit.start, commit.end)
-    return Verdict(commit.text, score > 0, commit.rule, where, form, shown, reason, score=score)
+
+    def rate(forms: tuple[str, ...]) -> tuple[str, float, str]:
+        scores = {
+            form: max((similarity(form, gold) for gold in answer), default=0.0) for form in forms
+        }
+        form = max(scores, key=lambda text: scores[text])
+        return form, scores[form], "" if scores[form] else f"similarity below {THRESHOLD}"
+
+    return score_words(response, take, " | ".join(answer), rate)

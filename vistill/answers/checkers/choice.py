@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from vistill.answers.checkers.math import only_number
 from vistill.answers.choice_reader import NOUNS, ChoiceReader, before_comparison
 from vistill.answers.compare import Mathematics
-from vistill.answers.denials import DENIED
+from vistill.answers.corrections import settle
+from vistill.answers.denials import is_taken_back, is_unreal
 from vistill.answers.extract import (
     Commitment,
     Span,
@@ -25,13 +26,21 @@ from vistill.answers.letters import Letters, in_range, parse_letters
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.options import (
     gold_letters,
+    labelled_options,
     marked_letters,
     option_in,
     option_of,
     read_labelled,
     read_options,
 )
-from vistill.answers.reading import after_negation, right_side, with_gold
+from vistill.answers.reading import (
+    COPULA,
+    after_negation,
+    cut_clause,
+    predicate,
+    right_side,
+    with_gold,
+)
 from vistill.answers.values import parse_value
 from vistill.answers.verdict import Verdict
 
@@ -46,14 +55,24 @@ COMPARED = re.compile(
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
 #: The line before a list of options that are chosen.
 LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
-ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b")
+ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b|都?是?(?:正确|对)")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
+ONLY_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?\.?")
+NUMBERED = re.compile(r"^\s{0,4}\(?\d{1,2}[.):]\s{0,3}")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+EQUATION_OF_LETTERS = re.compile(r"[A-Z]\s?=")
+LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
     r"|conclusion|in summary)\b",
+    re.IGNORECASE,
+)
+#: The sentence behind a correction that states the answer.
+CORRECTED = re.compile(
+    r"^\W{0,4}(?:therefore|thus|hence|so|it(?:'s| is| should| must)|that(?:'s| is| gives)"
+    r"|the (?:correct|right|answer|final)|option|应该?是|所以|因此|答案)",
     re.IGNORECASE,
 )
 #: Sentences at the end of a reply that may name its option.
@@ -75,9 +94,11 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     """The option that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, lambda later: read_corrected(later, reader))
     span = whole(text)
     if span.end == span.start or is_cut_in_box(text):
+        return None
+    if lists_letters(text[span.start : span.end], reader):
         return None
     if span.end - span.start <= 300:
         plain = strip_markup(LIST_HEAD.sub("", text[span.start : span.end]))
@@ -89,6 +110,15 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
             return commitment(text, span, letters)
     lead = read_lead(text, reader)
     return lead or read_conclusion(text, reader)
+
+
+def lists_letters(raw: str, reader: ChoiceReader) -> bool:
+    """Whether a reply has only different letters, one a line: answers to several questions."""
+    lines = [NUMBERED.sub("", line) for line in raw[:200].split("\n") if line.strip()]
+    if len(raw) > 100 or len(lines) < 2 or any(len(line) > 12 for line in lines):
+        return False
+    letters = [parse_letters(strip_markup(line), len(reader.options)) for line in lines]
+    return all(x and not x.rest for x in letters) and len({x.letters for x in letters if x}) > 1
 
 
 def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[frozenset[str]]:
@@ -103,36 +133,52 @@ def read_bare(  # noqa: PLR0911 - one return per form
     plain = strip_markup(DECORATION.sub("", raw))
     if len(plain) > 1 and len(named := reader.options.by_text(text_form(plain))) == 1:
         return reader.letters_of(named)
+    if both := reader.read_text_and_letter(plain):
+        return both
     plain = after_negation(plain)
-    if not plain:
+    if not plain or plain.endswith("?"):
         return None
     letters = parse_letters(plain, len(reader.options))
     if letters is not None and not (letters.hedged and len(letters.letters) > 1):
         article = letters.letters & {"A", "I"} and not CLAUSE_AHEAD.match(letters.rest)
         clause = letters.rest[:1] in tuple(",;:") or bool(CLAUSE_AHEAD.match(letters.rest))
+        clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
+        marked = letters.marked and len(letters.letters) == 1
+        if not letters.rest or marked or clause or reader.has_own_text(letters):
+            return None if names_another(letters, reader) else reader.read_letters(letters)
         if reader.takes_back(letters):
             return None
-        clause = (clause and not article) or bool(ARE_CORRECT.match(letters.rest))
-        if not letters.rest or letters.marked or clause:
-            return None if names_another(letters, reader) else letters.letters
     if len(reader.options):
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
             return reader.letters_of(named)
-    side = parse_letters(right_side(plain), len(reader.options))
+    equation = EQUATION_OF_LETTERS.match(plain)
+    side = None if equation else parse_letters(right_side(plain), len(reader.options))
     if side and not side.rest and len(side.letters) == 1:
         return side.letters
     named = reader.by_value(right_side(plain) or only_number(plain))
+    stated = cut_clause(plain)
+    taken_back = reader.denies(stated) or is_taken_back(plain[len(stated) :])
+    if not named and len(COPULA.findall(stated)) == 1 and not taken_back:
+        named = reader.by_value(predicate(stated))
     return named or None
 
 
 def names_another(letters: Letters, reader: ChoiceReader) -> bool:
     """Whether the text behind a letter begins or goes on with other letters: a list of options."""
     rest = letters.rest
+    only = ONLY_LETTER.fullmatch(rest)
+    if (
+        only
+        and only.group(1) not in letters.letters
+        and not reader.options.by_text(text_form(rest))
+    ):
+        return True
     if len(rest) > 60 and not OTHER_LETTER.match(rest):
         return len(set(marked_letters(rest, len(reader.options))) - letters.letters) > 1
     following = OTHER_LETTER.match(rest)
     others = set(reader.mentions(rest)) | ({following.group(1)} if following else set())
+    others |= set(labelled_options(cut_clause(before_comparison(rest)), reader.options))
     return bool(others - letters.letters)
 
 
@@ -143,21 +189,23 @@ def read_lead(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | N
     letters = parse_letters(line, len(reader.options))
     if letters is None or len(letters.letters) > 1 or lists_options(text, span.start):
         return None
-    if names_another(letters, reader) or reader.takes_back(letters):
+    if text[span.end : span.end + 1] == "?" or names_another(letters, reader):
         return None
-    if letters.marked or not letters.rest:
-        return commitment(text, span, letters.letters)
-    return None
+    letters_read = reader.read_letters(letters) if letters.marked or not letters.rest else None
+    return None if letters_read is None else commitment(text, span, letters_read)
 
 
 def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that the first sentence is about: `Box B encloses`, `the third image (B) is`."""
     span = first_sentence(text)
     raw = text[span.start : span.end]
-    if DENIED.search(raw) or lists_options(text, span.start) or UNKNOWN.search(raw):
+    if lists_options(text, span.start) or UNKNOWN.search(raw):
         return None
     if text[span.end : span.end + 1] == "?":
         return None
+    if reader.denies(raw):
+        letters = reader.affirmed(raw)
+        return commitment(text, span, letters) if letters else None
     letters = set(reader.mentions(before_comparison(raw)))
     subject = SUBJECT.match(raw) if reader.options.only_letters else None
     if subject and in_range(subject.group(1), len(reader.options)):
@@ -198,14 +246,40 @@ def read_last(
     """The option of the last of these sentences that names any; two options are no commitment."""
     for span in ordered:
         raw = text[span.start : span.end]
-        if raw.endswith("?") or UNKNOWN.search(raw) or lists_options(text, span.start):
+        if (
+            raw.endswith("?")
+            or is_listed(text, span.start, reader)
+            or UNKNOWN.search(raw)
+            or lists_options(text, label_start(text, span.start))
+        ):
             continue
         letters = named_in(raw, reader, with_texts=span in ordered[:1])
-        if len(letters) == 1 and not DENIED.search(raw):
+        if (letters or not raw.isascii()) and reader.denies(raw):
+            letters = reader.affirmed(raw) or (letters and letters | {"?"})
+        if len(letters) == 1:
             return commitment(text, Span(span.start, span.end, "conclusion"), letters)
         if letters:
             return None
     return None
+
+
+def is_listed(text: str, at: int, reader: ChoiceReader) -> bool:
+    """Whether a sentence is the text of an option in a list on one line: `A. 30 B. 40`."""
+    line = text[max(0, at - 200) : at].rpartition("\n")[2]
+    label = LINE_END_LETTER.search(line)
+    return bool(label) and bool(labelled_options(line[: label.start()], reader.options))
+
+
+def label_start(text: str, at: int) -> int:
+    """Where the label before a sentence begins: `D. ` before `80`; else the sentence itself."""
+    line = text[max(0, at - 12) : at].rpartition("\n")[2]
+    return at - len(line) if LINE_LETTER.fullmatch(line.rstrip()) else at
+
+
+def read_corrected(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+    """The option that a reply names behind a correction: `So it's C`, `it should be C`."""
+    states = [s for s in sentences(text, 12) if CORRECTED.match(text[s.start : s.end])]
+    return read_last(text, states, reader)
 
 
 def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
@@ -213,6 +287,7 @@ def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[st
     named = option_in(text[-4000:], reader.options) if len(reader.options) else []
     if (
         len(named) != 1
+        or is_unreal(text[-4000:])
         or parse_value(strip_markup(reader.options.texts[named[0]])).number is not None
     ):
         return None
@@ -225,7 +300,7 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     compared = COMPARED.search(raw) if reader.options.only_letters else None
     if compared and in_range(compared.group(1), len(reader.options)):
         return frozenset(compared.group(1))
-    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 12 else None
+    alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 24 else None
     if with_texts and alone and not alone.rest and not alone.hedged and not raw.islower():
         return alone.letters
     letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))

@@ -7,8 +7,9 @@ mathematics.
 import re
 from dataclasses import dataclass
 
-from vistill.answers.compare import Mathematics, same_value
-from vistill.answers.denials import is_taken_back
+from vistill.answers.compare import Mathematics, same_number, same_value
+from vistill.answers.corrections import settle
+from vistill.answers.denials import is_no_statement, is_taken_back
 from vistill.answers.extract import (
     Commitment,
     Take,
@@ -18,6 +19,7 @@ from vistill.answers.extract import (
     whole,
 )
 from vistill.answers.normalise import math_form, strip_markup
+from vistill.answers.number_words import find_word_numbers
 from vistill.answers.reading import (
     LABEL,
     after_negation,
@@ -27,7 +29,7 @@ from vistill.answers.reading import (
     with_gold,
     without_lead_in,
 )
-from vistill.answers.values import WORDS, is_mathematical, parse_value
+from vistill.answers.values import is_mathematical, parse_number, parse_value
 from vistill.answers.verdict import Verdict
 
 NUMBER = re.compile(
@@ -39,17 +41,28 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b",
+    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b"
+    r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
+    re.IGNORECASE,
+)
+#: A reply that asks for something.
+REQUEST = re.compile(
+    r"^\W{0,4}(?:please|sorry|(?:could|can) you|i(?:'m| am) (?:sorry|unable)"
+    r"|i (?:need|would need|cannot|can't))\b",
     re.IGNORECASE,
 )
 #: A complete last sentence that states a value: `The length of AB is 10.`
 STATES = re.compile(
-    r"^\W{0,4}(?:the|its|there (?:is|are)|we (?:get|have|obtain))\s[^.\n]{0,200}$", re.IGNORECASE
+    r"^\W{0,4}(?:the|its|there (?:is|are)|it (?:should|must) be|we (?:get|have|obtain))"
+    r"\s[^.\n]{0,200}$",
+    re.IGNORECASE,
 )
 CONDITION = re.compile(
     r"\b(?:if|suppose|assume|given|let|when|where|not|cannot|never|doubt|\w{1,8}n't)\b",
     re.IGNORECASE,
 )
+#: Words of a sentence.
+PROSE = re.compile(r"[A-Za-z]{2,20} [A-Za-z]{1,20}|[\u4e00-\u9fff]{4}")
 #: A display at the end of a reply.
 DISPLAY = re.compile(r"(?:\\\[|\$\$)([^$\[\]]{1,300}?)(?:\\\]|\$\$)\s{0,9}\.?\s{0,9}$")
 #: Words for a sign before a number.
@@ -60,6 +73,26 @@ CHANGED = re.compile(
     r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
     re.IGNORECASE,
 )
+#: A point with its coordinates: `A(2, 3)`.
+POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
+#: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
+SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
+#: Several equations: the right side of the last one is not the answer.
+EQUATIONS = re.compile(
+    r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"
+    r"\\?[A-Za-z∠]{1,9}_?\{?\d?\}?\s?="
+)
+#: Another number in brackets.
+OR_OTHER = re.compile(
+    r"\s\((?:or|maybe|perhaps|possibly|alternatively|or maybe|or perhaps),?\s([^()]{1,60})\)$",
+    re.IGNORECASE,
+)
+#: The name of a length, an angle or a variable.
+NAME = re.compile(r"(?:\\angle\s?|∠\s?)?(?:[A-Z]{1,4}|[a-z])")
+#: The total at the end of a sentence: `6 apples and 2 pears; total 8`.
+TOTAL = re.compile(r"[;,]\s(?:so |for |with |in )?(?:a |the )?total(?: is| of|:| =)?\s(?=[-\d$\\])")
+#: The mark of a last line (GSM8K).
+HASHES = re.compile(r"#{2,6}\s?(?=\S)")
 #: Several numbers: none of them is the answer.
 SEVERAL = re.compile(r"\d\s?[|;]\s?[-+]?\d")
 CONCLUDES = re.compile(
@@ -82,21 +115,43 @@ class Reading:
 def read_math(plain: str, rule: str) -> Reading | None:
     """The readings of an answer as a value; None for a sentence that states none."""
     plain = NEGATIVE.sub("-", after_negation(plain))
+    if rule == "bare" and (steps := list(SO.finditer(plain))):
+        plain = plain[steps[-1].end() :]
     bare = without_lead_in(plain)
     if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
         return None
     if SEVERAL.search(bare):
         return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
-    candidates = [plain, bare, LABEL.sub("", bare), cut_clause(bare), predicate(cut_clause(bare))]
-    candidates += [right_side(cut_clause(bare)), grid_size(plain)]
+    stated = cut_clause(bare)
+    candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
+    if not EQUATIONS.search(stated):
+        candidates += [predicate(stated), right_side(stated), left_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
-    if rule == "bare" and HEDGE.search(cut_clause(bare)) and not is_value(plain):
+    hedged = rule == "bare" and (HEDGE.search(stated) or is_no_statement(stated))
+    if (hedged and not is_value(plain)) or offers_another(bare):
         return None
     if not forms and (only := only_number(cut_clause(bare))):
         forms = [only]
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def offers_another(plain: str) -> bool:
+    """Whether another number follows in brackets: `12 (or 13)`, but not `1/2 (or 0.5)`."""
+    match = OR_OTHER.search(plain)
+    if match is None:
+        return False
+    before = plain[: match.start()]
+    value, other = parse_value(predicate(before) or before), parse_value(match.group(1))
+    return same_number(other, value) is False
+
+
+def left_side(plain: str) -> str:
+    """The number before the name that it has: `5` of `5 = AB`; "" if there is none."""
+    number, _, name = plain.partition("=")
+    named = NAME.fullmatch(name.strip()) and parse_value(number.strip()).number is not None
+    return number.strip() if named else ""
 
 
 def is_taken_back_number(plain: str) -> bool:
@@ -124,29 +179,29 @@ def only_number(sentence: str) -> str:
     """The only number of a sentence of plain words; "" if it has none, several, or mathematics."""
     if OPERATOR.search(sentence) or HEDGE.search(sentence):
         return ""
-    numbers = NUMBER.findall(sentence)
-    if len(numbers) == 1:
-        at = sentence.find(numbers[0])
-        rest = sentence[at:]
-        value = parse_value(rest)
-        return rest if value.number is not None else numbers[0]
-    if numbers:
+    numbers = [(m.start(), m.group(0)) for m in NUMBER.finditer(sentence)]
+    words = [(w.start, str(w.number)) for w in find_word_numbers(sentence)]
+    if len(numbers) == 1:  # `five (5)`
+        value = str(parse_number(numbers[0][1]))
+        words = [word for word in words if word[1] != value]
+    numbers += [word for word in words if word[1] != "1"]
+    if len(numbers) != 1:
         return ""
-    words = [w for w in re.findall(r"[a-z]+", sentence.casefold()) if w in WORDS and w != "one"]
-    return str(WORDS[words[0]]) if len(words) == 1 else ""
+    start, alone = numbers[0]
+    return sentence[start:] if parse_value(sentence[start:]).number is not None else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     """The value that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, read_math)
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, read_conclusion)
     span = whole(text)
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
         return None
-    if len(raw) <= 200 and len(sentences(raw, 3)) == 1:
-        reading = read_math(strip_markup(raw), "bare")
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not REQUEST.match(raw):
+        reading = read_math(strip_markup(HASHES.sub("", raw, count=1)), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)
     return read_conclusion(text)
@@ -154,23 +209,46 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
 
 def read_conclusion(text: str) -> Commitment[Reading] | None:
     """The value at the end of the last sentence, if that sentence draws a conclusion."""
-    if displayed := read_display(text):
+    if displayed := read_display(text) or read_last_line(text):
         return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
         states = STATES.match(raw) and text[span.end : span.end + 1] == "."
-        if not CONCLUDES.match(raw) and not states:
+        total = list(TOTAL.finditer(raw))
+        if not CONCLUDES.match(raw) and not states and not total:
             continue
         plain = strip_markup(raw)
-        if CONDITION.search(plain):
+        if CONDITION.search(plain) or is_no_statement(plain):
             continue
-        value = predicate(plain) or right_side(plain)
+        several = EQUATIONS.search(plain)
+        value = plain if several else predicate(plain) or right_side(plain)
+        if total:
+            value = strip_markup(raw[total[-1].end() :])
         if raw.startswith("####"):  # GSM8K
             value = plain.lstrip("# ")
         reading = read_math(value, "conclusion") if value else None
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)
     return None
+
+
+def read_last_line(text: str) -> Commitment[Reading] | None:
+    """A value alone on the last line, behind prose: `... so we add.`, a blank line, `42`."""
+    end = len(text.rstrip())
+    start = max(0, end - 80, text.rfind("\n", 0, end) + 1)
+    raw = text[start:end].strip()
+    before = text[max(0, start - 400) : start].rstrip()
+    line = before.rsplit("\n", 1)[-1].strip(" *_")
+    blank = "\n\n" in text[len(text[:start].rstrip()) : start].replace(" ", "")
+    value = parse_value(strip_markup(raw))
+    if value.number is None or value.label or not PROSE.search(line) or line.endswith("?"):
+        return None
+    if not blank and not line.endswith((".", ":", "!")):
+        return None
+    if is_no_statement(line) and line.endswith(":"):
+        return None
+    reading = read_math(strip_markup(raw), "conclusion")
+    return Commitment(start, end, raw, "conclusion", reading) if reading else None
 
 
 def read_display(text: str) -> Commitment[Reading] | None:
@@ -207,7 +285,8 @@ def is_same(reading: Reading, gold: str, math: Mathematics | None) -> bool:
     for form in reading.forms:
         if both and "=" not in form:
             continue
-        if same_value(form, gold, math):
+        several = EQUATIONS.search(form) and parse_value(strip_markup(gold)).number is not None
+        if same_value(form, gold, None if several else math):
             return True
         sides = gold_forms(gold)[1:] if gold_is_equation and not both else []
         if any(same_value(form, side, math) for side in sides):

@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from vistill.answers.boxes import Span, Take, find_strong
 from vistill.answers.compare import Mathematics
-from vistill.answers.extract import Span, Take, find_strong, whole
+from vistill.answers.extract import whole
 from vistill.answers.reading import with_gold
 from vistill.answers.verdict import Verdict
 
 START, GOAL, HOLE = "@S", "*G", "#H"
+CELLS = {*START, *GOAL, *HOLE, *"_F."}
 STEPS = {"L": (0, -1), "R": (0, 1), "U": (-1, 0), "D": (1, 0)}
 PLAN = re.compile(r"(?:action\s?)?plan(?:\sis)?\W{0,12}(?=[LRUDlrud\[\"'])", re.IGNORECASE)
 MOVE = re.compile(r"(?<![A-Za-z])(?:left|right|up|down|[LRUD])(?![A-Za-z])", re.IGNORECASE)
@@ -19,6 +23,16 @@ BETWEEN = r"[\s,;>\"'\-]{0,6}(?:\d{1,3}[.)]\s{1,3})?"
 MOVES = re.compile(
     rf"[\s\[\"'`*]{{0,6}}(?:1[.)]\s{{1,3}})?({STEP}(?:{BETWEEN}{STEP}){{0,400}}|[LRUD]{{2,400}}(?![A-Za-z]))"
 )
+
+
+def is_maze(rows: Sequence[object]) -> bool:
+    """Whether texts are the rows of a maze: 3 or more of one width, one start and one goal."""
+    if len(rows) < 3 or not all(isinstance(row, str) and len(row) >= 3 for row in rows):
+        return False
+    cells = "".join(map(str, rows))
+    ends = [sum(cell in marks for cell in cells) for marks in (START, GOAL)]
+    is_even = len({len(str(row)) for row in rows}) == 1
+    return is_even and ends == [1, 1] and set(cells) <= CELLS
 
 
 class Walk(NamedTuple):
@@ -61,6 +75,24 @@ def walk(grid: list[str], plan: list[str]) -> Walk:
         if grid[row][column] in GOAL:
             return Walk(True, i == len(plan) - 1, False, bumped)
     return Walk(False, False, False, bumped)
+
+
+def shortest_plan(grid: list[str]) -> list[str]:
+    """The moves of a shortest way to the goal; none where there is no way."""
+    starts = [(r, c) for r, row in enumerate(grid) for c, cell in enumerate(row) if cell in START]
+    plans: dict[tuple[int, int], list[str]] = {place: [] for place in starts[:1]}
+    waiting = deque(plans)
+    while waiting:
+        row, column = waiting.popleft()
+        if grid[row][column] in GOAL:
+            return plans[row, column]
+        for move, (down, right) in STEPS.items():
+            place = row + down, column + right
+            inside = 0 <= place[0] < len(grid) and 0 <= place[1] < len(grid[place[0]])
+            if inside and place not in plans and grid[place[0]][place[1]] not in HOLE:
+                plans[place] = [*plans[row, column], move]
+                waiting.append(place)
+    return []
 
 
 def find_plan(text: str, take: Take) -> tuple[Span, list[str]] | None:

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from vistill.answers.checkers.math import Reading, find_math
-from vistill.answers.compare import Mathematics, same_units
+from vistill.answers.compare import Mathematics, same_number, same_units
 from vistill.answers.extract import Take
 from vistill.answers.normalise import strip_markup
 from vistill.answers.reading import with_gold
@@ -18,7 +18,12 @@ def decimals(form: str) -> int:
 
 
 def is_close(value: Value, gold: Value) -> bool:
-    """Whether a number rounds to the gold answer at its decimals; a whole number must be equal."""
+    """Whether a number rounds to the gold answer at its decimals; a whole number must be equal.
+
+    `50%` is also `0.5`, as for `math`.
+    """
+    if {value.unit, gold.unit} == {"", "%"} and same_number(value, gold):
+        return True
     if value.number is None or gold.number is None or not same_units(value, gold):
         return False
     places = decimals(gold.form)
@@ -53,9 +58,9 @@ def check(
         reason = "the gold answer is no number"
     elif value.number is None:
         reason = "the answer is no number"
-    elif not same_units(value, gold):
-        reason = "another unit"
+    elif is_close(value, gold):
+        reason = ""
     else:
-        reason = "" if is_close(value, gold) else "another number"
+        reason = "another number" if same_units(value, gold) else "another unit"
     where = (commit.start, commit.end)
     return Verdict(commit.text, not reason, commit.rule, where, str(value), str(gold), reason)

@@ -19,12 +19,13 @@ def is_near(value: Value, gold: Value) -> bool:
     """Whether a number is within 5 % of the gold answer; percents are hundredths if both differ."""
     if value.number is None or gold.number is None:
         return False
-    number = value.number
-    if {value.unit, gold.unit} == {"", "%"} and value.unit == "%" and abs(gold.number) <= 1:
-        number /= 100
-    if gold.number == 0:
-        return number == 0
-    return abs(number - gold.number) <= TOLERANCE * abs(gold.number)
+    numbers = [value.number]
+    if {value.unit, gold.unit} == {"", "%"}:
+        if value.unit and abs(gold.number) <= 1:
+            numbers = [value.number / 100]
+        elif gold.unit and abs(value.number) <= 1:
+            numbers += [value.number * 100]
+    return any(abs(number - gold.number) <= TOLERANCE * abs(gold.number) for number in numbers)
 
 
 @with_gold

@@ -1,10 +1,12 @@
 """Words as an answer: equal in normal form. `auto` uses it where the gold answer is a text."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics, same_value
-from vistill.answers.denials import DENIED
+from vistill.answers.corrections import settle
+from vistill.answers.denials import is_no_statement
 from vistill.answers.extract import Commitment, Take, find_explicit, is_cut_in_box, sentences, whole
 from vistill.answers.normalise import strip_markup, text_form
 from vistill.answers.reading import (
@@ -26,6 +28,8 @@ NO_ANSWER = re.compile(
 #: `Brand: Nike`, and `The text says "Nike"`.
 NAMED = re.compile(r"[A-Za-z]{2,20}(?: [a-z]{1,20}){0,2}:\s{1,3}(?=\S)(.{1,100})$")
 ONE_QUOTE = re.compile(r'[^"]{1,100}"([^"]{1,100})"')
+#: A hyphen between words is a space: `Coca-Cola` is `coca cola`.
+HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])")
 #: Words of a short reply.
 MOST_WORDS = 16
 
@@ -44,7 +48,7 @@ def read_words(plain: str, rule: str) -> Words | None:
     plain = after_negation(plain) or plain
     bare = without_lead_in(plain)
     forms = [plain, bare, cut_clause(bare)]
-    if rule == "bare" and not DENIED.search(plain):
+    if rule == "bare" and not is_no_statement(plain):
         forms.append(predicate(cut_clause(bare)))
         forms += [m.group(1) for m in [NAMED.match(plain) or ONE_QUOTE.fullmatch(plain)] if m]
     forms = [form for form in dict.fromkeys(forms) if text_form(form)]
@@ -55,7 +59,7 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
     """The words that a reply commits to, and the rule that found them."""
     explicit = find_explicit(text, take, read_words)
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, read_later)
     span = whole(text)
     raw = text[span.start : span.end]
     short = len(raw) <= 200 and len(raw.split()) <= MOST_WORDS and len(sentences(raw, 3)) == 1
@@ -63,6 +67,35 @@ def find_words(text: str, take: Take) -> Commitment[Words] | None:
         return None
     form = read_words(strip_markup(raw), "bare")
     return Commitment(span.start, span.end, raw, "bare", form) if form else None
+
+
+def read_later(text: str) -> None:
+    """No words behind a correction are an answer."""
+
+
+def score_words(
+    response: str,
+    take: Take,
+    gold_form: str,
+    rate: Callable[[tuple[str, ...]], tuple[str, float, str]],
+) -> Verdict:
+    """The verdict of a checker that gives parts of the credit.
+
+    Args:
+        response: a reply after `readable`.
+        take: which commitment counts.
+        gold_form: the gold answers as the verdict shows them.
+        rate: from the readings of an answer the best one, its score, and why it is not correct.
+    """
+    commit = find_words(response, take)
+    if commit is None or commit.form is None:
+        reason = "the reply commits to no answer"
+        return Verdict(None, False, gold_form=gold_form, reason=reason, score=0.0)
+    form, score, reason = rate(commit.form.forms)
+    where = (commit.start, commit.end)
+    return Verdict(
+        commit.text, not reason, commit.rule, where, form, gold_form, reason, score=score
+    )
 
 
 def decide(
@@ -73,7 +106,12 @@ def decide(
     gold_form = text_form(answer)
     if commit is None or commit.form is None:
         return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no answer")
-    same = [form for form in commit.form.forms if same_value(form, answer, None)]
+    same = [
+        form
+        for form in commit.form.forms
+        if same_value(form, answer, None)
+        or HYPHEN.sub(" ", text_form(form)) == HYPHEN.sub(" ", gold_form)
+    ]
     form = text_form(same[0] if same else commit.form.forms[0])
     reason = "" if same else "other words"
     where = (commit.start, commit.end)

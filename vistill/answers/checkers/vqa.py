@@ -3,15 +3,15 @@
 import re
 from collections.abc import Sequence
 
-from vistill.answers.checkers.text import find_words
+from vistill.answers.checkers.text import score_words
 from vistill.answers.compare import Mathematics
 from vistill.answers.extract import Take
 from vistill.answers.normalise import strip_markup
+from vistill.answers.number_words import SMALL
 from vistill.answers.reading import with_golds
-from vistill.answers.values import WORDS
 from vistill.answers.verdict import Verdict
 
-DIGITS = {word: str(value) for word, value in WORDS.items() if value <= 10} | {"none": "0"}
+DIGITS = {word: str(value) for word, value in SMALL.items() if value <= 10} | {"none": "0"}
 PUNCTUATION = re.compile(r"[;/\[\]\"{}()=+\\_\-<>@`?!]")
 COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|,")
 PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
@@ -40,15 +40,13 @@ def check(
     Source: the evaluation of VQA v2 (visualqa.org), also of TextVQA.
     """
     golds = [vqa_form(gold) for gold in answer]
-    shown = " | ".join(dict.fromkeys(golds))
-    commit = find_words(response, take)
-    if commit is None or commit.form is None:
-        reason = "the reply commits to no answer"
-        return Verdict(None, False, gold_form=shown, reason=reason, score=0.0)
-    forms = [vqa_form(form) for form in commit.form.forms]
-    form = next((form for form in forms if form in golds), forms[0])
-    same = golds.count(form)
-    score = float(same > 0) if len(golds) < 10 else min(same / ENOUGH, 1.0)
-    reason = "" if score >= 1 else f"{same} of {len(golds)} gold answers are equal"
-    where = (commit.start, commit.end)
-    return Verdict(commit.text, score >= 1, commit.rule, where, form, shown, reason, score=score)
+
+    def rate(forms: tuple[str, ...]) -> tuple[str, float, str]:
+        plain = [vqa_form(form) for form in forms]
+        form = next((form for form in plain if form in golds), plain[0])
+        same = golds.count(form)
+        score = float(same > 0) if len(golds) < 10 else min(same / ENOUGH, 1.0)
+        reason = "" if score >= 1 else f"{same} of {len(golds)} gold answers are equal"
+        return form, score, reason
+
+    return score_words(response, take, " | ".join(dict.fromkeys(golds)), rate)

@@ -3,6 +3,8 @@
 import re
 
 from vistill.answers.compare import Mathematics
+from vistill.answers.corrections import settle
+from vistill.answers.denials import NEW_CLAUSE, is_unreal
 from vistill.answers.extract import (
     Commitment,
     Take,
@@ -20,27 +22,49 @@ WORD = re.compile(
     re.I,
 )
 STRICT = re.compile(
-    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|(是的?|对)|(否|不是)", re.I
+    r"(?<![A-Za-z])(?:(yes|true)|(no|false))(?![A-Za-z])|((?<!不)(?:是的?(?!不是)|对))|(否|不是|不对)",
+    re.I,
 )
 #: A reply that does not know.
 UNKNOWN = re.compile(
-    r"\bno (?:\w{1,12} )?(?:idea|way|information|clue|answer|means|doubt)\b"
+    r"\bno (?:\w{1,12} )?(?:idea|way|information|clue|answer|means|doubt|conclusion)\b"
+    r"|\bno (?:image|picture|photo|figure|attachment)\w? (?:was|were|is|are|has|have|provided"
+    r"|attached|given|available|uploaded)\b|\bneither yes\b"
     r"|\b(?:can't|cannot|unable to)"
     r" (?:be )?(?:tell|determine|say|know|answer|see)|\bnot (?:sure|certain|clear|possible to)\b"
     r"|\bunclear\b|\bdon't know\b|\bnot know\b",
     re.IGNORECASE,
 )
 #: `No problem, ...` begins a reply and is no answer.
-POLITE = re.compile(r"no (?:problem|worries)\b", re.IGNORECASE)
+POLITE = re.compile(
+    r"no (?:problem|worries)\b"
+    r"|yes, (?:of course|please|i (?:can|will|'d be happy to) (?:help|assist))\b",
+    re.IGNORECASE,
+)
+WAIT = re.compile(r"\b(?:wait|hold on)\b", re.IGNORECASE)
+#: A quotation is no answer, unless it is one word.
+QUOTED = re.compile(r"\"[^\"]{1,60} [^\"]{1,60}\"")
+#: The conclusion of a sentence: `There are no people, so yes, it is empty.`
+SO = re.compile(r"[,;]\s(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 #: A word that `not` turns into its opposite.
 TURNED = re.compile(
-    r"\b(?:not|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
+    r"(?:\bnot|n't)\s(?:a\s)?(?:true|correct|right|yes)\b|n't (?:true|correct|right)", re.IGNORECASE
 )
 ALONE = re.compile(r"(?:(?:that|this|it|which)(?: is|'s) )?", re.IGNORECASE)
 #: The verb of a denied statement: `The image does not contain a cat.`
 NOT_SO = re.compile(
     r"^[^,;:.]{1,80}?\b(?:(?:is|are|was|were|do|does|did|has|have|can) not|(?:is|are|was|were|do"
     r"|does|did|has|have)n't)\b",
+    re.IGNORECASE,
+)
+#: Short replies with neither word.
+SHORT_YES = re.compile(
+    r"certainly|absolutely|definitely|of course|indeed"
+    r"|(?:it|he|she|this|that) (?:is|does|was|has)|(?:they|these|those) (?:are|do|were)",
+    re.IGNORECASE,
+)
+SHORT_NO = re.compile(
+    r"not (?:really|at all)|(?:absolutely|certainly|definitely|of course|clearly) not",
     re.IGNORECASE,
 )
 GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
@@ -51,6 +75,8 @@ def words_of(plain: str) -> set[bool]:
     """Yes and no, as a sentence states them."""
     if TURNED.search(plain):
         return {False}
+    plain = QUOTED.sub("", plain)
+    plain = plain[concluded[-1].end() :] if (concluded := list(SO.finditer(plain))) else plain
     return {bool(m.group(1) or m.group(3)) for m in STRICT.finditer(plain)}
 
 
@@ -77,6 +103,8 @@ def read_alone(text: str) -> bool | None:
     word = WORD.fullmatch(plain, lead.end() if lead else 0)
     if word:
         return bool(word.group(1) or word.group(3))
+    if SHORT_YES.fullmatch(plain) or SHORT_NO.fullmatch(plain):
+        return bool(SHORT_YES.fullmatch(plain))
     known = not UNKNOWN.search(plain) and not words_of(plain)
     return False if known and NOT_SO.match(plain) else None
 
@@ -85,23 +113,33 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
     """The yes or no that a reply commits to: explicit, first word, last sentence."""
     explicit = find_explicit(text, take, read_yes_no)
     if explicit is not None:
-        return explicit
+        return settle(text, explicit, take, read_last_sentence)
     span = first_sentence(text)
     plain = strip_markup(text[span.start : span.end])
     match = STRICT.match(without_lead_in(plain))
-    if UNKNOWN.search(plain) or POLITE.match(plain):
+    asked = text[span.end : span.end + 1] == "?"
+    if asked or UNKNOWN.search(plain) or POLITE.match(plain) or WAIT.search(plain):
         match = None
     if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
         yes = bool(match.group(1) or match.group(3))
         return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
     if (alone := read_alone(text)) is not None:
         return Commitment(span.start, span.end, text[span.start : span.end], "bare", alone)
+    return read_last_sentence(text)
+
+
+def read_last_sentence(text: str) -> Commitment[bool] | None:
+    """The yes or no of the last sentence; behind `I am not sure` that of another clause."""
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        if raw.endswith("?"):
+        if raw.endswith("?") or is_unreal(raw):
             return None
         unknown = UNKNOWN.search(raw)
-        words = words_of(strip_markup(raw[unknown.end() :] if unknown else raw))
+        rest = raw[unknown.end() :] if unknown else raw
+        clause = NEW_CLAUSE.search(rest) if unknown else None
+        if unknown and clause is None:
+            return None
+        words = words_of(strip_markup(rest[clause.end() :] if clause else rest))
         if len(words) == 1:
             return Commitment(span.start, span.end, raw, "conclusion", words.pop())
     return None

@@ -42,13 +42,16 @@ from vistill.models.families.layers import (
     check_signature,
     is_fully_causal,
     run_to_attention,
+    tower_weights,
+    weights_except,
 )
+from vistill.models.families.processors import naming_processor
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
 
 #: The parts of a model that a recipe can freeze.
-PARTS = ("vision", "language", "head")
+PARTS = ("vision", "tower", "language", "head")
 
 DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """(ids [N], positions [axes, N], attention of the rows) -> hidden states [N, H]."""
@@ -77,9 +80,12 @@ class Family(ABC):
 
     @classmethod
     def load(cls, name: str, config: Any, revision: str | None) -> "Family":
-        """The adapter of a folder or hub id: its tokenizer and its image processor."""
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
+        """The adapter of a folder or hub id: its tokenizer and its image processor (M108)."""
+        with naming_processor(name):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
+            processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
@@ -237,15 +243,14 @@ class Family(ABC):
     def parts(self, model: Any) -> dict[str, list[nn.Module | nn.Parameter]]:
         """All weights, by part.
 
-        `language` is the decoder with its input embedding, `head` is the output embedding, and
-        `vision` is the rest: the tower and the modules between it and the decoder. A tied head is
+        `language` is the decoder with its input embedding, `head` the output embedding, `vision`
+        the rest; `tower` is `vision` without the modules between tower and decoder. A tied head is
         the same tensor as the input embedding and belongs to both parts.
         """
         decoder, base = self.decoder(model), base_model(model)
-        rest = [child for child in base.children() if child is not decoder]
-        own_parameters = [p for p in base.parameters(recurse=False) if isinstance(p, nn.Parameter)]
         return {
-            "vision": [*rest, *own_parameters],
+            "vision": weights_except(base, decoder),
+            "tower": tower_weights(base),
             "language": [decoder],
             "head": [model.get_output_embeddings()],
         }
@@ -256,12 +261,8 @@ class Family(ABC):
         prompt = EncodedPrompt((self.image_id,), probe, torch.zeros(1, 1), 1, 1)
         check_signature(model.forward, [*self.generation_inputs([prompt], 0), "logits_to_keep"])
         check_signature(base_model(model).get_image_features, probe)
-        arguments = (
-            "inputs_embeds",
-            "attention_mask",
-            "position_ids",
-            *self.image_arguments(torch.zeros(1), ()),
-        )
+        names = ("inputs_embeds", "attention_mask", "position_ids")
+        arguments = [*names, *self.image_arguments(torch.zeros(1), ())]
         check_signature(self.decoder(model).forward, arguments)
 
     def softcap(self, model: Any) -> float | None:

@@ -13,6 +13,9 @@ from transformers import __version__ as transformers_version
 from vistill.errors import ModelError
 from vistill.models.sharing import Attention
 
+#: Modules inside a vision tower that give its states the size of the decoder (Qwen, GLM).
+PROJECTORS = ("merger", "deepstack_merger_list", "downsample")
+
 
 def add_at_image_tokens(hidden: Tensor, is_image: Tensor, level: Tensor) -> Tensor:
     """Hidden states plus `level` [I, H] at the image tokens, which `is_image` marks."""
@@ -87,3 +90,17 @@ def check_number(num_states: int, num_tokens: int) -> None:
 def base_model(model: Any) -> Any:
     """The model below the head."""
     return getattr(model, model.base_model_prefix)
+
+
+def weights_except(module: nn.Module, *left_out: Any) -> list[nn.Module | nn.Parameter]:
+    """The children of a module and its own weights, without some children."""
+    children = [child for child in module.children() if all(child is not m for m in left_out)]
+    return [*children, *module.parameters(recurse=False)]
+
+
+def tower_weights(base: Any) -> list[nn.Module | nn.Parameter]:
+    """The weights of a base model's vision tower, without those that project to the decoder."""
+    tower = base.get_encoder(modality="image")
+    if tower is base:
+        return []
+    return weights_except(tower, *(getattr(tower, name, None) for name in PROJECTORS))

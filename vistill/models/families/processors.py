@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,14 +33,8 @@ def load_processor(name: str, revision: str | None) -> Any:
         ModelError: M108, the processor's files are missing or cannot be used.
     """
     commit = revision or "main"
-    try:
+    with naming_processor(name):
         processor = AutoProcessor.from_pretrained(name, revision=commit, trust_remote_code=False)
-    except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        package = missing_package(str(error))
-        if package is not None:
-            raise missing_package_error(name, package) from error
-        message = next(iter(str(error).splitlines()), "")
-        raise processor_error(name, f"{type(error).__name__}: {message}"[:300]) from error
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
             raise processor_error(name, f"AutoProcessor finds no {part.replace('_', ' ')} in it")
@@ -50,6 +46,19 @@ def load_processor(name: str, revision: str | None) -> Any:
     if type(images).__name__.endswith("Pil"):
         processor.image_processor = images
     return processor
+
+
+@contextmanager
+def naming_processor(name: str) -> Iterator[None]:
+    """E302 or M108 for what transformers raises where files or packages of a processor lack."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        package = missing_package(str(error))
+        if package is not None:
+            raise missing_package_error(name, package) from error
+        message = next(iter(str(error).splitlines()), "")
+        raise processor_error(name, f"{type(error).__name__}: {message}"[:300]) from error
 
 
 def missing_package(message: str) -> str | None:

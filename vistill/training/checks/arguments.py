@@ -1,26 +1,52 @@
 """Checks of what is passed to the functions of `vistill` in Python (C001, C002)."""
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vistill.batch import Objective
+from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, closest
+from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
+from vistill.ranges import is_number, is_text
 from vistill.registry import methods
+from vistill.rollouts.settings import RolloutSettings
+from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.types import Prompt
+from vistill.views import ViewContext
+from vistill.views.settings import ViewSettings
+
+#: Options of `distill` that are groups of settings, with the classes that each may have.
+SETTINGS_OF_DISTILL: dict[str, tuple[type, ...]] = {
+    "train": (TrainSettings,),
+    "rollout": (RolloutSettings,),
+    "save": (SaveSettings,),
+    "evaluation": (EvalSettings,),
+    "reward": (RewardSettings,),
+    "views": (ViewSettings, ViewContext),
+    "data": (DataSettings,),
+}
 
 
-def check_options(options: Mapping[str, object], known: Sequence[str]) -> None:
-    """C001 for a keyword that `distill` does not have: it would be ignored silently."""
+def is_response(value: object) -> bool:
+    """Whether a value is a text that a tokenizer reads."""
+    return isinstance(value, str) and is_text(value)
+
+
+def check_options(
+    options: Mapping[str, object], known: Sequence[str], function: str = "distill"
+) -> None:
+    """C001 for a keyword that a function does not have: it would be ignored silently."""
     for name in options:
         if name not in known:
             meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
             raise ConfigError(
                 "C001",
-                f'vistill.distill has no option "{name}"',
+                f'vistill.{function} has no option "{name}"',
                 why=f"known here: {', '.join(known)}",
-                fix=f"vistill.distill(..., {meant}=...)   in place of {name}="
+                fix=f"vistill.{function}(..., {meant}=...)   in place of {name}="
                 if meant
                 else f"leave {name} out",
             )
@@ -63,11 +89,87 @@ def constructor_of(name: str) -> str:
     return f"vistill.{kind}()" if kind in vistill.__all__ else f'vistill.METHODS["{name}"]()'
 
 
-def check_responses(prompts: Sequence[Prompt], responses: Sequence[str]) -> None:
+def check_distill_arguments(
+    options: Mapping[str, object], known: Sequence[str], out: object
+) -> None:
+    """C001 or C002 for an option or a run folder that `distill` cannot use."""
+    check_options(options, known)
+    check_option_types(options)
+    check_folder(out)
+
+
+def check_option_types(options: Mapping[str, object]) -> None:
+    """C002 for an option of `distill` that is a group of settings in another form."""
+    for name, kinds in SETTINGS_OF_DISTILL.items():
+        value = options.get(name)
+        if name not in options or isinstance(value, kinds):
+            continue
+        kind = f"vistill.{kinds[0].__module__.removeprefix('vistill.')}.{kinds[0].__name__}"
+        fields = {f.name for f in dataclasses.fields(kinds[0])}
+        named = value if isinstance(value, Mapping) and {*value} <= fields else {}
+        values = ", ".join(f"{key}={given!r}" for key, given in named.items())
+        raise ConfigError(
+            "C002",
+            f"{name} is a {type(value).__name__}, not a {kinds[0].__name__}",
+            why="vistill.distill takes the groups of a recipe as settings of their class",
+            fix=f"{kind}({values})",
+        )
+    if not callable(options.get("progress", print)) and options["progress"] is not None:
+        raise ConfigError(
+            "C002",
+            f"progress is a {type(options['progress']).__name__}, not a function",
+            why="it is called with each record",
+            fix="pass a function, or leave progress out",
+        )
+
+
+def check_folder(out: object) -> None:
+    """C002 for a run folder that is no path."""
+    if not isinstance(out, (str, Path)):
+        raise ConfigError(
+            "C002",
+            f"out is a {type(out).__name__}, not a folder",
+            why="the run is written into it",
+            fix='vistill.distill(..., out="runs/mine")',
+        )
+
+
+def check_source(source: object) -> str:
+    """The name of a model; C002 for what is no name."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    raise ConfigError(
+        "C002",
+        f"the source of a model is a {type(source).__name__}, not a name",
+        why="it is a folder, a hub id or a run folder",
+        fix="vistill.load(FOLDER_OR_HUB_ID)",
+    )
+
+
+def check_share(degraded: object) -> None:
+    """C002 for a share of the side of an image that is not above 0 and at most 1."""
+    if not is_number(degraded) or not 0 < float(str(degraded)) <= 1:
+        raise ConfigError(
+            "C002",
+            f"degraded cannot be {degraded!r:.40}",
+            why="it is the side of the reduced image as a share: above 0 and at most 1",
+            fix="pass a share such as 0.1",
+        )
+
+
+def check_responses(prompts: Sequence[Prompt], responses: object) -> None:
     """C002 unless there is one response, a text, for each prompt."""
-    if not isinstance(responses, str) and len(responses) == len(prompts):
+    if isinstance(responses, str):
+        given = "one text"
+    elif not isinstance(responses, Sequence):
+        given = f"a {type(responses).__name__}"
+    elif len(responses) != len(prompts):
+        given = f"{len(responses)} responses"
+    elif all(map(is_response, responses)):
         return
-    given = "one text" if isinstance(responses, str) else f"{len(responses)} responses"
+    else:
+        other = next(response for response in responses if not is_response(response))
+        given = f"a response that is no text, {other!r:.40},"
     raise ConfigError(
         "C002",
         f"{given} for {len(prompts)} prompts",

@@ -35,6 +35,9 @@ def load_rows(setup: "RunSetup") -> str:
     if setup.purpose == "eval" and not held_out.prompts:
         train, held_out = replace(train, prompts=[]), train
         setup.evaluates_training_rows = True
+    elif setup.purpose == "eval" and train.prompts:
+        known = {prompt.question_key for prompt in train.prompts}
+        setup.evaluates_training_rows = all(p.question_key in known for p in held_out.prompts)
     setup.train_data, setup.eval_data = train, held_out
     setup.train_prompts, setup.eval_prompts = train.prompts, held_out.prompts
     setup.diagrams = held_out.diagrams
@@ -56,7 +59,7 @@ def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedDat
     bad = [*train.quarantined, *held_out.quarantined]
     setup.folder.write("quarantine.jsonl", "".join(to_json(q.to_dict()) + "\n" for q in bad))
     settings = setup.recipe.located().data
-    source = settings.train if setup.evaluates_training_rows else settings.eval
+    source = settings.eval or (settings.train if setup.evaluates_training_rows else "")
     record = {
         "train": settings.train,
         "eval": source
@@ -83,11 +86,14 @@ def check_no_limits(settings: DataSettings) -> None:
             )
 
 
-def check_prompts(prompts: Sequence[object]) -> None:
-    """Check the caller's prompts like the rows of a file (D102 for anything but a prompt)."""
+def check_prompts(prompts: object, name: str = "prompts") -> None:
+    """Check the caller's prompts like the rows of a file (D102 for anything but a list of them)."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        kind = type(prompts).__name__
+        raise no_prompts_error(f"{name} must be a list of vistill.Prompt objects, not a {kind}")
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
-            raise no_prompts_error("prompts must be vistill.Prompt objects")
+            raise no_prompts_error(f"{name} must be vistill.Prompt objects")
         check_prompt_types(prompt)
         where = prompt.labels.get("row", prompt.id)
         texts = {
@@ -161,7 +167,9 @@ def check_no_overlap(setup: "RunSetup") -> str:
 
 def check_step_size(setup: "RunSetup") -> str:
     """C101 if a prompt would occur twice in one step."""
-    check_rows_per_step(setup.recipe.train.prompts_per_step, len(setup.train_prompts))
+    recipe = setup.recipe
+    rows = len(setup.train_prompts)
+    check_rows_per_step(recipe.train.prompts_per_step, rows, recipe.data.holdout)
     return f"{setup.recipe.train.prompts_per_step} different prompts in each step"
 
 

@@ -1,12 +1,11 @@
 """Check that the checker accepts each gold answer that a run evaluates, rewards or filters by."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vistill.answers.judge import gold_response
+from vistill.answers.judge import gold_response, right_answer
 from vistill.answers.math_process import shared_judge
-from vistill.batch import Need
 from vistill.data.judging import JudgeSettings, judge_response
 from vistill.errors import DataError
 from vistill.phases import count_items
@@ -14,7 +13,11 @@ from vistill.training.checks.set_aside import set_aside_rows
 from vistill.types import Prompt
 
 if TYPE_CHECKING:
+    from vistill.training.recipe import Recipe
     from vistill.training.setup import RunSetup
+
+#: What is said of procedural diagrams, whose gold answers are computed.
+DRAWN = "computed with the diagrams"
 
 
 def check_gold_answers(setup: "RunSetup") -> str:
@@ -23,29 +26,58 @@ def check_gold_answers(setup: "RunSetup") -> str:
     Evaluation rows stop the run. Training rows, if the method rewards or filters by answers, are
     set aside up to `data.max_bad_share`.
     """
-    drawn = bool(setup.train_data.diagrams or setup.eval_data.diagrams or setup.diagrams)
-    evaluated = [p for p in setup.eval_prompts if p.answer is not None]
-    if drawn or (not evaluated and not uses_training_answers(setup)):
-        return "computed with the diagrams" if drawn else "no evaluation row has one"
-    bad = rejected(evaluated, setup.recipe.eval)
-    if bad:
-        raise rejected_error(bad, f"the checker rejects {len(bad)} gold answers")
-    counted = f"{len(evaluated):,} of {len(setup.eval_prompts):,} rows have one"
-    if not uses_training_answers(setup):
-        return f"{counted}, the checker accepts all"
-    rows = [p for p in setup.train_prompts if p.answer is not None]
-    bad = rejected(rows, setup.recipe.reward)
-    if bad:
-        what = f"the checker rejects {len(bad)} of {len(rows)} gold answers of training rows"
-        reasons = {p.id: f"the checker rejects {' | '.join(p.golds)!r:.80}" for p in bad}
-        set_aside_rows(setup, reasons, rejected_error(bad, what))
-    return f"{counted}, and {len(rows):,} training rows, whose answers the method uses"
+    if setup.train_data.diagrams or setup.eval_data.diagrams or setup.diagrams:
+        return DRAWN
+    answers = setup.objective.requirements.answers
+    judged = judge_gold_answers(setup.recipe, setup.train_prompts, setup.eval_prompts, answers)
+    if judged.error is not None:
+        set_aside_rows(setup, judged.refused, judged.error)
+    return judged.summary
 
 
-def uses_training_answers(setup: "RunSetup") -> bool:
-    """Whether the method rewards responses, keeps correct ones, or has a gate by accuracy."""
-    wanted = setup.objective.requirements
-    return Need.REWARD in wanted.needs or wanted.keep_correct or wanted.entry_gate is not None
+@dataclass(frozen=True)
+class JudgedGolds:
+    """What the checkers say to the gold answers of a run."""
+
+    summary: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why a training row cannot be used, by its id."""
+    error: DataError | None = None
+    """The error that names the first of them."""
+
+
+def judge_gold_answers(
+    recipe: "Recipe", train: Sequence[Prompt], evaluation: Sequence[Prompt], answers: str
+) -> JudgedGolds:
+    """Ask the checkers about the gold answers of a run.
+
+    Args:
+        recipe: names the checkers.
+        train: training rows.
+        evaluation: evaluation rows.
+        answers: which training rows need a gold answer (`RowNeeds.answers`); empty asks about none.
+
+    Raises:
+        DataError: D301, the checker rejects the gold answer of an evaluation row.
+    """
+    evaluated = [p for p in evaluation if p.answer is not None]
+    if not evaluated and not answers:
+        return JudgedGolds("no evaluation row has one")
+    bad = rejected(evaluated, recipe.eval)
+    if bad:
+        what = f"the checker rejects {len(bad)} gold answers"
+        raise rejected_error(bad, what, "eval", recipe.eval)
+    counted = f"{len(evaluated):,} of {len(evaluation):,} rows have one"
+    if not answers:
+        return JudgedGolds(f"{counted}, the checker accepts all")
+    rows = [p for p in train if p.answer is not None]
+    summary = f"{counted}, and {len(rows):,} training rows, whose answers the method uses"
+    bad = rejected(rows, recipe.reward)
+    if not bad:
+        return JudgedGolds(summary)
+    what = f"the checker rejects {len(bad)} of {len(rows)} gold answers of training rows"
+    reasons = {p.id: f"the checker rejects {' | '.join(p.golds)!r:.80}" for p in bad}
+    return JudgedGolds(summary, reasons, rejected_error(bad, what, "reward", recipe.reward))
 
 
 def rejected(prompts: Sequence[Prompt], settings: JudgeSettings) -> list[Prompt]:
@@ -54,18 +86,24 @@ def rejected(prompts: Sequence[Prompt], settings: JudgeSettings) -> list[Prompt]
 
         def is_accepted(prompt: Prompt, gold: str) -> bool:
             question = replace(prompt, answer=gold)
-            return judge_response(gold_response(gold), question, settings, math).correct
+            right = right_answer(prompt.labels.get("checker") or settings.checker, gold)
+            return judge_response(gold_response(right), question, settings, math).correct
 
         counted = count_items("checking gold answers", prompts)
         return [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
 
 
-def rejected_error(bad: Sequence[Prompt], what: str) -> DataError:
-    """D301 with the first row."""
+def rejected_error(
+    bad: Sequence[Prompt], what: str, group: str, settings: JudgeSettings
+) -> DataError:
+    """D301 with the first row; `group` is the group of the recipe that names the checker."""
+    columns = "correct the rows, or name the right columns: data.columns.answer=COLUMN"
+    is_own = settings.checker != "auto" and not bad[0].labels.get("checker")
     return DataError(
         "D301",
         what,
         where=bad[0].labels.get("row", bad[0].id),
-        why=f'first: gold answer "{bad[0].gold_text}", choices {list(bad[0].choices)}',
-        fix="correct the rows, or name the right columns: data.columns.answer=COLUMN",
+        why=f'first: gold answer "{bad[0].gold_text:.80}", choices {list(bad[0].choices)}'
+        + (f", checker {settings.checker}" if is_own else ""),
+        fix=f"{group}.checker=auto   or   {columns}" if is_own else columns,
     )

@@ -1,27 +1,25 @@
 """Checks of the method: its requirements, its gate, and the teacher's responses before step 1."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vistill.batch import EntryGate, Need
+from vistill.batch import EntryGate, Need, Objective
 from vistill.data.keys import num_steps
 from vistill.data.loading import check_rows_per_step
-from vistill.errors import ConfigError, DataError, ModelError
+from vistill.errors import ConfigError, ModelError
 from vistill.evaluation.privilege import measure_privilege
-from vistill.registry import thoughts
 from vistill.rollouts.build import make_engine
 from vistill.runs.storage import read_json, to_json
 from vistill.training.checkpoint import weights_hash
 from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, StartCheck
 from vistill.training.checks.code import digest_of
+from vistill.training.checks.rows import RowNeeds, check_answers, needs_in_words, usable_rows
 from vistill.training.memory_budget import choose_split
-from vistill.training.response_source import ResponseSource, check_response
+from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
 from vistill.training.run_lock import run_fingerprint
 from vistill.training.teacher_responses import keep_correct_responses, write_teacher_responses
-from vistill.types import Prompt, Reader, Writer
-from vistill.views import has_thoughts
+from vistill.types import Reader
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 def check_requirements(setup: "RunSetup") -> str:
     """Check the method's requirements (C103, C101, D302 to D305); drop rows without thoughts."""
-    objective, prompts = setup.objective, setup.train_prompts
+    objective = setup.objective
     wanted, name = objective.requirements, type(objective).__name__
     needs = wanted.needs
     if Need.SIBLINGS in needs and setup.rollout.per_prompt == 1:
@@ -48,62 +46,27 @@ def check_requirements(setup: "RunSetup") -> str:
             f"{name} needs a teacher",
             fix="teacher.model=FOLDER_OR_HUB_ID   or   vistill.distill(student, TEACHER, ...)",
         )
-    if Need.IMAGE in needs and not any(p.images for p in prompts):
-        raise DataError(
-            "D305",
-            f"{name} needs images, and no row has one",
-            fix="method=opd   or   data.columns.images=COLUMN",
-        )
-    if Need.REWARD in needs or wanted.keep_correct:
-        check_answers(prompts, name)
-    if wanted.writer is Writer.DATA:
-        for prompt in prompts:
-            check_response(prompt)
-    keep_rows_with_thoughts(setup, name)
-    needed = ", ".join(sorted(str(need) for need in needs)) or "nothing beyond its passes"
-    return f"{name} needs {needed}: satisfied by {len(setup.train_prompts):,} rows"
+    keep_usable_rows(setup)
+    needed = needs_in_words(row_needs(objective))
+    return f"{needed}: satisfied by {len(setup.train_prompts):,} rows"
 
 
-def keep_rows_with_thoughts(setup: "RunSetup", name: str) -> None:
-    """Drop rows without visual thoughts if the method needs them (D304 if none is left)."""
-    if Need.THOUGHTS not in setup.objective.requirements.needs:
-        return
-    source, prompts = setup.recipe.views.thought, setup.train_prompts
-    with_thoughts = [p for p in prompts if has_thoughts(p, source)]
-    if not with_thoughts:
-        raise no_thoughts_error(name, source, bool(setup.train_data.diagrams))
-    if len(with_thoughts) < len(prompts):
-        dropped = len(prompts) - len(with_thoughts)
+def keep_usable_rows(setup: "RunSetup") -> None:
+    """Drop rows without visual thoughts if the method needs them (D302 to D305)."""
+    prompts, drawn = setup.train_prompts, bool(setup.train_data.diagrams)
+    needs = row_needs(setup.objective)
+    kept = usable_rows(needs, prompts, setup.recipe.views.thought, drawn)
+    if len(kept) < len(prompts):
+        dropped = len(prompts) - len(kept)
         setup.folder.event(f"dropped {dropped} of {len(prompts)} rows without visual thoughts")
-    setup.train_prompts = with_thoughts
+        setup.train_prompts = kept
 
 
-def check_answers(prompts: Sequence[Prompt], name: str) -> None:
-    """D302 for the first row without a gold answer."""
-    without = [p for p in prompts if p.answer is None]
-    if without:
-        raise DataError(
-            "D302",
-            f"{name} scores answers, and {len(without)} of {len(prompts)} rows have no gold answer",
-            where=without[0].labels.get("row", without[0].id),
-            why="the reward of such a row would be 0 for every response",
-            fix="data.columns.answer=COLUMN, or remove these rows",
-        )
-
-
-def no_thoughts_error(name: str, source: str, drawn: bool) -> DataError:
-    """D304; `drawn` for rows that are procedural diagrams."""
-    column = thoughts.get(source).column or "thoughts"
-    return DataError(
-        "D304",
-        f"{name} needs visual thoughts, and no row has any",
-        why=f"views.thought={source} takes them from the column data.columns.{column};"
-        "\nwithout them the teacher's prompt would differ from the student's in two sentences only",
-        fix="data.diagrams.options.thoughts=true" if drawn else f"data.columns.{column}=COLUMN",
-        note="to draw them from boxes: data.columns.boxes=COLUMN views.thought=crop"
-        if source == "data" and not drawn
-        else "",
-    )
+def row_needs(objective: Objective) -> RowNeeds:
+    """What a method with its knobs needs of the training rows."""
+    wanted = objective.requirements
+    needs = [str(need) for need in wanted.needs]
+    return RowNeeds(type(objective).__name__, needs, wanted.answers, str(wanted.writer))
 
 
 def check_gate(setup: "RunSetup") -> str:

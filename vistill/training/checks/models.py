@@ -26,6 +26,11 @@ from vistill.training.checks.prompt_lengths import (
     measure_prompt_lengths,
 )
 from vistill.training.checks.special_tokens import SPECIAL_TOKENS_CHECK
+from vistill.training.checks.text_only import (
+    TEXT_ONLY_CHECK,
+    TEXT_ONLY_PROMPTS_CHECK,
+    unreadable_view_error,
+)
 from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings
 from vistill.training.row_lock import find_partners
@@ -75,6 +80,15 @@ def choose_device(name: str) -> str:
     """Resolve a device name: `auto` takes a CUDA device if the machine has one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            "C002",
+            f'"{name}" is no device',
+            why="a device is auto, cpu, cuda, cuda:1 or mps",
+            fix="student.device=auto teacher.device=auto",
+        ) from error
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             "C101",
@@ -243,32 +257,13 @@ def differences_of(prompt: Prompt, shown: Prompt, before: int, after: int) -> st
     return "; ".join(parts)
 
 
-def unreadable_view_error(name: str, why: str) -> ModelError:
-    """M106."""
-    reader, _, view = name.partition(".")
-    hint = "another model family" if view == View.TEXT_ONLY else "another model, or another view"
-    return ModelError(
-        "M106",
-        f"the {reader} cannot read the view {view}",
-        why=why[:300],
-        fix=f"use {hint}: {'teacher' if reader == 'teacher' else 'student'}.model=FOLDER_OR_HUB_ID",
-    )
-
-
-def max_positions(vlm: VLM) -> int:
-    """Positions that a model was trained on."""
-    return int(vlm.model.config.get_text_config().max_position_embeddings)
-
-
 def check_positions(setup: "RunSetup") -> str:
     """C101 if a response of full length would exceed the student's positions."""
-    models, roles = setup.models, [Reader.STUDENT]
-    roles += [Reader.TEACHER] if models.teacher_encodes else []
-    limit, role = min((max_positions(models.reader(role)), role) for role in roles)
+    models = setup.models
+    prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
+    first, limit, role = models.free_positions(prompt)
     if setup.objective.requirements.writer is Writer.DATA:
         return f"{limit:,}; rollout.max_new_tokens does not limit written responses"
-    prompt, new = setup.train_prompts[0], setup.rollout.max_new_tokens
-    first = max(models.encode(prompt, View.FULL, role).next_position for role in roles)
     if first + new > limit:
         raise ConfigError(
             "C101",
@@ -307,6 +302,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         measure_prompt_lengths,
         TRAINING_PURPOSES,
     ),
+    TEXT_ONLY_PROMPTS_CHECK,
     StartCheck(
         "models",
         "weights load and pass their self-test",
@@ -321,6 +317,7 @@ MODEL_CHECKS: tuple[StartCheck, ...] = (
         TRAINING_PURPOSES,
     ),
     StartCheck("views", "every reader can read every view", check_views, TRAINING_PURPOSES),
+    TEXT_ONLY_CHECK,
     StartCheck(
         "positions",
         "the longest response fits into the student's positions",

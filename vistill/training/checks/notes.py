@@ -21,19 +21,33 @@ def notes_on_run(
         train: training rows.
         evaluation: evaluation rows.
     """
-    notes = []
-    if recipe.save.keep_best == "accuracy" and not any(p.golds for p in evaluation):
-        what = "no evaluation row" if not evaluation else "no evaluation row with a gold answer"
-        notes.append(
-            f"{what}: nothing to choose the best checkpoint by, the last one is kept"
-            " (data.holdout=200, or save.keep_best=none)"
-        )
+    notes = missing_evaluation(recipe, len(train), evaluation)
     if "siblings" in needs and recipe.rollout.temperature == 0:
         notes.append(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
+    if recipe.teacher.model and recipe.teacher.model == recipe.student.model:
+        notes.append(
+            "student and teacher are the same model: where both see the same, the loss is 0 and"
+            " nothing is learned (teacher.model=A_LARGER_MODEL)"
+        )
     return [*notes, *hidden_options(recipe, (*train, *evaluation))]
+
+
+def missing_evaluation(recipe: "Recipe", num_train: int, evaluation: Sequence[Prompt]) -> list[str]:
+    """A note on a run that will measure no accuracy; none if the recipe asks for no evaluation."""
+    keeps_best = recipe.save.keep_best == "accuracy"
+    if any(p.golds for p in evaluation) or not (keeps_best or recipe.eval.every):
+        return []
+    what = "no evaluation row" if not evaluation else "no evaluation row with a gold answer"
+    lost = "nothing to choose the best checkpoint by, the last one is kept"
+    count = max(1, min(200, num_train // 10))
+    fixes = [f"data.holdout={count}"] if not evaluation and num_train > 1 else []
+    fixes += ["data.eval=FILE"] if not evaluation else ["data.columns.answer=COLUMN"]
+    fixes += ["save.keep_best=none"] if keeps_best else ["eval.every=0"]
+    result = lost if keeps_best else "the run measures no accuracy"
+    return [f"{what}: {result} ({', '.join(fixes[:-1])}, or {fixes[-1]})"]
 
 
 def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
