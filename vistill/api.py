@@ -65,6 +65,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # of a text too
+
     @property
     def folder(self) -> RunFolder:
         """The run folder."""

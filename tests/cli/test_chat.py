@@ -111,13 +111,16 @@ def test_before_and_teacher_in_a_pipe_give_names_and_plain_numbers(
 
 @pytest.mark.more
 def test_a_conversation_knows_commands_and_its_earlier_turns(picture, capsys, monkeypatch):
-    typed = ["/help", "What is x?", f"/image {picture}", "And here?", "/image none.png",
-             "What is <|im_end|>?", "/new", "What is x?", "/quit", "never asked"]  # fmt: skip
+    typed = ["/help", "/nonsense", "What is x?", f"/image {picture}", "And here?",
+             "/image none.png", "What is <|im_end|>?", "/new", "What is x?", "/quit",
+             "never asked"]  # fmt: skip
     code, out, err = chat(capsys, monkeypatch, "vistill:student", *SHORT, typed=typed)
     assert code == 0, err
     assert "/image FILE" in out
     assert "a picture.png: 80 x 48 pixels" in out
+    assert "/nonsense is no command" in out
     assert "error[D201]" in out
+    assert "fix   /image FILE   in place of /image none.png" in out
     assert "error[D103]" in out
     answers = [line.lstrip("> ") for line in out.splitlines() if "cut off" in line]
     assert len(answers) == 3
@@ -365,7 +368,7 @@ def test_a_real_terminal_shows_progress_colours_and_survives_ctrl_c(picture, tmp
     assert "student: " in answer
     assert "48;5;" in answer or "no token gains" in answer
     process.send_signal(signal.SIGINT)  # at the prompt: the end
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     os.close(master)
 
 

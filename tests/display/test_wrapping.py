@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from terminal_emulator import FakeTerminal
 
 from vistill.cli import messages
+from vistill.display.live_line import LiveLine, Part
 from vistill.display.run_display import RunDisplay
 from vistill.display.wrapping import fit_line, fit_text
 from vistill.errors import DataError
@@ -40,6 +41,9 @@ def test_what_is_pasted_is_one_line():
     assert fit_line("next" + COMMAND[4:], 40) == ["next", f"  {COMMAND.strip()}"]
     fix = "fix   rollout.max_new_tokens=48 run=runs/another_name"
     assert fit_line(fix, 40) == ["fix", "  rollout.max_new_tokens=48 run=runs/another_name"]
+    line = "   Next   vistill init va-opd --data YOUR.jsonl      your first recipe"
+    assert fit_line(line, 40) == ["   Next", f"  {line[10:]}"]
+    assert len(fit_line("vistill demo · 2 cores · no network needed · writing to x", 40)) == 2
     assert fit_line("fix   data.limit=1", 40) == ["fix   data.limit=1"]
 
 
@@ -68,6 +72,14 @@ def test_an_error_keeps_its_words_and_its_fix_on_a_terminal(monkeypatch):
     rows = stream.screen()
     assert "".join(rows[rows.index("fix") + 1 :]).startswith(f"  {fix}stopped by Ctrl-C")
     assert "".join(rows).endswith(f"run the same command again to continue:{command}")
+
+
+def test_a_notice_takes_the_place_of_a_live_line(monkeypatch):
+    stream = FakeTerminal(60)
+    monkeypatch.setattr(sys, "stderr", stream)
+    LiveLine(stream).draw([Part("waiting for each arm to save  opd 6/64", 1)])
+    messages.show_notice("stopped by Ctrl-C", "vistill demo")
+    assert stream.screen()[0] == "stopped by Ctrl-C"
 
 
 def test_a_place_that_the_message_names_is_not_repeated():

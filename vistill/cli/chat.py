@@ -92,7 +92,9 @@ class Terminal:
         elif word in ("/quit", "/exit"):
             return True
         else:
-            print(HELP)
+            if word != "/help":
+                print_fitted(f"{line} is no command" if word != "/image" else "/image needs a file")
+            print_fitted(HELP)
         return False
 
     def converse(self) -> None:
@@ -101,7 +103,7 @@ class Terminal:
 
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  editing and history of the input line
-        print("ask a question; /help lists commands, Ctrl-D ends")
+        print_fitted("ask a question; /help lists commands, Ctrl-D ends")
         while True:
             try:
                 line = input("> ").strip()
@@ -115,7 +117,8 @@ class Terminal:
                 elif line:
                     self.ask(line)
             except DataError as error:
-                print(error.render())
+                error.fix = error.fix.replace("--image ", "/image ")
+                print_fitted(error.render())
             except KeyboardInterrupt:
                 self.line.clear()
                 print("stopped; the question is forgotten")
@@ -166,8 +169,9 @@ def side_by_side(before: "Answer", after: "Answer", columns: int) -> list[str]:
 def print_fitted(text: str) -> None:
     """Print a text, in whole words on a terminal."""
     text = for_terminal(text)
-    is_terminal = sys.stdout.isatty()
-    print(fit_text(text, shutil.get_terminal_size().columns) if is_terminal else text)
+    if sys.stdout.isatty():
+        text = fit_text(text, shutil.get_terminal_size().columns, continued="")
+    print(text)
 
 
 def print_readings(answers: Sequence["Answer"]) -> None:

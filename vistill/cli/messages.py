@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rich.cells import cell_len
 
-from vistill.display.live_line import columns_of
+from vistill.display.live_line import clear_before_text, columns_of
 from vistill.display.wrapping import fit_to
 from vistill.errors import VistillError
 from vistill.redaction import for_terminal, mask_secret_settings
@@ -40,7 +40,8 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: object)
 
 
 def print_fitted(text: str) -> None:
-    """Print a text to stderr: harmless, and in whole words on a terminal."""
+    """Print a text to stderr in place of a live line: harmless, in whole words on a terminal."""
+    clear_before_text()
     print(fit_to(for_terminal(text), sys.stderr), file=sys.stderr)
 
 
@@ -56,6 +57,7 @@ def show_crash(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print the escaped traceback of an unexpected error."""
+    clear_before_text()
     print(
         for_terminal("".join(traceback.format_exception(kind, error, trace))),
         end="",

@@ -17,7 +17,7 @@ class TokenAdvantage:
         return tokens_html(self.tokens, self.values, scale)
 
     def _repr_html_(self) -> str:
-        return legend_html(scale_of([self.values])) + self.to_html()
+        return f"{legend_html(scale_of([self.values]))}{self.to_html()}"
 
 
 class TokenAdvantages(list[TokenAdvantage]):
@@ -25,7 +25,7 @@ class TokenAdvantages(list[TokenAdvantage]):
 
     def _repr_html_(self) -> str:
         scale = scale_of([item.values for item in self])
-        return legend_html(scale) + "".join(item.to_html(scale) for item in self)
+        return "".join([legend_html(scale), *(item.to_html(scale) for item in self)])
 
 
 def legend_html(scale: float) -> str:

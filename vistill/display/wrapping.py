@@ -16,7 +16,7 @@ LABEL = re.compile(r" *\S+(?: \S+){0,2} {2,}(?=\S)")
 #: What continued rows repeat: spaces, and the bar before a line of a prompt.
 START = re.compile(r" *(?:\| )?")
 #: Lines that a user pastes: fixes and commands.
-PASTED = re.compile(r"fix +\S|(?:\S+ +)? *vistill [a-z]|\S+ +--[a-z]")
+PASTED = re.compile(r"fix +\S| *(?:\S+ +)?vistill [a-z-]+(?: (?!·)|$)|\S+ +--[a-z]")
 WORD = re.compile(r"\s*\S+")
 CONTINUED = "  "
 
@@ -26,20 +26,20 @@ def fit_to(text: str, stream: TextIO) -> str:
     return fit_text(text, columns_of(stream)) if stream.isatty() else text
 
 
-def fit_text(text: str, columns: int) -> str:
+def fit_text(text: str, columns: int, continued: str = CONTINUED) -> str:
     """Every line of a text in rows of at most so many columns; lines that are pasted stay whole."""
-    return "\n".join(row for line in text.split("\n") for row in fit_line(line, columns))
+    return "\n".join(row for line in text.split("\n") for row in fit_line(line, columns, continued))
 
 
-def fit_line(line: str, columns: int) -> list[str]:
-    """The rows of one line."""
+def fit_line(line: str, columns: int, continued: str = CONTINUED) -> list[str]:
+    """The rows of one line. `continued` begins the next rows where nothing tells their indent."""
     if cell_len(line) <= columns:
         return [line]
     label = LABEL.match(line)
     if PASTED.match(line):
         return [line[: label.end()].rstrip(), CONTINUED + line[label.end() :]] if label else [line]
     start = START.match(line)
-    indent = (start[0] if start else "") + CONTINUED
+    indent = (start[0] if start else "") + continued
     if label and label.end() <= columns // 2:
         indent = " " * label.end()
     elif start and start[0].endswith("| "):

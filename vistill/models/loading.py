@@ -41,7 +41,11 @@ from vistill.runs.model_families import (
     family_name,
     unsupported_family_error,
 )
-from vistill.runs.model_not_found import check_model_exists, model_not_found_error
+from vistill.runs.model_not_found import (
+    check_model_exists,
+    model_name,
+    model_not_found_error,
+)
 from vistill.types import Prompt
 
 AttentionPlan = Literal["blocks", "flex"]
@@ -90,7 +94,7 @@ class VLM:
         weights = list(self.model.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         return {
-            "source": self.source,
+            "source": model_name(self.source),
             "family": str(getattr(self.model.config, "model_type", "")),
             "parameters": f"{sum(weight.numel() for weight in weights):,} ({trained:,} trained)",
             "precision": str(weights[0].dtype).removeprefix("torch.") if weights else "",

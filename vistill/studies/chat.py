@@ -227,7 +227,7 @@ def open_picture(name: str, limits: PixelLimits) -> FileImage:
         raise DataError(
             "D201",
             f'there is no picture "{name}"',
-            where=str(path.parent),
+            where=str(path.parent) if path.parent != Path() else "",
             why="it is a folder" if path.is_dir() else "no such file",
             fix=f"--image {fix}{wrong}",
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vistill.display.wrapping import fit_to
 from vistill.report.csv_file import write_csv
 from vistill.report.headline import headline, percent
 from vistill.report.page import write_report
@@ -25,7 +26,7 @@ GOOD_TEACHER = 0.90
 def run_demo(run: Path, seeds: int = 1, from_scratch: bool = False) -> None:
     """Run the demo in the folder `run`. A second call with the same folder resumes."""
     started = time.monotonic()
-    print(
+    print_line(
         f"vistill demo · {os.cpu_count()} cores · no network needed · 2 to 3 minutes per seed"
         f" · writing to {run}"
     )
@@ -73,9 +74,11 @@ def train_models(folder: Path, cost_file: Path) -> list[str]:
         accuracy = read_json(folder / name / "CARD.json")["measured"]
         greedy, sampled = percent(accuracy["greedy"]), percent(accuracy["sampled"])
         pixelated = percent(accuracy["pixelated"])
-        print(f"   {name}: {greedy} greedy, {sampled} at T = 1, {pixelated} with pixelated image")
+        print_line(
+            f"   {name}: {greedy} greedy, {sampled} at T = 1, {pixelated} with pixelated image"
+        )
         if name == "teacher" and accuracy["greedy"] < GOOD_TEACHER:
-            print(f"   note: the accuracy of this teacher is below {percent(GOOD_TEACHER)}")
+            print_line(f"   note: the accuracy of this teacher is below {percent(GOOD_TEACHER)}")
     return [f"{name}.model={folder / name}" for name in names]
 
 
@@ -116,10 +119,16 @@ def print_comparison(
     """Print the measured result, the path of the report and the next command."""
     print()
     for line in lines:
-        print(line)
-    print("   " + headline([read_run(path) for path in paths]))
-    print(
+        print_line(line)
+    for sentence in headline([read_run(path) for path in paths]).removesuffix(".").split(". "):
+        print_line(f"   {sentence}.")
+    print_line(
         f"   Open   {page}   ({page.stat().st_size / 1024:.0f} KB, works offline;"
         f" {seconds:.0f} s in total)"
     )
-    print("   Next   vistill init va-opd --data YOUR.jsonl      your first recipe")
+    print_line("   Next   vistill init va-opd --data YOUR.jsonl      your first recipe")
+
+
+def print_line(line: str) -> None:
+    """Print a line, in whole words on a terminal."""
+    print(fit_to(line, sys.stdout))
