@@ -96,7 +96,7 @@ def demo_rows(row, repeats):
     last = {side: [values[-1][1] for values in arms.values()] for side, arms in accuracies.items()}
     best = {side: min(values) for side, values in times.items()}
     text = f"{BEFORE}, {best['before']:.0f} s; ours {best['now']:.0f} s, best of {repeats}; "
-    start = {side: list(values.values())[0][1] for side, values in first.items()}
+    start = {side: next(iter(values.values()))[1] for side, values in first.items()}
     text += f"accuracy at the start {start['now']:.4f}, before {start['before']:.4f}"
     text += f"; at the end {last['now']}, before {last['before']}"
     return [row("demo_arms_over_before", best["now"] / best["before"], "ratio", text)]
