@@ -111,7 +111,7 @@ def load_stages(
     if not isinstance(path, str | Path):
         what = f"the recipe is a {type(path).__name__}, not a file"
         why = "a recipe is a file, or the name of a shipped one"
-        raise ConfigError("C002", what, why=why, fix='vistill.load_recipe("recipe.yaml")')
+        raise ConfigError("C002", what, why=why, fix="pass a file, such as recipe.yaml")
     file = find_recipe(path)
     text = read_recipe_text(file)
     tree = parse_text(text, file)

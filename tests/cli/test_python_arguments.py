@@ -15,7 +15,7 @@ def test_a_recipe_that_is_no_name_is_refused(function, recipe):
     with pytest.raises(ConfigError, match="the recipe is a ") as caught:
         function(recipe)
     assert caught.value.code == "C002"
-    assert "vistill." in caught.value.fix
+    assert "recipe.yaml" in caught.value.fix
 
 
 def test_evaluate_reads_a_recipe_file_and_names_the_command_for_a_run(tmp_path):
@@ -27,7 +27,7 @@ def test_evaluate_reads_a_recipe_file_and_names_the_command_for_a_run(tmp_path):
     (run / "recipe.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a run folder") as caught:
         vistill.evaluate(str(run))
-    assert caught.value.fix.startswith(f"vistill eval '{run}'")
+    assert caught.value.note.startswith(f"vistill eval '{run}'")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"run: {tmp_path / 'out'}\nmethod: sft\nstudent: {{model: ./nowhere}}\n"
@@ -50,7 +50,7 @@ def test_load_prompts_takes_the_folder_of_the_images(tmp_path):
     for wrong in (folder, str(folder)):
         with pytest.raises(ConfigError, match="a folder") as caught:
             vistill.load_prompts(file, images=wrong)
-        assert caught.value.fix.startswith(f"image_folder={str(folder)!r}")
+        assert "image_folder" in caught.value.fix
     for source in (None, 3):
         with pytest.raises(ConfigError) as caught:
             vistill.load_prompts(source)

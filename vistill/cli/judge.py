@@ -16,7 +16,7 @@ from vistill.data.gold import numbers_are_values, read_options
 from vistill.data.judging import read_question, verdict_by_name
 from vistill.data.sources import check_source_exists
 from vistill.data.text_files import read_text_file
-from vistill.errors import ConfigError, DataError, closest, quote_command, quote_path
+from vistill.errors import ConfigError, DataError, closest, quote_command
 from vistill.registry import checkers, load_plugins
 
 #: Keys of a row that say how it is judged.
@@ -39,7 +39,7 @@ def judge_file(path: Path, checker: str, take: str) -> Iterator[tuple[dict[str, 
             "the file holds no reply",
             where=str(path),
             why="verdicts on nothing would look like a result",
-            fix=f"write the replies into {quote_path(path)}, a line such as   "
+            fix="write the replies into the file, a line such as   "
             '{"reply": "The answer is B.", "gold": "B", "choices": ["30", "40"]}',
         )
     are_values = rows_hold_values([row for _, row in rows])

@@ -67,16 +67,16 @@ def rows_of_pattern(rows: Rows, path: Path) -> Rows:
         raise
 
 
-def fix_in_place(fix: str, path: Path) -> str:
+def fix_in_place(text: str, path: Path) -> str:
     """A fix that writes a converted copy, as one that keeps the file's name.
 
     The copy would match the pattern too, and a setting that names it alone would lose the others.
     """
-    convert = re.fullmatch(r"(iconv .+ UTF-8) \S.* > \S.*   and then   \S.*", fix)
+    convert = re.fullmatch(r"(iconv .+ UTF-8) \S.* > \S.*   and then   \S.*", text)
     if convert is None:
-        return fix
+        return text
     file, original = quote_path(path), quote_path(path.with_name(f"{path.name}.orig"))
-    return f"mv {file} {original} && {convert.group(1)} {original} > {file}"
+    return f"cp {file} {original} && {convert.group(1)} {original} > {file}"
 
 
 def count_rows(source: str, limit: int | None = None) -> int | None:

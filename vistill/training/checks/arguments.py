@@ -162,17 +162,18 @@ def check_recipe(recipe: object, function: str) -> None:
             raise ConfigError(
                 "C004",
                 f"{recipe} is a run folder, not a recipe",
-                why="an evaluation of its student is written into a new folder next to it",
-                fix=f"{quote_command('vistill', 'eval', recipe)}   in a shell",
+                why="vistill.evaluate takes a recipe, which names the student and the data",
+                fix="pass a recipe, such as recipe.yaml",
+                note=f"{quote_command('vistill', 'eval', recipe)}   evaluates the run's student "
+                "in a shell",
             )
     elif not isinstance(recipe, Recipe):
-        example = 'vistill.train("recipe.yaml", {"train.lr": 2e-6})'
         raise ConfigError(
             "C002",
             f"the recipe is a {type(recipe).__name__}",
             where=f"vistill.{function}",
             why="it is a file, the name of a shipped recipe, or what vistill.load_recipe returns",
-            fix=example if function == "train" else 'vistill.evaluate("recipe.yaml")',
+            fix="pass a file, such as recipe.yaml",
         )
 
 
@@ -201,7 +202,7 @@ def check_source_of_rows(
                 f"{name} is a {type(value).__name__}, not a name",
                 where="vistill.load_prompts",
                 why="a source is a file, hf:owner/name[split] or diagrams; a folder is a path",
-                fix='vistill.load_prompts("train.jsonl", image_folder="pictures")',
+                fix="pass a file, such as train.jsonl",
             )
     images = settings.get("images")
     if isinstance(images, str | Path) and (isinstance(images, Path) or Path(images).is_dir()):
@@ -212,7 +213,7 @@ def check_source_of_rows(
                 f"images is {str(images)!r:.60}, a folder",
                 where="vistill.load_prompts",
                 why="images names the column of the pictures",
-                fix=f"image_folder={str(images)!r}   in place of images=",
+                fix="pass the folder as image_folder, and as images the name of the column",
             )
 
 
