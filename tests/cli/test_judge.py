@@ -130,3 +130,13 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     status, _, err = run(capsys, tmp_path / "none.jsonl")
     assert status == 3
     assert "error[D102]" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", ""), ("a.jsonl", "\n\n"), ("a.csv", "reply,gold\n")]
+)
+def test_a_file_without_replies_is_refused(tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text)
+    code, verdicts, err = run(capsys, tmp_path / name)
+    assert (code, verdicts) == (3, [])
+    assert "D102" in err

@@ -33,6 +33,15 @@ def judge_file(path: Path, checker: str, take: str) -> Iterator[tuple[dict[str, 
         ConfigError: C105, there is no checker of that name.
     """
     rows = list(read_rows(path))
+    if not rows:
+        raise DataError(
+            "D102",
+            "the file holds no reply",
+            where=str(path),
+            why="verdicts on nothing would look like a result",
+            fix="write the replies into the file, a line such as   "
+            '{"reply": "The answer is B.", "gold": "B", "choices": ["30", "40"]}',
+        )
     are_values = rows_hold_values([row for _, row in rows])
     asked = [ask(row, f"{path}:{number}", checker, take, are_values) for number, row in rows]
     for (_, row), (golds, question, name) in zip(rows, asked, strict=True):

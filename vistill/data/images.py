@@ -127,12 +127,16 @@ def image_missing_error(path: Path, where: str, root: Path) -> DataError:
     with contextlib.suppress(OSError, ValueError):  # advice only
         folder = find_image_folder(path, root)
         hint = suggest(path.name, similar_names(path))
+    fix = quote_setting("data.images", folder) if folder else NO_IMAGE_FIX
+    if path.name.isdigit() and not folder:  # a table of VLMEvalKit
+        hint = "a number is no picture; it may be the index of a row that holds the picture"
+        fix = "write the picture of that row into this cell, or remove the row"
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=quote_setting("data.images", folder) if folder else NO_IMAGE_FIX,
+        fix=fix,
     )
 
 
