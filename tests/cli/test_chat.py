@@ -327,6 +327,13 @@ def test_wide_letters_keep_their_column():
     assert {cell_len(row.partition("|")[0]) for row in rows} == {39}
 
 
+def test_a_long_answer_in_wide_letters_and_a_long_name_are_shown_whole():
+    answer, name = "周长是三加四加五等于十二" * 8, "/models/" + "qwen3-vl-2b-" * 8 + "student"
+    rows = side_by_side(Answer(name, answer, 99, False), Answer("student", "x", 1, False), 80)
+    left = "".join(row.partition("|")[0].strip() for row in rows)
+    assert left == name + answer
+
+
 @pytest.mark.more
 def test_a_real_terminal_shows_progress_colours_and_survives_ctrl_c(picture, tmp_path):
     import pty

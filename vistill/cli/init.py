@@ -42,7 +42,7 @@ data:
   template: {template}              # {{choices}} is filled in too
   text_only: error                  # error | drop | plain: rows without a picture
   on_bad_row: quarantine            # quarantine | stop
-  max_image_tokens: 1024            # Qwen3-VL's own limit would be 16,384 per image
+  max_image_tokens: 1024            # of one image; Qwen3-VL alone would take up to 16,384
 
 rollout:
   per_prompt: 4                     # K sibling responses

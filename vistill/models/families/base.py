@@ -45,13 +45,15 @@ from vistill.models.families.layers import (
     tower_weights,
     weights_except,
 )
-from vistill.models.families.processors import naming_processor
+from vistill.models.families.processors import find_chat_template, naming_processor, plain_image
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
 
 #: The parts of a model that a recipe can freeze.
 PARTS = ("vision", "tower", "language", "head")
+#: Sizes of large images, by which a limit of image tokens is tried.
+LARGE_SIZES = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
 
 DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """(ids [N], positions [axes, N], attention of the rows) -> hidden states [N, H]."""
@@ -86,6 +88,7 @@ class Family(ABC):
                 name, revision=revision, trust_remote_code=False
             )
             processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
+        tokenizer.chat_template = find_chat_template(name, tokenizer, revision)
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
@@ -188,6 +191,9 @@ class Family(ABC):
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
+        counts = {self.image_tokens(plain_image(size)) for size in LARGE_SIZES}
+        if len(counts) == 1 and max(counts) <= limit:  # every image has these few
+            return
         raise ConfigError(
             "C101",
             f"data.max_image_tokens = {limit}, but the family {self.name} does not support a limit",

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 from vistill.data.decoding import to_rgb
 from vistill.data.rows import special_token_error
 from vistill.errors import ConfigError, DataError
-from vistill.models.families.base import Family, base_model
+from vistill.models.families.base import LARGE_SIZES, Family, base_model
 from vistill.models.families.inputs import EncodedPrompt, pad_to_common_shape, token_rows
 from vistill.models.families.limits import has_limit, set_image_token_limit
 from vistill.models.families.processors import PlainImages, load_processor, plain_image
@@ -179,9 +179,9 @@ class ProcessorFamily(Family):
         if self.can_limit_image_tokens:
             set_image_token_limit(self.processor, self.model_type, limit)
         self.plain = PlainImages(self.processor)
-        sizes = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
-        most = max(self.image_tokens(plain_image(size)) for size in sizes)
-        if not self.can_limit_image_tokens or most > limit:
+        counts = {self.image_tokens(plain_image(size)) for size in LARGE_SIZES}
+        is_limited, most = self.can_limit_image_tokens or len(counts) == 1, max(counts)
+        if not is_limited or most > limit:
             raise ConfigError(
                 "C101",
                 f"data.max_image_tokens = {limit}, but an image of {self.describe()} takes"

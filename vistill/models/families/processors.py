@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from transformers.image_utils import make_flat_list_of_images
 
 from vistill.errors import MissingExtraError, ModelError
+from vistill.models.processor_files import OLD_TEMPLATE, find_model_file
 from vistill.types import PilImage
 
 #: Packages of the extra `families`, which processors of transformers import.
@@ -21,6 +23,7 @@ PACKAGES = ("torchvision", "num2words")
 KEPT_SIZES = 512
 #: A colour that no usual normalisation turns into 0: some models drop an image that is all 0.
 COLOUR = (90, 140, 200)
+NO_TEMPLATE = "it has no chat template, so no prompt can be written"
 
 
 def load_processor(name: str, revision: str | None) -> Any:
@@ -39,13 +42,29 @@ def load_processor(name: str, revision: str | None) -> Any:
         if getattr(processor, part, None) is None:
             raise processor_error(name, f"AutoProcessor finds no {part.replace('_', ' ')} in it")
     if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
-        raise processor_error(name, "it has no chat template, so no prompt can be written")
+        raise processor_error(name, NO_TEMPLATE)
     images = AutoImageProcessor.from_pretrained(
         name, backend="pil", revision=commit, trust_remote_code=False
     )
     if type(images).__name__.endswith("Pil"):
         processor.image_processor = images
     return processor
+
+
+def find_chat_template(name: str, tokenizer: Any, revision: str | None) -> Any:
+    """The chat template of a tokenizer; without one, that of the older file of a processor.
+
+    Raises:
+        ModelError: M108, the model has no chat template.
+    """
+    template = tokenizer.chat_template
+    file = None if template else find_model_file(name, OLD_TEMPLATE, revision)
+    if file is not None:
+        with naming_processor(name):
+            template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+    if not template:
+        raise processor_error(name, NO_TEMPLATE)
+    return template
 
 
 @contextmanager
