@@ -294,7 +294,7 @@ def test_decimal_commas_and_missing_options_are_notes(tmp_path):
 
 
 def test_a_hub_id_is_said_to_be_not_looked_at(tmp_path):
-    words = [f"run={tmp_path / 'x'}", "student.model=nobody/nothing", "teacher.model=nobody/none"]
+    words = [f"run={tmp_path / 'x'}", "student.model=someone/nothing", "teacher.model=someone/none"]
     findings = next(iter(check(TINY, words, fast=True).values()))
     models = [line.summary for line in findings if line.what in ("student", "teacher")]
     assert models[0].endswith("on the hub or in its cache: not looked at")

@@ -420,3 +420,12 @@ def test_a_folder_is_refused_with_a_command_that_names_a_file(data):
     file = "'here/train set.jsonl'" if data.startswith("here") else "FILE"
     assert caught.value.fix.endswith(f"--data {file}")
     assert not list(Path().glob("*.yaml"))
+
+
+def test_a_column_of_options_that_cannot_be_read_is_named():
+    rows(options=["red", None, "blue"], answer="A")
+    text, recipe = init_recipe()
+    assert recipe.data.columns.choices == ""
+    assert "the column options is not used: most cells are no options (D104)" in text
+    rows(images="A.PNG", file="case.jsonl")
+    assert 'did you mean "a.png"?' in init_recipe("opd", "case.jsonl")[0]

@@ -34,9 +34,9 @@ NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
-    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
-    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
-    r"|appropriate|accurate|likely|suitable|true)"
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the |my )?"
+    r"(?:most |more |final )?(?:one(?=\W{0,3}$)|correct|right(?! (?:angle|side|triangle|hand|one))"
+    r"|best|answer|appropriate|accurate|likely|suitable|true)"
 )
 #: `only B fits`, and `A is close but B is closer`.
 ONLY = re.compile(
@@ -78,7 +78,7 @@ BETTER = re.compile(
 CONCLUDED = re.compile(r"[,;]\s(?:and )?(?:so|therefore|thus|hence|leaving|which leaves)\b")
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
-    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be"
+    r"\b(?:get|gives|choose|select|pick|say|guess|answer|[Gg]o(?:ing)? with|so|[Mm]ust be"
     r"|leaves(?: only| us with)?|leaving(?: only)?|(?:final|left) is"
     r"|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"

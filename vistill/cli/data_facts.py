@@ -164,6 +164,13 @@ def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], 
     if layout.name:
         columns |= columns_of(layout)
         columns = {key: name for key, name in columns.items() if name}
+    unread = [name for name in USUAL_COLUMNS["choices"] if values_of(rows, name)]
+    if unread and "choices" not in columns:
+        first = values_of(rows, unread[0])[0]
+        notes.append(
+            f"the column {unread[0]} is not used: most cells are no options (D104), such as "
+            f"{first!r:.60}; the questions will show none of them"
+        )
     columns = {key: columns[key] for key in USUAL_COLUMNS if key in columns}
     for key, name in columns.items():
         odd = [value for value in values_of(rows, name) if is_refused(key, value)]
