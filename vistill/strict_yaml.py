@@ -109,7 +109,8 @@ def explain_mistake(  # noqa: PLR0911 - one return per mistake
     lines = [*text.splitlines(), ""]
     number = min(mark.line, len(lines) - 1)
     here = lines[number]
-    if OPEN_QUOTE.search(problem) and "quoted scalar" in str(getattr(error, "context", "")):
+    is_quote = "quoted scalar" in str(getattr(error, "context", ""))
+    if begin is not None and is_quote and OPEN_QUOTE.search(problem):
         return "a quote is not closed", begin.line + 1, "write the closing quote in this line"
     if (bracket := OPEN_BRACKET.search(problem)) and begin is not None:
         wrong = f"a bracket is not closed, or a comma is missing: {problem}"

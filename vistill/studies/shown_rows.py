@@ -77,7 +77,8 @@ def judged_lines(prompt: Prompt, settings: JudgeSettings, math: MathJudge) -> li
     most = max(prompt.golds, key=prompt.golds.count)  # of several people, for `vqa`
     gold = right_answer(checker, most)
     letter = letter_of(gold, prompt, checker)
-    shown = prompt.gold_text + (f" ({letter})" if letter and most == prompt.gold_text else "")
+    own_letter = f" ({letter})" if letter and most == prompt.gold_text else ""
+    shown = f"{prompt.gold_text}{own_letter}"
     choices = f" of options {', '.join(prompt.choices)}" if prompt.choices else ""
 
     def judge(reply: str) -> Verdict:
