@@ -238,13 +238,13 @@ def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path, capsys, monkeyp
 def test_a_run_gives_sampling_and_system_message_and_offers_its_base(
     picture, tmp_path, capsys, monkeypatch
 ):
-    data = {"train": "diagrams", "system": "Be brief.", "template": "{prompt} Answer:"}
+    data = {"train": "diagrams", "system": "Be brief.", "template": "{prompt}\nUse \\boxed{{}}."}
     run = finished_run(tmp_path / "run", data=data)
     code, _, err = chat(capsys, monkeypatch, run, "--image", picture, "--ask", "What is x?")
     assert code == 0, err
     assert "temperature 0, top_p 0.95, at most 12 tokens" in err
     assert "system    Be brief." in err
-    assert "not added" in err
+    assert "not added here, but training asked so: {prompt} / Use \\boxed{}." in err
     assert re.search(r"compare .*--before /.*assets/student", err)
 
 

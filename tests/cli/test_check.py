@@ -44,7 +44,7 @@ def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
 
 
 @pytest.mark.more
-def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
+def test_a_full_check_runs_the_canary_and_writes_nothing(tmp_path):
     overrides = [
         f"run={tmp_path / 'x'}",
         "data.diagrams.train=32",

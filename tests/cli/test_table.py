@@ -1,7 +1,9 @@
 """What `vistill eval` prints: which model on which data, and the denominator of every share."""
 
 import json
+from types import SimpleNamespace
 
+from vistill.cli import target
 from vistill.cli.table import facts_table, run_facts, summary_table
 from vistill.config import build_recipe
 
@@ -100,3 +102,19 @@ def test_many_responses_without_an_answer_come_before_the_figures():
     lines = summary_table(summary).splitlines()
     assert lines[1].startswith("WARNING: 50.0 % of the responses contain no answer")
     assert "WARNING" not in summary_table(summary | {"unparsed_share": 0.2})
+
+
+def test_an_evaluation_breaks_between_words_on_a_narrow_terminal(tmp_path, monkeypatch):
+    from terminal_emulator import FakeTerminal
+
+    summary = {"rows": 4, "samples": 1, "unparsed_share": 1.0, "accuracy": 0.0}
+    run = SimpleNamespace(evaluations=[summary], path=folder_of(tmp_path / "eval"))
+    terminal = FakeTerminal(40)
+    monkeypatch.setattr(target, "recipe_for", lambda *arguments: recipe_of("vistill:student"))
+    monkeypatch.setattr("vistill.api.evaluate", lambda *arguments, **options: run)
+    monkeypatch.setattr("sys.stdout", terminal)
+    target.evaluate_target("vistill:student", [], as_json=False, advantage_only=False)
+    assert terminal.wrapped == 0
+    start = next(i for i, row in enumerate(terminal.rows) if row.startswith("WARNING"))
+    words = " ".join(terminal.rows[start : start + 5]).split()
+    assert {"responses", "contain", "answer", "accuracy"} <= set(words)

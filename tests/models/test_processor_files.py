@@ -134,3 +134,13 @@ def test_no_chat_template_is_refused_before_weights(tmp_path, text):
     with pytest.raises(ModelError) as caught:
         load_encoder(folder)
     assert caught.value.code == "M108"
+
+
+@pytest.mark.parametrize("name", [IMAGE, "tokenizer.json"])
+def test_a_folder_without_a_file_is_told_which_one_it_lacks(tmp_path, name):
+    shutil.copytree(REPO / "vistill" / "assets" / "student", tmp_path / "student")
+    (tmp_path / "student" / name).unlink()
+    with pytest.raises(ModelError) as caught:
+        load_encoder(tmp_path / "student")
+    assert caught.value.code == "M108"
+    assert f"no {name}" in caught.value.why

@@ -1,14 +1,18 @@
 """`vistill export`: a folder that transformers loads alone, its card, and bad input."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from finished_run import STUDENT, finished_run
+from terminal_emulator import FakeTerminal
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from vistill import Run
@@ -401,3 +405,25 @@ def test_the_printed_commands_are_shell_and_python(tmp_path, capsys):
     assert shlex.split(serve)[2] == str(tmp_path / "a folder's name")
     assert "lmms_eval" in text
     assert "MMStar" in text
+
+
+def test_the_printed_comments_and_program_fit_80_columns():
+    text = usage_commands(Path("runs/va_opd-export"))
+    lines = [line for line in text.splitlines() if not line.startswith(("vllm", "python"))]
+    assert max(map(len, lines)) < 80
+
+
+def test_notes_of_an_export_break_between_words_on_a_terminal(exported, monkeypatch):
+    from vistill.cli import try_student
+
+    run, result = exported
+    note = "a note that is longer than forty columns, so that it needs two rows"
+    shown = dataclasses.replace(
+        result, folder=Path("out"), model=dataclasses.replace(result.model, notes=[note])
+    )
+    terminal = FakeTerminal(40)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("vistill.export.export_model", lambda *arguments, **options: shown)
+    try_student.export(str(run))
+    at = terminal.rows.index("note     a note that is longer than")
+    assert terminal.rows[at + 1] == "         forty columns, so that it needs"

@@ -239,7 +239,9 @@ def introduce(chat: "Chat", base: str) -> None:
     if recipe.data.template.strip() == "{prompt}\n{choices}":
         lines.append("note      training listed choices below the question: (A) ..., one per line")
     elif recipe.data.template != "{prompt}":
-        lines.append(f"note      training worded questions as {recipe.data.template!r}: not added")
+        wording = " / ".join(recipe.data.template.splitlines())
+        wording = wording.replace("{{", "{").replace("}}", "}")
+        lines.append(f"note      not added here, but training asked so: {wording}")
     if base and len(chat.speakers) == 1:
         lines.append(f"compare   --before {base}   the model before training")
     print(fit_to(for_terminal("\n".join(lines)), sys.stderr), file=sys.stderr)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from vistill.cli.messages import print_result
 from vistill.cli.verbs import Plugins, example
 from vistill.registry import load_plugins
 
@@ -51,4 +52,4 @@ def init(
     load_plugins(plugin or [])
     from vistill.cli.init import write_recipe
 
-    print(write_recipe(name, student, teacher, data))
+    print_result(write_recipe(name, student, teacher, data))

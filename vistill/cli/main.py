@@ -15,6 +15,7 @@ from vistill.cli.init_verb import EXAMPLES as INIT_EXAMPLES
 from vistill.cli.init_verb import init
 from vistill.cli.messages import (
     TRACEBACK_VARIABLE,
+    print_result,
     show_crash,
     show_error,
     show_notice,
@@ -24,9 +25,7 @@ from vistill.cli.messages import (
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
-from vistill.display.wrapping import fit_to
 from vistill.errors import Preempted, VistillError
-from vistill.redaction import for_terminal
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
@@ -163,7 +162,7 @@ def check(
             )
         )
     else:
-        print(fit_to(for_terminal(checks.format_table(findings, fast)), sys.stdout))
+        print_result(checks.format_table(findings, fast))
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))
@@ -259,7 +258,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     from vistill.cli.doctor import format_table, inspect_installation, is_healthy
 
     facts = inspect_installation()
-    print(json.dumps(facts, indent=2) if as_json else format_table(facts))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print_result(format_table(facts))
     raise typer.Exit(0 if is_healthy(facts) else 1)
 
 
@@ -302,7 +304,10 @@ def replay(
         from vistill.training.replay import format_replay
 
         result, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
-    print(json.dumps(asdict(result), indent=2) if as_json else format_replay(result, at))
+    if as_json:
+        print(json.dumps(asdict(result), indent=2))
+    else:
+        print_result(format_replay(result, at))
     raise typer.Exit(0 if result.same else 1)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vistill.cli.messages import print_result
 from vistill.config import (
     Recipe,
     build_recipe,
@@ -99,9 +100,9 @@ def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_
     if as_json:
         print(json.dumps({**facts, **summary}, indent=2))
         return
-    print(facts_table(facts))
-    print(summary_table(summary, recipe.eval.temperature))
-    print(f"report   {run.path / 'report.html'}")
+    print_result(facts_table(facts))
+    print_result(summary_table(summary, recipe.eval.temperature))
+    print_result(f"report   {run.path / 'report.html'}")
 
 
 def check_name(model: str, role: str = "student") -> None:
