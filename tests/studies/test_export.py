@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from vistill import Run
 from vistill.cli.main import entry
+from vistill.cli.messages import print_result
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.export import export_model, find_bases, find_source, usage_commands
 from vistill.models.export import write_model
@@ -413,17 +413,14 @@ def test_the_printed_comments_and_program_fit_80_columns():
     assert max(map(len, lines)) < 80
 
 
-def test_notes_of_an_export_break_between_words_on_a_terminal(exported, monkeypatch):
-    from vistill.cli import try_student
-
-    run, result = exported
+def test_notes_of_an_export_break_between_words_on_a_terminal(exported):
+    _, result = exported
     note = "a note that is longer than forty columns, so that it needs two rows"
     shown = dataclasses.replace(
         result, folder=Path("out"), model=dataclasses.replace(result.model, notes=[note])
     )
     terminal = FakeTerminal(40)
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr("vistill.export.export_model", lambda *arguments, **options: shown)
-    try_student.export(str(run))
+    with contextlib.redirect_stdout(terminal):
+        print_result(shown.summary())
     at = terminal.rows.index("note     a note that is longer than")
     assert terminal.rows[at + 1] == "         forty columns, so that it needs"
