@@ -19,6 +19,7 @@ from vistill.cli.messages import (
     show_warning,
     write_error_file,
 )
+from vistill.cli.plan import add_plan
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
@@ -179,6 +180,9 @@ def check(
         )
     else:
         print(fit_to(for_terminal(checks.format_table(findings, fast)), sys.stdout))
+
+
+add_plan(app)
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))

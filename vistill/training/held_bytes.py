@@ -45,6 +45,10 @@ class HeldBytes:
         """Bytes of the smallest part: the copies, one prompt and one of its responses."""
         return self.weights + self.prompt(prompt_tokens) + self.one_response(prompt_tokens, tokens)
 
+    def least_without_margin(self, prompt_tokens: int, tokens: int) -> float:
+        """The same, without the margin for temporary tensors."""
+        return self.weights + (self.least(prompt_tokens, tokens) - self.weights) / MARGIN
+
 
 @dataclass(frozen=True)
 class MemoryMeasurement:
@@ -56,11 +60,27 @@ class MemoryMeasurement:
     can_limit_images: bool = True
     """Whether the family can shrink images to a limit of tokens."""
 
-    def choose_split(self, budget: float, response_tokens: int, where: Path) -> BatchSplit:
-        """The largest split within limits and budget; half of the budget is for prompts."""
+    def choose_split(
+        self, budget: float, response_tokens: int, where: Path, limit: float | None = None
+    ) -> BatchSplit:
+        """The largest split within limits and budget; half of the budget is for prompts.
+
+        Args:
+            budget: bytes that a backward pass may hold.
+            response_tokens: tokens of the longest response.
+            where: the run folder, for messages.
+            limit: bytes that a backward pass can hold at all. Up to them the smallest parts are
+                taken where the budget is exceeded. None: the budget is the limit.
+
+        Raises:
+            ConfigError: C104, one prompt with one response exceeds budget and limit.
+        """
         held, longest = self.held, self.longest
         if held.least(longest, response_tokens) > budget:
-            raise self.too_small_error(budget, response_tokens, where)
+            smallest = held.least_without_margin(longest, response_tokens)
+            if limit is None or smallest > limit:
+                raise self.too_small_error(budget, response_tokens, where)
+            return BatchSplit(tokens=1, part_tokens=1)
         budget -= held.weights
         # a prompt that needs more than half is alone in its micro-batch; prompts may need less than
         # half

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vistill.functional.row_chunks import CHUNK_BYTES
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 FILE = "memory.json"
 #: Prompts among which the longest one is searched.
 PROMPTS_TO_SEARCH = 64
+#: Bytes of a device that stay unused, for gaps between blocks of the allocator and one layer's
+#: temporary tensors.
+FOR_ALLOCATOR = 1 << 30
 #: Lengths of the two responses that are measured.
 SHORT, LONG = 16, 48
 
@@ -56,7 +60,8 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
     if known.get("question") == question:
         return BatchSplit(**known["split"])
     measured, budget = measure_memory(setup), memory_budget(setup)
-    split = measured.choose_split(budget, question["response_tokens"], folder.path)
+    limit = None if setup.train.memory is not None else memory_limit(setup)
+    split = measured.choose_split(budget, question["response_tokens"], folder.path, limit)
     held = {**asdict(measured.held), "longest_prompt": measured.longest}
     folder.write(
         FILE,
@@ -212,18 +217,41 @@ def memory_budget(setup: "RunSetup") -> float:
     if setup.train.memory is not None:
         return setup.train.memory * GIB
     device = setup.models.student.device
-    trainable = sum(
-        p.numel() * p.element_size()
-        for p in setup.models.student.model.parameters()
-        if p.requires_grad
-    )
-    weights = sum(p.numel() * p.element_size() for p in setup.models.student.model.parameters())
+    return SHARE.get(device.type, 0.5) * free_for_step(setup)
+
+
+def memory_limit(setup: "RunSetup") -> float:
+    """Bytes that saved tensors can have at all: the free memory without what the loss needs.
+
+    The loss needs a chunk of logits for each pass, the gradient of the head, and the states of the
+    passes without gradient. On a CPU other processes need memory too, so the budget is the limit.
+    """
+    device = setup.models.student.device
+    if device.type == "cpu":
+        return 0.0
+    models, passes = setup.models, setup.objective.passes()
+    scored = [p for p in passes if not p.gradient]
+    student: Any = models.student.model.get_output_embeddings()
+    head = float(student.weight.numel() * student.weight.element_size())
+    rows = setup.train.prompts_per_step * setup.rollout.per_prompt * longest_response(setup)
+    states = 0.0
+    for p in scored:
+        if p.keep != "log_prob":
+            vlm = models.teacher if p.reader is Reader.TEACHER else models.student
+            layer: Any = vlm.model.get_output_embeddings() if vlm is not None else student
+            states += rows * layer.weight.shape[1] * layer.weight.element_size()
+    chunks = float(CHUNK_BYTES.get(device.type, 0) * (1 + len(scored)))
+    return max(0.0, free_for_step(setup) - head - chunks - states - FOR_ALLOCATOR)
+
+
+def free_for_step(setup: "RunSetup") -> float:
+    """Free bytes after the first step: gradient, moments and copies of the student will exist."""
+    weights = list(setup.models.student.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
     readers = {p.reader for p in setup.objective.passes()}
-    copies = len(readers & {Reader.EMA, Reader.REFERENCE}) - len(setup.models.copies)
-    # a gradient and AdamW's two moments, and copies of the student that are not made yet
-    later = 3.0 * trainable + max(0, copies) * weights
-    free = max(0.0, free_bytes(device) - later)
-    return SHARE.get(device.type, 0.5) * free
+    copies = len(readers & {Reader.EMA, Reader.REFERENCE} - setup.models.copies.keys())
+    later = 3.0 * trained + copies * sum(p.numel() * p.element_size() for p in weights)
+    return max(0.0, free_bytes(setup.models.student.device) - later)
 
 
 def free_bytes(device: torch.device) -> float:
