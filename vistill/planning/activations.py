@@ -102,7 +102,9 @@ class Activations:
     def response_token(self) -> int:
         """Bytes per token of a response, without its mask."""
         s = self.shape
-        return s.layers * self.layer(self.masked_key_heads) + self.norm + self.per_token
+        # embedded by frozen weights, a token has no gradient before it attends to its prompt
+        first = 0 if self.trains_language else self.attention_input
+        return s.layers * self.layer(self.masked_key_heads) - first + self.norm + self.per_token
 
     def response(self) -> int:
         """Bytes per response and token of its prompt: copies of the prompt's keys and values."""

@@ -123,10 +123,9 @@ class Cost:
 
     # Seconds.
 
-    def product_seconds(self, flops: float) -> float:
-        """Seconds of matrix products."""
-        gpu = self.memory.gpu
-        return flops / (1e12 * gpu.peak_tflops * gpu.share_of_peak)
+    def product_seconds(self, flops: float, share: float) -> float:
+        """Seconds of matrix products at a share of the GPU's peak."""
+        return flops / (1e12 * self.memory.gpu.peak_tflops * share)
 
     def decoding_seconds(self, responses: int, rows: int, tokens: float, limit: int) -> float:
         """Seconds to write responses, `rows` at a time.
@@ -160,11 +159,11 @@ class Cost:
             )
         views = {p.view for p in work.passes}
         seconds["encode"] = work.prompts * len(views) * SECONDS_PER_ENCODING
-        names = {p.name for p in work.scored_passes}
-        seconds["score"] = self.product_seconds(sum(c.flops for c in costs if c.name in names))
-        seconds["learn"] = self.product_seconds(
-            sum(c.flops for c in costs if c.name.endswith("backward"))
-        )
+        gpu, names = self.memory.gpu, {p.name for p in work.scored_passes}
+        scored = sum(c.flops for c in costs if c.name in names)
+        learnt = sum(c.flops for c in costs if c.name.endswith("backward"))
+        seconds["score"] = self.product_seconds(scored, gpu.reading_share)
+        seconds["learn"] = self.product_seconds(learnt, gpu.learning_share)
         return seconds
 
     def evaluation_seconds(self) -> float:

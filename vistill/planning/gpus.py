@@ -22,24 +22,26 @@ class Gpu:
     """Dense bf16 products."""
     bandwidth: float
     """Bytes per second of the memory."""
-    share_of_peak: float
-    """Share of the peak that the matrix products of a step reach."""
+    reading_share: float
+    """Share of the peak that readings without gradient reach."""
+    learning_share: float
+    """The same for readings with gradient and their backward passes."""
     measured: str = ""
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("B200", 178.4, 2250, 8.0e12, 0.15),
-        Gpu("H200", 139.8, 989, 4.8e12, 0.20),
-        Gpu("H100", 79.2, 989, 3.35e12, 0.20, "0.20 of a large product, 2026-11-27"),
-        Gpu("A100", 79.3, 312, 2.0e12, 0.35),
-        Gpu("A100-40", 39.4, 312, 1.55e12, 0.35),
-        Gpu("A6000", 47.5, 155, 0.77e12, 0.40),
-        Gpu("L40S", 44.4, 362, 0.86e12, 0.30),
-        Gpu("5090", 31.4, 210, 1.79e12, 0.40),
-        Gpu("4090", 23.5, 165, 1.01e12, 0.40),
-        Gpu("3090", 23.6, 71, 0.94e12, 0.50),
+        Gpu("B200", 178.4, 2250, 8.0e12, 0.15, 0.04),
+        Gpu("H200", 139.8, 989, 4.8e12, 0.30, 0.08),
+        Gpu("H100", 79.2, 989, 3.35e12, 0.30, 0.08, "measured at 4x4x512 and 4x4x2048, 2026-11-27"),
+        Gpu("A100", 79.3, 312, 2.0e12, 0.45, 0.20),
+        Gpu("A100-40", 39.4, 312, 1.55e12, 0.45, 0.20),
+        Gpu("A6000", 47.5, 155, 0.77e12, 0.45, 0.30),
+        Gpu("L40S", 44.4, 362, 0.86e12, 0.35, 0.20),
+        Gpu("5090", 31.4, 210, 1.79e12, 0.45, 0.30),
+        Gpu("4090", 23.5, 165, 1.01e12, 0.45, 0.30),
+        Gpu("3090", 23.6, 71, 0.94e12, 0.50, 0.40),
     )
 }
 DEFAULT_GPU = "H100"

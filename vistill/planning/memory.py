@@ -197,10 +197,11 @@ class Memory:
         reads_teacher = Reader.TEACHER in work.readers
         working = [self.reading_bytes(p.reader, p.view) for p in work.scored_passes]
         copies = self.activations.weight_copies() if Reader.OLD in work.readers else 0
+        vocabulary = self.student.vocabulary
         kinds = self.resident(reads_teacher) | {
             "weight copies": float(copies),
             "scored states": self.scored_states(),
-            "logits tile": float(CHUNK_BYTES),
+            "logits tile": float(min(CHUNK_BYTES, FLOAT * self.rows_to_score * vocabulary)),
             "working memory": max(working),
         }
         return PhaseBytes("score", kinds)
@@ -225,10 +226,14 @@ class Memory:
             return self.teacher
         return self.student
 
+    @property
+    def rows_to_score(self) -> int:
+        """Response tokens of a step, if every response is as long as it may be."""
+        return self.work.responses * self.work.longest_response
+
     def scored_states(self) -> float:
         """Hidden states and log-probabilities that stay until the update."""
-        rows = self.work.responses * self.work.longest_response
-        total = 0.0
+        total, rows = 0.0, self.rows_to_score
         for p in self.work.scored_passes:
             size = self.teacher_size if p.reader is Reader.TEACHER else FLOAT
             if p.keep in ("hidden", "both"):

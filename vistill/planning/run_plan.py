@@ -18,6 +18,8 @@ from vistill.training.recipe import Recipe
 
 ROWS = Path(__file__).parent / "datasets.json"
 Setting = tuple[str, Any]
+#: More settings than `settings_that_fit` ever returns.
+MOST_SETTINGS = 10
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,16 @@ class RunPlan:
         """The GPUs on which the run fits as it is."""
         return [name for name, gpu in GPUS.items() if replace(self, gpu=gpu).fits]
 
+    def smallest_gpu(self) -> tuple[str, dict[str, Any]] | None:
+        """The smallest GPU on which the run fits, as it is or with settings; and the settings."""
+        gpus = sorted(GPUS.values(), key=lambda gpu: gpu.memory_gib)
+        for most_settings in (0, MOST_SETTINGS):
+            for gpu in gpus:
+                settings = replace(self, gpu=gpu).settings_that_fit()
+                if settings is not None and len(settings) <= most_settings:
+                    return gpu.name, settings
+        return None
+
     def with_settings(self, settings: Mapping[str, Any]) -> "RunPlan":
         """The plan with other settings."""
         recipe = self.recipe
@@ -118,6 +130,8 @@ class RunPlan:
     def settings_that_fit(self) -> dict[str, Any] | None:
         """Few settings with which the run fits, those that change no number first; else None."""
         chosen: dict[str, Any] = {}
+        if self.fits:
+            return chosen
         for options in self.remedies():
             for key, value in options:
                 trial = self.with_settings({**chosen, key: value})

@@ -13,9 +13,11 @@ KINDS = (
     "held activations", "rollout cache", "scored states", "logits tile", "head gradient",
     "working memory",
 )  # fmt: skip
+#: Share of the memory above which a plan that fits is called tight.
+TIGHT = 0.93
 ESTIMATE = (
-    "Seconds are an estimate: {share:.2f} of the GPU's {peak:g} TFLOP/s ({basis}), a fixed time per"
-    " decoded position (measured on an H100)."
+    "Seconds are an estimate: {reading:.2f} (score) and {learning:.2f} (learn) of the GPU's"
+    " {peak:g} TFLOP/s ({basis}); for each decoded position the time measured on an H100."
 )
 
 
@@ -74,7 +76,9 @@ def model_dict(shape: ModelShape) -> dict[str, Any]:
 
 def format_plan(plan: RunPlan, name: str) -> str:
     """The plan as a table."""
-    verdict = "fits" if plan.fits else "does NOT fit"
+    used = plan.peak.total / plan.memory.capacity
+    fits = f"fits, tightly ({used:.0%} used)" if used > TIGHT else "fits"
+    verdict = fits if plan.fits else "does NOT fit"
     gpu = f"one {plan.gpu.name} ({plan.gpu.memory_gib:g} GiB)"
     lines = [
         f"{name}, {plan.recipe.method} on {gpu}: {verdict}",
@@ -110,29 +114,40 @@ def model_lines(plan: RunPlan) -> list[str]:
         if shape is None:
             continue
         parts = shape.parameters
-        head = "tied" if shape.is_tied else f"{parts.head / 1e6:,.1f}"
+        head = "tied" if shape.is_tied else millions(parts.head)
         numbers = [parts.vision, parts.projector, parts.language]
-        cells = [f"{n / 1e6:,.1f}" for n in numbers]
-        rows.append([f"{role} {shape.name}", *cells, head, f"{parts.total / 1e6:,.1f}"])
+        cells = [millions(n) for n in numbers]
+        rows.append([f"{role} {shape.name}", *cells, head, millions(parts.total)])
         if not shape.is_confirmed:
             notes.append(f"{shape.name}: {shape.source}")
-    return [*columns(rows), f"trained: {plan.memory.trained / 1e6:,.1f} million", *notes]
+    return [*columns(rows), f"trained: {millions(plan.memory.trained)} million", *notes]
+
+
+def millions(number: int) -> str:
+    """A number in millions."""
+    return f"{number / 1e6:,.{1 if number >= 1e7 else 3}f}"
 
 
 def phase_lines(plan: RunPlan) -> list[str]:
     """GiB by kind and phase."""
     phases = plan.phases
-    rows = [["GiB on the GPU", *(p.name for p in phases)]]
+    name, unit = ("GiB", GIB) if plan.peak.total >= GIB else ("MiB", GIB / 1024)
+    rows = [[f"{name} on the GPU", *(p.name for p in phases)]]
     for kind in KINDS:
         values = [p.kinds.get(kind, 0.0) for p in phases]
         if any(values):
-            rows.append([kind, *(f"{v / GIB:.2f}" if v else "-" for v in values)])
-    rows.append(["all", *(f"{p.total / GIB:.2f}" for p in phases)])
+            rows.append([kind, *(f"{v / unit:.2f}" if v else "-" for v in values)])
+    rows.append(["all", *(f"{p.total / unit:.2f}" for p in phases)])
     notes = [f"{p.name}: {p.note}" for p in phases if p.note]
-    host = {name: size for name, size in plan.memory.host_bytes().items() if size}
-    on_host = ", ".join(f"{name} {size / GIB:.2f}" for name, size in host.items())
+    host = {kind: size for kind, size in plan.memory.host_bytes().items() if size}
+    on_host = ", ".join(f"{kind} {size / unit:.2f}" for kind, size in host.items())
     free = f"of {plan.memory.capacity / GIB:.1f} GiB that tensors can have"
-    return [*columns(rows), free, *notes, *([f"host memory, GiB: {on_host}"] if on_host else [])]
+    return [
+        *columns(rows),
+        free,
+        *notes,
+        *([f"{name} of host memory: {on_host}"] if on_host else []),
+    ]
 
 
 def pass_lines(plan: RunPlan) -> list[str]:
@@ -185,7 +200,10 @@ def run_lines(plan: RunPlan) -> list[str]:
     gpu = plan.gpu
     lines.append(
         ESTIMATE.format(
-            share=gpu.share_of_peak, peak=gpu.peak_tflops, basis=gpu.measured or "assumed"
+            reading=gpu.reading_share,
+            learning=gpu.learning_share,
+            peak=gpu.peak_tflops,
+            basis=gpu.measured or "assumed",
         )
     )
     return lines

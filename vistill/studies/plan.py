@@ -15,7 +15,12 @@ from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan, Sizes
 from vistill.planning.shapes import ModelShape, shape_of_config, shipped_shapes
 from vistill.runs.chosen_student import resolve_model
-from vistill.runs.model_not_found import looks_like_hub_id, model_name, model_not_found_error
+from vistill.runs.model_not_found import (
+    HUB_MODELS,
+    looks_like_hub_id,
+    model_name,
+    model_not_found_error,
+)
 from vistill.studies.check import with_models_of_stages
 from vistill.training.build import make_objective
 
@@ -137,7 +142,7 @@ def unknown_model_error(model: str, role: str) -> ConfigError:
     return ConfigError(
         "C132",
         f'the plan does not know the shape of {role} "{model}"',
-        why=f"the package has those of: {', '.join(shipped_shapes())}",
+        why=f"the package has those of: {', '.join(hub_shapes())}",
         fix=f"hf download {model} config.json --local-dir {folder}   and then   --config {folder}",
     )
 
@@ -182,18 +187,17 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
     peak, gib = plan.peak, plan.memory.capacity / GIB
     largest = sorted(peak.kinds.items(), key=lambda item: -item[1])[:4]
     fixes = []
-    settings = plan.settings_that_fit()
+    settings, larger = plan.settings_that_fit(), plan.smallest_gpu()
     if settings:
-        fixes.append(" ".join(setting_word(key, value) for key, value in settings.items()))
-    larger = plan.fitting_gpus()
-    if larger:
-        fixes.append(f"--gpu {larger[-1]}")
+        fixes.append(setting_words(settings))
+    if larger is not None:
+        fixes.append(" ".join([f"--gpu {larger[0]}", setting_words(larger[1])]).strip())
     if not fixes:
         fixes.append(quote_setting("student.model", smallest_model()))
     changed = [key for key in settings or {} if key in ("rollout.max_new_tokens", "train.freeze")]
     return ConfigError(
         "C130",
-        f"the run does not fit on a {plan.gpu.name}: {peak.name} needs {peak.total / GIB:.1f} GiB"
+        f"the run does not fit on one {plan.gpu.name}: {peak.name} needs {peak.total / GIB:.1f} GiB"
         f" of {gib:.1f} GiB",
         where=plan.recipe.run,
         why=", ".join(f"{kind} {size / GIB:.1f}" for kind, size in largest if size),
@@ -202,17 +206,31 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
     )
 
 
+def setting_words(settings: Mapping[str, Any]) -> str:
+    """Settings as words of the command line."""
+    return " ".join(setting_word(key, value) for key, value in settings.items())
+
+
 def setting_word(key: str, value: Any) -> str:
     """A setting as a word of the command line."""
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if value is None:
+        return f"{key}=null"
     if isinstance(value, tuple):
         return quote_setting(key, f"[{','.join(value)}]")
     return quote_setting(key, value)
 
 
 def smallest_model() -> str:
-    """The shipped shape with the fewest parameters that a hub has."""
-    hub = {name: s for name, s in shipped_shapes().items() if looks_like_hub_id(name)}
+    """The model of a hub with the fewest parameters."""
+    hub = hub_shapes()
     return min(hub, key=lambda name: hub[name].parameters.total)
+
+
+def hub_shapes() -> dict[str, ModelShape]:
+    """Shipped shapes of models that a hub has."""
+    return {name: s for name, s in shipped_shapes().items() if name in HUB_MODELS}
 
 
 def check_disk(plan: RunPlan, free: float | None) -> None:
@@ -226,7 +244,7 @@ def check_disk(plan: RunPlan, free: float | None) -> None:
     smaller = {"save.keep": 1, "save.keep_best": "none"}
     less = plan.with_settings(smaller).cost.disk_bytes()
     if less["checkpoints"] + less["journal"] <= available:
-        fixes.append(" ".join(setting_word(key, value) for key, value in smaller.items()))
+        fixes.append(setting_words(smaller))
     fixes.append(f"--disk {1.05 * needed / 1e9:.3g}   for another disk")
     raise StorageError(
         "C131",
