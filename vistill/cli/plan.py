@@ -28,30 +28,19 @@ def plan(  # noqa: PLR0913  (options of a verb)
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="plan only this stage")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S, A6000, 4090, ...")
-    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="H100 (default), A100, L40S, 4090, ...")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that are paid for; a run uses one")] = 1,
-    price: Annotated[
-        float | None, typer.Option(min=0, help="money per GPU and hour, in any currency")
-    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="money per GPU and hour")] = None,
     config: Annotated[
-        list[Path] | None,
-        typer.Option(help="folder with the config.json of a model that the plan does not know"),
+        list[Path] | None, typer.Option(help="folder with config.json of a model that is unknown")
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="memory profile: 24gb, 48gb or 80gb; settings win over it")
     ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(min=2, help="tokens of the longest prompt, as `check` prints them")
-    ] = None,
-    response_tokens: Annotated[
-        int | None, typer.Option(min=1, help="mean tokens of a response, for times")
-    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=2, help="of the longest prompt")] = None,
+    response_tokens: Annotated[int | None, typer.Option(min=1, help="mean of a response")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="training rows")] = None,
-    disk: Annotated[
-        float | None, typer.Option(min=0, help="free disk in GB; default: of the run folder")
-    ] = None,
+    disk: Annotated[float | None, typer.Option(min=0, help="free GB of the disk")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -59,12 +48,7 @@ def plan(  # noqa: PLR0913  (options of a verb)
     load_plugins(plugin or [])
     from vistill.planning.run_plan import Sizes
     from vistill.planning.table import format_plan, plan_dict
-    from vistill.studies.plan import (
-        PlanOptions,
-        check_fits,
-        plan_stages,
-        profiles_that_fit,
-    )
+    from vistill.studies.plan import PlanOptions, check_fits, plan_stages, profiles_that_fit
 
     words = overrides or []
     options = PlanOptions(

@@ -1,10 +1,13 @@
 """GPUs and memory profiles that a plan knows. Needs no torch.
 
-Memory and peaks are the vendors' data sheets (dense bf16, no sparsity). Shares of the peak are
-assumptions, except where `measured` says what was measured (docs/performance.md).
+The GPUs are in `gpus.json`. Memory and peaks are those of the vendors' data sheets (dense bf16, no
+sparsity). Shares of the peak are assumptions, except where `measured` says what was measured
+(docs/performance.md).
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from vistill.errors import ConfigError, closest
 
@@ -30,19 +33,8 @@ class Gpu:
 
 
 GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("B200", 178.4, 2250, 8.0e12, 0.15, 0.04),
-        Gpu("H200", 139.8, 989, 4.8e12, 0.30, 0.08),
-        Gpu("H100", 79.2, 989, 3.35e12, 0.30, 0.08, "measured at 4x4x512 and 4x4x2048, 2026-11-27"),
-        Gpu("A100", 79.3, 312, 2.0e12, 0.45, 0.20),
-        Gpu("A100-40", 39.4, 312, 1.55e12, 0.45, 0.20),
-        Gpu("A6000", 47.5, 155, 0.77e12, 0.45, 0.30),
-        Gpu("L40S", 44.4, 362, 0.86e12, 0.35, 0.20),
-        Gpu("5090", 31.4, 210, 1.79e12, 0.45, 0.30),
-        Gpu("4090", 23.5, 165, 1.01e12, 0.45, 0.30),
-        Gpu("3090", 23.6, 71, 0.94e12, 0.50, 0.40),
-    )
+    entry["name"]: Gpu(**entry)
+    for entry in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 }
 DEFAULT_GPU = "H100"
 

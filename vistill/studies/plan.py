@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe, keys_of_stages, load_stages, naming_stage
-from vistill.errors import ConfigError, StorageError, quote_setting
+from vistill.errors import ConfigError, StorageError, quote_command, quote_setting
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan, Sizes
@@ -90,11 +90,14 @@ def plan_stages(recipe: str, overrides: Sequence[str], options: PlanOptions) -> 
 
 
 def find_stage(stages: Mapping[str, Recipe], name: str) -> Recipe:
-    """One stage of a recipe (C101 if it has none of that name)."""
+    """One stage of a recipe (C002 if it has none of that name)."""
     if name not in stages:
-        what = f'the recipe has no stage "{name}"'
-        why = f"it has: {', '.join(stages)}"
-        raise ConfigError("C101", what, why=why, fix=f"--stage {next(iter(stages))}")
+        raise ConfigError(
+            "C002",
+            f'no stage "{name}"',
+            why=f"stages: {', '.join(stages)}",
+            fix=quote_command("--stage", next(iter(stages))),
+        )
     return stages[name]
 
 
@@ -116,11 +119,11 @@ class ShapeFinder:
         """The same, not from memory."""
         folder = Path(resolve_model(model, role))
         if (folder / "config.json").is_file():
-            return shape_of_folder(folder, model_name(str(folder)))
+            return shape_of_folder(folder, model_name(str(folder)), role)
         if model in shipped_shapes():
             return shipped_shapes()[model]
         if self.configs:
-            return shape_of_folder(self.configs.pop(0), model)
+            return shape_of_folder(self.configs.pop(0), model, role)
         if not looks_like_hub_id(model):
             raise model_not_found_error(model, role)
         raise unknown_model_error(model, role)
@@ -132,7 +135,8 @@ class ShapeFinder:
                 "C132",
                 f"no model of the recipe needs --config {self.configs[0]}",
                 why=f"the plan knows the shapes of: {', '.join(self.known)}",
-                fix=quote_setting("student.model", self.configs[0]) + "   in place of --config",
+                fix=quote_setting("student.model", self.configs[0])
+                + f"   in place of {quote_command('--config', self.configs[0])}",
             )
 
 
@@ -147,7 +151,7 @@ def unknown_model_error(model: str, role: str) -> ConfigError:
     )
 
 
-def shape_of_folder(folder: Path, name: str) -> ModelShape:
+def shape_of_folder(folder: Path, name: str, role: str) -> ModelShape:
     """The shape that a folder's `config.json` describes (C132 if it does not)."""
     file = folder / "config.json"
     try:
@@ -158,18 +162,18 @@ def shape_of_folder(folder: Path, name: str) -> ModelShape:
 
         return shape_on_meta(folder, config, name)
     except (OSError, AttributeError, KeyError, TypeError) as error:
-        raise unreadable_config_error(file, error) from error
+        raise unreadable_config_error(file, error, role) from error
 
 
-def unreadable_config_error(file: Path, error: Exception) -> ConfigError:
+def unreadable_config_error(file: Path, error: Exception, role: str) -> ConfigError:
     """C132 for a configuration without the sizes that the plan needs."""
     missing = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
     return ConfigError(
         "C132",
-        "the plan cannot read the sizes of a model",
+        f"the plan cannot read the sizes of the {role}",
         where=str(file),
         why=missing,
-        fix="--config FOLDER   with the config.json of the model",
+        fix=f"{role}.model=FOLDER_OR_HUB_ID",
     )
 
 
