@@ -36,6 +36,7 @@ methods = Registry(
         "papo": "vistill.objectives.papo:PAPO",
         "grpo_opd": "vistill.objectives.hybrid:GRPOWithOPD",
         "grpo_vgs": "vistill.objectives.hybrid:GRPOWithVGS",
+        "grpo_va_opd": "vistill.objectives.hybrid:GRPOWithVAOPD",
         "gkd": "vistill.objectives.gkd:GKD",
         "distillm": "vistill.objectives.distillm:DistiLLM",
         "s2vopd": "vistill.objectives.s2vopd:S2VOPD",

@@ -337,6 +337,16 @@ def test_the_loss_of_one_token(name, knobs, passes, expected):
             },
         ),
         (
+            "grpo_va_opd",
+            {
+                "distillation_share": 0.3,
+                "high_share": 0.2,
+                "high_weight": 0.5,
+                "rollout_temperature": 1.0,
+                "reference_weight": 0.0,
+            },
+        ),
+        (
             "gkd",
             {
                 "beta": 0.5,

@@ -239,9 +239,39 @@ def kd_reference(d, m):
     return d.mean(lambda n, t: kl(d.row(pair[0], n, t), d.row(pair[1], n, t)))
 
 
+def va_opd_reference(d, m):
+    """Rollouts weighed by the softmax of their standardised mean advantage, tokens by group."""
+    full, degraded = "teacher.full", "teacher.pixelated"
+    advantage = [
+        [max(0.0, d.sampled(full, n, t) - d.sampled(degraded, n, t)) for t in range(len(r["ids"]))]
+        for n, r in enumerate(d.rollouts)
+    ]
+    total = 0.0
+    for g in sorted(set(d.group)):
+        members = [n for n, h in enumerate(d.group) if h == g]
+        means = [sum(advantage[n]) / len(advantage[n]) for n in members]
+        centre = sum(means) / len(means)
+        spread = math.sqrt(sum((x - centre) ** 2 for x in means) / len(means))
+        powers = [math.exp((x - centre) / (spread + 1e-6) / m.rollout_temperature) for x in means]
+        for n, power in zip(members, powers, strict=True):
+            length = len(advantage[n])
+            count = max(1, math.ceil(m.high_share * length - 1e-9))
+            high = sorted(range(length), key=lambda t, n=n: (-advantage[n][t], t))[:count]
+            for t in range(length):
+                share = m.high_weight / count if t in high else 0.0
+                if count == length:
+                    share = 1 / length
+                elif t not in high:
+                    share = (1 - m.high_weight) / (length - count)
+                value = kl(d.row("student.full", n, t), d.row(full, n, t))
+                total += power / sum(powers) * share * value
+    return total / len(set(d.group))
+
+
 def hybrid_reference(d, m):
+    references = {"OPD": opd_reference, "VGS": vgs_reference, "VAOPD": va_opd_reference}
     second = m.distillation()
-    other = vgs_reference(d, second) if "VGS" in type(m).__name__ else opd_reference(d, second)
+    other = references[type(second).__name__](d, second)
     return (1 - m.distillation_share) * grpo_reference(d, m) + m.distillation_share * other
 
 
@@ -364,6 +394,14 @@ CASES = {
     "vppo": (make("vppo"), vppo_reference),
     "grpo_opd": (make("grpo_opd"), hybrid_reference),
     "grpo_vgs": (make("grpo_vgs", preserve=1.0), hybrid_reference),
+    "grpo_va_opd": (make("grpo_va_opd"), hybrid_reference),
+    "grpo_va_opd_knobs": (
+        make(
+            "grpo_va_opd", high_share=0.4, high_weight=0.8, rollout_temperature=0.5,
+            distillation_share=0.6, updates=2,
+        ),
+        hybrid_reference,
+    ),
 }  # fmt: skip
 
 
@@ -394,6 +432,8 @@ SCORE_FUNCTION = (
     "vppo",
     "grpo_opd",
     "grpo_vgs",
+    "grpo_va_opd",
+    "grpo_va_opd_knobs",
 )
 
 

@@ -70,6 +70,15 @@ SAME = {
     "a steered hybrid of share 1 is vgs without eta": (
         make("vgs", eta="none"), make("grpo_vgs", distillation_share=1.0)
     ),
+    "a hybrid with visual advantage of share 0 is grpo": (
+        make("grpo", reference_weight=0.0), make("grpo_va_opd", distillation_share=0.0)
+    ),
+    "a hybrid with visual advantage of share 1 is va_opd": (
+        make("va_opd"), make("grpo_va_opd", distillation_share=1.0)
+    ),
+    "a hybrid without weights is grpo_opd": (
+        make("grpo_opd"), make("grpo_va_opd", rollout_weights=False, token_groups=False)
+    ),
     "visual_opsd on the whole vocabulary, unclipped, self-taught": (
         make("visual_opsd", top_k=None, clip_mode="none"),
         make("visual_opsd", top_k=7, clip_mode="entry", clip=99.0),
@@ -116,6 +125,7 @@ DIFFERENT = {
     "grpo's two averages": (make("grpo"), make("grpo", averaging="response")),
     "grpo_opd and grpo": (make("grpo", reference_weight=0.0), make("grpo_opd")),
     "grpo_vgs and grpo_opd": (make("grpo_opd"), make("grpo_vgs")),
+    "grpo_va_opd and grpo_opd": (make("grpo_opd"), make("grpo_va_opd")),
 }
 
 

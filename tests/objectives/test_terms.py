@@ -86,6 +86,7 @@ SCALES = {
         make("grpo_vgs"),
         make("grpo_vgs", distillation_share=0.0, gamma=1.0, preserve=0.0),
     ),
+    "grpo_va_opd": (make("grpo_va_opd"), make("grpo_va_opd", distillation_share=1.0)),
 }
 
 

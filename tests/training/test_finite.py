@@ -271,6 +271,12 @@ def test_the_metrics_of_the_shipped_methods_keep_their_names(tokenizer, teacher,
             *("vds/mean", "vds/top10_share", "vds/gated_share"),
             *("reward/mean", "reward/no_advantage_share", "reward/unparsed_share"),
         },
+        "grpo_va_opd": {
+            *(f"va/{name}" for name in ("mean", "mean_of_rollouts", "top10_share", "zero_share")),
+            *("va/high_group_zero_share", "va/high_group_va_share"),
+            *("weight/min", "weight/max", "weight/entropy"),
+            *("reward/mean", "reward/no_advantage_share", "reward/unparsed_share"),
+        },
         "vgs_language": {"vds/mean", "vds/top10_share", "vds/gated_share"},
         "opd": set(),
     }

@@ -116,7 +116,7 @@ def test_a_visual_method_is_refused_without_any_image(tokenizer, teacher, tmp_pa
     )
 
 
-@pytest.mark.parametrize("name", ["va_opd", "grpo", "papo", "vppo", "grpo_opd", "grpo_vgs"])
+@pytest.mark.parametrize("name", ["va_opd", "grpo", "papo", "vppo", "grpo_vgs", "grpo_va_opd"])
 def test_one_rollout_per_prompt_is_refused_for_methods_that_compare_siblings(
     tokenizer, teacher, tmp_path, name
 ):

@@ -1,10 +1,12 @@
-"""`grpo_opd`, `grpo_vgs`: reinforcement and distillation in one loss (VGS Eq. 22).
+"""`grpo_opd`, `grpo_vgs`, `grpo_va_opd`: reinforcement and distillation in one loss (VGS Eq. 22).
 
-The distillation half has no eta, the policy half no reference divergence. The paper states neither
-the clip bounds nor the number of rollouts per prompt: the bounds here are those of `grpo`, and the
-recipe sets the number.
+The distillation half of `grpo_vgs` has no eta, the policy half no reference divergence. The paper
+states neither the clip bounds nor the number of rollouts per prompt: the bounds here are those of
+`grpo`, and the recipe sets the number. `grpo_va_opd` is what the VA-OPD paper leaves to future
+work; no paper states a setting for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,8 +15,10 @@ from vistill.batch import LossTerm, Objective, Requirements, ScoredBatch, Signal
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.opd import OPD
 from vistill.objectives.shared import grad_if_learned
+from vistill.objectives.va_opd import VAOPD
 from vistill.objectives.vgs import VGS
 from vistill.ranges import ranged
+from vistill.signals.visual_advantage import Score
 from vistill.signals.visual_dependency import Scope
 from vistill.types import Pass
 
@@ -88,3 +92,40 @@ class GRPOWithVGS(GRPOWithOPD):
             eta="none",
             watch_both=self.watch_both,
         )
+
+
+@dataclass(frozen=True)
+class GRPOWithVAOPD(GRPOWithOPD):
+    """`(1 - a) GRPO + a VA-OPD`: rewards and the teacher's visual advantage in one loss.
+
+    The visual advantage weighs the distillation half alone. The share a is that of the VGS paper's
+    hybrid; the other defaults are those of `va_opd`.
+    """
+
+    high_share: float = ranged(0.2, 0, 1, above=True)
+    """Share of each rollout's tokens in the high group (p_v)."""
+    high_weight: float = ranged(0.5, 0, 1)
+    """Weight that the high group shares (lambda)."""
+    rollout_temperature: float = ranged(1.0, 0, above=True)
+    """Temperature of the softmax over siblings (tau)."""
+    rollout_weights: bool = True
+    """Weigh siblings by their mean visual advantage; false gives each 1/K."""
+    token_groups: bool = True
+    """Weigh tokens by group; false gives the mean over the rollout."""
+    score: Score = "rectified"
+    """What is ranked: as in `va_opd`."""
+
+    def distillation(self) -> Objective:
+        """VA-OPD with the knobs of this method."""
+        return VAOPD(
+            high_share=self.high_share,
+            high_weight=self.high_weight,
+            rollout_temperature=self.rollout_temperature,
+            rollout_weights=self.rollout_weights,
+            token_groups=self.token_groups,
+            score=self.score,
+        )
+
+    def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Those of VA-OPD: no token of a step has visual advantage."""
+        return self.distillation().warnings(metrics)
