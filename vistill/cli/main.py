@@ -22,6 +22,7 @@ from vistill.cli.messages import (
     show_warning,
     write_error_file,
 )
+from vistill.cli.plan import add_plan
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
@@ -163,6 +164,9 @@ def check(
         )
     else:
         print_result(checks.format_table(findings, fast))
+
+
+add_plan(app)
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))
