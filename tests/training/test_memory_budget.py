@@ -271,26 +271,16 @@ def test_the_fixes_for_an_impossible_budget_work(tmp_path, student, teacher):
     assert held.least(2 * image, 2) <= tight * GIB
 
 
-def test_a_prompt_that_fits_below_the_limit_is_not_refused(tmp_path, student, teacher, monkeypatch):
+def test_a_prompt_that_fits_below_the_limit_is_not_refused(tmp_path, student, teacher):
     """The budget is a share of the free memory; C104 is for what does not fit into all of it."""
-    plan = make_plan(student, teacher)
-    measured = measure_memory(plan)
+    measured = measure_memory(make_plan(student, teacher))
     least = measured.held.least_without_margin(measured.longest, 120)
-    monkeypatch.setattr(memory_budget, "memory_budget", lambda setup: 0.9 * least)
-    monkeypatch.setattr(memory_budget, "memory_limit", lambda setup: 1.01 * least)
-    split = choose_split(plan, RunFolder(tmp_path / "fits"))
+    split = measured.choose_split(0.9 * least, 120, tmp_path, limit=1.01 * least)
     assert split.micro_batches([500, 500]) == [[0], [1]]
     assert split.parts([120, 120]) == [[0], [1]]
-    monkeypatch.setattr(memory_budget, "memory_limit", lambda setup: 0.99 * least)
-    with pytest.raises(ConfigError, match="C104"):
-        choose_split(plan, RunFolder(tmp_path / "too large"))
-    # a budget of the recipe is a limit of its own
-    monkeypatch.undo()
-    monkeypatch.setattr(memory_budget, "memory_limit", lambda setup: 10 * least)
-    with pytest.raises(ConfigError, match="C104"):
-        choose_split(
-            make_plan(student, teacher, memory=0.9 * least / GIB), RunFolder(tmp_path / "given")
-        )
+    for limit in (0.99 * least, None):
+        with pytest.raises(ConfigError, match="C104"):
+            measured.choose_split(0.9 * least, 120, tmp_path, limit)
 
 
 def test_the_length_of_responses_in_the_data_is_measured(student, teacher):
