@@ -41,6 +41,7 @@ IMPORTERS = {"plugins.py", "__init__.py"}
 PLUGIN_LOADERS = {
     "cli/main.py",
     "cli/init_verb.py",
+    "cli/plan.py",
     "cli/judge.py",
     "cli/try_student.py",
     "api.py",
