@@ -1,9 +1,11 @@
 """What `vistill eval` prints: which model on which data, and the denominator of every share."""
 
 import json
-from types import SimpleNamespace
+import sys
 
-from vistill.cli import target
+from terminal_emulator import FakeTerminal
+
+from vistill.cli.messages import print_result
 from vistill.cli.table import facts_table, run_facts, summary_table
 from vistill.config import build_recipe
 
@@ -104,16 +106,10 @@ def test_many_responses_without_an_answer_come_before_the_figures():
     assert "WARNING" not in summary_table(summary | {"unparsed_share": 0.2})
 
 
-def test_an_evaluation_breaks_between_words_on_a_narrow_terminal(tmp_path, monkeypatch):
-    from terminal_emulator import FakeTerminal
-
-    summary = {"rows": 4, "samples": 1, "unparsed_share": 1.0, "accuracy": 0.0}
-    run = SimpleNamespace(evaluations=[summary], path=folder_of(tmp_path / "eval"))
+def test_an_evaluation_breaks_between_words_on_a_narrow_terminal(monkeypatch):
     terminal = FakeTerminal(40)
-    monkeypatch.setattr(target, "recipe_for", lambda *arguments: recipe_of("vistill:student"))
-    monkeypatch.setattr("vistill.api.evaluate", lambda *arguments, **options: run)
-    monkeypatch.setattr("sys.stdout", terminal)
-    target.evaluate_target("vistill:student", [], as_json=False, advantage_only=False)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_result(summary_table({"rows": 4, "samples": 1, "unparsed_share": 1.0, "accuracy": 0.0}))
     assert terminal.wrapped == 0
     start = next(i for i, row in enumerate(terminal.rows) if row.startswith("WARNING"))
     words = " ".join(terminal.rows[start : start + 5]).split()

@@ -414,16 +414,15 @@ def test_the_printed_comments_and_program_fit_80_columns():
 
 
 def test_notes_of_an_export_break_between_words_on_a_terminal(exported, monkeypatch):
-    from vistill.cli import try_student
+    from vistill.cli.messages import print_result
 
-    run, result = exported
+    _, result = exported
     note = "a note that is longer than forty columns, so that it needs two rows"
     shown = dataclasses.replace(
         result, folder=Path("out"), model=dataclasses.replace(result.model, notes=[note])
     )
     terminal = FakeTerminal(40)
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr("vistill.export.export_model", lambda *arguments, **options: shown)
-    try_student.export(str(run))
+    print_result(shown.summary())
     at = terminal.rows.index("note     a note that is longer than")
     assert terminal.rows[at + 1] == "         forty columns, so that it needs"

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vistill.data.decoding import to_rgb
 from vistill.errors import ConfigError, DataError
@@ -45,15 +45,13 @@ from vistill.models.families.layers import (
     tower_weights,
     weights_except,
 )
-from vistill.models.families.processors import find_chat_template, naming_processor, plain_image
+from vistill.models.families.processors import is_fixed_within, load_tokenizer, naming_processor
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
 
 #: The parts of a model that a recipe can freeze.
 PARTS = ("vision", "tower", "language", "head")
-#: Sizes of large images, by which a limit of image tokens is tried.
-LARGE_SIZES = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
 
 DecoderStep = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 """(ids [N], positions [axes, N], attention of the rows) -> hidden states [N, H]."""
@@ -83,12 +81,9 @@ class Family(ABC):
     @classmethod
     def load(cls, name: str, config: Any, revision: str | None) -> "Family":
         """The adapter of a folder or hub id: its tokenizer and its image processor (M108)."""
+        tokenizer = load_tokenizer(name, revision)
         with naming_processor(name):
-            tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=revision, trust_remote_code=False
-            )
             processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
-        tokenizer.chat_template = find_chat_template(name, tokenizer, revision)
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
@@ -191,8 +186,7 @@ class Family(ABC):
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
-        counts = {self.image_tokens(plain_image(size)) for size in LARGE_SIZES}
-        if len(counts) == 1 and max(counts) <= limit:  # every image has these few
+        if is_fixed_within(self.image_tokens, limit):
             return
         raise ConfigError(
             "C101",

@@ -15,10 +15,15 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 from vistill.data.decoding import to_rgb
 from vistill.data.rows import special_token_error
 from vistill.errors import ConfigError, DataError
-from vistill.models.families.base import LARGE_SIZES, Family, base_model
+from vistill.models.families.base import Family, base_model
 from vistill.models.families.inputs import EncodedPrompt, pad_to_common_shape, token_rows
 from vistill.models.families.limits import has_limit, set_image_token_limit
-from vistill.models.families.processors import PlainImages, load_processor, plain_image
+from vistill.models.families.processors import (
+    PlainImages,
+    count_large_images,
+    is_fixed_within,
+    load_processor,
+)
 from vistill.types import PilImage
 
 #: Keywords of a processor's output that the adapter itself handles or leaves out.
@@ -179,9 +184,10 @@ class ProcessorFamily(Family):
         if self.can_limit_image_tokens:
             set_image_token_limit(self.processor, self.model_type, limit)
         self.plain = PlainImages(self.processor)
-        counts = {self.image_tokens(plain_image(size)) for size in LARGE_SIZES}
-        is_limited, most = self.can_limit_image_tokens or len(counts) == 1, max(counts)
-        if not is_limited or most > limit:
+        if is_fixed_within(self.image_tokens, limit):
+            return
+        most = max(count_large_images(self.image_tokens))
+        if not self.can_limit_image_tokens or most > limit:
             raise ConfigError(
                 "C101",
                 f"data.max_image_tokens = {limit}, but an image of {self.describe()} takes"

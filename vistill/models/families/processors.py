@@ -4,14 +4,14 @@ import copy
 import importlib.util
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.image_utils import make_flat_list_of_images
 
 from vistill.errors import MissingExtraError, ModelError
@@ -26,6 +26,8 @@ KEPT_SIZES = 512
 COLOUR = (90, 140, 200)
 #: Any of these files is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+#: Sizes of large images, by which a limit of image tokens is tried.
+LARGE_SIZES = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
 NO_TEMPLATE = "it has no chat template, so no prompt can be written"
 
 
@@ -54,20 +56,22 @@ def load_processor(name: str, revision: str | None) -> Any:
     return processor
 
 
-def find_chat_template(name: str, tokenizer: Any, revision: str | None) -> Any:
-    """The chat template of a tokenizer; without one, that of the older file of a processor.
+def load_tokenizer(name: str, revision: str | None) -> Any:
+    """The tokenizer of a folder or hub id, with its chat template.
+
+    Older models have the template in a file of the processor.
 
     Raises:
-        ModelError: M108, the model has no chat template.
+        ModelError: M108, files are missing, or the model has no chat template.
     """
-    template = tokenizer.chat_template
-    file = None if template else find_model_file(name, OLD_TEMPLATE, revision)
-    if file is not None:
-        with naming_processor(name):
-            template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
-    if not template:
+    with naming_processor(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        file = find_model_file(name, OLD_TEMPLATE, revision)
+        if file is not None and not tokenizer.chat_template:
+            tokenizer.chat_template = json.loads(file.read_text("utf-8"))["chat_template"]
+    if not tokenizer.chat_template:
         raise processor_error(name, NO_TEMPLATE)
-    return template
+    return tokenizer
 
 
 @contextmanager
@@ -137,6 +141,17 @@ def processor_error(name: str, why: str) -> ModelError:
 def plain_image(size: tuple[int, int]) -> PilImage:
     """An image of one colour."""
     return Image.new("RGB", size, COLOUR)
+
+
+def count_large_images(image_tokens: Callable[[PilImage], int]) -> set[int]:
+    """The numbers of tokens that large images have."""
+    return {image_tokens(plain_image(size)) for size in LARGE_SIZES}
+
+
+def is_fixed_within(image_tokens: Callable[[PilImage], int], limit: int) -> bool:
+    """Whether every image has the same number of tokens, at most `limit`."""
+    counts = count_large_images(image_tokens)
+    return len(counts) == 1 and max(counts) <= limit
 
 
 class PlainImages:
