@@ -16,7 +16,6 @@ from vistill.data.stored_prompts import with_content_hashes
 from vistill.display.heatmaps import TokenAdvantage, TokenAdvantages
 from vistill.display.run_display import RunDisplay
 from vistill.display.run_summary import run_html, run_summary
-from vistill.errors import ConfigError, quote_command, quote_setting
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.export import Exported, export_model
@@ -31,7 +30,6 @@ from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
-from vistill.runs.recipe_changes import unused_folder
 from vistill.runs.storage import append_line, to_json, write_json
 from vistill.runtime import quiet_libraries
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
@@ -41,9 +39,12 @@ from vistill.training.checks.arguments import (
     check_method_argument,
     check_model,
     check_options,
+    check_recipe,
     check_responses,
     check_share,
     check_source,
+    check_source_of_rows,
+    training_folder_error,
 )
 from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
 from vistill.training.checks.models import choose_device
@@ -134,6 +135,7 @@ def train(
             register.
     """
     load_plugins(plugins)
+    check_recipe(recipe, "train")
     settings = (
         with_overrides(recipe, overrides)
         if isinstance(recipe, Recipe)
@@ -259,17 +261,22 @@ def view_settings(context: ViewContext) -> ViewSettings:
 
 
 def evaluate(
-    recipe: Recipe, *, advantage_only: bool = False, plugins: Sequence[str | Path] = ()
+    recipe: Recipe | str | Path,
+    *,
+    advantage_only: bool = False,
+    plugins: Sequence[str | Path] = (),
 ) -> Run:
     """Judge `recipe.student` without training and write the report; nothing is resumed.
 
     Args:
-        recipe: data, views and protocol. The teacher measures visual advantage; without a teacher,
-            the student does.
+        recipe: data, views and protocol, as a recipe or its file. The teacher measures visual
+            advantage; without a teacher, the student does.
         advantage_only: only visual advantage and its heatmaps (`vistill probe`).
         plugins: files of your own that are executed first.
     """
     load_plugins(plugins)
+    check_recipe(recipe, "evaluate")
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = RunFolder(Path(recipe.run))
     folder.check_writable()
     if folder.has_started():
@@ -278,20 +285,6 @@ def evaluate(
         lock_recipe(folder, recipe, ())
         with record_failures(folder):
             return run_evaluation(make_setup(recipe, folder, "eval"), advantage_only)
-
-
-def training_folder_error(run: str) -> ConfigError:
-    """C201 for an evaluation that would overwrite the records of a training run."""
-    folder = f"{run}-eval"
-    return ConfigError(
-        "C201",
-        "this is the folder of a training run, and an evaluation would overwrite its record",
-        where=run,
-        why="evaluations.jsonl, data.json and result.json are those of the training",
-        fix=quote_setting("run", unused_folder(folder) if Path(folder).exists() else folder),
-        note=f"{quote_command('vistill', 'eval', run)}   judges the run's own student and writes "
-        "next to it",
-    )
 
 
 def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
@@ -344,17 +337,22 @@ def with_empty_answer(prompt: Prompt) -> Prompt:
     return prompt if prompt.answer is not None else replace(prompt, answer="")
 
 
-def load_prompts(source: str, **settings: Any) -> list[Prompt]:
+def load_prompts(
+    source: str | Path, *, image_folder: str | Path = "", **settings: Any
+) -> list[Prompt]:
     """Prompts from a data file, `hf:owner/name[split]`, or `diagrams`.
 
     Args:
         source: as `data.train` in a recipe.
+        image_folder: as `data.images` in a recipe; by default the folder of the file.
         **settings: fields of `DataSettings`, or of its columns: `prompt="problem"`,
             `images="images"`, `template=...`.
     """
     known = [f.name for f in (*fields(Columns), *fields(DataSettings)) if f.name != "columns"]
     check_options(settings, sorted({*known} - {"train"}), "load_prompts")
-    data = with_options(DataSettings(train=str(source)), settings)
+    check_source_of_rows(source, image_folder, settings)
+    plain = DataSettings(train=str(source), images=str(image_folder))
+    data = with_options(plain, settings)
     return load_source(data.train, data, "train", data.limit).prompts
 
 

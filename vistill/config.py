@@ -108,6 +108,10 @@ def load_stages(
     A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is
     the base folder.
     """
+    if not isinstance(path, str | Path):
+        what = f"the recipe is a {type(path).__name__}, not a file"
+        why = "a recipe is a file, or the name of a shipped one"
+        raise ConfigError("C002", what, why=why, fix="pass a file, such as recipe.yaml")
     file = find_recipe(path)
     text = read_recipe_text(file)
     tree = parse_text(text, file)
@@ -314,13 +318,7 @@ def build_recipe(
     block = tree.pop(method, None)
     for other in schemas:
         if other != method and other in tree:
-            raise ConfigError(
-                "C101",
-                f'knobs of "{other}", but the method is "{method}"',
-                where=source.place((other,)),
-                why="a knob belongs to the method that uses it",
-                fix=f"method={other}   or remove the block {other}: from the recipe",
-            )
+            raise other_knobs_error(other, method, source)
     knobs = checked_knobs(block, schemas[method], method, source)
     try:
         recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
@@ -328,6 +326,22 @@ def build_recipe(
         raise with_way_back(error, tree, started or str(tree.get("run"))) from error
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
+
+
+def other_knobs_error(other: str, method: str, source: Source) -> ConfigError:
+    """C101 for knobs of another method; the fix leaves out what was given next to the file."""
+    given = [key for key in source.overrides if parts_of(key)[0] == other]
+    where = source.place((other,))
+    remove = f"remove the block {other}: from the recipe"
+    if given:
+        remove = f"the same {where.replace(' line', '')} without {' and '.join(given)}"
+    return ConfigError(
+        "C101",
+        f'knobs of "{other}", but the method is "{method}"',
+        where=where,
+        why=f"{' and '.join(given) or 'a knob'} belongs to the method that uses it",
+        fix=f"{remove}   or   method={other}" if given else f"method={other}   or {remove}",
+    )
 
 
 def unknown_method(method: str, run: str, where: str) -> ConfigError:

@@ -62,12 +62,16 @@ class Exported:
 
     def __str__(self) -> str:
         """The folder, its size, notes, and commands that use it."""
+        return f"{self.summary()}\n\n{usage_commands(self.folder)}"
+
+    def summary(self) -> str:
+        """The folder, its size, and notes."""
         size = weights_bytes(self.folder) / 1e6
         facts = f"{self.model.parameters / 1e6:,.1f} M parameters, {self.model.dtype}"
-        facts += f", {size:,.0f} MB"
+        facts += f", {size:,.1f} MB"
         lines = [f"exported {self.folder}   {facts}", *(f"note     {n}" for n in self.model.notes)]
         lines += [f"pushed   {self.pushed}   (private)"] if self.pushed else []
-        return "\n".join([*lines, "", usage_commands(self.folder)])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ def usage_commands(folder: Path) -> str:
     """Commands that serve, load and evaluate the folder, as they are pasted."""
     path, name = shlex.quote(str(folder)), shlex.quote(folder.name)
     return f"""\
-# serve with vLLM (its own sampling defaults, not those of generation_config.json)
+# serve with vLLM, with its own sampling defaults
 vllm serve {path} --served-model-name {name} --generation-config vllm
 
 # ask it about a picture in plain transformers
@@ -295,13 +299,15 @@ model = AutoModelForImageTextToText.from_pretrained({str(folder)!r})
 processor = AutoProcessor.from_pretrained({str(folder)!r})
 content = [{{"type": "image", "image": Image.open("picture.png")}},
     {{"type": "text", "text": "What is shown?"}}]
-inputs = processor.apply_chat_template([{{"role": "user", "content": content}}],
-    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=256)[:, inputs["input_ids"].shape[1]:]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True,
+    tokenize=True, return_dict=True, return_tensors="pt")
+length = inputs["input_ids"].shape[1]
+ids = model.generate(**inputs, max_new_tokens=256)[:, length:]
 print(processor.batch_decode(ids, skip_special_tokens=True)[0])
 EOF
 
-# benchmarks against the served model: lmms-eval, or VLMEvalKit in its own folder
+# benchmarks of the served model: lmms-eval, or VLMEvalKit in its own folder
 python -m lmms_eval --model async_openai --model_args \
 model_version={name},base_url=http://localhost:8000/v1,api_key=EMPTY --tasks mmstar \
 --gen_kwargs temperature=0,max_new_tokens=4096 --process-docs-parallel 1 --output_path results

@@ -89,6 +89,80 @@ def line_of(text: str, path: tuple[str, ...]) -> int | None:
 PLAIN_YAML = "write each key once, values without &, *, << or !   (docs/configuration.md)"
 
 
+#: What YAML says of a bracket and of a quote that nothing closes.
+OPEN_BRACKET = re.compile(r"expected ',' or '([}\]])'")
+NO_COLON = "a line has no colon with a space behind it"
+OPEN_QUOTE = re.compile(r"found unexpected end of stream|found unexpected document")
+
+
+def explain_mistake(  # noqa: PLR0911 - one return per mistake
+    error: Exception, text: str
+) -> tuple[str, int, str]:
+    """What is wrong in a YAML text, its line, and how to correct it.
+
+    YAML names the place where it stopped reading. The mistake may be in a line before it.
+    """
+    problem = str(getattr(error, "problem", None) or error)
+    mark, begin = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    if mark is None:
+        return problem, 1, PLAIN_YAML
+    lines = [*text.splitlines(), ""]
+    number = min(mark.line, len(lines) - 1)
+    here = lines[number]
+    is_quote = "quoted scalar" in str(getattr(error, "context", ""))
+    if begin is not None and is_quote and OPEN_QUOTE.search(problem):
+        return "a quote is not closed", begin.line + 1, "write the closing quote in this line"
+    if (bracket := OPEN_BRACKET.search(problem)) and begin is not None:
+        wrong = f"a bracket is not closed, or a comma is missing: {problem}"
+        return wrong, begin.line + 1, f"write the closing {bracket.group(1)}, or the comma"
+    if problem == "could not find expected ':'":
+        line = begin.line + 1 if begin is not None else number
+        return NO_COLON, line, "write it as   key: value"
+    if problem == "mapping values are not allowed here" and ": " in here[: mark.column]:
+        key, _, value = here.partition(":")
+        quoted = f"{key.strip()}: {in_quotes(value.strip())}"
+        return "a value has a colon and no quotes", number + 1, f"write   {quoted}"
+    if "that cannot start any token" in problem and "\\t" not in problem:
+        return problem, number + 1, "put the value into quotes"
+    if "block mapping start" in problem or "mapping values" in problem:
+        return indentation_mistake(lines, number)
+    key, _, value = here.partition(":")
+    if "<block end>" in problem and value.lstrip().startswith(("{", "[", '"', "'")):
+        quoted = f"{key.strip()}: {in_quotes(value.strip())}"
+        wrong = f"text follows behind the {value.strip()[:1]}...{here[mark.column - 1]}"
+        return f"{wrong} of a value", number + 1, f"write   {quoted}"
+    return problem, number + 1, PLAIN_YAML
+
+
+def in_quotes(value: str) -> str:
+    r"""A value in double quotes, in which `\n` is a line break."""
+    return '"' + value.replace('"', '\\"') + '"'
+
+
+def indentation_mistake(lines: list[str], number: int) -> tuple[str, int, str]:
+    """What to write where a line begins in a column that no group of keys has."""
+
+    def width(line: str) -> int:
+        return len(line) - len(line.lstrip(" "))
+
+    here = lines[number]
+    before = [line for line in lines[:number] if line.strip() and not line.lstrip().startswith("#")]
+    open_columns: list[int] = []
+    for line in before:
+        open_columns = [*(column for column in open_columns if column < width(line)), width(line)]
+    if before and before[-1].rstrip().endswith(":"):
+        open_columns = [*open_columns[:-1], open_columns[-1] + 2]
+    columns = sorted({*open_columns} - {width(here)})
+    allowed = " or ".join(map(str, columns or [0]))
+    last = before[-1].strip() if before else ""
+    if last and ": " not in f"{last} ":
+        number = max(i for i, line in enumerate(lines[:number]) if line.strip() == last)
+        return NO_COLON, number + 1, "write it as   key: value"
+    problem = f"the indentation of a line fits no group: {width(here)} spaces"
+    why = f", as the keys of its group have; the line before it is   {last:.40}" if last else ""
+    return problem, number + 1, f"begin the line with {allowed} spaces{why}"
+
+
 def parse_text(text: str, file: Path) -> dict[str, Any]:
     """Strict YAML, or TOML by suffix (C003)."""
     if file.suffix == ".toml":
@@ -107,8 +181,8 @@ def parse_text(text: str, file: Path) -> dict[str, Any]:
         tree = yaml.load(text, StrictLoader)  # noqa: S506  a SafeLoader, stricter
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{file.name}:{mark.line + 1}" if mark else file.name
-        problem, fix = str(getattr(error, "problem", error)), PLAIN_YAML
+        problem, line, fix = explain_mistake(error, text)
+        where = f"{file.name}:{line}" if mark else file.name
         if "\\t" in problem and "cannot start any token" in problem:
             problem = "a tab where YAML wants spaces"
             new = str(file_next_to(file, f"{file.stem}.spaces{file.suffix}"))

@@ -83,8 +83,9 @@ def a_family_has_no_limit_of_image_tokens(place):
 
     from vistill.models.families.base import Family
 
+    family = SimpleNamespace(name="llava", image_tokens=lambda image: 576)
     rest = "data.max_image_tokens=64"
-    made(place, lambda: Family.limit_image_tokens(SimpleNamespace(name="llava"), 4), rest)
+    made(place, lambda: Family.limit_image_tokens(family, 4), rest)
 
 
 @situation("C101")

@@ -39,6 +39,12 @@ def a_line_of_packed_replies_is_not_json(place):
 
 
 @situation("D102")
+def there_are_no_replies(place):
+    place.write(REPLIES, "")
+    place.line = f"vistill judge '{REPLIES}'"
+
+
+@situation("D102")
 def replies_are_bzip2(place):
     judge_replies(place, "")
     place.write("alt ü.jsonl.bz2", bz2.compress((place.folder / REPLIES).read_bytes()))

@@ -220,6 +220,16 @@ def a_recipe_has_a_tab(place):
     start(place, recipe=RECIPE.replace("train: {prompts_per_step", "train:\n\t{prompts_per_step"))
 
 
+@situation("C003")
+def a_line_of_the_recipe_is_indented_too_far(place):
+    start(place, recipe=RECIPE.replace("\n  images:", "\n   images:"))
+
+
+@situation("C101")
+def knobs_of_another_method_are_on_the_command_line(place):
+    start(place, "vgs.gamma=2")
+
+
 @situation("C003", FILE_yaml="neu/grpo ö.yaml")
 def a_recipe_is_a_list(place):
     start(place, recipe="- run\n")

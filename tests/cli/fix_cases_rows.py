@@ -1,5 +1,6 @@
 """Rows and images that cannot be used."""
 
+import json
 import shutil
 
 from fix_cases import (
@@ -375,3 +376,14 @@ def images_are_in_a_sister_folder_too(place):
 @situation("D201")
 def the_image_folder_is_the_sister_folder(place):
     start_with_sisters(place, "'data.images=fotos ß'")
+
+
+@situation("D102")
+def one_file_of_a_pattern_is_latin_1(place):
+    start(place)
+    rows = good_rows()
+    write_rows(place, rows[:1], "daten 1/teil 1.jsonl")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[1:])
+    text = text.replace("How many", "Größe: how many")
+    place.write("daten 1/teil 2.jsonl", text, "latin-1")
+    place.line += " 'data.train=daten 1/teil*.jsonl'"

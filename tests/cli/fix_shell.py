@@ -43,7 +43,8 @@ LOOKING = re.compile(r"(?:shown|tested) by$")
 ELSEWHERE = ("git", "hf", "pip", "unset")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
-OPTIONS = ("--accept", "--stage", "--plugin", "--step", "--image", "--ask", "--before", "--teacher",
+OPTIONS = ("--gpu", "--profile", "--config", "--disk", "--accept", "--stage", "--plugin", "--step",
+           "--image", "--ask", "--before", "--teacher",
            "--temperature", "--to", "--dtype", "--push", "--out", "--preview",
            "--html")  # fmt: skip
 

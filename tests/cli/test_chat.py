@@ -238,13 +238,13 @@ def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path, capsys, monkeyp
 def test_a_run_gives_sampling_and_system_message_and_offers_its_base(
     picture, tmp_path, capsys, monkeypatch
 ):
-    data = {"train": "diagrams", "system": "Be brief.", "template": "{prompt} Answer:"}
+    data = {"train": "diagrams", "system": "Be brief.", "template": "{prompt}\nUse \\boxed{{}}."}
     run = finished_run(tmp_path / "run", data=data)
     code, _, err = chat(capsys, monkeypatch, run, "--image", picture, "--ask", "What is x?")
     assert code == 0, err
     assert "temperature 0, top_p 0.95, at most 12 tokens" in err
     assert "system    Be brief." in err
-    assert "not added" in err
+    assert "not added here, but training asked so: {prompt} / Use \\boxed{}." in err
     assert re.search(r"compare .*--before /.*assets/student", err)
 
 
@@ -325,6 +325,13 @@ def test_wide_letters_keep_their_column():
     from rich.cells import cell_len
 
     assert {cell_len(row.partition("|")[0]) for row in rows} == {39}
+
+
+def test_a_long_answer_in_wide_letters_and_a_long_name_are_shown_whole():
+    answer, name = "周长是三加四加五等于十二" * 8, "/models/" + "qwen3-vl-2b-" * 8 + "student"
+    rows = side_by_side(Answer(name, answer, 99, False), Answer("student", "x", 1, False), 80)
+    left = "".join(row.partition("|")[0].strip() for row in rows)
+    assert left == name + answer
 
 
 @pytest.mark.more

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
-from vistill.errors import ConfigError, ModelError, StorageError
+from vistill.errors import ConfigError, ModelError, StorageError, VistillError
 from vistill.studies.check import check, format_table
 from vistill.studies.shown_rows import wrong_answer
 from vistill.types import Prompt
@@ -44,7 +44,7 @@ def test_fast_needs_no_torch_and_says_what_it_found(tmp_path):
 
 
 @pytest.mark.more
-def test_in_full_the_canary_is_heard_and_nothing_is_written(tmp_path):
+def test_a_full_check_runs_the_canary_and_writes_nothing(tmp_path):
     overrides = [
         f"run={tmp_path / 'x'}",
         "data.diagrams.train=32",
@@ -224,9 +224,89 @@ def test_the_wrong_answer_is_no_gold_answer(golds, choices):
     assert wrong_answer(prompt) == WRONG[golds, choices]
 
 
-def test_a_gold_answer_that_a_form_of_reply_loses_is_said(tmp_path):
-    rows = [{"question": "<image> Read it.", "answer": "the answer is. what", "checker": "text"}]
-    data = [f"data.train={row_file(tmp_path, rows * 2)}", "data.columns.checker=checker"]
+def shown_rows(tmp_path, rows, *words):
+    """What `check` prints of the first row of a file."""
+    data = [f"data.train={row_file(tmp_path, rows * 2)}", "data.columns.checker=checker", *words]
     findings = check(TINY, [f"run={tmp_path / 'x'}", *data, "train.prompts_per_step=1"], fast=True)
-    shown = [line.summary for line in next(iter(findings.values())) if line.what == "row"]
-    assert "so a right answer in this form counts as wrong" in shown[0]
+    return next(line.summary for line in next(iter(findings.values())) if line.what == "row")
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        ([], "ask for it in data.template"),
+        ([r"data.template={prompt} Use \boxed{{}}."], "and the question asks for it"),
+    ],
+)
+def test_a_form_of_a_right_answer_that_is_not_read_is_said_with_one_that_is(
+    tmp_path, words, goes_on
+):
+    rows = [{"question": "<image> Read it.", "answer": "the answer is. what", "checker": "text"}]
+    shown = shown_rows(tmp_path, rows, *words)
+    assert "note: the other form is not read. A right answer counts" in shown
+    assert goes_on in shown
+    assert "counts as wrong" not in shown
+
+
+def test_the_letter_of_a_gold_answer_that_is_the_text_of_an_option_is_shown(tmp_path):
+    row = {"question": "<image> A? B?", "answer": "blue", "choices": ["red", "blue"]}
+    shown = shown_rows(tmp_path, [row], "data.columns.choices=choices", "data.columns.checker=")
+    assert "gold: blue (B) of options red, blue" in shown
+    assert "`The answer is \\boxed{B}.` correct" in shown
+    assert "`The answer is \\boxed{blue}.` correct" in shown
+
+
+@pytest.mark.parametrize(
+    ("checker", "answer", "near", "far"),
+    [
+        ("relaxed", "100", "101", "307"),
+        ("anls", "Invoice 120", "Invoice 121", "something else"),
+        ("maze", "@__/_#_/__*", None, "L"),
+        ("math", "100", None, "101"),
+    ],
+)
+def test_the_wrong_answer_is_one_that_the_rule_refuses(tmp_path, checker, answer, near, far):
+    row = {"question": "<image> Which?", "answer": answer, "checker": checker}
+    lines = shown_rows(tmp_path, [row]).splitlines()
+    if near is not None:
+        line = next(line for line in lines if f"boxed{{{near}}}" in line)
+        assert "correct" in line
+        assert "by its rule" in line
+    assert f"`The answer is \\boxed{{{far}}}.` wrong" in lines[-1]
+
+
+def test_a_long_gold_answer_and_a_plan_count_in_every_form(tmp_path):
+    sentence = "The man is walking his brown dog along the old road, because he likes it so."
+    for checker, answer in (("auto", sentence), ("maze", "@__/_#_/__*")):
+        shown = shown_rows(tmp_path, [{"question": "?", "answer": answer, "checker": checker}])
+        assert "not read" not in shown
+        assert ".." not in shown
+
+
+def test_decimal_commas_and_missing_options_are_notes(tmp_path):
+    row = {"question": "<image> How long?", "answer": "3,5"}
+    words = [f"run={tmp_path / 'x'}", f"data.train={row_file(tmp_path, [row] * 2)}"]
+    words += ["train.prompts_per_step=1", "data.template={prompt}\n{choices}"]
+    findings = check(TINY, words, fast=True)
+    notes = next(line.summary for line in next(iter(findings.values())) if line.what == "notes")
+    assert "2 gold answers look like decimals with a comma and are read as two numbers" in notes
+    assert "data.template shows {choices}, but no row has options" in notes
+
+
+def test_a_hub_id_is_said_to_be_not_looked_at(tmp_path):
+    words = [f"run={tmp_path / 'x'}", "student.model=someone/nothing", "teacher.model=someone/none"]
+    findings = next(iter(check(TINY, words, fast=True).values()))
+    models = [line.summary for line in findings if line.what in ("student", "teacher")]
+    assert models[0].endswith("on the hub or in its cache: not looked at")
+
+
+def test_a_mistake_in_the_new_settings_comes_before_a_started_run(started):
+    started.write_text(started.read_text() + "seed: 9\n")
+    for word, code in (
+        ("student.model=./nowhere", "M103"),
+        ("data.train=nowhere.jsonl", "D102"),
+        ("data.eval=nowhere.jsonl", "D102"),
+    ):
+        with pytest.raises(VistillError) as caught:
+            check(str(started), [word], fast=True)
+        assert caught.value.code == code

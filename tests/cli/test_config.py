@@ -257,3 +257,36 @@ def test_an_error_over_two_keys_names_them_in_full_with_a_fix_that_works(tmp_pat
 def test_a_group_may_be_empty_and_knobs_stand_under_the_methods_name_alone(tmp_path):
     assert recipe(tmp_path, GOOD + "eval:\n").eval.every == 50
     assert caught(tmp_path, GOOD + "knobs: {high_share: 0.1}\n").code == "C001"
+
+
+MISTAKES = {
+    "run: r\n student:\n   model: x\n": ("r.yaml:2", "begin the line with 0 spaces"),
+    "run: r\nstudent:\n  model: x\n   device: cpu\n": ("r.yaml:4", "with 0 or 2 spaces"),
+    "run: r\ndata:\n  train: a\n eval: b\n": ("r.yaml:4", "with 0 or 2 spaces"),
+    "run: r\nstudent: {model: x\nmethod: opd\n": ("r.yaml:2", "write the closing }"),
+    "run: r: s\n": ("r.yaml:1", 'write   run: "r: s"'),
+    'run: "r\nmethod: opd\n': ("r.yaml:1", "write the closing quote"),
+    "run r\nmethod: opd\n": ("r.yaml:1", "key: value"),
+    "run:r\nmethod: opd\n": ("r.yaml:1", "key: value"),
+    "run: r\nmethod: @opd\n": ("r.yaml:2", "put the value into quotes"),
+    "data:\n  template: {prompt}\\n{choices}\n": (
+        "r.yaml:2",
+        'write   template: "{prompt}\\n{choices}"',
+    ),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_in_yaml_is_named_with_its_own_line_and_fix(tmp_path, text):
+    where, fix = MISTAKES[text]
+    error = caught(tmp_path, text)
+    assert (error.code, error.where) == ("C003", where)
+    assert fix in error.fix
+
+
+def test_knobs_of_another_method_on_the_command_line_are_left_out_of_it(tmp_path):
+    error = caught(tmp_path, GOOD, ["vgs.gamma=2"])
+    assert (error.code, error.where) == ("C101", "command line")
+    assert error.fix.startswith("the same command without vgs.gamma   or   method=vgs")
+    error = caught(tmp_path, GOOD + "vgs: {gamma: 2}\n")
+    assert "remove the block vgs: from the recipe" in error.fix

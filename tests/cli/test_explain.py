@@ -216,4 +216,4 @@ def test_another_method_on_the_command_line_leaves_the_files_own_knobs_behind(
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "error[C101]" in shown
-    assert "method=va_opd   or remove" in shown
+    assert "the same command without va_opd.high_share   or   method=va_opd" in shown

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vistill.cli.init import SCHEMA_NAME, write_recipe
 from vistill.config import all_keys, flatten, load_recipe, method_schemas, parse_text
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, DataError
 from vistill.studies.check import check
 
 
@@ -359,3 +359,73 @@ def test_one_column_per_option_is_mapped_in_a_table_with_pictures_in_base64():
     findings = check("va_opd.yaml", ["run=x"], fast=True)
     shown = [line.summary for lines in findings.values() for line in lines if line.what == "row"]
     assert "| (B) dog" in shown[0]
+
+
+REFUSED = {
+    "two.jsonl": ({"question": "<image1> or <image2>, {n}?"}, "D103", "<image2> has no image"),
+    "talk.jsonl": (
+        {
+            "question": None,
+            "conversations": [
+                {"from": who, "value": "<image> {n}" if turn == 0 else "more"}
+                for turn, who in enumerate(("human", "gpt", "human", "gpt"))
+            ],
+        },
+        "D105",
+        "a conversation of 4 turns",
+    ),
+    "index.jsonl": ({"images": lambda n: "a.png" if n else "7"}, "D201", "index of a row"),
+    "gone.jsonl": ({"images": lambda n: [f"{n}.png"]}, "D201", "image missing"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_rows_that_check_refuses_are_named(name):
+    columns, code, reason = REFUSED[name]
+    rows(file=name, **columns)
+    text, _ = init_recipe("opd", name)
+    line = next(line for line in text.splitlines() if "rows are refused" in line)
+    assert f"({code})" in line
+    assert f"{name}:1" in line
+    assert reason in line
+    assert "vistill check" in line
+    with pytest.raises(DataError) as caught:
+        check("opd.yaml", ["run=x"], fast=True)
+    assert caught.value.code == code
+
+
+def test_rows_that_can_be_used_are_not_named_and_a_bad_line_is():
+    rows()
+    assert "refused" not in init_recipe()[0]
+    with Path("data.jsonl").open("a") as handle:
+        handle.write("{oh\n")
+    assert "1 of 41 rows are refused (D102), first data.jsonl:41" in init_recipe("opd")[0]
+
+
+def test_decimal_commas_are_named_where_there_are_many():
+    rows(answer="{n},5")
+    assert "40 of 40 gold answers have a decimal comma, such as 0,5" in init_recipe()[0]
+    rows(answer=lambda n: "2,3" if n < 3 else str(n), file="few.jsonl")
+    assert "decimal comma" not in init_recipe("opd", "few.jsonl")[0]
+
+
+@pytest.mark.parametrize("data", ["nowhere", "nowhere/", "here", "here/"])
+def test_a_folder_is_refused_with_a_command_that_names_a_file(data):
+    Path("here/inner").mkdir(parents=True)
+    for name in ("a.jsonl", "train set.jsonl"):
+        rows(3, file=f"here/{name}", images=["../a.png"])
+    with pytest.raises(DataError) as caught:
+        write_recipe("opd", "vistill:student", "vistill:teacher", data)
+    assert caught.value.code == "D102"
+    file = "'here/train set.jsonl'" if data.startswith("here") else "FILE"
+    assert caught.value.fix.endswith(f"--data {file}")
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_a_column_of_options_that_cannot_be_read_is_named():
+    rows(options=["red", None, "blue"], answer="A")
+    text, recipe = init_recipe()
+    assert recipe.data.columns.choices == ""
+    assert "the column options is not used: most cells are no options (D104)" in text
+    rows(images="A.PNG", file="case.jsonl")
+    assert 'did you mean "a.png"?' in init_recipe("opd", "case.jsonl")[0]

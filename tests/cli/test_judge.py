@@ -130,3 +130,33 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     status, _, err = run(capsys, tmp_path / "none.jsonl")
     assert status == 3
     assert "error[D102]" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", ""), ("a.jsonl", "\n\n"), ("a.csv", "reply,gold\n")]
+)
+def test_a_file_without_replies_is_refused(tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text)
+    code, verdicts, err = run(capsys, tmp_path / name)
+    assert (code, verdicts) == (3, [])
+    assert "D102" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"prediction": "B", "gold": "B"}, "rename prediction to reply"),
+        ({"Reply": "B", "Gold": "B"}, "rename Reply to reply"),
+        ({"reply": "B", "answer": "B"}, "rename answer to gold"),
+        ({"reply": ["B"], "gold": "B"}, "`reply` is not text: ['B']"),
+    ],
+)
+def test_a_row_with_other_keys_is_answered_with_the_right_ones(tmp_path, capsys, row, hint):
+    code, _, err = run(capsys, write(tmp_path / "a.jsonl", row))
+    assert code == 3
+    assert hint in err
+
+
+def test_decimal_commas_are_counted(tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", {"reply": "3.5", "gold": "3,5"}, {"reply": "3", "gold": "3"})
+    assert "1 gold answers look like decimals with a comma" in run(capsys, file)[2]

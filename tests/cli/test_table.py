@@ -1,7 +1,11 @@
 """What `vistill eval` prints: which model on which data, and the denominator of every share."""
 
+import contextlib
 import json
 
+from terminal_emulator import FakeTerminal
+
+from vistill.cli.messages import print_result
 from vistill.cli.table import facts_table, run_facts, summary_table
 from vistill.config import build_recipe
 
@@ -100,3 +104,14 @@ def test_many_responses_without_an_answer_come_before_the_figures():
     lines = summary_table(summary).splitlines()
     assert lines[1].startswith("WARNING: 50.0 % of the responses contain no answer")
     assert "WARNING" not in summary_table(summary | {"unparsed_share": 0.2})
+
+
+def test_an_evaluation_breaks_between_words_on_a_narrow_terminal():
+    summary = {"rows": 4, "samples": 1, "unparsed_share": 1.0, "accuracy": 0.0}
+    terminal = FakeTerminal(40)
+    with contextlib.redirect_stdout(terminal):
+        print_result(summary_table(summary, 1.0))
+    assert terminal.wrapped == 0
+    start = next(i for i, row in enumerate(terminal.rows) if row.startswith("WARNING"))
+    words = " ".join(terminal.rows[start : start + 5]).split()
+    assert {"responses", "contain", "answer", "accuracy"} <= set(words)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from vistill.data.convert import main
 from vistill.data.decoding import decode_image, normalise
+from vistill.data.loading import load_rows
+from vistill.data.settings import DataSettings
 from vistill.errors import DataError
 
 
@@ -86,8 +88,23 @@ def test_the_first_of_several_pages_is_converted_and_named(tmp_path, capsys):
         decode_image(path.read_bytes(), "row", path=path)
     assert "of several pages the first one is taken" in caught.value.note
     assert main([str(tmp_path)]) == 0
-    assert "page 1 of 3, the others are only there" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "page 1 of 3, the others are only there" in out
+    assert "1 of them had several pages: the PNG shows the first one alone" in out
     assert decode_image(path.read_bytes(), "").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_check_says_that_the_first_page_is_taken(tmp_path):
+    pages = [Image.new("RGB", (40, 20), "blue")] * 2
+    (tmp_path / "a.tif").write_bytes(
+        encoded(half_red(), "TIFF", save_all=True, append_images=pages)
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "?", "images": ["a.tif"], "answer": "3"}\n')
+    with pytest.raises(DataError) as caught:
+        load_rows(str(rows), DataSettings(train=str(rows)), None)
+    assert caught.value.code == "D202"
+    assert "of several pages the first one is taken" in caught.value.note
 
 
 def ramp(top, mode):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vistill.answers.values import has_decimal_comma
 from vistill.data.gold import numbers_are_values, read_gold, read_options
 from vistill.data.loading import load_rows
 from vistill.data.settings import Columns, DataSettings
@@ -149,7 +150,7 @@ def test_conventions_that_change_a_gold_answer_are_counted_for_the_user(folder):
     assert [p.golds for p in data.prompts] == [("A",), ("p", "q"), (), ("1",)]
     notes = "\n".join(data.notes)
     assert "1 gold answers are indices of options, counted from 0" in notes
-    assert "1 several gold answers: any of them is right" in notes
+    assert "1 rows have several gold answers: any of them is right" in notes
     assert "1 rows have no gold answer" in notes
 
 
@@ -228,3 +229,30 @@ def test_the_rows_of_a_maze_are_one_gold_answer():
 def test_a_maze_stays_a_grid():
     maze = '[["@", "_"], ["#", "*"]]'
     assert read_gold(maze, (), "row") == maze
+
+
+def test_ten_gold_answers_are_said_to_be_judged_by_the_rule_of_vqa(tmp_path):
+    rows = [
+        {"question": "?", "answer": ["red"] * 6 + ["blue"] * 4},
+        {"question": "??", "answer": ["1", "2"]},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(train=str(file), text_only="plain")
+    notes = " ".join(load_rows(str(file), settings, None).notes)
+    assert (
+        "1 rows have 10 or more gold answers: the checker vqa gives the full score for 3" in notes
+    )
+    assert "1 rows have several gold answers: any of them is right" in notes
+
+
+@pytest.mark.parametrize("text", ["3,5", "1.234,5", "-0,25", "0,125", "12,75 cm", "3,1415", "3,5%"])
+def test_decimal_commas_are_seen(text):
+    assert has_decimal_comma(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1,234", "3, 5", "1,2,3", "(3,5)", "A,B", "3.5", "12", "1,234,567"]
+)
+def test_thousands_and_lists_are_no_decimal_commas(text):
+    assert not has_decimal_comma(text)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 
 import pytest
 from PIL import Image
@@ -393,3 +394,25 @@ def test_settings_that_cannot_be_meant_are_refused(settings, code, word):
         DataSettings(**settings)
     assert caught.value.code == code
     assert word in caught.value.why
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_file_of_a_pattern_that_is_not_utf8_is_named_with_a_fix_that_keeps_the_others(
+    tmp_path, suffix
+):
+    texts = {"1": "What?", "2": "Wie groß?"}
+    for number, question in texts.items():
+        rows = {
+            "jsonl": f'{{"question": "{question}", "answer": "3"}}\n',
+            "csv": f"question,answer\n{question},3\n",
+        }
+        (tmp_path / f"part {number}.{suffix}").write_bytes(rows[suffix].encode("latin1"))
+    source = str(tmp_path / f"part*.{suffix}")
+    settings = DataSettings(train=source, text_only="plain", columns=Columns(images=""))
+    with pytest.raises(DataError) as caught:
+        load_rows(source, settings, None)
+    line = {"jsonl": 1, "csv": 2}[suffix]
+    assert caught.value.where == f"{tmp_path}/part 2.{suffix}:{line}"
+    fix = caught.value.fix.partition("   or   ")[0].partition("   or leave")[0]
+    subprocess.run(fix, shell=True, check=True, cwd=tmp_path)
+    assert len(load_rows(source, settings, None).prompts) == 2

@@ -48,7 +48,7 @@ def test_a_list_of_heatmaps_is_drawn_on_one_scale():
     weak, strong = TokenAdvantage(["a", HOSTILE], [0.5, 0.0]), TokenAdvantage(["b"], [4.0])
     text = parse(TokenAdvantages([weak, strong])._repr_html_())
     assert text.count('class="tokens"') == 2
-    assert "darkest orange: 4.0 nats" in text
+    assert "darkest orange: 4.0 nats, underlined: above half of it" in text
     one = parse(strong._repr_html_())
     assert "<small>visual advantage" in one
     assert one.count('class="tokens"') == 1

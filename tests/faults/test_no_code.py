@@ -40,6 +40,8 @@ IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
 PLUGIN_LOADERS = {
     "cli/main.py",
+    "cli/init_verb.py",
+    "cli/plan.py",
     "cli/judge.py",
     "cli/try_student.py",
     "api.py",

@@ -1,10 +1,13 @@
 """The processor files of an exported folder: copied, adapted, written, or refused."""
 
 import json
+import shutil
 
 import pytest
+from conftest import REPO
 
 from vistill.errors import ModelError
+from vistill.models.loading import load_encoder
 from vistill.models.processor_files import (
     IMAGE,
     OLD_TEMPLATE,
@@ -107,3 +110,37 @@ def test_a_damaged_file_is_m120(tmp_path, target, text):
         copy_processor_files(source, target, [], "qwen3_vl")
     assert caught.value.code == "M120"
     assert PROCESSOR in caught.value.what
+
+
+def copy_student(path):
+    """A copy of the shipped student without its chat template, and the template."""
+    shutil.copytree(REPO / "vistill" / "assets" / "student", path)
+    template = (path / TEMPLATE).read_text()
+    (path / TEMPLATE).unlink()
+    return path, template
+
+
+def test_a_chat_template_in_its_older_file_is_read(tmp_path):
+    folder, template = copy_student(tmp_path / "student")
+    (folder / OLD_TEMPLATE).write_text(json.dumps({"chat_template": template}))
+    assert load_encoder(folder).tokenizer.chat_template == template
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[]", "no json"])
+def test_no_chat_template_is_refused_before_weights(tmp_path, text):
+    folder, _ = copy_student(tmp_path / "student")
+    if text is not None:
+        (folder / OLD_TEMPLATE).write_text(text)
+    with pytest.raises(ModelError) as caught:
+        load_encoder(folder)
+    assert caught.value.code == "M108"
+
+
+@pytest.mark.parametrize("name", [IMAGE, "tokenizer.json"])
+def test_a_folder_without_a_file_is_told_which_one_it_lacks(tmp_path, name):
+    shutil.copytree(REPO / "vistill" / "assets" / "student", tmp_path / "student")
+    (tmp_path / "student" / name).unlink()
+    with pytest.raises(ModelError) as caught:
+        load_encoder(tmp_path / "student")
+    assert caught.value.code == "M108"
+    assert f"no {name}" in caught.value.why

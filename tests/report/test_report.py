@@ -282,6 +282,14 @@ def test_a_chart_of_rounding_errors_can_be_drawn(values):
     assert "<svg" in line_chart([Series("x", list(enumerate(values)))], Axes("T", "x", "y"))
 
 
+def test_no_label_of_a_chart_is_cut_off_at_the_right_edge():
+    points = [(0.0479, 0.1), (0.0638, 0.2)]
+    svg = line_chart([Series("x", points)], Axes("T", "x", "y"))
+    for x, anchor, text in re.findall(r'<text x="([\d.]+)" [^>]*anchor="(\w+)">([\d.]+)<', svg):
+        width = 7 * len(text) * {"middle": 0.5, "end": 0}[anchor]
+        assert float(x) + width <= 460, text
+
+
 def test_charts_have_round_ticks_and_a_note_without_data():
     assert nice_ticks(0.0, 0.97) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 

@@ -130,6 +130,8 @@ def test_the_version_is_the_synced_one_and_sleep_wake_and_close_may_be_repeated(
         assert engine.generate(make_test_requests(teacher, prompts[:1]), SAMPLING) == before
         engine.close()
         engine.close()
+        with pytest.raises(AssertionError, match="is closed"):
+            engine.generate(make_test_requests(teacher, prompts[:1]), SAMPLING)
 
 
 def test_a_signal_stops_generation_and_restores_the_mode_of_the_model(make, student, prompts):

@@ -1,18 +1,22 @@
 """`vistill export`: a folder that transformers loads alone, its card, and bad input."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from finished_run import STUDENT, finished_run
+from terminal_emulator import FakeTerminal
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from vistill import Run
 from vistill.cli.main import entry
+from vistill.cli.messages import print_result
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.export import export_model, find_bases, find_source, usage_commands
 from vistill.models.export import write_model
@@ -401,3 +405,22 @@ def test_the_printed_commands_are_shell_and_python(tmp_path, capsys):
     assert shlex.split(serve)[2] == str(tmp_path / "a folder's name")
     assert "lmms_eval" in text
     assert "MMStar" in text
+
+
+def test_the_printed_comments_and_program_fit_80_columns():
+    text = usage_commands(Path("runs/va_opd-export"))
+    lines = [line for line in text.splitlines() if not line.startswith(("vllm", "python"))]
+    assert max(map(len, lines)) < 80
+
+
+def test_notes_of_an_export_break_between_words_on_a_terminal(exported):
+    _, result = exported
+    note = "a note that is longer than forty columns, so that it needs two rows"
+    shown = dataclasses.replace(
+        result, folder=Path("out"), model=dataclasses.replace(result.model, notes=[note])
+    )
+    terminal = FakeTerminal(40)
+    with contextlib.redirect_stdout(terminal):
+        print_result(shown.summary())
+    at = terminal.rows.index("note     a note that is longer than")
+    assert terminal.rows[at + 1] == "         forty columns, so that it needs"

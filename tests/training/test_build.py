@@ -15,6 +15,7 @@ from tiers import few
 from training.test_loop import TRAIN, make_plan, run_plan
 
 import vistill
+from vistill.cli.target import recipe_for
 from vistill.config import build_recipe
 from vistill.data.diagrams import diagram_prompts
 from vistill.data.stored_prompts import read_prompts, with_content_hashes, write_prompts
@@ -167,8 +168,6 @@ def test_a_distill_folder_of_an_earlier_version_is_refused_with_a_fix(tokenizer,
 
 @pytest.mark.more
 def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, teacher, tmp_path):
-    from vistill.cli.target import recipe_for
-
     held_out = diagram_prompts("val", 3, 0)
     run = distill_run(tokenizer, teacher, tmp_path / "run", vistill.VAOPD(), eval_prompts=held_out)
     moved = (tmp_path / "run").rename(tmp_path / "moved")
@@ -184,6 +183,34 @@ def test_a_distill_folder_is_evaluated_on_its_own_data_and_replayed(tokenizer, t
     assert run.path.name == "run"
 
 
+@pytest.mark.parametrize("name", ["student", "checkpoint-000002/student"])
+def test_a_student_inside_a_run_folder_is_evaluated_on_the_data_of_its_run(
+    tmp_path, monkeypatch, name
+):
+    run = tmp_path / "run"
+    (run / name).mkdir(parents=True)
+    (run / name / "config.json").write_text("{}")
+    tree = build_recipe(
+        {
+            "run": str(run),
+            "method": "sft",
+            "student": {"model": "x"},
+            "data": {"train": "rows.jsonl"},
+        }
+    )
+    (run / "recipe.json").write_text(json.dumps(tree.to_dict()))
+    suffix = name.removesuffix("/student")
+    monkeypatch.chdir(tmp_path)
+    for target in (f"{run}/{name}", f"run/{name}"):
+        recipe = recipe_for(target, [], "eval")
+        assert (recipe.data.train, recipe.student.model) == ("rows.jsonl", target)
+        assert recipe.run == f"{run}-eval-{suffix}"
+    monkeypatch.chdir(run / Path(name).parent)
+    assert recipe_for("student", [], "eval").data.train == "rows.jsonl"
+    (run / "recipe.json").unlink()
+    assert recipe_for("student", [], "eval").data.train == "diagrams"
+
+
 @pytest.mark.more
 def test_a_user_method_is_replayed_only_with_its_class(tokenizer, teacher, tmp_path):
     class Mine(vistill.OPD):
@@ -197,8 +224,6 @@ def test_a_user_method_is_replayed_only_with_its_class(tokenizer, teacher, tmp_p
 
 
 def test_a_run_that_does_not_name_its_data_is_not_evaluated_on_other_data(tmp_path):
-    from vistill.cli.target import recipe_for
-
     (tmp_path / "run.lock.json").write_text("{}")
     with raises_code("S605", StorageError):
         recipe_for(str(tmp_path), [], "eval")

@@ -1,7 +1,9 @@
 """`micro_batch: auto` measures once what fits, stays within the budget, and says what would fit."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from vistill.training.memory_budget import (
 )
 from vistill.training.micro_batches import AUTO_TOKENS, PART_TOKENS, BatchSplit
 from vistill.training.models_of_run import Models
+from vistill.training.precision import autocast, share_weight_copies
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.step_inputs import (
     encode_step,
@@ -41,13 +44,13 @@ pytestmark = pytest.mark.usefixtures("without_canary")
 PROMPTS = diagram_prompts("train", 6, 0)
 
 
-def make_plan(student, teacher, objective=None, memory=None, max_new_tokens=120):
+def make_plan(student, teacher, objective=None, memory=None, max_new_tokens=120, precision="auto"):
     return Plan(
         models=Models(student, teacher, student.vocabulary_size),
         objective=objective or OPD(),
         train_prompts=PROMPTS,
         eval_prompts=(),
-        train=TrainSettings(prompts_per_step=6, steps=1, memory=memory),
+        train=TrainSettings(prompts_per_step=6, steps=1, memory=memory, precision=precision),
         rollout=RolloutSettings(per_prompt=4, max_new_tokens=max_new_tokens),
         save=SaveSettings(),
         evaluation=EvalSettings(),
@@ -84,7 +87,7 @@ def test_the_measurement_of_short_responses_predicts_the_memory_of_long_ones(
     assert response <= held.one_response(longest, 300) <= 1.5 * response
 
 
-def most_held(models, inputs, batch, objective, signals):
+def most_held(models, inputs, batch, objective, signals, precision=nullcontext):
     """The most bytes that autograd holds at a time, each storage as long as it is used."""
     weights = {p.untyped_storage().data_ptr() for p in models.student.model.parameters()}
     alive, most = {}, [0]
@@ -105,7 +108,9 @@ def most_held(models, inputs, batch, objective, signals):
                     del alive[self.key]
 
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.x):
-        for micro, cut in parts_with_gradient(models, inputs, batch, objective.passes(), signals):
+        for micro, cut in parts_with_gradient(
+            models, inputs, batch, objective.passes(), signals, precision
+        ):
             reduce_terms(objective.terms(micro, cut), inputs.counts())[0].backward()
             del micro, cut
     return most[0]
@@ -133,6 +138,79 @@ def test_a_step_stays_within_a_tight_budget(tmp_path, student, teacher, objectiv
     assert held <= tightness * least + (block if isinstance(objective, VGS) else 0)
     roomy = encode_step(plan.models, groups, objective.passes(), responses)
     assert held < most_held(plan.models, roomy, batch, objective, objective.signals(batch))
+
+
+def linear_bytes(student):
+    """Bytes of bf16 copies of all weights that multiply tokens or patches, without the head."""
+    parts = [*student.model.model.language_model.layers, student.model.model.visual]
+    return sum(m.weight.numel() * 2 for part in parts for m in part.modules() if is_linear(m))
+
+
+def is_linear(module):
+    return isinstance(module, torch.nn.Linear | torch.nn.Conv3d)
+
+
+def test_copies_of_weights_in_bf16_count_once_and_not_for_each_response(student, teacher):
+    exact, half = (
+        measure_memory(make_plan(student, teacher, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert exact.held.weights == 0
+    # responses of one prompt share their mask, which counts as a copy
+    mask = memory_budget.LONG * (half.longest - 1 + memory_budget.LONG) * 2
+    assert half.held.weights == pytest.approx(linear_bytes(student) + mask, rel=0.01)
+    # a response copies the keys of its prompt and nothing else
+    assert half.held.response < exact.held.response
+    assert half.held.prompt_token < exact.held.prompt_token
+    assert half.held.response_token < exact.held.response_token
+
+
+@pytest.mark.parametrize("frozen", few(["vision", "language"], 0))
+def test_copies_of_frozen_weights_are_not_counted_for_each_response(student, teacher, frozen):
+    for module in student.family.parts(student.model)[frozen]:
+        module.requires_grad_(False)
+    exact, half = (
+        measure_memory(make_plan(student, teacher, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert half.held.weights > 0
+    assert half.held.response < exact.held.response
+
+
+def test_a_step_in_bf16_stays_within_a_tight_budget(tmp_path, student, teacher):
+    measured = measure_memory(make_plan(student, teacher, precision="bf16"))
+    least = measured.held.least(measured.longest, 120)
+    plan = make_plan(student, teacher, memory=1.05 * least / GIB, precision="bf16")
+    split = choose_split(plan, RunFolder(tmp_path))
+    groups, objective = random_groups(120), plan.objective
+    responses = flatten_responses(groups, 0, 0, student.device)
+    inputs = encode_step(plan.models, groups, objective.passes(), responses, split)
+    batch = score_without_gradient(plan.models, inputs, objective.passes())
+    precision = partial(autocast, plan.train, student.device)
+    arguments = plan.models, inputs, batch, objective, objective.signals(batch), precision
+    apart = most_held(*arguments)
+    with share_weight_copies(plan.train, student.device):
+        held = most_held(*arguments)
+    assert held <= 1.05 * least
+    # without sharing, prompts and responses hold copies of their own
+    assert held < apart - 0.25 * measured.held.weights
+
+
+def test_shared_copies_of_weights_change_no_bit_of_the_gradient(student, teacher):
+    plan = make_plan(student, teacher, VGS(), precision="bf16")
+    groups, objective = random_groups(20, siblings=2), plan.objective
+    responses = flatten_responses(groups, 0, 0, student.device)
+    split = BatchSplit(2, part_tokens=40)
+    inputs = encode_step(plan.models, groups, objective.passes(), responses, split)
+    batch = score_without_gradient(plan.models, inputs, objective.passes())
+    precision = partial(autocast, plan.train, student.device)
+    gradients = []
+    for share in (nullcontext, partial(share_weight_copies, plan.train, student.device)):
+        student.model.zero_grad()
+        with share():
+            most_held(plan.models, inputs, batch, objective, objective.signals(batch), precision)
+        gradients.append([p.grad for p in student.model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_much_memory_gives_the_largest_split(tmp_path, student, teacher):
@@ -191,6 +269,18 @@ def test_the_fixes_for_an_impossible_budget_work(tmp_path, student, teacher):
         )
     image = int(caught.value.fix.split("data.max_image_tokens=")[1])
     assert held.least(2 * image, 2) <= tight * GIB
+
+
+def test_a_prompt_that_fits_below_the_limit_is_not_refused(tmp_path, student, teacher):
+    """The budget is a share of the free memory; C104 is for what does not fit into all of it."""
+    measured = measure_memory(make_plan(student, teacher))
+    least = measured.held.least_without_margin(measured.longest, 120)
+    split = measured.choose_split(0.9 * least, 120, tmp_path, limit=1.01 * least)
+    assert split.micro_batches([500, 500]) == [[0], [1]]
+    assert split.parts([120, 120]) == [[0], [1]]
+    for limit in (0.99 * least, None):
+        with pytest.raises(ConfigError, match="C104"):
+            measured.choose_split(0.9 * least, 120, tmp_path, limit)
 
 
 def test_the_length_of_responses_in_the_data_is_measured(student, teacher):

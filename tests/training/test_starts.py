@@ -29,6 +29,8 @@ from vistill.training import results
 from vistill.training.checks.data import check_prompts
 from vistill.training.checks.prompt_lengths import find_overlong_prompts
 from vistill.training.provided_inputs import matches_source
+from vistill.training.replay import format_replay
+from vistill.training.run_lock import has_old_warmup
 from vistill.training.settings import ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
 from vistill.views import ViewContext
@@ -451,3 +453,22 @@ def test_a_metric_that_an_earlier_version_did_not_log_is_no_difference(
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     replayed, _ = replay(tmp_path, 3)
     assert replayed.same
+
+
+@pytest.mark.more
+def test_a_replay_names_the_earlier_version_that_logged_other_values(tokenizer, teacher, tmp_path):
+    distill_run(tokenizer, teacher, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("coefficient/reverse_kl")
+        line["lr"] *= 1.25
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replayed, step = replay(tmp_path, 3)
+    assert replayed.from_older_version == [3]
+    assert "only that version gives the same values" in format_replay(replayed, step)
+
+
+def test_without_a_warmup_an_earlier_version_never_exceeded_the_peak():
+    train = {"steps": None, "schedule": {"warmup": 0.0}}
+    assert not has_old_warmup({}, {"train": train})
+    assert has_old_warmup({}, {"train": {**train, "schedule": {"warmup": 0.05}}})

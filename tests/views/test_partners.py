@@ -74,6 +74,22 @@ def test_a_row_of_several_pictures_is_shown_at_least_one_that_is_not_its_own():
     assert partners(row("a", "red", "blue"), row("b", "red"))["a"] is None
 
 
+def test_of_a_partner_that_shares_images_only_the_others_are_shown():
+    rows = [row("a", "red", "blue"), row("b", "red", "green")]
+    partner = Partners(rows)["a"]
+    shown = pixels(apply_view(rows[0], View.SWAPPED, ViewContext(partner=partner)))
+    assert [tuple(int(v) for v in image[0, 0]) for image in shown] == [(0, 128, 0)] * 2
+    view = View.PRIVILEGED_MISMATCHED
+    rows = [
+        row(name, "white", thoughts=("red", other)) for name, other in (("a", "blue"), ("b", "tan"))
+    ]
+    partner = Partners(rows, (view,))["b"]
+    mismatched = apply_view(rows[1], view, ViewContext(partner=partner))
+    assert [tuple(int(v) for v in image[0, 0]) for image in pixels(mismatched)[1:]] == [
+        (0, 0, 255)
+    ] * 2
+
+
 def test_mismatched_thoughts_are_never_the_rows_own():
     view = (View.PRIVILEGED_MISMATCHED,)
     rows = [

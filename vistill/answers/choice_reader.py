@@ -28,15 +28,15 @@ from vistill.answers.values import parse_value
 #: Nouns before a letter that name an option where the options show only their letters.
 NOUNS = (
     r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
-    r"|answer)"
+    r"|answer|bild|abbildung)"
 )
 NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
-    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the )?"
-    r"(?:most |more )?(?:correct|right(?! (?:angle|side|triangle|hand|one))|best|answer"
-    r"|appropriate|accurate|likely|suitable|true)"
+    r"(?<![A-Za-z0-9])[(\[\"']?([A-Z])[)\]\"']?\.?\s(?:is|would be|seems|appears) (?:the |my )?"
+    r"(?:most |more |final )?(?:one(?=\W{0,3}$)|correct|right(?! (?:angle|side|triangle|hand|one))"
+    r"|best|answer|appropriate|accurate|likely|suitable|true)"
 )
 #: `only B fits`, and `A is close but B is closer`.
 ONLY = re.compile(
@@ -44,6 +44,32 @@ ONLY = re.compile(
     r"|matche?s?|remains|satisfies|holds|makes sense"
     r"|is (?:left|possible|consistent|correct|right))\b"
 )
+#: `Image B matches.`, and no other letter behind it.
+MATCHES = re.compile(
+    rf"(?i:\b{NOUNS})\s[\"'(\[]?([A-Z])[)\]\"']?\s(?:best |exactly |clearly )?"
+    r"(?:matche?s|fits|works|applies)\b(?![^.\n]{0,80}\b[A-HJ-Z]\b)"
+)
+#: `B it is.`
+IT_IS = re.compile(
+    r"(?:^|\b(?:[Ss]o|[Tt]hen),?\s)(?i:option )?[(\[\"']?([A-Z])[)\]\"']? it is(?: then)?"
+    r"(?=\W{0,3}$|[,;]\s?(?:because|since|as)\b)"
+)
+#: `B ist richtig`, `Also ist B richtig`.
+IS_GERMAN = re.compile(
+    r"(?<![A-Za-z0-9])"
+    r"(?:[(\[\"'„]?([A-Z])[)\]\"'“]?\sist|ist\s(?:Option |Antwort |Bild )?([A-Z]))\s"
+    r"(?:die |das )?(?:richtige?|korrekte?|zutreffende?)(?: Antwort| Option| Bild)?(?=\W{0,3}$|,)"
+)
+#: `the second one`: an option by its place.
+PLACES = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
+ORDINAL = re.compile(
+    r"(?:(?:so|therefore|thus|hence),?\s)?"
+    r"(?:(?:it is|it's|i(?:'d| would)? (?:choose|pick|say))\s)?(?:the\s)?"
+    rf"({'|'.join(PLACES)}|last)\s(one|option|choice|answer|alternative|image|picture|figure)"
+    r"(?:\s(?:is|looks)\s(?:the\s)?(?:correct|right|best)(?:\s(?:one|answer|option|choice))?)?",
+    re.IGNORECASE,
+)
+PLACE_WORD = re.compile(rf"\b(?:{'|'.join(PLACES)}|last|\d(?:st|nd|rd|th))\b", re.IGNORECASE)
 BETTER = re.compile(
     r"\bbut (?:option )?[(\[]?([A-Z])[)\]]? (?:is|fits|seems|looks|matches)"
     r" (?:closer|closest|better|best)\W{0,3}$"
@@ -52,7 +78,7 @@ BETTER = re.compile(
 CONCLUDED = re.compile(r"[,;]\s(?:and )?(?:so|therefore|thus|hence|leaving|which leaves)\b")
 #: A bare letter at the end of a sentence.
 ENDS = re.compile(
-    r"\b(?:get|gives|choose|select|pick|say|guess|answer|go with|so|must be"
+    r"\b(?:get|gives|choose|select|pick|say|guess|answer|[Gg]o(?:ing)? with|so|[Mm]ust be"
     r"|leaves(?: only| us with)?|leaving(?: only)?|(?:final|left) is"
     r"|should be|(?:it|It)(?:'s| is))"
     r"\s([A-Z])\W{0,3}$"
@@ -132,7 +158,7 @@ class ChoiceReader:
             if len(named) == 1:
                 letters = self.letters_of(named)
                 return letters if behind is None or behind.group(1) in letters else frozenset()
-        return self.read_sentence(plain, rule)
+        return self.by_place(plain) or self.read_sentence(plain, rule)
 
     def read_denial(self, plain: str) -> frozenset[str] | None:
         """The option whose text begins a denied answer: `not enough information to tell`."""
@@ -227,6 +253,23 @@ class ChoiceReader:
         named = option_of(value, self.options, self.math) if value and len(self.options) else []
         return self.letters_of(named) if len(named) == 1 else frozenset()
 
+    def by_place(self, plain: str) -> frozenset[str]:
+        """The option that a whole answer names by its place: `the second one`; else empty.
+
+        Not where an option has a place in its own text. Pictures have places only where the
+        options show nothing but letters.
+        """
+        match = ORDINAL.fullmatch(plain) if len(plain) <= 300 else None
+        count = len(self.options)
+        if match is None or count < 2 or any(map(PLACE_WORD.search, self.options.texts)):
+            return frozenset()
+        is_picture = match.group(2).lower() in ("image", "picture", "figure")
+        if is_picture and not self.options.only_letters:
+            return frozenset()
+        place = match.group(1).lower()
+        index = count - 1 if place == "last" else PLACES.index(place)
+        return frozenset(self.options.letter(index) if index < count else "")
+
     def denies(self, sentence: str) -> bool:
         """Whether a sentence denies or doubts what it names: `A is wrong`, `(A) No`."""
         if is_no_statement(sentence):
@@ -255,11 +298,14 @@ class ChoiceReader:
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE]
+        patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE, MATCHES, IT_IS]
+        if " ist " in text or text.startswith("ist "):
+            patterns.append(IS_GERMAN)
         if not text.isascii():
             patterns.append(ENDS_CHINESE)
         if self.options.only_letters:
             patterns += [LABEL, ENDS_ONLY]
         for pattern in patterns:
-            found_letters += [m.group(1).upper() for m in pattern.finditer(text)]
+            groups = (m.group(1) or m.group(2) for m in pattern.finditer(text))
+            found_letters += [letter.upper() for letter in groups]
         return [letter for letter in found_letters if in_range(letter, len(self.options))]

@@ -195,6 +195,11 @@ HIGHER_ROOT = re.compile(r"[∛∜]\s?(?:\(([^()]{1,60})\)|(\d{1,20}|[A-Za-z](?!
 SPACE = re.compile(r"(\\[A-Za-z]{1,20} (?=[A-Za-z])|(?<=\d) (?=\d))|\s")
 #: `\log_2 8` has a base of one digit.
 CLOSE_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
+#: `log 7`, `sin(x)`, `log_2 8`: a function without its backslash, before what it is applied to.
+FUNCTION = re.compile(
+    r"(?<![A-Za-z\\])((?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|lg)"
+    r"(?=\s?(?:[\d({_^√\\]|[a-zθαβ](?![A-Za-z])))"
+)
 SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60})\}\s?(\d)(?!\d)")
 
 
@@ -362,6 +367,7 @@ def math_form(plain: str) -> str:
         lambda m: r"\frac{%s}{%s}" % ((m[1], m[2]) if m[1] else (m[3], m[4])), out
     )
     out = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", out)
+    out = FUNCTION.sub(r"\\\1 ", out)
     out = CLOSE_SCRIPT.sub(r"\1{\2}", " ".join(out.split()))
     return SPACE.sub(lambda m: m.group(1) or "", out)
 

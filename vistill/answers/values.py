@@ -130,6 +130,10 @@ CHINESE_LABEL = re.compile("[\u4e00-\u9fff]{1,8}")
 CHINESE_NUMBER = re.compile("[万亿千百十几多余或和到至点倍半]|分之|以[上下内外]|左右")
 #: Two points in one number, as in a network address.
 ADDRESS = re.compile(r"\d\.\d{1,20}\.\d")
+#: `3,5` and `0,25 m`, but not `1,234`.
+DECIMAL_COMMA = re.compile(
+    r"[-+]?(?:\d{1,9},(?:\d{1,2}|\d{4,9})|0,\d{3}|\d{1,3}(?:\.\d{3}){1,4},\d{1,9})(?:\s?[^\d\s,;][^\d,;]{0,12})?"
+)
 OPERATOR = re.compile(r"[\d+*/^=<>()\[\]{}\\-]")
 
 
@@ -171,6 +175,11 @@ def parse_number(text: str) -> Fraction | None:
         return mixed if mixed is not None else parse_form(math_form(without_groups(bare)))
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
+
+
+def has_decimal_comma(text: str) -> bool:
+    """Whether a text looks like a decimal with a comma: `3,5`. It is read as two numbers."""
+    return DECIMAL_COMMA.fullmatch(text.strip()) is not None
 
 
 def parse_form(form: str) -> Fraction | None:

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -17,7 +16,7 @@ from vistill.cli.live import (
     token_lines,
     token_spans,
 )
-from vistill.display.wrapping import fit_text, fit_to
+from vistill.display.wrapping import WORD, fit_text, fit_to, wrap_words
 from vistill.errors import ConfigError, DataError
 from vistill.redaction import for_terminal
 from vistill.report.charts import scale_of
@@ -159,9 +158,10 @@ def side_by_side(before: "Answer", after: "Answer", columns: int) -> list[str]:
     width = (columns - 3) // 2
     sides = []
     for answer in (before, after):
-        lines = [answer.model]
-        for line in for_terminal(finished_text(answer)).splitlines():
-            lines += textwrap.wrap(line, width) or [""]
+        text = f"{answer.model}\n{finished_text(answer)}"
+        lines = []
+        for line in for_terminal(text).splitlines():
+            lines += wrap_words(WORD.findall(line), width, "")
         sides.append([set_cell_size(line, width) for line in lines])
     return [f"{a} | {b}".rstrip() for a, b in zip_longest(*sides, fillvalue=" " * width)]
 
@@ -239,7 +239,9 @@ def introduce(chat: "Chat", base: str) -> None:
     if recipe.data.template.strip() == "{prompt}\n{choices}":
         lines.append("note      training listed choices below the question: (A) ..., one per line")
     elif recipe.data.template != "{prompt}":
-        lines.append(f"note      training worded questions as {recipe.data.template!r}: not added")
+        wording = " / ".join(recipe.data.template.splitlines())
+        wording = wording.replace("{{", "{").replace("}}", "}")
+        lines.append(f"note      not added here, but training asked so: {wording}")
     if base and len(chat.speakers) == 1:
         lines.append(f"compare   --before {base}   the model before training")
     print(fit_to(for_terminal("\n".join(lines)), sys.stderr), file=sys.stderr)

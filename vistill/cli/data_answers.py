@@ -9,6 +9,7 @@ from typing import Any
 from vistill.answers.checkers.maze import is_maze
 from vistill.answers.checkers.yes_no import GOLD
 from vistill.data.gold import gold_texts
+from vistill.data.rows import PEOPLE
 from vistill.errors import DataError
 
 Row = Mapping[str, Any]
@@ -26,8 +27,6 @@ NAMED = {
 OTHERS = ("chartqapro", "ocrbenchv2")
 #: Columns that say where a row comes from.
 ORIGINS = ("source", "dataset", "dataset_name", "data_source", "benchmark")
-#: Gold answers per row of VQA v2, TextVQA, VizWiz and OK-VQA.
-PEOPLE = 10
 #: The verb that begins a question with the answer yes or no.
 ASKS_YES_NO = re.compile(
     r"\byes or no\b|\byes/no\b|(?:^|[.,:;!?]\s*)(?:and |or |then )?(?:is|are|was|were|do|does|did"
@@ -132,7 +131,9 @@ def checker_for(rows: Sequence[AskedRow], names: Sequence[str]) -> tuple[str, st
     if named and not any(other in name for name in names for other in OTHERS):
         return NAMED[named], f"the data are named {named}, and this is its rule"
     if 2 * sum(len(row.texts) >= PEOPLE for row in rows) > count:
-        return "vqa", f"{PEOPLE} people answered each question"
+        return "vqa", (
+            f"{PEOPLE} people answered each question, and 3 equal answers give the full score"
+        )
     yes_no = why_yes_no(rows)
     if yes_no:
         return "yes_no", yes_no

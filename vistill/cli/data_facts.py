@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.cli.data_answers import AnswerFacts, AskedRow, answer_facts, is_letter, is_maze_gold
-from vistill.cli.data_gaps import lacking, pictures_lacking
+from vistill.cli.data_gaps import SampledRow, lacking, pictures_lacking, rows_refused
 from vistill.data.column_groups import option_columns, value_at
 from vistill.data.gold import gold_texts, is_missing, read_options
 from vistill.data.layouts import Layout, detect_layout
@@ -71,24 +71,25 @@ def facts_of(source: str) -> DataFacts:
     if source.startswith("hf:"):
         return unseen("a hub data set is not downloaded here")
     try:
-        rows, count = sampled_rows(source)
-        return found_in(source, rows, count) if rows else unseen("no row can be read")
+        sample, count = sampled_rows(source)
+        readable = any(isinstance(row, Mapping) for _, row in sample)
+        return found_in(source, sample, count) if readable else unseen("no row can be read")
     except (DataError, MissingExtraError) as error:
         return unseen(f"{error.what} ({error.code}); {error.fix}")
 
 
-def sampled_rows(source: str) -> tuple[list[Row], int]:
-    """Rows of a source in order, and how many it has.
+def sampled_rows(source: str) -> tuple[list[SampledRow], int]:
+    """Rows of a source with their numbers, in order, and how many it has.
 
     The first ones alone of Parquet files; of other files half of them are random (with a fixed
     seed), because a file may be sorted by kind.
     """
-    numbered = (row for _, row in read_source(source) if isinstance(row, Mapping))
+    numbered = read_source(source)
     if is_columnar(source):
-        rows: list[Row] = [*itertools.islice(numbered, FIRST)]
+        rows = [*itertools.islice(numbered, FIRST)]
         return rows, count_rows(source) or len(rows)
     first = [*itertools.islice(numbered, FIRST // 2)]
-    chosen, count, draw = list[tuple[int, Row]](), len(first), random.Random(0)  # noqa: S311
+    chosen, count, draw = list[tuple[int, SampledRow]](), len(first), random.Random(0)  # noqa: S311
     for count, row in enumerate(numbered, len(first) + 1):
         if len(chosen) < FIRST // 2:
             chosen.append((count, row))
@@ -112,8 +113,9 @@ def unseen(reason: str) -> DataFacts:
     return DataFacts(columns, holdout=HOLDOUT, notes=notes)
 
 
-def found_in(source: str, rows: Sequence[Row], count: int) -> DataFacts:
+def found_in(source: str, sample: Sequence[SampledRow], count: int) -> DataFacts:
     """Columns, template, checker and evaluation rows of data that were read."""
+    rows = [row for _, row in sample if isinstance(row, Mapping)]
     layout = detect_layout(rows, DataSettings(train=source), source)
     columns, notes = columns_found(rows, layout)
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -121,7 +123,7 @@ def found_in(source: str, rows: Sequence[Row], count: int) -> DataFacts:
     used |= {part for name in columns.values() for part in name.split(",")}
     unused = [name for name in names if name not in used]
     mapped = "  ".join(f"{key}={name}" for key, name in columns.items())
-    notes = [f"{count:,} rows, {len(rows):,} looked at", f"columns  {mapped}", *notes]
+    notes = [f"{count:,} rows, {len(sample):,} looked at", f"columns  {mapped}", *notes]
     notes += [layout.note] if layout.name else []
     notes += [f"not used  {', '.join(unused)}"] if unused else []
     asked = asked_rows(rows, layout, columns)
@@ -133,12 +135,13 @@ def found_in(source: str, rows: Sequence[Row], count: int) -> DataFacts:
     if answers.checker_note:
         notes.append(f"checker  {answers.checker}: {answers.checker_note}")
         notes.append(f"instruction  {answers.instruction_note}")
+    kept = {"prompt": "question", "images": "", "answer": ""} | columns
+    notes += rows_refused(source, sample, kept, template, notes)
     evaluation = evaluation_for(source, count, "answer" in columns)
     notes.append(f"evaluation  {evaluation.pop('note')}")
     left = max(1, count - evaluation["holdout"])
     if left < PROMPTS_PER_STEP:
         notes.append(f"train.prompts_per_step  {left}: there are no more rows")
-    kept = {"prompt": "question", "images": "", "answer": ""} | columns
     per_step = min(PROMPTS_PER_STEP, left)
     return DataFacts(kept, template, answers, prompts_per_step=per_step, notes=notes, **evaluation)
 
@@ -161,6 +164,13 @@ def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], 
     if layout.name:
         columns |= columns_of(layout)
         columns = {key: name for key, name in columns.items() if name}
+    unread = [name for name in USUAL_COLUMNS["choices"] if values_of(rows, name)]
+    if unread and "choices" not in columns:
+        first = values_of(rows, unread[0])[0]
+        notes.append(
+            f"the column {unread[0]} is not used: most cells are no options (D104), such as "
+            f"{first!r:.60}; the questions will show none of them"
+        )
     columns = {key: columns[key] for key in USUAL_COLUMNS if key in columns}
     for key, name in columns.items():
         odd = [value for value in values_of(rows, name) if is_refused(key, value)]

@@ -1,15 +1,24 @@
-"""What rows lack that `vistill init` looked at: columns, questions, pictures."""
+"""What rows lack that `vistill init` looked at: columns, questions, pictures; refused rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vistill.answers.values import has_decimal_comma
 from vistill.cli.data_answers import AskedRow
 from vistill.data.column_groups import value_at
+from vistill.data.images import FileImage, image_missing_error, may_be_file
 from vistill.data.layouts import Layout
+from vistill.data.loading import make_reader
+from vistill.data.rows import RowReader
+from vistill.data.settings import Columns, DataSettings
 from vistill.data.sources import USUAL_COLUMNS
 from vistill.errors import DataError, quote_setting
 
 Row = Mapping[str, Any]
+#: The number of a row, and the row or why it cannot be read.
+SampledRow = tuple[int, dict[str, Any] | DataError]
+#: Kinds of refused rows that are shown.
+MOST_KINDS = 3
 
 
 def lacking(
@@ -26,6 +35,13 @@ def lacking(
     if silent and "prompt" in columns:
         share = quote_setting("data.max_bad_share", f"{silent / len(asked) + 0.02:.2f}")
         notes.append(f"{silent} of {len(asked)} rows have no question: {share} sets them aside")
+    answered = [row for row in asked if row.texts and not row.choices]
+    commas = [text for row in answered for text in row.texts[:1] if has_decimal_comma(text)]
+    if len(commas) * 5 > len(answered):
+        notes.append(
+            f"{len(commas)} of {len(answered)} gold answers have a decimal comma, such as "
+            f"{commas[0]}: they are read as two numbers. Write decimals with a point"
+        )
     return notes
 
 
@@ -48,3 +64,52 @@ def has_picture(row: Row, images: str, layout: Layout) -> bool:
         return bool(layout.name and layout.plain_row(row, "").get(layout.columns.images))
     except DataError:
         return True
+
+
+def rows_refused(
+    source: str,
+    sample: Sequence[SampledRow],
+    columns: Mapping[str, str],
+    template: str,
+    notes: Sequence[str],
+) -> list[str]:
+    """Notes on rows that `vistill check` refuses, a line per code; pictures are not decoded.
+
+    Args:
+        source: as the recipe names it.
+        sample: rows with their numbers.
+        columns: our name of a column -> its name in the data.
+        template: the wording of the question.
+        notes: what has been said before. Unreadable cells and empty questions are not repeated.
+    """
+    settings = DataSettings(train=source, columns=Columns(**columns), template=template)
+    try:
+        reader = make_reader(source, settings)
+    except DataError as error:
+        return [f"vistill check refuses these data: {error.code} {error.what}; {error.why}"]
+    refused: dict[str, list[DataError]] = {}
+    for line, row in sample:
+        error = refusal(reader, row, line)
+        if error is not None:
+            refused.setdefault(error.code, []).append(error)
+    if any("(D104)" in note or "have no question" in note for note in notes):
+        refused.pop("D104", None)
+    return [
+        f"{len(errors)} of {len(sample)} rows are refused ({code}), first {errors[0].where}: "
+        f"{errors[0].what}; {errors[0].why}   (vistill check says the fix)"
+        for code, errors in [*refused.items()][:MOST_KINDS]
+    ]
+
+
+def refusal(reader: RowReader, row: dict[str, Any] | DataError, line: int) -> DataError | None:
+    """Why a row cannot be used; None if it can, as far as that shows without decoding."""
+    if isinstance(row, DataError):
+        return row
+    try:
+        prompt = reader.undecoded_prompt(row, line)
+        for image in (*prompt.images, *prompt.thoughts):
+            if isinstance(image, FileImage) and not may_be_file(image.path):
+                raise image_missing_error(image.path, image.where, image.root)
+    except DataError as error:
+        return error
+    return None

@@ -99,7 +99,8 @@ def about_key(key: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
     last = key.rpartition(".")[2]
     others = [other for other in keys if other.rpartition(".")[2] == last and other != key]
     if others:
-        lines.append(f"see also   {', '.join(others[:4])}")
+        see = textwrap.wrap(", ".join(others[:4]), 88, break_on_hyphens=False)
+        lines += [f"{'' if i else 'see also':<11}{row}" for i, row in enumerate(see)]
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from vistill.cli.data_facts import DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
-from vistill.errors import ConfigError, closest, quote_command
+from vistill.data.sources import DATA_SUFFIXES, files_of
+from vistill.errors import ConfigError, DataError, closest, quote_command, quote_path
 from vistill.redaction import mask_secrets
 from vistill.registry import plugin_words
 from vistill.schema import recipe_schema
@@ -41,7 +42,7 @@ data:
   template: {template}              # {{choices}} is filled in too
   text_only: error                  # error | drop | plain: rows without a picture
   on_bad_row: quarantine            # quarantine | stop
-  max_image_tokens: 1024            # Qwen3-VL's own limit would be 16,384 per image
+  max_image_tokens: 1024            # of one image; Qwen3-VL alone would take up to 16,384
 
 rollout:
   per_prompt: 4                     # K sibling responses
@@ -95,6 +96,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     )
     if file.exists():
         raise existing_recipe_error(file, student, teacher, data)
+    check_no_folder(name, student, teacher, data)
     schema, facts = method_schemas()[method], facts_of(data)
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
@@ -129,6 +131,33 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     if facts.answers.instruction and schema["x-writer"] == "data":
         notes.append("data.template asks for no form of the answer: the responses are in the data")
     return summary(file, data, notes, facts)
+
+
+def check_no_folder(name: str, student: str, teacher: str, data: str) -> None:
+    """D102 for data that are a folder, or that have the name of one that does not exist.
+
+    A file that does not exist yet may be written after its recipe.
+    """
+    path = Path(data)
+    may_come = path.suffix and not data.endswith("/") and not path.is_dir()
+    if may_come or data == "diagrams" or data.startswith("hf:") or path.is_file():
+        return
+    try:
+        files_of(data)
+    except DataError as error:
+        files = data_files_in(path)
+        options = ("--student", student, "--teacher", teacher)
+        command = quote_command("vistill", "init", name, *options, *plugin_words())
+        error.fix = f"{command} --data {quote_path(files[0]) if files else 'FILE'}"
+        error.args = (error.render(),)
+        raise
+
+
+def data_files_in(folder: Path) -> list[Path]:
+    """Files of a folder that may hold rows, those for training first."""
+    files = sorted(folder.iterdir())[:5000] if folder.is_dir() else []
+    named = [file for file in files if file.suffix.lower() in DATA_SUFFIXES and file.is_file()]
+    return sorted(named, key=lambda file: "train" not in file.name.lower())
 
 
 def reward_block(schema: Mapping[str, Any], checker: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 from vistill.answers.extract import Take
 from vistill.answers.judge import Question
+from vistill.answers.values import has_decimal_comma
 from vistill.answers.verdict import Verdict
 from vistill.cli.verbs import naming_source
 from vistill.data.gold import numbers_are_values, read_options
@@ -21,6 +22,11 @@ from vistill.registry import checkers, load_plugins
 
 #: Keys of a row that say how it is judged.
 KEYS = ("reply", "gold", "choices", "checker", "take")
+#: What other programs call the reply and the gold answer, in lower case.
+OTHER_NAMES = {
+    "reply": ("reply", "response", "prediction", "pred", "output", "completion", "generated_text"),
+    "gold": ("gold", "answer", "label", "target", "ground_truth", "reference", "solution"),
+}
 #: Columns in which a file may say what the verdict should be.
 EXPECTED = ("correct", "official_correct")
 
@@ -33,6 +39,15 @@ def judge_file(path: Path, checker: str, take: str) -> Iterator[tuple[dict[str, 
         ConfigError: C105, there is no checker of that name.
     """
     rows = list(read_rows(path))
+    if not rows:
+        raise DataError(
+            "D102",
+            "the file holds no reply",
+            where=str(path),
+            why="verdicts on nothing would look like a result",
+            fix="write the replies into the file, a line such as   "
+            '{"reply": "The answer is B.", "gold": "B", "choices": ["30", "40"]}',
+        )
     are_values = rows_hold_values([row for _, row in rows])
     asked = [ask(row, f"{path}:{number}", checker, take, are_values) for number, row in rows]
     for (_, row), (golds, question, name) in zip(rows, asked, strict=True):
@@ -61,6 +76,10 @@ def ask(
         raise row_error(where, f"checker is {name!r:.40}, not a name")
     if name not in checkers:
         raise unknown_checker_error(where, name)
+    if "gold" not in row:
+        keys = ", ".join(map(str, row))
+        why = f"the keys of the row: {keys:.200}{rename_hint('gold', row)}"
+        raise row_error(where, "the row has no `gold`", why)
     try:
         golds, options = read_question(row.get("gold"), row.get("choices"), where, are_values)
     except DataError as error:
@@ -107,12 +126,21 @@ def checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A row with a reply (D104)."""
     if not isinstance(row.get("reply"), str):
         keys = ", ".join(map(str, row)) or "none"
-        raise row_error(where, "`reply` is not text", f"the keys of the row: {keys:.200}")
+        why = f"the keys of the row: {keys:.200}{rename_hint('reply', row)}"
+        shown = f": {row['reply']!r:.40}" if "reply" in row else ""
+        raise row_error(where, f"`reply` is not text{shown}", why)
     for key in row:
         near = [] if key in KEYS else closest(str(key), KEYS, cutoff=0.75)
         if near and near[0] not in row:
             raise row_error(where, f"unknown key {key!r:.40}", f"did you mean {near[0]}?")
     return row
+
+
+def rename_hint(key: str, row: dict[str, Any]) -> str:
+    """Which key of a row is probably the missing one; empty if none is."""
+    names = {str(name).lower(): name for name in row if name != key}
+    near = next((names[name] for name in OTHER_NAMES[key] if name in names), None)
+    return f"; rename {near} to {key}" if near else ""
 
 
 def row_error(where: str, what: str, why: str = "") -> DataError:
@@ -136,6 +164,8 @@ def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) 
         known = {key: row[key] for key in ("id", "gold") if key in row}
         print(json.dumps({**known, **verdict.to_dict()}, ensure_ascii=False))
         counts.update(rows=1, correct=verdict.correct, unparsed=verdict.unparsed)
+        comma = not row.get("choices") and has_decimal_comma(str(row["gold"]))
+        counts.update(commas=comma)
         for name in EXPECTED:
             if isinstance(row.get(name), bool):
                 counts.update(expected=1, agree=row[name] == verdict.correct)
@@ -143,4 +173,7 @@ def print_verdicts(path: Path, checker: str, take: str, plugins: Sequence[str]) 
     text += f"{counts['unparsed']:,} without an answer"
     if counts["expected"]:
         text += f"; {counts['agree']:,} of {counts['expected']:,} as the file expects"
+    if counts["commas"]:
+        text += f"\n{counts['commas']:,} gold answers look like decimals with a comma and are read "
+        text += "as two numbers: if 3,5 means 3.5, write 3.5"
     print(text, file=sys.stderr)

@@ -11,20 +11,22 @@ from typing import Annotated
 
 import typer
 
+from vistill.cli.init_verb import EXAMPLES as INIT_EXAMPLES
+from vistill.cli.init_verb import init
 from vistill.cli.messages import (
     TRACEBACK_VARIABLE,
+    print_result,
     show_crash,
     show_error,
     show_notice,
     show_warning,
     write_error_file,
 )
+from vistill.cli.plan import add_plan
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
-from vistill.display.wrapping import fit_to
 from vistill.errors import Preempted, VistillError
-from vistill.redaction import for_terminal
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
 
@@ -85,24 +87,7 @@ def demo(
         run_demo(run, seeds=seeds, from_scratch=from_scratch)
 
 
-@app.command(rich_help_panel=START, epilog=example("vistill init va-opd --data data/train.jsonl"))
-def init(
-    name: Annotated[
-        str,
-        typer.Argument(help="a method, such as va-opd, vgs or visual-opsd; or the file to write"),
-    ] = "va-opd",
-    student: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-2B-Instruct",
-    teacher: Annotated[str, typer.Option(help="folder or hub id")] = "Qwen/Qwen3-VL-8B-Instruct",
-    data: Annotated[
-        str, typer.Option(help=r"a .jsonl or .parquet file, hf:owner/name\[split], or diagrams")
-    ] = "data/train.jsonl",
-    plugin: Plugins = None,
-) -> None:
-    """Write a commented recipe to start from."""
-    load_plugins(plugin or [])
-    from vistill.cli.init import write_recipe
-
-    print(write_recipe(name, student, teacher, data))
+app.command(rich_help_panel=START, epilog=INIT_EXAMPLES)(init)
 
 
 @app.command(
@@ -178,7 +163,10 @@ def check(
             )
         )
     else:
-        print(fit_to(for_terminal(checks.format_table(findings, fast)), sys.stdout))
+        print_result(checks.format_table(findings, fast))
+
+
+add_plan(app)
 
 
 @app.command(rich_help_panel=RUN, epilog=example("vistill methods train.steps=2 eval.limit=16"))
@@ -274,7 +262,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     from vistill.cli.doctor import format_table, inspect_installation, is_healthy
 
     facts = inspect_installation()
-    print(json.dumps(facts, indent=2) if as_json else format_table(facts))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print_result(format_table(facts))
     raise typer.Exit(0 if is_healthy(facts) else 1)
 
 
@@ -317,7 +308,10 @@ def replay(
         from vistill.training.replay import format_replay
 
         result, at = replay_run(run, step, lambda text: print(text, file=sys.stderr))
-    print(json.dumps(asdict(result), indent=2) if as_json else format_replay(result, at))
+    if as_json:
+        print(json.dumps(asdict(result), indent=2))
+    else:
+        print_result(format_replay(result, at))
     raise typer.Exit(0 if result.same else 1)
 
 

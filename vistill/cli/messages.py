@@ -45,6 +45,11 @@ def print_fitted(text: str) -> None:
     print(fit_to(for_terminal(text), sys.stderr), file=sys.stderr)
 
 
+def print_result(text: str) -> None:
+    """Print what a verb found to stdout, in whole words on a terminal."""
+    print(fit_to(for_terminal(text), sys.stdout))
+
+
 def write_error_file(error: VistillError) -> None:
     """Write the error as JSON to the file that `VISTILL_ERROR_JSON` names."""
     file = os.environ.get("VISTILL_ERROR_JSON")

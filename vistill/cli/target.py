@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vistill.cli.messages import print_result
 from vistill.config import (
     Recipe,
     build_recipe,
@@ -23,7 +24,7 @@ from vistill.config import (
 from vistill.display.run_display import show_phases
 from vistill.errors import ModelError, StorageError, in_place_of, quote_command
 from vistill.runs.chosen_student import resolve_model
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import CHECKPOINT, RunFolder
 from vistill.runs.near_runs import near_run
 from vistill.training.recipe import stored_in
 from vistill.training.run_lock import check_unmasked
@@ -32,9 +33,9 @@ from vistill.training.run_lock import check_unmasked
 def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     """Make the recipe of an evaluation.
 
-    The target is a recipe file, a run folder (with its recipe, data and selected student), or a
-    model (evaluated on diagrams). Results go into `run`, by default a new folder next to the
-    target.
+    The target is a recipe file, a run folder (with its recipe, data and selected student), a
+    student in a run folder (with the recipe and data of its run), or a model (evaluated on
+    diagrams). Results go into `run`, by default a new folder next to the run.
 
     Raises:
         StorageError: S605, a run folder that does not name its data.
@@ -43,10 +44,11 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     if target.endswith((".yaml", ".toml")):
         return load_recipe(target, overrides)
     folder, started = Path(target), ""
-    if (folder / "recipe.json").is_file():
-        check_unmasked(RunFolder(folder), pairs)
-        tree, started = recipe_of_run(folder), target
-        tree["run"] = f"{target.rstrip('/')}-{verb}"
+    run, name = run_of(target)
+    if run:
+        check_unmasked(RunFolder(Path(run)), pairs)
+        tree, started = recipe_of_run(Path(run)), run
+        tree["run"] = f"{run.rstrip('/')}-{verb}{name}"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
         raise no_data_error(target, verb)
@@ -61,6 +63,23 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
     override(tree, pairs)
     origins = dict.fromkeys(pairs, "command line")
     return build_recipe(tree, name=verb, started=started, overrides=origins)
+
+
+def run_of(target: str) -> tuple[str, str]:
+    """The run folder with a recipe that a target belongs to, and what of it the target names.
+
+    `RUN` names nothing more, `RUN/student` gives `-student`, and `RUN/checkpoint-000123/student`
+    gives `-checkpoint-000123`. ("", "") for any other target.
+    """
+    folder = Path(target).absolute()  # `RUN/student` is a link, which is not followed
+    if (folder / "recipe.json").is_file():
+        return target, ""
+    is_checkpoint = CHECKPOINT.fullmatch(folder.parent.name) is not None
+    run = folder.parent.parent if is_checkpoint else folder.parent
+    is_student = folder.name == "student" and (folder / "config.json").is_file()
+    if not is_student or not (run / "recipe.json").is_file():
+        return "", ""
+    return str(run), f"-{folder.parent.name if is_checkpoint else folder.name}"
 
 
 def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_only: bool) -> None:
@@ -81,9 +100,9 @@ def evaluate_target(target: str, overrides: list[str], as_json: bool, advantage_
     if as_json:
         print(json.dumps({**facts, **summary}, indent=2))
         return
-    print(facts_table(facts))
-    print(summary_table(summary, recipe.eval.temperature))
-    print(f"report   {run.path / 'report.html'}")
+    print_result(facts_table(facts))
+    print_result(summary_table(summary, recipe.eval.temperature))
+    print_result(f"report   {run.path / 'report.html'}")
 
 
 def check_name(model: str, role: str = "student") -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vistill.cli.messages import print_result
 from vistill.cli.verbs import USE, Overrides, Plugins, example, naming_source
 from vistill.errors import ConfigError, ModelError, StorageError, quote_setting
 from vistill.registry import load_plugins
@@ -207,7 +208,7 @@ def generate(
                 written = generate_file(recipe, out or default_file(model, data), show, line.show)
         finally:
             line.clear()
-        print(written)
+        print_result(str(written))
 
 
 def recipe_for_rows(model: str, data: str, overrides: list[str]) -> Any:
@@ -261,7 +262,7 @@ def export(
             check_name(model)
         line = CountLine()
         line.show("loading libraries")
-        from vistill.export import export_model
+        from vistill.export import export_model, usage_commands
 
         line.show("exporting", always=line.is_live)
         try:
@@ -269,4 +270,5 @@ def export(
                 exported = export_model(model, to, dtype=dtype, push=push)
         finally:
             line.clear()
-        print(exported)
+        print_result(exported.summary())
+        print(f"\n{usage_commands(exported.folder)}")

@@ -114,6 +114,9 @@ def main(arguments: list[str]) -> int:
         page = f"; page 1 of {pages}, the others are only there" if pages > 1 else ""
         print(f"converted  {path}   (the original stays as {path.name}{ORIGINAL}{page})")
     print(f"{len(converted):,} pictures converted to PNG in {arguments[0]}")
+    several = sum(picture.pages > 1 for picture in converted)
+    if several:
+        print(f"{several:,} of them had several pages: the PNG shows the first one alone")
     return 0
 
 

@@ -126,13 +126,19 @@ def image_missing_error(path: Path, where: str, root: Path) -> DataError:
     folder, hint = "", ""
     with contextlib.suppress(OSError, ValueError):  # advice only
         folder = find_image_folder(path, root)
-        hint = suggest(path.name, similar_names(path))
+        names = similar_names(path)
+        same = [name for name in names if name.casefold() == path.name.casefold()]
+        hint = f'did you mean "{same[0]}"?' if same else suggest(path.name, names)
+    fix = quote_setting("data.images", folder) if folder else NO_IMAGE_FIX
+    if path.name.isdigit() and not folder:  # a table of VLMEvalKit
+        hint = "a number is no picture; it may be the index of a row that holds the picture"
+        fix = "write the picture of that row into this cell, or remove the row"
     return DataError(
         "D201",
         f'image missing: "{path.name}"',
         where=where,
         why=f"looked for {path}   {hint}".rstrip(),
-        fix=quote_setting("data.images", folder) if folder else NO_IMAGE_FIX,
+        fix=fix,
     )
 
 
@@ -143,7 +149,9 @@ def similar_names(path: Path) -> list[str]:
     """
 
     def is_similar(name: str) -> bool:
-        return name[:1] == path.name[:1] and abs(len(name) - len(path.name)) <= 3
+        return (
+            name[:1].casefold() == path.name[:1].casefold() and abs(len(name) - len(path.name)) <= 3
+        )
 
     entries = itertools.islice(os.scandir(path.parent), 5000) if path.parent.is_dir() else []
     return sorted(entry.name for entry in entries if is_similar(entry.name))[:300]

@@ -33,6 +33,8 @@ class QuarantinedRow:
     code: str
     reason: str
     fix: str = ""
+    note: str = ""
+    """What the fix does besides, for the user."""
 
     def to_dict(self) -> dict[str, str]:
         """One line of `quarantine.jsonl`."""
@@ -270,7 +272,9 @@ def read_row(
             error.fix = f"{error.fix}   or skip such rows: data.on_bad_row=quarantine"
             raise
         where = error.where or f"{reader.source}:{line}"
-        bad.append(QuarantinedRow(where, error.code, f"{error.what}; {error.why}", error.fix))
+        bad.append(
+            QuarantinedRow(where, error.code, f"{error.what}; {error.why}", error.fix, error.note)
+        )
         return None
 
 
@@ -322,7 +326,15 @@ def bad_rows_error(bad: Sequence[QuarantinedRow], what: str, fix: str, source: s
         where=first.where,
         why=f"first: {first.reason}",
         fix=fix,
-        note=f"`vistill train` writes every bad row of {source} to quarantine.jsonl",
+        note="\n".join(
+            filter(
+                None,
+                [
+                    first.note,
+                    f"`vistill train` writes every bad row of {source} to quarantine.jsonl",
+                ],
+            )
+        ),
     )
     error.bad_rows = [row.to_dict() for row in bad]
     return error

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from vistill.answers.values import has_decimal_comma
 from vistill.data.boxes import check_boxes_inside, parse_boxes
 from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
 from vistill.data.gold import Gold, is_missing, read_gold, read_options
@@ -31,6 +32,8 @@ from vistill.types import ImageRef, LoadedImage, Prompt
 
 #: Text that a tokenizer may encode as a special token.
 SPECIAL_TOKEN = re.compile(r"<[|\uff5c][A-Za-z0-9_\u2581-]+[|\uff5c]>")
+#: Gold answers per row of VQA v2, TextVQA, VizWiz and OK-VQA: one of each person.
+PEOPLE = 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,16 @@ class RowReader:
     """How many rows were read by which convention, for the user."""
 
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
-        """Make the prompt of a row (`line` counts from 1)."""
+        """Make the prompt of a row (`line` counts from 1); decode its images."""
+        prompt = self.undecoded_prompt(row, line)
+        prompt = with_hashes(self.with_scaled_boxes(prompt), self.look)
+        columns = self.settings.columns if self.layout is None else self.layout.columns
+        plain = row if self.layout is None else self.layout.plain_row(row, prompt.labels["row"])
+        self.count(plain, columns.answer, prompt.answer, prompt.choices)
+        return prompt
+
+    def undecoded_prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
+        """The prompt of a row whose images are neither opened nor decoded."""
         where = f"{self.source}:{line}"
         columns = self.settings.columns if self.layout is None else self.layout.columns
         labels = {"row": where, **self.checker(row, where)}
@@ -74,7 +86,7 @@ class RowReader:
         check_texts(texts, where)
         check_characters([str(identity)], where)
         images = self.images(row, columns.images, where)
-        prompt = Prompt(
+        return Prompt(
             id="" if identity is None else str(identity),
             parts=tuple(place_images(text, images, where)),
             answer=gold,
@@ -85,9 +97,6 @@ class RowReader:
             system=system,
             labels=labels,
         )
-        prompt = with_hashes(self.with_scaled_boxes(prompt), self.look)
-        self.count(row, columns.answer, gold, choices)
-        return prompt
 
     def checker(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         """Read the checker that judges the row, as a label (D104 for an unknown one)."""
@@ -128,8 +137,13 @@ class RowReader:
     def count(self, row: Mapping[str, Any], name: str, gold: Gold, choices: Sequence[str]) -> None:
         """Count the gold answers that a convention changed."""
         value = column_value(row, name)
+        golds = (gold,) if isinstance(gold, str) else gold or ()
         kinds = {
-            "several gold answers: any of them is right": isinstance(gold, tuple),
+            "rows have several gold answers: any of them is right": 1 < len(golds) < PEOPLE,
+            f"rows have {PEOPLE} or more gold answers: the checker vqa gives the full score for 3"
+            " equal ones, the others for any of them": len(golds) >= PEOPLE,
+            "gold answers look like decimals with a comma and are read as two numbers: if 3,5 means"
+            " 3.5, write 3.5": not choices and any(map(has_decimal_comma, golds)),
             "gold answers are indices of options, counted from 0": isinstance(gold, str)
             and bool(choices)
             and re.fullmatch(r"\d{1,2}", str(value).strip()) is not None

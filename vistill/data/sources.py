@@ -17,6 +17,7 @@ from vistill.errors import (
     MissingExtraError,
     closest,
     quote_command,
+    quote_path,
     quote_setting,
     suggest,
 )
@@ -45,10 +46,37 @@ def read_source(source: str) -> Rows:
     if source.startswith("hf:"):
         yield from read_hub_rows(source)
         return
-    for path in files_of(source):
+    paths = files_of(source)
+    for path in paths:
         with path.open("rb") as handle:
             is_parquet = handle.read(4) == PARQUET
-        yield from read_parquet(path) if is_parquet else read_text_file(path)
+        rows = read_parquet(path) if is_parquet else read_text_file(path)
+        yield from rows if paths == [Path(source)] else rows_of_pattern(rows, path)
+
+
+def rows_of_pattern(rows: Rows, path: Path) -> Rows:
+    """Rows of one of the files that a pattern matches; a fix keeps the others and the pattern."""
+    try:
+        for line, row in rows:
+            if isinstance(row, DataError):
+                row.fix = fix_in_place(row.fix, path)
+            yield line, row
+    except DataError as error:
+        error.fix = fix_in_place(error.fix, path)
+        error.args = (error.render(),)
+        raise
+
+
+def fix_in_place(text: str, path: Path) -> str:
+    """A fix that writes a converted copy, as one that keeps the file's name.
+
+    The copy would match the pattern too, and a setting that names it alone would lose the others.
+    """
+    convert = re.fullmatch(r"(iconv .+ UTF-8) \S.* > \S.*   and then   \S.*", text)
+    if convert is None:
+        return text
+    file, original = quote_path(path), quote_path(path.with_name(f"{path.name}.orig"))
+    return f"cp {file} {original} && {convert.group(1)} {original} > {file}"
 
 
 def count_rows(source: str, limit: int | None = None) -> int | None:

@@ -206,7 +206,9 @@ def whole_text(path: Path) -> str:
         return data.decode(utf16_of(data[:2]) or "utf-8-sig")
     except UnicodeDecodeError as error:
         encoding = utf16_of(data[:2]).upper() or guessed_encoding(data)
-        raise encoding_error(path, encoding, str(error)[:200]) from error
+        line = data.count(b"\n", 0, error.start) + 1
+        where = f"{path}:{line}" if encoding != "UTF-16" else ""
+        raise encoding_error(path, encoding, str(error)[:200], where) from error
 
 
 def may_be_document(head: bytes, path: Path) -> bool:

@@ -32,5 +32,5 @@ def legend_html(scale: float) -> str:
     """What the colours mean."""
     return (
         "<p><small>visual advantage of each token; darkest orange: "
-        f"{scale:.1f} nats; the number is in the tooltip</small></p>"
+        f"{scale:.1f} nats, underlined: above half of it; the number is in the tooltip</small></p>"
     )

@@ -52,6 +52,14 @@ def attend(
     return with_repeatable_gradient(out)
 
 
+def attention_dtype(query: Tensor) -> torch.dtype:
+    """The precision of an attention call. Autocast casts its inputs, a mask among them."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return query.dtype
+
+
 def avoids_cudnn(x: Tensor) -> bool:
     """Whether cuDNN's kernels are excluded for a tensor."""
     return x.is_cuda and not ALLOW_CUDNN

@@ -132,7 +132,7 @@ class BlockAttention:
                     (values, block.keys),
                 )
             )
-            out = sdpa.attend(q, k, v, block.mask_as(q.dtype), scaling)
+            out = sdpa.attend(q, k, v, block.mask_as(sdpa.attention_dtype(q)), scaling)
             outputs.append(out.transpose(1, 2).reshape(-1, queries.shape[1]))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined.index_select(0, self.order).view(1, -1, query.shape[1], width)

@@ -12,6 +12,8 @@ from vistill.redaction import escape_control_characters
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+#: Width of a letter of a label, at most.
+LETTER = 7
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,10 @@ def draw_frame(
             f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">'
             f"{tick_text(y, y_ticks)}</text>"
         )
-    out += [
-        f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="middle">{tick_text(x, x_ticks)}</text>'
-        for x in x_ticks
-    ]
+    for x in x_ticks:
+        text = tick_text(x, x_ticks)
+        anchor = "end" if px(x) + LETTER * len(text) / 2 > WIDTH else "middle"
+        out.append(f'<text x="{px(x):.1f}" y="{base + 16}" text-anchor="{anchor}">{text}</text>')
     for x, name in axes.marks:
         at = f"{px(x):.1f}"
         out.append(

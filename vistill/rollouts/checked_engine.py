@@ -51,11 +51,13 @@ class CheckedEngine(WrappedEngine):
         self.vlm = vlm
         self.synced_version: int | None = None
         self.is_asleep = False
+        self.is_closed = False
 
     def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         """Return the checked rollouts of each request."""
+        assert not self.is_closed, "the engine is closed: make a new one"
         assert not self.is_asleep, "the engine sleeps: call wake() before generate()"
         expected = self.synced_version if sampling.weights is None else sampling.weights
         expected = self.inner.version if expected is None else expected
@@ -83,6 +85,12 @@ class CheckedEngine(WrappedEngine):
         if self.is_asleep:
             self.inner.wake()
         self.is_asleep = False
+
+    def close(self) -> None:
+        """Close the inner engine, unless it is closed already."""
+        if not self.is_closed:
+            self.inner.close()
+        self.is_closed = True
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from vistill.data.loading import (
     check_rows_per_step,
     load_train_and_eval,
 )
+from vistill.errors import ConfigError
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
@@ -37,7 +38,12 @@ from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
 from vistill.training.checks.set_aside import refused_rows
 from vistill.training.recipe import ModelSettings, default_settings
-from vistill.training.run_lock import WARMUP, check_recipe_changes, read_lock
+from vistill.training.run_lock import (
+    WARMUP,
+    check_changed_names,
+    check_recipe_changes,
+    read_lock,
+)
 
 
 def check(
@@ -106,14 +112,21 @@ def check_stage(
 ) -> list[CheckResult]:
     """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
-    recipe, state = run_state_in_words(recipe, overridden)
+    try:
+        recipe, state = run_state_in_words(recipe, overridden)
+    except ConfigError:  # what is wrong in the new settings comes first
+        lock = read_lock(RunFolder(Path(recipe.run)))
+        check_changed_names(lock.get("recipe", {}), recipe.located())
+        model_findings(recipe.located(), fast)
+        data_findings(recipe.located())
+        raise
     first = [
         CheckResult("recipe", f"{recipe.method}, {passes_in_words(recipe)}"),
         CheckResult("run", state),
     ]
     check_data = data_findings if fast else run_all_checks
     rest = check_data(recipe.located() if fast else recipe, sheet)
-    return [*first, *model_findings(recipe.located()), *rest, disk_finding(recipe)]
+    return [*first, *model_findings(recipe.located(), fast), *rest, disk_finding(recipe)]
 
 
 def passes_in_words(recipe: Recipe) -> str:
@@ -164,21 +177,21 @@ def is_overridden(key: str, overridden: Sequence[str]) -> bool:
     return of_method or any(key == name or key.startswith(f"{name}.") for name in overridden)
 
 
-def model_findings(recipe: Recipe) -> list[CheckResult]:
+def model_findings(recipe: Recipe, fast: bool) -> list[CheckResult]:
     """The metadata of the models from `config.json`; loads no weights and no hub id."""
     lines = []
     for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
         if model:
-            lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role)))
+            lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role, fast)))
     return lines
 
 
-def model_metadata(name: str, role: str) -> str:
+def model_metadata(name: str, role: str, fast: bool = False) -> str:
     """Family and size of a model in a local folder (M103, M105)."""
     folder = Path(name)
     if not folder.is_dir():
         if looks_like_hub_id(name):
-            return f"{name}, on the hub or in its cache"
+            return f"{name}, on the hub or in its cache" + (": not looked at" if fast else "")
         raise model_not_found_error(name, role)
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from vistill.answers.judge import gold_response, right_answer
 from vistill.answers.math_process import MathJudge, shared_judge
+from vistill.answers.options import gold_letters, read_options
 from vistill.answers.verdict import Verdict
 from vistill.data.judging import JudgeSettings, judge_response
 from vistill.errors import DataError
@@ -16,6 +17,13 @@ from vistill.types import Prompt
 #: Rows that are shown, and characters of a prompt at its beginning and end.
 ROWS, SHOWN = 3, 400
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+#: Checkers that accept more than the gold answer, and by which rule.
+TOLERANT = {
+    "relaxed": "within 5 % of the gold answer",
+    "anls": "a similarity of at least 0.5",
+    "contains": "the gold answer occurs in the reply",
+    "vqa": "3 of 10 people gave this answer",
+}
 
 #: (prompt) -> (text as the model reads it, tokens, image tokens).
 Render = Callable[[Prompt], tuple[str, int, int]]
@@ -62,26 +70,83 @@ def shortened(text: str) -> str:
 
 
 def judged_lines(prompt: Prompt, settings: JudgeSettings, math: MathJudge) -> list[str]:
-    """The gold answer, and what the checker says to it in three forms, and to a wrong answer."""
+    """The gold answer, and what the checker says to it in several forms, and to a wrong answer."""
     if not prompt.golds:
         return ["gold: none, so the row counts in no accuracy"]
     checker = prompt.labels.get("checker") or settings.checker
     most = max(prompt.golds, key=prompt.golds.count)  # of several people, for `vqa`
     gold = right_answer(checker, most)
+    letter = letter_of(gold, prompt, checker)
+    own_letter = f" ({letter})" if letter and most == prompt.gold_text else ""
+    shown = f"{prompt.gold_text}{own_letter}"
     choices = f" of options {', '.join(prompt.choices)}" if prompt.choices else ""
-    lines = [f"gold: {prompt.gold_text}{choices}"]
-    is_read = gold != most  # another text than the cell
-    replies = (f"The answer is {gold}.", gold_response(gold), gold)
-    right = [(reply, judge_response(reply, prompt, settings, math)) for reply in replies]
-    wrong = gold_response(wrong_answer(replace(prompt, answer=gold) if is_read else prompt))
-    other = judge_response(wrong, prompt, settings, math)
+
+    def judge(reply: str) -> Verdict:
+        return judge_response(reply, prompt, settings, math)
+
+    sentence = f"The answer is {gold}" + ("" if gold.endswith((".", "!", "?")) else ".")
+    boxes = [gold_response(form) for form in (letter, gold) if form]
+    right = [(reply, judge(reply)) for reply in (sentence, *boxes, gold)]
     parts = [f"`{reply}` {verdict_in_words(verdict)}" for reply, verdict in right]
+    lines = [f"gold: {shown}{choices}", f"checker: {'; '.join(parts)}"]
     if not all(verdict.correct for _, verdict in right):
-        parts.append("so a right answer in this form counts as wrong")
-    lines.append(f"checker: {'; '.join(parts)}")
-    unexpected = "" if not other.correct else ": this wrong answer is accepted"
-    lines.append(f"checker: `{wrong}` {verdict_in_words(other)}{unexpected}")
-    return lines
+        lines.append(f"note: {lost_forms(right, prompt)}")
+    asked = replace(prompt, answer=gold) if gold != most else prompt  # another text than the cell
+    return [*lines, *wrong_lines(asked, checker, judge)]
+
+
+def letter_of(gold: str, prompt: Prompt, checker: str) -> str:
+    """The letter of the option whose text or value is the gold answer; empty if it is a letter."""
+    if not prompt.choices or checker not in ("auto", "choice"):
+        return ""
+    letters = gold_letters(gold, read_options(prompt.choices))
+    letter = next(iter(letters)) if len(letters) == 1 else ""
+    return "" if letter == gold.strip("() ").upper() else letter
+
+
+def lost_forms(right: Sequence[tuple[str, Verdict]], prompt: Prompt) -> str:
+    """Say which forms of a right answer count, and whether the question asks for one of them."""
+    counted = [reply for reply, verdict in right if verdict.correct]
+    if not counted:
+        return "no form of the gold answer counts here"
+    asks = any("\\boxed" in reply for reply in counted) and "\\boxed" in prompt.text
+    form = "in a box" if asks else f"as `{counted[0]}`"
+    goes_on = ", and the question asks for it" if asks else "; ask for it in data.template"
+    return f"the other form is not read. A right answer counts {form}{goes_on}"
+
+
+def wrong_lines(prompt: Prompt, checker: str, judge: Callable[[str], Verdict]) -> list[str]:
+    """What the checker says to a wrong answer; to a near miss and a wrong one by its rule.
+
+    Args:
+        prompt: with the gold answer as a right reply states it.
+        checker: of the row.
+        judge: gives the verdict on a reply.
+    """
+    moves = [*"LRUD"] if checker in ("maze", "maze_strict") else []
+    wrongs = [gold_response(answer) for answer in moves or [wrong_answer(prompt)]]
+    wrong = next((reply for reply in wrongs if not judge(reply).correct), wrongs[0])
+    verdict = judge(wrong)
+    if not verdict.correct:
+        return [f"checker: `{wrong}` {verdict_in_words(verdict)}"]
+    if checker not in TOLERANT:
+        return [f"checker: `{wrong}` {verdict_in_words(verdict)}: this wrong answer is accepted"]
+    lines = [f"checker: `{wrong}` {verdict_in_words(verdict)}: by its rule, {TOLERANT[checker]}"]
+    for answer in far_answers(prompt.golds[0]):
+        verdict = judge(gold_response(answer))
+        if not verdict.correct:
+            reply = gold_response(answer)
+            return [*lines, f"checker: `{reply}` {verdict_in_words(verdict)}"]
+    return [*lines, "note: no wrong answer was refused"]
+
+
+def far_answers(gold: str) -> list[str]:
+    """Answers that no rule takes for the gold answer: another number or other words."""
+    number = NUMBER.search(gold)
+    numbers = []
+    if number is not None:
+        numbers = [f"{gold[: number.start()]}{3 * float(number[0]) + 7:g}{gold[number.end() :]}"]
+    return [*numbers, "something else", "none of these", "?"]
 
 
 def verdict_in_words(verdict: Verdict) -> str:

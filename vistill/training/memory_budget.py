@@ -3,23 +3,23 @@
 The measured memory is what autograd saves for the backward pass.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vistill.errors import ConfigError
+from vistill.functional.row_chunks import CHUNK_BYTES
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_json, to_json
-from vistill.training.micro_batches import AUTO_TOKENS, PART_TOKENS, BatchSplit
+from vistill.training.held_bytes import GIB, SHARE, HeldBytes, MemoryMeasurement
+from vistill.training.micro_batches import BatchSplit
 from vistill.training.precision import autocast, training_dtype
-from vistill.types import Writer
+from vistill.types import Reader, Writer
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -27,38 +27,11 @@ if TYPE_CHECKING:
 FILE = "memory.json"
 #: Prompts among which the longest one is searched.
 PROMPTS_TO_SEARCH = 64
+#: Bytes of a device that stay unused, for gaps between blocks of the allocator and one layer's
+#: temporary tensors.
+FOR_ALLOCATOR = 1 << 30
 #: Lengths of the two responses that are measured.
 SHORT, LONG = 16, 48
-#: Share of the free memory for saved tensors; the rest is for the loss, temporaries and other
-#: processes.
-SHARE = {"cuda": 0.8, "cpu": 0.5}
-#: Factor on the measured bytes, for temporary tensors.
-MARGIN = 1.2
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class HeldBytes:
-    """Bytes that all passes with gradient together hold for the backward pass."""
-
-    prompt_token: float
-    """Per token of a prompt, its share of the image included."""
-    response: float
-    """Per response and token of its prompt, in addition to the tokens of the response."""
-    response_token: float
-    """Per token of a response."""
-
-    def prompt(self, tokens: int) -> float:
-        """Bytes of a prompt."""
-        return MARGIN * tokens * self.prompt_token
-
-    def one_response(self, prompt_tokens: int, tokens: int) -> float:
-        """Bytes of a response."""
-        return MARGIN * (prompt_tokens * self.response + tokens * self.response_token)
-
-    def least(self, prompt_tokens: int, tokens: int) -> float:
-        """Bytes of the smallest part: one prompt and one of its responses."""
-        return self.prompt(prompt_tokens) + self.one_response(prompt_tokens, tokens)
 
 
 def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
@@ -87,7 +60,8 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
     if known.get("question") == question:
         return BatchSplit(**known["split"])
     measured, budget = measure_memory(setup), memory_budget(setup)
-    split = measured.choose_split(budget, question["response_tokens"], folder.path)
+    limit = None if setup.train.memory is not None else memory_limit(setup)
+    split = measured.choose_split(budget, question["response_tokens"], folder.path, limit)
     held = {**asdict(measured.held), "longest_prompt": measured.longest}
     folder.write(
         FILE,
@@ -98,62 +72,6 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
         f"{split.part_tokens:,} response tokens, within {budget / GIB:.3g} GiB"
     )
     return split
-
-
-@dataclass(frozen=True)
-class MemoryMeasurement:
-    """What the longest prompt holds, and how long it is."""
-
-    held: HeldBytes
-    longest: int
-    """Tokens of the longest prompt."""
-    can_limit_images: bool = True
-    """Whether the family can shrink images to a limit of tokens."""
-
-    def choose_split(self, budget: float, response_tokens: int, where: Path) -> BatchSplit:
-        """The largest split within limits and budget; half of the budget is for prompts."""
-        held, longest = self.held, self.longest
-        if held.least(longest, response_tokens) > budget:
-            raise self.too_small_error(budget, response_tokens, where)
-        # a prompt that needs more than half is alone in its micro-batch; prompts may need less than
-        # half
-        for_prompts = max(min(budget / 2, held.prompt(AUTO_TOKENS)), held.prompt(longest))
-        tokens = min(AUTO_TOKENS, int(for_prompts / max(1.0, held.prompt(1))))
-        part = int((budget - for_prompts) / (MARGIN * held.response_token))
-        if part >= 2 * PART_TOKENS:
-            return BatchSplit(tokens=tokens, part_tokens=PART_TOKENS)
-        overhead = math.ceil(longest * held.response / held.response_token)
-        return BatchSplit(tokens=tokens, part_tokens=part, overhead=overhead)
-
-    def too_small_error(self, budget: float, response_tokens: int, where: Path) -> ConfigError:
-        """C104 with settings that fit."""
-        held, longest = self.held, self.longest
-        least = held.least(longest, response_tokens)
-        fits = int(
-            (budget / MARGIN - longest * (held.prompt_token + held.response)) / held.response_token
-        )
-        for_prompt = budget / MARGIN - response_tokens * held.response_token
-        shorter = int(for_prompt / (held.prompt_token + held.response))
-        image = (
-            f"   or data.max_image_tokens={shorter // 2}"
-            if shorter >= 16 and self.can_limit_images
-            else ""
-        )
-        smaller = f"   or rollout.max_new_tokens={fits}" if fits >= 1 else image
-        return ConfigError(
-            "C104",
-            f"one prompt with one response needs {least / GIB:.3g} GiB, "
-            f"the budget is {budget / GIB:.3g} GiB",
-            where=str(where),
-            why=f"the longest prompt has {longest:,} tokens, a response up to {response_tokens:,};"
-            "\nmeasured for the backward pass: "
-            f"{held.prompt_token / 1024:,.0f} KiB per prompt token, "
-            f"{held.response_token / 1024:,.0f} KiB per response token",
-            fix=f"train.memory={1.05 * least / GIB:.3g}{smaller}",
-            note=f"with this prompt, responses of up to {fits:,} tokens fit"
-            if fits >= 1
-            else f"with such a response, prompts of up to {max(0, shorter):,} tokens fit",
-        )
 
 
 def longest_response(setup: "RunSetup") -> int:
@@ -169,54 +87,129 @@ def measure_memory(setup: "RunSetup") -> MemoryMeasurement:
     """Measure the longest of the first prompts under the view of every pass with gradient."""
     models = setup.models
     views = [p.view for p in setup.objective.passes() if p.gradient]
-    held = {"prompt": 0.0, "short": 0.0, "long": 0.0}
+    readings = []
     longest = 1
     for view in views:
-        encoded = max(
-            (models.encode(p, view) for p in setup.train_prompts[:PROMPTS_TO_SEARCH]),
-            key=lambda e: (len(e.ids), e.num_image_tokens),
+        of_view = longest_and_shortest(
+            models.encode(p, view) for p in setup.train_prompts[:PROMPTS_TO_SEARCH]
         )
-        longest = max(longest, len(encoded.ids))
-        for name, amount in measure_prompt(models.student, encoded, setup).items():
-            held[name] += amount
-    token = max(1.0, (held["long"] - held["short"]) / (LONG - SHORT))
-    fixed = max(0.0, held["short"] - SHORT * token)
+        longest = max(longest, len(of_view[0].ids))
+        readings.append(measure_prompt(models.student, *of_view, setup))
     return MemoryMeasurement(
-        HeldBytes(held["prompt"] / longest, fixed / longest, token),
+        HeldBytes(
+            sum(r.prompt for r in readings) / longest,
+            sum(r.response for r in readings) / longest,
+            max(1.0, sum(r.token for r in readings)),
+            max(r.copies for r in readings),  # views share them; one without an image has fewer
+        ),
         longest,
         models.student.family.can_limit_image_tokens,
     )
 
 
-def measure_prompt(vlm: VLM, prompt: EncodedPrompt, setup: "RunSetup") -> dict[str, float]:
-    """Bytes that a prompt, a short response and a longer one hold."""
+def longest_and_shortest(prompts: Iterable[EncodedPrompt]) -> tuple[EncodedPrompt, EncodedPrompt]:
+    """The longest prompt, and the shortest one of its kind: with an image, or without."""
+    longest: EncodedPrompt | None = None
+    shortest: dict[bool, EncodedPrompt] = {}
+    for prompt in prompts:
+        size = len(prompt.ids), prompt.num_image_tokens
+        if longest is None or size > (len(longest.ids), longest.num_image_tokens):
+            longest = prompt
+        other = shortest.setdefault(prompt.has_image, prompt)
+        if len(prompt.ids) < len(other.ids):
+            shortest[prompt.has_image] = prompt
+    assert longest is not None, "a run has prompts"
+    return longest, shortest[longest.has_image]
+
+
+@dataclass(frozen=True)
+class ReadingBytes:
+    """Bytes that autograd saves for one prompt and its responses under one view."""
+
+    prompt: float
+    response: float
+    """Per response, in addition to its tokens."""
+    token: float
+    """Per token of a response."""
+    copies: float
+    """Copies of weights in the precision of the step; the prompt and all responses share them."""
+
+
+def measure_prompt(
+    vlm: VLM, prompt: EncodedPrompt, shortest: EncodedPrompt, setup: "RunSetup"
+) -> ReadingBytes:
+    """Measure readings of a prompt and of responses in one autocast context, as a step has them.
+
+    The difference between one and two prompts, or responses, is what one of them holds. What is
+    left are the copies of weights that autocast makes, once for all readings.
+
+    Args:
+        vlm: the student.
+        prompt: the longest prompt.
+        shortest: a short one with an image if the longest has one. Two of it are read at once.
+        setup: of the run.
+    """
     token = vlm.stop_ids[0]
-    group = EncodedGroup(prompt, ((token,) * SHORT, (token,) * LONG))
-    was_training = vlm.model.training
-    vlm.model.train()
-    model = vlm.model
+    responses = ((token,) * SHORT, (token,) * LONG, (token,) * LONG)
+    model, was_training = vlm.model, vlm.model.training
+    has_copies = training_dtype(setup.train, vlm.device) is not torch.float32
+    of_prompts = 0.0
+
+    def open_prompts(*prompts: EncodedPrompt) -> tuple[dict[int, int], Any]:
+        groups = [EncodedGroup(p, responses) for p in prompts]
+        return saved_storages(model, lambda: open_reading(vlm, groups, cut=True))
+
+    model.train()
     with autocast(setup.train, vlm.device):
-        of_prompt, reading = held_bytes(model, lambda: open_reading(vlm, [group], cut=True))
-        of_short, _ = held_bytes(model, lambda: reading.read([(0, 0)]))
-        of_long, _ = held_bytes(model, lambda: reading.read([(0, 1)]))
+        if has_copies:
+            one, two = (sum(open_prompts(*[shortest] * n)[0].values()) for n in (1, 2))
+            of_prompts = max(0.0, 2.0 * one - two)
+        saved, reading = open_prompts(prompt)
+        short, long, both = (
+            saved_storages(model, lambda indices=indices: reading.read(indices))[0]
+            for indices in ([(0, 0)], [(0, 1)], [(0, 1), (0, 2)])
+        )
     model.train(was_training)
-    return {"prompt": of_prompt, "short": of_short, "long": of_long}
+    short_bytes, long_bytes = float(sum(short.values())), float(sum(long.values()))
+    per_token = (long_bytes - short_bytes) / (LONG - SHORT)
+    fixed = max(0.0, short_bytes - SHORT * per_token)
+    of_responses = 0.0
+    if has_copies:
+        per_response = max(0.0, sum(both.values()) - long_bytes - LONG * per_token)
+        of_responses, fixed = max(0.0, fixed - per_response), min(fixed, per_response)
+    in_both = float(sum(size for key, size in saved.items() if key in short))
+    return ReadingBytes(
+        prompt=max(0.0, sum(saved.values()) - of_prompts),
+        response=fixed,
+        token=per_token,
+        copies=of_prompts + max(0.0, of_responses - in_both),
+    )
 
 
 def held_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[float, Any]:
     """Bytes that autograd saves during some work, and its result: each storage once, no weights."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved, result = saved_storages(model, work)
+    return float(sum(saved.values())), result
+
+
+def saved_storages(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[dict[int, int], Any]:
+    """Bytes of each storage that autograd saves during some work, without weights; its result.
+
+    Storages are named by their address in the process, not by that of their data, so that a model
+    without data can be measured.
+    """
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = work()
-    return float(sum(saved.values())), result
+    return saved, result
 
 
 def memory_budget(setup: "RunSetup") -> float:
@@ -224,13 +217,41 @@ def memory_budget(setup: "RunSetup") -> float:
     if setup.train.memory is not None:
         return setup.train.memory * GIB
     device = setup.models.student.device
-    trainable = sum(
-        p.numel() * p.element_size()
-        for p in setup.models.student.model.parameters()
-        if p.requires_grad
-    )
-    free = max(0.0, free_bytes(device) - 3.0 * trainable)  # a gradient and AdamW's two moments
-    return SHARE.get(device.type, 0.5) * free
+    return SHARE.get(device.type, 0.5) * free_for_step(setup)
+
+
+def memory_limit(setup: "RunSetup") -> float:
+    """Bytes that saved tensors can have at all: the free memory without what the loss needs.
+
+    The loss needs a chunk of logits for each pass, the gradient of the head, and the states of the
+    passes without gradient. On a CPU other processes need memory too, so the budget is the limit.
+    """
+    device = setup.models.student.device
+    if device.type == "cpu":
+        return 0.0
+    models, passes = setup.models, setup.objective.passes()
+    scored = [p for p in passes if not p.gradient]
+    student: Any = models.student.model.get_output_embeddings()
+    head = float(student.weight.numel() * student.weight.element_size())
+    rows = setup.train.prompts_per_step * setup.rollout.per_prompt * longest_response(setup)
+    states = 0.0
+    for p in scored:
+        if p.keep != "log_prob":
+            vlm = models.teacher if p.reader is Reader.TEACHER else models.student
+            layer: Any = vlm.model.get_output_embeddings() if vlm is not None else student
+            states += rows * layer.weight.shape[1] * layer.weight.element_size()
+    chunks = float(CHUNK_BYTES.get(device.type, 0) * (1 + len(scored)))
+    return max(0.0, free_for_step(setup) - head - chunks - states - FOR_ALLOCATOR)
+
+
+def free_for_step(setup: "RunSetup") -> float:
+    """Free bytes after the first step: gradient, moments and copies of the student will exist."""
+    weights = list(setup.models.student.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
+    readers = {p.reader for p in setup.objective.passes()}
+    copies = len(readers & {Reader.EMA, Reader.REFERENCE} - setup.models.copies.keys())
+    later = 3.0 * trained + copies * sum(p.numel() * p.element_size() for p in weights)
+    return max(0.0, free_bytes(setup.models.student.device) - later)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -18,3 +18,17 @@ def autocast(train: TrainSettings, device: torch.device) -> AbstractContextManag
     if training_dtype(train, device) is torch.bfloat16:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def share_weight_copies(
+    train: TrainSettings, device: torch.device
+) -> AbstractContextManager[object]:
+    """Inside, all autocast contexts share the copies of weights that they make.
+
+    Autocast drops its copies when its outermost context ends. Without this the prompts of a
+    micro-batch and each part of its responses would hold copies of their own. No weight may change
+    inside.
+    """
+    if training_dtype(train, device) is torch.bfloat16:
+        return torch.autocast(device.type, torch.bfloat16, enabled=False)
+    return nullcontext()

@@ -63,6 +63,8 @@ class Replayed:
     """Keys of the recipe that changed at a resume: earlier steps had other values."""
     from_journal: list[int] = field(default_factory=list)
     """Steps with responses from the journal; those of the other steps were written again."""
+    from_older_version: list[int] = field(default_factory=list)
+    """Steps that a version without unscaled loss terms logged (`is_of_older_version`)."""
 
     @property
     def same(self) -> bool:
@@ -190,6 +192,12 @@ def restore_before(
     return RunState()
 
 
+def is_of_older_version(logged: dict[str, Any]) -> bool:
+    """Whether a version up to commit f223428 logged a step: it logged no coefficients of terms."""
+    groups = {name.split("/")[0] for name in logged if "/" in name}
+    return "loss" in groups and "coefficient" not in groups
+
+
 def compare_metrics(
     replayed: Replayed, step: int, logged: dict[str, Any], metrics: dict[str, float]
 ) -> None:
@@ -197,6 +205,8 @@ def compare_metrics(
 
     Values that only this version logs are left out: there is nothing to compare them with.
     """
+    if is_of_older_version(logged):
+        replayed.from_older_version.append(step)
     recomputed = json.loads(to_json({"step": step, **metrics}))
     replayed.compared[step] = len(logged) - 1
     replayed.differences[step] = {
@@ -228,6 +238,12 @@ def format_replay(replayed: Replayed, step: int) -> str:
         lines.append(
             f"accepted since the run began: {', '.join(replayed.accepted)}; "
             "steps before that had other values"
+        )
+    if first in replayed.from_older_version:
+        lines.append(
+            "an earlier version of vistill logged this step: its learning rate warmed up above "
+            "train.lr, and its loss/* are times their coefficients; only that version gives the "
+            "same values"
         )
     for name, (logged, recomputed) in list(differ.items())[:6]:
         lines.append(f"  {name:<28} logged {logged!r}, recomputed {recomputed!r}")

@@ -156,7 +156,7 @@ def has_old_warmup(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> boo
         return False
     settings = recipe.get("train", {})
     share, steps = settings.get("schedule", {}).get("warmup", 0.05), settings.get("steps")
-    return not (steps and float(share * steps).is_integer())
+    return share > 0 and not (steps and float(share * steps).is_integer())
 
 
 def old_warmup_error(recipe: Mapping[str, Any]) -> ConfigError:

@@ -33,6 +33,7 @@ from vistill.training.journal import chain_key
 from vistill.training.micro_batches import halve_micro_batches
 from vistill.training.models_of_run import Models
 from vistill.training.optim import learning_rate
+from vistill.training.precision import share_weight_copies
 from vistill.training.response_source import write_groups
 from vistill.training.run_state import RunState
 from vistill.training.step_inputs import (
@@ -247,7 +248,8 @@ def accumulate_gradient(
 
     def attempt(times: int) -> tuple[float, dict[str, float]]:
         halved = with_smaller_parts(inputs, times)
-        return compute_gradient(context, halved, batch, signals, poll, only)
+        with share_weight_copies(context.train, context.models.student.device):
+            return compute_gradient(context, halved, batch, signals, poll, only)
 
     return context.memory_retry.run_halving("learn", sizes, attempt)
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vistill.types import ImageRef, LoadedImage, Prompt, View
-from vistill.views.partners import no_partner_error
+from vistill.views.partners import images_of_partner, no_partner_error
 from vistill.views.pictures import add_noise, mask_patches, noise_like, pixelate, shrink
 from vistill.views.privileged import blank, mismatched, noisy, with_thoughts
 from vistill.views.registry import ViewContext
@@ -44,7 +44,8 @@ def swapped(prompt: Prompt, context: ViewContext) -> Prompt:
     """
     if not prompt.images:
         return prompt
-    others = context.partner.images if context.partner is not None else ()
+    partner = context.partner
+    others = [] if partner is None else images_of_partner(prompt.images, partner.images)
     if not others:
         raise no_partner_error(prompt, View.SWAPPED)
     return _with_pictures(
@@ -113,7 +114,10 @@ def privileged_mismatched(prompt: Prompt, context: ViewContext) -> Prompt:
         DataError: D309, no other row has thoughts. The row's own thoughts are never shown.
     """
     own = thoughts_of(prompt, context.thought)
-    others = thoughts_of(context.partner, context.thought) if context.partner is not None else []
+    partner = context.partner
+    others = (
+        [] if partner is None else images_of_partner(own, thoughts_of(partner, context.thought))
+    )
     if own and not others:
         raise no_partner_error(prompt, View.PRIVILEGED_MISMATCHED)
     return with_thoughts(prompt, mismatched(own, others))

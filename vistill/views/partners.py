@@ -67,7 +67,7 @@ class Partners(Mapping[str, Prompt]):
         return next((other for other in following if self.differs(prompt, other)), None)
 
     def differs(self, prompt: Prompt, other: Prompt) -> bool:
-        """Whether every view shows at least one image of the other row that this row does not have.
+        """Whether every view has an image of the other row that this row does not have.
 
         A row that cannot be read counts as different: the error follows when the row is shown.
         """
@@ -130,6 +130,18 @@ def pixel_digest(image: ImageRef) -> str:
     """xxh3-128 of the decoded pixels in RGB, and of the size."""
     picture = image.load().convert("RGB")
     return xxhash.xxh3_128(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+def images_of_partner(own: Sequence[ImageRef], others: Sequence[ImageRef]) -> list[ImageRef]:
+    """The images of the partner row that this row does not have itself, in order.
+
+    Rows of several images often share one (a legend, the figure of a page) next to those that
+    differ. A partner (`Partners`) has at least one image of its own.
+    """
+    if len(own) <= 1 and len(others) <= 1:
+        return list(others)
+    digests = {pixel_digest(image) for image in own}
+    return [image for image in others if pixel_digest(image) not in digests]
 
 
 def no_partner_error(prompt: Prompt, view: View) -> DataError:

@@ -161,7 +161,7 @@ def read_bare(  # noqa: PLR0911 - one return per form
     taken_back = reader.denies(stated) or is_taken_back(plain[len(stated) :])
     if not named and len(COPULA.findall(stated)) == 1 and not taken_back:
         named = reader.by_value(predicate(stated))
-    return named or None
+    return named or reader.by_place(plain) or None
 
 
 def names_another(letters: Letters, reader: ChoiceReader) -> bool:
@@ -307,6 +307,8 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     if letters or not with_texts or not len(reader.options):
         return letters
     named = option_in(raw, reader.options)
+    if not named and (place := reader.by_place(strip_markup(raw))):
+        return place
     if named or not CONCLUDES.match(raw):
         return reader.letters_of(named)
     return reader.by_value(only_number(strip_markup(raw)))

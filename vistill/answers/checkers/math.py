@@ -32,6 +32,8 @@ from vistill.answers.reading import (
 from vistill.answers.values import is_mathematical, parse_number, parse_value
 from vistill.answers.verdict import Verdict
 
+#: A word between others, which is no function as in `2 log 7`.
+WORD_BETWEEN = re.compile(r"\w\s(?!(?:sin|cos|tan|cot|sec|csc|log)\s)\w{3,}\s\w")
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.^])[-+]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,20})?(?![A-Za-z0-9_^])"
 )
@@ -41,7 +43,8 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b"
+    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect"
+    r"|oder|nicht|keine?|mehr als|weniger als|mindestens|höchstens|über|unter)\b"
     r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
     re.IGNORECASE,
 )
@@ -87,6 +90,10 @@ OR_OTHER = re.compile(
     r"\s\((?:or|maybe|perhaps|possibly|alternatively|or maybe|or perhaps),?\s([^()]{1,60})\)$",
     re.IGNORECASE,
 )
+#: Two forms of one value: `1/4, or 25%`.
+TWO_FORMS = re.compile(
+    r"([^,;()]{1,60}?),?\s(?:or(?: equivalently)?|which (?:is|equals))\s([^,;()]{1,60})"
+)
 #: The name of a length, an angle or a variable.
 NAME = re.compile(r"(?:\\angle\s?|∠\s?)?(?:[A-Z]{1,4}|[a-z])")
 #: The total at the end of a sentence: `6 apples and 2 pears; total 8`.
@@ -120,6 +127,8 @@ def read_math(plain: str, rule: str) -> Reading | None:
     bare = without_lead_in(plain)
     if rule not in ("box", "tag") and (CHANGED.search(bare) or is_taken_back_number(bare)):
         return None
+    if both := same_in_two_forms(bare) or same_in_two_forms(predicate(bare)):
+        return Reading(both)
     if SEVERAL.search(bare):
         return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
     stated = cut_clause(bare)
@@ -135,6 +144,15 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def same_in_two_forms(plain: str) -> tuple[str, ...]:
+    """The forms of one number: of `1/4, or 25%`, but not of `1/4 or 1/3`; else none."""
+    match = TWO_FORMS.fullmatch(plain)
+    if match is None:
+        return ()
+    forms = match.group(1).strip(), match.group(2).strip()
+    return forms if same_number(*map(parse_value, forms)) else ()
 
 
 def offers_another(plain: str) -> bool:
@@ -172,7 +190,7 @@ def is_value(text: str) -> bool:
     if value.number is not None:
         return True
     form = value.form
-    return len(form) <= 400 and is_mathematical(form) and not re.search(r"\w\s\w{3,}\s\w", text)
+    return len(form) <= 400 and is_mathematical(form) and not WORD_BETWEEN.search(text)
 
 
 def only_number(sentence: str) -> str:

@@ -4,11 +4,12 @@ import json
 import re
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from vistill.answers.boxes import Span, Take, find_strong
 from vistill.answers.compare import Mathematics
-from vistill.answers.extract import whole
+from vistill.answers.extract import find_phrases, whole
 from vistill.answers.reading import with_gold
 from vistill.answers.verdict import Verdict
 
@@ -23,6 +24,8 @@ BETWEEN = r"[\s,;>\"'\-]{0,6}(?:\d{1,3}[.)]\s{1,3})?"
 MOVES = re.compile(
     rf"[\s\[\"'`*]{{0,6}}(?:1[.)]\s{{1,3}})?({STEP}(?:{BETWEEN}{STEP}){{0,400}}|[LRUD]{{2,400}}(?![A-Za-z]))"
 )
+#: Rules whose span must hold a plan and nothing else, and the signs that may follow it.
+ALONE, ENDS = ("bare", "phrase", "line", "option"), " .]\"'`*\n"
 
 
 def is_maze(rows: Sequence[object]) -> bool:
@@ -96,13 +99,14 @@ def shortest_plan(grid: list[str]) -> list[str]:
 
 
 def find_plan(text: str, take: Take) -> tuple[Span, list[str]] | None:
-    """The plan of a reply: in a box or tag, or behind `Action plan:`, or the whole reply."""
+    """The plan of a reply: in a box or tag, behind `Action plan:` or `The answer is`, or all."""
     spans = [Span(m.end(), min(len(text), m.end() + 3000), "plan") for m in PLAN.finditer(text)]
-    spans = sorted([*find_strong(text), *spans[:100], *spans[-100:]], key=lambda span: span.start)
+    spans = [*spans[:100], *spans[-100:], *islice(find_phrases(text, take), 100)]
+    spans = sorted([*find_strong(text), *spans], key=lambda span: span.start)
     ordered = spans if take == "first" else spans[::-1]
     for span in [*ordered[:50], whole(text)]:
         match = MOVES.match(text, span.start, span.end)
-        if match and (span.rule != "bare" or not text[match.end() : span.end].strip(" .]\"'`*\n")):
+        if match and (span.rule not in ALONE or not text[match.end() : span.end].strip(ENDS)):
             moves = [m.group(0)[0].upper() for m in MOVE.finditer(match.group(1))]
             if not moves:
                 moves = list(match.group(1).upper())

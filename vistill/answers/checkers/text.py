@@ -8,7 +8,7 @@ from vistill.answers.compare import Mathematics, same_value
 from vistill.answers.corrections import settle
 from vistill.answers.denials import is_no_statement
 from vistill.answers.extract import Commitment, Take, find_explicit, is_cut_in_box, sentences, whole
-from vistill.answers.normalise import strip_markup, text_form
+from vistill.answers.normalise import MOST_CHARACTERS, strip_markup, text_form
 from vistill.answers.reading import (
     after_negation,
     cut_clause,
@@ -102,8 +102,12 @@ def decide(
     response: str, answer: str, choices: tuple[str, ...], take: Take, math: Mathematics | None
 ) -> Verdict:
     """The verdict on a reply after `readable`, with one gold answer."""
-    commit = find_words(response, take)
     gold_form = text_form(answer)
+    if gold_form and len(response) <= MOST_CHARACTERS and text_form(response) == gold_form:
+        span = whole(response)  # however long the gold answer is, and whatever it says
+        where = (span.start, span.end)
+        return Verdict(response.strip(), True, "bare", where, gold_form, gold_form)
+    commit = find_words(response, take)
     if commit is None or commit.form is None:
         return Verdict(None, False, gold_form=gold_form, reason="the reply commits to no answer")
     same = [

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vistill.data.decoding import to_rgb
-from vistill.errors import ConfigError, DataError
+from vistill.errors import DataError
 from vistill.flops_counter import is_counting
 from vistill.models.decode_attention import DecodeAttention
 from vistill.models.families.inputs import (
@@ -45,7 +45,8 @@ from vistill.models.families.layers import (
     tower_weights,
     weights_except,
 )
-from vistill.models.families.processors import naming_processor
+from vistill.models.families.limits import image_limit_error, tokens_of_large_images
+from vistill.models.families.processors import find_chat_template, naming_processor
 from vistill.models.flops import ModelFlops, ReadTokens, count_reading, model_flops
 from vistill.models.sharing import ATTENTION_NAME
 from vistill.types import PilImage
@@ -74,9 +75,7 @@ class Family(ABC):
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Any) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.image_id = int(config.image_token_id)
-        placeholder = tokenizer.convert_ids_to_tokens(self.image_id)
-        assert isinstance(placeholder, str)
-        self.placeholder = placeholder
+        self.placeholder = str(tokenizer.convert_ids_to_tokens(self.image_id))
 
     @classmethod
     def load(cls, name: str, config: Any, revision: str | None) -> "Family":
@@ -86,6 +85,7 @@ class Family(ABC):
                 name, revision=revision, trust_remote_code=False
             )
             processor = cls.processor_type.from_pretrained(name, revision=revision or "main")
+        tokenizer.chat_template = find_chat_template(name, tokenizer, revision)
         return cls(config, tokenizer, processor)
 
     def describe(self) -> str:
@@ -188,12 +188,11 @@ class Family(ABC):
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
-        raise ConfigError(
-            "C101",
-            f"data.max_image_tokens = {limit}, but the family {self.name} does not support a limit",
-            why="the model fixes the number of tokens of an image",
-            fix="data.max_image_tokens=null",
-        )
+        counts = tokens_of_large_images(self.image_tokens)
+        if len(counts) == 1 and max(counts) <= limit:  # every image has these few
+            return
+        why = "the model fixes the number of tokens of an image"
+        raise image_limit_error(limit, f"the family {self.name} does not support a limit", why)
 
     def encoding_problem(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
         """Why image tokens or image tensors do not match the images, or None if they match."""

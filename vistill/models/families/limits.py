@@ -3,14 +3,32 @@
 Each rule sets a value that should be enough. The adapter then measures images of several sizes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from vistill.errors import ConfigError
+from vistill.models.families.processors import plain_image
+from vistill.types import PilImage
+
+#: Sizes of large images, by which a limit of image tokens is tried.
+LARGE_SIZES = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
 #: Model types with a rule.
 PIXEL_AREA = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 FRAME_AREA = ("glm4v", "glm4v_moe", "glm46v")
 LONGEST_EDGE = ("pixtral", "mistral3")
 CROPS = ("internvl",)
 SPLITS = ("smolvlm", "idefics3")
+
+
+def tokens_of_large_images(image_tokens: Callable[[PilImage], int]) -> set[int]:
+    """The numbers of tokens that large images of several sizes take."""
+    return {image_tokens(plain_image(size)) for size in LARGE_SIZES}
+
+
+def image_limit_error(limit: int, what: str, why: str) -> ConfigError:
+    """C101 for a limit of image tokens that a model does not keep."""
+    what = f"data.max_image_tokens = {limit}, but {what}"
+    return ConfigError("C101", what, why=why, fix="data.max_image_tokens=null")
 
 
 def rule_of(processor: Any, model_type: str) -> str:

@@ -14,11 +14,16 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from vistill.data.decoding import to_rgb
 from vistill.data.rows import special_token_error
-from vistill.errors import ConfigError, DataError
+from vistill.errors import DataError
 from vistill.models.families.base import Family, base_model
 from vistill.models.families.inputs import EncodedPrompt, pad_to_common_shape, token_rows
-from vistill.models.families.limits import has_limit, set_image_token_limit
-from vistill.models.families.processors import PlainImages, load_processor, plain_image
+from vistill.models.families.limits import (
+    has_limit,
+    image_limit_error,
+    set_image_token_limit,
+    tokens_of_large_images,
+)
+from vistill.models.families.processors import PlainImages, load_processor
 from vistill.types import PilImage
 
 #: Keywords of a processor's output that the adapter itself handles or leaves out.
@@ -179,15 +184,13 @@ class ProcessorFamily(Family):
         if self.can_limit_image_tokens:
             set_image_token_limit(self.processor, self.model_type, limit)
         self.plain = PlainImages(self.processor)
-        sizes = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
-        most = max(self.image_tokens(plain_image(size)) for size in sizes)
-        if not self.can_limit_image_tokens or most > limit:
-            raise ConfigError(
-                "C101",
-                f"data.max_image_tokens = {limit}, but an image of {self.describe()} takes"
-                f" {most} tokens",
-                why="its processor has no setting that keeps images below the limit",
-                fix="data.max_image_tokens=null",
+        counts = tokens_of_large_images(self.image_tokens)
+        is_limited, most = self.can_limit_image_tokens or len(counts) == 1, max(counts)
+        if not is_limited or most > limit:
+            raise image_limit_error(
+                limit,
+                f"an image of {self.describe()} takes {most} tokens",
+                "its processor has no setting that keeps images below the limit",
             )
 
     def encoding_problem(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:

@@ -2,9 +2,11 @@
 
 import copy
 import importlib.util
+import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from transformers.image_utils import make_flat_list_of_images
 
 from vistill.errors import MissingExtraError, ModelError
+from vistill.models.processor_files import IMAGE, OLD_TEMPLATE, PROCESSOR, find_model_file
 from vistill.types import PilImage
 
 #: Packages of the extra `families`, which processors of transformers import.
@@ -21,6 +24,9 @@ PACKAGES = ("torchvision", "num2words")
 KEPT_SIZES = 512
 #: A colour that no usual normalisation turns into 0: some models drop an image that is all 0.
 COLOUR = (90, 140, 200)
+#: Any of these files is a tokenizer.
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+NO_TEMPLATE = "it has no chat template, so no prompt can be written"
 
 
 def load_processor(name: str, revision: str | None) -> Any:
@@ -39,13 +45,29 @@ def load_processor(name: str, revision: str | None) -> Any:
         if getattr(processor, part, None) is None:
             raise processor_error(name, f"AutoProcessor finds no {part.replace('_', ' ')} in it")
     if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
-        raise processor_error(name, "it has no chat template, so no prompt can be written")
+        raise processor_error(name, NO_TEMPLATE)
     images = AutoImageProcessor.from_pretrained(
         name, backend="pil", revision=commit, trust_remote_code=False
     )
     if type(images).__name__.endswith("Pil"):
         processor.image_processor = images
     return processor
+
+
+def find_chat_template(name: str, tokenizer: Any, revision: str | None) -> Any:
+    """The chat template of a tokenizer; without one, that of the older file of a processor.
+
+    Raises:
+        ModelError: M108, the model has no chat template.
+    """
+    template = tokenizer.chat_template
+    file = None if template else find_model_file(name, OLD_TEMPLATE, revision)
+    if file is not None:
+        with naming_processor(name):
+            template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+    if not template:
+        raise processor_error(name, NO_TEMPLATE)
+    return template
 
 
 @contextmanager
@@ -58,7 +80,26 @@ def naming_processor(name: str) -> Iterator[None]:
         if package is not None:
             raise missing_package_error(name, package) from error
         message = next(iter(str(error).splitlines()), "")
-        raise processor_error(name, f"{type(error).__name__}: {message}"[:300]) from error
+        why = missing_files(name) or f"{type(error).__name__}: {message}"[:300]
+        raise processor_error(name, why) from error
+
+
+def missing_files(name: str) -> str:
+    """Which files of a processor a folder lacks, in words; empty for a hub id or if none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return ""
+    lacking = []
+    if not (folder / IMAGE).is_file() and b"image_processor" not in read_bytes(folder / PROCESSOR):
+        lacking.append(f"no {IMAGE}, and no image processor in {PROCESSOR}")
+    if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
+        lacking.append("no tokenizer.json")
+    return f"the folder has {'; '.join(lacking)}" if lacking else ""
+
+
+def read_bytes(file: Path) -> bytes:
+    """The bytes of a file; none if there is no file."""
+    return file.read_bytes() if file.is_file() else b""
 
 
 def missing_package(message: str) -> str | None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vistill.batch import Objective
 from vistill.data.settings import DataSettings
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, quote_command, quote_setting
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
 from vistill.ranges import is_number, is_text
 from vistill.registry import methods
 from vistill.rollouts.settings import RolloutSettings
+from vistill.runs.recipe_changes import unused_folder
+from vistill.training.recipe import Recipe
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.types import Prompt
 from vistill.views import ViewContext
@@ -144,6 +147,74 @@ def check_source(source: object) -> str:
         why="it is a folder, a hub id or a run folder",
         fix="vistill.load(FOLDER_OR_HUB_ID)",
     )
+
+
+def check_recipe(recipe: object, function: str) -> None:
+    """C002 for a recipe that is neither loaded nor named; C004 for a run folder in its place.
+
+    Args:
+        recipe: what was passed.
+        function: `train` or `evaluate`.
+    """
+    if isinstance(recipe, str | Path):
+        is_run = function == "evaluate" and (Path(recipe) / "recipe.json").is_file()
+        if is_run:
+            raise ConfigError(
+                "C004",
+                f"{recipe} is a run folder, not a recipe",
+                why="vistill.evaluate takes a recipe, which names the student and the data",
+                fix="pass a recipe, such as recipe.yaml",
+                note=f"{quote_command('vistill', 'eval', recipe)}   evaluates the run's student "
+                "in a shell",
+            )
+    elif not isinstance(recipe, Recipe):
+        raise ConfigError(
+            "C002",
+            f"the recipe is a {type(recipe).__name__}",
+            where=f"vistill.{function}",
+            why="it is a file, the name of a shipped recipe, or what vistill.load_recipe returns",
+            fix="pass a file, such as recipe.yaml",
+        )
+
+
+def training_folder_error(run: str) -> ConfigError:
+    """C201 for an evaluation that would overwrite the records of a training run."""
+    folder = f"{run}-eval"
+    return ConfigError(
+        "C201",
+        "this is the folder of a training run, and an evaluation would overwrite its record",
+        where=run,
+        why="evaluations.jsonl, data.json and result.json are those of the training",
+        fix=quote_setting("run", unused_folder(folder) if Path(folder).exists() else folder),
+        note=f"{quote_command('vistill', 'eval', run)}   judges the run's own student and writes "
+        "next to it",
+    )
+
+
+def check_source_of_rows(
+    source: object, image_folder: object, settings: Mapping[str, object]
+) -> None:
+    """C002 for a data source that is no name, and for a folder in place of the image column."""
+    for name, value in (("source", source), ("image_folder", image_folder)):
+        if not isinstance(value, str | Path):
+            raise ConfigError(
+                "C002",
+                f"{name} is a {type(value).__name__}, not a name",
+                where="vistill.load_prompts",
+                why="a source is a file, hf:owner/name[split] or diagrams; a folder is a path",
+                fix="pass a file, such as train.jsonl",
+            )
+    images = settings.get("images")
+    if isinstance(images, str | Path) and (isinstance(images, Path) or Path(images).is_dir()):
+        is_column = isinstance(images, str) and re.fullmatch(r"\w+", images)
+        if not is_column:
+            raise ConfigError(
+                "C002",
+                f"images is {str(images)!r:.60}, a folder",
+                where="vistill.load_prompts",
+                why="images names the column of the pictures",
+                fix="pass the folder as image_folder, and as images the name of the column",
+            )
 
 
 def check_share(degraded: object) -> None:

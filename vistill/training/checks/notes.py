@@ -32,7 +32,8 @@ def notes_on_run(
             "student and teacher are the same model: where both see the same, the loss is 0 and"
             " nothing is learned (teacher.model=A_LARGER_MODEL)"
         )
-    return [*notes, *hidden_options(recipe, (*train, *evaluation))]
+    rows = (*train, *evaluation)
+    return [*notes, *hidden_options(recipe, rows), *absent_options(recipe, rows)]
 
 
 def missing_evaluation(recipe: "Recipe", num_train: int, evaluation: Sequence[Prompt]) -> list[str]:
@@ -59,6 +60,16 @@ def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
     return [f"{hidden:,} rows have options that the question does not show ({setting})"]
 
 
+def absent_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
+    """A note on a template that shows options where no row has any."""
+    if "{choices}" not in recipe.data.template or any(prompt.choices for prompt in prompts):
+        return []
+    column = recipe.data.columns.choices
+    reason = f"the column {column} holds none" if column else "data.columns.choices is empty"
+    fix = "data.columns.choices=COLUMN, or leave {choices} out"
+    return [f"data.template shows {{choices}}, but no row has options: {reason} ({fix})"]
+
+
 def hides_options(prompt: Prompt) -> bool:
     """Whether an option of a row does not occur in its text."""
     letters = [chr(ord("A") + i) for i in range(len(prompt.choices))]
@@ -73,6 +84,7 @@ def check_notes(setup: "RunSetup") -> str:
     read = [*setup.train_data.notes, *setup.eval_data.notes]
     if setup.purpose == "eval":
         meant = hidden_options(setup.recipe, setup.eval_prompts)
+        meant += absent_options(setup.recipe, setup.eval_prompts)
     else:
         meant = notes_on_run(setup.recipe, needs, setup.train_prompts, setup.eval_prompts)
     notes = list(dict.fromkeys([*read, *meant]))

@@ -1,0 +1,144 @@
+"""What a plan counts from a shape equals what exists: parameters, gradients, moments, activations.
+
+Tensors of tiny models and of Qwen3-VL's published layouts at a sixteenth of their widths.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from qwen_published import LAYOUTS, layout_config
+from tiers import few
+from tiny_llava import build_llava
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from vistill.data.diagrams import diagram_prompts
+from vistill.models.decoding import Decoder
+from vistill.models.loading import VLM
+from vistill.models.scoring import EncodedGroup, open_reading
+from vistill.planning.activations import Activations
+from vistill.planning.memory import cache_capacity
+from vistill.planning.meta import count_parts, shape_on_meta
+from vistill.planning.shapes import (
+    MODELS,
+    VisionShape,
+    count_parameters,
+    shape_of_config,
+    shipped_shapes,
+)
+from vistill.training.memory_budget import saved_storages
+from vistill.training.optim import freeze_parts, make_optimizer
+from vistill.training.settings import TrainSettings
+
+PROMPT = diagram_prompts("train", 1, 0)[0]
+TOLERANCE = 0.05
+FROZEN = [[], ["vision"], ["tower"], ["language"]]
+
+
+def shape_of(vlm):
+    return shape_of_config(vlm.model.config.to_dict(), "tiny")
+
+
+def build_reduced(size, like):
+    """A published layout at a sixteenth of its widths, with tokens and patches of a tiny model."""
+    config, tiny = layout_config(size), like.model.config
+    config.text_config.vocab_size = tiny.text_config.vocab_size
+    for name in ("patch_size", "spatial_merge_size", "temporal_patch_size"):
+        setattr(config.vision_config, name, getattr(tiny.vision_config, name))
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id"):
+        setattr(config, name, getattr(tiny, name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3VLForConditionalGeneration(config)
+    return VLM(model, like.tokenizer, like.family, "reduced")
+
+
+@pytest.fixture(params=few(["tiny", *LAYOUTS], 0, 1))
+def model(request, student):
+    return student if request.param == "tiny" else build_reduced(request.param, student)
+
+
+@pytest.mark.parametrize("file", sorted(MODELS.glob("qwen*.json")), ids=lambda file: file.stem)
+def test_the_parameters_of_a_shipped_shape_are_those_of_a_model_without_data(file):
+    entry = json.loads(file.read_text())
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**entry["config"]))
+    model.tie_weights()
+    for name in entry["names"]:
+        shape = shipped_shapes()[name]
+        assert shape.parameters == count_parts(model)
+        assert shape.parameters.total == sum(p.numel() for p in model.parameters())
+        assert shape.is_confirmed == ("32B" not in name)
+        assert shape.source
+        assert shape.date
+
+
+def test_the_family_of_a_folder_is_built_without_data(tokenizer, tmp_path):
+    llava = build_llava(tokenizer, 0)
+    llava.model.config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    shape = shape_on_meta(tmp_path, config, "other")
+    assert shape.parameters == count_parts(llava.model)
+    assert shape.parameters.total == sum(p.numel() for p in llava.model.parameters())
+    assert isinstance(shape.vision, VisionShape)
+
+
+@pytest.mark.parametrize("frozen", few(FROZEN, 0))
+def test_parameters_gradients_and_moments_are_counted(model, frozen):
+    shape = shape_of(model)
+    assert count_parameters(shape) == count_parts(model.model)
+    freeze_parts(model, frozen)
+    settings = TrainSettings(freeze=tuple(frozen))
+    optimizer = make_optimizer(model.model, settings)
+    group = EncodedGroup(model.encode(PROMPT), ((40,) * 5,))
+    model.model.train()
+    reading = open_reading(model, [group], cut=True)
+    head = model.model.get_output_embeddings().weight
+    (reading.read([(0, 0)]) @ head.T).sum().backward()
+    reading.close()
+    trained = 4 * shape.trained_parameters(frozen)
+    gradients = [p.grad for p in model.model.parameters() if p.grad is not None]
+    assert sum(g.nbytes for g in gradients) == pytest.approx(trained, rel=TOLERANCE)
+    optimizer.step()
+    moments = [x for slots in optimizer.state.values() for x in slots.values()]
+    assert sum(x.nbytes for x in moments) == pytest.approx(2 * trained, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 0, 1))
+@pytest.mark.parametrize("frozen", few(FROZEN, 0))
+def test_saved_activations_are_counted(model, precision, frozen):
+    freeze_parts(model, frozen)
+    prompt = model.encode(PROMPT)
+    patches = sum(math.prod(grid) for grid in model.family.patch_grids(prompt))
+    length, tokens = len(prompt.ids) - 1, 83
+    group = EncodedGroup(prompt, ((40,) * tokens,))
+    model.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        saved, reading = saved_storages(model.model, lambda: open_reading(model, [group], cut=True))
+        more, _states = saved_storages(model.model, lambda: reading.read([(0, 0)]))
+    counted = Activations(shape_of(model), precision == "bf16", False, frozen)
+    expected = (
+        length * counted.prompt_token()
+        + patches * counted.patch()
+        + tokens * counted.response_token()
+        + length * counted.response()
+        + counted.mask(length, tokens)
+        + counted.weight_copies()
+    )
+    assert sum((saved | more).values()) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
+def test_the_rollout_cache_is_counted(student, tokens):
+    prompt, rows = student.encode(PROMPT), 3
+    decoder = Decoder(student, [prompt], [0] * rows)
+    for _ in range(tokens):
+        decoder.states()
+        decoder.append(torch.full((rows,), 40))
+    attention = decoder.attention
+    cached = [x for pair in attention.row_cache.values() for x in pair]
+    prompts = [x for pair in attention.prompt_cache.values() for x in pair]
+    per_token = 4 * shape_of(student).kv_values
+    assert sum(x.nbytes for x in cached) == per_token * rows * cache_capacity(tokens)
+    assert sum(x.nbytes for x in prompts) == per_token * (len(prompt.ids) - 1)

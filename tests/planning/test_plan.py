@@ -1,0 +1,256 @@
+"""`vistill plan`: every recipe has one, it is true to the measured run, and its fixes work."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_llava import build_llava
+
+from vistill.cli.main import entry
+from vistill.errors import ConfigError, ModelError, StorageError
+from vistill.planning.gpus import GPUS, PROFILES, find_gpu
+from vistill.planning.memory import GIB
+from vistill.planning.run_plan import Sizes
+from vistill.planning.shapes import shipped_shapes
+from vistill.planning.table import format_plan, plan_dict
+from vistill.recipe_files import shipped_recipes
+from vistill.studies.plan import PlanOptions, check_fits, plan_stages
+
+RECIPE = "va_opd_qwen3vl_8b_to_2b.yaml"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/results/gpu.json"
+
+
+def plan_of(recipe, *words, **options):
+    (plan,) = plan_stages(recipe, words, PlanOptions(**options)).values()
+    return plan
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_shipped_recipe_has_a_plan(recipe):
+    for name, plan in plan_stages(recipe, (), PlanOptions()).items():
+        text = format_plan(plan, name)
+        assert plan.cost.steps is not None or "--rows" in text
+        table = [line for line in text.splitlines() if not line.startswith(("Seconds", "run"))]
+        assert max(map(len, table)) <= 110
+        values = json.loads(json.dumps(plan_dict(plan)))
+        assert values["phases"]["learn"]["total"] > 0
+        assert all(phase["total"] > 0 for phase in values["phases"].values())
+
+
+def test_every_model_of_a_shipped_recipe_has_a_shape_with_its_source():
+    shapes = shipped_shapes()
+    for recipe in shipped_recipes():
+        for plan in plan_stages(recipe, (), PlanOptions()).values():
+            for shape in (plan.student, plan.teacher):
+                assert shape is None or shape.name.startswith("vistill:") or shape.name in shapes
+
+
+def test_the_shipped_recipe_fits_on_80_gb():
+    plan = plan_of(RECIPE)
+    assert plan.fits
+    assert plan.budget_problem is None
+    assert plan.peak.total < plan.memory.capacity
+    # one response of full length at a time, and one prompt
+    split = plan.memory.split()
+    assert split.parts([4096] * 4) == [[0], [1], [2], [3]]
+    assert split.micro_batches([17_000] * 2) == [[0], [1]]
+    # counted for every response, the copies of weights made it too large
+    held = plan.memory.measurement.held
+    copies = held.weights / 750
+    wrong = replace(
+        held,
+        weights=0.0,
+        response=held.response + copies,
+        prompt_token=held.prompt_token + copies,
+    )
+    wrongly = replace(plan.memory.measurement, held=wrong)
+    with pytest.raises(ConfigError, match="C104"):
+        wrongly.choose_split(plan.memory.budget(), 4096, Path(), plan.memory.limit())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "item", "tokens", "copies"),
+    [(RECIPE, "va_opd 4x4x512", 512, 1), ("opd_qwen3vl_8b_to_2b.yaml", "opd 4x4x2048", 2048, 1)],
+)
+def test_the_peak_is_that_of_the_measured_step(recipe, item, tokens, copies):
+    """The step of the benchmark: one prompt with four responses, parts of 2,048 tokens."""
+    measured = json.loads(BENCHMARK.read_text())["items"]["step"]["values"][item]
+    plan = plan_of(
+        recipe,
+        "train.prompts_per_step=4",
+        f"rollout.max_new_tokens={tokens}",
+        sizes=Sizes(response_tokens=tokens),
+    )
+    learn = next(p for p in plan.phases if p.name == "learn")
+    # when it was measured, the prompts and each part held copies of weights of their own
+    total = learn.total + copies * learn.kinds["weight copies"]
+    assert total / GIB == pytest.approx(measured["peak_gib"], rel=0.15)
+    seconds, measured_seconds = plan.cost.step_seconds(), measured["second"]
+    for phase in ("score", "learn"):
+        assert seconds[phase] == pytest.approx(measured_seconds[phase], rel=0.5)
+
+
+def test_the_numbers_of_a_step_follow_from_its_sizes():
+    plan = plan_of(RECIPE, sizes=Sizes(prompt_tokens=750, response_tokens=1000, rows=2101))
+    costs = {p.name: p for p in plan.cost.passes()}
+    assert list(costs) == [
+        "rollout",
+        "teacher.full",
+        "teacher.pixelated",
+        "student.full, backward",
+    ]
+    assert costs["teacher.full"].prompt_tokens == 16 * 750
+    assert costs["teacher.full"].response_tokens == 64 * 1000
+    teacher = 2 * plan.teacher.linear_weights * (16 * 750 + 64 * 1000)
+    assert teacher < costs["teacher.pixelated"].flops < costs["teacher.full"].flops
+    assert costs["teacher.full"].flops < 1.6 * teacher
+    assert plan.cost.steps == 656
+    assert plan.memory.checkpoint_bytes() == 12 * plan.student.parameters.total
+
+
+def test_text_only_views_thoughts_and_copies_of_the_student_are_counted():
+    blind = {p.name: p for p in plan_of("vgs_qwen3vl_8b_to_2b.yaml").cost.passes()}
+    assert blind["teacher.text_only"].flops < blind["teacher.full"].flops
+    thoughts = plan_of("visual_opsd_qwen3vl_2b.yaml")
+    (privileged,) = [p for p in thoughts.cost.passes() if p.name.startswith("ema")]
+    assert privileged.prompt_tokens > 16 * thoughts.work.prompt_tokens
+    resident = thoughts.memory.resident()
+    assert resident["reference and EMA"] == resident["weights"]
+    assert thoughts.memory.checkpoint_bytes() == 16 * thoughts.student.parameters.total
+
+
+def test_an_offloaded_teacher_is_on_the_device_only_while_it_reads():
+    there, away = (
+        {p.name: p.kinds["teacher"] for p in plan_of(RECIPE, f"train.offload_teacher={x}").phases}
+        for x in ("false", "true")
+    )
+    assert away["score"] == there["score"] == 2 * 8_767_123_696
+    assert away["learn"] == away["rollout"] == 2 * 151_936 * 4096
+    assert plan_of(RECIPE, "train.offload_teacher=true").memory.host_bytes()["teacher"] > 0
+
+
+@pytest.mark.parametrize("gpu", ["4090", "L40S", "H100"])
+@pytest.mark.parametrize("recipe", [RECIPE, "visual_opsd_qwen3vl_2b.yaml"])
+@pytest.mark.parametrize("extra", ["", "train.memory=1", "train.micro_batch=16"])
+def test_a_fix_of_a_plan_that_does_not_fit_fits(recipe, gpu, extra):
+    words = [extra] if extra else []
+    plan = plan_of(recipe, *words, gpu=gpu)
+    if plan.fits:
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_fits({"run": plan}, PlanOptions(gpu=gpu, disk=1e6))
+    assert caught.value.code == "C130"
+    for fix in caught.value.fix.split("   or   "):
+        pasted, on = shlex.split(fix), gpu
+        if pasted[0] == "--gpu":
+            on, pasted = pasted[1], pasted[2:]
+        assert plan_of(recipe, *words, *pasted, gpu=on).fits
+
+
+def test_a_disk_that_is_too_small_is_refused_with_settings_that_fit():
+    plan = plan_of(RECIPE)
+    needed = sum(plan.cost.disk_bytes()[name] for name in ("checkpoints", "journal")) / 1e9
+    check_fits({"run": plan}, PlanOptions(disk=1.01 * needed))
+    with pytest.raises(StorageError) as caught:
+        check_fits({"run": plan}, PlanOptions(disk=60.0))
+    assert caught.value.code == "C131"
+    settings, other = caught.value.fix.split("   or   ")
+    check_fits({"run": plan_of(RECIPE, *shlex.split(settings))}, PlanOptions(disk=60.0))
+    check_fits({"run": plan}, PlanOptions(disk=float(shlex.split(other)[1])))
+
+
+def test_a_profile_overlays_the_recipe_and_settings_win_over_it():
+    plan = plan_of(RECIPE, profile="48gb")
+    assert plan.gpu is GPUS["L40S"]
+    assert plan.recipe.train.offload_teacher
+    assert plan.recipe.rollout.rows_per_call == 8
+    plan = plan_of(RECIPE, "rollout.rows_per_call=3", profile="48gb", gpu="A6000")
+    assert (plan.recipe.rollout.rows_per_call, plan.gpu.name) == (3, "A6000")
+    at_80 = plan_of(RECIPE, profile="80gb")
+    assert at_80.fits
+    assert not any(phase.note for phase in at_80.phases)
+
+
+def test_a_profile_changes_no_response_and_no_update():
+    free = {"train.offload_teacher", "rollout.rows_per_call", "eval.rows_per_call"}
+    for profile in PROFILES.values():
+        assert {word.split("=")[0] for word in profile.settings} <= free
+
+
+def test_names_are_read_in_any_case_and_wrong_ones_refused():
+    assert find_gpu("rtx 4090") is find_gpu("NVIDIA 4090") is GPUS["4090"]
+    for options, fix in (({"gpu": "H20"}, "--gpu H200"), ({"profile": "81gb"}, "--profile 80gb")):
+        with pytest.raises(ConfigError) as caught:
+            plan_of(RECIPE, **options)
+        assert (caught.value.code, caught.value.fix) == ("C132", fix)
+        option, value = caught.value.fix.split()
+        plan_of(RECIPE, **{option.removeprefix("--"): value})
+
+
+def test_the_shape_of_another_model_comes_from_its_folder(tokenizer, tmp_path):
+    build_llava(tokenizer, 0).model.config.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError) as caught:
+        plan_of(RECIPE, "teacher.model=some/other")
+    assert caught.value.code == "C132"
+    folder = (tmp_path / "other",)
+    plan = plan_of(RECIPE, "teacher.model=some/other", configs=folder)
+    assert plan.teacher.name == "some/other"
+    assert plan.teacher.parameters.total > 0
+    assert plan_of(RECIPE, f"teacher.model={folder[0]}").teacher.parameters == (
+        plan.teacher.parameters
+    )
+    with pytest.raises(ConfigError) as caught:
+        plan_of(RECIPE, configs=folder)
+    assert caught.value.code == "C132"
+    assert plan_of(RECIPE, shlex.split(caught.value.fix)[0]).student.model_type == "llava"
+    (folder[0] / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        plan_of(RECIPE, "teacher.model=some/other", configs=folder)
+    assert caught.value.code == "C132"
+    with pytest.raises(ModelError, match="M103"):
+        plan_of(RECIPE, "teacher.model=nowhere")
+
+
+def test_an_unconfirmed_shape_is_marked():
+    plan = plan_of(RECIPE, "teacher.model=Qwen/Qwen3-VL-32B-Instruct")
+    assert "NOT CONFIRMED" in format_plan(plan, "run")
+    assert plan_dict(plan)["models"]["teacher"]["confirmed"] is False
+
+
+def run_verb(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        entry(words)
+    shown = capsys.readouterr()
+    return stop.value.code, shown.out, shown.err
+
+
+def test_the_verb_prints_a_table_and_json_and_exits_by_the_verdict(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", RECIPE, "--disk", "1000", "--price", "2"]
+    code, out, _ = run_verb(words, capsys)
+    assert code == 0
+    assert "money:" in out
+    assert "--profile 24gb (4090): does not fit" in out
+    code, out, err = run_verb([*words, "--gpu", "4090", "--json"], capsys)
+    assert code == 2
+    assert "C130" in err
+    plan = json.loads(out)["run"]
+    assert plan["fits"] is False
+    assert plan["money"] == pytest.approx(2 * sum(plan["seconds"].values()) / 3600)
+    code, out, _ = run_verb([*words, "--gpus", "8", "--json"], capsys)
+    assert json.loads(out)["run"]["money"] == pytest.approx(
+        8 * plan_of(RECIPE, price=2).cost.money()
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_is_planned_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_verb(["plan", "demo.yaml", "--stage", "va_opd", "--json"], capsys)
+    assert code == 0
+    assert list(json.loads(out)) == ["va_opd"]
+    code, _, err = run_verb(["plan", "demo.yaml", "--stage", "vgs"], capsys)
+    assert code == 2
+    assert "--stage opd" in err

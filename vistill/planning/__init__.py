@@ -1,0 +1,1 @@
+"""What a run needs, computed from the shapes of its models before any weights are fetched."""

@@ -1,0 +1,376 @@
+"""Bytes of a run by kind and phase, on the device and on the host. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from vistill.errors import ConfigError
+from vistill.planning.activations import FLOAT, HALF, Activations
+from vistill.planning.gpus import Gpu
+from vistill.planning.shapes import ModelShape
+from vistill.planning.workload import Workload
+from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
+from vistill.training.micro_batches import AUTO_TOKENS, BatchSplit
+from vistill.types import Reader, Writer
+
+#: Memory of a device that no tensor can have: its context, and gaps between blocks.
+RESERVE_GIB = 1.0
+#: Logits of a chunk of rows, for each pass (`functional/row_chunks.py`).
+CHUNK_BYTES = 1 << 29
+#: Copies of a row of logits while a token is chosen: noise, sorted values, their sums.
+SAMPLING_COPIES = 6
+#: Tokens of a new cache; it doubles when it is full (`models/decode_attention.py`).
+CACHE_TOKENS = 64
+#: The phase in which the teacher writes responses, before step 1.
+TEACHER_WRITES = "teacher writes"
+
+
+def cache_capacity(tokens: int) -> int:
+    """Tokens of the cache of a response of this length."""
+    capacity = CACHE_TOKENS
+    while capacity < tokens:
+        capacity *= 2
+    return capacity
+
+
+@dataclass(frozen=True)
+class PhaseBytes:
+    """Bytes of a phase on the device, by kind."""
+
+    name: str
+    kinds: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    """What a run does by itself so that the phase fits, such as fewer rows at a time."""
+    rows: int = 0
+    """Responses that are decoded at a time."""
+
+    @property
+    def total(self) -> float:
+        """All bytes."""
+        return sum(self.kinds.values())
+
+
+@dataclass(frozen=True)
+class DecodingCall:
+    """Responses to decode."""
+
+    responses: int
+    rows_per_call: int
+    """Most responses at a time."""
+    tokens: int
+    """Longest response."""
+    siblings: int
+    """Responses that share a prompt."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Counts the bytes of a run on one device."""
+
+    work: Workload
+    student: ModelShape
+    teacher: ModelShape | None
+    gpu: Gpu
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a step runs under bf16 autocast, as `auto` does on a CUDA device."""
+        return self.work.recipe.train.precision != "fp32"
+
+    @property
+    def capacity(self) -> float:
+        """Bytes that tensors can have."""
+        return (self.gpu.memory_gib - RESERVE_GIB) * GIB
+
+    @property
+    def trained(self) -> int:
+        """Parameters that the optimizer updates."""
+        return self.student.trained_parameters(self.work.recipe.train.freeze)
+
+    @property
+    def teacher_size(self) -> int:
+        """Bytes of a value of the teacher."""
+        return FLOAT if self.work.recipe.train.precision == "fp32" else HALF
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the teacher is in host memory while it does not read."""
+        return self.work.recipe.train.offload_teacher
+
+    @cached_property
+    def activations(self) -> Activations:
+        """What readings save with gradient."""
+        return Activations(self.student, self.is_half, True, self.work.recipe.train.freeze)
+
+    def teacher_bytes(self, reads: bool) -> float:
+        """The teacher on the device. Offloaded, its head stays there."""
+        if self.teacher is None:
+            return 0.0
+        if self.is_offloaded and not reads:
+            return float(self.teacher_size * self.teacher.head_weights)
+        return float(self.teacher_size * self.teacher.parameters.total)
+
+    def resident(self, teacher_reads: bool = False) -> dict[str, float]:
+        """What every phase after the first step holds."""
+        return {
+            "weights": float(FLOAT * self.student.parameters.total),
+            "moments": 2.0 * FLOAT * self.trained,
+            "teacher": self.teacher_bytes(teacher_reads),
+            "reference and EMA": float(
+                self.work.reads_copies * FLOAT * self.student.parameters.total
+            ),
+        }
+
+    # Writing responses and evaluating.
+
+    def decoding(self, name: str, call: DecodingCall) -> PhaseBytes:
+        """As many rows at a time as fit; a run halves `rows_per_call` by itself."""
+        per_call = call.rows_per_call
+        phase = self.decoding_rows(name, call, per_call)
+        while per_call > call.siblings and phase.total > self.capacity:
+            per_call = max(call.siblings, per_call // 2)
+            phase = self.decoding_rows(name, call, per_call)
+        first = min(call.rows_per_call, call.responses)
+        note = "" if phase.rows == first else f"{phase.rows} rows at a time, not {first}"
+        return replace(phase, note=note)
+
+    def decoding_rows(self, name: str, call: DecodingCall, per_call: int) -> PhaseBytes:
+        """So many responses of full length at a time. The student writes in float32."""
+        rows = min(per_call, call.responses)
+        is_teacher = name == TEACHER_WRITES and self.teacher is not None
+        shape = self.teacher if is_teacher and self.teacher is not None else self.student
+        size = self.teacher_size if is_teacher else FLOAT
+        of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
+        cached = rows * cache_capacity(call.tokens) + of_prompts
+        kinds = self.resident(is_teacher) | {
+            "rollout cache": float(size * shape.kv_values * cached),
+            "logits tile": float(SAMPLING_COPIES * FLOAT * rows * shape.vocabulary),
+            "working memory": of_prompts * self.layer_bytes(shape, size, 1.0),
+        }
+        return PhaseBytes(name, kinds, rows=rows)
+
+    def rollout(self) -> PhaseBytes:
+        """Writing the responses of a step."""
+        settings, siblings = self.work.recipe.rollout, self.work.siblings
+        per_call = max(siblings, min(settings.rows_per_call, self.work.responses))
+        call = DecodingCall(self.work.responses, per_call, settings.max_new_tokens, siblings)
+        return self.decoding("rollout", call)
+
+    def teacher_writes(self) -> PhaseBytes:
+        """The responses of the teacher, before step 1."""
+        settings, siblings = self.work.recipe.rollout, self.work.recipe.rollout.per_prompt
+        per_call = max(siblings, settings.rows_per_call)
+        call = DecodingCall(per_call, per_call, settings.max_new_tokens, siblings)
+        return self.decoding(TEACHER_WRITES, call)
+
+    def evaluate(self) -> PhaseBytes:
+        """An evaluation."""
+        settings = self.work.recipe.eval
+        rows = settings.limit or settings.rows_per_call
+        call = DecodingCall(
+            rows * settings.samples,
+            max(settings.samples, settings.rows_per_call),
+            settings.max_new_tokens,
+            settings.samples,
+        )
+        return self.decoding("evaluate", call)
+
+    # Reading responses.
+
+    def layer_bytes(self, shape: ModelShape, size: int, keys: float) -> float:
+        """Bytes per token that one layer of a reading without gradient needs at a time.
+
+        Args:
+            shape: of the reader.
+            size: bytes of a value.
+            keys: keys that attention gets per token.
+        """
+        attention = 3 * shape.heads * shape.head_dim + 2 * keys * shape.heads * shape.head_dim
+        return size * (attention + 3 * shape.feed_forward) + FLOAT * 4 * shape.hidden
+
+    def score(self) -> PhaseBytes:
+        """The passes without gradient. Their states stay until the update."""
+        work = self.work
+        if not work.scored_passes:
+            return PhaseBytes("score", self.resident())
+        reads_teacher = Reader.TEACHER in work.readers
+        working = [self.reading_bytes(p.reader, p.view) for p in work.scored_passes]
+        copies = self.activations.weight_copies() if Reader.OLD in work.readers else 0
+        vocabulary = self.student.vocabulary
+        kinds = self.resident(reads_teacher) | {
+            "weight copies": float(copies),
+            "scored states": self.scored_states(),
+            "logits tile": float(min(CHUNK_BYTES, FLOAT * self.rows_to_score * vocabulary)),
+            "working memory": max(working),
+        }
+        return PhaseBytes("score", kinds)
+
+    def reading_bytes(self, reader: Reader, view: str) -> float:
+        """Bytes of one micro-batch of a pass without gradient."""
+        work, shape = self.work, self.shape_of(reader)
+        size = self.teacher_size if reader is Reader.TEACHER else (HALF if self.is_half else FLOAT)
+        prompt, longest = work.prompt_tokens_under(str(view)), work.longest_response
+        group = prompt + work.siblings * longest
+        groups = max(1, min(work.prompts, AUTO_TOKENS // group))
+        responses = groups * work.siblings * longest
+        keys = 1 + prompt / longest
+        cache = groups * prompt * shape.kv_values * size
+        mask = size * longest * (prompt + longest)
+        return cache + mask + responses * self.layer_bytes(shape, size, keys)
+
+    def shape_of(self, reader: Reader) -> ModelShape:
+        """The shape of a reader."""
+        if reader is Reader.TEACHER:
+            assert self.teacher is not None
+            return self.teacher
+        return self.student
+
+    @property
+    def rows_to_score(self) -> int:
+        """Response tokens of a step, if every response is as long as it may be."""
+        return self.work.responses * self.work.longest_response
+
+    def scored_states(self) -> float:
+        """Hidden states and log-probabilities that stay until the update."""
+        total, rows = 0.0, self.rows_to_score
+        for p in self.work.scored_passes:
+            size = self.teacher_size if p.reader is Reader.TEACHER else FLOAT
+            if p.keep in ("hidden", "both"):
+                total += rows * size * self.shape_of(p.reader).hidden
+            if p.keep in ("log_prob", "both"):
+                total += rows * FLOAT
+        return total
+
+    # Learning.
+
+    @cached_property
+    def measurement(self) -> MemoryMeasurement:
+        """What the measurement of the run finds (`training/memory_budget.py`)."""
+        work = self.work
+        parts = [
+            self.activations.held(
+                work.prompt_tokens_under(str(p.view)), work.patches(self.student, str(p.view))
+            )
+            for p in work.gradient_passes
+        ]
+        longest = max(work.prompt_tokens_under(str(p.view)) for p in work.gradient_passes)
+        prompts = sum(
+            held.prompt_token * work.prompt_tokens_under(str(p.view))
+            for held, p in zip(parts, work.gradient_passes, strict=True)
+        )
+        held = self.activations.held(longest, 0, len(parts))
+        return MemoryMeasurement(replace(held, prompt_token=prompts / longest), longest)
+
+    def budget(self) -> float:
+        """`train.memory`, or the share of the memory that a run takes by itself."""
+        memory = self.work.recipe.train.memory
+        return SHARE["cuda"] * self.free_for_step() if memory is None else memory * GIB
+
+    def free_for_step(self) -> float:
+        """Bytes that are free after the first step."""
+        resident = sum(self.resident().values()) + FLOAT * self.trained
+        return max(0.0, self.capacity - resident)
+
+    def limit(self) -> float | None:
+        """Bytes that a backward pass can hold at all, as `memory_limit` of a run counts them."""
+        if self.work.recipe.train.memory is not None:
+            return None
+        return max(0.0, self.free_for_step() - sum(self.loss_bytes(CHUNK_BYTES).values()))
+
+    def loss_bytes(self, chunk: float) -> dict[str, float]:
+        """What the loss needs besides saved tensors, with chunks of logits of this size."""
+        others = 1 + len(self.work.scored_passes)
+        return {
+            "scored states": self.scored_states(),
+            "logits tile": float(others * chunk),
+            "head gradient": self.head_gradient(),
+        }
+
+    def split(self) -> BatchSplit:
+        """The micro-batches of a step (C104: one prompt with one response does not fit)."""
+        train, response = self.work.recipe.train, self.work.longest_response
+        if train.micro_batch != "auto":
+            return BatchSplit(train.micro_batch)
+        return self.measurement.choose_split(self.budget(), response, Path(), self.limit())
+
+    def learn(self) -> PhaseBytes:
+        """The backward passes. A part holds at least one response of full length."""
+        work, held = self.work, self.measurement.held
+        note = ""
+        try:
+            split = self.split()
+        except ConfigError:
+            split = BatchSplit(1, part_tokens=1)
+            note = "one prompt with one response exceeds the budget"
+        longest, response = self.measurement.longest, work.longest_response
+        prompts = self.prompts_at_a_time(split)
+        responses = max(1, split.part_tokens // (response + split.overhead))
+        responses = min(responses, prompts * work.siblings)
+        of_part = responses * (longest * held.response + response * held.response_token)
+        of_part += len(work.gradient_passes) * self.activations.mask(longest, response)
+        rows = responses * response
+        kinds = self.resident() | {
+            "gradients": float(FLOAT * self.trained),
+            "weight copies": held.weights,
+            "held activations": prompts * longest * held.prompt_token + of_part,
+            **self.loss_bytes(min(CHUNK_BYTES, FLOAT * rows * self.student.vocabulary)),
+            "working memory": rows * self.layer_bytes(self.student, FLOAT, 1 + longest / response),
+        }
+        return PhaseBytes("learn", kinds, note)
+
+    def head_gradient(self) -> float:
+        """The buffer that collects the gradient of a trained head in one backward pass."""
+        freeze = self.work.recipe.train.freeze
+        is_trained = "head" not in freeze and not (self.student.is_tied and "language" in freeze)
+        return float(FLOAT * self.student.head_weights * is_trained)
+
+    def prompts_at_a_time(self, split: BatchSplit) -> int:
+        """Prompts of a micro-batch."""
+        work = self.work
+        if split.micro_batch != "auto":
+            return min(split.micro_batch, work.prompts)
+        group = self.measurement.longest + work.siblings * work.longest_response
+        return max(1, min(work.prompts, split.tokens // group))
+
+    def update(self) -> PhaseBytes:
+        """AdamW on all weights at once: it needs one more tensor per weight."""
+        kinds = self.resident() | {
+            "gradients": float(FLOAT * self.trained),
+            "scored states": self.scored_states(),
+            "working memory": float(FLOAT * self.trained),
+        }
+        return PhaseBytes("update", kinds)
+
+    def save(self) -> PhaseBytes:
+        """A checkpoint: nothing but what is there."""
+        return PhaseBytes("save", self.resident())
+
+    def phases(self) -> list[PhaseBytes]:
+        """All phases in order."""
+        makers: list[Callable[[], PhaseBytes]] = [self.score, self.learn, self.update, self.save]
+        if self.work.writer is Writer.STUDENT:
+            makers.insert(0, self.rollout)
+        if self.work.recipe.eval.every:
+            makers.insert(0, self.evaluate)
+        if self.work.teacher_share:
+            makers.insert(0, self.teacher_writes)
+        return [make() for make in makers]
+
+    # Disk and host.
+
+    def checkpoint_bytes(self) -> float:
+        """A checkpoint: weights, moments, and the moving average."""
+        copies = 1 + (Reader.EMA in self.work.readers)
+        return FLOAT * (copies * self.student.parameters.total + 2.0 * self.trained)
+
+    def host_bytes(self) -> dict[str, float]:
+        """Host memory: an offloaded teacher, and the images of a step under every view."""
+        work, patches = self.work, 0
+        for view in {str(p.view) for p in work.passes}:
+            patches += work.prompts * work.patches(self.student, view)
+        values = self.student.vision.patch_values if self.student.vision else 0
+        offloaded = 0.0
+        if self.teacher is not None and self.is_offloaded:
+            offloaded = float(self.teacher_size * self.teacher.parameters.total)
+        return {"teacher": offloaded, "views": float(FLOAT * patches * values)}
