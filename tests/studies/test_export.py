@@ -417,7 +417,7 @@ def test_notes_of_an_export_break_between_words_on_a_terminal(exported):
     _, result = exported
     note = "a note that is longer than forty columns, so that it needs two rows"
     shown = dataclasses.replace(
-        result, folder=Path("out"), model=dataclasses.replace(result.model, notes=[note])
+        result, folder=Path("out"), model=dataclasses.replace(result.model, notes=(note,))
     )
     terminal = FakeTerminal(40)
     with contextlib.redirect_stdout(terminal):
