@@ -23,7 +23,7 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import CHECKPOINT, checkpoints_in
 from vistill.runs.hub import offline_is_set
 from vistill.runs.recipe_changes import unused_folder
-from vistill.runs.storage import read_json, sync_file, sync_folder
+from vistill.runs.storage import free_space, read_json, sync_file, sync_folder
 from vistill.runtime import quiet_libraries
 from vistill.training.recipe import stored_in
 from vistill.training.results import COPIED
@@ -209,15 +209,14 @@ def check_absent(folder: Path) -> None:
 def check_free_space(source: ExportSource, folder: Path, dtype: str) -> None:
     """S601 before anything is written, if the weights do not fit the disk."""
     needed = int(1.05 * exported_bytes(Path(source.model), dtype))
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free < needed:
         half = exported_bytes(Path(source.model), "bf16")
         smaller = "   or, for half the size,   --dtype bf16" if 1.05 * half < needed - 1 else ""
         raise StorageError(
             "S601",
             f"{free / 1e6:,.0f} MB free, the weights need {needed / 1e6:,.0f} MB",
-            where=str(existing),
+            where=str(folder.absolute().parent),
             why="nothing was written",
             fix="--to OTHER_FOLDER   on another disk" + smaller,
         )

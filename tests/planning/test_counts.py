@@ -14,9 +14,12 @@ from tiny_llava import build_llava
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vistill.data.diagrams import diagram_prompts
+from vistill.functional import row_chunks
+from vistill.models import decode_attention
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
+from vistill.planning import memory
 from vistill.planning.activations import Activations
 from vistill.planning.memory import cache_capacity
 from vistill.planning.meta import count_parts, shape_on_meta
@@ -142,3 +145,9 @@ def test_the_rollout_cache_is_counted(student, tokens):
     per_token = 4 * shape_of(student).kv_values
     assert sum(x.nbytes for x in cached) == per_token * rows * cache_capacity(tokens)
     assert sum(x.nbytes for x in prompts) == per_token * (len(prompt.ids) - 1)
+
+
+def test_the_plan_has_the_constants_of_the_code():
+    """They stand in `planning` too, because it needs no torch."""
+    assert row_chunks.CHUNK_BYTES["cuda"] == memory.CHUNK_BYTES
+    assert decode_attention.CACHE_TOKENS == memory.CACHE_TOKENS

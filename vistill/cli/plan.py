@@ -1,15 +1,13 @@
 """The verb `plan`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vistill.cli.messages import print_result
 from vistill.cli.verbs import START, Overrides, Plugins, example
-from vistill.display.wrapping import fit_to
-from vistill.redaction import for_terminal
 from vistill.registry import load_plugins
 
 
@@ -70,5 +68,5 @@ def plan(  # noqa: PLR0913  (options of a verb)
             for name, one in plans.items()
         ]
         texts.append("\n".join(profiles_that_fit(recipe, words, options)))
-        print(fit_to(for_terminal("\n\n".join(texts)), sys.stdout))
+        print_result("\n\n".join(texts))
     check_fits(plans, options)

@@ -4,7 +4,7 @@ Operations are those of the matrix products, counted as `profile: true` counts t
 estimate: operations over an assumed share of the GPU's peak, and a fixed time per decoded position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vistill.data.keys import num_steps
 from vistill.planning.memory import Memory
@@ -98,8 +98,7 @@ class Cost:
         work = self.memory.work
         costs = []
         if work.writer is Writer.STUDENT:
-            writing = self.one_pass(Reader.STUDENT, "full", 1.0)
-            costs.append(PassCost("rollout", *list(vars(writing).values())[1:]))
+            costs.append(replace(self.one_pass(Reader.STUDENT, "full", 1.0), name="rollout"))
         for p in work.scored_passes:
             uses = {"hidden": 1.0, "log_prob": 1.0, "both": 2.0}[p.keep]
             costs.append(self.one_pass(p.reader, str(p.view), uses))
@@ -107,14 +106,7 @@ class Cost:
             forward = self.one_pass(p.reader, str(p.view), 0.0)
             head = self.one_pass(p.reader, str(p.view), 3.0).flops - forward.flops
             with_backward = (1.0 + self.backward_share()) * forward.flops + head
-            costs.append(
-                PassCost(
-                    f"{forward.name}, backward",
-                    forward.prompt_tokens,
-                    forward.response_tokens,
-                    with_backward,
-                )
-            )
+            costs.append(replace(forward, name=f"{forward.name}, backward", flops=with_backward))
         return costs
 
     def backward_share(self) -> float:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from vistill.errors import ConfigError, closest
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Gpu:

@@ -129,10 +129,6 @@ class ModelShape:
             language -= self.head_weights
         return tower + projector + language + parts.head * ("head" not in frozen)
 
-    def image_tokens(self, patches: int) -> int:
-        """Image tokens of a number of patches."""
-        return patches // self.vision.merge**2 if self.vision else 0
-
 
 def layer_weights(shape: ModelShape) -> int:
     """Weights of one decoder layer that multiply every token."""

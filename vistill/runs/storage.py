@@ -238,3 +238,9 @@ def remove_tree(folder: Path) -> None:
         trash.unlink()
     else:
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def free_space(path: Path) -> int:
+    """Free bytes on the disk of a path, which may not exist yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.model_families import check_family
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
-from vistill.runs.storage import to_json
+from vistill.runs.storage import free_space, to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
@@ -206,11 +205,8 @@ def model_metadata(name: str, role: str, fast: bool = False) -> str:
 
 def disk_finding(recipe: Recipe) -> CheckResult:
     """The free disk space at the run folder."""
-    run = Path(recipe.run).absolute()
-    existing = next(path for path in (run, *run.parents) if path.exists())
-    return CheckResult(
-        "disk", f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB free at {recipe.run}"
-    )
+    free = free_space(Path(recipe.run))
+    return CheckResult("disk", f"{free / 1e9:,.1f} GB free at {recipe.run}")
 
 
 def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from vistill.runs.model_not_found import (
     model_name,
     model_not_found_error,
 )
+from vistill.runs.storage import free_space
 from vistill.studies.check import with_models_of_stages
+from vistill.studies.stages import no_stage_error
 from vistill.training.build import make_objective
 
 #: Family whose parameters follow from its sizes.
@@ -92,12 +93,7 @@ def plan_stages(recipe: str, overrides: Sequence[str], options: PlanOptions) -> 
 def find_stage(stages: Mapping[str, Recipe], name: str) -> Recipe:
     """One stage of a recipe (C002 if it has none of that name)."""
     if name not in stages:
-        raise ConfigError(
-            "C002",
-            f'no stage "{name}"',
-            why=f"stages: {', '.join(stages)}",
-            fix=quote_command("--stage", next(iter(stages))),
-        )
+        raise no_stage_error(name, list(stages))
     return stages[name]
 
 
@@ -241,7 +237,7 @@ def check_disk(plan: RunPlan, free: float | None) -> None:
     """C131 if the disk of the run folder, or one of this size, is too small for the run."""
     disk = plan.cost.disk_bytes()
     needed = disk["checkpoints"] + disk["journal"]
-    available = free_bytes(Path(plan.recipe.run)) if free is None else 1e9 * free
+    available = free_space(Path(plan.recipe.run)) if free is None else 1e9 * free
     if needed <= available:
         return
     fixes = []
@@ -258,12 +254,6 @@ def check_disk(plan: RunPlan, free: float | None) -> None:
         f" save.keep={plan.recipe.save.keep}, the best one and the next one exist at a time",
         fix="   or   ".join(fixes),
     )
-
-
-def free_bytes(folder: Path) -> float:
-    """Free bytes on the disk of a folder that may not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return float(shutil.disk_usage(existing).free)
 
 
 def profiles_that_fit(recipe: str, overrides: Sequence[str], options: PlanOptions) -> list[str]:

@@ -28,13 +28,7 @@ def run_stages(
     arms = make_arms(recipe, overrides)
     chosen = [arm for arm in arms if only in (None, arm.name)]
     if not chosen:
-        names = [arm.name for arm in arms]
-        raise ConfigError(
-            "C002",
-            f'no stage "{only}"',
-            why=f"stages: {', '.join(names)}",
-            fix=quote_command("--stage", names[0]),
-        )
+        raise no_stage_error(str(only), [arm.name for arm in arms])
     warn_stage_settings(recipe, overrides, [arm.name for arm in chosen])
     for arm, run in train_in_order(chosen, progress, accept):
         print_quarantine(run)
@@ -84,3 +78,13 @@ def print_profile(run: "Run") -> None:
     text = profile_text(run.path)
     if text:
         print(text)
+
+
+def no_stage_error(name: str, stages: Sequence[str]) -> ConfigError:
+    """C002 for a stage that a recipe does not have."""
+    return ConfigError(
+        "C002",
+        f'no stage "{name}"',
+        why=f"stages: {', '.join(stages)}",
+        fix=quote_command("--stage", stages[0]),
+    )

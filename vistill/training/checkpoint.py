@@ -5,7 +5,6 @@ The files are safetensors and JSON only.
 
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from vistill.runs.storage import (
     check_finite,
     disk_error,
     file_hash,
+    free_space,
     remove_tree,
     sync_file,
     sync_folder,
@@ -176,12 +176,6 @@ def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
             fix="free space and run the same command again"
             + (", or keep fewer:   save.keep=1" if keep > 1 else ""),
         )
-
-
-def free_space(path: Path) -> int:
-    """Free bytes on the disk of a path."""
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
 
 
 def checkpoint_bytes(folder: RunFolder, saved: TrainedObjects) -> int:
