@@ -118,7 +118,7 @@ class Memory:
             "moments": 2.0 * FLOAT * self.trained,
             "teacher": self.teacher_bytes(teacher_reads),
             "reference and EMA": float(
-                self.work.reads_copies * FLOAT * self.student.parameters.total
+                self.work.student_copies * FLOAT * self.student.parameters.total
             ),
         }
 

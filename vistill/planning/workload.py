@@ -63,7 +63,7 @@ class Workload:
         return {p.reader for p in self.passes}
 
     @property
-    def reads_copies(self) -> int:
+    def student_copies(self) -> int:
         """Copies of the student in memory: moving average and reference."""
         return len(self.readers & {Reader.EMA, Reader.REFERENCE})
 
