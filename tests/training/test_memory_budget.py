@@ -140,6 +140,17 @@ def test_a_step_stays_within_a_tight_budget(tmp_path, student, teacher, objectiv
     assert held < most_held(plan.models, roomy, batch, objective, objective.signals(batch))
 
 
+def test_a_storage_that_is_freed_during_the_work_is_counted_too():
+    weights = torch.nn.Linear(8, 8, bias=False)
+
+    def work():
+        for rows in range(1, 65):  # nothing of a round is kept, so its addresses are free again
+            weights(torch.ones(rows, 8))
+
+    # the input of each round, 32 bytes per row
+    assert held_bytes(weights, work)[0] == 32 * sum(range(1, 65))
+
+
 def linear_bytes(student):
     """Bytes of bf16 copies of all weights that multiply tokens or patches, without the head."""
     parts = [*student.model.model.language_model.layers, student.model.model.visual]

@@ -155,14 +155,14 @@ def measure_prompt(
     has_copies = training_dtype(setup.train, vlm.device) is not torch.float32
     of_prompts = 0.0
 
-    def open_prompts(*prompts: EncodedPrompt) -> tuple[dict[int, int], Any]:
+    def open_prompts(*prompts: EncodedPrompt) -> tuple[SavedStorages, Any]:
         groups = [EncodedGroup(p, responses) for p in prompts]
         return saved_storages(model, lambda: open_reading(vlm, groups, cut=True))
 
     model.train()
     with autocast(setup.train, vlm.device):
         if has_copies:
-            one, two = (sum(open_prompts(*[shortest] * n)[0].values()) for n in (1, 2))
+            one, two = (total_bytes(open_prompts(*[shortest] * n)[0]) for n in (1, 2))
             of_prompts = max(0.0, 2.0 * one - two)
         saved, reading = open_prompts(prompt)
         short, long, both = (
@@ -170,41 +170,51 @@ def measure_prompt(
             for indices in ([(0, 0)], [(0, 1)], [(0, 1), (0, 2)])
         )
     model.train(was_training)
-    short_bytes, long_bytes = float(sum(short.values())), float(sum(long.values()))
+    short_bytes, long_bytes = total_bytes(short), total_bytes(long)
     per_token = (long_bytes - short_bytes) / (LONG - SHORT)
     fixed = max(0.0, short_bytes - SHORT * per_token)
     of_responses = 0.0
     if has_copies:
-        per_response = max(0.0, sum(both.values()) - long_bytes - LONG * per_token)
+        per_response = max(0.0, total_bytes(both) - long_bytes - LONG * per_token)
         of_responses, fixed = max(0.0, fixed - per_response), min(fixed, per_response)
-    in_both = float(sum(size for key, size in saved.items() if key in short))
+    in_both = total_bytes({key: storage for key, storage in saved.items() if key in short})
     return ReadingBytes(
-        prompt=max(0.0, sum(saved.values()) - of_prompts),
+        prompt=max(0.0, total_bytes(saved) - of_prompts),
         response=fixed,
         token=per_token,
         copies=of_prompts + max(0.0, of_responses - in_both),
     )
 
 
+SavedStorages = dict[int, torch.UntypedStorage]
+"""Each storage that autograd saved, by its address in the process."""
+
+
+def total_bytes(saved: SavedStorages) -> float:
+    """Bytes of all storages."""
+    return float(sum(storage.nbytes() for storage in saved.values()))
+
+
 def held_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[float, Any]:
     """Bytes that autograd saves during some work, and its result: each storage once, no weights."""
     saved, result = saved_storages(model, work)
-    return float(sum(saved.values())), result
+    return total_bytes(saved), result
 
 
-def saved_storages(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[dict[int, int], Any]:
-    """Bytes of each storage that autograd saves during some work, without weights; its result.
+def saved_storages(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[SavedStorages, Any]:
+    """Each storage that autograd saves during some work, without weights, and its result.
 
     Storages are named by their address in the process, not by that of their data, so that a model
-    without data can be measured.
+    without data can be measured. They are kept: a part of the graph that the result does not need
+    is freed at once, and the next storage can have the same address.
     """
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    saved: dict[int, int] = {}
+    saved: SavedStorages = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
