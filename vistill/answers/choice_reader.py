@@ -8,6 +8,7 @@ from vistill.answers.compare import Mathematics
 from vistill.answers.denials import (
     DENIED,
     IFS,
+    CHINESE_AGAINST,
     affirmed_letter,
     is_no_statement,
     is_taken_back,
@@ -30,7 +31,7 @@ NOUNS = (
     r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
     r"|answer|bild|abbildung)"
 )
-NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
+NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or|或|和|与|、)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
@@ -98,6 +99,12 @@ THAN = re.compile(
 )
 
 
+#: `All of the above` and `none of the above` are different options.
+OF_ABOVE = re.compile(r"(?:all|none|both|neither|any|some) of (?:the above|these|them)")
+#: The other half of a reply about another opinion: `..., but the image shows B`.
+SHOWS = re.compile(
+    r"\s{0,2}(?:the|this|my) \w{1,12} (?:clearly )?(?:shows|indicates|is|says|gives) ([A-Z])\W{0,3}$"
+)
 #: `no` behind a letter, as a word of its own.
 NO = re.compile(r"(?:no|nope)(?=$|[,.;:!])")
 #: `A: I cannot tell` is no option A.
@@ -115,7 +122,7 @@ ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNO
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
     r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}"
-    r"(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?",
+    r"(?:(?:which|that) (?:is|equals|means)|也?就是|即|等于|with|i\.e\.,?|namely|=)?\s?",
     re.I,
 )
 #: A letter behind the text of an option: `60 (option B)`.
@@ -196,7 +203,8 @@ class ChoiceReader:
             return True
         if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):
             return True
-        return is_taken_back(letters.rest) or bool(REFUSES.match(letters.rest))
+        against = is_taken_back(letters.rest) or CHINESE_AGAINST.match(letters.rest)
+        return bool(against or REFUSES.match(letters.rest))
 
     def contradicts(self, letters: Letters) -> bool:
         """Whether a letter and the text behind it disagree.
@@ -210,6 +218,8 @@ class ChoiceReader:
         if named := self.options.by_text(text_form(rest)):
             return index[0] not in named
         form, own_form = text_form(rest), self.options.forms[index[0]]
+        if form != own_form and OF_ABOVE.fullmatch(form) and OF_ABOVE.fullmatch(own_form):
+            return True
         if form.startswith(own_form) or own_form.startswith(form):
             return False
         value = parse_value(rest)
@@ -289,6 +299,8 @@ class ChoiceReader:
             clause = sentence[so[-1].start() :]
             stated = not self.denies(clause)
         letters = set(self.mentions(clause)) if stated else set()
+        if stated and (shown := SHOWS.match(clause)):
+            letters |= {x for x in shown.groups() if in_range(x, len(self.options))}
         return frozenset(letters if len(letters) == 1 else "")
 
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:
