@@ -36,7 +36,8 @@ NOT_MINE = re.compile(
     r"(?:(?:is|was|would be|may be|might be|looks|seems)\s[^.;\n]{0,60}?"
     r"\b(?:naive|wrong|incorrect|false|tempting|trap|mistake|mistaken|erroneous)\b"
     r"|(?:(?:is|was) not|isn't|wasn't|(?:cannot|can't|can not) be)"
-    r"\s(?:(?:the )?(?:right|correct|final|true) (?:answer|value|result|solution|option|one)|the answer"
+    r"\s(?:(?:the )?(?:right|correct|final|true) (?:answer|value|result|solution|option|one)"
+    r"|the answer"
     r"|(?:quite )?(?:right|correct|true|valid)(?! (?:angle|triangle|side|for|if|when|only)))\b)",
     re.IGNORECASE,
 )

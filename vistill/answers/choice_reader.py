@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics
 from vistill.answers.denials import (
+    CHINESE_AGAINST,
     DENIED,
     IFS,
-    CHINESE_AGAINST,
     affirmed_letter,
     is_no_statement,
     is_taken_back,
@@ -103,7 +103,8 @@ THAN = re.compile(
 OF_ABOVE = re.compile(r"(?:all|none|both|neither|any|some) of (?:the above|these|them)")
 #: The other half of a reply about another opinion: `..., but the image shows B`.
 SHOWS = re.compile(
-    r"\s{0,2}(?:the|this|my) \w{1,12} (?:clearly )?(?:shows|indicates|is|says|gives) ([A-Z])\W{0,3}$"
+    r"\s{0,2}(?:the|this|my) \w{1,12} (?:clearly )?(?:shows|indicates|is|says|gives)"
+    r" ([A-Z])\W{0,3}$"
 )
 #: `no` behind a letter, as a word of its own.
 NO = re.compile(r"(?:no|nope)(?=$|[,.;:!])")
@@ -206,7 +207,9 @@ class ChoiceReader:
         against = is_taken_back(letters.rest) or CHINESE_AGAINST.match(letters.rest)
         return bool(against or REFUSES.match(letters.rest))
 
-    def contradicts(self, letters: Letters) -> bool:
+    def contradicts(  # noqa: PLR0911 - one return per form
+        self, letters: Letters
+    ) -> bool:
         """Whether a letter and the text behind it disagree.
 
         The text is that of another option, or a value that is not the one of its own.
@@ -218,10 +221,10 @@ class ChoiceReader:
         if named := self.options.by_text(text_form(rest)):
             return index[0] not in named
         form, own_form = text_form(rest), self.options.forms[index[0]]
-        if form != own_form and OF_ABOVE.fullmatch(form) and OF_ABOVE.fullmatch(own_form):
-            return True
         if form.startswith(own_form) or own_form.startswith(form):
             return False
+        if OF_ABOVE.fullmatch(form) and OF_ABOVE.fullmatch(own_form):
+            return True
         value = parse_value(rest)
         own = parse_value(strip_markup(self.options.texts[index[0]]))
         if value.number is not None and own.number is not None:

@@ -3,7 +3,14 @@
 import re
 from typing import Protocol
 
-from vistill.answers.normalise import FORMULA_INDEX, GREEK, fold_case, math_form, strip_markup, text_form
+from vistill.answers.normalise import (
+    FORMULA_INDEX,
+    GREEK,
+    fold_case,
+    math_form,
+    strip_markup,
+    text_form,
+)
 from vistill.answers.values import (
     ANGLE_FUNCTION,
     FORMULA,

@@ -25,9 +25,9 @@ DENIED_NEXT = re.compile(
     r" (?:wrong|incorrect|false|mistaken|a mistake|an error"
     r"|not (?:quite )?(?:right|correct|true))|(?: is|'s)n't (?:right|correct|true)"
     r"| (?:can't|cannot|can not) be (?:right|correct|true))"
-    r"|(?:wait, )?no|(?:但是?|不过|然而|可是),?(?:这|那)?(?:个|一)?(?:答案|选项|结果)?是?(?:错|不对|不正确)"
-    r"(?:误|的){0,2}"
-    r"|(?:这|那)(?:个|一)?(?:答案|选项|结果)?是?(?:错|不对|不正确)(?:误|的){0,2})"
+    r"|(?:wait, )?no"
+    r"|(?:(?:但是?|不过|然而|可是),?(?:这|那)?|(?:这|那))(?:个|一)?(?:答案|选项|结果)?"
+    r"是?(?:错|不对|不正确)(?:误|的){0,2})"
     r"\s?(?:[.!\n\u2026]|$)",
     re.IGNORECASE,
 )
@@ -35,7 +35,8 @@ DENIED_NEXT = re.compile(
 DOUBTS = re.compile(
     r"(?:^|[.!\n*]\s{0,3})(?:but )?(?:wait|hold on|hmm+|oops|等等|不对)\b|on second thought"
     r"|(?:^|[.!\n*]\s{0,3})(?:but |hmm, )?(?:let me|i (?:need|have|should) to|i should)"
-    r" (?:re-?(?:check|examine|consider|count|calculate|read|visit|evaluate)|check again|look again)"
+    r" (?:re-?(?:check|examine|consider|count|calculate|read|visit|evaluate)"
+    r"|check again|look again)"
     r"|\b(?:on|upon) (?:a )?(?:closer|further|second) (?:inspection|look|examination|review)",
     re.IGNORECASE,
 )

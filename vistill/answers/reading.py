@@ -20,7 +20,8 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
-    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't|(?:cannot|can't) be(?=\s[$\\(]{0,3}-?\d))\b"
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't"
+    r"|(?:cannot|can't) be(?=\s[$\\(]{0,3}-?\d))\b"
     r"|^(?:应该|可能|肯定|一定|绝对)?(?:不是|不选|并非|非)",
     re.IGNORECASE,
 )

@@ -245,7 +245,7 @@ def parse_repeating(bare: str) -> Fraction | None:
 
 
 @lru_cache(maxsize=4096)
-def parse_value(plain: str) -> Value:
+def parse_value(plain: str) -> Value:  # noqa: PLR0911 - one return per form
     """Read an answer without wrappers as a value; the unit is split off if the rest is a number.
 
     Args:

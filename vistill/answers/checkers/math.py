@@ -86,7 +86,9 @@ POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
 #: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
 SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
 #: What only checks an answer: `so the perimeter is 24, which matches`.
-CONFIRMS = re.compile(r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I)
+CONFIRMS = re.compile(
+    r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I
+)
 #: Several equations: the right side of the last one is not the answer.
 EQUATIONS = re.compile(
     r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"

@@ -32,8 +32,8 @@ ONE_QUOTE = re.compile(r'[^"]{1,100}"([^"]{1,100})"')
 AMOUNT = re.compile(r"(?<=[^\W\d_])\s\([-+$]?[\d.,]{1,20}\s?[^\s()\d]{0,8}\)$")
 #: The other one, denied: `Samsung, not Apple`.
 NOT_OTHER = re.compile(
-    r", (?:and )?not (?!sure|certain|really|quite|exactly|necessarily|clear|correct|right|true|the answer)"
-    r"[\w' -]{1,30}\.?$",
+    r", (?:and )?not (?!sure|certain|really|quite|exactly|necessarily|clear|correct|right|true"
+    r"|the answer)[\w' -]{1,30}\.?$",
     re.IGNORECASE,
 )
 #: A hyphen between words is a space: `Coca-Cola` is `coca cola`.

@@ -149,7 +149,7 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
 
 
 def read_turn(text: str, at: int) -> Commitment[bool] | None:
-    """The yes or no behind a first one that the reply takes back: `Yes. Actually, no.`"""
+    """The yes or no behind a first one that the reply takes back: `Yes... wait, no`."""
     first = FIRST.match(text, at)
     turn = TURN.search(text, first.end(), first.end() + WINDOW) if first else None
     if turn is None:
