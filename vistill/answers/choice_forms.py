@@ -61,7 +61,9 @@ def read_special(
         unknown = UNKNOWN.search(text[first.start : first.end])
         return commitment(text, span, frozenset()) if unknown else None
     own = Span(says.start, says.end, says.rule)
-    return commitment(text, own, reader.letters_of([reader.options.forms.index(YES[says.form])]))
+    return commitment(
+        text, own, reader.letters_of([reader.options.forms.index(YES[bool(says.form)])])
+    )
 
 
 def judged_letters(raw: str, reader: ChoiceReader) -> frozenset[str]:
