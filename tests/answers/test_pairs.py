@@ -14,6 +14,7 @@ OWN = Path(__file__).parent / "pairs.jsonl"
 REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
 USERS = Path(__file__).parent / "pairs_users.jsonl"
 MODELS = Path(__file__).parent / "pairs_models.jsonl"
+TESTERS = Path(__file__).parent / "pairs_testers.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
     "MathVista",
@@ -74,6 +75,18 @@ def test_opinions_of_others_numbers_around_a_box_and_short_conclusions(correct):
 def test_replies_in_the_manner_of_chat_models(correct):
     pairs = [pair for pair in read(MODELS) if pair["correct"] is correct]
     assert len(pairs) >= 150
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_replies_that_turn_deny_a_box_or_report_an_answer(correct):
+    pairs = [pair for pair in read(TESTERS) if pair["correct"] is correct]
+    assert len(pairs) >= 60
     failed = []
     for pair in pairs:
         verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])

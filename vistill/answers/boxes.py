@@ -32,9 +32,24 @@ GOES_ON = re.compile(
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{$")
 #: Behind a box: it is the value of another person, or wrong.
 NOT_MINE = re.compile(
-    r"^[})\]$\\\s*]{0,6}(?:is|was|would be|may be|might be|looks|seems)\s[^.;\n]{0,60}?"
-    r"\b(?:naive|wrong|incorrect|false|tempting|trap|mistake|mistaken|erroneous)\b",
+    r"^[})\]$\\\s*]{0,6}(?:,?\s?(?:but|which|however,?|though)\s(?:(?:this|that|it)\s)?)?"
+    r"(?:(?:is|was|would be|may be|might be|looks|seems)\s[^.;\n]{0,60}?"
+    r"\b(?:naive|wrong|incorrect|false|tempting|trap|mistake|mistaken|erroneous)\b"
+    r"|(?:(?:is|was) not|isn't|wasn't|(?:cannot|can't|can not) be)"
+    r"\s(?:(?:the )?(?:right|correct|final|true) (?:answer|value|result|solution|option|one)"
+    r"|the answer"
+    r"|(?:quite )?(?:right|correct|true|valid)(?! (?:angle|triangle|side|for|if|when|only)))\b)",
     re.IGNORECASE,
+)
+#: Before a box: it is denied.
+DENIED_BOX = re.compile(
+    r"(?:\bnot|n't|\bcannot|\bnever|不[是为]|不等于)(?: (?:be|equal(?: to)?))?[\s$(\\*:]{0,6}$",
+    re.IGNORECASE,
+)
+#: A number or letter that its own box calls wrong.
+DENIED_INSIDE = re.compile(
+    r"[-\d.,/]{1,20}[\s\\{]{0,4}(?:text\{)?\s{0,2}(?:is|would be) "
+    r"(?:wrong|incorrect|not (?:right|correct|the answer))\W{0,6}"
 )
 #: Words of the instruction that a reply repeats instead of an answer.
 ECHO = frozenset(
@@ -140,12 +155,27 @@ def pick_strong(text: str, take: Take) -> Span | None:
     for i, span in enumerate(ordered[:MOST_MARKS]):
         trimmed = span.of(text)
         if trimmed.end > trimmed.start and not is_echo(text, trimmed):
-            if NOT_MINE.match(text[span.end : span.end + 120]):
+            if is_denied_box(text, span):
                 continue
             if (wider := widen_box(text, span)) != span:
                 return wider
             return join_boxes(text, trimmed, ordered[i + 1 : i + 10])
     return None
+
+
+def is_denied_box(text: str, span: Span) -> bool:
+    """Whether the words around a box or tag, or inside it, call its answer wrong."""
+    if NOT_MINE.match(text[span.end : span.end + 120]):
+        return True
+    if span.rule != "box":
+        return False
+    opening = BOX.search(text[max(0, span.start - 60) : span.start])
+    at = max(0, span.start - 60) + opening.start() if opening else span.start
+    content = text[span.start : span.end]
+    return bool(
+        DENIED_BOX.search(text[max(0, at - 40) : at])
+        or (len(content) <= 80 and DENIED_INSIDE.fullmatch(content))
+    )
 
 
 def widen_box(text: str, box: Span) -> Span:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vistill.answers.compare import Mathematics
 from vistill.answers.denials import (
+    CHINESE_AGAINST,
     DENIED,
     IFS,
     affirmed_letter,
@@ -30,7 +31,7 @@ NOUNS = (
     r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
     r"|answer|bild|abbildung)"
 )
-NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or)\s?[(\[]?[A-Z]\b)"
+NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or|或|和|与|、)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
 OPTION = re.compile(r"(?i:\b(?:option|choice|选项|选))\s?[\"'(\[]{0,2}([A-Za-z])" + NO_LIST)
 IS_CORRECT = re.compile(
@@ -98,6 +99,13 @@ THAN = re.compile(
 )
 
 
+#: `All of the above` and `none of the above` are different options.
+OF_ABOVE = re.compile(r"(?:all|none|both|neither|any|some) of (?:the above|these|them)")
+#: The other half of a reply about another opinion: `..., but the image shows B`.
+SHOWS = re.compile(
+    r"\s{0,2}(?:the|this|my) \w{1,12} (?:clearly )?(?:shows|indicates|is|says|gives)"
+    r" ([A-Z])\W{0,3}$"
+)
 #: `no` behind a letter, as a word of its own.
 NO = re.compile(r"(?:no|nope)(?=$|[,.;:!])")
 #: `A: I cannot tell` is no option A.
@@ -115,7 +123,7 @@ ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNO
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
     r"^(?:[\s,:;.-]|\((?=[^()]{1,200}\)$)){0,3}"
-    r"(?:(?:which|that) (?:is|equals|means)|with|i\.e\.,?|namely|=)?\s?",
+    r"(?:(?:which|that) (?:is|equals|means)|也?就是|即|等于|with|i\.e\.,?|namely|=)?\s?",
     re.I,
 )
 #: A letter behind the text of an option: `60 (option B)`.
@@ -196,9 +204,12 @@ class ChoiceReader:
             return True
         if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):
             return True
-        return is_taken_back(letters.rest) or bool(REFUSES.match(letters.rest))
+        against = is_taken_back(letters.rest) or CHINESE_AGAINST.match(letters.rest)
+        return bool(against or REFUSES.match(letters.rest))
 
-    def contradicts(self, letters: Letters) -> bool:
+    def contradicts(  # noqa: PLR0911 - one return per form
+        self, letters: Letters
+    ) -> bool:
         """Whether a letter and the text behind it disagree.
 
         The text is that of another option, or a value that is not the one of its own.
@@ -212,6 +223,8 @@ class ChoiceReader:
         form, own_form = text_form(rest), self.options.forms[index[0]]
         if form.startswith(own_form) or own_form.startswith(form):
             return False
+        if OF_ABOVE.fullmatch(form) and OF_ABOVE.fullmatch(own_form):
+            return True
         value = parse_value(rest)
         own = parse_value(strip_markup(self.options.texts[index[0]]))
         if value.number is not None and own.number is not None:
@@ -289,6 +302,8 @@ class ChoiceReader:
             clause = sentence[so[-1].start() :]
             stated = not self.denies(clause)
         letters = set(self.mentions(clause)) if stated else set()
+        if stated and (shown := SHOWS.match(clause)):
+            letters |= {x for x in shown.groups() if in_range(x, len(self.options))}
         return frozenset(letters if len(letters) == 1 else "")
 
     def letters_of(self, named: Sequence[int]) -> frozenset[str]:

@@ -3,7 +3,14 @@
 import re
 from typing import Protocol
 
-from vistill.answers.normalise import GREEK, fold_case, math_form, strip_markup, text_form
+from vistill.answers.normalise import (
+    FORMULA_INDEX,
+    GREEK,
+    fold_case,
+    math_form,
+    strip_markup,
+    text_form,
+)
 from vistill.answers.values import (
     ANGLE_FUNCTION,
     FORMULA,
@@ -25,6 +32,9 @@ NAME = re.compile(r"\\(?:angle|triangle|parallel|perp|vec|overrightarrow)\s?\{?(
 FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc)(?![a-z])")
 DEGREES = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)°")
 MIXED = re.compile(r"(?<![\d.^])(\d{1,20}) (\d{1,20})/(\d{1,20})(?!\d)")
+ARROW = re.compile(r"\u2192|->|\\(?:to|rightarrow)(?![a-z])")
+#: `12K` is 12 thousand, or a temperature; never 12 of another unit.
+THOUSANDS = re.compile(r"-?[\d.,]{1,20}K")
 TWO_NUMBERS = re.compile(r"\d \d")
 BASE = re.compile(r"\d_\{?(\w{1,9})")
 
@@ -82,11 +92,23 @@ def same_value(answer: str, gold: str, math: Mathematics | None) -> bool:
         return False
     if fold_case(math_form(plain)) == fold_case(math_form(plain_gold)):
         return True
+    if is_same_formula(plain, plain_gold):
+        return True
     value, gold_value = parse_value(plain), parse_value(plain_gold)
+    if THOUSANDS.fullmatch(plain) and not gold_value.unit:
+        return value.number is not None and value.number * 1000 == gold_value.number
     decided = same_number(value, gold_value)
     if decided is None:
         decided = same_units(value, gold_value) and same_mathematics(value, gold_value, math)
     return decided
+
+
+def is_same_formula(plain: str, gold: str) -> bool:
+    """Whether two answers are one chemical formula, with or without the signs of its indices."""
+    if len(plain) > 60 or len(gold) > 60:
+        return False
+    forms = [FORMULA_INDEX.sub(r"\1\2", math_form(text)) for text in (plain, gold)]
+    return forms[0] == forms[1] and FORMULA.fullmatch(forms[0]) is not None
 
 
 def same_mathematics(value: Value, gold: Value, math: Mathematics | None) -> bool:
@@ -104,6 +126,8 @@ def may_be_equal(value: Value, gold: Value) -> bool:
     """Whether math-verify may decide: it drops signs, bases, names and spaces that differ here."""
     forms = (value.form, gold.form)
     if not all(is_mathematical(form) and not FORMULA.fullmatch(form) for form in forms):
+        return False
+    if any(ARROW.search(form) for form in forms):
         return False
     if any(TWO_NUMBERS.search(math_question(form)) for form in forms):
         return False

@@ -9,6 +9,7 @@ DENIES = re.compile(
     rf"\b(?:{NOT}|no one|no\s?body|nor|neither|doubt\w{{0,2}}|refuse\w{{0,2}}|unlikely|anything but"
     r"|(?:wrong|incorrect|false|tempting|mistake)(?: is)? (?:to|that)"
     r"|(?:might|may|could|would) (?:be tempted to )?(?:think|say|believe|guess|assume)"
+    r"|you (?:think|thought|say|said|believed?|claim(?:ed)?|suggest(?:ed)?|stated)"
     r"|(?:might|may|could) be (?:inclined|tempted)|i (?:\w{1,10} )?thought|claim(?:s|ed)?"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:think|say|believe)s?|suppos(?:e|ing)|assum(?:e|ing)|imagine|pretend|maybe|perhaps)\b",
@@ -40,20 +41,27 @@ TAKEN_BACK = re.compile(
     r"|accurate|quite|best|possible|valid|likely|it\b|suitable|one\b)"
     r"|(?:wrong|incorrect|false|ruled out|eliminated|excluded|rejected|unlikely|impossible"
     r"|inaccurate|discarded|mistaken|(?:a|my) (?:mistake|error))\b"
+    r"|\((?:wrong|incorrect|false|not (?:right|correct))\)"
     r"|(?:是)?(?:错|不正确|不对)|(?<![\s:,;.\-)])不是|[\u2717\u2718\u274c])",
     re.IGNORECASE,
+)
+#: What follows an option in Chinese that is denied: `选项C不符合图片内容`.
+CHINESE_AGAINST = re.compile(
+    r"(?:选项|项)?(?:与[^,.;]{1,8}?)?(?:明显|显然|并|也|都)?"
+    r"(?:不(?![仅但错止过变])|没有(?![错误问])|有误|无关|(?:可以|应该?|可|被)?(?:排除|删去|去掉))"
 )
 #: A sentence that is no statement of its writer, or denies what it names.
 DENIED = re.compile(
     rf"\b(?:{NOT}|neither|nor|incorrect|wrong|eliminate\w?|rule[ds]? out|anything but|refuse"
     r"|(?:second|next)[ -]best|doubt|unlikely|suppose|assume|claim(?:s|ed)|maybe|perhaps"
-    r"|no one|no\s?body"
+    r"|no one|no\s?body|(?:false|untrue) that|if you (?:think|believe)"
+    r"|you (?:said|thought|claimed|suggested)"
     r"|(?:might|may|could) (?:think|say|believe|answer|choose|pick|be (?:inclined|tempted))"
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|d|ed)?|trap|naive"
     r"|least likely|nicht|keine?|falsch|wenn|vielleicht|möglicherweise|weder)\b"
-    r"|不(?:正确|对|是|选|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
+    r"|不(?:正确|对|是|选|应|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
 #: Words with `doubt` or `not` that confirm.
@@ -75,6 +83,13 @@ UNREAL = re.compile(
     r"[^.;\n]{0,80}\b(?:were|was|had|wasn't|weren't|hadn't)\b|\bunless\b"
     r"|\bwould\b[^.;\n]{1,80}\bif\b"
     r"|\b(?:had|were) (?:the|it|this|that|there|they|we|one)\b",
+    re.IGNORECASE,
+)
+#: A condition that the reply leaves open: `If the scale is linear, the answer is C`.
+OPEN_CONDITION = re.compile(
+    r"\W{0,3}(?:only )?if (?:the|this|that|it|there|both|all)\b[^.,;\n]{0,60}"
+    r"\b(?:is|are|was|were)\b[^.,;\n]{0,40}, (?:then )?the (?:(?:correct|right|final|best) )?"
+    r"(?:answer|option|choice)\b",
     re.IGNORECASE,
 )
 #: A condition in Chinese without a conclusion.
@@ -135,7 +150,7 @@ def is_unreal(sentence: str) -> bool:
     """Whether a sentence says what would hold in another case."""
     if WOULD.search(sentence) and UNREAL.search(sentence):
         return True
-    return bool(CASES.search(sentence))
+    return bool(OPEN_CONDITION.match(sentence) or CASES.search(sentence))
 
 
 def is_no_statement(sentence: str) -> bool:

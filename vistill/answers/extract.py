@@ -35,8 +35,10 @@ LABEL_LINE = re.compile(r"(?:final|solution)[*_]{0,2}:[*_ ]{1,4}(?=[^\n]{1,24}(?
 LINE_BEGIN = re.compile(r"(?:^|\n)[\s*_#>-]{0,6}$")
 #: Behind an answer: another one replaces it, `12... actually 13`, `12 → corrected: 13`.
 REPLACES = re.compile(
-    r"(?:\.{1,3}|\u2026|[,;(-]|\u2014|\u2192|->)\s{0,2}(?:(?:no|wait|sorry|oh|hmm)[,.]?\s{1,2})?"
+    r"(?:(?:\.{1,3}|\u2026|[,;(-]|\u2014|\u2192|->)\s{0,2}(?:(?:no|wait|sorry|oh|hmm)[,.]?\s{1,2})?"
     r"(?:actually|i mean|make (?:that|it)|correction|corrected(?: to)?|or rather)[,:]?\s{1,3}"
+    r"|(?:\.{2,3}|\u2026|[,;]|\u2014)\s{0,2}(?:no|wait, no),\s{1,2}(?:wait,\s{1,2})?"
+    r"|,?\sbut\s{1,2}(?=(?:it|that)(?:'s| is)\s))"
     r"(?:it(?:'s| is)\s|that(?:'s| is)\s|the answer is\s)?"
     r"(?=[(\[$*\\]{0,3}(?:-?\d|[A-Z](?![A-Za-z]))\S{0,20}(?:\s[a-z]{1,9})?[.)!]?\s{0,9}(?:\n|$))",
     re.IGNORECASE,
@@ -45,6 +47,16 @@ REPLACES = re.compile(
 JSON_ANSWER = re.compile(
     r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
     re.IGNORECASE,
+)
+#: The end of the key of another answer: `{"wrong_answer": "C"}`.
+OTHER_KEY = re.compile(
+    r"\"\w{0,20}?(?:wrong|incorrect|false|rejected|previous|initial|student|other|old|worst)\w{0,3}$",
+    re.IGNORECASE,
+)
+#: A letter, and the value behind its full stop: `B. 50`.
+LONE_LETTER = re.compile(r"[*_]{0,2}[A-Z]")
+ITS_VALUE = re.compile(
+    r"\.[*_]{0,2} [*_$(]{0,3}-?\d[\d.,/]{0,12}\s?[^\s\d.,;]{0,6}(?=[.*_$)]{0,3}\s{0,3}(?:\n|$))"
 )
 #: `Answer - B` on a line of its own.
 DASHED = re.compile(r"answer\s?-\s(?=[(\[]?[A-Z\d])", re.IGNORECASE)
@@ -145,6 +157,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
         return Span(display.end(), end.start() if end else display.end(), rule)
     end = SENTENCE_END.search(text, start, start + WINDOW)
     stop = end.start() if end else min(len(text), start + WINDOW)
+    if end and LONE_LETTER.fullmatch(text, start, stop) and (own := ITS_VALUE.match(text, stop)):
+        return Span(start, own.end(), rule)
     if end and end.group(0) == "?":
         return Span(start, start, rule)
     return Span(start, stop, rule)
@@ -189,7 +203,7 @@ def is_unreal_at(text: str, at: int) -> bool:
 def json_answer(text: str, at: int) -> Span | None:
     """The value of `"answer"` in a JSON object."""
     match = JSON_ANSWER.match(text, at)
-    if match is None:
+    if match is None or OTHER_KEY.search(text[max(0, at - 40) : at]):
         return None
     return Span(*match.span(1 if match.group(1) else 2), "line")
 

@@ -42,7 +42,8 @@ NOUN_BEHIND = re.compile(r"^(?:选项|项)(?!是)")
 AFTER = re.compile(
     r"^\s?(?:$|[.,;:!)\]\n\-(\"']|\d|\\|\$|and not\b|not\b|but\b|rather\b|because\b|since\b|as\b"
     r"|for\b|instead\b|due\b|based\b|where\b|with\b|which\b"
-    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|是?正确|选项)",
+    r"|is (?:the )?(?:correct|right|best|most|true)|is (?:the )?answer|因为|是?正确|选项"
+    r"|而(?:不是|非))",
     re.IGNORECASE,
 )
 

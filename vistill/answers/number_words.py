@@ -38,7 +38,9 @@ TENS = {
 #: Words of one number below 100.
 SMALL = {"zero": 0, **ONES, **TEENS, **TENS}
 GROUPS = {"thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-SCALES = {"dozen": 12, "hundred": 100, **GROUPS, "万": 10**4, "亿": 10**8}
+SHORT_GROUPS = {"lakh": 10**5, "lakhs": 10**5, "crore": 10**7, "crores": 10**7}
+SHORT_GROUPS |= {"mn": 10**6, "bn": 10**9}
+SCALES = {"dozen": 12, "hundred": 100, **GROUPS, **SHORT_GROUPS, "万": 10**4, "亿": 10**8}
 PARTS = {
     **dict.fromkeys(["half", "halves"], 2),
     **dict.fromkeys(["third", "thirds"], 3),
@@ -70,6 +72,7 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 A_PART = re.compile(rf"an?[\s-](?P<part>{'|'.join(PARTS)})", re.IGNORECASE)
+SIGN = re.compile(r"(?:minus|negative)\s", re.IGNORECASE)
 WORDS = re.compile(r"[a-z]{1,9}")
 
 
@@ -110,6 +113,9 @@ def add_words(words: list[str]) -> int:
 
 def parse_word_number(text: str) -> Fraction | None:
     """The number that a text is, in words; None if it is none."""
+    if sign := SIGN.match(text):
+        number = parse_word_number(text[sign.end() :]) if not SIGN.match(text, sign.end()) else None
+        return None if number is None else -number
     if match := A_PART.fullmatch(text):
         return Fraction(1, PARTS[match.group("part").lower()])
     first = next(find_word_numbers(text), None)

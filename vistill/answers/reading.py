@@ -14,13 +14,14 @@ CLAUSE = re.compile(
     r"|but not|when rounded|after|as (?:the|it|this|shown|we|there))\b"
     r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not"
     r"|nicht|weil|denn|da)\b"
-    r"|;\s|。|，因|,因|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
+    r"|;\s|。|，因|,因|\s?而(?:不是|非)|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
     r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
 DENIAL = re.compile(
     r"^(?:(?:it|that|this|the (?:correct |right |best )?(?:answer|option))(?: is|'s|(?= isn't)) ?)?"
-    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't)\b"
+    r"(?:definitely |clearly |certainly |probably |likely )?(?:not|neither|n't|isn't"
+    r"|(?:cannot|can't) be(?=\s[$\\(]{0,3}-?\d))\b"
     r"|^(?:应该|可能|肯定|一定|绝对)?(?:不是|不选|并非|非)",
     re.IGNORECASE,
 )

@@ -29,6 +29,12 @@ RANGE = re.compile(r"^\+?\d{1,9}(?:-\d{1,9}){1,5}$")
 DATE = re.compile(r"^\d{1,4}([/-])\d{1,2}\1\d{1,4}$")
 #: Words that count or divide: no label of what is counted begins with one.
 NUMBER_WORDS = frozenset([*SMALL, *SCALES, *PARTS, "point"])
+#: Letters close to an amount of money: `$12M`.
+MONEY = {"K": 1000, "k": 1000, "M": 10**6, "m": 10**6, "B": 10**9, "b": 10**9, "T": 10**12}
+#: Words behind a number that make it another one: `12 below zero`, `12 doubled`.
+OTHER_NUMBER = frozenset(
+    ["below", "above", "under", "over", "doubled", "tripled", "halved", "factorial"]
+)
 #: Words of mathematics; any other word is no mathematics.
 FUNCTIONS = frozenset(
     [
@@ -239,7 +245,7 @@ def parse_repeating(bare: str) -> Fraction | None:
 
 
 @lru_cache(maxsize=4096)
-def parse_value(plain: str) -> Value:
+def parse_value(plain: str) -> Value:  # noqa: PLR0911 - one return per form
     """Read an answer without wrappers as a value; the unit is split off if the rest is a number.
 
     Args:
@@ -255,6 +261,8 @@ def parse_value(plain: str) -> Value:
         return Value(math_form(bare), number, currency)
     for start, tail in tails(bare):
         number = parse_number(bare[:start])
+        if currency and number is not None and tail in MONEY and bare[start - 1].isdigit():
+            return Value(math_form(bare), number * MONEY[tail], currency)
         unit = parse_unit(tail)
         scale = SCALES.get(tail.split()[0].casefold()) if tail.split() else None
         if number is not None and scale:
@@ -307,7 +315,7 @@ def is_label(tail: str, close: bool) -> bool:
         0 < len(words) <= 4
         and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
         and not stops & {word.casefold() for word in words}
-        and words[0].casefold().partition("-")[0] not in NUMBER_WORDS
+        and words[0].casefold().partition("-")[0] not in NUMBER_WORDS | OTHER_NUMBER
     )
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from vistill.answers.checkers.math import only_number
+from vistill.answers.choice_forms import commitment, ends_in_option, read_special, read_turn
 from vistill.answers.choice_reader import NOUNS, ChoiceReader, before_comparison
 from vistill.answers.compare import Mathematics
 from vistill.answers.corrections import settle
@@ -94,18 +95,21 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     """The option that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:
-        return settle(text, explicit, take, lambda later: read_corrected(later, reader))
+        later = settle(text, explicit, take, lambda later: read_corrected(later, reader))
+        stays = later is explicit and take == "last" and explicit.rule not in ("box", "tag")
+        return (read_turn(text, explicit.end, reader) if stays else None) or later
     span = whole(text)
-    if span.end == span.start or is_cut_in_box(text):
+    raw = text[span.start : span.end]
+    if not raw or is_cut_in_box(text) or lists_letters(raw, reader):
         return None
-    if lists_letters(text[span.start : span.end], reader):
-        return None
-    if span.end - span.start <= 300:
-        plain = strip_markup(LIST_HEAD.sub("", text[span.start : span.end]))
+    if (special := read_special(text, span, take, reader)) is not None:
+        return special
+    if len(raw) <= 300:
+        plain = strip_markup(LIST_HEAD.sub("", raw))
         if (labelled := read_labelled(plain, reader.options)) is not None:
             return commitment(text, span, labelled)
-    if span.end - span.start <= 300 and "\n" not in text[span.start : span.end]:
-        letters = read_bare(text[span.start : span.end], reader)
+    if len(raw) <= 300 and "\n" not in raw:
+        letters = read_bare(raw, reader)
         if letters is not None:
             return commitment(text, span, letters)
     lead = read_lead(text, reader)
@@ -119,11 +123,6 @@ def lists_letters(raw: str, reader: ChoiceReader) -> bool:
         return False
     letters = [parse_letters(strip_markup(line), len(reader.options)) for line in lines]
     return all(x and not x.rest for x in letters) and len({x.letters for x in letters if x}) > 1
-
-
-def commitment(text: str, span: Span, letters: frozenset[str]) -> Commitment[frozenset[str]]:
-    """A commitment to letters."""
-    return Commitment(span.start, span.end, text[span.start : span.end], span.rule, letters)
 
 
 def read_bare(  # noqa: PLR0911 - one return per form
@@ -148,6 +147,8 @@ def read_bare(  # noqa: PLR0911 - one return per form
             return None if names_another(letters, reader) else reader.read_letters(letters)
         if reader.takes_back(letters):
             return None
+    if is_unreal(plain):
+        return None
     if len(reader.options):
         named = option_of(plain, reader.options, reader.math)
         if len(named) == 1:
@@ -278,8 +279,14 @@ def label_start(text: str, at: int) -> int:
 
 def read_corrected(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option that a reply names behind a correction: `So it's C`, `it should be C`."""
-    states = [s for s in sentences(text, 12) if CORRECTED.match(text[s.start : s.end])]
-    return read_last(text, states, reader)
+    ordered = sentences(text, 12)
+    states = [s for s in ordered if CORRECTED.match(text[s.start : s.end])]
+    if corrected := read_last(text, states, reader):
+        return corrected
+    for span in [] if states else ordered[:LAST]:
+        if letters := ends_in_option(text[span.start : span.end], reader):
+            return commitment(text, Span(span.start, span.end, "conclusion"), letters)
+    return None
 
 
 def read_option_text(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:

@@ -43,7 +43,7 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect"
+    r"|dozens?|doubled|tripled|halved|factorial|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect"
     r"|oder|nicht|keine?|mehr als|weniger als|mindestens|höchstens|über|unter)\b"
     r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
     re.IGNORECASE,
@@ -73,13 +73,22 @@ NEGATIVE = re.compile(r"^(?:minus|negative)\s(?=[\d.]|\\frac|\\sqrt)", re.IGNORE
 #: A number that a word behind it changes, or that is only a bound.
 CHANGED = re.compile(
     r"\bnot quite\b|\d\s(?:squared|cubed|dozens?)\b|\d\s?\+$"
+    r"|\((?:wrong|incorrect|false|not (?:right|correct))\)"
     r"|^(?:half|twice|double|triple|thrice|over|under|exceeds|above|below)\b",
     re.IGNORECASE,
+)
+#: A number that goes on in words: `12 million people`.
+SCALED = re.compile(
+    r"[-+]?[\d.,]{1,20}\s?(?:hundred|thousand|[mb]illion|trillion|lakh|crore|bn|mn)s?\b", re.I
 )
 #: A point with its coordinates: `A(2, 3)`.
 POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
 #: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
 SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
+#: What only checks an answer: `so the perimeter is 24, which matches`.
+CONFIRMS = re.compile(
+    r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I
+)
 #: Several equations: the right side of the last one is not the answer.
 EQUATIONS = re.compile(
     r"=[^=]{1,60}?(?:[,;和或]|\band\b|\bor\b|\\(?:lor|vee|land|wedge)(?![a-z]))\s?"
@@ -206,14 +215,16 @@ def only_number(sentence: str) -> str:
     if len(numbers) != 1:
         return ""
     start, alone = numbers[0]
-    return sentence[start:] if parse_value(sentence[start:]).number is not None else alone
+    if parse_value(sentence[start:]).number is not None:
+        return sentence[start:]
+    return "" if SCALED.match(sentence, start) else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     """The value that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, read_math)
     if explicit is not None:
-        return settle(text, explicit, take, read_conclusion)
+        return settle(text, explicit, take, read_corrected)
     span = whole(text)
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
@@ -244,6 +255,23 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
             value = strip_markup(raw[total[-1].end() :])
         if raw.startswith("####"):  # GSM8K
             value = plain.lstrip("# ")
+        reading = read_math(value, "conclusion") if value else None
+        if reading is not None:
+            return Commitment(span.start, span.end, raw, "conclusion", reading)
+    return None
+
+
+def read_corrected(text: str) -> Commitment[Reading] | None:
+    """The conclusion behind a correction, also in the last clause: `3*5=15, so the area is 15`."""
+    if (concluded := read_conclusion(text)) is not None:
+        return concluded
+    for span in sentences(text, 1):
+        raw = text[span.start : span.end]
+        clauses = list(SO.finditer(raw))
+        if not clauses or CONFIRMS.search(raw) or CONDITION.search(raw) or is_no_statement(raw):
+            return None
+        plain = strip_markup(raw[clauses[-1].end() :])
+        value = predicate(plain) or right_side(plain)
         reading = read_math(value, "conclusion") if value else None
         if reading is not None:
             return Commitment(span.start, span.end, raw, "conclusion", reading)

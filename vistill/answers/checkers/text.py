@@ -28,6 +28,14 @@ NO_ANSWER = re.compile(
 #: `Brand: Nike`, and `The text says "Nike"`.
 NAMED = re.compile(r"[A-Za-z]{2,20}(?: [a-z]{1,20}){0,2}:\s{1,3}(?=\S)(.{1,100})$")
 ONE_QUOTE = re.compile(r'[^"]{1,100}"([^"]{1,100})"')
+#: A number in brackets behind words: `Germany (34%)`.
+AMOUNT = re.compile(r"(?<=[^\W\d_])\s\([-+$]?[\d.,]{1,20}\s?[^\s()\d]{0,8}\)$")
+#: The other one, denied: `Samsung, not Apple`.
+NOT_OTHER = re.compile(
+    r", (?:and )?not (?!sure|certain|really|quite|exactly|necessarily|clear|correct|right|true"
+    r"|the answer)[\w' -]{1,30}\.?$",
+    re.IGNORECASE,
+)
 #: A hyphen between words is a space: `Coca-Cola` is `coca cola`.
 HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])")
 #: Words of a short reply.
@@ -47,8 +55,8 @@ def read_words(plain: str, rule: str) -> Words | None:
         return None
     plain = after_negation(plain) or plain
     bare = without_lead_in(plain)
-    forms = [plain, bare, cut_clause(bare)]
-    if rule == "bare" and not is_no_statement(plain):
+    forms = [plain, bare, cut_clause(bare), AMOUNT.sub("", bare)]
+    if rule == "bare" and not is_no_statement(NOT_OTHER.sub("", plain)):
         forms.append(predicate(cut_clause(bare)))
         forms += [m.group(1) for m in [NAMED.match(plain) or ONE_QUOTE.fullmatch(plain)] if m]
     forms = [form for form in dict.fromkeys(forms) if text_form(form)]

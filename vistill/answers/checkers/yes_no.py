@@ -3,7 +3,7 @@
 import re
 
 from vistill.answers.compare import Mathematics
-from vistill.answers.corrections import settle
+from vistill.answers.corrections import WINDOW, settle
 from vistill.answers.denials import NEW_CLAUSE, is_unreal
 from vistill.answers.extract import (
     Commitment,
@@ -41,6 +41,20 @@ POLITE = re.compile(
     r"|yes, (?:of course|please|i (?:can|will|'d be happy to) (?:help|assist))\b",
     re.IGNORECASE,
 )
+#: Behind yes or no: the other one, too.
+BOTH = re.compile(r"\s?(?:or|and)\s|\s?/|\s(?:yes|no)(?![A-Za-z])(?=\W{0,3}$)", re.IGNORECASE)
+#: A first `Yes` or `No`, and the words that take it back.
+FIRST = re.compile(r"\W{0,4}(?:yes|no)\b", re.IGNORECASE)
+TURN = re.compile(r"\b(?:wait|hold on|actually|on second thought|sorry|i mean|correction)\b", re.I)
+#: Yes or no as a sentence or clause of its own.
+ALONE_WORD = re.compile(
+    r"(?:[.,;:!?\n\u2026-]\s{0,3}|\b(?:is|so)\s)[*_\"]{0,3}(?:(yes)|no)[*_\"]{0,3}\s{0,2}(?=[.,;!\n]|$)",
+    re.IGNORECASE,
+)
+#: `I would not say no.`
+NOT_SAID = re.compile(
+    r"(?:\bnot|n't|\bcannot|\bnever) (?:\w{1,8} )?(?:say|answer)(?: simply)? \W?(?:yes|no)\b", re.I
+)
 WAIT = re.compile(r"\b(?:wait|hold on)\b", re.IGNORECASE)
 #: A quotation is no answer, unless it is one word.
 QUOTED = re.compile(r"\"[^\"]{1,60} [^\"]{1,60}\"")
@@ -59,12 +73,12 @@ NOT_SO = re.compile(
 )
 #: Short replies with neither word.
 SHORT_YES = re.compile(
-    r"certainly|absolutely|definitely|of course|indeed"
+    r"certainly|absolutely|definitely|of course|indeed|有的?|存在"
     r"|(?:it|he|she|this|that) (?:is|does|was|has)|(?:they|these|those) (?:are|do|were)",
     re.IGNORECASE,
 )
 SHORT_NO = re.compile(
-    r"not (?:really|at all)|(?:absolutely|certainly|definitely|of course|clearly) not",
+    r"没有|不存在|not (?:really|at all)|(?:absolutely|certainly|definitely|of course|clearly) not",
     re.IGNORECASE,
 )
 GOLD = {"1": True, "0": False, "yes": True, "no": False, "true": True, "false": False}
@@ -73,6 +87,8 @@ GOLD |= {"y": True, "n": False, "是": True, "否": False}
 
 def words_of(plain: str) -> set[bool]:
     """Yes and no, as a sentence states them."""
+    if NOT_SAID.search(plain):
+        return set()
     if TURNED.search(plain):
         return {False}
     plain = QUOTED.sub("", plain)
@@ -86,7 +102,7 @@ def read_yes_no(plain: str, rule: str) -> bool | None:
     if UNKNOWN.search(bare):
         return None
     match = WORD.match(bare)
-    if match and not re.match(r"\s?(?:or|and|/)\s", bare[match.end() :]):
+    if match and not BOTH.match(bare[match.end() :]):
         return bool(match.group(1) or match.group(3))
     words = words_of(bare)
     return words.pop() if len(words) == 1 else None
@@ -120,12 +136,30 @@ def find_yes_no(text: str, take: Take) -> Commitment[bool] | None:
     asked = text[span.end : span.end + 1] == "?"
     if asked or UNKNOWN.search(plain) or POLITE.match(plain) or WAIT.search(plain):
         match = None
-    if match and not re.match(r"\s?(?:or|and|/)\s", plain[match.end() :]):
+    if take == "last" and (turned := read_turn(text, span.start)) is not None:
+        return turned
+    if match and BOTH.match(plain[match.end() :]):
+        return None
+    if match:
         yes = bool(match.group(1) or match.group(3))
         return Commitment(span.start, span.end, text[span.start : span.end], "lead", yes)
     if (alone := read_alone(text)) is not None:
         return Commitment(span.start, span.end, text[span.start : span.end], "bare", alone)
     return read_last_sentence(text)
+
+
+def read_turn(text: str, at: int) -> Commitment[bool] | None:
+    """The yes or no behind a first one that the reply takes back: `Yes... wait, no`."""
+    first = FIRST.match(text, at)
+    turn = TURN.search(text, first.end(), first.end() + WINDOW) if first else None
+    if turn is None:
+        return None
+    alone = list(ALONE_WORD.finditer(text, turn.end(), turn.end() + WINDOW))
+    if not alone:
+        return None
+    last = alone[-1]
+    start, end = last.start(), last.end()
+    return Commitment(start, end, text[start:end], "conclusion", bool(last.group(1)))
 
 
 def read_last_sentence(text: str) -> Commitment[bool] | None:
