@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from vistill.answers.values import has_decimal_comma
-from vistill.data.gold import numbers_are_values, read_gold, read_options
+from vistill.data.gold import read_gold, read_options
 from vistill.data.loading import load_rows
+from vistill.data.option_indices import numbers_are_values
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError
 from vistill.types import Prompt
