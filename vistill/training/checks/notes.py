@@ -70,7 +70,7 @@ def unused_answers(recipe: "Recipe", train: Sequence[Prompt]) -> list[str]:
     )
     if recipe.data.template.replace("\n", "") in ("{prompt}", "{prompt}{choices}"):
         asking = f"{recipe.data.template}\nPut the final answer in \\boxed{{{{}}}}."
-        setting = quote_setting("data.template", asking.replace("\n", "\\n"))
+        setting = quote_setting("data.template", asking)
         note += f"; data.template asks for no form of the answer ({setting})"
     return [note]
 
