@@ -280,7 +280,7 @@ def option_at(
     raise gold_error(
         value,
         f"there is no option of that index: the row has {len(choices)}, counted from {base}",
-        f"write the letter of the option, or count from {base}",
+        "write the letter of the option",
         where,
     )
 
