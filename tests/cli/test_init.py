@@ -4,6 +4,7 @@ It names everything that is missing.
 """
 
 import base64
+import itertools
 import json
 import re
 from pathlib import Path
@@ -418,12 +419,12 @@ def test_a_recipe_made_without_an_answer_column_says_what_else_to_set():
     text, _ = init_recipe()
     assert "set data.holdout=4 eval.every=50 save.keep_best=accuracy too" in text
     words = ["run=x", "data.columns.answer=loesung"]
-    lines = [line for found in check("va_opd.yaml", words, fast=True).values() for line in found]
+    lines = [*itertools.chain(*check("va_opd.yaml", words, fast=True).values())]
     (note,) = [str(line.summary) for line in lines if "nothing is evaluated" in str(line.summary)]
     assert "(data.holdout=4 eval.every=50 save.keep_best=accuracy)" in note
     assert "data.template asks for no form of the answer" in note
     words += ["data.holdout=4", "eval.every=50", "save.keep_best=accuracy"]
-    lines = [line for found in check("va_opd.yaml", words, fast=True).values() for line in found]
+    lines = [*itertools.chain(*check("va_opd.yaml", words, fast=True).values())]
     assert not [line for line in lines if "nothing is evaluated" in str(line.summary)]
 
 

@@ -2,18 +2,23 @@
 
 import itertools
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vistill.cli.data_answers import AnswerFacts, AskedRow, answer_facts, is_letter, is_maze_gold
+from vistill.cli.data_answers import (
+    AnswerFacts,
+    AskedRow,
+    answer_facts,
+    index_base,
+    is_maze_gold,
+    template_for,
+)
 from vistill.cli.data_gaps import SampledRow, lacking, pictures_lacking, rows_refused
 from vistill.data.column_groups import option_columns, unread_options, value_at
 from vistill.data.gold import gold_texts, is_missing, read_options
 from vistill.data.layouts import Layout, detect_layout
-from vistill.data.option_indices import IndexCounts
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.sources import (
     USUAL_COLUMNS,
@@ -165,18 +170,6 @@ def found_in(source: str, sample: Sequence[SampledRow], count: int) -> DataFacts
         notes=notes,
         **evaluation,
     )
-
-
-def index_base(asked: Sequence[AskedRow]) -> tuple[int, list[str]]:
-    """The index of the first option, and a note where it is 1 or uncertain."""
-    counts = IndexCounts()
-    for row in asked:
-        counts.add(row.gold, row.choices, "")
-    if counts.base() == 1:
-        reason = f"none is 0, and {counts.ends} equal the number of options"
-        return 1, [f"data.index_base  1: gold answers count the options from 1 ({reason})"]
-    note = counts.note(0)
-    return 0, [note] if note else []
 
 
 def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], list[str]]:
@@ -361,33 +354,6 @@ SUITS: dict[str, Callable[[Any], bool]] = {
     "thoughts": is_picture,
     "boxes": is_boxes,
 }
-
-
-def template_for(columns: Mapping[str, str], rows: Sequence[AskedRow]) -> tuple[str, list[str]]:
-    """The question's wording, and why: choices are added unless the questions hold them already.
-
-    Where the gold answers are letters, a question must show the letters too.
-    """
-    if "choices" not in columns:
-        return "{prompt}", []
-    asked = [row for row in rows if row.choices]
-    lettered = sum(bool(row.texts) and is_letter(row.texts[0]) for row in asked)
-    needs_letters = 2 * lettered > len(asked)
-    inside = sum(shows_options(row, needs_letters) for row in asked)
-    if 2 * inside > len(asked):
-        return "{prompt}", ["template  {prompt}: the questions list their choices already"]
-    return "{prompt}\n{choices}", [
-        "template  {prompt}\\n{choices}: the choices are listed below the question"
-    ]
-
-
-def shows_options(row: AskedRow, needs_letters: bool) -> bool:
-    """Whether a question lists its options, with their letters where those are the answer."""
-    if not all(option.strip() in row.question for option in row.choices):
-        return False
-    letters = (chr(ord("A") + i) for i in range(len(row.choices)))
-    marks = (re.search(rf"\b{letter}\s?[).:]|\({letter}\)", row.question) for letter in letters)
-    return not needs_letters or all(marks)
 
 
 def evaluation_for(source: str, count: int, answered: bool) -> dict[str, Any]:
