@@ -11,6 +11,8 @@ import pytest
 
 from vistill import judge
 from vistill.answers import worker_process
+from vistill.answers.expression_size import is_too_large
+from vistill.answers.judge import Question, verdict_of
 from vistill.answers.math_process import FILE, MathJudge, shared_judge
 from vistill.errors import RolloutError
 from vistill.runs.storage import append_line
@@ -337,3 +339,68 @@ def test_damaged_lines_of_a_run_folder_are_asked_again(math, tmp_path):
         assert math.answers == {}
         assert math.equal("x+1", "1+x")
     assert json.loads((tmp_path / FILE).read_bytes().splitlines()[-1])["equal"] is True
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "99999999!", "9!!", "9^{9^{9^{9}}}", "9^9^9", "(9^9)^{9^9}", "9^{9!}", "9^{1+9^{9}}",
+        "\\sqrt{9^{9^{9}}}", "(x+1)^{99999999}", "\\left(\\frac{1}{2}\\right)^{99999999}",
+        "9^{" * 20_000 + "9" + "}" * 20_000, "9" * 5000 + "!",
+    ],
+)  # fmt: skip
+def test_what_is_too_large_to_compute_is_refused_before_the_process(form):
+    with MathJudge() as math:
+        math._ask = lambda *question: pytest.fail("it was asked")
+        assert not math.equal("12", form)
+        assert not math.equal(form, "x+1")
+        assert math.limits == {"size": 2}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "100!", "3!!", "(6!)!", "2^{64}", "2^{2^{10}}", "10^{-12}", "1.05^{365}", "7^{2023}",
+        "x^{1000000}", "e^{-x^{2}}", "x^{2^{n}}", "(x+1)^{20}", "\\frac{1}{2^{20}}", "2^{10}!",
+        "6.02\\cdot10^{23}", "2^", "!", "^^", "9)^2", "{",
+    ],
+)  # fmt: skip
+def test_usual_powers_and_factorials_are_not_too_large(form):
+    assert not is_too_large(form)
+
+
+class Slow(MathJudge):
+    """Each of its questions takes a time, which it states."""
+
+    def __init__(self, used, answer=False):
+        super().__init__()
+        self.asked, self.each, self.answer = 0, used, answer
+
+    def _ask(self, gold, answer, patience):
+        self.asked, self.used = self.asked + 1, self.each
+        return self.answer
+
+
+@pytest.mark.parametrize(("used", "answer", "asked"), [(2.0, False, 3), (5.5, "time", 1)])
+def test_all_questions_of_a_verdict_share_the_time_of_one(used, answer, asked):
+    math = Slow(used, answer)
+    question = Question(tuple(f"\\sqrt{{{n}}}" for n in range(10, 18)), "last")
+    assert not verdict_of("auto", "\\boxed{\\sqrt{2}+1}", "A", question, math).correct
+    assert math.asked == asked
+    assert math.limits["time"] > 0
+    verdict_of("auto", "\\boxed{\\sqrt{3}+1}", "A", question, math)
+    assert math.asked == 2 * asked
+
+
+def test_the_time_of_a_long_question_is_kept_for_a_resumed_run(tmp_path):
+    math, other = Slow(3.04), Slow(0.0)
+    with math.kept_in(tmp_path, append_line):
+        assert math.timed_equal("x+1", "x+2") == (False, 3.0)
+    with other.kept_in(tmp_path, append_line):
+        assert other.timed_equal("x+1", "x+2") == (False, 3.0)
+    assert other.asked == 0
+
+
+def test_the_process_states_the_processor_time_of_a_question(math):
+    assert math.equal("x+1", "1+x")
+    assert 0 < math.used < 5

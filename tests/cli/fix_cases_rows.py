@@ -50,6 +50,13 @@ def there_is_no_column_of_answers(place):
     start(place, "'data.columns.choices=die Optionen'")
 
 
+@situation("D104", first=True)
+def the_gold_answers_count_the_options_from_1(place):
+    options = {"options": ["rot", "grün", "blau"]}
+    rows = [{**row, **options, "answer": n % 3 + 1} for n, row in enumerate(good_rows())]
+    start(place, "data.columns.choices=options", rows=rows)
+
+
 @situation("D101", first=True)
 def one_column_of_a_group_is_missing(place):
     rows = [{**r, "A": "links", "B": "rechts", "answer": "A"} for r in good_rows()]

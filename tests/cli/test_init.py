@@ -4,6 +4,7 @@ It names everything that is missing.
 """
 
 import base64
+import itertools
 import json
 import re
 from pathlib import Path
@@ -359,6 +360,72 @@ def test_one_column_per_option_is_mapped_in_a_table_with_pictures_in_base64():
     findings = check("va_opd.yaml", ["run=x"], fast=True)
     shown = [line.summary for lines in findings.values() for line in lines if line.what == "row"]
     assert "| (B) dog" in shown[0]
+
+
+OPTION_CELLS = ("red", "blue", "green", "yellow")
+
+
+@pytest.mark.parametrize(
+    ("names", "key", "gold"),
+    [
+        ("A B C D", "answer", lambda n: n % 4),
+        ("option_a option_b option_c option_d", "correct_option", lambda n: "abcd"[n % 4]),
+        ("option_a option_b option_c option_d", "answer", lambda n: OPTION_CELLS[n % 4]),
+    ],
+)
+def test_one_column_per_option_is_mapped_for_indices_and_other_names(names, key, gold):
+    cells = dict(zip(names.split(), OPTION_CELLS, strict=True))
+    rows(**{"answer": None, **cells, key: gold})
+    text, recipe = init_recipe()
+    assert recipe.data.columns.choices == names.replace(" ", ",")
+    assert recipe.data.columns.answer == key
+    assert "{choices}" in recipe.data.template
+    assert "not used" not in text
+    assert check("va_opd.yaml", ["run=x"], fast=True)
+
+
+def test_columns_that_look_like_options_and_are_not_read_are_named():
+    rows(option_a="cat", option_b="dog", answer="7 or 8")
+    text, _ = init_recipe()
+    setting = "data.columns.choices=option_a,option_b"
+    assert f"option_a, option_b look like options and are not read: {setting}" in text
+
+
+def test_options_counted_from_1_get_their_setting():
+    rows(options=json.dumps(OPTION_CELLS), answer=lambda n: n % 4 + 1)
+    text, recipe = init_recipe()
+    assert recipe.data.index_base == 1
+    assert "data.index_base  1: gold answers count the options from 1" in text
+    assert "refused" not in text
+    assert check("va_opd.yaml", ["run=x"], fast=True)
+
+
+def test_an_uncertain_base_of_indices_is_named():
+    rows(options=json.dumps(OPTION_CELLS), answer=lambda n: n % 3 + 1)
+    text, recipe = init_recipe()
+    assert recipe.data.index_base == 0
+    assert "If 1 means option A: data.index_base=1" in text
+
+
+def test_the_fix_comes_before_the_next_command_where_check_refuses_the_data():
+    rows(question=None, frage="What is {n}?")
+    text, _ = init_recipe()
+    assert "vistill check refuses these data: D101" in text
+    assert re.search(r"^next   data\.columns\.prompt=.*   then   vistill check", text, re.M)
+
+
+def test_a_recipe_made_without_an_answer_column_says_what_else_to_set():
+    rows(answer=None, loesung="{n}")
+    text, _ = init_recipe()
+    assert "set data.holdout=4 eval.every=50 save.keep_best=accuracy too" in text
+    words = ["run=x", "data.columns.answer=loesung"]
+    lines = [*itertools.chain(*check("va_opd.yaml", words, fast=True).values())]
+    (note,) = [str(line.summary) for line in lines if "nothing is evaluated" in str(line.summary)]
+    assert "(data.holdout=4 eval.every=50 save.keep_best=accuracy)" in note
+    assert "data.template asks for no form of the answer" in note
+    words += ["data.holdout=4", "eval.every=50", "save.keep_best=accuracy"]
+    lines = [*itertools.chain(*check("va_opd.yaml", words, fast=True).values())]
+    assert not [line for line in lines if "nothing is evaluated" in str(line.summary)]
 
 
 REFUSED = {

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from vistill.answers.values import has_decimal_comma
-from vistill.data.gold import numbers_are_values, read_gold, read_options
+from vistill.data.gold import read_gold, read_options
 from vistill.data.loading import load_rows
+from vistill.data.option_indices import numbers_are_values
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError
 from vistill.types import Prompt
@@ -256,3 +257,64 @@ def test_decimal_commas_are_seen(text):
 )
 def test_thousands_and_lists_are_no_decimal_commas(text):
     assert not has_decimal_comma(text)
+
+
+WORDS = ["red", "blue", "green", "yellow"]
+HEIGHTS = ["30", "40", "50", "60"]
+
+
+def load_indices(folder, golds, options=WORDS, **settings):
+    rows = [{"answer": gold, "o": options, "question": f"{n}?"} for n, gold in enumerate(golds)]
+    return load(folder, rows, columns=Columns(choices="o"), **settings)
+
+
+@pytest.mark.parametrize("options", [WORDS, HEIGHTS])
+@pytest.mark.parametrize("settings", [{}, {"max_bad_share": 0.5}, {"on_bad_row": "stop"}])
+def test_indices_counted_from_1_are_refused_with_the_setting_that_reads_them(
+    folder, options, settings
+):
+    golds = [n % 4 + 1 for n in range(24)]
+    with pytest.raises(DataError) as caught:
+        load_indices(folder, golds, options, **settings)
+    assert (caught.value.code, caught.value.fix) == ("D104", "data.index_base=1")
+    assert "count the options from 1" in caught.value.what
+    data = load_indices(folder, golds, options, index_base=1, **settings)
+    assert [p.answer for p in data.prompts] == list("ABCD") * 6
+    assert "24 gold answers are indices of options, counted from 1" in "\n".join(data.notes)
+
+
+def test_rows_that_all_name_the_last_option_count_from_1_too(folder):
+    with pytest.raises(DataError) as caught:
+        load_indices(folder, [4] * 24)
+    assert caught.value.fix == "data.index_base=1"
+
+
+def test_indices_counted_from_0_are_refused_where_the_recipe_says_1(folder):
+    with pytest.raises(DataError) as caught:
+        load_indices(folder, [0, 1, 2, 3], index_base=1)
+    assert (caught.value.code, caught.value.fix) == ("D104", "data.index_base=0")
+
+
+def test_one_index_too_many_does_not_change_the_base(folder):
+    for settings in ({}, {"on_bad_row": "stop"}):
+        with pytest.raises(DataError) as caught:
+            load_indices(folder, [0, 1, 2, 3, 4], **settings)
+        assert "no option of that index" in f"{caught.value.why}{caught.value.what}"
+        assert "index_base" not in caught.value.fix
+
+
+def test_values_among_options_that_are_numbers_are_no_indices(folder):
+    golds = [1, 2, 3, 4, 1, 2]
+    options = ["1 cm", "2 cm", "3 cm", "5 cm"]
+    assert len(load_indices(folder, golds, options).prompts) == 6
+    assert load_indices(folder, [4], HEIGHTS).prompts[0].answer == "4"
+
+
+def test_many_indices_without_a_0_are_called_uncertain(folder):
+    golds = [n % 3 + 1 for n in range(20)]
+    notes = "\n".join(load_indices(folder, golds).notes)
+    assert "20 gold answers are indices of options and none is 0" in notes
+    assert "data.index_base=1" in notes
+    for other, settings in [(golds[1:], {}), ([0, *golds], {}), (golds, {"index_base": 1})]:
+        notes = "\n".join(load_indices(folder, other, **settings).notes)
+        assert "none is 0" not in notes

@@ -150,3 +150,41 @@ def test_a_missing_column_of_a_group_is_named_with_those_that_there_are(folder):
     with pytest.raises(DataError) as caught:
         load_one(folder, OPTIONS | {"answer": "B"}, Columns("question", "image", choices="A,B,E"))
     assert (caught.value.code, caught.value.fix) == ("D101", "data.columns.choices=A,B")
+
+
+NAMES = {
+    "bare": ("A", "B", "C"),
+    "option letters": ("option_a", "option_b", "option_c"),
+    "joined": ("optionA", "optionB", "optionC"),
+    "words": ("Option A", "Option B", "Option C"),
+    "numbers": ("choice_1", "choice_2", "choice_3"),
+    "from 0": ("option0", "option1", "option2"),
+    "medical": ("opa", "opb", "opc"),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("gold", ["B", 1, "1"])
+def test_one_column_per_option_is_read_for_letters_and_indices(folder, names, gold):
+    cells = dict(zip(names, ("cat", "cow", "dog"), strict=True))
+    row = {"question": "Q", "image": "a.png", **cells, "answer": gold}
+    prompt, notes = load_one(folder, row, Columns(images="image"))
+    assert (prompt.choices, prompt.answer) == (("cat", "cow", "dog"), "B")
+    assert f"options: one column each, {', '.join(names)}" in notes[0]
+
+
+def test_the_text_of_an_option_names_it_in_columns_called_options(folder):
+    row = {"question": "Q", "image": "a.png", "option_a": "cat", "option_b": "cow"}
+    prompt, _ = load_one(folder, row | {"answer": "cow"}, Columns(images="image"))
+    assert (prompt.choices, prompt.answer) == (("cat", "cow"), "cow")
+
+
+@pytest.mark.parametrize(
+    ("cells", "answer"), [({"A": "3", "B": "4"}, 1), ({"option_a": "cat", "option_b": "cow"}, "x")]
+)
+def test_columns_like_options_that_are_not_read_are_named(folder, cells, answer):
+    row = {"question": "Q", "image": "a.png", **cells, "answer": answer}
+    prompt, notes = load_one(folder, row, Columns(images="image"))
+    assert prompt.choices == ()
+    names = ",".join(cells)
+    assert f"look like options and are not read: data.columns.choices={names}" in notes[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vistill.answers.checkers.maze import read_grid, shortest_plan
 from vistill.answers.checkers.yes_no import GOLD
 from vistill.answers.extract import Take
-from vistill.answers.math_process import MathJudge
+from vistill.answers.math_process import MathJudge, VerdictMath
 from vistill.answers.verdict import Verdict
 from vistill.plugin_calls import plugin_call
 from vistill.registry import checkers
@@ -25,13 +25,14 @@ class Question:
 def verdict_of(
     checker: str, reply: str, gold: str | Sequence[str], question: Question, math: MathJudge
 ) -> Verdict:
-    """The verdict of a checker by its name.
+    """The verdict of a checker by its name; its mathematics has one limit of time.
 
     Raises:
         ConfigError: C106, the checker of a plug-in fails or returns something else.
     """
     with plugin_call(checkers, checker):
-        verdict = checkers.get(checker)(reply, gold, question.choices, question.take, math)
+        mathematics = VerdictMath(math)
+        verdict = checkers.get(checker)(reply, gold, question.choices, question.take, mathematics)
         if not isinstance(verdict, Verdict):
             raise TypeError(f"it returned {verdict!r:.80}, which is no vistill.answers.Verdict")
     return verdict

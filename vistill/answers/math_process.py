@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
+from vistill.answers.expression_size import is_too_large
 from vistill.answers.math_worker import MEMORY, SECONDS
 from vistill.answers.worker_process import (
     NoAnswerError,
@@ -28,6 +29,10 @@ from vistill.errors import RolloutError
 
 #: Seconds of wall-clock time for one question, and for one that is asked again alone.
 PATIENCE, PATIENCE_ALONE = 60.0, 600.0
+#: Seconds of processor time from which on a question took long.
+LONG = 0.5
+#: The limit that an expression exceeds which is too large to compute.
+SIZE = "size"
 #: Answers that are kept in memory.
 MOST_KEPT = 200_000
 #: Appends a record to a file.
@@ -44,7 +49,8 @@ class MathJudge:
     """Compares expressions with math-verify. The process starts at the first comparison.
 
     A question that exceeds the limits of processor time or memory counts as not equal and is
-    counted in `limits`. So does one that ends a ready process twice. A process that gives no answer
+    counted in `limits`. So does an expression that is too large to compute, and a question that
+    ends a ready process twice. A process that gives no answer
     in wall-clock time is started again and asked once more; then R409 stops the run, as it does
     where the process cannot start. Whatever interrupts a question ends the process, so that no
     answer is left for the next one. A forked child starts a process of its own.
@@ -59,7 +65,10 @@ class MathJudge:
         self.process: Process | None = None
         self.question_number = 0
         """The number of the last question."""
-        self.answers: dict[str, tuple[bool, str]] = {}
+        self.answers: dict[str, tuple[bool, str, float]] = {}
+        """Whether two expressions are equal, the limit they exceed, and seconds if it took long."""
+        self.used = 0.0
+        """Seconds of processor time of the last question."""
         self.file: Path | None = None
         self.append: Append = lambda path, record: None
         self.lock = threading.Lock()
@@ -106,16 +115,20 @@ class MathJudge:
         except ValueError:
             return
         if isinstance(record, dict) and isinstance(record.get("equal"), bool):
-            verdict = record["equal"], str(record.get("limit", ""))
+            seconds = record.get("seconds", 0.0)
+            seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+            verdict = record["equal"], str(record.get("limit", "")), seconds
             self.answers.setdefault(str(record.get("key")), verdict)
 
     def _remember(self, key: str, equal: bool, limit: str) -> None:
         """Keep an answer in the run folder and in memory."""
+        seconds = round(self.used, 1) if self.used >= LONG else 0.0
         if self.file is not None and self.file.parent.is_dir():
             record = {"key": key, "equal": equal} | ({"limit": limit} if limit else {})
+            record |= {"seconds": seconds} if seconds else {}
             self.append(self.file, record)
         if len(self.answers) < MOST_KEPT:
-            self.answers[key] = (equal, limit)
+            self.answers[key] = (equal, limit, seconds)
 
     # Questions.
 
@@ -125,6 +138,13 @@ class MathJudge:
         Raises:
             RolloutError: R409, the process cannot start, is ended twice by something else than
                 the question, or gives no answer twice.
+        """
+        return self.timed_equal(gold, answer)[0]
+
+    def timed_equal(self, gold: str, answer: str) -> tuple[bool, float]:
+        """Whether two expressions are equal, and the seconds of processor time if it took long.
+
+        The seconds are kept with the answer, so that a resumed run sees the same ones.
         """
         answered: bool | str = False
         key = hashlib.blake2b(json.dumps([gold, answer]).encode(), digest_size=16).hexdigest()
@@ -136,12 +156,16 @@ class MathJudge:
             else:
                 limit = self.answers[key][1]
             equal = self.answers[key][0] if key in self.answers else answered is True
+            seconds = self.answers[key][2] if key in self.answers else self.used
             if limit:
                 self.limits[limit] += 1
-            return equal
+            return equal, self.seconds if limit and limit != SIZE else seconds
 
     def _ask_twice(self, gold: str, answer: str) -> bool | str:
         """Ask; if the process ends or is silent, start it again and ask once more."""
+        self.used = 0.0
+        if is_too_large(gold) or is_too_large(answer):
+            return SIZE
         codes: list[int | None] = []
         for patience in self.patience:
             try:
@@ -164,7 +188,9 @@ class MathJudge:
         try:
             process = self._start()
             self.question_number += 1
-            return ask_process(process, self.question_number, (gold, answer), patience)
+            question = gold, answer
+            verdict, self.used = ask_process(process, self.question_number, question, patience)
+            return verdict
         except BaseException:
             self.close()
             raise
@@ -194,6 +220,26 @@ class MathJudge:
     ) -> None:
         if self is not MathJudge.shared:
             self.close()
+
+
+class VerdictMath:
+    """The mathematics of one verdict: all its questions together get the time of one.
+
+    A verdict asks once per reading of a reply and per option. What exceeds the time counts as not
+    equal, and as `time` in the limits of the judge.
+    """
+
+    def __init__(self, judge: MathJudge) -> None:
+        self.judge, self.left = judge, judge.seconds
+
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether two expressions are equal; false once the time of the verdict is used up."""
+        if self.left <= 0:
+            self.judge.limits["time"] += 1
+            return False
+        equal, seconds = self.judge.timed_equal(gold, answer)
+        self.left -= seconds
+        return equal
 
 
 def shared_judge() -> MathJudge:

@@ -11,6 +11,7 @@ import json
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -93,7 +94,7 @@ def answer_to(compare: Callable[[str, str], bool], gold: str, answer: str, secon
 
 
 def serve(seconds: float, memory: int) -> None:
-    """Say `"ready"`, then answer `[number, gold, answer]` with `[number, verdict]`."""
+    """Say `"ready"`, then answer `[number, gold, answer]` with `[number, verdict, seconds]`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     try:
         compare = load_parser()
@@ -105,7 +106,9 @@ def serve(seconds: float, memory: int) -> None:
     say("ready")
     for line in sys.stdin:
         number, gold, answer = json.loads(line)
-        say([number, answer_to(compare, gold, answer, seconds)])
+        before = time.process_time()
+        verdict = answer_to(compare, gold, answer, seconds)
+        say([number, verdict, time.process_time() - before])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import time
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
 
 #: A process.
 Process = subprocess.Popen[bytes]
@@ -114,8 +113,10 @@ def check_first_line(line: bytes) -> None:
         raise NotStartedError(str(reason or f"its first line is {line!r:.80}"))
 
 
-def ask_process(process: Process, number: int, question: tuple[str, str], patience: float) -> Any:
-    """Send a question with its number; return what the process answers to that number.
+def ask_process(
+    process: Process, number: int, question: tuple[str, str], patience: float
+) -> tuple[bool | str, float]:
+    """Send a question with its number; return the answer and its seconds of processor time.
 
     Raises:
         ProcessLostError: the process ended, or answered another question.
@@ -125,12 +126,12 @@ def ask_process(process: Process, number: int, question: tuple[str, str], patien
     write_line(process, json.dumps([number, *question]).encode() + b"\n", end)
     line = read_line(process, end)
     try:
-        answered, verdict = json.loads(line)
+        answered, verdict, seconds = json.loads(line)
     except (ValueError, TypeError):
         raise ProcessLostError(None) from None
     if answered != number or not isinstance(verdict, bool | str):
         raise ProcessLostError(None)
-    return verdict
+    return verdict, float(seconds)
 
 
 def write_line(process: Process, line: bytes, end: float) -> None:

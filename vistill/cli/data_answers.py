@@ -9,6 +9,7 @@ from typing import Any
 from vistill.answers.checkers.maze import is_maze
 from vistill.answers.checkers.yes_no import GOLD
 from vistill.data.gold import gold_texts
+from vistill.data.option_indices import IndexCounts
 from vistill.data.rows import PEOPLE
 from vistill.errors import DataError
 
@@ -177,3 +178,42 @@ def names_of(source: str, rows: Sequence[Row]) -> list[str]:
         values = {row.get(column) for row in rows if isinstance(row.get(column), str)}
         names |= {str(value).lower() for value in values} if len(values) <= 20 else set()
     return sorted(re.sub(r"[^a-z0-9]", "", name) for name in names)
+
+
+def template_for(columns: Mapping[str, str], rows: Sequence[AskedRow]) -> tuple[str, list[str]]:
+    """The question's wording, and why: choices are added unless the questions hold them already.
+
+    Where the gold answers are letters, a question must show the letters too.
+    """
+    if "choices" not in columns:
+        return "{prompt}", []
+    asked = [row for row in rows if row.choices]
+    lettered = sum(bool(row.texts) and is_letter(row.texts[0]) for row in asked)
+    needs_letters = 2 * lettered > len(asked)
+    inside = sum(shows_options(row, needs_letters) for row in asked)
+    if 2 * inside > len(asked):
+        return "{prompt}", ["template  {prompt}: the questions list their choices already"]
+    return "{prompt}\n{choices}", [
+        "template  {prompt}\\n{choices}: the choices are listed below the question"
+    ]
+
+
+def shows_options(row: AskedRow, needs_letters: bool) -> bool:
+    """Whether a question lists its options, with their letters where those are the answer."""
+    if not all(option.strip() in row.question for option in row.choices):
+        return False
+    letters = (chr(ord("A") + i) for i in range(len(row.choices)))
+    marks = (re.search(rf"\b{letter}\s?[).:]|\({letter}\)", row.question) for letter in letters)
+    return not needs_letters or all(marks)
+
+
+def index_base(asked: Sequence[AskedRow]) -> tuple[int, list[str]]:
+    """The index of the first option, and a note where it is 1 or uncertain."""
+    counts = IndexCounts()
+    for row in asked:
+        counts.add(row.gold, row.choices, "")
+    if counts.base() == 1:
+        reason = f"none is 0, and {counts.ends} equal the number of options"
+        return 1, [f"data.index_base  1: gold answers count the options from 1 ({reason})"]
+    note = counts.note(0)
+    return 0, [note] if note else []

@@ -2,15 +2,21 @@
 
 import itertools
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vistill.cli.data_answers import AnswerFacts, AskedRow, answer_facts, is_letter, is_maze_gold
+from vistill.cli.data_answers import (
+    AnswerFacts,
+    AskedRow,
+    answer_facts,
+    index_base,
+    is_maze_gold,
+    template_for,
+)
 from vistill.cli.data_gaps import SampledRow, lacking, pictures_lacking, rows_refused
-from vistill.data.column_groups import option_columns, value_at
+from vistill.data.column_groups import option_columns, unread_options, value_at
 from vistill.data.gold import gold_texts, is_missing, read_options
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.settings import Columns, DataSettings
@@ -51,6 +57,10 @@ class DataFacts:
     judged: bool = True
     """Whether there will be rows with answers to evaluate on."""
     prompts_per_step: int = PROMPTS_PER_STEP
+    index_base: int = 0
+    """The index of the first option, where gold answers are indices."""
+    fix: str = ""
+    """What must be done before `vistill check` accepts the data; empty for nothing."""
     notes: list[str] = field(default_factory=list)
     """What to tell the user, a line each."""
 
@@ -75,7 +85,8 @@ def facts_of(source: str) -> DataFacts:
         readable = any(isinstance(row, Mapping) for _, row in sample)
         return found_in(source, sample, count) if readable else unseen("no row can be read")
     except (DataError, MissingExtraError) as error:
-        return unseen(f"{error.what} ({error.code}); {error.fix}")
+        seen = unseen(f"{error.what} ({error.code}); {error.fix}")
+        return replace(seen, fix=error.fix) if Path(source).exists() else seen
 
 
 def sampled_rows(source: str) -> tuple[list[SampledRow], int]:
@@ -136,14 +147,29 @@ def found_in(source: str, sample: Sequence[SampledRow], count: int) -> DataFacts
         notes.append(f"checker  {answers.checker}: {answers.checker_note}")
         notes.append(f"instruction  {answers.instruction_note}")
     kept = {"prompt": "question", "images": "", "answer": ""} | columns
-    notes += rows_refused(source, sample, kept, template, notes)
+    base, base_notes = index_base(asked)
+    notes += base_notes
+    settings = DataSettings(
+        train=source, columns=Columns(**kept), template=template, index_base=base
+    )
+    refused, fix = rows_refused(sample, settings, notes)
+    notes += refused
     evaluation = evaluation_for(source, count, "answer" in columns)
     notes.append(f"evaluation  {evaluation.pop('note')}")
     left = max(1, count - evaluation["holdout"])
     if left < PROMPTS_PER_STEP:
         notes.append(f"train.prompts_per_step  {left}: there are no more rows")
     per_step = min(PROMPTS_PER_STEP, left)
-    return DataFacts(kept, template, answers, prompts_per_step=per_step, notes=notes, **evaluation)
+    return DataFacts(
+        kept,
+        template,
+        answers,
+        prompts_per_step=per_step,
+        index_base=base,
+        fix=fix,
+        notes=notes,
+        **evaluation,
+    )
 
 
 def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], list[str]]:
@@ -161,6 +187,8 @@ def columns_found(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, str], 
     lettered = () if "choices" in columns else option_columns(rows, columns.get("answer", ""))
     if lettered and not layout.name:
         columns["choices"] = ",".join(lettered)
+    elif "choices" not in columns and (note := unread_options(rows)):
+        notes.append(note)
     if layout.name:
         columns |= columns_of(layout)
         columns = {key: name for key, name in columns.items() if name}
@@ -328,37 +356,13 @@ SUITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def template_for(columns: Mapping[str, str], rows: Sequence[AskedRow]) -> tuple[str, list[str]]:
-    """The question's wording, and why: choices are added unless the questions hold them already.
-
-    Where the gold answers are letters, a question must show the letters too.
-    """
-    if "choices" not in columns:
-        return "{prompt}", []
-    asked = [row for row in rows if row.choices]
-    lettered = sum(bool(row.texts) and is_letter(row.texts[0]) for row in asked)
-    needs_letters = 2 * lettered > len(asked)
-    inside = sum(shows_options(row, needs_letters) for row in asked)
-    if 2 * inside > len(asked):
-        return "{prompt}", ["template  {prompt}: the questions list their choices already"]
-    return "{prompt}\n{choices}", [
-        "template  {prompt}\\n{choices}: the choices are listed below the question"
-    ]
-
-
-def shows_options(row: AskedRow, needs_letters: bool) -> bool:
-    """Whether a question lists its options, with their letters where those are the answer."""
-    if not all(option.strip() in row.question for option in row.choices):
-        return False
-    letters = (chr(ord("A") + i) for i in range(len(row.choices)))
-    marks = (re.search(rf"\b{letter}\s?[).:]|\({letter}\)", row.question) for letter in letters)
-    return not needs_letters or all(marks)
-
-
 def evaluation_for(source: str, count: int, answered: bool) -> dict[str, Any]:
     """`eval`, `holdout`, whether accuracy can be judged, and a line about it."""
     if not answered:
         note = "none: without an answer column there is no accuracy; save.keep_best=none"
+        if held := min(HOLDOUT, count // 10):
+            settings = f"data.holdout={held} eval.every=50 save.keep_best=accuracy"
+            note += f". With a data.columns.answer, set {settings} too"
         return {"eval": "", "holdout": 0, "judged": False, "note": note}
     path = Path(source)
     for name in HELD:

@@ -10,7 +10,7 @@ from vistill.data.images import FileImage, image_missing_error, may_be_file
 from vistill.data.layouts import Layout
 from vistill.data.loading import make_reader
 from vistill.data.rows import RowReader
-from vistill.data.settings import Columns, DataSettings
+from vistill.data.settings import DataSettings
 from vistill.data.sources import USUAL_COLUMNS
 from vistill.errors import DataError, quote_setting
 
@@ -67,26 +67,22 @@ def has_picture(row: Row, images: str, layout: Layout) -> bool:
 
 
 def rows_refused(
-    source: str,
-    sample: Sequence[SampledRow],
-    columns: Mapping[str, str],
-    template: str,
-    notes: Sequence[str],
-) -> list[str]:
-    """Notes on rows that `vistill check` refuses, a line per code; pictures are not decoded.
+    sample: Sequence[SampledRow], settings: DataSettings, notes: Sequence[str]
+) -> tuple[list[str], str]:
+    """Notes on rows that `vistill check` refuses, a line per code; and the fix of a whole source.
+
+    Pictures are not decoded.
 
     Args:
-        source: as the recipe names it.
         sample: rows with their numbers.
-        columns: our name of a column -> its name in the data.
-        template: the wording of the question.
+        settings: of the recipe.
         notes: what has been said before. Unreadable cells and empty questions are not repeated.
     """
-    settings = DataSettings(train=source, columns=Columns(**columns), template=template)
     try:
-        reader = make_reader(source, settings)
+        reader = make_reader(settings.train, settings)
     except DataError as error:
-        return [f"vistill check refuses these data: {error.code} {error.what}; {error.why}"]
+        note = f"vistill check refuses these data: {error.code} {error.what}; {error.why}"
+        return [note], error.fix
     refused: dict[str, list[DataError]] = {}
     for line, row in sample:
         error = refusal(reader, row, line)
@@ -94,11 +90,12 @@ def rows_refused(
             refused.setdefault(error.code, []).append(error)
     if any("(D104)" in note or "have no question" in note for note in notes):
         refused.pop("D104", None)
-    return [
+    lines = [
         f"{len(errors)} of {len(sample)} rows are refused ({code}), first {errors[0].where}: "
         f"{errors[0].what}; {errors[0].why}   (vistill check says the fix)"
         for code, errors in [*refused.items()][:MOST_KINDS]
     ]
+    return lines, ""
 
 
 def refusal(reader: RowReader, row: dict[str, Any] | DataError, line: int) -> DataError | None:

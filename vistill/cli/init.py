@@ -40,7 +40,7 @@ data:
   images: ""                        # folder of the image paths; empty: the data file's folder
   columns: {columns}
   template: {template}              # {{choices}} is filled in too
-  text_only: error                  # error | drop | plain: rows without a picture
+{index_base}  text_only: error                  # error | drop | plain: rows without a picture
   on_bad_row: quarantine            # quarantine | stop
   max_image_tokens: 1024            # of one image; Qwen3-VL alone would take up to 16,384
 
@@ -114,6 +114,9 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         knobs=knobs_block(method, schema) + reward_block(schema, facts.answers.checker),
         columns=columns_text(facts, schema),
         template=json.dumps(asking_template(facts, schema), ensure_ascii=False),
+        index_base="  index_base: 1  # gold answers count the options from 1\n"
+        if facts.index_base
+        else "",
         eval=plain(facts.eval),
         holdout=facts.holdout,
         per_step=facts.prompts_per_step,
@@ -278,4 +281,5 @@ def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
     check, train = (
         quote_command("vistill", verb, file, *plugin_words()) for verb in ("check", "train")
     )
-    return "\n".join([*lines, f"next   {check}   then   {train}"])
+    first = f"{facts.fix}   then   " if facts.fix else ""
+    return "\n".join([*lines, f"next   {first}{check}   then   {train}"])

@@ -13,8 +13,9 @@ from vistill.answers.judge import Question
 from vistill.answers.values import has_decimal_comma
 from vistill.answers.verdict import Verdict
 from vistill.cli.verbs import naming_source
-from vistill.data.gold import numbers_are_values, read_options
+from vistill.data.gold import read_options
 from vistill.data.judging import read_question, verdict_by_name
+from vistill.data.option_indices import numbers_are_values
 from vistill.data.sources import check_source_exists
 from vistill.data.text_files import read_text_file
 from vistill.errors import ConfigError, DataError, closest, quote_command

@@ -4,14 +4,17 @@ MMMU has numbered columns of images, the tables of VLMEvalKit one column per opt
 such columns with commas: `data.columns.choices=A,B,C,D`.
 """
 
+import itertools
+import re
 import string
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from vistill.data.gold import is_missing
+from vistill.data.gold import is_missing, is_quantity
 from vistill.data.layout_checks import as_list, numbered_images
 from vistill.data.settings import Columns
+from vistill.errors import quote_setting
 
 Row = Mapping[str, Any]
 
@@ -21,6 +24,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".
 IMAGE_COLUMNS = ("images", "image")
 #: The columns of a mapped row that stand for a group. No data set has such names.
 IMAGES, OPTIONS = "@images", "@options"
+#: Names of columns of one option each: `A`, `option_a`, `optionB`, `choice_1`, `opa`.
+OPTION_NAME = re.compile(r"((?i:options?|choices?|opt?)[_ -]?)?([A-Z]|(?<=.)[a-z]|(?<=.)\d{1,2})")
 
 
 def looks_like_picture(value: Any) -> bool:
@@ -62,22 +67,61 @@ def image_columns(rows: Sequence[Row], setting: str) -> tuple[str, ...]:
 
 
 def option_columns(rows: Sequence[Row], answer: str) -> tuple[str, ...]:
-    """The columns `A`, `B`, ... of a source; none unless most gold answers are their letters.
+    """The columns of one option each; none unless most gold answers name such an option.
+
+    A letter or an index names one; so does the text of an option in a column like `option_a`. An
+    index names no option of bare letters where these columns hold numbers: those may be a table.
 
     Args:
         rows: the first rows.
         answer: the column of the gold answers.
     """
-    present = {name for row in rows for name in row}
-    letters = []
-    for letter in string.ascii_uppercase:
-        if letter not in present:
-            break
-        letters.append(letter)
-    asked = [row for row in rows if all(is_option(row.get(name)) for name in "AB")]
-    golds = [str(row.get(answer)).strip() for row in asked if not is_missing(row.get(answer))]
-    named = sum(gold in letters for gold in golds)
-    return tuple(letters) if len(letters) >= 2 and 2 * named > len(golds) else ()
+    columns = columns_like_options(rows)
+    if not columns:
+        return ()
+    is_bare = len(columns[0]) == 1
+    letters = string.ascii_uppercase[: len(columns)]
+    named, count = 0, 0
+    for row in rows:
+        cells = [row.get(name) for name in columns]
+        gold = value_at(row, answer) if answer else None
+        if is_missing(gold) or not all(map(is_option, cells[:2])):
+            continue
+        texts = [str(cell).strip() for cell in cells if is_option(cell)]
+        text, count = str(gold).strip(), count + 1
+        is_letter = len(text) == 1 and text.upper() in letters
+        is_index = re.fullmatch(r"\d{1,2}", text) is not None and int(text) <= len(columns)
+        is_index = is_index and not (is_bare and all(map(is_quantity, texts)))
+        named += is_letter or is_index or (not is_bare and text in texts)
+    return columns if 2 * named > count else ()
+
+
+def columns_like_options(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Columns with cells whose names count options: `A`, `B`, or `option_a`, `choice_1` and on."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(str(name) for row in rows for name in row):
+        match = OPTION_NAME.fullmatch(name)
+        if match:
+            kind = "number" if match.group(2).isdigit() else "letter"
+            group = groups.setdefault(f"{match.group(1) or ''}{kind}".lower(), {})
+            group[match.group(2).upper()] = name
+    for group in groups.values():
+        for names in (string.ascii_uppercase, range(10), range(1, 11)):
+            present = itertools.takewhile(group.__contains__, map(str, names))
+            columns = tuple(group[name] for name in present)
+            filled = (all(is_option(row.get(name)) for name in columns[:2]) for row in rows)
+            if len(columns) >= 2 and any(filled):
+                return columns
+    return ()
+
+
+def unread_options(rows: Sequence[Row]) -> str:
+    """A note on columns that look like options, with the setting that reads them."""
+    columns = columns_like_options(rows)
+    if not columns:
+        return ""
+    setting = quote_setting("data.columns.choices", ",".join(columns))
+    return f"columns {', '.join(columns)} look like options and are not read: {setting}"
 
 
 def is_option(value: Any) -> bool:

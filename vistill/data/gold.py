@@ -45,7 +45,11 @@ def is_missing(value: Any) -> bool:
 
 
 def read_gold(
-    value: Any, choices: Sequence[str], where: str, numbers_are_values: bool = False
+    value: Any,
+    choices: Sequence[str],
+    where: str,
+    numbers_are_values: bool = False,
+    index_base: int = 0,
 ) -> Gold:
     """The gold answer of a row: a text, several accepted texts, or None where there is none.
 
@@ -54,6 +58,7 @@ def read_gold(
         choices: the options of the row, as `read_options` returns them.
         where: the row, for messages.
         numbers_are_values: a whole number is never the index of an option in this source.
+        index_base: the index of the first option, 0 or 1.
 
     Raises:
         DataError: D104, there is no convention for the value, or it fits two options.
@@ -63,7 +68,8 @@ def read_gold(
     if len(set(golds)) == 1:  # repeats count where people disagree: `vqa`
         golds = golds[:1]
     if choices:
-        read = [with_option(gold, value, choices, where, numbers_are_values) for gold in golds]
+        base = None if numbers_are_values else index_base
+        read = [with_option(gold, value, choices, where, base) for gold in golds]
         golds = list(dict.fromkeys(read))
     if len(golds) > 1 and choices and all(is_letter(gold, choices) for gold in golds):
         raise gold_error(
@@ -178,30 +184,17 @@ def shortest(number: Any) -> str:
     return wide
 
 
-def numbers_are_values(golds: Sequence[Any], options: Sequence[Any]) -> bool:
-    """Whether whole numbers among the gold answers of a source are values, not indices of options.
-
-    They are if one of them is no index: a larger number than its row has options, in a row whose
-    options are numbers too.
-    """
-    for gold, choices in zip(golds, options, strict=True):
-        whole = isinstance(gold, Integral) or re.fullmatch(r"\d{1,9}", str(gold).strip())
-        if whole and choices and int(gold) >= len(choices) and all(map(is_quantity, choices)):
-            return True
-    return False
-
-
 def is_quantity(option: str) -> bool:
     """Whether an option is a number, perhaps with a unit."""
     number = re.match(r"\W?[-+]?[\d.,/ ]+", option.strip())
     return number is not None and not re.search(r"\d", option.strip()[number.end() :])
 
 
-def with_option(gold: str, value: Any, choices: Sequence[str], where: str, are_values: bool) -> str:
+def with_option(gold: str, value: Any, choices: Sequence[str], where: str, base: int | None) -> str:
     """A gold answer of a row with options: the letter of the option that it names.
 
     A text that equals an option stays as it is. So does a text that names no option: the checker
-    compares it with what a response says.
+    compares it with what a response says. A `base` of None means that no number is an index.
     """
     text = gold.strip()
     same = [i for i, choice in enumerate(choices) if same_text(choice, text)]
@@ -214,9 +207,9 @@ def with_option(gold: str, value: Any, choices: Sequence[str], where: str, are_v
     if match and not same:
         return letter_of_text(match, value, choices, where, gold)
     if re.fullmatch(r"\d{1,4}", text):
-        if are_values and (same or all(map(is_quantity, choices))):
+        if base is None and (same or all(map(is_quantity, choices))):
             return choices[same[0]] if same else text
-        return option_at(int(text), value, same, choices, where)
+        return option_at(int(text), value, same, choices, where, base or 0)
     if same or not are_letters(text.upper() if len(text) == 1 else text):
         return gold
     letters = sorted(set(re.findall(r"[A-Z]", text.upper() if len(text) == 1 else text)))
@@ -261,15 +254,17 @@ def letter_of_text(
 
 
 def option_at(
-    index: int, value: Any, same: Sequence[int], choices: Sequence[str], where: str
+    number: int, value: Any, same: Sequence[int], choices: Sequence[str], where: str, base: int
 ) -> str:
     """The answer of a row with options whose gold answer is a whole number.
 
     It is an option's text where it equals one, and the index of an option otherwise.
     """
+    index = number - base
+    is_index = 0 <= index < len(choices)
     if same:
         is_number = not isinstance(value, str)
-        if is_number and index < len(choices) and index not in same:
+        if is_number and is_index and index not in same:
             raise gold_error(
                 value,
                 f"it is the text of option {chr(65 + same[0])} and the index of option "
@@ -278,14 +273,14 @@ def option_at(
                 where,
             )
         return choices[same[0]]
-    if index < len(choices):
+    if is_index:
         return chr(ord("A") + index)
     if all(map(is_quantity, choices)):
-        return str(index)  # a value among values: the checker compares it
+        return str(number)  # a value among values: the checker compares it
     raise gold_error(
         value,
-        f"there is no option of that index: the row has {len(choices)}, counted from 0",
-        "write the letter of the option, or count from 0",
+        f"there is no option of that index: the row has {len(choices)}, counted from {base}",
+        "write the letter of the option",
         where,
     )
 

@@ -17,6 +17,7 @@ from vistill.data.column_groups import (
     joined_cells,
     named_columns,
     option_columns,
+    unread_options,
     value_at,
 )
 from vistill.data.gold import is_missing
@@ -123,6 +124,7 @@ def detect_layout(rows: Sequence[Row], settings: DataSettings, source: str) -> L
     notes = [layout.note]
     notes += [f"images: {', '.join(numbered)}, in this order"] if numbered else []
     notes += [f"options: one column each, {', '.join(lettered)}"] if lettered else []
+    notes += [] if lettered or columns.choices or layout.name else [unread_options(rows)]
     is_doubled = any(as_list(row.get("images")) and as_list(row.get("image")) for row in rows)
     if is_doubled and not layout.name and not numbered:
         read = layout.columns.images

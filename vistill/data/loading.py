@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from vistill.data.decoding import NO_LIMITS, PixelLimits, normalise
 from vistill.data.diagrams import Diagram, diagrams
-from vistill.data.gold import numbers_are_values, read_options
+from vistill.data.gold import read_options
 from vistill.data.keys import keyed_seed
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.missing_images import no_image_error
+from vistill.data.option_indices import IndexCounts, numbers_are_values
 from vistill.data.rows import RowReader, check_texts, column_value
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, count_rows, read_source
@@ -193,6 +194,8 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
         total += 1
         prompt = read_row(reader, row, line, bad)
         if prompt is None:
+            if total == len(bad) == FIRST_ROWS:
+                reader.indices.check(settings.index_base)
             check_first_rows(bad, total, settings, source)
             continue
         if not prompt.images and settings.text_only != "plain":
@@ -208,6 +211,7 @@ def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedD
             where=source,
             fix="data.train=FILE.jsonl   with at least one row",
         )
+    reader.indices.check(settings.index_base)
     check_bad_share(bad, total, settings, source)
     if not good and bad and not num_text_only:
         raise bad_rows_error(bad, f"none of the {total} rows can be used", bad[0].fix, source)
@@ -229,11 +233,11 @@ def make_reader(source: str, settings: DataSettings) -> RowReader:
     layout = detect_layout(rows, settings, source)
     check_columns(source, settings, layout)
     root = Path(settings.images) if settings.images else folder
-    are_values = golds_are_values(rows, layout)
+    are_values = golds_are_values(rows, layout, settings.index_base)
     return RowReader(settings, source, root, folder, layout, are_values)
 
 
-def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout) -> bool:
+def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout, base: int) -> bool:
     """Whether whole numbers among the first gold answers are values, not indices of options."""
     golds, options = [], []
     for row in map(layout.with_groups, rows):
@@ -243,7 +247,22 @@ def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout) -> bool:
             continue  # reported with its row
         golds.append(column_value(row, layout.columns.answer))
         options.append(choices)
-    return numbers_are_values(golds, options)
+    return numbers_are_values(golds, options, base)
+
+
+def check_whole_source(reader: RowReader) -> None:
+    """D104 if the gold answers of all rows count the options from another base than the recipe."""
+    layout, counts = reader.layout, IndexCounts()
+    for line, row in read_source(reader.source) if layout is not None else ():
+        if isinstance(row, Mapping) and layout is not None:
+            plain = layout.with_groups(row)
+            try:
+                choices = read_options(column_value(plain, layout.columns.choices), "")
+            except DataError:
+                continue  # reported with its row
+            gold = column_value(plain, layout.columns.answer)
+            counts.add(gold, choices, f"{reader.source}:{line}")
+    counts.check(reader.settings.index_base)
 
 
 def check_recipe_texts(settings: DataSettings) -> None:
@@ -255,6 +274,7 @@ def check_recipe_texts(settings: DataSettings) -> None:
 def notes_of(reader: RowReader) -> tuple[str, ...]:
     """What was detected in a source, and how many rows a convention changed."""
     counted = [f"{count:,} {kind}" for kind, count in sorted(reader.counts.items())]
+    counted += filter(None, [reader.indices.note(reader.settings.index_base)])
     notes = [reader.layout.note] if reader.layout is not None and reader.layout.note else []
     return tuple(f"{reader.source}: {note}" for note in [*notes, *counted])
 
@@ -269,6 +289,8 @@ def read_row(
         return reader.prompt(row, line)
     except DataError as error:
         if reader.settings.on_bad_row == "stop":
+            if reader.indices.ends or reader.indices.zeros:
+                check_whole_source(reader)
             error.fix = f"{error.fix}   or skip such rows: data.on_bad_row=quarantine"
             raise
         where = error.where or f"{reader.source}:{line}"

@@ -23,6 +23,7 @@ from vistill.data.images import (
     resolve_image_path,
 )
 from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
+from vistill.data.option_indices import IndexCounts
 from vistill.data.placeholders import place_images
 from vistill.data.settings import DataSettings
 from vistill.data.stored_text import collection_in_text
@@ -53,6 +54,8 @@ class RowReader:
     """Whether a whole number as gold answer is never the index of an option."""
     counts: dict[str, int] = field(default_factory=dict, compare=False)
     """How many rows were read by which convention, for the user."""
+    indices: IndexCounts = field(default_factory=IndexCounts, compare=False)
+    """The gold answers that are whole numbers next to options."""
 
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
         """Make the prompt of a row (`line` counts from 1); decode its images."""
@@ -76,7 +79,9 @@ class RowReader:
         ).rstrip()
         check_texts({"question": (text, *choices)}, where)
         answer = column_value(row, columns.answer)
-        gold = read_gold(answer, choices, where, self.numbers_are_values)
+        self.indices.add(answer, choices, where)
+        base = self.settings.index_base
+        gold = read_gold(answer, choices, where, self.numbers_are_values, base)
         response = self.response(row, columns.response, gold, where)
         system = self.settings.system or column_value(row, SYSTEM) or None
         identity = column_value(row, columns.id)
@@ -138,13 +143,14 @@ class RowReader:
         """Count the gold answers that a convention changed."""
         value = column_value(row, name)
         golds = (gold,) if isinstance(gold, str) else gold or ()
+        indices = f"gold answers are indices of options, counted from {self.settings.index_base}"
         kinds = {
             "rows have several gold answers: any of them is right": 1 < len(golds) < PEOPLE,
             f"rows have {PEOPLE} or more gold answers: the checker vqa gives the full score for 3"
             " equal ones, the others for any of them": len(golds) >= PEOPLE,
             "gold answers look like decimals with a comma and are read as two numbers: if 3,5 means"
             " 3.5, write 3.5": not choices and any(map(has_decimal_comma, golds)),
-            "gold answers are indices of options, counted from 0": isinstance(gold, str)
+            indices: isinstance(gold, str)
             and bool(choices)
             and re.fullmatch(r"\d{1,2}", str(value).strip()) is not None
             and not re.fullmatch(r"\d{1,2}", gold),

@@ -102,6 +102,9 @@ class DataSettings:
     template: str = field(default="{prompt}", metadata={"pattern": r"\{prompt\}"})
     """Wording of the question. `{prompt}` and `{choices}` are filled in; `{{` and `}}` are braces.
     Choices are listed one per line as `(A) text`. Example: `{prompt}\\n{choices}`."""
+    index_base: int = ranged(0, 0, 1)
+    """Number of the first option where a gold answer is the index of an option: 0, or 1 for data
+    that count from 1."""
     response_template: str = ""
     """Wording of the response that `sft` learns where a row has none; `{answer}` is filled in.
     Empty makes no response."""

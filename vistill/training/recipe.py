@@ -114,6 +114,7 @@ ADDED = {
     "data.columns.checker": "",
     "data.min_pixels": None,
     "data.max_pixels": None,
+    "data.index_base": 0,
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from vistill.errors import quote_setting
 from vistill.types import Prompt
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def notes_on_run(
         train: training rows.
         evaluation: evaluation rows.
     """
-    notes = missing_evaluation(recipe, len(train), evaluation)
+    notes = missing_evaluation(recipe, train, evaluation)
     if "siblings" in needs and recipe.rollout.temperature == 0:
         notes.append(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
@@ -36,11 +37,16 @@ def notes_on_run(
     return [*notes, *hidden_options(recipe, rows), *absent_options(recipe, rows)]
 
 
-def missing_evaluation(recipe: "Recipe", num_train: int, evaluation: Sequence[Prompt]) -> list[str]:
-    """A note on a run that will measure no accuracy; none if the recipe asks for no evaluation."""
+def missing_evaluation(
+    recipe: "Recipe", train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> list[str]:
+    """A note on a run that will measure no accuracy."""
     keeps_best = recipe.save.keep_best == "accuracy"
-    if any(p.golds for p in evaluation) or not (keeps_best or recipe.eval.every):
+    if any(p.golds for p in evaluation):
         return []
+    if not (keeps_best or recipe.eval.every):
+        return unused_answers(recipe, train) if not evaluation else []
+    num_train = len(train)
     what = "no evaluation row" if not evaluation else "no evaluation row with a gold answer"
     lost = "nothing to choose the best checkpoint by, the last one is kept"
     count = max(1, min(200, num_train // 10))
@@ -49,6 +55,24 @@ def missing_evaluation(recipe: "Recipe", num_train: int, evaluation: Sequence[Pr
     fixes += ["save.keep_best=none"] if keeps_best else ["eval.every=0"]
     result = lost if keeps_best else "the run measures no accuracy"
     return [f"{what}: {result} ({', '.join(fixes[:-1])}, or {fixes[-1]})"]
+
+
+def unused_answers(recipe: "Recipe", train: Sequence[Prompt]) -> list[str]:
+    """A note on gold answers of a recipe that evaluates nothing, such as one made without them."""
+    answered = sum(bool(p.golds) for p in train)
+    if not answered or len(train) < 2:
+        return []
+    held = f"data.holdout={max(1, min(200, len(train) // 10))}"
+    note = (
+        f"{answered:,} training rows have a gold answer, but nothing is evaluated: data.eval is"
+        " empty and data.holdout, eval.every are 0"
+        f" ({held} eval.every=50 save.keep_best=accuracy)"
+    )
+    if recipe.data.template.replace("\n", "") in ("{prompt}", "{prompt}{choices}"):
+        asking = f"{recipe.data.template}\nPut the final answer in \\boxed{{{{}}}}."
+        setting = quote_setting("data.template", asking)
+        note += f"; data.template asks for no form of the answer ({setting})"
+    return [note]
 
 
 def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
