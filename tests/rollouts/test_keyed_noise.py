@@ -5,7 +5,7 @@ import torch
 
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
-from vistill.rollouts.keyed_noise import KeyedSampler, mask_outside_nucleus, rollout_seed
+from vistill.rollouts.keyed_noise import GeneratorSampler, mask_outside_nucleus, rollout_seed
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
@@ -53,7 +53,9 @@ def test_sampled_frequencies_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = [
         int(
-            KeyedSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(logits.clone())[0]
+            GeneratorSampler([rollout_seed(0, 0, "x", i, 0)], 1.0, 1.0, [], 4).choose(
+                logits.clone()
+            )[0]
         )
         for i in range(8000)
     ]
@@ -64,7 +66,7 @@ def test_sampled_frequencies_follow_the_softmax():
 def test_banned_tokens_and_tokens_outside_the_nucleus_are_never_chosen():
     logits = torch.tensor([[5.0, 4.0, 1.0, -3.0]])
     for i in range(300):
-        chosen = int(KeyedSampler([i], 1.0, 0.95, [0], 4).choose(logits.clone())[0])
+        chosen = int(GeneratorSampler([i], 1.0, 0.95, [0], 4).choose(logits.clone())[0])
         assert chosen in (1, 2)
     inside = torch.isfinite(mask_outside_nucleus(logits, 0.5))[0].tolist()
     assert inside == [True, False, False, False]
@@ -149,7 +151,7 @@ def test_uniform_noise_of_zero_never_loses_the_only_token_of_a_nucleus():
     uniform = torch.empty(NUMBERS).uniform_(generator=torch.Generator().manual_seed(SEED))
     assert float(uniform[ZERO_INDEX]) == 0.0
     scores = torch.zeros(1, NUMBERS).index_fill(1, torch.tensor([ZERO_INDEX]), 50.0)
-    sampler = KeyedSampler([SEED], 1.0, 0.9, [0], NUMBERS, log_probs=True)
+    sampler = GeneratorSampler([SEED], 1.0, 0.9, [0], NUMBERS, log_probs=True)
     assert sampler.choose(scores).tolist() == [ZERO_INDEX]
     expected = -torch.log(-torch.log(uniform))
     expected[ZERO_INDEX] = sampler.drawn[0, 0, ZERO_INDEX]
@@ -167,7 +169,7 @@ def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocab
     """Blocks of two tokens and of one; rows leave between tokens and in the middle of a block."""
 
     def choose_all():
-        sampler = KeyedSampler([11, 12, 13, 14, 15], 0.7, 1.0, [3], vocabulary)
+        sampler = GeneratorSampler([11, 12, 13, 14, 15], 0.7, 1.0, [3], vocabulary)
         g = torch.Generator().manual_seed(0)
         rows, chosen, noise = list(range(5)), [], []
         for keep in (None, [0, 2, 3, 4], None, [0, 3], None, None, [1], None):
@@ -190,7 +192,7 @@ def test_noise_that_threads_draw_ahead_is_the_same_to_the_bit(monkeypatch, vocab
 
 def test_an_error_while_drawing_ahead_reaches_the_decoder(monkeypatch):
     draw_ahead(monkeypatch)
-    sampler = KeyedSampler([1, 2], 0.7, 1.0, [], 20_000)
+    sampler = GeneratorSampler([1, 2], 0.7, 1.0, [], 20_000)
     sampler.generators[1] = "no generator"
     with pytest.raises(TypeError):
         sampler.choose(torch.zeros(2, 20_000))

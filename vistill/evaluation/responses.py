@@ -96,6 +96,7 @@ class AnswerEvaluator:
             self.settings.top_p,
             self.settings.max_new_tokens,
             self.settings.rows_per_call,
+            noise=self.settings.noise,
         )
         responses = []
         contexts = self.contexts(prompts, view)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, tasks
+from vistill.rollouts.settings import NoiseName
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class EvalSettings:
     misread values."""
     seed: int = 0
     """Seed of the evaluation: of its sampling noise, and of which rows `eval.limit` takes."""
+    noise: NoiseName = "generator"
+    """Where its sampling noise comes from, as `rollout.noise`."""
     rows_per_call: int = ranged(512, 1)
     """Most responses decoded together. Larger is faster and needs more memory; responses stay the
     same."""

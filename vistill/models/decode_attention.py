@@ -33,6 +33,8 @@ class DecodeAttention:
     """Keys and values of the responses by layer, [N, heads, capacity, d]."""
     num_added: int = 0
     """Tokens that each row has added so far."""
+    last_position: int = -1
+    """The largest position of the tokens that are being added, known without asking the device."""
     new_cache: KVCache | None = None
     last_layer: int = -1
 
@@ -52,6 +54,7 @@ class DecodeAttention:
         """
         self.group = torch.unique_consecutive(self.group, return_inverse=True)[1]
         count = torch.bincount(self.group)
+        self.num_prompts = len(count)
         start = count.cumsum(0) - count
         column = torch.arange(int(count.max()), device=count.device)
         self.row_of_cell = (start[:, None] + torch.minimum(column, count[:, None] - 1)).reshape(-1)
@@ -62,8 +65,7 @@ class DecodeAttention:
     def to_grid(self, x: Float[Tensor, "N heads rep D"]) -> Float[Tensor, "G heads M D"]:
         """From one entry per row to one matrix per prompt."""
         x = x if self.is_full else x.index_select(0, self.row_of_cell)
-        num = int(self.group[-1]) + 1
-        return x.unflatten(0, (num, -1)).transpose(1, 2).flatten(2, 3)
+        return x.unflatten(0, (self.num_prompts, -1)).transpose(1, 2).flatten(2, 3)
 
     def to_rows(self, x: Float[Tensor, "G heads M D"], rep: int) -> Float[Tensor, "N heads rep D"]:
         """From one matrix per prompt to one entry per row."""

@@ -15,7 +15,10 @@ from vistill.models.sharing import KVCache, Segment
 
 
 class Decoder:
-    """Siblings of several prompts. Each call of `states` reads one more token per row."""
+    """Siblings of several prompts. Each call of `states` reads one more token per row.
+
+    No call waits for the device, except `keep`.
+    """
 
     def __init__(self, vlm: VLM, prompts: Sequence[EncodedPrompt], group: Sequence[int]) -> None:
         self.vlm = vlm
@@ -24,16 +27,23 @@ class Decoder:
         cache, mask = pad_prompts(reading.prompt_cache, reading.segments)
         self.attention = DecodeAttention(cache, mask, torch.tensor(group, device=device))
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
-        self.positions = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
-        self.first_positions = torch.tensor([prompts[g].next_position for g in group])
+        self.prompt_ends = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
+        self.prompt_ends = self.prompt_ends.to(device)
+        next_positions = [prompts[g].next_position for g in group]
+        self.next_positions = torch.tensor(next_positions, device=device)
+        self.last_position = max(next_positions)
         self.step = make_decoder_step(vlm)
 
     @torch.no_grad()
     def states(self) -> Float[Tensor, "N H"]:
         """Read the newest token of each row. Return the states that predict the next tokens."""
-        hidden = self.step(self.ids, self.positions, self.attention)
-        next_positions = self.first_positions + self.attention.num_added
-        self.positions = next_positions.expand(len(self.positions), -1)
+        num_read = self.attention.num_added
+        if num_read == 0:
+            positions = self.prompt_ends
+        else:
+            positions = (self.next_positions + (num_read - 1)).expand(len(self.prompt_ends), -1)
+        self.attention.last_position = self.last_position + num_read - 1
+        hidden = self.step(self.ids, positions, self.attention)
         self.attention.num_added += 1
         return hidden
 
@@ -41,12 +51,16 @@ class Decoder:
         """Append the next token to each row."""
         self.ids = ids
 
+    def rewind(self, count: int, ids: Int[Tensor, " N"]) -> None:
+        """Forget the last `count` reads; `ids` are the newest tokens of the rows again."""
+        self.attention.num_added -= count
+        self.ids = ids
+
     def keep(self, rows: Int[Tensor, " M"]) -> None:
         """Drop all other rows."""
-        host_rows = rows.to(self.first_positions.device)
         self.ids = self.ids[rows]
-        self.first_positions = self.first_positions[host_rows]
-        self.positions = self.positions[:, host_rows]
+        self.next_positions = self.next_positions[rows]
+        self.prompt_ends = self.prompt_ends[:, rows]
         self.attention.keep(rows)
 
 

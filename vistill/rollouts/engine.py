@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
 from vistill.models.families.base import EncodedPrompt
-from vistill.rollouts.settings import RolloutSettings
+from vistill.rollouts.settings import NoiseName, RolloutSettings
 from vistill.types import Prompt, Rollout
 
 
@@ -48,6 +48,8 @@ class Sampling:
     """Whether to return the log-probability of each token (`Rollout.log_probs`)."""
     weights: int | None = None
     """The weights version that must generate; None means the version of the last sync."""
+    noise: NoiseName = "generator"
+    """Where the sampling noise comes from, see `RolloutSettings.noise`."""
 
 
 def sampling_for_step(
@@ -62,6 +64,7 @@ def sampling_for_step(
         settings.max_new_tokens,
         settings.rows_per_call,
         weights=weights,
+        noise=settings.noise,
     )
 
 

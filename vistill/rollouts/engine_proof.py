@@ -10,13 +10,14 @@ from vistill.models.families.inputs import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.proofs import proof_error
 from vistill.models.scoring import EncodedGroup, response_states
-from vistill.rollouts.checked_engine import banned_ids, keep_awake
-from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
-from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
+from vistill.rollouts.checked_engine import keep_awake
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, make_requests
+from vistill.rollouts.samplers import make_sampler
 from vistill.types import LoadedImage, Prompt, Rollout
 
 #: Tokens of a response, the step in their noise key (no step of a run), and the siblings.
 TOKENS, STEP, SIBLINGS = 6, -3, (0, 1)
+SAMPLING = Sampling(0, STEP, 1.0, 1.0, TOKENS)
 
 
 @torch.no_grad()
@@ -41,11 +42,10 @@ def prove_engine(
         return
     prompts = [two_images(0), two_images(1)]
     encoded = [vlm.encode(prompt) for prompt in prompts]
-    sampling = Sampling(0, STEP, 1.0, 1.0, TOKENS)
     was_training = vlm.model.training
     vlm.model.eval()
     with keep_awake(engine), vlm.on_device():
-        groups = engine.generate(make_requests(prompts, encoded, SIBLINGS), sampling)
+        groups = engine.generate(make_requests(prompts, encoded, SIBLINGS), SAMPLING)
         with precision():
             distances = [
                 distance_to_best(vlm, prompt, tokens, rollout)
@@ -67,13 +67,12 @@ def distance_to_best(vlm: VLM, prompt: Prompt, encoded: EncodedPrompt, rollout: 
     logits = vlm.head(vlm.vocabulary_size).logits(
         response_states(vlm, [EncodedGroup(encoded, (rollout.ids,))])
     )
-    key = rollout_seed(0, STEP, prompt.id, rollout.sibling, rollout.attempt)
-    sampler = KeyedSampler([key], 1.0, 1.0, banned_ids(vlm), vlm.vocabulary_size)
-    worst = 0.0
-    for row, token in zip(logits, rollout.ids, strict=True):
-        values = sampler.noisy_logits(row[None].clone())[0]
-        worst = max(worst, float(values.max() - values[token]))
-    return worst
+    request = RolloutRequest(prompt.id, encoded, (rollout.sibling,), rollout.attempt)
+    sampler = make_sampler(vlm, [request], SAMPLING)
+    return max(
+        sampler.distance_to_choice(row[None].clone(), token)
+        for row, token in zip(logits, rollout.ids, strict=True)
+    )
 
 
 def two_images(number: int) -> Prompt:

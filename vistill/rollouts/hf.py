@@ -21,9 +21,8 @@ from transformers import (
 
 from vistill.models.loading import VLM
 from vistill.phases import RESPONSES, count_done
-from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
-from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
+from vistill.rollouts.samplers import make_sampler
 from vistill.types import Finish, Rollout
 
 
@@ -95,19 +94,7 @@ class HFEngine(InProcessEngine):
         inputs, repeats = vlm.family.generation_arguments(
             vlm.model, [r.prompt for r in requests], count, vlm.pad_id
         )
-        seeds = [
-            rollout_seed(sampling.seed, sampling.step, r.key, sibling, r.attempt)
-            for r in requests
-            for sibling in r.siblings
-        ]
-        sampler = KeyedSampler(
-            seeds,
-            sampling.temperature,
-            sampling.top_p,
-            banned_ids(vlm),
-            vlm.vocabulary_size,
-            log_probs=sampling.log_probs,
-        )
+        sampler = make_sampler(vlm, requests, sampling)
         config, stop = self._config(repeats, sampling), set(vlm.stop_ids)
         with eval_mode(vlm.model), default_generation_config(vlm.model):
             output = vlm.model.generate(  # pyright: ignore[reportCallIssue]
@@ -118,7 +105,9 @@ class HFEngine(InProcessEngine):
             )
         rows = iter(output[:, inputs["input_ids"].shape[1] :].tolist())
         values = iter(
-            torch.stack(sampler.log_probs, 1).tolist() if sampler.log_probs else [None] * len(seeds)
+            torch.stack(sampler.log_probs, 1).tolist()
+            if sampler.log_probs
+            else [None] * (len(requests) * count)
         )
         return [
             tuple(to_rollout(next(rows), stop, s, r.attempt, next(values)) for s in r.siblings)

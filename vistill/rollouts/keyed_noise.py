@@ -5,6 +5,7 @@ GPU decodes, threads of the CPU draw the noise of the next token.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -55,12 +56,80 @@ def mask_outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(probabilities < top.gather(-1, last), -torch.inf)
 
 
-class KeyedSampler(LogitsProcessor):
-    """Samples the token itself: temperature, nucleus, keyed Gumbel noise, argmax.
+class KeyedSampler(LogitsProcessor, ABC):
+    """Samples the token itself, by noise that depends on the rollout's seed and the position.
 
-    `argmax(logits / temperature + Gumbel)` is a sample of the softmax. As a logits processor it
-    masks every other token, so `generate` draws nothing. Its sampling mode then only serves to
-    expand one prompt to K siblings, which greedy search refuses.
+    As a logits processor it masks every other token, so `generate` draws nothing. Its sampling mode
+    then only serves to expand one prompt to K siblings, which greedy search refuses.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        top_p: float,
+        banned: Sequence[int],
+        vocabulary: int,
+        *,
+        log_probs: bool = False,
+    ) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        self.banned, self.vocabulary = list(banned), vocabulary
+        self.log_probs: list[Tensor] | None = [] if log_probs else None
+        """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
+        temperature 1 over the vocabulary, before nucleus and bans."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask every token except the chosen one of each row."""
+        chosen = self.choose(scores)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """The sampled id of each row. Bans ids in `scores` in place."""
+        if self.log_probs is None:
+            return self.sample(self.allowed_logits(scores))
+        # Before `allowed_logits`, which bans ids in place.
+        total = scores[:, : self.vocabulary].float().logsumexp(-1)
+        chosen = self.sample(self.allowed_logits(scores))
+        self.log_probs.append(scores.gather(-1, chosen[:, None])[:, 0].float() - total)
+        return chosen
+
+    def allowed_logits(self, scores: Tensor) -> Tensor:
+        """Logits of the vocabulary in float32; those of banned ids are -inf."""
+        logits = scores[:, : self.vocabulary].float()
+        logits[:, self.banned] = -torch.inf
+        return logits
+
+    @abstractmethod
+    def sample(self, logits: Tensor) -> Tensor:
+        """The sampled id of each row of allowed logits [rows, vocabulary], for the next token."""
+
+    @abstractmethod
+    def distance_to_choice(self, scores: Tensor, token: int) -> float:
+        """How far logits of one row must move, in nats, until `token` is the next choice.
+
+        0 if it is the choice. Like `choose`, it takes the noise of the next token.
+        """
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with some of the rows; each keeps its noise stream."""
+
+    waits: bool = True
+    """Whether `sample` asks the device for larger nuclei. If not, ask `num_complete`."""
+
+    def num_complete(self) -> Tensor | None:
+        """How many of the last tokens of a block are exact; None if all are. See `rewind`."""
+        return None
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens, whose nuclei had too few candidates. Take more of them."""
+        raise NotImplementedError(f"{type(self).__name__} is exact at once")
+
+
+class GeneratorSampler(KeyedSampler):
+    """Temperature, nucleus, Gumbel noise from one CPU generator per rollout, argmax.
+
+    `argmax(logits / temperature + Gumbel)` is a sample of the softmax.
     """
 
     def __init__(
@@ -73,37 +142,25 @@ class KeyedSampler(LogitsProcessor):
         *,
         log_probs: bool = False,
     ) -> None:
+        super().__init__(temperature, top_p, banned, vocabulary, log_probs=log_probs)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperature, self.top_p = temperature, top_p
-        self.banned, self.vocabulary = list(banned), vocabulary
         self.block = max(1, BLOCK_NUMBERS // vocabulary)
         self.drawn = torch.empty(0)
         self.used = 0
         self.ahead: Callable[[], Tensor] | None = None
         """Waits for the block after this one, if threads draw it."""
-        self.log_probs: list[Tensor] | None = [] if log_probs else None
-        """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
-        temperature 1 over the vocabulary, before nucleus and bans."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Mask every token except the chosen one of each row."""
-        chosen = self.choose(scores)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+    def sample(self, logits: Tensor) -> Tensor:
+        """The argmax of the noisy logits."""
+        return self.noisy_logits(logits).argmax(-1)
 
-    def choose(self, scores: Tensor) -> Tensor:
-        """The sampled id of each row."""
-        if self.log_probs is None:
-            return self.noisy_logits(scores).argmax(-1)
-        # Before `noisy_logits`, which bans ids in place.
-        total = scores[:, : self.vocabulary].float().logsumexp(-1)
-        chosen = self.noisy_logits(scores).argmax(-1)
-        self.log_probs.append(scores.gather(-1, chosen[:, None])[:, 0].float() - total)
-        return chosen
+    def distance_to_choice(self, scores: Tensor, token: int) -> float:
+        """The distance of the noisy logit of `token` to the largest one."""
+        values = self.noisy_logits(self.allowed_logits(scores))[0]
+        return float(values.max() - values[token])
 
-    def noisy_logits(self, scores: Tensor) -> Tensor:
+    def noisy_logits(self, logits: Tensor) -> Tensor:
         """`logits / temperature + Gumbel`; its argmax is the sample. Temperature 0: no noise."""
-        logits = scores[:, : self.vocabulary].float()
-        logits[:, self.banned] = -torch.inf
         if self.temperature == 0:
             return logits
         logits = mask_outside_nucleus(logits / self.temperature, self.top_p)

@@ -7,6 +7,9 @@ from vistill.ranges import check_ranges, ranged
 from vistill.registry import engines
 
 
+NoiseName = Literal["generator", "counter"]
+
+
 @dataclass(frozen=True)
 class RolloutSettings:
     """Sampling of responses. The defaults of K, temperature and nucleus are VA-OPD's."""
@@ -24,6 +27,11 @@ class RolloutSettings:
     top_p: float = ranged(0.95, 0, 1, above=True)
     """Nucleus: sample from the smallest set of tokens with this probability. Smaller is less
     random; 1 keeps all tokens."""
+    noise: NoiseName = "generator"
+    """Where sampling noise comes from: `generator` draws it for the whole vocabulary on the CPU,
+    one generator per rollout; `counter` computes it on the device from seed, position and token id,
+    only where it is needed, which is faster. Both give samples of the same distribution, but other
+    responses."""
     max_new_tokens: int = ranged(1024, 1)
     """Most tokens of a response; a longer one is cut off and kept. Larger needs more memory and
     time."""

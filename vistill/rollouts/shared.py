@@ -1,28 +1,44 @@
 """The default engine: it encodes each prompt once and drops finished rows from the batch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.phases import RESPONSES, count_done
-from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import eval_mode, to_rollout
-from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
+from vistill.rollouts.samplers import make_sampler
 from vistill.types import Rollout
 
 #: Drop finished rows once they have cost this many decoding steps of the whole batch. Dropping
 #: copies the cache, which costs about as much.
 WASTED_STEPS = 2.0
+#: Tokens per row that a device writes before the host reads them. A row that ends inside a block
+#: is computed up to the end of the block. On a CPU the host never waits.
+BLOCK_TOKENS = {"cuda": 32}
 
 
 class SharedEngine(InProcessEngine):
-    """Generates rollouts by our decoding loop, token for token the same as `HFEngine`."""
+    """Generates rollouts by our decoding loop, token for token the same as `HFEngine`.
 
-    def __init__(self, vlm: VLM, poll: Callable[[], None] = lambda: None) -> None:
+    Args:
+        vlm: the model that writes.
+        poll: called once per block of tokens.
+        block_tokens: tokens per row that the device writes before the host reads them; default: by
+            device. The responses do not depend on it.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        poll: Callable[[], None] = lambda: None,
+        block_tokens: int | None = None,
+    ) -> None:
         self.vlm, self.poll = vlm, poll
+        self.block_tokens = block_tokens or BLOCK_TOKENS.get(vlm.device.type, 1)
 
     def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
@@ -59,51 +75,83 @@ class SharedEngine(InProcessEngine):
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids of every row up to its end of turn, and log-probabilities on request."""
         vlm = self.vlm
-        decoder = Decoder(vlm, [r.prompt for r in requests], group)
-        sampler = self._sampler(requests, sampling)
-        head, stop = vlm.head(vlm.vocabulary_size), set(vlm.stop_ids)
+        blocks = TokenBlocks(vlm, requests, group, sampling, self.block_tokens)
+        stop = set(vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0
-        running = len(group)
-        for _ in range(sampling.max_new_tokens):
+        running, written = len(group), 0
+        while running and written < sampling.max_new_tokens:
             self.poll()
-            chosen = sampler.choose(head.logits(decoder.states()))
-            for row, token in zip(alive, chosen.tolist(), strict=True):
+            ids, log_probs = blocks.write(sampling.max_new_tokens - written)
+            written += len(ids[0])
+            for row, tokens in zip(alive, ids, strict=True):
                 if not done[row]:
-                    rows[row].append(token)
-                    done[row] = token in stop
-            if sampler.log_probs is not None:  # `to_rollout` cuts off those of finished rows
-                for row, value in zip(alive, sampler.log_probs.pop().tolist(), strict=True):
-                    values[row].append(value)
-            decoder.append(chosen)
+                    end = next((n for n, token in enumerate(tokens) if token in stop), None)
+                    rows[row] += tokens if end is None else tokens[: end + 1]
+                    done[row] = end is not None
+            for row, numbers in zip(alive, log_probs, strict=False):
+                values[row] += numbers  # `to_rollout` cuts off those after the end of turn
             left = [index for index, row in enumerate(alive) if not done[row]]
             count_done(RESPONSES, running - len(left))
             running = len(left)
-            if not left:
-                break
-            wasted += len(alive) - len(left)
-            if wasted >= WASTED_STEPS * len(alive):
+            wasted += (len(alive) - len(left)) * len(ids[0])
+            if left and wasted >= WASTED_STEPS * len(alive):
                 wasted = 0
                 alive = [alive[index] for index in left]
-                decoder.keep(torch.tensor(left, device=vlm.device))
-                sampler.keep(left)
+                blocks.keep(left)
         count_done(RESPONSES, running)
         return rows, values
 
-    def _sampler(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> KeyedSampler:
-        """The sampler with the keyed noise of each row."""
-        vlm = self.vlm
-        seeds = [
-            rollout_seed(sampling.seed, sampling.step, r.key, s, r.attempt)
-            for r in requests
-            for s in r.siblings
-        ]
-        return KeyedSampler(
-            seeds,
-            sampling.temperature,
-            sampling.top_p,
-            banned_ids(vlm),
-            vlm.vocabulary_size,
-            log_probs=sampling.log_probs,
-        )
+
+class TokenBlocks:
+    """Writes the next tokens of all rows, block by block. The host waits once per block."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        requests: Sequence[RolloutRequest],
+        group: list[int],
+        sampling: Sampling,
+        size: int,
+    ) -> None:
+        self.device, self.size = vlm.device, size
+        self.decoder = Decoder(vlm, [r.prompt for r in requests], group)
+        self.sampler = make_sampler(vlm, requests, sampling)
+        self.head = vlm.head(vlm.vocabulary_size)
+        self.sampler.waits = self.size == 1
+
+    def write(self, most: int) -> tuple[list[list[int]], list[list[float]]]:
+        """At least one and at most `most` tokens of each row, and log-probabilities on request."""
+        before, chosen = self.decoder.ids, []
+        for _ in range(min(self.size, most)):
+            chosen.append(self.sampler.choose(self.head.logits(self.decoder.states())))
+            self.decoder.append(chosen[-1])
+        ids, complete = torch.stack(chosen, 1), self.sampler.num_complete()
+        if complete is not None:  # together, so that the host waits once
+            ids = torch.cat([ids, complete.expand(len(ids), 1)], 1)
+        host_ids = to_host(ids)
+        if complete is not None:
+            exact = host_ids[0][-1]
+            host_ids = [row[:exact] for row in host_ids]
+            if exact < len(chosen):
+                self.decoder.rewind(len(chosen) - exact, chosen[exact - 1] if exact else before)
+                self.sampler.rewind(len(chosen) - exact)
+                if not exact:
+                    return self.write(most)
+        log_probs = self.sampler.log_probs
+        if not log_probs:
+            return host_ids, []
+        host_values = to_host(torch.stack(log_probs, 1))
+        log_probs.clear()
+        return host_ids, host_values
+
+    def keep(self, rows: list[int]) -> None:
+        """Continue with some of the rows."""
+        self.decoder.keep(torch.tensor(rows, device=self.device))
+        self.sampler.keep(rows)
+
+
+def to_host(x: torch.Tensor) -> list[list[Any]]:
+    """The rows of a matrix as lists: the only place where the host waits for decoded tokens."""
+    return x.to("cpu", copy=True).tolist()

@@ -100,22 +100,26 @@ class FusedDecoder:
     def __call__(self, ids: Tensor, positions: Tensor, attention: DecodeAttention) -> Tensor:
         """Hidden states [N, H] of one token per row, at positions [axes, N]."""
         hidden = self.decoder.embed_tokens(ids)
-        cos, sin = self.angles(hidden, positions)
+        cos, sin = self.angles(hidden, positions, attention.last_position)
         for index, layer in enumerate(self.layers):
             hidden = layer.step(hidden, cos, sin, index, attention)
         norm = self.decoder.norm
         return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
 
-    def angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, hidden: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine, [N, 1, d].
 
         In a response all axes have the same position, so the values come from a table. The last
         token of a prompt can have different positions on its axes.
+
+        Args:
+            hidden: states, for their type and device.
+            positions: of the tokens, [axes, N].
+            last: the largest position.
         """
         is_expanded = positions.stride(0) == 0  # one row of positions for all axes
         if not is_expanded:
             return self.compute_angles(hidden, positions)
-        last = int(positions[0].max())
         if self.table is None or len(self.table[0]) <= last:
             size = TABLE_POSITIONS
             while size <= last:

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from vistill.models.scoring import EncodedGroup, response_states, score
-from vistill.rollouts.checked_engine import banned_ids, keep_awake
-from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
-from vistill.rollouts.keyed_noise import KeyedSampler, rollout_seed
+from vistill.rollouts.checked_engine import keep_awake
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, make_requests
+from vistill.rollouts.samplers import make_sampler
 from vistill.rollouts.settings import RolloutSettings
 from vistill.training.canary.reader import ReaderProbe
 from vistill.types import Rollout, View
 
 #: Tokens that the engine writes, and the step in their noise key: no step of a run.
 TOKENS, STEP = 8, -2
-#: By bytes of the precision: a token's allowed distance to the best one, in nats.
+#: By bytes of the precision: a token's allowed distance to the choice, in nats.
 SLACK = {8: 1e-6, 4: 1e-3, 2: 0.5}
 #: By bytes of the precision: share of the tokens that may exceed it.
 SHARE = {8: 0.0, 4: 0.0, 2: 0.2}
@@ -27,8 +26,8 @@ def check_engine(
 ) -> None:
     """V810, V811: what the engine writes is what the student's weights say about the image.
 
-    For an engine that follows the keyed noise, every token must be the largest of `logits / T +
-    Gumbel` of the student's own reading. For another one, the log-probabilities that it reports
+    For an engine that follows the keyed noise, every token must be the choice of that noise by the
+    student's own reading. For another one, the log-probabilities that it reports
     must be those of that reading. An engine with neither (`ScriptedEngine`: responses from
     elsewhere) cannot be checked.
     """
@@ -43,6 +42,7 @@ def check_engine(
         TOKENS,
         settings.rows_per_call,
         log_probs=not keyed,
+        noise=settings.noise,
     )
     indices = range(len(probe.prompts))
     requests = make_requests(
@@ -110,7 +110,7 @@ def share_of_other_choices(
 ) -> float:
     """Share of the written tokens that the student's own reading under a view would not choose."""
     vlm = probe.vlm
-    gaps: list[Tensor] = []
+    gaps: list[float] = []
     for index, rollout in enumerate(rollouts):
         ids = rollout.ids[:TOKENS]
         if not ids:
@@ -118,16 +118,14 @@ def share_of_other_choices(
         with torch.no_grad(), probe.precision():
             states = response_states(vlm, [EncodedGroup(probe.encoded(view, index), (ids,))])
             logits = vlm.head(probe.models.vocabulary).logits(states)
-        key = rollout_seed(
-            sampling.seed, sampling.step, probe.prompts[index].id, 0, rollout.attempt
+        request = RolloutRequest(
+            probe.prompts[index].id, probe.encoded(view, index), (0,), rollout.attempt
         )
-        sampler = KeyedSampler(
-            [key], sampling.temperature, sampling.top_p, banned_ids(vlm), vlm.vocabulary_size
-        )
-        for row, token in zip(logits, ids, strict=True):
-            values = sampler.noisy_logits(row[None].clone())[0]
-            gaps.append(values.max() - values[token])
+        sampler = make_sampler(vlm, [request], sampling)
+        gaps += [
+            sampler.distance_to_choice(row[None].clone(), token)
+            for row, token in zip(logits, ids, strict=True)
+        ]
     if not gaps:
         return 0.0
-    too_far = torch.stack(gaps).float() > SLACK[probe.bytes_read]
-    return float(too_far.float().mean())
+    return sum(gap > SLACK[probe.bytes_read] for gap in gaps) / len(gaps)
