@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_attention import attention
@@ -35,7 +36,7 @@ from gpu_setup import (
     matrix_rate,
     transformers_step,
 )
-from gpu_switches import cudnn_allowed, deterministic_run, noise_of_rows
+from gpu_switches import cudnn_allowed, deterministic_run, noise_difference, noise_of_rows
 
 # Models
 
@@ -191,6 +192,7 @@ def rollouts(bench: Bench) -> None:
         tokens, rows = student.vocabulary_size, sizes.prompts * sizes.siblings
         for name, function in noise_of_rows(rows, tokens, bench.device).items():
             bench.values[name] = 1e3 * timed(function, bench.device)["best"]
+        bench.check("uniform_numbers_differ_from_cpu", noise_difference(bench.device), 0.0)
     bf16 = bench.half is torch.bfloat16
     bench.values["half"] = str(bench.half)[6:]  # float32 on a CPU
     measure = partial(measure_rollouts, bench, sizes=sizes)
@@ -200,6 +202,7 @@ def rollouts(bench: Bench) -> None:
     student.model.to(bench.half)
     try:
         measure("shared, weights half, sampled", temperature=0.7)
+        measure("shared, weights half, sampled by counter", temperature=0.7, noise="counter")
         ours = measure("shared, weights half, greedy")
         theirs = measure("generate, weights half, greedy", engine="generate")
     finally:
@@ -212,14 +215,15 @@ def rollouts(bench: Bench) -> None:
 
 
 def measure_rollouts(
-    bench: Bench, name: str, sizes: Sizes, engine="shared", temperature=0.0, half=False
-):
-    """Measure one mode after a warm-up; return the responses, or None if it failed."""
+    bench: Bench, name: str, sizes: Sizes, engine="shared", **mode: Any
+) -> list[tuple[int, ...]] | None:
+    """Measure one mode of `make_rollouts`; return the responses, or None if it failed."""
     ids = None
     with bench.part(name):
         student = bench.models["student"]
-        make_rollouts(student, Sizes(1, 1, 2), engine, temperature, half)()
-        generate = make_rollouts(student, sizes, engine, temperature, half)
+        mode = {"temperature": 0.0} | mode
+        make_rollouts(student, Sizes(1, 1, 2), engine, **mode)()
+        generate = make_rollouts(student, sizes, engine, **mode)
         wait(bench.device)
         start = time.perf_counter()
         ids = generate()

@@ -33,6 +33,7 @@ from vistill.models.tiny import SPECIAL_TOKENS, TinySize, tiny_processor, train_
 from vistill.objectives import OPD, VAOPD
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import NoiseName
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.storage import file_hash
 from vistill.training.clock import measure_rate as matrix_rate
@@ -305,18 +306,24 @@ def encode_prompts(student: VLM, number: int, seed: int = 0) -> list[RolloutRequ
 
 
 def make_rollouts(
-    student: VLM, sizes: Sizes, engine: str, temperature: float, half: bool = False
+    student: VLM,
+    sizes: Sizes,
+    engine: str,
+    temperature: float,
+    half: bool = False,
+    noise: NoiseName = "generator",
 ) -> Callable[[], list[tuple[int, ...]]]:
     """Return a function that generates the responses of a step and returns their token ids.
 
-    `half` turns on bf16 autocast.
+    `half` turns on bf16 autocast; `noise` as `rollout.noise`.
     """
     requests = [
         replace(r, siblings=tuple(range(sizes.siblings)))
         for r in encode_prompts(student, sizes.prompts)
     ]
     # No nucleus: with the flat distribution of random weights it is most of the vocabulary.
-    sampling = Sampling(0, 0, temperature, 1.0, sizes.tokens, sizes.prompts * sizes.siblings)
+    rows = sizes.prompts * sizes.siblings
+    sampling = Sampling(0, 0, temperature, 1.0, sizes.tokens, rows, noise=noise)
     rollout_engine = ENGINES[engine](student)
 
     def generate() -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from vistill.functional import heads
 from vistill.models import sdpa
 from vistill.models.flex import plan_flex
 from vistill.models.sharing import Segment
+from vistill.rollouts.counter_noise import CounterSampler, uniform_at
 from vistill.rollouts.keyed_noise import draw_gumbel, row_threads
 from vistill.training.loop import deterministic_kernels
 
@@ -23,11 +24,21 @@ def noise_of_rows(rows: int, vocabulary: int, device: torch.device) -> dict[str,
         return draw_gumbel(generators, 1, vocabulary, row_threads(), is_pinned)
 
     noise = in_threads()[0]
+    counter = CounterSampler(range(rows), 1.0, 0.95, [], vocabulary)
+    ids = torch.arange(rows * 256, device=device).view(rows, 256) % vocabulary
     return {
         "drawn_alone": partial(draw_gumbel, generators, 1, vocabulary),
         "drawn_in_threads": in_threads,
         "copied": lambda: noise.to(device, copy=True),
+        "by_counter_on_a_nucleus_of_256": lambda: counter.gumbel(ids),
     }
+
+
+def noise_difference(device: torch.device) -> float:
+    """Largest difference between uniform numbers by counter on this device and on the CPU."""
+    seeds, index = torch.arange(64) * 12345, torch.arange(4096)[None]
+    here = uniform_at(seeds.to(device), index.to(device)).cpu()
+    return float((here - uniform_at(seeds, index)).abs().max())
 
 
 @contextmanager

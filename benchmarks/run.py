@@ -27,6 +27,7 @@ from families import family_rows
 from limits import limit_rows
 from naive import naive_step
 from progress import progress_rows
+from rollouts import rollout_rows
 from safety import safety_rows
 from scaling import curves
 
@@ -285,6 +286,7 @@ def parts_of(quick):
     parts = {
         "steps": lambda: measure(repeats),
         "limits": lambda: limit_rows(row, repeats, 32_768 if quick else 151_936),
+        "rollouts": lambda: rollout_rows(row, repeats, 32_768 if quick else 151_669),
         "safety": lambda: safety_rows(row, quick),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),

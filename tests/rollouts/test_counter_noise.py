@@ -1,4 +1,4 @@
-"""Noise as a function of seed, position and token id: numbers, distribution, and equal responses."""
+"""Noise by counter: numbers of SplitMix64, distribution of the samples, equal responses."""
 
 import math
 from dataclasses import replace

@@ -174,7 +174,7 @@ def states_along(vlm, prompts, lengths):
         decoder.append(torch.randint(20, 300, (len(lengths),), generator=g)[: len(left)])
         keep = [i for i, n in enumerate(left) if n > t + 1]
         if 0 < len(keep) < len(left):
-            decoder.keep(torch.tensor(keep))
+            decoder.keep(keep)
             left = [left[i] for i in keep]
     return torch.cat(states)
 

@@ -299,6 +299,18 @@ def test_an_engine_that_reads_another_view_is_caught(view, student, teacher):
     assert caught_code(step_context(student, teacher, OtherView(student))) == "V811"
 
 
+@pytest.mark.parametrize("top_p", [0.95, 1.0])
+def test_an_engine_with_noise_by_counter_is_checked_by_that_noise(student, teacher, top_p):
+    class OtherNoise(SharedEngine):
+        def generate(self, requests, sampling):
+            return super().generate(requests, replace(sampling, noise="generator"))
+
+    rollout = RolloutSettings(noise="counter", top_p=top_p, temperature=1.0)
+    assert run_canary(step_context(student, teacher, rollout=rollout), PROMPTS)
+    other = step_context(student, teacher, OtherNoise(student), rollout=rollout)
+    assert caught_code(other) == "V810"
+
+
 class UnkeyedEngine(WrappedEngine):
     """An engine with other noise, like one in another process, that reports log-probabilities."""
 

@@ -222,6 +222,27 @@ def test_resuming_a_resumed_run_again_and_again_gives_the_same_bits(
     assert logged_text(folder) == lines
 
 
+def test_a_run_with_noise_by_counter_resumes_to_the_same_bits(tokenizer, teacher, tmp_path):
+    rollout = RolloutSettings(
+        per_prompt=2,
+        temperature=1.5,
+        top_p=0.9,
+        max_new_tokens=5,
+        all_truncated="go_on",
+        noise="counter",
+    )
+    evaluation = EvalSettings(every=4, limit=3, max_new_tokens=5, blind=False, noise="counter")
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    plans = [
+        make_plan(tokenizer, teacher, rollout=rollout, evaluation=evaluation, stop_after=stop)
+        for stop in (None, 5, None)
+    ]
+    for plan, path in zip(plans, (whole, folder, folder), strict=True):
+        run_plan(plan, path)
+    assert weights_hash(plans[2].models.student) == weights_hash(plans[0].models.student)
+    assert logged_text(folder) == logged_text(whole)
+
+
 @pytest.mark.parametrize("at", few([1, 5, 9], 1))
 def test_a_signal_saves_the_last_complete_step_and_the_same_command_continues(
     tokenizer, teacher, tmp_path, at

@@ -3,6 +3,7 @@
 Siblings share the keys and values of their prompt. Each row has a cache for its response.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -27,8 +28,8 @@ class DecodeAttention:
     """Keys and values of the prompts by layer, [G, heads, P, d], padded to the longest prompt."""
     mask: Tensor | None
     """0 or -inf, [G, 1, 1, P]. None if no prompt is padded."""
-    group: Tensor
-    """Prompt of each row, ascending, [N]."""
+    group: list[int]
+    """Prompt of each row, ascending. On the host, so that no arrangement waits for the device."""
     row_cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Keys and values of the responses by layer, [N, heads, capacity, d]."""
     num_added: int = 0
@@ -52,15 +53,20 @@ class DecodeAttention:
 
         The last row of a prompt fills the cells of siblings that it does not have.
         """
-        self.group = torch.unique_consecutive(self.group, return_inverse=True)[1]
-        count = torch.bincount(self.group)
-        self.num_prompts = len(count)
-        start = count.cumsum(0) - count
-        column = torch.arange(int(count.max()), device=count.device)
-        self.row_of_cell = (start[:, None] + torch.minimum(column, count[:, None] - 1)).reshape(-1)
-        sibling = torch.arange(len(self.group), device=count.device) - start[self.group]
-        self.cell_of_row = self.group * len(column) + sibling
-        self.is_full = len(self.row_of_cell) == len(self.group)
+        prompts = sorted(set(self.group))
+        columns = max(Counter(self.group).values())
+        self.num_prompts = len(prompts)
+        self.group = [prompts.index(prompt) for prompt in self.group]
+        rows: list[list[int]] = [[] for _ in prompts]
+        cell_of_row = []
+        for row, prompt in enumerate(self.group):
+            cell_of_row.append(prompt * columns + len(rows[prompt]))
+            rows[prompt].append(row)
+        cells = [row for own in rows for row in own + own[-1:] * (columns - len(own))]
+        self.is_full = len(cells) == len(self.group)
+        device = next(iter(self.prompt_cache.values()))[0].device
+        self.row_of_cell = torch.tensor(cells, device=device)
+        self.cell_of_row = torch.tensor(cell_of_row, device=device)
 
     def to_grid(self, x: Float[Tensor, "N heads rep D"]) -> Float[Tensor, "G heads M D"]:
         """From one entry per row to one matrix per prompt."""
@@ -116,15 +122,18 @@ class DecodeAttention:
         pair[1][:, :, self.num_added] = value
         return pair[0][:, :, : self.num_added + 1], pair[1][:, :, : self.num_added + 1]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: list[int]) -> None:
         """Drop all other rows, and the prompts without rows."""
+        device = next(iter(self.prompt_cache.values()))[0].device
+        index = torch.tensor(rows, device=device)
         self.row_cache = {
-            i: (k.index_select(0, rows), v.index_select(0, rows))
+            i: (k.index_select(0, index), v.index_select(0, index))
             for i, (k, v) in self.row_cache.items()
         }
-        group = self.group[rows]
-        used = torch.unique_consecutive(group)
-        if len(used) < len(next(iter(self.prompt_cache.values()))[0]):
+        group = [self.group[row] for row in rows]
+        prompts = sorted(set(group))
+        if len(prompts) < self.num_prompts:
+            used = torch.tensor(prompts, device=device)
             self.prompt_cache = {
                 i: (k.index_select(0, used), v.index_select(0, used))
                 for i, (k, v) in self.prompt_cache.items()

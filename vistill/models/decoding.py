@@ -17,7 +17,7 @@ from vistill.models.sharing import KVCache, Segment
 class Decoder:
     """Siblings of several prompts. Each call of `states` reads one more token per row.
 
-    No call waits for the device, except `keep`.
+    No call waits for the device.
     """
 
     def __init__(self, vlm: VLM, prompts: Sequence[EncodedPrompt], group: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class Decoder:
         reading = SharedReading(vlm, [EncodedGroup(p, ()) for p in prompts])
         device = vlm.device
         cache, mask = pad_prompts(reading.prompt_cache, reading.segments)
-        self.attention = DecodeAttention(cache, mask, torch.tensor(group, device=device))
+        self.attention = DecodeAttention(cache, mask, list(group))
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
         self.prompt_ends = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
         self.prompt_ends = self.prompt_ends.to(device)
@@ -56,11 +56,12 @@ class Decoder:
         self.attention.num_added -= count
         self.ids = ids
 
-    def keep(self, rows: Int[Tensor, " M"]) -> None:
+    def keep(self, rows: list[int]) -> None:
         """Drop all other rows."""
-        self.ids = self.ids[rows]
-        self.next_positions = self.next_positions[rows]
-        self.prompt_ends = self.prompt_ends[:, rows]
+        index = torch.tensor(rows, device=self.ids.device)
+        self.ids = self.ids[index]
+        self.next_positions = self.next_positions[index]
+        self.prompt_ends = self.prompt_ends[:, index]
         self.attention.keep(rows)
 
 

@@ -136,8 +136,11 @@ class CounterSampler(KeyedSampler):
             values, ids, complete = nucleus(logits, self.top_p, size)
         if not self.waits:
             self.complete.append(complete.all())
-        uniform = uniform_at(self.position_seeds(logits.device), ids)
-        return values - torch.log(-torch.log(uniform)), ids
+        return values + self.gumbel(ids), ids
+
+    def gumbel(self, ids: Int[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """Standard Gumbel noise of some token ids at the current position, float64."""
+        return -torch.log(-torch.log(uniform_at(self.position_seeds(ids.device), ids)))
 
     def invert(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The first id whose cumulative probability exceeds a uniform number, and the number."""

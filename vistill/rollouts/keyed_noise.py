@@ -122,7 +122,7 @@ class KeyedSampler(LogitsProcessor, ABC):
         return None
 
     def rewind(self, count: int) -> None:
-        """Forget the last `count` tokens, whose nuclei had too few candidates. Take more of them."""
+        """Forget the last `count` tokens. Take more candidates for their nuclei."""
         raise NotImplementedError(f"{type(self).__name__} is exact at once")
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import engines
 
-
 NoiseName = Literal["generator", "counter"]
 
 

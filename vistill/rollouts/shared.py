@@ -115,7 +115,7 @@ class TokenBlocks:
         sampling: Sampling,
         size: int,
     ) -> None:
-        self.device, self.size = vlm.device, size
+        self.size = size
         self.decoder = Decoder(vlm, [r.prompt for r in requests], group)
         self.sampler = make_sampler(vlm, requests, sampling)
         self.head = vlm.head(vlm.vocabulary_size)
@@ -148,7 +148,7 @@ class TokenBlocks:
 
     def keep(self, rows: list[int]) -> None:
         """Continue with some of the rows."""
-        self.decoder.keep(torch.tensor(rows, device=self.device))
+        self.decoder.keep(rows)
         self.sampler.keep(rows)
 
 
