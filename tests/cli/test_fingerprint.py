@@ -94,6 +94,7 @@ def test_keys_of_later_versions_leave_the_fingerprint_of_a_run_that_does_not_use
         ({"data.min_pixels": 4096}, False),
         ({"data.max_pixels": 4096}, False),
         ({"data.index_base": 1}, False),
+        ({"rollout.noise": "counter"}, False),
     ):
         recipe = load_recipe("opd_qwen3vl_8b_to_2b.yaml", before | change)
         assert (recipe.fingerprint() == "463cdeb93f893547") == is_same

@@ -115,6 +115,7 @@ ADDED = {
     "data.min_pixels": None,
     "data.max_pixels": None,
     "data.index_base": 0,
+    "rollout.noise": "generator",
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
