@@ -105,8 +105,8 @@ def load_stages(
 ) -> dict[str, Recipe]:
     """The stages of a recipe in order, each a recipe; a plain recipe is one stage named `run`.
 
-    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is
-    the base folder.
+    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values, and
+    in the models of the shared part, is the base folder.
     """
     if not isinstance(path, str | Path):
         what = f"the recipe is a {type(path).__name__}, not a file"
@@ -123,6 +123,7 @@ def load_stages(
     if stages is None:
         return {"run": build_recipe(tree, text, file.name, overrides=origins)}
     check_stages(stages, tree, Source(text, file.name, all_keys()))
+    fill_base_folder(tree)
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
         own = own_keys(changes)
@@ -160,6 +161,14 @@ def check_stages(stages: Any, tree: Mapping[str, Any], source: Source) -> None:
         raise missing_key(("run",), source)
     if not isinstance(tree["run"], str):
         raise wrong_value(("run",), tree["run"], source)
+
+
+def fill_base_folder(tree: Mapping[str, Any]) -> None:
+    """Replace `{run}` in the models of the shared part: the run of a stage as a model."""
+    for role in ("student", "teacher"):
+        settings = tree.get(role)
+        if isinstance(settings, dict) and isinstance(settings.get("model"), str):
+            settings["model"] = settings["model"].replace("{run}", tree["run"])
 
 
 def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:

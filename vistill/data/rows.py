@@ -22,6 +22,7 @@ from vistill.data.images import (
     pixel_digest,
     resolve_image_path,
 )
+from vistill.data.column_groups import matching_columns
 from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
 from vistill.data.option_indices import IndexCounts
 from vistill.data.placeholders import place_images
@@ -97,7 +98,7 @@ class RowReader:
             answer=gold,
             choices=choices,
             response=response,
-            thoughts=tuple(i for i in self.images(row, columns.thoughts, where) if i is not None),
+            thoughts=self.thoughts(row, columns.thoughts, where),
             boxes=parse_boxes(column_value(row, columns.boxes), where),
             system=system,
             labels=labels,
@@ -194,6 +195,12 @@ class RowReader:
         value = joined_bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
+
+    def thoughts(self, row: Mapping[str, Any], name: str, where: str) -> tuple[ImageRef, ...]:
+        """The visual thoughts of all rounds in order: of one column, or of `image_*`."""
+        names = matching_columns(row, name) or [name]
+        images = [image for column in names for image in self.images(row, column, where)]
+        return tuple(image for image in images if image is not None)
 
     def image(self, value: Any, where: str) -> ImageRef | None:
         """Read one image; None for an empty place."""
