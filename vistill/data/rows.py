@@ -12,6 +12,7 @@ from PIL import Image
 
 from vistill.answers.values import has_decimal_comma
 from vistill.data.boxes import check_boxes_inside, parse_boxes
+from vistill.data.column_groups import matching_columns
 from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
 from vistill.data.gold import Gold, is_missing, read_gold, read_options
 from vistill.data.images import (
@@ -22,7 +23,6 @@ from vistill.data.images import (
     pixel_digest,
     resolve_image_path,
 )
-from vistill.data.column_groups import matching_columns
 from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
 from vistill.data.option_indices import IndexCounts
 from vistill.data.placeholders import place_images
