@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.config import all_keys
 from vistill.errors import ArmError, Preempted, VistillError, quote_command
+from vistill.report.page import write_report
 from vistill.reproduction.cells import Cell
 from vistill.reproduction.results import TableResult, first_line
 from vistill.studies.arms import train_in_order
@@ -35,6 +36,8 @@ def run_cells(
         result.write()
         if cell.arm.is_finished():
             log(f"{label}: already finished")
+            if not (cell.arm.folder / "report.html").is_file():  # killed while it was written
+                write_report([cell.arm.folder], cell.arm.folder / "report.html")
             continue
         log(label)
         error = needed_cell_error(result, cell) or train_cell(cell, progress)
