@@ -24,7 +24,7 @@ from typing import ClassVar
 #: those that the code raises.
 CATALOGUE: dict[str, str] = {
     "A101": "A process of a study ended without an error message: killed, or a defect.",
-    "A102": "Cells of a table failed, or need a cell that did. The others are not affected.",
+    "A102": "Cells of a table failed. The others are not affected.",
     "C001": "A key of the recipe is unknown.",
     "C002": "A value of the recipe has the wrong type or is outside its range.",
     "C003": "The recipe is not strict YAML: no duplicate keys, aliases, tags or merge keys.",

@@ -109,8 +109,8 @@ def test_missing_data_are_one_error_and_a_cell_waits_for_the_one_it_needs(
     words = ["vgs-1", *SHORT, "stages.teacher.student.model=vistill:nothing", "--cell", "vgs_2b"]
     code, out, err = run_verb(words, capsys)
     assert code == 1
-    assert "2 of 2 cells of vgs-1 failed: teacher, vgs_2b" in err
-    assert "A102: vgs_2b needs the student of teacher" in out
+    assert "1 of 2 cells of vgs-1 failed: teacher; not started: vgs_2b" in err
+    assert "| not run: needs teacher |" in out
 
 
 @pytest.mark.slow

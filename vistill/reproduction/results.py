@@ -34,7 +34,9 @@ class TableResult:
     """The folder of the runs."""
     tiny: bool
     errors: dict[str, Exception] = field(default_factory=dict)
-    """By cell: why it failed, or was not started, in this call."""
+    """By cell: why it failed in this call."""
+    waiting: dict[str, list[str]] = field(default_factory=dict)
+    """By cell: the cells that it needs and that failed in this call."""
 
     def results(self) -> dict[str, CellResult]:
         """The state of each cell, read from its folder."""
@@ -81,10 +83,13 @@ class TableResult:
     ) -> dict[str, Any]:
         """The state of a cell and what was measured on its held-out rows."""
         error = first_line(self.errors[name]) if name in self.errors else result.error
+        state = "failed" if error else result.state
+        if name in self.waiting:
+            state = f"{state}: needs {', '.join(self.waiting[name])}"
         return {
             "cell": name,
             "folder": folder,
-            "state": "failed" if error else result.state,
+            "state": state,
             "error": error,
             "step": 0 if start else result.step,
             "chosen_by": "before training" if start else result.chosen_by,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vistill.config import all_keys
-from vistill.errors import ArmError, Preempted, VistillError, quote_command
+from vistill.errors import ArmError, Preempted, VistillError
 from vistill.report.page import write_report
 from vistill.reproduction.cells import Cell
 from vistill.reproduction.results import TableResult, first_line
@@ -40,7 +40,12 @@ def run_cells(
                 write_report([cell.arm.folder], cell.arm.folder / "report.html")
             continue
         log(label)
-        error = needed_cell_error(result, cell) or train_cell(cell, progress)
+        missing = unfinished_needs(result, cell)
+        if missing:
+            result.waiting[cell.name] = missing
+            log(f"{label}: not started: it needs {', '.join(missing)}")
+            continue
+        error = train_cell(cell, progress)
         if error is not None:
             result.errors[cell.name] = error
             log(f"{label}: failed: {first_line(error)}")
@@ -66,20 +71,10 @@ def train_cell(cell: Cell, progress: Progress) -> Exception | None:
     return None
 
 
-def needed_cell_error(result: TableResult, cell: Cell) -> ArmError | None:
-    """A102 for a cell that reads the student of one that is not finished."""
+def unfinished_needs(result: TableResult, cell: Cell) -> list[str]:
+    """The cells that are not finished and whose student this one reads."""
     by_name = {cell.name: cell for cell in result.cells}
-    missing = [name for name in cell.needs if not by_name[name].arm.is_finished()]
-    if not missing:
-        return None
-    causes = [first_line(result.errors[name]) for name in missing if name in result.errors]
-    return ArmError(
-        "A102",
-        f"{cell.name} needs the student of {', '.join(missing)}",
-        where=str(cell.arm.folder),
-        why=causes[0] if causes else "it is not finished",
-        fix=quote_command("--cell", missing[0]),
-    )
+    return [name for name in cell.needs if not by_name[name].arm.is_finished()]
 
 
 def check_errors(result: TableResult, count: int) -> None:
@@ -97,11 +92,12 @@ def failed_cells_error(result: TableResult, count: int) -> ArmError:
     name, error = next(iter(result.errors.items()))
     folder = next(cell.arm.folder for cell in result.cells if cell.name == name)
     again = "the same command runs only the cells that are not finished"
+    waiting = f"; not started: {', '.join(result.waiting)}" if result.waiting else ""
     fix = fix_for_cell(error.fix, name) if isinstance(error, VistillError) else ""
     return ArmError(
         "A102",
         f"{len(result.errors)} of {count} cells of {result.table.name} failed:"
-        f" {', '.join(result.errors)}",
+        f" {', '.join(result.errors)}{waiting}",
         where=str(result.folder / "tables" / f"{result.table.name}.md"),
         why=f"{name}: {first_line(error)}",
         fix=fix or f"read {folder / 'events.log'}",
