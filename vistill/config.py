@@ -21,7 +21,7 @@ from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
-from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
+from vistill.strict_yaml import fill_word, parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
 
 __all__ = [
@@ -123,7 +123,7 @@ def load_stages(
     if stages is None:
         return {"run": build_recipe(tree, text, file.name, overrides=origins)}
     check_stages(stages, tree, Source(text, file.name, all_keys()))
-    fill_base_folder(tree)
+    fill_word(tree, ("student.model", "teacher.model"), "{run}", tree["run"])
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
         own = own_keys(changes)
@@ -161,14 +161,6 @@ def check_stages(stages: Any, tree: Mapping[str, Any], source: Source) -> None:
         raise missing_key(("run",), source)
     if not isinstance(tree["run"], str):
         raise wrong_value(("run",), tree["run"], source)
-
-
-def fill_base_folder(tree: Mapping[str, Any]) -> None:
-    """Replace `{run}` in the models of the shared part: the run of a stage as a model."""
-    for role in ("student", "teacher"):
-        settings = tree.get(role)
-        if isinstance(settings, dict) and isinstance(settings.get("model"), str):
-            settings["model"] = settings["model"].replace("{run}", tree["run"])
 
 
 def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
