@@ -132,7 +132,7 @@ def test_the_disk_must_hold_the_runs_of_all_cells():
     with pytest.raises(StorageError) as caught:
         check_disk_of_all(cells, plans, 110.0)
     assert caught.value.code == "C131"
-    check_disk_of_all(cells, plans, float(shlex.split(caught.value.fix)[1]))
+    check_disk_of_all(cells, plans, float(shlex.split(caught.value.fix)[2]))
 
 
 def run_verb(words, capsys):

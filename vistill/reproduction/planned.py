@@ -101,5 +101,5 @@ def check_disk_of_all(
         f"the runs of all cells need {left:,.1f} GB of disk, {available:,.1f} GB are free",
         where=str(folder),
         why="the checkpoints of every cell stay until you remove them",
-        fix=f"--disk {1.05 * left:.3g}   for another disk, with   {quote_setting('run', 'FOLDER')}",
+        fix=f"{quote_setting('run', 'FOLDER')} --disk {1.05 * left:.3g}   on another disk",
     )

@@ -90,7 +90,6 @@ def check_errors(result: TableResult, count: int) -> None:
 def failed_cells_error(result: TableResult, count: int) -> ArmError:
     """A102 with the first failure; its fix sets the keys of that cell alone."""
     name, error = next(iter(result.errors.items()))
-    folder = next(cell.arm.folder for cell in result.cells if cell.name == name)
     again = "the same command runs only the cells that are not finished"
     waiting = f"; not started: {', '.join(result.waiting)}" if result.waiting else ""
     fix = fix_for_cell(error.fix, name) if isinstance(error, VistillError) else ""
@@ -100,7 +99,7 @@ def failed_cells_error(result: TableResult, count: int) -> ArmError:
         f" {', '.join(result.errors)}{waiting}",
         where=str(result.folder / "tables" / f"{result.table.name}.md"),
         why=f"{name}: {first_line(error)}",
-        fix=fix or f"read {folder / 'events.log'}",
+        fix=fix or "read events.log in the run folder of the cell",
         note=again,
     )
 
