@@ -53,8 +53,9 @@ class Table:
 
     @property
     def stages(self) -> list[str]:
-        """The stages of the rows in order, each once."""
-        return list(dict.fromkeys(row.cell for row in self.rows if row.cell))
+        """The stages that must run, in the order of their rows; each once."""
+        stages = [row.stage for row in self.rows] + [row.start_of for row in self.rows]
+        return [stage for stage in dict.fromkeys(stages) if stage]
 
 
 def table_names() -> list[str]:
