@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 #: Folders whose tests train.
-TRAINS = {"training", "faults", "end_to_end", "studies", "report"}
+TRAINS = {"training", "faults", "end_to_end", "studies", "report", "reproduction"}
 FSYNC = os.fsync
 
 

@@ -21,7 +21,7 @@ from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
-from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
+from vistill.strict_yaml import fill_word, parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
 
 __all__ = [
@@ -105,8 +105,8 @@ def load_stages(
 ) -> dict[str, Recipe]:
     """The stages of a recipe in order, each a recipe; a plain recipe is one stage named `run`.
 
-    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values is
-    the base folder.
+    A stage is a name and the keys it changes. It writes into `run/NAME`; `{run}` in its values, and
+    in the models of the shared part, is the base folder.
     """
     if not isinstance(path, str | Path):
         what = f"the recipe is a {type(path).__name__}, not a file"
@@ -123,6 +123,7 @@ def load_stages(
     if stages is None:
         return {"run": build_recipe(tree, text, file.name, overrides=origins)}
     check_stages(stages, tree, Source(text, file.name, all_keys()))
+    fill_word(tree, ("student.model", "teacher.model"), "{run}", tree["run"])
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
         own = own_keys(changes)

@@ -24,6 +24,7 @@ from typing import ClassVar
 #: those that the code raises.
 CATALOGUE: dict[str, str] = {
     "A101": "A process of a study ended without an error message: killed, or a defect.",
+    "A102": "Cells of a table failed. The others are not affected.",
     "C001": "A key of the recipe is unknown.",
     "C002": "A value of the recipe has the wrong type or is outside its range.",
     "C003": "The recipe is not strict YAML: no duplicate keys, aliases, tags or merge keys.",
@@ -39,6 +40,7 @@ CATALOGUE: dict[str, str] = {
     "C130": "The run does not fit on the GPU of the plan.",
     "C131": "The run does not fit on the disk of the plan.",
     "C132": "The plan does not know a GPU, a memory profile or the shape of a model.",
+    "C140": "A table of the papers, or a cell of a table, is unknown.",
     "C201": "The run folder belongs to a run with another recipe.",
     "C202": "The given initial student is not the one of the run.",
     "C203": "A file of responses holds those of another model, of other settings or of other rows.",

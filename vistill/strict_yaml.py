@@ -5,6 +5,7 @@ Only true and false are booleans; there are no aliases, tags, merges or twin key
 
 import re
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,12 @@ def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError("C005", f'"{key}": "{part}" is a value, not a group of keys', fix=fix)
         tree = node
     tree[last] = value
+
+
+def fill_word(tree: Mapping[str, Any], keys: Iterable[str], word: str, value: str) -> None:
+    """Replace a word in the texts at these keys of a tree, where there are such."""
+    for key in keys:
+        group, _, last = key.rpartition(".")
+        node = tree.get(group)
+        if isinstance(node, dict) and isinstance(node.get(last), str):
+            node[last] = node[last].replace(word, value)

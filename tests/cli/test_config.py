@@ -181,6 +181,17 @@ def test_stages_share_the_base_and_name_each_other(tmp_path):
     assert {r.seed for r in stages.values()} == {3}
 
 
+def test_the_shared_part_of_a_recipe_can_name_the_student_of_a_stage(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "run: R\nmethod: opd\nstudent: {model: a}\nteacher: {model: '{run}/teacher'}\nstages:\n"
+        "  teacher: {method: sft, teacher: {model: ''}}\n  opd: {}\n"
+    )
+    stages = load_stages(path, ["run=S"])
+    assert stages["opd"].teacher.model == "S/teacher" == stages["teacher"].run
+    assert stages["teacher"].teacher.model == ""
+
+
 def test_changed_settings_on_resume_are_refused_accepted_or_free(tmp_path):
     old = recipe(tmp_path).to_dict()
     free = recipe(tmp_path, overrides=["save.every=7", "train.micro_batch=2"]).to_dict()

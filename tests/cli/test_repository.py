@@ -29,6 +29,7 @@ VERBS = [
     "probe",
     "replay",
     "report",
+    "reproduce",
     "schema",
     "selftest",
     "train",

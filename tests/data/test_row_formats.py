@@ -140,6 +140,29 @@ def test_a_pattern_reads_all_files_where_no_file_has_that_name(folder):
     assert [p.answer for p in load(folder / "part-*.jsonl").prompts] == ["0", "1"]
 
 
+def test_a_pattern_over_folders_reads_the_files_of_each(folder):
+    for name in ("maze", "chart"):
+        (folder / name / "data").mkdir(parents=True)
+        (folder / name / "data" / "train-0.jsonl").write_text(
+            lines([{"question": f"{name}?", "images": ["0.png"], "answer": name}])
+        )
+    (folder / "maze" / "data" / "test-0.jsonl").write_text(lines(ROWS))
+    prompts = load(folder / "*" / "data" / "train-*.jsonl", images=str(folder)).prompts
+    assert [p.answer for p in prompts] == ["chart", "maze"]
+
+
+def test_the_thoughts_of_all_rounds_are_read_in_the_order_of_their_numbers(folder):
+    rounds = {f"thought_{n}": f"{n % 3}.png" for n in (10, 2, 1)}
+    few = {"thought_1": None, "thought_2": "0.png", "thought_10": None}
+    rows = [{**ROWS[0], **rounds}, {**ROWS[1], **few}, {**ROWS[2], "thought_1": ["1.png", "2.png"]}]
+    (folder / "rows.jsonl").write_text(lines(rows))
+    prompts = load(folder / "rows.jsonl", columns=Columns(thoughts="thought_*")).prompts
+    widths = [[image.load().width for image in prompt.thoughts] for prompt in prompts]
+    assert widths == [[41, 42, 41], [40], [41, 42]]
+    error = load_error(folder / "rows.jsonl", columns=Columns(thoughts="thoughts_*"))
+    assert (error.code, "thoughts_*" in error.what) == ("D101", True)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [

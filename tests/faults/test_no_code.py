@@ -42,6 +42,7 @@ PLUGIN_LOADERS = {
     "cli/main.py",
     "cli/init_verb.py",
     "cli/plan.py",
+    "cli/reproduce.py",
     "cli/judge.py",
     "cli/try_student.py",
     "api.py",

@@ -23,6 +23,7 @@ from vistill.cli.messages import (
     write_error_file,
 )
 from vistill.cli.plan import add_plan
+from vistill.cli.reproduce import add_reproduce
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
 from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
@@ -192,6 +193,9 @@ def methods(
             rows, page = run_methods(recipe, words, display.show)
         print(format_table(rows))
         print(f"report   {page}")
+
+
+add_reproduce(app)
 
 
 @app.command(

@@ -4,6 +4,7 @@ from vistill.config import method_schemas, shipped_recipes
 from vistill.errors import ConfigError, closest
 from vistill.lookup import Entry, Registry
 from vistill.registry import KINDS, methods
+from vistill.reproduction.tables import find_table, table_names
 
 #: Where each kind is named.
 NAMED_BY = {
@@ -23,6 +24,7 @@ def kinds_table() -> str:
     """One line per kind: how many names it has, and where a name is used."""
     rows = [(kind, str(len(registry.names())), NAMED_BY[kind]) for kind, registry in KINDS.items()]
     rows.append(("recipes", str(len(shipped_recipes())), "vistill train NAME"))
+    rows.append(("tables", str(len(table_names())), "vistill reproduce NAME"))
     return "\n".join([*lines_of(rows), "", "vistill list KIND   prints the names of a kind"])
 
 
@@ -34,11 +36,17 @@ def names_table(kind: str) -> str:
     """
     if kind == "recipes":
         return recipes_table()
+    if kind == "tables":
+        rows = [(name, find_table(name)) for name in table_names()]
+        return "\n".join(lines_of([(name, table.recipe, table.title) for name, table in rows]))
     if kind not in KINDS:
-        near = next(iter(closest(kind, [*KINDS, "recipes"])), "methods")
+        near = next(iter(closest(kind, [*KINDS, "recipes", "tables"])), "methods")
         what = f'there is no kind "{kind:.60}"'
         raise ConfigError(
-            "C105", what, why=f"kinds: {', '.join(KINDS)}, recipes", fix=f"vistill list {near}"
+            "C105",
+            what,
+            why=f"kinds: {', '.join(KINDS)}, recipes, tables",
+            fix=f"vistill list {near}",
         )
     registry = KINDS[kind]
     return "\n".join(

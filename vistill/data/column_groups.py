@@ -55,6 +55,18 @@ def named_columns(rows: Sequence[Row], setting: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in setting.split(",") if name.strip())
 
 
+def matching_columns(row: Row, name: str) -> list[str]:
+    """The columns that a name with one `*` matches, by the number in its place.
+
+    `reasoning_image_*` reads `reasoning_image_0`, `reasoning_image_1`, ... A name without `*`
+    matches none.
+    """
+    before, star, after = name.partition("*")
+    pattern = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
+    numbers = {column: match for column in row if (match := pattern.fullmatch(str(column)))}
+    return sorted(numbers, key=lambda column: int(numbers[column][1])) if star else []
+
+
 def image_columns(rows: Sequence[Row], setting: str) -> tuple[str, ...]:
     """The columns of one image each: those that the recipe names, or `image_1`, `image_2`, ...
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vistill.answers.values import has_decimal_comma
 from vistill.data.boxes import check_boxes_inside, parse_boxes
+from vistill.data.column_groups import matching_columns
 from vistill.data.decoding import PixelLimits, check_image_size, image_refused_error, normalise
 from vistill.data.gold import Gold, is_missing, read_gold, read_options
 from vistill.data.images import (
@@ -97,7 +98,7 @@ class RowReader:
             answer=gold,
             choices=choices,
             response=response,
-            thoughts=tuple(i for i in self.images(row, columns.thoughts, where) if i is not None),
+            thoughts=self.thoughts(row, columns.thoughts, where),
             boxes=parse_boxes(column_value(row, columns.boxes), where),
             system=system,
             labels=labels,
@@ -194,6 +195,12 @@ class RowReader:
         value = joined_bytes(value)
         values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
         return [self.image(v, f"{where}  {name}[{i}]") for i, v in enumerate(values)]
+
+    def thoughts(self, row: Mapping[str, Any], name: str, where: str) -> tuple[ImageRef, ...]:
+        """The visual thoughts of all rounds in order: of one column, or of `image_*`."""
+        names = matching_columns(row, name) or [name]
+        images = [image for column in names for image in self.images(row, column, where)]
+        return tuple(image for image in images if image is not None)
 
     def image(self, value: Any, where: str) -> ImageRef | None:
         """Read one image; None for an empty place."""

@@ -30,7 +30,8 @@ class Columns:
     """Column of the checker that judges a row, such as `number`; an empty value takes that of the
     recipe."""
     thoughts: str = ""
-    """Column of the visual thoughts for `visual_opsd`: pictures, as in `images`."""
+    """Column of the visual thoughts for `visual_opsd`: pictures, as in `images`. A `*` stands for
+    the number of a round: `reasoning_image_*` reads all rounds in order."""
     boxes: str = ""
     """Column of boxes `[left, top, right, bottom]` in pixels of the first picture. Visual thoughts
     can be drawn from them (`views.thought`)."""

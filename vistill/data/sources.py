@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.data.column_groups import picture_columns
+from vistill.data.column_groups import matching_columns, picture_columns
 from vistill.data.layouts import Layout, value_at
 from vistill.data.settings import Columns, DataSettings
 from vistill.data.text_files import Rows, read_text_file
@@ -124,11 +124,18 @@ def files_of(source: str) -> list[Path]:
     path = Path(source)
     if path.is_file():
         return [path]
-    matching = sorted(path.parent.glob(path.name)) if "*" in path.name else []
-    matching = [file for file in matching if file.is_file()]
+    matching = [file for file in matching_paths(path) if file.is_file()]
     if matching:
         return matching
     raise no_file_error(path)
+
+
+def matching_paths(path: Path) -> list[Path]:
+    """The paths that match a pattern: `*` in the name of the file, or of its folders."""
+    first = next((i for i, part in enumerate(path.parts) if "*" in part), None)
+    if first is None:
+        return []
+    return sorted(Path(*path.parts[:first]).glob("/".join(path.parts[first:])))
 
 
 def check_source_exists(source: str, key: str = "data.train") -> None:
@@ -238,6 +245,7 @@ def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:
             first += [row] if len(first) < 20 else []
             values = layout_keys(layout)
             present |= {n for n in wanted if n in row or n in values or has_inner(row, n)}
+            present |= {n for n in wanted if matching_columns(row, n)}
         if present == wanted or (columnar and line >= 64):
             break
     for key, name in named:

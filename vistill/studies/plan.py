@@ -62,17 +62,31 @@ def plan_stages(recipe: str, overrides: Sequence[str], options: PlanOptions) -> 
         ConfigError: C132, the plan does not know a GPU, a profile or a model.
         ModelError: M103, there is no such model.
     """
-    gpu = find_gpu(options.gpu_name)
     words = [*options.settings, *overrides]
     stages = load_stages(recipe, words)
-    own_keys = keys_of_stages(recipe, words)
     if options.stage is not None:
-        stages = {options.stage: find_stage(stages, options.stage)}
+        find_stage(stages, options.stage)
+    return plan_recipes(stages, keys_of_stages(recipe, words), options)
+
+
+def plan_recipes(
+    stages: Mapping[str, Recipe], own_keys: Mapping[str, Sequence[str]], options: PlanOptions
+) -> dict[str, RunPlan]:
+    """The plan of every stage, or of the one that the options name.
+
+    Args:
+        stages: all stages in order: a later one may read the student of an earlier one.
+        own_keys: the keys that each stage sets itself, for messages.
+        options: those of the verb.
+    """
+    gpu = find_gpu(options.gpu_name)
     finder = ShapeFinder(list(options.configs))
     plans, starts = {}, {}
     for name, stage in stages.items():
         located, _ = with_models_of_stages(stage, starts)
         starts[stage.run] = located.student
+        if options.stage not in (None, name):
+            continue
         with naming_stage(name, own_keys.get(name)):
             student = finder.find(located.student.model, "student")
             teacher = located.teacher.model

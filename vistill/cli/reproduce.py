@@ -1,0 +1,105 @@
+"""The verb `reproduce`."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vistill.cli.messages import print_result
+from vistill.cli.verbs import RUN, Overrides, Plugins, example
+from vistill.registry import load_plugins
+
+if TYPE_CHECKING:  # `vistill --help` imports no torch
+    from vistill.reproduction.cells import Cell
+    from vistill.reproduction.results import TableResult
+    from vistill.reproduction.tables import Table
+    from vistill.studies.plan import PlanOptions
+
+
+def add_reproduce(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command(
+        rich_help_panel=RUN,
+        epilog=example(
+            "vistill reproduce va_opd-1 --tiny",
+            "vistill reproduce vgs-1 --dry-run --gpu H200 --price 3",
+        ),
+    )(reproduce)
+
+
+def reproduce(  # noqa: PLR0913  (options of a verb)
+    table: Annotated[str, typer.Argument(help="va_opd-1, vgs-1, ...: vistill list tables")],
+    overrides: Overrides = None,
+    cell: Annotated[
+        list[str] | None, typer.Option(help="run only this cell and what it needs; repeatable")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="use the package's tiny models, diagrams and two steps")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="plan every cell: hours, disk, whether it fits")
+    ] = False,
+    gpu: Annotated[str | None, typer.Option(help="of --dry-run: H100 (default), A100, ...")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="of --dry-run: memory profile 24gb, 48gb or 80gb")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="money per GPU and hour")] = None,
+    disk: Annotated[float | None, typer.Option(min=0, help="free GB of the disk")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run all recipes of a paper's table and print the results. The same command resumes."""
+    load_plugins(plugin or [])
+    from vistill.reproduction.cells import choose_cells, make_cells
+    from vistill.reproduction.tables import find_table
+    from vistill.studies.plan import PlanOptions
+
+    words, paper_table = overrides or [], find_table(table)
+    cells = make_cells(paper_table, words, tiny)
+    chosen = choose_cells(paper_table, cells, cell or [])
+    if dry_run:
+        options = PlanOptions(gpu=gpu, profile=profile, price=price, disk=disk)
+        print_plans(paper_table, chosen, options, as_json)
+        return
+    from vistill.reproduction.results import TableResult
+    from vistill.studies.stages import warn_stage_settings
+
+    warn_stage_settings(paper_table.recipe, words, [one.name for one in chosen])
+    folder = cells[0].arm.folder.parent
+    run_and_print(TableResult(paper_table, cells, folder, tiny), chosen, as_json)
+
+
+def print_plans(
+    table: "Table", cells: Sequence["Cell"], options: "PlanOptions", as_json: bool
+) -> None:
+    """Print the plan of every cell and exit by the verdict."""
+    from vistill.reproduction.cells import plan_cells
+    from vistill.reproduction.planned import check_plans, format_planned, planned_dict
+
+    plans = plan_cells(cells, options)
+    values = planned_dict(table, cells, plans)
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
+        print_result(format_planned(values))
+    check_plans(cells, plans, options)
+
+
+def run_and_print(result: "TableResult", chosen: Sequence["Cell"], as_json: bool) -> None:
+    """Run the cells and print the table, also where some failed."""
+    from vistill.training.interrupt import exit_on_second_signal
+
+    with exit_on_second_signal():
+        from vistill.display.run_display import RunDisplay
+        from vistill.reproduction.results import format_markdown
+        from vistill.reproduction.runner import run_cells
+
+        try:
+            with RunDisplay() as display:
+                run_cells(result, chosen, display.show, display.print_text)
+        finally:
+            values, files = result.to_dict(), result.write()
+            print(json.dumps(values, indent=2) if as_json else format_markdown(values))
+            if not as_json:
+                print(f"\ntable   {files['html']}")
