@@ -7,7 +7,12 @@ from functools import wraps
 
 from vistill.answers.characters import plain_characters, readable
 from vistill.answers.extract import Take
+from vistill.answers.languages import Language
+from vistill.answers.translate import find_language, gold_readings, readings, translate_option
 from vistill.answers.verdict import Verdict
+
+#: Checkers that read replies in other languages as if they were English.
+TRANSLATED = frozenset(["auto", "choice", "math", "number", "relaxed", "text", "yes_no"])
 
 CLAUSE = re.compile(
     r",?\s(?:because|since|due to|given that|assuming|so that|rather than|instead of|and not"
@@ -82,6 +87,8 @@ def predicate(plain: str) -> str:
 def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
     """A checker that gets a reply without thoughts, in plain characters, and a list of golds."""
 
+    name = check.__module__.rpartition(".")[2]
+
     @wraps(check)
     def on_readable(
         response: str,
@@ -94,14 +101,47 @@ def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
             plain_characters(str(a)) for a in ([answer] if isinstance(answer, str) else answer)
         ]
         options = tuple(plain_characters(str(c)) for c in choices)
-        verdict = check(readable(response), golds, options, take, math)
+        text = readable(response)
+        language = find_language(text) if name in TRANSLATED else None
+        if language is None:
+            verdict = check(text, golds, options, take, math)
+        else:
+            verdict = read_translated(check, text, language, (golds, options, take, math))
         if verdict.position is not None:
             start, end = verdict.position
             verdict = replace(verdict, extracted=response[start:end].strip())
-        name = check.__module__.rpartition(".")[2]
         return verdict if verdict.checker else replace(verdict, checker=name)
 
     return on_readable
+
+
+def read_translated(
+    check: Callable[..., Verdict],
+    text: str,
+    language: Language,
+    row: tuple[list[str], tuple[str, ...], Take, object],
+) -> Verdict:
+    """The verdict on a reply in another language: correct if one reading of its numbers is.
+
+    Args:
+        check: the checker.
+        text: a reply after `readable`.
+        language: of the reply.
+        row: the gold answers and options as they are, which commitment counts, and mathematics.
+    """
+    golds, options, take, math = row
+    golds = [reading for gold in golds for reading in gold_readings(gold, language)]
+    options = tuple(translate_option(option, language) for option in options)
+    verdicts: list[Verdict] = []
+    for reading in readings(text, language):
+        verdict = check(reading.text, golds, options, take, math)
+        if verdict.position is not None:
+            start, end = verdict.position
+            verdict = replace(verdict, position=(reading.places[start], reading.places[end]))
+        if verdict.correct:
+            return verdict
+        verdicts.append(verdict)
+    return verdicts[0]
 
 
 def with_gold(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
