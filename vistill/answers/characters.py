@@ -53,6 +53,15 @@ def plain_characters(text: str) -> str:
     return text.translate(INVISIBLE).translate(PLAIN)
 
 
+def lower_case(text: str) -> str:
+    """A text in lower case, character for character."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    # A few letters have a lower case of two characters.
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
 def outside_thoughts(text: str) -> list[tuple[int, int]]:
     """The parts of a reply outside its thoughts.
 

@@ -18,6 +18,7 @@ from vistill.answers.boxes import (
     is_echo,
     pick_strong,
 )
+from vistill.answers.characters import lower_case
 from vistill.answers.denials import OTHERS, is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
@@ -25,7 +26,7 @@ Form = TypeVar("Form")
 
 #: Words that may begin a commitment, in lower case.
 MARK = re.compile(
-    r"answer|antwort|\bl(?:ö|oe)sung|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+    r"answer|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
 )
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
@@ -84,16 +85,6 @@ CHINESE = re.compile(
     r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
     r"|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
     r"|选项\s?(?=[(\[]?[A-Z][)\]]?\s?(?:是|为)?(?:正确|对))"
-)
-#: `Die Antwort ist B`, `Antwort: 12`; what follows is a letter or a value, no sentence.
-GERMAN = re.compile(
-    r"(?:antwort|l(?:ö|oe)sung)[*_]{0,2}(?:\s(?:ist|lautet)|\s?[:=])[*_]{0,2}:?\s?"
-    r"(?=[(\[{*$\"„\\]{0,4}(?:[A-Z](?![A-Za-zäöüß])|-?\d|\\|√))",
-    re.IGNORECASE,
-)
-GERMAN_DOUBT = re.compile(
-    r"\b(?:nicht|keine?|falsche?|wenn|ob|vielleicht|möglicherweise|angenommen|sei|wäre|könnten?|manche|viele)\b[^.!?\n]{0,60}$",
-    re.IGNORECASE,
 )
 CHOICE = re.compile(
     r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
@@ -172,8 +163,6 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
         return None
     if word == "answer":
         return json_answer(text, at) or answer_at(text, at, before)
-    if word in ("antwort", "lösung", "loesung"):
-        return german_answer(text, at, before)
     if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
         span = sentence_span(text, label.end(), "phrase")
         return span if span.end - span.start <= MOST_LABELLED else None
@@ -208,14 +197,6 @@ def json_answer(text: str, at: int) -> Span | None:
     return Span(*match.span(1 if match.group(1) else 2), "line")
 
 
-def german_answer(text: str, at: int, before: str) -> Span | None:
-    """The sentence behind `Die Antwort ist`, or `Antwort:`."""
-    full = GERMAN.match(text, at)
-    if full is None or before[-1:].isalpha() or GERMAN_DOUBT.search(before):
-        return None
-    return sentence_span(text, full.end(), "line" if ":" in full.group(0) else "phrase")
-
-
 def answer_at(text: str, at: int, before: str) -> Span | None:
     """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
     if text[at + 6 : at + 8] == ", " and SOUGHT.search(before):
@@ -237,10 +218,7 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
 
 def find_phrases(text: str, take: Take) -> Iterator[Span]:
     """The sentences behind `answer is` and the like, from the side that counts."""
-    lower = text.lower()
-    if len(lower) != len(text):  # a few letters have a lower case of two characters
-        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-    marks = list(MARK.finditer(lower))
+    marks = list(MARK.finditer(lower_case(text)))
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)

@@ -17,8 +17,7 @@ TRANSLATED = frozenset(["auto", "choice", "math", "number", "relaxed", "text", "
 CLAUSE = re.compile(
     r",?\s(?:because|since|due to|given that|assuming|so that|rather than|instead of|and not"
     r"|but not|when rounded|after|as (?:the|it|this|shown|we|there))\b"
-    r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not"
-    r"|nicht|weil|denn|da)\b"
+    r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
     r"|;\s|。|，因|,因|\s?而(?:不是|非)|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
     r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,

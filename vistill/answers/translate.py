@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vistill.answers.characters import lower_case
 from vistill.answers.languages import LANGUAGES, Language
 
 #: Characters at both ends of a reply that tell its language.
@@ -29,6 +30,8 @@ ANSWER_WORDS = {
     lang.name: frozenset(lang.answer_words.split()) for lang in LANGUAGES if not lang.script
 }
 ANY_CLUE = frozenset().union(*CLUES.values(), *ANSWER_WORDS.values())
+LONG_ANSWER_WORDS = [w for words in ANSWER_WORDS.values() for w in sorted(words) if len(w) > 4]
+FIRST_WORD = re.compile(r"\W{0,4}([^\W\d_]{1,20})")
 SCRIPTS = [(lang, re.compile(f"[{lang.script}]", re.I)) for lang in LANGUAGES if lang.script]
 LATIN_LETTER = re.compile("[a-z]", re.IGNORECASE)
 #: `not` before a stop is an answer: `No, la imagen ...`.
@@ -91,13 +94,12 @@ def original(text: str) -> Translation:
     return Translation(text, list(range(len(text) + 1)))
 
 
-def lower_case(text: str) -> str:
-    """A text in lower case, character for character."""
-    lower = text.lower()
-    if len(lower) == len(text):
-        return lower
-    # A few letters have a lower case of two characters.
-    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+def begins_in_other_language(lower: str) -> bool:
+    """Whether a text without frequent words of another language has its word for the answer."""
+    first = FIRST_WORD.match(lower)
+    if first and first.group(1) in ANY_CLUE:
+        return True
+    return any(word in lower for word in LONG_ANSWER_WORDS)
 
 
 def find_language(text: str) -> Language | None:
@@ -108,9 +110,11 @@ def find_language(text: str) -> Language | None:
         for language, script in SCRIPTS:
             if len(script.findall(ends)) * 2 > len(LATIN_LETTER.findall(ends)) / 2:
                 return language
-    words = set(WORD.findall(ends.lower()))
-    if words.isdisjoint(ANY_CLUE):
+    lower = ends.lower()
+    is_long = len(lower) > 3 * SHORT
+    if is_long and ANY_CLUE.isdisjoint(lower.split()) and not begins_in_other_language(lower):
         return None
+    words = set(WORD.findall(lower))
     scores = {
         name: len(words & clues) + 2 * len(words & ANSWER_WORDS[name])
         for name, clues in CLUES.items()

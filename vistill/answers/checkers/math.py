@@ -43,8 +43,7 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|doubled|tripled|halved|factorial|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect"
-    r"|oder|nicht|keine?|mehr als|weniger als|mindestens|höchstens|über|unter)\b"
+    r"|dozens?|doubled|tripled|halved|factorial|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b"
     r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
     re.IGNORECASE,
 )

@@ -4,9 +4,9 @@ from vistill.answers.languages.table import Language
 
 FRENCH = Language(
     name="French",
-    clues="le la les des du que est une sont pour avec il y a ne pas dans sur qui l'image plus mais"
-    " donc car aire côté triangle et c'est image",
-    answer_words="réponse reponse oui option correcte",
+    clues="le la les des du que est une sont avec il ne pas dans qui mais correcte"
+    " donc car aire côté triangle et c'est ",
+    answer_words="réponse reponse oui",
     phrases={
         "answer": "réponse|reponse|solution",
         "the answer": "la réponse|la reponse|la solution|ma réponse",

@@ -4,9 +4,9 @@ from vistill.answers.languages.table import Language
 
 GERMAN = Language(
     name="German",
-    clues="der die das den dem des und ist ein eine nicht auf mit von zu im sind wird also bild"
-    " daher weil oder wir dass seite fläche somit es kein keine",
-    answer_words="antwort lösung loesung ja nein richtige richtig",
+    clues="richtig richtige der das den dem des und ist ein eine nicht auf mit von zu im sind wird bild"
+    " daher weil oder wir dass seite fläche somit es kein keine falsch",
+    answer_words="antwort lösung loesung ja nein",
     point_groups=True,
     phrases={
         "answer": "antwort|lösung|loesung|ergebnis",
@@ -20,6 +20,7 @@ GERMAN = Language(
         "the correct answer is": "ist die richtige antwort|lautet die richtige antwort"
         "|ist die korrekte antwort|ist die richtige lösung",
         "the wrong answer": "die falsche antwort",
+        "image": "bild|abbildung",
         "option": "option|antwortmöglichkeit|die option|buchstabe|der buchstabe|antwortoption",
         "the correct option": "die richtige option|die korrekte option"
         "|die richtige antwortmöglichkeit|die richtige auswahl",

@@ -4,9 +4,9 @@ from vistill.answers.languages.table import Language
 
 ITALIAN = Language(
     name="Italian",
-    clues="il la lo gli le del della che è una sono per con ci c'è non come più ma nel nella"
+    clues="corretta corretto il la lo gli le del della che è una sono con ci c'è più ma nel nella"
     " immagine opzione perché quindi area lato triangolo pertanto di",
-    answer_words="risposta sì opzione corretta corretto",
+    answer_words="risposta sì",
     point_groups=True,
     phrases={
         "answer": "risposta|soluzione",

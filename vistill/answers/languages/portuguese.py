@@ -4,9 +4,9 @@ from vistill.answers.languages.table import Language
 
 PORTUGUESE = Language(
     name="Portuguese",
-    clues="os as do da dos das que é uma está são por para com há não como mais mas na no em"
+    clues="correta correto os da dos das que é uma está são por para com há não como mais mas na em"
     " imagem opção alternativa porque então área lado triângulo portanto",
-    answer_words="resposta não sim opção correta correto",
+    answer_words="resposta não sim",
     point_groups=True,
     phrases={
         "answer": "resposta|solução",

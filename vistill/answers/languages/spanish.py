@@ -4,9 +4,9 @@ from vistill.answers.languages.table import Language
 
 SPANISH = Language(
     name="Spanish",
-    clues="el la los las del que es una está son por para con hay se como más pero imagen opción"
+    clues="correcta correcto el la los las del que es una está por para hay se como más pero imagen opción"
     " porque entonces área lado triángulo según",
-    answer_words="respuesta sí opción correcta correcto",
+    answer_words="respuesta sí",
     point_groups=True,
     comma_groups=True,
     phrases={
