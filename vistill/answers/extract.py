@@ -107,7 +107,7 @@ DOUBT = re.compile(
     r"\b(?:need|(?:to|then|can|could|will|would|please) (?:find|get|obtain|determine"
     r"|reach|compute|express)"
     r"|if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
-    r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
+    r"|what|how|maybe,?|perhaps,?|not (?:sure|certain),?)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(

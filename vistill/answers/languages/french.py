@@ -6,8 +6,12 @@ FRENCH = Language(
     name="French",
     clues="le la les des du que est une sont avec il ne pas dans qui mais correcte"
     " donc car aire côté triangle et c'est ",
-    answer_words="réponse reponse oui",
+    answer_words="réponse reponse oui vrai faux",
     phrases={
+        "and not": "et non|et non pas|et pas",
+        "I'm not sure": "je ne suis pas sûr|je ne suis pas sûre|je ne sais pas",
+        "the correct options": "les bonnes options|les options correctes",
+        "the correct answers": "les bonnes réponses|les réponses correctes",
         "answer": "réponse|reponse|solution",
         "the answer": "la réponse|la reponse|la solution|ma réponse",
         "final answer": "réponse finale|réponse définitive",

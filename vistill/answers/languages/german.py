@@ -6,9 +6,13 @@ GERMAN = Language(
     name="German",
     clues="richtig richtige der das den dem des und ist ein eine nicht auf mit von zu im sind wird bild"
     " daher weil oder wir dass seite fläche somit es kein keine falsch",
-    answer_words="antwort lösung loesung ja nein",
+    answer_words="antwort antworten lösung loesung ja nein wahr",
     point_groups=True,
     phrases={
+        "are correct": "sind richtig|sind korrekt|stimmen",
+        "I'm not sure": "ich bin mir nicht sicher|ich bin nicht sicher|ich weiß nicht",
+        "answers": "die antworten|antworten",
+        "the correct answers": "die richtigen antworten",
         "answer": "antwort|lösung|loesung|ergebnis",
         "the answer": "die antwort|die lösung|die loesung|meine antwort|das ergebnis",
         "the answer is": "ist die antwort|lautet die antwort|ist die lösung|lautet die lösung"

@@ -6,9 +6,13 @@ ITALIAN = Language(
     name="Italian",
     clues="corretta corretto il la lo gli le del della che è una sono con ci c'è più ma nel nella"
     " immagine opzione perché quindi area lato triangolo pertanto di",
-    answer_words="risposta sì",
+    answer_words="risposta sì vero",
     point_groups=True,
     phrases={
+        "and not": "e non",
+        "I'm not sure": "non sono sicuro|non sono sicura|non so",
+        "the correct options": "le opzioni corrette",
+        "the correct answers": "le risposte corrette|le risposte giuste",
         "answer": "risposta|soluzione",
         "the answer": "la risposta|la soluzione|la mia risposta",
         "final answer": "risposta finale|soluzione finale",

@@ -6,9 +6,12 @@ PORTUGUESE = Language(
     name="Portuguese",
     clues="correta correto os da dos das que é uma está são por para com há não como mais mas na em"
     " imagem opção alternativa porque então área lado triângulo portanto",
-    answer_words="resposta não sim",
+    answer_words="resposta não sim gabarito letra verdadeiro",
     point_groups=True,
     phrases={
+        "I'm not sure": "não tenho certeza|não sei",
+        "the correct options": "as opções corretas|as alternativas corretas",
+        "the correct answers": "as respostas corretas|as respostas certas",
         "answer": "resposta|solução",
         "the answer": "a resposta|a solução|minha resposta|nossa resposta|a minha resposta",
         "final answer": "resposta final|solução final",

@@ -6,10 +6,13 @@ SPANISH = Language(
     name="Spanish",
     clues="correcta correcto el la los las del que es una está por para hay se como más pero imagen opción"
     " porque entonces área lado triángulo según",
-    answer_words="respuesta sí",
+    answer_words="respuesta sí verdadero falso",
     point_groups=True,
     comma_groups=True,
     phrases={
+        "I'm not sure": "no estoy seguro|no estoy segura|no sé",
+        "the correct options": "las opciones correctas|las alternativas correctas",
+        "the correct answers": "las respuestas correctas",
         "answer": "respuesta|solución|solucion",
         "the answer": "la respuesta|la solución|la solucion|mi respuesta|nuestra respuesta",
         "final answer": "respuesta final|solución final",
