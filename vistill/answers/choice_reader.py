@@ -113,6 +113,8 @@ ABOUT = re.compile(
     r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
     r"\b(?![^.;,]{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
 )
+#: What tells the text of an option: `Option B says 40`.
+TELLS = re.compile(r"(?:says|states|reads|lists|mentions|claims)\b")
 ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNORECASE)
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
@@ -194,6 +196,8 @@ class ChoiceReader:
         own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
         if own and rest.startswith(own):
             return is_taken_back(rest[len(own) :])
+        if TELLS.match(rest) and not self.options.only_letters:
+            return True
         if ABOUT.match(rest) and not (self.options.only_letters or own in rest):
             return True
         if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):

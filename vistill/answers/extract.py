@@ -46,12 +46,13 @@ REPLACES = re.compile(
 )
 #: `{"answer": "B"}`, `{"final_answer": 12}`.
 JSON_ANSWER = re.compile(
-    r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
+    r"answer(?:\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))"
+    r"|'\s{0,4}:\s{0,4}'([^'\\\n]{1,300})'(?=\s{0,9}[,}]))",
     re.IGNORECASE,
 )
 #: The end of the key of another answer: `{"wrong_answer": "C"}`.
 OTHER_KEY = re.compile(
-    r"\"\w{0,20}?(?:wrong|incorrect|false|rejected|previous|initial|student|other|old|worst)\w{0,3}$",
+    r"[\"']\w{0,20}?(?:wrong|incorrect|false|rejected|previous|initial|student|other|old|worst)\w{0,3}$",
     re.IGNORECASE,
 )
 #: A letter, and the value behind its full stop: `B. 50`.
@@ -59,6 +60,8 @@ LONE_LETTER = re.compile(r"[*_]{0,2}[A-Z]")
 ITS_VALUE = re.compile(
     r"\.[*_]{0,2} [*_$(]{0,3}-?\d[\d.,/]{0,12}\s?[^\s\d.,;]{0,6}(?=[.*_$)]{0,3}\s{0,3}(?:\n|$))"
 )
+#: Another option behind the text of the first: `A. 30 or B. 40`.
+ANOTHER = re.compile(r"\.\s[^.\n]{1,60}?\s(?:or|and)\s[(\[]?[A-Z][.)\]]\s[^.\n]{1,60}")
 #: `Answer - B` on a line of its own.
 DASHED = re.compile(r"answer\s?-\s(?=[(\[]?[A-Z\d])", re.IGNORECASE)
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
@@ -150,6 +153,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
     stop = end.start() if end else min(len(text), start + WINDOW)
     if end and LONE_LETTER.fullmatch(text, start, stop) and (own := ITS_VALUE.match(text, stop)):
         return Span(start, own.end(), rule)
+    if end and LONE_LETTER.fullmatch(text, start, stop) and (more := ANOTHER.match(text, stop)):
+        return Span(start, more.end(), rule)
     if end and end.group(0) == "?":
         return Span(start, start, rule)
     return Span(start, stop, rule)
@@ -194,7 +199,7 @@ def json_answer(text: str, at: int) -> Span | None:
     match = JSON_ANSWER.match(text, at)
     if match is None or OTHER_KEY.search(text[max(0, at - 40) : at]):
         return None
-    return Span(*match.span(1 if match.group(1) else 2), "line")
+    return Span(*match.span(match.lastindex or 0), "line")
 
 
 def answer_at(text: str, at: int, before: str) -> Span | None:

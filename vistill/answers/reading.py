@@ -18,7 +18,7 @@ CLAUSE = re.compile(
     r",?\s(?:because|since|due to|given that|assuming|so that|rather than|instead of|and not"
     r"|but not|when rounded|after|as (?:the|it|this|shown|we|there))\b"
     r"|,\s(?:as|so|which|where|and the|and it|but|with|when|if|meaning|making|therefore|not)\b"
-    r"|;\s|。|，因|,因|\s?而(?:不是|非)|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
+    r"|,\sfollowed by\b|;\s|。|，因|,因|\s?而(?:不是|非)|(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)(?<!\.[A-Z])\.\s(?=[A-Z])"
     r"|\s(?:when|for|if|where)\s[a-z]\s?=|\s\([A-Za-z][^()]{1,80}\)$",
     re.IGNORECASE,
 )
@@ -36,13 +36,13 @@ INSTEAD = re.compile(
 )
 LEAD_IN = re.compile(
     r"^(?:(?:now|therefore|thus|hence|so|then|approximately|approx\.?|about|around|roughly|nearly"
-    r"|exactly|in(?=\s\d{4}$)|simply|just|clearly|indeed|only|also|equal to|equals|given by"
+    r"|exactly|in(?=\s\d{4}$)|at(?=\s[(\d\\$])|on(?=\s[A-Z\d])|simply|just|clearly|indeed|only|also|equal to|equals|given by"
     r"|likely|probably|most likely|definitely|therefore,|that|it is|it's|is|=|≈|~|\\approx|:|->)"
     r"\s?,?\s?){1,4}",
     re.IGNORECASE,
 )
 COPULA = re.compile(
-    r"\s(?:is|are|was|were|be|equals|equal to|reads|says|=|≈|\\approx)\s"
+    r"\s(?:is|are|was|were|be|equals|equal to|reads|says|shows|measures|has coordinates|=|≈|\\approx)\s"
     r"|,?\s(?:i\.e\.,?|that is,|namely,?)\s|(?:为|是|等于|^答:)\s?(?=[\d\\$√-])",
     re.IGNORECASE,
 )

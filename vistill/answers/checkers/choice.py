@@ -55,7 +55,11 @@ COMPARED = re.compile(
 #: A list mark, heading mark or arrow before a short reply.
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
 #: The line before a list of options that are chosen.
-LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
+LIST_HEAD = re.compile(
+    r"^[^\n]{0,80}\b(?:answers?|options?|choices)(?: (?:is|are):?|:)[*_]{0,2}\s{0,3}\n", re.IGNORECASE
+)
+#: The mark of an item of a list.
+BULLET = re.compile(r"(?:^|\s{0,4}\n)\s{0,4}[-*\u2022]\s{1,3}")
 ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b|都?是?(?:正确|对)")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
@@ -105,7 +109,7 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     if (special := read_special(text, span, take, reader)) is not None:
         return special
     if len(raw) <= 300:
-        plain = strip_markup(LIST_HEAD.sub("", raw))
+        plain = strip_markup(BULLET.sub("; ", LIST_HEAD.sub("", raw)).removeprefix("; "))
         if (labelled := read_labelled(plain, reader.options)) is not None:
             return commitment(text, span, labelled)
     if len(raw) <= 300 and "\n" not in raw:
@@ -230,7 +234,9 @@ def lists_options(text: str, at: int) -> bool:
 def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option of the last sentence that draws a conclusion, of the first, or of the last one."""
     ordered = sentences(text, 12)
-    if any(NONE.search(text[s.start : s.end]) for s in ordered[:2]):
+    offered = any(map(NONE.search, reader.options.forms))
+    denied = [text[s.start : s.end] for s in ordered[:2] if NONE.search(text[s.start : s.end])]
+    if any(not (offered and reader.mentions(sentence)) for sentence in denied):
         return None
     concluding = [s for s in ordered if CONCLUDES.match(text[s.start : s.end])]
     return (

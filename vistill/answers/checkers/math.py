@@ -84,6 +84,20 @@ SCALED = re.compile(
 POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
 #: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
 SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
+#: The conclusion of a reason: `Since a length is positive, x = 7`.
+SINCE = re.compile(
+    r"^\W{0,4}(?:since|because|as)\b[^.\n]{1,160},\s(?:so |then |we (?:get|have) )?"
+    r"[A-Za-z\\]{1,12}\s?=\s?[^=]{1,40}$",
+    re.IGNORECASE,
+)
+#: What is asked for, and its value: `The question asks for the median: 8`.
+ASKED_FOR = re.compile(r"\b(?:asks? for|asked for|need|want|looking for)\b[^.:\n]{1,80}:\s(?=[-\d$\\])")
+#: A second value in brackets in another unit: `25 °C (77 °F)`.
+IN_OTHER_UNIT = re.compile(r"\s\((?:or |about |approximately |\u2248\s?|~\s?)?([^()]{1,40})\)$")
+#: `1.5 hours, i.e. 90 minutes`.
+THAT_IS = re.compile(r",?\s(?:i\.e\.,?|that is,|namely,?)\s", re.IGNORECASE)
+#: The noun before a range: `Ages 25-34`.
+RANGE_NOUN = re.compile(r"(?:ages?|aged|years?|pages?)\s(?=\d)", re.IGNORECASE)
 #: What only checks an answer: `so the perimeter is 24, which matches`.
 CONFIRMS = re.compile(
     r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I
@@ -106,6 +120,7 @@ TWO_FORMS = re.compile(
 NAME = re.compile(r"(?:\\angle\s?|∠\s?)?(?:[A-Z]{1,4}|[a-z])")
 #: The total at the end of a sentence: `6 apples and 2 pears; total 8`.
 TOTAL = re.compile(r"[;,]\s(?:so |for |with |in )?(?:a |the )?total(?: is| of|:| =)?\s(?=[-\d$\\])")
+PERCENT = re.compile(r"\s?%")
 #: The mark of a last line (GSM8K).
 HASHES = re.compile(r"#{2,6}\s?(?=\S)")
 #: Several numbers: none of them is the answer.
@@ -141,8 +156,10 @@ def read_math(plain: str, rule: str) -> Reading | None:
         return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
     stated = cut_clause(bare)
     candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
+    candidates += first_values(stated)
     if not EQUATIONS.search(stated):
-        candidates += [predicate(stated), right_side(stated), left_side(stated)]
+        candidates += [predicate(stated), without_lead_in(predicate(stated))]
+        candidates += [right_side(stated), left_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
     hedged = rule == "bare" and (HEDGE.search(stated) or is_no_statement(stated))
     if (hedged and not is_value(plain)) or offers_another(bare):
@@ -152,6 +169,20 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
+
+
+def first_values(stated: str) -> list[str]:
+    """What an answer states before the same in another unit, or behind a noun before a range."""
+    forms: list[str] = []
+    said = without_lead_in(predicate(stated) or stated)
+    if (other := IN_OTHER_UNIT.search(said)) and parse_value(other.group(1)).unit:
+        forms.append(said[: other.start()])
+    before = stated[: that_is.start()] if (that_is := THAT_IS.search(stated)) else ""
+    if before:
+        forms += [before, predicate(before)]
+    if noun := RANGE_NOUN.match(stated):
+        forms.append(stated[noun.end() :])
+    return forms
 
 
 def same_in_two_forms(plain: str) -> tuple[str, ...]:
@@ -216,7 +247,10 @@ def only_number(sentence: str) -> str:
     start, alone = numbers[0]
     if parse_value(sentence[start:]).number is not None:
         return sentence[start:]
-    return "" if SCALED.match(sentence, start) else alone
+    if SCALED.match(sentence, start):
+        return ""
+    is_share = PERCENT.match(sentence, start + len(alone)) and sentence[start - 1 : start] != "("
+    return f"{alone}%" if is_share else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:
@@ -241,8 +275,9 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
         return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        states = STATES.match(raw) and text[span.end : span.end + 1] == "."
-        total = list(TOTAL.finditer(raw))
+        stop = text[span.end : span.end + 6].lstrip("*_`$) ")
+        states = (STATES.match(raw) and stop.startswith(".")) or SINCE.match(raw)
+        total = list(TOTAL.finditer(raw)) or list(ASKED_FOR.finditer(raw))
         if not CONCLUDES.match(raw) and not states and not total:
             continue
         plain = strip_markup(raw)
