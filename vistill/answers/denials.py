@@ -100,6 +100,7 @@ CHINESE_DENIES = re.compile(r"不(?:认为|觉得|能说|一定|确定)|并非|�
 INSPECTS = re.compile(
     r"^\W{0,3}(?:(?:now|first|next|then|ok(?:ay)?),?\s)?(?:let(?:'s| us| me)\s(?!go with|choose"
     r"|pick|select|say|answer)|consider\b|examin\w{1,3}\b|look(?:ing)? at\b|check(?:ing)?\b)"
+    r"(?! the (?:table|graph|chart|figure|image|picture|diagram|photo|plot|map|data)\b(?! [A-Z]\b))"
     r"(?![^.\n]{0,200},\s(?:which|so|therefore|thus|hence)\b)",
     re.IGNORECASE,
 )

@@ -77,6 +77,8 @@ ANSWER = re.compile(
     rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
     re.IGNORECASE,
 )
+#: `Correct answers:` and a list.
+SEVERAL_BEHIND = re.compile(r"answers[*_]{0,2}:[*_]{0,2}\s{0,3}\n\s{0,4}[-*\u2022]\s", re.IGNORECASE)
 #: `I'd answer B`.
 I_ANSWER = re.compile(
     r"answer\s(?:with\s)?(?:option\s|choice\s)?(?=[(\[*]{0,3}(?:[A-Z](?![A-Za-z'])|-?\d))",
@@ -211,6 +213,8 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
     full = ANSWER.match(text, at)
     if full is None and I_WOULD.search(before) and (full := I_ANSWER.match(text, at)):
         return sentence_span(text, full.end(), "phrase")
+    if full is not None and SEVERAL_BEHIND.match(text, at):
+        return None
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)

@@ -66,7 +66,7 @@ CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
 ONLY_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?\.?")
 NUMBERED = re.compile(r"^\s{0,4}\(?\d{1,2}[.):]\s{0,3}")
-LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+LINE_LETTER = re.compile(r"\s{0,4}[*\-|]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])(?:[)\].:]|\s{0,9}\|)")
 EQUATION_OF_LETTERS = re.compile(r"[A-Z]\s?=")
 LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
 CONCLUDES = re.compile(
@@ -112,6 +112,9 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
         plain = strip_markup(BULLET.sub("; ", LIST_HEAD.sub("", raw)).removeprefix("; "))
         if (labelled := read_labelled(plain, reader.options)) is not None:
             return commitment(text, span, labelled)
+        listed = parse_letters(plain, len(reader.options)) if LIST_HEAD.match(raw) else None
+        if listed and not listed.rest and not listed.hedged:
+            return commitment(text, span, listed.letters)
     if len(raw) <= 300 and "\n" not in raw:
         letters = read_bare(raw, reader)
         if letters is not None:
