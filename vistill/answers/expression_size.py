@@ -92,7 +92,11 @@ class Measure:
                 size = factorial(size)
                 continue
             exponent = self.exponent(depth)
-            if self.has_integral and not size.is_number and exponent.digits > math.log10(MOST_POWER):
+            if (
+                self.has_integral
+                and not size.is_number
+                and exponent.digits > math.log10(MOST_POWER)
+            ):
                 raise TooLargeError
             size = power(size, exponent)
         return size

@@ -78,7 +78,9 @@ ANSWER = re.compile(
     re.IGNORECASE,
 )
 #: `Correct answers:` and a list.
-SEVERAL_BEHIND = re.compile(r"answers[*_]{0,2}:[*_]{0,2}\s{0,3}\n\s{0,4}[-*\u2022]\s", re.IGNORECASE)
+SEVERAL_BEHIND = re.compile(
+    r"answers[*_]{0,2}:[*_]{0,2}\s{0,3}\n\s{0,4}[-*\u2022]\s", re.IGNORECASE
+)
 #: `I'd answer B`.
 I_ANSWER = re.compile(
     r"answer\s(?:with\s)?(?:option\s|choice\s)?(?=[(\[*]{0,3}(?:[A-Z](?![A-Za-z'])|-?\d))",
@@ -112,7 +114,8 @@ DOUBT = re.compile(
     r"\b(?:need|(?:to|then|can|could|will|would|please) (?:find|get|obtain|determine"
     r"|reach|compute|express)"
     r"|if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
-    r"|what|how|maybe,?|perhaps,?|not (?:sure|certain),?)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
+    r"|what|how|maybe,?|perhaps,?|not (?:sure|certain),?)\s(?:that\s)?"
+    r"(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
@@ -204,7 +207,9 @@ def json_answer(text: str, at: int) -> Span | None:
     return Span(*match.span(match.lastindex or 0), "line")
 
 
-def answer_at(text: str, at: int, before: str) -> Span | None:
+def answer_at(  # noqa: PLR0911 - one return per form
+    text: str, at: int, before: str
+) -> Span | None:
     """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
     if text[at + 6 : at + 8] == ", " and SOUGHT.search(before):
         return None

@@ -7,9 +7,9 @@ so that their words stay equal. Positions lead back to the reply as it was writt
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from vistill.answers.characters import lower_case
 from vistill.answers.languages import LANGUAGES, Language
@@ -18,6 +18,8 @@ from vistill.answers.languages import LANGUAGES, Language
 WINDOW = 200
 #: Characters of a reply whose language one word tells.
 SHORT = 40
+#: Characters at both ends of a reply that are translated.
+MOST_TRANSLATED = 10_000
 WORD = re.compile(r"[^\W\d_]+")
 ENGLISH = frozenset(
     [
@@ -84,14 +86,18 @@ class Translation:
             at = match.end()
         if not at:
             return self
-        return Translation(
-            "".join([*parts, self.text[at:]]), [*places, *self.places[at:]]
-        )
+        return Translation("".join([*parts, self.text[at:]]), [*places, *self.places[at:]])
 
 
-def original(text: str) -> Translation:
-    """A text as its own translation."""
-    return Translation(text, list(range(len(text) + 1)))
+def original(text: str, start: int = 0) -> Translation:
+    """A text as its own translation; it begins at a position of the whole one."""
+    return Translation(text, list(range(start, start + len(text) + 1)))
+
+
+def join(parts: Sequence[Translation]) -> Translation:
+    """Translations of the parts of a text, in order, as one."""
+    places = [place for part in parts for place in part.places[:-1]]
+    return Translation("".join(part.text for part in parts), [*places, parts[-1].places[-1]])
 
 
 def begins_in_other_language(lower: str) -> bool:
@@ -126,7 +132,7 @@ def find_language(text: str) -> Language | None:
     return next(language for language in LANGUAGES if language.name == best)
 
 
-@lru_cache(maxsize=None)
+@cache
 def phrase_pattern(language: Language) -> tuple["re.Pattern[str]", dict[str, str]]:
     """What finds the phrases of a language in lower case, and their English words."""
     english: dict[str, str] = {}
@@ -143,21 +149,36 @@ def phrase_pattern(language: Language) -> tuple["re.Pattern[str]", dict[str, str
     return re.compile(either), english
 
 
-@lru_cache(maxsize=None)
+@cache
 def other_patterns(language: Language) -> tuple[tuple["re.Pattern[str]", str], ...]:
     """The patterns of a language and their replacements."""
     return tuple((re.compile(pattern), written) for pattern, written in language.patterns)
 
 
 def translate(text: str, language: Language) -> Translation:
-    """A text with the English phrases of a language in place of its own."""
+    """A text with the English phrases of a language in place of its own.
+
+    The middle of a text of more than 20,000 characters stays as it is.
+    """
+    end = len(text.rstrip())
+    start = len(text) - len(text.lstrip())
+    if end - start <= 2 * MOST_TRANSLATED:
+        return translate_part(original(text), language)
+    first, last = start + MOST_TRANSLATED, end - MOST_TRANSLATED
+    begin = translate_part(original(text[:first]), language)
+    tail = translate_part(original(text[last:], last), language)
+    return join([begin, original(text[first:last], first), tail])
+
+
+def translate_part(text: Translation, language: Language) -> Translation:
+    """A part of a text with the English phrases of a language in place of its own."""
     pattern, english = phrase_pattern(language)
 
     def words_of(match: "re.Match[str]") -> str:
         words = english[SPACES.sub(" ", match.group(0))]
         return words if language.has_spaces else f" {words} "
 
-    result = original(text).replace(pattern, words_of, by=lower_case(text))
+    result = text.replace(pattern, words_of, by=lower_case(text.text))
     for other, written in other_patterns(language):
         result = result.replace(other, lambda m, w=written: m.expand(w))
     if not language.has_spaces:

@@ -56,7 +56,8 @@ COMPARED = re.compile(
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
 #: The line before a list of options that are chosen.
 LIST_HEAD = re.compile(
-    r"^[^\n]{0,80}\b(?:answers?|options?|choices)(?: (?:is|are):?|:)[*_]{0,2}\s{0,3}\n", re.IGNORECASE
+    r"^[^\n]{0,80}\b(?:answers?|options?|choices)(?: (?:is|are):?|:)[*_]{0,2}\s{0,3}\n",
+    re.IGNORECASE,
 )
 #: The mark of an item of a list.
 BULLET = re.compile(r"(?:^|\s{0,4}\n)\s{0,4}[-*\u2022]\s{1,3}")
@@ -95,7 +96,9 @@ UNKNOWN = re.compile(
 )
 
 
-def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+def find_choice(  # noqa: PLR0911 - one return per form
+    text: str, take: Take, reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
     """The option that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:

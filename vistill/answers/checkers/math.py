@@ -24,6 +24,7 @@ from vistill.answers.reading import (
     LABEL,
     after_negation,
     cut_clause,
+    first_values,
     predicate,
     right_side,
     with_gold,
@@ -91,13 +92,9 @@ SINCE = re.compile(
     re.IGNORECASE,
 )
 #: What is asked for, and its value: `The question asks for the median: 8`.
-ASKED_FOR = re.compile(r"\b(?:asks? for|asked for|need|want|looking for)\b[^.:\n]{1,80}:\s(?=[-\d$\\])")
-#: A second value in brackets in another unit: `25 °C (77 °F)`.
-IN_OTHER_UNIT = re.compile(r"\s\((?:or |about |approximately |\u2248\s?|~\s?)?([^()]{1,40})\)$")
-#: `1.5 hours, i.e. 90 minutes`.
-THAT_IS = re.compile(r",?\s(?:i\.e\.,?|that is,|namely,?)\s", re.IGNORECASE)
-#: The noun before a range: `Ages 25-34`.
-RANGE_NOUN = re.compile(r"(?:ages?|aged|years?|pages?)\s(?=\d)", re.IGNORECASE)
+ASKED_FOR = re.compile(
+    r"\b(?:asks? for|asked for|need|want|looking for)\b[^.:\n]{1,80}:\s(?=[-\d$\\])"
+)
 #: What only checks an answer: `so the perimeter is 24, which matches`.
 CONFIRMS = re.compile(
     r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I
@@ -169,20 +166,6 @@ def read_math(plain: str, rule: str) -> Reading | None:
     if forms:
         return Reading(tuple(forms))
     return Reading((plain,)) if rule in ("box", "tag") else None
-
-
-def first_values(stated: str) -> list[str]:
-    """What an answer states before the same in another unit, or behind a noun before a range."""
-    forms: list[str] = []
-    said = without_lead_in(predicate(stated) or stated)
-    if (other := IN_OTHER_UNIT.search(said)) and parse_value(other.group(1)).unit:
-        forms.append(said[: other.start()])
-    before = stated[: that_is.start()] if (that_is := THAT_IS.search(stated)) else ""
-    if before:
-        forms += [before, predicate(before)]
-    if noun := RANGE_NOUN.match(stated):
-        forms.append(stated[noun.end() :])
-    return forms
 
 
 def same_in_two_forms(plain: str) -> tuple[str, ...]:
@@ -262,7 +245,8 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
         return None
-    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not REQUEST.match(raw):
+    asks = REQUEST.match(raw) or raw.endswith("?")
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not asks:
         reading = read_math(strip_markup(HASHES.sub("", raw, count=1)), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)

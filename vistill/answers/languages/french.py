@@ -5,7 +5,7 @@ from vistill.answers.languages.table import Language
 FRENCH = Language(
     name="French",
     clues="le la les des du que est une sont avec il ne pas dans qui mais correcte"
-    " donc car aire côté triangle et c'est ",
+    " donc car aire côté triangle et",
     answer_words="réponse reponse oui vrai faux",
     phrases={
         "and not": "et non|et non pas|et pas",
@@ -92,7 +92,8 @@ FRENCH = Language(
         "I choose": "je choisis|je sélectionne|nous choisissons|je choisirais",
         "yes": "oui",
         "no": "non|aucun|aucune",
-        "there is no": "il n'y a pas de|il n'y a pas d'|il n'y a aucun|il n'y a aucune|il n'existe pas",
+        "there is no": "il n'y a pas de|il n'y a pas d'|il n'y a aucun|il n'y a aucune"
+        "|il n'existe pas",
         "does not contain": "ne contient pas|ne montre pas|n'a pas|ne comporte pas",
         "there are": "il y a|il existe",
         "none of the": "aucune des|aucun des",

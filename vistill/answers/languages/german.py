@@ -4,8 +4,8 @@ from vistill.answers.languages.table import Language
 
 GERMAN = Language(
     name="German",
-    clues="richtig richtige der das den dem des und ist ein eine nicht auf mit von zu im sind wird bild"
-    " daher weil oder wir dass seite fläche somit es kein keine falsch",
+    clues="richtig richtige der das den dem des und ist ein eine nicht auf mit von zu im sind"
+    " wird bild daher weil oder wir dass seite fläche somit es kein keine falsch",
     answer_words="antwort antworten lösung loesung ja nein wahr",
     point_groups=True,
     phrases={

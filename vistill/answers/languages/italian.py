@@ -74,8 +74,7 @@ ITALIAN = Language(
         "thousand": "mila|mille",
         "million": "milioni|milione",
         "dozen": "dozzina|dozzine",
-        "correct": "corretta|corretto|giusta|giusto|esatta|esatto|corrette|corretti"
-        "|la corretta|quella corretta",
+        "correct": "corretta|corretto|giusta|giusto|esatta|esatto|corrette|corretti|la corretta",
         "true": "vero|vera",
         "false": "falso|falsa",
         "is wrong": "è sbagliata|è sbagliato|è errata|è errato|è scorretta|è scorretto|è falso"

@@ -137,8 +137,10 @@ RUSSIAN = Language(
         (r", а (?=option)", ", and "),
         (r"\b(answers?|options?)[*_]{0,2}\s?[\u2014-]\s(?:(?:it )?is\s)?", r"\1 is "),
         (r"\b(answer|option) is (correct|wrong)\s?[:\u2014-]?\s(?=[(\[*]{0,3}[A-Z])", r"\2 \1 is "),
-        (r"\banswer (?=(?:(?:not|more than|less than) )?[(\[*$\\]{0,3}(?:[A-Z](?![A-Za-z])|\d))",
-         "answer is "),
+        (
+            r"\banswer (?=(?:(?:not|more than|less than) )?[(\[*$\\]{0,3}(?:[A-Z](?![A-Za-z])|\d))",
+            "answer is ",
+        ),
         (r"\banswer not (?=[а-яё])", "answer is not "),
         (r"(?<![^\s(:\"*-])А(?=[).,:;\"*]|\s{0,9}$)", "A"),
         (r"(?<![^\s(:\"*-])Б(?=[).,:;\"*]|\s{0,9}$)", "B"),

@@ -4,8 +4,8 @@ from vistill.answers.languages.table import Language
 
 SPANISH = Language(
     name="Spanish",
-    clues="correcta correcto el la los las del que es una está por para hay se como más pero imagen opción"
-    " porque entonces área lado triángulo según",
+    clues="correcta correcto el la los las del que es una está por para hay se como más pero"
+    " imagen opción porque entonces área lado triángulo según",
     answer_words="respuesta sí verdadero falso",
     point_groups=True,
     comma_groups=True,
@@ -71,14 +71,14 @@ SPANISH = Language(
         "thousand": "mil",
         "million": "millones|millón",
         "dozen": "docena|docenas",
-        "correct": "correcta|correcto|correctas|correctos|la correcta|el correcto",
+        "correct": "correcta|correcto|correctas|correctos|el correcto",
         "true": "verdadero|verdadera|cierto|cierta",
         "false": "falso|falsa",
         "is wrong": "está mal|es incorrecta|es incorrecto|es errónea|es erróneo|es falso|es falsa"
         "|está equivocada|está equivocado|es un error|son incorrectas",
         "wrong": "incorrecta|incorrecto|errónea|erróneo|equivocada|equivocado",
         "that is wrong": "eso está mal|esto está mal|eso es incorrecto|esto es incorrecto"
-        "|eso no es correcto|esto no es correcto|eso es falso|eso es un error|es incorrecto",
+        "|eso no es correcto|esto no es correcto|eso es falso|eso es un error",
         "wait": "espera|espere|esperen|un momento|esperad",
         "sorry": "perdón|disculpa|disculpe",
         "actually": "en realidad|de hecho",
