@@ -19,6 +19,7 @@ PLAIN = str.maketrans(
 )
 #: Invisible characters: between two letters they are nothing, so they become a space.
 INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\r", " "))
+VISIBLE_AND_PLAIN = PLAIN | INVISIBLE
 #: Opening and closing marks of thoughts.
 THOUGHT = re.compile(
     r"<\s?/?\s?(?:think|thinking|thoughts?|reason|reasoning|analysis|seed:think|summary|caption)\s?>"
@@ -50,7 +51,7 @@ def plain_characters(text: str) -> str:
     """The text with plain forms of typographic characters; every character keeps its place."""
     if text.isascii():
         return text.replace("\t", " ").replace("\r", "\n")
-    return text.translate(INVISIBLE).translate(PLAIN)
+    return text.translate(VISIBLE_AND_PLAIN)
 
 
 def lower_case(text: str) -> str:

@@ -19,7 +19,7 @@ WINDOW = 200
 #: Characters of a reply whose language one word tells.
 SHORT = 40
 #: Characters at both ends of a reply that are translated.
-MOST_TRANSLATED = 10_000
+MOST_TRANSLATED = 5_000
 WORD = re.compile(r"[^\W\d_]+")
 ENGLISH = frozenset(
     [
@@ -96,8 +96,11 @@ def original(text: str, start: int = 0) -> Translation:
 
 def join(parts: Sequence[Translation]) -> Translation:
     """Translations of the parts of a text, in order, as one."""
-    places = [place for part in parts for place in part.places[:-1]]
-    return Translation("".join(part.text for part in parts), [*places, parts[-1].places[-1]])
+    places: list[int] = []
+    for part in parts:
+        places += part.places[:-1]
+    places.append(parts[-1].places[-1])
+    return Translation("".join(part.text for part in parts), places)
 
 
 def begins_in_other_language(lower: str) -> bool:
@@ -158,7 +161,7 @@ def other_patterns(language: Language) -> tuple[tuple["re.Pattern[str]", str], .
 def translate(text: str, language: Language) -> Translation:
     """A text with the English phrases of a language in place of its own.
 
-    The middle of a text of more than 20,000 characters stays as it is.
+    The middle of a text of more than 10,000 characters stays as it is.
     """
     end = len(text.rstrip())
     start = len(text) - len(text.lstrip())
