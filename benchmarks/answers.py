@@ -34,6 +34,8 @@ HOSTILE = (
     "\\text{",
     "答案是",
     "choose ",
+    "la respuesta es ",
+    "答えは",
 )
 
 

@@ -55,7 +55,33 @@ def official_equals(row, gold):
     return any(plain(a) in shown for a in answers)
 
 
-def shuffled_rates(rows, seed):
+#: What carries no meaning in an official string of MathVision, such as `bfd\\40` for `(D) 40°`.
+NO_MEANING = re.compile(
+    r"\.theansweris.*|\\(?:text|textbf|mathrm|left|right|cdot)(?![a-z])|^bf(?=[a-e])|\^?\{?\\?circ\}?"
+    r"|[\\{}()°~ ]|image(?=[a-e]$)|(?:inches|cm2|cm|km|degrees|m)$"
+)
+
+
+def without_signs(text):
+    """An official string or option without wrappers, degree signs and units."""
+    return re.sub(r"\^", "", NO_MEANING.sub("", plain(text)))
+
+
+def official_names(row, gold):
+    """Whether an official string names a gold answer: its letter, its text, or both together.
+
+    Only MathVision's official strings have letter and text together, and signs without meaning.
+    """
+    if official_equals(row, gold) or row["benchmark"] != "mathvision":
+        return official_equals(row, gold)
+    index = ord(gold[0]) - ord("A") if len(gold) == 1 and gold.isalpha() else -1
+    if not 0 <= index < len(row["choices"]):
+        return False
+    answer, text = without_signs(row["official_answer"]), without_signs(row["choices"][index])
+    return bool(answer) and answer in (text, gold.casefold() + text, gold.casefold())
+
+
+def shuffled_rates(rows, seed, equals=official_equals):
     """Shares accepted with golds shuffled within task and number of choices: ours, theirs."""
     groups = defaultdict(list)
     for row in rows:
@@ -66,5 +92,5 @@ def shuffled_rates(rows, seed):
         random.Random(seed).shuffle(golds)
         for row, gold in zip(group, golds, strict=True):
             ours += verdict(row, gold).correct
-            theirs += official_equals(row, gold)
+            theirs += equals(row, gold)
     return ours / len(rows), theirs / len(rows)

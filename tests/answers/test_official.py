@@ -1,7 +1,14 @@
 """Agreement with the benchmarks' own verdicts on real replies, and what the page says about it."""
 
 import pytest
-from answers_official import BENCHMARKS, disagreements, listed, read, shuffled_rates
+from answers_official import (
+    BENCHMARKS,
+    disagreements,
+    listed,
+    official_names,
+    read,
+    shuffled_rates,
+)
 from conftest import REPO, SHARED
 
 PAGE = (REPO / "docs" / "answers.md").read_text(encoding="utf-8")
@@ -11,6 +18,8 @@ LEAST = {"mathvision": (98.0, 99.5), "blink": (97.0, 97.0), "mmmu": (95.0, 95.0)
 #: Points by which `auto` may accept more shuffled gold answers than the official rule. MathVision's
 #: official strings run letter and value together (kinds 1 and 2 of the page) and equal no gold.
 MOST_ABOVE = {"mathvision": 1.5, "blink": 0.0, "mmmu": 0.0}
+#: The same, where `d40` counts as the option D whose text is `40°`.
+MOST_ABOVE_NAMED = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +49,10 @@ def test_auto_agrees_with_the_official_verdicts_and_the_page_lists_the_rest(repl
 def test_shuffled_gold_answers_are_not_accepted_more_often(replies, name):
     ours, theirs = shuffled_rates(replies[name], seed=0)
     assert 100 * (ours - theirs) <= MOST_ABOVE[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_on_mathvision_only_the_form_of_official_strings_makes_a_difference(replies, seed):
+    ours, theirs = shuffled_rates(replies["mathvision"], seed, official_names)
+    assert 100 * (ours - theirs) <= MOST_ABOVE_NAMED

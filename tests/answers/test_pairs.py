@@ -9,12 +9,15 @@ from conftest import SHARED
 
 from vistill import judge
 from vistill.answers.checkers import auto
+from vistill.answers.languages import LANGUAGES
 
 OWN = Path(__file__).parent / "pairs.jsonl"
 REPLIES = Path(__file__).parent / "pairs_replies.jsonl"
 USERS = Path(__file__).parent / "pairs_users.jsonl"
 MODELS = Path(__file__).parent / "pairs_models.jsonl"
 TESTERS = Path(__file__).parent / "pairs_testers.jsonl"
+KINDS = Path(__file__).parent / "pairs_kinds.jsonl"
+LANGUAGE_PAIRS = Path(__file__).parent / "pairs_languages.jsonl"
 CASES = SHARED.parent / "cases" / "answer_pairs.jsonl"
 BENCHMARKS = (
     "MathVista",
@@ -91,6 +94,32 @@ def test_replies_that_turn_deny_a_box_or_report_an_answer(correct):
     for pair in pairs:
         verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
         if verdict.correct is not correct:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_replies_with_tables_units_ranges_dates_and_several_options(correct):
+    pairs = [pair for pair in read(KINDS) if pair["correct"] is correct]
+    assert len(pairs) >= 100
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct is not correct:
+            failed.append((pair, verdict))
+    assert failed == []
+
+
+@pytest.mark.parametrize("language", [language.name for language in LANGUAGES])
+def test_replies_in_other_languages(language):
+    pairs = [pair for pair in read(LANGUAGE_PAIRS) if pair["language"] == language]
+    accepted = sum(pair["correct"] for pair in pairs)
+    assert accepted >= 25
+    assert len(pairs) - accepted >= accepted
+    failed = []
+    for pair in pairs:
+        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        if verdict.correct != pair["correct"]:
             failed.append((pair, verdict))
     assert failed == []
 

@@ -19,6 +19,7 @@ PLAIN = str.maketrans(
 )
 #: Invisible characters: between two letters they are nothing, so they become a space.
 INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\r", " "))
+VISIBLE_AND_PLAIN = PLAIN | INVISIBLE
 #: Opening and closing marks of thoughts.
 THOUGHT = re.compile(
     r"<\s?/?\s?(?:think|thinking|thoughts?|reason|reasoning|analysis|seed:think|summary|caption)\s?>"
@@ -50,7 +51,16 @@ def plain_characters(text: str) -> str:
     """The text with plain forms of typographic characters; every character keeps its place."""
     if text.isascii():
         return text.replace("\t", " ").replace("\r", "\n")
-    return text.translate(INVISIBLE).translate(PLAIN)
+    return text.translate(VISIBLE_AND_PLAIN)
+
+
+def lower_case(text: str) -> str:
+    """A text in lower case, character for character."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    # A few letters have a lower case of two characters.
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
 def outside_thoughts(text: str) -> list[tuple[int, int]]:

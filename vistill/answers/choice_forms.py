@@ -29,6 +29,8 @@ OPTION_VERDICT = re.compile(
 )
 #: A letter and its text on two lines.
 TWO_LINES = re.compile(r"([(\[*]{0,3}[A-Z][)\]*.:]{0,4})\s{0,3}\n\s{0,4}([^\n]{1,40})")
+#: A row of a table: its cells are a letter and a verdict.
+TABLE_ROW = re.compile(r"\s{0,4}\|\s{0,9}[*_]{0,2}([A-Z])[*_]{0,2}\s{0,9}\|([^|\n]{1,40})\|\s{0,4}")
 YES = {True: "yes", False: "no"}
 VERDICT_WORDS = frozenset(["yes", "no", "true", "false", "correct", "incorrect", "right", "wrong"])
 
@@ -69,6 +71,9 @@ def read_special(
 def judged_letters(raw: str, reader: ChoiceReader) -> frozenset[str]:
     """The only option that a list of verdicts on all options calls right; else empty."""
     lines = [line for line in raw[:2000].split("\n") if line.strip()]
+    if rows := [row for line in lines if (row := TABLE_ROW.fullmatch(line))]:
+        lines = [f"{row.group(1)}: {row.group(2).strip()}" for row in rows]
+        raw = "\n".join(lines)
     if not 2 <= len(lines) == len(reader.options) or len(raw) > 60 * len(lines):
         return frozenset()
     if any(form in VERDICT_WORDS for form in reader.options.forms):

@@ -29,7 +29,7 @@ from vistill.answers.values import parse_value
 #: Nouns before a letter that name an option where the options show only their letters.
 NOUNS = (
     r"(?:point|box|picture|image|figure|option|choice|diagram|graph|shape|object|panel|statement"
-    r"|answer|bild|abbildung)"
+    r"|answer)"
 )
 NO_LIST = r"(?![A-Za-z0-9])(?!\s?(?:,|/|and|or|或|和|与|、)\s?[(\[]?[A-Z]\b)"
 LABEL = re.compile(rf"(?i:\b{NOUNS}s?)\s[\"'(\[]{{0,2}}([A-Z]){NO_LIST}")
@@ -54,12 +54,6 @@ MATCHES = re.compile(
 IT_IS = re.compile(
     r"(?:^|\b(?:[Ss]o|[Tt]hen),?\s)(?i:option )?[(\[\"']?([A-Z])[)\]\"']? it is(?: then)?"
     r"(?=\W{0,3}$|[,;]\s?(?:because|since|as)\b)"
-)
-#: `B ist richtig`, `Also ist B richtig`.
-IS_GERMAN = re.compile(
-    r"(?<![A-Za-z0-9])"
-    r"(?:[(\[\"'„]?([A-Z])[)\]\"'“]?\sist|ist\s(?:Option |Antwort |Bild )?([A-Z]))\s"
-    r"(?:die |das )?(?:richtige?|korrekte?|zutreffende?)(?: Antwort| Option| Bild)?(?=\W{0,3}$|,)"
 )
 #: `the second one`: an option by its place.
 PLACES = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
@@ -119,6 +113,8 @@ ABOUT = re.compile(
     r"(?:is|are|was|has|have|does|would|could|can|seems|appears|looks|states|says|shows|represents)"
     r"\b(?![^.;,]{0,40}\b(?:correct|right|best|answer|true|most|likely|one|choice|option|solution)\b)"
 )
+#: What tells the text of an option: `Option B says 40`.
+TELLS = re.compile(r"(?:says|states|reads|lists|mentions|claims)\b")
 ALL_BUT = re.compile(r"\b(?:any\w{0,5}|every\w{0,5}|nothing|all|none)$", re.IGNORECASE)
 #: Between a letter and its text: `C, which is 60`, `C (60)`.
 JOINT = re.compile(
@@ -200,6 +196,8 @@ class ChoiceReader:
         own = self.options.forms[index[0]] if index[0] < len(self.options) else ""
         if own and rest.startswith(own):
             return is_taken_back(rest[len(own) :])
+        if TELLS.match(rest) and not self.options.only_letters:
+            return True
         if ABOUT.match(rest) and not (self.options.only_letters or own in rest):
             return True
         if NO.match(rest) and not (self.options.only_letters or NO.match(own) or own in rest):
@@ -314,8 +312,6 @@ class ChoiceReader:
         """The letters that a sentence names as options, in order of the patterns."""
         found_letters = [*marked_letters(text, len(self.options))]
         patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE, MATCHES, IT_IS]
-        if " ist " in text or text.startswith("ist "):
-            patterns.append(IS_GERMAN)
         if not text.isascii():
             patterns.append(ENDS_CHINESE)
         if self.options.only_letters:

@@ -60,7 +60,7 @@ DENIED = re.compile(
     r"|i (?:first |initially |originally )?thought"
     r"|(?:students?|people|others|many|some|he|she|they|friend|teacher|textbook|someone)"
     r" (?:\w{1,9} )?(?:think|say|believe|choose|pick|answer|select)(?:s|d|ed)?|trap|naive"
-    r"|least likely|nicht|keine?|falsch|wenn|vielleicht|möglicherweise|weder)\b"
+    r"|least likely)\b"
     r"|不(?:正确|对|是|选|应|认为|觉得|能|一定|确定)|错误|并非|如果|假如|可能|也许|或许|错",
     re.IGNORECASE,
 )
@@ -99,7 +99,9 @@ CHINESE_DENIES = re.compile(r"不(?:认为|觉得|能说|一定|确定)|并非|�
 #: A sentence that only looks at an option: `Let's examine option B.`
 INSPECTS = re.compile(
     r"^\W{0,3}(?:(?:now|first|next|then|ok(?:ay)?),?\s)?(?:let(?:'s| us| me)\s(?!go with|choose"
-    r"|pick|select|say|answer)|consider\b|examin\w{1,3}\b|look(?:ing)? at\b|check(?:ing)?\b)",
+    r"|pick|select|say|answer)|consider\b|examin\w{1,3}\b|look(?:ing)? at\b|check(?:ing)?\b)"
+    r"(?! the (?:table|graph|chart|figure|image|picture|diagram|photo|plot|map|data)\b(?! [A-Z]\b))"
+    r"(?![^.\n]{0,200},\s(?:which|so|therefore|thus|hence)\b)",
     re.IGNORECASE,
 )
 #: The option of an undenied clause: `B is correct`, and `B is` behind a denial.

@@ -18,6 +18,7 @@ from vistill.answers.boxes import (
     is_echo,
     pick_strong,
 )
+from vistill.answers.characters import lower_case
 from vistill.answers.denials import OTHERS, is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
@@ -25,7 +26,7 @@ Form = TypeVar("Form")
 
 #: Words that may begin a commitment, in lower case.
 MARK = re.compile(
-    r"answer|antwort|\bl(?:ö|oe)sung|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+    r"answer|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
 )
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
@@ -45,12 +46,13 @@ REPLACES = re.compile(
 )
 #: `{"answer": "B"}`, `{"final_answer": 12}`.
 JSON_ANSWER = re.compile(
-    r"answer\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))",
+    r"answer(?:\"\s{0,4}:\s{0,4}(?:\"([^\"\\\n]{1,300})\"|(-?[\d.]{1,40}|true|false)(?=\s{0,9}[,}]))"
+    r"|'\s{0,4}:\s{0,4}'([^'\\\n]{1,300})'(?=\s{0,9}[,}]))",
     re.IGNORECASE,
 )
 #: The end of the key of another answer: `{"wrong_answer": "C"}`.
 OTHER_KEY = re.compile(
-    r"\"\w{0,20}?(?:wrong|incorrect|false|rejected|previous|initial|student|other|old|worst)\w{0,3}$",
+    r"[\"']\w{0,20}?(?:wrong|incorrect|false|rejected|previous|initial|student|other|old|worst)\w{0,3}$",
     re.IGNORECASE,
 )
 #: A letter, and the value behind its full stop: `B. 50`.
@@ -58,6 +60,8 @@ LONE_LETTER = re.compile(r"[*_]{0,2}[A-Z]")
 ITS_VALUE = re.compile(
     r"\.[*_]{0,2} [*_$(]{0,3}-?\d[\d.,/]{0,12}\s?[^\s\d.,;]{0,6}(?=[.*_$)]{0,3}\s{0,3}(?:\n|$))"
 )
+#: Another option behind the text of the first: `A. 30 or B. 40`.
+ANOTHER = re.compile(r"\.\s[^.\n]{1,60}?\s(?:or|and)\s[(\[]?[A-Z][.)\]]\s[^.\n]{1,60}")
 #: `Answer - B` on a line of its own.
 DASHED = re.compile(r"answer\s?-\s(?=[(\[]?[A-Z\d])", re.IGNORECASE)
 #: Between `answer` and its value: `to the question`, `(final)`, then `is` or `:`.
@@ -73,6 +77,10 @@ ANSWER = re.compile(
     rf"(?:,\s\w{{2,12}}(?:\s\w{{1,12}}){{0,2}},)?{DECORATION}\s?(?:{VERB}{DECORATION})(?::\s?)?(?:{VERB}(?=[\s(\\$*])\s?)?",
     re.IGNORECASE,
 )
+#: `Correct answers:` and a list.
+SEVERAL_BEHIND = re.compile(
+    r"answers[*_]{0,2}:[*_]{0,2}\s{0,3}\n\s{0,4}[-*\u2022]\s", re.IGNORECASE
+)
 #: `I'd answer B`.
 I_ANSWER = re.compile(
     r"answer\s(?:with\s)?(?:option\s|choice\s)?(?=[(\[*]{0,3}(?:[A-Z](?![A-Za-z'])|-?\d))",
@@ -84,16 +92,6 @@ CHINESE = re.compile(
     r"(?:答案|正确选项|正确的选项|正确答案)\]?[^\S\n]?[是为:：]{0,3}[\s*]{0,4}"
     r"|(?:故选|应选|选择|选)\s?[:：]?\s?(?=[(\[*]{0,3}[A-Z])"
     r"|选项\s?(?=[(\[]?[A-Z][)\]]?\s?(?:是|为)?(?:正确|对))"
-)
-#: `Die Antwort ist B`, `Antwort: 12`; what follows is a letter or a value, no sentence.
-GERMAN = re.compile(
-    r"(?:antwort|l(?:ö|oe)sung)[*_]{0,2}(?:\s(?:ist|lautet)|\s?[:=])[*_]{0,2}:?\s?"
-    r"(?=[(\[{*$\"„\\]{0,4}(?:[A-Z](?![A-Za-zäöüß])|-?\d|\\|√))",
-    re.IGNORECASE,
-)
-GERMAN_DOUBT = re.compile(
-    r"\b(?:nicht|keine?|falsche?|wenn|ob|vielleicht|möglicherweise|angenommen|sei|wäre|könnten?|manche|viele)\b[^.!?\n]{0,60}$",
-    re.IGNORECASE,
 )
 CHOICE = re.compile(
     r"(?:option|choice|image|statement)(?:\s(?:for|to|of|that|which|in|from|among|here|given)\b[^.:\n]{0,90}?)?"
@@ -116,7 +114,8 @@ DOUBT = re.compile(
     r"\b(?:need|(?:to|then|can|could|will|would|please) (?:find|get|obtain|determine"
     r"|reach|compute|express)"
     r"|if|whether|suppose|assum\w{1,4}|unless|is|check that|verify that|not|had|in case"
-    r"|what|how)\s(?:that\s)?(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
+    r"|what|how|maybe,?|perhaps,?|not (?:sure|certain),?)\s(?:that\s)?"
+    r"(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
@@ -159,6 +158,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
     stop = end.start() if end else min(len(text), start + WINDOW)
     if end and LONE_LETTER.fullmatch(text, start, stop) and (own := ITS_VALUE.match(text, stop)):
         return Span(start, own.end(), rule)
+    if end and LONE_LETTER.fullmatch(text, start, stop) and (more := ANOTHER.match(text, stop)):
+        return Span(start, more.end(), rule)
     if end and end.group(0) == "?":
         return Span(start, start, rule)
     return Span(start, stop, rule)
@@ -172,8 +173,6 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
         return None
     if word == "answer":
         return json_answer(text, at) or answer_at(text, at, before)
-    if word in ("antwort", "lösung", "loesung"):
-        return german_answer(text, at, before)
     if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
         span = sentence_span(text, label.end(), "phrase")
         return span if span.end - span.start <= MOST_LABELLED else None
@@ -205,18 +204,12 @@ def json_answer(text: str, at: int) -> Span | None:
     match = JSON_ANSWER.match(text, at)
     if match is None or OTHER_KEY.search(text[max(0, at - 40) : at]):
         return None
-    return Span(*match.span(1 if match.group(1) else 2), "line")
+    return Span(*match.span(match.lastindex or 0), "line")
 
 
-def german_answer(text: str, at: int, before: str) -> Span | None:
-    """The sentence behind `Die Antwort ist`, or `Antwort:`."""
-    full = GERMAN.match(text, at)
-    if full is None or before[-1:].isalpha() or GERMAN_DOUBT.search(before):
-        return None
-    return sentence_span(text, full.end(), "line" if ":" in full.group(0) else "phrase")
-
-
-def answer_at(text: str, at: int, before: str) -> Span | None:
+def answer_at(  # noqa: PLR0911 - one return per form
+    text: str, at: int, before: str
+) -> Span | None:
     """The sentence behind `answer is`, `Answer:`, or a heading `Answer`."""
     if text[at + 6 : at + 8] == ", " and SOUGHT.search(before):
         return None
@@ -225,6 +218,8 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
     full = ANSWER.match(text, at)
     if full is None and I_WOULD.search(before) and (full := I_ANSWER.match(text, at)):
         return sentence_span(text, full.end(), "phrase")
+    if full is not None and SEVERAL_BEHIND.match(text, at):
+        return None
     if full is not None:
         rule = "line" if ":" in full.group(0)[-6:] else "phrase"
         return sentence_span(text, full.end(), rule)
@@ -237,10 +232,7 @@ def answer_at(text: str, at: int, before: str) -> Span | None:
 
 def find_phrases(text: str, take: Take) -> Iterator[Span]:
     """The sentences behind `answer is` and the like, from the side that counts."""
-    lower = text.lower()
-    if len(lower) != len(text):  # a few letters have a lower case of two characters
-        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-    marks = list(MARK.finditer(lower))
+    marks = list(MARK.finditer(lower_case(text)))
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)

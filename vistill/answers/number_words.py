@@ -41,6 +41,7 @@ GROUPS = {"thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**
 SHORT_GROUPS = {"lakh": 10**5, "lakhs": 10**5, "crore": 10**7, "crores": 10**7}
 SHORT_GROUPS |= {"mn": 10**6, "bn": 10**9}
 SCALES = {"dozen": 12, "hundred": 100, **GROUPS, **SHORT_GROUPS, "万": 10**4, "亿": 10**8}
+SCALES |= {"億": 10**8, "만": 10**4, "억": 10**8}
 PARTS = {
     **dict.fromkeys(["half", "halves"], 2),
     **dict.fromkeys(["third", "thirds"], 3),

@@ -22,7 +22,11 @@ SCIENTIFIC = re.compile(r"(-?[\d.]{1,40})\s?[*×x]\s?10\s?\^\s?\{?\s?([-+]?\d{1,
 POWER = re.compile(r"(-?[\d.]{1,20})\^\{?(\d{1,2})\}?")
 FACTORIAL = re.compile(r"(\d{1,2})!")
 REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\(?:overline|dot|bar)(?:\{(\d{1,20})\}|(\d))")
-TAIL = re.compile(r"/(?=[A-Za-z]{2})|[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\\u4e00-\u9fff]")
+#: Letters of words in other languages; Greek ones are mathematics.
+OTHER_LETTERS = (
+    "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+)
+TAIL = re.compile(rf"/(?=[A-Za-z]{{2}})|[A-Za-z°%‰$€£¥￥₹₩¢Ωμµ'\"\\{OTHER_LETTERS}]")
 RATIO = re.compile(r"^-?[\w.\\{}^+*()/-]{1,60}(?:\s?:\s?-?[\w.\\{}^+*()/-]{1,60}){1,5}$")
 #: A range, a telephone number: `1990-1995` is no difference.
 RANGE = re.compile(r"^\+?\d{1,9}(?:-\d{1,9}){1,5}$")
@@ -123,6 +127,7 @@ MINUTES = re.compile(
     r"(?:\s?(\d{1,2}(?:\.\d{1,9})?)\s?(?:''|\"|\u2033|\^\{?\s?\\prime\s?\\prime\s?\}?))?"
 )
 WORD = re.compile(r"\\?[A-Za-z]{2,}")
+LABEL_WORD = re.compile("[A-Za-z\u00c0-\u024f\u0400-\u04ff'-]{2,20}")
 VARIABLES = re.compile(r"[A-Za-z]{2,3}")
 SHORT_WORDS = frozenset(["st", "nd", "rd", "th", "am", "pm", "pc", "pcs", "pt", "pts", "px"])
 ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
@@ -130,10 +135,13 @@ ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 FORMULA = re.compile(
     r"(?=.{0,40}\d)(?=.{0,40}[A-Z].{0,40}[A-Z])(?:[A-Z][a-z]?_?\{?\d{0,3}\}?){2,10}"
 )
-CHINESE_WORD = re.compile("[\u4e00-\u9fff]")
-CHINESE_LABEL = re.compile("[\u4e00-\u9fff]{1,8}")
-#: Characters that change the number before them: `3万`, `3分之1`, `5点`, `2倍`.
-CHINESE_NUMBER = re.compile("[万亿千百十几多余或和到至点倍半]|分之|以[上下内外]|左右")
+OTHER_LETTER = re.compile(f"[{OTHER_LETTERS}]")
+#: What is counted in Chinese, Japanese and Korean.
+CHINESE_LABEL = re.compile("[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]{1,8}")
+#: Characters that change the number before them: `3万`, `3分之1`, `5点`, `2倍`, `3만`.
+CHINESE_NUMBER = re.compile(
+    "[万亿億千百十几多余或和到至点倍半の만억천백십배의]|分之|분의|以[上下内外]|左右|이상|이하"
+)
 #: Two points in one number, as in a network address.
 ADDRESS = re.compile(r"\d\.\d{1,20}\.\d")
 #: `3,5` and `0,25 m`, but not `1,234`.
@@ -313,7 +321,7 @@ def is_label(tail: str, close: bool) -> bool:
     stops = {"or", "and", "to", "times", "plus", "minus", "more", "less", "than", "not", "by", "of"}
     return (
         0 < len(words) <= 4
-        and all(re.fullmatch(r"[A-Za-z'-]{2,20}", word) for word in words)
+        and all(LABEL_WORD.fullmatch(word) for word in words)
         and not stops & {word.casefold() for word in words}
         and words[0].casefold().partition("-")[0] not in NUMBER_WORDS | OTHER_NUMBER
     )
@@ -324,7 +332,7 @@ def is_mathematical(text: str) -> bool:
 
     Up to three letters next to an operator or a digit are a product of variables (`3ab`).
     """
-    if ADDRESS.search(text) or CHINESE_WORD.search(text):
+    if ADDRESS.search(text) or OTHER_LETTER.search(text):
         return False
     if not text or not OPERATOR.search(text):
         return bool(re.fullmatch(r"[a-zA-Z]|\\[a-zA-Z]{1,20}", text))

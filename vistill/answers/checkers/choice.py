@@ -55,14 +55,19 @@ COMPARED = re.compile(
 #: A list mark, heading mark or arrow before a short reply.
 DECORATION = re.compile(r"^\s{0,4}(?:#{1,6}|[->\u2022\u2192]|=>)\s{1,3}")
 #: The line before a list of options that are chosen.
-LIST_HEAD = re.compile(r"^[^\n]{0,80}\b(?:answers?|options?) (?:is|are):?\s{0,3}\n", re.IGNORECASE)
+LIST_HEAD = re.compile(
+    r"^[^\n]{0,80}\b(?:answers?|options?|choices)(?: (?:is|are):?|:)[*_]{0,2}\s{0,3}\n",
+    re.IGNORECASE,
+)
+#: The mark of an item of a list.
+BULLET = re.compile(r"(?:^|\s{0,4}\n)\s{0,4}[-*\u2022]\s{1,3}")
 ARE_CORRECT = re.compile(r"are (?:both |all )?(?:the )?(?:correct|right|true)\b|都?是?(?:正确|对)")
 #: What makes a letter at the beginning a choice and no pronoun.
 CLAUSE_AHEAD = re.compile(r"[,;:]?\s?(?:because|since|as|so|due)\b")
 OTHER_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:](?![A-Za-z])")
 ONLY_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?\.?")
 NUMBERED = re.compile(r"^\s{0,4}\(?\d{1,2}[.):]\s{0,3}")
-LINE_LETTER = re.compile(r"\s{0,4}[*\-]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])[)\].:]")
+LINE_LETTER = re.compile(r"\s{0,4}[*\-|]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])(?:[)\].:]|\s{0,9}\|)")
 EQUATION_OF_LETTERS = re.compile(r"[A-Z]\s?=")
 LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
 CONCLUDES = re.compile(
@@ -91,7 +96,9 @@ UNKNOWN = re.compile(
 )
 
 
-def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
+def find_choice(  # noqa: PLR0911 - one return per form
+    text: str, take: Take, reader: ChoiceReader
+) -> Commitment[frozenset[str]] | None:
     """The option that a reply commits to, and the rule that found it."""
     explicit = find_explicit(text, take, reader.read, is_listing=lambda at: lists_options(text, at))
     if explicit is not None:
@@ -105,9 +112,12 @@ def find_choice(text: str, take: Take, reader: ChoiceReader) -> Commitment[froze
     if (special := read_special(text, span, take, reader)) is not None:
         return special
     if len(raw) <= 300:
-        plain = strip_markup(LIST_HEAD.sub("", raw))
+        plain = strip_markup(BULLET.sub("; ", LIST_HEAD.sub("", raw)).removeprefix("; "))
         if (labelled := read_labelled(plain, reader.options)) is not None:
             return commitment(text, span, labelled)
+        listed = parse_letters(plain, len(reader.options)) if LIST_HEAD.match(raw) else None
+        if listed and not listed.rest and not listed.hedged:
+            return commitment(text, span, listed.letters)
     if len(raw) <= 300 and "\n" not in raw:
         letters = read_bare(raw, reader)
         if letters is not None:
@@ -230,7 +240,9 @@ def lists_options(text: str, at: int) -> bool:
 def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
     """The option of the last sentence that draws a conclusion, of the first, or of the last one."""
     ordered = sentences(text, 12)
-    if any(NONE.search(text[s.start : s.end]) for s in ordered[:2]):
+    offered = any(map(NONE.search, reader.options.forms))
+    denied = [text[s.start : s.end] for s in ordered[:2] if NONE.search(text[s.start : s.end])]
+    if any(not (offered and reader.mentions(sentence)) for sentence in denied):
         return None
     concluding = [s for s in ordered if CONCLUDES.match(text[s.start : s.end])]
     return (

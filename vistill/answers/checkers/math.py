@@ -24,6 +24,7 @@ from vistill.answers.reading import (
     LABEL,
     after_negation,
     cut_clause,
+    first_values,
     predicate,
     right_side,
     with_gold,
@@ -43,8 +44,7 @@ HEDGE = re.compile(
     r"\b(?:or|between|either|not|never|\w{1,8}n't|at least|at most|than|no|cannot|unknown|to|from"
     r"|per cent of|out of|over|under|above|below|beyond|exceed\w{0,3}|minus|negative|half|third of"
     r"|quarter of|twice|double|triple|thrice|times|square root|cube root|root of|squared|cubed"
-    r"|dozens?|doubled|tripled|halved|factorial|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect"
-    r"|oder|nicht|keine?|mehr als|weniger als|mindestens|höchstens|über|unter)\b"
+    r"|dozens?|doubled|tripled|halved|factorial|suppose|assume|if|unless|maybe|perhaps|doubt|wrong|incorrect)\b"
     r"|[大小多少高低]于|至[少多]|超过|不[到足是]|[万亿倍]|分之|或",
     re.IGNORECASE,
 )
@@ -85,6 +85,16 @@ SCALED = re.compile(
 POINT = re.compile(r"^[A-Z]'?\s?(?=\([^()]{1,60},[^()]{1,60}\)$)")
 #: The conclusion of a sentence: `AC² = 169, therefore AC = 13`.
 SO = re.compile(r",\s(?:and )?(?:so|therefore|thus|hence)\b,?\s(?=[^\n]{0,80}\d)", re.IGNORECASE)
+#: The conclusion of a reason: `Since a length is positive, x = 7`.
+SINCE = re.compile(
+    r"^\W{0,4}(?:since|because|as)\b[^.\n]{1,160},\s(?:so |then |we (?:get|have) )?"
+    r"[A-Za-z\\]{1,12}\s?=\s?[^=]{1,40}$",
+    re.IGNORECASE,
+)
+#: What is asked for, and its value: `The question asks for the median: 8`.
+ASKED_FOR = re.compile(
+    r"\b(?:asks? for|asked for|need|want|looking for)\b[^.:\n]{1,80}:\s(?=[-\d$\\])"
+)
 #: What only checks an answer: `so the perimeter is 24, which matches`.
 CONFIRMS = re.compile(
     r"\b(?:match\w{0,2}|consistent|confirm\w{0,3}|verif\w{1,4}|as expected)\b", re.I
@@ -107,6 +117,7 @@ TWO_FORMS = re.compile(
 NAME = re.compile(r"(?:\\angle\s?|∠\s?)?(?:[A-Z]{1,4}|[a-z])")
 #: The total at the end of a sentence: `6 apples and 2 pears; total 8`.
 TOTAL = re.compile(r"[;,]\s(?:so |for |with |in )?(?:a |the )?total(?: is| of|:| =)?\s(?=[-\d$\\])")
+PERCENT = re.compile(r"\s?%")
 #: The mark of a last line (GSM8K).
 HASHES = re.compile(r"#{2,6}\s?(?=\S)")
 #: Several numbers: none of them is the answer.
@@ -142,8 +153,10 @@ def read_math(plain: str, rule: str) -> Reading | None:
         return Reading((plain,)) if "|" not in bare or rule in ("box", "tag") else None
     stated = cut_clause(bare)
     candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
+    candidates += first_values(stated)
     if not EQUATIONS.search(stated):
-        candidates += [predicate(stated), right_side(stated), left_side(stated)]
+        candidates += [predicate(stated), without_lead_in(predicate(stated))]
+        candidates += [right_side(stated), left_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
     hedged = rule == "bare" and (HEDGE.search(stated) or is_no_statement(stated))
     if (hedged and not is_value(plain)) or offers_another(bare):
@@ -217,7 +230,10 @@ def only_number(sentence: str) -> str:
     start, alone = numbers[0]
     if parse_value(sentence[start:]).number is not None:
         return sentence[start:]
-    return "" if SCALED.match(sentence, start) else alone
+    if SCALED.match(sentence, start):
+        return ""
+    is_share = PERCENT.match(sentence, start + len(alone)) and sentence[start - 1 : start] != "("
+    return f"{alone}%" if is_share else alone
 
 
 def find_math(text: str, take: Take) -> Commitment[Reading] | None:
@@ -229,7 +245,8 @@ def find_math(text: str, take: Take) -> Commitment[Reading] | None:
     raw = text[span.start : span.end]
     if not raw or is_cut_in_box(text):
         return None
-    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not REQUEST.match(raw):
+    asks = REQUEST.match(raw) or raw.endswith("?")
+    if len(raw) <= 200 and len(sentences(raw, 3)) == 1 and not asks:
         reading = read_math(strip_markup(HASHES.sub("", raw, count=1)), "bare")
         if reading is not None:
             return Commitment(span.start, span.end, raw, "bare", reading)
@@ -242,8 +259,9 @@ def read_conclusion(text: str) -> Commitment[Reading] | None:
         return displayed
     for span in sentences(text, 1):
         raw = text[span.start : span.end]
-        states = STATES.match(raw) and text[span.end : span.end + 1] == "."
-        total = list(TOTAL.finditer(raw))
+        stop = text[span.end : span.end + 6].lstrip("*_`$) ")
+        states = (STATES.match(raw) and stop.startswith(".")) or SINCE.match(raw)
+        total = list(TOTAL.finditer(raw)) or list(ASKED_FOR.finditer(raw))
         if not CONCLUDES.match(raw) and not states and not total:
             continue
         plain = strip_markup(raw)

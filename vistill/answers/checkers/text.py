@@ -57,7 +57,8 @@ def read_words(plain: str, rule: str) -> Words | None:
     bare = without_lead_in(plain)
     forms = [plain, bare, cut_clause(bare), AMOUNT.sub("", bare)]
     if rule == "bare" and not is_no_statement(NOT_OTHER.sub("", plain)):
-        forms.append(predicate(cut_clause(bare)))
+        stated = predicate(cut_clause(bare))
+        forms += [stated, without_lead_in(stated)]
         forms += [m.group(1) for m in [NAMED.match(plain) or ONE_QUOTE.fullmatch(plain)] if m]
     forms = [form for form in dict.fromkeys(forms) if text_form(form)]
     return Words(tuple(forms)) if forms else None
