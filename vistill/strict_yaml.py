@@ -5,6 +5,7 @@ Only true and false are booleans; there are no aliases, tags, merges or twin key
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +68,46 @@ for tag, pattern, first in (
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
-def line_of(text: str, path: tuple[str, ...]) -> int | None:
-    """Line (from 1) of a key in a YAML text, or of the closest parent that exists."""
+@dataclass(frozen=True)
+class Entry:
+    """A key of a YAML text with its value, in its group."""
+
+    key: yaml.ScalarNode
+    value: yaml.Node
+    group: yaml.MappingNode
+
+
+def find_entries(text: str, path: tuple[str, ...], is_whole: bool = True) -> list[Entry]:
+    """The entries that lead to a key of a YAML text, the outermost first.
+
+    An entry may name several parts at once: `train.lr: 1e-5`.
+
+    Args:
+        text: the file.
+        path: the parts of the key.
+        is_whole: whether nothing is found where only parents of the key exist.
+    """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError:
-        return None
-    line = None
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key, value in node.value:
-            if key.value == part:
-                line, node = key.start_mark.line + 1, value
-                break
-        else:
-            break
-    return line
+        return []
+    entries: list[Entry] = []
+    while path:
+        entry = None
+        if isinstance(node, yaml.MappingNode):
+            starts = {".".join(path[:count]): count for count in range(1, len(path) + 1)}
+            entry = next((Entry(k, v, node) for k, v in node.value if k.value in starts), None)
+        if entry is None:
+            return [] if is_whole else entries
+        path, node = path[starts[entry.key.value] :], entry.value
+        entries.append(entry)
+    return entries
+
+
+def line_of(text: str, path: tuple[str, ...]) -> int | None:
+    """Line (from 1) of a key in a YAML text, or of the closest parent that exists."""
+    entries = find_entries(text, path, is_whole=False)
+    return entries[-1].key.start_mark.line + 1 if entries else None
 
 
 PLAIN_YAML = "write each key once, values without &, *, << or !   (docs/configuration.md)"
