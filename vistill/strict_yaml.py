@@ -87,21 +87,28 @@ def find_entries(text: str, path: tuple[str, ...], is_whole: bool = True) -> lis
         path: the parts of the key.
         is_whole: whether nothing is found where only parents of the key exist.
     """
+    path = tuple(parts_of(".".join(path)))
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
+        entries = entries_below(yaml.compose(text, yaml.SafeLoader), path)
     except yaml.YAMLError:
         return []
-    entries: list[Entry] = []
-    while path:
-        entry = None
-        if isinstance(node, yaml.MappingNode):
-            starts = {".".join(path[:count]): count for count in range(1, len(path) + 1)}
-            entry = next((Entry(k, v, node) for k, v in node.value if k.value in starts), None)
-        if entry is None:
-            return [] if is_whole else entries
-        path, node = path[starts[entry.key.value] :], entry.value
-        entries.append(entry)
-    return entries
+    return entries if not is_whole or num_parts(entries) == len(path) else []
+
+
+def entries_below(node: yaml.Node | None, path: tuple[str, ...]) -> list[Entry]:
+    """The entries of a node that lead to a key, or furthest towards it."""
+    furthest: list[Entry] = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        parts = tuple(parts_of(str(key.value)))
+        if path and parts == path[: len(parts)]:
+            entries = [Entry(key, value, node), *entries_below(value, path[len(parts) :])]
+            furthest = max(furthest, entries, key=num_parts)
+    return furthest
+
+
+def num_parts(entries: list[Entry]) -> int:
+    """How many parts of a key some entries name."""
+    return sum(len(parts_of(entry.key.value)) for entry in entries)
 
 
 def line_of(text: str, path: tuple[str, ...]) -> int | None:

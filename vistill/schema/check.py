@@ -23,7 +23,7 @@ from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
 from vistill.schema.file_repairs import delete_command, rename_command
 from vistill.schema.hints import Hint, hint_for
-from vistill.strict_yaml import find_entries, line_of, parts_of
+from vistill.strict_yaml import find_entries, line_of, parts_of, split_pair
 
 #: Where settings come from that are passed to a function of `vistill` as a mapping.
 PYTHON_OVERRIDES = "overrides"
@@ -219,13 +219,13 @@ def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigE
     group = ".".join(path)
     what = error.what if error.what.startswith(f"{group}.") else f"{group}.{error.what}"
     key = what.split(" ")[0].removeprefix(f"{group}.")
-    return ConfigError(
-        error.code,
-        what,
-        where=source.place((*path, *key.split("."))),
-        why=error.why,
-        fix=with_group(error.fix, group),
-    )
+    fix = with_group(error.fix, group)
+    right, separator, wrong = fix.partition("   in place of ")
+    if separator:  # a name in the place of a key
+        name = tuple(parts_of(split_pair(right)[0]))[-1]
+        fix = source.rename(tuple(parts_of(wrong)), name) or fix
+    where = source.place((*path, *key.split(".")))
+    return ConfigError(error.code, what, where=where, why=error.why, fix=fix)
 
 
 def with_group(fix: str, group: str) -> str:
@@ -312,9 +312,11 @@ def unknown_key(
         fix = f"{deleted}   deletes it" if deleted else f"leave {full} out"
         return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
     group, _, last = hint.key.rpartition(".")
-    meant = last if group == full.rpartition(".")[0] else hint.key
+    is_dotted = any(len(parts_of(part)) > 1 for part in path)  # train.lr: 1 in a file
+    is_neighbour = group == full.rpartition(".")[0] and not is_dotted
+    meant = last if is_neighbour else hint.key
     if hint.fits:
-        fix = other_key_fix(full, value, hint.key, source)
+        fix = other_key_fix(full, value, hint.key, source, is_neighbour)
     else:
         fix = f"{explain_command(hint.key)}   says what it takes"
     if meant == hint.key and not hint.note:
@@ -323,19 +325,21 @@ def unknown_key(
     return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
 
 
-def other_key_fix(full: str, value: Any, meant: str, source: Source) -> str:
+def other_key_fix(
+    full: str, value: Any, meant: str, source: Source, is_neighbour: bool
+) -> str:
     """The fix that sets the meant key in place of an unknown one, where that one stands.
 
     A key of the file is renamed there. One that belongs into another group is deleted, and its
     value set on the command line.
     """
-    path, (group, _, last) = tuple(parts_of(full)), meant.rpartition(".")
+    path, last = tuple(parts_of(full)), meant.rpartition(".")[2]
     if not isinstance(source.file, Path) or source.origin(path):
         if source.origin(path) == PYTHON_OVERRIDES:
             return f"vistill.train(RECIPE, {{{meant!r}: {value!r}}})   in place of {full!r}"
         return f"{quote_setting(meant, typed(value))}   in place of {full}"
     deleted = source.delete(path)
-    if group == full.rpartition(".")[0]:
+    if is_neighbour:
         # the file has the meant key too where the unknown one cannot get its name
         fix = source.rename(path, last) or deleted
         return fix or f"write {last} in place of {full} in {source.place(path)}"

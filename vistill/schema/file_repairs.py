@@ -62,14 +62,17 @@ def rename_command(text: str, file: Path, path: tuple[str, ...], new: str) -> st
     if not entries:
         edit = toml_edit(text, file, path, new)
     else:
+        group, dot, _ = entries[-1].key.value.rpartition(".")
+        new = f"{group}{dot}{new}"
         mark = entries[-1].key.start_mark
         line = lines_of(text)[mark.line]
         old = line[mark.column : entries[-1].key.end_mark.column]
         colon = ":" if line[mark.column + len(old) :].startswith(":") else ""
         edit = replaced(line, mark.line, mark.column, (old + colon, new + colon))
     names = [entry.key.value for entry in entries] or list(path)
-    tree = changed_tree(text, file, names, new)
-    return command(edit, text, file, [tree])
+    if edit is None:
+        return ""
+    return command(edit, text, file, [changed_tree(text, file, names, new)])
 
 
 def delete_command(text: str, file: Path, path: tuple[str, ...]) -> str:
@@ -83,6 +86,8 @@ def delete_command(text: str, file: Path, path: tuple[str, ...]) -> str:
     while len(entries) > least and len(entries[-1].group.value) == 1:
         entries, names = entries[:-1], names[:-1]
     edit = deletion(text, entries[-1]) if entries else toml_edit(text, file, path, "")
+    if edit is None:
+        return ""
     tree = changed_tree(text, file, names, "")
     return command(edit, text, file, [tree, with_empty_group(tree, names)])
 
@@ -162,9 +167,9 @@ def with_empty_group(tree: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return tree
 
 
-def command(edit: Edit | None, text: str, file: Path, trees: list[dict[str, Any]]) -> str:
+def command(edit: Edit, text: str, file: Path, trees: list[dict[str, Any]]) -> str:
     """The command of an edit that gives one of these trees."""
-    if edit is None or not file.is_file() or OTHER_BREAKS.search(text):
+    if not file.is_file() or OTHER_BREAKS.search(text):
         return ""
     try:
         tree = parse_text(edit.applied(text), file)
