@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vistill.errors import ConfigError, quote_setting
+from vistill.python_fixes import reading_recipe
 from vistill.ranges import (
     converted,
     fits,
@@ -129,7 +130,8 @@ def settings_from(
             raise missing_key((*path, field.name), source)
     try:
         values = {key: converted(plain[key], value) for key, value in own.items()}
-        return kind(**values, **below, **given)
+        with reading_recipe():
+            return kind(**values, **below, **given)
     except ConfigError as error:
         raise within(error, path, source) from error
 
@@ -261,7 +263,8 @@ def other_knobs_error(other: str, method: str, source: Source) -> ConfigError:
     """C101 for knobs of another method; the fix leaves out what was given next to the file."""
     given = [key for key in source.overrides if parts_of(key)[0] == other]
     where = source.place((other,))
-    remove = source.delete((other,)) or f"remove the block {other}: from the recipe"
+    deleted = source.delete((other,))
+    remove = f"  {deleted}" if deleted else f"remove the block {other}: from the recipe"
     if given:
         remove = f"the same {where.replace(' line', '')} without {' and '.join(given)}"
     return ConfigError(

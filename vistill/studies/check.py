@@ -111,6 +111,7 @@ def check_stage(
 ) -> list[CheckResult]:
     """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
+    RunFolder(Path(recipe.run)).try_to_write()
     try:
         recipe, state = run_state_in_words(recipe, overridden)
     except ConfigError:  # what is wrong in the new settings comes first
