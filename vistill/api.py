@@ -165,7 +165,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
 def train_setup(setup: RunSetup, progress: Progress | None, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     if progress is None:
-        with RunDisplay() as display:
+        with RunDisplay(has_summary=True) as display:
             finished = train_setup(setup, display.show, accept)
             display.print_text(run_summary(finished.path))
         return finished
@@ -248,8 +248,6 @@ def distill(
     settings: dict[str, Any] = {
         f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed
     }
-    if isinstance(settings.get("views"), ViewContext):
-        settings["views"] = view_settings(settings["views"])
     folder = RunFolder(Path(out))
     folder.check_writable()
     with folder.locked():
@@ -259,12 +257,6 @@ def distill(
             store_inputs(folder, recipe, given)
             setup = make_setup(recipe, folder, given=given, objective=objective)
             return train_setup(setup, options.get("progress"), options.get("accept", ()))
-
-
-def view_settings(context: ViewContext) -> ViewSettings:
-    """The settings of a recipe behind the parameters of the views."""
-    drawn = (context.degrade, context.thought, context.noise)
-    return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(

@@ -111,7 +111,9 @@ def export_model(
     """
     quiet_libraries()
     if dtype and dtype not in PRECISIONS:
-        raise option_error("--dtype", dtype, "   or   ".join(f"--dtype {name}" for name in PRECISIONS))
+        raise option_error(
+            "--dtype", dtype, "   or   ".join(f"--dtype {name}" for name in PRECISIONS)
+        )
     if push and not REPOSITORY.fullmatch(push):
         raise option_error("--push", push, "--push OWNER/NAME")
     source = find_source(str(target))

@@ -200,7 +200,7 @@ class RunFolder:
     def check_writable(self) -> None:
         """S601 if the run folder or one of its parents is a file."""
         path = self.path.absolute()
-        existing = (p for p in (path, *path.parents) if os.path.exists(p))  # a name can be too long
+        existing = (p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110  names can be too long
         file = next((p for p in existing if not p.is_dir()), None)
         if file is not None:
             raise StorageError(
@@ -219,7 +219,7 @@ class RunFolder:
         """
         path = self.path.absolute()
         try:
-            parent = next(p for p in (path, *path.parents) if os.path.exists(p))
+            parent = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
             with TemporaryDirectory(prefix=".vistill-", dir=parent) as probe:
                 folder = Path(probe, *path.relative_to(parent).parts)
                 folder.mkdir(parents=True, exist_ok=True)

@@ -276,9 +276,7 @@ def other_knobs_error(other: str, method: str, source: Source) -> ConfigError:
     )
 
 
-def unknown_group(
-    full: str, value: Mapping[str, Any], meant: str, source: Source
-) -> ConfigError:
+def unknown_group(full: str, value: Mapping[str, Any], meant: str, source: Source) -> ConfigError:
     """C001 for a group of keys in the recipe whose name is close to that of another group."""
     path = tuple(parts_of(full))
     fix = source.rename(path, meant.rpartition(".")[2])
@@ -328,9 +326,7 @@ def unknown_key(
     return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
 
 
-def other_key_fix(
-    full: str, value: Any, meant: str, source: Source, is_neighbour: bool
-) -> str:
+def other_key_fix(full: str, value: Any, meant: str, source: Source, is_neighbour: bool) -> str:
     """The fix that sets the meant key in place of an unknown one, where that one stands.
 
     A key of the file is renamed there. One that belongs into another group is deleted, and its
