@@ -46,7 +46,7 @@ CAPITALS = re.compile(r"[A-Z_.]{2,}")
 
 
 def argument(key: str, value: Any) -> str:
-    """The argument of a function that has the place of a setting: `train=vistill.TrainSettings(...)`.
+    """The argument of a function in place of a setting: `train=vistill.TrainSettings(...)`.
 
     Args:
         key: a dotted key of a recipe.
@@ -64,7 +64,7 @@ def merged_arguments(settings: Mapping[str, Any]) -> str:
     return ", ".join(name.replace("{}", ", ".join(inner)) for name, inner in arguments.items())
 
 
-def argument_of(key: str, value: Any) -> tuple[str, str]:
+def argument_of(key: str, value: Any) -> tuple[str, str]:  # noqa: PLR0911  one per kind of key
     """An argument with `{}` for its inner part, and the inner part of a setting."""
     group, *rest = parts_of(key)
     text = written(value)

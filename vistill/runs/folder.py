@@ -200,7 +200,8 @@ class RunFolder:
     def check_writable(self) -> None:
         """S601 if the run folder or one of its parents is a file."""
         path = self.path.absolute()
-        existing = (p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110  names can be too long
+        # of a name that is too long, `os.path.exists` says that it does not exist
+        existing = (p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
         file = next((p for p in existing if not p.is_dir()), None)
         if file is not None:
             raise StorageError(

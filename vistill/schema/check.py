@@ -341,8 +341,8 @@ def other_key_fix(full: str, value: Any, meant: str, source: Source, is_neighbou
     if is_neighbour:
         # the file has the meant key too where the unknown one cannot get its name
         fix = source.rename(path, last) or deleted
-        return fix or f"write {last} in place of {full} in {source.place(path)}"
+        return fix or f"in {source.place(path)}, write {last} in place of {full}"
     setting = source.setting(meant, value, path)
     if deleted:
         return f"{deleted}   and then   {setting}"
-    return f"write {meant} in place of {full} in {source.place(path)}"
+    return f"in {source.place(path)}, write {meant} in place of {full}"

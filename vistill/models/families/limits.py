@@ -21,7 +21,7 @@ def tokens_of_large_images(image_tokens: Callable[[PilImage], int]) -> set[int]:
 
 
 def image_limit_error(limit: int, what: str, why: str, possible: int | None = None) -> ConfigError:
-    """C101 for a limit of image tokens that a model does not keep; `possible` is one that it does."""
+    """C101 for a limit of image tokens that a model does not keep; `possible` is one it keeps."""
     what = f"data.max_image_tokens = {limit}, but {what}"
     none = "data.max_image_tokens=null"
     fix = none if possible is None else f"data.max_image_tokens={possible}   or   {none}"
