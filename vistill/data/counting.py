@@ -12,12 +12,16 @@ from vistill.errors import DataError
 MAX_READ = 64 << 20
 
 
-def count_training_rows(settings: DataSettings) -> int | None:
+def count_training_rows(settings: DataSettings, max_read: int = MAX_READ) -> int | None:
     """How many rows a run trains on; None for a source that is not on this machine.
 
     Rows are read as in a run: those that cannot be read or lack a picture do not count, nor do
     those that are held out. Pictures are not opened, so a row whose picture is missing counts. Of a
     large file only the lines are counted.
+
+    Args:
+        settings: of a recipe.
+        max_read: bytes of the largest files that are read.
 
     Raises:
         DataError: D101 to D105, the source cannot be read.
@@ -28,7 +32,7 @@ def count_training_rows(settings: DataSettings) -> int | None:
     elif source.startswith("hf:") or "://" in source:
         return None
     else:
-        is_large = sum(file.stat().st_size for file in files_of(source)) > MAX_READ
+        is_large = sum(file.stat().st_size for file in files_of(source)) > max_read
         lines = count_rows(source, settings.limit) if is_large else None
         total = count_usable_rows(settings) if lines is None else lines
     held_out = 0 if settings.eval or settings.holdout >= total else settings.holdout

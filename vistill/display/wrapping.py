@@ -76,7 +76,10 @@ def fit_pasted(line: str, columns: int, label: str) -> list[str]:
     for part in GAP.split(line[len(start) :].strip()):
         is_between = BETWEEN.match(part) is not None
         fits = cell_len(row) + (0 if begins else 3) + cell_len(part) <= columns
-        if not (begins or follows_between) and (is_between or not fits):
+        first = SHELL_WORD.match(part)
+        fits_begin = cell_len(row) + 3 + cell_len(first[0] if first else part) + 2 <= columns
+        is_next = not fits_begin if follows_between else is_between or not fits
+        if not begins and is_next:
             rows.append(row)
             row, begins = indent, True
         words = break_part(part, row + ("" if begins else "   "), columns, indent + CONTINUED)

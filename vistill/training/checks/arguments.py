@@ -57,7 +57,7 @@ def check_options(
     for name, value in options.items():
         if name in known:
             continue
-        keys = keys_named(name) if other_names is not None else []
+        keys = keys_named(name) if other_names is not None and name != "eval" else []
         keys += [key] if (key := (other_names or {}).get(name)) and key not in keys else []
         why = f"known here: {', '.join(known)}"
         meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
