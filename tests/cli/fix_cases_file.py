@@ -1,4 +1,4 @@
-"""Mistakes that stand in a recipe file: the fix changes the file, or what is pasted wins over it."""
+"""Mistakes in a recipe file: the fix changes the file, or what is pasted wins over it."""
 
 import os
 

@@ -325,5 +325,5 @@ def every_response_is_cut_off_at_the_last_position(place):
 
 @situation("S601", first=True)
 def a_run_folder_cannot_be_made(place):
-    """Nobody creates a folder in /proc, root neither."""
+    """No user can create a folder in /proc, root neither."""
     start(place, "run=/proc/nowhere/run")

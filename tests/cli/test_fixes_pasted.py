@@ -5,7 +5,6 @@ import importlib
 import inspect
 import os
 import re
-import shlex
 import subprocess
 import sys
 

@@ -69,7 +69,8 @@ def test_every_group_of_a_recipe_has_its_class_in_vistill():
 
 def test_settings_classes_are_imported_without_torch():
     names = [kind for _, kind in GROUPS.values()]
-    code = f"import sys, vistill\n[getattr(vistill, n) for n in {names}]\nassert 'torch' not in sys.modules"
+    code = f"import sys, vistill\n[getattr(vistill, n) for n in {names}]\n"
+    code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

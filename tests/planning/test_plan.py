@@ -24,6 +24,7 @@ from vistill.recipe_files import shipped_recipes
 from vistill.studies.plan import PlanOptions, check_fits, plan_stages
 
 RECIPE = "va_opd_qwen3vl_8b_to_2b.yaml"
+COLUMNS = ["data.columns.prompt=question", "data.columns.answer=answer", "data.eval="]
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/results/gpu.json"
 
 
@@ -268,7 +269,7 @@ def test_the_rows_of_a_file_are_counted_as_a_run_counts_them(tmp_path):
     rows[4] = {"images": ["a.png"], "answer": "1"}
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n{broken\n")
-    words = [f"data.train={file}", "data.text_only=drop", "data.max_bad_share=1"]
+    words = [f"data.train={file}", "data.text_only=drop", "data.max_bad_share=1", *COLUMNS]
     assert plan_of(RECIPE, *words, "data.holdout=10").rows == 28
     assert plan_of(RECIPE, *words, f"data.eval={file}").rows == 38
     assert plan_of(RECIPE, *words, "data.text_only=plain", "data.holdout=0").rows == 39
@@ -289,7 +290,7 @@ def test_the_rows_of_a_file_are_counted_as_a_run_counts_them(tmp_path):
 def test_a_plan_says_why_rows_are_not_counted(words, reason, tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text(json.dumps({"question": "?", "images": ["a.png"], "answer": "1"}) + "\n")
-    plan = plan_of(RECIPE, f"data.train={file}", words)
+    plan = plan_of(RECIPE, f"data.train={file}", *COLUMNS, words)
     assert plan.cost.steps is None
     assert reason in format_plan(plan, "run")
 
