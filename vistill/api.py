@@ -24,6 +24,7 @@ from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import run_selftest
 from vistill.phases import count_items, open_phase, report_phases
+from vistill.python_fixes import fixes_in_python, in_python
 from vistill.registry import load_plugins, tasks
 from vistill.report.page import write_report
 from vistill.rollouts.build import make_engine
@@ -32,6 +33,7 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, to_json, write_json
 from vistill.runtime import quiet_libraries
+from vistill.schema.other_trainers import OUR_KEYS
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
 from vistill.training.checks.arguments import (
@@ -95,7 +97,8 @@ class Run:
 
     def export(self, to: str | Path | None = None, *, dtype: str = "", push: str = "") -> Exported:
         """Write the student with a model card for transformers and vLLM (`vistill/export.py`)."""
-        return export_model(self.path, to, dtype=dtype, push=push)
+        with fixes_in_python(f"Run({str(self.path)!r}).export", ("to", "dtype", "push")):
+            return export_model(self.path, to, dtype=dtype, push=push)
 
     def _repr_html_(self) -> str:
         """The run in a notebook: before, after, student."""
@@ -162,7 +165,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str])
 def train_setup(setup: RunSetup, progress: Progress | None, accept: Sequence[str]) -> Run:
     """Build, train and write the results: the same for a recipe and for Python."""
     if progress is None:
-        with RunDisplay() as display:
+        with RunDisplay(has_summary=True) as display:
             finished = train_setup(setup, display.show, accept)
             display.print_text(run_summary(finished.path))
         return finished
@@ -182,7 +185,7 @@ def write_run_report(path: Path) -> Run:
 
 
 class DistillOptions(TypedDict, total=False):
-    """Optional keyword arguments of `distill`; each has the class defaults of the recipe."""
+    """Optional arguments of `distill`, such as `train=vistill.TrainSettings(lr=1e-5)`."""
 
     eval_prompts: Sequence[Prompt]
     train: TrainSettings
@@ -199,6 +202,10 @@ class DistillOptions(TypedDict, total=False):
     plugins: Sequence[str | Path]
 
 
+OPTIONS = tuple(DistillOptions.__annotations__)
+
+
+@in_python("distill", "student", "teacher", "prompts", "objective", "out", *OPTIONS)
 def distill(
     student: VLM,
     teacher: VLM | None,
@@ -220,9 +227,9 @@ def distill(
         objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or a class of
             your own.
         out: run folder; an unfinished run in it is resumed.
-        **options: see `DistillOptions`.
+        **options: see `vistill.DistillOptions`.
     """
-    check_distill_arguments(options, list(DistillOptions.__annotations__), out)
+    check_distill_arguments(options, OPTIONS, out, OUR_KEYS)
     load_plugins(options.get("plugins", ()))
     check_model(student, "student")
     if teacher is not None:
@@ -241,8 +248,6 @@ def distill(
     settings: dict[str, Any] = {
         f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed
     }
-    if isinstance(settings.get("views"), ViewContext):
-        settings["views"] = view_settings(settings["views"])
     folder = RunFolder(Path(out))
     folder.check_writable()
     with folder.locked():
@@ -252,12 +257,6 @@ def distill(
             store_inputs(folder, recipe, given)
             setup = make_setup(recipe, folder, given=given, objective=objective)
             return train_setup(setup, options.get("progress"), options.get("accept", ()))
-
-
-def view_settings(context: ViewContext) -> ViewSettings:
-    """The settings of a recipe behind the parameters of the views."""
-    drawn = (context.degrade, context.thought, context.noise)
-    return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(

@@ -20,7 +20,15 @@ from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
 from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
-from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
+from vistill.schema.check import (
+    PYTHON_OVERRIDES,
+    Source,
+    checked_knobs,
+    missing_key,
+    other_knobs_error,
+    settings_from,
+    wrong_value,
+)
 from vistill.strict_yaml import fill_word, parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe
 
@@ -117,12 +125,12 @@ def load_stages(
     tree = parse_text(text, file)
     is_mapping = isinstance(overrides, Mapping)
     pairs = dict(overrides) if is_mapping else split_overrides(overrides)
-    origins = dict.fromkeys(pairs, "overrides" if is_mapping else "command line")
+    origins = dict.fromkeys(pairs, PYTHON_OVERRIDES if is_mapping else "command line")
     override(tree, pairs)
     stages = tree.pop("stages", None)
     if stages is None:
-        return {"run": build_recipe(tree, text, file.name, overrides=origins)}
-    check_stages(stages, tree, Source(text, file.name, all_keys()))
+        return {"run": build_recipe(tree, text, file, overrides=origins)}
+    check_stages(stages, tree, Source(text, file, all_keys()))
     fill_word(tree, ("student.model", "teacher.model"), "{run}", tree["run"])
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
@@ -142,7 +150,7 @@ def load_stages(
             if key not in own
         }
         with naming_stage(name, own):
-            recipes[name] = build_recipe(branch, text, file.name, overrides=own_origins)
+            recipes[name] = build_recipe(branch, text, file, overrides=own_origins, stage=name)
     return recipes
 
 
@@ -295,24 +303,26 @@ def drop_other_methods(branch: dict[str, Any], base: Mapping[str, Any]) -> None:
 def build_recipe(
     tree: dict[str, Any],
     text: str = "",
-    name: str = "recipe",
+    name: str | Path = "recipe",
     started: str = "",
     overrides: Mapping[str, str] | None = None,
+    stage: str = "",
 ) -> Recipe:
     """Validate a tree of values.
 
     Args:
         tree: the recipe's keys.
         text: the file it was read from, for line numbers.
-        name: the file's name, for messages.
+        name: the file, or its name for messages where it is not on disk.
         started: the run folder whose plug-ins are meant; by default the `run` of the tree.
         overrides: keys that do not come from the file, with where they come from, for messages.
+        stage: the stage of the file that the tree is of.
 
     Raises:
         ConfigError: C001, C002, C101 to C103, C105, C106.
     """
     tree, method = dict(tree), tree.get("method")
-    source = Source(text, name, all_keys(str(method)), overrides or {})
+    source = Source(text, name, all_keys(str(method)), overrides or {}, stage)
     schemas = method_schemas()
     if not isinstance(method, str) or method not in schemas:
         raise unknown_method(str(method or ""), str(tree.get("run")), source.place(("method",)))
@@ -327,22 +337,6 @@ def build_recipe(
         raise with_way_back(error, tree, started or str(tree.get("run"))) from error
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
-
-
-def other_knobs_error(other: str, method: str, source: Source) -> ConfigError:
-    """C101 for knobs of another method; the fix leaves out what was given next to the file."""
-    given = [key for key in source.overrides if parts_of(key)[0] == other]
-    where = source.place((other,))
-    remove = f"remove the block {other}: from the recipe"
-    if given:
-        remove = f"the same {where.replace(' line', '')} without {' and '.join(given)}"
-    return ConfigError(
-        "C101",
-        f'knobs of "{other}", but the method is "{method}"',
-        where=where,
-        why=f"{' and '.join(given) or 'a knob'} belongs to the method that uses it",
-        fix=f"{remove}   or   method={other}" if given else f"method={other}   or {remove}",
-    )
 
 
 def unknown_method(method: str, run: str, where: str) -> ConfigError:

@@ -19,7 +19,7 @@ from vistill.errors import ConfigError, StorageError, in_place_of, quote_command
 from vistill.models.export import PRECISIONS, WrittenModel, weights_bytes, write_model
 from vistill.report.model_card import CardFacts, base_name, model_card
 from vistill.report.run_data import RunData, read_run
-from vistill.runs.chosen_student import resolve_model
+from vistill.runs.chosen_student import finish_fix, resolve_model
 from vistill.runs.folder import CHECKPOINT, checkpoints_in
 from vistill.runs.hub import offline_is_set
 from vistill.runs.recipe_changes import unused_folder
@@ -111,7 +111,9 @@ def export_model(
     """
     quiet_libraries()
     if dtype and dtype not in PRECISIONS:
-        raise option_error("--dtype", dtype, " or ".join(f"--dtype {name}" for name in PRECISIONS))
+        raise option_error(
+            "--dtype", dtype, "   or   ".join(f"--dtype {name}" for name in PRECISIONS)
+        )
     if push and not REPOSITORY.fullmatch(push):
         raise option_error("--push", push, "--push OWNER/NAME")
     source = find_source(str(target))
@@ -166,7 +168,7 @@ def unfinished_export_error(folder: Path) -> StorageError:
         f"the run {folder} has no chosen student yet",
         where=str(folder),
         why="the run is not finished: result.json names the chosen checkpoint at its end",
-        fix=in_place_of(newest, str(folder)) if newest else "vistill train RECIPE   to finish it",
+        fix=in_place_of(newest, str(folder)) if newest else finish_fix(folder),
     )
 
 

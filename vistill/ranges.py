@@ -11,12 +11,12 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from vistill.errors import ConfigError, quote_setting
+from vistill.errors import ConfigError, closest, quote_setting
 
 #: JSON schema's name of each type that a field may have.
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -111,10 +111,44 @@ def misfit(key: str, value: Any, schema: Mapping[str, Any], default: Any) -> Con
         )
     quoted = isinstance(value, str) and not accepts_text(schema)
     hint = "; a value in quotes is text" if quoted and fits(schema, number_in(value)) else ""
-    proposed = number_in(value) if hint else default
-    text = "VALUE" if proposed is dataclasses.MISSING else typed(proposed)
+    text = "VALUE" if default is dataclasses.MISSING else typed(default)
+    if isinstance(value, list | tuple) and (items := meant_items(value, schema)):
+        text = items
+    elif quoted:
+        text = typed(number_in(value)) if hint else meant(value, schema) or text
     what, why = f"{key} cannot be {shown(value)}", f"it must be {describe(schema)}{hint}"
     return ConfigError("C002", what, why=why, fix=quote_setting(key, text))
+
+
+def meant(value: str, schema: Mapping[str, Any]) -> str:
+    """The value that a text probably stands for, as it is typed; empty if none is close.
+
+    `1e-5x` is 1e-5, `5 %` 0.05, `True` true, and `cosin` the choice `cosine`.
+    """
+    kinds = schema.get("anyOf", [schema])
+    choices = [typed(one) for kind in kinds for one in kind.get("enum", ())]
+    near = closest(value, choices)
+    if near:
+        return near[0]
+    if items := meant_items([value], schema):
+        return items
+    words = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false",
+             "off": "false", "none": "null"}  # fmt: skip
+    word = words.get(value.strip().lower(), "")
+    if word and fits(schema, json.loads(word)):
+        return word
+    number = re.match(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)", value)
+    if number is None:
+        return ""
+    text = f"{float(number[1]) / 100:g}" if number[2] else number[1]
+    return text if fits(schema, number_in(text)) else ""
+
+
+def meant_items(values: Sequence[Any], schema: Mapping[str, Any]) -> str:
+    """A list of choices that are probably meant, as it is typed; empty if one is like none."""
+    choices = [typed(one) for one in schema.get("items", {}).get("enum", ())]
+    near = [next(iter(closest(str(value), choices)), "") for value in values]
+    return f"[{','.join(near)}]" if near and all(near) else ""
 
 
 def number_in(text: Any) -> Any:

@@ -6,6 +6,7 @@ Only true and false are booleans; there are no aliases, tags, merges or twin key
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,53 @@ for tag, pattern, first in (
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A key of a YAML text with its value, in its group."""
+
+    key: yaml.ScalarNode
+    value: yaml.Node
+    group: yaml.MappingNode
+
+
+def find_entries(text: str, path: tuple[str, ...], is_whole: bool = True) -> list[Entry]:
+    """The entries that lead to a key of a YAML text, the outermost first.
+
+    An entry may name several parts at once: `train.lr: 1e-5`.
+
+    Args:
+        text: the file.
+        path: the parts of the key.
+        is_whole: whether nothing is found where only parents of the key exist.
+    """
+    path = tuple(parts_of(".".join(path)))
+    try:
+        entries = entries_below(yaml.compose(text, yaml.SafeLoader), path)
+    except yaml.YAMLError:
+        return []
+    return entries if not is_whole or num_parts(entries) == len(path) else []
+
+
+def entries_below(node: yaml.Node | None, path: tuple[str, ...]) -> list[Entry]:
+    """The entries of a node that lead to a key, or furthest towards it."""
+    furthest: list[Entry] = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        parts = tuple(parts_of(str(key.value)))
+        if path and parts == path[: len(parts)]:
+            entries = [Entry(key, value, node), *entries_below(value, path[len(parts) :])]
+            furthest = max(furthest, entries, key=num_parts)
+    return furthest
+
+
+def num_parts(entries: list[Entry]) -> int:
+    """How many parts of a key some entries name."""
+    return sum(len(parts_of(entry.key.value)) for entry in entries)
+
+
 def line_of(text: str, path: tuple[str, ...]) -> int | None:
     """Line (from 1) of a key in a YAML text, or of the closest parent that exists."""
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError:
-        return None
-    line = None
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key, value in node.value:
-            if key.value == part:
-                line, node = key.start_mark.line + 1, value
-                break
-        else:
-            break
-    return line
+    entries = find_entries(text, path, is_whole=False)
+    return entries[-1].key.start_mark.line + 1 if entries else None
 
 
 PLAIN_YAML = "write each key once, values without &, *, << or !   (docs/configuration.md)"

@@ -110,7 +110,7 @@ def a_generic_family_has_no_limit_of_image_tokens(place):
 
     family = SimpleNamespace(
         can_limit_image_tokens=False, processor=SimpleNamespace(image_processor=None),
-        image_tokens=lambda image: 576, describe=lambda: "generic (llava)",
+        tokens_under_limit=lambda limit: {576}, describe=lambda: "generic (llava)",
     )  # fmt: skip
     rest = "data.max_image_tokens=64"
     made(place, lambda: ProcessorFamily.limit_image_tokens(family, 64), rest)
@@ -144,3 +144,15 @@ def a_family_cannot_be_read(place):
 
     config = {"model_type": "mllama", "vision_config": {}}
     made(place, lambda: check_family(config, "a model", "teacher"))
+
+
+@situation("C101")
+def a_limit_of_image_tokens_is_below_what_a_processor_keeps(place):
+    from vistill.models.families.processor_family import ProcessorFamily
+
+    family = SimpleNamespace(
+        can_limit_image_tokens=True, processor=SimpleNamespace(image_processor=None),
+        tokens_under_limit=lambda limit: {16}, describe=lambda: "generic (smolvlm)",
+        possible_limit=lambda images, tokens: tokens,
+    )  # fmt: skip
+    made(place, lambda: ProcessorFamily.limit_image_tokens(family, 4), "data.max_image_tokens=4")

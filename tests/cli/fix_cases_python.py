@@ -198,3 +198,22 @@ def prompts_are_one_prompt(place):
 @situation("C005")
 def overrides_are_one_text(place):
     refused(place, lambda: vistill.load_recipe("rezept ä.yaml", "train.lr=1e-5"))
+
+
+@situation("C105")
+def a_checker_of_judge_is_misspelt(place):
+    refused(place, lambda: vistill.judge("42", "42", checker="maths"))
+
+
+@situation("C001", first=True)
+def a_setting_is_passed_to_distill(place):
+    from vistill.schema.other_trainers import OUR_KEYS
+    from vistill.training.checks.arguments import check_options
+
+    names = [*vistill.DistillOptions.__annotations__]
+    refused(place, lambda: check_options({"min_lr": 0.1}, names, other_names=OUR_KEYS))
+
+
+@situation("C002", first=True)
+def a_value_of_settings_is_a_text(place):
+    refused(place, lambda: vistill.TrainSettings(lr="1e-5x"))

@@ -198,10 +198,26 @@ def a_setting_of_a_run_is_masked(place):
     change_json(folder / "run.lock.json", masked=["data.system"])
 
 
-@situation("S605", RECIPE=RECIPE_FILE)
+@situation("S605", first=True)
 def the_student_is_a_run_that_is_not_finished(place):
+    """The fix is the command that started it."""
     folder = start_trained(place, "run=läufe/neu 'student.model=läufe/erster lauf'")
     (folder / "result.json").unlink()
+
+
+@situation("S605", RECIPE=RECIPE_FILE)
+def the_recipe_of_an_unfinished_run_was_elsewhere(place):
+    folder = start_trained(place, "run=läufe/neu 'student.model=läufe/erster lauf'")
+    (folder / "result.json").unlink()
+    change_json(folder / "run.lock.json", command="vistill train anderswo.yaml")
+
+
+@situation("S605")
+def an_unfinished_run_was_started_in_python(place):
+    folder = start_trained(place, "run=läufe/neu 'student.model=läufe/erster lauf'")
+    (folder / "result.json").unlink()
+    change_json(folder / "run.lock.json", command="mein.py")
+    place.write(f"{RUN}/data/train.jsonl", "")
 
 
 @situation("S606")
@@ -305,3 +321,9 @@ def start_with_positions(place, count):
 @situation("R401")
 def every_response_is_cut_off_at_the_last_position(place):
     start_with_positions(place, 41)
+
+
+@situation("S601", first=True)
+def a_run_folder_cannot_be_made(place):
+    """No user can create a folder in /proc, root neither."""
+    start(place, "run=/proc/nowhere/run")

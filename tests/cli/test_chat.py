@@ -246,7 +246,7 @@ def test_a_run_gives_sampling_and_system_message_and_offers_its_base(
     assert "temperature 0, top_p 0.95, at most 12 tokens" in err
     assert "system    Be brief." in err
     assert "not added here, but training asked so: {prompt} / Use \\boxed{}." in err
-    assert re.search(r"compare .*--before /.*assets/student", err)
+    assert "compare   --before vistill:student   the model before training" in err
 
 
 READING = TokenReading(

@@ -1,5 +1,6 @@
 """`vistill check`: everything that can be known before step 1; `--fast` without torch."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from conftest import REPO
 from PIL import Image
 
 from vistill.errors import ConfigError, ModelError, StorageError, VistillError
+from vistill.runs.folder import RunFolder
 from vistill.studies.check import check, format_table
 from vistill.studies.shown_rows import wrong_answer
 from vistill.types import Prompt
@@ -310,3 +312,58 @@ def test_a_mistake_in_the_new_settings_comes_before_a_started_run(started):
         with pytest.raises(VistillError) as caught:
             check(str(started), [word], fast=True)
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("run", ["/proc/nowhere/run", "/proc/run", "a" * 300])
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, run):
+    """`check` said ok once, and the run ended with S601 after its models were loaded."""
+    file = tmp_path / "r.yaml"
+    file.write_text(SMALL)
+    with contextlib.chdir(tmp_path):
+        with pytest.raises(StorageError) as caught:
+            check(str(file), [f"run={run}"], fast=True)
+        assert caught.value.code == "S601"
+        assert len(caught.value.render()) < 600
+        check(str(file), [caught.value.fix], fast=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]  # it leaves nothing behind
+
+
+def test_a_run_that_has_started_is_tried_in_its_own_folder(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "mine").write_text("a")
+    run.try_to_write()
+    assert [path.name for path in run.path.iterdir()] == ["mine"]
+
+
+def test_a_model_type_that_transformers_does_not_know_is_refused_without_weights(tmp_path):
+    """The fast check once passed what the full check refuses with M105."""
+    import transformers
+
+    model = tmp_path / "model"
+    model.mkdir()
+    file = tmp_path / "r.yaml"
+    file.write_text(SMALL)
+    config = {"model_type": "zebra_vl", "vision_config": {}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        check(str(file), [f"run={tmp_path / 'x'}", f"student.model={model}"], fast=True)
+    assert caught.value.code == "M105"
+    assert transformers.__version__ in caught.value.why
+
+
+def test_the_types_that_transformers_knows_are_those_of_its_table():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from vistill.runs.model_families import transformers_types
+
+    assert transformers_types() == {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+
+
+SMALL = """\
+run: runs/x
+method: opd
+student: {model: 'vistill:student'}
+teacher: {model: 'vistill:teacher'}
+data: {train: diagrams}
+"""

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import os
 import re
-import shlex
 import subprocess
 import sys
 
@@ -16,12 +15,13 @@ from fix_cases import DATA_FILE, SITUATIONS, start, try_fixes
 from fix_shell import Place, alternatives, run_python
 from fix_sites import sites
 
+import vistill
 from vistill.data.text_files import read_text_file
 from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.training.settings import RewardSettings
 
 for module in ("recipe", "rows", "data", "runs", "models", "plugins", "built", "python",
-               "student", "inputs", "families", "judge", "shapes", "plan", "tables"):  # fmt: skip
+               "student", "inputs", "families", "judge", "shapes", "plan", "tables", "file"):  # fmt: skip
     importlib.import_module(f"fix_cases_{module}")
 
 #: Forms of a fix that no situation shows, each with the reason.
@@ -142,8 +142,8 @@ def test_a_fix_is_split_into_what_can_be_pasted():
 def test_the_proposed_pattern_finds_a_boxed_answer(pattern):
     with pytest.raises(ConfigError) as caught:
         RewardSettings(pattern=pattern)
-    (word,) = shlex.split(caught.value.fix)
-    assert re.search(word.partition("=")[2], r"The answer is \boxed{7}.")
+    settings = eval(caught.value.fix, {"vistill": vistill})
+    assert re.search(settings.pattern, r"The answer is \boxed{7}.")
 
 
 def test_a_command_that_shows_a_line_shows_this_line(tmp_path):

@@ -496,3 +496,20 @@ def test_a_column_of_options_that_cannot_be_read_is_named():
     assert "the column options is not used: most cells are no options (D104)" in text
     rows(images="A.PNG", file="case.jsonl")
     assert 'did you mean "a.png"?' in init_recipe("opd", "case.jsonl")[0]
+
+
+@pytest.mark.parametrize(("config", "limit"), [
+    ({"model_type": "llava_onevision"}, None),
+    ({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}, None),
+    ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}}, 1024),
+    ({"model_type": "qwen2_5_vl"}, 1024),
+    ([], 1024),
+])  # fmt: skip
+def test_a_family_without_a_limit_of_image_tokens_gets_none(config, limit):
+    """1024 was written for every family, and `check` refused it (C101)."""
+    Path("model").mkdir()
+    Path("model/config.json").write_text(json.dumps(config))
+    rows()
+    write_recipe("opd", "model", "vistill:teacher", "data.jsonl")
+    tree = parse_text(Path("opd.yaml").read_text(), Path("opd.yaml"))
+    assert tree["data"]["max_image_tokens"] == limit

@@ -81,7 +81,8 @@ def test_every_share_stands_with_the_rows_it_is_taken_on():
     lines = summary_table(summary).splitlines()
     assert lines[0] == "300 questions, 8 responses each; 88 rows without a gold answer left out"
     ends = {line[:22].strip(): line.split("   ")[-1] for line in lines[1:]}
-    assert ends["accuracy, T = 1"] == "95 % [0.450, 0.550]"
+    assert ends["accuracy, T = 1"] == "95 % [45.0, 55.0]"
+    assert lines[1].split("   ")[-2].strip() == "50.0 %"
     assert ends["accuracy, greedy"] == "on 200 questions"
     assert ends["image pixelated"] == "on 190 questions"
     assert ends["image swapped"] == "on 150 questions"

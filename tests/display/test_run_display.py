@@ -13,6 +13,7 @@ from vistill import phases
 from vistill.display.run_display import STATUS_VARIABLE, RunDisplay, is_notebook
 from vistill.display.run_summary import run_summary
 from vistill.display.time_left import TimeLeft, duration_text
+from vistill.evaluation.unparsed import unparsed_warning
 from vistill.phases import (
     RESPONSES,
     PhaseProgress,
@@ -189,6 +190,20 @@ def test_an_evaluation_shows_a_response_with_its_verdict():
         EVALUATION | {"response": RESPONSE | {"extracted": None, "rule": "", "reason": ""}}
     )
     assert stream.getvalue().splitlines()[-1] == "  wrong     no answer; gold 42"
+
+
+def test_a_warning_of_the_last_evaluation_stands_once_where_a_table_follows():
+    warning = {"event": f"WARNING: {unparsed_warning({'unparsed_share': 0.5})}"}
+    for has_summary, count in ((True, 1), (False, 2)):
+        stream = io.StringIO()
+        display = RunDisplay(stream, ticks=False, has_summary=has_summary)
+        display.show(EVALUATION | {"step": 0})
+        display.show(warning)
+        display.show(EVALUATION | {"step": EVALUATION["steps"]})
+        display.show(warning)
+        display.show({"event": "note: another event"})
+        assert stream.getvalue().count("WARNING") == count
+        assert "another event" in stream.getvalue()
 
 
 # ---- the end ----

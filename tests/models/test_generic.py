@@ -1,6 +1,7 @@
 """The contract of `generic` on tiny models of the real classes of thirteen model types."""
 
 import dataclasses
+import re
 
 import pytest
 import tiny_families
@@ -317,6 +318,11 @@ def test_a_limit_of_image_tokens_is_met_or_refused(name):
         if name != "llava_onevision":  # every image has the same tokens: a larger limit is met
             family.limit_image_tokens(1024)
         return
+    with pytest.raises(ConfigError) as caught:
+        build_family(name).family.limit_image_tokens(0)
+    proposed = re.match(r"data\.max_image_tokens=(\d+)   or   ", caught.value.fix)
+    assert proposed is not None
+    build_family(name).family.limit_image_tokens(int(proposed[1]))
     family.limit_image_tokens(6)
     sizes = ((640, 480), (100, 700), (900, 900))
     assert all(0 < family.image_tokens(Image.new("RGB", size)) <= 6 for size in sizes)

@@ -196,6 +196,8 @@ def test_vocabularies_are_compared_by_content_not_by_size(student, tiny_folder):
     with pytest.raises(ModelError) as caught:
         check_pair(student, build_tiny(TinySize(layers=1), other_tokenizer, 0))
     assert caught.value.code == "M101"
+    # the student is what is trained, so another teacher comes first
+    assert caught.value.fix.startswith("teacher.model=FOLDER_OR_HUB_ID   of a model with the")
 
 
 def test_different_image_grids_are_an_error(student, tokenizer):

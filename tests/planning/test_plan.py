@@ -6,9 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_llava import build_llava
 
 from vistill.cli.main import entry
+from vistill.config import load_recipe
+from vistill.data.counting import count_training_rows
+from vistill.data.loading import load_train_and_eval
+from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.planning.gpus import GPUS, PROFILES, find_gpu
 from vistill.planning.memory import GIB
@@ -19,6 +24,7 @@ from vistill.recipe_files import shipped_recipes
 from vistill.studies.plan import PlanOptions, check_fits, plan_stages
 
 RECIPE = "va_opd_qwen3vl_8b_to_2b.yaml"
+COLUMNS = ["data.columns.prompt=question", "data.columns.answer=answer", "data.eval="]
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/results/gpu.json"
 
 
@@ -261,3 +267,42 @@ def test_a_stage_is_planned_alone(monkeypatch, tmp_path, capsys):
     code, _, err = run_verb(["plan", "demo.yaml", "--stage", "vgs"], capsys)
     assert code == 2
     assert "--stage opd" in err
+
+
+def test_the_rows_of_a_file_are_counted_as_a_run_counts_them(tmp_path):
+    """`plan` gave no hours for the user's own file unless `--rows` stated them."""
+    rows = [{"question": f"{n}?", "images": ["a.png"], "answer": "1"} for n in range(40)]
+    rows[3] = {"question": "no picture", "answer": "1"}
+    rows[4] = {"images": ["a.png"], "answer": "1"}
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n{broken\n")
+    words = [f"data.train={file}", "data.text_only=drop", "data.max_bad_share=1", *COLUMNS]
+    assert plan_of(RECIPE, *words, "data.holdout=10").rows == 28
+    assert plan_of(RECIPE, *words, f"data.eval={file}").rows == 38
+    assert plan_of(RECIPE, *words, "data.text_only=plain", "data.holdout=0").rows == 39
+    assert plan_of(RECIPE, *words, "data.limit=20", "data.holdout=5").rows == 15
+    assert plan_of(RECIPE, *words, sizes=Sizes(rows=7)).rows == 7
+    assert "hours" in format_plan(plan_of(RECIPE, *words), "run")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    settings = load_recipe(RECIPE, [*words, "data.holdout=10"]).data
+    loaded, _ = load_train_and_eval(settings)
+    assert len(loaded.prompts) == 28
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    ("data.train=nowhere.jsonl", "nowhere.jsonl does not exist"),
+    ("data.train=hf:owner/name", "the data is not on this machine"),
+    ("data.columns.prompt=zebra", 'column "zebra" not in'),
+])  # fmt: skip
+def test_a_plan_says_why_rows_are_not_counted(words, reason, tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps({"question": "?", "images": ["a.png"], "answer": "1"}) + "\n")
+    plan = plan_of(RECIPE, f"data.train={file}", *COLUMNS, words)
+    assert plan.cost.steps is None
+    assert reason in format_plan(plan, "run")
+
+
+def test_lines_of_a_large_file_are_counted(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("{}\n" * 50)
+    assert count_training_rows(DataSettings(train=str(file), holdout=10), max_read=10) == 40

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vistill.data.sources import DATA_SUFFIXES, files_of
 from vistill.errors import ConfigError, DataError, closest, quote_command, quote_path
 from vistill.redaction import mask_secrets
 from vistill.registry import plugin_words
+from vistill.runs.model_families import has_token_limit
 from vistill.schema import recipe_schema
 
 #: The schema that an editor completes and validates by. It lies next to the recipe, so that both
@@ -42,7 +44,7 @@ data:
   template: {template}              # {{choices}} is filled in too
 {index_base}  text_only: error                  # error | drop | plain: rows without a picture
   on_bad_row: quarantine            # quarantine | stop
-  max_image_tokens: 1024            # of one image; Qwen3-VL alone would take up to 16,384
+  max_image_tokens: {limit}            # of one image; {limit_note}
 
 rollout:
   per_prompt: 4                     # K sibling responses
@@ -101,6 +103,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
     evaluated = facts.judged or data == "diagrams"
     options = ("--student", student, "--teacher", teacher, "--data", data)
+    limit, limit_note = image_limit(student)
     text = TEMPLATE.format(
         schema=SCHEMA_NAME,
         command=one_line(quote_command("vistill", "init", name, *options)),
@@ -119,6 +122,8 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
         else "",
         eval=plain(facts.eval),
         holdout=facts.holdout,
+        limit=limit,
+        limit_note=limit_note,
         per_step=facts.prompts_per_step,
         responses=4 * facts.prompts_per_step,
         keep_best="accuracy" if evaluated else "none",
@@ -134,6 +139,18 @@ def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
     if facts.answers.instruction and schema["x-writer"] == "data":
         notes.append("data.template asks for no form of the answer: the responses are in the data")
     return summary(file, data, notes, facts)
+
+
+def image_limit(student: str) -> tuple[str, str]:
+    """`data.max_image_tokens` for a student, with its comment; null where the family has none."""
+    file = Path(student) / "config.json"
+    config: Any = {}
+    if file.is_file():
+        with suppress(ValueError):  # `vistill check` says what is wrong with the file
+            config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config, dict) and config and not has_token_limit(config):
+        return "null", f"{config.get('model_type')} has no setting that makes it smaller"
+    return "1024", "Qwen3-VL alone would take up to 16,384"
 
 
 def check_no_folder(name: str, student: str, teacher: str, data: str) -> None:

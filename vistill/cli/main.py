@@ -122,7 +122,7 @@ def train(
         from vistill.studies.stages import run_stages
 
         warn_dropped_knobs(recipe, overrides or [])
-        with RunDisplay() as display:
+        with RunDisplay(has_summary=True) as display:
             page = run_stages(
                 recipe, overrides or [], stage, [k for k in accept.split(",") if k], display.show
             )

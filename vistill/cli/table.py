@@ -92,10 +92,15 @@ def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
         if value is None:
             continue
         low, high = summary.get(f"{key}_low"), summary.get(f"{key}_high")
-        band = f"   95 % [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+        is_share = UNITS.get(key) != "tokens"
+        scale, form, unit = (100, ".1f", " %") if is_share else (1, ".3f", "")
+        has_band = low is not None and high is not None
+        band = f"   95 % [{scale * low:{form}}, {scale * high:{form}}]" if has_band else ""
         rows = summary.get(DENOMINATORS.get(key, ""))
         on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
-        lines.append(f"{name.format(temperature=temperature):<40} {value:.3f}{band}{on}")
+        lines.append(
+            f"{name.format(temperature=temperature):<40} {scale * value:{form}}{unit}{band}{on}"
+        )
     if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
         lines.append(
             "  image swapped                          not measured: no row has another image"

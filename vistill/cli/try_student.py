@@ -147,6 +147,7 @@ def run_chat(
     line = CountLine()
     line.show("loading libraries")
     from vistill.export import find_bases, find_source
+    from vistill.runs.model_not_found import model_name
     from vistill.studies.chat import make_question, open_chat, open_picture
 
     line.clear()
@@ -162,7 +163,7 @@ def run_chat(
         conversation = open_chat(recipe, others["before"], others["teacher"], poll, line.show)
     line.clear()
     bases = find_bases(find_source(model))
-    introduce(conversation, shlex.quote(bases[0]) if bases else "")
+    introduce(conversation, shlex.quote(model_name(bases[0])) if bases else "")
     terminal = Terminal(conversation, pictures, html, line)
     if question is None:
         terminal.converse()

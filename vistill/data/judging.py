@@ -8,7 +8,7 @@ from vistill.answers.judge import Question, verdict_of
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
 from vistill.data.gold import read_gold, read_options
-from vistill.errors import ConfigError, DataError
+from vistill.errors import ConfigError, DataError, closest
 from vistill.registry import checkers
 from vistill.types import Prompt
 
@@ -71,7 +71,8 @@ def judge(
     if take not in get_args(Take):
         why = "it chooses which commitment of the reply counts"
         raise argument_error(f"take is {take!r:.60}", why, 'pass take as "first" or "last"')
-    checkers.require("checker", checker)
+    near = next(iter(closest(checker, checkers.names())), "auto")
+    checkers.require("checker", checker, f"vistill.judge(..., checker={near!r})")
     try:
         if isinstance(gold, list | tuple) and not gold:  # none is right
             golds, options = (), read_options(choices, WHERE)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vistill.errors import ConfigError
+from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 
 Version = Literal["text_dominant", "text_lite", "vision_dominant", "vision_only"]
@@ -82,6 +83,7 @@ class DiagramData:
         check_ranges(self)
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class DataSettings:
     """Training and evaluation rows: source, columns, wording, and what to do with bad rows."""

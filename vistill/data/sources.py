@@ -213,16 +213,20 @@ USUAL_COLUMNS = {
 def column_fix(
     key: str, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Settings that name a similar or usual column, or that leave the column empty."""
+    """Settings that name a similar or usual column, or that leave the column empty.
+
+    Rows without pictures are refused (D204) unless the recipe says what to do with them.
+    """
     usual = [column for column in USUAL_COLUMNS.get(key, ()) if column in columns]
     usual += picture_columns(rows) if key == "images" else []
     candidates = [*closest(name, columns, cutoff=0.8), *usual]
     renamed = [quote_setting(f"data.columns.{key}", candidates[0])] if candidates else []
+    named = renamed or [f"data.columns.{key}=COLUMN   one of: {', '.join(columns)}"]
+    if key == "images":
+        plain = "data.columns.images= data.text_only=plain"
+        return f"{named[0]}   or, for questions without pictures,   {plain}"
     empty = [] if key == "prompt" else [f"data.columns.{key}="]
-    return (
-        "   or   ".join([*renamed, *empty])
-        or f"data.columns.{key}=COLUMN   one of: {', '.join(columns)}"
-    )
+    return "   or   ".join([*renamed, *empty] or named)
 
 
 def check_columns(source: str, settings: DataSettings, layout: Layout) -> None:

@@ -26,6 +26,7 @@ from vistill.display.live_line import (
 )
 from vistill.display.time_left import TimeLeft, duration_text
 from vistill.display.wrapping import fit_text
+from vistill.evaluation.unparsed import UNANSWERED
 from vistill.phases import (
     EVALUATING,
     LOADING_LIBRARIES,
@@ -60,6 +61,7 @@ class RunDisplay:
         stream: default: stderr, or stdout in a notebook.
         clock: seconds that only grow.
         ticks: whether a thread looks at the clock, for phases that send nothing for a while.
+        has_summary: whether a table at the end follows, with the warnings of the last evaluation.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class RunDisplay:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         ticks: bool = True,
+        has_summary: bool = False,
     ) -> None:
+        self.has_summary = has_summary
         self.stream = stream or (sys.stdout if is_notebook() else sys.stderr)
         self.clock, self.ticks = clock, ticks
         self.line = LiveLine(self.stream) if is_live(self.stream) else None
@@ -135,12 +139,18 @@ class RunDisplay:
         if "phase" in record:
             self.read_phase(PhaseProgress.from_record(record), now)
         elif "event" in record:
-            self.print_lines([f"{self.prefix()}{record['event']}"])
+            if not self.is_in_summary(str(record["event"])):
+                self.print_lines([f"{self.prefix()}{record['event']}"])
         elif "eval/accuracy" in record:
             self.read_evaluation(dict(record), now)
         elif "loss" in record:
             self.read_step(dict(record), now)
         self.refresh()
+
+    def is_in_summary(self, event: str) -> bool:
+        """Whether an event is a warning about the last evaluation, which the table repeats."""
+        last = self.evaluation.get("step", 0) == self.evaluation.get("steps")
+        return self.has_summary and last and UNANSWERED in event
 
     def read_phase(self, event: PhaseProgress, now: float) -> None:
         """Take in a phase. Writing responses begins a step."""

@@ -1,6 +1,7 @@
 """Break long lines between words on a terminal, which would break them inside of a word.
 
-A line that a user pastes stays one line: the terminal joins its rows again when it is copied.
+A command that a user pastes is broken in front of a word of the shell, and each of its rows but the
+last ends with a backslash: a shell joins them again.
 """
 
 import re
@@ -18,6 +19,18 @@ START = re.compile(r" *(?:\| )?")
 #: Lines that a user pastes: fixes and commands.
 PASTED = re.compile(r"fix +\S| *(?:\S+ +)?vistill [a-z-]+(?: (?!·)|$)|\S+ +--[a-z]")
 WORD = re.compile(r"\s*\S+")
+#: A word of a shell, with the spaces before it.
+SHELL_WORD = re.compile(r"\s*(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\]|['\"\\])+")
+#: How a part of a fix begins that is pasted into a shell: a setting, an option, or a program.
+SHELL = re.compile(
+    r"'?[a-z_][\w.]*(?::[\w.]+)?=|--[a-z]|(?:vistill|pip|git|hf|iconv|gunzip|zstd|bunzip2|xz|unzip|"
+    r"sed|python|expand|tail|unset|magick|heif-convert|dwebp|cp|vllm|\S+/python[\d.]*)\s",
+    re.ASCII,
+)
+#: Words between two things to paste.
+BETWEEN = re.compile(r"(?:or\b|and then$)")
+#: What separates the parts of a line.
+GAP = re.compile(r" {3,}")
 CONTINUED = "  "
 
 
@@ -37,7 +50,7 @@ def fit_line(line: str, columns: int, continued: str = CONTINUED) -> list[str]:
         return [line]
     label = LABEL.match(line)
     if PASTED.match(line):
-        return [line[: label.end()].rstrip(), CONTINUED + line[label.end() :]] if label else [line]
+        return fit_pasted(line, columns, label[0] if label else "")
     start = START.match(line)
     indent = (start[0] if start else "") + continued
     if label and label.end() <= columns // 2:
@@ -45,6 +58,48 @@ def fit_line(line: str, columns: int, continued: str = CONTINUED) -> list[str]:
     elif start and start[0].endswith("| "):
         indent = start[0]
     return wrap_words(WORD.findall(line), columns, indent if len(indent) <= columns // 2 else "")
+
+
+def fit_pasted(line: str, columns: int, label: str) -> list[str]:
+    """The rows of a line with something to paste; its parts stay together where they fit.
+
+    Args:
+        line: the line, with three spaces or more between its parts.
+        columns: the longest row.
+        label: what begins the line, with the spaces behind it.
+    """
+    start = label or " " * (len(line) - len(line.lstrip(" ")))
+    indent = " " * cell_len(start) if cell_len(start) <= columns // 2 else CONTINUED
+    rows, row, begins, follows_between = list[str](), start, True, False
+    if indent == CONTINUED and label:
+        rows, row = [label.rstrip()], indent
+    for part in GAP.split(line[len(start) :].strip()):
+        is_between = BETWEEN.match(part) is not None
+        fits = cell_len(row) + (0 if begins else 3) + cell_len(part) <= columns
+        first = SHELL_WORD.match(part)
+        fits_begin = cell_len(row) + 3 + cell_len(first[0] if first else part) + 2 <= columns
+        is_next = not fits_begin if follows_between else is_between or not fits
+        if not begins and is_next:
+            rows.append(row)
+            row, begins = indent, True
+        words = break_part(part, row + ("" if begins else "   "), columns, indent + CONTINUED)
+        rows += words[:-1]
+        row, begins, follows_between = words[-1], False, is_between
+    return [*rows, row]
+
+
+def break_part(part: str, row: str, columns: int, indent: str) -> list[str]:
+    """The rows of one part behind the begin of a row; those of a command end with a backslash."""
+    end = " \\" if SHELL.match(part) else ""
+    if cell_len(row + part) <= columns:
+        return [row + part]
+    rows, begins = list[str](), True
+    for word in SHELL_WORD.findall(part):
+        if not begins and cell_len(row + word) > columns - len(end):
+            rows.append(row + end)
+            row, word = indent, word.lstrip()
+        row, begins = row + word, False
+    return [*rows, row]
 
 
 def wrap_words(words: Sequence[str], columns: int, indent: str) -> list[str]:

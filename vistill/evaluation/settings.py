@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, tasks
 from vistill.rollouts.settings import NoiseName
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class EvalSettings:
     """Evaluations: accuracy at temperature 1 and greedy, the visual gap, visual advantage."""

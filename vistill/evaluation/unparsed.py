@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 #: Share of responses without an answer above which every accuracy comes with a warning.
 MUCH_UNPARSED = 0.2
+UNANSWERED = "of the responses contain no answer and count as wrong"
 
 
 def unparsed_warning(summary: Mapping[str, float]) -> str:
@@ -20,4 +21,4 @@ def unparsed_warning(summary: Mapping[str, float]) -> str:
 
 def unparsed_fact(share: float) -> str:
     """The share of the responses without an answer, and what it means."""
-    return f"{100 * share:.1f} % of the responses contain no answer and count as wrong"
+    return f"{100 * share:.1f} % {UNANSWERED}"

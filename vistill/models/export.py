@@ -30,6 +30,8 @@ SHARD_SIZE = "5GB"
 #: The question with a picture that the exported folder must read as the model does.
 PROBE_SIDES = (96, 72)
 PROBE = "What is the value of x?"
+#: Where pip finds torch and torchvision without CUDA.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,25 @@ def check_exported(folder: Path, encoder: PromptEncoder) -> list[str]:
             raise other_reading_error(folder, f"its {name} has the shape {list(read[name].shape)}")
     notes = [f"AutoProcessor reads a prompt with a picture as training: {len(expected.ids)} tokens"]
     packages = packages_of(processor)
-    install = f"pip install {' '.join(packages)}   where it is loaded or served"
-    return (
-        [*notes, f"its processor needs {' and '.join(packages)}: {install}"] if packages else notes
-    )
+    return notes + install_notes(packages)
+
+
+def install_notes(packages: Sequence[str]) -> list[str]:
+    """How to install the packages of a processor where the folder is loaded or served.
+
+    torchvision of the package index is a CUDA build: it breaks `import transformers` next to a CPU
+    build of torch.
+    """
+    if not packages:
+        return []
+    names = " ".join(packages)
+    notes = [f"its processor needs {' and '.join(packages)}: pip install {names}"]
+    if "torchvision" in packages:
+        notes.append(
+            "next to a CPU build of torch, torchvision comes from the index of that build: "
+            f"pip install torch torchvision --index-url {CPU_INDEX}"
+        )
+    return notes
 
 
 def packages_of(processor: Any) -> list[str]:

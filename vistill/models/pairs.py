@@ -112,8 +112,7 @@ def vocabulary_mismatch_error(
         "student and teacher do not share a vocabulary",
         where=f"first difference: id {first}, {words[0]!r:.30} and {words[1]!r:.30}",
         why="\n".join([*facts, "the loss compares both next-token distributions id by id"]),
-        fix=find_matching_model(student, teacher)
-        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's tokenizer",
+        fix=other_model_fix(student, teacher, "tokenizer"),
         note="padding rows of the output head are ignored; a method without a teacher:"
         " method=grpo teacher.model=",
     )
@@ -144,14 +143,30 @@ def image_grid_mismatch_error(
     is_other_grid = can_limit and student.family.image_grid() != theirs
     common = student.family.common_limit(theirs) if is_other_grid else None
     limit = f"data.max_image_tokens={common}" if common else ""
-    other_model = find_matching_model(student, teacher)
+    other_model = other_model_fix(student, teacher, "patches")
     return ModelError(
         "M102",
         "student and teacher turn the same image into different tokens",
         why="\n".join([*facts, "the loss needs one teacher row per student token"]),
-        fix="   or   ".join(fix for fix in (limit, other_model) if fix)
-        or "teacher.model=FOLDER_OR_HUB_ID   of a model with the student's patches",
+        fix="   or   ".join(fix for fix in (limit, other_model) if fix),
     )
+
+
+def other_model_fix(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder, common: str) -> str:
+    """The fix of a pair that does not match: another teacher, or a nearby model that matches.
+
+    A nearby student that matches the teacher is the second choice: the student is what is trained.
+
+    Args:
+        student: as it is.
+        teacher: as it is.
+        common: what both must have in common.
+    """
+    near = find_matching_model(student, teacher)
+    any_teacher = f"teacher.model=FOLDER_OR_HUB_ID   of a model with the student's {common}"
+    if not near.lstrip("'").startswith("student."):
+        return near or any_teacher
+    return f"{any_teacher}   or   {near}"
 
 
 def find_matching_model(student: VLM | PromptEncoder, teacher: VLM | PromptEncoder) -> str:

@@ -30,6 +30,8 @@ class Sizes:
     response_tokens: int | None = None
     rows: int | None = None
     """Training rows."""
+    rows_problem: str = ""
+    """Why the rows of the data source could not be counted."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class RunPlan:
 
     @property
     def rows(self) -> int | None:
-        """Training rows: given, drawn, or of a data set that a shipped recipe names."""
+        """Training rows: given or counted, drawn, or of a data set that a shipped recipe names."""
         data = self.recipe.data
         if self.sizes.rows is not None:
             return self.sizes.rows

@@ -172,7 +172,8 @@ def run_lines(plan: RunPlan) -> list[str]:
     cost, seconds = plan.cost, plan.cost.total_seconds()
     lines = []
     if seconds is None:
-        lines.append("run: the number of rows is not known before the data is read: --rows N")
+        problem = plan.sizes.rows_problem or "the data is not on this machine"
+        lines.append(f"run: the number of rows is not known, {problem}: --rows N")
     else:
         hours = {name: value / 3600 for name, value in seconds.items()}
         parts = ", ".join(f"{name} {value:,.1f}" for name, value in hours.items())

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import engines
 
 NoiseName = Literal["generator", "counter"]
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class RolloutSettings:
     """Sampling of responses. The defaults of K, temperature and nucleus are VA-OPD's."""

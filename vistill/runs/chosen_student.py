@@ -1,5 +1,6 @@
 """Resolve a model: a model folder or hub id stays, a run folder gives its chosen student."""
 
+import shlex
 from pathlib import Path
 
 from vistill.errors import ModelError, StorageError, quote_setting
@@ -51,5 +52,22 @@ def unfinished_run_error(folder: Path, role: str) -> StorageError:
         f"the run {folder} has no chosen student yet",
         where=str(folder),
         why="the run is not finished: result.json names the chosen checkpoint at its end",
-        fix=f"vistill train RECIPE   to finish it{newest}",
+        fix=f"{finish_fix(folder)}{newest}",
     )
+
+
+def finish_fix(folder: Path) -> str:
+    """The fix that finishes a run: the command, or the call in Python, that started it."""
+    lock = folder / "run.lock.json"
+    command = str(read_json(lock).get("command", "")) if lock.is_file() else ""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an earlier version wrote quotes of the user without quoting them
+        words = []
+    if words[:2] == ["vistill", "train"] and [w for w in words[2:3] if Path(w).is_file()]:
+        return f"{command}   to finish it"
+    if (folder / "data" / "train.jsonl").is_file():  # prompts that `vistill.distill` was given
+        program = f" ({command})" if command else ""
+        again = f"the same call as at its start{program} finishes it"
+        return f"vistill.distill(..., out={str(folder)!r})   {again}"
+    return "vistill train RECIPE   to finish it"

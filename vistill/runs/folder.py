@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from vistill.errors import StorageError
+from vistill.errors import StorageError, quote_setting
 from vistill.redaction import for_terminal
-from vistill.runs.recipe_changes import in_new_folder
+from vistill.runs.recipe_changes import in_new_folder, unused_folder
 from vistill.runs.storage import (
     append_line,
     disk_error,
@@ -35,6 +36,8 @@ LEFTOVER = re.compile(rf"{UNFINISHED}|(\.trash-)+(checkpoint-[0-9]{{6,}}|{UNFINI
 
 #: Logs that a resume cuts back to the step of its checkpoint.
 STEP_LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "replaced.jsonl")
+#: Characters of a name that some file system does not take.
+LONGEST_NAME = 200
 #: Run folders that this process has locked: process id and path.
 LOCKED_HERE: set[tuple[int, str]] = set()
 
@@ -197,7 +200,9 @@ class RunFolder:
     def check_writable(self) -> None:
         """S601 if the run folder or one of its parents is a file."""
         path = self.path.absolute()
-        file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+        # of a name that is too long, `os.path.exists` says that it does not exist
+        existing = (p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
+        file = next((p for p in existing if not p.is_dir()), None)
         if file is not None:
             raise StorageError(
                 "S601",
@@ -207,13 +212,40 @@ class RunFolder:
                 fix=in_new_folder(file),
             )
 
+    def try_to_write(self) -> None:
+        """S601 if the run folder cannot be created or written; leaves nothing behind.
+
+        The folders that are missing are created inside a temporary one, so that a run that starts
+        at the same time loses none of its own.
+        """
+        path = self.path.absolute()
+        try:
+            parent = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
+            with TemporaryDirectory(prefix=".vistill-", dir=parent) as probe:
+                folder = Path(probe, *path.relative_to(parent).parts)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "probe").write_bytes(b"0")
+        except OSError as error:
+            raise self.unwritable_error(error) from error
+
+    def unwritable_error(self, error: OSError) -> StorageError:
+        """S601 for a run folder that cannot be created or written."""
+        free = Path("runs") / (self.path.name if len(self.path.name) < LONGEST_NAME else "run")
+        return StorageError(
+            "S601",
+            f"cannot write the run folder: {error.strerror or error}",
+            where=f"{self.path!s:.200}",
+            why="a run writes its checkpoints, logs and report into its own folder",
+            fix=quote_setting("run", unused_folder(str(free)) if free.exists() else free),
+        )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder against other processes (S602); reentrant within this process."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise disk_error(self.path, error) from error
+            raise self.unwritable_error(error) from error
         key = (os.getpid(), str(self.path.resolve()))
         if key in LOCKED_HERE:
             yield
@@ -221,7 +253,7 @@ class RunFolder:
         try:
             handle = (self.path / ".owner").open("a+")
         except OSError as error:
-            raise disk_error(self.path, error) from error
+            raise self.unwritable_error(error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -4,9 +4,11 @@ import dataclasses
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vistill.errors import ConfigError, quote_setting
+from vistill.python_fixes import reading_recipe
 from vistill.ranges import (
     converted,
     fits,
@@ -20,8 +22,12 @@ from vistill.ranges import (
 )
 from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
+from vistill.schema.file_repairs import delete_command, rename_command
 from vistill.schema.hints import Hint, hint_for
-from vistill.strict_yaml import line_of
+from vistill.strict_yaml import find_entries, line_of, parts_of, split_pair
+
+#: Where settings come from that are passed to a function of `vistill` as a mapping.
+PYTHON_OVERRIDES = "overrides"
 
 
 @dataclass(frozen=True)
@@ -30,20 +36,57 @@ class Source:
 
     text: str
     """Its content, for line numbers; empty where there is none."""
-    name: str
+    file: str | Path
+    """The file, or its name for messages where it is not on disk."""
     keys: Mapping[str, Mapping[str, Any]]
     """Schema of every group and key by its dotted name."""
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Keys that do not come from the file, with where they come from: `command line`."""
+    stage: str = ""
+    """The stage that the tree is of."""
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.file.name if isinstance(self.file, Path) else self.file
 
     def place(self, path: tuple[str, ...]) -> str:
         """`recipe.yaml:14`, or `command line` for a key that an override set."""
+        origin = self.origin(path)
+        if origin:
+            return origin
+        line = line_of(self.text, self.path_in_file(path)) if self.text else None
+        return f"{self.name}:{line}" if line else self.name
+
+    def origin(self, path: tuple[str, ...]) -> str:
+        """Where a key comes from if not from the file."""
         name = ".".join(path)
         for key, origin in self.overrides.items():
             if key == name or f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
                 return origin
-        line = line_of(self.text, path) if self.text else None
-        return f"{self.name}:{line}" if line else self.name
+        return ""
+
+    def path_in_file(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Where a key stands in the file: in its stage, if the stage sets it."""
+        in_stage = ("stages", self.stage, *path)
+        return in_stage if self.stage and find_entries(self.text, in_stage) else path
+
+    def setting(self, key: str, value: Any, wrong: tuple[str, ...]) -> str:
+        """`key=value` for the command line, in the stage in which the wrong key stands."""
+        is_in_stage = len(self.path_in_file(wrong)) > len(wrong)
+        return quote_setting(f"stages.{self.stage}.{key}" if is_in_stage else key, typed(value))
+
+    def rename(self, path: tuple[str, ...], new: str) -> str:
+        """The command that gives a key of the file another name; empty for any other key."""
+        if not isinstance(self.file, Path) or self.origin(path):
+            return ""
+        return rename_command(self.text, self.file, self.path_in_file(path), new)
+
+    def delete(self, path: tuple[str, ...]) -> str:
+        """The command that deletes a key of the file; empty for any other key."""
+        if not isinstance(self.file, Path) or self.origin(path):
+            return ""
+        return delete_command(self.text, self.file, self.path_in_file(path))
 
 
 def settings_from(
@@ -87,7 +130,8 @@ def settings_from(
             raise missing_key((*path, field.name), source)
     try:
         values = {key: converted(plain[key], value) for key, value in own.items()}
-        return kind(**values, **below, **given)
+        with reading_recipe():
+            return kind(**values, **below, **given)
     except ConfigError as error:
         raise within(error, path, source) from error
 
@@ -177,13 +221,13 @@ def within(error: ConfigError, path: tuple[str, ...], source: Source) -> ConfigE
     group = ".".join(path)
     what = error.what if error.what.startswith(f"{group}.") else f"{group}.{error.what}"
     key = what.split(" ")[0].removeprefix(f"{group}.")
-    return ConfigError(
-        error.code,
-        what,
-        where=source.place((*path, *key.split("."))),
-        why=error.why,
-        fix=with_group(error.fix, group),
-    )
+    fix = with_group(error.fix, group)
+    right, separator, wrong = fix.partition("   in place of ")
+    if separator:  # a name in the place of a key
+        name = tuple(parts_of(split_pair(right)[0]))[-1]
+        fix = source.rename(tuple(parts_of(wrong)), name) or fix
+    where = source.place((*path, *key.split(".")))
+    return ConfigError(error.code, what, where=where, why=error.why, fix=fix)
 
 
 def with_group(fix: str, group: str) -> str:
@@ -215,14 +259,37 @@ def hint_in_group(
     return group, tree, Hint()
 
 
-def unknown_group(full: str, meant: str, where: str) -> ConfigError:
+def other_knobs_error(other: str, method: str, source: Source) -> ConfigError:
+    """C101 for knobs of another method; the fix leaves out what was given next to the file."""
+    given = [key for key in source.overrides if parts_of(key)[0] == other]
+    where = source.place((other,))
+    deleted = source.delete((other,))
+    remove = f"  {deleted}" if deleted else f"remove the block {other}: from the recipe"
+    if given:
+        remove = f"the same {where.replace(' line', '')} without {' and '.join(given)}"
+    return ConfigError(
+        "C101",
+        f'knobs of "{other}", but the method is "{method}"',
+        where=where,
+        why=f"{' and '.join(given) or 'a knob'} belongs to the method that uses it",
+        fix=f"{remove}   or   method={other}" if given else f"method={other}   or {remove}",
+    )
+
+
+def unknown_group(full: str, value: Mapping[str, Any], meant: str, source: Source) -> ConfigError:
     """C001 for a group of keys in the recipe whose name is close to that of another group."""
+    path = tuple(parts_of(full))
+    fix = source.rename(path, meant.rpartition(".")[2])
+    deleted = "" if fix else source.delete(path)
+    if deleted:  # the file has the other group too
+        pairs = flatten(value, f"{meant}.").items()
+        fix = f"{deleted}   and then   {' '.join(source.setting(*pair, path) for pair in pairs)}"
     return ConfigError(
         "C001",
         f'unknown key "{full}"',
-        where=where,
+        where=source.place(path),
         why=f'it holds a group of keys   did you mean "{meant}"?',
-        fix=f"write the keys of {full}: below {meant}: in the recipe",
+        fix=fix or f"write the keys of {full}: below {meant}: in the recipe",
     )
 
 
@@ -235,23 +302,47 @@ def unknown_key(
     if isinstance(value, Mapping) and value and full not in source.overrides:
         is_in_file = not any(key.startswith(f"{full}.") for key in source.overrides)
         if is_in_file and hint.key:
-            return unknown_group(full, hint.key, where)
+            return unknown_group(full, value, hint.key, source)
         if hint.key or not hint.note:  # another trainer's group, or a key of a misspelt one
             full, value, hint = hint_in_group(full, value, hint.key, source.keys)
         if not hint and not is_in_file:
             full = next(key for key in source.overrides if key.startswith(f"{full}."))
     listed = f"known here: {', '.join(known)}"
     if not hint.key:
-        why = hint.note or listed
-        return ConfigError(
-            "C001", f'unknown key "{full}"', where=where, why=why, fix=f"leave {full} out"
-        )
+        why, deleted = hint.note or listed, source.delete(tuple(parts_of(full)))
+        fix = f"{deleted}   deletes it" if deleted else f"leave {full} out"
+        return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
     group, _, last = hint.key.rpartition(".")
-    meant = last if group == full.rpartition(".")[0] else hint.key
-    fix = f"{quote_setting(hint.key, typed(value))}   in place of {full}"
-    if not hint.fits:
+    is_dotted = any(len(parts_of(part)) > 1 for part in path)  # train.lr: 1 in a file
+    is_neighbour = group == full.rpartition(".")[0] and not is_dotted
+    meant = last if is_neighbour else hint.key
+    if hint.fits:
+        fix = other_key_fix(full, value, hint.key, source, is_neighbour)
+    else:
         fix = f"{explain_command(hint.key)}   says what it takes"
     if meant == hint.key and not hint.note:
         listed = f"{hint.key}: {source.keys[hint.key]['description']}"
     why = f'{hint.note or listed}   did you mean "{meant}"?'
     return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
+
+
+def other_key_fix(full: str, value: Any, meant: str, source: Source, is_neighbour: bool) -> str:
+    """The fix that sets the meant key in place of an unknown one, where that one stands.
+
+    A key of the file is renamed there. One that belongs into another group is deleted, and its
+    value set on the command line.
+    """
+    path, last = tuple(parts_of(full)), meant.rpartition(".")[2]
+    if not isinstance(source.file, Path) or source.origin(path):
+        if source.origin(path) == PYTHON_OVERRIDES:
+            return f"vistill.train(RECIPE, {{{meant!r}: {value!r}}})   in place of {full!r}"
+        return f"{quote_setting(meant, typed(value))}   in place of {full}"
+    deleted = source.delete(path)
+    if is_neighbour:
+        # the file has the meant key too where the unknown one cannot get its name
+        fix = source.rename(path, last) or deleted
+        return fix or f"in {source.place(path)}, write {last} in place of {full}"
+    setting = source.setting(meant, value, path)
+    if deleted:
+        return f"{deleted}   and then   {setting}"
+    return f"in {source.place(path)}, write {meant} in place of {full}"

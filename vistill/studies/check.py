@@ -25,7 +25,7 @@ from vistill.errors import ConfigError
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
-from vistill.runs.model_families import check_family
+from vistill.runs.model_families import check_family, check_known_type
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import free_space, to_json
@@ -111,6 +111,7 @@ def check_stage(
 ) -> list[CheckResult]:
     """Check recipe, run folder, data and model metadata; unless fast, also models and canary."""
     RunFolder(Path(recipe.run)).check_writable()
+    RunFolder(Path(recipe.run)).try_to_write()
     try:
         recipe, state = run_state_in_words(recipe, overridden)
     except ConfigError:  # what is wrong in the new settings comes first
@@ -199,6 +200,7 @@ def model_metadata(name: str, role: str, fast: bool = False) -> str:
     if not isinstance(config, dict):
         raise model_not_found_error(name, role)
     family = check_family(config, name, role)
+    check_known_type(config, name, role)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{name}, family {family}, {size / 1e6:,.1f} MB of weights"
 

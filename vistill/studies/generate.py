@@ -25,6 +25,7 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.models.selftest import run_selftest
+from vistill.python_fixes import in_python
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests, sampling_for_step
 from vistill.rollouts.settings import RolloutSettings
@@ -104,6 +105,7 @@ class GeneratedFile:
         return text
 
 
+@in_python("generate", "model", "rollout", "evaluation", "seed", "prompts")
 def generate(
     model: VLM | str | Path,
     prompts: Sequence[Prompt],

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import Recipe, keys_of_stages, load_stages, naming_stage
-from vistill.errors import ConfigError, StorageError, quote_command, quote_setting
+from vistill.data.counting import count_training_rows, missing_rows_reason
+from vistill.errors import ConfigError, DataError, StorageError, quote_command, quote_setting
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
-from vistill.planning.run_plan import RunPlan, Sizes
+from vistill.planning.run_plan import RunPlan, Sizes, known_rows
 from vistill.planning.shapes import ModelShape, shape_of_config, shipped_shapes
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import (
@@ -96,12 +97,23 @@ def plan_recipes(
                 student=student,
                 teacher=finder.find(teacher, "teacher") if teacher else None,
                 gpu=gpu,
-                sizes=options.sizes,
+                sizes=with_rows(options.sizes, stage),
                 gpus=options.gpus,
                 price=options.price,
             )
     finder.check_all_used()
     return plans
+
+
+def with_rows(sizes: Sizes, recipe: Recipe) -> Sizes:
+    """The sizes with the training rows of a source on this machine, unless they are given."""
+    data = recipe.located().data
+    if sizes.rows is not None or data.train == "diagrams" or known_rows(data.train) is not None:
+        return sizes
+    try:
+        return dataclasses.replace(sizes, rows=count_training_rows(data))
+    except DataError as error:
+        return dataclasses.replace(sizes, rows_problem=missing_rows_reason(data, error))
 
 
 def find_stage(stages: Mapping[str, Recipe], name: str) -> Recipe:

@@ -27,6 +27,8 @@ from vistill.training.build import method_name
 from vistill.training.recipe import HERE, ModelSettings, Recipe
 from vistill.training.run_lock import read_lock
 from vistill.training.setup import ProvidedInputs
+from vistill.views import ViewContext
+from vistill.views.settings import ViewSettings
 
 #: Folders inside the run folder, for prompts and for models that cannot be loaded from elsewhere.
 DATA_FOLDER, MODELS_FOLDER = "data", "start"
@@ -64,7 +66,15 @@ def make_recipe(
         "knobs": changed_knobs(objective),
         "data": data,
     }
+    if isinstance(settings.get("views"), ViewContext):
+        from_inputs["views"] = view_settings(settings["views"])
     return Recipe(**{**settings, **from_inputs})
+
+
+def view_settings(context: ViewContext) -> ViewSettings:
+    """The settings of a recipe behind the parameters of the views."""
+    drawn = (context.degrade, context.thought, context.noise)
+    return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
 
 
 def changed_knobs(objective: Objective) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vistill.errors import ConfigError, closest, quote_setting
+from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, rewards
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class ScheduleSettings:
     """Learning rate over the run: linear warm-up, then the shape."""
@@ -29,6 +31,7 @@ class ScheduleSettings:
         check_ranges(self)
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class TrainSettings:
     """The update: batch, length, optimizer (AdamW), precision, memory."""
@@ -89,6 +92,7 @@ class TrainSettings:
             )
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class RewardSettings:
     """What `grpo` and the methods built on it reward, by the answer checkers."""
@@ -146,6 +150,7 @@ def check_pattern(pattern: str) -> None:
         )
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class SaveSettings:
     """Checkpoints."""

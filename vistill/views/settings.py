@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import thoughts
 
 
+@with_python_fixes
 @dataclass(frozen=True)
 class ViewSettings:
     """Views: what a reader sees in place of the original picture."""

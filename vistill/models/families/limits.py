@@ -8,16 +8,11 @@ from typing import Any
 
 from vistill.errors import ConfigError
 from vistill.models.families.processors import plain_image
+from vistill.runs.model_families import CROPS, FRAME_AREA, LONGEST_EDGE, PIXEL_AREA, WITH_LIMIT
 from vistill.types import PilImage
 
 #: Sizes of large images, by which a limit of image tokens is tried.
 LARGE_SIZES = ((2048, 1536), (1536, 2048), (1600, 1600), (4096, 512))
-#: Model types with a rule.
-PIXEL_AREA = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-FRAME_AREA = ("glm4v", "glm4v_moe", "glm46v")
-LONGEST_EDGE = ("pixtral", "mistral3")
-CROPS = ("internvl",)
-SPLITS = ("smolvlm", "idefics3")
 
 
 def tokens_of_large_images(image_tokens: Callable[[PilImage], int]) -> set[int]:
@@ -25,10 +20,12 @@ def tokens_of_large_images(image_tokens: Callable[[PilImage], int]) -> set[int]:
     return {image_tokens(plain_image(size)) for size in LARGE_SIZES}
 
 
-def image_limit_error(limit: int, what: str, why: str) -> ConfigError:
-    """C101 for a limit of image tokens that a model does not keep."""
+def image_limit_error(limit: int, what: str, why: str, possible: int | None = None) -> ConfigError:
+    """C101 for a limit of image tokens that a model does not keep; `possible` is one it keeps."""
     what = f"data.max_image_tokens = {limit}, but {what}"
-    return ConfigError("C101", what, why=why, fix="data.max_image_tokens=null")
+    none = "data.max_image_tokens=null"
+    fix = none if possible is None else f"data.max_image_tokens={possible}   or   {none}"
+    return ConfigError("C101", what, why=why, fix=fix)
 
 
 def rule_of(processor: Any, model_type: str) -> str:
@@ -39,8 +36,7 @@ def rule_of(processor: Any, model_type: str) -> str:
 
 def has_limit(processor: Any, model_type: str) -> bool:
     """Whether a rule exists."""
-    known = (*PIXEL_AREA, *FRAME_AREA, *LONGEST_EDGE, *CROPS, *SPLITS)
-    return rule_of(processor, model_type) in known
+    return rule_of(processor, model_type) in WITH_LIMIT
 
 
 def set_image_token_limit(processor: Any, model_type: str, limit: int) -> None:

@@ -30,6 +30,8 @@ from vistill.types import PilImage
 HANDLED = ("input_ids", "attention_mask", "labels")
 #: How the names of token types end.
 TYPES = "token_type_ids"
+#: Limits of image tokens that are tried for one that a processor keeps.
+MOST_TRIES = 4
 
 
 class ProcessorFamily(Family):
@@ -181,17 +183,41 @@ class ProcessorFamily(Family):
 
     def limit_image_tokens(self, limit: int) -> None:
         """Shrink larger images to at most `limit` image tokens (C101 if the family cannot)."""
+        images = copy.deepcopy(self.processor.image_processor)
+        counts = self.tokens_under_limit(limit)
+        is_limited, most = self.can_limit_image_tokens or len(counts) == 1, max(counts)
+        if is_limited and most <= limit:
+            return
+        raise image_limit_error(
+            limit,
+            f"an image of {self.describe()} takes {most} tokens",
+            "its processor has no setting that keeps images below the limit",
+            self.possible_limit(images, most) if is_limited else None,
+        )
+
+    def possible_limit(self, images: Any, tokens: int) -> int | None:
+        """A limit of at least so many tokens that the processor keeps; None if none is near.
+
+        Args:
+            images: the image processor as it was loaded.
+            tokens: the fewest that a large image takes.
+        """
+        if not self.can_limit_image_tokens:
+            return tokens
+        for _ in range(MOST_TRIES):
+            self.processor.image_processor = copy.deepcopy(images)
+            most = max(self.tokens_under_limit(tokens))
+            if most <= tokens:
+                return tokens
+            tokens = most
+        return None
+
+    def tokens_under_limit(self, limit: int) -> set[int]:
+        """The tokens of large images after a limit is set, where the model type has a rule."""
         if self.can_limit_image_tokens:
             set_image_token_limit(self.processor, self.model_type, limit)
         self.plain = PlainImages(self.processor)
-        counts = tokens_of_large_images(self.image_tokens)
-        is_limited, most = self.can_limit_image_tokens or len(counts) == 1, max(counts)
-        if not is_limited or most > limit:
-            raise image_limit_error(
-                limit,
-                f"an image of {self.describe()} takes {most} tokens",
-                "its processor has no setting that keeps images below the limit",
-            )
+        return tokens_of_large_images(self.image_tokens)
 
     def encoding_problem(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:
         """Compare image tokens and the shapes of image tensors with those of plain images."""

@@ -5,12 +5,14 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 from vistill.batch import Objective
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, closest, quote_command, quote_setting
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
+from vistill.python_fixes import INNER, argument, method_expression
 from vistill.ranges import is_number, is_text
 from vistill.registry import methods
 from vistill.rollouts.settings import RolloutSettings
@@ -39,20 +41,51 @@ def is_response(value: object) -> bool:
 
 
 def check_options(
-    options: Mapping[str, object], known: Sequence[str], function: str = "distill"
+    options: Mapping[str, object],
+    known: Sequence[str],
+    function: str = "distill",
+    other_names: Mapping[str, str] | None = None,
 ) -> None:
-    """C001 for a keyword that a function does not have: it would be ignored silently."""
-    for name in options:
-        if name not in known:
-            meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
-            raise ConfigError(
-                "C001",
-                f'vistill.{function} has no option "{name}"',
-                why=f"known here: {', '.join(known)}",
-                fix=f"vistill.{function}(..., {meant}=...)   in place of {name}="
-                if meant
-                else f"leave {name} out",
-            )
+    """C001 for a keyword that a function does not have: it would be ignored silently.
+
+    Args:
+        options: what was passed.
+        known: the keywords that the function has.
+        function: its name.
+        other_names: keys of a recipe by the names of other trainers.
+    """
+    for name, value in options.items():
+        if name in known:
+            continue
+        keys = keys_named(name) if other_names is not None and name != "eval" else []
+        keys += [key] if (key := (other_names or {}).get(name)) and key not in keys else []
+        why = f"known here: {', '.join(known)}"
+        meant = "evaluation" if name == "eval" else next(iter(closest(name, known)), None)
+        if keys:
+            others = f"; also {', '.join(keys[1:])}" if keys[1:] else ""
+            why = f"in a recipe it is {keys[0]}{others}; groups of a recipe are settings classes"
+            fix = f"vistill.{function}(..., {argument(keys[0], value)})   in place of {name}="
+        elif meant:
+            fix = f"vistill.{function}(..., {meant}=...)   in place of {name}="
+        else:
+            fix = f"leave {name} out"
+        raise ConfigError("C001", f'vistill.{function} has no option "{name}"', why=why, fix=fix)
+
+
+def keys_named(name: str) -> list[str]:
+    """The keys of groups of `distill` with this name, such as `train.lr` of `lr`."""
+    keys = []
+    for option, kinds in SETTINGS_OF_DISTILL.items():
+        group = "eval" if option == "evaluation" else option
+        hints = get_type_hints(kinds[0])
+        inner = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+        keys += [f"{group}.{name}"] if name in hints.keys() - inner.keys() else []
+        keys += [
+            f"{group}.{key}.{name}"
+            for key, hint in inner.items()
+            if f"{group}.{key}" in INNER and name in get_type_hints(hint)
+        ]
+    return keys
 
 
 def check_model(model: object, name: str) -> None:
@@ -73,10 +106,10 @@ def check_method_argument(objective: object) -> None:
     name = str(objective) if isinstance(objective, str) else ""
     if inspect.isclass(objective) and issubclass(objective, Objective):
         name = methods.name_of(objective) or ""
-        fix = constructor_of(name) if name else f"{objective.__name__}()"
+        fix = method_expression(name) if name else f"{objective.__name__}()"
     elif name:
         near = name if name in methods.builtin else next(iter(closest(name, methods.builtin)), "")
-        fix = constructor_of(near or "opd")
+        fix = method_expression(near or "opd")
     else:
         return
     what = f'"{name:.80}" is the name of a method' if name else "this is the class of a method"
@@ -84,19 +117,21 @@ def check_method_argument(objective: object) -> None:
     raise ConfigError("C002", f"{what}, not a method", why=why, fix=fix)
 
 
-def constructor_of(name: str) -> str:
-    """`vistill.OPD()`: the expression that makes a method with its defaults."""
-    import vistill
-
-    kind = methods.entry(name).target.rpartition(":")[2]
-    return f"vistill.{kind}()" if kind in vistill.__all__ else f'vistill.METHODS["{name}"]()'
-
-
 def check_distill_arguments(
-    options: Mapping[str, object], known: Sequence[str], out: object
+    options: Mapping[str, object],
+    known: Sequence[str],
+    out: object,
+    other_names: Mapping[str, str],
 ) -> None:
-    """C001 or C002 for an option or a run folder that `distill` cannot use."""
-    check_options(options, known)
+    """C001 or C002 for an option or a run folder that `distill` cannot use.
+
+    Args:
+        options: what was passed.
+        known: the options that it has.
+        out: the run folder.
+        other_names: keys of a recipe by the names of other trainers.
+    """
+    check_options(options, known, other_names=other_names)
     check_option_types(options)
     check_folder(out)
 
@@ -107,7 +142,7 @@ def check_option_types(options: Mapping[str, object]) -> None:
         value = options.get(name)
         if name not in options or isinstance(value, kinds):
             continue
-        kind = f"vistill.{kinds[0].__module__.removeprefix('vistill.')}.{kinds[0].__name__}"
+        kind = f"vistill.{kinds[0].__name__}"
         fields = {f.name for f in dataclasses.fields(kinds[0])}
         named = value if isinstance(value, Mapping) and {*value} <= fields else {}
         values = ", ".join(f"{key}={given!r}" for key, given in named.items())

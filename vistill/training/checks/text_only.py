@@ -90,6 +90,8 @@ class TextOnlyReading:
     """Entropy of the uniform distribution over the vocabulary, in nats."""
     scaffold: TokenMeans
     bound: TokenMeans
+    writer: str = "data"
+    """Who wrote the responses: `student`, `teacher` or `data`."""
 
     def full_entropy(self) -> float:
         """Mean entropy of all tokens with the image."""
@@ -121,12 +123,15 @@ class TextOnlyReading:
         with_image = self.full_entropy()
         if not math.isfinite(with_image):
             return "its distributions with the image are not finite"
-        if with_image >= UNIFORM_SHARE * self.uniform:
-            return (
-                f"the model is untrained, its entropy with the image is {with_image:.2f} nats"
-                f" where a uniform distribution has {self.uniform:.2f}"
-            )
-        return ""
+        if with_image < UNIFORM_SHARE * self.uniform:
+            return ""
+        measured = (
+            f"its entropy with the image is {with_image:.2f} nats"
+            f" where a uniform distribution has {self.uniform:.2f}"
+        )
+        if self.writer in (self.role, "data"):
+            return f"the model is untrained, {measured}"
+        return f"on responses of the {self.writer}, which may be no language, {measured}"
 
     def is_weak(self) -> bool:
         """Whether a valid context differs much where the image should not matter."""
@@ -288,7 +293,8 @@ def measure_text_only(setup: "RunSetup", prompts: Sequence[Prompt]) -> list[Text
         batch = score_without_gradient(models, inputs, passes, setup.poll)
     full, swapped = (batch[f"{readers[-1]}.{view}"] for view in (View.FULL, View.SWAPPED))
     bound = distribution_advantage(full, swapped) > CRITICAL_NATS
-    return [reading_of(models, reader, batch, bound) for reader in readers]
+    writer = str(setup.objective.requirements.writer)
+    return [reading_of(models, reader, batch, bound, writer) for reader in readers]
 
 
 def write_responses(
@@ -314,9 +320,9 @@ def write_responses(
 
 @torch.no_grad()
 def reading_of(
-    models: Models, reader: Reader, batch: ScoredBatch, bound: Tensor
+    models: Models, reader: Reader, batch: ScoredBatch, bound: Tensor, writer: str
 ) -> TextOnlyReading:
-    """Means over scaffold and image-bound tokens of one model."""
+    """Means over scaffold and image-bound tokens of one model, and who wrote them."""
     full, text_only = (batch[f"{reader}.{view}"] for view in (View.FULL, View.TEXT_ONLY))
     columns = [per_row(entropy, x.states(), x.projection()) for x in (full, text_only)]
     columns.append(distribution_advantage(full, text_only))
@@ -328,7 +334,7 @@ def reading_of(
 
     family = models.reader(reader).family.describe()
     return TextOnlyReading(
-        str(reader), family, math.log(models.vocabulary), means(~bound), means(bound)
+        str(reader), family, math.log(models.vocabulary), means(~bound), means(bound), writer
     )
 
 
