@@ -20,8 +20,11 @@ from vistill.data.text_files import read_text_file
 from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.training.settings import RewardSettings
 
-for module in ("recipe", "rows", "data", "runs", "models", "plugins", "built", "python",
-               "student", "inputs", "families", "judge", "shapes", "plan", "tables", "file"):  # fmt: skip
+MODULES = (
+    "recipe rows data runs models plugins built python student inputs families judge shapes plan "
+    "tables file"
+)
+for module in MODULES.split():
     importlib.import_module(f"fix_cases_{module}")
 
 #: Forms of a fix that no situation shows, each with the reason.
