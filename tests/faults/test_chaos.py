@@ -97,12 +97,8 @@ def set_free_space(monkeypatch, free):
 
 
 def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import (
-        TrainedObjects,
-        check_space,
-        list_checkpoints,
-        publish_checkpoint,
-    )
+    from vistill.training.checkpoint import check_space, list_checkpoints, publish_checkpoint
+    from vistill.training.checkpoint_content import TrainedObjects, content_to_save
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
@@ -115,11 +111,11 @@ def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeyp
     for step in (1, 2, 3):
         publish_checkpoint(folder, objects_at(step), "x", keep=3)
     set_free_space(monkeypatch, lambda: 10 if len(list_checkpoints(folder)) > 1 else 10**12)
-    check_space(folder, objects_at(4), keep=1)
+    check_space(folder, content_to_save(objects_at(4)), keep=1)
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
     set_free_space(monkeypatch, lambda: 10)
     with pytest.raises(StorageError) as caught:
-        check_space(folder, objects_at(4), keep=1)
+        check_space(folder, content_to_save(objects_at(4)), keep=1)
     assert caught.value.code == "S601"
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
 
