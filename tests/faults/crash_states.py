@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import random
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations = root, []
+        self.lock = threading.RLock()  # checkpoints are written in a thread
         self.known: dict[str, tuple[int, int, int]] = {}
         self.names: dict[int, str] = {}
 
@@ -112,8 +114,16 @@ class Recorder:
 
         patched = {"fsync": fsync, "rename": rename, "replace": rename, "mkdir": mkdir}
         patched |= {name: record_removal(name) for name in ("unlink", "remove", "rmdir")}
+
+        def one_at_a_time(function):
+            def call(*args, **more):
+                with self.lock:
+                    return function(*args, **more)
+
+            return call
+
         for name, function in patched.items():
-            setattr(os, name, function)
+            setattr(os, name, one_at_a_time(function))
         try:
             yield self
         finally:

@@ -11,10 +11,11 @@ import pytest
 
 from vistill.errors import StorageError
 from vistill.faults import POINTS, VARIABLE, fault, reset_visits
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.studies.chaos import SAVE_POINTS, ChaosTest, TrialCounts, format_report
 from vistill.training import checkpoint
 from vistill.training.checkpoint import newest_checkpoint
+from vistill.training.journal import Journal
 
 #: Points inside a run. The report comes after it, and `opd` probes no gradient.
 IN_A_RUN = [point for point in POINTS if point not in ("learn.probe", "report.begin")]
@@ -75,6 +76,33 @@ def test_a_full_disk_during_a_save_leaves_the_previous_checkpoint(chaos, point):
     assert newest_checkpoint(RunFolder(folder)) is not None
     assert "S601" in (chaos.folder / "console.log").read_text()
     assert chaos.outcome(folder, point) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", SAVE_POINTS)
+def test_killed_while_a_thread_is_at_a_point_of_a_save_the_run_ends_with_the_same_bits(
+    chaos, point
+):
+    """The second save is held at the point while the loop takes another step and is killed."""
+    folder = RunFolder(chaos.folder / f"held-at-{point}")
+    fault_in_step_5 = "learn.after_update" if point != "save.snapshot" else "score.begin"
+    assert chaos.child(folder.path, f"{point}:hang@2;{fault_in_step_5}:kill@5")() == -9
+    saved = [checkpoint_step(path) for path in checkpoints_in(folder.path)]
+    published = point == "save.after_rename"
+    assert saved == ([2, 4] if published else [2])
+    assert Journal(folder.journal, "").steps() == [3, 4, 5]
+    assert chaos.outcome(folder.path, point) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", SAVE_POINTS)
+def test_a_signal_while_a_thread_saves_waits_for_it_and_saves_the_last_step(chaos, point):
+    folder = RunFolder(chaos.folder / f"signal-at-{point}")
+    assert chaos.child(folder.path, f"{point}:slow@2;learn.before_update:term@5")() == 75
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    assert checkpoint_step(newest) in (4, 5)
+    assert chaos.outcome(folder.path, point) is None
 
 
 @pytest.mark.slow

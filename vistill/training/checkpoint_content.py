@@ -5,7 +5,7 @@ a tied weight is saved under one name, and the weights that the optimizer update
 own. An exact resume needs every byte.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vistill.models.loading import VLM
-from vistill.models.save import ModelFolder, files_without_weights, model_folder
+from vistill.models.save import ModelFolder, files_without_weights, model_folder, weights_of
 from vistill.runs.storage import check_finite
+from vistill.training.optim import parameters_in
 from vistill.training.run_state import RunState
 
 #: The folder of the trained model.
@@ -107,6 +108,21 @@ def content_to_save(saved: TrainedObjects, files: SmallFiles | None = None) -> C
 def small_files(saved: TrainedObjects) -> SmallFiles:
     """The files without weights of every model. They do not change in a run."""
     return {name: files_without_weights(vlm) for name, vlm in saved.models.items()}
+
+
+def bytes_to_save(student: VLM, frozen: Collection[str], copies: int) -> int:
+    """Bytes of a checkpoint before the first update: weights, and two moments of each trained one.
+
+    Args:
+        student: the model that is trained.
+        frozen: parts that keep their weights (`train.freeze`).
+        copies: the student, and its moving average if there is one.
+    """
+    parts = student.family.parts(student.model)
+    kept = {id(p) for part in frozen for p in parameters_in(parts[part])}
+    trained = [p for p in student.model.parameters() if p.requires_grad and id(p) not in kept]
+    weights = sum(t.nbytes for t in weights_of(student).values())
+    return copies * weights + 2 * sum(p.nbytes for p in trained)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
