@@ -120,7 +120,7 @@ def the_disk_is_full(place):
     place.once["VISTILL_FAULT"] = "save.begin:enospc"
 
 
-@situation("S601")
+@situation("C131", OTHER_FOLDER="läufe/zweiter lauf")
 def the_disk_holds_no_checkpoint(place):
     start(place, verb="train")
     place.patches.append(

@@ -16,6 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+def one_at_a_time(lock, function):
+    """The function under a lock: checkpoints are written in a thread."""
+
+    def call(*args, **more):
+        with lock:
+            return function(*args, **more)
+
+    return call
+
+
 @dataclass
 class Operation:
     """One operation below the root."""
@@ -31,7 +41,7 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations = root, []
-        self.lock = threading.RLock()  # checkpoints are written in a thread
+        self.lock = threading.RLock()
         self.known: dict[str, tuple[int, int, int]] = {}
         self.names: dict[int, str] = {}
 
@@ -114,16 +124,8 @@ class Recorder:
 
         patched = {"fsync": fsync, "rename": rename, "replace": rename, "mkdir": mkdir}
         patched |= {name: record_removal(name) for name in ("unlink", "remove", "rmdir")}
-
-        def one_at_a_time(function):
-            def call(*args, **more):
-                with self.lock:
-                    return function(*args, **more)
-
-            return call
-
         for name, function in patched.items():
-            setattr(os, name, one_at_a_time(function))
+            setattr(os, name, one_at_a_time(self.lock, function))
         try:
             yield self
         finally:

@@ -1,17 +1,20 @@
 """Checkpoints written in a thread: what they hold, when the loop waits, errors of the thread."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import build_model, build_untied
 from safetensors.torch import load_file, save_file
+from training.test_loop import make_plan, run_plan
 from transformers import Qwen3VLForConditionalGeneration
 
 from vistill.errors import StorageError
 from vistill.faults import VARIABLE, reset_visits
 from vistill.models.save import model_folder, save_vlm
 from vistill.models.tensor_files import write_tensors
+from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
 from vistill.runs.storage import file_hash
 from vistill.training import checkpoint_writer
@@ -33,7 +36,7 @@ from vistill.training.host_memory import free_host_bytes
 from vistill.training.journal import Journal
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.run_state import RunState
-from vistill.training.settings import TrainSettings
+from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.shards import save_indexed_shards
 
 
@@ -329,6 +332,22 @@ def test_older_checkpoint_and_journal_stay_until_the_new_one_is_complete(
     writer.finish()
     assert [checkpoint_step(path) for path in checkpoints_in(tmp_path)] == [4]
     assert Journal(folder.journal, "").steps() == [5, 6]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_run_saves_the_same_in_the_background_although_the_copy_is_slow(
+    tokenizer, teacher, tmp_path, fault_at, background
+):
+    """The next update waits for the copy: without that, it would hold weights of two steps."""
+    plan = make_plan(tokenizer, teacher, METHODS["visual_opsd"](gate=False), stop_after=2)
+    run_plan(plan, RunFolder(tmp_path / "short"))
+    fault_at("save.snapshot:slow@every;save.after_weights:slow@every")
+    save = SaveSettings(every=2, keep=9, background=background)
+    folder = RunFolder(tmp_path / "long")
+    plan = make_plan(tokenizer, teacher, METHODS["visual_opsd"](gate=False), save=save)
+    run_plan(replace(plan, stop_after=3), folder)
+    short = values_of(tmp_path / "short" / "checkpoint-000002")
+    assert same_values(short, values_of(folder.checkpoint(2)))
 
 
 def test_free_memory_is_that_of_the_container_if_it_has_less(tmp_path):
