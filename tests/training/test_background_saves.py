@@ -17,7 +17,6 @@ from vistill.models.tensor_files import write_tensors
 from vistill.objectives import METHODS
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
 from vistill.runs.storage import file_hash
-from vistill.training import checkpoint_writer
 from vistill.training.checkpoint import (
     CheckpointTarget,
     newest_checkpoint,
@@ -198,12 +197,9 @@ def test_the_buffers_of_a_snapshot_are_used_again(tokenizer, tmp_path):
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_without_memory_for_a_copy_the_loop_waits_and_an_event_says_so(
-    tokenizer, tmp_path, monkeypatch
-):
+def test_without_memory_for_a_copy_the_loop_waits_and_an_event_says_so(tokenizer, tmp_path):
     saved, events, folder = make_objects(tokenizer), [], RunFolder(tmp_path)
-    monkeypatch.setattr(checkpoint_writer, "free_host_bytes", lambda: 1000.0)
-    writer = make_writer(folder, saved, report=events.append)
+    writer = make_writer(folder, saved, report=events.append, free_memory=lambda: 1000.0)
     writer.save()
     assert newest_checkpoint(folder) == folder.checkpoint(2)
     assert not writer.buffers.buffers

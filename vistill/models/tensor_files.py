@@ -101,7 +101,7 @@ def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None)
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor. On the host they are not copied."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def pieces_of(data: memoryview) -> Iterator[memoryview]:

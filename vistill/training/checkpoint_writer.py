@@ -157,9 +157,11 @@ class CheckpointWriter:
     background: bool = True
     report: Callable[[str], None] = lambda text: None
     """Called with lines for the log of events."""
+    free_memory: Callable[[], float] = free_host_bytes
+    """Free bytes of the host."""
     buffers: SnapshotBuffers = field(default_factory=SnapshotBuffers)
     current: BackgroundSave | None = None
-    """The save that is being written, or that nobody has waited for yet."""
+    """The save that is being written, or whose error is not raised yet."""
     files: SmallFiles | None = None
     """The small files of the models, read once."""
 
@@ -219,7 +221,7 @@ class CheckpointWriter:
     def has_memory(self, content: CheckpointContent) -> bool:
         """Whether the buffers exist or fit into free memory; else saves stay in the foreground."""
         missing = self.buffers.missing_bytes(content.tensors())
-        free = free_host_bytes()
+        free = self.free_memory()
         if missing <= SHARE["cpu"] * free:
             return True
         self.background = False
