@@ -128,6 +128,17 @@ def the_disk_holds_no_checkpoint(place):
     )
 
 
+@situation("S601")
+def the_disk_fills_up_before_a_save(place):
+    start(place, verb="train")
+    free = iter([10**12])
+    place.patches.append(
+        lambda patch: patch.setattr(
+            shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, 0))
+        )
+    )
+
+
 @situation("S602", OTHER_FOLDER="läufe/zweiter lauf")
 def another_process_uses_the_run(place):
     folder = start_trained(place)
