@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import build_model, build_untied
 from safetensors.torch import load_file, save_file
+from tiers import few
+from tiny_families import BUILDERS, build_family
 from training.test_loop import make_plan, run_plan
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -104,11 +106,14 @@ def test_files_are_those_that_safetensors_writes(tmp_path):
     assert written.digest == file_hash(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("build", [build_model, build_untied])
+@pytest.mark.parametrize(
+    "kind", ["tied", "untied", "llava", *few(sorted(BUILDERS.keys() - {"llava"}))]
+)
 def test_a_model_folder_of_a_checkpoint_is_the_one_that_transformers_writes(
-    build, tokenizer, tmp_path
+    kind, tokenizer, tmp_path
 ):
-    vlm = build(tokenizer, 0)
+    builders = {"tied": build_model, "untied": build_untied}
+    vlm = builders[kind](tokenizer, 0) if kind in builders else build_family(kind)
     save_vlm(vlm, tmp_path / "theirs")
     folder, ours = model_folder(vlm), tmp_path / "ours"
     ours.mkdir()
