@@ -29,6 +29,7 @@ from naive import naive_step
 from progress import progress_rows
 from rollouts import rollout_rows
 from safety import safety_rows
+from saving import saving_rows
 from scaling import curves
 
 import vistill
@@ -40,7 +41,8 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
-from vistill.training.checkpoint import TrainedObjects, publish_checkpoint
+from vistill.training.checkpoint import publish_checkpoint
+from vistill.training.checkpoint_content import TrainedObjects
 from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource, write_groups
@@ -288,6 +290,7 @@ def parts_of(quick):
         "limits": lambda: limit_rows(row, repeats, 32_768 if quick else 151_936),
         "rollouts": lambda: rollout_rows(row, repeats, 32_768 if quick else 151_669),
         "safety": lambda: safety_rows(row, quick),
+        "saving": lambda: saving_rows(row, quick),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),

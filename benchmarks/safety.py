@@ -14,6 +14,7 @@ from vistill.data.keys import rows_of_step
 from vistill.runs.folder import RunFolder
 from vistill.training import loop
 from vistill.training.build import build, make_setup
+from vistill.training.checkpoint_writer import CheckpointWriter
 from vistill.training.journal import Journal
 from vistill.training.settings import SaveSettings
 
@@ -37,7 +38,7 @@ def safety_rows(row, quick):
             "checkpoint_share",
             save / (every * step),
             "share",
-            f"of wall time, save.every={every}, fsync and hashes",
+            f"of wall time in the foreground, save.every={every}, fsync and hashes",
         ),
         row(
             "journal_share",
@@ -86,9 +87,10 @@ def demo_run(steps):
     recipe = replace(
         recipe, train=replace(recipe.train, steps=steps), eval=replace(recipe.eval, every=0)
     )
-    recipe = replace(recipe, save=replace(recipe.save, every=max(1, steps // 4)))
-    originals = loop.publish_checkpoint, loop.run_canary, Journal.write
-    loop.publish_checkpoint = timed(seconds, "save", loop.publish_checkpoint)
+    save = replace(recipe.save, every=max(1, steps // 4), background=False)
+    recipe = replace(recipe, save=save)
+    originals = CheckpointWriter.save, loop.run_canary, Journal.write
+    CheckpointWriter.save = timed(seconds, "save", CheckpointWriter.save)
     loop.run_canary = timed(seconds, "canary", loop.run_canary)
     Journal.write = timed(seconds, "journal", Journal.write)
     try:
@@ -97,5 +99,5 @@ def demo_run(steps):
             loop.run(build(make_setup(recipe, folder)), folder)
             timing = folder.read(folder.timing)
     finally:
-        loop.publish_checkpoint, loop.run_canary, Journal.write = originals
+        CheckpointWriter.save, loop.run_canary, Journal.write = originals
     return seconds, sum(sum(record["seconds"].values()) for record in timing)

@@ -3,7 +3,8 @@
 Without the variable they do nothing. Actions: `kill` (SIGKILL, like a power cut for this process),
 `term` (SIGTERM), `raise`, `enospc` (disk full), `slow` (half a second), `hang` (an hour), `nan`
 (the caller replaces its number by NaN), `oom` (out of memory). `@n` acts at the n-th visit,
-`@2,5` at the second and at the fifth, `@every` at each.
+`@2,5` at the second and at the fifth, `@every` at each. `;` separates several settings: one thread
+can be held at a point while another one is killed.
 """
 
 import errno
@@ -24,6 +25,8 @@ POINTS = (
     "log.before_metrics",
     "log.after_metrics",
     "save.begin",
+    "save.snapshot",
+    "save.shard",
     "save.after_weights",
     "save.after_files",
     "save.after_manifest",
@@ -50,18 +53,24 @@ def fault(point: str) -> bool:
     if not setting:
         return False
     assert point in POINTS, f"no fault point {point}"
-    where, _, rest = setting.partition(":")
-    action, _, visits = rest.partition("@")
-    assert where in POINTS, f"{VARIABLE}: no fault point {where}"
-    assert action in ACTIONS, f"{VARIABLE}: no action {action}"
-    if where != point:
+    due = []
+    for part in setting.split(";"):
+        where, _, rest = part.partition(":")
+        action, _, visits = rest.partition("@")
+        assert where in POINTS, f"{VARIABLE}: no fault point {where}"
+        assert action in ACTIONS, f"{VARIABLE}: no action {action}"
+        if where == point:
+            due.append((action, visits))
+    if not due:
         return False
     _visits[point] += 1
-    if visits != "every" and _visits[point] not in [
-        int(number) for number in (visits or "1").split(",")
-    ]:
-        return False
-    return run_action(action, point)
+    replaces = [run_action(action, point) for action, visits in due if is_due(point, visits)]
+    return any(replaces)
+
+
+def is_due(point: str, visits: str) -> bool:
+    """Whether the current visit of a point is one of those that act."""
+    return visits == "every" or _visits[point] in [int(n) for n in (visits or "1").split(",")]
 
 
 def run_action(action: str, point: str) -> bool:

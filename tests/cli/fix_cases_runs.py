@@ -120,11 +120,22 @@ def the_disk_is_full(place):
     place.once["VISTILL_FAULT"] = "save.begin:enospc"
 
 
-@situation("S601")
+@situation("C131", OTHER_FOLDER="läufe/zweiter lauf")
 def the_disk_holds_no_checkpoint(place):
     start(place, verb="train")
     place.patches.append(
         lambda patch: patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    )
+
+
+@situation("S601")
+def the_disk_fills_up_before_a_save(place):
+    start(place, verb="train")
+    free = iter([10**12])
+    place.patches.append(
+        lambda patch: patch.setattr(
+            shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, 0))
+        )
     )
 
 

@@ -11,6 +11,7 @@ from vistill.errors import ConfigError
 CLASSES = {
     "free": {
         "run", "profile", "save.every", "save.keep", "save.keep_best", "save.journal",
+        "save.background", "save.shard_gb",
         "eval.every", "eval.limit", "train.micro_batch", "train.memory", "train.kernels",
         "train.attention", "train.offload_teacher", "rollout.rows_per_call",
         "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",

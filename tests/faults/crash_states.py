@@ -11,8 +11,19 @@ import contextlib
 import itertools
 import os
 import random
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+def one_at_a_time(lock, function):
+    """The function under a lock: checkpoints are written in a thread."""
+
+    def call(*args, **more):
+        with lock:
+            return function(*args, **more)
+
+    return call
 
 
 @dataclass
@@ -30,6 +41,7 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations = root, []
+        self.lock = threading.RLock()
         self.known: dict[str, tuple[int, int, int]] = {}
         self.names: dict[int, str] = {}
 
@@ -113,7 +125,7 @@ class Recorder:
         patched = {"fsync": fsync, "rename": rename, "replace": rename, "mkdir": mkdir}
         patched |= {name: record_removal(name) for name in ("unlink", "remove", "rmdir")}
         for name, function in patched.items():
-            setattr(os, name, function)
+            setattr(os, name, one_at_a_time(self.lock, function))
         try:
             yield self
         finally:

@@ -11,10 +11,11 @@ import pytest
 
 from vistill.errors import StorageError
 from vistill.faults import POINTS, VARIABLE, fault, reset_visits
-from vistill.runs.folder import RunFolder
+from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.studies.chaos import SAVE_POINTS, ChaosTest, TrialCounts, format_report
 from vistill.training import checkpoint
 from vistill.training.checkpoint import newest_checkpoint
+from vistill.training.journal import Journal
 
 #: Points inside a run. The report comes after it, and `opd` probes no gradient.
 IN_A_RUN = [point for point in POINTS if point not in ("learn.probe", "report.begin")]
@@ -78,6 +79,35 @@ def test_a_full_disk_during_a_save_leaves_the_previous_checkpoint(chaos, point):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("point", SAVE_POINTS)
+def test_killed_while_a_thread_is_at_a_point_of_a_save_the_run_ends_with_the_same_bits(
+    chaos, point
+):
+    """The second save is held at the point while the loop takes another step and is killed."""
+    folder = RunFolder(chaos.folder / f"held-at-{point}")
+    second_save = 3 if point == "save.shard" else 2  # a save has two shards
+    # the update waits for the snapshot
+    in_step_5 = "learn.loss" if point == "save.snapshot" else "learn.after_update"
+    assert chaos.child(folder.path, f"{point}:hang@{second_save};{in_step_5}:kill@5")() == -9
+    saved = [checkpoint_step(path) for path in checkpoints_in(folder.path)]
+    published = point == "save.after_rename"
+    assert saved == ([2, 4] if published else [2])
+    assert Journal(folder.journal, "").steps() == [3, 4, 5]
+    assert chaos.outcome(folder.path, point) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", SAVE_POINTS)
+def test_a_signal_while_a_thread_saves_waits_for_it_and_saves_the_last_step(chaos, point):
+    folder = RunFolder(chaos.folder / f"signal-at-{point}")
+    assert chaos.child(folder.path, f"{point}:slow@2;learn.before_update:term@5")() == 75
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    assert checkpoint_step(newest) in (4, 5)
+    assert chaos.outcome(folder.path, point) is None
+
+
+@pytest.mark.slow
 def test_too_little_space_is_reported_before_anything_is_written(chaos):
     folder = chaos.folder / "little"
 
@@ -97,12 +127,8 @@ def set_free_space(monkeypatch, free):
 
 
 def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import (
-        TrainedObjects,
-        check_space,
-        list_checkpoints,
-        publish_checkpoint,
-    )
+    from vistill.training.checkpoint import check_space, list_checkpoints, publish_checkpoint
+    from vistill.training.checkpoint_content import TrainedObjects, content_to_save
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState
     from vistill.training.settings import TrainSettings
@@ -115,11 +141,11 @@ def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeyp
     for step in (1, 2, 3):
         publish_checkpoint(folder, objects_at(step), "x", keep=3)
     set_free_space(monkeypatch, lambda: 10 if len(list_checkpoints(folder)) > 1 else 10**12)
-    check_space(folder, objects_at(4), keep=1)
+    check_space(folder, content_to_save(objects_at(4)), keep=1)
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
     set_free_space(monkeypatch, lambda: 10)
     with pytest.raises(StorageError) as caught:
-        check_space(folder, objects_at(4), keep=1)
+        check_space(folder, content_to_save(objects_at(4)), keep=1)
     assert caught.value.code == "S601"
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000003"]
 

@@ -158,7 +158,7 @@ def test_a_fix_of_a_plan_that_does_not_fit_fits(recipe, gpu, extra):
 
 def test_a_disk_that_is_too_small_is_refused_with_settings_that_fit():
     plan = plan_of(RECIPE)
-    needed = sum(plan.cost.disk_bytes()[name] for name in ("checkpoints", "journal")) / 1e9
+    needed = plan.cost.disk_bytes()["all"] / 1e9
     check_fits({"run": plan}, PlanOptions(disk=1.01 * needed))
     with pytest.raises(StorageError) as caught:
         check_fits({"run": plan}, PlanOptions(disk=60.0))

@@ -239,17 +239,18 @@ def test_shards_hold_every_tensor_once_within_their_limit(tmp_path, max_bytes):
     sizes = [sum(tensors[name].nbytes for name in part) for part in parts]
     assert all(len(p) == 1 or size <= max_bytes for p, size in zip(parts, sizes, strict=True))
     files = save_shards(tensors, tmp_path, "x", max_bytes)
-    assert find_shards([file.name for file in files], "x") == [file.name for file in files]
-    assert find_missing_shard([file.name for file in files], tmp_path) is None
-    back = dict(read_shards(files))
+    names = [file.path.name for file in files]
+    assert find_shards(names, "x") == names
+    assert find_missing_shard(names, tmp_path) is None
+    back = dict(read_shards([file.path for file in files]))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
 def test_without_tensors_there_is_one_empty_shard(tmp_path):
     files = save_shards({}, tmp_path, "x", 10)
-    assert [file.name for file in files] == ["x.safetensors"]
-    assert dict(read_shards(files)) == {}
+    assert [file.path.name for file in files] == ["x.safetensors"]
+    assert dict(read_shards([file.path for file in files])) == {}
 
 
 #: State files as versions of format 1 and 2 wrote them.

@@ -1,8 +1,10 @@
 """Write model folders that transformers can read, and load saved weights into a model."""
 
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vistill.errors import ModelError
 from vistill.models.loading import VLM
+from vistill.models.tensor_files import DTYPES
 
-#: The precisions of weights, by their names in safetensors.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-}
 #: Weights above this size are written as several files and an index.
 MAX_SHARD_SIZE = "50GB"
 
@@ -36,6 +31,51 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     model: Any = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
     vlm.family.save_processor(folder)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds, before it is written."""
+
+    files: Mapping[str, bytes]
+    """Configuration, tokenizer, chat template and image processor, by file name."""
+    weights: Mapping[str, torch.Tensor]
+    """By their names in the model, on its device."""
+    stem: str = "model"
+    """Of the files of weights."""
+
+
+def model_folder(vlm: VLM, files: Mapping[str, bytes] | None = None) -> ModelFolder:
+    """What the folder of a model holds: the same as `save_vlm` writes.
+
+    Args:
+        vlm: the model.
+        files: the files without weights, if they are known: they do not change in a run.
+    """
+    return ModelFolder(files_without_weights(vlm) if files is None else files, weights_of(vlm))
+
+
+def files_without_weights(vlm: VLM) -> dict[str, bytes]:
+    """The small files of a model folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, model = Path(name), vlm.model
+        model.save_pretrained(folder, state_dict={})  # pyright: ignore[reportCallIssue]
+        vlm.family.save_processor(folder)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def weights_of(vlm: VLM) -> dict[str, torch.Tensor]:
+    """The weights to save. Of a tied weight one name is saved, as transformers does."""
+    tensors = vlm.model.state_dict(keep_vars=True)
+    ignored = set(getattr(vlm.model, "_keys_to_ignore_on_save", None) or ())
+    tied = getattr(vlm.model, "all_tied_weights_keys", None) or {}
+    names: dict[int, list[str]] = {}
+    for name in tensors:
+        if name not in ignored:
+            names.setdefault(id(tensors[name]), []).append(name)
+    chosen = [min(aliases, key=lambda name: name in tied) for aliases in names.values()]
+    return {name: tensors[name].detach() for name in chosen}
 
 
 @torch.no_grad()

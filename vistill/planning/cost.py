@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from vistill.data.keys import num_steps
 from vistill.planning.memory import Memory
 from vistill.planning.shapes import ModelShape
+from vistill.training.checks.disk import disk_needs
+from vistill.training.disk_needs import DiskNeeds
 from vistill.types import Reader, Writer
 
 #: Seconds per decoded position of a 28-layer decoder: measured for 64 rows, float32, T = 0.7 on an
@@ -23,8 +25,6 @@ LONGEST_OVER_MEAN = 2.0
 SECONDS_PER_ENCODING = 0.028
 #: Bytes per second of a checkpoint to disk, fsync and hash included (measured: 8.5 GB in 11 s).
 SAVE_RATE = 0.77e9
-#: Bytes of the journal per response token: an id in JSON.
-JOURNAL_BYTES = 8
 #: Views of an evaluation without the image: pixelated, removed, swapped.
 BLIND_VIEWS = 3
 
@@ -194,13 +194,15 @@ class Cost:
 
     def disk_bytes(self) -> dict[str, float]:
         """Bytes of the run folder: checkpoints that are kept, the next one, and the journal."""
-        work, save = self.memory.work, self.memory.work.recipe.save
-        one = self.memory.checkpoint_bytes()
-        best = save.keep_best != "none" and work.recipe.eval.every > 0
-        steps = self.steps or 0
-        tokens = steps * work.responses * work.response_tokens
+        needs = self.disk_needs()
         return {
-            "checkpoint": one,
-            "checkpoints": one * (save.keep + best + 1),
-            "journal": float(JOURNAL_BYTES * tokens * save.journal),
+            "checkpoint": needs.checkpoint,
+            "checkpoints": needs.checkpoints,
+            "journal": needs.journal,
+            "all": needs.total,
         }
+
+    def disk_needs(self) -> DiskNeeds:
+        """What the run needs of its disk, as a run counts it before step 1."""
+        work = self.memory.work
+        return disk_needs(work.recipe, self.memory.checkpoint_bytes(), self.steps, work.siblings)

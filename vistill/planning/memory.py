@@ -22,6 +22,9 @@ CHUNK_BYTES = 1 << 29
 SAMPLING_COPIES = 6
 #: Tokens of a new cache; it doubles when it is full (`models/decode_attention.py`).
 CACHE_TOKENS = 64
+#: Bytes of a checkpoint's copy in host memory over those of the checkpoint: torch rounds each
+#: tensor of page-locked memory up to a power of two (1.3 for the 2B).
+SNAPSHOT_FACTOR = 1.3
 #: The phase in which the teacher writes responses, before step 1.
 TEACHER_WRITES = "teacher writes"
 
@@ -365,7 +368,7 @@ class Memory:
         return FLOAT * (copies * self.student.parameters.total + 2.0 * self.trained)
 
     def host_bytes(self) -> dict[str, float]:
-        """Host memory: an offloaded teacher, and the images of a step under every view."""
+        """Host memory: an offloaded teacher, the images of a step under every view, a snapshot."""
         work, patches = self.work, 0
         for view in {str(p.view) for p in work.passes}:
             patches += work.prompts * work.patches(self.student, view)
@@ -373,4 +376,9 @@ class Memory:
         offloaded = 0.0
         if self.teacher is not None and self.is_offloaded:
             offloaded = float(self.teacher_size * self.teacher.parameters.total)
-        return {"teacher": offloaded, "views": float(FLOAT * patches * values)}
+        snapshot = SNAPSHOT_FACTOR * self.checkpoint_bytes() * work.recipe.save.background
+        return {
+            "teacher": offloaded,
+            "views": float(FLOAT * patches * values),
+            "snapshot": snapshot,
+        }

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MODELS = Path(__file__).parent / "models"
+#: Family whose parameters follow from its sizes.
+COUNTED_FAMILY = "qwen3_vl"
 
 
 @dataclass(frozen=True)

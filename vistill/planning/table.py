@@ -186,11 +186,7 @@ def run_lines(plan: RunPlan) -> list[str]:
             f"a run uses one GPU; the other {plan.gpus - 1} can train other arms or seeds,"
             " and are paid for"
         )
-    disk = {name: size / 1e9 for name, size in cost.disk_bytes().items()}
-    lines.append(
-        f"disk: {disk['checkpoint']:,.2f} GB per checkpoint, {disk['checkpoints']:,.1f} GB for all"
-        f" that exist at a time, journal {disk['journal']:,.2f} GB"
-    )
+    lines.append(f"disk: {cost.disk_needs().describe()}")
     lines.append(
         f"fits as it is on: {', '.join(plan.fitting_gpus()) or 'none that the plan knows'}"
     )

@@ -39,6 +39,8 @@ STEPS, PROMPTS = 9, 6
 #: Fault points inside a save; a quarter of the kills use them.
 SAVE_POINTS = (
     "save.begin",
+    "save.snapshot",
+    "save.shard",
     "save.after_weights",
     "save.after_files",
     "save.after_manifest",

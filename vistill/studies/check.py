@@ -22,6 +22,8 @@ from vistill.data.loading import (
     load_train_and_eval,
 )
 from vistill.errors import ConfigError
+from vistill.planning.activations import FLOAT
+from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
@@ -32,10 +34,12 @@ from vistill.runs.storage import free_space, to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.disk import describe_disk, disk_needs, reads_average
 from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
 from vistill.training.checks.set_aside import refused_rows
+from vistill.training.disk_needs import size_text
 from vistill.training.recipe import ModelSettings, default_settings
 from vistill.training.run_lock import (
     WARMUP,
@@ -126,7 +130,8 @@ def check_stage(
     ]
     check_data = data_findings if fast else run_all_checks
     rest = check_data(recipe.located() if fast else recipe, sheet)
-    return [*first, *model_findings(recipe.located(), fast), *rest, disk_finding(recipe)]
+    disk = [disk_finding(recipe)] if fast else []
+    return [*first, *model_findings(recipe.located(), fast), *rest, *disk]
 
 
 def passes_in_words(recipe: Recipe) -> str:
@@ -206,9 +211,32 @@ def model_metadata(name: str, role: str, fast: bool = False) -> str:
 
 
 def disk_finding(recipe: Recipe) -> CheckResult:
-    """The free disk space at the run folder."""
-    free = free_space(Path(recipe.run))
-    return CheckResult("disk", f"{free / 1e9:,.1f} GB free at {recipe.run}")
+    """What the run needs of its disk (C131), if the shape of its student is known without torch."""
+    folder, shape = RunFolder(Path(recipe.run)), known_shape(recipe.student.model)
+    if shape is None:
+        free = size_text(free_space(folder.path))
+        text = f"{free} free at {recipe.run}; without --fast also the size of a checkpoint"
+        return CheckResult("disk", text)
+    schema = method_schemas()[recipe.method]
+    copies = 1 + reads_average(schema["x-passes"])
+    trained = shape.trained_parameters(recipe.train.freeze)
+    size = FLOAT * (copies * shape.parameters.total + 2 * trained)
+    needs = disk_needs(recipe, size, recipe.train.steps)
+    return CheckResult("disk", describe_disk(needs, folder, recipe.run))
+
+
+def known_shape(model: str) -> ModelShape | None:
+    """The shape of a model that the package has, or that follows from its `config.json`."""
+    folder = Path(resolve_model(model, "student"))
+    if not (folder / "config.json").is_file():
+        return shipped_shapes().get(model)
+    config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != COUNTED_FAMILY:
+        return None
+    try:
+        return shape_of_config(config, model)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:

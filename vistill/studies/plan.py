@@ -13,8 +13,9 @@ from vistill.errors import ConfigError, DataError, StorageError, quote_command, 
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan, Sizes, known_rows
-from vistill.planning.shapes import ModelShape, shape_of_config, shipped_shapes
+from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
 from vistill.runs.chosen_student import resolve_model
+from vistill.runs.folder import RunFolder
 from vistill.runs.model_not_found import (
     HUB_MODELS,
     looks_like_hub_id,
@@ -25,9 +26,8 @@ from vistill.runs.storage import free_space
 from vistill.studies.check import with_models_of_stages
 from vistill.studies.stages import no_stage_error
 from vistill.training.build import make_objective
-
-#: Family whose parameters follow from its sizes.
-COUNTED_FAMILY = "qwen3_vl"
+from vistill.training.checks.disk import bytes_in
+from vistill.training.disk_needs import disk_too_small_error
 
 
 @dataclass(frozen=True)
@@ -261,25 +261,11 @@ def hub_shapes() -> dict[str, ModelShape]:
 
 def check_disk(plan: RunPlan, free: float | None) -> None:
     """C131 if the disk of the run folder, or one of this size, is too small for the run."""
-    disk = plan.cost.disk_bytes()
-    needed = disk["checkpoints"] + disk["journal"]
-    available = free_space(Path(plan.recipe.run)) if free is None else 1e9 * free
-    if needed <= available:
-        return
-    fixes = []
-    smaller = {"save.keep": 1, "save.keep_best": "none"}
-    less = plan.with_settings(smaller).cost.disk_bytes()
-    if less["checkpoints"] + less["journal"] <= available:
-        fixes.append(setting_words(smaller))
-    fixes.append(f"--disk {1.05 * needed / 1e9:.3g}   for another disk")
-    raise StorageError(
-        "C131",
-        f"the run needs {needed / 1e9:,.1f} GB of disk, {available / 1e9:,.1f} GB are free",
-        where=plan.recipe.run,
-        why=f"a checkpoint has {disk['checkpoint'] / 1e9:,.1f} GB;"
-        f" save.keep={plan.recipe.save.keep}, the best one and the next one exist at a time",
-        fix="   or   ".join(fixes),
-    )
+    needs, folder = plan.cost.disk_needs(), RunFolder(Path(plan.recipe.run))
+    available = free_space(folder.path) + bytes_in(folder) if free is None else 1e9 * free
+    if needs.total > available:
+        another = f"--disk {1.05 * needs.total / 1e9:.3g}   for another disk"
+        raise disk_too_small_error(needs, available, plan.recipe.run, [another])
 
 
 def profiles_that_fit(recipe: str, overrides: Sequence[str], options: PlanOptions) -> list[str]:

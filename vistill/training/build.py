@@ -18,6 +18,7 @@ from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
 from vistill.training.checks.code import CODE_CHECK, views_of
 from vistill.training.checks.data import DATA_CHECKS
+from vistill.training.checks.disk import DISK_CHECK
 from vistill.training.checks.method import METHOD_CHECK, RUN_CHECKS
 from vistill.training.checks.models import MODEL_CHECKS
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
@@ -34,6 +35,7 @@ START_CHECKS: tuple[StartCheck, ...] = (
     *DATA_CHECKS,
     METHOD_CHECK,
     *MODEL_CHECKS,
+    DISK_CHECK,
     *RUN_CHECKS,
 )
 

@@ -1,43 +1,46 @@
 """Publish and find checkpoints: temporary folder, fsync, manifest with hashes, rename.
 
-The files are safetensors and JSON only.
+The files are safetensors and JSON only. What is saved is in `checkpoint_content.py`.
 """
 
 import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vistill.errors import StorageError
 from vistill.faults import fault
 from vistill.models.loading import VLM
-from vistill.models.save import load_weights_into, save_vlm
+from vistill.models.save import load_weights_into
+from vistill.models.tensor_files import WrittenFile, write_bytes, write_tensors
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
 from vistill.runs.recipe_changes import in_new_folder
 from vistill.runs.storage import (
-    check_finite,
     disk_error,
     file_hash,
     free_space,
     remove_tree,
-    sync_file,
     sync_folder,
     write_json,
 )
+from vistill.training.checkpoint_content import CheckpointContent, TrainedObjects, content_to_save
+from vistill.training.disk_needs import SPACE_FACTOR
+from vistill.training.interrupt import StopRequest
 from vistill.training.journal import Journal
 from vistill.training.run_state import RunState, read_state
 from vistill.training.shards import (
-    SHARD_BYTES,
     find_missing_shard,
     find_shards,
     read_shards,
+    save_indexed_shards,
     save_shards,
 )
 
@@ -47,33 +50,23 @@ FORMAT = 3
 #: Formats that can be read.
 READABLE = (1, 2, 3)
 MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", "rng.safetensors"
-#: Free space that a save requires, as a multiple of the size of a checkpoint.
-SPACE_FACTOR = 1.2
+#: Bytes of a file of weights or moments, where no setting says it. A larger tensor has its own.
+SHARD_BYTES = 5 * 10**9
 #: Files that a loader of weights opens by itself.
 WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
-class TrainedObjects:
-    """The objects that a checkpoint holds."""
+class CheckpointTarget:
+    """Where checkpoints are written, and how."""
 
-    student: VLM
-    optimizer: torch.optim.Optimizer
-    state: RunState
-    extra: Mapping[str, VLM] = field(default_factory=dict)
-    """Further models by name: the moving average of the student."""
-    published: set[int] = field(default_factory=set)
-    """Steps whose checkpoint this process has written: they need no check."""
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments by `opt.<parameter>.<slot>`, on their device."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"opt.{names[id(parameter)]}.{slot}": torch.as_tensor(value).detach()
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-    }
+    folder: RunFolder
+    fingerprint: str
+    """Of the recipe."""
+    keep: int
+    """How many of the newest stay."""
+    shard_bytes: int | None = None
+    """Bytes of a file; None takes `SHARD_BYTES`."""
 
 
 def restore_optimizer(
@@ -99,71 +92,111 @@ def publish_checkpoint(
     folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: int
 ) -> Path:
     """Write a checkpoint so that it exists completely or not at all, then drop older ones."""
-    step = saved.state.step
+    if is_published(folder, saved):
+        return folder.checkpoint(saved.state.step)
+    content = content_to_save(saved)
+    check_space(folder, content, keep)
+    final = write_checkpoint(CheckpointTarget(folder, fingerprint, keep), content)
+    saved.published.add(content.step)
+    return final
+
+
+def is_published(folder: RunFolder, saved: TrainedObjects) -> bool:
+    """Whether the current step has a valid checkpoint."""
+    final = folder.checkpoint(saved.state.step)
+    if not final.exists():
+        return False
+    return saved.state.step in saved.published or reason_to_reject(final) is None
+
+
+def write_checkpoint(
+    target: CheckpointTarget, content: CheckpointContent, stop: StopRequest | None = None
+) -> Path:
+    """Write, publish, drop older ones. An incomplete folder is removed after an error.
+
+    Args:
+        target: where and how.
+        content: the values to write; nothing may change them until this returns.
+        stop: lets another thread stop the save.
+
+    Raises:
+        StorageError: S601, the disk is full or cannot be written.
+        SaveAbandonedError: another thread stopped the save.
+    """
+    stop = StopRequest() if stop is None else stop
+    folder, step = target.folder, content.step
     final = folder.checkpoint(step)
-    if final.exists() and (step in saved.published or reason_to_reject(final) is None):
-        return final
-    state = saved.state.to_dict()
-    check_finite(state)
-    check_space(folder, saved, keep)
     working = folder.path / f".inprogress-{step:06d}-{uuid.uuid4().hex[:8]}"
     try:
         fault("save.begin")
         working.mkdir(parents=True)
-        save_vlm(saved.student, working / "student")
-        for name, vlm in saved.extra.items():
-            save_vlm(vlm, working / name)
-        fault("save.after_weights")
-        save_shards(
-            optimizer_tensors(saved.student.model, saved.optimizer), working, OPTIMIZER, SHARD_BYTES
-        )
-        save_file({"torch": torch.get_rng_state()}, working / NOISE)
-        write_json(working / STATE, state, exact=True)
-        files = [path for path in sorted(working.rglob("*")) if path.is_file()]
-        for path in files:
-            sync_file(path)
-        for path in {path.parent for path in files}:
-            sync_folder(path)
+        files = write_files(working, content, target.shard_bytes or SHARD_BYTES, stop)
         # a checkpoint must not outlive the log lines of its steps
         folder.sync_logs()
         fault("save.after_files")
+        entries = sorted((str(f.path.relative_to(working)), f.size, f.digest) for f in files)
         manifest = {
             "format": FORMAT,
             "step": step,
             "world_size": 1,
-            "recipe": fingerprint,
-            "files": [[str(p.relative_to(working)), p.stat().st_size, file_hash(p)] for p in files],
+            "recipe": target.fingerprint,
+            "files": [list(entry) for entry in entries],
         }
         write_json(working / MANIFEST, manifest, exact=True)
         fault("save.after_manifest")
-        if final.exists():  # it was rejected at the start; this is its step taken again
-            remove_tree(final)
-        working.rename(final)
-        sync_folder(folder.path)
+        with stop.no_longer():
+            if final.exists():  # it was rejected at the start; this is its step taken again
+                remove_tree(final)
+            working.rename(final)
+            sync_folder(folder.path)
         fault("save.after_rename")
-        saved.published.add(step)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise disk_error(final, error) from error
-    drop_old_checkpoints(folder, keep, saved.state.best, step)
-    fault("save.after_retention")
+        stop.poll()
+        drop_old_checkpoints(folder, target.keep, content.state["best"], step)
+        fault("save.after_retention")
+    except Exception as error:
+        with suppress(OSError):
+            remove_tree(working)
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise disk_error(final, error) from error
+        raise
     return final
 
 
-def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
+def write_files(
+    working: Path, content: CheckpointContent, shard_bytes: int, stop: StopRequest
+) -> list[WrittenFile]:
+    """Write every file but the manifest, and make files and folders durable."""
+    files: list[WrittenFile] = []
+    for name, model in content.models.items():
+        (working / name).mkdir()
+        files += [write_bytes(working / name / file, data) for file, data in model.files.items()]
+        files += save_indexed_shards(
+            model.weights, working / name, model.stem, shard_bytes, stop.poll
+        )
+    fault("save.after_weights")
+    files += save_shards(content.moments, working, OPTIMIZER, shard_bytes, stop.poll)
+    files.append(write_tensors(working / NOISE, {"torch": content.noise}))
+    write_json(working / STATE, content.state, exact=True)
+    state = working / STATE
+    files.append(WrittenFile(state, state.stat().st_size, file_hash(state)))
+    for path in {file.path.parent for file in files}:
+        sync_folder(path)
+    return files
+
+
+def check_space(folder: RunFolder, content: CheckpointContent, keep: int) -> None:
     """S601, before anything is written, if the disk cannot hold another checkpoint.
 
     Older checkpoints are dropped first if that makes the space.
     """
-    needed = int(SPACE_FACTOR * checkpoint_bytes(folder, saved))
+    needed = int(SPACE_FACTOR * content.num_bytes())
     if free_space(folder.path) >= needed:
         return
     drop_old_checkpoints(
         folder,
         keep,
-        saved.state.best,
-        saved.state.step,
+        content.state["best"],
+        content.step,
         lambda path: reason_to_reject(path) is None,
     )
     free = free_space(folder.path)
@@ -176,19 +209,6 @@ def check_space(folder: RunFolder, saved: TrainedObjects, keep: int) -> None:
             fix="free space and run the same command again"
             + (", or keep fewer:   save.keep=1" if keep > 1 else ""),
         )
-
-
-def checkpoint_bytes(folder: RunFolder, saved: TrainedObjects) -> int:
-    """Bytes of the newest checkpoint, or of the tensors to save where there is none."""
-    earlier = checkpoints_in(folder.path)
-    if earlier:
-        return sum(path.stat().st_size for path in earlier[-1].rglob("*") if path.is_file())
-    models = [saved.student, *saved.extra.values()]
-    weights = sum(p.numel() * p.element_size() for vlm in models for p in vlm.model.parameters())
-    trainable = sum(
-        p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad
-    )
-    return weights + 2 * trainable  # two moments per trainable weight
 
 
 def drop_old_checkpoints(

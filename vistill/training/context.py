@@ -35,6 +35,8 @@ class StepContext:
     split: BatchSplit = BatchSplit()
     poll: Callable[[], None] = lambda: None
     """Raises if a signal has arrived."""
+    before_update: Callable[[], None] = lambda: None
+    """Returns when nothing reads the weights any more, such as a checkpoint's copy."""
     observe: Callable[[str], AbstractContextManager[None]] = field(
         default=lambda phase: nullcontext()
     )

@@ -1,8 +1,13 @@
-"""A signal sets a flag that every phase polls. A partial step is discarded."""
+"""A signal sets a flag that every phase polls. A partial step is discarded.
+
+A save in the background polls a flag of its own.
+"""
 
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,6 +74,37 @@ def exit_on_second_signal() -> Iterator[None]:
         yield
     finally:
         restore_handlers(before)
+
+
+class SaveAbandonedError(Exception):
+    """Raised inside a save that another thread told to stop."""
+
+
+@dataclass
+class StopRequest:
+    """Lets another thread stop a save. A stopped save is never published."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_made: bool = False
+
+    def make(self) -> None:
+        """Stop the save, unless it is being renamed now."""
+        is_locked = self.lock.acquire(timeout=1)
+        self.is_made = True
+        if is_locked:
+            self.lock.release()
+
+    def poll(self) -> None:
+        """Raise if the save must stop."""
+        if self.is_made:
+            raise SaveAbandonedError
+
+    @contextmanager
+    def no_longer(self) -> Iterator[None]:
+        """A block that is not stopped inside."""
+        with self.lock:
+            self.poll()
+            yield
 
 
 def preempted_error(

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.evaluation.unparsed import unparsed_warning
 from vistill.faults import fault
-from vistill.phases import EVALUATING, SAVING, open_phase, report_phases
+from vistill.phases import EVALUATING, open_phase, report_phases
 from vistill.plugin_calls import method_call
 from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
@@ -23,13 +22,13 @@ from vistill.runs.storage import to_json, write_json
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, run_canary
 from vistill.training.checkpoint import (
-    TrainedObjects,
     format_older_terms,
     newest_checkpoint,
-    publish_checkpoint,
     remove_leftovers,
     restore_checkpoint,
 )
+from vistill.training.checkpoint_content import TrainedObjects
+from vistill.training.checkpoint_writer import CheckpointWriter, make_writer
 from vistill.training.checks.check import CheckResult
 from vistill.training.clock import Clock, Profile, measure_rate
 from vistill.training.context import StepContext
@@ -84,10 +83,13 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         context = make_step_context(plan, folder, saved, rewards, interrupt, clock)
         update_partners(plan, context, state.replaced_rows)
         stack.enter_context(context.response_source.engine)
+        writer = stack.enter_context(make_writer(plan, folder, saved).open())
+        context.before_update = writer.wait_for_copy
         try:
-            train(plan, folder, saved, context, clock)
+            train(plan, folder, writer, context, clock)
+            writer.finish()
         except Interrupted as stop:
-            saved_as = save_checkpoint(plan, folder, saved)
+            saved_as = writer.save_now()
             folder.event(f"stopped by {stop} after step {state.step}")
             raise preempted_error(stop, state.step, plan.num_steps, saved_as) from None
         finally:
@@ -98,16 +100,17 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
 
 
 def train(
-    plan: Plan, folder: RunFolder, saved: TrainedObjects, context: StepContext, clock: Clock
+    plan: Plan, folder: RunFolder, writer: CheckpointWriter, context: StepContext, clock: Clock
 ) -> None:
     """Run the canary; then step, log, evaluate and save until the last step."""
-    state = saved.state
+    state = writer.saved.state
     context.response_source.engine.sync_weights(state.step)
     with clock.time_outside_steps("canary"):
         run_canary_and_replace_rows(plan, folder, context, state)
     if is_evaluation_missing(plan, folder, state.step):
-        evaluate_student(plan, folder, saved, context, clock)
+        evaluate_student(plan, folder, writer, context, clock)
     while state.step < plan.num_steps:
+        writer.raise_error()
         result = run_next_step(plan, folder, context, state)
         state.step += 1
         state.memory = result.memory
@@ -116,10 +119,10 @@ def train(
         log_step(plan, folder, state, result, clock)
         check_rollouts(plan, folder, state, result)
         if is_due(state.step, plan.evaluation.every, plan.num_steps):
-            evaluate_student(plan, folder, saved, context, clock)
+            evaluate_student(plan, folder, writer, context, clock)
         if is_due(state.step, plan.save.every, plan.num_steps):
             with clock.time_outside_steps("save"):
-                save_checkpoint(plan, folder, saved)
+                writer.save()
         if state.step == plan.stop_after:
             return
 
@@ -323,18 +326,19 @@ def run_canary_and_replace_rows(
 
 
 def evaluate_student(
-    plan: Plan, folder: RunFolder, saved: TrainedObjects, context: StepContext, clock: Clock
+    plan: Plan, folder: RunFolder, writer: CheckpointWriter, context: StepContext, clock: Clock
 ) -> None:
     """Evaluate the student, log the result, and save a checkpoint if it is the best so far."""
     if not plan.eval_prompts or plan.evaluation.every <= 0:
         return
-    step = saved.state.step
+    state = writer.saved.state
+    step = state.step
     is_first_or_last = step in (0, plan.num_steps)
     fault("evaluate.begin")
     with clock.time_outside_steps("evaluate"), open_phase(EVALUATING):
         result = evaluate_halving(plan, context, is_first_or_last)
     with clock.time_outside_steps("canary"):
-        facts = run_canary_and_replace_rows(plan, folder, context, saved.state)
+        facts = run_canary_and_replace_rows(plan, folder, context, state)
     fault("evaluate.before_log")
     summary = result.summary | selection_summary(result, plan.eval_prompts, plan.evaluation)
     folder.log(folder.evaluations, {"step": step, **summary, **facts})
@@ -345,16 +349,11 @@ def evaluate_student(
     plan.progress(evaluation_record(plan, step, result))
     if is_first_or_last and (warning := unparsed_warning(summary)):
         report_event(plan, folder, f"WARNING: {warning}", f"step {step}: ")
-    before = saved.state.best
-    saved.state.best = choose_best(folder.read(folder.evaluations), plan.save)
-    if saved.state.best is not None and saved.state.best != before:
-        save_checkpoint(plan, folder, saved)
-
-
-def save_checkpoint(plan: Plan, folder: RunFolder, saved: TrainedObjects) -> Path:
-    """Publish a checkpoint of the last completed step."""
-    with open_phase(SAVING):
-        return publish_checkpoint(folder, saved, plan.fingerprint, plan.save.keep)
+    before = state.best
+    state.best = choose_best(folder.read(folder.evaluations), plan.save)
+    if state.best is not None and state.best != before:
+        with clock.time_outside_steps("save"):
+            writer.save()
 
 
 def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -> EvalResult:

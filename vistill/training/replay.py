@@ -15,7 +15,8 @@ from vistill.errors import DataError, StorageError, quote_command
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in
 from vistill.runs.storage import read_json, to_json
 from vistill.training.build import build
-from vistill.training.checkpoint import TrainedObjects, reason_to_reject, restore_checkpoint
+from vistill.training.checkpoint import reason_to_reject, restore_checkpoint
+from vistill.training.checkpoint_content import TrainedObjects
 from vistill.training.clock import Clock
 from vistill.training.context import StepContext
 from vistill.training.interrupt import Interrupt

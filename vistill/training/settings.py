@@ -167,6 +167,12 @@ class SaveSettings:
     keep_best: Literal["accuracy", "none"] = "accuracy"
     """Also keep the checkpoint with the best accuracy on the evaluation rows; the latest wins ties.
     `none` hands out the last one. Without evaluation rows it is the last one too."""
+    background: bool = True
+    """Write checkpoints while the next steps run. Needs host memory for a copy of what is saved;
+    where it is not free, and with `false`, the next step waits for the disk."""
+    shard_gb: float = ranged(5.0, 0, above=True)
+    """Largest file of weights or of the optimizer's state, in GB; a larger tensor has a file of its
+    own. A smaller number gives more files."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

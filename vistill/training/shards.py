@@ -1,20 +1,22 @@
 """Named tensors in safetensors files of limited size.
 
 The files are `name.safetensors`, or `name-00001-of-00003.safetensors`, ... Host memory holds one
-shard at a time, both when shards are written and when they are read.
+tensor at a time, both when shards are written and when they are read.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-#: Bytes of a shard; a larger tensor has a shard of its own.
-SHARD_BYTES = 2 * 2**30
+from vistill.faults import fault
+from vistill.models.tensor_files import WrittenFile, write_bytes, write_tensors
+
+#: What transformers writes into every file of weights.
+METADATA = {"format": "pt"}
 SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
@@ -42,14 +44,43 @@ def split_into_shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[lis
 
 
 def save_shards(
-    tensors: Mapping[str, Tensor], folder: Path, stem: str, max_bytes: int
-) -> list[Path]:
-    """Write tensors from any device, shard after shard."""
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    max_bytes: int,
+    poll: Callable[[], None] = lambda: None,
+) -> list[WrittenFile]:
+    """Write tensors from any device, shard after shard, each durable before the next."""
     parts = split_into_shards(tensors, max_bytes)
-    files = [folder / name for name in shard_names(stem, len(parts))]
-    for file, names in zip(files, parts, strict=True):
-        save_file({name: tensors[name].detach().cpu().contiguous() for name in names}, file)
+    files = []
+    for name, part in zip(shard_names(stem, len(parts)), parts, strict=True):
+        shard = {tensor: tensors[tensor] for tensor in part}
+        files.append(write_tensors(folder / name, shard, METADATA, poll))
+        fault("save.shard")
     return files
+
+
+def save_indexed_shards(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    max_bytes: int,
+    poll: Callable[[], None] = lambda: None,
+) -> list[WrittenFile]:
+    """The same for weights that transformers reads: several shards have an index."""
+    files = save_shards(tensors, folder, stem, max_bytes, poll)
+    if len(files) == 1:
+        return files
+    parts = split_into_shards(tensors, max_bytes)
+    file_of = {
+        name: file.path.name for file, part in zip(files, parts, strict=True) for name in part
+    }
+    totals = {
+        "total_parameters": sum(t.numel() for t in tensors.values()),
+        "total_size": sum(t.nbytes for t in tensors.values()),
+    }
+    index = json.dumps({"metadata": totals, "weight_map": file_of}, indent=2, sort_keys=True)
+    return [*files, write_bytes(folder / f"{stem}.safetensors.index.json", f"{index}\n".encode())]
 
 
 def read_shards(files: Collection[Path]) -> Iterator[tuple[str, Tensor]]:

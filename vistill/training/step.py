@@ -190,6 +190,7 @@ def update_student(
         loss, terms = accumulate_gradient(context, share, batch, signals, poll)
         loss = math.nan if fault("learn.loss") else loss
         fault("learn.before_update")
+        context.before_update()
         norm, is_updated = apply_update(context, loss, lr)
         if is_updated:
             update_ema(context.models, context.objective.requirements.ema_rate)
