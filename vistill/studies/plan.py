@@ -9,7 +9,7 @@ from typing import Any
 
 from vistill.config import Recipe, keys_of_stages, load_stages, naming_stage
 from vistill.data.counting import count_training_rows, missing_rows_reason
-from vistill.errors import ConfigError, DataError, StorageError, quote_command, quote_setting
+from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan, Sizes, known_rows
