@@ -26,6 +26,7 @@ from transformers.utils.hub import cached_file
 
 from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor, row_width
+from vistill.models.adapters import add_saved_adapters, base_of
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.families.deviations import family_type_of
@@ -295,12 +296,15 @@ def family_class(config: Any, name: str, role: str) -> type[Family]:
 def load_weights(
     encoder: PromptEncoder, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> VLM:
-    """Load the model of an encoder (M107 if its weights cannot be read)."""
-    name = encoder.source
+    """Load the model of an encoder (M107 if its weights cannot be read).
+
+    A folder of adapters gives its base model with the adapters, not merged.
+    """
+    name, revision = base_of(encoder.source, encoder.revision)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             name,
-            revision=encoder.revision,
+            revision=revision,
             dtype=dtype or torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -310,7 +314,10 @@ def load_weights(
             name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
     encoder.family.check_arguments(model)
-    return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
+    model.to(device)
+    if name != encoder.source:
+        add_saved_adapters(model, Path(encoder.source))
+    return VLM(model, encoder.tokenizer, encoder.family, encoder.source)
 
 
 def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vistill.errors import ModelError
+from vistill.models.adapters import WEIGHTS, file_names, has_adapters, save_adapters
 from vistill.models.loading import VLM
 
 #: The precisions of weights, by their names in safetensors.
@@ -30,9 +31,13 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write an ordinary model folder: weights, tokenizer with chat template, image processor.
 
     Weights are `model.safetensors`, or shards with `model.safetensors.index.json`, under the names
-    they have in the model.
+    they have in the model. A model with adapters is written as a folder of adapters.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if has_adapters(vlm.model):
+        save_adapters(vlm.model, folder)
+        vlm.family.save_processor(folder)
+        return
     model: Any = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
     vlm.family.save_processor(folder)
@@ -40,7 +45,7 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
 
 @torch.no_grad()
 def load_weights_into(folder: Path, model: nn.Module) -> None:
-    """Copy the weights of a model folder into a model, one tensor at a time.
+    """Copy the weights of a model folder into a model, or adapters into those of a model.
 
     Every file that the index names must exist. Every weight of the model must be in exactly one of
     them, with the model's shape and precision. Tied weights count as one weight. Nothing is written
@@ -51,10 +56,8 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
     """
     try:
         with ExitStack() as stack:
-            files = {
-                path.name: stack.enter_context(safe_open(path, "pt"))
-                for path in weight_files(folder)
-            }
+            paths = [folder / WEIGHTS] if has_adapters(model) else weight_files(folder)
+            files = {path.name: stack.enter_context(safe_open(path, "pt")) for path in paths}
             file_of = locate_weights(folder, files)
             targets = dict(match_tensors(folder, model, file_of))
             for name, target in targets.items():
@@ -113,7 +116,7 @@ def locate_weights(folder: Path, files: dict[str, Any]) -> dict[str, str]:
                     folder, f"{name} is in {file_of[name]} and in {file}"
                 )
             file_of[name] = file
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+    if not (folder / SAFE_WEIGHTS_NAME).is_file() and WEIGHTS not in files:
         index = read_index(folder)
         differing = sorted(
             name for name in index.keys() | file_of.keys() if index.get(name) != file_of.get(name)
@@ -130,7 +133,8 @@ def match_tensors(
     folder: Path, model: nn.Module, file_of: dict[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's tensor for each saved weight. A tensor with several names appears once."""
-    tensors = model.state_dict(keep_vars=True)
+    is_adapted = has_adapters(model)
+    tensors = file_names(model) if is_adapted else model.state_dict(keep_vars=True)
     unknown = sorted(file_of.keys() - tensors.keys())
     if unknown:
         raise incomplete_weights_error(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vistill.errors import StorageError
 from vistill.faults import fault
+from vistill.models.adapters import own_parameters
 from vistill.models.loading import VLM
 from vistill.models.save import load_weights_into, save_vlm
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in, leftovers_in
@@ -50,7 +51,7 @@ MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", 
 #: Free space that a save requires, as a multiple of the size of a checkpoint.
 SPACE_FACTOR = 1.2
 #: Files that a loader of weights opens by itself.
-WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
+WEIGHTS = re.compile(r"(adapter_)?model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def checkpoint_bytes(folder: RunFolder, saved: TrainedObjects) -> int:
     if earlier:
         return sum(path.stat().st_size for path in earlier[-1].rglob("*") if path.is_file())
     models = [saved.student, *saved.extra.values()]
-    weights = sum(p.numel() * p.element_size() for vlm in models for p in vlm.model.parameters())
+    saved_weights = [p for vlm in models for p in own_parameters(vlm.model)]
+    weights = sum(p.numel() * p.element_size() for p in saved_weights)
     trainable = sum(
         p.numel() * p.element_size() for p in saved.student.model.parameters() if p.requires_grad
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vistill.data.settings import DataSettings
 from vistill.evaluation.settings import EvalSettings
+from vistill.lora_settings import LoraSettings
 from vistill.ranges import check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
@@ -34,12 +35,22 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class StudentSettings(ModelSettings):
+    """The student, and which of its weights are trained."""
+
+    train: Literal["full", "lora"] = "full"
+    """`full` trains all weights that `train.freeze` leaves. `lora` trains low-rank adapters and
+    keeps all other weights (extra `lora`)."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run: the same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
 
     run: str
     """Folder that everything is written into. An unfinished run in it is resumed."""
-    student: ModelSettings
+    student: StudentSettings
     method: str
     """Name of the method: `sft`, `kd`, `opd`, `va_opd`, `vgs`, ... (`vistill explain methods`). Its
     own settings (knobs) stand in a group of the same name."""
@@ -63,6 +74,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if type(self.student) is ModelSettings:  # as earlier versions took it
+            object.__setattr__(self, "student", StudentSettings(**vars(self.student)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -115,6 +128,11 @@ ADDED = {
     "data.min_pixels": None,
     "data.max_pixels": None,
     "data.index_base": 0,
+    "student.train": "full",
+    "student.lora.rank": 16,
+    "student.lora.alpha": 32.0,
+    "student.lora.dropout": 0.0,
+    "student.lora.targets": ("language",),
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
@@ -134,4 +152,4 @@ def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_settings(method: str) -> dict[str, Any]:
     """What a key is where a recipe does not name it."""
-    return Recipe(run="", student=ModelSettings(), method=method).to_dict()
+    return Recipe(run="", student=StudentSettings(), method=method).to_dict()

@@ -19,6 +19,7 @@ from vistill.models.loading import (
 from vistill.models.pairs import check_pair, same_family
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
+from vistill.training.adapted_student import describe_adapters, load_student
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
 from vistill.training.checks.prompt_lengths import (
@@ -127,7 +128,7 @@ def load_models(setup: "RunSetup") -> str:
         devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
         if teacher_encoder is not None:
             check_same_device(*devices)
-        student = load_weights(student_encoder, dtype=torch.float32, device=devices[0])
+        student = load_student(setup, student_encoder, devices[0])
         teacher = None
         if teacher_encoder is not None:
             assert isinstance(teacher_encoder, PromptEncoder)
@@ -139,7 +140,8 @@ def load_models(setup: "RunSetup") -> str:
     context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
-    return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
+    adapters = describe_adapters(student)
+    return f"{' and '.join(names)}{adapters}; pixelated to {context.pixel_share:g} of each side"
 
 
 def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
@@ -172,8 +174,12 @@ def is_on_host(vlm: VLM) -> bool:
 
 
 def require_full_precision(student: VLM) -> None:
-    """C101 for a student in half precision: rounding would swallow most AdamW updates."""
-    dtype = next(student.model.parameters()).dtype
+    """C101 for a student in half precision: rounding would swallow most AdamW updates.
+
+    Frozen weights may have any precision.
+    """
+    weights = list(student.model.parameters())
+    dtype = next((p.dtype for p in weights if p.requires_grad), weights[0].dtype)
     if dtype in (torch.bfloat16, torch.float16):
         raise ConfigError(
             "C101",

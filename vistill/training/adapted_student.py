@@ -1,0 +1,77 @@
+"""Load the student as `student.train` says: all weights, or adapters on frozen ones."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vistill.errors import ConfigError, quote_setting
+from vistill.lora_settings import LoraSettings
+from vistill.models.adapters import (
+    adapter_parameters,
+    add_adapters,
+    differing_settings,
+    has_adapters,
+    is_adapted_layer,
+    merge_adapters,
+)
+from vistill.models.loading import VLM, PromptEncoder, load_weights
+from vistill.runs.model_not_found import model_name
+from vistill.training.checks.check import TRAINING_PURPOSES
+from vistill.training.precision import training_dtype
+
+if TYPE_CHECKING:
+    from vistill.training.setup import RunSetup
+
+
+def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
+    """The student with adapters where the recipe trains adapters.
+
+    Under LoRA the frozen weights have the precision of a step: bf16 where it runs in bf16. Adapters
+    are float32. A folder of adapters as the student continues with them; training in full merges
+    them first.
+
+    Raises:
+        MissingExtraError: E301, peft is not installed.
+        ConfigError: C101, the folder's adapters have other settings; C111, a target matches nothing.
+    """
+    settings, is_trained = setup.recipe.student, setup.purpose in TRAINING_PURPOSES
+    if settings.train == "full":
+        vlm = load_weights(encoder, dtype=torch.float32, device=device)
+        if has_adapters(vlm.model) and is_trained:
+            merge_adapters(vlm.model)
+            vlm.model.requires_grad_(True)
+        return vlm
+    dtype = training_dtype(setup.recipe.train, torch.device(device))
+    vlm = load_weights(encoder, dtype=dtype, device=device)
+    if not has_adapters(vlm.model):
+        return add_adapters(vlm, settings.lora, setup.seed, model_name(vlm.source))
+    if is_trained:
+        check_same_settings(vlm, settings.lora)
+    return vlm
+
+
+def check_same_settings(vlm: VLM, settings: LoraSettings) -> None:
+    """C101 if the adapters of the student's folder have other settings than the recipe."""
+    differing = differing_settings(vlm, settings)
+    if not differing:
+        return
+    key, value = next(iter(differing.items()))
+    merge = "vistill export RUN   and train the exported folder"
+    raise ConfigError(
+        "C101",
+        f"student.lora.{key} is {getattr(settings, key)}, but the student has adapters with {value}",
+        where=vlm.source,
+        why="the student is a folder of adapters, and training continues with them",
+        fix=merge if key == "targets" else quote_setting(f"student.lora.{key}", value),
+        note="student.train=full merges the adapters and trains all weights",
+    )
+
+
+def describe_adapters(vlm: VLM) -> str:
+    """The adapters of a student in words; empty if it has none."""
+    if not has_adapters(vlm.model):
+        return ""
+    layers = sum(map(is_adapted_layer, vlm.model.modules()))
+    trained = sum(p.numel() for p in adapter_parameters(vlm.model).values())
+    total = sum(p.numel() for p in vlm.model.parameters())
+    return f"; LoRA on {layers} layers: {trained:,} of {total:,} parameters are trained"
