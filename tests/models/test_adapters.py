@@ -131,11 +131,13 @@ def test_new_adapters_change_no_number_and_follow_from_the_seed(tokenizer):
 @OF_PEFT
 @pytest.mark.parametrize("build", [build_model, build_untied])
 def test_the_gradient_is_that_of_a_plain_peft_model(build, tokenizer):
-    """On the same rows, by PEFT's own model and transformers' own forward pass."""
-    vlm = with_noise(adapted(build(tokenizer, 0).freeze()))
+    """On the same rows, by PEFT's own model and transformers' own forward pass, in float64."""
+    vlm = build(tokenizer, 0)
+    vlm.model.double()
+    with_noise(adapted(vlm))
     config = copy.deepcopy(vlm.model.peft_config["default"])
     config.base_model_name_or_path = None
-    plain = get_peft_model(build(tokenizer, 0).model, config)
+    plain = get_peft_model(build(tokenizer, 0).model.double(), config)
     of_peft = {n: p for n, p in plain.named_parameters() if p.requires_grad}
     for name, p in adapters.adapter_parameters(vlm.model).items():
         of_peft[f"base_model.model.{name}"].data.copy_(p.data)
