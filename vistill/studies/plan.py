@@ -27,6 +27,8 @@ from vistill.training.build import make_objective
 
 #: Family whose parameters follow from its sizes.
 COUNTED_FAMILY = "qwen3_vl"
+#: Settings that change what a run learns.
+CHANGE_RESULT = ("rollout.max_new_tokens", "train.freeze", "student.train")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
         fixes.append(" ".join([f"--gpu {larger[0]}", setting_words(larger[1])]).strip())
     if not fixes:
         fixes.append(quote_setting("student.model", smallest_model()))
-    changed = [key for key in settings or {} if key in ("rollout.max_new_tokens", "train.freeze")]
+    changed = [key for key in settings or {} if key in CHANGE_RESULT]
     return ConfigError(
         "C130",
         f"the run does not fit on one {plan.gpu.name}: {peak.name} needs {peak.total / GIB:.1f} GiB"
