@@ -17,6 +17,7 @@ from vistill.models.adapters import (
 from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
+from vistill.training.recipe import QUANTIZED
 from vistill.training.precision import training_dtype
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
             vlm.model.requires_grad_(True)
         return vlm
     dtype = training_dtype(setup.recipe.train, torch.device(device))
-    vlm = load_weights(encoder, dtype=dtype, device=device)
+    quantization = settings.precision if settings.precision in QUANTIZED else ""
+    vlm = load_weights(encoder, dtype=dtype, device=device, quantization=quantization)
     if not has_adapters(vlm.model):
         return add_adapters(vlm, settings.lora, setup.seed, model_name(vlm.source))
     if is_trained:

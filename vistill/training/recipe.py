@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vistill.data.settings import DataSettings
+from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
 from vistill.lora_settings import LoraSettings
 from vistill.ranges import check_ranges
@@ -16,6 +17,10 @@ from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views import ViewContext
 from vistill.views.settings import ViewSettings
+
+
+#: Precisions in which weights are integers with scales.
+QUANTIZED = ("int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,28 @@ class StudentSettings(ModelSettings):
     """`full` trains all weights that `train.freeze` leaves. `lora` trains low-rank adapters and
     keeps all other weights (extra `lora`)."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    precision: Literal["auto", "int8", "nf4"] = "auto"
+    """Precision of the weights that LoRA keeps: `auto` is that of a step, `int8` and `nf4` quantise
+    the linear layers of the decoder (QLoRA; `nf4` needs the extra `quantized`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision in QUANTIZED and self.train == "full":
+            raise ConfigError(
+                "C101",
+                f"student.precision = {self.precision}, but student.train = full",
+                why="quantised weights cannot be trained; adapters on them can (QLoRA)",
+                fix="student.train=lora   or   student.precision=auto",
+            )
+
+
+@dataclass(frozen=True)
+class TeacherSettings(ModelSettings):
+    """The teacher, and the precision of its weights."""
+
+    precision: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    """`auto` is bf16 on a GPU and fp32 on a CPU. `int8` and `nf4` quantise the linear layers of the
+    decoder; `vistill check` prints what that changes (`nf4` needs the extra `quantized`)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +85,7 @@ class Recipe:
     """Version of the recipe format."""
     seed: int = 42
     """Seed of the run: of the order of the rows and of the sampling noise."""
-    teacher: ModelSettings = field(default_factory=ModelSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     knobs: dict[str, Any] = field(default_factory=dict)
     """The method's own settings; in a recipe they stand under the method's name."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -76,6 +103,8 @@ class Recipe:
         check_ranges(self)
         if type(self.student) is ModelSettings:  # as earlier versions took it
             object.__setattr__(self, "student", StudentSettings(**vars(self.student)))
+        if type(self.teacher) is ModelSettings:
+            object.__setattr__(self, "teacher", TeacherSettings(**vars(self.teacher)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -133,6 +162,8 @@ ADDED = {
     "student.lora.alpha": 32.0,
     "student.lora.dropout": 0.0,
     "student.lora.targets": ("language",),
+    "student.precision": "auto",
+    "teacher.precision": "auto",
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

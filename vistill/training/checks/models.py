@@ -13,8 +13,6 @@ from vistill.models.loading import (
     VLM,
     PromptEncoder,
     load_encoder,
-    load_weights,
-    teacher_dtype,
 )
 from vistill.models.pairs import check_pair, same_family
 from vistill.models.selftest import run_selftest
@@ -33,6 +31,7 @@ from vistill.training.checks.text_only import (
     unreadable_view_error,
 )
 from vistill.training.models_of_run import Models
+from vistill.training.quantized_teacher import load_teacher
 from vistill.training.recipe import ModelSettings
 from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
@@ -117,7 +116,7 @@ def check_same_device(student: str, teacher: str) -> None:
 
 def load_models(setup: "RunSetup") -> str:
     """Load the weights, or take the caller's models; configure and self-test them."""
-    recipe, provided = setup.recipe, setup.provided
+    recipe, provided, quantized = setup.recipe, setup.provided, ""
     student_encoder, teacher_encoder = setup.encoders or (None, None)
     assert student_encoder is not None, "the check `tokenizers` has not run yet"
     if provided is not None:
@@ -132,16 +131,15 @@ def load_models(setup: "RunSetup") -> str:
         teacher = None
         if teacher_encoder is not None:
             assert isinstance(teacher_encoder, PromptEncoder)
-            dtype = teacher_dtype(devices[1], recipe.train.precision)
-            teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
+            teacher, quantized = load_teacher(setup, teacher_encoder, devices[1])
     if teacher is not None:
         check_same_device(str(student.device), str(teacher.device))
     setup.loaded_models = configure_models(setup, student, teacher)
     context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
-    adapters = describe_adapters(student)
-    return f"{' and '.join(names)}{adapters}; pixelated to {context.pixel_share:g} of each side"
+    more = describe_adapters(student) + quantized
+    return f"{' and '.join(names)}{more}; pixelated to {context.pixel_share:g} of each side"
 
 
 def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
