@@ -47,12 +47,19 @@ LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 def linear_flops(parts: Iterable[nn.Module]) -> float:
     """Twice the number of weights in the linear maps and patch embeddings of some modules."""
-    return 2.0 * sum(layer.weight.numel() for layer in linear_layers(parts))
+    return 2.0 * sum(map(num_weights, linear_layers(parts)))
 
 
 def linear_layers(parts: Iterable[nn.Module]) -> list[Any]:
     """The linear maps and patch embeddings in some modules."""
     return [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
+
+
+def num_weights(layer: Any) -> int:
+    """Weights of a linear map. Those of 4 bits are packed, so their tensor is smaller."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return layer.weight.numel()
 
 
 def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
@@ -65,9 +72,9 @@ def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
     is_trained = any(map(is_trainable, parts))
     of_weights = float(is_trained)
     if any(is_adapted_layer(m) for part in parts for m in part.modules()):
-        weights = [layer.weight for layer in linear_layers(parts)]
-        trained = sum(w.numel() for w in weights if w.requires_grad)
-        of_weights = trained / sum(w.numel() for w in weights)
+        layers = linear_layers(parts)
+        trained = sum(num_weights(x) for x in layers if x.weight.requires_grad)
+        of_weights = trained / sum(map(num_weights, layers))
     return of_weights + float(is_trained or is_reached)
 
 

@@ -1,10 +1,12 @@
-"""Parameters of LoRA's adapters, from the shape of a model. Needs no torch."""
+"""Parameters of LoRA's adapters and bytes of quantised weights, from the shape of a model.
+
+Needs no torch.
+"""
 
 from collections.abc import Collection
 
 from vistill.lora_settings import LoraSettings
 from vistill.planning.shapes import LinearSizes, ModelShape
-from vistill.training.recipe import Recipe
 
 #: Parts of the model by target.
 PARTS = {
@@ -15,6 +17,22 @@ PARTS = {
 }
 #: Parts that a setting of `train.freeze` freezes.
 FROZEN = {"language": ("language",), "vision": ("vision", "projector"), "tower": ("vision",)}
+
+#: Bits of a quantised weight, scales of nf4 included (`models/quantization.py`).
+BITS = {"int8": 8.0, "nf4": 4.5}
+
+
+def weight_bytes(shape: ModelShape, size: int, precision: str) -> float:
+    """All weights of a model; the linear layers of its decoder may be quantised.
+
+    Args:
+        shape: of the model.
+        size: bytes of a weight that is not quantised.
+        precision: `int8`, `nf4`, or another.
+    """
+    quantized = shape.linear_weights if precision in BITS else 0
+    kept = size * (shape.parameters.total - quantized)
+    return kept + quantized * BITS.get(precision, 0) / 8
 
 
 def adapted_parts(settings: LoraSettings, frozen: Collection[str] = ()) -> set[str]:
@@ -44,8 +62,3 @@ def adapter_parameters(
     """Parameters of all adapters that are trained: A is [rank, inputs], B is [outputs, rank]."""
     sizes = linear_sizes(shape)
     return settings.rank * sum(getattr(sizes, part) for part in adapted_parts(settings, frozen))
-
-
-def lora_of(recipe: Recipe) -> LoraSettings | None:
-    """The settings of LoRA, if the recipe trains adapters."""
-    return recipe.student.lora if recipe.student.train == "lora" else None

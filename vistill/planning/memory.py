@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 from vistill.errors import ConfigError
-from vistill.lora_settings import LoraSettings
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
-from vistill.planning.lora import adapter_parameters, lora_of
+from vistill.planning.lora import adapter_parameters, weight_bytes
 from vistill.planning.shapes import ModelShape
 from vistill.planning.workload import Workload
 from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
@@ -89,24 +88,20 @@ class Memory:
     def trained(self) -> int:
         """Parameters that the optimizer updates."""
         freeze = self.work.recipe.train.freeze
-        if self.lora is not None:
-            return adapter_parameters(self.student, self.lora, freeze)
-        return self.student.trained_parameters(freeze)
-
-    @property
-    def lora(self) -> LoraSettings | None:
-        """The settings of LoRA, if the run trains adapters."""
-        return lora_of(self.work.recipe)
+        lora = self.work.lora
+        whole = self.student.trained_parameters(freeze)
+        return whole if lora is None else adapter_parameters(self.student, lora, freeze)
 
     @property
     def student_size(self) -> int:
         """Bytes of a value of the student. Under LoRA, frozen weights have the step's precision."""
-        return HALF if self.lora is not None and self.is_half else FLOAT
+        return HALF if self.work.lora is not None and self.is_half else FLOAT
 
     @property
     def adapters(self) -> int:
         """Parameters of all adapters; 0 without LoRA."""
-        return 0 if self.lora is None else adapter_parameters(self.student, self.lora)
+        lora = self.work.lora
+        return 0 if lora is None else adapter_parameters(self.student, lora)
 
     @property
     def own_parameters(self) -> int:
@@ -116,7 +111,9 @@ class Memory:
     @property
     def teacher_size(self) -> int:
         """Bytes of a value of the teacher."""
-        return FLOAT if self.work.recipe.train.precision == "fp32" else HALF
+        own = self.work.recipe.teacher.precision
+        precision = own if own in ("fp32", "bf16") else self.work.recipe.train.precision
+        return FLOAT if precision == "fp32" else HALF
 
     @property
     def is_offloaded(self) -> bool:
@@ -127,7 +124,7 @@ class Memory:
     def activations(self) -> Activations:
         """What readings save with gradient."""
         freeze = self.work.recipe.train.freeze
-        return Activations(self.student, self.is_half, True, freeze, self.lora)
+        return Activations(self.student, self.is_half, True, freeze, self.work.lora)
 
     def teacher_bytes(self, reads: bool) -> float:
         """The teacher on the device. Offloaded, its head stays there."""
@@ -135,14 +132,14 @@ class Memory:
             return 0.0
         if self.is_offloaded and not reads:
             return float(self.teacher_size * self.teacher.head_weights)
-        return float(self.teacher_size * self.teacher.parameters.total)
+        precision = self.work.recipe.teacher.precision
+        return weight_bytes(self.teacher, self.teacher_size, precision)
 
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
         return {
-            "weights": float(
-                self.student_size * self.student.parameters.total + FLOAT * self.adapters
-            ),
+            "weights": FLOAT * self.adapters
+            + weight_bytes(self.student, self.student_size, self.work.recipe.student.precision),
             "moments": 2.0 * FLOAT * self.trained,
             "teacher": self.teacher_bytes(teacher_reads),
             "reference and EMA": float(self.work.student_copies * FLOAT * self.own_parameters),
@@ -347,10 +344,9 @@ class Memory:
 
     def head_gradient(self) -> float:
         """The buffer that collects the gradient of a trained head in one backward pass."""
-        freeze = self.work.recipe.train.freeze
-        is_trained = "head" not in freeze and not (self.student.is_tied and "language" in freeze)
-        is_trained = is_trained and self.lora is None
-        return float(FLOAT * self.student.head_weights * is_trained)
+        kept = {"head", "language"} if self.student.is_tied else {"head"}
+        is_frozen = self.work.lora is not None or kept & set(self.work.recipe.train.freeze)
+        return 0.0 if is_frozen else float(FLOAT * self.student.head_weights)
 
     def prompts_at_a_time(self, split: BatchSplit) -> int:
         """Prompts of a micro-batch."""
@@ -399,5 +395,6 @@ class Memory:
         values = self.student.vision.patch_values if self.student.vision else 0
         offloaded = 0.0
         if self.teacher is not None and self.is_offloaded:
-            offloaded = float(self.teacher_size * self.teacher.parameters.total)
+            precision = work.recipe.teacher.precision
+            offloaded = weight_bytes(self.teacher, self.teacher_size, precision)
         return {"teacher": offloaded, "views": float(FLOAT * patches * values)}

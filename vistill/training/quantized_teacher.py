@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vistill.errors import ConfigError
 from vistill.models.loading import VLM, PromptEncoder, load_weights, teacher_dtype
 from vistill.models.quantization import quantize
 from vistill.models.scoring import EncodedGroup, response_states
@@ -29,20 +28,12 @@ def load_teacher(setup: "RunSetup", encoder: PromptEncoder, device: str) -> tupl
 
     Raises:
         MissingExtraError: E301, bitsandbytes is not installed.
-        ConfigError: C101, quantised weights cannot be offloaded.
     """
     precision, train = setup.recipe.teacher.precision, setup.recipe.train
     if precision not in QUANTIZED:
         named = {"fp32": torch.float32, "bf16": torch.bfloat16}
         dtype = named.get(precision) or teacher_dtype(device, train.precision)
         return load_weights(encoder, dtype=dtype, device=device), ""
-    if train.offload_teacher:
-        raise ConfigError(
-            "C101",
-            f"teacher.precision = {precision}, but train.offload_teacher = true",
-            why="quantised weights stay on their device; they are small",
-            fix="train.offload_teacher=false   or   teacher.precision=auto",
-        )
     dtype = teacher_dtype(device, train.precision)
     if setup.purpose != "check" or not setup.train_prompts:
         return load_weights(encoder, dtype=dtype, device=device, quantization=precision), ""
@@ -77,7 +68,8 @@ def measure(
     context = setup.recipe.view_context(vlm.family.patch_size)
     head, rows = vlm.head(vlm.vocabulary_size), {}
     for view in (View.FULL, View.PIXELATED):
-        groups = [EncodedGroup(vlm.encode(apply_view(p, view, context)), (tuple(ids),)) for p in prompts]
+        shown = [vlm.encode(apply_view(p, view, context)) for p in prompts]
+        groups = [EncodedGroup(prompt, (tuple(ids),)) for prompt in shown]
         logits = head.logits(response_states(vlm, groups)).float()
         rows[view] = logits.log_softmax(-1).cpu()
     index = torch.tensor(list(ids) * len(prompts))[:, None]
