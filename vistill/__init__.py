@@ -40,6 +40,7 @@ _HOMES = {
     "load_plugins": "vistill.registry",
     "Prompt": "vistill.types",
     "Verdict": "vistill.answers.verdict",
+    "LoraSettings": "vistill.lora_settings",
     "View": "vistill.types",
     "VistillError": "vistill.errors",
 }

@@ -8,6 +8,7 @@ from vistill.ranges import check_ranges, ranged
 
 #: Parts of a model whose linear layers can get adapters. `tower` and `projector` make `vision`.
 LoraTarget = Literal["language", "vision", "tower", "projector"]
+TARGETS: tuple[LoraTarget, ...] = ("language", "vision", "tower", "projector")
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ def test_a_layer_is_close_to_its_weights_and_its_gradient_is_that_of_what_it_mul
     exact = nn.Linear(96, 40)
     layer = LAYERS[kind](exact)
     bound = {"int8": 0.01, "nf4": 0.12}[kind]
-    made = layer.dequantized(torch.float32)
-    assert float((made - exact.weight).norm() / exact.weight.norm()) < bound
+    weight = layer.dequantized(torch.float32)
+    assert float((weight - exact.weight).norm() / exact.weight.norm()) < bound
     x = torch.randn(5, 96, requires_grad=True)
     y = layer(x)
-    assert torch.allclose(y, x @ made.T + exact.bias, atol=1e-5)
+    assert torch.allclose(y, x @ weight.T + exact.bias, atol=1e-5)
     y.square().sum().backward()
-    assert torch.allclose(x.grad, 2 * y @ made, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(x.grad, 2 * y @ weight, rtol=1e-4, atol=1e-4)
     assert torch.equal(layer(x[:1]), layer(x)[:1]) or torch.allclose(layer(x[:1]), y[:1], atol=1e-6)
     assert not any(p.requires_grad for n, p in layer.named_parameters() if n != "bias")
 
@@ -91,7 +91,9 @@ def test_quantised_weights_are_counted(kind, tokenizer):
     shape = shape_of_config(vlm.model.config.to_dict(), "tiny")
     quantize(vlm, kind, "cpu")
     stored = sum(
-        p.nbytes for n, p in vlm.model.named_parameters() if not n.endswith("scale") or kind == "nf4"
+        p.nbytes
+        for n, p in vlm.model.named_parameters()
+        if not n.endswith("scale") or kind == "nf4"
     )
     assert stored == pytest.approx(weight_bytes(shape, 4, kind), rel=0.01)
 

@@ -6,9 +6,10 @@ next to it the model's `config.json` and processor.
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from vistill.data.keys import keyed_seed
 from vistill.errors import ConfigError, MissingExtraError, ModelError, quote_setting
-from vistill.lora_settings import LoraSettings
+from vistill.lora_settings import TARGETS, LoraSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import check_model_exists
 
@@ -88,7 +89,7 @@ def target_layers(vlm: Any, targets: Iterable[str]) -> list[str]:
     parts["projector"] = parts["vision"] - parts["tower"]
     matches = {
         part: {name for name, layer in layers.items() if id(layer.weight) in parts[part]}
-        for part in ("language", "vision", "tower", "projector")
+        for part in TARGETS
     }
     empty = [part for part in targets if not matches[part]]
     if empty:
@@ -184,15 +185,37 @@ def inject(model: Any, config: Any) -> None:
 
 
 def differing_settings(vlm: Any, settings: LoraSettings) -> dict[str, str]:
-    """Settings that a model's adapters do not have, each with what they have."""
+    """Settings that a model's adapters do not have, each with what they have.
+
+    Targets are empty if no targets give the adapters' layers.
+    """
     config = adapter_config(vlm.model)
     wanted = {"rank": settings.rank, "alpha": settings.alpha, "dropout": settings.dropout}
     present = {"rank": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     differing = {key: str(present[key]) for key in wanted if present[key] != wanted[key]}
     layers = {name for name, m in vlm.model.named_modules() if is_adapted_layer(m)}
     if layers != set(target_layers(vlm, settings.targets)):
-        differing["targets"] = f"{len(layers)} layers"
+        differing["targets"] = targets_of(vlm, layers)
     return differing
+
+
+def settings_of(vlm: Any) -> LoraSettings:
+    """The settings behind a model's adapters; default targets if no targets give their layers."""
+    config = adapter_config(vlm.model)
+    layers = {name for name, m in vlm.model.named_modules() if is_adapted_layer(m)}
+    names = targets_of(vlm, layers).strip("[]").split(",")
+    targets = tuple(t for t in TARGETS if t in names) or LoraSettings().targets
+    return LoraSettings(int(config.r), float(config.lora_alpha), config.lora_dropout, targets)
+
+
+def targets_of(vlm: Any, layers: set[str]) -> str:
+    """Targets whose layers are these, as a list in a recipe; empty if there are none."""
+    for count in range(1, len(TARGETS)):
+        for targets in itertools.combinations(TARGETS, count):
+            with suppress(ConfigError):  # C111: a part without layers
+                if set(target_layers(vlm, targets)) == layers:
+                    return f"[{','.join(targets)}]"
+    return ""
 
 
 def copy_sharing_base(model: Any) -> Any:
@@ -263,8 +286,8 @@ def base_of(source: str, revision: str | None) -> tuple[str, str | None]:
             f'the base model "{base}" of the adapters was not found',
             where=source,
             why=error.why,
-            fix=f"move the model to {base} again, or name its new place as"
-            f" base_model_name_or_path in {Path(source) / CONFIG}",
+            fix="move the base model back, or write its new place into adapter_config.json as"
+            " base_model_name_or_path",
         ) from error
     return base, read_adapter_config(source).get("revision")
 
@@ -277,7 +300,7 @@ def adapter_error(folder: str | Path, why: str) -> ModelError:
         where=str(folder),
         why=" ".join(why.split())[:300],
         fix="copy the folder again with all its files; base_model_name_or_path in"
-        f" {CONFIG} names the model that the adapters were trained on",
+        " adapter_config.json names the model that the adapters were trained on",
     )
 
 

@@ -41,7 +41,7 @@ class QuantizedLinear(nn.Linear):
         """The weight [outputs, inputs] that the layer multiplies by."""
         raise NotImplementedError
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+    def forward(self, input: Tensor) -> Tensor:
         """`x W^T + bias`, in the precision of autocast or of x."""
         x, device = input, input.device.type
         if torch.is_autocast_enabled(device):

@@ -164,7 +164,9 @@ class Activations:
         merged = self.size * vision.width * (3 * (vision.levels + 1) + 1)
         if self.lora is not None:  # the inputs of frozen layers and norms are not saved
             per_level = 3 if self.trains_projector else 1
-            merged = self.size * vision.width * (per_level * (vision.levels + 1) + self.trains_tower)
+            merged = (
+                self.size * vision.width * (per_level * (vision.levels + 1) + self.trains_tower)
+            )
             if not self.trains_tower:
                 return merged
         if not self.trains_tower:

@@ -28,9 +28,7 @@ def shape_on_meta(folder: Path, config: Mapping[str, Any], name: str) -> ModelSh
         model: Any = AutoModelForImageTextToText.from_config(loaded)
     model.tie_weights()
     linear = count_linear_sizes(model)
-    return replace(
-        sizes, parameters=count_parts(model), linear_sizes=linear, source=str(folder)
-    )
+    return replace(sizes, parameters=count_parts(model), linear_sizes=linear, source=str(folder))
 
 
 def count_parts(model: Any) -> Parameters:

@@ -17,8 +17,8 @@ from vistill.models.adapters import (
 from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
-from vistill.training.recipe import QUANTIZED
 from vistill.training.precision import training_dtype
+from vistill.training.recipe import QUANTIZED
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -57,14 +57,16 @@ def check_same_settings(vlm: VLM, settings: LoraSettings) -> None:
     differing = differing_settings(vlm, settings)
     if not differing:
         return
-    key, value = next(iter(differing.items()))
-    merge = "vistill export RUN   and train the exported folder"
+    same = " ".join(quote_setting(f"student.lora.{k}", value) for k, value in differing.items())
     raise ConfigError(
         "C101",
-        f"student.lora.{key} is {getattr(settings, key)}, but the student has adapters with {value}",
+        "student.lora differs from the adapters of the student",
         where=vlm.source,
-        why="the student is a folder of adapters, and training continues with them",
-        fix=merge if key == "targets" else quote_setting(f"student.lora.{key}", value),
+        why="; ".join(
+            f"{key} is {getattr(settings, key)}, that of the adapters {value or 'none of the recipe'}"
+            for key, value in differing.items()
+        ),
+        fix=same if all(differing.values()) else "student.train=full",
         note="student.train=full merges the adapters and trains all weights",
     )
 

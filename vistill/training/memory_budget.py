@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vistill.functional.row_chunks import CHUNK_BYTES
-from vistill.models.families.base import EncodedPrompt
 from vistill.models.adapters import own_parameters
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.runs.folder import RunFolder

@@ -18,7 +18,6 @@ from vistill.training.settings import RewardSettings, SaveSettings, TrainSetting
 from vistill.views import ViewContext
 from vistill.views.settings import ViewSettings
 
-
 #: Precisions in which weights are integers with scales.
 QUANTIZED = ("int8", "nf4")
 
