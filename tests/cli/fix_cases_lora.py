@@ -1,4 +1,4 @@
-"""LoRA and quantised weights: settings that contradict each other, and packages that are missing."""
+"""LoRA and quantised weights: settings that contradict each other, missing packages."""
 
 import sys
 

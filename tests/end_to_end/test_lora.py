@@ -1,4 +1,4 @@
-"""A run with adapters from a recipe, through every verb: train, resume, eval, replay, export, chat."""
+"""A run with adapters from a recipe, through train, resume, eval, replay, export and chat."""
 
 import json
 import shutil
@@ -120,9 +120,7 @@ def test_a_folder_of_adapters_is_trained_further_merged_and_read_as_a_teacher(pl
     train("teacher.model=run", "run=taught", "train.steps=1")
 
 
-@pytest.mark.parametrize(
-    "precision", few(["int8"], 0) + [pytest.param("nf4", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("precision", few(["int8", "nf4"], 0, marks=pytest.mark.slow))
 def test_adapters_on_quantised_weights_learn_from_a_quantised_teacher(place, precision):
     words = [f"teacher.precision={precision}", f"student.precision={precision}", "train.steps=2"]
     run = train(*words, "eval.every=0", "save.keep_best=none")

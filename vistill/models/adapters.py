@@ -204,7 +204,7 @@ def settings_of(vlm: Any) -> LoraSettings:
     config = adapter_config(vlm.model)
     layers = {name for name, m in vlm.model.named_modules() if is_adapted_layer(m)}
     names = targets_of(vlm, layers).strip("[]").split(",")
-    targets = tuple(t for t in TARGETS if t in names) or LoraSettings().targets
+    targets: Any = tuple(t for t in TARGETS if t in names) or LoraSettings().targets
     return LoraSettings(int(config.r), float(config.lora_alpha), config.lora_dropout, targets)
 
 

@@ -82,7 +82,8 @@ def write_model(
     if is_adapter_folder(source):
         vlm = load_weights(encoder, dtype=torch.float32)  # the sum is rounded once
         merge_adapters(vlm.model)
-        vlm.model.to(dtype or stored)
+        merged: Any = vlm.model
+        merged.to(dtype or stored)
         notes += [f"the adapters are merged into the weights of {adapter_base(source)}"]
     else:
         vlm = load_weights(encoder, dtype=dtype or stored)

@@ -48,8 +48,8 @@ class Activations:
     @cached_property
     def trained_parts(self) -> Collection[str]:
         """Parts of the model with trained weights."""
-        every = LoraSettings(targets=("language", "vision"))
-        return adapted_parts(self.lora or every, self.frozen)
+        lora = self.lora or LoraSettings(targets=("language", "vision"))
+        return adapted_parts(lora, self.frozen)
 
     @property
     def rank(self) -> int:

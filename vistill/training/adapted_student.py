@@ -33,7 +33,7 @@ def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
 
     Raises:
         MissingExtraError: E301, peft is not installed.
-        ConfigError: C101, the folder's adapters have other settings; C111, a target matches nothing.
+        ConfigError: C101, the folder's adapters have other settings; C111, a target without layers.
     """
     settings, is_trained = setup.recipe.student, setup.purpose in TRAINING_PURPOSES
     if settings.train == "full":
@@ -63,7 +63,7 @@ def check_same_settings(vlm: VLM, settings: LoraSettings) -> None:
         "student.lora differs from the adapters of the student",
         where=vlm.source,
         why="; ".join(
-            f"{key} is {getattr(settings, key)}, that of the adapters {value or 'none of the recipe'}"
+            f"{key} is {getattr(settings, key)}, of the adapters {value or 'no list of parts'}"
             for key, value in differing.items()
         ),
         fix=same if all(differing.values()) else "student.train=full",

@@ -1,7 +1,7 @@
 """Load the teacher in the precision of the recipe, and measure what quantising it changes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,8 +62,9 @@ def measure(
     """
     bytes_needed = SPACE_FACTOR * sum(p.nbytes for p in vlm.model.parameters())
     place = torch.device(device)
-    vlm.model.to(place if free_bytes(place) > bytes_needed else "cpu")
-    vlm.model.eval()
+    model: Any = vlm.model
+    model.to(place if free_bytes(place) > bytes_needed else "cpu")
+    model.eval()
     ids = vlm.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]
     context = setup.recipe.view_context(vlm.family.patch_size)
     head, rows = vlm.head(vlm.vocabulary_size), {}
