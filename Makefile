@@ -16,12 +16,12 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 $(DEV_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,data,families]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,data,families,lora]"
 	touch $(DEV_STAMP)
 
 REAL_STAMP := $(VENV)/.installed-real
 $(REAL_STAMP): $(DEV_STAMP) tests/real-requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real,quantized]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/real-requirements.txt
 	touch $(REAL_STAMP)
 
@@ -48,7 +48,7 @@ $(FLOOR_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FLOOR)
 	sed "s/^transformers==.*/transformers==$(OLDEST)/" constraints.txt > $(FLOOR)/constraints.txt
 	grep -qx "transformers==$(OLDEST)" $(FLOOR)/constraints.txt
-	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOOR)/constraints.txt -e ".[dev,data]"
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOOR)/constraints.txt -e ".[dev,data,lora]"
 	touch $(FLOOR_STAMP)
 
 TRANSFORMERS := models rollouts invariants evaluation training/test_canary.py training/test_preparation.py

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vistill.api import distill, load
+from vistill.api import distill
 from vistill.cli.terminal import EscapingStream
 from vistill.data.diagrams import diagram_prompts
 from vistill.display.run_display import TICK_SECONDS, RunDisplay
@@ -18,6 +18,7 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import VAOPD
 from vistill.phases import WRITING
 from vistill.rollouts.settings import RolloutSettings
+from vistill.training.load_model import load
 from vistill.training.settings import TrainSettings
 
 STEPS = 8

@@ -16,7 +16,7 @@ _HOMES = {
     "train": "vistill.api",
     "distill": "vistill.api",
     "visual_advantage": "vistill.api",
-    "load": "vistill.api",
+    "load": "vistill.training.load_model",
     "load_prompts": "vistill.api",
     "evaluate": "vistill.api",
     "generate": "vistill.studies.generate",
@@ -49,6 +49,7 @@ _HOMES = {
     "load_plugins": "vistill.registry",
     "Prompt": "vistill.types",
     "Verdict": "vistill.answers.verdict",
+    "LoraSettings": "vistill.lora_settings",
     "View": "vistill.types",
     "VistillError": "vistill.errors",
 }

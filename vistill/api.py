@@ -19,10 +19,8 @@ from vistill.display.run_summary import run_html, run_summary
 from vistill.evaluation.runner import heatmap_rows
 from vistill.evaluation.settings import EvalSettings
 from vistill.export import Exported, export_model
-from vistill.models.backends import with_kernels
-from vistill.models.loading import VLM, load_vlm, teacher_dtype
+from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, score
-from vistill.models.selftest import run_selftest
 from vistill.phases import count_items, open_phase, report_phases
 from vistill.python_fixes import fixes_in_python, in_python
 from vistill.registry import load_plugins, tasks
@@ -32,7 +30,6 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, to_json, write_json
-from vistill.runtime import quiet_libraries
 from vistill.schema.other_trainers import OUR_KEYS
 from vistill.signals.visual_advantage import visual_advantage as advantage_of
 from vistill.training.build import build, check_objective, make_setup, run_start_checks
@@ -44,12 +41,10 @@ from vistill.training.checks.arguments import (
     check_recipe,
     check_responses,
     check_share,
-    check_source,
     check_source_of_rows,
     training_folder_error,
 )
 from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
-from vistill.training.checks.models import choose_device
 from vistill.training.loop import run
 from vistill.training.provided_inputs import make_recipe, store_inputs
 from vistill.training.recipe import Recipe
@@ -103,18 +98,6 @@ class Run:
     def _repr_html_(self) -> str:
         """The run in a notebook: before, after, student."""
         return run_html(self.path)
-
-
-def load(source: str | Path, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
-    """Load a model: a folder, a hub id, or a run folder (its best student)."""
-    source = check_source(source)
-    quiet_libraries()
-    where = choose_device(device)
-    if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
-        options.setdefault("dtype", teacher_dtype(where))
-    loaded = load_vlm(resolve_model(source), device=where, **options)
-    vlm = with_kernels(run_selftest(loaded, "teacher" if frozen else "student"), "auto")
-    return vlm.freeze() if frozen else vlm
 
 
 def train(

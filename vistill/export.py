@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from vistill.errors import ConfigError, StorageError, in_place_of, quote_command
+from vistill.models.adapters import adapter_base, is_adapter_folder
 from vistill.models.export import PRECISIONS, WrittenModel, weights_bytes, write_model
 from vistill.report.model_card import CardFacts, base_name, model_card
 from vistill.report.run_data import RunData, read_run
@@ -225,7 +226,12 @@ def check_free_space(source: ExportSource, folder: Path, dtype: str) -> None:
 
 
 def exported_bytes(model: Path, dtype: str) -> float:
-    """Bytes of the weights of a model folder in another precision; 0 without a folder."""
+    """Bytes of the weights of a model folder in another precision; 0 without a folder.
+
+    Adapters are merged, so a folder of adapters counts as its base.
+    """
+    if is_adapter_folder(model):
+        return exported_bytes(Path(resolve_model(adapter_base(model))), dtype)
     if not (model / "config.json").is_file():
         return 0
     config = read_json(model / "config.json")

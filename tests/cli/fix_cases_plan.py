@@ -30,7 +30,8 @@ def a_smaller_gpu_fits_with_settings(place):
 
 @situation("C130")
 def no_gpu_fits_the_student(place):
-    start_plan(place, f"student.model=Qwen/Qwen3-VL-32B-Instruct {DISK}")
+    lora = "student.train=lora student.lora.rank=3000"
+    start_plan(place, f"student.model=Qwen/Qwen3-VL-32B-Instruct {lora} {DISK}")
 
 
 @situation("C131")

@@ -389,7 +389,7 @@ def test_every_name_without_a_key_of_ours_is_answered_by_one_sentence_that_names
 
 
 USUAL_NAMES = (
-    "gradient_accumulation_steps per_device_train_batch_size report_to lora use_peft lora_r lr "
+    "gradient_accumulation_steps per_device_train_batch_size report_to use_lora use_peft lora_r lr "
     "learning_rate num_generations max_completion_length max_prompt_length beta bf16 fp16 "
     "gradient_checkpointing warmup_ratio warmup_steps lr_scheduler_type save_steps eval_steps "
     "logging_steps output_dir dataset_name model_name_or_path teacher_model_name_or_path "
@@ -478,7 +478,8 @@ def test_groups_short_names_and_names_of_others_are_explained_too():
     assert explain_word("lr") == explain_word("train.lr")
     assert "rollout.temperature" in explain_word("temperature")
     assert "is called train.lr here" in explain_word("learning_rate")
-    assert "no LoRA yet" in explain_word("lora")
+    assert "student.lora.rank = 16" in explain_word("lora")
+    assert "student.train=lora" in explain_word("use_peft")
     with pytest.raises(ConfigError, match=r"vistill explain train\.lr"):
         explain_word("trian.lr")
     for group in (key for key, info in KEYS.items() if is_group(info)):

@@ -15,14 +15,17 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vistill.data.diagrams import diagram_prompts
 from vistill.functional import row_chunks
+from vistill.lora_settings import LoraSettings
 from vistill.models import decode_attention
+from vistill.models.adapters import add_adapters
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.planning import memory
 from vistill.planning.activations import Activations
+from vistill.planning.lora import adapter_parameters, linear_sizes
 from vistill.planning.memory import cache_capacity
-from vistill.planning.meta import count_parts, shape_on_meta
+from vistill.planning.meta import count_linear_sizes, count_parts, shape_on_meta
 from vistill.planning.shapes import (
     MODELS,
     VisionShape,
@@ -121,6 +124,74 @@ def test_saved_activations_are_counted(model, precision, frozen):
         saved, reading = saved_storages(model.model, lambda: open_reading(model, [group], cut=True))
         more, _states = saved_storages(model.model, lambda: reading.read([(0, 0)]))
     counted = Activations(shape_of(model), precision == "bf16", False, frozen)
+    expected = (
+        length * counted.prompt_token()
+        + patches * counted.patch()
+        + tokens * counted.response_token()
+        + length * counted.response()
+        + counted.mask(length, tokens)
+        + counted.weight_copies()
+    )
+    assert total_bytes(saved | more) == pytest.approx(expected, rel=TOLERANCE)
+
+
+LORA = [["language"], ["language", "vision"], ["projector"], ["vision"], ["language", "tower"]]
+
+
+def add_lora(model, targets, precision="fp32"):
+    """Adapters on the model, its frozen weights in the precision of a step."""
+    settings = LoraSettings(rank=4, targets=tuple(targets))
+    if precision == "bf16":
+        model.model.to(torch.bfloat16)
+    add_adapters(model, settings, 0, "base")
+    return settings
+
+
+@pytest.mark.parametrize("targets", few(LORA, 1))
+def test_adapters_their_gradients_and_moments_are_counted(model, targets):
+    shape = shape_of(model)
+    assert linear_sizes(shape) == count_linear_sizes(model.model)
+    settings = add_lora(model, targets)
+    group = EncodedGroup(model.encode(PROMPT), ((40,) * 5,))
+    optimizer = make_optimizer(model.model, TrainSettings())
+    model.model.train()
+    reading = open_reading(model, [group], cut=True)
+    head = model.model.get_output_embeddings().weight
+    (reading.read([(0, 0)]) @ head.T).sum().backward()
+    reading.close()
+    trained = 4 * adapter_parameters(shape, settings)
+    weights = [p for p in model.model.parameters() if p.requires_grad]
+    assert sum(p.nbytes for p in weights) == trained
+    assert sum(p.grad.nbytes for p in weights) == trained
+    optimizer.step()
+    moments = [x for slots in optimizer.state.values() for x in slots.values()]
+    assert sum(x.nbytes for x in moments) == pytest.approx(2 * trained, rel=TOLERANCE)
+
+
+def test_adapters_of_another_family_are_counted(tokenizer, tmp_path):
+    llava = build_llava(tokenizer, 0)
+    llava.model.config.save_pretrained(tmp_path)
+    shape = shape_on_meta(tmp_path, json.loads((tmp_path / "config.json").read_text()), "other")
+    settings = LoraSettings(rank=3, targets=("language", "vision"))
+    counted = adapter_parameters(shape, settings)
+    add_adapters(llava, settings, 0, "base")
+    assert counted == sum(p.numel() for p in llava.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 0, 1))
+@pytest.mark.parametrize("targets", few(LORA, 0))
+def test_saved_activations_of_adapters_are_counted(model, precision, targets):
+    shape = shape_of(model)
+    settings = add_lora(model, targets, precision)
+    prompt = model.encode(PROMPT)
+    patches = sum(math.prod(grid) for grid in model.family.patch_grids(prompt))
+    length, tokens = len(prompt.ids) - 1, 83
+    group = EncodedGroup(prompt, ((40,) * tokens,))
+    model.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        saved, reading = saved_storages(model.model, lambda: open_reading(model, [group], cut=True))
+        more, _states = saved_storages(model.model, lambda: reading.read([(0, 0)]))
+    counted = Activations(shape, precision == "bf16", False, (), settings)
     expected = (
         length * counted.prompt_token()
         + patches * counted.patch()

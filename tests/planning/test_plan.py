@@ -4,10 +4,13 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from tiny_llava import build_llava
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vistill.cli.main import entry
 from vistill.config import load_recipe
@@ -15,10 +18,13 @@ from vistill.data.counting import count_training_rows
 from vistill.data.loading import load_train_and_eval
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, ModelError, StorageError
+from vistill.lora_settings import LoraSettings
+from vistill.models.adapters import add_adapters
+from vistill.models.families.base import Family
 from vistill.planning.gpus import GPUS, PROFILES, find_gpu
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import Sizes
-from vistill.planning.shapes import shipped_shapes
+from vistill.planning.shapes import MODELS, shipped_shapes
 from vistill.planning.table import format_plan, plan_dict
 from vistill.recipe_files import shipped_recipes
 from vistill.studies.plan import PlanOptions, check_fits, plan_stages
@@ -97,6 +103,59 @@ def test_the_peak_is_that_of_the_measured_step(recipe, item, tokens, copies):
     seconds, measured_seconds = plan.cost.step_seconds(), measured["second"]
     for phase in ("score", "learn"):
         assert seconds[phase] == pytest.approx(measured_seconds[phase], rel=0.5)
+
+
+#: What a student needs on the GPU in a step, the teacher apart.
+OF_THE_STUDENT = ("weights", "gradients", "moments", "held activations", "weight copies")
+
+
+@pytest.mark.parametrize("targets", ["[language]", "[language,vision]"])
+def test_a_lora_step_needs_at_most_045_of_full_training(targets):
+    """Counted bytes of the 2B, one prompt and one response of full length at a time."""
+    words = ["train.micro_batch=1"]
+    full = plan_of(RECIPE, *words).memory.learn().kinds
+    lora = plan_of(RECIPE, *words, "student.train=lora", f"student.lora.targets={targets}")
+    kinds = lora.memory.learn().kinds
+    assert sum(kinds[k] for k in OF_THE_STUDENT) <= 0.45 * sum(full[k] for k in OF_THE_STUDENT)
+    assert lora.memory.checkpoint_bytes() < 0.02 * plan_of(RECIPE).memory.checkpoint_bytes()
+    assert 1.0 < lora.cost.backward_share() < 1.05
+
+
+def test_adapters_of_the_2b_are_those_of_a_model_without_data():
+    """Weights, gradients and moments of the published size, from tensors on the meta device."""
+    entry = json.loads((MODELS / "qwen3_vl_2b.json").read_text())
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**entry["config"]))
+    model.tie_weights()
+    full = sum(p.numel() for p in model.parameters())
+    vlm = SimpleNamespace(model=model, family=SimpleNamespace(parts=parts_on_meta))
+    add_adapters(vlm, LoraSettings(rank=16, targets=("language", "vision")), 0, "base")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    words = ["student.train=lora", "student.lora.targets=[language,vision]"]
+    memory = plan_of(RECIPE, *words).memory
+    assert memory.trained == trained
+    assert memory.resident()["weights"] == 2 * full + 4 * trained
+    assert memory.resident()["moments"] == 8 * trained
+    # full training: float32 weights, gradients and two moments
+    assert 2 * full + (4 + 4 + 8) * trained <= 0.45 * 16 * full
+
+
+def parts_on_meta(model):
+    """The parts of a model, as its family gives them."""
+    return Family.parts(SimpleNamespace(decoder=lambda m: m.get_decoder()), model)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_quantised_teacher_needs_less(precision):
+    plain, small = (plan_of(RECIPE, *w) for w in ([], [f"teacher.precision={precision}"]))
+    linear, bits = plain.teacher.linear_weights, {"int8": 8, "nf4": 4.5}[precision]
+    saved = plain.memory.teacher_bytes(True) - small.memory.teacher_bytes(True)
+    assert saved == linear * (2 - bits / 8)
+
+
+def test_the_recipe_for_24_gb_fits_on_24_gb():
+    assert plan_of("va_opd_lora_qwen3vl_8b_to_2b.yaml", gpu="4090").fits
+    assert plan_of("va_opd_lora_qwen3vl_8b_to_2b.yaml", profile="24gb").fits
 
 
 def test_the_numbers_of_a_step_follow_from_its_sizes():

@@ -42,6 +42,7 @@ EXAMPLES = {
     "rollout.image_marker": "<draw>",
     "rollout.reopen": "\\n<|im_start|>assistant\\n",
     "train.betas": "[0.9,0.999]",
+    "student.lora.dropout": "0.05",
 }
 
 
@@ -52,6 +53,8 @@ def explain_key(word: str) -> str | None:
     same = [key for key in keys if key.rpartition(".")[2] == name]
     if name in keys and is_group(keys[name]):
         return about_group(name, keys)
+    if len(same) == 1 and is_group(keys[same[0]]):
+        return about_group(same[0], keys)
     if name in keys or len(same) == 1:
         return about_key(name if name in keys else same[0], keys)
     if name in NO_SUCH_KEY:

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 from vistill.errors import ModelError
+from vistill.models.adapters import adapter_base, is_adapter_folder, merge_adapters
 from vistill.models.chat import chat_messages
 from vistill.models.loading import PromptEncoder, load_encoder, load_weights
 from vistill.models.processor_files import (
@@ -80,7 +81,14 @@ def write_model(
     family = str(encoder.family.config.model_type)
     notes = copy_processor_files(source, folder, bases, family, revision)
     stored = getattr(encoder.family.config, "dtype", None) or torch.float32
-    vlm = load_weights(encoder, dtype=dtype or stored)
+    if is_adapter_folder(source):
+        vlm = load_weights(encoder, dtype=torch.float32)  # the sum is rounded once
+        merge_adapters(vlm.model)
+        merged: Any = vlm.model
+        merged.to(dtype or stored)
+        notes += [f"the adapters are merged into the weights of {adapter_base(source)}"]
+    else:
+        vlm = load_weights(encoder, dtype=dtype or stored)
     vlm.model.save_pretrained(folder, max_shard_size=shard_size)
     notes += check_exported(folder, encoder)
     return WrittenModel(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vistill.flops_counter import count
+from vistill.models.adapters import is_adapted_layer
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ModelFlops:
     text_backward: float
     """Cost of backward over forward for the decoder.
 
-    2 if it is trainable, 1 if only a part before it is, else 0.
+    2 if it is trainable, 1 if only a part before it is, else 0. Of a decoder with adapters, 1 and
+    the share of the adapters.
     """
     vision_backward: float
     """The same for the vision tower."""
@@ -45,8 +47,35 @@ LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 def linear_flops(parts: Iterable[nn.Module]) -> float:
     """Twice the number of weights in the linear maps and patch embeddings of some modules."""
-    modules = [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
-    return 2.0 * sum(m.weight.numel() for m in modules)
+    return 2.0 * sum(map(num_weights, linear_layers(parts)))
+
+
+def linear_layers(parts: Iterable[nn.Module]) -> list[Any]:
+    """The linear maps and patch embeddings in some modules."""
+    return [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
+
+
+def num_weights(layer: Any) -> int:
+    """Weights of a linear map. Those of 4 bits are packed, so their tensor is smaller."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return layer.weight.numel()
+
+
+def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
+    """Cost of backward over forward: 1 for inputs, and up to 1 for weights.
+
+    Args:
+        parts: modules. Without adapters they are trained as a whole.
+        is_reached: whether something before them is trained.
+    """
+    is_trained = any(map(is_trainable, parts))
+    of_weights = float(is_trained)
+    if any(is_adapted_layer(m) for part in parts for m in part.modules()):
+        layers = linear_layers(parts)
+        trained = sum(num_weights(x) for x in layers if x.weight.requires_grad)
+        of_weights = trained / sum(map(num_weights, layers))
+    return of_weights + float(is_trained or is_reached)
 
 
 def is_trainable(module: nn.Module) -> bool:
@@ -56,7 +85,7 @@ def is_trainable(module: nn.Module) -> bool:
 
 def decoder_flops(decoder: Any, is_vision_trainable: bool) -> ModelFlops:
     """The costs of a decoder. Those of the vision tower are 0."""
-    text, is_text_trainable = decoder.config, is_trainable(decoder)
+    text = decoder.config
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFlops(
         token=linear_flops(decoder.layers),
@@ -65,7 +94,7 @@ def decoder_flops(decoder: Any, is_vision_trainable: bool) -> ModelFlops:
         layers=len(decoder.layers),
         patch=0.0,
         patch_pair=0.0,
-        text_backward=float(is_text_trainable) + float(is_text_trainable or is_vision_trainable),
+        text_backward=backward_cost([decoder], is_vision_trainable),
         vision_backward=0.0,
     )
 
@@ -77,7 +106,7 @@ def model_flops(decoder: Any, tower: Sequence[nn.Module], vision: Any) -> ModelF
     return decoder_flops(decoder, is_tower_trainable).with_vision(
         patch=linear_flops(tower),
         patch_pair=4.0 * getattr(vision, "hidden_size", 0) * depth,
-        backward=2.0 * is_tower_trainable,
+        backward=backward_cost(tower, is_reached=False),
     )
 
 

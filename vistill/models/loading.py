@@ -1,8 +1,6 @@
 """Load models. The code path is the same for `Qwen/Qwen3-VL-2B-Instruct` and a tiny folder."""
 
 import inspect
-import json
-import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,17 +19,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import __version__ as transformers_version
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
-from transformers.utils.hub import cached_file
 
-from vistill.errors import ModelError
 from vistill.functional.heads import Head, Kernels, full_tensor, row_width
+from vistill.models.adapters import add_saved_adapters, base_of
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.families.deviations import family_type_of
 from vistill.models.families.processor_family import model_class_of
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
+from vistill.models.quantization import quantize
+from vistill.models.weight_files import (
+    check_index,
+    invalid_config_error,
+    unreadable_model_error,
+)
 from vistill.notebook_html import table_html
 from vistill.registry import families
 from vistill.runs.model_families import (
@@ -293,14 +295,22 @@ def family_class(config: Any, name: str, role: str) -> type[Family]:
 
 
 def load_weights(
-    encoder: PromptEncoder, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    encoder: PromptEncoder,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantization: str = "",
 ) -> VLM:
-    """Load the model of an encoder (M107 if its weights cannot be read)."""
-    name = encoder.source
+    """Load the model of an encoder (M107 if its weights cannot be read).
+
+    A folder of adapters gives its base model with the adapters, not merged. `int8` or `nf4`
+    quantises the base (`models/quantization.py`).
+    """
+    name, revision = base_of(encoder.source, encoder.revision)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             name,
-            revision=encoder.revision,
+            revision=revision,
             dtype=dtype or torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -310,7 +320,13 @@ def load_weights(
             name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
     encoder.family.check_arguments(model)
-    return VLM(model.to(device), encoder.tokenizer, encoder.family, name)
+    vlm = VLM(model, encoder.tokenizer, encoder.family, encoder.source)
+    if quantization:
+        quantize(vlm, quantization, device)
+    model.to(device)
+    if name != encoder.source:
+        add_saved_adapters(model, Path(encoder.source))
+    return vlm
 
 
 def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
@@ -344,53 +360,3 @@ def load_vlm(
     """
     encoder = load_encoder(source, revision=revision, max_image_tokens=max_image_tokens)
     return load_weights(encoder, dtype=dtype, device=device)
-
-
-def check_index(name: str, revision: str | None) -> None:
-    """Raise M107 if the index of sharded weights names anything but safetensors files next to it.
-
-    transformers opens every path in an index, outside the folder too, and unpickles files without
-    the suffix `.safetensors`.
-    """
-    index = cached_file(
-        name,
-        SAFE_WEIGHTS_INDEX_NAME,
-        revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-    )
-    if index is None:
-        return
-    try:
-        files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise unreadable_model_error(
-            name, f"its index of weights cannot be read: {error}"
-        ) from error
-    invalid = sorted(str(f) for f in files if not re.fullmatch(r"[\w.-]+\.safetensors", str(f)))
-    if invalid:
-        raise unreadable_model_error(
-            name,
-            f"its index of weights names {invalid[0]!r}, which is not a safetensors file in it",
-        )
-
-
-def unreadable_model_error(name: str, why: str) -> ModelError:
-    """M107."""
-    return ModelError(
-        "M107",
-        "the model's weights cannot be read",
-        where=name,
-        why=why[:300],
-        fix="download the model again; only safetensors are read, others need save_pretrained",
-    )
-
-
-def invalid_config_error(name: str, error: StrictDataclassError) -> ModelError:
-    """M104 for a configuration that transformers refuses."""
-    return ModelError(
-        "M104",
-        "the model's configuration is not valid",
-        where=f"{name}/config.json",
-        why=" ".join(str(error).split())[:300],
-        fix="correct config.json, or download the model again",
-    )

@@ -14,6 +14,13 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vistill.errors import ModelError
+from vistill.models.adapters import (
+    WEIGHTS,
+    file_names,
+    has_adapters,
+    save_adapters,
+    save_configs,
+)
 from vistill.models.loading import VLM
 from vistill.models.tensor_files import DTYPES
 
@@ -25,9 +32,13 @@ def save_vlm(vlm: VLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write an ordinary model folder: weights, tokenizer with chat template, image processor.
 
     Weights are `model.safetensors`, or shards with `model.safetensors.index.json`, under the names
-    they have in the model.
+    they have in the model. A model with adapters is written as a folder of adapters.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if has_adapters(vlm.model):
+        save_adapters(vlm.model, folder)
+        vlm.family.save_processor(folder)
+        return
     model: Any = vlm.model if dtype is None else vlm.model.to(dtype)  # pyright: ignore[reportArgumentType,reportCallIssue]
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
     vlm.family.save_processor(folder)
@@ -43,6 +54,8 @@ class ModelFolder:
     """By their names in the model, on its device."""
     stem: str = "model"
     """Of the files of weights."""
+    is_one_file: bool = False
+    """Whether the weights stay in one file of any size: PEFT reads no shards."""
 
 
 def model_folder(vlm: VLM, files: Mapping[str, bytes] | None = None) -> ModelFolder:
@@ -52,21 +65,32 @@ def model_folder(vlm: VLM, files: Mapping[str, bytes] | None = None) -> ModelFol
         vlm: the model.
         files: the files without weights, if they are known: they do not change in a run.
     """
-    return ModelFolder(files_without_weights(vlm) if files is None else files, weights_of(vlm))
+    small = files_without_weights(vlm) if files is None else files
+    if has_adapters(vlm.model):
+        return ModelFolder(small, weights_of(vlm), WEIGHTS.partition(".")[0], is_one_file=True)
+    return ModelFolder(small, weights_of(vlm))
 
 
 def files_without_weights(vlm: VLM) -> dict[str, bytes]:
     """The small files of a model folder."""
     with tempfile.TemporaryDirectory() as name:
         folder, model = Path(name), vlm.model
-        model.save_pretrained(folder, state_dict={})  # pyright: ignore[reportCallIssue]
+        if has_adapters(model):
+            save_configs(model, folder)
+        else:
+            model.save_pretrained(folder, state_dict={})  # pyright: ignore[reportCallIssue]
         vlm.family.save_processor(folder)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def weights_of(vlm: VLM) -> dict[str, torch.Tensor]:
-    """The weights to save. Of a tied weight one name is saved, as transformers does."""
+    """The weights to save, or the adapters.
+
+    Of a tied weight one name is saved, as transformers does.
+    """
+    if has_adapters(vlm.model):
+        return {name: parameter.detach() for name, parameter in file_names(vlm.model).items()}
     tensors = vlm.model.state_dict(keep_vars=True)
     ignored = set(getattr(vlm.model, "_keys_to_ignore_on_save", None) or ())
     tied = getattr(vlm.model, "all_tied_weights_keys", None) or {}
@@ -80,7 +104,7 @@ def weights_of(vlm: VLM) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_weights_into(folder: Path, model: nn.Module) -> None:
-    """Copy the weights of a model folder into a model, one tensor at a time.
+    """Copy the weights of a model folder into a model, or adapters into those of a model.
 
     Every file that the index names must exist. Every weight of the model must be in exactly one of
     them, with the model's shape and precision. Tied weights count as one weight. Nothing is written
@@ -91,10 +115,8 @@ def load_weights_into(folder: Path, model: nn.Module) -> None:
     """
     try:
         with ExitStack() as stack:
-            files = {
-                path.name: stack.enter_context(safe_open(path, "pt"))
-                for path in weight_files(folder)
-            }
+            paths = [folder / WEIGHTS] if has_adapters(model) else weight_files(folder)
+            files = {path.name: stack.enter_context(safe_open(path, "pt")) for path in paths}
             file_of = locate_weights(folder, files)
             targets = dict(match_tensors(folder, model, file_of))
             for name, target in targets.items():
@@ -153,7 +175,7 @@ def locate_weights(folder: Path, files: dict[str, Any]) -> dict[str, str]:
                     folder, f"{name} is in {file_of[name]} and in {file}"
                 )
             file_of[name] = file
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+    if not (folder / SAFE_WEIGHTS_NAME).is_file() and WEIGHTS not in files:
         index = read_index(folder)
         differing = sorted(
             name for name in index.keys() | file_of.keys() if index.get(name) != file_of.get(name)
@@ -170,7 +192,8 @@ def match_tensors(
     folder: Path, model: nn.Module, file_of: dict[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's tensor for each saved weight. A tensor with several names appears once."""
-    tensors = model.state_dict(keep_vars=True)
+    is_adapted = has_adapters(model)
+    tensors = file_names(model) if is_adapted else model.state_dict(keep_vars=True)
     unknown = sorted(file_of.keys() - tensors.keys())
     if unknown:
         raise incomplete_weights_error(

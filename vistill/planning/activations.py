@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from vistill.lora_settings import LoraSettings
+from vistill.planning.lora import adapted_parts, adapter_parameters
 from vistill.planning.shapes import ModelShape, layer_weights
 from vistill.training.held_bytes import HeldBytes
 
@@ -25,6 +27,8 @@ class Activations:
     repeats_heads: bool
     """Whether masked attention gets one key head per query head, as on a CUDA device."""
     frozen: Collection[str] = ()
+    lora: LoraSettings | None = None
+    """Adapters on frozen weights. In bf16 all frozen weights are bf16."""
 
     @property
     def size(self) -> int:
@@ -34,17 +38,38 @@ class Activations:
     @property
     def trains_language(self) -> bool:
         """Whether the decoder is trained. The inputs of frozen weights are not saved."""
-        return "language" not in self.frozen
+        return "language" in self.trained_parts
+
+    @property
+    def trains_norms(self) -> bool:
+        """Whether the norms of the decoder are trained. They get no adapters."""
+        return self.trains_language and self.lora is None
+
+    @cached_property
+    def trained_parts(self) -> Collection[str]:
+        """Parts of the model with trained weights."""
+        lora = self.lora or LoraSettings(targets=("language", "vision"))
+        return adapted_parts(lora, self.frozen)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the adapters; 0 without."""
+        return 0 if self.lora is None else self.lora.rank
 
     @property
     def trains_tower(self) -> bool:
         """Whether the vision tower is trained."""
-        return not {"vision", "tower"} & set(self.frozen)
+        return "vision" in self.trained_parts
 
     @property
     def trains_projector(self) -> bool:
         """Whether the projector is trained."""
-        return "vision" not in self.frozen
+        return "projector" in self.trained_parts
+
+    @property
+    def reaches_projector(self) -> bool:
+        """Whether a gradient goes through the projector."""
+        return self.trains_projector or self.trains_tower
 
     @cached_property
     def attention_input(self) -> int:
@@ -53,25 +78,28 @@ class Activations:
         width = (s.heads + s.kv_heads) * s.head_dim
         # under autocast each of the three products casts its input
         inputs = s.hidden * (3 * HALF if self.is_half else FLOAT) * trained
-        norms = FLOAT * width + FLOAT * (s.heads + s.kv_heads) + self.size * width * trained
-        return self.norm + inputs + norms
+        norms = FLOAT * width + FLOAT * (s.heads + s.kv_heads)
+        norms += self.size * width * self.trains_norms
+        return self.norm + inputs + norms + 3 * self.rank * self.size * trained
 
     @property
     def norm(self) -> int:
         """Per token: a norm of the residual stream, which is in float32."""
-        return self.shape.hidden * FLOAT * (1 + self.trains_language) + FLOAT
+        return self.shape.hidden * FLOAT * (1 + self.trains_norms) + FLOAT
 
     @property
     def output_input(self) -> int:
         """Per token and layer: the input of the output projection."""
-        return self.size * self.shape.heads * self.shape.head_dim * self.trains_language
+        width = self.shape.heads * self.shape.head_dim + self.rank
+        return self.size * width * self.trains_language
 
     @cached_property
     def feed_forward(self) -> int:
         """Per token and layer: the second norm and the gated feed-forward layer."""
         s, trained = self.shape, self.trains_language
         inputs = s.hidden * (2 * HALF if self.is_half else FLOAT) * trained
-        return self.norm + inputs + self.size * s.feed_forward * (3 + trained)
+        adapters = 3 * self.rank * self.size * trained
+        return self.norm + inputs + self.size * s.feed_forward * (3 + trained) + adapters
 
     def attention(self, key_heads: int) -> int:
         """Per token and layer: queries, output, normaliser, and keys and values of the token."""
@@ -97,13 +125,20 @@ class Activations:
     @property
     def per_token(self) -> int:
         """Per token, whatever the layers: ids, indices and rotary positions."""
-        return 4 * 8 + 2 * FLOAT * self.shape.head_dim
+        return 4 * 8 + 2 * self.stream_size * self.shape.head_dim
+
+    @property
+    def stream_size(self) -> int:
+        """Bytes of a value of the residual stream: of half-precision weights it is in bf16."""
+        return FLOAT if self.lora is None else self.size
 
     def response_token(self) -> int:
         """Bytes per token of a response, without its mask."""
         s = self.shape
-        # embedded by frozen weights, a token has no gradient before it attends to its prompt
+        # embedded by frozen weights, a token has no gradient before it attends to its prompt, or
+        # before the first adapter
         first = 0 if self.trains_language else self.attention_input
+        first = self.norm if self.trains_language and self.lora is not None else first
         return s.layers * self.layer(self.masked_key_heads) - first + self.norm + self.per_token
 
     def response(self) -> int:
@@ -118,19 +153,32 @@ class Activations:
         """Bytes per token of a prompt. Its last layer computes keys and values only."""
         s = self.shape
         last = self.attention_input + self.output_input
-        return (s.layers - 1) * self.layer(s.kv_heads) + last + self.per_token
+        first = self.norm if self.lora is not None and not self.reaches_projector else 0
+        return (s.layers - 1) * self.layer(s.kv_heads) + last - first + self.per_token
 
     def patch(self) -> int:
         """Bytes per image patch."""
         vision = self.shape.vision
-        if vision is None or not self.trains_projector:
+        if vision is None or not self.reaches_projector:
             return 0
         merged = self.size * vision.width * (3 * (vision.levels + 1) + 1)
+        if self.lora is not None:  # the inputs of frozen layers and norms are not saved
+            per_level = 3 if self.trains_projector else 1
+            merged = (
+                self.size * vision.width * (per_level * (vision.levels + 1) + self.trains_tower)
+            )
+            if not self.trains_tower:
+                return merged
         if not self.trains_tower:
             return merged + self.size * vision.width * vision.levels
         width = 11 * self.size * vision.width
         block = width + 2 * self.size * vision.feed_forward + 4 * FLOAT + FLOAT * vision.heads
-        once = self.size * vision.patch_values + 48 + 2 * FLOAT * (vision.width // vision.heads)
+        once = 48 + 2 * FLOAT * (vision.width // vision.heads)
+        if self.lora is None:
+            once += self.size * vision.patch_values
+        else:  # the first adapter gets an input without gradient
+            block += 4 * self.rank * self.size
+            once -= self.size * vision.width + 2 * FLOAT
         return vision.depth * block + once + merged
 
     def weight_copies(self) -> int:
@@ -142,6 +190,8 @@ class Activations:
         if not self.is_half:
             return 0
         s, vision = self.shape, self.shape.vision
+        if self.lora is not None:  # other weights are bf16 already
+            return HALF * adapter_parameters(s, self.lora, self.frozen)
         text = s.linear_weights
         if not self.trains_language:
             text = 2 * s.linear_weights - (layer_weights(s) - self.last_layer_of_prompt)

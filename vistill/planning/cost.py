@@ -111,6 +111,8 @@ class Cost:
 
     def backward_share(self) -> float:
         """Operations of a backward pass over those of the forward pass."""
+        if self.memory.work.lora is not None:
+            return 1.0 + self.memory.trained / max(1, self.memory.student.linear_weights)
         return 2.0 if "language" not in self.memory.work.recipe.train.freeze else 1.0
 
     # Seconds.

@@ -8,6 +8,7 @@ from pathlib import Path
 from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
+from vistill.planning.lora import adapter_parameters, weight_bytes
 from vistill.planning.shapes import ModelShape
 from vistill.planning.workload import Workload
 from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
@@ -89,12 +90,33 @@ class Memory:
     @property
     def trained(self) -> int:
         """Parameters that the optimizer updates."""
-        return self.student.trained_parameters(self.work.recipe.train.freeze)
+        freeze = self.work.recipe.train.freeze
+        lora = self.work.lora
+        whole = self.student.trained_parameters(freeze)
+        return whole if lora is None else adapter_parameters(self.student, lora, freeze)
+
+    @property
+    def student_size(self) -> int:
+        """Bytes of a value of the student. Under LoRA, frozen weights have the step's precision."""
+        return HALF if self.work.lora is not None and self.is_half else FLOAT
+
+    @property
+    def adapters(self) -> int:
+        """Parameters of all adapters; 0 without LoRA."""
+        lora = self.work.lora
+        return 0 if lora is None else adapter_parameters(self.student, lora)
+
+    @property
+    def own_parameters(self) -> int:
+        """Float32 parameters that a copy of the student and a checkpoint hold."""
+        return self.adapters or self.student.parameters.total
 
     @property
     def teacher_size(self) -> int:
         """Bytes of a value of the teacher."""
-        return FLOAT if self.work.recipe.train.precision == "fp32" else HALF
+        own = self.work.recipe.teacher.precision
+        precision = own if own in ("fp32", "bf16") else self.work.recipe.train.precision
+        return FLOAT if precision == "fp32" else HALF
 
     @property
     def is_offloaded(self) -> bool:
@@ -104,7 +126,8 @@ class Memory:
     @cached_property
     def activations(self) -> Activations:
         """What readings save with gradient."""
-        return Activations(self.student, self.is_half, True, self.work.recipe.train.freeze)
+        freeze = self.work.recipe.train.freeze
+        return Activations(self.student, self.is_half, True, freeze, self.work.lora)
 
     def teacher_bytes(self, reads: bool) -> float:
         """The teacher on the device. Offloaded, its head stays there."""
@@ -112,17 +135,17 @@ class Memory:
             return 0.0
         if self.is_offloaded and not reads:
             return float(self.teacher_size * self.teacher.head_weights)
-        return float(self.teacher_size * self.teacher.parameters.total)
+        precision = self.work.recipe.teacher.precision
+        return weight_bytes(self.teacher, self.teacher_size, precision)
 
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
         return {
-            "weights": float(FLOAT * self.student.parameters.total),
+            "weights": FLOAT * self.adapters
+            + weight_bytes(self.student, self.student_size, self.work.recipe.student.precision),
             "moments": 2.0 * FLOAT * self.trained,
             "teacher": self.teacher_bytes(teacher_reads),
-            "reference and EMA": float(
-                self.work.student_copies * FLOAT * self.student.parameters.total
-            ),
+            "reference and EMA": float(self.work.student_copies * FLOAT * self.own_parameters),
         }
 
     # Writing responses and evaluating.
@@ -139,11 +162,11 @@ class Memory:
         return replace(phase, note=note)
 
     def decoding_rows(self, name: str, call: DecodingCall, per_call: int) -> PhaseBytes:
-        """So many responses of full length at a time. The student writes in float32."""
+        """So many responses of full length at a time, in the precision of the weights."""
         rows = min(per_call, call.responses)
         is_teacher = name == TEACHER_WRITES and self.teacher is not None
         shape = self.teacher if is_teacher and self.teacher is not None else self.student
-        size = self.teacher_size if is_teacher else FLOAT
+        size = self.teacher_size if is_teacher else self.student_size
         of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
         cached = rows * cache_capacity(call.tokens) + of_prompts
         kinds = self.resident(is_teacher) | {
@@ -238,7 +261,7 @@ class Memory:
         """Hidden states and log-probabilities that stay until the update."""
         total, rows = 0.0, self.rows_to_score
         for p in self.work.scored_passes:
-            size = self.teacher_size if p.reader is Reader.TEACHER else FLOAT
+            size = self.teacher_size if p.reader is Reader.TEACHER else self.student_size
             if p.keep in ("hidden", "both"):
                 total += rows * size * self.shape_of(p.reader).hidden
             if p.keep in ("log_prob", "both"):
@@ -324,9 +347,9 @@ class Memory:
 
     def head_gradient(self) -> float:
         """The buffer that collects the gradient of a trained head in one backward pass."""
-        freeze = self.work.recipe.train.freeze
-        is_trained = "head" not in freeze and not (self.student.is_tied and "language" in freeze)
-        return float(FLOAT * self.student.head_weights * is_trained)
+        kept = {"head", "language"} if self.student.is_tied else {"head"}
+        is_frozen = self.work.lora is not None or kept & set(self.work.recipe.train.freeze)
+        return 0.0 if is_frozen else float(FLOAT * self.student.head_weights)
 
     def prompts_at_a_time(self, split: BatchSplit) -> int:
         """Prompts of a micro-batch."""
@@ -363,9 +386,9 @@ class Memory:
     # Disk and host.
 
     def checkpoint_bytes(self) -> float:
-        """A checkpoint: weights, moments, and the moving average."""
+        """A checkpoint: weights or adapters, moments, and the moving average."""
         copies = 1 + (Reader.EMA in self.work.readers)
-        return FLOAT * (copies * self.student.parameters.total + 2.0 * self.trained)
+        return FLOAT * (copies * self.own_parameters + 2.0 * self.trained)
 
     def host_bytes(self) -> dict[str, float]:
         """Host memory: an offloaded teacher, the images of a step under every view, a snapshot."""
@@ -375,7 +398,8 @@ class Memory:
         values = self.student.vision.patch_values if self.student.vision else 0
         offloaded = 0.0
         if self.teacher is not None and self.is_offloaded:
-            offloaded = float(self.teacher_size * self.teacher.parameters.total)
+            precision = work.recipe.teacher.precision
+            offloaded = weight_bytes(self.teacher, self.teacher_size, precision)
         snapshot = SNAPSHOT_FACTOR * self.checkpoint_bytes() * work.recipe.save.background
         return {
             "teacher": offloaded,

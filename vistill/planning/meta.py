@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from vistill.models.adapters import linear_layers, weights_in
 from vistill.models.families.layers import base_model, tower_weights, weights_except
 from vistill.models.loading import load_config
-from vistill.planning.shapes import ModelShape, Parameters, shape_of_config
+from vistill.planning.shapes import LinearSizes, ModelShape, Parameters, shape_of_config
 
 
 def shape_on_meta(folder: Path, config: Mapping[str, Any], name: str) -> ModelShape:
@@ -26,7 +27,8 @@ def shape_on_meta(folder: Path, config: Mapping[str, Any], name: str) -> ModelSh
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(loaded)
     model.tie_weights()
-    return replace(sizes, parameters=count_parts(model), source=str(folder))
+    linear = count_linear_sizes(model)
+    return replace(sizes, parameters=count_parts(model), linear_sizes=linear, source=str(folder))
 
 
 def count_parts(model: Any) -> Parameters:
@@ -36,6 +38,21 @@ def count_parts(model: Any) -> Parameters:
     vision = count(weights_except(base, decoder))
     is_tied = head.weight is model.get_input_embeddings().weight
     return Parameters(tower, vision - tower, count([decoder]), 0 if is_tied else count([head]))
+
+
+def count_linear_sizes(model: Any) -> LinearSizes:
+    """Inputs plus outputs of all linear layers that adapters can wrap, by part."""
+    base, decoder = base_model(model), model.get_decoder()
+    parts = {
+        "vision": weights_in(tower_weights(base)),
+        "projector": weights_in(weights_except(base, decoder)),
+        "language": weights_in([decoder]),
+    }
+    sums = dict.fromkeys(parts, 0)
+    for layer in linear_layers(model).values():
+        part = next(name for name, weights in parts.items() if id(layer.weight) in weights)
+        sums[part] += layer.in_features + layer.out_features
+    return LinearSizes(**sums)
 
 
 def count(parts: Iterable[nn.Module | nn.Parameter]) -> int:

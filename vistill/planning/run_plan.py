@@ -158,6 +158,7 @@ class RunPlan:
         tokens = recipe.rollout.max_new_tokens
         yield [("rollout.max_new_tokens", t) for t in halves(tokens, max(256, tokens // 8))]
         yield [("train.freeze", ("vision",))] if not recipe.train.freeze else []
+        yield [("student.train", "lora")] if recipe.student.train == "full" else []
 
     def smaller_rows(self) -> dict[str, int]:
         """Settings with which the run starts at the number of rows that it would come to."""

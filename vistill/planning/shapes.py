@@ -86,6 +86,16 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class LinearSizes:
+    """Inputs plus outputs of all linear layers of a part, which determine the size of adapters."""
+
+    vision: int
+    """The vision tower."""
+    projector: int
+    language: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Sizes of a vision-language model."""
 
@@ -105,6 +115,8 @@ class ModelShape:
     source: str = ""
     date: str = ""
     is_confirmed: bool = True
+    linear_sizes: LinearSizes | None = None
+    """Counted in a model; None where they follow from the sizes above."""
 
     @property
     def linear_weights(self) -> int:

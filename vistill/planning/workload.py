@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vistill.lora_settings import LoraSettings
 from vistill.planning.shapes import ModelShape
 from vistill.training.recipe import Recipe
 from vistill.types import Pass, Reader, Writer
@@ -61,6 +62,12 @@ class Workload:
     def readers(self) -> set[Reader]:
         """Roles that read."""
         return {p.reader for p in self.passes}
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """The settings of LoRA, if the run trains adapters."""
+        student = self.recipe.student
+        return student.lora if student.train == "lora" else None
 
     @property
     def student_copies(self) -> int:

@@ -30,6 +30,7 @@ MEASURES = (
 )
 #: Settings of a run that the card lists.
 LISTED = {
+    "student": ("train", "lora", "precision"),
     "train": ("steps", "epochs", "prompts_per_step", "lr", "schedule", "freeze", "precision"),
     "rollout": ("per_prompt", "temperature", "top_p", "max_new_tokens"),
     "data": ("template", "system", "max_image_tokens", "min_pixels", "max_pixels"),

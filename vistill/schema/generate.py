@@ -25,10 +25,12 @@ from vistill.training.recipe import Recipe
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a settings class, on one line."""
+    """The docstring under each field of a settings class and of its bases, on one line."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}
+    for base in kind.__bases__:
+        docs |= {} if base is object else field_docs(base)
     for field, doc in itertools.pairwise(definition.body):
         match field, doc:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(

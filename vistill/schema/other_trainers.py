@@ -14,6 +14,14 @@ OUR_KEYS: dict[str, str] = {
     "teacher_model_name_or_path": "teacher.model",
     "model_revision": "student.revision",
     "teacher_model_revision": "teacher.revision",
+    # LoRA
+    "tuner_type": "student.train",
+    "train_type": "student.train",
+    "finetuning_type": "student.train",
+    "lora_r": "student.lora.rank",
+    "lora_rank": "student.lora.rank",
+    "lora_alpha": "student.lora.alpha",
+    "lora_dropout": "student.lora.dropout",
     # data
     "dataset": "data.train",
     "dataset_name": "data.train",
@@ -97,12 +105,16 @@ OUR_KEYS: dict[str, str] = {
 }
 
 LORA = (
-    "vistill has no LoRA yet: it trains the weights themselves; train.freeze=[vision] trains fewer "
-    "of them"
+    "student.train=lora trains adapters, of student.lora.rank and student.lora.alpha, and keeps "
+    "all other weights"
+)
+LORA_TARGETS = (
+    "student.lora.targets names parts of the model, such as [language,vision]; all linear layers "
+    "of a part get adapters"
 )
 QUANTISED = (
-    "vistill loads no quantised weights yet: bf16 is the smallest; a smaller teacher needs less "
-    "memory"
+    "teacher.precision=int8 or nf4 quantises the teacher, student.precision the weights that LoRA "
+    "keeps"
 )
 ONE_GPU = (
     "vistill trains on one device; train.micro_batch and train.offload_teacher save memory there"
@@ -134,32 +146,10 @@ WARMUP = "train.schedule.warmup is a share of the steps: warm-up steps / train.s
 #: Their name -> one sentence: why there is no such key, and what to do instead.
 NO_SUCH_KEY: dict[str, str] = {
     **dict.fromkeys(
-        (
-            "lora",
-            "use_lora",
-            "use_peft",
-            "peft",
-            "peft_config",
-            "lora_r",
-            "lora_rank",
-            "lora_alpha",
-        ),
-        LORA,
+        ("use_lora", "use_peft", "peft", "peft_config", "adapter", "adapters", "qlora"), LORA
     ),
-    **dict.fromkeys(
-        (
-            "lora_dropout",
-            "lora_target",
-            "lora_target_modules",
-            "target_modules",
-            "adapter",
-            "adapters",
-        ),
-        LORA,
-    ),
-    **dict.fromkeys(
-        ("finetuning_type", "train_type", "tuner_type", "qlora", "dora", "use_dora"), LORA
-    ),
+    **dict.fromkeys(("dora", "use_dora"), LORA),
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), LORA_TARGETS),
     **dict.fromkeys(
         ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "quant_method"),
         QUANTISED,

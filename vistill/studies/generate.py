@@ -15,7 +15,6 @@ from typing import Any
 
 from vistill.answers.math_process import shared_judge
 from vistill.answers.verdict import Verdict
-from vistill.api import load
 from vistill.data.judging import judge_response
 from vistill.data.loading import LoadedData, load_source
 from vistill.data.settings import DataSettings
@@ -38,6 +37,7 @@ from vistill.training.checks.prompt_lengths import (
     check_prompt_lengths,
     find_overlong_prompts,
 )
+from vistill.training.load_model import load
 from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions

@@ -29,6 +29,9 @@ from vistill.training.build import make_objective
 from vistill.training.checks.disk import bytes_in
 from vistill.training.disk_needs import disk_too_small_error
 
+#: Settings that change what a run learns.
+CHANGE_RESULT = ("rollout.max_new_tokens", "train.freeze", "student.train")
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -220,7 +223,7 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
         fixes.append(" ".join([f"--gpu {larger[0]}", setting_words(larger[1])]).strip())
     if not fixes:
         fixes.append(quote_setting("student.model", smallest_model()))
-    changed = [key for key in settings or {} if key in ("rollout.max_new_tokens", "train.freeze")]
+    changed = [key for key in settings or {} if key in CHANGE_RESULT]
     return ConfigError(
         "C130",
         f"the run does not fit on one {plan.gpu.name}: {peak.name} needs {peak.total / GIB:.1f} GiB"

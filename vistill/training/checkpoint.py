@@ -5,6 +5,7 @@ The files are safetensors and JSON only. What is saved is in `checkpoint_content
 
 import json
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -53,7 +54,7 @@ MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", 
 #: Bytes of a file of weights or moments, where no setting says it. A larger tensor has its own.
 SHARD_BYTES = 5 * 10**9
 #: Files that a loader of weights opens by itself.
-WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
+WEIGHTS = re.compile(r"(adapter_)?model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,8 @@ def write_files(
     for name, model in content.models.items():
         (working / name).mkdir()
         files += [write_bytes(working / name / file, data) for file, data in model.files.items()]
-        files += save_indexed_shards(
-            model.weights, working / name, model.stem, shard_bytes, stop.poll
-        )
+        most = sys.maxsize if model.is_one_file else shard_bytes
+        files += save_indexed_shards(model.weights, working / name, model.stem, most, stop.poll)
     fault("save.after_weights")
     files += save_shards(content.moments, working, OPTIMIZER, shard_bytes, stop.poll)
     files.append(write_tensors(working / NOISE, {"torch": content.noise}))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vistill.functional.row_chunks import CHUNK_BYTES
+from vistill.models.adapters import own_parameters
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
@@ -256,7 +257,7 @@ def memory_limit(setup: "RunSetup") -> float:
 
 def free_for_step(setup: "RunSetup") -> float:
     """Free bytes after the first step: gradient, moments and copies of the student will exist."""
-    weights = list(setup.models.student.model.parameters())
+    weights = own_parameters(setup.models.student.model)  # of a copy too
     trained = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
     readers = {p.reader for p in setup.objective.passes()}
     copies = len(readers & {Reader.EMA, Reader.REFERENCE} - setup.models.copies.keys())

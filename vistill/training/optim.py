@@ -61,7 +61,7 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
                 "freezing it would silently do nothing",
             )
             raise freeze_error(parts, what, why, [p for p in parts if weights.get(p)])
-    everything = {id(weight) for weight in vlm.model.parameters()}
+    everything = {id(weight) for weight in vlm.model.parameters() if weight.requires_grad}
 
     def has_trainable(frozen: Sequence[str]) -> bool:
         return bool(everything - {id(weight) for part in frozen for weight in weights[part]})

@@ -17,14 +17,20 @@ from transformers.utils.hub import cached_file
 from vistill.batch import Objective
 from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import PREFIX, write_prompts
-from vistill.errors import VistillError
+from vistill.errors import ConfigError, VistillError
+from vistill.models.adapters import (
+    adapter_config,
+    has_adapters,
+    is_adapter_name,
+    settings_of,
+)
 from vistill.models.loading import VLM, load_encoder
 from vistill.models.save import save_vlm
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.model_not_found import model_name
 from vistill.training.build import method_name
-from vistill.training.recipe import HERE, ModelSettings, Recipe
+from vistill.training.recipe import HERE, Recipe, StudentSettings, TeacherSettings
 from vistill.training.run_lock import read_lock
 from vistill.training.setup import ProvidedInputs
 from vistill.views import ViewContext
@@ -54,13 +60,13 @@ def make_recipe(
         max_image_tokens=image_token_limit(given.student),
     )
     teacher = (
-        ModelSettings()
+        TeacherSettings()
         if given.teacher is None
-        else ModelSettings(model_location(folder, "teacher", given.teacher))
+        else TeacherSettings(model_location(folder, "teacher", given.teacher))
     )
     from_inputs = {
         "run": str(out),
-        "student": ModelSettings(model_location(folder, "student", given.student)),
+        "student": student_settings(model_location(folder, "student", given.student), given),
         "teacher": teacher,
         "method": method_name(objective),
         "knobs": changed_knobs(objective),
@@ -75,6 +81,33 @@ def view_settings(context: ViewContext) -> ViewSettings:
     """The settings of a recipe behind the parameters of the views."""
     drawn = (context.degrade, context.thought, context.noise)
     return ViewSettings(context.pixel_share, context.mask_share, *drawn)  # pyright: ignore[reportArgumentType]
+
+
+def student_settings(location: str, given: ProvidedInputs) -> StudentSettings:
+    """The student of the recipe: with adapters, only these are trained."""
+    vlm = given.student
+    if not has_adapters(vlm.model):
+        return StudentSettings(location)
+    if not matches_base(vlm):
+        raise ConfigError(
+            "C101",
+            "the weights below the student's adapters cannot be loaded again",
+            where=vlm.source,
+            why="a checkpoint holds adapters only, and names the model that they belong to",
+            fix="load the student with its adapters from a folder or hub id, as docs/lora.md shows",
+        )
+    return StudentSettings(location, train="lora", lora=settings_of(vlm))
+
+
+def matches_base(vlm: VLM) -> bool:
+    """Whether loading the base of the adapters again gives the weights below them."""
+    try:
+        folder = local_model_folder(
+            resolve_model(adapter_config(vlm.model).base_model_name_or_path)
+        )
+        return folder is not None and has_same_weights(vlm, folder)
+    except (VistillError, OSError, ValueError, TypeError, SafetensorError):
+        return False
 
 
 def changed_knobs(objective: Objective) -> dict[str, Any]:
@@ -114,6 +147,8 @@ def model_location(folder: RunFolder, role: str, vlm: VLM) -> str:
 
 def matches_source(vlm: VLM) -> bool:
     """Whether loading the model's source again gives the same weights and the same image grid."""
+    if has_adapters(vlm.model):
+        return False
     try:
         folder = local_model_folder(resolve_model(vlm.source))
         if folder is None:
@@ -139,9 +174,16 @@ def local_model_folder(source: str) -> Path | None:
 
 
 def has_same_weights(vlm: VLM, folder: Path) -> bool:
-    """Whether every weight equals the one in the folder's safetensors files, read one by one."""
+    """Whether every weight equals the one in the folder's safetensors files, read one by one.
+
+    Adapters do not count: they have a file of their own.
+    """
     files = sorted(folder.glob("*.safetensors"))
-    weights: Mapping[str, torch.Tensor] = vlm.model.state_dict()
+    weights: Mapping[str, torch.Tensor] = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in vlm.model.state_dict().items()
+        if not is_adapter_name(name)
+    }
     tied = set(getattr(vlm.model, "_tied_weights_keys", None) or ())
     seen: set[str] = set()
     for file in files:

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vistill.data.settings import DataSettings
+from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
+from vistill.lora_settings import LoraSettings
 from vistill.ranges import check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views import ViewContext
 from vistill.views.settings import ViewSettings
+
+#: Precisions in which weights are integers with scales.
+QUANTIZED = ("int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,44 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class StudentSettings(ModelSettings):
+    """The student, and which of its weights are trained."""
+
+    train: Literal["full", "lora"] = "full"
+    """`full` trains all weights that `train.freeze` leaves. `lora` trains low-rank adapters and
+    keeps all other weights (extra `lora`)."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    precision: Literal["auto", "int8", "nf4"] = "auto"
+    """Precision of the weights that LoRA keeps: `auto` is that of a step, `int8` and `nf4` quantise
+    the linear layers of the decoder (QLoRA; `nf4` needs the extra `quantized`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision in QUANTIZED and self.train == "full":
+            raise ConfigError(
+                "C101",
+                f"student.precision = {self.precision}, but student.train = full",
+                why="quantised weights cannot be trained; adapters on them can (QLoRA)",
+                fix="student.train=lora   or   student.precision=auto",
+            )
+
+
+@dataclass(frozen=True)
+class TeacherSettings(ModelSettings):
+    """The teacher, and the precision of its weights."""
+
+    precision: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    """`auto` is bf16 on a GPU and fp32 on a CPU. `int8` and `nf4` quantise the linear layers of the
+    decoder; `vistill check` prints what that changes (`nf4` needs the extra `quantized`)."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run: the same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
 
     run: str
     """Folder that everything is written into. An unfinished run in it is resumed."""
-    student: ModelSettings
+    student: StudentSettings
     method: str
     """Name of the method: `sft`, `kd`, `opd`, `va_opd`, `vgs`, ... (`vistill explain methods`). Its
     own settings (knobs) stand in a group of the same name."""
@@ -47,7 +84,7 @@ class Recipe:
     """Version of the recipe format."""
     seed: int = 42
     """Seed of the run: of the order of the rows and of the sampling noise."""
-    teacher: ModelSettings = field(default_factory=ModelSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     knobs: dict[str, Any] = field(default_factory=dict)
     """The method's own settings; in a recipe they stand under the method's name."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -63,6 +100,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if type(self.student) is ModelSettings:  # as earlier versions took it
+            object.__setattr__(self, "student", StudentSettings(**vars(self.student)))
+        if type(self.teacher) is ModelSettings:
+            object.__setattr__(self, "teacher", TeacherSettings(**vars(self.teacher)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -116,6 +157,13 @@ ADDED = {
     "data.max_pixels": None,
     "data.index_base": 0,
     "rollout.noise": "generator",
+    "student.train": "full",
+    "student.lora.rank": 16,
+    "student.lora.alpha": 32.0,
+    "student.lora.dropout": 0.0,
+    "student.lora.targets": ("language",),
+    "student.precision": "auto",
+    "teacher.precision": "auto",
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
@@ -135,4 +183,4 @@ def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_settings(method: str) -> dict[str, Any]:
     """What a key is where a recipe does not name it."""
-    return Recipe(run="", student=ModelSettings(), method=method).to_dict()
+    return Recipe(run="", student=StudentSettings(), method=method).to_dict()

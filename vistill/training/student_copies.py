@@ -8,6 +8,7 @@ import torch
 
 from vistill.batch import Objective
 from vistill.errors import ConfigError
+from vistill.models.adapters import copy_sharing_base, has_adapters, own_parameters
 from vistill.models.loading import VLM
 from vistill.training.checkpoint import weights_hash
 from vistill.training.models_of_run import Models
@@ -26,8 +27,10 @@ def with_student_copies(models: Models, objective: Objective) -> Models:
 
 
 def copy_frozen(vlm: VLM) -> VLM:
-    """The same model with frozen weights of its own."""
-    return replace(vlm, model=copy.deepcopy(vlm.model)).freeze()
+    """The same model with frozen weights of its own. With adapters, only these are copied."""
+    is_adapted = has_adapters(vlm.model)
+    model = copy_sharing_base(vlm.model) if is_adapted else copy.deepcopy(vlm.model)
+    return replace(vlm, model=model).freeze()
 
 
 def copies_to_save(models: Models) -> Mapping[str, VLM]:
@@ -41,7 +44,7 @@ def update_ema(models: Models, rate: float) -> None:
     if Reader.EMA not in models.copies:
         return
     ema = models.copies[Reader.EMA].model
-    pairs = zip(ema.parameters(), models.student.model.parameters(), strict=True)
+    pairs = zip(own_parameters(ema), own_parameters(models.student.model), strict=True)
     for average, weight in pairs:
         average.lerp_(weight.detach().to(average.dtype), rate)
 

@@ -28,6 +28,7 @@ from vistill.models.families.qwen3_vl_step import FusedDecoder, can_fuse
 from vistill.models.flops import (
     ModelFlops,
     ReadTokens,
+    backward_cost,
     decoder_flops,
     is_trainable,
     linear_flops,
@@ -112,7 +113,7 @@ class Qwen3VLFamily(Family):
         return decoder_flops(self.decoder(model), is_trainable(tower)).with_vision(
             patch=linear_flops([tower.patch_embed, *tower.blocks]) + mergers,
             patch_pair=4.0 * vision.hidden_size * vision.depth,
-            backward=2.0 * is_trainable(tower),
+            backward=backward_cost([tower], is_reached=False),
         )
 
     def encoding_problem(self, prompt: EncodedPrompt, images: Sequence[PilImage]) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistill.models.adapters import is_adapted_layer
 from vistill.models.decode_attention import DecodeAttention
 
 #: Largest number of decoder weights that are copied into fused ones (64 MiB of float32).
@@ -34,9 +35,10 @@ def can_fuse(decoder: nn.Module) -> bool:
     }
     is_supported = all(type(m).__name__ in supported or not list(m.parameters()) for m in modules)
     has_hooks = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    has_adapters = any(map(is_adapted_layer, modules))  # they would be left out
     is_float32 = all(m.weight.dtype == torch.float32 and m.bias is None for m in linear)
     is_small = sum(m.weight.numel() for m in linear) <= FUSED_ENTRIES
-    return is_supported and is_float32 and not has_hooks and is_small
+    return is_supported and is_float32 and not (has_hooks or has_adapters) and is_small
 
 
 class FusedLayer:

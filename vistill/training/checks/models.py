@@ -13,12 +13,11 @@ from vistill.models.loading import (
     VLM,
     PromptEncoder,
     load_encoder,
-    load_weights,
-    teacher_dtype,
 )
 from vistill.models.pairs import check_pair, same_family
 from vistill.models.selftest import run_selftest
 from vistill.runs.chosen_student import resolve_model
+from vistill.training.adapted_student import describe_adapters, load_student
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
 from vistill.training.checks.prompt_lengths import (
@@ -32,6 +31,7 @@ from vistill.training.checks.text_only import (
     unreadable_view_error,
 )
 from vistill.training.models_of_run import Models
+from vistill.training.quantized_teacher import load_teacher
 from vistill.training.recipe import ModelSettings
 from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
@@ -116,7 +116,7 @@ def check_same_device(student: str, teacher: str) -> None:
 
 def load_models(setup: "RunSetup") -> str:
     """Load the weights, or take the caller's models; configure and self-test them."""
-    recipe, provided = setup.recipe, setup.provided
+    recipe, provided, quantized = setup.recipe, setup.provided, ""
     student_encoder, teacher_encoder = setup.encoders or (None, None)
     assert student_encoder is not None, "the check `tokenizers` has not run yet"
     if provided is not None:
@@ -127,19 +127,19 @@ def load_models(setup: "RunSetup") -> str:
         devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
         if teacher_encoder is not None:
             check_same_device(*devices)
-        student = load_weights(student_encoder, dtype=torch.float32, device=devices[0])
+        student = load_student(setup, student_encoder, devices[0])
         teacher = None
         if teacher_encoder is not None:
             assert isinstance(teacher_encoder, PromptEncoder)
-            dtype = teacher_dtype(devices[1], recipe.train.precision)
-            teacher = load_weights(teacher_encoder, dtype=dtype, device=devices[1])
+            teacher, quantized = load_teacher(setup, teacher_encoder, devices[1])
     if teacher is not None:
         check_same_device(str(student.device), str(teacher.device))
     setup.loaded_models = configure_models(setup, student, teacher)
     context = setup.loaded_models.view
     setup.encoders = student, teacher
     names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
-    return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
+    more = describe_adapters(student) + quantized
+    return f"{' and '.join(names)}{more}; pixelated to {context.pixel_share:g} of each side"
 
 
 def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
@@ -172,8 +172,12 @@ def is_on_host(vlm: VLM) -> bool:
 
 
 def require_full_precision(student: VLM) -> None:
-    """C101 for a student in half precision: rounding would swallow most AdamW updates."""
-    dtype = next(student.model.parameters()).dtype
+    """C101 for a student in half precision: rounding would swallow most AdamW updates.
+
+    Frozen weights may have any precision.
+    """
+    weights = list(student.model.parameters())
+    dtype = next((p.dtype for p in weights if p.requires_grad), weights[0].dtype)
     if dtype in (torch.bfloat16, torch.float16):
         raise ConfigError(
             "C101",

@@ -1,0 +1,45 @@
+"""`vistill.load`: a model for Python, tested as a run tests it."""
+
+from pathlib import Path
+from typing import Any
+
+from vistill.lora_settings import LoraSettings
+from vistill.models.adapters import add_adapters
+from vistill.models.backends import with_kernels
+from vistill.models.loading import VLM, load_vlm, teacher_dtype
+from vistill.models.selftest import run_selftest
+from vistill.runs.chosen_student import resolve_model
+from vistill.runs.model_not_found import model_name
+from vistill.runtime import quiet_libraries
+from vistill.training.checks.arguments import check_source
+from vistill.training.checks.models import choose_device
+from vistill.training.recipe import Recipe
+
+
+def load(
+    source: str | Path,
+    *,
+    frozen: bool = False,
+    device: str = "auto",
+    lora: LoraSettings | None = None,
+    **options: Any,
+) -> VLM:
+    """Load a model: a folder, a hub id, or a run folder (its best student).
+
+    Args:
+        source: of the model.
+        frozen: for a teacher.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        lora: adds adapters, so that `distill` trains only these.
+        **options: `dtype`, `revision`, `max_image_tokens`.
+    """
+    source = check_source(source)
+    quiet_libraries()
+    where = choose_device(device)
+    if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
+        options.setdefault("dtype", teacher_dtype(where))
+    loaded = load_vlm(resolve_model(source), device=where, **options)
+    if lora is not None:
+        loaded = add_adapters(loaded, lora, Recipe.seed, model_name(loaded.source))
+    vlm = with_kernels(run_selftest(loaded, "teacher" if frozen else "student"), "auto")
+    return vlm.freeze() if frozen else vlm
