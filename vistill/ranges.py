@@ -109,12 +109,12 @@ def misfit(key: str, value: Any, schema: Mapping[str, Any], default: Any) -> Con
         return ConfigError(
             "C002", f"{key} holds characters that are no text", why=why, fix=f"{key}=TEXT"
         )
-    quoted = isinstance(value, str) and not accepts_text(schema)
-    hint = "; a value in quotes is text" if quoted and fits(schema, number_in(value)) else ""
+    hint = ""
     text = "VALUE" if default is dataclasses.MISSING else typed(default)
     if isinstance(value, list | tuple) and (items := meant_items(value, schema)):
         text = items
-    elif quoted:
+    elif isinstance(value, str) and not accepts_text(schema):
+        hint = "; a value in quotes is text" if fits(schema, number_in(value)) else ""
         text = typed(number_in(value)) if hint else meant(value, schema) or text
     what, why = f"{key} cannot be {shown(value)}", f"it must be {describe(schema)}{hint}"
     return ConfigError("C002", what, why=why, fix=quote_setting(key, text))

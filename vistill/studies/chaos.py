@@ -31,7 +31,7 @@ from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.build import build, make_setup
 from vistill.training.checkpoint import newest_checkpoint
 from vistill.training.loop import run
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import Recipe, StudentSettings, TeacherSettings
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.training.setup import ProvidedInputs, RunSetup
 
@@ -114,8 +114,8 @@ class ChaosTest:
         objective = METHODS[self.method](**knobs)
         recipe = Recipe(
             run=str(folder.path),
-            student=ModelSettings("built here"),
-            teacher=ModelSettings("built here"),
+            student=StudentSettings("built here"),
+            teacher=TeacherSettings("built here"),
             method=self.method,
             seed=5,
             train=TrainSettings(
