@@ -83,12 +83,21 @@ def limited(schema: dict[str, Any], field: "dataclasses.Field[Any]") -> dict[str
     return schema | limits(field) | pattern
 
 
+def group_of_names(annotation: Any) -> type | None:
+    """The settings class of `dict[str, Settings]`: a group with free names; None for the rest."""
+    arguments = typing.get_args(annotation)
+    is_group = typing.get_origin(annotation) is dict and dataclasses.is_dataclass(arguments[1])
+    return arguments[1] if is_group else None
+
+
 @cache
 def schemas_of(kind: type) -> dict[str, dict[str, Any]]:
     """Schema of every field of a settings class, except groups, which check themselves."""
     hints = typing.get_type_hints(kind)
     fields = {
-        f.name: f for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(hints[f.name])
+        f.name: f
+        for f in dataclasses.fields(kind)
+        if not dataclasses.is_dataclass(hints[f.name]) and group_of_names(hints[f.name]) is None
     }
     return {name: limited(field_schema(hints[name]), field) for name, field in fields.items()}
 
@@ -264,6 +273,8 @@ def describe(schema: Mapping[str, Any]) -> str:
             else ""
         )
         kinds = f"a list{count}: {describe(schema['items'])}"
+    elif "properties" in values_of(schema):
+        kinds = "names, each with a group of keys"
     elif values_of(schema):
         kinds = f"a group of names, each with {describe(values_of(schema))}"
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vistill.config import all_keys
 from vistill.ranges import describe, typed
-from vistill.schema import is_group
+from vistill.schema import ANY_NAME, NAMED_GROUPS, is_group, key_info, keys_of_names, walk
 from vistill.schema.other_trainers import NO_SUCH_KEY, OUR_KEYS
 
 WIDTH = 100
@@ -50,6 +50,13 @@ def explain_key(word: str) -> str | None:
     name = word.replace("-", "_")
     keys = all_keys(name)
     same = [key for key in keys if key.rpartition(".")[2] == name]
+    if name in NAMED_GROUPS or name.rpartition(".")[0] in NAMED_GROUPS:
+        return about_names(name if name in NAMED_GROUPS else name.rpartition(".")[0], keys)
+    if name.startswith(tuple(f"{group}." for group in NAMED_GROUPS)) and key_info(keys, name):
+        info = key_info(keys, name)
+        return about_group(name, {name: info, **dict(walk(f"{name}.", info["properties"]))}) if (
+            is_group(info)
+        ) else about_key(name, {name: info})
     if name in keys and is_group(keys[name]):
         return about_group(name, keys)
     if name in keys or len(same) == 1:
@@ -113,6 +120,15 @@ def about_group(group: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(
         [*lines, "", f"vistill explain {below[0]}   says more"] if below else lines
     ).rstrip()
+
+
+def about_names(group: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """A group of free names, and a line per key below each."""
+    below = keys_of_names({group: keys[group]})
+    lines = [f"{group}: {keys[group]['description']}", ""]
+    lines += [line_about(key, info) for key, info in below.items() if not is_group(info)]
+    first = next(iter(below)).replace(f".{ANY_NAME}.", ".mine.")
+    return "\n".join([*lines, "", f"vistill explain {first}   says more"])
 
 
 def line_about(key: str, info: Mapping[str, Any]) -> str:
