@@ -174,8 +174,10 @@ def matches(schema: Mapping[str, Any], value: Any) -> bool:
     return not isinstance(value, str) or re.search(schema.get("pattern", ""), value) is not None
 
 
-def has_type(value: Any, name: str) -> bool:
+def has_type(value: Any, name: str | list[str]) -> bool:
     """Whether a value has a JSON type. `5.0` is an integer, `true` is no number."""
+    if isinstance(name, list):
+        return any(has_type(value, one) for one in name)
     if name == "integer":
         return (
             is_number(value)

@@ -176,4 +176,5 @@ def keys_of_names(keys: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
 def is_group(info: Mapping[str, Any]) -> bool:
     """Whether a schema is that of a group of keys, not of free names (`reward.extra`)."""
-    return "properties" in info or "$ref" in values_of(info)
+    below = values_of(info)
+    return "properties" in info or "properties" in below or "$ref" in below

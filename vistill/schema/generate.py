@@ -52,7 +52,7 @@ def group_schema(kind: type, prefix: str = "") -> dict[str, Any]:
         named = group_of_names(hints[field.name])
         if named is not None:
             below = group_schema(named, f"{key}.{ANY_NAME}.")
-            free = {"type": "object", "additionalProperties": below}
+            free = {"type": ["object", "null"], "additionalProperties": below}
             properties[field.name] = key_schema(field, key, free, docs[field.name])
         elif field.name in own:
             properties[field.name] = key_schema(field, key, own[field.name], docs[field.name])
