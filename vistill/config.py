@@ -19,14 +19,7 @@ from vistill.ranges import accepts_text, fits, typed
 from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
-from vistill.schema import (
-    KEYS_OF_NAMES,
-    METHODS_FILE,
-    NAMING_KEYS,
-    is_group,
-    key_info,
-    keys_of,
-)
+from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, key_info, keys_of
 from vistill.schema.check import Source, checked_knobs, missing_key, settings_from, wrong_value
 from vistill.strict_yaml import parse_text, parts_of, read_value, set_dotted, split_pair
 from vistill.training.recipe import ModelSettings, Recipe

@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vistill.errors import ConfigError, VistillError
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers
+
+AnyError = TypeVar("AnyError", bound=VistillError)
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,15 @@ def naming_set(name: str) -> Iterator[None]:
     try:
         yield
     except VistillError as error:
+        raise in_set(error, name) from error.__cause__
+
+
+def in_set(error: AnyError, name: str) -> AnyError:
+    """An error whose keys of `data` are those of a data set; unchanged without a name."""
+    if name:
         own = "|".join(f.name for f in fields(DataSet))
         key = re.compile(rf"(?<![\w.])data\.(?=(?:{own})\b)")
         for part in ("what", "why", "fix", "note"):
             setattr(error, part, key.sub(f"data.sets.{name}.", getattr(error, part)))
         error.args = (error.render(),)
-        raise
+    return error

@@ -150,6 +150,11 @@ class DataSettings:
         if self.sets:
             check_sets(self)
 
+    @property
+    def sources(self) -> str:
+        """The sources of the training rows."""
+        return ", ".join(one.train for _, one in sorted(self.sets.items())) or self.train
+
     def of_set(self, name: str) -> "DataSettings":
         """The settings of one data set: its own, and those of `data` for the others."""
         one = self.sets[name]

@@ -15,12 +15,10 @@ from vistill.config import (
     naming_stage,
     split_overrides,
 )
-from vistill.data.loading import (
-    QuarantinedRow,
-    check_overlap,
-    check_rows_per_step,
-    load_train_and_eval,
-)
+from vistill.data.data_sets import load_data
+from vistill.data.keys import num_steps
+from vistill.data.loading import QuarantinedRow, check_overlap, check_rows_per_step
+from vistill.data.mixture import check_mixture, describe_mixture, mixture_of, set_of
 from vistill.errors import ConfigError
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
@@ -43,6 +41,7 @@ from vistill.training.run_lock import (
     check_recipe_changes,
     read_lock,
 )
+from vistill.types import Prompt
 
 
 def check(
@@ -213,12 +212,12 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     """Check the data without models: all start checks of the rows that need no torch."""
     schema = method_schemas().with_knobs(recipe.method, recipe.knobs)
     needs = needs_of_schema(recipe.method, schema)
-    loaded, held_out = load_train_and_eval(recipe.data)
+    loaded, held_out = load_data(recipe.data)
     check_overlap(loaded, held_out, recipe.data)
     train, evaluation, is_drawn = loaded.prompts, held_out.prompts, bool(loaded.diagrams)
     bad = [*loaded.quarantined, *held_out.quarantined]
     gold = JudgedGolds(DRAWN)
-    if not (is_drawn or held_out.diagrams):
+    if not (is_drawn or held_out.diagrams) or recipe.data.sets:
         gold = judge_gold_answers(recipe, train, evaluation, needs.answers)
     if gold.error is not None:
         bad += refused_rows(train, recipe.data, gold.refused, gold.error)
@@ -226,18 +225,43 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     check_rows_per_step(recipe.train.prompts_per_step, len(train), recipe.data.holdout)
     usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
     if sheet is not None:
-        parts = {"training": usable, "evaluation": evaluation}
+        parts = parts_by_set(usable, evaluation)
         views = full_first(name.partition(".")[2] for name in schema["x-passes"])
         sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
     meant = notes_on_run(recipe, needs.needs, usable, evaluation)
     notes = [*loaded.notes, *held_out.notes, *meant]
     return [
         CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
+        *mixture_findings(recipe, usable),
         CheckResult("gold answers", gold.summary),
         *rows_in_words(usable, evaluation, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
         CheckResult("method", f"{needs_in_words(needs)}: satisfied by {len(usable):,} rows"),
     ]
+
+
+def mixture_findings(recipe: Recipe, train: Sequence[Prompt]) -> list[CheckResult]:
+    """Rows, share and epochs of each data set of a mixture (C101 if a set is too small)."""
+    mixture = mixture_of(train, recipe.data.sets)
+    if mixture is None:
+        return []
+    per_step = recipe.train.prompts_per_step
+    check_mixture(mixture, per_step)
+    steps = recipe.train.steps or num_steps(len(train), per_step, recipe.train.epochs)
+    text = describe_mixture(mixture, steps, per_step).replace("; ", "\n")
+    return [CheckResult("data sets", text)]
+
+
+def parts_by_set(
+    train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> dict[str, Sequence[Prompt]]:
+    """Training and evaluation rows, those of each data set apart."""
+    parts: dict[str, list[Prompt]] = {}
+    for part, prompts in (("training", train), ("evaluation", evaluation)):
+        for name in sorted({set_of(p) for p in prompts}) or [""]:
+            title = f"{part}, {name}" if name else part
+            parts[title] = [p for p in prompts if set_of(p) == name]
+    return dict(parts)
 
 
 def rows_in_numbers(train: int, evaluation: int, bad: Sequence[QuarantinedRow]) -> str:
@@ -265,7 +289,7 @@ def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRe
         at = [line.what for line in findings].index("rows") + 1
         findings = [*findings[:at], *shown, *findings[at:]]
         if sheet is not None:
-            parts = {"training": setup.train_prompts, "evaluation": setup.eval_prompts}
+            parts = parts_by_set(setup.train_prompts, setup.eval_prompts)
             views = full_first(views_of(setup.objective))
             sheet.add(f"{recipe.method}, {recipe.run}", parts, views, setup.models.view, render)
         return [*findings, *run_canary_check(setup.plan(), folder)]

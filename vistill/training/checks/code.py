@@ -63,7 +63,10 @@ def code_in_use(setup: "RunSetup") -> Code:
         "views": views_of(setup.objective),
         "engines": [recipe.rollout.engine],
         "thoughts": [recipe.views.thought],
-        "checkers": [recipe.reward.checker],
+        "checkers": [
+            recipe.reward.checker,
+            *(one.checker for one in recipe.data.sets.values() if one.checker),
+        ],
         "rewards": [*recipe.reward.extra],
     }
     if methods.name_of(kind) == recipe.method or (

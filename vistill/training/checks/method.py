@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vistill.batch import EntryGate, Need, Objective
 from vistill.data.keys import num_steps
 from vistill.data.loading import check_rows_per_step
+from vistill.data.mixture import check_mixture, describe_mixture, mixture_of
 from vistill.errors import ConfigError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.build import make_engine
@@ -155,6 +156,14 @@ def restore_run_rows(setup: "RunSetup") -> str:
     restore_rows(setup)
     rows, train = len(setup.train_prompts), setup.train
     check_rows_per_step(train.prompts_per_step, rows - len(setup.missing_rows))
+    setup.mixture = mixture_of(setup.train_prompts, setup.recipe.data.sets)
+    if setup.mixture is not None:
+        prompts = setup.train_prompts
+        check_mixture(
+            setup.mixture,
+            train.prompts_per_step,
+            lambda row: prompts[row].id in setup.missing_rows,
+        )
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
     rows_file = setup.folder.path / "rows.json"
     setup.fingerprint = run_fingerprint(
@@ -163,7 +172,11 @@ def restore_run_rows(setup: "RunSetup") -> str:
     missing, per_prompt = len(setup.missing_rows), setup.rollout.per_prompt
     replaced = f", {missing} of them missing now and replaced" if missing else ""
     steps = f"{setup.num_steps:,} steps of {train.prompts_per_step} prompts x {per_prompt} rollouts"
-    return f"{rows:,} rows{replaced}: {steps}"
+    sets = ""
+    if setup.mixture is not None:
+        described = describe_mixture(setup.mixture, setup.num_steps, train.prompts_per_step)
+        sets = "\n" + described.replace("; ", "\n")
+    return f"{rows:,} rows{replaced}: {steps}{sets}"
 
 
 def check_memory(setup: "RunSetup") -> str:
