@@ -297,7 +297,7 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         )
     models = (
         setup.models
-        if setup.models.teacher is not None
+        if setup.models.has_teacher
         else replace(setup.models, teacher=setup.models.student)
     )
     answered = [p for p in setup.eval_prompts if p.answer is not None]

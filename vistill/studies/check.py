@@ -41,6 +41,7 @@ from vistill.training.run_lock import (
     check_recipe_changes,
     read_lock,
 )
+from vistill.training.teachers import TeacherRules, describe_teachers
 from vistill.types import Prompt
 
 
@@ -102,6 +103,13 @@ def with_models_of_stages(
             recipe = dataclasses.replace(recipe, **{role: starts[name]})
             text = f"student of {name}, which has not run; checked with {starts[name].model}"
             notes.append(CheckResult(f"{role} of a stage", text))
+    for name, teacher in recipe.teachers.items():
+        if teacher.model in starts and not RunFolder(Path(teacher.model)).has_started():
+            start = starts[teacher.model].model
+            own = dataclasses.replace(teacher, model=start)
+            recipe = dataclasses.replace(recipe, teachers={**recipe.teachers, name: own})
+            text = f"student of {teacher.model}, which has not run; checked with {start}"
+            notes.append(CheckResult(f"teachers.{name} of a stage", text))
     return recipe, notes
 
 
@@ -178,7 +186,9 @@ def is_overridden(key: str, overridden: Sequence[str]) -> bool:
 def model_findings(recipe: Recipe, fast: bool) -> list[CheckResult]:
     """The metadata of the models from `config.json`; loads no weights and no hub id."""
     lines = []
-    for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
+    several = {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
+    roles = {"student": recipe.student.model, "teacher": recipe.teacher.model, **several}
+    for role, model in roles.items():
         if model:
             lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role, fast)))
     return lines
@@ -224,6 +234,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
         train = [p for p in train if p.id not in gold.refused]
     check_rows_per_step(recipe.train.prompts_per_step, len(train), recipe.data.holdout)
     usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
+    taught = teacher_findings(recipe, train, evaluation)
     if sheet is not None:
         parts = parts_by_set(usable, evaluation)
         views = full_first(name.partition(".")[2] for name in schema["x-passes"])
@@ -233,6 +244,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     return [
         CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
         *mixture_findings(recipe, usable),
+        *taught,
         CheckResult("gold answers", gold.summary),
         *rows_in_words(usable, evaluation, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
@@ -250,6 +262,20 @@ def mixture_findings(recipe: Recipe, train: Sequence[Prompt]) -> list[CheckResul
     steps = recipe.train.steps or num_steps(len(train), per_step, recipe.train.epochs)
     text = describe_mixture(mixture, steps, per_step).replace("; ", "\n")
     return [CheckResult("data sets", text)]
+
+
+def teacher_findings(
+    recipe: Recipe, train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> list[CheckResult]:
+    """Rows of each of several teachers (D310, D311)."""
+    if not recipe.teachers:
+        return []
+    rules = TeacherRules(recipe.teachers)
+    names = rules.assign(train, "training")
+    rules.check_used(names, train)
+    if recipe.eval.advantage and recipe.eval.every:
+        rules.assign(evaluation, "evaluation")
+    return [CheckResult("teachers", describe_teachers(names, train))]
 
 
 def parts_by_set(

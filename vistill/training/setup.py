@@ -71,7 +71,9 @@ class RunSetup:
     teacher_names: Mapping[str, str] = field(default_factory=dict)
     """The teacher of each row by id, if there are several (`training/teachers.py`)."""
     teacher_encoders: Mapping[str, PromptEncoder | VLM] = field(default_factory=dict)
-    """The encoders of several teachers by name; `encoders` has none then."""
+    """The encoder of every teacher model by its role: `teacher`, or `teachers.NAME` of several."""
+    teacher_roles: Mapping[str, str] = field(default_factory=dict)
+    """The role of each of several teachers by name. Teachers of one model share a role."""
     split: BatchSplit = BatchSplit()
     models_hash: str = ""
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

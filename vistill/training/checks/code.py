@@ -28,8 +28,10 @@ def same_code(setup: "RunSetup") -> str:
 
 def same_families(setup: "RunSetup") -> None:
     """The same for the families of the models, once they are known."""
-    vlms = (setup.models.student, setup.models.teacher)
-    names = [vlm.family.name for vlm in vlms if vlm is not None and vlm.family.name in families]
+    models = setup.models
+    vlms = (models.student, models.teacher, *models.teachers.values())
+    used = [vlm.family.name for vlm in vlms if vlm is not None and vlm.family.name in families]
+    names = list(dict.fromkeys(used))
     hold_code(setup, code_of({"families": names}))
 
 

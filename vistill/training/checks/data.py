@@ -15,6 +15,7 @@ from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.gold import check_gold_answers
 from vistill.training.checks.notes import check_notes
+from vistill.training.teachers import TeacherRules, describe_teachers
 from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def load_rows(setup: "RunSetup") -> str:
     setup.train_data, setup.eval_data = train, held_out
     setup.train_prompts, setup.eval_prompts = train.prompts, held_out.prompts
     setup.diagrams = held_out.diagrams
+    assign_teachers(setup)
     bad = [*train.quarantined, *held_out.quarantined]
     write_data_summary(setup, train, held_out)
     quarantined = (
@@ -52,10 +54,27 @@ def load_rows(setup: "RunSetup") -> str:
         else ""
     )
     sets = rows_by_set(train.prompts, held_out.prompts)
+    teachers = describe_teachers(setup.teacher_names, train.prompts)
+    taught = f"; teachers: {teachers}" if teachers else ""
     return (
         f"{len(train.prompts):,} training rows, {len(held_out.prompts):,} evaluation rows"
-        f"{sets}{quarantined}"
+        f"{sets}{taught}{quarantined}"
     )
+
+
+def assign_teachers(setup: "RunSetup") -> None:
+    """Which of several teachers each row has (D310, D311)."""
+    recipe, provided = setup.recipe, setup.provided
+    if not recipe.teachers:
+        return
+    rules = TeacherRules(recipe.teachers, provided is not None)
+    names: dict[str, str] = {}
+    if setup.purpose != "eval":
+        names |= rules.assign(setup.train_prompts, "training")
+        rules.check_used(names, setup.train_prompts)
+    if recipe.eval.advantage and (recipe.eval.every or setup.purpose == "eval"):
+        names |= rules.assign(setup.eval_prompts, "evaluation")
+    setup.teacher_names = names
 
 
 def rows_by_set(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:

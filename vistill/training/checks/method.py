@@ -1,5 +1,6 @@
 """Checks of the method: its requirements, its gate, and the teacher's responses before step 1."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,11 @@ from vistill.training.memory_budget import choose_split
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
 from vistill.training.run_lock import run_fingerprint
-from vistill.training.teacher_responses import keep_correct_responses, write_teacher_responses
+from vistill.training.teacher_responses import (
+    TeacherWriter,
+    keep_correct_responses,
+    write_teacher_responses,
+)
 from vistill.types import Reader
 
 if TYPE_CHECKING:
@@ -130,13 +135,18 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
     """Let the teacher write its responses once; drop wrong ones if the method says so (D306)."""
     if setup.objective.requirements.teacher_share == 0:
         return "none needed"
-    assert setup.models.teacher is not None, "the check `method` requires a teacher"
+    assert setup.models.has_teacher, "the check `method` requires a teacher"
     prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
-    with setup.folder.locked(), make_engine(setup.models.teacher, settings, setup.poll) as engine:
-        source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
-        written = write_teacher_responses(
-            setup.models, setup.folder, source, prompts, setup.rollout, setup.seed
-        )
+    with ExitStack() as stack:
+        stack.enter_context(setup.folder.locked())
+        writers = []
+        for _, models in setup.models.by_teacher():
+            teacher = models.reader(Reader.TEACHER)
+            engine = stack.enter_context(make_engine(teacher, settings, setup.poll))
+            source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
+            own = [p for p in prompts if setup.models.teacher_of(p) is teacher]
+            writers.append(TeacherWriter(models, source, own))
+        written = write_teacher_responses(setup.folder, writers, setup.rollout, setup.seed)
     setup.teacher_responses = written
     if setup.objective.requirements.keep_correct:
         correct = keep_correct_responses(setup.models, prompts, written, setup.reward)

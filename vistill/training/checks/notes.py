@@ -30,7 +30,8 @@ def notes_on_run(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
-    if recipe.teacher.model and recipe.teacher.model == recipe.student.model:
+    models = [recipe.teacher.model, *(one.model for one in recipe.teachers.values())]
+    if any(model and model == recipe.student.model for model in models):
         notes.append(
             "student and teacher are the same model: where both see the same, the loss is 0 and"
             " nothing is learned (teacher.model=A_LARGER_MODEL)"
