@@ -44,6 +44,7 @@ from vistill.training.checks.arguments import (
     check_share,
     check_source,
     check_source_of_rows,
+    check_teachers,
     training_folder_error,
 )
 from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
@@ -201,7 +202,7 @@ class DistillOptions(TypedDict, total=False):
 
 def distill(
     student: VLM,
-    teacher: VLM | None,
+    teacher: VLM | Mapping[str, VLM] | None,
     prompts: Sequence[Prompt],
     objective: Objective,
     out: str | Path,
@@ -215,7 +216,8 @@ def distill(
 
     Args:
         student: learns, in place.
-        teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
+        teacher: is frozen; None for methods that have none (`vistill explain METHOD`). Several by
+            name, if the label `teacher` (or `data_set`) of each prompt names one of them.
         prompts: training prompts.
         objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or a class of
             your own.
@@ -225,8 +227,7 @@ def distill(
     check_distill_arguments(options, list(DistillOptions.__annotations__), out)
     load_plugins(options.get("plugins", ()))
     check_model(student, "student")
-    if teacher is not None:
-        check_model(teacher, "teacher")
+    several = check_teachers(teacher)
     check_method_argument(objective)
     check_objective(objective)
     check_prompts(prompts)
@@ -234,9 +235,11 @@ def distill(
     if not prompts:
         raise no_prompts_error("the data set is empty")
     held = with_content_hashes(options.get("eval_prompts", ()))
+    single = teacher.freeze() if isinstance(teacher, VLM) else None
     given = ProvidedInputs(
-        student, teacher.freeze() if teacher else None, with_content_hashes(prompts), held
-    )
+        student, single, with_content_hashes(prompts), held,
+        teachers={name: vlm.freeze() for name, vlm in several.items()},
+    )  # fmt: skip
     renamed = {"eval" if name == "evaluation" else name: value for name, value in options.items()}
     settings: dict[str, Any] = {
         f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed
@@ -349,7 +352,7 @@ def load_prompts(
             `images="images"`, `template=...`.
     """
     known = [f.name for f in (*fields(Columns), *fields(DataSettings)) if f.name != "columns"]
-    check_options(settings, sorted({*known} - {"train"}), "load_prompts")
+    check_options(settings, sorted({*known} - {"train", "sets"}), "load_prompts")
     check_source_of_rows(source, image_folder, settings)
     plain = DataSettings(train=str(source), images=str(image_folder))
     data = with_options(plain, settings)

@@ -89,15 +89,16 @@ class Mixture:
         """
         start, end = self.counts(step * per_step), self.counts((step + 1) * per_step)
         following = [self.sequence(s, seed, end[s]) for s in range(len(self.names))]
-        rows, epochs, used = [], [], set[int]()
-        for s in self.sets_of_positions(step * per_step, per_step):
-            row = self.row_at(s, seed, start[s])
+        rows, epochs, sets = [], [], list(self.sets_of_positions(step * per_step, per_step))
+        for s in sets:
+            rows.append(self.row_at(s, seed, start[s]))
             epochs.append(start[s] // len(self.rows[s]))
             start[s] += 1
-            while is_replaced(row) or row in used:
-                row = next(following[s])
-            used.add(row)
-            rows.append(row)
+        for slot, row in enumerate(rows):
+            if is_replaced(row) or row in rows[:slot]:
+                while is_replaced(row) or row in rows:
+                    row = next(following[sets[slot]])
+                rows[slot] = row
         return rows, epochs
 
     def sets_of_positions(self, first: int, number: int) -> Iterator[int]:

@@ -69,10 +69,14 @@ class MixedHead(Head):
         return replace(self, weight=heads[0].weight, heads=heads)
 
 
-def mix_heads(
-    parts: Sequence[tuple[Float[Tensor, "r h"], Head]],
-) -> tuple[Float[Tensor, "R H"], MixedHead]:
+def mix_heads(parts: Sequence[tuple[Tensor, Head]]) -> tuple[Tensor, MixedHead]:
     """Rows of several models one after another, and their heads as one.
+
+    Args:
+        parts: hidden states [r, h] of each model, and its head.
+
+    Returns:
+        The states of all rows [R, largest h + 1], and the head.
 
     The number of a head is exact in any floating-point format up to 256 heads.
     """

@@ -38,12 +38,15 @@ class TeacherRules:
         names = {p.id: takes.get(row_key(p), other) for p in prompts}
         without = [p for p in prompts if not names[p.id]]
         if without:
-            raise self.no_teacher_error(without, len(prompts), part)
+            raise self.no_teacher_error(without, names, part)
         return names
 
-    def no_teacher_error(self, rows: Sequence[Prompt], total: int, part: str) -> DataError:
-        """D310."""
-        first, keys = next(iter(self.teachers)), Counter(map(row_key, rows))
+    def no_teacher_error(
+        self, rows: Sequence[Prompt], names: Mapping[str, str], part: str
+    ) -> DataError:
+        """D310; a teacher that has no row yet is proposed first."""
+        total, keys, used = len(names), Counter(map(row_key, rows)), {*names.values()}
+        first = next((name for name in self.teachers if name not in used), next(iter(self.teachers)))
         named = ", ".join(
             f"{key!r:.40} ({count:,} rows)" if key else f"no value ({count:,} rows)"
             for key, count in keys.most_common(4)
