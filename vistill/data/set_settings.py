@@ -140,9 +140,13 @@ def naming_set(name: str) -> Iterator[None]:
 def in_set(error: AnyError, name: str) -> AnyError:
     """An error whose keys of `data` are those of a data set; unchanged without a name."""
     if name:
-        own = "|".join(f.name for f in fields(DataSet))
-        key = re.compile(rf"(?<![\w.])data\.(?=(?:{own})\b)")
         for part in ("what", "why", "fix", "note"):
-            setattr(error, part, key.sub(f"data.sets.{name}.", getattr(error, part)))
+            setattr(error, part, with_keys_of_set(getattr(error, part), name))
         error.args = (error.render(),)
     return error
+
+
+def with_keys_of_set(text: str, name: str) -> str:
+    """A text whose keys of `data` are those of a data set: `data.sets.NAME.columns.prompt=q`."""
+    own = "|".join(f.name for f in fields(DataSet))
+    return re.sub(rf"(?<![\w.])data\.(?=(?:{own})\b)", f"data.sets.{name}.", text)

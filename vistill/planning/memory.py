@@ -71,7 +71,10 @@ class Memory:
     work: Workload
     student: ModelShape
     teacher: ModelShape | None
+    """The teacher; of several the largest."""
     gpu: Gpu
+    other_teachers: tuple[ModelShape, ...] = ()
+    """The other models among several teachers, each once."""
 
     @property
     def is_half(self) -> bool:
@@ -104,12 +107,17 @@ class Memory:
         return Activations(self.student, self.is_half, True, self.work.recipe.train.freeze)
 
     def teacher_bytes(self, reads: bool) -> float:
-        """The teacher on the device. Offloaded, its head stays there."""
+        """The teachers on the device. Offloaded, one of them at a time; all heads stay there."""
         if self.teacher is None:
             return 0.0
-        if self.is_offloaded and not reads:
-            return float(self.teacher_size * self.teacher.head_weights)
-        return float(self.teacher_size * self.teacher.parameters.total)
+        shapes = (self.teacher, *self.other_teachers)
+        if not self.is_offloaded:
+            return float(self.teacher_size * sum(shape.parameters.total for shape in shapes))
+        heads = float(self.teacher_size * sum(shape.head_weights for shape in shapes))
+        if not reads:
+            return heads
+        own = self.teacher.parameters.total - self.teacher.head_weights
+        return heads + float(self.teacher_size * own)
 
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
@@ -372,5 +380,6 @@ class Memory:
         values = self.student.vision.patch_values if self.student.vision else 0
         offloaded = 0.0
         if self.teacher is not None and self.is_offloaded:
-            offloaded = float(self.teacher_size * self.teacher.parameters.total)
+            shapes = (self.teacher, *self.other_teachers)
+            offloaded = float(self.teacher_size * sum(shape.parameters.total for shape in shapes))
         return {"teacher": offloaded, "views": float(FLOAT * patches * values)}

@@ -30,6 +30,7 @@ from vistill.runs.storage import free_space, to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.data import rows_by_set
 from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.rows import needs_in_words, needs_of_schema, usable_rows
@@ -242,7 +243,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     meant = notes_on_run(recipe, needs.needs, usable, evaluation)
     notes = [*loaded.notes, *held_out.notes, *meant]
     return [
-        CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
+        CheckResult("data", rows_in_numbers(train, evaluation, bad)),
         *mixture_findings(recipe, usable),
         *taught,
         CheckResult("gold answers", gold.summary),
@@ -290,11 +291,14 @@ def parts_by_set(
     return dict(parts)
 
 
-def rows_in_numbers(train: int, evaluation: int, bad: Sequence[QuarantinedRow]) -> str:
-    """How many rows there are, and the first bad one."""
+def rows_in_numbers(
+    train: Sequence[Prompt], evaluation: Sequence[Prompt], bad: Sequence[QuarantinedRow]
+) -> str:
+    """How many rows there are, by data set, and the first bad one."""
     first = f", first: {bad[0].where} {bad[0].code} {bad[0].reason}" if bad else ""
     quarantined = f"; {len(bad):,} quarantined{first}" if bad else ""
-    return f"{train:,} training rows, {evaluation:,} evaluation rows{quarantined}"
+    sets = rows_by_set(train, evaluation)
+    return f"{len(train):,} training rows, {len(evaluation):,} evaluation rows{sets}{quarantined}"
 
 
 def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
