@@ -21,7 +21,8 @@ from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.training.settings import RewardSettings
 
 for module in ("recipe", "rows", "data", "runs", "models", "plugins", "built", "python",
-               "student", "inputs", "families", "judge", "shapes", "plan"):  # fmt: skip
+               "student", "inputs", "families", "judge", "shapes", "plan",
+               "mixture"):  # fmt: skip
     importlib.import_module(f"fix_cases_{module}")
 
 #: Forms of a fix that no situation shows, each with the reason.

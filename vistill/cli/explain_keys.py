@@ -50,13 +50,9 @@ def explain_key(word: str) -> str | None:
     name = word.replace("-", "_")
     keys = all_keys(name)
     same = [key for key in keys if key.rpartition(".")[2] == name]
-    if name in NAMED_GROUPS or name.rpartition(".")[0] in NAMED_GROUPS:
-        return about_names(name if name in NAMED_GROUPS else name.rpartition(".")[0], keys)
-    if name.startswith(tuple(f"{group}." for group in NAMED_GROUPS)) and key_info(keys, name):
-        info = key_info(keys, name)
-        return about_group(name, {name: info, **dict(walk(f"{name}.", info["properties"]))}) if (
-            is_group(info)
-        ) else about_key(name, {name: info})
+    below = explain_free_name(name, keys)
+    if below:
+        return below
     if name in keys and is_group(keys[name]):
         return about_group(name, keys)
     if name in keys or len(same) == 1:
@@ -71,6 +67,19 @@ def explain_key(word: str) -> str | None:
         return "\n".join(lines)
     ours = OUR_KEYS.get(name)
     return f"{name} is called {ours} here.\n\n{about_key(ours, keys)}" if ours in keys else None
+
+
+def explain_free_name(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text about a group of free names, or a key below one; empty for other keys."""
+    for group in NAMED_GROUPS:
+        if group in (name, name.rpartition(".")[0]):
+            return about_names(group, keys)
+        info = key_info(keys, name) if name.startswith(f"{group}.") else {}
+        if info and is_group(info):
+            return about_group(name, {name: info, **dict(walk(f"{name}.", info["properties"]))})
+        if info:
+            return about_key(name, {name: info})
+    return ""
 
 
 def near_keys(word: str) -> list[str]:

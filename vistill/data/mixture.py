@@ -158,7 +158,7 @@ def check_mixture(
         fixes = [f"train.prompts_per_step={smaller}"] if smaller else []
         raise ConfigError(
             "C101",
-            f"up to {most} prompts per step come from the data set {name}, which has {count:,} rows",
+            f"up to {most} prompts per step come from the data set {name}, of {count:,} rows",
             why="a prompt would occur twice in a step, with the same noise and the same responses",
             fix="   or, without this set,   ".join([*fixes, f"data.sets.{name}=null"]),
             note=f"a smaller data.sets.{name}.weight takes fewer of its rows",

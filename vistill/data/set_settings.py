@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar
 
-from vistill.errors import ConfigError, VistillError
+from vistill.errors import ConfigError, VistillError, in_place_of
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers
 
@@ -112,8 +112,7 @@ SHARED_WITH_SETS = (
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-
-def check_name(name: str, group: str) -> None:
+def check_name(name: str, group: str, where: str = "") -> None:
     """C002 for the name of a data set or a teacher that cannot be part of a key."""
     if NAME.fullmatch(name):
         return
@@ -122,9 +121,10 @@ def check_name(name: str, group: str) -> None:
     raise ConfigError(
         "C002",
         f"{group} has the name {name!r:.40}",
+        where=where,
         why="a name has letters, digits and _, and begins with a letter: it is part of keys and"
         " metrics",
-        fix=f"{group}.{better}   in place of {group}.{name}",
+        fix=in_place_of(better, name),
     )
 
 

@@ -180,7 +180,7 @@ def with_options(settings: DataSettings, options: Mapping[str, Any]) -> DataSett
 
 
 def check_sets(settings: "DataSettings") -> None:
-    """C002 for a data set without a name or a source, C101 for keys that a mixture does not read."""
+    """C002 for a set without a name or a source, C101 for keys that a mixture does not read."""
     for name, one in settings.sets.items():
         check_name(name, "data.sets")
         if not isinstance(one, DataSet):

@@ -83,7 +83,9 @@ def table_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         *(
             cells
             for name in names_of(records, "set")
-            for cells in row(f"  {name}"[:NAME_WIDTH], [share(r, f"set/{name}/accuracy") for r in records])
+            for cells in row(
+                f"  {name}"[:NAME_WIDTH], [share(r, f"set/{name}/accuracy") for r in records]
+            )
         ),
         *row("95 % interval", list(map(interval_cell, records))),
         *row("blind gap", list(map(gap_cell, records))),

@@ -81,8 +81,8 @@ class RunPlan:
     def teacher_shares(self) -> tuple[tuple[ModelShape, float], ...]:
         """Each of several teachers with its share of the prompts.
 
-        Data sets that name their teacher give the shares, if their rows are known; else all teachers
-        have the same.
+        Data sets that name their teacher give the shares, if their rows are known; else all
+        teachers have the same.
         """
         shares = dict.fromkeys(self.teachers, 1.0 / max(1, len(self.teachers)))
         by_set = self.shares_of_sets()

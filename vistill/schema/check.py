@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vistill.data.set_settings import check_name
 from vistill.errors import ConfigError, quote_setting
 from vistill.ranges import (
     converted,
@@ -100,13 +101,13 @@ def settings_from(
         raise within(error, path, source) from error
 
 
-def named_settings(
-    kind: type, tree: Any, path: tuple[str, ...], source: Source
-) -> dict[str, Any]:
+def named_settings(kind: type, tree: Any, path: tuple[str, ...], source: Source) -> dict[str, Any]:
     """A group of free names, each with settings of a class. null takes a name out."""
     named = group_of_keys(tree, path, source)
     if not all(is_text(str(name)) for name in named):
         raise no_text_key(source)
+    for name in named:
+        check_name(name, ".".join(path), source.place((*path, name)))
     return {
         name: settings_from(kind, below, (*path, name), source)
         for name, below in named.items()

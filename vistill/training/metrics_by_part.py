@@ -67,7 +67,7 @@ class TermsByTeacher:
             self.sums[key].index_add_(0, of_token, weighted)
 
     def metrics(self) -> dict[str, float]:
-        """`teacher/NAME/loss/TERM`: each term, averaged over the rows of the teacher in the step."""
+        """`teacher/NAME/loss/TERM`: each term, reduced over the rows of the teacher in the step."""
         return {
             f"teacher/{name}/loss/{term}": float(sums[number]) / self.counts[number].of(per)
             for (term, per), sums in self.sums.items()

@@ -76,9 +76,7 @@ def restore_row_order(
         what = f"{len(missing)} of {len(train_rows)} rows are missing or changed"
         raise other_data_error(setup, folder, what, labels[next(iter(missing))])
     sets = {row[0]: {LABEL: row[3]} for row in locked["train"] if len(row) > 3}
-    rows = [
-        usable.get(row, Prompt(row[0], (), labels=sets.get(row[0], {}))) for row in train_rows
-    ]
+    rows = [usable.get(row, Prompt(row[0], (), labels=sets.get(row[0], {}))) for row in train_rows]
     new = len(everything) - len(rows) - len(eval_rows) + len(missing)
     if missing or new > 0:
         folder.event(
@@ -182,9 +180,10 @@ def within_bad_row_limit(plan: Plan, replaced_rows: Collection[str]) -> bool:
     """Whether the run may replace these rows, and has enough other ones for a step."""
     rows, bad, per_step = len(plan.train_prompts), len(replaced_rows), plan.train.prompts_per_step
     if plan.mixture is not None:
-        prompts, usable = plan.train_prompts, []
-        for own in plan.mixture.rows:
-            usable.append(sum(prompts[row].id not in replaced_rows for row in own))
+        prompts = plan.train_prompts
+        usable = [
+            sum(prompts[row].id not in replaced_rows for row in own) for own in plan.mixture.rows
+        ]
         if not fits(plan.mixture, per_step, usable):
             return False
     return bad <= plan.max_bad_share * rows and rows - bad >= per_step

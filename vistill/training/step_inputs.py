@@ -137,7 +137,10 @@ def score_by_teacher(
 
     So an offloaded teacher is moved to the device once per step, if it has a row in it.
     """
-    batch, own = ScoredBatch(inputs.responses, {}), [p for p in passes if p.reader is Reader.TEACHER]
+    batch, own = (
+        ScoredBatch(inputs.responses, {}),
+        [p for p in passes if p.reader is Reader.TEACHER],
+    )
     pieces: dict[str, list[TeacherRows]] = {p.name: [] for p in own}
     for _, single in models.by_teacher():
         teacher = single.reader(Reader.TEACHER)

@@ -46,7 +46,9 @@ class TeacherRules:
     ) -> DataError:
         """D310; a teacher that has no row yet is proposed first."""
         total, keys, used = len(names), Counter(map(row_key, rows)), {*names.values()}
-        first = next((name for name in self.teachers if name not in used), next(iter(self.teachers)))
+        first = next(
+            (name for name in self.teachers if name not in used), next(iter(self.teachers))
+        )
         named = ", ".join(
             f"{key!r:.40} ({count:,} rows)" if key else f"no value ({count:,} rows)"
             for key, count in keys.most_common(4)

@@ -122,7 +122,11 @@ def sources_of_sets(
         }
         for name, one in sorted(settings.sets.items())
     }
-    return {"train": settings.sources, "eval": f"evaluation rows of {', '.join(sets)}", "sets": sets}
+    return {
+        "train": settings.sources,
+        "eval": f"evaluation rows of {', '.join(sets)}",
+        "sets": sets,
+    }
 
 
 def check_no_sets(settings: DataSettings) -> None:
@@ -132,8 +136,7 @@ def check_no_sets(settings: DataSettings) -> None:
             "C101",
             "data.sets does not act on prompts that are passed in",
             why="data sets are read and mixed where a recipe names them",
-            fix="vistill.train(RECIPE)   or   leave sets out of data=vistill.data.settings"
-            ".DataSettings(...)",
+            fix="vistill.train(RECIPE)   or   leave sets out of the settings of the data",
             note='labels={"data_set": NAME} of a prompt gives metrics by data set',
         )
 

@@ -35,8 +35,8 @@ from vistill.training.models_of_run import Models
 from vistill.training.recipe import ModelSettings, Recipe
 from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
-from vistill.training.teachers import naming_teacher
 from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
+from vistill.training.teachers import naming_teacher
 from vistill.types import Finish, Pass, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views.registry import plugin_views
 
@@ -86,9 +86,7 @@ def find_encoders(setup: "RunSetup") -> PromptEncoder | VLM:
         role = roles.setdefault(key, f"teachers.{name}")
         if role not in setup.teacher_encoders:
             one = (
-                load_encoder_of(model, role, limit)
-                if provided is None
-                else provided.teachers[name]
+                load_encoder_of(model, role, limit) if provided is None else provided.teachers[name]
             )
             setup.teacher_encoders = {**setup.teacher_encoders, role: one}
         setup.teacher_roles = {**setup.teacher_roles, name: role}
@@ -265,9 +263,7 @@ def check_views(setup: "RunSetup") -> str:
     return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
 
 
-def check_view(
-    setup: "RunSetup", models: Models, groups: list[RolloutGroup], p: Pass
-) -> None:
+def check_view(setup: "RunSetup", models: Models, groups: list[RolloutGroup], p: Pass) -> None:
     """M106 if the reader of a pass cannot read its view."""
     passes = (replace(p, gradient=False, keep="log_prob"),)
     try:
