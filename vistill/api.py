@@ -42,6 +42,7 @@ from vistill.training.checks.arguments import (
     check_responses,
     check_share,
     check_source_of_rows,
+    check_teachers,
     training_folder_error,
 )
 from vistill.training.checks.data import check_prompts, no_answers_error, no_prompts_error
@@ -191,7 +192,7 @@ OPTIONS = tuple(DistillOptions.__annotations__)
 @in_python("distill", "student", "teacher", "prompts", "objective", "out", *OPTIONS)
 def distill(
     student: VLM,
-    teacher: VLM | None,
+    teacher: VLM | Mapping[str, VLM] | None,
     prompts: Sequence[Prompt],
     objective: Objective,
     out: str | Path,
@@ -205,7 +206,8 @@ def distill(
 
     Args:
         student: learns, in place.
-        teacher: is frozen; None for methods that have none (`vistill explain METHOD`).
+        teacher: is frozen; None for methods that have none (`vistill explain METHOD`). Several by
+            name, if the label `teacher` (or `data_set`) of each prompt names one of them.
         prompts: training prompts.
         objective: `OPD()`, `VAOPD(high_share=0.2)`, any class in `vistill.METHODS`, or a class of
             your own.
@@ -215,8 +217,7 @@ def distill(
     check_distill_arguments(options, OPTIONS, out, OUR_KEYS)
     load_plugins(options.get("plugins", ()))
     check_model(student, "student")
-    if teacher is not None:
-        check_model(teacher, "teacher")
+    several = check_teachers(teacher)
     check_method_argument(objective)
     check_objective(objective)
     check_prompts(prompts)
@@ -224,9 +225,11 @@ def distill(
     if not prompts:
         raise no_prompts_error("the data set is empty")
     held = with_content_hashes(options.get("eval_prompts", ()))
+    single = teacher.freeze() if isinstance(teacher, VLM) else None
     given = ProvidedInputs(
-        student, teacher.freeze() if teacher else None, with_content_hashes(prompts), held
-    )
+        student, single, with_content_hashes(prompts), held,
+        teachers={name: vlm.freeze() for name, vlm in several.items()},
+    )  # fmt: skip
     renamed = {"eval" if name == "evaluation" else name: value for name, value in options.items()}
     settings: dict[str, Any] = {
         f.name: renamed[f.name] for f in fields(Recipe) if f.name in renamed
@@ -279,7 +282,7 @@ def run_evaluation(setup: RunSetup, advantage_only: bool) -> Run:
         )
     models = (
         setup.models
-        if setup.models.teacher is not None
+        if setup.models.has_teacher
         else replace(setup.models, teacher=setup.models.student)
     )
     answered = [p for p in setup.eval_prompts if p.answer is not None]
@@ -331,7 +334,7 @@ def load_prompts(
             `images="images"`, `template=...`.
     """
     known = [f.name for f in (*fields(Columns), *fields(DataSettings)) if f.name != "columns"]
-    check_options(settings, sorted({*known} - {"train"}), "load_prompts")
+    check_options(settings, sorted({*known} - {"train", "sets"}), "load_prompts")
     check_source_of_rows(source, image_folder, settings)
     plain = DataSettings(train=str(source), images=str(image_folder))
     data = with_options(plain, settings)

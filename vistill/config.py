@@ -19,7 +19,7 @@ from vistill.ranges import accepts_text, fits, typed
 from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
-from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, keys_of
+from vistill.schema import KEYS_OF_NAMES, METHODS_FILE, NAMING_KEYS, is_group, key_info, keys_of
 from vistill.schema.check import (
     PYTHON_OVERRIDES,
     Source,
@@ -176,7 +176,7 @@ def own_keys(changes: Mapping[str, Any] | None, prefix: str = "") -> dict[str, A
     flat: dict[str, Any] = {}
     for key, value in (changes or {}).items():
         name = f"{prefix}{key}"
-        group = is_group(all_keys(name).get(name, {}))
+        group = is_group(key_info(all_keys(name), name))
         if isinstance(value, Mapping) and (group or value):
             flat |= own_keys(value, f"{name}.")
         elif value is not None or not group:
@@ -196,7 +196,7 @@ def split_override(text: str) -> tuple[str, Any]:
     """
     key, value = split_pair(text)
     name = re.sub(r"^stages\.[^.]+\.", "", key)
-    info = all_keys(name).get(name, {})
+    info = key_info(all_keys(name), name)
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not accepts_text(info) or in_quotes or (value == "null" and fits(info, None)):
         default = typed(info.get("default", "VALUE"))
@@ -206,7 +206,8 @@ def split_override(text: str) -> tuple[str, Any]:
             if info:
                 raise
             return key, value  # of an unknown key, which is an error of its own
-    return key, value.replace("\\n", "\n") if key.endswith(WORDINGS) else value
+    generic = re.sub(r"(^|\.)data\.sets\.\w+\.", r"\1data.", key)
+    return key, value.replace("\\n", "\n") if generic.endswith(WORDINGS) else value
 
 
 def split_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def check_quoted(words: Sequence[str], index: int) -> None:
     key, equals, _ = words[index].partition("=")
     rest = list(itertools.takewhile(lambda word: "=" not in word, words[index + 1 :]))
     name = re.sub(r"^stages\.[^.]+\.", "", key)
-    if equals and rest and accepts_text(all_keys(name).get(name, {})):
+    if equals and rest and accepts_text(key_info(all_keys(name), name)):
         text = " ".join([words[index], *rest])
         fix = f"{shlex.quote(text)}   in place of {text}"
         what = f'the value of "{key}" has a space and no quotes: {text}'
@@ -385,6 +386,6 @@ def check_together(recipe: Recipe, schema: Mapping[str, Any], source: Source) ->
         recipe.knobs.get("responses"),
         schema["x-writer"],
     )
-    if asks_teacher and not recipe.teacher.model:
+    if asks_teacher and not recipe.teacher.model and not recipe.teachers:
         what, fix = f"{recipe.method} needs a teacher", "teacher.model=FOLDER_OR_HUB_ID"
         raise ConfigError("C101", what, where=source.name, fix=fix)

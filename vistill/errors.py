@@ -68,6 +68,8 @@ CATALOGUE: dict[str, str] = {
     "D307": "The data differ from those at the first start of the run.",
     "D308": "Evaluation rows have the same questions as training rows.",
     "D309": "A view needs another row's image or thoughts, and all rows have the same.",
+    "D310": "Rows have no teacher: no rule of `teachers` takes them.",
+    "D311": "A teacher has no row: its rule takes none of the training rows.",
     "E301": "An optional package is needed and not installed.",
     "E302": "The processor of a model needs torchvision or num2words.",
     "M101": "Student and teacher do not share a vocabulary.",

@@ -83,12 +83,22 @@ def limited(schema: dict[str, Any], field: "dataclasses.Field[Any]") -> dict[str
     return schema | limits(field) | pattern
 
 
+def group_of_names(annotation: Any) -> type | None:
+    """The settings class of `dict[str, Settings]`: a group with free names; None for the rest."""
+    if typing.get_origin(annotation) is not dict:
+        return None
+    kind = typing.get_args(annotation)[1]
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
 @cache
 def schemas_of(kind: type) -> dict[str, dict[str, Any]]:
     """Schema of every field of a settings class, except groups, which check themselves."""
     hints = typing.get_type_hints(kind)
     fields = {
-        f.name: f for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(hints[f.name])
+        f.name: f
+        for f in dataclasses.fields(kind)
+        if not dataclasses.is_dataclass(hints[f.name]) and group_of_names(hints[f.name]) is None
     }
     return {name: limited(field_schema(hints[name]), field) for name, field in fields.items()}
 
@@ -199,8 +209,10 @@ def matches(schema: Mapping[str, Any], value: Any) -> bool:
     return not isinstance(value, str) or re.search(schema.get("pattern", ""), value) is not None
 
 
-def has_type(value: Any, name: str) -> bool:
+def has_type(value: Any, name: str | list[str]) -> bool:
     """Whether a value has a JSON type. `5.0` is an integer, `true` is no number."""
+    if isinstance(name, list):
+        return any(has_type(value, one) for one in name)
     if name == "integer":
         return (
             is_number(value)
@@ -298,6 +310,8 @@ def describe(schema: Mapping[str, Any]) -> str:
             else ""
         )
         kinds = f"a list{count}: {describe(schema['items'])}"
+    elif "properties" in values_of(schema):
+        kinds = "names, each with a group of keys"
     elif values_of(schema):
         kinds = f"a group of names, each with {describe(values_of(schema))}"
     else:

@@ -385,6 +385,9 @@ def change_recipe(place, text, wrong):
     content = recipe.read_text()
     last = wrong.rpartition(".")[2]
     assert re.search(rf"\b{last}: ", content), (text, wrong, content)
+    if "=" not in word:  # the name alone
+        recipe.write_text(content.replace(f"{last}:", f"{word}:"))
+        return place.line
     recipe.write_text(
         re.sub(rf"\b{last}: *[^,}}\n]+", f"{key.rpartition('.')[2]}: {value}", content)
     )

@@ -17,6 +17,7 @@ from vistill.cli.main import app, entry
 from vistill.config import Recipe, method_schemas
 from vistill.errors import CATALOGUE, ConfigError, VistillError
 from vistill.runs.recipe_changes import flatten
+from vistill.schema import NAMED_GROUPS
 
 KINDS = {kind.__name__ for kind in [VistillError, *VistillError.__subclasses__()]}
 
@@ -29,7 +30,7 @@ def recipe_keys():
     keys = set(flatten(plain)) | {
         f"{m}.{k}" for m, s in method_schemas().items() for k in s["properties"]
     }
-    return keys | {".".join(key.split(".")[:n]) for key in keys for n in (1, 2)}
+    return keys | {".".join(key.split(".")[:n]) for key in keys for n in (1, 2)} | {*NAMED_GROUPS}
 
 
 def python_arguments():

@@ -328,11 +328,11 @@ def test_an_evaluation_on_the_rows_of_the_training_is_recorded(evaluated, traini
     data = DataSettings(
         train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / evaluated), text_only="plain"
     )
-    recipe = SimpleNamespace(data=data)
+    recipe = SimpleNamespace(data=data, teachers={})
     recipe.located = lambda: recipe
     setup = SimpleNamespace(
         provided=None, recipe=recipe, purpose="eval", evaluates_training_rows=False,
-        folder=RunFolder(tmp_path),
+        folder=RunFolder(tmp_path), teacher_names={},
     )  # fmt: skip
     load_rows(setup)
     assert setup.evaluates_training_rows is training

@@ -8,7 +8,7 @@ from typing import Any
 
 from vistill.config import all_keys
 from vistill.ranges import describe, typed
-from vistill.schema import is_group
+from vistill.schema import ANY_NAME, NAMED_GROUPS, is_group, key_info, keys_of_names, walk
 from vistill.schema.other_trainers import NO_SUCH_KEY, OUR_KEYS
 
 WIDTH = 100
@@ -51,12 +51,12 @@ def explain_key(word: str) -> str | None:
     name = word.replace("-", "_")
     keys = all_keys(name)
     same = [key for key in keys if key.rpartition(".")[2] == name]
-    if name in keys and is_group(keys[name]):
-        return about_group(name, keys)
-    if len(same) == 1 and is_group(keys[same[0]]):
-        return about_group(same[0], keys)
+    below = explain_free_name(name, keys)
+    if below:
+        return below
     if name in keys or len(same) == 1:
-        return about_key(name if name in keys else same[0], keys)
+        key = name if name in keys else same[0]
+        return about_group(key, keys) if is_group(keys[key]) else about_key(key, keys)
     if name in NO_SUCH_KEY:
         return wrapped(f"no key {name}: {NO_SUCH_KEY[name]}")
     if same:
@@ -67,6 +67,19 @@ def explain_key(word: str) -> str | None:
         return "\n".join(lines)
     ours = OUR_KEYS.get(name)
     return f"{name} is called {ours} here.\n\n{about_key(ours, keys)}" if ours in keys else None
+
+
+def explain_free_name(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text about a group of free names, or a key below one; empty for other keys."""
+    for group in NAMED_GROUPS:
+        if group in (name, name.rpartition(".")[0]):
+            return about_names(group, keys)
+        info = key_info(keys, name) if name.startswith(f"{group}.") else {}
+        if info and is_group(info):
+            return about_group(name, {name: info, **dict(walk(f"{name}.", info["properties"]))})
+        if info:
+            return about_key(name, {name: info})
+    return ""
 
 
 def near_keys(word: str) -> list[str]:
@@ -116,6 +129,15 @@ def about_group(group: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(
         [*lines, "", f"vistill explain {below[0]}   says more"] if below else lines
     ).rstrip()
+
+
+def about_names(group: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """A group of free names, and a line per key below each."""
+    below = keys_of_names({group: keys[group]})
+    lines = [f"{group}: {keys[group]['description']}", ""]
+    lines += [line_about(key, info) for key, info in below.items() if not is_group(info)]
+    first = next(iter(below)).replace(f".{ANY_NAME}.", ".mine.")
+    return "\n".join([*lines, "", f"vistill explain {first}   says more"])
 
 
 def line_about(key: str, info: Mapping[str, Any]) -> str:

@@ -3,13 +3,15 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vistill.cli.data_facts import DataFacts, facts_of
+from vistill.cli.data_facts import PROMPTS_PER_STEP, DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
+from vistill.data.set_settings import with_keys_of_set
 from vistill.data.sources import DATA_SUFFIXES, files_of
 from vistill.errors import ConfigError, DataError, closest, quote_command, quote_path
 from vistill.redaction import mask_secrets
@@ -36,14 +38,7 @@ student:
 method: {method}                    # vistill explain {method}
 {knobs}
 data:
-  train: {data}                     # .jsonl | hf:owner/name[split] | .parquet | diagrams
-  eval: {eval}                          # evaluation rows of their own; or hold training rows out:
-  holdout: {holdout}                        # rows set aside for evaluation
-  images: ""                        # folder of the image paths; empty: the data file's folder
-  columns: {columns}
-  template: {template}              # {{choices}} is filled in too
-{index_base}  text_only: error                  # error | drop | plain: rows without a picture
-  on_bad_row: quarantine            # quarantine | stop
+{data_block}  on_bad_row: quarantine            # quarantine | stop
   max_image_tokens: {limit}            # of one image; {limit_note}
 
 rollout:
@@ -64,6 +59,24 @@ train:
 save: {{every: 50, keep: 2, keep_best: {keep_best}}}
 eval: {{every: {eval_every}, limit: 200, max_new_tokens: 4096, checker: {checker}}}
 """
+DATA = """\
+  train: {data}                     # .jsonl | hf:owner/name[split] | .parquet | diagrams
+  eval: {eval}                          # evaluation rows of their own; or hold training rows out:
+  holdout: {holdout}                        # rows set aside for evaluation
+  images: ""                        # folder of the image paths; empty: the data file's folder
+  columns: {columns}
+  template: {template}              # {{choices}} is filled in too
+{index_base}  text_only: error                  # error | drop | plain: rows without a picture
+"""
+DATA_SET = """\
+    {name}:
+      train: {data}
+      weight: rows  # or a number: its share relative to the other sets
+      eval: {eval}
+      holdout: {holdout}
+      columns: {columns}
+      template: {template}
+{index_base}{text_only}{checker}"""
 REWARD = """\
 reward:                             # from the answer checkers
   accuracy: 1.0                     # of a right answer
@@ -83,62 +96,119 @@ def knobs_block(method: str, schema: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def write_recipe(name: str, student: str, teacher: str, data: str) -> str:
+def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str]) -> str:
     """Write `NAME.yaml` and the schema next to it; say what was found and what to do next.
 
     An existing recipe is never overwritten. The schema is, because it is generated.
 
+    Args:
+        name: of the method, or of the file.
+        student: the model to train.
+        teacher: the model to learn from.
+        data: the source of the rows, or several that are mixed.
+
     Raises:
         ConfigError: C101, the recipe exists; C102, the name names no method.
     """
+    sources = [data] if isinstance(data, str) else list(data)
     method, notes = method_named(name)
     stem = Path(name).stem
     file = Path(
         name if name.endswith(".yaml") else f"{method if notes else stem.replace('-', '_')}.yaml"
     )
+    options = ("--student", student, "--teacher", teacher)
+    of_data = [word for source in sources for word in ("--data", source)]
     if file.exists():
-        raise existing_recipe_error(file, student, teacher, data)
-    check_no_folder(name, student, teacher, data)
-    schema, facts = method_schemas()[method], facts_of(data)
+        raise existing_recipe_error(file, *options, *of_data)
+    for source in sources:
+        check_no_folder(name, student, teacher, source)
+    schema, found = method_schemas()[method], [facts_of(source) for source in sources]
+    if len(sources) > 1:
+        found = list(map(facts_of_set, found, names_of_sets(sources)))
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
-    evaluated = facts.judged or data == "diagrams"
-    options = ("--student", student, "--teacher", teacher, "--data", data)
+    evaluated = any(facts.judged for facts in found) or "diagrams" in sources
+    per_step = min(PROMPTS_PER_STEP, sum(facts.prompts_per_step for facts in found))
+    checker = found[0].answers.checker if len(found) == 1 else "auto"
     limit, limit_note = image_limit(student)
     text = TEMPLATE.format(
         schema=SCHEMA_NAME,
-        command=one_line(quote_command("vistill", "init", name, *options)),
+        command=one_line(quote_command("vistill", "init", name, *options, *of_data)),
         student=plain(student),
-        teacher=plain(teacher),
-        data=plain(data),
         train=one_line(quote_command("vistill", "train", file)),
         run=plain(f"runs/{file.stem}"),
         method=method,
         teacher_block=f"teacher:\n  model: {plain(teacher)}\n" if asks_teacher else "",
-        knobs=knobs_block(method, schema) + reward_block(schema, facts.answers.checker),
-        columns=columns_text(facts, schema),
-        template=json.dumps(asking_template(facts, schema), ensure_ascii=False),
-        index_base="  index_base: 1  # gold answers count the options from 1\n"
-        if facts.index_base
-        else "",
-        eval=plain(facts.eval),
-        holdout=facts.holdout,
+        knobs=knobs_block(method, schema) + reward_block(schema, checker),
+        data_block=data_block(sources, found, schema),
         limit=limit,
         limit_note=limit_note,
-        per_step=facts.prompts_per_step,
-        responses=4 * facts.prompts_per_step,
+        per_step=per_step,
+        responses=4 * per_step,
         keep_best="accuracy" if evaluated else "none",
         eval_every=50 if evaluated else 0,
-        checker=facts.answers.checker,
+        checker=checker,
     )
     text = "\n".join(aligned(line) for line in text.splitlines()) + "\n"
     build_recipe(parse_text(text, file), text, file.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(mask_secrets(text), encoding="utf-8")
     write_schema(file.parent / SCHEMA_NAME)
-    notes += needed(schema, facts)
-    if facts.answers.instruction and schema["x-writer"] == "data":
+    for facts in found:
+        notes += needed(schema, facts)
+    if schema["x-writer"] == "data" and any(facts.answers.instruction for facts in found):
         notes.append("data.template asks for no form of the answer: the responses are in the data")
-    return summary(file, data, notes, facts)
+    return summary(file, sources, notes, found)
+
+
+def data_block(
+    sources: Sequence[str], found: Sequence[DataFacts], schema: Mapping[str, Any]
+) -> str:
+    """The keys of `data`: of one source, or of several data sets."""
+    filled = [
+        {
+            "data": plain(source),
+            "eval": plain(facts.eval),
+            "holdout": facts.holdout,
+            "columns": columns_text(facts, schema),
+            "template": json.dumps(asking_template(facts, schema), ensure_ascii=False),
+        }
+        for source, facts in zip(sources, found, strict=True)
+    ]
+    base = "index_base: 1  # gold answers count the options from 1\n"
+    if len(found) == 1:
+        return DATA.format(**filled[0], index_base=f"  {base}" if found[0].index_base else "")
+    sets = [
+        DATA_SET.format(
+            name=name,
+            **values,
+            index_base=f"      {base}" if facts.index_base else "",
+            text_only="" if facts.columns.get("images") else "      text_only: plain\n",
+            checker=f"      checker: {facts.answers.checker}  # vistill list checkers\n"
+            if facts.answers.checker != "auto"
+            else "",
+        )
+        for name, values, facts in zip(names_of_sets(sources), filled, found, strict=True)
+    ]
+    head = "  sets:  # mixed; what a set does not name is that of data\n"
+    return f"{head}{''.join(sets)}  text_only: error  # error | drop | plain: of every set\n"
+
+
+def facts_of_set(facts: DataFacts, name: str) -> DataFacts:
+    """The facts of a source in words of its data set."""
+    notes = [with_keys_of_set(note, name) for note in facts.notes if "prompts_per_step" not in note]
+    return replace(facts, fix=with_keys_of_set(facts.fix, name), notes=notes)
+
+
+def names_of_sets(sources: Sequence[str]) -> list[str]:
+    """A name for each source, from its file or its name on the hub; no name twice."""
+    names: list[str] = []
+    for source in sources:
+        stem = re.sub(r"^hf:|\[.*\]$", "", source).rpartition("/")[2].partition(".")[0]
+        stem = re.sub(r"\W+", "_", stem).strip("_") or "data"
+        stem = stem if stem[0].isalpha() else f"set_{stem}"
+        numbered = (f"{stem}_{n}" for n in itertools.count(2))
+        names.append(stem if stem not in names else next(n for n in numbered if n not in names))
+    return names
 
 
 def image_limit(student: str) -> tuple[str, str]:
@@ -202,11 +272,10 @@ def one_line(command: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in command)
 
 
-def existing_recipe_error(file: Path, student: str, teacher: str, data: str) -> ConfigError:
+def existing_recipe_error(file: Path, *options: str) -> ConfigError:
     """C101 with the command that writes the same recipe into another file."""
     names = (file.with_name(f"{file.stem}-{number}.yaml") for number in itertools.count(2))
     new = next(path for path in names if not path.exists())
-    options = ("--student", student, "--teacher", teacher, "--data", data)
     fix = quote_command("vistill", "init", new, *options, *plugin_words())
     why = "vistill init never overwrites a recipe"
     return ConfigError("C101", f"{file} exists already", why=why, fix=fix)
@@ -284,7 +353,9 @@ def write_schema(file: Path) -> None:
     file.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
+def summary(
+    file: Path, sources: Sequence[str], notes: list[str], found: Sequence[DataFacts]
+) -> str:
     """What was written and found, and the next commands."""
     lines = [
         f"wrote  {file}",
@@ -292,11 +363,12 @@ def summary(file: Path, data: str, notes: list[str], facts: DataFacts) -> str:
     ]
     lines += [f"note   {note}" for note in notes]
     lines += [
-        f"{f'data   {data}:' if index == 0 else '      '} {note}"
+        f"{f'data   {source}:' if index == 0 else '      '} {note}"
+        for source, facts in zip(sources, found, strict=True)
         for index, note in enumerate(facts.notes)
     ]
     check, train = (
         quote_command("vistill", verb, file, *plugin_words()) for verb in ("check", "train")
     )
-    first = f"{facts.fix}   then   " if facts.fix else ""
+    first = "".join(f"{facts.fix}   then   " for facts in found if facts.fix)
     return "\n".join([*lines, f"next   {first}{check}   then   {train}"])

@@ -11,6 +11,7 @@ from vistill.registry import load_plugins
 EXAMPLES = example(
     "vistill init va-opd --data data/train.jsonl",
     "vistill init grpo.yaml --student models/mine --data 'hf:owner/name[train]'",
+    "vistill init va-opd --data data/charts.jsonl --data data/geometry.jsonl",
 )
 
 
@@ -30,12 +31,13 @@ def init(
         typer.Option(help="the model to learn from: a folder or a hub id; unused by some methods"),
     ] = "Qwen/Qwen3-VL-8B-Instruct",
     data: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help=r"the training rows: a file (JSON Lines, JSON, CSV, TSV, Parquet), "
-            r"hf:owner/name\[split], or diagrams (drawn by vistill)"
+            r"hf:owner/name\[split], or diagrams (drawn by vistill); several times for a mixture",
+            show_default="data/train.jsonl",
         ),
-    ] = "data/train.jsonl",
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write a recipe for your data: the file that `vistill train` reads, with a comment per key.
@@ -52,4 +54,4 @@ def init(
     load_plugins(plugin or [])
     from vistill.cli.init import write_recipe
 
-    print_result(write_recipe(name, student, teacher, data))
+    print_result(write_recipe(name, student, teacher, data or ["data/train.jsonl"]))

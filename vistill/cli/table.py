@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.config import Recipe
 from vistill.evaluation.unparsed import unparsed_warning
+from vistill.report.parts import figures, names_of
 from vistill.report.run_data import describe_rows, read_json
 from vistill.runs.chosen_student import resolve_model
 
@@ -49,7 +50,9 @@ def run_facts(recipe: Recipe, run: Path) -> dict[str, Any]:
     facts = {
         "model": recipe.student.model,
         "checkpoint": folder if folder != recipe.student.model else None,
-        "teacher": recipe.teacher.model or None,
+        "teacher": recipe.teacher.model
+        or ", ".join(f"{name}: {one.model}" for name, one in recipe.teachers.items())
+        or None,
         "data": describe_rows(settings, "train" if training else "eval"),
         "training_rows": training,
         "data_rows": data.get("eval_rows"),
@@ -102,8 +105,27 @@ def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
         lines.append(
             f"{name.format(temperature=temperature):<40} {scale * value:{form}}{unit}{band}{on}"
         )
+    lines += part_lines(summary)
     if summary.get("swapped_rows") == 0 and summary.get("blind_rows"):
         lines.append(
             "  image swapped                          not measured: no row has another image"
         )
     return "\n".join(lines)
+
+
+def part_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Accuracy of each data set; visual advantage and KL of each teacher."""
+    lines = []
+    for name in names_of([summary], "set"):
+        own = figures(summary, "set", name)
+        low, high = 100 * own["accuracy_low"], 100 * own["accuracy_high"]
+        band = f"   95 % [{low:.1f}, {high:.1f}]"
+        on = f"   on {int(own['rows']):,} questions"
+        lines.append(f"{f'accuracy of {name}':<40} {100 * own['accuracy']:.1f} %{band}{on}")
+    for name in names_of([summary], "teacher"):
+        own = figures(summary, "teacher", name)
+        for key, title in (("va/mean", "mean visual advantage"), ("kl/mean", "mean KL")):
+            if key in own:
+                on = f"   on {int(own['tokens']):,} tokens"
+                lines.append(f"{f'{title}, teacher {name}':<40} {own[key]:.3f}{on}")
+    return lines

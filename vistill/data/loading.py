@@ -15,6 +15,7 @@ from vistill.data.layouts import Layout, detect_layout
 from vistill.data.missing_images import no_image_error
 from vistill.data.option_indices import IndexCounts, numbers_are_values
 from vistill.data.rows import RowReader, check_texts, column_value
+from vistill.data.set_settings import in_set
 from vistill.data.settings import DataSettings
 from vistill.data.sources import check_columns, count_rows, read_source
 from vistill.data.stored_prompts import PREFIX, read_prompts
@@ -368,7 +369,7 @@ def check_overlap(train: LoadedData, held_out: LoadedData, settings: DataSetting
     both = [p for p in held_out.prompts if p.question_key in seen]
     if both and settings.overlap == "stop":
         first = seen[both[0].question_key]
-        raise DataError(
+        error = DataError(
             "D308",
             f"{len(both)} of {len(held_out.prompts)} evaluation rows repeat a training question",
             where=both[0].labels.get("row", both[0].id),
@@ -377,6 +378,7 @@ def check_overlap(train: LoadedData, held_out: LoadedData, settings: DataSetting
             "\naccuracy on such rows would measure memory",
             fix="data.eval=FILE   with other rows   or, to accept it,   data.overlap=allow",
         )
+        raise in_set(error, both[0].labels.get("data_set", ""))
 
 
 def check_rows_per_step(per_step: int, rows: int, holdout: int = 0) -> None:

@@ -71,7 +71,7 @@ class RowReader:
         """The prompt of a row whose images are neither opened nor decoded."""
         where = f"{self.source}:{line}"
         columns = self.settings.columns if self.layout is None else self.layout.columns
-        labels = {"row": where, **self.checker(row, where)}
+        labels = {"row": where, **self.checker(row, where), **self.teacher(row)}
         row = row if self.layout is None else self.layout.plain_row(row, where)
         question = self.question(row, columns.prompt, where)
         choices = read_options(column_value(row, columns.choices), where)
@@ -118,6 +118,11 @@ class RowReader:
                 fix="correct the row, or leave data.columns.checker empty",
             )
         return {"checker": str(name)}
+
+    def teacher(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Read which teacher the row has, as a label."""
+        name = column_value(row, self.settings.columns.teacher)
+        return {} if is_missing(name) or name == "" else {"teacher": str(name)}
 
     def response(self, row: Mapping[str, Any], name: str, gold: Gold, where: str) -> str | None:
         """The response of a row, or one made from its gold answer."""
@@ -370,6 +375,7 @@ def content_hash(prompt: Prompt, digests: Sequence[str]) -> str:
             prompt.boxes,
             prompt.system,
             *([prompt.labels["checker"]] if "checker" in prompt.labels else []),
+            *([{"teacher": prompt.labels["teacher"]}] if "teacher" in prompt.labels else []),
         ]
     )
     return f"{question_hash}-{row_hash}"

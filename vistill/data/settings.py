@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from vistill.data.set_settings import SHARED_WITH_SETS, DataSet, check_name, naming_set
 from vistill.errors import ConfigError
 from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
@@ -30,6 +31,9 @@ class Columns:
     checker: str = ""
     """Column of the checker that judges a row, such as `number`; an empty value takes that of the
     recipe."""
+    teacher: str = ""
+    """Column that says which of several teachers a row has: a teacher's name, or a value that
+    `teachers.NAME.rows` lists. Rows without a value have the name of their data set."""
     thoughts: str = ""
     """Column of the visual thoughts for `visual_opsd`: pictures, as in `images`. A `*` stands for
     the number of a round: `reasoning_image_*` reads all rounds in order."""
@@ -138,11 +142,36 @@ class DataSettings:
     limit: int | None = ranged(None, 1)
     """Use only the first so many usable training rows. null takes all."""
     diagrams: DiagramData = field(default_factory=DiagramData)
+    sets: dict[str, DataSet] = field(default_factory=dict)
+    """Several data sets that are mixed, by name, in place of `data.train`. A set has its own source
+    and `weight`; what it does not name is that of `data`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.min_pixels is not None and self.max_pixels is not None:
             check_limits(self.min_pixels, self.max_pixels)
+        if self.sets:
+            check_sets(self)
+
+    @property
+    def sources(self) -> str:
+        """The sources of the training rows."""
+        return ", ".join(one.train for _, one in sorted(self.sets.items())) or self.train
+
+    def of_set(self, name: str) -> "DataSettings":
+        """The settings of one data set: its own, and those of `data` for the others."""
+        one = self.sets[name]
+        own = {f.name: getattr(one, f.name) for f in fields(one) if f.name in SHARED_WITH_SETS}
+        columns = {f.name: getattr(one.columns, f.name) for f in fields(one.columns)}
+        given = {key: value for key, value in columns.items() if value is not None}
+        return replace(
+            self,
+            sets={},
+            train=one.train,
+            eval=one.eval,
+            columns=replace(self.columns, **given),
+            **{key: value for key, value in own.items() if value is not None},
+        )
 
 
 def with_options(settings: DataSettings, options: Mapping[str, Any]) -> DataSettings:
@@ -151,6 +180,30 @@ def with_options(settings: DataSettings, options: Mapping[str, Any]) -> DataSett
     columns = {name: value for name, value in options.items() if name in names}
     rest = {name: value for name, value in options.items() if name not in names}
     return replace(settings, columns=replace(settings.columns, **columns), **rest)
+
+
+def check_sets(settings: "DataSettings") -> None:
+    """C002 for a set without a name or a source, C101 for keys that a mixture does not read."""
+    for name, one in settings.sets.items():
+        check_name(name, "data.sets")
+        if not isinstance(one, DataSet):
+            what = f"data.sets.{name} is a {type(one).__name__}"
+            raise ConfigError("C002", what, fix=f"data.sets.{name}.train=FILE.jsonl")
+        if not one.train:
+            what, fix = f"data.sets.{name}.train is missing", f"data.sets.{name}.train=FILE.jsonl"
+            raise ConfigError("C002", what, why="each data set has a source of its own", fix=fix)
+        with naming_set(name):
+            settings.of_set(name)
+    for key, default in (("train", "diagrams"), ("eval", "")):
+        if getattr(settings, key) != default:
+            first = next(iter(settings.sets))
+            raise ConfigError(
+                "C101",
+                f"data.{key} and data.sets are both given",
+                why="the rows of a mixture come from data.sets alone",
+                fix=f"data.{key}={default}   or, without the mixture,   data.sets=null",
+                note=f"a source of a set: data.sets.{first}.{key}",
+            )
 
 
 def check_limits(low: int, high: int) -> None:

@@ -9,6 +9,7 @@ from vistill.evaluation.unparsed import unparsed_warning
 from vistill.notebook_html import grid_html, table_html
 from vistill.registry import plugin_words
 from vistill.report.headline import percent
+from vistill.report.parts import names_of
 from vistill.report.run_data import RunData, read_run
 
 #: Width of the first column and of the others: three columns fit into 40 characters.
@@ -79,6 +80,13 @@ def table_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         ["", *columns],
         ["step", *(f"{int(r.get('step', 0)):,}" for r in records)],
         *row("accuracy", [share(r, "accuracy") for r in records]),
+        *(
+            cells
+            for name in names_of(records, "set")
+            for cells in row(
+                f"  {name}"[:NAME_WIDTH], [share(r, f"set/{name}/accuracy") for r in records]
+            )
+        ),
         *row("95 % interval", list(map(interval_cell, records))),
         *row("blind gap", list(map(gap_cell, records))),
         *row("unparsed", [share(r, "unparsed_share") for r in records]),

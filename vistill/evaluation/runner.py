@@ -9,16 +9,17 @@ from zlib import crc32
 from vistill.answers.math_process import shared_judge
 from vistill.data.diagrams import Diagram
 from vistill.data.keys import keyed_seed
-from vistill.evaluation.advantage import (
-    TokenMeasurements,
-    heavy_tail_curve,
-    measure_tokens,
-    summarise_tokens,
-)
+from vistill.evaluation.advantage import TokenMeasurements, heavy_tail_curve, summarise_tokens
 from vistill.evaluation.counterfactual import (
     MAX_ITEMS,
     measure_counterfactual,
     measure_stated_labels,
+)
+from vistill.evaluation.parts import (
+    SeveralTeachers,
+    measure_by_teacher,
+    summarise_by_set,
+    summarise_by_teacher,
 )
 from vistill.evaluation.responses import (
     AnswerEvaluator,
@@ -162,12 +163,13 @@ def evaluate(
         summary |= {f"judge/{name}": float(n) for name, n in sorted(math.limits.items())}
     tokens = []
     measured = {p.id for p in fewer if p.images}
-    if settings.advantage and models.teacher is not None and measured:
+    if settings.advantage and measured:
         first = [a for a in sampled if a.prompt.id in measured and a.rollout.sibling == 0]
-        first = [a for a in first if a.rollout.ids]
-        with models.teacher.on_device():
-            tokens = measure_tokens(models.student, models.teacher, first, models.view, poll)
+        tokens = measure_by_teacher(models, [a for a in first if a.rollout.ids], poll)
         summary |= summarise_tokens(tokens, settings)
+    summary |= summarise_by_set(samples, tokens, settings)
+    if isinstance(models, SeveralTeachers):
+        summary |= summarise_by_teacher(models.teacher_names, tokens, settings)
     return EvalResult(summary, samples, tokens, settings)
 
 

@@ -22,6 +22,7 @@ from vistill.functional.kernels import (
     find_kernel,
     find_triton_kernel,
 )
+from vistill.functional.mixed_heads import MixedHead
 from vistill.functional.tiles import tiled_log_prob
 
 #: Bytes of logits of one pass that exist at the same time.
@@ -253,8 +254,9 @@ class LogitsLoss:
         )
 
     def is_log_prob_only(self) -> bool:
-        """Whether the only rule is the log-probability of the sampled token."""
-        return len(self.rules) == 1 and self.rules[0].ids is not None
+        """Whether the only rule is the log-probability of the sampled token, under one head."""
+        is_mixed = isinstance(self.head, MixedHead)
+        return len(self.rules) == 1 and self.rules[0].ids is not None and not is_mixed
 
 
 class HeadGradients:

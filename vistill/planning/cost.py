@@ -66,6 +66,8 @@ class Cost:
     price: float | None = None
     """Money per GPU and hour."""
     gpus: int = 1
+    teachers: tuple[tuple[ModelShape, float], ...] = ()
+    """Several teachers, each with its share of the prompts."""
 
     @property
     def steps(self) -> int | None:
@@ -81,16 +83,22 @@ class Cost:
 
     def one_pass(self, reader: Reader, view: str, head_uses: float) -> PassCost:
         """A pass of a step. `head_uses` counts projections of its response rows."""
-        work, shape = self.memory.work, self.memory.shape_of(reader)
+        work = self.memory.work
         prompt, response = work.prompt_tokens_under(view), work.response_tokens
-        per_prompt = reading_flops(shape, prompt, response, work.siblings)
-        per_prompt += vision_flops(shape, work.patches(shape, view))
-        head = 2.0 * head_uses * shape.head_weights * response * work.siblings
+        shapes = ((self.memory.shape_of(reader), 1.0),)
+        if reader is Reader.TEACHER and self.teachers:
+            shapes = self.teachers
+        flops = 0.0
+        for shape, share in shapes:
+            per_prompt = reading_flops(shape, prompt, response, work.siblings)
+            per_prompt += vision_flops(shape, work.patches(shape, view))
+            head = 2.0 * head_uses * shape.head_weights * response * work.siblings
+            flops += share * work.prompts * (per_prompt + head)
         return PassCost(
             f"{reader}.{view}",
             float(work.prompts * prompt),
             float(work.responses * response),
-            work.prompts * (per_prompt + head),
+            flops,
         )
 
     def passes(self) -> list[PassCost]:

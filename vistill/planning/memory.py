@@ -75,7 +75,10 @@ class Memory:
     work: Workload
     student: ModelShape
     teacher: ModelShape | None
+    """The teacher; of several the largest."""
     gpu: Gpu
+    teachers: tuple[tuple[ModelShape, str], ...] = ()
+    """Every teacher with the precision of its weights, the largest first, each model once."""
 
     @property
     def is_half(self) -> bool:
@@ -113,10 +116,17 @@ class Memory:
 
     @property
     def teacher_size(self) -> int:
-        """Bytes of a value of the teacher."""
-        own = self.work.recipe.teacher.precision
-        precision = own if own in ("fp32", "bf16") else self.work.recipe.train.precision
-        return FLOAT if precision == "fp32" else HALF
+        """Bytes of a value of the teacher; of several of the largest."""
+        return self.value_size(self.teachers[0][1] if self.teachers else "auto")
+
+    def value_size(self, precision: str) -> int:
+        """Bytes of a weight that is not quantised, of a teacher with this precision."""
+        own = precision if precision in ("fp32", "bf16") else self.work.recipe.train.precision
+        return FLOAT if own == "fp32" else HALF
+
+    def all_weights(self) -> list[float]:
+        """Bytes of the weights of each teacher."""
+        return [weight_bytes(s, self.value_size(own), own) for s, own in self.teachers]
 
     @property
     def is_offloaded(self) -> bool:
@@ -130,13 +140,17 @@ class Memory:
         return Activations(self.student, self.is_half, True, freeze, self.work.lora)
 
     def teacher_bytes(self, reads: bool) -> float:
-        """The teacher on the device. Offloaded, its head stays there."""
+        """The teachers on the device. Offloaded, one of them at a time; all heads stay there."""
         if self.teacher is None:
             return 0.0
-        if self.is_offloaded and not reads:
-            return float(self.teacher_size * self.teacher.head_weights)
-        precision = self.work.recipe.teacher.precision
-        return weight_bytes(self.teacher, self.teacher_size, precision)
+        if not self.is_offloaded:
+            return sum(self.all_weights())
+        shapes = [shape for shape, _ in self.teachers]
+        heads = float(self.teacher_size * sum(shape.head_weights for shape in shapes))
+        if not reads:
+            return heads
+        own = self.all_weights()[0] - self.teacher_size * self.teacher.head_weights
+        return heads + own
 
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
@@ -398,8 +412,7 @@ class Memory:
         values = self.student.vision.patch_values if self.student.vision else 0
         offloaded = 0.0
         if self.teacher is not None and self.is_offloaded:
-            precision = work.recipe.teacher.precision
-            offloaded = weight_bytes(self.teacher, self.teacher_size, precision)
+            offloaded = sum(self.all_weights())
         snapshot = SNAPSHOT_FACTOR * self.checkpoint_bytes() * work.recipe.save.background
         return {
             "teacher": offloaded,

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vistill.batch import Objective
+from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError
 from vistill.planning.cost import Cost
 from vistill.planning.gpus import GPUS, Gpu
 from vistill.planning.memory import Memory, PhaseBytes
 from vistill.planning.shapes import ModelShape
 from vistill.planning.workload import MEAN_SHARE, Workload, prompt_sizes
-from vistill.training.recipe import Recipe
+from vistill.training.recipe import Recipe, rows_of_teacher
 
 ROWS = Path(__file__).parent / "datasets.json"
 Setting = tuple[str, Any]
@@ -46,6 +47,8 @@ class RunPlan:
     sizes: Sizes = Sizes()
     gpus: int = 1
     price: float | None = None
+    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
+    """Several teachers by name; `teacher` is the largest of them."""
 
     @cached_property
     def work(self) -> Workload:
@@ -68,12 +71,63 @@ class RunPlan:
     @cached_property
     def memory(self) -> Memory:
         """The bytes of the run."""
-        return Memory(self.work, self.student, self.teacher, self.gpu)
+        return Memory(self.work, self.student, self.teacher, self.gpu, self.teachers_once)
 
     @cached_property
     def cost(self) -> Cost:
         """Tokens, operations, seconds, disk and money."""
-        return Cost(self.memory, self.rows, self.price, self.gpus)
+        return Cost(self.memory, self.rows, self.price, self.gpus, self.teacher_shares)
+
+    @property
+    def teachers_once(self) -> tuple[tuple[ModelShape, str], ...]:
+        """Every teacher with its precision, the largest first, each model once."""
+        named = self.recipe.teachers
+        every = [(shape, named[name].precision) for name, shape in self.teachers.items()]
+        if self.teacher is not None and not every:
+            every = [(self.teacher, self.recipe.teacher.precision)]
+        every.sort(key=lambda one: -one[0].parameters.total)
+        return tuple({(id(shape), own): (shape, own) for shape, own in every}.values())
+
+    @property
+    def teacher_shares(self) -> tuple[tuple[ModelShape, float], ...]:
+        """Each of several teachers with its share of the prompts.
+
+        Data sets that name their teacher give the shares, if their rows are known; else all
+        teachers have the same.
+        """
+        shares = dict.fromkeys(self.teachers, 1.0 / max(1, len(self.teachers)))
+        by_set = self.shares_of_sets()
+        if by_set is not None and self.teachers:
+            takes = {
+                key: name
+                for name, one in self.recipe.teachers.items()
+                for key in rows_of_teacher(name, one)
+            }
+            others = next((n for n, one in self.recipe.teachers.items() if one.others), None)
+            names = {key: takes.get(key, others) for key in by_set}
+            if all(names.values()):
+                shares = {
+                    name: sum(share for key, share in by_set.items() if names[key] == name)
+                    for name in self.teachers
+                }
+        return tuple((self.teachers[name], share) for name, share in shares.items())
+
+    def shares_of_sets(self) -> dict[str, float] | None:
+        """Share of the prompts of each data set; None where a weight is not known yet."""
+        weights = {
+            name: self.rows_of_set(name) if one.weight == "rows" else float(one.weight)
+            for name, one in self.recipe.data.sets.items()
+        }
+        known = {name: weight for name, weight in weights.items() if weight}
+        if not known or len(known) < len(weights):
+            return None
+        return {name: weight / sum(known.values()) for name, weight in known.items()}
+
+    def rows_of_set(self, name: str) -> int | None:
+        """Training rows of a data set without those held out; None if they are not known."""
+        data = self.recipe.data.of_set(name)
+        rows = rows_of_source(data)
+        return None if rows is None else rows - (0 if data.eval else data.holdout)
 
     @cached_property
     def phases(self) -> list[PhaseBytes]:
@@ -86,8 +140,11 @@ class RunPlan:
         data = self.recipe.data
         if self.sizes.rows is not None:
             return self.sizes.rows
-        known = data.diagrams.train if data.train == "diagrams" else known_rows(data.train)
-        return known if known is None or data.limit is None else min(known, data.limit)
+        if data.sets:
+            rows = [self.rows_of_set(name) for name in data.sets]
+            known = [count for count in rows if count is not None]
+            return sum(known) if len(known) == len(rows) else None
+        return rows_of_source(data)
 
     @property
     def peak(self) -> PhaseBytes:
@@ -189,9 +246,15 @@ def with_value(settings: Any, path: list[str], value: Any) -> Any:
     """Frozen settings with another value at a dotted key."""
     assert is_dataclass(settings)
     assert not isinstance(settings, type)
-    assert path[0] in {field.name for field in fields(settings)}, path
+    assert path[0] in {one.name for one in fields(settings)}, path
     inner = value if len(path) == 1 else with_value(getattr(settings, path[0]), path[1:], value)
     return replace(settings, **{path[0]: inner})
+
+
+def rows_of_source(data: DataSettings) -> int | None:
+    """Training rows of a source: drawn, or of a data set that a shipped recipe names."""
+    known = data.diagrams.train if data.train == "diagrams" else known_rows(data.train)
+    return known if known is None or data.limit is None else min(known, data.limit)
 
 
 def known_rows(source: str) -> int | None:

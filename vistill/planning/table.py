@@ -24,7 +24,7 @@ ESTIMATE = (
 def plan_dict(plan: RunPlan) -> dict[str, Any]:
     """The plan as plain values: bytes, operations, seconds."""
     cost, memory, work = plan.cost, plan.memory, plan.work
-    models = {"student": plan.student, "teacher": plan.teacher}
+    models = models_of(plan)
     return {
         "run": plan.recipe.run,
         "method": plan.recipe.method,
@@ -53,6 +53,8 @@ def plan_dict(plan: RunPlan) -> dict[str, Any]:
             for p in cost.passes()
         },
         "rows": plan.rows,
+        "sets": {name: plan.rows_of_set(name) for name in plan.recipe.data.sets},
+        "shares": plan.shares_of_sets(),
         "steps": cost.steps,
         "seconds_of_step": cost.step_seconds(),
         "seconds": cost.total_seconds(),
@@ -60,6 +62,12 @@ def plan_dict(plan: RunPlan) -> dict[str, Any]:
         "disk": cost.disk_bytes(),
         "settings": plan.smaller_rows(),
     }
+
+
+def models_of(plan: RunPlan) -> dict[str, ModelShape | None]:
+    """The shapes by role; several teachers by `teachers.NAME`."""
+    several = {f"teachers.{name}": shape for name, shape in plan.teachers.items()}
+    return {"student": plan.student, **(several or {"teacher": plan.teacher})}
 
 
 def model_dict(shape: ModelShape) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def model_lines(plan: RunPlan) -> list[str]:
     """Parameters by part."""
     rows = [["million parameters", "vision", "projector", "language", "head", "all"]]
     notes = []
-    for role, shape in (("student", plan.student), ("teacher", plan.teacher)):
+    for role, shape in models_of(plan).items():
         if shape is None:
             continue
         parts = shape.parameters
@@ -167,10 +175,24 @@ def pass_lines(plan: RunPlan) -> list[str]:
     ]
 
 
+def set_lines(plan: RunPlan) -> list[str]:
+    """Rows and share of the prompts of each data set."""
+    names, shares = sorted(plan.recipe.data.sets), plan.shares_of_sets() or {}
+    if not names:
+        return []
+    parts = []
+    for name in names:
+        rows = plan.rows_of_set(name)
+        count = "rows not known" if rows is None else f"{rows:,} rows"
+        share = f", {shares[name]:.0%} of the prompts" if name in shares else ""
+        parts.append(f"{name} {count}{share}")
+    return [f"data sets: {'; '.join(parts)}"]
+
+
 def run_lines(plan: RunPlan) -> list[str]:
     """Steps, hours, money, disk, and what else to know."""
     cost, seconds = plan.cost, plan.cost.total_seconds()
-    lines = []
+    lines = set_lines(plan)
     if seconds is None:
         problem = plan.sizes.rows_problem or "the data is not on this machine"
         lines.append(f"run: the number of rows is not known, {problem}: --rows N")

@@ -1,6 +1,6 @@
 """What a step reads and writes: prompts, responses, passes. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vistill.lora_settings import LoraSettings
 from vistill.planning.shapes import ModelShape
@@ -102,6 +102,9 @@ def prompt_sizes(recipe: Recipe, shape: ModelShape, tokens: int | None = None) -
         tokens: of the longest prompt, if it is known.
     """
     data, vision = recipe.data, shape.vision
+    if data.sets:  # the longest prompt of any data set
+        each = [replace(recipe, data=data.of_set(name)) for name in data.sets]
+        return max(prompt_sizes(one, shape, tokens) for one in each)
     image, text = IMAGE_TOKENS, TEXT_TOKENS
     if data.train == "diagrams":
         text = DIAGRAM_TEXT

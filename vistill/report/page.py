@@ -15,6 +15,7 @@ from vistill.report.charts import Axes, Series, line_chart, scale_of, tokens_htm
 from vistill.report.comparison import comparison_table, describe_checkpoint, p_text, same_start
 from vistill.report.costs import HEADINGS, make_profile, run_cost
 from vistill.report.headline import MAX_DETAILED_RUNS, headline, interval, percent, run_warnings
+from vistill.report.parts import part_charts, part_rows, teacher_of
 from vistill.report.run_data import RunData, describe_rows, read_runs, temperature_label
 from vistill.runs.storage import write_text
 
@@ -25,7 +26,7 @@ MAX_METHOD_CHARTS = 12
 #: Beginnings of the names of metrics that every run has.
 SHARED_METRICS = (
     *("step", "loss", "grad_norm", "lr", "finite"),
-    *("coefficient/", "rollout/", "memory/", "non_finite/", "reward/mean"),
+    *("coefficient/", "rollout/", "memory/", "non_finite/", "reward/mean", "teacher/", "set/"),
 )
 #: Signals that are coefficients or thresholds, not token measurements. It is for logs of earlier
 #: versions, which do not name the signal to draw.
@@ -73,6 +74,9 @@ def render(runs: Sequence[RunData]) -> str:
         comparisons=heatmap_comparisons(runs),
         siblings=sibling_panels(runs),
         measured=method_charts(runs),
+        parts=part_rows(runs),
+        part_charts=part_charts(runs),
+        teacher_of=teacher_of,
         health=health_charts(runs),
         costs=[run_cost(run) for run in runs],
         profiles=[table for run in runs if (table := make_profile(run)) is not None],

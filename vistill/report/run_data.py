@@ -118,6 +118,12 @@ def temperature_label(runs: Sequence[RunData]) -> str:
 
 def describe_rows(data: Mapping[str, Any], part: str) -> str:
     """The source of the rows of a `data` block; `part` is `train` or `eval`; may be empty."""
+    sets = data.get("sets") or {}
+    if sets:
+        sources = ", ".join(
+            str(sets[name].get(part) or sets[name]["train"]) for name in sorted(sets)
+        )
+        return sources if part == "train" else f"the data sets {', '.join(sorted(sets))}"
     train = str(data.get("train") or "")
     if part == "train" or not train:
         return "the built-in diagrams" if train == "diagrams" else train

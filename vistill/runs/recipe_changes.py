@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ FREE_KEYS = (
 SCHEDULE_KEYS = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
 
 
+#: A key of a named teacher or data set has the class of the key of the only one.
+PER_NAME = re.compile(r"^(?:(teacher)s|(data)\.sets)\.\w+(?=\.)")
 #: Values that earlier versions wrote under another name.
 RENAMED = {("reward.checker", "answers"): "auto"}
 
@@ -44,6 +47,7 @@ CLASS_MEANINGS = {
 
 def key_class(key: str) -> str:
     """The class of a key: `free`, `schedule` or `identity`."""
+    key = PER_NAME.sub(lambda match: match[1] or match[2], key)
     if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS):
         return "free"
     scheduled = any(key == s or (s.endswith(".") and key.startswith(s)) for s in SCHEDULE_KEYS)

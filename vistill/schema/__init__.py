@@ -149,6 +149,32 @@ def walk(prefix: str, properties: Mapping[str, Any]) -> Iterator[tuple[str, dict
         yield from walk(f"{prefix}{name}.", info.get("properties", {}))
 
 
+#: Groups whose keys are free names, each with a group of keys.
+NAMED_GROUPS = ("data.sets", "teachers")
+#: Stands for a free name in the documentation: `teachers.NAME.model`.
+ANY_NAME = "NAME"
+
+
+def key_info(keys: Mapping[str, Mapping[str, Any]], key: str) -> Mapping[str, Any]:
+    """The schema of a key, also below a free name (`teachers.math.model`); empty if unknown."""
+    for group in NAMED_GROUPS:
+        name, _, rest = key.removeprefix(f"{group}.").partition(".")
+        if key.startswith(f"{group}.") and name:
+            below = values_of(keys.get(group, {}))
+            return dict(walk("", below.get("properties", {}))).get(rest, {}) if rest else below
+    return keys.get(key, {})
+
+
+def keys_of_names(keys: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every key below the free names, as `teachers.NAME.model`."""
+    below: dict[str, dict[str, Any]] = {}
+    for group in filter(keys.__contains__, NAMED_GROUPS):
+        properties = values_of(keys[group]).get("properties", {})
+        below |= dict(walk(f"{group}.{ANY_NAME}.", properties))
+    return below
+
+
 def is_group(info: Mapping[str, Any]) -> bool:
     """Whether a schema is that of a group of keys, not of free names (`reward.extra`)."""
-    return "properties" in info or "$ref" in values_of(info)
+    below = values_of(info)
+    return "properties" in info or "properties" in below or "$ref" in below

@@ -3,15 +3,17 @@
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vistill.data.set_settings import check_name
 from vistill.errors import ConfigError, quote_setting
 from vistill.python_fixes import reading_recipe
 from vistill.ranges import (
     converted,
     fits,
+    group_of_names,
     is_text,
     misfit,
     schemas_of,
@@ -22,6 +24,7 @@ from vistill.ranges import (
 )
 from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
+from vistill.schema import ANY_NAME, NAMED_GROUPS, key_info, keys_of_names
 from vistill.schema.file_repairs import delete_command, rename_command
 from vistill.schema.hints import Hint, hint_for
 from vistill.strict_yaml import find_entries, line_of, parts_of, split_pair
@@ -110,16 +113,22 @@ def settings_from(
     groups: dict[str, Any] = {
         name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
     }
+    named = {name: group for name, hint in hints.items() if (group := group_of_names(hint))}
     plain = {name: schema for name, schema in schemas_of(kind).items() if name not in given}
     tree = group_of_keys(tree, path, source)
     own = checked_keys(
-        {key: value for key, value in tree.items() if key not in groups},
+        {key: value for key, value in tree.items() if key not in groups and key not in named},
         plain,
         path,
         source,
-        groups,
+        [*groups, *named],
     )
     below = {
+        name: named_settings(group, tree[name], (*path, name), source)
+        for name, group in named.items()
+        if name in tree
+    }
+    below |= {
         name: settings_from(hint, tree[name], (*path, name), source)
         for name, hint in groups.items()
         if name in tree
@@ -136,6 +145,20 @@ def settings_from(
         raise within(error, path, source) from error
 
 
+def named_settings(kind: type, tree: Any, path: tuple[str, ...], source: Source) -> dict[str, Any]:
+    """A group of free names, each with settings of a class. null takes a name out."""
+    named = group_of_keys(tree, path, source)
+    if not all(is_text(str(name)) for name in named):
+        raise no_text_key(source)
+    for name in named:
+        check_name(name, ".".join(path), source.place((*path, name)))
+    return {
+        name: settings_from(kind, below, (*path, name), source)
+        for name, below in named.items()
+        if below is not None
+    }
+
+
 def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[str, Any]:
     """A group as a mapping; null is an empty one (C002 for anything else)."""
     if tree is None:
@@ -143,12 +166,13 @@ def group_of_keys(tree: Any, path: tuple[str, ...], source: Source) -> Mapping[s
     if isinstance(tree, Mapping):
         return tree
     group = ".".join(path)
+    empty = "null" if ".".join(path[:-1]) in NAMED_GROUPS else "{}"
     raise ConfigError(
         "C002",
         f"{group} cannot be {shown(tree)}",
         where=source.place(path),
         why="it is a group of keys",
-        fix=f"{group}={{}}   its keys:   {explain_command(group)}",
+        fix=f"{group}={empty}   its keys:   {explain_command(group)}",
     )
 
 
@@ -198,7 +222,7 @@ def no_text_key(source: Source) -> ConfigError:
 def wrong_value(path: tuple[str, ...], value: Any, source: Source) -> ConfigError:
     """C002 for a value that does not fit its key."""
     name = ".".join(path)
-    info = source.keys[name]
+    info = key_info(source.keys, name)
     error = misfit(name, value, info, info.get("default", dataclasses.MISSING))
     note = f"what it means: vistill explain {name}"
     return ConfigError(
@@ -209,7 +233,7 @@ def wrong_value(path: tuple[str, ...], value: Any, source: Source) -> ConfigErro
 def missing_key(path: tuple[str, ...], source: Source) -> ConfigError:
     """C002 for a key without a default."""
     name = ".".join(path)
-    why = f"{name} has no default: {source.keys[name]['description']}"
+    why = f"{name} has no default: {key_info(source.keys, name)['description']}"
     fix = f"{name}.model=FOLDER_OR_HUB_ID" if f"{name}.model" in source.keys else f"{name}=VALUE"
     return ConfigError("C002", f'"{name}" is missing', where=source.place(path), why=why, fix=fix)
 
@@ -293,12 +317,25 @@ def unknown_group(full: str, value: Mapping[str, Any], meant: str, source: Sourc
     )
 
 
+def hint_for_key(full: str, value: Any, keys: Mapping[str, Mapping[str, Any]]) -> Hint:
+    """What an unknown key was meant to be; below a free name, a key of such a group."""
+    for group in NAMED_GROUPS:
+        name, _, rest = full.removeprefix(f"{group}.").partition(".")
+        if full.startswith(f"{group}.") and rest:
+            free, own = f"{group}.{ANY_NAME}.", f"{group}.{name}."
+            below = keys_of_names(keys)
+            near = {key.removeprefix(free): info for key, info in below.items() if free in key}
+            hint = hint_for(rest, value, near)
+            return replace(hint, key=f"{own}{hint.key}" if hint.key else "")
+    return hint_for(full, value, keys)
+
+
 def unknown_key(
     path: tuple[str, ...], value: Any, known: Sequence[str], source: Source
 ) -> ConfigError:
     """C001 with what was probably meant."""
     full, where = ".".join(path), source.place(path)
-    hint = hint_for(full, value, source.keys)
+    hint = hint_for_key(full, value, source.keys)
     if isinstance(value, Mapping) and value and full not in source.overrides:
         is_in_file = not any(key.startswith(f"{full}.") for key in source.overrides)
         if is_in_file and hint.key:
@@ -321,7 +358,7 @@ def unknown_key(
     else:
         fix = f"{explain_command(hint.key)}   says what it takes"
     if meant == hint.key and not hint.note:
-        listed = f"{hint.key}: {source.keys[hint.key]['description']}"
+        listed = f"{hint.key}: {key_info(source.keys, hint.key)['description']}"
     why = f'{hint.note or listed}   did you mean "{meant}"?'
     return ConfigError("C001", f'unknown key "{full}"', where=where, why=why, fix=fix)
 

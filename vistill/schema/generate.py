@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.ranges import schemas_of
+from vistill.ranges import group_of_names, schemas_of
 from vistill.runs.recipe_changes import key_class
-from vistill.schema import SETTINGS_FILE
+from vistill.schema import ANY_NAME, SETTINGS_FILE
 from vistill.schema.papers import PAPERS
 from vistill.schema.reference import with_reference
 from vistill.training.recipe import Recipe
@@ -50,7 +50,12 @@ def group_schema(kind: type, prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{field.name}"
         if key == "knobs":
             continue
-        if field.name in own:
+        named = group_of_names(hints[field.name])
+        if named is not None:
+            below = group_schema(named, f"{key}.{ANY_NAME}.")
+            free = {"type": ["object", "null"], "additionalProperties": below}
+            properties[field.name] = key_schema(field, key, free, docs[field.name])
+        elif field.name in own:
             properties[field.name] = key_schema(field, key, own[field.name], docs[field.name])
         else:
             properties[field.name] = group_schema(hints[field.name], f"{key}.")

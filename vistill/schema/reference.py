@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vistill.ranges import describe
-from vistill.schema import METHODS_FILE, settings_schema, walk
+from vistill.ranges import describe, values_of
+from vistill.schema import ANY_NAME, METHODS_FILE, NAMED_GROUPS, settings_schema, walk
 
 BEGIN = "<!-- keys: python -m vistill.schema.generate docs/configuration.md -->"
 END = "<!-- end of keys -->"
@@ -45,8 +45,18 @@ def knobs_of_papers() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def table(keys: Iterator[tuple[str, Mapping[str, Any]]]) -> str:
     """A row per key; groups have their rows, not one of their own."""
-    rows = [row(key, info) for key, info in keys if "properties" not in info]
+    rows = [row(key, info) for key, info in with_named(keys) if "properties" not in info]
     return "\n".join([HEAD, *rows])
+
+
+def with_named(
+    keys: Iterator[tuple[str, Mapping[str, Any]]],
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The keys, and behind a group of free names the keys below each name."""
+    for key, info in keys:
+        yield key, info
+        if key in NAMED_GROUPS:
+            yield from walk(f"{key}.{ANY_NAME}.", values_of(info)["properties"])
 
 
 def row(key: str, info: Mapping[str, Any]) -> str:

@@ -15,12 +15,10 @@ from vistill.config import (
     naming_stage,
     split_overrides,
 )
-from vistill.data.loading import (
-    QuarantinedRow,
-    check_overlap,
-    check_rows_per_step,
-    load_train_and_eval,
-)
+from vistill.data.data_sets import load_data
+from vistill.data.keys import num_steps
+from vistill.data.loading import QuarantinedRow, check_overlap, check_rows_per_step
+from vistill.data.mixture import check_mixture, describe_mixture, mixture_of, set_of
 from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT
 from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
@@ -34,6 +32,7 @@ from vistill.runs.storage import free_space, to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
 from vistill.training.checks.check import CheckResult
+from vistill.training.checks.data import rows_by_set
 from vistill.training.checks.disk import describe_disk, disk_needs, reads_average
 from vistill.training.checks.gold import DRAWN, JudgedGolds, judge_gold_answers
 from vistill.training.checks.notes import notes_on_run
@@ -47,6 +46,8 @@ from vistill.training.run_lock import (
     check_recipe_changes,
     read_lock,
 )
+from vistill.training.teachers import TeacherRules, describe_teachers
+from vistill.types import Prompt
 
 
 def check(
@@ -107,6 +108,13 @@ def with_models_of_stages(
             recipe = dataclasses.replace(recipe, **{role: starts[name]})
             text = f"student of {name}, which has not run; checked with {starts[name].model}"
             notes.append(CheckResult(f"{role} of a stage", text))
+    for name, teacher in recipe.teachers.items():
+        if teacher.model in starts and not RunFolder(Path(teacher.model)).has_started():
+            start = starts[teacher.model].model
+            own = dataclasses.replace(teacher, model=start)
+            recipe = dataclasses.replace(recipe, teachers={**recipe.teachers, name: own})
+            text = f"student of {teacher.model}, which has not run; checked with {start}"
+            notes.append(CheckResult(f"teachers.{name} of a stage", text))
     return recipe, notes
 
 
@@ -185,7 +193,9 @@ def is_overridden(key: str, overridden: Sequence[str]) -> bool:
 def model_findings(recipe: Recipe, fast: bool) -> list[CheckResult]:
     """The metadata of the models from `config.json`; loads no weights and no hub id."""
     lines = []
-    for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
+    several = {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
+    roles = {"student": recipe.student.model, "teacher": recipe.teacher.model, **several}
+    for role, model in roles.items():
         if model:
             lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role, fast)))
     return lines
@@ -243,26 +253,29 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     """Check the data without models: all start checks of the rows that need no torch."""
     schema = method_schemas().with_knobs(recipe.method, recipe.knobs)
     needs = needs_of_schema(recipe.method, schema)
-    loaded, held_out = load_train_and_eval(recipe.data)
+    loaded, held_out = load_data(recipe.data)
     check_overlap(loaded, held_out, recipe.data)
     train, evaluation, is_drawn = loaded.prompts, held_out.prompts, bool(loaded.diagrams)
     bad = [*loaded.quarantined, *held_out.quarantined]
     gold = JudgedGolds(DRAWN)
-    if not (is_drawn or held_out.diagrams):
+    if not (is_drawn or held_out.diagrams) or recipe.data.sets:
         gold = judge_gold_answers(recipe, train, evaluation, needs.answers)
     if gold.error is not None:
         bad += refused_rows(train, recipe.data, gold.refused, gold.error)
         train = [p for p in train if p.id not in gold.refused]
     check_rows_per_step(recipe.train.prompts_per_step, len(train), recipe.data.holdout)
     usable = usable_rows(needs, train, recipe.views.thought, is_drawn)
+    taught = teacher_findings(recipe, train, evaluation)
     if sheet is not None:
-        parts = {"training": usable, "evaluation": evaluation}
+        parts = parts_by_set(usable, evaluation)
         views = full_first(name.partition(".")[2] for name in schema["x-passes"])
         sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
     meant = notes_on_run(recipe, needs.needs, usable, evaluation)
     notes = [*loaded.notes, *held_out.notes, *meant]
     return [
-        CheckResult("data", rows_in_numbers(len(train), len(evaluation), bad)),
+        CheckResult("data", rows_in_numbers(train, evaluation, bad)),
+        *mixture_findings(recipe, usable),
+        *taught,
         CheckResult("gold answers", gold.summary),
         *rows_in_words(usable, evaluation, recipe.eval, parts_of),
         CheckResult("notes", "; ".join(dict.fromkeys(notes)) or "none"),
@@ -270,11 +283,52 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     ]
 
 
-def rows_in_numbers(train: int, evaluation: int, bad: Sequence[QuarantinedRow]) -> str:
-    """How many rows there are, and the first bad one."""
+def mixture_findings(recipe: Recipe, train: Sequence[Prompt]) -> list[CheckResult]:
+    """Rows, share and epochs of each data set of a mixture (C101 if a set is too small)."""
+    mixture = mixture_of(train, recipe.data.sets)
+    if mixture is None:
+        return []
+    per_step = recipe.train.prompts_per_step
+    check_mixture(mixture, per_step)
+    steps = recipe.train.steps or num_steps(len(train), per_step, recipe.train.epochs)
+    text = describe_mixture(mixture, steps, per_step).replace("; ", "\n")
+    return [CheckResult("data sets", text)]
+
+
+def teacher_findings(
+    recipe: Recipe, train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> list[CheckResult]:
+    """Rows of each of several teachers (D310, D311)."""
+    if not recipe.teachers:
+        return []
+    rules = TeacherRules(recipe.teachers)
+    names = rules.assign(train, "training")
+    rules.check_used(names, train)
+    if recipe.eval.advantage and recipe.eval.every:
+        rules.assign(evaluation, "evaluation")
+    return [CheckResult("teachers", describe_teachers(names, train))]
+
+
+def parts_by_set(
+    train: Sequence[Prompt], evaluation: Sequence[Prompt]
+) -> dict[str, Sequence[Prompt]]:
+    """Training and evaluation rows, those of each data set apart."""
+    parts: dict[str, list[Prompt]] = {}
+    for part, prompts in (("training", train), ("evaluation", evaluation)):
+        for name in sorted({set_of(p) for p in prompts}) or [""]:
+            title = f"{part}, {name}" if name else part
+            parts[title] = [p for p in prompts if set_of(p) == name]
+    return dict(parts)
+
+
+def rows_in_numbers(
+    train: Sequence[Prompt], evaluation: Sequence[Prompt], bad: Sequence[QuarantinedRow]
+) -> str:
+    """How many rows there are, by data set, and the first bad one."""
     first = f", first: {bad[0].where} {bad[0].code} {bad[0].reason}" if bad else ""
     quarantined = f"; {len(bad):,} quarantined{first}" if bad else ""
-    return f"{train:,} training rows, {evaluation:,} evaluation rows{quarantined}"
+    sets = rows_by_set(train, evaluation)
+    return f"{len(train):,} training rows, {len(evaluation):,} evaluation rows{sets}{quarantined}"
 
 
 def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckResult]:
@@ -295,7 +349,7 @@ def run_all_checks(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRe
         at = [line.what for line in findings].index("rows") + 1
         findings = [*findings[:at], *shown, *findings[at:]]
         if sheet is not None:
-            parts = {"training": setup.train_prompts, "evaluation": setup.eval_prompts}
+            parts = parts_by_set(setup.train_prompts, setup.eval_prompts)
             views = full_first(views_of(setup.objective))
             sheet.add(f"{recipe.method}, {recipe.run}", parts, views, setup.models.view, render)
         return [*findings, *run_canary_check(setup.plan(), folder)]

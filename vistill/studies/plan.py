@@ -93,12 +93,19 @@ def plan_recipes(
             continue
         with naming_stage(name, own_keys.get(name)):
             student = finder.find(located.student.model, "student")
-            teacher = located.teacher.model
+            one = located.teacher.model
+            several = {
+                key: finder.find(model.model, f"teachers.{key}")
+                for key, model in located.teachers.items()
+            }
+            teacher = finder.find(one, "teacher") if one else None
+            largest = max(several.values(), key=lambda s: s.parameters.total, default=teacher)
             plans[name] = RunPlan(
                 recipe=stage,
                 objective=make_objective(stage),
                 student=student,
-                teacher=finder.find(teacher, "teacher") if teacher else None,
+                teacher=largest,
+                teachers=several,
                 gpu=gpu,
                 sizes=with_rows(options.sizes, stage),
                 gpus=options.gpus,

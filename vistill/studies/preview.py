@@ -56,7 +56,7 @@ class Preview:
         rows = []
         for part, prompts in parts.items():
             partners = Partners(prompts, views, context.thought)
-            for prompt, reason in chosen_rows(prompts, FIRST.get(part, 4)):
+            for prompt, reason in chosen_rows(prompts, FIRST.get(part.partition(",")[0], 4)):
                 seed = keyed_seed("view", prompt.id, context.seed)
                 own = replace(context, seed=seed, partner=partners.get(prompt.id))
                 rows.append(

@@ -9,6 +9,7 @@ from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.options import gold_letters, read_options
 from vistill.answers.verdict import Verdict
 from vistill.data.judging import JudgeSettings, judge_response
+from vistill.data.mixture import set_of
 from vistill.errors import DataError
 from vistill.redaction import for_terminal
 from vistill.training.checks.check import CheckResult
@@ -34,6 +35,8 @@ def rows_in_words(
 ) -> list[CheckResult]:
     """Two training rows and an evaluation row; three training rows where there is no other.
 
+    Of several data sets, a training row of each.
+
     Args:
         train: training rows.
         evaluation: evaluation rows.
@@ -42,7 +45,11 @@ def rows_in_words(
     """
     chosen = list(evaluation[:1])
     count = min(len(train), ROWS - len(chosen))
-    chosen = [*(train[i * len(train) // count] for i in range(count)), *chosen]
+    names = sorted({set_of(p) for p in train})
+    if len(names) > 1:  # of several data sets one row each
+        chosen = [*(next(p for p in train if set_of(p) == name) for name in names), *chosen]
+    else:
+        chosen = [*(train[i * len(train) // count] for i in range(count)), *chosen]
     with shared_judge() as math:
         return [CheckResult("row", row_in_words(p, settings, render, math)) for p in chosen]
 

@@ -165,7 +165,7 @@ def make_rewards(plan: Plan) -> AbstractContextManager[Rewards | None]:
     """The rewards, or None where the method needs none."""
     if Need.REWARD not in plan.objective.requirements.needs:
         return nullcontext()
-    return Rewards(plan.reward, plan.models.student, shared_judge())
+    return Rewards(plan.reward, plan.models.student, shared_judge(), plan.set_rewards)
 
 
 def make_step_context(
@@ -211,6 +211,9 @@ def pick_prompts(
     def is_replaced(row: int) -> bool:
         return plan.train_prompts[row].id in replaced_rows
 
+    if plan.mixture is not None:
+        rows, epochs = plan.mixture.rows_of_step(step, per_step, plan.seed, is_replaced)
+        return [plan.train_prompts[row] for row in rows], epochs
     rows = rows_of_step(step, per_step, num, plan.seed, is_replaced)
     epochs = [(step * per_step + i) // num for i in range(per_step)]
     return [plan.train_prompts[row] for row in rows], epochs

@@ -248,9 +248,11 @@ def memory_limit(setup: "RunSetup") -> float:
     states = 0.0
     for p in scored:
         if p.keep != "log_prob":
-            vlm = models.teacher if p.reader is Reader.TEACHER else models.student
-            layer: Any = vlm.model.get_output_embeddings() if vlm is not None else student
-            states += rows * layer.weight.shape[1] * layer.weight.element_size()
+            teachers = [vlm for _, one in models.by_teacher() if (vlm := one.teacher) is not None]
+            readers = teachers if p.reader is Reader.TEACHER else [models.student]
+            layers: list[Any] = [vlm.model.get_output_embeddings() for vlm in readers] or [student]
+            widths = [one.weight.shape[1] * one.weight.element_size() for one in layers]
+            states += rows * max(widths)
     chunks = float(CHUNK_BYTES.get(device.type, 0) * (1 + len(scored)))
     return max(0.0, free_for_step(setup) - head - chunks - states - FOR_ALLOCATOR)
 

@@ -31,6 +31,44 @@ class Models:
     """Whether the teacher is of another family, which encodes images in its own way."""
     encodings: dict[tuple[str, str], EncodedPrompt] | None = field(default=None, compare=False)
     """The encodings of this step: the writer and all readers use the same ones."""
+    teachers: Mapping[str, VLM] = field(default_factory=dict)
+    """Several teachers by name. `teacher` is their only model, or None if they differ."""
+    teacher_names: Mapping[str, str] = field(default_factory=dict)
+    """By prompt id the name of its teacher, if there are several."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the run has one teacher or several."""
+        return self.teacher is not None or bool(self.teachers)
+
+    @property
+    def has_several_teachers(self) -> bool:
+        """Whether rows have teachers of different weights."""
+        return self.teacher is None and bool(self.teachers)
+
+    def teacher_of(self, prompt: Prompt) -> VLM:
+        """The teacher of a prompt."""
+        if self.teacher is not None:
+            return self.teacher
+        return self.teachers[self.teacher_names[prompt.id]]
+
+    def by_teacher(self) -> list[tuple[str, "Models"]]:
+        """Each teacher's name, and the models with it as the only teacher; once per model.
+
+        With at most one teacher these models themselves, without a name.
+        """
+        if not self.has_several_teachers:
+            return [("", self)]
+        distinct: dict[int, tuple[str, VLM]] = {}
+        for name, vlm in self.teachers.items():
+            distinct.setdefault(id(vlm), (name, vlm))
+        return [(name, self.with_teacher(vlm)) for name, vlm in distinct.values()]
+
+    def with_teacher(self, vlm: VLM) -> "Models":
+        """The models with one of the teachers as the only one."""
+        encodings = None if self.encodings is None else {}
+        own = vlm.family.describe() != self.student.family.describe()
+        return replace(self, teacher=vlm, teachers={}, teacher_encodes=own, encodings=encodings)
 
     def reader(self, role: Reader) -> VLM:
         """The model with a role. The student is also `OLD`, until the step updates it."""
@@ -46,10 +84,14 @@ class Models:
 
     @contextmanager
     def on_device(self, passes: Sequence[Pass]) -> Iterator[None]:
-        """Keep every reader without gradient on its device; an offloaded teacher is moved once."""
+        """Keep every reader without gradient on its device; an offloaded teacher is moved once.
+
+        Several teachers are not kept there: `score_without_gradient` moves one after another.
+        """
         with ExitStack() as stack:
             for role in dict.fromkeys(p.reader for p in passes if not p.gradient):
-                stack.enter_context(self.reader(role).on_device())
+                if role is not Reader.TEACHER or not self.has_several_teachers:
+                    stack.enter_context(self.reader(role).on_device())
             yield
 
     def at_step(self, seed: int, step: int) -> "Models":
@@ -64,7 +106,7 @@ class Models:
 
         Models of one family share tokenizer and image grid, so one encoding serves all of them.
         """
-        encoder = self.reader(reader) if self.has_own_encoding(reader) else self.student
+        encoder = self.teacher_of(prompt) if self.has_own_encoding(reader) else self.student
         if self.encodings is None:
             return encoder.encode(self.prompt_under(prompt, view))
         key = (prompt.id, self.encoding_key(view, reader))
@@ -74,6 +116,9 @@ class Models:
 
     def free_positions(self, prompt: Prompt) -> tuple[int, int, Reader]:
         """Positions of the prompt, of the reader with the fewest in all, and that reader."""
+        if self.has_several_teachers:
+            alone = [models.free_positions(prompt) for _, models in self.by_teacher()]
+            return min(alone, key=lambda positions: positions[1])
         roles = [Reader.STUDENT, *([Reader.TEACHER] if self.teacher_encodes else [])]
         limit, role = min((max_positions(self.reader(role)), role) for role in roles)
         taken = max(self.encode(prompt, View.FULL, role).next_position for role in roles)

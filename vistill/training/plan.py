@@ -6,6 +6,7 @@ from typing import Any
 
 from vistill.batch import Objective
 from vistill.data.diagrams import Diagram
+from vistill.data.mixture import Mixture
 from vistill.evaluation.settings import EvalSettings
 from vistill.phases import send_record
 from vistill.rollouts.engine import RolloutEngine
@@ -41,6 +42,10 @@ class Plan:
     teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """The teacher's responses by prompt id (`training/teacher_responses.py`)."""
     reward: RewardSettings = field(default_factory=RewardSettings)
+    set_rewards: Mapping[str, RewardSettings] = field(default_factory=dict)
+    """Rewards by data set, where it has its own."""
+    mixture: Mixture | None = None
+    """Several data sets and their weights; None for one."""
     max_bad_share: float = 0.01
     """Share of the training rows that may go bad after the start."""
     missing_rows: Mapping[str, str] = field(default_factory=dict)

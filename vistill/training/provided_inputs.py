@@ -29,8 +29,15 @@ from vistill.models.save import save_vlm
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
 from vistill.runs.model_not_found import model_name
+from vistill.runs.recipe_changes import flatten
 from vistill.training.build import method_name
-from vistill.training.recipe import HERE, Recipe, StudentSettings, TeacherSettings
+from vistill.training.recipe import (
+    HERE,
+    NamedTeacherSettings,
+    Recipe,
+    StudentSettings,
+    TeacherSettings,
+)
 from vistill.training.run_lock import read_lock
 from vistill.training.setup import ProvidedInputs
 from vistill.views import ViewContext
@@ -64,10 +71,15 @@ def make_recipe(
         if given.teacher is None
         else TeacherSettings(model_location(folder, "teacher", given.teacher))
     )
+    teachers = {
+        name: NamedTeacherSettings(model_location(folder, f"teachers.{name}", vlm))
+        for name, vlm in given.teachers.items()
+    }
     from_inputs = {
         "run": str(out),
         "student": student_settings(model_location(folder, "student", given.student), given),
         "teacher": teacher,
+        "teachers": teachers,
         "method": method_name(objective),
         "knobs": changed_knobs(objective),
         "data": data,
@@ -127,9 +139,11 @@ def store_inputs(folder: RunFolder, recipe: Recipe, given: ProvidedInputs) -> No
     write_prompts(given.train_prompts, folder.path / DATA_FOLDER / "train.jsonl")
     if given.eval_prompts:
         write_prompts(given.eval_prompts, folder.path / DATA_FOLDER / "eval.jsonl")
+    several = [(f"teachers.{n}", recipe.teachers[n], vlm) for n, vlm in given.teachers.items()]
     for role, model, vlm in (
         ("student", recipe.student, given.student),
         ("teacher", recipe.teacher, given.teacher),
+        *several,
     ):
         if vlm is not None and model.model == f"{HERE}/{MODELS_FOLDER}/{role}":
             save_vlm(vlm, folder.path / MODELS_FOLDER / role)
@@ -139,8 +153,8 @@ def model_location(folder: RunFolder, role: str, vlm: VLM) -> str:
     """Where to load a model from: its source if that has the same weights, else the run folder."""
     in_run_folder = f"{HERE}/{MODELS_FOLDER}/{role}"
     if folder.has_started():  # the lock decides: a failed start may have left a model in the folder
-        known = read_lock(folder).get("recipe", {}).get(role, {})
-        is_stored = isinstance(known, Mapping) and known.get("model") == in_run_folder
+        known = flatten(read_lock(folder).get("recipe", {}))
+        is_stored = known.get(f"{role}.model") == in_run_folder
         return in_run_folder if is_stored else model_name(vlm.source)
     return model_name(vlm.source) if matches_source(vlm) else in_run_folder
 

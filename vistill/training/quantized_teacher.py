@@ -23,13 +23,21 @@ SAMPLES, SENTENCE = 4, "The answer is 12."
 SPACE_FACTOR = 1.3
 
 
-def load_teacher(setup: "RunSetup", encoder: PromptEncoder, device: str) -> tuple[VLM, str]:
-    """The teacher, and what quantising it changes, in words; `vistill check` measures that.
+def load_teacher(
+    setup: "RunSetup", encoder: PromptEncoder, precision: str, device: str
+) -> tuple[VLM, str]:
+    """A teacher, and what quantising it changes, in words; `vistill check` measures that.
+
+    Args:
+        setup: of the run.
+        encoder: of the teacher.
+        precision: as `teacher.precision`.
+        device: of the teacher.
 
     Raises:
         MissingExtraError: E301, bitsandbytes is not installed.
     """
-    precision, train = setup.recipe.teacher.precision, setup.recipe.train
+    train = setup.recipe.train
     if precision not in QUANTIZED:
         named = {"fp32": torch.float32, "bf16": torch.bfloat16}
         dtype = named.get(precision) or teacher_dtype(device, train.precision)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vistill.data.set_settings import check_name
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
@@ -71,6 +72,17 @@ class TeacherSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
+class NamedTeacherSettings(TeacherSettings):
+    """One of several teachers, and the rows that it teaches."""
+
+    rows: tuple[str, ...] = ()
+    """The rows of this teacher: values of `data.columns.teacher`, or names of data sets where a row
+    has no such value. Empty takes rows with the teacher's own name."""
+    others: bool = False
+    """Take also all rows that no other teacher takes. At most one teacher does."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run: the same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
 
@@ -85,6 +97,9 @@ class Recipe:
     seed: int = 42
     """Seed of the run: of the order of the rows and of the sampling noise."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    teachers: dict[str, NamedTeacherSettings] = field(default_factory=dict)
+    """Several teachers by name, in place of `teacher`: each row learns from one of them. With
+    `train.offload_teacher` one of them at a time is on the device."""
     knobs: dict[str, Any] = field(default_factory=dict)
     """The method's own settings; in a recipe they stand under the method's name."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -104,6 +119,8 @@ class Recipe:
             object.__setattr__(self, "student", StudentSettings(**vars(self.student)))
         if type(self.teacher) is ModelSettings:
             object.__setattr__(self, "teacher", TeacherSettings(**vars(self.teacher)))
+        if self.teachers:
+            check_teachers(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -117,12 +134,20 @@ class Recipe:
         def here(text: str) -> str:
             return text.replace(HERE, self.run)
 
-        data = dataclasses.replace(
-            self.data, train=here(self.data.train), eval=here(self.data.eval)
-        )
+        def moved(settings: Any) -> Any:
+            train, evaluation = here(settings.train), here(settings.eval)
+            return dataclasses.replace(settings, train=train, eval=evaluation)
+
+        sets = {name: moved(one) for name, one in self.data.sets.items()}
+        data = dataclasses.replace(moved(self.data), sets=sets)
         student = dataclasses.replace(self.student, model=here(self.student.model))
         teacher = dataclasses.replace(self.teacher, model=here(self.teacher.model))
-        return dataclasses.replace(self, data=data, student=student, teacher=teacher)
+        teachers = {
+            name: dataclasses.replace(one, model=here(one.model))
+            for name, one in self.teachers.items()
+        }
+        models = {"student": student, "teacher": teacher, "teachers": teachers}
+        return dataclasses.replace(self, data=data, **models)
 
     def view_context(self, patch: int = 14) -> ViewContext:
         """The parameters of the views; `patch` is the side of the model's patches in pixels."""
@@ -153,6 +178,7 @@ class Recipe:
 ADDED = {
     "reward.checker": "auto",
     "data.columns.checker": "",
+    "data.columns.teacher": "",
     "data.min_pixels": None,
     "data.max_pixels": None,
     "data.index_base": 0,
@@ -167,6 +193,48 @@ ADDED = {
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"
+#: Groups of a stored recipe that may have a place in the run folder.
+STORED_PLACES = ("data", "student", "teacher", "teachers")
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """C101 or C002 for teachers that cannot be told apart, or that have no model."""
+    if recipe.teacher.model:
+        raise ConfigError(
+            "C101",
+            "teacher and teachers are both given",
+            why="each row learns from one teacher",
+            fix="teacher.model=   or   teachers=null",
+        )
+    takes: dict[str, str] = {}
+    for name, one in recipe.teachers.items():
+        check_name(name, "teachers")
+        if not one.model:
+            what, fix = f'"teachers.{name}.model" is missing', "FOLDER_OR_HUB_ID"
+            raise ConfigError("C002", what, fix=f"teachers.{name}.model={fix}")
+        for key in rows_of_teacher(name, one):
+            if key in takes:
+                raise ConfigError(
+                    "C101",
+                    f'the rows "{key}" have two teachers: {takes[key]} and {name}',
+                    why="each row learns from one teacher",
+                    fix=f"teachers.{name}=null   or   teachers.{takes[key]}=null",
+                    note=f"or leave {key} out of teachers.{name}.rows",
+                )
+            takes[key] = name
+    rest = [name for name, one in recipe.teachers.items() if one.others]
+    if len(rest) > 1:
+        raise ConfigError(
+            "C101",
+            f"{' and '.join(rest)} both take the rows of no other teacher",
+            why="each row learns from one teacher",
+            fix=f"teachers.{rest[1]}.others=false",
+        )
+
+
+def rows_of_teacher(name: str, one: NamedTeacherSettings) -> tuple[str, ...]:
+    """What a row names to have this teacher."""
+    return tuple(dict.fromkeys(one.rows)) or ((name,) if not one.others else ())
 
 
 def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +245,7 @@ def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             return {key: resolved(inner) for key, inner in value.items()}
         return value.replace(HERE, folder) if isinstance(value, str) and HERE in value else value
 
-    parts = {name: resolved(tree[name]) for name in ("data", "student", "teacher") if name in tree}
+    parts = {name: resolved(tree[name]) for name in STORED_PLACES if name in tree}
     return {**tree, **parts, "run": folder}
 
 

@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from types import TracebackType
 
 from vistill.answers.math_process import MathJudge
 from vistill.data.judging import judge_response
+from vistill.data.mixture import set_of
+from vistill.data.set_settings import DataSet
 from vistill.models.loading import VLM
 from vistill.phases import count_items
 from vistill.plugin_calls import plugin_call
@@ -27,6 +29,8 @@ class Rewards:
     settings: RewardSettings
     vlm: VLM
     math: MathJudge
+    by_set: Mapping[str, RewardSettings] = field(default_factory=dict)
+    """The settings of data sets that have their own."""
     unparsed: list[bool] = field(default_factory=list)
     """Whether each response of the last `of` commits to no answer."""
 
@@ -64,27 +68,35 @@ class Rewards:
     def one(self, group: RolloutGroup, ids: tuple[int, ...]) -> float:
         """The reward of one response."""
         text = self.vlm.decode(ids)
-        weights = {
-            "accuracy": self.settings.accuracy,
-            "format": self.settings.format,
-            **self.settings.extra,
-        }
+        settings = self.by_set.get(set_of(group.prompt), self.settings)
+        weights = {"accuracy": settings.accuracy, "format": settings.format, **settings.extra}
         values = []
         for name, weight in weights.items():
             with plugin_call(rewards, name):
                 function = rewards.get(name)
                 if function is accuracy:
-                    value: object = self.judge(text, group.prompt)
+                    value: object = self.judge(text, group.prompt, settings)
                 else:
-                    value = function(text, group.prompt, self.settings, self.math)
+                    value = function(text, group.prompt, settings, self.math)
                 values.append(weight * finite(value))
         return sum(values)
 
-    def judge(self, text: str, prompt: Prompt) -> float:
+    def judge(self, text: str, prompt: Prompt, settings: RewardSettings) -> float:
         """The reward `accuracy` of a response; its verdict counts in `metrics`."""
-        verdict = judge_response(text, prompt, self.settings, self.math)
+        verdict = judge_response(text, prompt, settings, self.math)
         self.unparsed.append(verdict.unparsed)
         return float(verdict.correct)
+
+
+def rewards_of_sets(
+    settings: RewardSettings, sets: Mapping[str, DataSet]
+) -> dict[str, RewardSettings]:
+    """The rewards of the data sets that have their own, by name."""
+    own = {
+        name: {key: value for key, value in vars(one.reward).items() if value is not None}
+        for name, one in sets.items()
+    }
+    return {name: replace(settings, **values) for name, values in own.items() if values}
 
 
 def finite(value: object) -> float:

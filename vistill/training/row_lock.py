@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vistill.data.mixture import LABEL, fits, set_of
 from vistill.errors import DataError, RolloutError, StorageError
 from vistill.redaction import mask_secrets
 from vistill.runs.folder import RunFolder
@@ -74,7 +75,8 @@ def restore_row_order(
     if len(missing) > setup.max_bad_share * len(train_rows):
         what = f"{len(missing)} of {len(train_rows)} rows are missing or changed"
         raise other_data_error(setup, folder, what, labels[next(iter(missing))])
-    rows = [usable.get(row, Prompt(row[0], ())) for row in train_rows]
+    sets = {row[0]: {LABEL: row[3]} for row in locked["train"] if len(row) > 3}
+    rows = [usable.get(row, Prompt(row[0], (), labels=sets.get(row[0], {}))) for row in train_rows]
     new = len(everything) - len(rows) - len(eval_rows) + len(missing)
     if missing or new > 0:
         folder.event(
@@ -88,8 +90,11 @@ def restore_row_order(
 
 
 def row_keys(prompts: Sequence[Prompt]) -> list[list[str]]:
-    """For each row its id, the hash of its content, and its place in the data."""
-    return [[p.id, p.content, p.labels.get("row", "")] for p in prompts]
+    """For each row its id, the hash of its content, its place in the data, and its data set."""
+    return [
+        [p.id, p.content, p.labels.get("row", ""), *([set_of(p)] if set_of(p) else [])]
+        for p in prompts
+    ]
 
 
 def other_data_error(setup: "RunSetup", folder: RunFolder, what: str, first: str) -> DataError:
@@ -173,5 +178,12 @@ def replace_rows(
 
 def within_bad_row_limit(plan: Plan, replaced_rows: Collection[str]) -> bool:
     """Whether the run may replace these rows, and has enough other ones for a step."""
-    rows, bad = len(plan.train_prompts), len(replaced_rows)
-    return bad <= plan.max_bad_share * rows and rows - bad >= plan.train.prompts_per_step
+    rows, bad, per_step = len(plan.train_prompts), len(replaced_rows), plan.train.prompts_per_step
+    if plan.mixture is not None:
+        prompts = plan.train_prompts
+        usable = [
+            sum(prompts[row].id not in replaced_rows for row in own) for own in plan.mixture.rows
+        ]
+        if not fits(plan.mixture, per_step, usable):
+            return False
+    return bad <= plan.max_bad_share * rows and rows - bad >= per_step

@@ -6,6 +6,7 @@ lock too, so this module imports torch only where it hashes weights.
 
 import datetime
 import hashlib
+import itertools
 import json
 import platform
 import re
@@ -108,13 +109,17 @@ def check_changed_names(before: Mapping[str, Any], recipe: Recipe) -> None:
     """
     if "student" not in before or recipe.data.train.startswith(PREFIX):
         return
-    for part in ("train", "eval"):
-        source = getattr(recipe.data, part)
+    earlier = flatten(before)
+    sets = {f"data.sets.{name}": one for name, one in recipe.data.sets.items()}
+    for group, part in itertools.product({"data": recipe.data, **sets}.items(), ("train", "eval")):
+        key, source = f"{group[0]}.{part}", getattr(group[1], part)
         is_plain = source and source != "diagrams" and not re.match(r"hf:|prompts:|\w+://", source)
-        if source != before.get("data", {}).get(part) and is_plain:
-            check_source_exists(source, f"data.{part}")
-    for role, model in (("student", recipe.student.model), ("teacher", recipe.teacher.model)):
-        if not model or model == before.get(role, {}).get("model"):
+        if source != earlier.get(key) and is_plain:
+            check_source_exists(source, key)
+    several = {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
+    roles = {"student": recipe.student.model, "teacher": recipe.teacher.model, **several}
+    for role, model in roles.items():
+        if not model or model == earlier.get(f"{role}.model"):
             continue
         folder = resolve_model(model, role)
         if not looks_like_hub_id(folder) and not Path(folder).is_dir():

@@ -7,6 +7,7 @@ from typing import Any
 from vistill.batch import Objective
 from vistill.data.diagrams import Diagram
 from vistill.data.loading import LoadedData
+from vistill.data.mixture import Mixture
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM, PromptEncoder
 from vistill.phases import send_record
@@ -18,6 +19,7 @@ from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
+from vistill.training.rewards import rewards_of_sets
 from vistill.training.settings import RewardSettings, TrainSettings
 from vistill.types import Prompt, Rollout
 
@@ -35,6 +37,8 @@ class ProvidedInputs:
     diagrams: Sequence[Diagram] = ()
     engine: RolloutEngine | None = None
     stop_after: int | None = None
+    teachers: Mapping[str, VLM] = field(default_factory=dict)
+    """Several teachers by name; `teacher` is None then."""
 
 
 @dataclass
@@ -62,6 +66,14 @@ class RunSetup:
     teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     missing_rows: Mapping[str, str] = field(default_factory=dict)
     """Rows of the first start that are missing or bad now: id to reason."""
+    mixture: Mixture | None = None
+    """The data sets of the training rows and their weights, if the recipe names several."""
+    teacher_names: Mapping[str, str] = field(default_factory=dict)
+    """The teacher of each row by id, if there are several (`training/teachers.py`)."""
+    teacher_encoders: Mapping[str, PromptEncoder | VLM] = field(default_factory=dict)
+    """The encoder of every teacher model by its role: `teacher`, or `teachers.NAME` of several."""
+    teacher_roles: Mapping[str, str] = field(default_factory=dict)
+    """The role of each of several teachers by name. Teachers of one model share a role."""
     split: BatchSplit = BatchSplit()
     models_hash: str = ""
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -85,8 +97,8 @@ class RunSetup:
     def has_teacher(self) -> bool:
         """Whether the run has a teacher, loaded or not yet."""
         if self.provided is not None:
-            return self.provided.teacher is not None
-        return bool(self.recipe.teacher.model)
+            return self.provided.teacher is not None or bool(self.provided.teachers)
+        return bool(self.recipe.teacher.model or self.recipe.teachers)
 
     @property
     def train(self) -> TrainSettings:
@@ -138,6 +150,8 @@ class RunSetup:
             diagrams=self.diagrams,
             teacher_responses=self.teacher_responses,
             reward=self.reward,
+            set_rewards=rewards_of_sets(self.reward, self.recipe.data.sets),
+            mixture=self.mixture,
             max_bad_share=self.max_bad_share,
             missing_rows=self.missing_rows,
             progress=self.progress,

@@ -30,6 +30,7 @@ from vistill.training.finite import (
     non_finite_signals,
 )
 from vistill.training.journal import chain_key
+from vistill.training.metrics_by_part import TEACHER_NUMBER, TermsByTeacher, metrics_by_part
 from vistill.training.micro_batches import halve_micro_batches
 from vistill.training.models_of_run import Models
 from vistill.training.optim import learning_rate
@@ -102,6 +103,7 @@ def train_step(
         **update.metrics,
         **{f"memory/{name}": batch.memory[name] for name in sorted(batch.memory)},
         **rollout_metrics(batch, groups),
+        **metrics_by_part(batch, groups, {} if bad else signals, context.models.teacher_names),
         **({} if context.rewards is None else context.rewards.metrics()),
         **own,
     }
@@ -198,7 +200,8 @@ def update_student(
         updates_made += is_updated
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():
             is_constant = name.startswith("coefficient/")  # the same in every share
-            means[name] = value if is_constant else means.get(name, 0.0) + value / len(shares)
+            parts = 1 if name.startswith("teacher/") else len(shares)  # those are sums over shares
+            means[name] = value if is_constant else means.get(name, 0.0) + value / parts
     finite = updates_made == len(shares)
     return UpdateResult({**means, "lr": lr, "finite": float(finite)}, finite, updates_made)
 
@@ -282,16 +285,21 @@ def compute_gradient(
     context.optimizer.zero_grad(set_to_none=True)
     student.model.train()
     passes, counts = objective.passes(), inputs.counts()
+    names, device = context.models.teacher_names, student.device
+    by_teacher = TermsByTeacher.of(inputs.groups, names, device)
     total = 0.0
     metrics: dict[str, float] = {}
+    carried = by_teacher.carried(signals)
     for micro, part_signals in parts_with_gradient(
-        context.models, inputs, batch, passes, signals, context.autocast, poll
+        context.models, inputs, batch, passes, carried, context.autocast, poll
     ):
         fault("learn.part")
+        numbers = part_signals.pop(TEACHER_NUMBER, None)
         with method_call(objective, "terms"):
             terms = objective.terms(micro, part_signals)
         used = terms if only is None else [t for t in terms if t.name in only]
         loss, values = reduce_terms(used, counts)
+        by_teacher.add(micro, terms, numbers)
         # if only `vision` is trained, the loss of a prompt without an image has no gradient
         if loss.requires_grad:
             loss.backward()
@@ -301,7 +309,7 @@ def compute_gradient(
             metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + value.item()
         metrics |= {f"coefficient/{name}": c for name, c in term_coefficients(terms).items()}
     student.model.eval()
-    return total, metrics
+    return total, metrics | by_teacher.metrics()
 
 
 def probe_gradients(

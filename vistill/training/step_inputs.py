@@ -4,18 +4,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from vistill.batch import Counts, Responses, ScoredBatch, ScoredPass, Signals
 from vistill.data.keys import keyed_generator
+from vistill.functional.mixed_heads import mix_heads
 from vistill.models.scoring import EncodedGroup, all_responses, open_reading, score
 from vistill.phases import READINGS, count_done
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
-from vistill.types import Pass, RolloutGroup
+from vistill.types import Pass, Reader, RolloutGroup
 
 
 def flatten_responses(
@@ -109,8 +112,9 @@ def score_without_gradient(
     """Every pass without gradient, once, over the whole batch."""
     batch = ScoredBatch(inputs.responses, {})
     scored: dict[str, ScoredPass] = {}
+    several = models.has_several_teachers
     for p in passes:
-        if p.gradient:
+        if p.gradient or (several and p.reader is Reader.TEACHER):
             continue
         reader = models.reader(p.reader)
         pieces = []
@@ -121,7 +125,71 @@ def score_without_gradient(
             pieces.append(score(reader, groups, ids, models.vocabulary, p.keep))
             count_done(READINGS, sum(len(g.responses) for g in groups))
         scored[p.name] = join_passes(pieces)
-    return ScoredBatch(inputs.responses, scored)
+    if several:
+        scored |= score_by_teacher(models, inputs, passes, poll)
+    return ScoredBatch(inputs.responses, {p.name: scored[p.name] for p in passes if not p.gradient})
+
+
+def score_by_teacher(
+    models: Models, inputs: StepInputs, passes: Sequence[Pass], poll: Callable[[], None]
+) -> dict[str, ScoredPass]:
+    """The passes of several teachers: each reads its own rows, one teacher after another.
+
+    So an offloaded teacher is moved to the device once per step, if it has a row in it.
+    """
+    batch, own = (
+        ScoredBatch(inputs.responses, {}),
+        [p for p in passes if p.reader is Reader.TEACHER],
+    )
+    pieces: dict[str, list[TeacherRows]] = {p.name: [] for p in own}
+    for _, single in models.by_teacher():
+        teacher = single.reader(Reader.TEACHER)
+        parts = [
+            [g for g in part if models.teacher_of(inputs.groups[g].prompt) is teacher]
+            for part in inputs.micro_batches
+        ]
+        parts = [part for part in parts if part]
+        if not own or not parts:
+            continue
+        with teacher.on_device():
+            for p in own:
+                results, rows = [], []
+                for part in parts:
+                    poll()
+                    of_part, rows_of_part = batch.take_groups(part)
+                    groups = inputs.groups_under(models.encoding_key(p.view, p.reader), part)
+                    ids = of_part.responses.ids
+                    results.append(score(teacher, groups, ids, models.vocabulary, p.keep))
+                    rows.append(rows_of_part)
+                    count_done(READINGS, sum(len(g.responses) for g in groups))
+                pieces[p.name].append(TeacherRows(torch.cat(rows), join_passes(results)))
+    return {name: join_teachers(parts) for name, parts in pieces.items()}
+
+
+class TeacherRows(NamedTuple):
+    """The rows of the flat axis that one teacher read, and what it read there."""
+
+    rows: Int[Tensor, " r"]
+    scored: ScoredPass
+
+
+def join_teachers(parts: Sequence[TeacherRows]) -> ScoredPass:
+    """The rows of all teachers of a step as one pass; of one teacher its pass as it is."""
+    order = torch.argsort(torch.cat([part.rows for part in parts]))
+    log_probs = [part.scored.log_prob for part in parts]
+    kept = [values for values in log_probs if values is not None]
+    log_prob = torch.cat(kept)[order] if kept else None
+    states = [
+        (part.scored.states(), part.scored.projection())
+        for part in parts
+        if part.scored.hidden is not None
+    ]
+    if not states:
+        return ScoredPass(log_prob)
+    if len(parts) == 1:
+        return ScoredPass(log_prob, states[0][0][order], states[0][1])
+    hidden, head = mix_heads(states)
+    return ScoredPass(log_prob, hidden[order], head)
 
 
 Precision = Callable[[], AbstractContextManager[object]]

@@ -1,7 +1,7 @@
 """The teacher's responses: written once before step 1, stored in the run folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vistill.runs.storage import damaged_file_error, move_lines, read_json, writ
 from vistill.training.models_of_run import Models
 from vistill.training.response_source import ResponseSource, sample_groups
 from vistill.training.settings import RewardSettings
-from vistill.types import Finish, Prompt, Rollout, RolloutGroup
+from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 FILE, SETTINGS_FILE = "teacher_responses.jsonl", "teacher_responses.settings.json"
 #: Step in the noise key of the teacher's responses: before the first.
@@ -25,31 +25,39 @@ STEP_BEFORE_RUN = -1
 PROMPTS_PER_CALL = 16
 
 
+@dataclass(frozen=True)
+class TeacherWriter:
+    """A teacher that writes responses, and the prompts that are its own."""
+
+    models: Models
+    """With this teacher as the only one."""
+    response_source: ResponseSource
+    prompts: Sequence[Prompt]
+
+
 def write_teacher_responses(
-    models: Models,
-    folder: RunFolder,
-    response_source: ResponseSource,
-    prompts: Sequence[Prompt],
-    rollout: RolloutSettings,
-    seed: int,
+    folder: RunFolder, writers: Sequence[TeacherWriter], rollout: RolloutSettings, seed: int
 ) -> dict[str, tuple[Rollout, ...]]:
     """K teacher responses to every prompt; those in the run folder are not written again."""
-    assert models.teacher is not None, "check_together requires a teacher"
     path = folder.path / FILE
-    discard_stale_responses(
-        folder, {"teacher": models.teacher.source, "seed": seed, **asdict(rollout)}
-    )
+    sources = [writer.models.reader(Reader.TEACHER).source for writer in writers]
+    teacher = sources[0] if len(sources) == 1 else sources
+    discard_stale_responses(folder, {"teacher": teacher, "seed": seed, **asdict(rollout)})
+    prompts = [prompt for writer in writers for prompt in writer.prompts]
     responses = read_responses(folder, prompts)
-    missing = [prompt for prompt in prompts if prompt.id not in responses]
+    missing = sum(prompt.id not in responses for prompt in prompts)
+    per_prompt = writers[0].response_source.per_prompt
     sampling = sampling_for_step(rollout, seed, STEP_BEFORE_RUN)
-    with open_phase("teacher responses", len(missing) * response_source.per_prompt, RESPONSES):
-        for start in range(0, len(missing), PROMPTS_PER_CALL):
-            batch = missing[start : start + PROMPTS_PER_CALL]
-            with models.teacher.on_device():
-                groups = sample_groups(models, response_source, batch, sampling)
-            for group in groups:
-                folder.log(path, to_record(models, group), exact=True)
-                responses[group.prompt.id] = group.rollouts
+    with open_phase("teacher responses", missing * per_prompt, RESPONSES):
+        for writer in writers:
+            models, own = writer.models, [p for p in writer.prompts if p.id not in responses]
+            for start in range(0, len(own), PROMPTS_PER_CALL):
+                batch = own[start : start + PROMPTS_PER_CALL]
+                with models.reader(Reader.TEACHER).on_device():
+                    groups = sample_groups(models, writer.response_source, batch, sampling)
+                for group in groups:
+                    folder.log(path, to_record(models, group), exact=True)
+                    responses[group.prompt.id] = group.rollouts
     return {prompt.id: responses[prompt.id] for prompt in prompts}
 
 

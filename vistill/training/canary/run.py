@@ -22,7 +22,9 @@ from vistill.training.canary.reader import (
     check_self_divergence,
 )
 from vistill.training.context import StepContext
+from vistill.training.models_of_run import Models
 from vistill.training.precision import autocast, training_dtype
+from vistill.training.teachers import naming_teacher
 from vistill.types import LoadedImage, Prompt, Reader, View, Writer
 from vistill.views import Partners
 
@@ -40,26 +42,40 @@ def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, flo
     samples = [p for p in prompts if p.images][:SAMPLES]
     partners = partners_with_other_images(samples, prompts)
     models = replace(context.models, encodings={}, partners=partners)
-    check_heads(models)
+    for name, one in models.by_teacher():
+        with naming_teacher(f"teachers.{name}" if name else "teacher"):
+            check_heads(one)
     if not samples:
         return {}
     ids = models.student.response_ids(SENTENCE)
     check_rows(models, samples, ids)
-    check_encodings(models, samples)
     facts: dict[str, float] = {}
-    for role in count_items(CANARY, roles_to_check(context)):
-        vlm = models.reader(role)
-        half = training_dtype(context.train, vlm.device) is torch.bfloat16
-        bytes_read = 2 if half else next(vlm.model.parameters()).element_size()
-        precision = partial(autocast, context.train, vlm.device)
-        probe = ReaderProbe(role, models, samples, ids, precision, bytes_read)
-        was_training = vlm.model.training
-        vlm.model.eval()
-        with vlm.on_device():
-            effects = check_reader(probe, context)
-        vlm.model.train(was_training)
-        facts[f"canary/{role}_image_effect"] = effects.get(View.SWAPPED, 0.0)
+    for role, name, one in count_items(CANARY, readers_to_check(models)):
+        with naming_teacher(f"teachers.{name}" if name else "teacher"):
+            if role is Reader.STUDENT or name:
+                check_encodings(one, samples)
+            effects = run_reader(role, one, samples, ids, context)
+        kind = f"{role}.{name}" if name else role
+        facts[f"canary/{kind}_image_effect"] = effects.get(View.SWAPPED, 0.0)
     return facts
+
+
+def run_reader(
+    role: Reader, models: Models, samples: Sequence[Prompt], ids: tuple[int, ...],
+    context: StepContext,
+) -> dict[str, float]:  # fmt: skip
+    """All checks of one reader, on its device and in evaluation mode."""
+    vlm = models.reader(role)
+    half = training_dtype(context.train, vlm.device) is torch.bfloat16
+    bytes_read = 2 if half else next(vlm.model.parameters()).element_size()
+    precision = partial(autocast, context.train, vlm.device)
+    probe = ReaderProbe(role, models, samples, ids, precision, bytes_read)
+    was_training = vlm.model.training
+    vlm.model.eval()
+    with vlm.on_device():
+        effects = check_reader(probe, context)
+    vlm.model.train(was_training)
+    return effects
 
 
 def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
@@ -75,9 +91,17 @@ def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
     return effects
 
 
-def roles_to_check(context: StepContext) -> tuple[Reader, ...]:
-    """Student and, where there is one, teacher."""
-    return (Reader.STUDENT,) if context.models.teacher is None else (Reader.STUDENT, Reader.TEACHER)
+def readers_to_check(models: Models) -> list[tuple[Reader, str, Models]]:
+    """The student, and each teacher as the only one; with the teacher's name if it has one."""
+    student = [(Reader.STUDENT, "", models if not models.has_several_teachers else alone(models))]
+    if not models.has_teacher:
+        return student
+    return [*student, *((Reader.TEACHER, name, one) for name, one in models.by_teacher())]
+
+
+def alone(models: Models) -> Models:
+    """The models without their teachers."""
+    return replace(models, teachers={}, teacher_encodes=False)
 
 
 def partners_with_other_images(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from vistill.batch import Objective
+from vistill.data.set_settings import check_name
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, closest, quote_command, quote_setting
 from vistill.evaluation.settings import EvalSettings
@@ -99,6 +100,26 @@ def check_model(model: object, name: str) -> None:
         why=f"{str(model)!r:.80}" if is_name else "it takes what vistill.load returns",
         fix=f"vistill.load({str(model)!r})" if is_name else "vistill.load(FOLDER_OR_HUB_ID)",
     )
+
+
+def check_teachers(teacher: object) -> Mapping[str, VLM]:
+    """Several teachers by name; none for one. C002 for anything but loaded models."""
+    if teacher is None:
+        return {}
+    if not isinstance(teacher, Mapping):
+        check_model(teacher, "teacher")
+        return {}
+    if not teacher:
+        raise ConfigError(
+            "C002",
+            "teacher is an empty mapping",
+            why="it has a loaded model for each name",
+            fix='vistill.distill(student, {"math": vistill.load(FOLDER_OR_HUB_ID)}, ...)',
+        )
+    for name, vlm in teacher.items():
+        check_name(str(name), "teacher")
+        check_model(vlm, f"teacher[{name!r}]")
+    return teacher
 
 
 def check_method_argument(objective: object) -> None:

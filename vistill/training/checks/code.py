@@ -28,8 +28,10 @@ def same_code(setup: "RunSetup") -> str:
 
 def same_families(setup: "RunSetup") -> None:
     """The same for the families of the models, once they are known."""
-    vlms = (setup.models.student, setup.models.teacher)
-    names = [vlm.family.name for vlm in vlms if vlm is not None and vlm.family.name in families]
+    models = setup.models
+    vlms = (models.student, models.teacher, *models.teachers.values())
+    used = [vlm.family.name for vlm in vlms if vlm is not None and vlm.family.name in families]
+    names = list(dict.fromkeys(used))
     hold_code(setup, code_of({"families": names}))
 
 
@@ -63,7 +65,10 @@ def code_in_use(setup: "RunSetup") -> Code:
         "views": views_of(setup.objective),
         "engines": [recipe.rollout.engine],
         "thoughts": [recipe.views.thought],
-        "checkers": [recipe.reward.checker],
+        "checkers": [
+            recipe.reward.checker,
+            *(one.checker for one in recipe.data.sets.values() if one.checker),
+        ],
         "rewards": [*recipe.reward.extra],
     }
     if methods.name_of(kind) == recipe.method or (

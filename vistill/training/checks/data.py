@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step, load_train_and_eval
+from vistill.data.data_sets import count_by_set, load_data
+from vistill.data.loading import LoadedData, check_overlap, check_rows_per_step
+from vistill.data.mixture import check_mixture, mixture_of
 from vistill.data.rows import check_characters, check_texts
 from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import with_content_hashes
@@ -13,6 +15,7 @@ from vistill.runs.storage import to_json, write_json
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.gold import check_gold_answers
 from vistill.training.checks.notes import check_notes
+from vistill.training.teachers import TeacherRules, describe_teachers
 from vistill.types import ImageRef, Prompt
 
 if TYPE_CHECKING:
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
 def load_rows(setup: "RunSetup") -> str:
     """Read every row and decode every image; quarantine bad rows with their reason."""
     if setup.provided is None:
-        train, held_out = load_train_and_eval(setup.recipe.located().data)
+        train, held_out = load_data(setup.recipe.located().data)
     else:
         provided = setup.provided
         check_no_limits(setup.recipe.data)
+        check_no_sets(setup.recipe.data)
         check_prompts([*provided.train_prompts, *provided.eval_prompts])
         if not provided.train_prompts and setup.purpose != "eval":
             raise no_prompts_error("the data set is empty")
@@ -41,6 +45,7 @@ def load_rows(setup: "RunSetup") -> str:
     setup.train_data, setup.eval_data = train, held_out
     setup.train_prompts, setup.eval_prompts = train.prompts, held_out.prompts
     setup.diagrams = held_out.diagrams
+    assign_teachers(setup)
     bad = [*train.quarantined, *held_out.quarantined]
     write_data_summary(setup, train, held_out)
     quarantined = (
@@ -48,10 +53,38 @@ def load_rows(setup: "RunSetup") -> str:
         if bad
         else ""
     )
+    sets = rows_by_set(train.prompts, held_out.prompts)
+    teachers = describe_teachers(setup.teacher_names, train.prompts)
+    taught = f"; teachers: {teachers}" if teachers else ""
     return (
         f"{len(train.prompts):,} training rows, {len(held_out.prompts):,} evaluation rows"
-        f"{quarantined}"
+        f"{sets}{taught}{quarantined}"
     )
+
+
+def assign_teachers(setup: "RunSetup") -> None:
+    """Which of several teachers each row has (D310, D311)."""
+    recipe, provided = setup.recipe, setup.provided
+    if not recipe.teachers:
+        return
+    rules = TeacherRules(recipe.teachers, provided is not None)
+    names: dict[str, str] = {}
+    if setup.purpose != "eval":
+        names |= rules.assign(setup.train_prompts, "training")
+        rules.check_used(names, setup.train_prompts)
+    if recipe.eval.advantage and (recipe.eval.every or setup.purpose == "eval"):
+        names |= rules.assign(setup.eval_prompts, "evaluation")
+    setup.teacher_names = names
+
+
+def rows_by_set(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+    """Training and evaluation rows of each data set, in words; empty for a single one."""
+    trained, held = count_by_set(train), count_by_set(held_out)
+    parts = [
+        f"{name} {trained.get(name, 0):,} and {held.get(name, 0):,}"
+        for name in sorted({*trained, *held})
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedData) -> None:
@@ -70,7 +103,42 @@ def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedDat
         "quarantined": len(bad),
         "dropped_text_only": train.dropped_text_only + held_out.dropped_text_only,
     }
+    if settings.sets:
+        record |= sources_of_sets(settings, train.prompts, held_out.prompts)
     write_json(setup.folder.path / "data.json", record)
+
+
+def sources_of_sets(
+    settings: DataSettings, train: Sequence[Prompt], held_out: Sequence[Prompt]
+) -> dict[str, object]:
+    """The entries of `data.json` for several data sets."""
+    rows, held = count_by_set(train), count_by_set(held_out)
+    sets = {
+        name: {
+            "train": one.train,
+            "weight": one.weight,
+            "train_rows": rows.get(name, 0),
+            "eval_rows": held.get(name, 0),
+        }
+        for name, one in sorted(settings.sets.items())
+    }
+    return {
+        "train": settings.sources,
+        "eval": f"evaluation rows of {', '.join(sets)}",
+        "sets": sets,
+    }
+
+
+def check_no_sets(settings: DataSettings) -> None:
+    """C101 for data sets of a recipe next to prompts that are passed in."""
+    if settings.sets:
+        raise ConfigError(
+            "C101",
+            "data.sets does not act on prompts that are passed in",
+            why="data sets are read and mixed where a recipe names them",
+            fix="vistill.train(RECIPE)   or   leave sets out of the settings of the data",
+            note='labels={"data_set": NAME} of a prompt gives metrics by data set',
+        )
 
 
 def check_no_limits(settings: DataSettings) -> None:
@@ -170,6 +238,9 @@ def check_step_size(setup: "RunSetup") -> str:
     recipe = setup.recipe
     rows = len(setup.train_prompts)
     check_rows_per_step(recipe.train.prompts_per_step, rows, recipe.data.holdout)
+    mixture = mixture_of(setup.train_prompts, recipe.data.sets)
+    if mixture is not None:
+        check_mixture(mixture, recipe.train.prompts_per_step)
     return f"{setup.recipe.train.prompts_per_step} different prompts in each step"
 
 

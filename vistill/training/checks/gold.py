@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from vistill.answers.judge import gold_response, right_answer
 from vistill.answers.math_process import shared_judge
 from vistill.data.judging import JudgeSettings, judge_response
+from vistill.data.mixture import set_of
+from vistill.data.set_settings import in_set
 from vistill.errors import DataError
 from vistill.phases import count_items
 from vistill.training.checks.set_aside import set_aside_rows
@@ -26,7 +28,8 @@ def check_gold_answers(setup: "RunSetup") -> str:
     Evaluation rows stop the run. Training rows, if the method rewards or filters by answers, are
     set aside up to `data.max_bad_share`.
     """
-    if setup.train_data.diagrams or setup.eval_data.diagrams or setup.diagrams:
+    drawn = setup.train_data.diagrams or setup.eval_data.diagrams or setup.diagrams
+    if drawn and not setup.recipe.data.sets:
         return DRAWN
     answers = setup.objective.requirements.answers
     judged = judge_gold_answers(setup.recipe, setup.train_prompts, setup.eval_prompts, answers)
@@ -99,7 +102,7 @@ def rejected_error(
     """D301 with the first row; `group` is the group of the recipe that names the checker."""
     columns = "correct the rows, or name the right columns: data.columns.answer=COLUMN"
     is_own = settings.checker != "auto" and not bad[0].labels.get("checker")
-    return DataError(
+    error = DataError(
         "D301",
         what,
         where=bad[0].labels.get("row", bad[0].id),
@@ -107,3 +110,4 @@ def rejected_error(
         + (f", checker {settings.checker}" if is_own else ""),
         fix=f"{group}.checker=auto   or   {columns}" if is_own else columns,
     )
+    return in_set(error, set_of(bad[0]))

@@ -1,11 +1,13 @@
 """Checks of the method: its requirements, its gate, and the teacher's responses before step 1."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vistill.batch import EntryGate, Need, Objective
 from vistill.data.keys import num_steps
 from vistill.data.loading import check_rows_per_step
+from vistill.data.mixture import check_mixture, describe_mixture, mixture_of
 from vistill.errors import ConfigError, ModelError
 from vistill.evaluation.privilege import measure_privilege
 from vistill.rollouts.build import make_engine
@@ -18,7 +20,11 @@ from vistill.training.memory_budget import choose_split
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
 from vistill.training.run_lock import run_fingerprint
-from vistill.training.teacher_responses import keep_correct_responses, write_teacher_responses
+from vistill.training.teacher_responses import (
+    TeacherWriter,
+    keep_correct_responses,
+    write_teacher_responses,
+)
 from vistill.types import Reader
 
 if TYPE_CHECKING:
@@ -129,13 +135,18 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
     """Let the teacher write its responses once; drop wrong ones if the method says so (D306)."""
     if setup.objective.requirements.teacher_share == 0:
         return "none needed"
-    assert setup.models.teacher is not None, "the check `method` requires a teacher"
+    assert setup.models.has_teacher, "the check `method` requires a teacher"
     prompts, settings = setup.train_prompts, setup.rollout.without_image_skips()
-    with setup.folder.locked(), make_engine(setup.models.teacher, settings, setup.poll) as engine:
-        source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
-        written = write_teacher_responses(
-            setup.models, setup.folder, source, prompts, setup.rollout, setup.seed
-        )
+    with ExitStack() as stack:
+        stack.enter_context(setup.folder.locked())
+        writers = []
+        for _, models in setup.models.by_teacher():
+            teacher = models.reader(Reader.TEACHER)
+            engine = stack.enter_context(make_engine(teacher, settings, setup.poll))
+            source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
+            own = [p for p in prompts if setup.models.teacher_of(p) is teacher]
+            writers.append(TeacherWriter(models, source, own))
+        written = write_teacher_responses(setup.folder, writers, setup.rollout, setup.seed)
     setup.teacher_responses = written
     if setup.objective.requirements.keep_correct:
         correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
@@ -155,6 +166,14 @@ def restore_run_rows(setup: "RunSetup") -> str:
     restore_rows(setup)
     rows, train = len(setup.train_prompts), setup.train
     check_rows_per_step(train.prompts_per_step, rows - len(setup.missing_rows))
+    setup.mixture = mixture_of(setup.train_prompts, setup.recipe.data.sets)
+    if setup.mixture is not None:
+        prompts = setup.train_prompts
+        check_mixture(
+            setup.mixture,
+            train.prompts_per_step,
+            lambda row: prompts[row].id in setup.missing_rows,
+        )
     setup.num_steps = train.steps or num_steps(rows, train.prompts_per_step, train.epochs)
     rows_file = setup.folder.path / "rows.json"
     setup.fingerprint = run_fingerprint(
@@ -163,7 +182,11 @@ def restore_run_rows(setup: "RunSetup") -> str:
     missing, per_prompt = len(setup.missing_rows), setup.rollout.per_prompt
     replaced = f", {missing} of them missing now and replaced" if missing else ""
     steps = f"{setup.num_steps:,} steps of {train.prompts_per_step} prompts x {per_prompt} rollouts"
-    return f"{rows:,} rows{replaced}: {steps}"
+    sets = ""
+    if setup.mixture is not None:
+        described = describe_mixture(setup.mixture, setup.num_steps, train.prompts_per_step)
+        sets = "\n" + described.replace("; ", "\n")
+    return f"{rows:,} rows{replaced}: {steps}{sets}"
 
 
 def check_memory(setup: "RunSetup") -> str:

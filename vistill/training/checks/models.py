@@ -1,6 +1,6 @@
 """Checks of the models: they match, fit every prompt, and can read every view of the method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,12 @@ from vistill.training.checks.text_only import (
 )
 from vistill.training.models_of_run import Models
 from vistill.training.quantized_teacher import load_teacher
-from vistill.training.recipe import ModelSettings
+from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
 from vistill.training.row_lock import find_partners
 from vistill.training.run_lock import lock_models
 from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
-from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup, View, Writer
+from vistill.training.teachers import naming_teacher
+from vistill.types import Finish, Pass, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views.registry import plugin_views
 
 if TYPE_CHECKING:
@@ -48,26 +49,50 @@ SAMPLES = 4
 
 def check_tokenizers(setup: "RunSetup") -> str:
     """M101 to M105 before any weight is loaded."""
-    provided, recipe = setup.provided, setup.recipe.located()
-    if provided is not None:
-        student, teacher = provided.student, provided.teacher
-    else:
-        limit = recipe.data.max_image_tokens
-        student = load_encoder_of(recipe.student, "student", limit)
-        teacher = (
-            load_encoder_of(recipe.teacher, "teacher", limit) if recipe.teacher.model else None
-        )
-    if teacher is not None:
-        check_pair(student, teacher)
-    setup.encoders = student, teacher
-    subject = "student and teacher share" if teacher is not None else "the student has"
-    patch, names = student.family.patch_size, [student.family.describe()]
-    if teacher is not None and teacher.family.describe() not in names:
-        names.append(teacher.family.describe())
+    student = find_encoders(setup)
+    encoders = list(setup.teacher_encoders.values())
+    for role, encoder in setup.teacher_encoders.items():
+        with naming_teacher(role):
+            check_pair(student, encoder)
+    setup.encoders = student, encoders[0] if len(encoders) == 1 else None
+    subject = "student and teacher share" if encoders else "the student has"
+    if len(encoders) > 1:
+        subject = f"student and {len(encoders)} teachers share"
+    patch = student.family.patch_size
+    names = list(dict.fromkeys(one.family.describe() for one in (student, *encoders)))
     return (
         f"{subject} {student.vocabulary_size:,} tokens, patches of {patch} pixels,"
         f" family {' and '.join(names)}"
     )
+
+
+def find_encoders(setup: "RunSetup") -> PromptEncoder | VLM:
+    """The encoder of the student; those of the teachers go into the setup, once per model."""
+    provided, recipe = setup.provided, setup.recipe.located()
+    limit = recipe.data.max_image_tokens
+    if provided is None:
+        student: PromptEncoder | VLM = load_encoder_of(recipe.student, "student", limit)
+    else:
+        student = provided.student
+    if provided is None and recipe.teacher.model:
+        setup.teacher_encoders = {"teacher": load_encoder_of(recipe.teacher, "teacher", limit)}
+    elif provided is not None and provided.teacher is not None:
+        setup.teacher_encoders = {"teacher": provided.teacher}
+    names = recipe.teachers if provided is None else provided.teachers
+    roles: dict[object, str] = {}
+    for name in names:
+        model = recipe.teachers[name]
+        key: object = (model.model, model.revision, model.precision)
+        if provided is not None:
+            key = id(provided.teachers[name])
+        role = roles.setdefault(key, f"teachers.{name}")
+        if role not in setup.teacher_encoders:
+            one = (
+                load_encoder_of(model, role, limit) if provided is None else provided.teachers[name]
+            )
+            setup.teacher_encoders = {**setup.teacher_encoders, role: one}
+        setup.teacher_roles = {**setup.teacher_roles, name: role}
+    return student
 
 
 def load_encoder_of(model: ModelSettings, role: str, limit: int | None) -> PromptEncoder:
@@ -116,54 +141,83 @@ def check_same_device(student: str, teacher: str) -> None:
 
 def load_models(setup: "RunSetup") -> str:
     """Load the weights, or take the caller's models; configure and self-test them."""
-    recipe, provided, quantized = setup.recipe, setup.provided, ""
-    student_encoder, teacher_encoder = setup.encoders or (None, None)
-    assert student_encoder is not None, "the check `tokenizers` has not run yet"
+    recipe, provided = setup.recipe, setup.provided
+    encoder = setup.student
     if provided is not None:
-        student, teacher = provided.student, provided.teacher
+        student = provided.student
         require_full_precision(student)
     else:
-        assert isinstance(student_encoder, PromptEncoder)
-        devices = choose_device(recipe.student.device), choose_device(recipe.teacher.device)
-        if teacher_encoder is not None:
-            check_same_device(*devices)
-        student = load_student(setup, student_encoder, devices[0])
-        teacher = None
-        if teacher_encoder is not None:
-            assert isinstance(teacher_encoder, PromptEncoder)
-            teacher, quantized = load_teacher(setup, teacher_encoder, devices[1])
-    if teacher is not None:
-        check_same_device(str(student.device), str(teacher.device))
-    setup.loaded_models = configure_models(setup, student, teacher)
+        assert isinstance(encoder, PromptEncoder)
+        device = choose_device(recipe.student.device)
+        for one in teacher_settings(recipe):
+            check_same_device(device, choose_device(one.device))
+        student = load_student(setup, encoder, device)
+    teachers: dict[str, VLM] = {}
+    quantized = ""
+    for role, encoder in setup.teacher_encoders.items():
+        if isinstance(encoder, PromptEncoder):
+            precision = settings_of_role(recipe, role).precision
+            vlm, effect = load_teacher(setup, encoder, precision, str(student.device))
+            quantized += effect
+        else:
+            vlm = encoder
+        check_same_device(str(student.device), str(vlm.device))
+        teachers[role] = prepare_teacher(setup, vlm, role)
+    setup.loaded_models = configure_models(setup, student, teachers)
     context = setup.loaded_models.view
-    setup.encoders = student, teacher
-    names = [f"{vlm.source} on {vlm.device}" for vlm in (student, teacher) if vlm is not None]
+    setup.encoders = student, setup.loaded_models.teacher
+    setup.teacher_encoders = teachers
+    names = [f"{vlm.source} on {vlm.device}" for vlm in (student, *teachers.values())]
     more = describe_adapters(student) + quantized
     return f"{' and '.join(names)}{more}; pixelated to {context.pixel_share:g} of each side"
 
 
-def configure_models(setup: "RunSetup", student: VLM, teacher: VLM | None) -> Models:
-    """The models with attention, kernels and offloading as the recipe says."""
+def settings_of_role(recipe: Recipe, role: str) -> TeacherSettings:
+    """The settings of `teacher` or `teachers.NAME`."""
+    name = role.removeprefix("teachers.")
+    return recipe.teacher if name == role else recipe.teachers[name]
+
+
+def teacher_settings(recipe: Recipe) -> list[TeacherSettings]:
+    """The settings of every teacher."""
+    return [*([recipe.teacher] if recipe.teacher.model else []), *recipe.teachers.values()]
+
+
+def configured(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
+    """A model with attention and kernels as the recipe says, after its self-test."""
     train = setup.recipe.train
+    return with_kernels(run_selftest(replace(vlm, attention=train.attention), role), train.kernels)
 
-    def configure(vlm: VLM, role: str) -> VLM:
-        tested = run_selftest(replace(vlm, attention=train.attention), role)
-        return with_kernels(tested, train.kernels)
 
+def prepare_teacher(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
+    """A frozen teacher, in host memory while it does not read if the recipe says so.
+
+    Each one is off-loaded before the next one is loaded, so the device holds one at a time.
+    """
+    teacher = configured(setup, vlm, role).freeze()
+    if setup.recipe.train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
+        return teacher.offloaded()
+    return teacher
+
+
+def configure_models(setup: "RunSetup", student: VLM, teachers: Mapping[str, VLM]) -> Models:
+    """The models of the run. `teachers` are by role, once per model."""
     context = setup.recipe.view_context(student.family.patch_size)
-    student = configure(student, "student")
-    if teacher is None:
-        return Models(student, None, student.vocabulary_size, context)
-    teacher = configure(teacher, "teacher").freeze()
-    are_alike = same_family(student, teacher)
-    if not are_alike:  # neither may write an id by which the other marks an image
-        banned = student.family.banned_ids(), teacher.family.banned_ids()
-        student, teacher = (
-            replace(vlm, also_banned=(*banned[0], *banned[1])) for vlm in (student, teacher)
-        )
-    if train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
-        teacher = teacher.offloaded()
-    return Models(student, teacher, student.vocabulary_size, context, teacher_encodes=not are_alike)
+    student = configured(setup, student, "student")
+    others = [vlm for vlm in teachers.values() if not same_family(student, vlm)]
+    if others:  # none may write an id by which another one marks an image
+        banned = [i for vlm in (student, *others) for i in vlm.family.banned_ids()]
+        student = replace(student, also_banned=tuple(banned))
+        teachers = {role: replace(vlm, also_banned=tuple(banned)) for role, vlm in teachers.items()}
+    return Models(
+        student,
+        next(iter(teachers.values())) if len(teachers) == 1 else None,
+        student.vocabulary_size,
+        context,
+        teacher_encodes=bool(others),
+        teachers={name: teachers[role] for name, role in setup.teacher_roles.items()},
+        teacher_names=setup.teacher_names,
+    )
 
 
 def is_on_host(vlm: VLM) -> bool:
@@ -190,16 +244,20 @@ def require_full_precision(student: VLM) -> None:
 
 def lock_run_models(setup: "RunSetup") -> str:
     """C202 if the weights are not those of the first start."""
-    models = setup.models
-    by_role = {"student": models.student} | (
-        {} if models.teacher is None else {"teacher": models.teacher}
-    )
+    by_role = {"student": setup.models.student, **loaded_teachers(setup)}
     reads_reference = any(p.reader is Reader.REFERENCE for p in setup.objective.passes())
     setup.models_hash = lock_models(setup.folder, by_role, reads_reference)
     same_families(setup)
     if setup.folder.has_started():
         return "weights are those of the first start"
     return "hashes of both models are stored when the run starts"
+
+
+def loaded_teachers(setup: "RunSetup") -> dict[str, VLM]:
+    """Every teacher model by role, once the check `models` has loaded them."""
+    models = setup.models
+    several = {role: models.teachers[name] for name, role in setup.teacher_roles.items()}
+    return several or ({} if models.teacher is None else {"teacher": models.teacher})
 
 
 def check_views(setup: "RunSetup") -> str:
@@ -213,20 +271,28 @@ def check_views(setup: "RunSetup") -> str:
     rollout = Rollout((student.stop_ids[0],), 0, Finish.STOP)
     groups = [RolloutGroup(with_images[0], (rollout,))]
     for p in setup.objective.passes():
-        passes = (replace(p, gradient=False, keep="log_prob"),)
-        try:
-            responses = flatten_responses(groups, setup.seed, 0, student.device)
-            inputs = encode_step(models, groups, passes, responses)
-            with models.on_device(passes):
-                scored: ScoredBatch = score_without_gradient(models, inputs, passes)
-            is_finite = bool(torch.isfinite(scored[p.name].sampled()).all())
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            if isinstance(error, (DataError, ConfigError)):
-                raise
-            raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
-        if not is_finite:
-            raise unreadable_view_error(p.name, "its log-probability is not finite")
+        apart = models.by_teacher() if p.reader is Reader.TEACHER else [("", models)]
+        for name, one in apart:
+            with naming_teacher(f"teachers.{name}" if name else "teacher"):
+                check_view(setup, one, groups, p)
     return "readable: " + ", ".join(dict.fromkeys(p.name for p in setup.objective.passes()))
+
+
+def check_view(setup: "RunSetup", models: Models, groups: list[RolloutGroup], p: Pass) -> None:
+    """M106 if the reader of a pass cannot read its view."""
+    passes = (replace(p, gradient=False, keep="log_prob"),)
+    try:
+        responses = flatten_responses(groups, setup.seed, 0, models.student.device)
+        inputs = encode_step(models, groups, passes, responses)
+        with models.on_device(passes):
+            scored: ScoredBatch = score_without_gradient(models, inputs, passes)
+        is_finite = bool(torch.isfinite(scored[p.name].sampled()).all())
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, (DataError, ConfigError)):
+            raise
+        raise unreadable_view_error(p.name, f"{type(error).__name__}: {error}") from error
+    if not is_finite:
+        raise unreadable_view_error(p.name, "its log-probability is not finite")
 
 
 def check_tokens_of(models: Models, view: str, prompts: Sequence[Prompt]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from vistill.data.mixture import set_of
+from vistill.data.settings import DataSettings
 from vistill.errors import quote_setting
 from vistill.types import Prompt
 
@@ -28,13 +30,25 @@ def notes_on_run(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
-    if recipe.teacher.model and recipe.teacher.model == recipe.student.model:
+    models = [recipe.teacher.model, *(one.model for one in recipe.teachers.values())]
+    if any(model and model == recipe.student.model for model in models):
         notes.append(
             "student and teacher are the same model: where both see the same, the loss is 0 and"
             " nothing is learned (teacher.model=A_LARGER_MODEL)"
         )
-    rows = (*train, *evaluation)
-    return [*notes, *hidden_options(recipe, rows), *absent_options(recipe, rows)]
+    return [*notes, *notes_on_options(recipe.data, (*train, *evaluation))]
+
+
+def notes_on_options(data: DataSettings, rows: Sequence[Prompt]) -> list[str]:
+    """Notes on options and templates, of each data set apart."""
+    if not data.sets:
+        return [*hidden_options(data, rows), *absent_options(data, rows)]
+    notes = []
+    for name in sorted(data.sets):
+        own, settings = [p for p in rows if set_of(p) == name], data.of_set(name)
+        both = [*hidden_options(settings, own), *absent_options(settings, own)]
+        notes += [f"{name}: {note.replace('data.', f'data.sets.{name}.')}" for note in both]
+    return notes
 
 
 def missing_evaluation(
@@ -51,7 +65,8 @@ def missing_evaluation(
     lost = "nothing to choose the best checkpoint by, the last one is kept"
     count = max(1, min(200, num_train // 10))
     fixes = [f"data.holdout={count}"] if not evaluation and num_train > 1 else []
-    fixes += ["data.eval=FILE"] if not evaluation else ["data.columns.answer=COLUMN"]
+    source = f"data.sets.{min(recipe.data.sets)}.eval" if recipe.data.sets else "data.eval"
+    fixes += [f"{source}=FILE"] if not evaluation else ["data.columns.answer=COLUMN"]
     fixes += ["save.keep_best=none"] if keeps_best else ["eval.every=0"]
     result = lost if keeps_best else "the run measures no accuracy"
     return [f"{what}: {result} ({', '.join(fixes[:-1])}, or {fixes[-1]})"]
@@ -75,20 +90,20 @@ def unused_answers(recipe: "Recipe", train: Sequence[Prompt]) -> list[str]:
     return [note]
 
 
-def hidden_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
+def hidden_options(data: DataSettings, prompts: Sequence[Prompt]) -> list[str]:
     """A note on rows whose options the question does not show."""
     hidden = sum(map(hides_options, prompts))
-    if not hidden or "{choices}" in recipe.data.template:
+    if not hidden or "{choices}" in data.template:
         return []
     setting = r"'data.template={prompt}\n{choices}'"
     return [f"{hidden:,} rows have options that the question does not show ({setting})"]
 
 
-def absent_options(recipe: "Recipe", prompts: Sequence[Prompt]) -> list[str]:
+def absent_options(data: DataSettings, prompts: Sequence[Prompt]) -> list[str]:
     """A note on a template that shows options where no row has any."""
-    if "{choices}" not in recipe.data.template or any(prompt.choices for prompt in prompts):
+    if "{choices}" not in data.template or any(prompt.choices for prompt in prompts):
         return []
-    column = recipe.data.columns.choices
+    column = data.columns.choices
     reason = f"the column {column} holds none" if column else "data.columns.choices is empty"
     fix = "data.columns.choices=COLUMN, or leave {choices} out"
     return [f"data.template shows {{choices}}, but no row has options: {reason} ({fix})"]
@@ -107,8 +122,7 @@ def check_notes(setup: "RunSetup") -> str:
     needs = [str(need) for need in setup.objective.requirements.needs]
     read = [*setup.train_data.notes, *setup.eval_data.notes]
     if setup.purpose == "eval":
-        meant = hidden_options(setup.recipe, setup.eval_prompts)
-        meant += absent_options(setup.recipe, setup.eval_prompts)
+        meant = notes_on_options(setup.recipe.data, setup.eval_prompts)
     else:
         meant = notes_on_run(setup.recipe, needs, setup.train_prompts, setup.eval_prompts)
     notes = list(dict.fromkeys([*read, *meant]))

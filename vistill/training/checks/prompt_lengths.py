@@ -81,10 +81,9 @@ def find_overlong_prompts(
 
 
 def encoders_of(setup: "RunSetup") -> list[PromptEncoder | VLM]:
-    """What encodes prompts: the student, and a teacher of another family."""
-    teacher = setup.encoders[1] if setup.encoders else None
-    is_other = teacher is not None and not same_family(setup.student, teacher)
-    return [setup.student, *([teacher] if teacher is not None and is_other else [])]
+    """What encodes prompts: the student, and teachers of other families."""
+    teachers = setup.teacher_encoders.values()
+    return [setup.student, *(one for one in teachers if not same_family(setup.student, one))]
 
 
 def check_prompt_lengths(

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vistill.data.mixture import set_of
+from vistill.data.set_settings import in_set
 from vistill.errors import DataError
 from vistill.registry import methods, thoughts
 from vistill.types import Prompt
@@ -77,19 +79,20 @@ def check_answers(prompts: Sequence[Prompt], name: str) -> None:
     """D302 for the first row without a gold answer."""
     without = [p for p in prompts if p.answer is None]
     if without:
-        raise DataError(
+        error = DataError(
             "D302",
             f"{name} scores answers, and {len(without)} of {len(prompts)} rows have no gold answer",
             where=without[0].labels.get("row", without[0].id),
             why="the reward of such a row would be 0 for every response",
             fix="data.columns.answer=COLUMN, or remove these rows",
         )
+        raise in_set(error, set_of(without[0]))
 
 
 def check_response(prompt: Prompt) -> str:
     """The response of a row (D303 where it has none)."""
     if prompt.response is None:
-        raise DataError(
+        error = DataError(
             "D303",
             "the row has no response to learn from",
             where=f"prompt {prompt.id}",
@@ -98,6 +101,7 @@ def check_response(prompt: Prompt) -> str:
             "data.response_template='The answer is \\boxed{{{answer}}}.'",
             note="with method=sft the teacher can write the responses: sft.responses=teacher",
         )
+        raise in_set(error, set_of(prompt))
     return prompt.response
 
 

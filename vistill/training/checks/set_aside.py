@@ -53,7 +53,7 @@ def refused_rows(
         allowed = min(1.0, count / total + 0.005)
         allow = f"{error.fix}   or leave such rows out: data.max_bad_share={allowed:.2f}"
         fix = allow if count < total else error.fix
-        refused = bad_rows_error(rows, error.what, fix, settings.train)
+        refused = bad_rows_error(rows, error.what, fix, settings.sources)
         refused.why = error.why
         raise refused
     return rows

@@ -39,7 +39,7 @@ def image_words(tokenizer: Any) -> list[str]:
 def check_special_tokens_of_models(setup: "RunSetup") -> str:
     """D103 for the first text with a special token of the student's or teacher's tokenizer."""
     assert setup.encoders is not None, "the check `tokenizers` has not run yet"
-    tokenizers = [one.tokenizer for one in setup.encoders if one]
+    tokenizers = [one.tokenizer for one in (setup.student, *setup.teacher_encoders.values())]
     tokens = sorted({token for one in tokenizers for token in special_tokens(one)})
     words = sorted({word for one in tokenizers for word in image_words(one)} - {*tokens})
     if not tokens:

@@ -41,6 +41,7 @@ from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
 from vistill.training.models_of_run import Models
 from vistill.training.precision import autocast, training_dtype
 from vistill.training.step_inputs import encode_step, flatten_responses, score_without_gradient
+from vistill.training.teachers import naming_teacher
 from vistill.types import Finish, Pass, Prompt, Reader, Rollout, RolloutGroup, View, Writer
 from vistill.views import apply_view
 
@@ -191,10 +192,11 @@ def check_text_only_prompts(setup: "RunSetup") -> str:
     prompts = rows_with_images(setup.train_prompts)
     if not prompts:
         return "no row has an image"
-    student, teacher = setup.encoders
-    encoders = {"student": student}
-    if teacher is not None and not same_family(student, teacher):
-        encoders["teacher"] = teacher
+    student = setup.student
+    others = {
+        role: one for role, one in setup.teacher_encoders.items() if not same_family(student, one)
+    }
+    encoders = {"student": student, **others}
     results = []
     for role, encoder in encoders.items():
         try:
@@ -206,7 +208,9 @@ def check_text_only_prompts(setup: "RunSetup") -> str:
             reason = error.what if isinstance(error, VistillError) else str(error)
             why = f"{type(error).__name__}: {reason}"
             if needed:
-                raise unreadable_view_error(f"{role}.{View.TEXT_ONLY}", why) from error
+                with naming_teacher(role if role != "student" else "teacher"):
+                    kind = role.partition("s.")[0]
+                    raise unreadable_view_error(f"{kind}.{View.TEXT_ONLY}", why) from error
             results.append(f"warning: the {role} cannot encode a prompt without its image ({why})")
     return "; ".join(results)
 
@@ -240,10 +244,19 @@ def check_text_only_context(setup: "RunSetup") -> str:
         known = read_json(file, question=dict, summary=str)
         if known["question"] == question:
             return str(known["summary"])
-    readings = measure_text_only(setup, prompts)
-    for reading in readings:
-        if reading.role in needed and reading.problem():
-            raise invalid_context_error(reading, setup.models, name)
+    readings = []
+    for teacher, models in setup.models.by_teacher():
+        with naming_teacher(f"teachers.{teacher}" if teacher else "teacher"):
+            measured = measure_text_only(setup, models, prompts)
+            for reading in measured:
+                if reading.role in needed and reading.problem():
+                    raise invalid_context_error(reading, models, name)
+        is_again = bool(readings)  # the student was measured with the first teacher
+        readings += [
+            replace(one, family=f"{teacher} {one.family}".strip()) if one.role == "teacher" else one
+            for one in measured
+            if not (is_again and one.role == "student")
+        ]
     lines = [reading.describe() for reading in readings]
     unused = [reading.role for reading in readings if reading.problem()]
     if unused:
@@ -279,10 +292,12 @@ def question_of(setup: "RunSetup", prompts: Sequence[Prompt]) -> dict[str, objec
     }
 
 
-def measure_text_only(setup: "RunSetup", prompts: Sequence[Prompt]) -> list[TextOnlyReading]:
+def measure_text_only(
+    setup: "RunSetup", models: Models, prompts: Sequence[Prompt]
+) -> list[TextOnlyReading]:
     """The reading of each model. The teacher, where there is one, says what is image-bound."""
     partners = partners_with_other_images(prompts, setup.train_prompts)
-    models = replace(setup.models, partners=partners, encodings={})
+    models = replace(models, partners=partners, encodings={})
     readers = [Reader.STUDENT] if models.teacher is None else [Reader.STUDENT, Reader.TEACHER]
     passes = [Pass(reader, view) for reader in readers for view in (View.FULL, View.TEXT_ONLY)]
     passes.append(Pass(readers[-1], View.SWAPPED))
