@@ -114,7 +114,7 @@ def misfit(key: str, value: Any, schema: Mapping[str, Any], default: Any) -> Con
     text = "VALUE" if default is dataclasses.MISSING else typed(default)
     if isinstance(value, list | tuple) and (items := meant_items(value, schema)):
         text = items
-    elif quoted:
+    elif isinstance(value, str) and quoted:
         text = typed(number_in(value)) if hint else meant(value, schema) or text
     what, why = f"{key} cannot be {shown(value)}", f"it must be {describe(schema)}{hint}"
     return ConfigError("C002", what, why=why, fix=quote_setting(key, text))

@@ -98,7 +98,9 @@ def find_entries(text: str, path: tuple[str, ...], is_whole: bool = True) -> lis
 def entries_below(node: yaml.Node | None, path: tuple[str, ...]) -> list[Entry]:
     """The entries of a node that lead to a key, or furthest towards it."""
     furthest: list[Entry] = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+    if not isinstance(node, yaml.MappingNode):
+        return furthest
+    for key, value in node.value:
         parts = tuple(parts_of(str(key.value)))
         if path and parts == path[: len(parts)]:
             entries = [Entry(key, value, node), *entries_below(value, path[len(parts) :])]

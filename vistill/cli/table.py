@@ -94,8 +94,9 @@ def summary_table(summary: Mapping[str, Any], temperature: float = 1.0) -> str:
         low, high = summary.get(f"{key}_low"), summary.get(f"{key}_high")
         is_share = UNITS.get(key) != "tokens"
         scale, form, unit = (100, ".1f", " %") if is_share else (1, ".3f", "")
-        has_band = low is not None and high is not None
-        band = f"   95 % [{scale * low:{form}}, {scale * high:{form}}]" if has_band else ""
+        band = ""
+        if low is not None and high is not None:
+            band = f"   95 % [{scale * low:{form}}, {scale * high:{form}}]"
         rows = summary.get(DENOMINATORS.get(key, ""))
         on = f"   on {int(rows):,} {UNITS.get(key, 'questions')}" if rows is not None else ""
         lines.append(
