@@ -192,7 +192,7 @@ class ProcessorFamily(Family):
             limit,
             f"an image of {self.describe()} takes {most} tokens",
             "its processor has no setting that keeps images below the limit",
-            self.possible_limit(images, most) if is_limited else None,
+            self.possible_limit(images, most) if self.can_limit_image_tokens else None,
         )
 
     def possible_limit(self, images: Any, tokens: int) -> int | None:
@@ -202,8 +202,6 @@ class ProcessorFamily(Family):
             images: the image processor as it was loaded.
             tokens: the fewest that a large image takes.
         """
-        if not self.can_limit_image_tokens:
-            return tokens
         for _ in range(MOST_TRIES):
             self.processor.image_processor = copy.deepcopy(images)
             most = max(self.tokens_under_limit(tokens))
