@@ -308,3 +308,13 @@ def test_peft_is_not_imported_without_adapters():
         "assert 'peft' not in sys.modules, 'peft was imported'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_backward_pass_of_adapters_costs_less_than_that_of_all_weights(tokenizer):
+    vlm = build_model(tokenizer, 0)
+    full = vlm.family.costs(vlm.model)
+    assert (full.text_backward, full.vision_backward) == (2.0, 2.0)
+    costs = vlm.family.costs(adapted(vlm, ("language",), rank=1).model)
+    assert 1.0 < costs.text_backward < 1.2
+    assert costs.vision_backward == 0.0
+    assert costs.token > full.token

@@ -111,7 +111,7 @@ def adapter_error(name: str, role: str) -> ModelError:
     return ModelError(
         "M103",
         f'{role} "{name}" is an adapter, not a model',
-        why=f"it holds weights to add to {base:.100}; vistill reads whole models",
+        why=f"it holds weights to add to {base:.100}, and no config.json and processor",
         fix=f"{as_setting(role, 'FOLDER_OR_HUB_ID')}   after PeftModel.merge_and_unload and "
         "save_pretrained of model and processor",
     )

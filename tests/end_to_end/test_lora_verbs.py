@@ -59,6 +59,7 @@ def values(vlm):
     return reference_log_probs(vlm, PROMPT, RESPONSE, vlm.vocabulary_size)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in peft
 @pytest.mark.more
 def test_a_run_with_adapters_works_with_every_verb(place):
     train()
