@@ -96,9 +96,9 @@ def predicate(plain: str) -> str:
 def first_values(stated: str) -> list[str]:
     """What an answer states before the same in another unit, or behind a noun before a range."""
     forms: list[str] = []
-    said = without_lead_in(predicate(stated) or stated)
-    if (other := IN_OTHER_UNIT.search(said)) and parse_value(other.group(1)).unit:
-        forms.append(said[: other.start()])
+    value = without_lead_in(predicate(stated) or stated)
+    if (other := IN_OTHER_UNIT.search(value)) and parse_value(other.group(1)).unit:
+        forms.append(value[: other.start()])
     before = stated[: that_is.start()] if (that_is := THAT_IS.search(stated)) else ""
     if before:
         forms += [before, predicate(before)]
