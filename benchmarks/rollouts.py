@@ -8,7 +8,7 @@ import time
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vistill.api import load
+from vistill import load
 from vistill.data.diagrams import diagram_prompts
 from vistill.rollouts.counter_noise import CounterSampler, nucleus
 from vistill.rollouts.engine import Sampling, make_requests

@@ -222,11 +222,13 @@ def constructor_fix(name: str, fix: str) -> str:
     """The fix of a settings class as its constructor."""
     classes = {kind: group for group, (_, kind) in GROUPS.items()}
     group = {**classes, **{kind: key for key, kind in INNER.items()}}[name]
-    settings, _, _ = read_words(fix.split("   in place of ")[0])
-    full = {f"{group}.{key.removeprefix(f'{group}.')}": value for key, value in settings.items()}
-    if not full:
-        return fix
-    return merged_arguments(full).partition("=")[2]
+
+    def expression(alternative: str) -> str:
+        settings, _, _ = read_words(alternative.split("   in place of ")[0])
+        full = {f"{group}.{key.removeprefix(f'{group}.')}": v for key, v in settings.items()}
+        return merged_arguments(full).partition("=")[2] if full else alternative
+
+    return "   or   ".join(map(expression, fix.split("   or   ")))
 
 
 def in_python(

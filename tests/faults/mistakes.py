@@ -180,4 +180,6 @@ def forbid_loading_weights(patch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded before the mistake was reported")
 
-    patch.setattr("vistill.training.checks.models.load_weights", refuse)
+    patch.setattr(
+        "vistill.models.loading.AutoModelForImageTextToText.from_pretrained", refuse
+    )

@@ -314,7 +314,10 @@ def test_a_limit_of_image_tokens_is_met_or_refused(name):
     if name in fixed:
         with pytest.raises(ConfigError) as caught:
             family.limit_image_tokens(3)
-        assert (caught.value.code, caught.value.fix) == ("C101", "data.max_image_tokens=null")
+        *possible, last = caught.value.fix.split("   or   ")
+        assert (caught.value.code, last) == ("C101", "data.max_image_tokens=null")
+        for fix in possible:
+            build_family(name).family.limit_image_tokens(int(fix.rpartition("=")[2]))
         if name != "llava_onevision":  # every image has the same tokens: a larger limit is met
             family.limit_image_tokens(1024)
         return

@@ -24,7 +24,7 @@ from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.planning import memory
 from vistill.planning.activations import Activations
 from vistill.planning.lora import adapter_parameters, linear_sizes
-from vistill.planning.memory import cache_capacity
+from vistill.planning.phase_bytes import cache_capacity
 from vistill.planning.meta import count_linear_sizes, count_parts, shape_on_meta
 from vistill.planning.shapes import (
     MODELS,
@@ -221,4 +221,4 @@ def test_the_rollout_cache_is_counted(student, tokens):
 def test_the_plan_has_the_constants_of_the_code():
     """They stand in `planning` too, because it needs no torch."""
     assert row_chunks.CHUNK_BYTES["cuda"] == memory.CHUNK_BYTES
-    assert decode_attention.CACHE_TOKENS == memory.CACHE_TOKENS
+    assert decode_attention.CACHE_TOKENS == phase_bytes.CACHE_TOKENS

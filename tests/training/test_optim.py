@@ -80,7 +80,8 @@ def test_a_min_lr_above_the_peak_is_refused():
     with pytest.raises(ConfigError) as caught:
         TrainSettings(lr=1e-6, schedule=ScheduleSettings(min_lr=1e-5))
     assert caught.value.code == "C002"
-    assert caught.value.fix == "train.schedule.min_lr=0"
+    fix = "vistill.TrainSettings(schedule=vistill.ScheduleSettings(min_lr=0))"
+    assert caught.value.fix == fix
 
 
 @pytest.mark.parametrize("eps", [0.0, -1e-8, 2.0])

@@ -1,7 +1,7 @@
 """Bytes of a run by kind and phase, on the device and on the host. Needs no torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
 from vistill.planning.lora import adapter_parameters, weight_bytes
+from vistill.planning.phase_bytes import DecodingCall, PhaseBytes, cache_capacity
 from vistill.planning.shapes import ModelShape
 from vistill.planning.workload import Workload
 from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
@@ -21,51 +22,11 @@ RESERVE_GIB = 1.0
 CHUNK_BYTES = 1 << 29
 #: Copies of a row of logits while a token is chosen: noise, sorted values, their sums.
 SAMPLING_COPIES = 6
-#: Tokens of a new cache; it doubles when it is full (`models/decode_attention.py`).
-CACHE_TOKENS = 64
 #: Bytes of a checkpoint's copy in host memory over those of the checkpoint: torch rounds each
 #: tensor of page-locked memory up to a power of two (1.3 for the 2B).
 SNAPSHOT_FACTOR = 1.3
 #: The phase in which the teacher writes responses, before step 1.
 TEACHER_WRITES = "teacher writes"
-
-
-def cache_capacity(tokens: int) -> int:
-    """Tokens of the cache of a response of this length."""
-    capacity = CACHE_TOKENS
-    while capacity < tokens:
-        capacity *= 2
-    return capacity
-
-
-@dataclass(frozen=True)
-class PhaseBytes:
-    """Bytes of a phase on the device, by kind."""
-
-    name: str
-    kinds: dict[str, float] = field(default_factory=dict)
-    note: str = ""
-    """What a run does by itself so that the phase fits, such as fewer rows at a time."""
-    rows: int = 0
-    """Responses that are decoded at a time."""
-
-    @property
-    def total(self) -> float:
-        """All bytes."""
-        return sum(self.kinds.values())
-
-
-@dataclass(frozen=True)
-class DecodingCall:
-    """Responses to decode."""
-
-    responses: int
-    rows_per_call: int
-    """Most responses at a time."""
-    tokens: int
-    """Longest response."""
-    siblings: int
-    """Responses that share a prompt."""
 
 
 @dataclass(frozen=True)
