@@ -14,10 +14,10 @@ from typer.main import get_command
 from vistill.cli.explain import explain_word, long_forms
 from vistill.cli.glossary import terms
 from vistill.cli.main import app, entry
-from vistill.config import Recipe, method_schemas
+from vistill.config import Recipe, all_keys, method_schemas
 from vistill.errors import CATALOGUE, ConfigError, VistillError
 from vistill.runs.recipe_changes import flatten
-from vistill.schema import NAMED_GROUPS
+from vistill.schema import NAMED_GROUPS, key_info
 
 KINDS = {kind.__name__ for kind in [VistillError, *VistillError.__subclasses__()]}
 
@@ -63,6 +63,7 @@ def wrong_names(text):
     for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=(?!=)", text):
         if (
             key not in KEYS
+            and not key_info(all_keys(), key)  # below a free name, such as teachers.math.rows
             and not key.startswith("stages.")
             and key not in {"key", "prompt", "pattern"}
         ):

@@ -180,6 +180,4 @@ def forbid_loading_weights(patch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded before the mistake was reported")
 
-    patch.setattr(
-        "vistill.models.loading.AutoModelForImageTextToText.from_pretrained", refuse
-    )
+    patch.setattr("vistill.models.loading.AutoModelForImageTextToText.from_pretrained", refuse)

@@ -21,11 +21,11 @@ from vistill.models.adapters import add_adapters
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
-from vistill.planning import memory
+from vistill.planning import memory, phase_bytes
 from vistill.planning.activations import Activations
 from vistill.planning.lora import adapter_parameters, linear_sizes
-from vistill.planning.phase_bytes import cache_capacity
 from vistill.planning.meta import count_linear_sizes, count_parts, shape_on_meta
+from vistill.planning.phase_bytes import cache_capacity
 from vistill.planning.shapes import (
     MODELS,
     VisionShape,

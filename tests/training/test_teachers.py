@@ -16,6 +16,7 @@ from vistill.functional.divergences import entropy, reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.mixed_heads import mix_heads
 from vistill.functional.rows import States, log_prob_from_hidden, per_row
+from vistill.models.offload import OffloadedWeights
 from vistill.objectives import METHODS, OPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
@@ -142,33 +143,45 @@ def test_the_terms_of_the_teachers_add_up_to_those_of_the_step(tokenizer, two, p
     assert (2 * wide + narrow) / 3 == pytest.approx(metrics["loss/reverse_kl"], rel=1e-6)
 
 
+class CountedWeights(OffloadedWeights):
+    """Off-loaded weights that note when they are moved, and which others are there then."""
+
+    def watch(self, name, others, calls):
+        self.name, self.others, self.calls = name, others, calls
+        return self
+
+    def on_device(self):
+        there = [one.name for one in self.others() if one is not self and one.depth]
+        self.calls.append((self.name, self.depth, there))
+        return super().on_device()
+
+
+def counted(teachers):
+    """The teachers in host memory, and the list of their moves."""
+    calls, weights = [], {}
+    for name, vlm in teachers.items():
+        own = CountedWeights(vlm.model, vlm.model.get_output_embeddings(), vlm.device)
+        weights[name] = own.watch(name, weights.values, calls)
+    return {name: replace(vlm, offload=weights[name]) for name, vlm in teachers.items()}, calls
+
+
 def test_an_offloaded_teacher_is_moved_once_per_step_and_never_with_another(
-    tokenizer, two, prompts, monkeypatch
+    tokenizer, two, prompts
 ):
-    offloaded = {name: vlm.offloaded() for name, vlm in two.items()}
-    names_of = {id(vlm.offload): name for name, vlm in offloaded.items()}
-    on_device, calls = type(offloaded["wide"].offload).on_device, []
-
-    def counted(self):
-        others = [vlm.offload for vlm in offloaded.values() if vlm.offload is not self]
-        calls.append((names_of[id(self)], self.depth, [other.depth for other in others]))
-        return on_device(self)
-
-    # nothing else shows how often weights are copied to the device
-    monkeypatch.setattr(type(offloaded["wide"].offload), "on_device", counted)
     rows = prompts[:4]
-    own, _ = step_of(models_of(tokenizer, offloaded, split(rows, *two)), rows, "va_opd")
-    assert calls == [("wide", 0, [0]), ("narrow", 0, [0])]
     plain, _ = step_of(models_of(tokenizer, two, split(rows, *two)), rows, "va_opd")
+    offloaded, calls = counted(two)
+    own, _ = step_of(models_of(tokenizer, offloaded, split(rows, *two)), rows, "va_opd")
+    assert calls == [("wide", 0, []), ("narrow", 0, [])]
     assert torch.equal(own, plain)
 
 
-def test_a_step_without_a_row_of_a_teacher_does_not_move_it(tokenizer, two, prompts, monkeypatch):
-    offloaded = {name: vlm.offloaded() for name, vlm in two.items()}
+def test_a_step_without_a_row_of_a_teacher_does_not_move_it(tokenizer, two, prompts):
     rows = prompts[:2]
-    monkeypatch.setattr(offloaded["narrow"].offload, "on_device", lambda: pytest.fail("moved"))
-    own, _ = step_of(models_of(tokenizer, offloaded, split(rows, "wide")), rows)
     plain, _ = step_of(single(tokenizer, two["wide"]), rows)
+    offloaded, calls = counted(two)
+    own, _ = step_of(models_of(tokenizer, offloaded, split(rows, "wide")), rows)
+    assert calls == [("wide", 0, [])]
     assert torch.equal(own, plain)
 
 

@@ -122,13 +122,13 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
         raise existing_recipe_error(file, *options, *of_data)
     for source in sources:
         check_no_folder(name, student, teacher, source)
-    schema, found = method_schemas()[method], [facts_of(source) for source in sources]
+    schema, all_facts = method_schemas()[method], [facts_of(source) for source in sources]
     if len(sources) > 1:
-        found = list(map(facts_of_set, found, names_of_sets(sources)))
+        all_facts = list(map(facts_of_set, all_facts, names_of_sets(sources)))
     asks_teacher = schema["x-needs-teacher"] or schema["x-writer"] == "teacher"
-    evaluated = any(facts.judged for facts in found) or "diagrams" in sources
-    per_step = min(PROMPTS_PER_STEP, sum(facts.prompts_per_step for facts in found))
-    checker = found[0].answers.checker if len(found) == 1 else "auto"
+    evaluated = any(facts.judged for facts in all_facts) or "diagrams" in sources
+    per_step = min(PROMPTS_PER_STEP, sum(facts.prompts_per_step for facts in all_facts))
+    checker = all_facts[0].answers.checker if len(all_facts) == 1 else "auto"
     limit, limit_note = image_limit(student)
     text = TEMPLATE.format(
         schema=SCHEMA_NAME,
@@ -139,7 +139,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
         method=method,
         teacher_block=f"teacher:\n  model: {plain(teacher)}\n" if asks_teacher else "",
         knobs=knobs_block(method, schema) + reward_block(schema, checker),
-        data_block=data_block(sources, found, schema),
+        data_block=data_block(sources, all_facts, schema),
         limit=limit,
         limit_note=limit_note,
         per_step=per_step,
@@ -153,15 +153,15 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(mask_secrets(text), encoding="utf-8")
     write_schema(file.parent / SCHEMA_NAME)
-    for facts in found:
+    for facts in all_facts:
         notes += needed(schema, facts)
-    if schema["x-writer"] == "data" and any(facts.answers.instruction for facts in found):
+    if schema["x-writer"] == "data" and any(facts.answers.instruction for facts in all_facts):
         notes.append("data.template asks for no form of the answer: the responses are in the data")
-    return summary(file, sources, notes, found)
+    return summary(file, sources, notes, all_facts)
 
 
 def data_block(
-    sources: Sequence[str], found: Sequence[DataFacts], schema: Mapping[str, Any]
+    sources: Sequence[str], all_facts: Sequence[DataFacts], schema: Mapping[str, Any]
 ) -> str:
     """The keys of `data`: of one source, or of several data sets."""
     filled = [
@@ -172,11 +172,11 @@ def data_block(
             "columns": columns_text(facts, schema),
             "template": json.dumps(asking_template(facts, schema), ensure_ascii=False),
         }
-        for source, facts in zip(sources, found, strict=True)
+        for source, facts in zip(sources, all_facts, strict=True)
     ]
     base = "index_base: 1  # gold answers count the options from 1\n"
-    if len(found) == 1:
-        return DATA.format(**filled[0], index_base=f"  {base}" if found[0].index_base else "")
+    if len(all_facts) == 1:
+        return DATA.format(**filled[0], index_base=f"  {base}" if all_facts[0].index_base else "")
     sets = [
         DATA_SET.format(
             name=name,
@@ -187,7 +187,7 @@ def data_block(
             if facts.answers.checker != "auto"
             else "",
         )
-        for name, values, facts in zip(names_of_sets(sources), filled, found, strict=True)
+        for name, values, facts in zip(names_of_sets(sources), filled, all_facts, strict=True)
     ]
     head = "  sets:  # mixed; what a set does not name is that of data\n"
     return f"{head}{''.join(sets)}  text_only: error  # error | drop | plain: of every set\n"
@@ -354,9 +354,9 @@ def write_schema(file: Path) -> None:
 
 
 def summary(
-    file: Path, sources: Sequence[str], notes: list[str], found: Sequence[DataFacts]
+    file: Path, sources: Sequence[str], notes: list[str], all_facts: Sequence[DataFacts]
 ) -> str:
-    """What was written and found, and the next commands."""
+    """What was written and read, and the next commands."""
     lines = [
         f"wrote  {file}",
         f"wrote  {file.parent / SCHEMA_NAME}   (completion and checks in an editor)",
@@ -364,11 +364,11 @@ def summary(
     lines += [f"note   {note}" for note in notes]
     lines += [
         f"{f'data   {source}:' if index == 0 else '      '} {note}"
-        for source, facts in zip(sources, found, strict=True)
+        for source, facts in zip(sources, all_facts, strict=True)
         for index, note in enumerate(facts.notes)
     ]
     check, train = (
         quote_command("vistill", verb, file, *plugin_words()) for verb in ("check", "train")
     )
-    first = "".join(f"{facts.fix}   then   " for facts in found if facts.fix)
+    first = "".join(f"{facts.fix}   then   " for facts in all_facts if facts.fix)
     return "\n".join([*lines, f"next   {first}{check}   then   {train}"])
