@@ -97,7 +97,8 @@ def test_a_run_with_adapters_works_with_every_verb(place):
     assert not adapter_parameters(merged.model)
     assert torch.allclose(values(merged), values(student), atol=1e-4)
     # PEFT reads the folder of the run
-    base = AutoModelForImageTextToText.from_pretrained(resolve_model("vistill:student"))
+    source = resolve_model("vistill:student")
+    base = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
     wrapped = PeftModel.from_pretrained(base, "run/student").base_model.model
     own = type(student)(wrapped, student.tokenizer, student.family, "peft")
     assert torch.equal(values(own), values(student))
