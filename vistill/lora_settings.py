@@ -19,9 +19,6 @@ class LoraSettings:
     """Rank of the matrices A and B. Larger learns more and needs more memory."""
     alpha: float = ranged(32.0, 0, above=True)
     """The adapters count `alpha / rank` times. Larger changes the student faster."""
-    dropout: float = ranged(0.0, 0, 1, below=True)
-    """Share of the inputs of the adapters that a training step drops. Above 0 the update depends on
-    `train.micro_batch`."""
     targets: tuple[LoraTarget, ...] = dataclasses.field(
         default=("language",), metadata={"items": 1}
     )

@@ -42,7 +42,6 @@ EXAMPLES = {
     "rollout.image_marker": "<draw>",
     "rollout.reopen": "\\n<|im_start|>assistant\\n",
     "train.betas": "[0.9,0.999]",
-    "student.lora.dropout": "0.05",
 }
 
 

@@ -129,7 +129,6 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
     evaluated = any(facts.judged for facts in all_facts) or "diagrams" in sources
     per_step = min(PROMPTS_PER_STEP, sum(facts.prompts_per_step for facts in all_facts))
     checker = all_facts[0].answers.checker if len(all_facts) == 1 else "auto"
-    limit, limit_note = image_limit(student)
     text = TEMPLATE.format(
         schema=SCHEMA_NAME,
         command=one_line(quote_command("vistill", "init", name, *options, *of_data)),
@@ -140,8 +139,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
         teacher_block=f"teacher:\n  model: {plain(teacher)}\n" if asks_teacher else "",
         knobs=knobs_block(method, schema) + reward_block(schema, checker),
         data_block=data_block(sources, all_facts, schema),
-        limit=limit,
-        limit_note=limit_note,
+        **image_limit(student),
         per_step=per_step,
         responses=4 * per_step,
         keep_best="accuracy" if evaluated else "none",
@@ -211,7 +209,7 @@ def names_of_sets(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def image_limit(student: str) -> tuple[str, str]:
+def image_limit(student: str) -> dict[str, str]:
     """`data.max_image_tokens` for a student, with its comment; null where the family has none."""
     file = Path(student) / "config.json"
     config: Any = {}
@@ -219,8 +217,9 @@ def image_limit(student: str) -> tuple[str, str]:
         with suppress(ValueError):  # `vistill check` says what is wrong with the file
             config = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(config, dict) and config and not has_token_limit(config):
-        return "null", f"{config.get('model_type')} has no setting that makes it smaller"
-    return "1024", "Qwen3-VL alone would take up to 16,384"
+        note = f"{config.get('model_type')} has no setting that makes it smaller"
+        return {"limit": "null", "limit_note": note}
+    return {"limit": "1024", "limit_note": "Qwen3-VL alone would take up to 16,384"}
 
 
 def check_no_folder(name: str, student: str, teacher: str, data: str) -> None:

@@ -145,7 +145,7 @@ def add_adapters(vlm: Any, settings: LoraSettings, seed: int, base: str) -> Any:
 
     Args:
         vlm: the model.
-        settings: rank, alpha, dropout and targets.
+        settings: rank, alpha and targets.
         seed: of the run.
         base: folder or hub id of the model, which the adapters' folder names.
 
@@ -157,7 +157,6 @@ def add_adapters(vlm: Any, settings: LoraSettings, seed: int, base: str) -> Any:
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
         target_modules=names,
         base_model_name_or_path=base,
     )
@@ -190,8 +189,8 @@ def differing_settings(vlm: Any, settings: LoraSettings) -> dict[str, str]:
     Targets are empty if no targets give the adapters' layers.
     """
     config = adapter_config(vlm.model)
-    wanted = {"rank": settings.rank, "alpha": settings.alpha, "dropout": settings.dropout}
-    present = {"rank": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+    wanted = {"rank": settings.rank, "alpha": settings.alpha}
+    present = {"rank": config.r, "alpha": config.lora_alpha}
     differing = {key: str(present[key]) for key in wanted if present[key] != wanted[key]}
     layers = {name for name, m in vlm.model.named_modules() if is_adapted_layer(m)}
     if layers != set(target_layers(vlm, settings.targets)):
@@ -205,7 +204,7 @@ def settings_of(vlm: Any) -> LoraSettings:
     layers = {name for name, m in vlm.model.named_modules() if is_adapted_layer(m)}
     names = targets_of(vlm, layers).strip("[]").split(",")
     targets: Any = tuple(t for t in TARGETS if t in names) or LoraSettings().targets
-    return LoraSettings(int(config.r), float(config.lora_alpha), config.lora_dropout, targets)
+    return LoraSettings(int(config.r), float(config.lora_alpha), targets)
 
 
 def targets_of(vlm: Any, layers: set[str]) -> str:
@@ -346,7 +345,9 @@ def add_saved_adapters(model: Any, folder: Path) -> None:
 
     peft, values = require_peft(), read_adapter_config(folder)
     try:
-        config = peft.LoraConfig.from_peft_type(**{**values, "inference_mode": False})
+        # without dropout, which would make two readings of a response differ
+        changes = {"inference_mode": False, "lora_dropout": 0.0}
+        config = peft.LoraConfig.from_peft_type(**{**values, **changes})
         with torch.random.fork_rng(devices=[]):
             inject(model, config)
     except (ValueError, TypeError, KeyError) as error:

@@ -21,7 +21,6 @@ OUR_KEYS: dict[str, str] = {
     "lora_r": "student.lora.rank",
     "lora_rank": "student.lora.rank",
     "lora_alpha": "student.lora.alpha",
-    "lora_dropout": "student.lora.dropout",
     # data
     "dataset": "data.train",
     "dataset_name": "data.train",
@@ -149,6 +148,7 @@ NO_SUCH_KEY: dict[str, str] = {
         ("use_lora", "use_peft", "peft", "peft_config", "adapter", "adapters", "qlora"), LORA
     ),
     **dict.fromkeys(("dora", "use_dora"), LORA),
+    "lora_dropout": "adapters have no dropout: the readings of a response in a step must agree",
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), LORA_TARGETS),
     **dict.fromkeys(
         ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "quant_method"),

@@ -186,7 +186,6 @@ ADDED = {
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,
-    "student.lora.dropout": 0.0,
     "student.lora.targets": ("language",),
     "student.precision": "auto",
     "teacher.precision": "auto",
