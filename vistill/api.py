@@ -105,6 +105,7 @@ class Run:
         return run_html(self.path)
 
 
+@in_python("load")
 def load(source: str | Path, *, frozen: bool = False, device: str = "auto", **options: Any) -> VLM:
     """Load a model: a folder, a hub id, or a run folder (its best student)."""
     source = check_source(source)
@@ -336,6 +337,7 @@ def with_empty_answer(prompt: Prompt) -> Prompt:
     return prompt if prompt.answer is not None else replace(prompt, answer="")
 
 
+@in_python("load_prompts")
 def load_prompts(
     source: str | Path, *, image_folder: str | Path = "", **settings: Any
 ) -> list[Prompt]:
