@@ -322,6 +322,7 @@ def with_empty_answer(prompt: Prompt) -> Prompt:
     return prompt if prompt.answer is not None else replace(prompt, answer="")
 
 
+@in_python("load_prompts")
 def load_prompts(
     source: str | Path, *, image_folder: str | Path = "", **settings: Any
 ) -> list[Prompt]:

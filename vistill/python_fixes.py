@@ -143,17 +143,45 @@ def alternative_in_python(part: str, function: str, known: tuple[str, ...]) -> s
     if other_run and function.startswith("Run("):
         return f"vistill.Run({shlex.split(other_run[1])[0]!r}).export(...)"
     settings, others, span = read_words(part)
-    arguments = [merged_arguments(settings)] if settings else []
-    if function == "generate":
-        arguments = [re.sub(r"^student=", "model=", text) for text in arguments]
-    text = ", ".join([*arguments, *(f"{name}={written(value)}" for name, value in others.items())])
-    if not {*re.findall(r"(?:^|, )(\w+)=", text)} & {*known}:
+    call = call_of(function, settings, others, known)
+    if not call:
         return part
     before, after = part[: span[0]].rstrip(), part[span[1] :].strip(" ,;")
     after = re.sub(r"^in place of .*", "", after)
-    pieces = [before, f"vistill.{function}(..., {text})", after]
+    pieces = [before, call, after]
     lead = part[: len(part) - len(part.lstrip())] if not before else ""
     return lead + "   ".join(filter(None, pieces))
+
+
+def call_of(
+    function: str, settings: Mapping[str, Any], others: Mapping[str, Any], known: tuple[str, ...]
+) -> str:
+    """The call with some settings and options; empty where the function takes none of them."""
+    if function == "load_prompts":
+        return rows_call(settings)
+    text = merged_arguments(settings) if settings else ""
+    if function == "load":
+        model = re.fullmatch(r"(?:student|teacher)=(vistill\.load\(.*\))", text)
+        return model[1] if model else ""
+    if function == "generate":
+        text = re.sub(r"^student=", "model=", text)
+    options = [f"{name}={written(value)}" for name, value in others.items()]
+    text = ", ".join(filter(None, [text, *options]))
+    is_known = {*re.findall(r"(?:^|, )(\w+)=", text)} & {*known}
+    return f"vistill.{function}(..., {text})" if is_known else ""
+
+
+def rows_call(settings: Mapping[str, Any]) -> str:
+    """The call of `vistill.load_prompts` with settings of `data`; empty for other settings."""
+    if not settings or not all(key.startswith("data.") for key in settings):
+        return ""
+    names = {key.removeprefix("data."): value for key, value in settings.items()}
+    source = written(names.pop("train")) if "train" in names else "..."
+    arguments = [
+        f"{'image_folder' if name == 'images' else name.rpartition('.')[2]}={written(value)}"
+        for name, value in names.items()
+    ]
+    return f"vistill.load_prompts({', '.join([source, *arguments])})"
 
 
 def read_words(part: str) -> tuple[dict[str, Any], dict[str, Any], tuple[int, int]]:

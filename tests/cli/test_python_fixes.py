@@ -106,10 +106,15 @@ def test_distill_generate_export_and_judge_print_python(student, teacher, tmp_pa
         )
     ) == "vistill.distill(..., train=vistill.TrainSettings(prompts_per_step=4))"  # fmt: skip
     assert fix_of(lambda: vistill.generate("vistill:studnt", prompts)) == (
-        "vistill.generate(..., model=vistill.load('vistill:student'))"
+        "vistill.load('vistill:student')"
     )
     assert fix_of(lambda: vistill.judge("1", "1", checker="maths")) == (
         "vistill.judge(..., checker='math')"
+    )
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"frage": "?", "images": [], "answer": "1"}\n')
+    assert fix_of(lambda: vistill.load_prompts(file)).startswith(
+        "vistill.load_prompts(..., prompt=COLUMN)   one of: frage, images, answer"
     )
     run = vistill.Run("vistill:student")
     assert fix_of(lambda: run.export(dtype="fp8")).startswith(

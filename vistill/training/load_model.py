@@ -8,6 +8,7 @@ from vistill.models.adapters import add_adapters
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.selftest import run_selftest
+from vistill.python_fixes import in_python
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name
 from vistill.runtime import quiet_libraries
@@ -16,6 +17,7 @@ from vistill.training.checks.models import choose_device
 from vistill.training.recipe import Recipe
 
 
+@in_python("load")
 def load(
     source: str | Path,
     *,
