@@ -85,9 +85,8 @@ def limited(schema: dict[str, Any], field: "dataclasses.Field[Any]") -> dict[str
 
 def group_of_names(annotation: Any) -> type | None:
     """The settings class of `dict[str, Settings]`: a group with free names; None for the rest."""
-    arguments = typing.get_args(annotation)
-    is_group = typing.get_origin(annotation) is dict and dataclasses.is_dataclass(arguments[1])
-    return arguments[1] if is_group else None
+    values = typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+    return values if isinstance(values, type) and dataclasses.is_dataclass(values) else None
 
 
 @cache

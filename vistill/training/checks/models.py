@@ -147,8 +147,9 @@ def load_models(setup: "RunSetup") -> str:
     else:
         assert isinstance(encoder, PromptEncoder)
         device = choose_device(recipe.student.device)
-        for one in teacher_settings(recipe):
-            check_same_device(device, choose_device(one.device))
+        for role, one in teacher_settings(recipe).items():
+            with naming_teacher(role):
+                check_same_device(device, choose_device(one.device))
         student = load_weights(encoder, dtype=torch.float32, device=device)
     teachers: dict[str, VLM] = {}
     for role, encoder in setup.teacher_encoders.items():
@@ -167,9 +168,10 @@ def load_models(setup: "RunSetup") -> str:
     return f"{' and '.join(names)}; pixelated to {context.pixel_share:g} of each side"
 
 
-def teacher_settings(recipe: Recipe) -> list[ModelSettings]:
-    """The settings of every teacher."""
-    return [*([recipe.teacher] if recipe.teacher.model else []), *recipe.teachers.values()]
+def teacher_settings(recipe: Recipe) -> Mapping[str, ModelSettings]:
+    """The settings of every teacher by role."""
+    several = {f"teachers.{name}": one for name, one in recipe.teachers.items()}
+    return several or ({"teacher": recipe.teacher} if recipe.teacher.model else {})
 
 
 def configured(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
