@@ -314,3 +314,11 @@ def is_legal_file_name(name: str) -> bool:
     if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
         return False
     return size(name) <= 4096 and all(size(part) <= 255 for part in Path(name).parts)
+
+
+def joined_bytes(value: Any) -> Any:
+    """An encoded image that is stored as a list of its bytes; anything else as it is."""
+    if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
+        return value
+    is_image = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
+    return bytes(value) if is_image else value

@@ -20,6 +20,7 @@ from vistill.data.images import (
     FileImage,
     file_digest,
     image_bytes,
+    joined_bytes,
     pixel_digest,
     resolve_image_path,
 )
@@ -243,14 +244,6 @@ class RowReader:
         x, y = new_width / width, new_height / height
         boxes = tuple((x * b[0], y * b[1], x * b[2], y * b[3]) for b in prompt.boxes)
         return replace(prompt, boxes=boxes)
-
-
-def joined_bytes(value: Any) -> Any:
-    """An encoded image that is stored as a list of its bytes; anything else as it is."""
-    if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
-        return value
-    is_image = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in value)
-    return bytes(value) if is_image else value
 
 
 def image_in_mapping(value: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Which of several teachers each row has. Needs no torch, so `vistill check --fast` asks too."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,9 +104,12 @@ def naming_teacher(role: str) -> Iterator[None]:
     except VistillError as error:
         if role != "teacher":
             name = role.removeprefix("teachers.")
-            error.what = error.what.replace("the teacher", "teacher")
-            error.what = error.what.replace("teacher", f"teacher {name}", 1)
-            error.fix = f" {error.fix}".replace(" teacher.model=", f" {role}.model=").strip()
+            error.what = re.sub(
+                r"\b(?:the )?teacher\b(?!\.)", f"teacher {name}", error.what, count=1
+            )
+            for part in ("what", "why", "fix"):
+                named = re.sub(r"(?<![\w.])teacher(?=\.\w+)", role, getattr(error, part))
+                setattr(error, part, named)
             error.note = error.note.replace("teacher.model=", "teachers=null")
             error.args = (error.render(),)
         raise

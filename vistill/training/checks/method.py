@@ -25,6 +25,7 @@ from vistill.training.teacher_responses import (
     keep_correct_responses,
     write_teacher_responses,
 )
+from vistill.training.teachers import naming_teacher
 from vistill.types import Reader
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
         written = write_teacher_responses(setup.folder, writers, setup.rollout, setup.seed)
     setup.teacher_responses = written
     if setup.objective.requirements.keep_correct:
-        correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
+        with naming_teacher(next(iter(setup.teacher_roles.values()), "teacher")):
+            correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
         dropped = len(prompts) - len(correct)
         if dropped:
             setup.folder.event(

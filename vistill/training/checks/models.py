@@ -149,14 +149,15 @@ def load_models(setup: "RunSetup") -> str:
     else:
         assert isinstance(encoder, PromptEncoder)
         device = choose_device(recipe.student.device)
-        for one in teacher_settings(recipe):
-            check_same_device(device, choose_device(one.device))
+        for role, one in teacher_settings(recipe).items():
+            with naming_teacher(role):
+                check_same_device(device, choose_device(one.device))
         student = load_student(setup, encoder, device)
     teachers: dict[str, VLM] = {}
     quantized = ""
     for role, encoder in setup.teacher_encoders.items():
         if isinstance(encoder, PromptEncoder):
-            precision = settings_of_role(recipe, role).precision
+            precision = teacher_settings(recipe)[role].precision
             vlm, effect = load_teacher(setup, encoder, precision, str(student.device))
             quantized += effect
         else:
@@ -172,15 +173,10 @@ def load_models(setup: "RunSetup") -> str:
     return f"{' and '.join(names)}{more}; pixelated to {context.pixel_share:g} of each side"
 
 
-def settings_of_role(recipe: Recipe, role: str) -> TeacherSettings:
-    """The settings of `teacher` or `teachers.NAME`."""
-    name = role.removeprefix("teachers.")
-    return recipe.teacher if name == role else recipe.teachers[name]
-
-
-def teacher_settings(recipe: Recipe) -> list[TeacherSettings]:
-    """The settings of every teacher."""
-    return [*([recipe.teacher] if recipe.teacher.model else []), *recipe.teachers.values()]
+def teacher_settings(recipe: Recipe) -> Mapping[str, TeacherSettings]:
+    """The settings of every teacher by role."""
+    several = {f"teachers.{name}": one for name, one in recipe.teachers.items()}
+    return several or ({"teacher": recipe.teacher} if recipe.teacher.model else {})
 
 
 def configured(setup: "RunSetup", vlm: VLM, role: str) -> VLM:

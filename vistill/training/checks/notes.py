@@ -30,11 +30,14 @@ def notes_on_run(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
         )
-    models = [recipe.teacher.model, *(one.model for one in recipe.teachers.values())]
-    if any(model and model == recipe.student.model for model in models):
+    models = {"teacher": recipe.teacher.model}
+    models |= {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
+    own = recipe.student.model
+    same = next((role for role, model in models.items() if model and model == own), "")
+    if same:
         notes.append(
             "student and teacher are the same model: where both see the same, the loss is 0 and"
-            " nothing is learned (teacher.model=A_LARGER_MODEL)"
+            f" nothing is learned ({same}.model=A_LARGER_MODEL)"
         )
     return [*notes, *notes_on_options(recipe.data, (*train, *evaluation))]
 
