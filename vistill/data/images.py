@@ -316,7 +316,7 @@ def is_legal_file_name(name: str) -> bool:
     return size(name) <= 4096 and all(size(part) <= 255 for part in Path(name).parts)
 
 
-def joined_bytes(value: Any) -> Any:
+def joined_bytes(value: object) -> object:
     """An encoded image that is stored as a list of its bytes; anything else as it is."""
     if not isinstance(value, list) or len(value) < 16 or not isinstance(value[0], int):
         return value
