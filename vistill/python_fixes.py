@@ -247,14 +247,22 @@ def with_python_fixes(kind: type[Settings]) -> type[Settings]:
 
 
 def constructor_fix(name: str, fix: str) -> str:
-    """The fix of a settings class as its constructor."""
+    """The fix of a settings class as its constructor, for each alternative."""
     classes = {kind: group for group, (_, kind) in GROUPS.items()}
     group = {**classes, **{kind: key for key, kind in INNER.items()}}[name]
-    settings, _, _ = read_words(fix.split("   in place of ")[0])
-    full = {f"{group}.{key.removeprefix(f'{group}.')}": value for key, value in settings.items()}
-    if not full:
-        return fix
-    return merged_arguments(full).partition("=")[2]
+    alternatives = []
+    for part in fix.split("   or   "):
+        settings, _, _ = read_words(part.split("   in place of ")[0])
+        fields = {key.removeprefix(f"{group}."): value for key, value in settings.items()}
+        if not fields:
+            alternatives.append(part)
+        elif group == "data":  # its fields are those of `vistill.load_prompts`, too
+            given = ", ".join(f"{key}={written(value)}" for key, value in fields.items())
+            alternatives.append(f"vistill.{name}({given})")
+        else:
+            full = {f"{group}.{key}": value for key, value in fields.items()}
+            alternatives.append(merged_arguments(full).partition("=")[2])
+    return "   or   ".join(alternatives)
 
 
 def in_python(

@@ -155,7 +155,7 @@ def test_a_method_of_a_file_has_knobs_that_are_validated_like_ours(folder):
 
     assert load(share=0.5).knobs == {"share": 0.5}
     error = refused("C001", lambda: load(sare=0.5), 'unknown key "mine.sare"')
-    assert error.fix.startswith("mine.share=0.5")
+    assert error.fix.startswith("vistill.train(RECIPE, {'mine.share': 0.5})")
     refused("C002", lambda: load(share=2), "mine.share", "vistill explain mine.share")
     refused("C002", lambda: load(share="much"), "mine.share")
     schema = method_schemas()["mine"]
