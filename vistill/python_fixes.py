@@ -247,16 +247,22 @@ def with_python_fixes(kind: type[Settings]) -> type[Settings]:
 
 
 def constructor_fix(name: str, fix: str) -> str:
-    """The fix of a settings class as its constructor."""
+    """The fix of a settings class as its constructor, for each alternative."""
     classes = {kind: group for group, (_, kind) in GROUPS.items()}
     group = {**classes, **{kind: key for key, kind in INNER.items()}}[name]
-
-    def expression(alternative: str) -> str:
-        settings, _, _ = read_words(alternative.split("   in place of ")[0])
-        full = {f"{group}.{key.removeprefix(f'{group}.')}": v for key, v in settings.items()}
-        return merged_arguments(full).partition("=")[2] if full else alternative
-
-    return "   or   ".join(map(expression, fix.split("   or   ")))
+    alternatives = []
+    for part in fix.split("   or   "):
+        settings, _, _ = read_words(part.split("   in place of ")[0])
+        fields = {key.removeprefix(f"{group}."): value for key, value in settings.items()}
+        if not fields:
+            alternatives.append(part)
+        elif group == "data":  # its fields are those of `vistill.load_prompts`, too
+            given = ", ".join(f"{key}={written(value)}" for key, value in fields.items())
+            alternatives.append(f"vistill.{name}({given})")
+        else:
+            full = {f"{group}.{key}": value for key, value in fields.items()}
+            alternatives.append(merged_arguments(full).partition("=")[2])
+    return "   or   ".join(alternatives)
 
 
 def in_python(

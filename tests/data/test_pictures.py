@@ -186,7 +186,7 @@ def test_limits_that_no_picture_meets_are_refused():
         DataSettings(min_pixels=100, max_pixels=50)
     assert (caught.value.code, caught.value.fix) == (
         "C101",
-        "vistill.load_prompts(..., min_pixels=50)   or   vistill.load_prompts(..., max_pixels=100)",
+        "vistill.DataSettings(min_pixels=50)   or   vistill.DataSettings(max_pixels=100)",
     )
 
 
