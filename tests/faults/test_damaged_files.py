@@ -17,7 +17,7 @@ from vistill.training.memory_budget import choose_split
 from vistill.training.replay import accepted_changes
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
-from vistill.training.teacher_responses import write_teacher_responses
+from vistill.training.teacher_responses import TeacherWriter, write_teacher_responses
 
 DAMAGE = [
     b"",
@@ -94,8 +94,9 @@ def test_a_damaged_teacher_response_is_refused(tokenizer, teacher, tmp_path, rec
         tmp_path / "teacher_responses.jsonl",
         {"prompt": prompts[0].id, "content": prompts[0].content, **record},
     )
+    writer = TeacherWriter(plan.models, response_source, prompts)
     with pytest.raises(StorageError) as caught:
-        write_teacher_responses(plan.models, folder, response_source, prompts, plan.rollout, 5)
+        write_teacher_responses(folder, [writer], plan.rollout, 5)
     assert caught.value.code == "S606"
 
 
