@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import build_model
 from tiers import few
+from tiny_llava import build_llava
 
 import vistill
 from vistill.config import load_recipe
@@ -115,6 +116,20 @@ def test_the_gradient_is_the_mean_of_those_of_single_teachers(method, tokenizer,
     ]
     mean = (parts[0] + parts[1]) / 2
     assert float((mixed - mean).abs().max()) <= 1e-6 * float(mean.abs().max())
+
+
+def test_teachers_of_two_families_read_their_rows_each_in_its_own_way(tokenizer, two, prompts):
+    other = build_llava(tokenizer, 3, hidden=40).freeze()
+    teachers, rows = {"wide": two["wide"], "llava": other}, prompts[:4]
+    names = split(rows, *teachers)
+    mixed = replace(models_of(tokenizer, teachers, names), teacher_encodes=True)
+    gradient, _ = step_of(mixed, rows)
+    parts = []
+    for name, teacher in teachers.items():
+        alone = replace(single(tokenizer, teacher), teacher_encodes=name == "llava")
+        parts.append(step_of(alone, [p for p in rows if names[p.id] == name])[0])
+    mean = (parts[0] + parts[1]) / 2
+    assert float((gradient - mean).abs().max()) <= 1e-6 * float(mean.abs().max())
 
 
 WITH_TEACHER = [
