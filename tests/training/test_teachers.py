@@ -286,9 +286,9 @@ data:
   holdout: 4
   columns: {{teacher: kind}}
 rollout: {{per_prompt: 2, max_new_tokens: 6, all_truncated: go_on}}
-train: {{prompts_per_step: 4, steps: 4, lr: 1.0e-4}}
-save: {{every: 2}}
-eval: {{every: 4, max_new_tokens: 6, blind: false, greedy: false}}
+train: {{prompts_per_step: 4, steps: 2, lr: 1.0e-4}}
+save: {{every: 1}}
+eval: {{every: 2, max_new_tokens: 6, blind: false, greedy: false}}
 """
 
 
@@ -317,14 +317,14 @@ def recipe(rows, folder, *words):
 
 def test_a_run_that_stops_and_continues_is_the_same_to_the_bit(rows, tmp_path):
     ends = []
-    for name, stops in (("whole", ()), ("cut", (1, 3))):
+    for name, stops in (("whole", ()), ("cut", (1,))):
         (tmp_path / name).mkdir()
         settings = recipe(rows, tmp_path / name)
         folder = RunFolder(tmp_path / name / "run")
         for stop in (*stops, None):
             plan = build(make_setup(settings, folder))
             state = run(replace(plan, stop_after=stop), folder)
-        assert state.step == 4
+        assert state.step == 2
         weights = [p.detach().clone() for p in plan.models.student.model.parameters()]
         ends.append((weights, folder.read(folder.metrics), folder.read(folder.evaluations)))
     (weights, metrics, evaluations), (again, resumed, evaluated) = ends
