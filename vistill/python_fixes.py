@@ -254,7 +254,7 @@ def constructor_fix(name: str, fix: str) -> str:
     for part in fix.split("   or   "):
         settings, _, _ = read_words(part.split("   in place of ")[0])
         fields = {key.removeprefix(f"{group}."): value for key, value in settings.items()}
-        if not fields:
+        if not fields or (group == "data" and any("." in key for key in fields)):
             alternatives.append(part)
         elif group == "data":  # its fields are those of `vistill.load_prompts`, too
             given = ", ".join(f"{key}={written(value)}" for key, value in fields.items())

@@ -147,7 +147,7 @@ def test_a_run_of_an_earlier_version_continues_if_its_settings_are_the_same(
     (tmp_path / "run.lock.json").write_text(json.dumps(lock))
     with raises_code("C201") as caught:
         distill_run(tokenizer, teacher, tmp_path)
-    assert "--accept train.schedule.warmup" in caught.value.fix
+    assert "accept=['train.schedule.warmup']" in caught.value.fix
 
 
 @pytest.mark.more

@@ -240,7 +240,7 @@ def measure(vlm):
         models=Models(vlm, None, vlm.vocabulary_size), train_prompts=HELD, seed=0,
         poll=lambda: None, objective=OPD(), rollout=RolloutSettings(), train=TrainSettings(),
     )  # fmt: skip
-    return measure_text_only(setup, HELD)[0]
+    return measure_text_only(setup, setup.models, HELD)[0]
 
 
 def train_language(vlm, steps, text_only_share):

@@ -54,7 +54,7 @@ def set_image_token_limit(processor: Any, model_type: str, limit: int) -> None:
 
 def limit_area(images: Any, limit: int, frames: bool) -> None:
     """The area of an image in pixels. Some families count the frames of a patch too."""
-    area = limit * (int(images.patch_size) * int(images.merge_size)) ** 2
+    area = max(1, limit) * (int(images.patch_size) * int(images.merge_size)) ** 2
     area *= int(images.temporal_patch_size) if frames else 1
     smallest = min(int(images.size["shortest_edge"]), area)
     largest = min(int(images.size["longest_edge"]), area)
