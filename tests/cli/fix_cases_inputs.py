@@ -3,7 +3,7 @@
 import shutil
 
 from fix_cases import ASSETS, IMAGE_FOLDER, RECIPE_FILE, situation
-from fix_cases_student import ANSWERS, PICTURE, STUDENT, start_chat, start_export, start_generate
+from fix_cases_student import ANSWERS, PICTURE, STUDENT, start_chat, start_generate
 
 
 @situation("D201", first=True)
@@ -52,12 +52,6 @@ def write_adapter(place):
 @situation("M103", FOLDER_OR_HUB_ID=STUDENT)
 def a_model_of_a_chat_is_an_adapter(place):
     start_chat(place, model="modelle ö/adapter")
-    write_adapter(place)
-
-
-@situation("M103", FOLDER_OR_HUB_ID=STUDENT)
-def an_exported_model_is_an_adapter(place):
-    start_export(place, model="modelle ö/adapter")
     write_adapter(place)
 
 
