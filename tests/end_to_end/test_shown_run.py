@@ -72,7 +72,8 @@ def test_a_run_shows_itself_stops_with_a_notice_and_goes_on(tmp_path):
     steps = [row for row in rows if re.match(r"step \d+/", row)]
     assert steps, "evaluations stay on the screen"
     assert not [row for row in steps if "accuracy" not in row], "a live line stays behind"
-    indented = [row.split()[0] for row in rows if row.startswith("  ")]
+    start = next(i for i, row in enumerate(rows) if row.startswith("  question"))
+    indented = [row.split()[0] for row in rows[start:] if row.startswith("  ")]
     assert indented[:2] == ["question", "response"]
     assert indented[2] in ("wrong", "correct")
     drawn = [line for line in terminal.lines if re.search(r"step \d/6|loading|evaluating", line)]
