@@ -254,7 +254,7 @@ def a_shipped_recipe_is_misspelt(place):
     columns = {"response": "response", "boxes": "boxes", "thoughts": "images"}
     named = " ".join(f"data.columns.{key}={name}" for key, name in columns.items())
     data = f"'data.train={DATA_FILE}' 'data.images=bilder é' {named}"
-    place.line = f"vistill check va_opd_qwen3vl_8b_to_2.yaml --fast {data}"
+    place.line = f"vistill check every_metod.yaml --fast {data}"
 
 
 @situation("C004", ends="D102")
