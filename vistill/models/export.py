@@ -31,8 +31,6 @@ SHARD_SIZE = "5GB"
 #: The question with a picture that the exported folder must read as the model does.
 PROBE_SIDES = (96, 72)
 PROBE = "What is the value of x?"
-#: Where pip finds torch and torchvision without CUDA.
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,8 @@ def install_notes(packages: Sequence[str]) -> list[str]:
     notes = [f"its processor needs {' and '.join(packages)}: pip install {names}"]
     if "torchvision" in packages:
         notes.append(
-            "next to a CPU build of torch, torchvision comes from the index of that build: "
-            f"pip install torch torchvision --index-url {CPU_INDEX}"
+            "next to a CPU build of torch, install torchvision from the index that torch came from:"
+            " another build breaks `import transformers`"
         )
     return notes
 
