@@ -34,15 +34,23 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def wrong_verdicts(pairs):
+    """The pairs that are judged otherwise than a person judged them, with the verdict."""
+    verdicts = (
+        judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
+        for pair in pairs
+    )
+    return [
+        (pair, verdict)
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+        if verdict.correct is not pair["correct"]
+    ]
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_replies_in_the_documented_answer_forms_of_a_benchmark(benchmark):
     pairs = [pair for pair in read(OWN) if pair["benchmark"] == benchmark]
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct != pair["correct"]:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 def test_there_are_300_pairs_and_each_benchmark_has_both_kinds():
@@ -54,60 +62,35 @@ def test_there_are_300_pairs_and_each_benchmark_has_both_kinds():
 def test_replies_that_deny_doubt_or_wrap_an_answer():
     pairs = read(REPLIES)
     assert len(pairs) >= 150
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct != pair["correct"]:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_opinions_of_others_numbers_around_a_box_and_short_conclusions(correct):
     pairs = [pair for pair in read(USERS) if pair["correct"] is correct]
     assert len(pairs) >= 30
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct is not correct:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_replies_in_the_manner_of_chat_models(correct):
     pairs = [pair for pair in read(MODELS) if pair["correct"] is correct]
     assert len(pairs) >= 150
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct is not correct:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_replies_that_turn_deny_a_box_or_report_an_answer(correct):
     pairs = [pair for pair in read(TESTERS) if pair["correct"] is correct]
     assert len(pairs) >= 60
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct is not correct:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_replies_with_tables_units_ranges_dates_and_several_options(correct):
     pairs = [pair for pair in read(KINDS) if pair["correct"] is correct]
     assert len(pairs) >= 100
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct is not correct:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 @pytest.mark.parametrize("language", [language.name for language in LANGUAGES])
@@ -116,12 +99,7 @@ def test_replies_in_other_languages(language):
     accepted = sum(pair["correct"] for pair in pairs)
     assert accepted >= 25
     assert len(pairs) - accepted >= accepted
-    failed = []
-    for pair in pairs:
-        verdict = judge(pair["reply"], pair["gold"], pair["choices"], pair["checker"], pair["take"])
-        if verdict.correct != pair["correct"]:
-            failed.append((pair, verdict))
-    assert failed == []
+    assert wrong_verdicts(pairs) == []
 
 
 def test_the_reviewers_pairs():

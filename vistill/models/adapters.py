@@ -8,8 +8,8 @@ next to it the model's `config.json` and processor.
 import copy
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +160,10 @@ def add_adapters(vlm: Any, settings: LoraSettings, seed: int, base: str) -> Any:
         target_modules=names,
         base_model_name_or_path=base,
     )
-    with keyed_noise(seed):
-        inject(vlm.model, config)
-    return vlm
-
-
-@contextmanager
-def keyed_noise(seed: int) -> Iterator[None]:
-    """Inside, torch draws the noise of the adapters; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed("lora", seed))
-        yield
+        inject(vlm.model, config)
+    return vlm
 
 
 def inject(model: Any, config: Any) -> None:

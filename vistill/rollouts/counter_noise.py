@@ -91,17 +91,8 @@ class CounterSampler(KeyedSampler):
     since noise for the whole vocabulary would cost more than the model.
     """
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        temperature: float,
-        top_p: float,
-        banned: Sequence[int],
-        vocabulary: int,
-        *,
-        log_probs: bool = False,
-    ) -> None:
-        super().__init__(temperature, top_p, banned, vocabulary, log_probs=log_probs)
+    def start(self, seeds: Sequence[int]) -> None:
+        """Begin at position 0 of every rollout."""
         self.seeds = torch.tensor([to_signed(seed) for seed in seeds])
         self.position = 0
         self.candidates = NUCLEUS_CANDIDATES

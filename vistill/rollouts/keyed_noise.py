@@ -65,6 +65,7 @@ class KeyedSampler(LogitsProcessor, ABC):
 
     def __init__(
         self,
+        seeds: Sequence[int],
         temperature: float,
         top_p: float,
         banned: Sequence[int],
@@ -77,6 +78,11 @@ class KeyedSampler(LogitsProcessor, ABC):
         self.log_probs: list[Tensor] | None = [] if log_probs else None
         """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
         temperature 1 over the vocabulary, before nucleus and bans."""
+        self.start(seeds)
+
+    @abstractmethod
+    def start(self, seeds: Sequence[int]) -> None:
+        """Prepare the noise of rollouts with these seeds."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask every token except the chosen one of each row."""
@@ -132,19 +138,10 @@ class GeneratorSampler(KeyedSampler):
     `argmax(logits / temperature + Gumbel)` is a sample of the softmax.
     """
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        temperature: float,
-        top_p: float,
-        banned: Sequence[int],
-        vocabulary: int,
-        *,
-        log_probs: bool = False,
-    ) -> None:
-        super().__init__(temperature, top_p, banned, vocabulary, log_probs=log_probs)
+    def start(self, seeds: Sequence[int]) -> None:
+        """Make one generator per rollout."""
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.block = max(1, BLOCK_NUMBERS // vocabulary)
+        self.block = max(1, BLOCK_NUMBERS // self.vocabulary)
         self.drawn = torch.empty(0)
         self.used = 0
         self.ahead: Callable[[], Tensor] | None = None
