@@ -5,6 +5,7 @@ The allocator setting makes tiny models 1.6 to 2 times as fast.
 
 import contextlib
 import ctypes
+import logging
 import os
 
 
@@ -38,13 +39,15 @@ def use_one_thread_on_cpu() -> None:
 
 
 def quiet_libraries() -> None:
-    """Turn off progress bars and telemetry of other libraries."""
+    """Turn off progress bars, telemetry and notices of other libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    # peft imports it where it is installed; it announces kernels that only speed it up
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def prepare_process() -> None:

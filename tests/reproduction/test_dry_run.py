@@ -25,7 +25,6 @@ STAGES = [
     for file in sorted(REPO.glob("recipes/*.yaml"))
     for stage, recipe in load_stages(file).items()
     if recipe.student.model.startswith("Qwen/")
-    and not recipe.data.sets  # tests/training/test_mixture_runs.py takes steps of mixtures
 ]
 #: One of each paper in the first tier.
 FIRST = [

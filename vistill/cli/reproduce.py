@@ -49,7 +49,7 @@ def reproduce(  # noqa: PLR0913  (options of a verb)
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Run all recipes of a paper's table and print the results. The same command resumes."""
+    """Run all cells of a paper's table and print the results. The same command resumes."""
     load_plugins(plugin or [])
     from vistill.reproduction.cells import choose_cells, make_cells
     from vistill.reproduction.tables import find_table

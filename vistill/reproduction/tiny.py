@@ -40,6 +40,15 @@ SETTINGS: dict[str, Any] = {
     "eval.max_new_tokens": 96,
     "eval.heatmaps": 2,
 }
+#: The same of each data set of a mixture.
+OF_SET: dict[str, Any] = {
+    "train": "diagrams",
+    "eval": "",
+    "holdout": 0,
+    "limit": None,
+    "min_pixels": None,
+    "max_pixels": None,
+}
 
 
 def make_tiny(recipe: Recipe, kept: Collection[str] = ()) -> Recipe:
@@ -60,10 +69,15 @@ def tiny_settings(recipe: Recipe) -> dict[str, Any]:
     settings = dict(SETTINGS)
     thoughts = bool(recipe.data.columns.thoughts)
     settings["data.diagrams.options.thoughts"] = thoughts
-    for role in ("student", "teacher"):
-        name = getattr(recipe, role).model
-        if name and looks_like_hub_id(name):
-            settings[f"{role}.model"] = tiny_model(name, role, thoughts)
+    for name in recipe.data.sets:
+        settings |= {f"data.sets.{name}.{key}": value for key, value in OF_SET.items()}
+    if recipe.data.sets:
+        settings["data.train"] = recipe.data.train
+    models = {"student": recipe.student, "teacher": recipe.teacher}
+    models |= {f"teachers.{name}": one for name, one in recipe.teachers.items()}
+    for role, one in models.items():
+        if one.model and looks_like_hub_id(one.model):
+            settings[f"{role}.model"] = tiny_model(one.model, role, thoughts)
             settings[f"{role}.revision"] = None
     if recipe.method == "visual_opsd":
         # too few rows for a sure answer; the gate has its own tests
@@ -75,5 +89,5 @@ def tiny_model(name: str, role: str, thoughts: bool) -> str:
     """The tiny model for one of a hub: the base reads thoughts, the teacher is the large one."""
     if thoughts:
         return "vistill:base"
-    large = role == "teacher" or any(size in name for size in LARGE)
+    large = role != "student" or any(size in name for size in LARGE)
     return "vistill:teacher" if large else "vistill:student"

@@ -25,7 +25,7 @@ def make_engine(
         vlm: the model that writes.
         settings: `engine` names it, `image_skips` wraps it. Evaluation and the teacher's responses
             use `settings.without_image_skips()`.
-        poll: called after every token, so that a signal is honoured.
+        poll: called after every token, or block of tokens, so that a signal is honoured.
         own: an engine of the caller's, taken as it is and checked.
     """
     if own is not None:
