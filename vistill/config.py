@@ -131,7 +131,7 @@ def load_stages(
     if stages is None:
         return {"run": build_recipe(tree, text, file, overrides=origins)}
     check_stages(stages, tree, Source(text, file, all_keys()))
-    fill_word(tree, ("student.model", "teacher.model"), "{run}", tree["run"])
+    fill_word(tree, "model", "{run}", tree["run"])
     recipes: dict[str, Recipe] = {}
     for name, changes in stages.items():
         own = own_keys(changes)
@@ -149,6 +149,7 @@ def load_stages(
             for key, origin in origins.items()
             if key not in own
         }
+        own_origins |= {k: o for k, o in origins.items() if k.startswith(f"stages.{name}.")}
         with naming_stage(name, own):
             recipes[name] = build_recipe(branch, text, file, overrides=own_origins, stage=name)
     return recipes

@@ -33,6 +33,8 @@ GROUPS = {
 }
 #: Classes of the groups within a group.
 INNER = {"train.schedule": "ScheduleSettings"}
+#: Keys of a model that are arguments of `vistill.load`.
+OF_LOAD = ("model", "revision", "device", "max_image_tokens")
 #: Keys that act on rows when they are read.
 ROW_KEYS = ("columns", "images", "train", "limit", "min_pixels", "max_pixels", "template", "system")
 #: A word of a shell.
@@ -64,6 +66,16 @@ def merged_arguments(settings: Mapping[str, Any]) -> str:
     return ", ".join(name.replace("{}", ", ".join(inner)) for name, inner in arguments.items())
 
 
+def has_argument(key: str) -> bool:
+    """Whether a setting has a place in Python: a part of a recipe has none."""
+    group, *rest = parts_of(key)
+    if group in ("student", "teacher") and rest:
+        return rest[0] in OF_LOAD or (rest[0] == "lora" and len(rest) > 1)
+    if group == "teachers":
+        return rest[-1:] == ["model"]
+    return [group, *rest[:1]] != ["data", "sets"]
+
+
 def argument_of(key: str, value: Any) -> tuple[str, str]:  # noqa: PLR0911  one per kind of key
     """An argument with `{}` for its inner part, and the inner part of a setting."""
     group, *rest = parts_of(key)
@@ -72,6 +84,10 @@ def argument_of(key: str, value: Any) -> tuple[str, str]:  # noqa: PLR0911  one 
         return "out={}", text
     if key == "method":
         return "objective={}", method_expression(str(value))
+    if group == "teachers":
+        return "teacher={}", f"{{{rest[0]!r}: vistill.load({text})}}"
+    if rest[:1] == ["lora"] and len(rest) > 1:
+        return f"{group}=vistill.load({{}})", f"..., lora=vistill.LoraSettings({rest[-1]}={text})"
     if group in ("student", "teacher") and rest:
         others = {"model": text}.get(rest[0], f"..., {rest[0]}={text}")
         return f"{group}=vistill.load({{}})", others
@@ -143,6 +159,8 @@ def alternative_in_python(part: str, function: str, known: tuple[str, ...]) -> s
     if other_run and function.startswith("Run("):
         return f"vistill.Run({shlex.split(other_run[1])[0]!r}).export(...)"
     settings, others, span = read_words(part)
+    if not all(map(has_argument, settings)):
+        return part
     call = call_of(function, settings, others, known)
     if not call:
         return part

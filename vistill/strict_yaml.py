@@ -5,7 +5,7 @@ Only true and false are booleans; there are no aliases, tags, merges or twin key
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,10 +280,10 @@ def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def fill_word(tree: Mapping[str, Any], keys: Iterable[str], word: str, value: str) -> None:
-    """Replace a word in the texts at these keys of a tree, where there are such."""
-    for key in keys:
-        group, _, last = key.rpartition(".")
-        node = tree.get(group)
-        if isinstance(node, dict) and isinstance(node.get(last), str):
-            node[last] = node[last].replace(word, value)
+def fill_word(tree: Mapping[str, Any], key: str, word: str, value: str) -> None:
+    """Replace a word in the texts of a key in every group of a tree."""
+    for node in tree.values():
+        if isinstance(node, dict):
+            if isinstance(node.get(key), str):
+                node[key] = node[key].replace(word, value)
+            fill_word(node, key, word, value)

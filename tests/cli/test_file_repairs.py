@@ -131,6 +131,34 @@ def test_a_mapping_of_overrides_gets_python(tmp_path):
     assert caught.value.fix.startswith("vistill.train(RECIPE, {'train.lr': 1e-05})   in place of")
 
 
+def test_a_wrong_key_in_a_stage_of_a_toml_file_is_renamed(tmp_path):
+    """The place of a stage's key was searched as YAML: a raw KeyError."""
+    file = tmp_path / "r.toml"
+    head = 'run = "runs/x"\nmethod = "opd"\n[student]\nmodel = "a"\n[teacher]\nmodel = "b"\n'
+    file.write_text(f"{head}[data]\ntrain = 'diagrams'\n[stages.one.train]\nstep = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_stages(file)
+    assert (caught.value.code, caught.value.fix[:4]) == ("C001", "sed ")
+    subprocess.run(["bash", "-c", caught.value.fix.partition("   ")[0]], check=True)
+    assert load_stages(file)["one"].train.steps == 1
+    with pytest.raises(ConfigError) as caught:
+        load_stages(file, ["stages.one.train.lrr=1"])
+    assert caught.value.fix.startswith("stages.one.train.lr=1")
+
+
+@pytest.mark.parametrize(("name", "better"), [
+    ("daten-2", "daten_2"), ("2nd", "set_2nd"), ("größe", "gr_e"), ("日本", "other"),
+])  # fmt: skip
+def test_a_bad_name_of_a_data_set_is_renamed_in_its_file(tmp_path, name, better):
+    file = tmp_path / "r.yaml"
+    file.write_text(START + f"data:\n  sets:\n    {name}: {{train: diagrams}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file)
+    assert (caught.value.code, caught.value.where) == ("C002", "r.yaml:7")
+    subprocess.run(["bash", "-c", caught.value.fix], check=True)
+    assert list(load_recipe(file).data.sets) == [better]
+
+
 @pytest.mark.parametrize(("setting", "fix"), [
     ("train.lr=1e-5x", "train.lr=1e-5"),
     ("train.lr=abc", "train.lr=1e-06"),

@@ -489,6 +489,25 @@ def test_a_folder_is_refused_with_a_command_that_names_a_file(data):
     assert not list(Path().glob("*.yaml"))
 
 
+def test_a_folder_among_several_data_sets_keeps_the_other_ones_in_its_command():
+    Path("here").mkdir()
+    rows(3, file="here/b.jsonl", images=["../a.png"])
+    sources = [rows(40, file="größe 1.jsonl"), "here"]
+    with pytest.raises(DataError) as caught:
+        write_recipe("opd", "vistill:student", "vistill:teacher", sources)
+    assert caught.value.fix.endswith("--data 'größe 1.jsonl' --data here/b.jsonl")
+
+
+def test_names_of_data_sets_are_ascii_and_what_they_lack_is_said_in_their_words():
+    """A set named after its file was refused by the recipe that init wrote."""
+    sources = [rows(40, file="größe.jsonl"), rows(40, file="日本.jsonl", answer=None)]
+    text = write_recipe("grpo", "vistill:student", "vistill:teacher", sources)
+    recipe = load_recipe(re.search(r"wrote +(\S+\.yaml)", text).group(1))
+    assert list(recipe.data.sets) == ["gr_e", "data"]
+    assert "needs a column for answer: set data.sets.data.columns.answer" in text
+    assert not re.search(r"(?<!data)\.columns\.answer", text)
+
+
 def test_a_column_of_options_that_cannot_be_read_is_named():
     rows(options=["red", None, "blue"], answer="A")
     text, recipe = init_recipe()

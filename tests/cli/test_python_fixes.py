@@ -37,6 +37,15 @@ CASES = {
     "'reward.extra.short=0.5'   in place of reward.extra.shart": (
         "vistill.distill(..., reward=vistill.RewardSettings(extra={'short': 0.5}))"
     ),
+    "student.lora.rank=8   or   student.train=full": (
+        "vistill.distill(..., student=vistill.load(..., lora=vistill.LoraSettings(rank=8)))"
+        "   or   student.train=full"
+    ),
+    "teachers.math.model=FOLDER_OR_HUB_ID": (
+        "vistill.distill(..., teacher={'math': vistill.load(FOLDER_OR_HUB_ID)})"
+    ),
+    "data.sets.one.weight=2": "data.sets.one.weight=2",
+    "teachers.math=null   or   teachers.art=null": "teachers.math=null   or   teachers.art=null",
     "eval.limit=5": "vistill.distill(..., evaluation=vistill.EvalSettings(limit=5))",
     "data.columns.answer=COLUMN, or remove these rows": (
         "vistill.distill(..., prompts=vistill.load_prompts(..., answer=COLUMN))"

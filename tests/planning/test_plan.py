@@ -348,6 +348,23 @@ def test_the_rows_of_a_file_are_counted_as_a_run_counts_them(tmp_path):
     assert len(loaded.prompts) == 28
 
 
+def test_the_rows_of_each_data_set_are_counted(tmp_path):
+    """A mixture of local files gave no hours."""
+    words = ["data.train=diagrams", "data.columns.prompt=question", "data.columns.answer=answer"]
+    for name, count in {"a": 40, "b": 25}.items():
+        row = {"question": "?", "images": ["a.png"], "answer": "1"}
+        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * count)
+        words.append(f"data.sets.{name}.train={tmp_path / name}.jsonl")
+    words += ["data.eval=", "data.holdout=0", "data.sets.b.holdout=5"]
+    plan = plan_of(RECIPE, *words)
+    assert (plan.rows_of_set("a"), plan.rows_of_set("b")) == (40, 20)
+    assert plan.cost.steps is not None
+    assert "hours" in format_plan(plan, "run")
+    plan = plan_of(RECIPE, *words, "data.sets.b.train=nowhere.jsonl")
+    assert plan.cost.steps is None
+    assert "nowhere.jsonl does not exist" in format_plan(plan, "run")
+
+
 @pytest.mark.parametrize(("words", "reason"), [
     ("data.train=nowhere.jsonl", "nowhere.jsonl does not exist"),
     ("data.train=hf:owner/name", "the data is not on this machine"),

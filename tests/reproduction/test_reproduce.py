@@ -49,7 +49,17 @@ def test_a_table_without_a_run_has_the_papers_values(monkeypatch, tmp_path):
     assert "| 2B VGS-LP | 48.07/48.34 |" in files["md"].read_text()
     page = files["html"].read_text()
     assert "46.10/46.14" in page
+    assert "Also run" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_page_names_the_cells_that_run_for_other_ones(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    table = find_table("vgs-2")
+    cells = make_cells(table)
+    result = TableResult(table, cells, cells[0].arm.folder.parent, tiny=False)
+    page = result.write()["html"].read_text()
+    assert "Also run: teacher (not run)" in page
 
 
 def test_the_fix_of_a_failed_cell_is_for_that_cell_alone():
@@ -58,6 +68,8 @@ def test_the_fix_of_a_failed_cell_is_for_that_cell_alone():
         "stages.grpo.train.memory=4   or   stages.grpo.data.train=FILE.jsonl run=NEW --cell x"
     )
     assert fix_for_cell(fix, "grpo") == expected
+    for key in ("data.sets.A.weight", "teachers.math.model", "reward.extra.short"):
+        assert fix_for_cell(f"{key}=1", "grpo") == f"stages.grpo.{key}=1"
 
 
 @pytest.mark.more

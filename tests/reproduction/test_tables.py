@@ -4,6 +4,9 @@ import json
 import math
 import re
 import shlex
+import shutil
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from conftest import REPO
@@ -14,8 +17,8 @@ from vistill.config import flatten, load_stages
 from vistill.errors import ConfigError, StorageError
 from vistill.planning.run_plan import Sizes
 from vistill.reproduction.cells import choose_cells, make_cells, plan_cells
-from vistill.reproduction.planned import check_disk_of_all, format_planned, planned_dict
-from vistill.reproduction.tables import find_table, table_names
+from vistill.reproduction.planned import check_disk_of_all, format_planned, planned_dict, total_of
+from vistill.reproduction.tables import Row, find_table, table_names
 from vistill.reproduction.tiny import SETTINGS, make_tiny
 from vistill.studies.plan import PlanOptions
 
@@ -76,6 +79,66 @@ def test_a_cell_that_another_one_needs_stands_before_it():
     assert cells[2].arm.settings.teacher.model == str(cells[1].arm.folder)
     chosen = choose_cells(find_table("vgs-2"), cells, ["grpo_vgs_2b"])
     assert [cell.name for cell in chosen] == ["teacher", "grpo_vgs_2b"]
+
+
+CHAIN = """\
+run: runs/chain
+data: {train: diagrams}
+student: {model: 'vistill:student'}
+teacher: {model: '{run}/first'}
+train: {steps: 10}
+method: opd
+stages:
+  first: {method: grpo, teacher: {model: ''}}
+  second: {}
+  third:
+    teacher: {model: ''}
+    teachers:
+      a: {model: '{run}/second', rows: [x]}
+      b: {model: 'vistill:teacher', others: true}
+"""
+
+
+def chain_cells(tmp_path):
+    file = tmp_path / "chain.yaml"
+    file.write_text(CHAIN)
+    table = replace(find_table("va_opd-masks"), recipe=str(file), rows=(Row("C", "third"),))
+    return table, make_cells(table, [f"run={tmp_path / 'runs'}"])
+
+
+def test_a_cell_needs_the_students_that_its_teachers_are(tmp_path):
+    """Teachers of several were not looked at, and a choice had the needs of its needs left out."""
+    table, cells = chain_cells(tmp_path)
+    assert {cell.name: cell.needs for cell in cells} == {
+        "first": (), "second": ("first",), "third": ("second",),
+    }  # fmt: skip
+    third = cells[-1].arm.settings
+    assert third.teachers["a"].model == str(tmp_path / "runs/second")
+    assert [cell.name for cell in choose_cells(table, cells, ["third"])] == [
+        "first", "second", "third",
+    ]  # fmt: skip
+
+
+def test_a_sum_over_cells_is_unknown_where_a_cell_is():
+    rows = [{"money": 1.5, "hours": None}, {"money": 2.5, "hours": 1.0}]
+    assert (total_of(rows, "money"), total_of(rows, "hours")) == (4.0, None)
+
+
+def test_checkpoints_that_a_cell_already_has_count_as_free_for_it(tmp_path):
+    _, cells = chain_cells(tmp_path)
+    plans = plan_cells(cells, PlanOptions(sizes=Sizes(rows=100)))
+    need = sum(plan.cost.disk_bytes()["all"] for plan in plans.values()) / 1e9
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    assert need < free
+    small = need * 0.9
+    with pytest.raises(StorageError):
+        check_disk_of_all(cells, plans, small)
+    checkpoint = cells[0].arm.folder / "checkpoint-000001"
+    checkpoint.mkdir(parents=True)
+    with (checkpoint / "part.bin").open("wb") as file:
+        file.truncate(int(need * 0.2 * 1e9))
+    with patch("vistill.reproduction.planned.free_space", return_value=small * 1e9):
+        check_disk_of_all(cells, plans, None)
 
 
 def test_tables_share_their_runs():

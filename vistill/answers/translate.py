@@ -117,7 +117,8 @@ def find_language(text: str) -> Language | None:
     ends = text if len(text) <= 2 * WINDOW else f"{text[:WINDOW]} {text[-WINDOW:]}"
     if not ends.isascii():
         for language, script in SCRIPTS:
-            if len(script.findall(ends)) * 2 > len(LATIN_LETTER.findall(ends)) / 2:
+            # formulas and letters of options are Latin in every language
+            if 4 * len(script.findall(ends)) > len(LATIN_LETTER.findall(ends)):
                 return language
     lower = ends.lower()
     is_long = len(lower) > 3 * SHORT

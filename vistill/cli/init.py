@@ -11,7 +11,7 @@ from typing import Any
 
 from vistill.cli.data_facts import PROMPTS_PER_STEP, DataFacts, facts_of
 from vistill.config import build_recipe, method_schemas, parse_text
-from vistill.data.set_settings import with_keys_of_set
+from vistill.data.set_settings import valid_name, with_keys_of_set
 from vistill.data.sources import DATA_SUFFIXES, files_of
 from vistill.errors import ConfigError, DataError, closest, quote_command, quote_path
 from vistill.redaction import mask_secrets
@@ -121,7 +121,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
     if file.exists():
         raise existing_recipe_error(file, *options, *of_data)
     for source in sources:
-        check_no_folder(name, student, teacher, source)
+        check_no_folder(name, options, sources, source)
     schema, all_facts = method_schemas()[method], [facts_of(source) for source in sources]
     if len(sources) > 1:
         all_facts = list(map(facts_of_set, all_facts, names_of_sets(sources)))
@@ -151,8 +151,7 @@ def write_recipe(name: str, student: str, teacher: str, data: str | Sequence[str
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(mask_secrets(text), encoding="utf-8")
     write_schema(file.parent / SCHEMA_NAME)
-    for facts in all_facts:
-        notes += needed(schema, facts)
+    notes += needed_columns(schema, sources, all_facts)
     if schema["x-writer"] == "data" and any(facts.answers.instruction for facts in all_facts):
         notes.append("data.template asks for no form of the answer: the responses are in the data")
     return summary(file, sources, notes, all_facts)
@@ -202,8 +201,7 @@ def names_of_sets(sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for source in sources:
         stem = re.sub(r"^hf:|\[.*\]$", "", source).rpartition("/")[2].partition(".")[0]
-        stem = re.sub(r"\W+", "_", stem).strip("_") or "data"
-        stem = stem if stem[0].isalpha() else f"set_{stem}"
+        stem = valid_name(stem, "data")
         numbered = (f"{stem}_{n}" for n in itertools.count(2))
         names.append(stem if stem not in names else next(n for n in numbered if n not in names))
     return names
@@ -222,7 +220,7 @@ def image_limit(student: str) -> dict[str, str]:
     return {"limit": "1024", "limit_note": "Qwen3-VL alone would take up to 16,384"}
 
 
-def check_no_folder(name: str, student: str, teacher: str, data: str) -> None:
+def check_no_folder(name: str, options: Sequence[str], sources: Sequence[str], data: str) -> None:
     """D102 for data that are a folder, or that have the name of one that does not exist.
 
     A file that does not exist yet may be written after its recipe.
@@ -235,9 +233,10 @@ def check_no_folder(name: str, student: str, teacher: str, data: str) -> None:
         files_of(data)
     except DataError as error:
         files = data_files_in(path)
-        options = ("--student", student, "--teacher", teacher)
         command = quote_command("vistill", "init", name, *options, *plugin_words())
-        error.fix = f"{command} --data {quote_path(files[0]) if files else 'FILE'}"
+        file = quote_path(files[0]) if files else "FILE"
+        right = [file if source == data else quote_path(Path(source)) for source in sources]
+        error.fix = " ".join([command, *(f"--data {source}" for source in right)])
         error.args = (error.render(),)
         raise
 
@@ -317,6 +316,16 @@ def columns_text(facts: DataFacts, schema: Mapping[str, Any]) -> str:
     if schema["x-writer"] != "data":
         columns.pop("response", None)
     return "{" + ", ".join(f"{key}: {plain(name)}" for key, name in columns.items()) + "}"
+
+
+def needed_columns(
+    schema: Mapping[str, Any], sources: Sequence[str], all_facts: Sequence[DataFacts]
+) -> list[str]:
+    """Lines about columns that the method needs; of several data sets in the words of each."""
+    if len(all_facts) == 1:
+        return needed(schema, all_facts[0])
+    named = zip(names_of_sets(sources), all_facts, strict=True)
+    return [with_keys_of_set(line, name) for name, facts in named for line in needed(schema, facts)]
 
 
 def needed(schema: Mapping[str, Any], facts: DataFacts) -> list[str]:

@@ -240,29 +240,30 @@ def make_reader(source: str, settings: DataSettings) -> RowReader:
 
 def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout, base: int) -> bool:
     """Whether whole numbers among the first gold answers are values, not indices of options."""
-    golds, options = [], []
-    for row in map(layout.with_groups, rows):
-        try:
-            choices = read_options(column_value(row, layout.columns.choices), "")
-        except DataError:
-            continue  # reported with its row
-        golds.append(column_value(row, layout.columns.answer))
-        options.append(choices)
-    return numbers_are_values(golds, options, base)
+    pairs = [gold_and_options(row, layout) for row in rows]
+    known = [pair for pair in pairs if pair is not None]
+    return numbers_are_values([gold for gold, _ in known], [own for _, own in known], base)
+
+
+def gold_and_options(row: Mapping[str, Any], layout: Layout) -> tuple[Any, tuple[str, ...]] | None:
+    """The gold answer of a row as it stands, and its options; None if these cannot be read."""
+    plain = layout.with_groups(row)
+    try:
+        options = read_options(column_value(plain, layout.columns.choices), "")
+    except DataError:
+        return None  # reported with its row
+    return column_value(plain, layout.columns.answer), options
 
 
 def check_whole_source(reader: RowReader) -> None:
     """D104 if the gold answers of all rows count the options from another base than the recipe."""
     layout, counts = reader.layout, IndexCounts()
-    for line, row in read_source(reader.source) if layout is not None else ():
-        if isinstance(row, Mapping) and layout is not None:
-            plain = layout.with_groups(row)
-            try:
-                choices = read_options(column_value(plain, layout.columns.choices), "")
-            except DataError:
-                continue  # reported with its row
-            gold = column_value(plain, layout.columns.answer)
-            counts.add(gold, choices, f"{reader.source}:{line}")
+    if layout is None:
+        return
+    for line, row in read_source(reader.source):
+        pair = gold_and_options(row, layout) if isinstance(row, Mapping) else None
+        if pair is not None:
+            counts.add(*pair, f"{reader.source}:{line}")
     counts.check(reader.settings.index_base)
 
 

@@ -112,19 +112,34 @@ SHARED_WITH_SETS = (
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-def check_name(name: str, group: str, where: str = "") -> None:
+def valid_name(text: str, fallback: str) -> str:
+    """A name of a data set or a teacher that is like a text."""
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or fallback
+    return name if NAME.fullmatch(name) else f"set_{name}"
+
+
+def check_name(name: str, group: str) -> None:
     """C002 for the name of a data set or a teacher that cannot be part of a key."""
-    if NAME.fullmatch(name):
-        return
-    better = re.sub(r"\W+", "_", name).strip("_") or "other"
-    better = better if NAME.fullmatch(better) else f"set_{better}"
-    raise ConfigError(
+    if not NAME.fullmatch(name):
+        raise invalid_name_error(name, group)
+
+
+def invalid_name_error(name: str, group: str, where: str = "", rename: str = "") -> ConfigError:
+    """C002 for a name that cannot be part of a key.
+
+    Args:
+        name: of the data set or the teacher.
+        group: that it stands in.
+        where: its place in the recipe.
+        rename: the command that renames it in its file, if it stands in one.
+    """
+    return ConfigError(
         "C002",
         f"{group} has the name {name!r:.40}",
         where=where,
         why="a name has letters, digits and _, and begins with a letter: it is part of keys and"
         " metrics",
-        fix=in_place_of(better, name),
+        fix=rename or in_place_of(valid_name(name, "other"), name),
     )
 
 
@@ -149,4 +164,4 @@ def in_set(error: AnyError, name: str) -> AnyError:
 def with_keys_of_set(text: str, name: str) -> str:
     """A text whose keys of `data` are those of a data set: `data.sets.NAME.columns.prompt=q`."""
     own = "|".join(f.name for f in fields(DataSet))
-    return re.sub(rf"(?<![\w.])data\.(?=(?:{own})\b)", f"data.sets.{name}.", text)
+    return re.sub(rf"(?<![\w./])data\.(?=(?:{own})\b)", f"data.sets.{name}.", text)

@@ -31,6 +31,8 @@ class Sizes:
     response_tokens: int | None = None
     rows: int | None = None
     """Training rows."""
+    rows_of_sets: Mapping[str, int] = field(default_factory=dict)
+    """Training rows of data sets on this machine, by name."""
     rows_problem: str = ""
     """Why the rows of the data source could not be counted."""
 
@@ -125,9 +127,13 @@ class RunPlan:
 
     def rows_of_set(self, name: str) -> int | None:
         """Training rows of a data set without those held out; None if they are not known."""
+        if name in self.sizes.rows_of_sets:
+            return self.sizes.rows_of_sets[name]
         data = self.recipe.data.of_set(name)
         rows = rows_of_source(data)
-        return None if rows is None else rows - (0 if data.eval else data.holdout)
+        if rows is None or data.eval or data.holdout >= rows:
+            return rows
+        return rows - data.holdout
 
     @cached_property
     def phases(self) -> list[PhaseBytes]:

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vistill.config import (
-    build_recipe,
     find_recipe,
     naming_stage,
-    override,
     read_recipe_text,
     split_overrides,
 )
@@ -18,13 +16,12 @@ from vistill.errors import ConfigError, closest, quote_command
 from vistill.planning.run_plan import RunPlan
 from vistill.report.run_data import read_json
 from vistill.reproduction.tables import Table
-from vistill.reproduction.tiny import make_tiny
+from vistill.reproduction.tiny import make_tiny, with_settings
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_lines
 from vistill.strict_yaml import parse_text
 from vistill.studies.arms import Arm, make_arms
 from vistill.studies.plan import PlanOptions, plan_recipes
-from vistill.training.recipe import Recipe
 
 FINISHED, FAILED, UNFINISHED, NOT_RUN = "finished", "failed", "not finished", "not run"
 
@@ -85,8 +82,9 @@ def make_cells(table: Table, overrides: Sequence[str] = (), tiny: bool = False) 
         if name in cells:
             return
         arm = arms[name]
-        models = (arm.settings.student.model, arm.settings.teacher.model)
-        needs = tuple(by_folder[model] for model in models if model in by_folder)
+        settings = arm.settings
+        readers = (settings.student, settings.teacher, *settings.teachers.values())
+        needs = tuple(by_folder[one.model] for one in readers if one.model in by_folder)
         for other in needs:
             add(other)
         if tiny:
@@ -106,10 +104,16 @@ def choose_cells(table: Table, cells: Sequence[Cell], names: Collection[str]) ->
         return list(cells)
     by_name = {cell.name: cell for cell in cells}
     chosen: set[str] = set()
+
+    def choose(name: str) -> None:
+        chosen.add(name)
+        for other in by_name[name].needs:
+            choose(other)
+
     for name in names:
         if name not in by_name:
             raise unknown_cell_error(table, name, list(by_name))
-        chosen |= {name, *by_name[name].needs}
+        choose(name)
     return [cell for cell in cells if cell.name in chosen]
 
 
@@ -130,13 +134,6 @@ def plan_cells(cells: Sequence[Cell], options: PlanOptions) -> dict[str, RunPlan
     recipes = {cell.name: with_settings(cell.arm.settings, settings) for cell in cells}
     own_keys = {cell.name: cell.arm.own_keys or () for cell in cells}
     return plan_recipes(recipes, own_keys, options)
-
-
-def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with other settings, checked like a file."""
-    tree = recipe.to_dict()
-    override(tree, settings)
-    return build_recipe(tree)
 
 
 def read_cell(arm: Arm) -> CellResult:

@@ -9,8 +9,10 @@ from vistill.planning.run_plan import RunPlan
 from vistill.planning.table import columns
 from vistill.reproduction.cells import Cell
 from vistill.reproduction.tables import Table
+from vistill.runs.folder import RunFolder
 from vistill.runs.storage import free_space
 from vistill.studies.plan import PlanOptions, check_fits
+from vistill.training.checks.disk import bytes_in
 
 
 def planned_dict(
@@ -18,18 +20,23 @@ def planned_dict(
 ) -> dict[str, Any]:
     """The plans of all cells as plain values, and their sums."""
     rows = [cell_plan(cell, plans[cell.name]) for cell in cells]
-    hours = [row["hours"] for row in rows if not row["finished"]]
-    known = [hour for hour in hours if hour is not None]
+    left = [row for row in rows if not row["finished"]]
     return {
         "table": table.name,
         "title": table.title,
         "gpu": next(iter(plans.values())).gpu.name,
         "cells": rows,
-        "hours": None if len(known) < len(hours) else sum(known),
-        "disk_gb": sum(row["disk_gb"] for row in rows),
-        "money": sum(row["money"] or 0.0 for row in rows if not row["finished"]) or None,
+        "hours": total_of(left, "hours"),
+        "disk_gb": total_of(left, "disk_gb"),
+        "money": total_of(left, "money"),
         "fits": all(row["fits"] for row in rows),
     }
+
+
+def total_of(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The sum over cells; None where a cell has no value."""
+    values = [row[key] for row in rows]
+    return None if None in values else sum(values)
 
 
 def cell_plan(cell: Cell, plan: RunPlan) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def format_planned(values: Mapping[str, Any]) -> str:
             f"{row['disk_gb']:.3g}",
             "finished" if row["finished"] else verdict,
         ])  # fmt: skip
-    hours = "unknown (--rows N)" if values["hours"] is None else f"{values['hours']:,.0f}"
+    hours = "unknown" if values["hours"] is None else f"{values['hours']:,.0f}"
     total = f"all: {hours} hours on one {values['gpu']}, {values['disk_gb']:,.0f} GB of disk"
     if values["money"]:
         total += f", money: {values['money']:,.0f}"
@@ -91,9 +98,10 @@ def check_disk_of_all(
 ) -> None:
     """C131 if the disk does not hold the runs of all cells that are not finished."""
     folder = cells[0].arm.folder.parent
-    available = free_space(folder) / 1e9 if free is None else free
-    rows = [cell_plan(cell, plans[cell.name]) for cell in cells]
-    left = sum(row["disk_gb"] for row in rows if not row["finished"])
+    unfinished = [cell for cell in cells if not cell.arm.is_finished()]
+    kept = sum(bytes_in(RunFolder(cell.arm.folder)) for cell in unfinished)
+    available = (free_space(folder) + kept) / 1e9 if free is None else free
+    left = sum(cell_plan(cell, plans[cell.name])["disk_gb"] for cell in unfinished)
     if left <= available:
         return
     raise StorageError(

@@ -10,6 +10,7 @@ from vistill.errors import ArmError, Preempted, VistillError
 from vistill.report.page import write_report
 from vistill.reproduction.cells import Cell
 from vistill.reproduction.results import TableResult, first_line
+from vistill.schema import key_info
 from vistill.studies.arms import train_in_order
 
 Progress = Callable[[dict[str, Any]], None]
@@ -109,6 +110,8 @@ def fix_for_cell(fix: str, name: str) -> str:
     known = all_keys()
 
     def in_stage(match: re.Match[str]) -> str:
-        return f"stages.{name}.{match[1]}=" if match[1] in known else match[0]
+        group = match[1].rpartition(".")[0]  # of free keys, such as those of reward.extra
+        is_key = key_info(known, match[1]) or key_info(known, group)
+        return f"stages.{name}.{match[1]}=" if is_key else match[0]
 
-    return re.sub(r"(?<![\w.])([a-z_]+(?:\.[a-z_]+)+)=", in_stage, fix)
+    return re.sub(r"(?<![\w.])([A-Za-z_]\w*(?:\.\w+)+)=", in_stage, fix)

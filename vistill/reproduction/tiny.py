@@ -4,7 +4,7 @@ Method, knobs, optimizer, schedule, sampling temperature, number of rollouts and
 checkpoint stay. Models, data, lengths, batch, steps and the learning rate change. Needs no torch.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vistill.config import build_recipe, override
@@ -59,8 +59,13 @@ def make_tiny(recipe: Recipe, kept: Collection[str] = ()) -> Recipe:
         kept: keys that stay as they are.
     """
     settings = tiny_settings(recipe)
+    return with_settings(recipe, {k: value for k, value in settings.items() if k not in kept})
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, checked like a file."""
     tree = recipe.to_dict()
-    override(tree, {key: value for key, value in settings.items() if key not in kept})
+    override(tree, settings)
     return build_recipe(tree)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vistill.data.set_settings import check_name
+from vistill.data.set_settings import NAME, invalid_name_error, valid_name
 from vistill.errors import ConfigError, quote_setting
 from vistill.python_fixes import reading_recipe
 from vistill.ranges import (
@@ -25,9 +25,9 @@ from vistill.ranges import (
 from vistill.registry import explain_command
 from vistill.runs.recipe_changes import flatten
 from vistill.schema import ANY_NAME, NAMED_GROUPS, key_info, keys_of_names
-from vistill.schema.file_repairs import delete_command, rename_command
+from vistill.schema.file_repairs import delete_command, has_key, rename_command
 from vistill.schema.hints import Hint, hint_for
-from vistill.strict_yaml import find_entries, line_of, parts_of, split_pair
+from vistill.strict_yaml import find_entries, line_of, parse_text, parts_of, split_pair
 
 #: Where settings come from that are passed to a function of `vistill` as a mapping.
 PYTHON_OVERRIDES = "overrides"
@@ -72,7 +72,13 @@ class Source:
     def path_in_file(self, path: tuple[str, ...]) -> tuple[str, ...]:
         """Where a key stands in the file: in its stage, if the stage sets it."""
         in_stage = ("stages", self.stage, *path)
-        return in_stage if self.stage and find_entries(self.text, in_stage) else path
+        return in_stage if self.stage and self.has_in_file(in_stage) else path
+
+    def has_in_file(self, path: tuple[str, ...]) -> bool:
+        """Whether a key stands in the file."""
+        if isinstance(self.file, Path) and self.file.suffix == ".toml":
+            return has_key(parse_text(self.text, self.file), path)
+        return bool(find_entries(self.text, path))
 
     def setting(self, key: str, value: Any, wrong: tuple[str, ...]) -> str:
         """`key=value` for the command line, in the stage in which the wrong key stands."""
@@ -151,7 +157,10 @@ def named_settings(kind: type, tree: Any, path: tuple[str, ...], source: Source)
     if not all(is_text(str(name)) for name in named):
         raise no_text_key(source)
     for name in named:
-        check_name(name, ".".join(path), source.place((*path, name)))
+        if not NAME.fullmatch(name):
+            full = (*path, name)
+            rename = source.rename(full, valid_name(name, "other"))
+            raise invalid_name_error(name, ".".join(path), source.place(full), rename)
     return {
         name: settings_from(kind, below, (*path, name), source)
         for name, below in named.items()
@@ -324,7 +333,9 @@ def hint_for_key(full: str, value: Any, keys: Mapping[str, Mapping[str, Any]]) -
         if full.startswith(f"{group}.") and rest:
             free, own = f"{group}.{ANY_NAME}.", f"{group}.{name}."
             below = keys_of_names(keys)
-            near = {key.removeprefix(free): info for key, info in below.items() if free in key}
+            near = {
+                key.removeprefix(free): info for key, info in below.items() if key.startswith(free)
+            }
             hint = hint_for(rest, value, near)
             return replace(hint, key=f"{own}{hint.key}" if hint.key else "")
     return hint_for(full, value, keys)
@@ -371,6 +382,8 @@ def other_key_fix(full: str, value: Any, meant: str, source: Source, is_neighbou
     """
     path, last = tuple(parts_of(full)), meant.rpartition(".")[2]
     if not isinstance(source.file, Path) or source.origin(path):
+        if f"stages.{source.stage}.{full}" in source.overrides:
+            full, meant = f"stages.{source.stage}.{full}", f"stages.{source.stage}.{meant}"
         if source.origin(path) == PYTHON_OVERRIDES:
             return f"vistill.train(RECIPE, {{{meant!r}: {value!r}}})   in place of {full!r}"
         return f"{quote_setting(meant, typed(value))}   in place of {full}"

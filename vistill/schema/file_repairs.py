@@ -8,6 +8,7 @@ import copy
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,21 @@ def toml_edit(text: str, file: Path, path: tuple[str, ...], new: str) -> Edit | 
     """The edit of a key that stands on exactly one line of a TOML file."""
     key = re.compile(rf"\s*[\"']?{re.escape(path[-1])}[\"']?(?=\s*=)")
     lines = [(n, line) for n, line in enumerate(text.split("\n")) if key.match(line)]
-    if file.suffix != ".toml" or len(lines) != 1:
+    if file.suffix != ".toml" or len(lines) != 1 or not has_key(parse_text(text, file), path):
         return None
     number, line = lines[0]
     if not new:
         return Edit(number + 1, number + 1)
     return replaced(line, number, line.index(path[-1]), (path[-1], new))
+
+
+def has_key(tree: Any, path: tuple[str, ...]) -> bool:
+    """Whether a tree has a key."""
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def changed_tree(text: str, file: Path, names: list[str], new: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vistill.config import Recipe, keys_of_stages, load_stages, naming_stage
 from vistill.data.counting import count_training_rows, missing_rows_reason
+from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
@@ -118,12 +119,32 @@ def plan_recipes(
 def with_rows(sizes: Sizes, recipe: Recipe) -> Sizes:
     """The sizes with the training rows of a source on this machine, unless they are given."""
     data = recipe.located().data
+    if data.sets and sizes.rows is None:
+        return with_rows_of_sets(sizes, data)
     if sizes.rows is not None or data.train == "diagrams" or known_rows(data.train) is not None:
         return sizes
     try:
         return dataclasses.replace(sizes, rows=count_training_rows(data))
     except DataError as error:
         return dataclasses.replace(sizes, rows_problem=missing_rows_reason(data, error))
+
+
+def with_rows_of_sets(sizes: Sizes, data: DataSettings) -> Sizes:
+    """The sizes with the training rows of every data set on this machine."""
+    rows: dict[str, int] = {}
+    problem = ""
+    for name in data.sets:
+        own = data.of_set(name)
+        if own.train == "diagrams" or known_rows(own.train) is not None:
+            continue
+        try:
+            counted = count_training_rows(own)
+        except DataError as error:
+            problem = problem or missing_rows_reason(own, error)
+            continue
+        if counted is not None:
+            rows[name] = counted
+    return dataclasses.replace(sizes, rows_of_sets=rows, rows_problem=problem)
 
 
 def find_stage(stages: Mapping[str, Recipe], name: str) -> Recipe:
