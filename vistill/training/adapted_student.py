@@ -15,6 +15,7 @@ from vistill.models.adapters import (
     merge_adapters,
 )
 from vistill.models.loading import VLM, PromptEncoder, load_weights
+from vistill.models.quantization import num_parameters
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
 from vistill.training.precision import training_dtype
@@ -77,5 +78,5 @@ def describe_adapters(vlm: VLM) -> str:
         return ""
     layers = sum(map(is_adapted_layer, vlm.model.modules()))
     trained = sum(p.numel() for p in adapter_parameters(vlm.model).values())
-    total = sum(p.numel() for p in vlm.model.parameters())
+    total = num_parameters(vlm.model)
     return f"; LoRA on {layers} layers: {trained:,} of {total:,} parameters are trained"
