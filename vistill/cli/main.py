@@ -172,12 +172,8 @@ def check(  # noqa: PLR0913  (options of a verb)
     with show_phases("" if fast else LOADING_LIBRARIES):
         findings = checks.check(recipe, words, fast=fast, preview=preview)
     if as_json:
-        print(
-            json.dumps(
-                {name: [[f.what, f.summary] for f in lines] for name, lines in findings.items()},
-                indent=2,
-            )
-        )
+        plain = {name: [[f.what, f.summary] for f in lines] for name, lines in findings.items()}
+        print(json.dumps(plain, indent=2))
     else:
         print_result(checks.format_table(findings, fast))
 
