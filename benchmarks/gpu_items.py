@@ -24,6 +24,7 @@ from gpu_kernels import (
     shapes_of,
 )
 from gpu_runner import GIB, Bench, Item, peak_gib, timed, wait
+from gpu_runs import checkpoint, lora_step, memory, resume
 from gpu_setup import (
     Sizes,
     build_model,
@@ -312,10 +313,14 @@ ITEMS = (
     Item("loss_triton", 60, loss_triton),
     Item("loss_precisions", 40, loss_precisions),
     Item("models", 90, models),
+    Item("memory", 40, memory, BOTH),
+    Item("lora_step", 40, lora_step, BOTH),
+    Item("resume", 40, resume),
     Item("training", 90, training, BOTH),
     Item("step", 85, step, BOTH),
     Item("rollouts", 55, rollouts, BOTH[:1]),
     Item("plain", 40, transformers_only, BOTH),
     Item("saving", 40, saving, BOTH[:1]),
+    Item("checkpoint", 80, checkpoint, BOTH[:1]),
     Item("profile", 40, profile, BOTH),
 )

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from answers import answer_rows
+from counted import counted_rows
 from demo_before import demo_rows
 from families import family_rows
 from limits import limit_rows
@@ -291,6 +292,7 @@ def parts_of(quick):
         "rollouts": lambda: rollout_rows(row, repeats, 32_768 if quick else 151_669),
         "safety": lambda: safety_rows(row, quick),
         "saving": lambda: saving_rows(row, quick),
+        "counted": lambda: counted_rows(row),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),
@@ -335,7 +337,7 @@ def main():
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "trl": version("trl") if find_spec("trl") else None,
+        "trl": version("trl") if find_spec("trl") else last.get("about", {}).get("trl"),
         "python": platform.python_version(),
         "sizes": f"{PROMPTS} prompts x {SIBLINGS} rollouts, shipped tiny models",
     }

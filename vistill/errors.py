@@ -40,7 +40,7 @@ CATALOGUE: dict[str, str] = {
     "C111": "The targets of LoRA match no layer of the student.",
     "C130": "The run does not fit on the GPU of the plan.",
     "C131": "The run does not fit on the disk.",
-    "C132": "The plan does not know a GPU, a memory profile or the shape of a model.",
+    "C132": "A GPU, a memory profile or the shape of a model is not known.",
     "C140": "A table of the papers, or a cell of a table, is unknown.",
     "C201": "The run folder belongs to a run with another recipe.",
     "C202": "The given initial student is not the one of the run.",

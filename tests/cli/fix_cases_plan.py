@@ -60,6 +60,11 @@ def a_profile_is_misspelled(place):
 
 
 @situation("C132")
+def a_profile_of_a_run_is_misspelled(place):
+    start(place, "--profile 81gb")
+
+
+@situation("C132")
 def a_model_has_no_shape(place):
     start_plan(place, f"teacher.model=owner/other {DISK}")
 

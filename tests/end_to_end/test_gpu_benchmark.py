@@ -64,7 +64,7 @@ def test_all_names_imported_from_vistill_exist():
     )
     others = [
         REPO / "benchmarks" / f"{name}.py"
-        for name in ("gpu", "gpu_attention", "gpu_items", "gpu_kernels", "gpu_runner")
+        for name in ("gpu", "gpu_attention", "gpu_items", "gpu_kernels", "gpu_runner", "gpu_runs")
     ]
     for file in others:
         assert not re.search(r"^\s*(from|import) vistill", file.read_text(), re.MULTILINE), (
@@ -250,7 +250,7 @@ def test_the_wheels_are_all_packages_that_vistill_needs_beyond_torch_in_the_test
     tested = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in tested.items()}
     assert pins == {name: tested[name] for name in pins}
     on_the_machine = closure("torch", set()) | {"numpy", "hf-xet"}
-    needed = closure("vistill", set()) - {"vistill"}
+    needed = closure("peft", closure("vistill", set())) - {"vistill"}
     assert needed - on_the_machine <= set(pins)
     assert set(pins) <= needed
 
@@ -273,7 +273,11 @@ def test_every_item_has_values_at_toy_sizes(tmp_path, attention):
         "G1_loss_time_over_floor_torch",
         "G2_va_step_over_rows_opd",
         "G3_matrix_rate_over_peak",
+        "checkpoint_blocking_over_whole",
     } <= rows
+    assert results["items"]["resume"]["values"] == {"same_weights": True, "same_metrics": True}
+    assert results["items"]["memory"]["values"]["va_opd"]["planned_peak_gib"] > 0
+    assert results["items"]["lora_step"]["values"]["va_opd, lora"]["trained_parameters"] > 0
     assert results["about"]["torch"] == torch.__version__
     assert results["items"]["models"]["values"]["student"]["attention"] == attention
     checks = json.dumps(results["items"])

@@ -22,6 +22,9 @@ from vistill.models.adapters import adapter_parameters
 from vistill.models.hf_reference import reference_log_probs
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
+from vistill.training.adapted_student import loading_options
+from vistill.training.checks.models import require_full_precision
+from vistill.training.recipe import Recipe, StudentSettings
 from vistill.training.settings import SaveSettings, TrainSettings
 
 PROMPT = diagram_prompts("train", 1, 0)[0]
@@ -166,6 +169,24 @@ def test_a_student_with_adapters_is_distilled_from_python(place):
     with pytest.raises(ConfigError, match="cannot be loaded again") as caught:
         distill(student, "other")
     assert caught.value.code == "C101"
+
+
+def test_load_keeps_frozen_weights_under_lora_in_the_precision_that_a_recipe_gives_them(
+    place, monkeypatch
+):
+    # as on a CUDA device, where a step runs in bf16
+    monkeypatch.setattr("vistill.training.load_model.training_dtype", lambda *_: torch.bfloat16)
+    student = vistill.load("vistill:student", lora=LoraSettings(rank=2))
+    adapters = adapter_parameters(student.model)
+    assert {p.dtype for p in adapters.values()} == {torch.float32}
+    frozen = {p.dtype for n, p in student.model.named_parameters() if n not in adapters}
+    assert frozen == {torch.bfloat16}
+    require_full_precision(student)
+    assert vistill.load("vistill:student").model.dtype is torch.float32
+    options = loading_options(
+        Recipe("run", StudentSettings("vistill:student", train="lora"), "opd"), "cuda"
+    )
+    assert options == {"dtype": torch.bfloat16, "quantization": ""}
 
 
 def with_response(prompt):

@@ -14,10 +14,17 @@ from vistill.errors import MissingExtraError
 from vistill.models.adapters import adapter_parameters, copy_sharing_base, target_layers
 from vistill.models.decoding import Decoder
 from vistill.models.hf_reference import reference_log_probs
-from vistill.models.quantization import Int8Linear, QuantizedLinear, quantize
+from vistill.models.quantization import (
+    LAYERS,
+    Int8Linear,
+    QuantizedLinear,
+    num_parameters,
+    quantize,
+)
 from vistill.models.selftest import run_selftest
 from vistill.planning.lora import weight_bytes
 from vistill.planning.shapes import shape_of_config
+from vistill.training.adapted_student import describe_adapters
 
 #: nf4 needs the extra `quantized`, which only the second tier installs.
 KINDS = ["int8", pytest.param("nf4", marks=pytest.mark.slow)]
@@ -25,8 +32,6 @@ KINDS = ["int8", pytest.param("nf4", marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_is_close_to_its_weights_and_its_gradient_is_that_of_what_it_multiplies(kind):
-    from vistill.models.quantization import LAYERS
-
     torch.manual_seed(0)
     exact = nn.Linear(96, 40)
     layer = LAYERS[kind](exact)
@@ -50,6 +55,32 @@ def test_weights_of_eight_bits_are_within_half_a_step():
     assert ((layer.dequantized(torch.float32) - exact.weight).abs() <= 0.5001 * step).all()
     exact.weight.data.zero_()
     assert not Int8Linear(exact).dequantized(torch.float32).any()
+
+
+def test_a_scale_of_eight_bits_is_not_rounded_before_it_multiplies():
+    torch.manual_seed(2)
+    layer = Int8Linear(nn.Linear(64, 32, bias=False))
+    exact = layer.dequantized(torch.float32)
+    assert torch.equal(layer.dequantized(torch.bfloat16), exact.to(torch.bfloat16))
+
+
+def test_parameters_of_packed_weights_are_counted_as_before(tokenizer, monkeypatch):
+    class PackedLinear(QuantizedLinear):
+        """Two weights in a byte, as nf4 has them."""
+
+        def quantized(self, weight):
+            packed = torch.zeros((weight.numel() + 1) // 2, 1, dtype=torch.uint8)
+            return packed, torch.ones(-(-weight.numel() // 64))
+
+    monkeypatch.setitem(LAYERS, "nf4", PackedLinear)
+    vlm = build_model(tokenizer, 0)
+    before = num_parameters(vlm.model)
+    assert before == sum(p.numel() for p in vlm.model.parameters())
+    quantize(vlm, "nf4", "cpu")
+    assert num_parameters(vlm.model) == before
+    assert vlm.facts()["parameters"].startswith(f"{before:,} ")
+    adapters = sum(p.numel() for p in adapter_parameters(adapted(vlm).model).values())
+    assert f" of {before + adapters:,} parameters" in describe_adapters(vlm)
 
 
 @pytest.mark.parametrize("kind", KINDS)

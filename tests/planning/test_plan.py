@@ -187,6 +187,24 @@ def test_text_only_views_thoughts_and_copies_of_the_student_are_counted():
     assert thoughts.memory.checkpoint_bytes() == 16 * thoughts.student.parameters.total
 
 
+def test_the_largest_of_several_offloaded_teachers_is_that_of_most_bytes():
+    large, small = "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"
+    words = (
+        "teacher.model=", f"teachers.large.model={large}", "teachers.large.precision=nf4",
+        f"teachers.small.model={small}", "teachers.small.precision=fp32",
+        "teachers.small.others=true",
+    )  # fmt: skip
+    memory = plan_of(RECIPE, *words, "train.offload_teacher=true").memory
+    shapes = {name: shipped_shapes()[name] for name in (large, small)}
+    heads = 2 * shapes[large].head_weights + 4 * shapes[small].head_weights
+    body = 4 * (shapes[small].parameters.total - shapes[small].head_weights)
+    assert memory.teacher_bytes(reads=False) == heads
+    assert memory.teacher_bytes(reads=True) == heads + body
+    alone = [w for w in words if ".large." not in w]
+    of_small = plan_of(RECIPE, *alone, "train.offload_teacher=true").memory
+    assert memory.reading_bytes("teacher", "full") >= of_small.reading_bytes("teacher", "full")
+
+
 def test_an_offloaded_teacher_is_on_the_device_only_while_it_reads():
     there, away = (
         {p.name: p.kinds["teacher"] for p in plan_of(RECIPE, f"train.offload_teacher={x}").phases}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from vistill.training.checkpoint_content import (
     content_to_save,
     small_files,
 )
-from vistill.training.checkpoint_writer import CheckpointWriter
+from vistill.training.checkpoint_writer import CheckpointWriter, SnapshotBuffers
 from vistill.training.host_memory import free_host_bytes
 from vistill.training.journal import Journal
 from vistill.training.optim import freeze_parts, make_optimizer
@@ -275,6 +276,34 @@ def test_another_error_stays_the_error_of_the_run_and_that_of_the_thread_is_an_e
         fail_after_save()
     assert len(events) == 1
     assert "S601" in events[0]
+
+
+def test_an_event_names_the_step_of_the_checkpoint_that_could_not_be_written(
+    tokenizer, tmp_path, fault_at
+):
+    events, saved = [], make_objects(tokenizer)
+    writer = make_writer(RunFolder(tmp_path), saved, report=events.append)
+    fault_at("save.after_weights:enospc")
+    writer.save()
+    writer.wait_for_copy()
+    saved.state.step = 3  # the run goes on meanwhile
+    writer.settle()
+    assert [event.partition(" could")[0] for event in events] == ["the checkpoint of step 2"]
+
+
+def test_a_copy_waits_for_the_device_of_the_tensors_not_for_the_current_one(monkeypatch):
+    waited, values = [], torch.arange(3.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(
+        "vistill.training.checkpoint_writer.host_buffer", lambda t: torch.empty(t.shape)
+    )
+    facts = {"shape": values.shape, "dtype": values.dtype, "detach": lambda: values}
+    tensors = {
+        n: SimpleNamespace(is_cuda=True, device=torch.device("cuda", n), **facts) for n in (1, 2)
+    }
+    copies = SnapshotBuffers().copy(tensors)
+    assert {str(device) for device in waited} == {"cuda:1", "cuda:2"}
+    assert torch.equal(copies[1], values)
 
 
 def test_a_signal_waits_for_the_checkpoint_and_then_saves_the_last_step(

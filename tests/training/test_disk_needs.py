@@ -9,13 +9,20 @@ from plans import make_setup_from
 from training.test_loop import make_plan, run_plan
 
 from vistill.errors import StorageError
+from vistill.lora_settings import LoraSettings
+from vistill.models.adapters import add_adapters
+from vistill.models.loading import load_vlm
 from vistill.planning.shapes import shape_of_config
+from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoints_in
+from vistill.studies.check import disk_finding
 from vistill.training.checkpoint import newest_checkpoint
+from vistill.training.checkpoint_content import bytes_to_save
 from vistill.training.checks.disk import bytes_in, needs_of_run
 from vistill.training.disk_needs import DiskNeeds, size_text
 from vistill.training.models_of_run import Models
-from vistill.training.settings import SaveSettings
+from vistill.training.recipe import Recipe, StudentSettings
+from vistill.training.settings import SaveSettings, TrainSettings
 
 
 def needs(steps=None, evaluate_every=0, **save):
@@ -112,3 +119,20 @@ def test_the_shape_of_a_model_gives_the_bytes_that_a_run_counts(tokenizer, teach
     setup.loaded_models, setup.train_prompts = plan.models, plan.train_prompts
     shape = shape_of_config(student.model.config.to_dict(), "tiny")
     assert needs_of_run(setup).checkpoint == pytest.approx(12 * shape.parameters.total, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["opd", "visual_opsd"])
+def test_the_fast_check_counts_the_checkpoints_of_a_lora_run(tmp_path, free, method):
+    student = StudentSettings(
+        "vistill:student", train="lora", lora=LoraSettings(targets=("language", "vision"))
+    )
+    train = TrainSettings(steps=4, freeze=("vision",))
+    recipe = Recipe(str(tmp_path / "x"), student, method, train=train)
+    folder = RunFolder(tmp_path / "x")
+    vlm = load_vlm(resolve_model("vistill:student"))
+    vlm = add_adapters(vlm, recipe.student.lora, 0, "tiny")
+    real = bytes_to_save(vlm, recipe.train.freeze, 1 + (method == "visual_opsd"))
+    free(10 * real)  # a checkpoint of all weights would need more
+    line = disk_finding(recipe).summary
+    assert line.startswith(f"{size_text(real)} per checkpoint")
+    assert not folder.path.exists()

@@ -321,3 +321,8 @@ def test_parts_and_micro_batches_are_filled_up_to_their_budget():
     assert BatchSplit(part_tokens=59).parts([30, 30, 1]) == [[0], [1, 2]]
     assert BatchSplit(tokens=10).micro_batches([20, 5, 5, 1]) == [[0], [1, 2], [3]]
     assert BatchSplit(micro_batch=3).micro_batches([1] * 7) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_free_memory_of_a_cpu_is_that_of_its_container(monkeypatch):
+    monkeypatch.setattr("vistill.training.memory_budget.free_host_bytes", lambda: 15000.0)
+    assert memory_budget.free_bytes(torch.device("cpu")) == 15000.0

@@ -2,19 +2,26 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vistill.answers.math_process import shared_judge
+from vistill.answers.verdict import Verdict
 from vistill.config import load_recipe
 from vistill.data.mixture import set_of
 from vistill.data.set_settings import DataSet, SetReward
 from vistill.runs.folder import RunFolder
 from vistill.training.build import build, make_setup
+from vistill.training.checks.gold import judge_gold_answers
 from vistill.training.loop import pick_prompts, run
-from vistill.training.rewards import Rewards, rewards_of_sets
-from vistill.training.settings import RewardSettings
+from vistill.training.rewards import Rewards
+from vistill.training.settings import RewardSettings, rewards_of_sets
+from vistill.training.teacher_responses import (
+    keep_correct_responses,
+    no_correct_response_error,
+)
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup
 
 RECIPE = """\
@@ -139,11 +146,82 @@ def test_a_data_set_has_rewards_of_its_own():
         assert rewards.of(groups) == [1.0, 0.75]
 
 
+def responses_of(folder):
+    """The stored teacher responses by prompt, and the events of the run."""
+    lines = (folder.path / "teacher_responses.jsonl").read_text().splitlines()
+    records = {record["prompt"]: record for record in map(json.loads, lines)}
+    return records, (folder.path / "events.log").read_text()
+
+
 def test_teachers_write_the_responses_to_their_own_rows(start):
     settings, folder = start("kd", "method=kd", "train.steps=1", "eval.every=0")
     plan = continued(settings, folder)
-    stored = [json.loads(line) for line in
-              (folder.path / "teacher_responses.jsonl").read_text().splitlines()]  # fmt: skip
-    assert {record["prompt"] for record in stored} == {p.id for p in plan.train_prompts}
+    stored, _ = responses_of(folder)
+    assert set(stored) == {p.id for p in plan.train_prompts}
+    own = {p.id: "large" if set_of(p) == "sums" else "small" for p in plan.train_prompts}
+    assert {prompt: record["teacher"] for prompt, record in stored.items()} == own
     facts = json.loads((folder.path / "teacher_responses.settings.json").read_text())
-    assert len(facts["teacher"]) == 2
+    assert set(facts["teachers"]) == {"large", "small"}
+
+
+@pytest.mark.parametrize("word", ["teachers.large.precision=bf16", "teachers.large.revision=other"])
+def test_responses_of_a_teacher_of_another_precision_or_revision_are_written_again(start, word):
+    settings, folder = start("kd", "method=kd", "eval.every=0")
+    build(make_setup(settings, folder))
+    build(make_setup(settings, folder))
+    assert "writing them again" not in responses_of(folder)[1]
+    build(make_setup(start("kd", "method=kd", "eval.every=0", word)[0], folder))
+    assert "writing them again" in responses_of(folder)[1]
+
+
+def test_the_response_to_a_row_that_has_another_teacher_now_is_written_again(start):
+    words = ("method=kd", "eval.every=0", "data.sets.words.weight=3")
+    settings, folder = start("kd", *words)
+    build(make_setup(settings, folder))
+    before, _ = responses_of(folder)
+    swapped = ("teachers.large.rows=[words]", "teachers.small.rows=[sums]")
+    build(make_setup(start("kd", *words, *swapped)[0], folder))
+    after, _ = responses_of(folder)
+    other = {"large": "small", "small": "large"}
+    assert {name: other[one["teacher"]] for name, one in before.items()} == {
+        name: one["teacher"] for name, one in after.items()
+    }
+    assert any(before[name]["ids"] != after[name]["ids"] for name in before)
+
+
+def test_responses_are_kept_by_the_reward_of_their_data_set():
+    sets = {"sums": DataSet(train="a", reward=SetReward(answer="last")), "words": DataSet("b")}
+    reward = RewardSettings()
+
+    class Decoder:
+        def decode(self, ids):
+            return "The answer is 2. No: the answer is 3."
+
+    prompts = [Prompt(name, ("q",), answer="3", labels={"data_set": name}) for name in sets]
+    responses = {p.id: (Rollout((1,), 0, Finish.STOP),) for p in prompts}
+    models = SimpleNamespace(student=Decoder(), by_teacher=lambda: [("", None)])
+    by_set = rewards_of_sets(reward, sets)
+    assert set(keep_correct_responses(models, prompts, responses, reward, by_set)) == {"sums"}
+
+
+def test_gold_answers_are_judged_by_the_reward_of_their_data_set(start, monkeypatch):
+    settings, _ = start("gold", "data.sets.sums.reward.answer=last")
+    judged = []
+
+    def record(text, prompt, judge, math):
+        judged.append((set_of(prompt), judge.answer))
+        return Verdict("3", correct=True)
+
+    monkeypatch.setattr("vistill.training.checks.gold.judge_response", record)
+    rows = [
+        Prompt(name, ("q",), answer="3", labels={"data_set": name}) for name in ("sums", "words")
+    ]
+    judge_gold_answers(settings, rows, [], "judged")
+    assert judged == [("sums", "last"), ("words", "first")]
+
+
+def test_no_correct_response_of_several_teachers_names_all_of_them():
+    error = no_correct_response_error([Rollout((1,), 0, Finish.STOP)], 2, ["large", "small"])
+    assert "large, small" in error.what
+    assert "teachers.large.model=" in error.fix
+    assert "teachers.small.model=" in error.fix

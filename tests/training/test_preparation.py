@@ -217,6 +217,29 @@ def test_teacher_responses_of_other_sampling_settings_are_written_again(
     assert "writing them again" in (tmp_path / "events.log").read_text()
 
 
+def test_settings_of_teacher_responses_from_before_a_key_existed_have_its_default(tmp_path):
+    folder = RunFolder(tmp_path)
+    stored = {"teacher": "T", "seed": 5, **asdict(RolloutSettings())}
+    del stored["noise"], stored["rows_per_call"], stored["all_truncated"]
+    (tmp_path / "teacher_responses.settings.json").write_text(json.dumps(stored))
+    (tmp_path / "teacher_responses.jsonl").write_text("{}\n")
+    facts = {"teacher": "T", "seed": 5, "revision": None, "precision": "auto"}
+    discard_stale_responses(folder, {**facts, **asdict(RolloutSettings())})
+    assert (tmp_path / "teacher_responses.jsonl").exists()
+    discard_stale_responses(folder, {**facts, **asdict(RolloutSettings(noise="counter"))})
+    assert not (tmp_path / "teacher_responses.jsonl").exists()
+
+
+def test_a_gate_measures_again_with_other_settings_of_its_answers(tokenizer, tmp_path):
+    objective = METHODS["visual_opsd"](gate_rows=4)
+    assert_refused(make_plan(tokenizer, None, objective), tmp_path, "V801")
+    before = json.loads((tmp_path / "gate.json").read_text())
+    shorter = EvalSettings(every=0, max_new_tokens=3)
+    assert_refused(make_plan(tokenizer, None, objective, evaluation=shorter), tmp_path, "V801")
+    after = json.loads((tmp_path / "gate.json").read_text())
+    assert (before["question"]["max_new_tokens"], after["question"]["max_new_tokens"]) == (5, 3)
+
+
 def test_a_gate_measures_again_if_its_question_changes(tokenizer, tmp_path):
     assert_refused(
         make_plan(tokenizer, None, METHODS["visual_opsd"](gate_rows=4)), tmp_path, "V801"

@@ -26,7 +26,18 @@ from vistill.cli.plan import add_plan
 from vistill.cli.reproduce import add_reproduce
 from vistill.cli.terminal import VerbGroup, Verbs
 from vistill.cli.try_student import add_verbs
-from vistill.cli.verbs import LEARN, LOOK, RUN, START, TRUST, Overrides, Plugins, example
+from vistill.cli.verbs import (
+    LEARN,
+    LOOK,
+    RUN,
+    START,
+    TRUST,
+    Overrides,
+    Plugins,
+    Profile,
+    example,
+    with_profile,
+)
 from vistill.errors import Preempted, VistillError
 from vistill.registry import load_plugins
 from vistill.training.interrupt import Interrupted
@@ -110,6 +121,7 @@ def train(
             help="on resume: accept changes of these schedule keys and plug-ins, comma-separated"
         ),
     ] = "",
+    profile: Profile = None,
     plugin: Plugins = None,
 ) -> None:
     """Train a recipe. The same command resumes an interrupted run."""
@@ -121,10 +133,11 @@ def train(
         from vistill.display.run_display import RunDisplay
         from vistill.studies.stages import run_stages
 
-        warn_dropped_knobs(recipe, overrides or [])
+        words = with_profile(profile, overrides)
+        warn_dropped_knobs(recipe, words)
         with RunDisplay(has_summary=True) as display:
             page = run_stages(
-                recipe, overrides or [], stage, [k for k in accept.split(",") if k], display.show
+                recipe, words, stage, [k for k in accept.split(",") if k], display.show
             )
         print(f"{'report':<15} {page}")
 
@@ -133,7 +146,7 @@ def train(
     rich_help_panel=START,
     epilog=example("vistill check demo.yaml --fast", "vistill check demo.yaml --preview rows.html"),
 )
-def check(
+def check(  # noqa: PLR0913  (options of a verb)
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
     overrides: Overrides = None,
     fast: Annotated[
@@ -144,6 +157,7 @@ def check(
         Path | None, typer.Option(help="HTML page of rows as models see them")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    profile: Profile = None,
     plugin: Plugins = None,
 ) -> None:
     """Check recipe, rows, images, models, views and the canary, without a training step."""
@@ -153,16 +167,13 @@ def check(
     from vistill.phases import LOADING_LIBRARIES
     from vistill.studies import check as checks
 
-    warn_dropped_knobs(recipe, overrides or [])
+    words = with_profile(profile, overrides)
+    warn_dropped_knobs(recipe, words)
     with show_phases("" if fast else LOADING_LIBRARIES):
-        findings = checks.check(recipe, overrides or [], fast=fast, preview=preview)
+        findings = checks.check(recipe, words, fast=fast, preview=preview)
     if as_json:
-        print(
-            json.dumps(
-                {name: [[f.what, f.summary] for f in lines] for name, lines in findings.items()},
-                indent=2,
-            )
-        )
+        plain = {name: [[f.what, f.summary] for f in lines] for name, lines in findings.items()}
+        print(json.dumps(plain, indent=2))
     else:
         print_result(checks.format_table(findings, fast))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vistill.cli.messages import print_result
-from vistill.cli.verbs import START, Overrides, Plugins, example
+from vistill.cli.verbs import START, Overrides, Plugins, Profile, example
 from vistill.registry import load_plugins
 
 
@@ -32,9 +32,7 @@ def plan(  # noqa: PLR0913  (options of a verb)
     config: Annotated[
         list[Path] | None, typer.Option(help="folder with config.json of a model that is unknown")
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="memory profile: 24gb, 48gb or 80gb; settings win over it")
-    ] = None,
+    profile: Profile = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=2, help="of the longest prompt")] = None,
     response_tokens: Annotated[int | None, typer.Option(min=1, help="mean of a response")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="training rows")] = None,

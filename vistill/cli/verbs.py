@@ -2,12 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
+from vistill.cli.messages import print_fitted
 from vistill.errors import DataError
 
 #: Groups of verbs in `vistill --help`.
@@ -25,6 +26,23 @@ Plugins = Annotated[
         help="a Python file of your own that is executed first; it registers what recipes name",
     ),
 ]
+
+Profile = Annotated[
+    str | None, typer.Option(help="memory profile: 24gb, 48gb or 80gb; settings win over it")
+]
+
+
+def with_profile(profile: str | None, overrides: Sequence[str] | None) -> list[str]:
+    """The settings of a memory profile, which are printed, and those that win over them (C132)."""
+    given = list(overrides or [])
+    if profile is None:
+        return given
+    from vistill.planning.gpus import find_profile
+
+    named = {word.partition("=")[0] for word in given}
+    own = [word for word in find_profile(profile).settings if word.partition("=")[0] not in named]
+    print_fitted(f"--profile {profile}: {' '.join(own) or 'the settings given win over all of it'}")
+    return [*own, *given]
 
 
 def example(*commands: str) -> str:

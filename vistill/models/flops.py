@@ -47,10 +47,10 @@ LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 def linear_flops(parts: Iterable[nn.Module]) -> float:
     """Twice the number of weights in the linear maps and patch embeddings of some modules."""
-    return 2.0 * sum(map(num_weights, linear_layers(parts)))
+    return 2.0 * sum(map(num_weights, linear_maps(parts)))
 
 
-def linear_layers(parts: Iterable[nn.Module]) -> list[Any]:
+def linear_maps(parts: Iterable[nn.Module]) -> list[Any]:
     """The linear maps and patch embeddings in some modules."""
     return [m for part in parts for m in part.modules() if isinstance(m, LINEAR)]
 
@@ -72,7 +72,7 @@ def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
     is_trained = any(map(is_trainable, parts))
     of_weights = float(is_trained)
     if any(is_adapted_layer(m) for part in parts for m in part.modules()):
-        layers = linear_layers(parts)
+        layers = linear_maps(parts)
         trained = sum(num_weights(x) for x in layers if x.weight.requires_grad)
         of_weights = trained / sum(map(num_weights, layers))
     return of_weights + float(is_trained or is_reached)

@@ -28,7 +28,7 @@ from vistill.models.families.deviations import family_type_of
 from vistill.models.families.processor_family import model_class_of
 from vistill.models.offload import OffloadedWeights
 from vistill.models.packed import PackedForward, PackedInput
-from vistill.models.quantization import quantize
+from vistill.models.quantization import num_parameters, quantize
 from vistill.models.weight_files import (
     check_index,
     invalid_config_error,
@@ -98,7 +98,7 @@ class VLM:
         return {
             "source": model_name(self.source),
             "family": str(getattr(self.model.config, "model_type", "")),
-            "parameters": f"{sum(weight.numel() for weight in weights):,} ({trained:,} trained)",
+            "parameters": f"{num_parameters(self.model):,} ({trained:,} trained)",
             "precision": str(weights[0].dtype).removeprefix("torch.") if weights else "",
             "device": str(self.device),
             "vocabulary": f"{self.vocabulary_size:,}",

@@ -76,8 +76,8 @@ class Int8Linear(QuantizedLinear):
         return (exact / scale[:, None]).round().to(torch.int8), scale
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """`scale * weight`."""
-        return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
+        """`scale * weight`, rounded once."""
+        return (self.weight * self.scale[:, None]).to(dtype)
 
 
 class Nf4Linear(QuantizedLinear):
@@ -151,6 +151,9 @@ def quantize(vlm: Any, kind: str, device: str | torch.device) -> int:
     return len(layers)
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a model has quantised layers."""
-    return any(not p.is_floating_point() for p in model.parameters())
+def num_parameters(model: nn.Module) -> int:
+    """Parameters of a model: every weight of a quantised layer, packed or not, and no scale."""
+    quantized = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    stored = sum(m.weight.numel() + m.scale.numel() for m in quantized)
+    weights = sum(m.in_features * m.out_features for m in quantized)
+    return sum(p.numel() for p in model.parameters()) - stored + weights

@@ -76,11 +76,11 @@ def find_profile(name: str) -> Profile:
 def unknown_name_error(
     kind: str, option: str, name: str, names: list[str], default: str
 ) -> ConfigError:
-    """C132 for a word that the plan does not know."""
+    """C132 for a name that is not known."""
     near = closest(name, names)
     return ConfigError(
         "C132",
-        f'the plan knows no {kind} "{name}"',
-        why=f"it knows: {', '.join(names)}",
+        f'there is no {kind} "{name}" in the list',
+        why=f"the list has: {', '.join(names)}",
         fix=f"{option} {near[0] if near else default}",
     )

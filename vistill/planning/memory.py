@@ -8,7 +8,7 @@ from pathlib import Path
 from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
-from vistill.planning.lora import adapter_parameters, weight_bytes
+from vistill.planning.lora import adapter_parameters, checkpoint_bytes, weight_bytes
 from vistill.planning.phase_bytes import DecodingCall, PhaseBytes, cache_capacity
 from vistill.planning.shapes import ModelShape
 from vistill.planning.workload import Workload
@@ -75,15 +75,16 @@ class Memory:
         """Float32 parameters that a copy of the student and a checkpoint hold."""
         return self.adapters or self.student.parameters.total
 
-    @property
-    def teacher_size(self) -> int:
-        """Bytes of a value of the teacher; of several of the largest."""
-        return self.value_size(self.teachers[0][1] if self.teachers else "auto")
-
     def value_size(self, precision: str) -> int:
         """Bytes of a weight that is not quantised, of a teacher with this precision."""
         own = precision if precision in ("fp32", "bf16") else self.work.recipe.train.precision
         return FLOAT if own == "fp32" else HALF
+
+    def models_of(self, reader: Reader) -> list[tuple[ModelShape, int]]:
+        """The models of a role, each with the bytes of a value that is not quantised."""
+        if reader is Reader.TEACHER:
+            return [(shape, self.value_size(own)) for shape, own in self.teachers]
+        return [(self.student, self.student_size)]
 
     def all_weights(self) -> list[float]:
         """Bytes of the weights of each teacher."""
@@ -106,12 +107,9 @@ class Memory:
             return 0.0
         if not self.is_offloaded:
             return sum(self.all_weights())
-        shapes = [shape for shape, _ in self.teachers]
-        heads = float(self.teacher_size * sum(shape.head_weights for shape in shapes))
-        if not reads:
-            return heads
-        own = self.all_weights()[0] - self.teacher_size * self.teacher.head_weights
-        return heads + own
+        heads = [shape.head_weights * self.value_size(own) for shape, own in self.teachers]
+        moved = [w - head for w, head in zip(self.all_weights(), heads, strict=True)]
+        return sum(heads) + (max(moved) if reads else 0.0)
 
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
@@ -140,16 +138,18 @@ class Memory:
         """So many responses of full length at a time, in the precision of the weights."""
         rows = min(per_call, call.responses)
         is_teacher = name == TEACHER_WRITES and self.teacher is not None
-        shape = self.teacher if is_teacher and self.teacher is not None else self.student
-        size = self.teacher_size if is_teacher else self.student_size
         of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
         cached = rows * cache_capacity(call.tokens) + of_prompts
-        kinds = self.resident(is_teacher) | {
-            "rollout cache": float(size * shape.kv_values * cached),
-            "logits tile": float(SAMPLING_COPIES * FLOAT * rows * shape.vocabulary),
-            "working memory": of_prompts * self.layer_bytes(shape, size, 1.0),
-        }
-        return PhaseBytes(name, kinds, rows=rows)
+        own = [
+            {
+                "rollout cache": float(size * shape.kv_values * cached),
+                "logits tile": float(SAMPLING_COPIES * FLOAT * rows * shape.vocabulary),
+                "working memory": of_prompts * self.layer_bytes(shape, size, 1.0),
+            }
+            for shape, size in self.models_of(Reader.TEACHER if is_teacher else Reader.STUDENT)
+        ]
+        largest = max(own, key=lambda kinds: sum(kinds.values()))
+        return PhaseBytes(name, self.resident(is_teacher) | largest, rows=rows)
 
     def rollout(self) -> PhaseBytes:
         """Writing the responses of a step."""
@@ -209,8 +209,15 @@ class Memory:
 
     def reading_bytes(self, reader: Reader, view: str) -> float:
         """Bytes of one micro-batch of a pass without gradient."""
-        work, shape = self.work, self.shape_of(reader)
-        size = self.teacher_size if reader is Reader.TEACHER else (HALF if self.is_half else FLOAT)
+        if reader is Reader.TEACHER:
+            models = self.models_of(reader)
+        else:
+            models = [(self.student, HALF if self.is_half else FLOAT)]
+        return max(self.bytes_of_model(shape, size, view) for shape, size in models)
+
+    def bytes_of_model(self, shape: ModelShape, size: int, view: str) -> float:
+        """The same for a model with values of this size."""
+        work = self.work
         prompt, longest = work.prompt_tokens_under(str(view)), work.longest_response
         group = prompt + work.siblings * longest
         groups = max(1, min(work.prompts, AUTO_TOKENS // group))
@@ -236,9 +243,8 @@ class Memory:
         """Hidden states and log-probabilities that stay until the update."""
         total, rows = 0.0, self.rows_to_score
         for p in self.work.scored_passes:
-            size = self.teacher_size if p.reader is Reader.TEACHER else self.student_size
             if p.keep in ("hidden", "both"):
-                total += rows * size * self.shape_of(p.reader).hidden
+                total += rows * max(size * s.hidden for s, size in self.models_of(p.reader))
             if p.keep in ("log_prob", "both"):
                 total += rows * FLOAT
         return total
@@ -361,9 +367,8 @@ class Memory:
     # Disk and host.
 
     def checkpoint_bytes(self) -> float:
-        """A checkpoint: weights or adapters, moments, and the moving average."""
-        copies = 1 + (Reader.EMA in self.work.readers)
-        return FLOAT * (copies * self.own_parameters + 2.0 * self.trained)
+        """Bytes of a checkpoint."""
+        return checkpoint_bytes(self.student, self.work.recipe, Reader.EMA in self.work.readers)
 
     def host_bytes(self) -> dict[str, float]:
         """Host memory: an offloaded teacher, the images of a step under every view, a snapshot."""

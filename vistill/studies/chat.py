@@ -8,7 +8,7 @@ import difflib
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vistill.errors import DataError, ModelError
 from vistill.models.backends import with_kernels
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt
-from vistill.models.loading import VLM, PromptEncoder, load_weights, teacher_dtype
+from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.models.pairs import check_pair
 from vistill.models.scoring import EncodedGroup, score
 from vistill.models.selftest import run_selftest
@@ -32,8 +32,9 @@ from vistill.rollouts.engine import RolloutRequest, sampling_for_step
 from vistill.runs.model_not_found import model_name
 from vistill.runtime import prepare_process
 from vistill.signals.visual_advantage import visual_advantage
+from vistill.training import adapted_student, quantized_teacher
 from vistill.training.checks.models import choose_device, load_encoder_of
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
 from vistill.types import Finish, ImageRef, Prompt, View
 from vistill.views import ViewContext, apply_view
 
@@ -269,22 +270,24 @@ def open_chat(
     named = {"student": recipe.student}
     named |= {"before": ModelSettings(before, device=recipe.student.device)} if before else {}
     encoders = {name: load_encoder_of(model, name, limit) for name, model in named.items()}
-    reader = None
+    reader = settings = None
     if teacher:
-        settings = ModelSettings(teacher, device=recipe.teacher.device)
+        settings = teacher_settings_for(recipe, teacher)
         reader = load_encoder_of(settings, "teacher", limit)
         for encoder in encoders.values():
             check_readable(encoder, reader)
-    speakers = []
+    speakers, student = [], choose_device(recipe.student.device)
+    options = {"student": adapted_student.loading_options(recipe, student)}
     for name, encoder in encoders.items():
         loading(f"loading {name}")
-        vlm = load(encoder, recipe.student.device, role=name)
+        vlm = load(encoder, student, name, options.get(name, {}))
         speakers.append(Speaker(name, named[name].model, vlm))
     loaded = None
-    if reader is not None:
+    if reader is not None and settings is not None:
         loading("loading teacher")
-        device = choose_device(recipe.teacher.device)
-        loaded = load(reader, device, teacher_dtype(device, recipe.train.precision), "teacher")
+        device = choose_device(settings.device)
+        own = quantized_teacher.loading_options(settings.precision, device, recipe.train.precision)
+        loaded = load(reader, device, "teacher", own)
     view = recipe.view_context(encoders["student"].family.patch_size)
     return Chat(recipe, speakers, loaded, view, poll)
 
@@ -301,12 +304,18 @@ def check_readable(speaker: PromptEncoder, teacher: PromptEncoder) -> None:
         ) from error
 
 
-def load(
-    encoder: PromptEncoder,
-    device: str,
-    dtype: torch.dtype = torch.float32,
-    role: str = "student",
-) -> VLM:
-    """Load the weights of an encoder, frozen."""
-    vlm = load_weights(encoder, dtype=dtype, device=choose_device(device))
+def teacher_settings_for(recipe: Recipe, model: str) -> TeacherSettings:
+    """The settings of a teacher with this model: those that the recipe has for it.
+
+    A model that the recipe does not name has the device and precision of its `teacher`.
+    """
+    for one in (recipe.teacher, *recipe.teachers.values()):
+        if one.model == model:
+            return one
+    return TeacherSettings(model, None, recipe.teacher.device, recipe.teacher.precision)
+
+
+def load(encoder: PromptEncoder, device: str, role: str, options: Mapping[str, Any]) -> VLM:
+    """Load the weights of an encoder, frozen; with `dtype` and `quantization` as options."""
+    vlm = load_weights(encoder, device=device, **options)
     return with_kernels(run_selftest(vlm, role), "auto").freeze()

@@ -20,7 +20,7 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import QuarantinedRow, check_overlap, check_rows_per_step
 from vistill.data.mixture import check_mixture, describe_mixture, mixture_of, set_of
 from vistill.errors import ConfigError
-from vistill.planning.activations import FLOAT
+from vistill.planning.lora import checkpoint_bytes
 from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
@@ -228,9 +228,7 @@ def disk_finding(recipe: Recipe) -> CheckResult:
         text = f"{free} free at {recipe.run}; without --fast also the size of a checkpoint"
         return CheckResult("disk", text)
     schema = method_schemas()[recipe.method]
-    copies = 1 + reads_average(schema["x-passes"])
-    trained = shape.trained_parameters(recipe.train.freeze)
-    size = FLOAT * (copies * shape.parameters.total + 2 * trained)
+    size = checkpoint_bytes(shape, recipe, reads_average(schema["x-passes"]))
     needs = disk_needs(recipe, size, recipe.train.steps)
     return CheckResult("disk", describe_disk(needs, folder, recipe.run))
 

@@ -31,6 +31,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten
 from vistill.runs.storage import append_line, read_json, read_lines, write_json
 from vistill.runtime import prepare_process
+from vistill.training.adapted_student import loading_options
 from vistill.training.checks.data import check_prompts
 from vistill.training.checks.models import choose_device, load_encoder_of
 from vistill.training.checks.prompt_lengths import (
@@ -218,7 +219,8 @@ def generate_file(
     with locked_file(out):
         if out.exists() and out.stat().st_size:
             check_rows(out, prompts)
-        vlm = load_weights(encoder, device=choose_device(recipe.student.device))
+        device = choose_device(recipe.student.device)
+        vlm = load_weights(encoder, device=device, **loading_options(recipe, device))
         vlm = with_kernels(run_selftest(vlm), "auto").freeze()
         check_settings(out, facts_of(recipe, vlm))
         records = {record["id"]: record for record in read_lines(out)}

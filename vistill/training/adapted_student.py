@@ -1,6 +1,6 @@
 """Load the student as `student.train` says: all weights, or adapters on frozen ones."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,11 @@ from vistill.models.adapters import (
     merge_adapters,
 )
 from vistill.models.loading import VLM, PromptEncoder, load_weights
+from vistill.models.quantization import num_parameters
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
 from vistill.training.precision import training_dtype
-from vistill.training.recipe import QUANTIZED
+from vistill.training.recipe import QUANTIZED, Recipe
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
@@ -37,19 +38,28 @@ def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
     """
     settings, is_trained = setup.recipe.student, setup.purpose in TRAINING_PURPOSES
     if settings.train == "full":
-        vlm = load_weights(encoder, dtype=torch.float32, device=device)
+        vlm = load_weights(encoder, device=device, **loading_options(setup.recipe, device))
         if has_adapters(vlm.model) and is_trained:
             merge_adapters(vlm.model)
             vlm.model.requires_grad_(True)
         return vlm
-    dtype = training_dtype(setup.recipe.train, torch.device(device))
-    quantization = settings.precision if settings.precision in QUANTIZED else ""
-    vlm = load_weights(encoder, dtype=dtype, device=device, quantization=quantization)
+    vlm = load_weights(encoder, device=device, **loading_options(setup.recipe, device))
     if not has_adapters(vlm.model):
         return add_adapters(vlm, settings.lora, setup.seed, model_name(vlm.source))
     if is_trained:
         check_same_settings(vlm, settings.lora)
     return vlm
+
+
+def loading_options(recipe: Recipe, device: str) -> dict[str, Any]:
+    """What `load_weights` needs for the student of a recipe: `dtype` and `quantization`."""
+    if recipe.student.train == "full":
+        return {"dtype": torch.float32}
+    precision = recipe.student.precision
+    return {
+        "dtype": training_dtype(recipe.train, torch.device(device)),
+        "quantization": precision if precision in QUANTIZED else "",
+    }
 
 
 def check_same_settings(vlm: VLM, settings: LoraSettings) -> None:
@@ -77,5 +87,5 @@ def describe_adapters(vlm: VLM) -> str:
         return ""
     layers = sum(map(is_adapted_layer, vlm.model.modules()))
     trained = sum(p.numel() for p in adapter_parameters(vlm.model).values())
-    total = sum(p.numel() for p in vlm.model.parameters())
+    total = num_parameters(vlm.model)
     return f"; LoRA on {layers} layers: {trained:,} of {total:,} parameters are trained"

@@ -59,16 +59,17 @@ class SnapshotBuffers:
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-        """Copy tensors into the buffers."""
-        copies = {}
+        """Copy tensors into the buffers. The copies are complete when this returns."""
+        copies, devices = {}, set()
         for key, tensor in tensors.items():
             if not self.fits(key, tensor):
                 self.buffers[key] = host_buffer(tensor)
             copies[key] = self.buffers[key].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            devices |= {tensor.device} if tensor.is_cuda else set()
             if len(copies) == 2:
                 fault("save.snapshot")
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
+        for device in devices:  # not the current one: a run may be on `cuda:1`
+            torch.cuda.synchronize(device)
         return copies
 
 
@@ -258,12 +259,12 @@ class CheckpointWriter:
 
     def settle(self) -> None:
         """The same where another error or a signal ends the run: an error becomes an event."""
+        step = self.saved.state.step if self.current is None else self.current.content.step
         try:
             self.finish()
         except Exception as error:  # noqa: BLE001  the run ends for another reason
-            step = self.saved.state.step
             with suppress(Exception):  # the disk may be full
-                self.report(f"step {step}: a checkpoint could not be written: {error}")
+                self.report(f"the checkpoint of step {step} could not be written: {error}")
 
     def abandon(self) -> None:
         """Stop the checkpoint that is being written; it is never published."""

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vistill.lora_settings import LoraSettings
-from vistill.models.adapters import add_adapters
+from vistill.models.adapters import add_adapters, is_adapter_folder
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_vlm, teacher_dtype
 from vistill.models.selftest import run_selftest
@@ -14,7 +16,9 @@ from vistill.runs.model_not_found import model_name
 from vistill.runtime import quiet_libraries
 from vistill.training.checks.arguments import check_source
 from vistill.training.checks.models import choose_device
+from vistill.training.precision import training_dtype
 from vistill.training.recipe import Recipe
+from vistill.training.settings import TrainSettings
 
 
 @in_python("load")
@@ -32,7 +36,8 @@ def load(
         source: of the model.
         frozen: for a teacher.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        lora: adds adapters, so that `distill` trains only these.
+        lora: adds adapters, so that `distill` trains only these. The weights that it keeps have
+            the precision of a step, as in a recipe: bf16 on a CUDA device.
         **options: `dtype`, `revision`, `max_image_tokens`.
     """
     source = check_source(source)
@@ -40,6 +45,8 @@ def load(
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
         options.setdefault("dtype", teacher_dtype(where))
+    elif lora is not None or is_adapter_folder(resolve_model(source)):
+        options.setdefault("dtype", training_dtype(TrainSettings(), torch.device(where)))
     loaded = load_vlm(resolve_model(source), device=where, **options)
     if lora is not None:
         loaded = add_adapters(loaded, lora, Recipe.seed, model_name(loaded.source))

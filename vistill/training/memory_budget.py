@@ -5,7 +5,6 @@ The measured memory is what autograd saves for the backward pass.
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_json, to_json
 from vistill.training.held_bytes import GIB, SHARE, HeldBytes, MemoryMeasurement
+from vistill.training.host_memory import free_host_bytes
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.precision import autocast, training_dtype
 from vistill.types import Reader, Writer
@@ -268,13 +268,5 @@ def free_for_step(setup: "RunSetup") -> float:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Free bytes of a CUDA device, else of the system; infinite where the system does not tell."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * int(
-            next(line for line in lines if line.startswith("MemAvailable")).split()[1]
-        )
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
+    """Free bytes of a CUDA device, else of the host; infinite where the system does not tell."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_host_bytes()

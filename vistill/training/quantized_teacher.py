@@ -37,20 +37,29 @@ def load_teacher(
     Raises:
         MissingExtraError: E301, bitsandbytes is not installed.
     """
-    train = setup.recipe.train
-    if precision not in QUANTIZED:
-        named = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        dtype = named.get(precision) or teacher_dtype(device, train.precision)
-        return load_weights(encoder, dtype=dtype, device=device), ""
-    dtype = teacher_dtype(device, train.precision)
-    if setup.purpose != "check" or not setup.train_prompts:
-        return load_weights(encoder, dtype=dtype, device=device, quantization=precision), ""
-    vlm = load_weights(encoder, dtype=dtype)
+    options = loading_options(precision, device, setup.recipe.train.precision)
+    if precision not in QUANTIZED or setup.purpose != "check" or not setup.train_prompts:
+        return load_weights(encoder, device=device, **options), ""
+    vlm = load_weights(encoder, dtype=options["dtype"])
     prompts = with_images_first(setup.train_prompts)[:SAMPLES]
     before = measure(setup, vlm, prompts, device)
     quantize(vlm, precision, device)
     after = measure(setup, vlm, prompts, device)
     return vlm, f"; teacher in {precision}: {describe_effect(before, after)}"
+
+
+def loading_options(precision: str, device: str, train: str) -> dict[str, Any]:
+    """What `load_weights` needs for a teacher: `dtype` and `quantization`.
+
+    Args:
+        precision: as `teacher.precision`.
+        device: of the teacher.
+        train: as `train.precision`.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    quantization = precision if precision in QUANTIZED else ""
+    dtype = named.get(precision) or teacher_dtype(device, train)
+    return {"dtype": dtype, "quantization": quantization}
 
 
 def with_images_first(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Real
 from types import TracebackType
 
 from vistill.answers.math_process import MathJudge
 from vistill.data.judging import judge_response
 from vistill.data.mixture import set_of
-from vistill.data.set_settings import DataSet
 from vistill.models.loading import VLM
 from vistill.phases import count_items
 from vistill.plugin_calls import plugin_call
@@ -86,17 +85,6 @@ class Rewards:
         verdict = judge_response(text, prompt, settings, self.math)
         self.unparsed.append(verdict.unparsed)
         return float(verdict.correct)
-
-
-def rewards_of_sets(
-    settings: RewardSettings, sets: Mapping[str, DataSet]
-) -> dict[str, RewardSettings]:
-    """The rewards of the data sets that have their own, by name."""
-    own = {
-        name: {key: value for key, value in vars(one.reward).items() if value is not None}
-        for name, one in sets.items()
-    }
-    return {name: replace(settings, **values) for name, values in own.items() if values}
 
 
 def finite(value: object) -> float:

@@ -5,9 +5,11 @@ release). What the paper does not say, such as `eps`, is torch's default.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from vistill.data.set_settings import DataSet
 from vistill.errors import ConfigError, closest, quote_setting
 from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
@@ -176,3 +178,14 @@ class SaveSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+def rewards_of_sets(
+    settings: RewardSettings, sets: Mapping[str, DataSet]
+) -> dict[str, RewardSettings]:
+    """The rewards of the data sets that have their own, by name."""
+    own = {
+        name: {key: value for key, value in vars(one.reward).items() if value is not None}
+        for name, one in sets.items()
+    }
+    return {name: replace(settings, **values) for name, values in own.items() if values}

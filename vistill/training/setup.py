@@ -19,8 +19,7 @@ from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
-from vistill.training.rewards import rewards_of_sets
-from vistill.training.settings import RewardSettings, TrainSettings
+from vistill.training.settings import RewardSettings, TrainSettings, rewards_of_sets
 from vistill.types import Prompt, Rollout
 
 Progress = Callable[[dict[str, Any]], None]

@@ -7,6 +7,7 @@ from typing import Any
 
 from vistill.answers.math_process import shared_judge
 from vistill.data.judging import judge_response
+from vistill.data.mixture import set_of
 from vistill.errors import DataError
 from vistill.phases import RESPONSES, count_items, open_phase
 from vistill.rollouts.engine import sampling_for_step
@@ -14,6 +15,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import damaged_file_error, move_lines, read_json, write_json
 from vistill.training.models_of_run import Models
+from vistill.training.recipe import TeacherSettings
 from vistill.training.response_source import ResponseSource, sample_groups
 from vistill.training.settings import RewardSettings
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
@@ -23,6 +25,16 @@ FILE, SETTINGS_FILE = "teacher_responses.jsonl", "teacher_responses.settings.jso
 STEP_BEFORE_RUN = -1
 #: Prompts that are sampled together; their lines go to disk before the next ones are sampled.
 PROMPTS_PER_CALL = 16
+#: Settings without effect on the responses.
+UNRELATED = ("rows_per_call", "all_truncated")
+#: Settings that files of earlier versions do not name, with the value that they had.
+ADDED = {
+    "noise": "generator",
+    "revision": None,
+    "precision": "auto",
+    "view": "full",
+    "max_image_tokens": None,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,22 @@ class TeacherWriter:
     """With this teacher as the only one."""
     response_source: ResponseSource
     prompts: Sequence[Prompt]
+    settings: TeacherSettings = TeacherSettings()
+    """As the recipe has them: their revision and precision change what the teacher writes."""
+    name: str = ""
+    """Of one of several teachers."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the responses to a prompt, besides seed and sampling."""
+        teacher = self.models.reader(Reader.TEACHER)
+        return {
+            "teacher": teacher.source,
+            "revision": self.settings.revision,
+            "precision": self.settings.precision,
+            "view": str(self.response_source.objective.requirements.writer_view),
+            "max_image_tokens": teacher.family.image_token_limit,
+        }
 
 
 def write_teacher_responses(
@@ -40,11 +68,11 @@ def write_teacher_responses(
 ) -> dict[str, tuple[Rollout, ...]]:
     """K teacher responses to every prompt; those in the run folder are not written again."""
     path = folder.path / FILE
-    sources = [writer.models.reader(Reader.TEACHER).source for writer in writers]
-    teacher = sources[0] if len(sources) == 1 else sources
-    discard_stale_responses(folder, {"teacher": teacher, "seed": seed, **asdict(rollout)})
+    facts = {writer.name: writer.facts for writer in writers}
+    of_teachers = writers[0].facts if len(writers) == 1 else {"teachers": facts}
+    discard_stale_responses(folder, {**of_teachers, "seed": seed, **asdict(rollout)})
     prompts = [prompt for writer in writers for prompt in writer.prompts]
-    responses = read_responses(folder, prompts)
+    responses = read_responses(folder, writers)
     missing = sum(prompt.id not in responses for prompt in prompts)
     per_prompt = writers[0].response_source.per_prompt
     sampling = sampling_for_step(rollout, seed, STEP_BEFORE_RUN)
@@ -56,18 +84,24 @@ def write_teacher_responses(
                 with models.reader(Reader.TEACHER).on_device():
                     groups = sample_groups(models, writer.response_source, batch, sampling)
                 for group in groups:
-                    folder.log(path, to_record(models, group), exact=True)
+                    folder.log(path, to_record(writer, group), exact=True)
                     responses[group.prompt.id] = group.rollouts
     return {prompt.id: responses[prompt.id] for prompt in prompts}
 
 
-def read_responses(folder: RunFolder, prompts: Sequence[Prompt]) -> dict[str, tuple[Rollout, ...]]:
-    """The stored responses to these prompts; removes lines of other or changed prompts."""
+def read_responses(
+    folder: RunFolder, writers: Sequence[TeacherWriter]
+) -> dict[str, tuple[Rollout, ...]]:
+    """The stored responses to the prompts of the writers.
+
+    Removes lines of other or changed prompts, and those that another teacher wrote.
+    """
     path: Path = folder.path / FILE
-    contents = {prompt.id: prompt.content for prompt in prompts}
+    current = {p.id: (p.content, writer.name) for writer in writers for p in writer.prompts}
 
     def is_current(record: Mapping[str, Any]) -> bool:
-        return record.get("content", "") == contents.get(record.get("prompt", ""))
+        stored = record.get("content", ""), record.get("teacher", "")
+        return stored == current.get(record.get("prompt", ""))
 
     move_lines(path, is_current, path.with_suffix(".lost.jsonl"))
     try:
@@ -78,23 +112,25 @@ def read_responses(folder: RunFolder, prompts: Sequence[Prompt]) -> dict[str, tu
 
 def discard_stale_responses(folder: RunFolder, settings: dict[str, Any]) -> None:
     """Move away responses of another teacher, seed or sampling."""
-    unrelated = ("rows_per_call", "all_truncated")
-    settings = {name: value for name, value in settings.items() if name not in unrelated}
+    settings = {name: value for name, value in settings.items() if name not in UNRELATED}
     path, settings_file = folder.path / FILE, folder.path / SETTINGS_FILE
-    if path.exists() and (not settings_file.exists() or read_json(settings_file) != settings):
+    if path.exists() and (
+        not settings_file.exists() or {**ADDED, **read_json(settings_file)} != {**ADDED, **settings}
+    ):
         path.replace(path.with_suffix(".lost.jsonl"))
         folder.event("teacher responses were written with other settings; writing them again")
     write_json(settings_file, settings, exact=True)
 
 
-def to_record(models: Models, group: RolloutGroup) -> dict[str, Any]:
+def to_record(writer: TeacherWriter, group: RolloutGroup) -> dict[str, Any]:
     """The line of a prompt: ids for the loss, text for people."""
     return {
         "prompt": group.prompt.id,
         "content": group.prompt.content,
+        **({"teacher": writer.name} if writer.name else {}),
         "ids": [list(r.ids) for r in group.rollouts],
         "finish": [str(r.finish) for r in group.rollouts],
-        "text": [models.student.decode(r.ids) for r in group.rollouts],
+        "text": [writer.models.student.decode(r.ids) for r in group.rollouts],
     }
 
 
@@ -111,30 +147,58 @@ def keep_correct_responses(
     prompts: Sequence[Prompt],
     responses: Mapping[str, tuple[Rollout, ...]],
     reward: RewardSettings,
+    by_set: Mapping[str, RewardSettings],
 ) -> dict[str, tuple[Rollout, ...]]:
-    """The correct responses by prompt id, without prompts that have none (D306: all have none)."""
+    """The correct responses by prompt id, without prompts that have none.
+
+    Args:
+        models: of the run.
+        prompts: training rows.
+        responses: by prompt id.
+        reward: how they are judged.
+        by_set: the settings of data sets that have their own (`rewards_of_sets`).
+
+    Raises:
+        DataError: D306, all prompts have none.
+    """
     correct: dict[str, tuple[Rollout, ...]] = {}
     with shared_judge() as math:
         for prompt in count_items("judging teacher responses", prompts):
-            rollouts = []
+            rollouts, settings = [], by_set.get(set_of(prompt), reward)
             for rollout in responses[prompt.id]:
                 text = models.student.decode(rollout.ids)
-                if judge_response(text, prompt, reward, math).correct:
+                if judge_response(text, prompt, settings, math).correct:
                     rollouts.append(rollout)
             if rollouts:
                 correct[prompt.id] = tuple(rollouts)
     if not correct:
-        raise no_correct_response_error([r for p in prompts for r in responses[p.id]], len(prompts))
+        every = [r for p in prompts for r in responses[p.id]]
+        raise no_correct_response_error(
+            every, len(prompts), [name for name, _ in models.by_teacher()]
+        )
     return correct
 
 
-def no_correct_response_error(rollouts: Sequence[Rollout], num_prompts: int) -> DataError:
-    """D306; longer responses are advised only where some were cut off."""
+def no_correct_response_error(
+    rollouts: Sequence[Rollout], num_prompts: int, names: Sequence[str] = ("",)
+) -> DataError:
+    """D306; longer responses are advised only where some were cut off.
+
+    Args:
+        rollouts: all responses.
+        num_prompts: prompts that they answer.
+        names: of several teachers.
+    """
     cut_off = [len(rollout.ids) for rollout in rollouts if rollout.finish is Finish.LENGTH]
     longer = f"rollout.max_new_tokens={4 * max(cut_off)}   or " if cut_off else ""
+    models = [f"teachers.{name}.model" if name else "teacher.model" for name in names]
+    stronger = "   or   ".join(f"{model}=FOLDER_OR_HUB_ID" for model in models)
+    whose = (
+        f"the teachers' responses ({', '.join(names)})" if names[1:] else "the teacher's responses"
+    )
     return DataError(
         "D306",
-        f"none of the teacher's responses to {num_prompts} prompts is correct",
+        f"none of {whose} to {num_prompts} prompts is correct",
         why="the method learns from correct ones; see teacher_responses.jsonl in the run folder",
-        fix=f"{longer}a stronger teacher:   teacher.model=FOLDER_OR_HUB_ID",
+        fix=f"{longer}a stronger teacher:   {stronger}",
     )

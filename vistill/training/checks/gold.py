@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vistill.answers.judge import gold_response, right_answer
@@ -12,6 +13,7 @@ from vistill.data.set_settings import in_set
 from vistill.errors import DataError
 from vistill.phases import count_items
 from vistill.training.checks.set_aside import set_aside_rows
+from vistill.training.settings import rewards_of_sets
 from vistill.types import Prompt
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def judge_gold_answers(
         return JudgedGolds(f"{counted}, the checker accepts all")
     rows = [p for p in train if p.answer is not None]
     summary = f"{counted}, and {len(rows):,} training rows, whose answers the method uses"
-    bad = rejected(rows, recipe.reward)
+    bad = rejected(rows, recipe.reward, rewards_of_sets(recipe.reward, recipe.data.sets))
     if not bad:
         return JudgedGolds(summary)
     what = f"the checker rejects {len(bad)} of {len(rows)} gold answers of training rows"
@@ -83,14 +85,25 @@ def judge_gold_answers(
     return JudgedGolds(summary, reasons, rejected_error(bad, what, "reward", recipe.reward))
 
 
-def rejected(prompts: Sequence[Prompt], settings: JudgeSettings) -> list[Prompt]:
-    """The prompts whose gold answer the checker takes for wrong in every accepted form."""
+def rejected(
+    prompts: Sequence[Prompt],
+    settings: JudgeSettings,
+    by_set: Mapping[str, JudgeSettings] = MappingProxyType({}),
+) -> list[Prompt]:
+    """The prompts whose gold answer the checker takes for wrong in every accepted form.
+
+    Args:
+        prompts: rows with a gold answer.
+        settings: name the checker.
+        by_set: the settings of data sets that have their own.
+    """
     with shared_judge() as math:
 
         def is_accepted(prompt: Prompt, gold: str) -> bool:
             question = replace(prompt, answer=gold)
             right = right_answer(prompt.labels.get("checker") or settings.checker, gold)
-            return judge_response(gold_response(right), question, settings, math).correct
+            own = by_set.get(set_of(prompt), settings)
+            return judge_response(gold_response(right), question, own, math).correct
 
         counted = count_items("checking gold answers", prompts)
         return [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]

@@ -17,9 +17,11 @@ from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, S
 from vistill.training.checks.code import digest_of
 from vistill.training.checks.rows import RowNeeds, check_answers, needs_in_words, usable_rows
 from vistill.training.memory_budget import choose_split
+from vistill.training.recipe import TeacherSettings
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
 from vistill.training.run_lock import run_fingerprint
+from vistill.training.settings import rewards_of_sets
 from vistill.training.teacher_responses import (
     TeacherWriter,
     keep_correct_responses,
@@ -30,6 +32,9 @@ from vistill.types import Reader
 
 if TYPE_CHECKING:
     from vistill.training.setup import RunSetup
+
+#: Settings of `eval` that decide what a gate measures.
+GATE_SETTINGS = ("temperature", "top_p", "max_new_tokens", "answer", "checker", "noise")
 
 
 def check_requirements(setup: "RunSetup") -> str:
@@ -89,7 +94,8 @@ def check_gate(setup: "RunSetup") -> str:
 def measure_gate(setup: "RunSetup", gate: EntryGate) -> dict[str, Any]:
     """V801 if the thoughts change nothing, or do not make the untrained model more accurate.
 
-    Measures once; a later start with the same question reads `gate.json`.
+    Measures before step 1. A later start with the same question reads `gate.json`, and so does
+    every start after step 1, when the run has passed the gate.
     """
     file = setup.folder.path / "gate.json"
     prompts = [p for p in setup.train_prompts if p.answer is not None][: gate.rows]
@@ -99,7 +105,11 @@ def measure_gate(setup: "RunSetup", gate: EntryGate) -> dict[str, Any]:
         "prompts": [p.id for p in prompts],
     }
     question |= {"seed": setup.seed, "student_sha256": weights_hash(setup.models.student)}
-    if not file.exists() or read_json(file).get("question") != question:
+    question |= {key: getattr(setup.evaluation, key) for key in GATE_SETTINGS}
+    is_measured = file.exists() and (
+        setup.folder.has_started() or read_json(file).get("question") == question
+    )
+    if not is_measured:
         if not prompts:
             check_answers(setup.train_prompts, f"the gate of {type(setup.objective).__name__}")
         settings = replace(setup.evaluation, samples=1, seed=setup.seed)
@@ -141,17 +151,18 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
     with ExitStack() as stack:
         stack.enter_context(setup.folder.locked())
         writers = []
-        for _, models in setup.models.by_teacher():
+        for name, models in setup.models.by_teacher():
             teacher = models.reader(Reader.TEACHER)
             engine = stack.enter_context(make_engine(teacher, settings, setup.poll))
             source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
             own = [p for p in prompts if setup.models.teacher_of(p) is teacher]
-            writers.append(TeacherWriter(models, source, own))
+            writers.append(TeacherWriter(models, source, own, settings_of(setup, name), name))
         written = write_teacher_responses(setup.folder, writers, setup.rollout, setup.seed)
     setup.teacher_responses = written
     if setup.objective.requirements.keep_correct:
-        with naming_teacher(next(iter(setup.teacher_roles.values()), "teacher")):
-            correct = keep_correct_responses(setup.models, prompts, written, setup.reward)
+        by_set = rewards_of_sets(setup.reward, setup.recipe.data.sets)
+        with naming_teacher(only_role(setup)):
+            correct = keep_correct_responses(setup.models, prompts, written, setup.reward, by_set)
         dropped = len(prompts) - len(correct)
         if dropped:
             setup.folder.event(
@@ -161,6 +172,18 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
         setup.train_prompts = [p for p in prompts if p.id in correct]
     count = sum(map(len, setup.teacher_responses.values()))
     return f"{count:,} for {len(setup.teacher_responses):,} prompts"
+
+
+def only_role(setup: "RunSetup") -> str:
+    """The role of the only teacher model: `teachers.NAME` if a recipe names it so."""
+    roles = set(setup.teacher_roles.values())
+    return roles.pop() if len(roles) == 1 else "teacher"
+
+
+def settings_of(setup: "RunSetup", name: str) -> TeacherSettings:
+    """The settings of one of several teachers by name, or of the only one."""
+    name = name or only_role(setup).partition(".")[2]
+    return setup.recipe.teachers[name] if name else setup.recipe.teacher
 
 
 def restore_run_rows(setup: "RunSetup") -> str:
