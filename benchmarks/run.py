@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from answers import answer_rows
+from checkpointing import checkpointing_rows
 from counted import counted_rows
 from demo_before import demo_rows
 from families import family_rows
@@ -291,6 +292,7 @@ def parts_of(quick):
         "limits": lambda: limit_rows(row, repeats, 32_768 if quick else 151_936),
         "rollouts": lambda: rollout_rows(row, repeats, 32_768 if quick else 151_669),
         "safety": lambda: safety_rows(row, quick),
+        "checkpointing": lambda: checkpointing_rows(row, repeats),
         "saving": lambda: saving_rows(row, quick),
         "counted": lambda: counted_rows(row),
         "answers": lambda: answer_rows(row, repeats),

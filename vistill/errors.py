@@ -38,6 +38,7 @@ CATALOGUE: dict[str, str] = {
     "C106": "A plug-in cannot be read or executed, is of the wrong kind, or fails in a run.",
     "C110": "A frozen part has no weights, or nothing is left to train.",
     "C111": "The targets of LoRA match no layer of the student.",
+    "C112": "The activations of the student cannot be recomputed.",
     "C130": "The run does not fit on the GPU of the plan.",
     "C131": "The run does not fit on the disk.",
     "C132": "A GPU, a memory profile or the shape of a model is not known.",

@@ -35,6 +35,14 @@ def no_part_has_a_linear_layer(place):
     made(place, lambda: no_layer_error(["language"], ["language"], []), "student.train=lora")
 
 
+@situation("C112")
+def a_layer_cannot_be_computed_again(place):
+    from vistill.models.checkpointing import checkpointing_error
+
+    rest = "train.gradient_checkpointing=true"
+    made(place, lambda: checkpointing_error("mine", "model", "it keeps its activations"), rest)
+
+
 @situation("C101")
 def a_quantised_student_is_trained_in_full(place):
     start(place, "student.precision=int8")

@@ -19,7 +19,6 @@ from vistill.lora_settings import LoraSettings
 from vistill.models import adapters
 from vistill.models.adapters import (
     add_adapters,
-    copy_sharing_base,
     differing_settings,
     file_names,
     linear_layers,
@@ -34,6 +33,7 @@ from vistill.models.loading import load_vlm
 from vistill.models.save import save_vlm
 from vistill.models.scoring import EncodedGroup, open_reading, score
 from vistill.models.selftest import run_selftest
+from vistill.training.student_copies import copy_frozen
 
 PROMPT = diagram_prompts("train", 1, 0)[0]
 RESPONSES = ((40, 41, 42, 43), (50, 51))
@@ -186,8 +186,8 @@ def test_merged_weights_read_like_adapters(name):
 
 
 def test_a_copy_shares_every_weight_but_the_adapters(tokenizer):
-    model = adapted(build_model(tokenizer, 0)).model
-    twin = copy_sharing_base(model)
+    vlm = adapted(build_model(tokenizer, 0))
+    model, twin = vlm.model, copy_frozen(vlm).model
     own = adapters.adapter_parameters(model).keys()
     for (name, a), (_, b) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
         assert (a is b) == (name not in own)

@@ -11,7 +11,7 @@ from tiny_families import BUILDERS, build_family
 from torch import nn
 
 from vistill.errors import MissingExtraError
-from vistill.models.adapters import adapter_parameters, copy_sharing_base, target_layers
+from vistill.models.adapters import adapter_parameters, target_layers
 from vistill.models.decoding import Decoder
 from vistill.models.hf_reference import reference_log_probs
 from vistill.models.quantization import (
@@ -25,6 +25,7 @@ from vistill.models.selftest import run_selftest
 from vistill.planning.lora import weight_bytes
 from vistill.planning.shapes import shape_of_config
 from vistill.training.adapted_student import describe_adapters
+from vistill.training.student_copies import copy_frozen
 
 #: nf4 needs the extra `quantized`, which only the second tier installs.
 KINDS = ["int8", pytest.param("nf4", marks=pytest.mark.slow)]
@@ -107,7 +108,7 @@ def test_adapters_on_quantised_weights_learn_and_copies_share_the_weights(kind, 
     backward(vlm)
     own = adapter_parameters(vlm.model)
     assert all(p.grad is not None and p.grad.any() for p in own.values())
-    twin = copy_sharing_base(vlm.model)
+    twin = copy_frozen(vlm).model
     for (name, a), (_, b) in zip(
         vlm.model.named_parameters(), twin.named_parameters(), strict=True
     ):

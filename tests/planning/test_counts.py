@@ -3,6 +3,7 @@
 Tensors of tiny models and of Qwen3-VL's published layouts at a sixteenth of their widths.
 """
 
+import functools
 import json
 import math
 
@@ -18,6 +19,7 @@ from vistill.functional import row_chunks
 from vistill.lora_settings import LoraSettings
 from vistill.models import decode_attention
 from vistill.models.adapters import add_adapters
+from vistill.models.checkpointing import set_checkpointing
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.models.scoring import EncodedGroup, open_reading
@@ -33,7 +35,12 @@ from vistill.planning.shapes import (
     shape_of_config,
     shipped_shapes,
 )
-from vistill.training.memory_budget import saved_storages, total_bytes
+from vistill.training.memory_budget import (
+    bytes_of_copies,
+    saved_bytes,
+    saved_storages,
+    total_bytes,
+)
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.settings import TrainSettings
 
@@ -114,7 +121,7 @@ def test_parameters_gradients_and_moments_are_counted(model, frozen):
 RESPONSE_TOKENS = 83
 
 
-def saved_bytes(model, precision):
+def bytes_for_backward(model, precision):
     """Bytes that a prompt and one response keep for the backward pass."""
     group = EncodedGroup(model.encode(PROMPT), ((40,) * RESPONSE_TOKENS,))
     model.model.train()
@@ -144,7 +151,7 @@ def expected_bytes(model, counted):
 def test_saved_activations_are_counted(model, precision, frozen):
     freeze_parts(model, frozen)
     counted = Activations(shape_of(model), precision == "bf16", False, frozen)
-    assert saved_bytes(model, precision) == pytest.approx(
+    assert bytes_for_backward(model, precision) == pytest.approx(
         expected_bytes(model, counted), rel=TOLERANCE
     )
 
@@ -198,9 +205,75 @@ def test_saved_activations_of_adapters_are_counted(model, precision, targets):
     shape = shape_of(model)
     settings = add_lora(model, targets, precision)
     counted = Activations(shape, precision == "bf16", False, (), settings)
-    assert saved_bytes(model, precision) == pytest.approx(
+    assert bytes_for_backward(model, precision) == pytest.approx(
         expected_bytes(model, counted), rel=TOLERANCE
     )
+
+
+def bytes_with_recomputing(model, precision):
+    """What a prompt and a response hold, and what the largest layer of each saves again."""
+    group = EncodedGroup(model.encode(PROMPT), ((40,) * RESPONSE_TOKENS,))
+    set_checkpointing(model, True)
+    model.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        prompt, reading = saved_bytes(model.model, lambda: open_reading(model, [group], cut=True))
+        response, _states = saved_bytes(model.model, lambda: reading.read([(0, 0)]))
+    return prompt.with_cache(reading), response
+
+
+def copies_in(model, names):
+    """Bytes of bf16 copies that autocast makes of the weights with one of these names."""
+    weights = {n: p for n, p in model.model.named_parameters() if p.ndim > 1}
+    return sum(
+        2 * p.numel()
+        for n, p in weights.items()
+        if any(f".{x}." in n for x in names) and p.dtype == torch.float32
+    )
+
+
+def assert_counted_with_recomputing(model, precision, frozen=(), lora=None):
+    has_copies = precision == "bf16"
+    counted = Activations(shape_of(model), has_copies, False, frozen, lora, recomputes=True)
+    prompt, response = bytes_with_recomputing(model, precision)
+    encoded = model.encode(PROMPT)
+    length = len(encoded.ids) - 1
+    patches = sum(math.prod(grid) for grid in model.family.patch_grids(encoded))
+    exact = functools.partial(pytest.approx, rel=TOLERANCE)
+    # what is not in a layer keeps its copies of weights in the graph
+    names = ["merger", "deepstack_merger_list", "patch_embed"]
+    trained = [n for n, p in model.model.named_parameters() if p.requires_grad]
+    names = [x for x in names if any(f".{x}." in n for n in trained)]
+    outside = has_copies * copies_in(model, names)
+    expected = length * counted.prompt_token() + patches * counted.patch() + outside
+    assert prompt.held == exact(expected)
+    assert response.held == exact(RESPONSE_TOKENS * counted.response_token())
+    layer = has_copies * copies_in(model, ["language_model.layers.1"])
+    again = counted.layer_again()
+    expected = RESPONSE_TOKENS * again[1] + length * again[0] + layer
+    assert response.layer == exact(expected + counted.mask(length, RESPONSE_TOKENS))
+    assert prompt.layer == exact(counted.prompt_again(length, patches) + layer)
+    assert bytes_of_copies(model.model) * has_copies == exact(counted.weight_copies())
+
+
+@pytest.fixture(params=few(list(LAYOUTS), 0))
+def published(request, student):
+    return build_reduced(request.param, student)
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 1))
+@pytest.mark.parametrize("frozen", few(FROZEN, 0))
+def test_what_is_held_of_layers_that_are_computed_again_is_counted(published, precision, frozen):
+    freeze_parts(published, frozen)
+    assert_counted_with_recomputing(published, precision, frozen)
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 1))
+@pytest.mark.parametrize("targets", few(LORA, 1))
+def test_what_is_held_of_adapted_layers_that_are_computed_again_is_counted(
+    published, precision, targets
+):
+    settings = add_lora(published, targets, precision)
+    assert_counted_with_recomputing(published, precision, (), settings)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, 200])

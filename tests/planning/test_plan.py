@@ -121,6 +121,40 @@ def test_a_lora_step_needs_at_most_045_of_full_training(targets):
     assert 1.0 < lora.cost.backward_share() < 1.05
 
 
+def test_gradient_checkpointing_holds_less_and_computes_each_layer_once_more():
+    words = ["train.micro_batch=1", "rollout.max_new_tokens=1024"]
+    plain, again = (
+        plan_of(RECIPE, *words, f"train.gradient_checkpointing={x}") for x in ("false", "true")
+    )
+    less, more = (p.memory.learn().kinds["held activations"] for p in (again, plain))
+    assert less <= 0.2 * more
+    forward = plain.cost.one_pass("student", "full", 0.0).flops
+    before, after = (p.cost.passes()[-1].flops for p in (plain, again))
+    assert after - before == pytest.approx(forward)
+    assert plain.cost.step_seconds()["learn"] < again.cost.step_seconds()["learn"]
+
+
+def test_a_recipe_that_does_not_fit_is_told_of_gradient_checkpointing():
+    plan = plan_of("va_opd_lora_qwen3vl_8b_to_2b.yaml", "rollout.max_new_tokens=4096", gpu="4090")
+    assert not plan.fits
+    assert "train.gradient_checkpointing" in plan.settings_that_fit()
+
+
+def test_copies_of_the_student_hold_what_is_trained():
+    whole, frozen = (
+        plan_of("visual_opsd_qwen3vl_2b.yaml", f"train.freeze=[{x}]").memory for x in ("", "head")
+    )
+    assert whole.resident()["reference and EMA"] == 4 * whole.student.parameters.total
+    # the head of the 2B is its input embedding
+    assert frozen.student.is_tied
+    saved = 4 * frozen.student.head_weights
+    less = whole.resident()["reference and EMA"] - frozen.resident()["reference and EMA"]
+    assert less == saved
+    assert whole.resident()["moments"] - frozen.resident()["moments"] == 2 * saved
+    assert frozen.head_gradient() == 0 < whole.head_gradient()
+    assert frozen.checkpoint_bytes() == whole.checkpoint_bytes() - 2 * saved
+
+
 def test_adapters_of_the_2b_are_those_of_a_model_without_data():
     """Weights, gradients and moments of the published size, from tensors on the meta device."""
     entry = json.loads((MODELS / "qwen3_vl_2b.json").read_text())
@@ -258,7 +292,8 @@ def test_a_profile_overlays_the_recipe_and_settings_win_over_it():
 
 
 def test_a_profile_changes_no_response_and_no_update():
-    free = {"train.offload_teacher", "rollout.rows_per_call", "eval.rows_per_call"}
+    free = {"train.offload_teacher", "train.gradient_checkpointing"}
+    free |= {"rollout.rows_per_call", "eval.rows_per_call"}
     for profile in PROFILES.values():
         assert {word.split("=")[0] for word in profile.settings} <= free
 

@@ -7,17 +7,21 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import build_model
+from plans import make_setup_from
 from tiers import few
 
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
+from vistill.models.checkpointing import set_checkpointing
 from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.objectives import OPD, SFT, VGS
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training import memory_budget
+from vistill.training.build import START_CHECKS
 from vistill.training.loop import Plan
 from vistill.training.memory_budget import (
     GIB,
@@ -222,6 +226,50 @@ def test_shared_copies_of_weights_change_no_bit_of_the_gradient(student, teacher
             most_held(plan.models, inputs, batch, objective, objective.signals(batch), precision)
         gradients.append([p.grad for p in student.model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 1))
+def test_with_gradient_checkpointing_less_is_held_and_a_step_stays_within_the_budget(
+    tmp_path, student, teacher, precision
+):
+    plain = measure_memory(make_plan(student, teacher, precision=precision)).held
+    assert plain.recomputed == 0
+    set_checkpointing(student, True)
+    measured = measure_memory(make_plan(student, teacher, precision=precision))
+    held, longest = measured.held, measured.longest
+    assert held.prompt_token < 0.6 * plain.prompt_token
+    assert held.recomputed > 0
+    assert held.least(longest, 120) < plain.least(longest, 120)
+    assert held.weights == pytest.approx(plain.weights, rel=0.15)  # without the mask
+    least = held.least(longest, 120)
+    plan = make_plan(student, teacher, memory=1.05 * least / GIB, precision=precision)
+    split = choose_split(plan, RunFolder(tmp_path))
+    groups, objective = random_groups(120), plan.objective
+    responses = flatten_responses(groups, 0, 0, student.device)
+    inputs = encode_step(plan.models, groups, objective.passes(), responses, split)
+    batch = score_without_gradient(plan.models, inputs, objective.passes())
+    student.model.train()
+    context = partial(autocast, plan.train, student.device)
+    with share_weight_copies(plan.train, student.device):
+        most = most_held(plan.models, inputs, batch, objective, objective.signals(batch), context)
+    assert most <= 1.05 * least
+
+
+def test_parts_that_will_be_frozen_are_frozen_when_memory_is_measured(tokenizer, teacher, tmp_path):
+    """A tied head once counted as trained, and so did what `train.freeze` names."""
+    counted = {}
+    for parts in ((), ("vision",), ("head",)):
+        plan = make_plan(build_model(tokenizer, 0), teacher)
+        train = replace(plan.train, freeze=parts)
+        setup = make_setup_from(replace(plan, train=train), RunFolder(tmp_path / str(len(counted))))
+        for one in START_CHECKS[: [x.name for x in START_CHECKS].index("models") + 1]:
+            one.run(setup)
+        student = setup.models.student
+        trained = sum(p.nbytes for p in student.model.parameters() if p.requires_grad)
+        counted[parts] = (trained, memory_budget.measure_memory(setup).held.prompt_token)
+    head = student.model.get_output_embeddings().weight
+    assert counted[()][0] - counted["head",][0] == head.nbytes
+    assert counted["vision",][1] < counted[()][1]
 
 
 def test_much_memory_gives_the_largest_split(tmp_path, student, teacher):

@@ -21,6 +21,7 @@ from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
 from vistill.training.models_of_run import Models
+from vistill.training.optim import freeze_parts
 from vistill.training.rewards import Rewards
 from vistill.training.run_state import RunState
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
@@ -367,6 +368,25 @@ def test_a_copy_shares_no_weight_with_its_model(tokenizer):
     student = build_model(tokenizer, 0)
     pointers = {p.data_ptr() for p in student.model.parameters()}
     assert not pointers & {p.data_ptr() for p in copy_frozen(student).model.parameters()}
+
+
+@pytest.mark.parametrize("parts", [("vision",), ("head",)])
+def test_a_copy_shares_frozen_weights_and_the_average_follows_the_others(tokenizer, parts):
+    student = build_model(tokenizer, 0)
+    freeze_parts(student, parts)
+    models = Models(student, None, student.vocabulary_size)
+    models = with_student_copies(models, METHODS["visual_opsd"]())
+    average = models.copies[Reader.EMA].model
+    pairs = list(zip(student.model.named_parameters(), average.parameters(), strict=True))
+    assert all((a is b) == (not a.requires_grad) for (_, a), b in pairs)
+    assert any(a is b for (_, a), b in pairs)
+    before = weights_hash(models.copies[Reader.EMA])
+    with torch.no_grad():
+        for p in student.model.parameters():
+            p.add_(1.0 * p.requires_grad)
+    assert weights_hash(models.copies[Reader.EMA]) == before
+    update_ema(models, 1.0)
+    assert weights_hash(models.copies[Reader.EMA]) == weights_hash(student)
 
 
 def test_rewards_add_accuracy_and_format(tokenizer):

@@ -5,7 +5,6 @@ folder of adapters has the layout of PEFT (`adapter_config.json`, `adapter_model
 next to it the model's `config.json` and processor.
 """
 
-import copy
 import itertools
 import json
 from collections.abc import Iterable
@@ -61,12 +60,6 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def is_adapter_name(name: str) -> bool:
     """Whether a weight with this name belongs to an adapter."""
     return f".{NAME}." in f".{name}." and ".lora_" in f".{name}"
-
-
-def own_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that a copy or a checkpoint of the model holds: its adapters, else all."""
-    adapters = adapter_parameters(model) if has_adapters(model) else {}
-    return list(adapters.values()) or list(model.parameters())
 
 
 # Add adapters.
@@ -208,13 +201,6 @@ def targets_of(vlm: Any, layers: set[str]) -> str:
                 if set(target_layers(vlm, targets)) == layers:
                     return f"[{','.join(targets)}]"
     return ""
-
-
-def copy_sharing_base(model: Any) -> Any:
-    """A copy of a model with adapters of its own. All other weights are the same tensors."""
-    adapters = {id(p) for p in adapter_parameters(model).values()}
-    shared: dict[int, Any] = {id(p): p for p in model.parameters() if id(p) not in adapters}
-    return copy.deepcopy(model, shared)
 
 
 # Merge.

@@ -9,6 +9,7 @@ from torch import nn
 
 from vistill.flops_counter import count
 from vistill.models.adapters import is_adapted_layer
+from vistill.models.checkpointing import checkpoints
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModelFlops:
     """Cost of backward over forward for the decoder.
 
     2 if it is trainable, 1 if only a part before it is, else 0. Of a decoder with adapters, 1 and
-    the share of the adapters.
+    the share of the adapters. With gradient checkpointing 1 more.
     """
     vision_backward: float
     """The same for the vision tower."""
@@ -63,7 +64,7 @@ def num_weights(layer: Any) -> int:
 
 
 def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
-    """Cost of backward over forward: 1 for inputs, and up to 1 for weights.
+    """Cost of backward over forward: 1 for inputs, up to 1 for weights, 1 to compute layers again.
 
     Args:
         parts: modules. Without adapters they are trained as a whole.
@@ -75,7 +76,8 @@ def backward_cost(parts: Sequence[nn.Module], is_reached: bool) -> float:
         layers = linear_maps(parts)
         trained = sum(num_weights(x) for x in layers if x.weight.requires_grad)
         of_weights = trained / sum(map(num_weights, layers))
-    return of_weights + float(is_trained or is_reached)
+    again = any(checkpoints(m) and m.training for part in parts for m in part.modules())
+    return of_weights + (1.0 + again) * (is_trained or is_reached)
 
 
 def is_trainable(module: nn.Module) -> bool:

@@ -169,6 +169,11 @@ def open_reading(vlm: VLM, groups: Sequence[EncodedGroup], cut: bool = False) ->
     return SharedReading(vlm, groups, cut) if vlm.shares_prompts else PaddedReading(vlm, groups)
 
 
+def cached_tensors(reading: GroupReading) -> list[Tensor]:
+    """The keys and values of the prompts that a reading keeps; none without shared prompts."""
+    return reading.prompt_cache.tensors() if isinstance(reading, SharedReading) else []
+
+
 def all_responses(groups: Sequence[EncodedGroup]) -> list[ResponseIndex]:
     """The indices of all responses, in order."""
     return [(g, k) for g, group in enumerate(groups) for k in range(len(group.responses))]

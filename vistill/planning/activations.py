@@ -11,7 +11,7 @@ from functools import cached_property
 
 from vistill.lora_settings import LoraSettings
 from vistill.planning.lora import adapted_parts, adapter_parameters
-from vistill.planning.shapes import ModelShape, layer_weights
+from vistill.planning.shapes import ModelShape, VisionShape, layer_weights
 from vistill.training.held_bytes import HeldBytes
 
 FLOAT, HALF = 4, 2
@@ -29,6 +29,8 @@ class Activations:
     frozen: Collection[str] = ()
     lora: LoraSettings | None = None
     """Adapters on frozen weights. In bf16 all frozen weights are bf16."""
+    recomputes: bool = False
+    """Gradient checkpointing: of a layer only its input is held."""
 
     @property
     def size(self) -> int:
@@ -123,6 +125,23 @@ class Activations:
         )
 
     @property
+    def rotary_and_ids(self) -> int:
+        """Per token: what the layers that are computed again share, and the embedding keeps."""
+        ids = 8 * (self.trains_language and self.lora is None)
+        return ids + 2 * self.stream_size * self.shape.head_dim
+
+    @property
+    def layer_input(self) -> int:
+        """Per token: the input of a layer, the residual stream."""
+        return self.stream_size * self.shape.hidden
+
+    @property
+    def cached_keys(self) -> int:
+        """Per token and layer: keys and values of a prompt, which its responses read."""
+        width = self.shape.kv_heads * self.shape.head_dim
+        return (self.stream_size + self.size) * width
+
+    @property
     def per_token(self) -> int:
         """Per token, whatever the layers: ids, indices and rotary positions."""
         return 4 * 8 + 2 * self.stream_size * self.shape.head_dim
@@ -135,6 +154,8 @@ class Activations:
     def response_token(self) -> int:
         """Bytes per token of a response, without its mask."""
         s = self.shape
+        if self.recomputes:
+            return s.layers * self.layer_input + self.norm + self.rotary_and_ids
         # embedded by frozen weights, a token has no gradient before it attends to its prompt, or
         # before the first adapter
         first = 0 if self.trains_language else self.attention_input
@@ -143,6 +164,8 @@ class Activations:
 
     def response(self) -> int:
         """Bytes per response and token of its prompt: copies of the prompt's keys and values."""
+        if self.recomputes:
+            return 0
         return self.shape.layers * self.keys(self.masked_key_heads) + 8
 
     def mask(self, prompt_tokens: int, response_tokens: int) -> int:
@@ -152,6 +175,9 @@ class Activations:
     def prompt_token(self) -> int:
         """Bytes per token of a prompt. Its last layer computes keys and values only."""
         s = self.shape
+        if self.recomputes:
+            per_layer = self.layer_input + self.cached_keys
+            return s.layers * per_layer + self.rotary_and_ids + 1  # a byte says what is an image
         last = self.attention_input + self.output_input
         first = self.norm if self.lora is not None and not self.reaches_projector else 0
         return (s.layers - 1) * self.layer(s.kv_heads) + last - first + self.per_token
@@ -171,15 +197,24 @@ class Activations:
                 return merged
         if not self.trains_tower:
             return merged + self.size * vision.width * vision.levels
+        if self.recomputes:
+            inputs = vision.depth * self.size * vision.width
+            return inputs + self.once_per_patch(vision) + merged
+        once = self.once_per_patch(vision)
+        if self.lora is not None:  # the first adapter gets an input without gradient
+            once -= self.size * vision.width + 2 * FLOAT
+        return vision.depth * self.block(vision) + once + merged
+
+    def block(self, vision: VisionShape) -> int:
+        """Bytes per patch: one block of the vision tower."""
         width = 11 * self.size * vision.width
         block = width + 2 * self.size * vision.feed_forward + 4 * FLOAT + FLOAT * vision.heads
-        once = 48 + 2 * FLOAT * (vision.width // vision.heads)
-        if self.lora is None:
-            once += self.size * vision.patch_values
-        else:  # the first adapter gets an input without gradient
-            block += 4 * self.rank * self.size
-            once -= self.size * vision.width + 2 * FLOAT
-        return vision.depth * block + once + merged
+        return block + 4 * self.rank * self.size
+
+    def once_per_patch(self, vision: VisionShape) -> int:
+        """Bytes per patch, whatever the blocks: indices, rotary positions, and the pixels."""
+        pixels = self.size * vision.patch_values if self.lora is None else 0
+        return 48 + 2 * FLOAT * (vision.width // vision.heads) + pixels
 
     def weight_copies(self) -> int:
         """Bytes of the bf16 copies of weights that all readings of a backward pass share.
@@ -193,7 +228,9 @@ class Activations:
         if self.lora is not None:  # other weights are bf16 already
             return HALF * adapter_parameters(s, self.lora, self.frozen)
         text = s.linear_weights
-        if not self.trains_language:
+        if not self.trains_language and self.recomputes:
+            text = 0
+        elif not self.trains_language:
             text = 2 * s.linear_weights - (layer_weights(s) - self.last_layer_of_prompt)
         projector = vision.merger_weights if vision and self.trains_projector else 0
         tower = vision.tower_weights if vision and self.trains_tower else 0
@@ -214,9 +251,29 @@ class Activations:
             passes: passes with gradient.
         """
         prompt = prompt_tokens * self.prompt_token() + patches * self.patch()
+        layer = self.layer_again() if self.recomputes else (0, 0)
+        again = self.prompt_again(prompt_tokens, patches) if self.recomputes else 0
         return HeldBytes(
             prompt_token=passes * prompt / max(1, prompt_tokens),
-            response=float(passes * self.response()),
-            response_token=float(passes * self.response_token()),
+            response=float(passes * self.response() + layer[0]),
+            response_token=float(passes * self.response_token() + layer[1]),
             weights=float(self.weight_copies()),
+            recomputed=again / max(1, prompt_tokens),
         )
+
+    def layer_again(self) -> tuple[int, int]:
+        """Bytes of a layer that is computed again: per token of its prompt, and of the response.
+
+        Its input is held already; the indices of attention are added.
+        """
+        heads = self.masked_key_heads
+        return self.keys(heads) + 8, self.layer(heads) - self.layer_input + 3 * 8
+
+    def prompt_again(self, tokens: int, patches: int) -> int:
+        """Bytes of a prompt while its largest layer is computed again."""
+        vision = self.shape.vision
+        block = 0
+        if vision is not None and self.trains_tower:
+            block = self.block(vision) - self.size * vision.width
+        layer = self.layer(self.shape.kv_heads) - self.layer_input + 3 * 8
+        return max(tokens * layer, patches * block)

@@ -113,7 +113,8 @@ class Cost:
         for p in work.gradient_passes:
             forward = self.one_pass(p.reader, str(p.view), 0.0)
             head = self.one_pass(p.reader, str(p.view), 3.0).flops - forward.flops
-            with_backward = (1.0 + self.backward_share()) * forward.flops + head
+            again = float(work.recipe.train.gradient_checkpointing)  # each layer once more
+            with_backward = (1.0 + again + self.backward_share()) * forward.flops + head
             costs.append(replace(forward, name=f"{forward.name}, backward", flops=with_backward))
         return costs
 

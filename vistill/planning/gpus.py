@@ -45,14 +45,16 @@ class Profile:
     settings: tuple[str, ...]
 
 
+#: Settings that take time to save memory.
+CAREFUL = ("train.offload_teacher=true", "train.gradient_checkpointing=true")
 PROFILES = {
     "24gb": Profile(
         "4090",
-        ("train.offload_teacher=true", "rollout.rows_per_call=4", "eval.rows_per_call=4"),
+        (*CAREFUL, "rollout.rows_per_call=4", "eval.rows_per_call=4"),
     ),
     "48gb": Profile(
         "L40S",
-        ("train.offload_teacher=true", "rollout.rows_per_call=8", "eval.rows_per_call=8"),
+        (*CAREFUL, "rollout.rows_per_call=8", "eval.rows_per_call=8"),
     ),
     "80gb": Profile("H100", ("rollout.rows_per_call=32", "eval.rows_per_call=32")),
 }

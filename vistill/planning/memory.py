@@ -98,8 +98,15 @@ class Memory:
     @cached_property
     def activations(self) -> Activations:
         """What readings save with gradient."""
-        freeze = self.work.recipe.train.freeze
-        return Activations(self.student, self.is_half, True, freeze, self.work.lora)
+        train = self.work.recipe.train
+        return Activations(
+            self.student,
+            self.is_half,
+            True,
+            train.freeze,
+            self.work.lora,
+            recomputes=train.gradient_checkpointing,
+        )
 
     def teacher_bytes(self, reads: bool) -> float:
         """The teachers on the device. Offloaded, one of them at a time; all heads stay there."""
@@ -118,7 +125,7 @@ class Memory:
             + weight_bytes(self.student, self.student_size, self.work.recipe.student.precision),
             "moments": 2.0 * FLOAT * self.trained,
             "teacher": self.teacher_bytes(teacher_reads),
-            "reference and EMA": float(self.work.student_copies * FLOAT * self.own_parameters),
+            "reference and EMA": float(self.work.student_copies * FLOAT * self.trained),
         }
 
     # Writing responses and evaluating.
@@ -266,8 +273,13 @@ class Memory:
             held.prompt_token * work.prompt_tokens_under(str(p.view))
             for held, p in zip(parts, work.gradient_passes, strict=True)
         )
+        again = max(
+            held.recomputed * work.prompt_tokens_under(str(p.view))
+            for held, p in zip(parts, work.gradient_passes, strict=True)
+        )
         held = self.activations.held(longest, 0, len(parts))
-        return MemoryMeasurement(replace(held, prompt_token=prompts / longest), longest)
+        held = replace(held, prompt_token=prompts / longest, recomputed=again / longest)
+        return MemoryMeasurement(held, longest)
 
     def budget(self) -> float:
         """`train.memory`, or the share of the memory that a run takes by itself."""
@@ -317,10 +329,12 @@ class Memory:
         of_part = responses * (longest * held.response + response * held.response_token)
         of_part += len(work.gradient_passes) * self.activations.mask(longest, response)
         rows = responses * response
+        activations = longest * prompts * held.prompt_token
+        activations += max(of_part, longest * prompts * held.recomputed)
         kinds = self.resident() | {
             "gradients": float(FLOAT * self.trained),
             "weight copies": held.weights,
-            "held activations": prompts * longest * held.prompt_token + of_part,
+            "held activations": activations,
             **self.loss_bytes(min(CHUNK_BYTES, FLOAT * rows * self.student.vocabulary)),
             "working memory": rows * self.layer_bytes(self.student, FLOAT, 1 + longest / response),
         }

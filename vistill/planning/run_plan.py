@@ -216,6 +216,8 @@ class RunPlan:
             yield [("train.micro_batch", "auto")]
         if self.teacher is not None and not recipe.train.offload_teacher:
             yield [("train.offload_teacher", True)]
+        if not recipe.train.gradient_checkpointing:
+            yield [("train.gradient_checkpointing", True)]
         if recipe.train.precision == "fp32":
             yield [("train.precision", "bf16")]
         tokens = recipe.rollout.max_new_tokens

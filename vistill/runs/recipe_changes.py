@@ -19,6 +19,7 @@ FREE_KEYS = (
     "train.memory",
     "train.kernels",
     "train.attention",
+    "train.gradient_checkpointing",
     "train.offload_teacher",
     "rollout.rows_per_call",
     "rollout.all_truncated",

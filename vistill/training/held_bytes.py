@@ -32,6 +32,8 @@ class HeldBytes:
     weights: float = 0.0
     """Copies of weights in the precision of the step. All readings of a backward pass share them,
     so they count once."""
+    recomputed: float = 0.0
+    """Per token of a prompt, while one of its layers is computed again, after all responses."""
 
     def prompt(self, tokens: int) -> float:
         """Bytes of a prompt."""
@@ -41,9 +43,14 @@ class HeldBytes:
         """Bytes of a response."""
         return MARGIN * (prompt_tokens * self.response + tokens * self.response_token)
 
+    def prompt_alone(self, tokens: int) -> float:
+        """Bytes of a prompt in its own backward pass, which follows those of its responses."""
+        return MARGIN * tokens * (self.prompt_token + self.recomputed)
+
     def least(self, prompt_tokens: int, tokens: int) -> float:
         """Bytes of the smallest part: the copies, one prompt and one of its responses."""
-        return self.weights + self.prompt(prompt_tokens) + self.one_response(prompt_tokens, tokens)
+        both = self.prompt(prompt_tokens) + self.one_response(prompt_tokens, tokens)
+        return self.weights + max(both, self.prompt_alone(prompt_tokens))
 
     def least_without_margin(self, prompt_tokens: int, tokens: int) -> float:
         """The same, without the margin for temporary tensors."""
@@ -85,7 +92,11 @@ class MemoryMeasurement:
         # a prompt that needs more than half is alone in its micro-batch; prompts may need less than
         # half
         for_prompts = max(min(budget / 2, held.prompt(AUTO_TOKENS)), held.prompt(longest))
-        tokens = min(AUTO_TOKENS, int(for_prompts / max(1.0, held.prompt(1))))
+        tokens = min(
+            AUTO_TOKENS,
+            int(for_prompts / max(1.0, held.prompt(1))),
+            max(longest, int(budget / max(1.0, held.prompt_alone(1)))),
+        )
         part = int((budget - for_prompts) / (MARGIN * held.response_token))
         if part >= 2 * PART_TOKENS:
             return BatchSplit(tokens=tokens, part_tokens=PART_TOKENS)
@@ -101,7 +112,12 @@ class MemoryMeasurement:
             (for_tokens - longest * (held.prompt_token + held.response)) / held.response_token
         )
         for_prompt = for_tokens - response_tokens * held.response_token
-        shorter = int(for_prompt / (held.prompt_token + held.response))
+        shorter = min(
+            int(for_prompt / (held.prompt_token + held.response)),
+            int(for_tokens / (held.prompt_token + held.recomputed)),
+        )
+        if longest > for_tokens / (held.prompt_token + held.recomputed):
+            fits = 0  # the prompt alone is too long
         image = (
             f"   or data.max_image_tokens={shorter // 2}"
             if shorter >= 16 and self.can_limit_images

@@ -128,9 +128,9 @@ def train(
 
 
 def prepare_student(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
-    """Copy the student for the method's readers, freeze parts, and make the optimizer."""
-    plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
+    """Freeze parts, copy the student for the method's readers, and make the optimizer."""
     freeze_parts(plan.models.student, plan.train.freeze)
+    plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
     return plan, make_optimizer(plan.models.student.model, plan.train)
 
 

@@ -3,17 +3,18 @@
 The measured memory is what autograd saves for the backward pass.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vistill.functional.row_chunks import CHUNK_BYTES
-from vistill.models.adapters import own_parameters
+from vistill.models.checkpointing import is_checkpointing, observing_layers
 from vistill.models.families.base import EncodedPrompt
+from vistill.models.flops import LINEAR as CAST_LAYERS
 from vistill.models.loading import VLM
-from vistill.models.scoring import EncodedGroup, open_reading
+from vistill.models.scoring import EncodedGroup, GroupReading, cached_tensors, open_reading
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import read_json, to_json
 from vistill.training.held_bytes import GIB, SHARE, HeldBytes, MemoryMeasurement
@@ -51,6 +52,8 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
         "memory": setup.train.memory,
         "response_tokens": longest_response(setup),
         "method": type(setup.objective).__name__,
+        "frozen": list(setup.train.freeze),
+        "recomputes": is_checkpointing(student.model),
     }
     file = folder.path / FILE
     known = (
@@ -85,7 +88,10 @@ def longest_response(setup: "RunSetup") -> int:
 
 
 def measure_memory(setup: "RunSetup") -> MemoryMeasurement:
-    """Measure the longest of the first prompts under the view of every pass with gradient."""
+    """Measure the longest of the first prompts under the view of every pass with gradient.
+
+    Every pass is held until the backward pass, which computes one layer again at a time.
+    """
     models = setup.models
     views = [p.view for p in setup.objective.passes() if p.gradient]
     readings = []
@@ -96,12 +102,14 @@ def measure_memory(setup: "RunSetup") -> MemoryMeasurement:
         )
         longest = max(longest, len(of_view[0].ids))
         readings.append(measure_prompt(models.student, *of_view, setup))
+    layer = ReadBytes.largest([r.layer for r in readings])
     return MemoryMeasurement(
         HeldBytes(
-            sum(r.prompt for r in readings) / longest,
-            sum(r.response for r in readings) / longest,
-            max(1.0, sum(r.token for r in readings)),
+            sum(r.held.prompt for r in readings) / longest,
+            (sum(r.held.response for r in readings) + layer.response) / longest,
+            max(1.0, sum(r.held.token for r in readings) + layer.token),
             max(r.copies for r in readings),  # views share them; one without an image has fewer
+            layer.prompt / longest,
         ),
         longest,
         models.student.family.can_limit_image_tokens,
@@ -124,14 +132,29 @@ def longest_and_shortest(prompts: Iterable[EncodedPrompt]) -> tuple[EncodedPromp
 
 
 @dataclass(frozen=True)
-class ReadingBytes:
-    """Bytes that autograd saves for one prompt and its responses under one view."""
+class ReadBytes:
+    """Bytes for one prompt and its responses under one view."""
 
-    prompt: float
-    response: float
+    prompt: float = 0.0
+    response: float = 0.0
     """Per response, in addition to its tokens."""
-    token: float
+    token: float = 0.0
     """Per token of a response."""
+
+    @classmethod
+    def largest(cls, several: "Sequence[ReadBytes]") -> "ReadBytes":
+        """The largest of each."""
+        return cls(*(max(getattr(x, field.name) for x in several) for field in fields(cls)))
+
+
+@dataclass(frozen=True)
+class ReadingBytes:
+    """Bytes that a reading needs for the backward pass."""
+
+    held: ReadBytes
+    """What autograd saves."""
+    layer: ReadBytes
+    """What the largest layer saves while it is computed again (`train.gradient_checkpointing`)."""
     copies: float
     """Copies of weights in the precision of the step; the prompt and all responses share them."""
 
@@ -154,37 +177,96 @@ def measure_prompt(
     responses = ((token,) * SHORT, (token,) * LONG, (token,) * LONG)
     model, was_training = vlm.model, vlm.model.training
     has_copies = training_dtype(setup.train, vlm.device) is not torch.float32
-    of_prompts = 0.0
 
-    def open_prompts(*prompts: EncodedPrompt) -> tuple[SavedStorages, Any]:
+    def open_prompts(*prompts: EncodedPrompt) -> tuple[SavedBytes, Any]:
         groups = [EncodedGroup(p, responses) for p in prompts]
-        return saved_storages(model, lambda: open_reading(vlm, groups, cut=True))
+        saved, reading = saved_bytes(model, lambda: open_reading(vlm, groups, cut=True))
+        return saved.with_cache(reading) if is_checkpointing(model) else saved, reading
 
     model.train()
     with autocast(setup.train, vlm.device):
-        if has_copies:
-            one, two = (total_bytes(open_prompts(*[shortest] * n)[0]) for n in (1, 2))
-            of_prompts = max(0.0, 2.0 * one - two)
+        several = [open_prompts(*[shortest] * n)[0] for n in (1, 2)] if has_copies else []
         saved, reading = open_prompts(prompt)
-        short, long, both = (
-            saved_storages(model, lambda indices=indices: reading.read(indices))[0]
+        read = [
+            saved_bytes(model, lambda indices=indices: reading.read(indices))[0]
             for indices in ([(0, 0)], [(0, 1)], [(0, 1), (0, 2)])
-        )
+        ]
     model.train(was_training)
-    short_bytes, long_bytes = total_bytes(short), total_bytes(long)
-    per_token = (long_bytes - short_bytes) / (LONG - SHORT)
-    fixed = max(0.0, short_bytes - SHORT * per_token)
-    of_responses = 0.0
-    if has_copies:
-        per_response = max(0.0, total_bytes(both) - long_bytes - LONG * per_token)
-        of_responses, fixed = max(0.0, fixed - per_response), min(fixed, per_response)
-    in_both = total_bytes({key: storage for key, storage in saved.items() if key in short})
-    return ReadingBytes(
-        prompt=max(0.0, total_bytes(saved) - of_prompts),
-        response=fixed,
-        token=per_token,
-        copies=of_prompts + max(0.0, of_responses - in_both),
-    )
+    prompts = [x.held for x in (saved, *several)]
+    held, of_prompts, of_responses = without_copies(prompts, [x.held for x in read])
+    layer, _, _ = without_copies([x.layer for x in (saved, *several)], [x.layer for x in read])
+    if is_checkpointing(model):  # the copies are in the cache of autocast, not in the graph
+        return ReadingBytes(held, layer, float(bytes_of_copies(model)) * has_copies)
+    shared = {key: x for key, x in saved.storages.items() if key in read[0].storages}
+    copies = of_prompts + max(0.0, of_responses - total_bytes(shared)) * has_copies
+    return ReadingBytes(held, layer, copies)
+
+
+def without_copies(
+    prompts: Sequence[float], responses: Sequence[float]
+) -> tuple[ReadBytes, float, float]:
+    """Bytes of a prompt and of its responses, and of the copies of weights in each.
+
+    Args:
+        prompts: bytes of the longest prompt; with copies also of one and of two short ones.
+        responses: bytes of a short response, of a long one, and of two long ones.
+    """
+    short, long, both = responses
+    token = (long - short) / (LONG - SHORT)
+    fixed = max(0.0, short - SHORT * token)
+    if len(prompts) == 1:
+        return ReadBytes(max(0.0, prompts[0]), fixed, token), 0.0, 0.0
+    of_prompts = max(0.0, 2.0 * prompts[1] - prompts[2])
+    response = max(0.0, both - long - LONG * token)
+    bytes_read = ReadBytes(max(0.0, prompts[0] - of_prompts), min(fixed, response), token)
+    return bytes_read, of_prompts, max(0.0, fixed - response)
+
+
+def bytes_of_copies(model: torch.nn.Module) -> int:
+    """Bytes of the bf16 copies of trained float32 weights that autocast keeps, without the head."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    layers = [m for m in model.modules() if isinstance(m, CAST_LAYERS) and m is not head]
+    weights = {id(p): p for m in layers for p in m.parameters(recurse=False) if p.requires_grad}
+    return sum(2 * p.numel() for p in weights.values() if p.dtype == torch.float32)
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """What some work saves for the backward pass."""
+
+    storages: "SavedStorages"
+    layer: float = 0.0
+    """Bytes that the largest layer saves while it is computed again."""
+
+    @property
+    def held(self) -> float:
+        """Bytes of all storages."""
+        return total_bytes(self.storages)
+
+    def with_cache(self, reading: GroupReading) -> "SavedBytes":
+        """With the keys and values of the prompts, which the layers of responses read."""
+        caches = [x.untyped_storage() for x in cached_tensors(reading)]
+        return SavedBytes({**self.storages, **{x._cdata: x for x in caches}}, self.layer)
+
+
+def saved_bytes(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[SavedBytes, Any]:
+    """What autograd saves during some work, and its result.
+
+    With gradient checkpointing also what layers get, and what the largest one saves besides when it
+    is computed again.
+    """
+    layers: list[float] = [0.0]
+    kept: SavedStorages = {}
+
+    def observe(again: Callable[[], Any], others: list[torch.Tensor]) -> None:
+        known = {x.untyped_storage()._cdata: x.untyped_storage() for x in others}
+        kept.update(known)
+        again_saved = saved_storages(model, again)[0]
+        layers.append(total_bytes({k: x for k, x in again_saved.items() if k not in known}))
+
+    with observing_layers(observe):
+        saved, result = saved_storages(model, work)
+    return SavedBytes({**saved, **kept}, max(layers)), result
 
 
 SavedStorages = dict[int, torch.UntypedStorage]
@@ -259,11 +341,11 @@ def memory_limit(setup: "RunSetup") -> float:
 
 def free_for_step(setup: "RunSetup") -> float:
     """Free bytes after the first step: gradient, moments and copies of the student will exist."""
-    weights = own_parameters(setup.models.student.model)  # of a copy too
-    trained = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
+    weights = setup.models.student.model.parameters()
+    trained = sum(p.nbytes for p in weights if p.requires_grad)
     readers = {p.reader for p in setup.objective.passes()}
     copies = len(readers & {Reader.EMA, Reader.REFERENCE} - setup.models.copies.keys())
-    later = 3.0 * trained + copies * sum(p.numel() * p.element_size() for p in weights)
+    later = (3.0 + copies) * trained  # copies share what is frozen
     return max(0.0, free_bytes(setup.models.student.device) - later)
 
 

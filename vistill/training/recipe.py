@@ -189,6 +189,7 @@ ADDED = {
     "student.lora.targets": ("language",),
     "student.precision": "auto",
     "teacher.precision": "auto",
+    "train.gradient_checkpointing": False,
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

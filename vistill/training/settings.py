@@ -77,6 +77,9 @@ class TrainSettings:
     offload_teacher: bool = False
     """Keep the teacher's weights in host memory except while it reads; its head stays on the
     device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer only, and compute the layer again in the backward pass. The
+    gradient is the same; needs far less memory and about a third more time to learn."""
     deterministic: bool = True
     """Use deterministic kernels, so that a run can be repeated to the bit."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()

@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from vistill.batch import Objective
 from vistill.errors import ConfigError
-from vistill.models.adapters import copy_sharing_base, has_adapters, own_parameters
 from vistill.models.loading import VLM
 from vistill.training.checkpoint import weights_hash
 from vistill.training.models_of_run import Models
@@ -20,17 +20,19 @@ COPIES = (Reader.EMA, Reader.REFERENCE)
 
 
 def with_student_copies(models: Models, objective: Objective) -> Models:
-    """The models with the copies that the objective reads. Call it before a restore."""
+    """The models with the copies that the objective reads.
+
+    Call it when parts are frozen, and before a restore.
+    """
     roles = {p.reader for p in objective.passes()}
     copies = {role: copy_frozen(models.student) for role in COPIES if role in roles}
     return replace(models, copies=copies)
 
 
 def copy_frozen(vlm: VLM) -> VLM:
-    """The same model with frozen weights of its own. With adapters, only these are copied."""
-    is_adapted = has_adapters(vlm.model)
-    model = copy_sharing_base(vlm.model) if is_adapted else copy.deepcopy(vlm.model)
-    return replace(vlm, model=model).freeze()
+    """The same model, frozen, with trained weights of its own. It shares those that are frozen."""
+    shared: dict[int, Any] = {id(p): p for p in vlm.model.parameters() if not p.requires_grad}
+    return replace(vlm, model=copy.deepcopy(vlm.model, shared)).freeze()
 
 
 def copies_to_save(models: Models) -> Mapping[str, VLM]:
@@ -43,10 +45,11 @@ def update_ema(models: Models, rate: float) -> None:
     """One step of the average: `ema <- (1 - rate) ema + rate student`, in the dtype of `ema`."""
     if Reader.EMA not in models.copies:
         return
-    ema = models.copies[Reader.EMA].model
-    pairs = zip(own_parameters(ema), own_parameters(models.student.model), strict=True)
-    for average, weight in pairs:
-        average.lerp_(weight.detach().to(average.dtype), rate)
+    averages = dict(models.copies[Reader.EMA].model.named_parameters())
+    for name, weight in models.student.model.named_parameters():
+        if weight.requires_grad:
+            average = averages[name]
+            average.lerp_(weight.detach().to(average.dtype), rate)
 
 
 def check_reference(models: Models, state: RunState) -> None:

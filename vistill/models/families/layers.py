@@ -5,12 +5,14 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
 from vistill.errors import ModelError
+from vistill.models.checkpointing import checkpoints, run_layer
 from vistill.models.sharing import Attention
 
 #: Modules inside a vision tower that give its states the size of the decoder (Qwen, GLM).
@@ -33,11 +35,16 @@ def run_to_attention(
     values are its output, so hooks on the output see the gradient come back.
     """
 
-    def forward(hidden: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def attend(hidden: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         layer.self_attn(layer.input_layernorm(hidden), attention_mask=None, **options)
         cache, last = attention.new_cache, attention.last_layer
         assert cache is not None
         return cache.keys[last], cache.values[last]
+
+    def forward(hidden: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        if checkpoints(layer) and layer.training:
+            return run_layer(layer, partial(attend, **options), hidden)
+        return attend(hidden, **options)
 
     instance_forward = layer.__dict__.get("forward")
     layer.forward = forward

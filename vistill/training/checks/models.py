@@ -9,6 +9,7 @@ import torch
 from vistill.batch import ScoredBatch
 from vistill.errors import ConfigError, DataError, ModelError
 from vistill.models.backends import with_kernels
+from vistill.models.checkpointing import set_checkpointing
 from vistill.models.loading import (
     VLM,
     PromptEncoder,
@@ -31,6 +32,7 @@ from vistill.training.checks.text_only import (
     unreadable_view_error,
 )
 from vistill.training.models_of_run import Models
+from vistill.training.optim import freeze_parts
 from vistill.training.quantized_teacher import load_teacher
 from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
 from vistill.training.row_lock import find_partners
@@ -200,6 +202,9 @@ def configure_models(setup: "RunSetup", student: VLM, teachers: Mapping[str, VLM
     """The models of the run. `teachers` are by role, once per model."""
     context = setup.recipe.view_context(student.family.patch_size)
     student = configured(setup, student, "student")
+    set_checkpointing(student, setup.train.gradient_checkpointing)
+    if setup.purpose in TRAINING_PURPOSES:  # what follows measures memory and disk
+        freeze_parts(student, setup.train.freeze)
     others = [vlm for vlm in teachers.values() if not same_family(student, vlm)]
     if others:  # none may write an id by which another one marks an image
         banned = [i for vlm in (student, *others) for i in vlm.family.banned_ids()]
