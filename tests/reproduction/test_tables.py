@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
-from unittest.mock import patch
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPO
@@ -124,7 +124,7 @@ def test_a_sum_over_cells_is_unknown_where_a_cell_is():
     assert (total_of(rows, "money"), total_of(rows, "hours")) == (4.0, None)
 
 
-def test_checkpoints_that_a_cell_already_has_count_as_free_for_it(tmp_path):
+def test_checkpoints_that_a_cell_already_has_count_as_free_for_it(monkeypatch, tmp_path):
     _, cells = chain_cells(tmp_path)
     plans = plan_cells(cells, PlanOptions(sizes=Sizes(rows=100)))
     need = sum(plan.cost.disk_bytes()["all"] for plan in plans.values()) / 1e9
@@ -137,8 +137,8 @@ def test_checkpoints_that_a_cell_already_has_count_as_free_for_it(tmp_path):
     checkpoint.mkdir(parents=True)
     with (checkpoint / "part.bin").open("wb") as file:
         file.truncate(int(need * 0.2 * 1e9))
-    with patch("vistill.reproduction.planned.free_space", return_value=small * 1e9):
-        check_disk_of_all(cells, plans, None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=small * 1e9))
+    check_disk_of_all(cells, plans, None)
 
 
 def test_tables_share_their_runs():

@@ -21,6 +21,8 @@ OUR_KEYS: dict[str, str] = {
     "lora_r": "student.lora.rank",
     "lora_rank": "student.lora.rank",
     "lora_alpha": "student.lora.alpha",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "activation_checkpointing": "train.gradient_checkpointing",
     # data
     "dataset": "data.train",
     "dataset_name": "data.train",
@@ -197,9 +199,6 @@ NO_SUCH_KEY: dict[str, str] = {
     "tf32": "vistill leaves TF32 to torch: torch.set_float32_matmul_precision in your own script",
     "warmup_steps": WARMUP,
     "num_warmup_steps": WARMUP,
-    "gradient_checkpointing": (
-        "vistill checkpoints no activations; train.micro_batch=auto and train.memory bound them"
-    ),
     "use_liger_kernel": (
         "train.kernels=triton takes the package's own fused kernels; auto takes them on CUDA"
     ),
