@@ -43,8 +43,8 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
-from vistill.training.checkpoint import publish_checkpoint
-from vistill.training.checkpoint_content import TrainedObjects
+from vistill.training.checkpoint import CheckpointTarget, write_checkpoint
+from vistill.training.checkpoint_content import TrainedObjects, content_to_save
 from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource, write_groups
@@ -211,11 +211,9 @@ def save_row(student):
     optimizer = make_optimizer(student.model, TrainSettings())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        publish_checkpoint(
-            RunFolder(Path(folder)),
-            TrainedObjects(student, optimizer, RunState(step=1)),
-            "bench",
-            1,
+        saved = TrainedObjects(student, optimizer, RunState(step=1))
+        write_checkpoint(
+            CheckpointTarget(RunFolder(Path(folder)), "bench", 1), content_to_save(saved)
         )
         return row("save_seconds", time.perf_counter() - start, "s", "one checkpoint of the demo")
 

@@ -158,7 +158,7 @@ def tiny_folder(tokenizer, tmp_path_factory):
 def small_shards(monkeypatch):
     """Limit files to 60 KB, so that a tiny model needs several; no recipe sets these sizes."""
     monkeypatch.setattr("vistill.models.save.MAX_SHARD_SIZE", "60KB")
-    monkeypatch.setattr("vistill.training.checkpoint.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("published.SHARD_BYTES", 60_000)
 
 
 @pytest.fixture(scope="module")

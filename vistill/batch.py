@@ -281,6 +281,8 @@ class Requirements:
     """Share by which the moving average (`Reader.EMA`) moves to the student after each update."""
     entry_gate: EntryGate | None = None
     """What the untrained student must pass before step 1."""
+    linear_heads: bool = False
+    """The method adds up hidden states before the head: one teacher, no bias and no softcap."""
     gradient_probe: GradientProbe | None = None
     """Gradient norms to measure; `Objective.learn_norms` receives them."""
 

@@ -128,7 +128,9 @@ def set_free_space(monkeypatch, free):
 
 
 def test_little_space_drops_older_checkpoints_and_then_refuses(tmp_path, monkeypatch, student):
-    from vistill.training.checkpoint import check_space, list_checkpoints, publish_checkpoint
+    from published import publish_checkpoint
+
+    from vistill.training.checkpoint import check_space, list_checkpoints
     from vistill.training.checkpoint_content import TrainedObjects, content_to_save
     from vistill.training.optim import make_optimizer
     from vistill.training.run_state import RunState

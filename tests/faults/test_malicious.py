@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from PIL import Image
+from published import publish_checkpoint
 
 from vistill.config import load_recipe
 from vistill.data.loading import load_source
@@ -18,7 +19,6 @@ from vistill.training.checkpoint import (
     MANIFEST,
     TrainedObjects,
     newest_checkpoint,
-    publish_checkpoint,
 )
 from vistill.training.optim import make_optimizer
 from vistill.training.run_state import RunState

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import build_model, build_untied
+from published import publish_checkpoint
 from safetensors.torch import load_file, save_file
 from tiers import few
 from transformers import Qwen3VLForConditionalGeneration
@@ -16,7 +17,6 @@ from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import (
     TrainedObjects,
     newest_checkpoint,
-    publish_checkpoint,
     restore_checkpoint,
     weights_hash,
 )

@@ -21,6 +21,7 @@ from vistill.errors import ConfigError, ModelError, StorageError
 from vistill.lora_settings import LoraSettings
 from vistill.models.adapters import add_adapters
 from vistill.models.families.base import Family
+from vistill.planning.cost import BANDWIDTH_SHARE
 from vistill.planning.gpus import GPUS, PROFILES, find_gpu
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import Sizes
@@ -219,6 +220,20 @@ def test_text_only_views_thoughts_and_copies_of_the_student_are_counted():
     resident = thoughts.memory.resident()
     assert resident["reference and EMA"] == resident["weights"]
     assert thoughts.memory.checkpoint_bytes() == 16 * thoughts.student.parameters.total
+
+
+def test_decoding_reads_weights_in_their_own_precision():
+    def seconds(*words):
+        plan = plan_of(RECIPE, *words)
+        slow = replace(plan, gpu=replace(plan.gpu, bandwidth=1e9))  # bound by the weights
+        return slow.cost.decoding_seconds(1, 1, 64, 64)
+
+    full, lora = seconds(), seconds("student.train=lora")
+    assert lora == pytest.approx(full / 2, rel=0.01)
+    linear = shipped_shapes()["Qwen/Qwen3-VL-2B-Instruct"].linear_weights
+    saved = 64 * linear * (2 - 4.5 / 8) / (BANDWIDTH_SHARE * 1e9)
+    nf4 = seconds("student.train=lora", "student.precision=nf4")
+    assert lora - nf4 == pytest.approx(saved, rel=0.01)
 
 
 def test_the_largest_of_several_offloaded_teachers_is_that_of_most_bytes():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import build_model, build_untied
+from published import publish_checkpoint
 from safetensors.torch import load_file, save_file
 from tiers import few
 from tiny_families import BUILDERS, build_family
@@ -23,7 +24,6 @@ from vistill.runs.storage import file_hash
 from vistill.training.checkpoint import (
     CheckpointTarget,
     newest_checkpoint,
-    publish_checkpoint,
     reason_to_reject,
     restore_checkpoint,
 )

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import build_model
+from published import publish_checkpoint
 
 from vistill.errors import NonFiniteError, StorageError
 from vistill.runs.folder import RunFolder, checkpoints_in
@@ -17,7 +18,6 @@ from vistill.training.checkpoint import (
     TrainedObjects,
     format_older_terms,
     newest_checkpoint,
-    publish_checkpoint,
     reason_to_reject,
     remove_leftovers,
     restore_checkpoint,

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
 from vistill.training.build import build, make_setup
+from vistill.training.checks.heads import check_heads
+from vistill.training.checks.models import check_views
 from vistill.training.context import StepContext
 from vistill.training.loop import run
 from vistill.training.models_of_run import Models
@@ -425,3 +428,20 @@ def test_the_view_of_every_reader_is_encoded_for_its_own_teacher(tokenizer, two,
     for prompt in prompts[:2]:
         encoded = models.encode(prompt, View.FULL, Reader.TEACHER)
         assert encoded.ids == models.teacher_of(prompt).encode(prompt).ids
+
+
+@pytest.mark.parametrize("kind", ["several teachers", "a softcap"])
+def test_merged_terms_of_vgs_are_refused_before_step_1(tokenizer, teacher, monkeypatch, kind):
+    student = build_model(tokenizer, 0)
+    several = {"a": teacher, "b": build_model(tokenizer, 1)}
+    models = Models(student, teacher, student.vocabulary_size)
+    check_heads(SimpleNamespace(objective=METHODS["vgs"](merged=True), models=models))
+    if kind == "several teachers":
+        models = replace(models, teacher=None, teachers=several)
+    else:
+        monkeypatch.setattr(type(student.family), "softcap", lambda *_: 30.0)
+    setup = SimpleNamespace(objective=METHODS["vgs"](merged=True), models=models)
+    with pytest.raises(ConfigError) as caught:
+        check_views(setup)
+    assert (caught.value.code, caught.value.fix) == ("C002", "vgs.merged=false")
+    check_heads(SimpleNamespace(objective=METHODS["vgs"](), models=models))

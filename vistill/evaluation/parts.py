@@ -1,45 +1,58 @@
 """Figures of an evaluation by data set and by teacher, where there are several."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 from vistill.data.mixture import set_of
 from vistill.evaluation.advantage import TokenMeasurements, measure_tokens, summarise_tokens
 from vistill.evaluation.responses import JudgedResponse, accuracy_by_question
 from vistill.evaluation.settings import EvalSettings
 from vistill.evaluation.statistics import mean, mean_interval, wilson_interval
+from vistill.models.loading import VLM
 from vistill.types import Prompt, View
+from vistill.views import ViewContext
 
 #: Figures of the tokens that are given for each data set and each teacher.
 OF_TOKENS = ("va/mean", "kl/mean", "tokens")
 
 
-@runtime_checkable
-class SeveralTeachers(Protocol):
-    """Models whose rows may have different teachers (`vistill/training/models_of_run.py`)."""
+class EvaluatedModels(Protocol):
+    """A student, its teachers if it has any, and the parameters of the views."""
+
+    @property
+    def student(self) -> VLM:
+        """The evaluated model."""
+        ...
+
+    @property
+    def teacher(self) -> VLM | None:
+        """The model that measures visual advantage; None without one, or if rows have several."""
+        ...
+
+    @property
+    def view(self) -> ViewContext:
+        """Parameters of the views."""
+        ...
 
     @property
     def teacher_names(self) -> Mapping[str, str]:
-        """By prompt id the name of its teacher."""
+        """By prompt id the name of its teacher; empty unless there are several."""
         ...
 
-    def by_teacher(self) -> list[tuple[str, Any]]:
-        """Each teacher alone."""
+    def by_teacher(self) -> "Sequence[tuple[str, EvaluatedModels]]":
+        """Each teacher alone, with its name; these models themselves if there is at most one."""
         ...
 
-    def teacher_of(self, prompt: Prompt) -> Any:
-        """The teacher of a prompt."""
+    def teacher_of(self, prompt: Prompt) -> VLM:
+        """The teacher of a prompt, where there is one."""
         ...
 
 
 def measure_by_teacher(
-    models: Any, responses: Sequence[JudgedResponse], poll: Callable[[], None]
+    models: EvaluatedModels, responses: Sequence[JudgedResponse], poll: Callable[[], None]
 ) -> list[TokenMeasurements]:
     """Measure each response with the teacher of its row, one teacher after another."""
-    if not isinstance(models, SeveralTeachers):
-        apart = [("", models)]
-    else:
-        apart = models.by_teacher()
+    apart = models.by_teacher()
     measured: dict[int, TokenMeasurements] = {}
     for _, one in apart:
         own = [

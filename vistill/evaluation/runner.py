@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 from vistill.answers.math_process import shared_judge
@@ -16,7 +16,7 @@ from vistill.evaluation.counterfactual import (
     measure_stated_labels,
 )
 from vistill.evaluation.parts import (
-    SeveralTeachers,
+    EvaluatedModels,
     measure_by_teacher,
     summarise_by_set,
     summarise_by_teacher,
@@ -37,28 +37,8 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import to_json
 from vistill.types import Prompt, View
-from vistill.views import ViewContext
 
 BLIND_VIEWS = (View.PIXELATED, View.TEXT_ONLY, View.SWAPPED)
-
-
-class EvaluatedModels(Protocol):
-    """A student, an optional teacher, and the parameters of the views."""
-
-    @property
-    def student(self) -> VLM:
-        """The evaluated model."""
-        ...
-
-    @property
-    def teacher(self) -> VLM | None:
-        """The model that measures visual advantage."""
-        ...
-
-    @property
-    def view(self) -> ViewContext:
-        """Parameters of the views."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -168,8 +148,7 @@ def evaluate(
         tokens = measure_by_teacher(models, [a for a in first if a.rollout.ids], poll)
         summary |= summarise_tokens(tokens, settings)
     summary |= summarise_by_set(samples, tokens, settings)
-    if isinstance(models, SeveralTeachers):
-        summary |= summarise_by_teacher(models.teacher_names, tokens, settings)
+    summary |= summarise_by_teacher(models.teacher_names, tokens, settings)
     return EvalResult(summary, samples, tokens, settings)
 
 

@@ -83,7 +83,9 @@ class VGS(NormCorrected):
     @property
     def requirements(self) -> Requirements:
         """Images: without one the two views of each model are equal."""
-        return Requirements(needs={Need.IMAGE}, gradient_probe=self.norm_probe())
+        return Requirements(
+            needs={Need.IMAGE}, linear_heads=self.merged, gradient_probe=self.norm_probe()
+        )
 
     def blind(self) -> Pass:
         """The student without the image: gradient on gated rows, none if `preserve` is 0."""

@@ -7,6 +7,7 @@ estimate: operations over an assumed share of the GPU's peak, and a fixed time p
 from dataclasses import dataclass, replace
 
 from vistill.data.keys import num_steps
+from vistill.planning.lora import BITS
 from vistill.planning.memory import Memory
 from vistill.planning.shapes import ModelShape
 from vistill.training.checks.disk import disk_needs
@@ -144,8 +145,9 @@ class Cost:
         positions = min(float(limit), LONGEST_OVER_MEAN * tokens)
         alive = min(rows, responses) * tokens / max(1.0, positions)
         context = self.memory.work.prompt_tokens + positions / 2
-        read = 4.0 * (shape.linear_weights + shape.head_weights)
-        read += 4.0 * shape.kv_values * alive * context
+        size, precision = self.memory.student_size, self.memory.work.recipe.student.precision
+        read = shape.linear_weights * BITS.get(precision, 8.0 * size) / 8
+        read += size * (shape.head_weights + shape.kv_values * alive * context)
         by_memory = read / (BANDWIDTH_SHARE * self.memory.gpu.bandwidth)
         fixed = SECONDS_PER_POSITION * shape.layers / POSITION_LAYERS
         return calls * positions * max(fixed, by_memory)

@@ -32,11 +32,12 @@ from vistill.runs.storage import (
     sync_folder,
     write_json,
 )
-from vistill.training.checkpoint_content import CheckpointContent, TrainedObjects, content_to_save
+from vistill.training.checkpoint_content import CheckpointContent, TrainedObjects
 from vistill.training.disk_needs import SPACE_FACTOR
 from vistill.training.interrupt import StopRequest
 from vistill.training.journal import Journal
 from vistill.training.run_state import RunState, read_state
+from vistill.training.settings import SaveSettings
 from vistill.training.shards import (
     find_missing_shard,
     find_shards,
@@ -51,8 +52,6 @@ FORMAT = 3
 #: Formats that can be read.
 READABLE = (1, 2, 3)
 MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", "rng.safetensors"
-#: Bytes of a file of weights or moments, where no setting says it. A larger tensor has its own.
-SHARD_BYTES = 5 * 10**9
 #: Files that a loader of weights opens by itself.
 WEIGHTS = re.compile(r"(adapter_)?model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
@@ -66,8 +65,8 @@ class CheckpointTarget:
     """Of the recipe."""
     keep: int
     """How many of the newest stay."""
-    shard_bytes: int | None = None
-    """Bytes of a file; None takes `SHARD_BYTES`."""
+    shard_bytes: int = int(1e9 * SaveSettings().shard_gb)
+    """Bytes of a file of weights or moments. A larger tensor has its own."""
 
 
 def restore_optimizer(
@@ -87,19 +86,6 @@ def restore_optimizer(
                 fix="name the model that the run was started with, or start a new run: run=NEW",
             )
         optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
-
-
-def publish_checkpoint(
-    folder: RunFolder, saved: TrainedObjects, fingerprint: str, keep: int
-) -> Path:
-    """Write a checkpoint so that it exists completely or not at all, then drop older ones."""
-    if is_published(folder, saved):
-        return folder.checkpoint(saved.state.step)
-    content = content_to_save(saved)
-    check_space(folder, content, keep)
-    final = write_checkpoint(CheckpointTarget(folder, fingerprint, keep), content)
-    saved.published.add(content.step)
-    return final
 
 
 def is_published(folder: RunFolder, saved: TrainedObjects) -> bool:
@@ -131,7 +117,7 @@ def write_checkpoint(
     try:
         fault("save.begin")
         working.mkdir(parents=True)
-        files = write_files(working, content, target.shard_bytes or SHARD_BYTES, stop)
+        files = write_files(working, content, target.shard_bytes, stop)
         # a checkpoint must not outlive the log lines of its steps
         folder.sync_logs()
         fault("save.after_files")

@@ -21,6 +21,7 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.training.adapted_student import describe_adapters, load_student
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.code import same_families, views_of
+from vistill.training.checks.heads import check_heads
 from vistill.training.checks.prompt_lengths import (
     MIN_IMAGE_TOKENS,
     measure_prompt_lengths,
@@ -263,6 +264,7 @@ def loaded_teachers(setup: "RunSetup") -> dict[str, VLM]:
 
 def check_views(setup: "RunSetup") -> str:
     """M106 if a reader cannot read one short response under a view that the method needs."""
+    check_heads(setup)
     setup.loaded_models = replace(setup.models, partners=find_partners(setup, setup.train_prompts))
     with_images = [p for p in setup.train_prompts if p.images] or list(setup.train_prompts)
     student = setup.models.student
