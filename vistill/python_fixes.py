@@ -32,7 +32,7 @@ GROUPS = {
     "data": ("data", "DataSettings"),
 }
 #: Classes of the groups within a group.
-INNER = {"train.schedule": "ScheduleSettings"}
+INNER = {"train.schedule": "ScheduleSettings", "rollout.vllm": "VLLMSettings"}
 #: Keys that act on rows when they are read.
 ROW_KEYS = ("columns", "images", "train", "limit", "min_pixels", "max_pixels", "template", "system")
 #: A word of a shell.

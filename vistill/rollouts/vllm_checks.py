@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistill.errors import MissingExtraError, RolloutError, VistillError, quote_setting
+from vistill.errors import MissingExtraError, RolloutError, quote_setting
 from vistill.rollouts.settings import VLLMSettings
 
 #: The versions whose internals the worker uses.
@@ -159,14 +159,10 @@ def limit_error(key: str, needed: int, limit: int, where: str) -> RolloutError:
     )
 
 
-def refused_error(reply: Mapping[str, Any], log: str) -> VistillError:
-    """The error of a reply that refuses: R408, R411 or R415."""
-    kind, text = str(reply.get("error")), str(reply.get("text"))
-    if kind == "stale":
-        return stale_error(text)
-    if kind in ("update", "coverage"):
-        return update_error(text)
-    return failed_error(text, log)
+def refused_error(reply: Mapping[str, Any]) -> RolloutError:
+    """The error of a reply that refuses: R408 or R415."""
+    text = str(reply.get("text"))
+    return stale_error(text) if reply.get("error") == "stale" else update_error(text)
 
 
 def update_error(problem: str) -> RolloutError:

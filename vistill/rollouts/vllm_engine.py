@@ -75,15 +75,15 @@ class VLLMEngine(InProcessEngine):
 
     def process(self) -> VLLMProcess:
         """The process, started with the model's present weights where there is none."""
-        known = PROCESSES.get(self.key)
-        if known is not None and known[0].is_alive:
-            process, users = known
-            if self not in users:
-                users.append(self)
-            process.poll = self.poll
-            return awake(process)
+        known, users = PROCESSES.get(self.key, (None, []))
+        if self not in users:
+            users.append(self)
+        if known is not None and known.is_open:
+            known.poll = self.poll
+            known.check_alive()
+            return awake(known)
         process = VLLMProcess(self.limits, self.vlm.device, self.poll)
-        PROCESSES[self.key] = (process, [self, *(known[1] if known else ())])
+        PROCESSES[self.key] = (process, users)
         write_model_folder(self.vlm, process.folder / "model", self.limits.max_length)
         limits = {
             "folder": str(process.folder / "model"),
@@ -114,7 +114,7 @@ class VLLMEngine(InProcessEngine):
     def sleep(self) -> None:
         """Free memory of a GPU. On a CPU vLLM frees nothing."""
         process, _ = PROCESSES.get(self.key, (None, []))
-        if process is None or not process.is_alive or process.is_asleep:
+        if process is None or not process.is_open or process.is_asleep:
             return
         if self.vlm.device.type == "cpu":
             LOG.info("vLLM does not sleep on a CPU")
@@ -147,14 +147,16 @@ class VLLMEngine(InProcessEngine):
             if problem is not None:  # before anything is sent; the process is as it was
                 raise checks.update_error(problem)
             process.spec = spec_of(weights)
+            process.digest = ""  # until the probe passed: nothing is written with other weights
             head = {"serial": serial, "digest": digest, "weights": described(weights)}
             reply = process.ask({**message, **head}, [bytes_of(x) for x in weights.values()])
+            process.serial = serial
             checks.check_reply(reply, (serial, digest))
-            process.serial, process.digest = serial, digest
-            self.probe(process)
+            self.probe(process, digest)
+            process.digest = digest
         self.digest = digest
 
-    def probe(self, process: VLLMProcess) -> None:
+    def probe(self, process: VLLMProcess, digest: str) -> None:
         """R414 if a known response has other log-probabilities than in the student."""
         prompt = probe_prompt()
         encoded = self.vlm.encode(prompt)
@@ -169,7 +171,7 @@ class VLLMEngine(InProcessEngine):
             ).sampled()
         request = RolloutRequest(prompt.id, encoded, (0,))
         sampling = Sampling(0, 0, 1.0, 1.0, len(ids), log_probs=True)
-        (row,) = self.ask_rows(process, [request], sampling, ids)
+        (row,) = self.ask_rows(process, digest, [request], sampling, ids)
         checks.check_probe(row["log_probs"], ours.tolist(), self.dtype)
 
     # Responses.
@@ -187,7 +189,7 @@ class VLLMEngine(InProcessEngine):
             process = self.sync()
         if process.digest != self.digest:
             raise checks.stale_error("another engine of this model synced other weights")
-        rows = iter(self.ask_rows(process, requests, sampling))
+        rows = iter(self.ask_rows(process, self.digest, requests, sampling))
         stop = set(self.vlm.stop_ids)
 
         def rollout(request: RolloutRequest, sibling: int) -> Rollout:
@@ -200,6 +202,7 @@ class VLLMEngine(InProcessEngine):
     def ask_rows(
         self,
         process: VLLMProcess,
+        digest: str,
         requests: Sequence[RolloutRequest],
         sampling: Sampling,
         forced: Sequence[int] | None = None,
@@ -222,7 +225,7 @@ class VLLMEngine(InProcessEngine):
             {
                 "op": "generate",
                 "serial": process.serial,
-                "digest": process.digest,
+                "digest": digest,
                 "sampling": {
                     "temperature": sampling.temperature,
                     "top_p": sampling.top_p,
@@ -238,7 +241,7 @@ class VLLMEngine(InProcessEngine):
             blocks,
             count,
         )
-        checks.check_reply(reply, (process.serial, process.digest))
+        checks.check_reply(reply, (process.serial, digest))
         checks.check_applied(reply, sampling.temperature, sampling.top_p)
         rows = iter(reply["rows"])
         image_id, checked = self.family.image_id, []

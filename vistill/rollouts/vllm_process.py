@@ -98,9 +98,16 @@ class VLLMProcess:
         self.vllm = self.wait("start", lambda finished: None)[0]["vllm"]
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self.close.alive and self.process.poll() is None
+    def is_open(self) -> bool:
+        """Whether it was not ended by the run."""
+        return bool(self.close.alive)
+
+    def check_alive(self) -> None:
+        """R410 if something else ended it. The next call starts a new one."""
+        if self.process.poll() is not None:
+            error = self.ended("between two calls")
+            self.end()
+            raise error
 
     def ask(
         self,
@@ -110,7 +117,8 @@ class VLLMProcess:
     ) -> dict[str, Any]:
         """Send a message and wait for the reply.
 
-        Anything but a reply ends the process, so that a later call starts a new one.
+        After anything but a reply the process is ended, and a later call starts a new one. A
+        refusal changes nothing in it.
         """
         try:
             try:
@@ -120,11 +128,13 @@ class VLLMProcess:
             except (messages.Closed, OSError):
                 raise self.ended(str(message["op"])) from None
             reply = self.wait(str(message["op"]), on_progress)[0]
-            if "error" in reply:
-                raise checks.refused_error(reply, str(self.log))
+            if reply.get("error") == "failed":
+                raise checks.failed_error(str(reply["text"]), str(self.log))
         except BaseException:
             self.end()
             raise
+        if "error" in reply:
+            raise checks.refused_error(reply)
         return reply
 
     def wait(

@@ -21,6 +21,7 @@ FREE_KEYS = (
     "train.attention",
     "train.offload_teacher",
     "rollout.rows_per_call",
+    "rollout.vllm.",
     "rollout.all_truncated",
     "data.max_bad_share",
     "data.on_bad_row",
