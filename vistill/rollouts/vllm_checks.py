@@ -14,6 +14,8 @@ from vistill.rollouts.settings import VLLMSettings
 VERSION = "0.32"
 #: The variable that names the interpreter, in place of `rollout.vllm.python`.
 VARIABLE = "VISTILL_VLLM_PYTHON"
+#: The variable that names a file for everything that vLLM prints.
+LOG_VARIABLE = "VISTILL_VLLM_LOG"
 MAKE = "python -m vistill.rollouts.vllm_environment FOLDER"
 #: Largest difference of a log-probability of the probe, in nats, by the precision of vLLM.
 PROBE_SLACK = {"float32": 1e-3, "bfloat16": 0.3}
@@ -170,20 +172,21 @@ def update_error(problem: str) -> RolloutError:
     return vllm_error("R415", "the weights for vLLM are not those of its model", problem)
 
 
-def failed_error(text: str, log: str) -> RolloutError:
+def failed_error(text: str) -> RolloutError:
     """R411."""
-    hint = ""
-    if "KV cache" in text or "kv_cache" in text.lower():
+    hint = f"{LOG_VARIABLE}=FILE keeps everything that vLLM prints"
+    if "cache blocks" in text or "KV cache" in text:
         hint = "more memory for keys and values: rollout.vllm.cache_gb=LARGER"
-    return vllm_error("R411", "vLLM cannot do what it is asked", text[:400], where=log, note=hint)
+    what = "vLLM cannot start, or fails at what it is asked"
+    return vllm_error("R411", what, " ".join(text.split())[:300], note=hint)
 
 
-def ended_error(what: str, log: str, tail: str) -> RolloutError:
+def ended_error(what: str, tail: str) -> RolloutError:
     """R410."""
     return vllm_error(
         "R410",
         what,
-        tail or "it left no message: killed, or out of memory",
-        where=log,
-        note="the same command continues from the last checkpoint",
+        " ".join(tail.split()) or "it left no message: killed, or out of memory",
+        note="the same command continues from the last checkpoint;"
+        f" {LOG_VARIABLE}=FILE keeps everything that vLLM prints",
     )

@@ -79,9 +79,9 @@ class VLLMProcess:
         self.is_asleep = False
         python = checks.find_python(settings)
         self.folder = Path(tempfile.mkdtemp(prefix="vistill-vllm-"))
-        self.log = self.folder / "vllm.log"
+        self.log = Path(os.environ.get(checks.LOG_VARIABLE) or self.folder / "vllm.log")
         ours, theirs = socket.socketpair()
-        with theirs, self.log.open("wb") as log:
+        with theirs, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [python, "-I", "-c", BOOT, str(theirs.fileno()), str(PACKAGE)],
                 pass_fds=[theirs.fileno()],
@@ -95,7 +95,11 @@ class VLLMProcess:
         self.channel = ours
         self.channel.settimeout(settings.timeout)
         self.close = weakref.finalize(self, end_process, self.process, ours, self.folder)
-        self.vllm = self.wait("start", lambda finished: None)[0]["vllm"]
+        try:
+            self.wait("start", lambda finished: None)
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def is_open(self) -> bool:
@@ -129,7 +133,7 @@ class VLLMProcess:
                 raise self.ended(str(message["op"])) from None
             reply = self.wait(str(message["op"]), on_progress)[0]
             if reply.get("error") == "failed":
-                raise checks.failed_error(str(reply["text"]), str(self.log))
+                raise checks.failed_error(str(reply["text"]))
         except BaseException:
             self.end()
             raise
@@ -155,7 +159,7 @@ class VLLMProcess:
             except messages.Closed:
                 raise self.ended(doing) from None
             except (ValueError, TimeoutError) as error:
-                raise checks.failed_error(f"its message cannot be read: {error}", "") from error
+                raise checks.failed_error(f"its message cannot be read: {error}") from error
             if message.pop("is_reply", False):
                 return message, blocks
             on_progress(int(message.get("finished", 0)))
@@ -166,12 +170,12 @@ class VLLMProcess:
             self.process.wait(5)
         code = self.process.returncode
         what = f"the process of vLLM ended ({doing}, exit status {code})"
-        return checks.ended_error(what, str(self.log), self.tail())
+        return checks.ended_error(what, self.tail())
 
     def silent(self, doing: str) -> Exception:
         """R410 for a process that hangs."""
         what = f"vLLM gave no sign of life for {self.settings.timeout:g} seconds ({doing})"
-        return checks.ended_error(what, str(self.log), self.tail())
+        return checks.ended_error(what, self.tail())
 
     def tail(self) -> str:
         """The last lines of its output that name an error."""

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import vllm
 from PIL import Image
 from torch import Tensor
 from vllm import LLM, SamplingParams
@@ -310,7 +309,7 @@ def main() -> None:
     """Serve the socket with the given number."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        send(channel, {"vllm": vllm.__version__, "is_reply": True})
+        send(channel, {"is_reply": True})
         try:
             Worker(channel).serve()
         except Closed:
