@@ -31,6 +31,7 @@ from rollouts import rollout_rows
 from safety import safety_rows
 from saving import saving_rows
 from scaling import curves
+from vllm_steps import vllm_rows
 
 import vistill
 from vistill.batch import reduce_terms
@@ -291,6 +292,7 @@ def parts_of(quick):
         "rollouts": lambda: rollout_rows(row, repeats, 32_768 if quick else 151_669),
         "safety": lambda: safety_rows(row, quick),
         "saving": lambda: saving_rows(row, quick),
+        "vllm": lambda: vllm_rows(row, quick),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),
