@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo real test test-rest test-all test-floor test-oracle test-triton mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo real test test-rest test-all test-floor test-oracle test-triton test-vllm mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -64,6 +64,15 @@ test-triton: $(DEV_STAMP)  ## Triton's kernels in its interpreter, and compiled 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[triton]"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m triton
 
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+$(VLLM_STAMP): $(DEV_STAMP) vistill/rollouts/vllm-requirements.txt vistill/rollouts/vllm_environment.py
+	$(BIN)/python -m vistill.rollouts.vllm_environment $(VLLM)
+	touch $(VLLM_STAMP)
+
+test-vllm: $(VLLM_STAMP)  ## the engine `vllm` with a real vLLM on the CPU, in .venv-vllm (3.5 GB); fails if no test runs
+	VISTILL_NEEDS_VLLM=1 VISTILL_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -n 2 -m slow tests/rollouts/test_vllm_real.py
+
 ORACLES := .venv-oracles
 ORACLES_STAMP := $(ORACLES)/.installed
 $(ORACLES_STAMP): benchmarks/oracles-requirements.txt
@@ -118,4 +127,4 @@ gpu-wheels:      ## collect into .gpu-wheels/ what bench-gpu needs without a net
 	@echo "  python3 -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) .gpu-wheels/*.whl && PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu.py"
 
 clean:           ## remove environments and caches, never run folders
-	rm -rf $(VENV) $(FLOOR) $(ORACLES) .gpu-wheels .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(FLOOR) $(ORACLES) $(VLLM) .gpu-wheels .pytest_cache .ruff_cache build dist

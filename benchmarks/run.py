@@ -33,6 +33,7 @@ from rollouts import rollout_rows
 from safety import safety_rows
 from saving import saving_rows
 from scaling import curves
+from vllm_steps import vllm_rows
 
 import vistill
 from vistill.batch import reduce_terms
@@ -293,6 +294,7 @@ def parts_of(quick):
         "checkpointing": lambda: checkpointing_rows(row, repeats),
         "saving": lambda: saving_rows(row, quick),
         "counted": lambda: counted_rows(row),
+        "vllm": lambda: vllm_rows(row, quick),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),

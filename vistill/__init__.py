@@ -33,6 +33,7 @@ _HOMES = {
     "RewardSettings": "vistill.training.settings",
     "RolloutSettings": "vistill.rollouts.settings",
     "EvalSettings": "vistill.evaluation.settings",
+    "VLLMSettings": "vistill.rollouts.settings",
     "ViewSettings": "vistill.views.settings",
     "DataSettings": "vistill.data.settings",
     "METHODS": "vistill.objectives",

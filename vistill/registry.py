@@ -82,7 +82,11 @@ families = Registry(
 engines = Registry(
     "engines",
     "engine",
-    {"shared": "vistill.rollouts.build:shared_engine", "hf": "vistill.rollouts.build:hf_engine"},
+    {
+        "shared": "vistill.rollouts.build:shared_engine",
+        "hf": "vistill.rollouts.build:hf_engine",
+        "vllm": "vistill.rollouts.build:vllm_engine",
+    },
     arguments=("vlm", "settings", "poll"),
 )
 tasks = Registry(

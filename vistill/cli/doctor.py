@@ -6,6 +6,8 @@ import platform
 import shutil
 from typing import Any
 
+from vistill.rollouts.vllm_checks import MAKE, VARIABLE, VERSION, installed_vllm
+
 REQUIRED = ("vistill", "torch", "transformers", "safetensors", "pillow", "math-verify")
 OPTIONAL = {
     "triton": 'pip install "vistill[triton]"',
@@ -21,6 +23,8 @@ def inspect_installation() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: installed_version(name) for name in REQUIRED},
         "extras": {name: installed_version(name) for name in OPTIONAL},
+        "vllm": installed_vllm(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None,
+        "vllm_python": os.environ.get(VARIABLE),
         "devices": devices(),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "torchvision_with_cpu_torch": installed_version("torchvision") is not None
@@ -60,6 +64,7 @@ def format_table(facts: dict[str, Any]) -> str:
     )
     for name, version in facts["extras"].items():
         lines.append(f"{name} {version or '(optional: ' + OPTIONAL[name] + ')'}")
+    lines.append(vllm_line(facts))
     lines.append(f"disk {facts['disk_free_gb']} GB free in this folder")
     if facts["torchvision_with_cpu_torch"]:
         lines.append(
@@ -68,3 +73,16 @@ def format_table(facts: dict[str, Any]) -> str:
         )
     lines.append("ok" if is_healthy(facts) else "not ok: a requirement is missing")
     return "\n".join(lines)
+
+
+def vllm_line(facts: dict[str, Any]) -> str:
+    """The environment of vLLM, which is none of this Python's packages."""
+    if not facts["vllm_python"]:
+        return f"vllm (optional: {MAKE}; then {VARIABLE}=PATH)"
+    version = facts["vllm"]
+    if version is None:
+        return f"vllm BROKEN: {facts['vllm_python']} cannot be run"
+    is_tested = version.rpartition(".")[0] == VERSION
+    return f"vllm {version} in {facts['vllm_python']}" + (
+        "" if is_tested else f"   rollout.engine=vllm needs {VERSION}"
+    )

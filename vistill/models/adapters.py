@@ -217,6 +217,26 @@ def merge_adapters(model: Any) -> None:
     del model.peft_config
 
 
+@torch.no_grad()
+def merged_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that a model would have after `merge_adapters`, by name. It keeps its adapters.
+
+    Of a tied weight the first name is taken.
+    """
+    layers = {name: m for name, m in model.named_modules() if is_adapted_layer(m)}
+    weights: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for full, tensor in model.state_dict(keep_vars=True).items():
+        if is_adapter_name(full) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        name = full.replace(".base_layer.", ".")
+        layer = layers.get(name.removesuffix(".weight")) if name != full else None
+        added = layer is not None and name.endswith(".weight")
+        weights[name] = tensor + layer.get_delta_weight(NAME).to(tensor) if added else tensor  # pyright: ignore[reportOptionalMemberAccess]
+    return weights
+
+
 def is_adapted_layer(module: nn.Module) -> bool:
     """Whether a module wraps a layer together with its adapter."""
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")

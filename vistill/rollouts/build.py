@@ -11,6 +11,7 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.image_skips import ImageSkipEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
+from vistill.rollouts.vllm_engine import VLLMEngine
 
 
 def make_engine(
@@ -58,3 +59,8 @@ def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None])
 def hf_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
     """Transformers' `generate`, one row per response."""
     return HFEngine(vlm, poll)
+
+
+def vllm_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
+    """VLLM in a process and an environment of its own."""
+    return VLLMEngine(vlm, settings, poll)

@@ -1,6 +1,6 @@
 """How responses are sampled. Needs no torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vistill.python_fixes import with_python_fixes
@@ -12,13 +12,36 @@ NoiseName = Literal["generator", "counter"]
 
 @with_python_fixes
 @dataclass(frozen=True)
+class VLLMSettings:
+    """The process of `rollout.engine: vllm`. No key changes a response."""
+
+    python: str = ""
+    """Interpreter of the environment that has vLLM. Empty takes the variable
+    `VISTILL_VLLM_PYTHON`."""
+    cache_gb: float = ranged(4.0, 0, above=True)
+    """Memory for keys and values of prompts and responses, in GiB. More lets vLLM write more
+    responses together."""
+    max_length: int = ranged(4096, 1)
+    """Most tokens of a prompt and its response together."""
+    images: int = ranged(4, 1)
+    """Most images of a prompt."""
+    timeout: float = ranged(600.0, 0, above=True)
+    """Seconds without a sign of life after which the process is ended (R410). Loading a model is
+    silent, so it must be longer than that."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@with_python_fixes
+@dataclass(frozen=True)
 class RolloutSettings:
     """Sampling of responses. The defaults of K, temperature and nucleus are VA-OPD's."""
 
     engine: str = "shared"
     """What writes the responses: `shared` reads a prompt once for all its rollouts and drops
-    finished rows; `hf` is transformers' `generate`, slower, with the same responses; or an engine
-    of a plug-in."""
+    finished rows; `hf` is transformers' `generate`, slower, with the same responses; `vllm` is vLLM
+    in a process and an environment of its own; or an engine of a plug-in."""
     per_prompt: int = ranged(4, 1)
     """Rollouts of each prompt in a step (K). More compare siblings better; time and memory grow in
     proportion."""
@@ -49,6 +72,7 @@ class RolloutSettings:
     """Text by which a model announces a drawing, for `rollout.image_skips`."""
     reopen: str = "\n<|im_start|>assistant\n"
     """Text that opens the next turn after `rollout.image_skips` closed one."""
+    vllm: VLLMSettings = field(default_factory=VLLMSettings)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "train.gradient_checkpointing",
     "train.offload_teacher",
     "rollout.rows_per_call",
+    "rollout.vllm.",
     "rollout.all_truncated",
     "data.max_bad_share",
     "data.on_bad_row",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -105,6 +106,31 @@ class Qwen3VLFamily(Family):
     def patch_grids(self, prompt: EncodedPrompt) -> Iterable[tuple[int, int, int]]:
         """The grids of the processor."""
         return [(f, h, w) for f, h, w in prompt.pixels["image_grid_thw"].tolist()]
+
+    def images_as_read(self, prompt: EncodedPrompt) -> list[PilImage]:
+        """The images after the processor resized them: the exact inverse of its patches.
+
+        Another image processor resizes in another way; these need no resizing any more.
+        """
+        if not prompt.has_image:
+            return []
+        patch = int(self.config.vision_config.patch_size)
+        counts = [h * w for _, h, w in self.patch_grids(prompt)]
+        images = []
+        for patches, (_, rows, columns) in zip(
+            prompt.pixels["pixel_values"].cpu().double().split(counts), self.patch_grids(prompt),
+            strict=True,
+        ):  # fmt: skip
+            grid = (rows // self.merge, columns // self.merge, self.merge, self.merge)
+            x = patches.reshape(*grid, 3, -1, patch, patch)[:, :, :, :, :, 0]
+            x = x.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+            mean, std = (
+                torch.tensor(getattr(self.processor, name), dtype=torch.float64)
+                for name in ("image_mean", "image_std")
+            )
+            bytes_ = ((x * std + mean) / self.processor.rescale_factor).round().clamp(0, 255)
+            images.append(Image.fromarray(bytes_.to(torch.uint8).numpy()))
+        return images
 
     def costs(self, model: Any) -> ModelFlops:
         """Operations per token and per patch. The mergers run on merged patches."""

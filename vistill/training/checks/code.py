@@ -9,6 +9,7 @@ from vistill.batch import Objective
 from vistill.errors import ConfigError
 from vistill.plugins import Origin, source_hash
 from vistill.registry import code_of, families, methods
+from vistill.rollouts.vllm_checks import find_python
 from vistill.runs.recipe_changes import in_new_folder
 from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
 from vistill.training.run_lock import read_lock
@@ -20,8 +21,13 @@ Code = dict[str, dict[str, str]]
 
 
 def same_code(setup: "RunSetup") -> str:
-    """C201 where the source of a plug-in changed since the run began and that is not accepted."""
+    """C201 where the source of a plug-in changed since the run began and that is not accepted.
+
+    E303 where the recipe names vLLM and its environment is missing.
+    """
     hold_code(setup, code_in_use(setup))
+    if setup.recipe.rollout.engine == "vllm":
+        find_python(setup.recipe.rollout.vllm)
     origins = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
     return origins or "no plug-in"
 
