@@ -203,7 +203,7 @@ def test_saved_activations_of_adapters_are_counted(model, precision, targets):
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 64, 65, 300])
 def test_the_rollout_cache_is_counted(student, tokens):
     prompt, rows = student.encode(PROMPT), 3
     decoder = Decoder(student, [prompt], [0] * rows)

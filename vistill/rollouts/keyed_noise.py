@@ -74,7 +74,7 @@ class KeyedSampler(LogitsProcessor, ABC):
         log_probs: bool = False,
     ) -> None:
         self.temperature, self.top_p = temperature, top_p
-        self.banned, self.vocabulary = list(banned), vocabulary
+        self.banned, self.vocabulary = torch.tensor(list(banned), dtype=torch.long), vocabulary
         self.log_probs: list[Tensor] | None = [] if log_probs else None
         """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
         temperature 1 over the vocabulary, before nucleus and bans."""
@@ -102,8 +102,8 @@ class KeyedSampler(LogitsProcessor, ABC):
     def allowed_logits(self, scores: Tensor) -> Tensor:
         """Logits of the vocabulary in float32; those of banned ids are -inf."""
         logits = scores[:, : self.vocabulary].float()
-        logits[:, self.banned] = -torch.inf
-        return logits
+        self.banned = self.banned.to(logits.device)  # once, not for every token
+        return logits.index_fill_(1, self.banned, -torch.inf)
 
     @abstractmethod
     def sample(self, logits: Tensor) -> Tensor:
