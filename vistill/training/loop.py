@@ -20,7 +20,7 @@ from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary.reader import weak_reader_warnings
-from vistill.training.canary.run import canary_rows, run_canary
+from vistill.training.canary.run import canary_rows, describe_canary, run_canary
 from vistill.training.checkpoint import (
     format_older_terms,
     newest_checkpoint,
@@ -385,15 +385,6 @@ def run_canary_check(plan: Plan, folder: RunFolder) -> list[CheckResult]:
     plan, optimizer = prepare_student(replace(plan, save=replace(plan.save, journal=False)))
     saved = TrainedObjects(plan.models.student, optimizer, RunState())
     context = make_step_context(plan, folder, saved, None, Interrupt(), Clock())
-    effects = run_canary(context, plan.train_prompts)
-    readers = [
-        f"{name.split('/')[1].removesuffix('_image_effect')} {effect:.3g}"
-        for name, effect in effects.items()
-    ]
-    text = (
-        f"every reader sees the image: {', '.join(readers)} nats per token"
-        if readers
-        else "no images"
-    )
-    warnings = [CheckResult("warning", text) for text in weak_reader_warnings(effects)]
-    return [CheckResult("canary", text), *warnings]
+    facts = run_canary(context, plan.train_prompts)
+    warnings = [CheckResult("warning", text) for text in weak_reader_warnings(facts)]
+    return [CheckResult("canary", describe_canary(facts)), *warnings]

@@ -69,6 +69,9 @@ class TrainSettings:
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """What computes losses from logits. `auto` takes Triton on CUDA where it is installed and
     passes its self-test, torch elsewhere."""
+    head_precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Precision in which losses multiply with a float32 head; sums and logits stay float32. `auto`
+    is bf16 where a CUDA device trains in bf16, fp32 elsewhere. fp32 is exact and slow."""
     attention: Literal["blocks", "flex"] = "blocks"
     """How rollouts attend to their prompt: `blocks` pads them, `flex` packs one row under a block
     mask (for CUDA)."""
