@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from vistill.data.keys import keyed_seed
+from vistill.functional.running_sums import running_sum
 
 #: Random numbers drawn per rollout at a time. The block size depends on the vocabulary alone, so
 #: the noise stream is the same everywhere.
@@ -48,7 +49,7 @@ def mask_outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     probabilities, size = torch.softmax(logits, -1), NUCLEUS_CANDIDATES
     while True:
         top = probabilities.topk(min(size, logits.shape[-1])).values
-        before = top.cumsum(-1) - top
+        before = running_sum(top) - top
         if size >= logits.shape[-1] or bool((before[..., -1] >= top_p).all()):
             break
         size *= 8

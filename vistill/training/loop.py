@@ -1,7 +1,7 @@
 """The loop: pick prompts, take a step, log, evaluate, save; resume from the newest checkpoint."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
@@ -32,6 +32,7 @@ from vistill.training.checkpoint_writer import CheckpointWriter, make_writer
 from vistill.training.checks.check import CheckResult
 from vistill.training.clock import Clock, Profile, measure_rate
 from vistill.training.context import StepContext
+from vistill.training.determinism import deterministic_kernels
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.journal import Journal
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
@@ -70,7 +71,8 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
     plan, optimizer = prepare_student(plan)
     TRAINED_STUDENTS[plan.models.student.model] = str(folder.path.resolve())
     with ExitStack() as stack:
-        stack.enter_context(deterministic_kernels(plan.train.deterministic))
+        device = plan.models.student.device
+        stack.enter_context(deterministic_kernels(plan.train.deterministic, device))
         stack.enter_context(report_phases(plan.progress))
         stack.enter_context(folder.locked())
         stack.enter_context(interrupt.listening())
@@ -132,19 +134,6 @@ def prepare_student(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
     plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
     freeze_parts(plan.models.student, plan.train.freeze)
     return plan, make_optimizer(plan.models.student.model, plan.train)
-
-
-@contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Use deterministic kernels inside the block, then restore the setting of the process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if enabled:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def report_event(plan: Plan, folder: RunFolder, text: str, prefix: str = "") -> None:

@@ -79,7 +79,8 @@ class TrainSettings:
     """Keep the teacher's weights in host memory except while it reads; its head stays on the
     device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
     deterministic: bool = True
-    """Use deterministic kernels, so that a run can be repeated to the bit."""
+    """Use deterministic kernels, so that a run can be repeated to the bit. On a GPU an operator
+    without such a kernel is an error (E303)."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""
