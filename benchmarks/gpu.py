@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as a deterministic run needs it
     if args.tiny:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only wait for each other
     sys.path.insert(0, str(REPO))  # this checkout, not an installed vistill

@@ -194,7 +194,7 @@ def measure_way(
     bound = max(GRADIENT_BOUND[dtype], ATTENTION_BOUND[dtype])
     bench.check("gradient_from_float64", max(errors.values()), bound)
     bench.values["repeats_bitwise"] = repeats(way, inputs)
-    with deterministic_run():
+    with deterministic_run(bench.device):
         bench.values["repeats_bitwise_in_a_run"] = repeats(way, inputs)
         bench.values["best_in_a_run"] = timed(lambda: run_way(way, inputs), bench.device)["best"]
 

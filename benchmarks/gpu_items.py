@@ -149,7 +149,7 @@ def step(bench: Bench) -> None:
     for name, is_allowed, number in (("without cuDNN", False, 2), ("torch's choice", True, 1)):
         with bench.part(f"va_opd at new lengths, attention {name}"), cudnn_allowed(is_allowed):
             bench.values["seconds"] = seconds_at_new_lengths(bench, number, 10 * number)
-    with bench.part("va_opd in a deterministic run"), deterministic_run():
+    with bench.part("va_opd in a deterministic run"), deterministic_run(bench.device):
         sums = []
         sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(4, 4, 512, spread=64)
         gradient = build_step(student, teacher, "va_opd", sizes)

@@ -12,7 +12,7 @@ from vistill.models.flex import plan_flex
 from vistill.models.sharing import Segment
 from vistill.rollouts.counter_noise import CounterSampler, uniform_at
 from vistill.rollouts.keyed_noise import draw_gumbel, row_threads
-from vistill.training.loop import deterministic_kernels
+from vistill.training.determinism import deterministic_kernels
 
 
 def noise_of_rows(rows: int, vocabulary: int, device: torch.device) -> dict[str, Callable]:
@@ -62,9 +62,9 @@ def cudnn_allowed(is_allowed: bool) -> Iterator[None]:
         sdpa.ALLOW_CUDNN = before
 
 
-def deterministic_run():
+def deterministic_run(device):
     """Use the kernels of a run with `train.deterministic`, the default."""
-    return deterministic_kernels(True)
+    return deterministic_kernels(True, device)
 
 
 def attend_without_cudnn(q, k, v, mask):

@@ -74,6 +74,7 @@ CATALOGUE: dict[str, str] = {
     "E301": "An optional package is needed and not installed.",
     "E302": "The processor of a model needs torchvision or num2words.",
     "E303": "The environment of vLLM is missing, cannot be used, or has another version of vLLM.",
+    "E304": "A deterministic run on a GPU cannot be repeated to the bit.",
     "M101": "Student and teacher do not share a vocabulary.",
     "M102": "Student and teacher turn the same image into different tokens.",
     "M103": "A model was not found: no such folder, not in the local cache, not on the hub.",

@@ -8,6 +8,20 @@ import ctypes
 import logging
 import os
 
+#: The environment variable of cuBLAS's workspace, and its values of fixed size.
+CUBLAS, CUBLAS_FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+
+
+def fix_cublas_workspace() -> None:
+    """Give cuBLAS a workspace of fixed size, so that its products repeat bitwise.
+
+    It counts only before CUDA starts; a deterministic run checks that (E304).
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault(CUBLAS, CUBLAS_FIXED[0])
+
 
 def use_one_thread() -> None:
     """Use one intra-op thread. At this size parallel processes are faster than threads.
@@ -53,5 +67,6 @@ def quiet_libraries() -> None:
 def prepare_process() -> None:
     """Apply all settings of a process that trains or measures."""
     quiet_libraries()
+    fix_cublas_workspace()
     use_one_thread_on_cpu()
     keep_large_allocations()

@@ -298,3 +298,31 @@ def _optimizer():
     import torch
 
     return torch.optim.AdamW(_model().parameters())
+
+
+@situation("E304")
+def cuda_started_without_a_fixed_workspace(place):
+    import os
+
+    from vistill.runtime import CUBLAS
+    from vistill.training.determinism import check_workspace
+
+    def check():
+        before = os.environ.pop(CUBLAS, None)
+        try:
+            check_workspace()
+        finally:
+            if before is not None:
+                os.environ[CUBLAS] = before
+
+    made(place, check)
+
+
+@situation("E304", NEW="läufe/neu")
+def an_operator_has_no_deterministic_kernel(place):
+    from vistill.training.determinism import no_kernel_error
+
+    def failing():
+        raise no_kernel_error(RuntimeError("x_cuda does not have a deterministic implementation"))
+
+    made(place, failing)

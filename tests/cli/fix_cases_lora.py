@@ -48,6 +48,12 @@ def a_quantised_student_is_trained_in_full(place):
     start(place, "student.precision=int8")
 
 
+@situation("C101")
+def a_quantised_student_writes_with_a_copy(place):
+    start(place, "student.train=lora student.precision=int8 rollout.weights=bf16")
+    place.line = place.line.replace(" --fast", "", 1)
+
+
 def start_with_adapters(place, rest, names=None):
     """A student that is a folder of adapters, on the layers of these names."""
     from vistill.lora_settings import LoraSettings

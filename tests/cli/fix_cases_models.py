@@ -251,3 +251,9 @@ def a_teacher_is_an_adapter(place):
 def a_teacher_has_no_tokenizer(place):
     start_models(place, "'teacher.model=modelle ö/teacher'", "teacher")
     (place.folder / "modelle ö/teacher/tokenizer.json").unlink()
+
+
+@situation("C101")
+def tf32_on_a_cpu(place):
+    start(place, "train.head_precision=tf32")
+    place.line = place.line.replace(" --fast", "", 1)

@@ -40,7 +40,7 @@ PYTHON = re.compile(r"(?:\w+ = )?vistill\.|plugins=\[")
 #: What stands in front of a command that only shows something.
 LOOKING = re.compile(r"(?:shown|tested) by$")
 #: Programs that act elsewhere: here only the form of the command is checked.
-ELSEWHERE = ("git", "hf", "pip", "unset")
+ELSEWHERE = ("git", "hf", "pip", "unset", "export")
 SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+")
 SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
 OPTIONS = ("--gpu", "--profile", "--config", "--disk", "--accept", "--stage", "--plugin", "--step",
@@ -92,7 +92,7 @@ def alternatives(fix):
     segments = re.split(r" {3,}|\n", fix)
     for segment, after in zip(segments, [*segments[1:], ""], strict=True):
         command = re.match(
-            rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|hf|\S+/python[\d.]*)\s.*)", segment
+            rf"(?:.*?: )?((?:{'|'.join(PROGRAMS)}|unset|export|hf|\S+/python[\d.]*)\s.*)", segment
         )
         if segment.startswith("in place of "):
             if not choices[-1][-1].is_python:

@@ -21,7 +21,7 @@ GAP = "\0"
 CODE = re.compile(r"[A-Z]\d{3}")
 #: Programs that a fix can name, at the begin of a command.
 PROGRAMS = ("vistill", "pip", "git", "iconv", "gunzip", "zstd", "bunzip2", "xz", "unzip", "sed",
-            "python", "expand", "tail", "hf", "unset", "magick", "heif-convert", "dwebp",
+            "python", "expand", "tail", "hf", "unset", "export", "magick", "heif-convert", "dwebp",
             "cp")  # fmt: skip
 #: What looks like something to paste: a setting, an option, or a program with arguments.
 COMMAND_LIKE = re.compile(

@@ -276,7 +276,7 @@ def test_what_is_held_of_adapted_layers_that_are_computed_again_is_counted(
     assert_counted_with_recomputing(published, precision, (), settings)
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 64, 65, 300])
 def test_the_rollout_cache_is_counted(student, tokens):
     prompt, rows = student.encode(PROMPT), 3
     decoder = Decoder(student, [prompt], [0] * rows)

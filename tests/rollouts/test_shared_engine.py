@@ -6,7 +6,9 @@ import warnings
 import pytest
 import torch
 from conftest import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vistill.models.decode_attention import CACHE_TOKENS
 from vistill.models.decoding import Decoder
 from vistill.models.families.qwen3_vl_step import can_fuse
 from vistill.models.flex import plan_flex
@@ -17,7 +19,7 @@ from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
-from vistill.rollouts.shared import SharedEngine
+from vistill.rollouts.shared import SharedEngine, TokenBlocks
 from vistill.types import View
 from vistill.views import apply_view
 
@@ -207,6 +209,45 @@ def test_modified_layers_are_not_replaced_by_the_fused_step(tokenizer):
     assert not changed(lambda layer: setattr(layer.mlp, "up_proj", Adapter(64, 8, bias=False)))
     assert not changed(lambda layer: layer.to(torch.bfloat16))
     assert not changed(lambda layer: setattr(layer.self_attn, "o_proj", torch.nn.Linear(8, 8)))
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_a_token_takes_few_operators_and_copies_no_cache(tokenizer, prompts, dropped):
+    """Measured: 60 operators in a layer, before 88, and 92 once a sibling had left."""
+    vlm = build_tiny(TinySize(layers=2, heads=4), tokenizer, 0)
+    larger = build_tiny(TinySize(layers=3, heads=4), tokenizer, 0)
+    counts = []
+    for one in (vlm, larger):
+        blocks = TokenBlocks(
+            one, requests(one, prompts[:2]), [0] * 4 + [1] * 4, Sampling(0, 0, 1.0, 1.0, 99), 1
+        )
+        blocks.write(1)
+        blocks.keep(list(range(8 - dropped)))
+        blocks.write(1)  # makes the table of rotary angles
+        with Operators() as token:
+            blocks.write(1)
+        counts.append(len(token.names))
+        storages = [k.data_ptr() for k, _ in blocks.decoder.attention.row_cache.values()]
+        while blocks.decoder.attention.num_added < CACHE_TOKENS:
+            blocks.write(1)
+        caches = blocks.decoder.attention.row_cache.values()
+        assert storages == [k.data_ptr() for k, _ in caches], "the cache stays where it is"
+        blocks.write(1)
+        assert {k.shape[2] for k, _ in caches} == {2 * CACHE_TOKENS}
+    assert counts[1] - counts[0] <= 60
+    assert counts[0] - 2 * (counts[1] - counts[0]) <= 40
 
 
 def test_the_self_test_detects_a_wrong_fused_step(tokenizer, monkeypatch):

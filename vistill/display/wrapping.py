@@ -24,7 +24,7 @@ SHELL_WORD = re.compile(r"\s*(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\]|['\"\\])+")
 #: How a part of a fix begins that is pasted into a shell: a setting, an option, or a program.
 SHELL = re.compile(
     r"'?[a-z_][\w.]*(?::[\w.]+)?=|--[a-z]|(?:vistill|pip|git|hf|iconv|gunzip|zstd|bunzip2|xz|unzip|"
-    r"sed|python|expand|tail|unset|magick|heif-convert|dwebp|cp|vllm|\S+/python[\d.]*)\s",
+    r"sed|python|expand|tail|unset|export|magick|heif-convert|dwebp|cp|vllm|\S+/python[\d.]*)\s",
     re.ASCII,
 )
 #: Words between two things to paste.

@@ -10,6 +10,7 @@ from torch import Tensor
 from vistill.evaluation.responses import JudgedResponse
 from vistill.evaluation.settings import EvalSettings
 from vistill.functional.rows import Target, reverse_kl_from_hidden
+from vistill.functional.running_sums import running_sum
 from vistill.functional.segments import segment_mean, top_share
 from vistill.functional.tiles import TILE_ROWS
 from vistill.models.families.base import EncodedPrompt
@@ -160,6 +161,6 @@ def heavy_tail_curve(
     total = float(advantage.sum())
     if total <= 0:
         return []
-    mass = torch.sort(advantage, descending=True).values.cumsum(0) / total
+    mass = running_sum(torch.sort(advantage, descending=True).values) / total
     picks = torch.linspace(0, len(mass) - 1, min(points, len(mass))).long()
     return [[(int(i) + 1) / len(mass), float(mass[i])] for i in picks]

@@ -1,5 +1,7 @@
 """The language-model head as a value: from hidden states to logits over the shared vocabulary."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from vistill.flops_counter import count
 
 Kernels = Literal["torch", "triton"]
+HeadPrecision = Literal["fp32", "tf32", "bf16"]
 
 #: Rows of logits start at multiples of this many entries. The fast matrix products of a GPU load 16
 #: bytes at once, and with an odd vocabulary every other row would start in between: they are not
@@ -22,6 +25,17 @@ def row_width(vocabulary: int, device: torch.device) -> int:
     """Entries from one row of logits to the next: the vocabulary, up to its next multiple."""
     multiple = ROW_MULTIPLE.get(device.type, 1)
     return -(-vocabulary // multiple) * multiple
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Inside, products of float32 on a CUDA device round their operands to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def full_tensor(weight: Tensor) -> Tensor:
@@ -54,6 +68,11 @@ class Head:
     """The backend that computes values and gradients from logits. The numbers are the same."""
     uncut: Float[Tensor, "U H"] | None = None
     """The weight with its rows beyond the vocabulary, without gradient. See `product_weight`."""
+    precision: HeadPrecision = "fp32"
+    """Precision of the operands of the loss's products, for a weight in float32. Sums, logits and
+    the gradient of the head are float32. `models/backends.py` chooses it."""
+    rounded: Float[Tensor, "W H"] | None = None
+    """`product_weight` in the precision of the operands, made once for many products."""
 
     @property
     def product_weight(self) -> Float[Tensor, "W H"]:
@@ -74,7 +93,12 @@ class Head:
         """
         count(head_rows=len(hidden), flops=2.0 * len(hidden) * self.weight.numel())
         weight = self.weight if torch.is_grad_enabled() else self.product_weight
+        keeps_sum = not torch.is_grad_enabled() and weight.is_cuda
         with torch.autocast(hidden.device.type, enabled=False):
+            if keeps_sum and weight.dtype != self.logits_dtype:  # `F.linear` would round the sum
+                width = row_width(len(self.weight), weight.device)
+                buffer = hidden.new_empty(len(hidden), width, dtype=self.logits_dtype)
+                return self.product_to_logits(self.project(hidden, buffer))
             product = F.linear(hidden.to(weight.dtype), weight, self.bias)
             if len(weight) > len(self.weight):
                 product = product[:, : len(self.weight)]
@@ -90,6 +114,36 @@ class Head:
         """Whether logits are linear in the hidden states: no bias, no softcap."""
         return self.bias is None and self.softcap is None
 
+    @property
+    def rounds_operands(self) -> bool:
+        """Whether operands of the loss's products are rounded to bf16."""
+        return self.precision == "bf16" and self.weight.dtype == torch.float32
+
+    def products(self) -> AbstractContextManager[None]:
+        """The context of the loss's products. Without `tf32` torch's own setting counts."""
+        return tf32_products() if self.precision == "tf32" else nullcontext()
+
+    def operand(self, x: Tensor) -> Tensor:
+        """A factor of a product with the weight, in the precision of the operands.
+
+        A CPU rounds to bf16 and multiplies in float32: its products in bf16 would round the sum
+        too. A GPU multiplies in bf16 and adds in float32.
+        """
+        if not self.rounds_operands:
+            return x.to(self.weight.dtype)
+        return x.to(torch.bfloat16) if x.is_cuda else x.to(torch.bfloat16).float()
+
+    def operand_weight(self) -> Float[Tensor, "W H"]:
+        """`product_weight` in the precision of the operands."""
+        if self.rounded is not None:
+            return self.rounded
+        return self.operand(self.product_weight) if self.rounds_operands else self.product_weight
+
+    @torch.no_grad()
+    def with_operands(self) -> "Head":
+        """The same head with its rounded weight, for many products."""
+        return replace(self, rounded=self.operand_weight()) if self.rounds_operands else self
+
     @torch.no_grad()
     def project(
         self, hidden: Float[Tensor, "R H"], buffer: Float[Tensor, "R W"]
@@ -101,17 +155,17 @@ class Head:
             buffer: of `logits_dtype`, with `row_width` or V columns. Those beyond the vocabulary
                 get any values.
         """
-        vocabulary, weight = len(self.weight), self.product_weight
-        if len(weight) > buffer.shape[1]:
-            weight = self.weight
+        vocabulary, weight = len(self.weight), self.operand_weight()
+        weight = weight if len(weight) <= buffer.shape[1] else weight[:vocabulary]
         out = buffer[:, : len(weight)]
-        if weight.dtype == out.dtype:
-            torch.mm(hidden.to(out.dtype), weight.T, out=out)
-        elif weight.is_cuda and out.dtype == torch.float32:
-            # Accumulate in float32 and keep the sum unrounded.
-            torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32, out=out)
-        else:
-            out.copy_(hidden.to(weight.dtype) @ weight.T)
+        with self.products():
+            if weight.dtype == out.dtype:
+                torch.mm(self.operand(hidden), weight.T, out=out)
+            elif weight.is_cuda and out.dtype == torch.float32:
+                # Accumulate in float32 and keep the sum unrounded.
+                torch.mm(self.operand(hidden), weight.T, out_dtype=torch.float32, out=out)
+            else:
+                out.copy_(self.operand(hidden) @ weight.T)
         out = buffer[:, :vocabulary]
         return out if self.bias is None else out.add_(self.bias)
 

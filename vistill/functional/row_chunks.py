@@ -87,6 +87,11 @@ class LogitsLoss:
             [zeros if rule.weights is None else rule.weights for rule in self.rules]
         ).detach()
 
+    def with_operands(self) -> "LogitsLoss":
+        """The same loss with rounded weights of the heads, made once for all chunks."""
+        others = tuple(States(s.hidden, s.head.with_operands()) for s in self.others)
+        return replace(self, head=self.head.with_operands(), others=others)
+
     def take(self, rows: Tensor) -> "LogitsLoss":
         """The same loss on some rows."""
         rules = tuple(r if r.ids is None else replace(r, ids=r.ids[rows]) for r in self.rules)
@@ -104,9 +109,13 @@ class LogitsLoss:
         with torch.autocast(hidden.device.type, enabled=False):
             rows = self.weighted_rows(weights)
             if rows is None or len(rows) == len(hidden):
-                return self.run_all(hidden, weights, is_head_trainable)
-            part = self.take(rows).run_all(
-                hidden[rows], None if weights is None else weights[:, rows], is_head_trainable
+                return self.with_operands().run_all(hidden, weights, is_head_trainable)
+            part = (
+                self.take(rows)
+                .with_operands()
+                .run_all(
+                    hidden[rows], None if weights is None else weights[:, rows], is_head_trainable
+                )
             )
             values = part.values.new_zeros(len(self.rules), len(hidden))
             values.index_copy_(1, rows, part.values)
@@ -267,8 +276,8 @@ class HeadGradients:
     """
 
     def __init__(self, head: Head, hidden: Float[Tensor, "N H"], is_head_trainable: bool) -> None:
-        w, dtype, self.vocabulary = head.product_weight, head.logits_dtype, len(head.weight)
-        self.product_weight, self.row_buffer = w, w.new_empty(0, 0)
+        w, dtype, self.vocabulary = head.operand_weight(), head.logits_dtype, len(head.weight)
+        self.head, self.product_weight, self.row_buffer = head, w, w.new_empty(0, 0)
         self.hidden = torch.empty_like(hidden)
         self.weight = self.bias = self.all_rows = None
         if is_head_trainable:
@@ -285,14 +294,16 @@ class HeadGradients:
         if self.bias is not None:
             self.bias += grad_rows[:, : self.vocabulary].sum(0)
         grad = self.in_weight_precision(grad_rows)[:, : len(w)]
-        self.hidden[rows] = grad @ w
-        if self.all_rows is not None:
-            accumulate_head_grad(self.all_rows, grad, hidden)
+        with self.head.products():
+            self.hidden[rows] = grad @ w
+            if self.all_rows is not None:
+                h = self.head.operand(hidden) if self.head.rounds_operands else hidden
+                accumulate_head_grad(self.all_rows, grad, h)
 
     def in_weight_precision(self, grad_rows: Float[Tensor, "R W"]) -> Float[Tensor, "R W"]:
         """The rows in the precision of the weight, in one buffer for all chunks."""
-        if grad_rows.dtype == self.product_weight.dtype:
-            return grad_rows
+        if grad_rows.dtype == self.product_weight.dtype:  # on a CPU bf16 is rounding only
+            return self.head.operand(grad_rows) if self.head.rounds_operands else grad_rows
         if len(self.row_buffer) < len(grad_rows):
             self.row_buffer = self.product_weight.new_empty(grad_rows.shape)
         return self.row_buffer[: len(grad_rows)].copy_(grad_rows)

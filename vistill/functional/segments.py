@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vistill.functional.running_sums import running_sum
+
 
 def segment_sum(
     values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
@@ -87,7 +89,7 @@ def sum_before(
     values: Float[Tensor, " R"], segment: Int[Tensor, " R"], num: int
 ) -> Float[Tensor, " R"]:
     """Sum of the earlier values of the same segment, 0 for its first. Segments are contiguous."""
-    running = torch.cumsum(values.double(), 0) - values.double()
+    running = running_sum(values.double()) - values.double()
     count = segment_count(segment, num)
     first = (torch.cumsum(count, 0) - count).clamp_max(max(0, len(values) - 1))
     return (running - running[first][segment]).to(values.dtype)

@@ -23,7 +23,7 @@ def tiled_log_prob(
     hidden: Float[Tensor, "R H"], head: Head, ids: Int[Tensor, " R"]
 ) -> Float[Tensor, " R"]:
     """`z_id - log sum exp z` of each row. The sum is updated tile by tile of the vocabulary."""
-    vocabulary, values = len(head.weight), []
+    vocabulary, values, head = len(head.weight), [], head.with_operands()
     count(head_rows=len(hidden), flops=2.0 * len(hidden) * head.weight.numel())
     width = vocabulary if vocabulary <= 2 * TILE_VOCABULARY else TILE_VOCABULARY
     buffer = torch.empty(
@@ -36,7 +36,8 @@ def tiled_log_prob(
         for a in range(0, vocabulary, width):
             b = min(a + width, vocabulary)
             bias = None if head.bias is None else head.bias[a:b]
-            tile = replace(head, weight=head.weight[a:b], bias=bias, uncut=None)
+            rounded = None if head.rounded is None else head.rounded[a:b]
+            tile = replace(head, weight=head.weight[a:b], bias=bias, uncut=None, rounded=rounded)
             out = buffer.flatten()[: len(h) * (b - a)].view(len(h), b - a)
             z = tile.product_to_logits(tile.project(h, out))
             inside = (index >= a) & (index < b)

@@ -1,6 +1,7 @@
-"""Choose the kernels of a model's head.
+"""Choose the kernels of a model's head, and the precision of its products.
 
-Before use, a test on the device itself shows that the backend's numbers equal torch's.
+Before use, a test on the device itself shows that a backend's numbers equal torch's, and that the
+error of a precision is within its bound.
 """
 
 import warnings
@@ -12,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vistill.errors import ConfigError
 from vistill.functional.divergences import forward_kl, jensen_shannon, reverse_kl
-from vistill.functional.heads import Head, Kernels
+from vistill.functional.heads import Head, HeadPrecision, Kernels
 from vistill.functional.kernels import log_prob_rows
 from vistill.functional.rows import RowRule, States, apply_row_rules
 from vistill.models.loading import VLM
@@ -25,6 +27,9 @@ CHECK_SHAPE = (3, 9000, 32)
 HEAD_STD = 0.2
 #: Largest difference from torch, relative to the largest entry.
 TOLERANCE = 1e-5
+#: Largest error of logits, of values and gradients of a loss by the precision of a head's operands,
+#: relative to the largest entry, against float64. bf16 has 8 significant bits, TF32 has 11.
+HEAD_BOUND = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
 INSTALL_HINT = "pip install 'vistill[triton]'"
 
 
@@ -108,3 +113,82 @@ def kernel_difference(rule: Callable[..., Tensor], num_others: int, device: torc
 
     pairs = zip(values_and_gradients("triton"), values_and_gradients("torch"), strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def with_head_precision(
+    vlm: VLM, requested: Literal["auto", "fp32", "tf32", "bf16"], dtype: torch.dtype
+) -> VLM:
+    """The model whose loss multiplies with the head in this precision, after a test on the device.
+
+    `auto` is bf16 where a step runs in bf16 on a CUDA device, fp32 elsewhere. A float32 head of
+    a real model takes six times as long in fp32 (docs/performance.md). The test does not read the
+    model, so every start of a run on a device chooses the same.
+
+    Raises:
+        ConfigError: C101, the device cannot compute in the requested precision.
+    """
+    is_half = vlm.device.type == "cuda" and dtype is torch.bfloat16
+    precision: HeadPrecision = requested if requested != "auto" else "bf16" if is_half else "fp32"
+    reason = None if precision == "fp32" else head_failure(precision, vlm.device)
+    if reason is None:
+        return replace(vlm, head_precision=precision)
+    if requested == "auto":
+        warnings.warn(
+            f"{vlm.source}: the loss multiplies with the head in fp32, because {reason}. It is"
+            " slower and more exact.",
+            stacklevel=2,
+        )
+        return replace(vlm, head_precision="fp32")
+    raise ConfigError(
+        "C101",
+        f"train.head_precision = {precision}, but the device is {vlm.device}",
+        why=reason,
+        fix="train.head_precision=auto",
+    )
+
+
+@cache
+def head_failure(precision: HeadPrecision, device: torch.device) -> str | None:
+    """Why the head cannot compute in a precision on a device, or None if its error is bounded."""
+    if precision == "tf32" and device.type != "cuda":
+        return "only CUDA devices have TF32"
+    error, bound = head_error(precision, device), HEAD_BOUND[precision]
+    if error <= bound:
+        return None
+    return f"its error in {precision} is {error:.1e} of the largest entry on {device}, not {bound}"
+
+
+@torch.no_grad()
+def head_error(precision: HeadPrecision, device: torch.device) -> float:
+    """Largest error of logits, KL values and gradients against float64, on random rows.
+
+    Relative to the largest entry. The sums of bf16 are compared too: against float64 products of
+    the rounded operands, which they equal to `TOLERANCE`; a device that adds in bf16 fails.
+    """
+    rows, vocabulary, width = 16, 3000, 512
+    g = torch.Generator().manual_seed(0)
+    hidden, other = (torch.randn(rows, width, generator=g) for _ in range(2))
+    weight = torch.randn(vocabulary, width, generator=g) * width**-0.5
+    weights = torch.rand(rows, generator=g) + 0.1
+
+    def results(dtype: torch.dtype, where: torch.device, kind: HeadPrecision) -> list[Tensor]:
+        h, o, w, k = (x.to(where, dtype) for x in (hidden, other, weight, weights))
+        head = Head(w.requires_grad_(), precision=kind)
+        logits = head.project(h, torch.empty(rows, vocabulary, dtype=dtype, device=where))
+        states = h.clone().requires_grad_()
+        with torch.enable_grad():
+            rule = RowRule(reverse_kl, (0,), k)
+            (values,) = apply_row_rules(states, head, [States(o, head.detached())], [rule])
+            gradients = torch.autograd.grad((values * k).sum(), (states, w))
+        return [logits.clone(), values.detach(), *gradients]
+
+    def difference(a: Tensor, b: Tensor) -> float:
+        return float((a.double().cpu() - b).abs().max() / b.abs().max())
+
+    exact = results(torch.float64, torch.device("cpu"), "fp32")
+    computed = results(torch.float32, device, precision)
+    errors = [difference(a, b) for a, b in zip(computed, exact, strict=True)]
+    if precision == "bf16":
+        rounded = hidden.bfloat16().double() @ weight.bfloat16().double().T
+        errors.append(difference(computed[0], rounded) * HEAD_BOUND["bf16"] / TOLERANCE)
+    return max(errors)

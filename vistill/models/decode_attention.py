@@ -1,6 +1,9 @@
 """Attention of rows that each add one token per call.
 
-Siblings share the keys and values of their prompt. Each row has a cache for its response.
+Siblings share the keys and values of their prompt. Each row has a cache for its response. The
+products of prompts run on a grid: one matrix per prompt and head, with the queries of its rows.
+Rows and grid are both tables with one entry per row (or cell) and head, so one gather leads from
+one to the other.
 """
 
 from collections import Counter
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from vistill.models.sharing import KVCache
 
-#: Tokens that a new row cache can hold. It doubles when it is full.
+#: A row cache grows by so many tokens. Growing copies it once; attention reads it for every token.
 CACHE_TOKENS = 64
 
 
@@ -25,9 +28,10 @@ class DecodeAttention:
     """
 
     prompt_cache: dict[int, tuple[Tensor, Tensor]]
-    """Keys and values of the prompts by layer, [G, heads, P, d], padded to the longest prompt."""
+    """Keys [G, heads, d, P] and values [G, heads, P, d] of the prompts by layer, padded to the
+    longest prompt. A product with few queries reads keys in this order twice as fast on a CPU."""
     mask: Tensor | None
-    """0 or -inf, [G, 1, 1, P]. None if no prompt is padded."""
+    """0 or -inf, [G, 1, P]. None if no prompt is padded."""
     group: list[int]
     """Prompt of each row, ascending. On the host, so that no arrangement waits for the device."""
     row_cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -43,10 +47,14 @@ class DecodeAttention:
         self.arrange()
 
     @property
+    def prompt_values(self) -> Tensor:
+        """The values of one layer's prompts, for their shape and device."""
+        return next(iter(self.prompt_cache.values()))[1]
+
+    @property
     def num_scores(self) -> int:
         """Attention scores per layer and head."""
-        prompt_keys = next(iter(self.prompt_cache.values()))[0]
-        return len(self.group) * (prompt_keys.shape[2] + self.num_added + 1)
+        return len(self.group) * (self.prompt_values.shape[2] + self.num_added + 1)
 
     def arrange(self) -> None:
         """Arrange the rows in a grid of prompts and siblings.
@@ -60,23 +68,31 @@ class DecodeAttention:
         rows: list[list[int]] = [[] for _ in prompts]
         cell_of_row = []
         for row, prompt in enumerate(self.group):
-            cell_of_row.append(prompt * columns + len(rows[prompt]))
+            cell_of_row.append((prompt, len(rows[prompt])))
             rows[prompt].append(row)
-        cells = [row for own in rows for row in own + own[-1:] * (columns - len(own))]
-        self.is_full = len(cells) == len(self.group)
-        device = next(iter(self.prompt_cache.values()))[0].device
-        self.row_of_cell = torch.tensor(cells, device=device)
-        self.cell_of_row = torch.tensor(cell_of_row, device=device)
+        cells = [own + own[-1:] * (columns - len(own)) for own in rows]
+        heads, device = self.prompt_values.shape[1], self.prompt_values.device
+        head = torch.arange(heads)
+        of_cells, of_rows = torch.tensor(cells), torch.tensor(cell_of_row)
+        # entries of rows are [row, head], entries of the grid [prompt, head, sibling]
+        to_grid = of_cells[:, None, :] * heads + head[:, None]
+        to_rows = (of_rows[:, :1] * heads + head) * columns + of_rows[:, 1:]
+        self.row_of_cell = to_grid.flatten().to(device)
+        self.cell_of_row = to_rows.flatten().to(device)
 
-    def to_grid(self, x: Float[Tensor, "N heads rep D"]) -> Float[Tensor, "G heads M D"]:
-        """From one entry per row to one matrix per prompt."""
-        x = x if self.is_full else x.index_select(0, self.row_of_cell)
-        return x.unflatten(0, (self.num_prompts, -1)).transpose(1, 2).flatten(2, 3)
+    def to_grid(self, x: Float[Tensor, "B rep D"]) -> Float[Tensor, "C M D"]:
+        """From one matrix per row and head to one per prompt and head, M = siblings x rep."""
+        grid = x.index_select(0, self.row_of_cell)
+        return grid.view(-1, len(grid) // self.num_matrices * x.shape[1], x.shape[2])
 
-    def to_rows(self, x: Float[Tensor, "G heads M D"], rep: int) -> Float[Tensor, "N heads rep D"]:
-        """From one matrix per prompt to one entry per row."""
-        x = x.unflatten(2, (-1, rep)).transpose(1, 2).flatten(0, 1)
-        return x if self.is_full else x.index_select(0, self.cell_of_row)
+    def to_rows(self, x: Float[Tensor, "C M D"], rep: int) -> Float[Tensor, "B rep D"]:
+        """From one matrix per prompt and head to one per row and head."""
+        return x.view(-1, rep, x.shape[2]).index_select(0, self.cell_of_row)
+
+    @property
+    def num_matrices(self) -> int:
+        """Matrices of the grid: one per prompt and head."""
+        return self.num_prompts * self.prompt_values.shape[1]
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
@@ -97,34 +113,42 @@ class DecodeAttention:
     ) -> Float[Tensor, "N Qd"]:
         """Attention output of one scaled query per row. Its key and value are appended first."""
         keys, values = self.append(layer, key, value)
-        q = query.unflatten(1, (key.shape[1], -1))
-        rep = q.shape[2]
-        prompt_keys, prompt_values = self.prompt_cache[layer]
-        prompt_scores = self.to_grid(q) @ prompt_keys.transpose(-1, -2)
-        prompt_scores = prompt_scores if self.mask is None else prompt_scores + self.mask
-        scores = torch.cat([self.to_rows(prompt_scores, rep), q @ keys.transpose(-1, -2)], -1)
+        prompt_keys, prompt_values = (x.flatten(0, 1) for x in self.prompt_cache[layer])
+        length = prompt_values.shape[1]
+        q = query.reshape(len(keys), -1, query.shape[2])
+        rep = q.shape[1]
+        prompt_scores = torch.bmm(self.to_grid(q), prompt_keys)
+        if self.mask is not None:
+            prompt_scores.view(self.num_prompts, -1, length).add_(self.mask)
+        own_scores = self.own_scores(q, keys)
+        scores = torch.cat([self.to_rows(prompt_scores, rep), own_scores], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
-        length = prompt_keys.shape[2]
-        out = (
-            self.to_rows(self.to_grid(weights[..., :length]) @ prompt_values, rep)
-            + weights[..., length:] @ values
-        )
-        return out.flatten(1)
+        prompt_part, own_part = weights.tensor_split([length], -1)
+        out = self.to_rows(torch.bmm(self.to_grid(prompt_part), prompt_values), rep)
+        return torch.baddbmm(out, own_part, values).view(len(query), -1)
+
+    def own_scores(
+        self, query: Float[Tensor, "B rep d"], keys: Float[Tensor, "B T d"]
+    ) -> Float[Tensor, "B rep T"]:
+        """Scores of the queries and the keys of their own response."""
+        return torch.bmm(query, keys.transpose(1, 2))
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one token per row. Return all keys and values of the responses so far."""
+        """Append one token per row. Return keys and values [B, T, d] of the responses so far."""
         pair = self.row_cache.get(layer)
         if pair is None:
             pair = self.row_cache[layer] = grow(None, key), grow(None, value)
         elif pair[0].shape[2] == self.num_added:
             pair = self.row_cache[layer] = grow(pair[0], key), grow(pair[1], value)
-        pair[0][:, :, self.num_added] = key
-        pair[1][:, :, self.num_added] = value
-        return pair[0][:, :, : self.num_added + 1], pair[1][:, :, : self.num_added + 1]
+        end = self.num_added + 1
+        for cache, new in zip(pair, (key, value), strict=True):
+            cache.select(2, self.num_added).copy_(new)
+        keys, values = (cache.flatten(0, 1).narrow(1, 0, end) for cache in pair)
+        return keys, values
 
     def keep(self, rows: list[int]) -> None:
         """Drop all other rows, and the prompts without rows."""
-        device = next(iter(self.prompt_cache.values()))[0].device
+        device = self.prompt_values.device
         index = torch.tensor(rows, device=device)
         self.row_cache = {
             i: (k.index_select(0, index), v.index_select(0, index))
@@ -144,9 +168,9 @@ class DecodeAttention:
 
 
 def grow(cache: Tensor | None, like: Tensor) -> Tensor:
-    """A cache of twice the capacity, with the same content."""
-    capacity = CACHE_TOKENS if cache is None else 2 * cache.shape[2]
-    larger = like.new_empty(len(like), like.shape[1], capacity, like.shape[2])
+    """A cache with room for one more block of tokens, and the same content."""
+    used = 0 if cache is None else cache.shape[2]
+    larger = like.new_empty(len(like), like.shape[1], used + CACHE_TOKENS, like.shape[2])
     if cache is not None:
-        larger[:, :, : cache.shape[2]] = cache
+        larger[:, :, :used] = cache
     return larger

@@ -81,7 +81,7 @@ def make_decoder_step(vlm: VLM) -> DecoderStep:
 def pad_prompts(
     cache: KVCache, segments: Sequence[Segment]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor | None]:
-    """Packed prompts as [G, heads, P, d] by layer, and the mask of the padding."""
+    """Keys [G, heads, d, P] and values [G, heads, P, d] by layer, and the mask [G, 1, P]."""
     keys = next(iter(cache.keys.values()))
     start, length = (
         torch.tensor([getattr(s, name) for s in segments], device=keys.device)[:, None]
@@ -90,12 +90,16 @@ def pad_prompts(
     column = torch.arange(int(length.max()), device=keys.device)
     index = (start + torch.minimum(column, (length - 1).clamp_min(0))).clamp_max(len(keys) - 1)
 
-    def pad(x: Tensor) -> Tensor:
-        return x[index].unflatten(-1, (cache.heads, -1)).transpose(1, 2).contiguous()
+    def pad(x: Tensor, order: tuple[int, ...]) -> Tensor:
+        return x[index].unflatten(-1, (cache.heads, -1)).permute(order).contiguous()
 
     inside = column < length
     mask = None
     if not bool(inside.all()):
         zeros = torch.zeros(inside.shape, device=keys.device)
-        mask = zeros.masked_fill(~inside, -torch.inf)[:, None, None]
-    return {i: (pad(cache.keys[i]), pad(cache.values[i])) for i in cache.keys}, mask
+        mask = zeros.masked_fill(~inside, -torch.inf)[:, None]
+    keys_last, values_last = (0, 2, 3, 1), (0, 2, 1, 3)
+    pairs = {
+        i: (pad(cache.keys[i], keys_last), pad(cache.values[i], values_last)) for i in cache.keys
+    }
+    return pairs, mask

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers import __version__ as transformers_version
 
-from vistill.functional.heads import Head, Kernels, full_tensor, row_width
+from vistill.functional.heads import Head, HeadPrecision, Kernels, full_tensor, row_width
 from vistill.models.adapters import add_saved_adapters, base_of
 from vistill.models.chat import chat_messages, load_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
@@ -66,6 +66,10 @@ class VLM:
     """Read a prompt once for all its siblings, if the family can. Else every rollout is a row."""
     kernels: Kernels = "torch"
     """The backend of the head's values and gradients. `models/backends.py` chooses it."""
+    head_precision: HeadPrecision = "fp32"
+    """Precision of the operands of the loss's products with a float32 head."""
+    step_dtype: torch.dtype = torch.float32
+    """Precision of the steps that train it."""
     attention: AttentionPlan = "blocks"
     """How siblings attend to the prompt they share. The numbers are the same."""
     offload: OffloadedWeights | None = field(default=None, compare=False)
@@ -168,6 +172,7 @@ class VLM:
             bias=None if bias is None else full_tensor(bias)[:vocabulary],
             softcap=self.family.softcap(self.model),
             kernels=self.kernels,
+            precision=self.head_precision,
             uncut=uncut if is_cut else None,  # 0 times infinity would be NaN in a gradient
         )
 

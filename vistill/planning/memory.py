@@ -8,6 +8,7 @@ from pathlib import Path
 from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
+from vistill.planning.half_copies import rounded_head, writes_in_half, writing_copy
 from vistill.planning.lora import adapter_parameters, checkpoint_bytes, weight_bytes
 from vistill.planning.phase_bytes import DecodingCall, PhaseBytes, cache_capacity
 from vistill.planning.shapes import ModelShape
@@ -130,6 +131,11 @@ class Memory:
 
     # Writing responses and evaluating.
 
+    @property
+    def writing_copy(self) -> float:
+        """The copy of the student in bf16 that writes."""
+        return writing_copy(self.work, self.student, self.is_half, self.student_size)
+
     def decoding(self, name: str, call: DecodingCall) -> PhaseBytes:
         """As many rows at a time as fit; a run halves `rows_per_call` by itself."""
         per_call = call.rows_per_call
@@ -142,18 +148,21 @@ class Memory:
         return replace(phase, note=note)
 
     def decoding_rows(self, name: str, call: DecodingCall, per_call: int) -> PhaseBytes:
-        """So many responses of full length at a time, in the precision of the weights."""
+        """So many responses of full length at a time, in the precision that writes."""
         rows = min(per_call, call.responses)
         is_teacher = name == TEACHER_WRITES and self.teacher is not None
         of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
         cached = rows * cache_capacity(call.tokens) + of_prompts
+        in_half = writes_in_half(self.work, self.is_half)
+        writers = [(self.student, HALF if in_half else self.student_size)]
         own = [
             {
+                "copy for writing": 0.0 if is_teacher else self.writing_copy,
                 "rollout cache": float(size * shape.kv_values * cached),
                 "logits tile": float(SAMPLING_COPIES * FLOAT * rows * shape.vocabulary),
                 "working memory": of_prompts * self.layer_bytes(shape, size, 1.0),
             }
-            for shape, size in self.models_of(Reader.TEACHER if is_teacher else Reader.STUDENT)
+            for shape, size in (self.models_of(Reader.TEACHER) if is_teacher else writers)
         ]
         largest = max(own, key=lambda kinds: sum(kinds.values()))
         return PhaseBytes(name, self.resident(is_teacher) | largest, rows=rows)
@@ -304,6 +313,7 @@ class Memory:
             "scored states": self.scored_states(),
             "logits tile": float(others * chunk),
             "head gradient": self.head_gradient(),
+            "rounded head": rounded_head(self.work, self.student, self.is_half, self.student_size),
         }
 
     def split(self) -> BatchSplit:

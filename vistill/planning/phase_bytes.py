@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass, field
 
-#: Tokens of a new cache; it doubles when it is full (`models/decode_attention.py`).
+#: A cache grows by so many tokens when it is full (`models/decode_attention.py`).
 CACHE_TOKENS = 64
 
 
 def cache_capacity(tokens: int) -> int:
     """Tokens of the cache of a response of this length."""
-    capacity = CACHE_TOKENS
-    while capacity < tokens:
-        capacity *= 2
-    return capacity
+    return -(-tokens // CACHE_TOKENS) * CACHE_TOKENS
 
 
 @dataclass(frozen=True)

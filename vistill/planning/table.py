@@ -10,8 +10,8 @@ from vistill.planning.shapes import ModelShape
 #: Kinds of bytes in the order of the table.
 KINDS = (
     "weights", "gradients", "moments", "teacher", "reference and EMA", "weight copies",
-    "held activations", "rollout cache", "scored states", "logits tile", "head gradient",
-    "working memory",
+    "held activations", "copy for writing", "rollout cache", "scored states", "logits tile",
+    "head gradient", "rounded head", "working memory",
 )  # fmt: skip
 #: Share of the memory above which a plan that fits is called tight.
 TIGHT = 0.93

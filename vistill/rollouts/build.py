@@ -12,6 +12,7 @@ from vistill.rollouts.image_skips import ImageSkipEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.rollouts.vllm_engine import VLLMEngine
+from vistill.rollouts.weight_copy import writes_with_copy
 
 
 def make_engine(
@@ -53,7 +54,9 @@ def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None])
 
     A family that cannot share prompts gets `hf`, with the same results.
     """
-    return SharedEngine(vlm, poll) if vlm.shares_prompts else HFEngine(vlm, poll)
+    if not vlm.shares_prompts:
+        return HFEngine(vlm, poll)
+    return SharedEngine(vlm, poll, uses_copy=writes_with_copy(vlm, settings.weights))
 
 
 def hf_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vistill.functional.running_sums import running_sum
 from vistill.rollouts.keyed_noise import NUCLEUS_CANDIDATES, KeyedSampler
 
 #: The increment of SplitMix64, 2^64 divided by the golden ratio, and the constants of its mixing.
@@ -75,7 +76,7 @@ def nucleus(
     size = min(candidates, logits.shape[-1])
     probabilities = torch.softmax(logits, -1)
     top, ids = probabilities.topk(size)
-    before = top.cumsum(-1) - top
+    before = running_sum(top) - top
     last = (before < top_p).sum(-1, keepdim=True).clamp_min(1) - 1
     edge = top.gather(-1, last)
     values = logits.gather(-1, ids).double().masked_fill(top < edge, -torch.inf)
@@ -141,11 +142,12 @@ class CounterSampler(KeyedSampler):
         blocks = torch.nn.functional.pad(probabilities, (0, -logits.shape[-1] % BLOCK))
         blocks = blocks.unflatten(-1, (-1, BLOCK))
         sums = blocks.sum(-1).double()
-        ends = sums.cumsum(-1)
+        ends = running_sum(sums)
         target = below(uniform * ends[:, -1:], ends[:, -1:])
         block = torch.searchsorted(ends, target, right=True)
         start = (ends - sums).gather(-1, block)
-        inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
+        own = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0]
+        inside = running_sum(own.double())
         offset = torch.searchsorted(inside, below(target - start, inside[:, -1:]), right=True)
         return (block * BLOCK + offset)[:, 0], uniform[:, 0]
 

@@ -148,6 +148,13 @@ class InProcessEngine:
         self.close()
 
 
+def weight_bytes(engine: RolloutEngine) -> int | None:
+    """Bytes of a weight of the copy that an engine writes with; None without such a copy."""
+    while isinstance(engine, WrappedEngine):
+        engine = engine.inner
+    return getattr(engine, "copied_weight_bytes", None)
+
+
 class WrappedEngine:
     """Base class of an engine that changes the output of another one and delegates the rest."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from vistill.data.keys import keyed_seed
+from vistill.functional.running_sums import running_sum
 
 #: Random numbers drawn per rollout at a time. The block size depends on the vocabulary alone, so
 #: the noise stream is the same everywhere.
@@ -48,7 +49,7 @@ def mask_outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     probabilities, size = torch.softmax(logits, -1), NUCLEUS_CANDIDATES
     while True:
         top = probabilities.topk(min(size, logits.shape[-1])).values
-        before = top.cumsum(-1) - top
+        before = running_sum(top) - top
         if size >= logits.shape[-1] or bool((before[..., -1] >= top_p).all()):
             break
         size *= 8
@@ -74,7 +75,7 @@ class KeyedSampler(LogitsProcessor, ABC):
         log_probs: bool = False,
     ) -> None:
         self.temperature, self.top_p = temperature, top_p
-        self.banned, self.vocabulary = list(banned), vocabulary
+        self.banned, self.vocabulary = torch.tensor(list(banned), dtype=torch.long), vocabulary
         self.log_probs: list[Tensor] | None = [] if log_probs else None
         """Log-probabilities of the chosen ids, one [rows] tensor per token, in nats, at
         temperature 1 over the vocabulary, before nucleus and bans."""
@@ -102,8 +103,8 @@ class KeyedSampler(LogitsProcessor, ABC):
     def allowed_logits(self, scores: Tensor) -> Tensor:
         """Logits of the vocabulary in float32; those of banned ids are -inf."""
         logits = scores[:, : self.vocabulary].float()
-        logits[:, self.banned] = -torch.inf
-        return logits
+        self.banned = self.banned.to(logits.device)  # once, not for every token
+        return logits.index_fill_(1, self.banned, -torch.inf)
 
     @abstractmethod
     def sample(self, logits: Tensor) -> Tensor:

@@ -56,6 +56,9 @@ class RolloutSettings:
     one generator per rollout; `counter` computes it on the device from seed, position and token id,
     only where it is needed, which is faster. Both give samples of the same distribution, but other
     responses."""
+    weights: Literal["auto", "own", "bf16"] = "auto"
+    """Weights that `shared` writes with: the student's `own`, or a copy in `bf16`, renewed before
+    every use, with adapters merged. `auto` copies where a CUDA device trains in bf16."""
     max_new_tokens: int = ranged(1024, 1)
     """Most tokens of a response; a longer one is cut off and kept. Larger needs more memory and
     time."""

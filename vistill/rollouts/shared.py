@@ -11,6 +11,7 @@ from vistill.phases import RESPONSES, count_done
 from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import eval_mode, to_rollout
 from vistill.rollouts.samplers import make_sampler
+from vistill.rollouts.weight_copy import WeightCopy
 from vistill.types import Rollout
 
 #: Drop finished rows once they have cost this many decoding steps of the whole batch. Dropping
@@ -29,6 +30,8 @@ class SharedEngine(InProcessEngine):
         poll: called once per block of tokens.
         block_tokens: tokens per row that the device writes before the host reads them; default: by
             device. The responses do not depend on it.
+        uses_copy: write with a copy of the weights in bf16. It follows the model, and exists only
+            while the engine is awake.
     """
 
     def __init__(
@@ -36,9 +39,31 @@ class SharedEngine(InProcessEngine):
         vlm: VLM,
         poll: Callable[[], None] = lambda: None,
         block_tokens: int | None = None,
+        *,
+        uses_copy: bool = False,
     ) -> None:
         self.vlm, self.poll = vlm, poll
+        self.copy = WeightCopy(vlm) if uses_copy else None
         self.block_tokens = block_tokens or BLOCK_TOKENS.get(vlm.device.type, 1)
+
+    @property
+    def writer(self) -> VLM:
+        """The model that writes: the copy, or the model itself."""
+        return self.vlm if self.copy is None else self.copy.vlm
+
+    @property
+    def copied_weight_bytes(self) -> int | None:
+        """Bytes of a weight of the copy; None without a copy."""
+        return None if self.copy is None else torch.bfloat16.itemsize
+
+    def sleep(self) -> None:
+        """Free the copy of the weights."""
+        if self.copy is not None:
+            self.copy.free()
+
+    def close(self) -> None:
+        """Free the copy of the weights."""
+        self.sleep()
 
     def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling
@@ -47,6 +72,8 @@ class SharedEngine(InProcessEngine):
 
         Whole requests are decoded together, up to `rows_per_call` rows.
         """
+        if self.copy is not None:
+            self.copy.refresh()
         groups: list[tuple[Rollout, ...]] = []
         part: list[RolloutRequest] = []
         for request in requests:
@@ -61,7 +88,7 @@ class SharedEngine(InProcessEngine):
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         group = [g for g, request in enumerate(requests) for _ in request.siblings]
-        with eval_mode(self.vlm.model):
+        with eval_mode(self.writer.model):
             rows, values = self._decode(requests, group, sampling)
         stop, row = set(self.vlm.stop_ids), iter(rows)
         value = iter(values if sampling.log_probs else [None] * len(rows))
@@ -74,9 +101,9 @@ class SharedEngine(InProcessEngine):
         self, requests: Sequence[RolloutRequest], group: list[int], sampling: Sampling
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids of every row up to its end of turn, and log-probabilities on request."""
-        vlm = self.vlm
+        vlm = self.writer
         blocks = TokenBlocks(vlm, requests, group, sampling, self.block_tokens)
-        stop = set(vlm.stop_ids)
+        stop = set(self.vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0

@@ -196,7 +196,8 @@ NO_SUCH_KEY: dict[str, str] = {
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy"), HUB),
     "bf16": "train.precision=bf16 asks for bfloat16; auto takes it where a CUDA device has it",
     "fp16": "vistill has no float16: train.precision is auto, bf16 or fp32",
-    "tf32": "vistill leaves TF32 to torch: torch.set_float32_matmul_precision in your own script",
+    "tf32": "train.head_precision=tf32 is for the head; vistill leaves TF32 of other products to"
+    " torch: torch.set_float32_matmul_precision in your own script",
     "warmup_steps": WARMUP,
     "num_warmup_steps": WARMUP,
     "use_liger_kernel": (

@@ -13,7 +13,7 @@ from vistill.models.selftest import run_selftest
 from vistill.python_fixes import in_python
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name
-from vistill.runtime import quiet_libraries
+from vistill.runtime import fix_cublas_workspace, quiet_libraries
 from vistill.training.checks.arguments import check_source
 from vistill.training.checks.models import choose_device
 from vistill.training.precision import training_dtype
@@ -42,6 +42,7 @@ def load(
     """
     source = check_source(source)
     quiet_libraries()
+    fix_cublas_workspace()
     where = choose_device(device)
     if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
         options.setdefault("dtype", teacher_dtype(where))

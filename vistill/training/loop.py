@@ -1,7 +1,7 @@
 """The loop: pick prompts, take a step, log, evaluate, save; resume from the newest checkpoint."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
 from vistill.training.canary.reader import weak_reader_warnings
-from vistill.training.canary.run import canary_rows, run_canary
+from vistill.training.canary.run import canary_rows, describe_canary, run_canary
 from vistill.training.checkpoint import (
     format_older_terms,
     newest_checkpoint,
@@ -32,6 +32,7 @@ from vistill.training.checkpoint_writer import CheckpointWriter, make_writer
 from vistill.training.checks.check import CheckResult
 from vistill.training.clock import Clock, Profile, measure_rate
 from vistill.training.context import StepContext
+from vistill.training.determinism import deterministic_kernels
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.journal import Journal
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
@@ -70,7 +71,8 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
     plan, optimizer = prepare_student(plan)
     TRAINED_STUDENTS[plan.models.student.model] = str(folder.path.resolve())
     with ExitStack() as stack:
-        stack.enter_context(deterministic_kernels(plan.train.deterministic))
+        device = plan.models.student.device
+        stack.enter_context(deterministic_kernels(plan.train.deterministic, device))
         stack.enter_context(report_phases(plan.progress))
         stack.enter_context(folder.locked())
         stack.enter_context(interrupt.listening())
@@ -132,19 +134,6 @@ def prepare_student(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
     freeze_parts(plan.models.student, plan.train.freeze)
     plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
     return plan, make_optimizer(plan.models.student.model, plan.train)
-
-
-@contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Use deterministic kernels inside the block, then restore the setting of the process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if enabled:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def report_event(plan: Plan, folder: RunFolder, text: str, prefix: str = "") -> None:
@@ -385,15 +374,6 @@ def run_canary_check(plan: Plan, folder: RunFolder) -> list[CheckResult]:
     plan, optimizer = prepare_student(replace(plan, save=replace(plan.save, journal=False)))
     saved = TrainedObjects(plan.models.student, optimizer, RunState())
     context = make_step_context(plan, folder, saved, None, Interrupt(), Clock())
-    effects = run_canary(context, plan.train_prompts)
-    readers = [
-        f"{name.split('/')[1].removesuffix('_image_effect')} {effect:.3g}"
-        for name, effect in effects.items()
-    ]
-    text = (
-        f"every reader sees the image: {', '.join(readers)} nats per token"
-        if readers
-        else "no images"
-    )
-    warnings = [CheckResult("warning", text) for text in weak_reader_warnings(effects)]
-    return [CheckResult("canary", text), *warnings]
+    facts = run_canary(context, plan.train_prompts)
+    warnings = [CheckResult("warning", text) for text in weak_reader_warnings(facts)]
+    return [CheckResult("canary", describe_canary(facts)), *warnings]

@@ -326,6 +326,8 @@ def memory_limit(setup: "RunSetup") -> float:
     scored = [p for p in passes if not p.gradient]
     student: Any = models.student.model.get_output_embeddings()
     head = float(student.weight.numel() * student.weight.element_size())
+    if models.student.head(models.vocabulary).rounds_operands:
+        head *= 1.5  # its copy in bf16
     rows = setup.train.prompts_per_step * setup.rollout.per_prompt * longest_response(setup)
     states = 0.0
     for p in scored:

@@ -183,6 +183,8 @@ ADDED = {
     "data.max_pixels": None,
     "data.index_base": 0,
     "rollout.noise": "generator",
+    "rollout.weights": "auto",
+    "train.head_precision": "auto",
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,

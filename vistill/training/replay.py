@@ -19,10 +19,10 @@ from vistill.training.checkpoint import reason_to_reject, restore_checkpoint
 from vistill.training.checkpoint_content import TrainedObjects
 from vistill.training.clock import Clock
 from vistill.training.context import StepContext
+from vistill.training.determinism import deterministic_kernels
 from vistill.training.interrupt import Interrupt
 from vistill.training.journal import Journal, chain_after, chain_key, no_entry_error
 from vistill.training.loop import (
-    deterministic_kernels,
     make_rewards,
     make_step_context,
     pick_prompts,
@@ -102,8 +102,9 @@ def replay_step(
             if last
             else "train first",
         )
-    with deterministic_kernels(setup.train.deterministic):
-        plan, optimizer = prepare_student(build(setup))
+    built = build(setup)
+    with deterministic_kernels(setup.train.deterministic, built.models.student.device):
+        plan, optimizer = prepare_student(built)
         state = restore_before(plan, folder, optimizer, step)
         replayed = Replayed(state.step, accepted=accepted_changes(folder))
         with make_rewards(plan) as rewards:

@@ -71,6 +71,9 @@ class TrainSettings:
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """What computes losses from logits. `auto` takes Triton on CUDA where it is installed and
     passes its self-test, torch elsewhere."""
+    head_precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Precision in which losses multiply with a float32 head; sums and logits stay float32. `auto`
+    is bf16 where a CUDA device trains in bf16, fp32 elsewhere. fp32 is exact and slow."""
     attention: Literal["blocks", "flex"] = "blocks"
     """How rollouts attend to their prompt: `blocks` pads them, `flex` packs one row under a block
     mask (for CUDA)."""
@@ -81,7 +84,8 @@ class TrainSettings:
     """Keep the input of each layer only, and compute the layer again in the backward pass. The
     gradient is the same; needs far less memory and about a third more time to learn."""
     deterministic: bool = True
-    """Use deterministic kernels, so that a run can be repeated to the bit."""
+    """Use deterministic kernels, so that a run can be repeated to the bit. On a GPU an operator
+    without such a kernel is an error (E304)."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""

@@ -52,7 +52,7 @@ class FusedLayer:
         )
         self.kv_heads = attention.k_proj.out_features // self.width
         attention_norm, mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.eps = attention_norm.variance_epsilon
+        self.eps = attention_norm.weight.new_full((), attention_norm.variance_epsilon)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = (
             torch.cat([m.weight for m in projections]) * attention_norm.weight
@@ -72,7 +72,7 @@ class FusedLayer:
         self, hidden: Tensor, cos: Tensor, sin: Tensor, index: int, attention: DecodeAttention
     ) -> Tensor:
         """Hidden states [N, H] after the layer."""
-        qkv = torch.mm(hidden, self.qkv) * inverse_norm(hidden, self.eps)
+        qkv = torch.mm(hidden * inverse_norm(hidden, self.eps), self.qkv)
         qkv = qkv.unflatten(-1, (-1, self.width))
         num_qk = self.heads + self.kv_heads
         qk, value = qkv[:, :num_qk], qkv[:, num_qk:]
@@ -80,14 +80,14 @@ class FusedLayer:
         qk = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin)
         query, key = qk[:, : self.heads], qk[:, self.heads :]
         hidden = torch.addmm(hidden, attention.rows(index, query, key, value), self.out)
-        gate, up = (torch.mm(hidden, self.gate_up) * inverse_norm(hidden, self.eps)).chunk(2, -1)
+        gate, up = torch.mm(hidden * inverse_norm(hidden, self.eps), self.gate_up).chunk(2, -1)
         return torch.addmm(hidden, self.act(gate) * up, self.down)
 
 
-def inverse_norm(x: Tensor, eps: float) -> Tensor:
+def inverse_norm(x: Tensor, eps: Tensor) -> Tensor:
     """`1 / sqrt(mean(x^2) + eps)` over the last axis."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 class FusedDecoder:

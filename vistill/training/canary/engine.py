@@ -7,10 +7,16 @@ import torch
 
 from vistill.models.scoring import EncodedGroup, response_states, score
 from vistill.rollouts.checked_engine import keep_awake
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, make_requests
+from vistill.rollouts.engine import (
+    RolloutEngine,
+    RolloutRequest,
+    Sampling,
+    make_requests,
+    weight_bytes,
+)
 from vistill.rollouts.samplers import make_sampler
 from vistill.rollouts.settings import RolloutSettings
-from vistill.training.canary.reader import ReaderProbe
+from vistill.training.canary.reader import BOUND, ReaderProbe
 from vistill.types import Rollout, View
 
 #: Tokens that the engine writes, and the step in their noise key: no step of a run.
@@ -23,17 +29,24 @@ SHARE = {8: 0.0, 4: 0.0, 2: 0.2}
 
 def check_engine(
     probe: ReaderProbe, engine: RolloutEngine, settings: RolloutSettings, seed: int
-) -> None:
+) -> float | None:
     """V810, V811: what the engine writes is what the student's weights say about the image.
 
     For an engine that follows the keyed noise, every token must be the choice of that noise by the
     student's own reading. For another one, the log-probabilities that it reports
     must be those of that reading. An engine with neither (`ScriptedEngine`: responses from
-    elsewhere) cannot be checked.
+    elsewhere) cannot be checked. An engine that writes with a copy of the weights in another
+    precision must do both, within the bounds of that precision.
+
+    Returns:
+        The mean distance in nats per token between the log-probabilities that the engine reports
+        and those of the student's reading; None if they are not compared.
     """
     keyed = engine.follows_keyed_noise
     if not (keyed or engine.reports_log_probs):
-        return
+        return None
+    bytes_used = min(probe.bytes_read, weight_bytes(engine) or probe.bytes_read)
+    compares_log_probs = not keyed or weight_bytes(engine) is not None
     sampling = Sampling(
         seed,
         STEP,
@@ -41,7 +54,7 @@ def check_engine(
         settings.top_p,
         TOKENS,
         settings.rows_per_call,
-        log_probs=not keyed,
+        log_probs=compares_log_probs,
         noise=settings.noise,
     )
     indices = range(len(probe.prompts))
@@ -56,15 +69,20 @@ def check_engine(
             for group in engine.generate(requests, sampling)
         ]
 
+    distances: dict[View, float] = {}
+
     def agrees(view: View) -> bool:
-        if keyed:
-            return (
-                share_of_other_choices(probe, rollouts, sampling, view) <= SHARE[probe.bytes_read]
-            )
-        return log_prob_distance(probe, rollouts, view) <= probe.bound
+        if compares_log_probs:
+            distances[view] = log_prob_distance(probe, rollouts, view)
+            if distances[view] > BOUND[bytes_used]:
+                return False
+        if not keyed:
+            return True
+        share = share_of_other_choices(probe, rollouts, sampling, view, SLACK[bytes_used])
+        return share <= SHARE[bytes_used]
 
     if agrees(View.FULL):
-        return
+        return distances.get(View.FULL)
     for view in (View.TEXT_ONLY, View.SWAPPED, View.PIXELATED):
         if agrees(view):
             raise probe.error("V811", f"the engine writes as if it read the view {view}")
@@ -106,9 +124,12 @@ def log_prob_distance(probe: ReaderProbe, rollouts: Sequence[Rollout], view: Vie
 
 
 def share_of_other_choices(
-    probe: ReaderProbe, rollouts: Sequence[Rollout], sampling: Sampling, view: View
+    probe: ReaderProbe, rollouts: Sequence[Rollout], sampling: Sampling, view: View, slack: float
 ) -> float:
-    """Share of the written tokens that the student's own reading under a view would not choose."""
+    """Share of the written tokens that the student's own reading under a view would not choose.
+
+    A token within `slack` nats of the choice counts as chosen.
+    """
     vlm = probe.vlm
     gaps: list[float] = []
     for index, rollout in enumerate(rollouts):
@@ -128,4 +149,4 @@ def share_of_other_choices(
         ]
     if not gaps:
         return 0.0
-    return sum(gap > SLACK[probe.bytes_read] for gap in gaps) / len(gaps)
+    return sum(gap > slack for gap in gaps) / len(gaps)

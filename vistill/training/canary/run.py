@@ -1,6 +1,6 @@
 """The canary: all checks of student, teacher and engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -8,6 +8,7 @@ import torch
 from PIL import ImageOps
 
 from vistill.phases import CANARY, count_items
+from vistill.rollouts.engine import weight_bytes
 from vistill.rollouts.engine_proof import prove_engine
 from vistill.training.canary.engine import SLACK, check_engine
 from vistill.training.canary.reader import (
@@ -28,13 +29,17 @@ from vistill.training.teachers import naming_teacher
 from vistill.types import LoadedImage, Prompt, Reader, View, Writer
 from vistill.views import Partners
 
+#: The distance between writing and scoring, next to the effects of views.
+DISTANCE = "canary/writing_distance"
+
 
 def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Stop the run if a reader ignores the image or reads it wrongly.
 
     Returns:
-        By reader the mean effect of another image, in nats per token; empty if no prompt has an
-        image.
+        By reader the mean effect of another image, and the mean distance between the
+        log-probabilities of writing and of scoring where an engine reports them, in nats per
+        token; empty if no prompt has an image.
 
     Raises:
         ModelError: V802 to V816.
@@ -57,7 +62,25 @@ def run_canary(context: StepContext, prompts: Sequence[Prompt]) -> dict[str, flo
             effects = run_reader(role, one, samples, ids, context)
         kind = f"{role}.{name}" if name else role
         facts[f"canary/{kind}_image_effect"] = effects.get(View.SWAPPED, 0.0)
+        if DISTANCE in effects:
+            facts[DISTANCE] = effects[DISTANCE]
     return facts
+
+
+def describe_canary(facts: Mapping[str, float]) -> str:
+    """The result of `run_canary` in words."""
+    end = "_image_effect"
+    readers = [
+        f"{name.split('/')[1].removesuffix(end)} {effect:.3g}"
+        for name, effect in facts.items()
+        if name.endswith(end)
+    ]
+    if not readers:
+        return "no images"
+    text = f"every reader sees the image: {', '.join(readers)} nats per token"
+    if DISTANCE in facts:
+        text += f"; writing and scoring differ by {facts[DISTANCE]:.1e} nats per token"
+    return text
 
 
 def run_reader(
@@ -86,8 +109,11 @@ def check_reader(probe: ReaderProbe, context: StepContext) -> dict[str, float]:
         check_self_divergence(probe)
         if context.objective.requirements.writer is Writer.STUDENT:
             engine = context.response_source.engine
-            prove_engine(probe.vlm, engine, probe.precision, SLACK[probe.bytes_read])
-            check_engine(probe, engine, context.rollout, context.seed)
+            bytes_used = min(probe.bytes_read, weight_bytes(engine) or probe.bytes_read)
+            prove_engine(probe.vlm, engine, probe.precision, SLACK[bytes_used])
+            distance = check_engine(probe, engine, context.rollout, context.seed)
+            if distance is not None:
+                effects[DISTANCE] = distance
     return effects
 
 

@@ -8,7 +8,7 @@ import torch
 
 from vistill.batch import ScoredBatch
 from vistill.errors import ConfigError, DataError, ModelError
-from vistill.models.backends import with_kernels
+from vistill.models.backends import with_head_precision, with_kernels
 from vistill.models.checkpointing import set_checkpointing
 from vistill.models.loading import (
     VLM,
@@ -34,6 +34,7 @@ from vistill.training.checks.text_only import (
 )
 from vistill.training.models_of_run import Models
 from vistill.training.optim import freeze_parts
+from vistill.training.precision import training_dtype
 from vistill.training.quantized_teacher import load_teacher
 from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
 from vistill.training.row_lock import find_partners
@@ -183,9 +184,12 @@ def teacher_settings(recipe: Recipe) -> Mapping[str, TeacherSettings]:
 
 
 def configured(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
-    """A model with attention and kernels as the recipe says, after its self-test."""
+    """A model with attention, kernels and head as the recipe says, after its self-test."""
     train = setup.recipe.train
-    return with_kernels(run_selftest(replace(vlm, attention=train.attention), role), train.kernels)
+    tested = run_selftest(replace(vlm, attention=train.attention), role)
+    dtype = training_dtype(train, tested.device)
+    fast = with_head_precision(with_kernels(tested, train.kernels), train.head_precision, dtype)
+    return replace(fast, step_dtype=dtype)
 
 
 def prepare_teacher(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
