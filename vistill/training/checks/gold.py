@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vistill.answers.judge import gold_response, right_answer
@@ -11,6 +12,8 @@ from vistill.data.mixture import set_of
 from vistill.data.set_settings import in_set
 from vistill.errors import DataError
 from vistill.phases import count_items
+from vistill.registry import checkers
+from vistill.runs.start_cache import StartCache, hash_text, source_hash
 from vistill.training.checks.set_aside import set_aside_rows
 from vistill.types import Prompt
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from vistill.training.recipe import Recipe
     from vistill.training.setup import RunSetup
 
+#: Modules whose source decides what the checkers of vistill accept. An answer that one accepted is
+#: kept for the next start; the code of a plug-in is asked again.
+RULE = ("answers", "answers/checkers", "answers/languages", "data/judging.py")
 #: What is said of procedural diagrams, whose gold answers are computed.
 DRAWN = "computed with the diagrams"
 
@@ -85,15 +91,25 @@ def judge_gold_answers(
 
 def rejected(prompts: Sequence[Prompt], settings: JudgeSettings) -> list[Prompt]:
     """The prompts whose gold answer the checker takes for wrong in every accepted form."""
+    known = StartCache("golds", [source_hash(*RULE), *map(version, ("math-verify", "sympy"))])
     with shared_judge() as math:
 
         def is_accepted(prompt: Prompt, gold: str) -> bool:
+            checker = prompt.labels.get("checker") or settings.checker
+            key = hash_text(checker, settings.answer, gold, *prompt.choices)
+            if checker in checkers.builtin and known.get(key, bool):
+                return True
             question = replace(prompt, answer=gold)
-            right = right_answer(prompt.labels.get("checker") or settings.checker, gold)
-            return judge_response(gold_response(right), question, settings, math).correct
+            right = gold_response(right_answer(checker, gold))
+            accepted = judge_response(right, question, settings, math).correct
+            if accepted and checker in checkers.builtin:
+                known.put(key, True)
+            return accepted
 
         counted = count_items("checking gold answers", prompts)
-        return [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
+        bad = [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
+    known.save()
+    return bad
 
 
 def rejected_error(
