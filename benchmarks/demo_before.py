@@ -23,8 +23,8 @@ REPO = Path(__file__).parent.parent
 BEFORE = "b542d48"
 
 
-def checkout(folder):
-    """Extract the old package and its recipes; return None if this clone has no history."""
+def checkout(folder, commit=BEFORE):
+    """Extract an old package and its recipes; return None if this clone has no history."""
     folder.mkdir()
     archive = folder / "before.tar"
     command = [
@@ -34,7 +34,7 @@ def checkout(folder):
         "archive",
         "--output",
         str(archive),
-        BEFORE,
+        commit,
         "vistill",
         "recipes",
     ]
@@ -42,7 +42,8 @@ def checkout(folder):
         return None
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
-    (folder / "vistill" / "recipes").symlink_to(folder / "recipes")
+    if not (folder / "vistill" / "recipes").exists():
+        (folder / "vistill" / "recipes").symlink_to(folder / "recipes")
     # The old package imports transformers first, which fails where torchvision is a CUDA build.
     helper = REPO / "vistill" / "models" / "torchvision_operators.py"
     (folder / helper.name).write_text(helper.read_text())

@@ -33,6 +33,7 @@ from rollouts import rollout_rows
 from safety import safety_rows
 from saving import saving_rows
 from scaling import curves
+from starting import starting_rows
 from vllm_steps import vllm_rows
 
 import vistill
@@ -298,6 +299,7 @@ def parts_of(quick):
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),
+        "starting": lambda: starting_rows(row, 200 if quick else 10_000),
         "trl": lambda: measure_trl(quick, repeats),
         "curves": lambda: curves(repeats, quick),
         "demo": lambda: demo_rows(row, 2),

@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, tiny models built in process, no network, real data if present."""
 
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -31,6 +32,8 @@ def pytest_collection_modifyitems(config, items):
     ]
 
 
+#: Numbers of the folders of start caches.
+CACHE_NUMBERS = itertools.count()
 #: Folders whose tests train.
 TRAINS = {"training", "faults", "end_to_end", "studies", "report", "reproduction"}
 FSYNC = os.fsync
@@ -63,6 +66,14 @@ def _no_network(monkeypatch):
 
     connect = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def start_cache(monkeypatch, tmp_path_factory):
+    """Each test has a start cache of its own, empty at first."""
+    folder = tmp_path_factory.getbasetemp() / "start-cache" / str(next(CACHE_NUMBERS))
+    monkeypatch.setenv("VISTILL_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

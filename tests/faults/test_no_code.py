@@ -68,6 +68,7 @@ ENVIRONMENT = {
     "redaction.py",
     "runs/hub.py",
     "runs/model_not_found.py",
+    "runs/start_cache.py",
     "runtime.py",
 }
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class FileImage:
     """Hash of the file as first read; any other content is an error afterwards (D208)."""
     limits: PixelLimits = NO_LIMITS
     """Pixels of the normalised picture."""
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    """Width and height of the normalised picture, once it was decoded."""
 
     @property
     def name(self) -> str:
@@ -73,6 +75,10 @@ class FileImage:
         data = self.data()
         if self.digest and file_digest(data) != self.digest:
             raise image_changed_error(f"{self.where} {self.path.name}")
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Decode the file's bytes and normalise the picture (D202)."""
         return decode_image(data, f"{self.where} {self.path.name}", self.limits, self.path)
 
 
@@ -84,6 +90,8 @@ class BytesImage:
     name: str
     limits: PixelLimits = NO_LIMITS
     """Pixels of the normalised picture."""
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    """Width and height of the normalised picture, once it was decoded."""
 
     def data(self) -> bytes:
         """The encoded image."""
@@ -93,7 +101,11 @@ class BytesImage:
 
     def load(self) -> Image.Image:
         """Decode the image and normalise it."""
-        return decode_image(self.data(), self.name, self.limits)
+        return self.decode(self.data())
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Decode bytes of this image and normalise the picture (D202)."""
+        return decode_image(data, self.name, self.limits)
 
 
 def file_digest(data: bytes) -> str:
@@ -258,10 +270,16 @@ def path_inside(name: str, root: Path, base: Path | None) -> Path | None:
     None if it is not inside the image folder. Rows can have pictures next to them and in a sister
     folder (`a.png`, `../images/b.png`); an image folder above both holds them.
     """
-    inside = root.resolve()
-    paths = [(start / name).resolve() for start in (root, base) if start is not None]
-    paths = [path for path in paths if path.is_relative_to(inside)]
-    return next((path for path in paths if may_be_file(path)), paths[0] if paths else None)
+    inside = str(root.resolve()).rstrip(os.sep) + os.sep
+    first: Path | None = None
+    for start in (root, base):
+        path = None if start is None else (start / name).resolve()
+        if path is None or not f"{path}{os.sep}".startswith(inside):
+            continue
+        if may_be_file(path):
+            return path
+        first = first or path
+    return first
 
 
 def may_be_file(path: Path) -> bool:
@@ -305,14 +323,21 @@ def shorter_path(folder: Path) -> str:
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
+def has_surrogate(text: str) -> bool:
+    """Whether a text contains half a character (a lone surrogate)."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def is_legal_file_name(name: str) -> bool:
     """Whether a file system can hold the name: no null byte, no lone surrogate, not too long."""
 
     def size(text: str) -> int:
         return len(text.encode(errors="surrogatepass"))
 
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+    if "\0" in name or has_surrogate(name):
         return False
+    if name.isascii() and len(name) <= 255:
+        return True
     return size(name) <= 4096 and all(size(part) <= 255 for part in Path(name).parts)
 
 

@@ -11,6 +11,7 @@ from vistill.data.decoding import NO_LIMITS, PixelLimits, normalise
 from vistill.data.diagrams import Diagram, diagrams
 from vistill.data.gold import read_options
 from vistill.data.keys import keyed_seed
+from vistill.data.known_pictures import KnownPictures
 from vistill.data.layouts import Layout, detect_layout
 from vistill.data.missing_images import no_image_error
 from vistill.data.option_indices import IndexCounts, numbers_are_values
@@ -181,9 +182,19 @@ def with_limits(prompt: Prompt, limits: PixelLimits) -> Prompt:
 
 
 def load_rows(source: str, settings: DataSettings, limit: int | None) -> LoadedData:
-    """Load rows of a file or a hub data set; decode every image once."""
+    """Load rows of a file or a hub data set; decode every image that no start has decoded."""
     check_recipe_texts(settings)
     reader = make_reader(source, settings)
+    try:
+        return read_all_rows(reader, source, settings, limit)
+    finally:
+        reader.pictures.cache.save()
+
+
+def read_all_rows(
+    reader: RowReader, source: str, settings: DataSettings, limit: int | None
+) -> LoadedData:
+    """The good rows and the bad ones (D102 if there is no row, or none can be used)."""
     good: list[Prompt] = []
     bad: list[QuarantinedRow] = []
     seen: Counter[str] = Counter()
@@ -235,7 +246,8 @@ def make_reader(source: str, settings: DataSettings) -> RowReader:
     check_columns(source, settings, layout)
     root = Path(settings.images) if settings.images else folder
     are_values = golds_are_values(rows, layout, settings.index_base)
-    return RowReader(settings, source, root, folder, layout, are_values)
+    known = KnownPictures(source)
+    return RowReader(settings, source, root, folder, layout, are_values, pictures=known)
 
 
 def golds_are_values(rows: Sequence[Mapping[str, Any]], layout: Layout, base: int) -> bool:
@@ -344,21 +356,14 @@ def check_bad_share(
 def bad_rows_error(bad: Sequence[QuarantinedRow], what: str, fix: str, source: str) -> DataError:
     """An error with the first bad row's code; every bad row is attached."""
     first = bad[0]
+    record = f"`vistill train` writes every bad row of {source} to quarantine.jsonl"
     error = DataError(
         first.code,
         what,
         where=first.where,
         why=f"first: {first.reason}",
         fix=fix,
-        note="\n".join(
-            filter(
-                None,
-                [
-                    first.note,
-                    f"`vistill train` writes every bad row of {source} to quarantine.jsonl",
-                ],
-            )
-        ),
+        note="\n".join(filter(None, [first.note, record])),
     )
     error.bad_rows = [row.to_dict() for row in bad]
     return error

@@ -18,12 +18,13 @@ from vistill.data.gold import Gold, is_missing, read_gold, read_options
 from vistill.data.images import (
     BytesImage,
     FileImage,
-    file_digest,
+    has_surrogate,
     image_bytes,
     joined_bytes,
     pixel_digest,
     resolve_image_path,
 )
+from vistill.data.known_pictures import KnownPictures, is_plain
 from vistill.data.layouts import SYSTEM, Layout, role_of, text_and_images, turns_of, value_at
 from vistill.data.option_indices import IndexCounts
 from vistill.data.placeholders import place_images
@@ -58,11 +59,13 @@ class RowReader:
     """How many rows were read by which convention, for the user."""
     indices: IndexCounts = field(default_factory=IndexCounts, compare=False)
     """The gold answers that are whole numbers next to options."""
+    pictures: KnownPictures = field(default_factory=KnownPictures, compare=False)
+    """What is known of the pictures of the source."""
 
     def prompt(self, row: Mapping[str, Any], line: int) -> Prompt:
         """Make the prompt of a row (`line` counts from 1); decode its images."""
         prompt = self.undecoded_prompt(row, line)
-        prompt = with_hashes(self.with_scaled_boxes(prompt), self.look)
+        prompt = with_hashes(self.with_scaled_boxes(prompt), self.add, self.pictures)
         columns = self.settings.columns if self.layout is None else self.layout.columns
         plain = row if self.layout is None else self.layout.plain_row(row, prompt.labels["row"])
         self.count(plain, columns.answer, prompt.answer, prompt.choices)
@@ -167,11 +170,6 @@ class RowReader:
             if is_counted:
                 self.add(kind)
 
-    def look(self, picture: Image.Image) -> None:
-        """Count pictures of one colour, which show nothing."""
-        if all(low == high for low, high in picture.getextrema()):  # pyright: ignore[reportGeneralTypeIssues]
-            self.add("pictures have one colour only")
-
     def add(self, kind: str) -> None:
         """Count one more of a kind."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -239,7 +237,7 @@ class RowReader:
         first = prompt.images[0]
         if not isinstance(first, FileImage | BytesImage):
             return prompt
-        width, height = replace(first, limits=PixelLimits()).load().size
+        width, height = self.pictures.facts_of(replace(first, limits=PixelLimits())).size
         new_width, new_height = self.limits.size(width, height)
         x, y = new_width / width, new_height / height
         boxes = tuple((x * b[0], y * b[1], x * b[2], y * b[3]) for b in prompt.boxes)
@@ -272,7 +270,7 @@ def check_texts(texts: Mapping[str, Sequence[str | None]], where: str) -> None:
 
 def check_characters(texts: Sequence[str], where: str) -> None:
     """D104 for a lone surrogate (half a character), which no tokenizer and no log accepts."""
-    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+    if any(map(has_surrogate, texts)):
         raise DataError(
             "D104",
             "the row contains half a character (a lone surrogate)",
@@ -312,20 +310,26 @@ def column_value(row: Mapping[str, Any], name: str) -> Any:
     return value_at(row, name) if name else None
 
 
-def with_hashes(prompt: Prompt, look: Callable[[Image.Image], None] | None = None) -> Prompt:
-    """Decode every image once; add the content hashes and an id that follows from the content.
+def with_hashes(
+    prompt: Prompt,
+    count: Callable[[str], None] = lambda kind: None,
+    pictures: KnownPictures | None = None,
+) -> Prompt:
+    """Decode every unknown image; add the content hashes and an id that follows from the content.
 
-    Ids key the noise, so a row keeps its id when its place in the file changes. `look` is called
-    with each normalised picture.
+    Ids key the noise, so a row keeps its id when its place in the file changes. `count` is called
+    with each kind of picture that is rarely meant.
     """
     digests: list[str] = []
     sizes: list[tuple[int, int]] = []
+    pictures = pictures or KnownPictures()
 
     def inspect(image: ImageRef) -> ImageRef:
         if isinstance(image, FileImage | BytesImage):
-            digests.append(file_digest(image.data()))
-            image = replace(image, digest=digests[-1]) if isinstance(image, FileImage) else image
-            pixels = image.load()
+            image, facts = pictures.with_facts(image)
+            digests.append(facts.digest)
+            sizes.append(facts.size)
+            plain = facts.is_plain
         else:
             loaded = image.load()
             pixels = normalise(loaded, prompt.labels.get("row", prompt.id))
@@ -333,9 +337,10 @@ def with_hashes(prompt: Prompt, look: Callable[[Image.Image], None] | None = Non
                 image = LoadedImage(pixels, image.name)
             check_image_size(pixels.width, pixels.height, prompt.labels.get("row", prompt.id))
             digests.append(pixel_digest(pixels))
-        sizes.append(pixels.size)
-        if look is not None:
-            look(pixels)
+            sizes.append(pixels.size)
+            plain = is_plain(pixels)
+        if plain:
+            count("pictures have one colour only")
         return image
 
     parts = tuple(part if isinstance(part, str) else inspect(part) for part in prompt.parts)

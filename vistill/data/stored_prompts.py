@@ -21,6 +21,7 @@ from vistill.data.images import (
     image_changed_error,
     pixel_digest,
 )
+from vistill.data.known_pictures import KnownPictures
 from vistill.data.rows import content_hash, with_hashes
 from vistill.errors import DataError
 from vistill.runs.storage import append_line, disk_error, sync_file, write_text
@@ -46,10 +47,17 @@ def with_content_hashes(prompts: Sequence[Prompt]) -> list[Prompt]:
                 fix="vistill.Prompt(ID, ...)   with another id for each prompt",
             )
         seen.add(prompt.id)
-    return [
-        prompt if has_current_hashes(prompt) else with_hashes(with_storable_images(prompt))
-        for prompt in prompts
-    ]
+    pictures = KnownPictures("prompts that are passed in")
+
+    def hashed(prompt: Prompt) -> Prompt:
+        if has_current_hashes(prompt):
+            return prompt
+        return with_hashes(with_storable_images(prompt), pictures=pictures)
+
+    try:
+        return [hashed(prompt) for prompt in prompts]
+    finally:
+        pictures.cache.save()
 
 
 def has_current_hashes(prompt: Prompt) -> bool:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from PIL import Image
+
+from vistill.data.images import BytesImage, FileImage
 from vistill.data.placeholders import PLACEHOLDER
 from vistill.data.rows import SPECIAL_TOKEN
 from vistill.errors import DataError
@@ -36,3 +39,13 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
 def load_images(prompt: Prompt) -> list[PilImage]:
     """The decoded images in order."""
     return [ref.load() for ref in prompt.images]
+
+
+def plain_images(prompt: Prompt) -> list[PilImage]:
+    """Images of the same sizes in order. A picture whose size is known is not decoded."""
+    return [
+        Image.new("RGB", ref.size)
+        if isinstance(ref, FileImage | BytesImage) and ref.size is not None
+        else ref.load()
+        for ref in prompt.images
+    ]

@@ -22,7 +22,7 @@ from transformers import __version__ as transformers_version
 
 from vistill.functional.heads import Head, HeadPrecision, Kernels, full_tensor, row_width
 from vistill.models.adapters import add_saved_adapters, base_of
-from vistill.models.chat import chat_messages, load_images
+from vistill.models.chat import chat_messages, load_images, plain_images
 from vistill.models.families.base import EncodedPrompt, Family, PackedRow, RowBatch
 from vistill.models.families.deviations import family_type_of
 from vistill.models.families.processor_family import model_class_of
@@ -158,8 +158,8 @@ class VLM:
         return self.family.encode(chat_messages(prompt), load_images(prompt))
 
     def lengths(self, prompt: Prompt) -> tuple[int, int]:
-        """Tokens of a prompt, and of its images, without the image processor."""
-        return self.family.lengths(chat_messages(prompt), load_images(prompt))
+        """Tokens of a prompt, and of its images, by the sizes of the images alone."""
+        return self.family.lengths(chat_messages(prompt), plain_images(prompt))
 
     def head(self, vocabulary: int) -> Head:
         """The language-model head, over the first `vocabulary` ids."""
@@ -228,8 +228,8 @@ class PromptEncoder:
         return self.family.encode(chat_messages(prompt), load_images(prompt))
 
     def lengths(self, prompt: Prompt) -> tuple[int, int]:
-        """Tokens of a prompt, and of its images, without the image processor."""
-        return self.family.lengths(chat_messages(prompt), load_images(prompt))
+        """Tokens of a prompt, and of its images, by the sizes of the images alone."""
+        return self.family.lengths(chat_messages(prompt), plain_images(prompt))
 
 
 def render_prompt(model: "PromptEncoder | VLM", prompt: Prompt) -> tuple[str, int, int]:

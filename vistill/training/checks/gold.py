@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from vistill.data.mixture import set_of
 from vistill.data.set_settings import in_set
 from vistill.errors import DataError
 from vistill.phases import count_items
+from vistill.registry import checkers
+from vistill.runs.start_cache import StartCache, hash_text, source_hash
 from vistill.training.checks.set_aside import set_aside_rows
 from vistill.training.settings import rewards_of_sets
 from vistill.types import Prompt
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from vistill.training.recipe import Recipe
     from vistill.training.setup import RunSetup
 
+#: Modules whose source decides what the checkers of vistill accept. An answer that one accepted is
+#: kept for the next start; the code of a plug-in is asked again.
+RULE = ("answers", "answers/checkers", "answers/languages", "data/judging.py")
 #: What is said of procedural diagrams, whose gold answers are computed.
 DRAWN = "computed with the diagrams"
 
@@ -97,16 +103,26 @@ def rejected(
         settings: name the checker.
         by_set: the settings of data sets that have their own.
     """
+    known = StartCache("golds", [source_hash(*RULE), *map(version, ("math-verify", "sympy"))])
     with shared_judge() as math:
 
         def is_accepted(prompt: Prompt, gold: str) -> bool:
-            question = replace(prompt, answer=gold)
-            right = right_answer(prompt.labels.get("checker") or settings.checker, gold)
             own = by_set.get(set_of(prompt), settings)
-            return judge_response(gold_response(right), question, own, math).correct
+            checker = prompt.labels.get("checker") or own.checker
+            key = hash_text(checker, own.answer, gold, *prompt.choices)
+            if checker in checkers.builtin and known.get(key, bool):
+                return True
+            question = replace(prompt, answer=gold)
+            right = gold_response(right_answer(checker, gold))
+            accepted = judge_response(right, question, own, math).correct
+            if accepted and checker in checkers.builtin:
+                known.put(key, True)
+            return accepted
 
         counted = count_items("checking gold answers", prompts)
-        return [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
+        bad = [p for p in counted if not any(is_accepted(p, gold) for gold in p.golds)]
+    known.save()
+    return bad
 
 
 def rejected_error(

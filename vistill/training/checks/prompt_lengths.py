@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vistill.errors import DataError
+from vistill.models.known_lengths import KnownLengths
 from vistill.models.loading import VLM, PromptEncoder
 from vistill.models.pairs import same_family
 from vistill.phases import count_items
@@ -69,14 +70,15 @@ def find_overlong_prompts(
     view: View | str = View.FULL,
 ) -> list[OverlongPrompt]:
     """Find the prompts that exceed the length limit."""
-    overlong = []
+    overlong, known = [], KnownLengths(student)
     for prompt in count_items("measuring prompts", prompts):
-        tokens, image_tokens = student.lengths(apply_view(prompt, view, context))
+        tokens, image_tokens = known.of(apply_view(prompt, view, context))
         if tokens > limit:
             thoughts = len(prompt.thoughts) or len(prompt.boxes) if view == View.PRIVILEGED else 0
             where = prompt.labels.get("row", prompt.id)
             num_images = len(prompt.images) + thoughts
             overlong.append(OverlongPrompt(where, tokens, image_tokens, num_images))
+    known.cache.save()
     return overlong
 
 
