@@ -86,9 +86,9 @@ def test_an_answer_is_the_one_of_generate(picture, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_teacher_is_read_in_the_precision_and_revision_of_the_recipe(monkeypatch, named):
+def test_the_teacher_is_read_in_the_precision_and_revision_of_the_recipe(named):
     from vistill.models.quantization import QuantizedLinear
-    from vistill.studies import chat as conversation
+    from vistill.studies.chat import open_chat, teacher_settings_for
     from vistill.training.recipe import (
         NamedTeacherSettings,
         Recipe,
@@ -96,19 +96,16 @@ def test_the_teacher_is_read_in_the_precision_and_revision_of_the_recipe(monkeyp
         TeacherSettings,
     )
 
-    loaded = []
-    real = conversation.load_encoder_of
-    monkeypatch.setattr(
-        conversation, "load_encoder_of", lambda m, *more: loaded.append(m) or real(m, *more)
-    )
     own = {"model": "vistill:teacher", "revision": "main", "precision": "int8"}
     several = {"a": NamedTeacherSettings(**own)} if named else {}
     one = TeacherSettings() if named else TeacherSettings(**own)
     recipe = Recipe("run", StudentSettings("vistill:student"), "opd", teacher=one, teachers=several)
-    opened = conversation.open_chat(recipe, teacher="vistill:teacher")
+    assert teacher_settings_for(recipe, "vistill:teacher").revision == "main"
+    other = teacher_settings_for(recipe, "another")
+    assert (other.revision, other.precision) == (None, one.precision)
+    opened = open_chat(recipe, teacher="vistill:teacher")
     assert any(isinstance(m, QuantizedLinear) for m in opened.teacher.model.modules())
     assert not any(isinstance(m, QuantizedLinear) for m in opened.speakers[0].vlm.model.modules())
-    assert [m.revision for m in loaded] == [None, "main"]
 
 
 @pytest.mark.more

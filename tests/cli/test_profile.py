@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vistill.cli.main import entry
+from vistill.cli.verbs import with_profile
 from vistill.planning.gpus import PROFILES
 
 RECIPE = """\
@@ -35,17 +36,12 @@ def run_verb(*words):
     return stop.value.code or 0
 
 
-def test_settings_of_a_profile_are_over_the_recipe_and_under_the_command_line(
-    place, monkeypatch, capsys
-):
-    taken = []
-    monkeypatch.setattr(
-        "vistill.studies.stages.run_stages", lambda recipe, words, *_: taken.append(words)
-    )
-    assert run_verb("train", "r.yaml", "--profile", "24gb", "eval.rows_per_call=7") == 0
+def test_settings_of_a_profile_are_over_the_recipe_and_under_the_command_line(capsys):
     settings = [s for s in PROFILES["24gb"].settings if not s.startswith("eval.")]
-    assert taken == [[*settings, "eval.rows_per_call=7"]]
+    words = with_profile("24gb", ["eval.rows_per_call=7"])
+    assert words == [*settings, "eval.rows_per_call=7"]
     assert f"--profile 24gb: {' '.join(settings)}\n" in capsys.readouterr().err
+    assert with_profile(None, ["train.steps=1"]) == ["train.steps=1"]
 
 
 @pytest.mark.parametrize("verb", ["train", "check", "plan"])
@@ -57,14 +53,11 @@ def test_an_unknown_profile_is_refused(place, capsys, verb):
     assert not Path("run").exists()
 
 
-def test_check_reads_the_recipe_with_the_settings_of_the_profile(place, capsys, monkeypatch):
-    from vistill.studies import check
-
-    seen = []
-    monkeypatch.setattr(check, "data_findings", lambda recipe, *_: seen.append(recipe) or [])
+def test_check_takes_a_profile_and_its_json_stays_json(place, capsys):
     assert run_verb("check", "r.yaml", "--fast", "--profile", "48gb", "--json") == 0
-    assert (seen[0].rollout.rows_per_call, seen[0].train.offload_teacher) == (8, True)
-    json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert "--profile 48gb: train.offload_teacher=true rollout.rows_per_call=8" in shown.err
+    json.loads(shown.out)
 
 
 @pytest.mark.more

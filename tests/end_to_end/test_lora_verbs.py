@@ -24,6 +24,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.chosen_student import resolve_model
 from vistill.training.adapted_student import loading_options
 from vistill.training.checks.models import require_full_precision
+from vistill.training.load_model import default_dtype
 from vistill.training.recipe import Recipe, StudentSettings
 from vistill.training.settings import SaveSettings, TrainSettings
 
@@ -171,22 +172,22 @@ def test_a_student_with_adapters_is_distilled_from_python(place):
     assert caught.value.code == "C101"
 
 
-def test_load_keeps_frozen_weights_under_lora_in_the_precision_that_a_recipe_gives_them(
-    place, monkeypatch
-):
-    # as on a CUDA device, where a step runs in bf16
-    monkeypatch.setattr("vistill.training.load_model.training_dtype", lambda *_: torch.bfloat16)
-    student = vistill.load("vistill:student", lora=LoraSettings(rank=2))
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_load_keeps_frozen_weights_under_lora_in_the_precision_that_a_recipe_gives_them(device):
+    settings = StudentSettings("vistill:student", train="lora")
+    options = loading_options(Recipe("run", settings, "opd"), device)
+    assert options == {"dtype": default_dtype(device, frozen=False, lora=True), "quantization": ""}
+    assert (options["dtype"] is torch.bfloat16) == (device == "cuda")
+    assert default_dtype(device, frozen=False, lora=False) is torch.float32
+
+
+def test_load_adds_float32_adapters_to_weights_of_half_precision():
+    student = vistill.load("vistill:student", lora=LoraSettings(rank=2), dtype=torch.bfloat16)
     adapters = adapter_parameters(student.model)
     assert {p.dtype for p in adapters.values()} == {torch.float32}
     frozen = {p.dtype for n, p in student.model.named_parameters() if n not in adapters}
     assert frozen == {torch.bfloat16}
     require_full_precision(student)
-    assert vistill.load("vistill:student").model.dtype is torch.float32
-    options = loading_options(
-        Recipe("run", StudentSettings("vistill:student", train="lora"), "opd"), "cuda"
-    )
-    assert options == {"dtype": torch.bfloat16, "quantization": ""}
 
 
 def with_response(prompt):

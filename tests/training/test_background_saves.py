@@ -293,15 +293,14 @@ def test_an_event_names_the_step_of_the_checkpoint_that_could_not_be_written(
 
 def test_a_copy_waits_for_the_device_of_the_tensors_not_for_the_current_one(monkeypatch):
     waited, values = [], torch.arange(3.0)
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    monkeypatch.setattr(
-        "vistill.training.checkpoint_writer.host_buffer", lambda t: torch.empty(t.shape)
-    )
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
     facts = {"shape": values.shape, "dtype": values.dtype, "detach": lambda: values}
     tensors = {
         n: SimpleNamespace(is_cuda=True, device=torch.device("cuda", n), **facts) for n in (1, 2)
     }
-    copies = SnapshotBuffers().copy(tensors)
+    buffers = SnapshotBuffers()
+    buffers.buffers = {n: torch.empty(3) for n in tensors}  # page-locked memory needs a device
+    copies = buffers.copy(tensors)
     assert {str(device) for device in waited} == {"cuda:1", "cuda:2"}
     assert torch.equal(copies[1], values)
 

@@ -1,5 +1,6 @@
 """`micro_batch: auto` measures once what fits, stays within the budget, and says what would fit."""
 
+import inspect
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training import memory_budget
 from vistill.training.build import START_CHECKS
+from vistill.training.host_memory import free_host_bytes
 from vistill.training.loop import Plan
 from vistill.training.memory_budget import (
     GIB,
@@ -371,6 +373,11 @@ def test_parts_and_micro_batches_are_filled_up_to_their_budget():
     assert BatchSplit(micro_batch=3).micro_batches([1] * 7) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_free_memory_of_a_cpu_is_that_of_its_container(monkeypatch):
-    monkeypatch.setattr("vistill.training.memory_budget.free_host_bytes", lambda: 15000.0)
-    assert memory_budget.free_bytes(torch.device("cpu")) == 15000.0
+def test_free_memory_of_a_cpu_is_that_of_its_container(tmp_path):
+    (tmp_path / "meminfo").write_text("MemAvailable: 100 kB\n")
+    for name, text in (("max", "50000"), ("current", "40000"), ("stat", "inactive_file 5000")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    of_host = partial(free_host_bytes, tmp_path / "meminfo", tmp_path)
+    assert memory_budget.free_bytes(torch.device("cpu"), of_host) == 15000
+    defaults = inspect.signature(memory_budget.free_bytes).parameters
+    assert defaults["of_host"].default is free_host_bytes

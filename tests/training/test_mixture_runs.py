@@ -12,6 +12,7 @@ from vistill.answers.verdict import Verdict
 from vistill.config import load_recipe
 from vistill.data.mixture import set_of
 from vistill.data.set_settings import DataSet, SetReward
+from vistill.registry import checkers
 from vistill.runs.folder import RunFolder
 from vistill.training.build import build, make_setup
 from vistill.training.checks.gold import judge_gold_answers
@@ -204,20 +205,19 @@ def test_responses_are_kept_by_the_reward_of_their_data_set():
     assert set(keep_correct_responses(models, prompts, responses, reward, by_set)) == {"sums"}
 
 
-def test_gold_answers_are_judged_by_the_reward_of_their_data_set(start, monkeypatch):
-    settings, _ = start("gold", "data.sets.sums.reward.answer=last")
+def test_gold_answers_are_judged_by_the_reward_of_their_data_set(start, clean_registry):
     judged = []
 
-    def record(text, prompt, judge, math):
-        judged.append((set_of(prompt), judge.answer))
-        return Verdict("3", correct=True)
+    @checkers.register("records")
+    def check(response, answer, choices, take, math):
+        judged.append(take)
+        return Verdict(answer, correct=True)
 
-    monkeypatch.setattr("vistill.training.checks.gold.judge_response", record)
-    rows = [
-        Prompt(name, ("q",), answer="3", labels={"data_set": name}) for name in ("sums", "words")
-    ]
-    judge_gold_answers(settings, rows, [], "judged")
-    assert judged == [("sums", "last"), ("words", "first")]
+    settings, _ = start("gold", "data.sets.sums.reward.answer=last")
+    labels = [{"data_set": name, "checker": "records"} for name in ("sums", "words")]
+    rows = [Prompt(one["data_set"], ("q",), answer="3", labels=one) for one in labels]
+    judge_gold_answers(settings, rows, [], "all")
+    assert judged == ["last", "first"]
 
 
 def test_no_correct_response_of_several_teachers_names_all_of_them():

@@ -44,12 +44,24 @@ def load(
     quiet_libraries()
     fix_cublas_workspace()
     where = choose_device(device)
-    if frozen:  # a teacher, which a recipe reads in bfloat16 on a GPU
-        options.setdefault("dtype", teacher_dtype(where))
-    elif lora is not None or is_adapter_folder(resolve_model(source)):
-        options.setdefault("dtype", training_dtype(TrainSettings(), torch.device(where)))
-    loaded = load_vlm(resolve_model(source), device=where, **options)
+    folder = resolve_model(source)
+    has_lora = lora is not None or is_adapter_folder(folder)
+    options.setdefault("dtype", default_dtype(where, frozen, has_lora))
+    loaded = load_vlm(folder, device=where, **options)
     if lora is not None:
         loaded = add_adapters(loaded, lora, Recipe.seed, model_name(loaded.source))
     vlm = with_kernels(run_selftest(loaded, "teacher" if frozen else "student"), "auto")
     return vlm.freeze() if frozen else vlm
+
+
+def default_dtype(device: str, frozen: bool, lora: bool) -> torch.dtype:
+    """The precision of weights that a recipe would give them: trained weights are float32.
+
+    Args:
+        device: of the model.
+        frozen: whether it is a teacher.
+        lora: whether it is a student with adapters, which has the precision of a step.
+    """
+    if frozen:
+        return teacher_dtype(device)
+    return training_dtype(TrainSettings(), torch.device(device)) if lora else torch.float32

@@ -351,6 +351,6 @@ def free_for_step(setup: "RunSetup") -> float:
     return max(0.0, free_bytes(setup.models.student.device) - later)
 
 
-def free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device, of_host: Callable[[], float] = free_host_bytes) -> float:
     """Free bytes of a CUDA device, else of the host; infinite where the system does not tell."""
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_host_bytes()
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else of_host()
