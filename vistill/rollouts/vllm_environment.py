@@ -40,11 +40,17 @@ def make_environment(folder: Path) -> str:
     pip = (str(python), "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "-r", str(REQUIREMENTS))
     run(*pip, "uninstall", "--quiet", "--yes", *NEED_CUDA)
+    declare_operators(python)
+    return checks.find_python(checks.VLLMSettings(python=str(python)))
+
+
+def declare_operators(python: Path) -> None:
+    """Write the declaration into the packages of an environment."""
+    # without -S: that would print the packages of the interpreter that the environment is made of
     where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    site = Path(run(str(python), "-S", "-c", where).strip())
+    site = Path(run(str(python), "-I", "-c", where).strip())
     (site / f"{NAME}.py").write_text(DECLARATION, encoding="utf-8")
     (site / f"{NAME}.pth").write_text(f"import {NAME}\n", encoding="utf-8")
-    return checks.find_python(checks.VLLMSettings(python=str(python)))
 
 
 def run(*words: str) -> str:
