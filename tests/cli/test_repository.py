@@ -30,6 +30,7 @@ VERBS = [
     "replay",
     "report",
     "reproduce",
+    "rescore",
     "schema",
     "selftest",
     "train",
@@ -88,7 +89,8 @@ def test_the_command_line_has_verbs_only():
     command = get_command(app)
     assert sorted(command.commands) == VERBS
     params = [p.name for c in command.commands.values() for p in c.params]
-    assert len(params) - params.count("plugin") <= 4 * len(VERBS)
+    own = 6  # how `eval` is told benchmarks: settings of a recipe have no place for them
+    assert len(params) - params.count("plugin") <= 4 * len(VERBS) + own
 
 
 def test_the_catalogue_has_exactly_the_error_codes_that_the_code_uses():

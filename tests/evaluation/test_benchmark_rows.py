@@ -37,9 +37,9 @@ def test_a_row_of_every_benchmark_is_asked_and_judged(name, tmp_path):
     raw, right, wrong = ROWS[name]
     write(tmp_path, name, [raw])
     for protocol in PROTOCOLS.values():
-        found = read_benchmark(BENCHMARKS[name], tmp_path, protocol.name, None)
-        assert (found.subset, found.failed, found.available) == ("ours", [], 1)
-        pairs, failed = make_prompts(found, protocol, DataSettings())
+        part = read_benchmark(BENCHMARKS[name], tmp_path, protocol.name, None)
+        assert (part.subset, part.failed, part.available) == ("ours", [], 1)
+        pairs, failed = make_prompts(part, protocol, DataSettings())
         assert failed == []
         (row, prompt), = pairs  # fmt: skip
         assert len(prompt.images) == len([i for i in row.images if i is not None]) >= 1
@@ -88,11 +88,11 @@ def test_two_rows_with_one_id_are_refused(tmp_path):
 def test_a_row_whose_picture_is_missing_is_counted_and_the_others_are_asked(tmp_path):
     good, bad = dict(ROWS["ai2d"][0]), dict(ROWS["ai2d"][0]) | {"image": "fehlt.png"}
     write(tmp_path, "ai2d", [good, bad, "no row"])
-    found = read_benchmark(BENCHMARKS["ai2d"], tmp_path, "official", None)
-    pairs, failed = make_prompts(found, PROTOCOLS["official"], DataSettings())
+    part = read_benchmark(BENCHMARKS["ai2d"], tmp_path, "official", None)
+    pairs, failed = make_prompts(part, PROTOCOLS["official"], DataSettings())
     assert [prompt.id for _, prompt in pairs] == ["ai2d_00000"]
     assert [one["code"] for one in failed] == ["D201"]
-    assert len(found.failed) == 1
+    assert len(part.failed) == 1
 
 
 def test_a_limit_takes_whole_groups_and_a_smaller_one_a_part_of_them():
@@ -126,8 +126,8 @@ def test_the_hub_is_read_by_config_and_split(monkeypatch, tmp_path):
         return Dataset.from_list([raw])
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    found = read_benchmark(BENCHMARKS["blink"], None, "official", None)
-    assert len(found.rows) == len(asked) == 14
+    part = read_benchmark(BENCHMARKS["blink"], None, "official", None)
+    assert len(part.rows) == len(asked) == 14
     assert asked[5] == ("BLINK-Benchmark/BLINK", "Jigsaw", "val")
 
 

@@ -1,8 +1,10 @@
 """Metrics of benchmarks on small cases computed by hand, and their intervals."""
 
 import math
+import re
 
 import pytest
+from conftest import REPO
 
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, find_suite
@@ -187,3 +189,17 @@ def test_a_suite_prints_no_average_over_a_part():
     lines = results_csv(results).splitlines()
     assert len(lines) == 1 + 4 * (3 + 1)
     assert lines[1].startswith("wemath,va_opd,sampled,,accuracy,0.4,0.0,1.0,10,10,ours,False,auto")
+
+
+def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():
+    page = (REPO / "docs" / "benchmarks.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
+    assert [name for name, *_ in listed[-len(BENCHMARKS) :]] == list(BENCHMARKS)
+    for name, rows, hub, metrics_of in listed[-len(BENCHMARKS) :]:
+        benchmark = BENCHMARKS[name]
+        assert rows.removeprefix("about ") == f"{benchmark.rows:,}"
+        assert f"**{benchmark.headline}**" in metrics_of
+        shown = benchmark.hub or "none"
+        if len(benchmark.configs) == 1:
+            shown = shown.replace("*", benchmark.configs[0])
+        assert hub.split(", 14")[0] == shown

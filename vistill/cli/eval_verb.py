@@ -127,7 +127,7 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         )
     suite = find_suite(options.suite) if options.suite else None
     names = suite.benchmarks if suite else [n.strip() for n in options.tasks.split(",")]
-    found = [BENCHMARKS[name] for name in names] if suite else find_benchmarks(names)
+    benchmarks = [BENCHMARKS[name] for name in names] if suite else find_benchmarks(names)
     protocol = find_protocol(options.protocol or (suite.name if suite else "official"))
     values = {**vars(recipe.eval), "system": recipe.data.system}
     changes = {name: values[name] for key, name in CHANGES.items() if key in pairs}
@@ -138,7 +138,7 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         limit = recipe.eval.limit
     changed = {**changes, **({"samples": samples} if samples is not None else {})}
     protocol = with_changes(protocol, samples, changes)
-    return BenchmarkRequest(found, protocol, suite, options.data, limit, changed)
+    return BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed)
 
 
 def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_json: bool) -> None:

@@ -120,11 +120,11 @@ def run_benchmarks(recipe: Recipe, request: BenchmarkRequest) -> dict[str, Any]:
     folder.check_writable()
     if folder.has_started():
         raise training_folder_error(recipe.run)
-    found, missing = find_rows(request)
+    present, missing = find_rows(request)
     tasks: dict[str, Any] = {}
     with folder.locked():
-        if found:
-            tasks = ask_all(recipe, request, found)
+        if present:
+            tasks = ask_all(recipe, request, present)
         results: dict[str, Any] = {
             "model": recipe.student.model,
             "protocol": request.protocol.name,
@@ -157,7 +157,7 @@ def find_rows(request: BenchmarkRequest) -> tuple[list[BenchmarkRows], dict[str,
 
 
 def ask_all(
-    recipe: Recipe, request: BenchmarkRequest, found: Sequence[BenchmarkRows]
+    recipe: Recipe, request: BenchmarkRequest, present: Sequence[BenchmarkRows]
 ) -> dict[str, Any]:
     """Load the model, ask every benchmark, and score it."""
     settings, protocol = recipe.located(), request.protocol
@@ -172,7 +172,7 @@ def ask_all(
     ):
         asker = Asker(vlm, engine, protocol, recipe.eval.seed, recipe.eval.rows_per_call, math)
         facts = facts_of(recipe, vlm, protocol)
-        for one in found:
+        for one in present:
             log = log_path(Path(recipe.run), one.benchmark, protocol)
             log.parent.mkdir(parents=True, exist_ok=True)
             open_log(log, {"task": one.benchmark.name, "source": one.source, **facts})

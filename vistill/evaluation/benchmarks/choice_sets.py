@@ -33,10 +33,10 @@ def letter_by_index(value: Any) -> str:
     return chr(ord("A") + int(text)) if text.isdigit() else text
 
 
-def in_order(found: list[tuple[str, str]]) -> tuple[str, ...]:
+def in_order(options: list[tuple[str, str]]) -> tuple[str, ...]:
     """Options read from a question; none if their letters are not A, B, C, ..."""
-    names = [name for name, _ in found]
-    return tuple(text.strip() for _, text in found) if names == letters(len(names)) else ()
+    names = [name for name, _ in options]
+    return tuple(text.strip() for _, text in options) if names == letters(len(names)) else ()
 
 
 def read_ai2d(raw: Mapping[str, Any]) -> BenchmarkRow:

@@ -13,7 +13,7 @@ from vistill.evaluation.benchmarks.scores import score_benchmark
 
 #: Categories with more values, or with longer names, are written to the files and not printed.
 MOST_PRINTED, LONGEST_PRINTED = 20, 32
-CSV_COLUMNS = (
+CSV_COLUMNS: tuple[str, ...] = (
     "task", "protocol", "mode", "category", "metric", "value", "low", "high", "units", "clusters",
     "subset", "partial", "rule",
 )  # fmt: skip

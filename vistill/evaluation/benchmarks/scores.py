@@ -81,7 +81,7 @@ def score_units(
     sums = {name: sum_by_cluster(part, index) for name, part in filled.items()}
     draws = resample(sums, len(index), seed) if sums else {}
     values = {name: part.value for name, part in sums.items()}
-    groups = {name: (name,) for name in sums}
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in sums}
     for name, parts in (means or {}).items():
         if all(part in sums for part in parts):
             groups[name] = parts

@@ -169,12 +169,12 @@ def choose_groups(rows: Sequence[BenchmarkRow], limit: int) -> list[BenchmarkRow
 
 
 def make_prompts(
-    found: BenchmarkRows, protocol: Protocol, settings: DataSettings
+    part: BenchmarkRows, protocol: Protocol, settings: DataSettings
 ) -> tuple[list[tuple[BenchmarkRow, Prompt]], list[dict[str, str]]]:
     """Rows with their prompts, and the rows whose prompt cannot be made.
 
     Args:
-        found: the rows.
+        part: the rows.
         protocol: words and system message.
         settings: limits of pictures (`max_image_tokens`, `min_pixels`, `max_pixels`).
     """
@@ -182,11 +182,11 @@ def make_prompts(
     own = replace(
         settings, columns=columns, template="{prompt}", system=protocol.system, text_only="plain"
     )
-    reader = RowReader(own, found.source, found.root, found.root)
+    reader = RowReader(own, part.source, part.root, part.root)
     pairs: list[tuple[BenchmarkRow, Prompt]] = []
     failed: list[dict[str, str]] = []
-    for line, row in enumerate(found.rows, 1):
-        text = found.benchmark.prompt(row, protocol.name)
+    for line, row in enumerate(part.rows, 1):
+        text = part.benchmark.prompt(row, protocol.name)
         raw = {"question": text, "images": list(row.images), "id": row.id}
         try:
             pairs.append((row, with_hashes(reader.undecoded_prompt(raw, line))))
