@@ -1,10 +1,18 @@
 """MathVision: problems of mathematics competitions by level and subject."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
+from vistill.evaluation.benchmarks import mathvision_official
+from vistill.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    BenchmarkRow,
+    ScoredReply,
+    Units,
+    by_checker,
+    row_units,
+)
 from vistill.evaluation.benchmarks.wording import PLAIN, lines, one_picture, option_lines
 
 REQUEST = (
@@ -37,6 +45,11 @@ def same_as_letters(row: BenchmarkRow) -> bool:
     return all(text == chr(ord("A") + i) for i, text in enumerate(row.choices))
 
 
+def score(replies: Sequence[ScoredReply]) -> Units:
+    """`accuracy` by the rule `auto`, and by the authors' rule (`official`)."""
+    return {"accuracy": row_units(replies, "auto"), "official": row_units(replies, "official")}
+
+
 BENCHMARK = Benchmark(
     name="mathvision",
     title="MathVision test",
@@ -44,11 +57,12 @@ BENCHMARK = Benchmark(
     hub="MathLLMs/MathVision[test]",
     from_hub=from_hub,
     prompt=prompt,
-    rules={"auto": by_checker("auto")},
+    rules={"auto": by_checker("auto"), "official": mathvision_official.judge},
+    score=score,
     categories=("subject", "level"),
     licence="MIT: evaluation",
     source="arXiv 2402.14804; github.com/mathllm/MATH-V",
-    note="Letter and value of the option both count, as in the authors' rule.",
+    note="Letter and value of the option both count by both rules.",
 )
 TESTMINI = replace(
     BENCHMARK,
