@@ -131,7 +131,7 @@ CATALOGUE: dict[str, str] = {
     "S605": "The folder holds no run, or nothing that can be read.",
     "S606": "A file of the run folder is damaged, or was changed.",
     "S607": "The journal does not hold the responses of a step, and no engine can repeat them.",
-    "S608": "The folder to export to exists already.",
+    "S608": "The folder or file to write exists already.",
     "S609": "The hub cannot be reached, or refuses the upload.",
 }
 

@@ -37,6 +37,7 @@ POINTS = (
     "evaluate.attempt",
     "evaluate.before_log",
     "report.begin",
+    "benchmark.after_call",
 )
 ACTIONS = ("kill", "term", "raise", "enospc", "slow", "hang", "nan", "oom")
 VARIABLE = "VISTILL_FAULT"

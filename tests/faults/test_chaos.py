@@ -18,7 +18,8 @@ from vistill.training.checkpoint import newest_checkpoint
 from vistill.training.journal import Journal
 
 #: Points inside a run. The report comes after it, and `opd` probes no gradient.
-IN_A_RUN = [point for point in POINTS if point not in ("learn.probe", "report.begin")]
+NOT_IN_A_RUN = ("learn.probe", "report.begin", "benchmark.after_call")
+IN_A_RUN = [point for point in POINTS if point not in NOT_IN_A_RUN]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from vistill.cli.eval_verb import add_eval
 from vistill.cli.init_verb import EXAMPLES as INIT_EXAMPLES
 from vistill.cli.init_verb import init
 from vistill.cli.messages import (
@@ -209,20 +210,7 @@ def methods(
 add_reproduce(app)
 
 
-@app.command(
-    name="eval", rich_help_panel=LOOK, epilog=example("vistill eval vistill:student eval.limit=32")
-)
-def evaluate(
-    target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Evaluate a model: accuracy, gaps without the image, reading, visual advantage."""
-    load_plugins(plugin or [])
-    from vistill.cli.target import evaluate_target
-
-    evaluate_target(target, overrides or [], as_json, advantage_only=False)
+add_eval(app)
 
 
 @app.command(

@@ -23,7 +23,9 @@ from vistill.errors import (
 )
 from vistill.runs.hub import ask_hub, is_offline, offline_is_set
 
-HUB = re.compile(r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<split>[^\]]+)\])?$")
+HUB = re.compile(
+    r"^hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^\[\]]+))?(?:\[(?P<split>[^\]]+)\])?$"
+)
 PARQUET = b"PAR1"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 #: Most bytes of a file whose lines are counted before its rows are read.
@@ -313,7 +315,7 @@ def read_hub_rows(source: str) -> Rows:
     ask_hub()
     datasets.config.HF_HUB_OFFLINE = is_offline()
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        loaded = datasets.load_dataset(name, match["config"], split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise unreadable_hub_data_error(name, error) from error
     yield from numbered(loaded.with_format("arrow").iter(batch_size=64))  # pyright: ignore[reportAttributeAccessIssue]

@@ -19,7 +19,7 @@ TINY = (
     " nothing about the methods."
 )
 UNMEASURED = (
-    "vistill has no benchmark suite yet, so the columns of benchmarks hold the paper's values"
+    "`vistill reproduce` runs no benchmarks, so the columns of benchmarks hold the paper's values"
     " alone. What vistill measured is the accuracy on the held-out rows of each run."
 )
 

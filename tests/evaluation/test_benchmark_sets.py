@@ -1,0 +1,160 @@
+"""Real sets with scripted replies of known score, and real replies with official verdicts."""
+
+import json
+import random
+from collections import defaultdict
+
+import pytest
+from answers_official import read
+
+from vistill.answers.judge import right_answer
+from vistill.answers.math_process import shared_judge
+from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
+from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
+from vistill.evaluation.benchmarks.scores import score_benchmark
+
+#: By benchmark: its folder among the real data.
+SETS = {
+    "wemath": "wemath",
+    "mathverse": "mathverse",
+    "mathvision_testmini": "mathvision_testmini",
+    "blink_jigsaw": "blink_jigsaw",
+    "vlms_are_blind": "vlms_are_blind",
+    "vsp_maze": "vsp_maze",
+    "hallusionbench": "annotations_hallusionbench",
+    "ocrbench": "annotations_ocrbench",
+}
+#: Rows whose gold answer stands in any reply, so that a refusal would be right.
+LETTERS = "ABCDEFGH"
+
+
+def rows_of(shared_data, name):
+    lines = (shared_data / SETS[name] / "data.jsonl").read_text().splitlines()
+    return [BENCHMARKS[name].read_row(json.loads(line)) for line in lines]
+
+
+def gold_of(name, row):
+    gold = row.answer if isinstance(row.answer, str) else row.answer[0]
+    return right_answer(next(iter(BENCHMARKS[name].rules)), gold)
+
+
+def scored(name, rows, say):
+    """The replies of a script with their verdicts."""
+    replies = []
+    for row in rows:
+        rules = BENCHMARKS[name].rules.items()
+        verdicts = {rule: judge(say(row), row, "last", shared_judge()) for rule, judge in rules}
+        credit = {rule: float(verdict.correct) for rule, verdict in verdicts.items()}
+        unparsed = next(iter(verdicts.values())).unparsed
+        replies.append(ScoredReply(row, 0, credit, unparsed))
+    return replies
+
+
+def results_of(name, replies):
+    values = score_benchmark(BENCHMARKS[name], replies)
+    return {metric: score["value"] for metric, score in values["metrics"].items()}, values
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", list(SETS))
+def test_scripted_replies_have_their_known_score(shared_data, name):
+    rows = rows_of(shared_data, name)
+    headline = BENCHMARKS[name].headline
+    right, facts = results_of(
+        name, scored(name, rows, lambda row: f"So it is \\boxed{{{gold_of(name, row)}}}")
+    )
+    assert right[headline] == 1
+    assert facts["questions"] == len(rows)
+    refused, facts = results_of(name, scored(name, rows, lambda row: "I can't help with that."))
+    assert refused[headline] == 0
+    if name != "ocrbench":  # whose rule reads the whole reply
+        assert facts["unparsed_share"] >= 0.98
+
+
+def next_letter(row):
+    """Another option than the gold one."""
+    place = LETTERS.index(row.answer) + 1
+    return LETTERS[place % max(2, len(row.choices))]
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", ["wemath", "blink_jigsaw"])
+def test_wrong_letters_score_zero(shared_data, name):
+    rows = rows_of(shared_data, name)
+    values, facts = results_of(name, scored(name, rows, next_letter))
+    assert values[BENCHMARKS[name].headline] == 0
+    assert facts["unparsed_share"] == 0
+
+
+def test_random_letters_on_wemath_equal_a_count_of_their_groups(shared_data):
+    """The four outcomes, counted here from the letters alone."""
+    rows = rows_of(shared_data, "wemath")
+    letter = {row.id: random.Random(row.id).choice(LETTERS[: len(row.choices)]) for row in rows}
+    values, _ = results_of("wemath", scored("wemath", rows, lambda row: letter[row.id]))
+    groups = defaultdict(dict)
+    for row in rows:
+        groups[row.group][row.facts["step"]] = letter[row.id] == row.answer
+    strict = loose = 0.0
+    for right in groups.values():
+        composite = right.pop("multi")
+        if all(right.values()):
+            strict, loose = strict + (1 if composite else 0.5), loose + (1 if composite else 0.5)
+        elif composite:
+            loose += any(right.values())
+    assert values["strict"] == pytest.approx(strict / len(groups))
+    assert values["loose"] == pytest.approx(loose / len(groups))
+    assert 0 < values["mean"] < 0.5
+
+
+#: Options of tasks of BLINK, for which the file has stand-ins or none.
+BLINK_OPTIONS = {
+    "Spatial Relation": ["yes", "no"],
+    "Multi-view Reasoning": ["left", "right"],
+    "Visual Similarity": ["the second image", "the third image"],
+    "Art Style": ["the second image", "the third image"],
+}
+#: Parts that differ by more than 3 points. The authors let a language model choose an option for
+#: replies that name none, such as `right (counter-clockwise)`.
+FAR = {"blink": {"Multi-view Reasoning"}}
+#: The rule whose verdicts the official ones are compared with.
+OFFICIAL_RULES = {"mathvision": "official", "blink": "choice", "mmmu": "auto"}
+
+
+def part_of(record):
+    """The task of BLINK, or the model."""
+    return record.get("task", record["model"]).removesuffix("_concat").replace("_", " ")
+
+
+def official_row(record):
+    """The row of an official reply."""
+    gold = record["gold"]
+    return BenchmarkRow(
+        id=f"{record['id']} {record['model']}",
+        question="",
+        answer=tuple(gold) if isinstance(gold, list) else gold,
+        choices=tuple(BLINK_OPTIONS.get(part_of(record), record["choices"])),
+        facts={"subject": "", "level": "", "task": record.get("task", ""), "type": ""},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(OFFICIAL_RULES))
+def test_official_replies_score_within_a_point_of_the_official_verdicts(shared_data, name):
+    """Within 1 point per benchmark, and 3 points per task or model, with one task apart.
+
+    MMMU has one model; its random guesses count as wrong.
+    """
+    judge = BENCHMARKS[name].rules[OFFICIAL_RULES[name]]
+    ours, theirs = defaultdict(list), defaultdict(list)
+    for record in read(shared_data / "official_replies", name):
+        row = official_row(record)
+        is_right = judge(record["reply"], row, "last", shared_judge()).correct
+        official = record["official_correct"] and not record.get("official_guesses", False)
+        for key in ("all", part_of(record)):
+            ours[key].append(is_right)
+            theirs[key].append(official)
+    points = {
+        key: 100 * (sum(ours[key]) - sum(theirs[key])) / len(values) for key, values in ours.items()
+    }
+    assert abs(points.pop("all")) <= 1
+    assert {key for key, value in points.items() if abs(value) > 3} == FAR.get(name, set())

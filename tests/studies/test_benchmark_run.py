@@ -1,0 +1,192 @@
+"""`vistill eval --tasks`: logs, tables, resume after a kill, changed settings, rescoring."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+from PIL import Image
+
+from vistill.cli.main import entry
+from vistill.evaluation.benchmarks.sample_log import read_samples
+
+SHORT = ["eval.max_new_tokens=4", "eval.rows_per_call=4"]
+
+
+def run_verb(capsys, *words):
+    """Exit code, stdout and stderr of a verb."""
+    code = 0
+    try:
+        entry([*map(str, words)])
+    except SystemExit as stop:
+        code = stop.code or 0
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def write_sets(folder):
+    """Two groups of We-Math and four rows of AI2D, made for this test."""
+    steps = [
+        {"ID": f"2steps_{group}", "key": f"2steps_{step}", "split": "testmini",
+         "question": f"How much is {group} and {step}?", "option": "A. 1;B. 2;C. 3",
+         "answer": "B", "image_path": "bild.png", "knowledge concept": "Sums",
+         "question number": group}
+        for group in (1, 2) for step in ("1", "2", "multi")
+    ]  # fmt: skip
+    parts = [
+        {"question": f"Which is {n}?", "options": ["leaf", "root"], "answer": "0",
+         "image": "bild.png"}
+        for n in range(4)
+    ]  # fmt: skip
+    for name, rows in (("wemath", steps), ("ai2d", parts)):
+        (folder / name).mkdir(parents=True)
+        Image.linear_gradient("L").resize((48, 48)).convert("RGB").save(folder / name / "bild.png")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / name / "data.jsonl").write_text(text)
+    return folder
+
+
+def contents(run):
+    """Every sample of a run without its seconds, by log."""
+    return {
+        log.name: sorted(
+            json.dumps({**sample.to_dict(), "seconds": 0}, sort_keys=True)
+            for sample in read_samples(log)
+        )
+        for log in sorted((run / "samples").glob("*.jsonl"))
+    }
+
+
+def command(sets, run, *rest):
+    return ["eval", "vistill:student", "--tasks", "wemath,ai2d", "--protocol", "va_opd",
+            "--data", str(sets), "--samples", "2", f"run={run}", *SHORT, *rest]  # fmt: skip
+
+
+@pytest.mark.more
+def test_tasks_are_asked_logged_scored_and_rescored(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    code, shown, err = run_verb(capsys, *command(sets, run))
+    assert code == 0, err
+    assert "We-Math   6 of 1,740 rows   subset: ours   rule: choice" in shown
+    assert "protocol   va_opd   changed: max_new_tokens 4, samples 2" in shown
+    results = json.loads((run / "results.json").read_text())
+    mode = results["tasks"]["wemath"]["modes"]["sampled"]
+    assert (mode["questions"], mode["replies"], mode["label"]) == (6, 12, "avg@2")
+    assert mode["metrics"]["mean"]["units"] == 2
+    assert "ai2d,va_opd,sampled,,accuracy," in (run / "results.csv").read_text()
+    log = run / "samples" / "ai2d.va_opd.jsonl"
+    header, *lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (header["log"], header["version"], header["take"]) == ("vistill samples", 1, "first")
+    assert len(lines) == 8
+    assert {len(line["pictures"][0]) for line in lines} == {32}
+    assert all(line["verdicts"]["choice"]["reason"] for line in lines if not is_right(line))
+
+    before = log.read_bytes()
+    code, shown, err = run_verb(capsys, "rescore", run, "--out", tmp_path / "neu", "--json")
+    assert code == 0, err
+    assert log.read_bytes() == before
+    again = json.loads(shown)
+    assert [list(one["tasks"]) for one in again] == [["ai2d"], ["wemath"]]
+    for one in again:
+        (name, task), = one["tasks"].items()  # fmt: skip
+        first = results["tasks"][name]["modes"]["sampled"]["metrics"]
+        assert task["modes"]["sampled"]["metrics"] == first
+    assert contents_of_folder(tmp_path / "neu") == contents(run)
+    code, shown, err = run_verb(capsys, "rescore", log, "--checker", "contains")
+    assert code == 0, err
+    assert "rule: contains" in shown
+
+
+def is_right(line):
+    return line["verdicts"]["choice"]["correct"]
+
+
+def contents_of_folder(folder):
+    (folder / "samples").mkdir()
+    for log in folder.glob("*.jsonl"):
+        log.rename(folder / "samples" / log.name)
+    return contents(folder)
+
+
+@pytest.mark.more
+def test_a_killed_evaluation_asks_only_what_is_missing_and_ends_with_the_same_samples(
+    tmp_path, capsys, monkeypatch
+):
+    sets, whole, killed = write_sets(tmp_path / "sets"), tmp_path / "whole", tmp_path / "killed"
+    assert run_verb(capsys, *command(sets, whole))[0] == 0
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "VISTILL_FAULT":
+                   "benchmark.after_call:kill@2"}  # fmt: skip
+    words = [sys.executable, "-m", "vistill", *command(sets, killed)]
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    log = killed / "samples" / "wemath.va_opd.jsonl"
+    kept = log.read_bytes()
+    assert len(kept.splitlines()) == 1 + 8
+    log.write_bytes(kept[:-20])  # as if the power failed in the last line
+
+    asked = count_requests(monkeypatch)
+    assert run_verb(capsys, *command(sets, killed))[0] == 0
+    assert contents(killed) == contents(whole)
+    assert sum(asked) == 2 * (6 + 4) - 7
+    asked.clear()
+    assert run_verb(capsys, *command(sets, killed))[0] == 0
+    assert asked == []
+    assert run_verb(capsys, *command(sets, killed, "--samples", "3"))[0] == 0
+    assert sum(asked) == 6 + 4
+
+
+def count_requests(monkeypatch):
+    """How many responses each call of the engine is asked for."""
+    from vistill.studies.benchmark_run import Asker
+
+    asked, generate = [], Asker.generate
+
+    def counted(self, part, mode):
+        asked.append(sum(len(samples) for _, samples in part))
+        return generate(self, part, mode)
+
+    monkeypatch.setattr(Asker, "generate", counted)
+    return asked
+
+
+@pytest.mark.more
+def test_other_settings_and_other_pictures_are_refused_in_the_same_folder(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    assert run_verb(capsys, *command(sets, run, "--limit", "3"))[0] == 0
+    code, _, err = run_verb(capsys, *command(sets, run, "eval.max_new_tokens=5"))
+    assert (code, "error[C203]" in err) == (2, True)
+    assert "max_new_tokens is 5 now and was 4" in err
+    Image.new("RGB", (48, 48), (200, 0, 0)).save(sets / "wemath" / "bild.png")
+    code, _, err = run_verb(capsys, *command(sets, run, "--limit", "3"))
+    assert (code, "error[C203]" in err) == (2, True)
+    assert "with another picture" in err
+
+
+@pytest.mark.more
+def test_a_suite_runs_what_is_here_and_lists_the_rest(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    words = ["eval", "vistill:student", "--suite", "va_opd", "--data", str(sets), "--samples", "1"]
+    code, shown, err = run_verb(capsys, *words, f"run={run}", *SHORT)
+    assert code == 0, err
+    assert "not here: mathvista, mathverse, hallusionbench, mmmu, mmstar, ocrbench" in shown
+    assert "Math Avg                 -" in shown
+    assert "subset: ours: not the rows of the paper's column" in shown
+
+
+def test_a_suite_without_any_set_lists_all_and_loads_no_model(tmp_path, capsys):
+    words = ["eval", "vistill:student", "--suite", "vgs", "--data", str(tmp_path / "none")]
+    code, shown, err = run_verb(capsys, *words, f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    assert "not here: mmmu_pro, logicvista, mathverse, visualpuzzles, mathvision" in shown
+
+
+def test_a_training_folder_is_no_place_for_results(tmp_path, capsys):
+    run = Path(tmp_path / "run")
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("{}\n")
+    words = ["eval", "vistill:student", "--tasks", "ai2d", "--data", str(tmp_path)]
+    code, _, err = run_verb(capsys, *words, f"run={run}")
+    assert (code, "error[C201]" in err) == (2, True)

@@ -1,0 +1,217 @@
+"""The verbs `eval` and `rescore`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from vistill.answers.extract import Take
+from vistill.cli.messages import print_result
+from vistill.cli.verbs import LOOK, Overrides, Plugins, example
+from vistill.errors import ConfigError, StorageError, closest, quote_command
+from vistill.registry import checkers, load_plugins
+
+if TYPE_CHECKING:  # `vistill --help` imports no torch
+    from vistill.studies.benchmark_run import BenchmarkRequest
+
+#: Settings that change a protocol, and what they are called in it.
+CHANGES = {
+    "eval.max_new_tokens": "max_new_tokens",
+    "eval.temperature": "temperature",
+    "eval.top_p": "top_p",
+    "eval.answer": "answer",
+    "data.system": "system",
+}
+
+
+def add_eval(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command(
+        name="eval",
+        rich_help_panel=LOOK,
+        epilog=example(
+            "vistill eval vistill:student eval.limit=32",
+            "vistill eval runs/va_opd --tasks wemath,mathverse --data sets --protocol va_opd",
+            "vistill eval runs/va_opd --suite va_opd --data sets run=runs/va_opd-suite",
+        ),
+    )(evaluate)
+    app.command(
+        rich_help_panel=LOOK,
+        epilog=example("vistill rescore runs/tasks-student --checker choice --take last"),
+    )(rescore)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The options of `eval` that belong to benchmarks."""
+
+    tasks: str
+    suite: str
+    protocol: str
+    data: Path | None
+    samples: int | None
+    limit: int | None
+
+
+def evaluate(  # noqa: PLR0913  (options of a verb)
+    target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
+    overrides: Overrides = None,
+    tasks: Annotated[
+        str, typer.Option(help="benchmarks with commas, in place of the recipe's rows: wemath,...")
+    ] = "",
+    suite: Annotated[
+        str, typer.Option(help="the benchmarks of a paper: va_opd, vgs or visual_opsd")
+    ] = "",
+    protocol: Annotated[
+        str, typer.Option(help="official (default), va_opd, vgs or visual_opsd")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="folder with NAME/data.jsonl; without it, the hub")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="sampled responses per question (the k of avg@k)")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="most rows per benchmark, in whole groups")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Evaluate a model: accuracy, gaps without the image, visual advantage; or benchmarks.
+
+    With --tasks or --suite the same command continues after an interruption.
+    """
+    load_plugins(plugin or [])
+    options = TaskOptions(tasks, suite, protocol, data, samples, limit)
+    if tasks or suite:
+        evaluate_tasks(target, overrides or [], options, as_json)
+        return
+    check_no_task_options(target, options)
+    from vistill.cli.target import evaluate_target
+
+    evaluate_target(target, overrides or [], as_json, advantage_only=False)
+
+
+def check_no_task_options(target: str, options: TaskOptions) -> None:
+    """C101 for an option of benchmarks without benchmarks."""
+    given = [name for name in ("protocol", "data", "samples", "limit") if getattr(options, name)]
+    if given:
+        raise ConfigError(
+            "C101",
+            f"--{given[0]} says how benchmarks are evaluated, and none is named",
+            where=target,
+            why="without --tasks and --suite the rows are those of the recipe (data.eval)",
+            fix="--suite va_opd",
+        )
+
+
+def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "BenchmarkRequest":
+    """Benchmarks, protocol and rows from the command line.
+
+    Raises:
+        ConfigError: C101, options contradict each other; C105, a name is unknown.
+    """
+    from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, find_benchmarks, find_suite
+    from vistill.evaluation.benchmarks.protocols import find_protocol
+    from vistill.studies.benchmark_run import BenchmarkRequest, with_changes
+
+    if options.tasks and options.suite:
+        raise ConfigError(
+            "C101",
+            "--tasks and --suite name two sets of benchmarks",
+            why="a suite lists its own",
+            fix="name one of them",
+        )
+    suite = find_suite(options.suite) if options.suite else None
+    names = suite.benchmarks if suite else [n.strip() for n in options.tasks.split(",")]
+    benchmarks = [BENCHMARKS[name] for name in names] if suite else find_benchmarks(names)
+    protocol = find_protocol(options.protocol or (suite.name if suite else "official"))
+    values = {**vars(recipe.eval), "system": recipe.data.system}
+    changes = {name: values[name] for key, name in CHANGES.items() if key in pairs}
+    samples, limit = options.samples, options.limit
+    if samples is None and "eval.samples" in pairs:
+        samples = recipe.eval.samples
+    if limit is None and "eval.limit" in pairs:
+        limit = recipe.eval.limit
+    changed = {**changes, **({"samples": samples} if samples is not None else {})}
+    protocol = with_changes(protocol, samples, changes)
+    return BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed)
+
+
+def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_json: bool) -> None:
+    """Run benchmarks on a model and print their table."""
+    from vistill.cli.target import check_name, naming_target, recipe_for
+    from vistill.config import split_overrides
+    from vistill.display.run_display import show_phases
+    from vistill.training.interrupt import exit_on_second_signal
+
+    recipe = recipe_for(target, overrides, "tasks")
+    with exit_on_second_signal(), naming_target(target):
+        check_name(recipe.student.model)
+        with show_phases():
+            from vistill.evaluation.benchmarks.results import results_table
+            from vistill.studies.benchmark_run import run_benchmarks
+
+            request = make_request(options, split_overrides(overrides), recipe)
+            results = run_benchmarks(recipe, request)
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    print_result(results_table(results))
+    print_result(f"\nfiles     {Path(recipe.run) / 'results.json'}, results.csv, samples/")
+
+
+def rescore(
+    log: Annotated[Path, typer.Argument(help="log of samples, or the run folder that has it")],
+    checker: Annotated[
+        str, typer.Option(help="see: vistill list checkers; by default the benchmark's rule")
+    ] = "",
+    take: Annotated[
+        str, typer.Option(help="which commitment counts: first or last; by default as asked")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="folder for logs with the new verdicts")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Judge stored samples again, without generating."""
+    load_plugins(plugin or [])
+    check_rescore_options(log, checker, take)
+    from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log
+    from vistill.evaluation.benchmarks.results import results_table
+
+    logs = logs_of(log)
+    if out is not None:
+        check_new_files([out / one.name for one in logs])
+    taken: Any = take or None
+    results = [rescore_log(one, checker, taken, out and out / one.name) for one in logs]
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    print_result("\n\n".join(results_table(one) for one in results))
+
+
+def check_rescore_options(log: Path, checker: str, take: str) -> None:
+    """Refuse an unknown `--take` (C002) or `--checker` (C105)."""
+    if take and take not in get_args(Take):
+        fix = quote_command("vistill", "rescore", log, "--take", "last")
+        raise ConfigError("C002", f"--take is {take!r:.40}", why="it is first or last", fix=fix)
+    if checker:
+        near = next(iter(closest(checker, checkers.names())), "auto")
+        fix = quote_command("vistill", "rescore", log, "--checker", near)
+        checkers.require("checker", checker, fix)
+
+
+def check_new_files(files: Sequence[Path]) -> None:
+    """S608 for a file of `--out` that exists."""
+    for file in files:
+        if file.exists():
+            raise StorageError(
+                "S608",
+                f"{file} exists already",
+                where=str(file.parent),
+                why="two sets of verdicts would mix in one log",
+                fix="--out FOLDER",
+            )

@@ -1,0 +1,92 @@
+"""How the papers ask: decoding, samples, length, and which answer of a reply counts.
+
+A number belongs to one protocol. What a paper leaves open is ours and is written here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vistill.answers.extract import Take
+from vistill.errors import ConfigError, closest
+
+GREEDY, SAMPLED = "greedy", "sampled"
+#: VGS publishes what its system message asks for, not its words; these are ours.
+VGS_SYSTEM = (
+    "A conversation between a user and an assistant. The user asks a question about a picture."
+    " The assistant first thinks about it inside <reason></reason>, and then gives the final"
+    " answer in \\boxed{}."
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to ask a benchmark."""
+
+    name: str
+    samples: Mapping[str, int]
+    """Responses per question by mode: `greedy`, `sampled`."""
+    max_new_tokens: int
+    take: Take
+    """Which committed answer of a reply counts."""
+    temperature: float = 1.0
+    """Of the mode `sampled`."""
+    top_p: float = 1.0
+    system: str = ""
+    source: str = ""
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "official",
+            {GREEDY: 1},
+            4096,
+            "last",
+            source="the benchmark's own prompt and rule; greedy; 4,096 tokens are ours",
+        ),
+        Protocol(
+            "va_opd",
+            {SAMPLED: 8},
+            4096,
+            "first",
+            source="arXiv 2605.21924, 4.1 and appendix A: avg@8 at temperature 1, the benchmark's"
+            " prompt, the first committed answer; the paper states no length for evaluation:"
+            " 4,096 tokens are those of its training",
+        ),
+        Protocol(
+            "vgs",
+            {GREEDY: 1, SAMPLED: 16},
+            2048,
+            "last",
+            system=VGS_SYSTEM,
+            source="arXiv 2606.00564, table 1: Acc@1 greedy, Acc@16 at temperature 1; the words of"
+            " the system message and 2,048 tokens are ours",
+        ),
+        Protocol(
+            "visual_opsd",
+            {GREEDY: 1},
+            1024,
+            "last",
+            source="arXiv 2606.18974, 3.3: greedy, 1,024 tokens, on parts of the benchmarks; its"
+            " ids are not published, so our parts are other rows",
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        ConfigError: C105, there is none.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    near = next(iter(closest(name, PROTOCOLS)), "official")
+    raise ConfigError(
+        "C105",
+        f"there is no protocol {name!r:.40}",
+        why=f"protocols: {', '.join(PROTOCOLS)}",
+        fix=f"--protocol {near}",
+    )

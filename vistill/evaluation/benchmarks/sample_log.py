@@ -1,0 +1,204 @@
+"""The log of the samples of one benchmark: a line of facts, then one line per response.
+
+Each line says everything that a rule needs, so `vistill rescore` judges it again without the rows.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vistill.answers.verdict import Verdict
+from vistill.errors import ConfigError, StorageError, quote_setting
+from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
+from vistill.runs.storage import append_line, read_lines
+from vistill.types import Finish, Rollout
+
+#: Kind and version of the file, in its first line.
+KIND, VERSION = "vistill samples", 1
+#: Facts that may differ between two starts that continue one log.
+NOT_COMPARED = ("model", "versions", "source", "title")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response with its verdicts, as the log has it."""
+
+    row: BenchmarkRow
+    content: str
+    """Hash of question and pictures as they were asked."""
+    mode: str
+    sample: int
+    pictures: tuple[str, ...]
+    question: str
+    response: str
+    finish: str
+    tokens: int
+    seconds: float
+    verdicts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Row, mode and sample: once in a log."""
+        return self.row.id, self.mode, self.sample
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line."""
+        row = self.row
+        return {
+            "row": row.id,
+            "content": self.content,
+            "mode": self.mode,
+            "sample": self.sample,
+            "group": row.group,
+            "facts": dict(row.facts),
+            "pictures": list(self.pictures),
+            "question": self.question,
+            "gold": list(row.answer) if isinstance(row.answer, tuple) else row.answer,
+            "choices": list(row.choices),
+            "response": self.response,
+            "finish": self.finish,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "verdicts": {rule: dict(verdict) for rule, verdict in self.verdicts.items()},
+        }
+
+    def scored(self) -> ScoredReply:
+        """What metrics read of it."""
+        credit = {
+            rule: float(v["correct"]) if v.get("score") is None else float(v["score"])
+            for rule, v in self.verdicts.items()
+        }
+        first = next(iter(self.verdicts.values()))
+        is_cut = self.finish == Finish.LENGTH
+        return ScoredReply(
+            self.row, self.sample, credit, bool(first["unparsed"]), is_cut, self.tokens
+        )
+
+
+def verdict_dict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as the log has it."""
+    values = verdict.to_dict()
+    kept = ("correct", "extracted", "rule", "reason", "unparsed", "checker", "score")
+    return {name: values[name] for name in kept if name in values}
+
+
+def new_sample(
+    asked: tuple[BenchmarkRow, str, str],
+    pictures: Sequence[str],
+    mode: str,
+    answered: tuple[Rollout, str, float],
+    verdicts: Mapping[str, Verdict],
+) -> Sample:
+    """The sample of a response.
+
+    Args:
+        asked: row, content hash and text of the question.
+        pictures: their hashes.
+        mode: `greedy` or `sampled`.
+        answered: tokens, text and seconds of the response.
+        verdicts: by rule.
+    """
+    row, content, question = asked
+    rollout, text, seconds = answered
+    judged = {rule: verdict_dict(verdict) for rule, verdict in verdicts.items()}
+    return Sample(
+        row, content, mode, rollout.sibling, tuple(pictures), question, text, str(rollout.finish),
+        len(rollout.ids), round(seconds, 4), judged,
+    )  # fmt: skip
+
+
+def sample_of(record: Mapping[str, Any]) -> Sample:
+    """The sample of a line."""
+    gold = record["gold"]
+    row = BenchmarkRow(
+        id=record["row"],
+        question="",
+        answer=tuple(gold) if isinstance(gold, list) else gold,
+        choices=tuple(record["choices"]),
+        group=record["group"],
+        facts=record["facts"],
+    )
+    names = ("content", "mode", "sample", "response", "finish", "tokens", "seconds", "verdicts")
+    values = {name: record[name] for name in names}
+    pictures, question = tuple(record["pictures"]), record["question"]
+    return Sample(row=row, pictures=pictures, question=question, **values)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The facts in the first line of a log.
+
+    Raises:
+        StorageError: S605, the file is no log of this version.
+    """
+    header = next(read_lines(path), {}) if path.is_file() else {}
+    if header.get("log") != KIND or header.get("version") != VERSION:
+        raise StorageError(
+            "S605",
+            f"{path.name} is no log of samples of version {VERSION}",
+            where=str(path.parent),
+            why="the first line of one names kind, version and benchmark",
+            fix="name a log of samples: RUN/samples/TASK.PROTOCOL.jsonl",
+        )
+    return header
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """The samples of a log, one at a time.
+
+    Raises:
+        StorageError: S605, the file is no log of this version, or a line cannot be read.
+    """
+    read_header(path)
+    lines = read_lines(path)
+    next(lines)
+    for number, record in enumerate(lines, 2):
+        try:
+            yield sample_of(record)
+        except (KeyError, TypeError) as error:
+            raise StorageError(
+                "S605",
+                f"line {number} of {path.name} is no sample",
+                where=str(path.parent),
+                why=f"it changed after it was written: {error!r}",
+                fix="remove the line; what is missing is asked again",
+            ) from error
+
+
+def open_log(path: Path, facts: Mapping[str, Any]) -> None:
+    """Begin a log, or check that an existing one continues with these facts.
+
+    A half-written last line, of a process that was killed, is removed.
+
+    Raises:
+        ConfigError: C203, the log has replies of another model or of other settings.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        append_line(path, {"log": KIND, "version": VERSION, **facts})
+        return
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+        if not path.stat().st_size:
+            append_line(path, {"log": KIND, "version": VERSION, **facts})
+            return
+    before = read_header(path)
+    for name, value in facts.items():
+        if name not in NOT_COMPARED and before.get(name) != value:
+            why = f"{name} is {value!r:.80} now and was {before.get(name)!r:.80}"
+            raise other_log_error(path, why)
+
+
+def other_log_error(path: Path, why: str) -> ConfigError:
+    """C203."""
+    run = path.parent.parent
+    numbers = (f"{run}-{number}" for number in range(2, 1000))
+    free = next(name for name in numbers if not Path(name).exists())
+    return ConfigError(
+        "C203",
+        "the folder holds samples of another model, of other settings or of other rows",
+        where=str(path),
+        why=f"{why}; one score would mix both",
+        fix=quote_setting("run", free),
+    )

@@ -1,0 +1,303 @@
+"""`vistill eval --tasks`: ask a model the rows of benchmarks, judge, log, and score.
+
+The noise of a response is keyed by seed, row and sample, so neither its batch nor an interruption
+changes it. Only what a log lacks is asked.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vistill.answers.math_process import MathJudge, shared_judge
+from vistill.errors import ConfigError
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
+from vistill.evaluation.benchmarks.catalogue import Suite
+from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
+from vistill.evaluation.benchmarks.results import (
+    results_csv,
+    results_table,
+    suite_results,
+    task_results,
+)
+from vistill.evaluation.benchmarks.sample_log import (
+    new_sample,
+    open_log,
+    other_log_error,
+    read_samples,
+)
+from vistill.evaluation.benchmarks.sources import (
+    BenchmarkRows,
+    find_present,
+    make_prompts,
+    picture_digests,
+    read_benchmark,
+)
+from vistill.faults import fault
+from vistill.models.backends import with_kernels
+from vistill.models.loading import VLM, load_weights
+from vistill.models.selftest import run_selftest
+from vistill.phases import EVALUATING, RESPONSES, open_phase
+from vistill.rollouts.build import make_engine
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import append_line, write_json, write_text
+from vistill.runtime import prepare_process
+from vistill.training.checks.arguments import training_folder_error
+from vistill.training.checks.models import choose_device, load_encoder_of
+from vistill.training.oom import MemoryRetry
+from vistill.training.recipe import Recipe
+from vistill.training.run_lock import hash_weights, package_versions
+from vistill.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """What to run."""
+
+    benchmarks: Sequence[Benchmark]
+    protocol: Protocol
+    suite: Suite | None = None
+    """If the benchmarks are those of a suite: what is not here is listed, not an error."""
+    data: Path | None = None
+    limit: int | None = None
+    changed: Mapping[str, Any] | None = None
+    """What the user changed in the protocol, as it is shown."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A model with its engine, and how it is asked."""
+
+    vlm: VLM
+    engine: RolloutEngine
+    protocol: Protocol
+    seed: int
+    rows_per_call: int
+    math: MathJudge
+
+    def sampling(self, mode: str) -> Sampling:
+        """The sampling parameters of a mode."""
+        temperature = self.protocol.temperature if mode == SAMPLED else 0.0
+        top_p = self.protocol.top_p if mode == SAMPLED else 1.0
+        length = self.protocol.max_new_tokens
+        return Sampling(self.seed, 0, temperature, top_p, length, self.rows_per_call)
+
+    def generate(
+        self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
+    ) -> list[tuple[Rollout, ...]]:
+        """The responses to prompts, each with its samples; with less memory in several calls."""
+        requests = [
+            RolloutRequest(prompt.id, self.vlm.encode(prompt), samples, source=prompt)
+            for prompt, samples in asked
+        ]
+        sampling = self.sampling(mode)
+
+        def size(halvings: int) -> int:
+            return max(1, sampling.rows_per_call >> halvings)
+
+        def attempt(halvings: int) -> list[tuple[Rollout, ...]]:
+            return self.engine.generate(requests, replace(sampling, rows_per_call=size(halvings)))
+
+        return MemoryRetry().run_halving("rollout", size, attempt)
+
+
+def run_benchmarks(recipe: Recipe, request: BenchmarkRequest) -> dict[str, Any]:
+    """Run benchmarks on `recipe.student`; write logs, `results.json`, `.csv` and `.txt`.
+
+    Args:
+        recipe: model, engine (`rollout.engine`), picture limits (`data`), seed and
+            `eval.rows_per_call`, and the folder `run`.
+        request: benchmarks, protocol and rows.
+
+    Raises:
+        DataError: D101, D102, a benchmark is absent or unreadable.
+        ConfigError: C203, the folder has samples of another model or of other settings.
+    """
+    prepare_process()
+    folder = RunFolder(Path(recipe.run))
+    folder.check_writable()
+    if folder.has_started():
+        raise training_folder_error(recipe.run)
+    present, missing = find_rows(request)
+    tasks: dict[str, Any] = {}
+    with folder.locked():
+        if present:
+            tasks = ask_all(recipe, request, present)
+        results: dict[str, Any] = {
+            "model": recipe.student.model,
+            "protocol": request.protocol.name,
+            "protocol_source": request.protocol.source,
+            "changed": dict(request.changed or {}),
+            "data": "" if request.data is None else str(request.data),
+            "tasks": tasks,
+            "missing": missing,
+        }
+        if request.suite is not None:
+            results["suite"] = suite_results(request.suite, tasks)
+        write_results(folder.path, results)
+    return results
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """The results as JSON, CSV and text."""
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.csv", results_csv(results))
+    write_text(folder / "results.txt", results_table(results) + "\n")
+
+
+def find_rows(request: BenchmarkRequest) -> tuple[list[BenchmarkRows], dict[str, str]]:
+    """The rows of each benchmark; for a suite also what is not here."""
+    names, protocol = request.benchmarks, request.protocol.name
+    if request.suite is not None:
+        return find_present(names, request.data, protocol, request.limit)
+    rows = [read_benchmark(one, request.data, protocol, request.limit) for one in names]
+    return rows, {}
+
+
+def ask_all(
+    recipe: Recipe, request: BenchmarkRequest, present: Sequence[BenchmarkRows]
+) -> dict[str, Any]:
+    """Load the model, ask every benchmark, and score it."""
+    settings, protocol = recipe.located(), request.protocol
+    with open_phase("loading the model"):
+        encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
+        vlm = load_weights(encoder, device=choose_device(recipe.student.device))
+        vlm = with_kernels(run_selftest(vlm), "auto").freeze()
+    tasks: dict[str, Any] = {}
+    with (
+        make_engine(vlm, recipe.rollout.without_image_skips()) as engine,
+        shared_judge() as math,
+    ):
+        asker = Asker(vlm, engine, protocol, recipe.eval.seed, recipe.eval.rows_per_call, math)
+        facts = facts_of(recipe, vlm, protocol)
+        for one in present:
+            log = log_path(Path(recipe.run), one.benchmark, protocol)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            open_log(log, {"task": one.benchmark.name, "source": one.source, **facts})
+            pairs, failed = make_prompts(one, protocol, settings.data)
+            ask_benchmark(asker, one.benchmark, pairs, log)
+            rows = {row.id for row, _ in pairs}
+            samples = (sample for sample in read_samples(log) if sample.row.id in rows)
+            tasks[one.benchmark.name] = {
+                **task_results(one.benchmark, samples, protocol.samples),
+                "available": one.available,
+                "subset": one.subset,
+                "failed": [*one.failed, *failed],
+                "log": str(log),
+            }
+    return tasks
+
+
+def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
+    """What decides a response, besides the row itself."""
+    data = recipe.data
+    return {
+        "protocol": protocol.name,
+        "model": recipe.student.model,
+        "weights": hash_weights(vlm.model),
+        "seed": recipe.eval.seed,
+        "engine": recipe.rollout.engine,
+        "temperature": protocol.temperature,
+        "top_p": protocol.top_p,
+        "max_new_tokens": protocol.max_new_tokens,
+        "take": protocol.take,
+        "max_image_tokens": data.max_image_tokens,
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "versions": package_versions(),
+    }
+
+
+def log_path(run: Path, benchmark: Benchmark, protocol: Protocol) -> Path:
+    """`RUN/samples/TASK.PROTOCOL.jsonl`."""
+    return run / "samples" / f"{benchmark.name}.{protocol.name}.jsonl"
+
+
+def ask_benchmark(
+    asker: Asker,
+    benchmark: Benchmark,
+    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
+    log: Path,
+) -> None:
+    """Ask what the log lacks, and append verdicts call by call (C203 for rows that changed)."""
+    known = {prompt.id: prompt.content for _, prompt in pairs}
+    done = set[tuple[str, str, int]]()
+    for sample in read_samples(log):
+        if known.get(sample.row.id, sample.content) != sample.content:
+            why = f"row {sample.row.id} was asked in other words or with another picture"
+            raise other_log_error(log, why)
+        done.add(sample.key)
+    for mode, count in asker.protocol.samples.items():
+        left = missing_samples(pairs, mode, count, done)
+        total = sum(len(samples) for _, _, samples in left)
+        per_call = max(1, asker.rows_per_call // count)
+        with open_phase(f"{EVALUATING} {benchmark.name} {mode}", total, RESPONSES):
+            for start in range(0, len(left), per_call):
+                ask_call(asker, benchmark, left[start : start + per_call], mode, log)
+                fault("benchmark.after_call")
+
+
+def missing_samples(
+    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
+    mode: str,
+    count: int,
+    done: set[tuple[str, str, int]],
+) -> list[tuple[BenchmarkRow, Prompt, tuple[int, ...]]]:
+    """The rows with the samples that the log lacks."""
+    wanted = [
+        (row, prompt, tuple(i for i in range(count) if (row.id, mode, i) not in done))
+        for row, prompt in pairs
+    ]
+    return [(row, prompt, samples) for row, prompt, samples in wanted if samples]
+
+
+def ask_call(
+    asker: Asker,
+    benchmark: Benchmark,
+    part: Sequence[tuple[BenchmarkRow, Prompt, tuple[int, ...]]],
+    mode: str,
+    log: Path,
+) -> None:
+    """One call of the engine; its responses are judged and appended."""
+    begin = time.perf_counter()
+    groups = asker.generate([(prompt, samples) for _, prompt, samples in part], mode)
+    seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
+    for (row, prompt, _), rollouts in zip(part, groups, strict=True):
+        pictures = picture_digests(prompt)
+        for rollout in rollouts:
+            text = asker.vlm.decode(rollout.ids)
+            verdicts = {
+                name: rule(text, row, asker.protocol.take, asker.math)
+                for name, rule in benchmark.rules.items()
+            }
+            answered = rollout, text, seconds
+            asked = row, prompt.content, prompt.text
+            append_line(log, new_sample(asked, pictures, mode, answered, verdicts).to_dict())
+
+
+def with_changes(protocol: Protocol, samples: int | None, changes: Mapping[str, Any]) -> Protocol:
+    """The protocol with what the user changed.
+
+    Args:
+        protocol: as published.
+        samples: sampled responses per question.
+        changes: `max_new_tokens`, `temperature`, `top_p`, `answer`, `system`.
+
+    Raises:
+        ConfigError: C101, the protocol samples nothing, and `samples` or `temperature` is given.
+    """
+    if SAMPLED not in protocol.samples and (samples is not None or "temperature" in changes):
+        given = "--samples" if samples is not None else "eval.temperature"
+        raise ConfigError(
+            "C101",
+            f"{given} contradicts the protocol {protocol.name}, which is greedy",
+            why="the same response several times would look like a mean over samples",
+            fix="--protocol va_opd",
+        )
+    counts = dict(protocol.samples)
+    if samples is not None:
+        counts[SAMPLED] = samples
+    renamed = {("take" if name == "answer" else name): value for name, value in changes.items()}
+    return replace(protocol, samples=counts, **renamed)
