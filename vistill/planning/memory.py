@@ -8,9 +8,10 @@ from pathlib import Path
 from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
-from vistill.planning.lora import adapter_parameters, weight_bytes
+from vistill.planning.lora import weight_bytes
 from vistill.planning.phase_bytes import DecodingCall, PhaseBytes, cache_capacity
 from vistill.planning.shapes import ModelShape
+from vistill.planning.student_bytes import StudentBytes
 from vistill.planning.workload import Workload
 from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
 from vistill.training.micro_batches import AUTO_TOKENS, BatchSplit
@@ -51,29 +52,15 @@ class Memory:
         """Bytes that tensors can have."""
         return (self.gpu.memory_gib - RESERVE_GIB) * GIB
 
+    @cached_property
+    def of_student(self) -> StudentBytes:
+        """Weights, gradients and optimizer of the student."""
+        return StudentBytes(self.student, self.work.recipe, self.work.lora, self.is_half)
+
     @property
     def trained(self) -> int:
         """Parameters that the optimizer updates."""
-        freeze = self.work.recipe.train.freeze
-        lora = self.work.lora
-        whole = self.student.trained_parameters(freeze)
-        return whole if lora is None else adapter_parameters(self.student, lora, freeze)
-
-    @property
-    def student_size(self) -> int:
-        """Bytes of a value of the student. Under LoRA, frozen weights have the step's precision."""
-        return HALF if self.work.lora is not None and self.is_half else FLOAT
-
-    @property
-    def adapters(self) -> int:
-        """Parameters of all adapters; 0 without LoRA."""
-        lora = self.work.lora
-        return 0 if lora is None else adapter_parameters(self.student, lora)
-
-    @property
-    def own_parameters(self) -> int:
-        """Float32 parameters that a copy of the student and a checkpoint hold."""
-        return self.adapters or self.student.parameters.total
+        return self.of_student.trained
 
     @property
     def teacher_size(self) -> int:
@@ -105,6 +92,7 @@ class Memory:
             train.freeze,
             self.work.lora,
             recomputes=train.gradient_checkpointing,
+            half_weights=self.of_student.is_half,
         )
 
     def teacher_bytes(self, reads: bool) -> float:
@@ -123,11 +111,10 @@ class Memory:
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
         return {
-            "weights": FLOAT * self.adapters
-            + weight_bytes(self.student, self.student_size, self.work.recipe.student.precision),
-            "moments": 2.0 * FLOAT * self.trained,
+            "weights": self.of_student.weights(),
+            "moments": self.of_student.state(),
             "teacher": self.teacher_bytes(teacher_reads),
-            "reference and EMA": float(self.work.student_copies * FLOAT * self.trained),
+            "reference and EMA": float(self.work.student_copies * self.of_student.gradients()),
         }
 
     # Writing responses and evaluating.
@@ -148,7 +135,7 @@ class Memory:
         rows = min(per_call, call.responses)
         is_teacher = name == TEACHER_WRITES and self.teacher is not None
         shape = self.teacher if is_teacher and self.teacher is not None else self.student
-        size = self.teacher_size if is_teacher else self.student_size
+        size = self.teacher_size if is_teacher else self.of_student.size
         of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
         cached = rows * cache_capacity(call.tokens) + of_prompts
         kinds = self.resident(is_teacher) | {
@@ -243,7 +230,7 @@ class Memory:
         """Hidden states and log-probabilities that stay until the update."""
         total, rows = 0.0, self.rows_to_score
         for p in self.work.scored_passes:
-            size = self.teacher_size if p.reader is Reader.TEACHER else self.student_size
+            size = self.teacher_size if p.reader is Reader.TEACHER else self.of_student.size
             if p.keep in ("hidden", "both"):
                 total += rows * size * self.shape_of(p.reader).hidden
             if p.keep in ("log_prob", "both"):
@@ -282,7 +269,7 @@ class Memory:
 
     def free_for_step(self) -> float:
         """Bytes that are free after the first step."""
-        resident = sum(self.resident().values()) + FLOAT * self.trained
+        resident = sum(self.resident().values()) + self.of_student.gradients()
         return max(0.0, self.capacity - resident)
 
     def limit(self) -> float | None:
@@ -326,7 +313,7 @@ class Memory:
         activations = longest * prompts * held.prompt_token
         activations += max(of_part, longest * prompts * held.recomputed)
         kinds = self.resident() | {
-            "gradients": float(FLOAT * self.trained),
+            "gradients": float(self.of_student.gradients()),
             "weight copies": held.weights,
             "held activations": activations,
             **self.loss_bytes(min(CHUNK_BYTES, FLOAT * rows * self.student.vocabulary)),
@@ -349,11 +336,18 @@ class Memory:
         return max(1, min(work.prompts, split.tokens // group))
 
     def update(self) -> PhaseBytes:
-        """AdamW on all weights at once: it needs one more tensor per weight."""
+        """AdamW of torch on all weights at once needs one more tensor per weight.
+
+        The fused one needs none, nor does that of bitsandbytes. bf16 weights are updated one by
+        one.
+        """
+        working = FLOAT * self.trained * (self.work.recipe.train.optimizer == "adamw")
+        if self.of_student.is_half:  # weight, gradient and moments of the largest in float32
+            working = 4 * FLOAT * self.student.head_weights
         kinds = self.resident() | {
-            "gradients": float(FLOAT * self.trained),
+            "gradients": float(self.of_student.gradients()),
             "scored states": self.scored_states(),
-            "working memory": float(FLOAT * self.trained),
+            "working memory": float(working),
         }
         return PhaseBytes("update", kinds)
 
@@ -377,7 +371,7 @@ class Memory:
     def checkpoint_bytes(self) -> float:
         """A checkpoint: weights or adapters, moments, and the moving average."""
         copies = 1 + (Reader.EMA in self.work.readers)
-        return FLOAT * (copies * self.own_parameters + 2.0 * self.trained)
+        return self.of_student.saved(copies)
 
     def host_bytes(self) -> dict[str, float]:
         """Host memory: an offloaded teacher, the images of a step under every view, a snapshot."""

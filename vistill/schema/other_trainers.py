@@ -81,6 +81,9 @@ OUR_KEYS: dict[str, str] = {
     "dtype": "train.precision",
     "torch_dtype": "train.precision",
     "full_determinism": "train.deterministic",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "optim": "train.optimizer",
+    "optimizer": "train.optimizer",
     # policy gradient
     "epsilon": "grpo.clip_low",
     "epsilon_high": "grpo.clip_high",
@@ -128,7 +131,6 @@ BATCH = (
     "into pieces for memory (train.micro_batch) changes nothing"
 )
 BOTH_BETAS = "train.betas=[0.9,0.95] holds both of AdamW's decay rates"
-ONE_OPTIMIZER = "AdamW is the one optimizer: train.betas, train.eps and train.weight_decay set it"
 HUB = (
     "vistill uploads nothing; the chosen student is an ordinary model folder, which hf upload takes"
 )
@@ -190,16 +192,12 @@ NO_SUCH_KEY: dict[str, str] = {
     ),
     **dict.fromkeys(("per_device_train_batch_size", "per_gpu_train_batch_size"), BATCH),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), BOTH_BETAS),
-    **dict.fromkeys(("optim", "optimizer"), ONE_OPTIMIZER),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy"), HUB),
     "bf16": "train.precision=bf16 asks for bfloat16; auto takes it where a CUDA device has it",
     "fp16": "vistill has no float16: train.precision is auto, bf16 or fp32",
     "tf32": "vistill leaves TF32 to torch: torch.set_float32_matmul_precision in your own script",
     "warmup_steps": WARMUP,
     "num_warmup_steps": WARMUP,
-    "gradient_checkpointing": (
-        "vistill checkpoints no activations; train.micro_batch=auto and train.memory bound them"
-    ),
     "use_liger_kernel": (
         "train.kernels=triton takes the package's own fused kernels; auto takes them on CUDA"
     ),

@@ -17,6 +17,7 @@ from vistill.models.adapters import (
 from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
+from vistill.training.optimizer_bytes import HALF_PRECISIONS
 from vistill.training.precision import training_dtype
 from vistill.training.recipe import QUANTIZED
 
@@ -37,7 +38,9 @@ def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
     """
     settings, is_trained = setup.recipe.student, setup.purpose in TRAINING_PURPOSES
     if settings.train == "full":
-        vlm = load_weights(encoder, dtype=torch.float32, device=device)
+        is_half = settings.precision in HALF_PRECISIONS
+        weights = torch.bfloat16 if is_half else torch.float32
+        vlm = load_weights(encoder, dtype=weights, device=device)
         if has_adapters(vlm.model) and is_trained:
             merge_adapters(vlm.model)
             vlm.model.requires_grad_(True)

@@ -106,6 +106,11 @@ class RunSetup:
         return self.recipe.train
 
     @property
+    def precision(self) -> str:
+        """Precision of the student's weights."""
+        return self.recipe.student.precision
+
+    @property
     def rollout(self) -> RolloutSettings:
         """Settings of sampling."""
         return self.recipe.rollout
@@ -157,4 +162,5 @@ class RunSetup:
             progress=self.progress,
             split=self.split,
             profile=self.recipe.profile,
+            precision=self.precision,
         )
