@@ -5,7 +5,7 @@ from dataclasses import replace
 from vistill.data.settings import DataSettings
 from vistill.training.build import build, make_setup, method_name
 from vistill.training.provided_inputs import changed_knobs
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import ModelSettings, Recipe, StudentSettings
 from vistill.training.replay import copied_run_folder, replay_step
 from vistill.training.setup import ProvidedInputs
 from vistill.views.settings import ViewSettings
@@ -16,7 +16,7 @@ def make_setup_from(plan, folder, purpose="train"):
     view = plan.models.view
     recipe = Recipe(
         run=str(folder.path),
-        student=ModelSettings("built in a test"),
+        student=StudentSettings("built in a test", precision=plan.precision),
         teacher=ModelSettings("built in a test")
         if plan.models.teacher is not None
         else ModelSettings(),

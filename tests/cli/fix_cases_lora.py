@@ -95,3 +95,13 @@ def bitsandbytes_is_missing(place):
     from vistill.models.quantization import require_bitsandbytes
 
     made(place, lambda: without_package("bitsandbytes", require_bitsandbytes))
+
+
+@situation("C101")
+def bf16_weights_and_adapters(place):
+    start(place, "student.precision=bf16 student.train=lora")
+
+
+@situation("C101")
+def bf16_weights_in_a_step_of_fp32(place):
+    start(place, "student.precision=bf16 train.precision=fp32")

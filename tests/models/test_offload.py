@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from poisoned import with_nan_offload
+from poisoned import TwoDevices, with_nan_offload
 from tiers import few
 
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import METHODS, VAOPD
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
+from vistill.runs.folder import RunFolder
+from vistill.training.build import START_CHECKS
 from vistill.training.context import StepContext
+from vistill.training.loop import run
 from vistill.training.models_of_run import Models
 from vistill.training.optim import make_optimizer
 from vistill.training.response_source import ResponseSource
@@ -134,6 +137,47 @@ def test_the_weights_move_once_per_step_and_are_away_during_rollouts_and_backwar
     assert calls == [0]
     assert {depth for phase, depth in depths if phase == "rollouts"} == {0}
     assert {depth for phase, depth in depths if phase == "terms"} == {0}
+
+
+@pytest.mark.parametrize("settings", few([{}, {"gradient_checkpointing": True}], 1))
+def test_a_run_with_an_offloaded_teacher_starts_and_learns_on_a_simulated_device(
+    settings, tokenizer, tmp_path
+):
+    """Checks with the loaded models, the canary, an evaluation and two steps; the same logs."""
+    from conftest import build_model
+    from plans import make_setup_from
+    from training.test_loop import logged_text, make_plan
+
+    names = [one.name for one in START_CHECKS]
+    loaded = names.index("models") + 1
+    folders = []
+    for is_offloaded in (False, True):
+        teacher = build_model(tokenizer, 1, hidden=48).freeze()
+        plan = make_plan(tokenizer, teacher.offloaded() if is_offloaded else teacher)
+        train = replace(plan.train, steps=2, offload_teacher=is_offloaded, **settings)
+        folders.append(RunFolder(tmp_path / str(is_offloaded)))
+        setup = make_setup_from(replace(plan, train=train), folders[-1])
+        for one in START_CHECKS[:loaded]:
+            one.run(setup)
+        mode = TwoDevices()
+        if is_offloaded:
+            mode.add_host_copies(setup.models.teacher.offload)
+        with mode:
+            for one in START_CHECKS[loaded:]:
+                one.run(setup)
+            run(setup.plan(), folders[-1])
+    assert logged_text(folders[0]) == logged_text(folders[1])
+
+
+def test_the_simulated_device_refuses_a_reading_by_weights_on_the_host(offloaded, prompts):
+    groups = [EncodedGroup(offloaded.encode(prompts[0]), ((40, 41, 42),))]
+    mode = TwoDevices()
+    mode.add_host_copies(offloaded.offload)
+    with torch.no_grad(), mode:
+        with pytest.raises(RuntimeError, match="same device"):
+            response_states(offloaded, groups)
+        with offloaded.on_device():
+            response_states(offloaded, groups)
 
 
 def record_depth(objective, offloaded, depths):

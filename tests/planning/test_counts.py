@@ -232,8 +232,8 @@ def copies_in(model, names):
 
 
 def assert_counted_with_recomputing(model, precision, frozen=(), lora=None):
-    has_copies = precision == "bf16"
-    counted = Activations(shape_of(model), has_copies, False, frozen, lora, recomputes=True)
+    has_copies, half = precision == "bf16", precision == "bf16 weights"
+    counted = Activations(shape_of(model), precision != "fp32", False, frozen, lora, True, half)
     prompt, response = bytes_with_recomputing(model, precision)
     encoded = model.encode(PROMPT)
     length = len(encoded.ids) - 1
@@ -260,10 +260,25 @@ def published(request, student):
     return build_reduced(request.param, student)
 
 
-@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 1))
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 0, 1))
+@pytest.mark.parametrize("frozen", few(FROZEN, 0))
+def test_saved_activations_of_bf16_weights_are_counted(published, precision, frozen):
+    """Under bf16 autocast, as on a GPU, and without, as on a CPU."""
+    freeze_parts(published, frozen)
+    shape = shape_of(published)
+    published.model.to(torch.bfloat16)
+    counted = Activations(shape, True, False, frozen, half_weights=True)
+    assert bytes_for_backward(published, precision) == pytest.approx(
+        expected_bytes(published, counted), rel=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16", "bf16 weights"], 1))
 @pytest.mark.parametrize("frozen", few(FROZEN, 0))
 def test_what_is_held_of_layers_that_are_computed_again_is_counted(published, precision, frozen):
     freeze_parts(published, frozen)
+    if precision == "bf16 weights":
+        published.model.to(torch.bfloat16)
     assert_counted_with_recomputing(published, precision, frozen)
 
 

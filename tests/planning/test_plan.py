@@ -23,6 +23,7 @@ from vistill.models.adapters import add_adapters
 from vistill.models.families.base import Family
 from vistill.planning.cost import BANDWIDTH_SHARE
 from vistill.planning.gpus import GPUS, PROFILES, find_gpu
+from vistill.planning.host_bytes import host_bytes
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import Sizes
 from vistill.planning.shapes import MODELS, shipped_shapes
@@ -156,6 +157,24 @@ def test_copies_of_the_student_hold_what_is_trained():
     assert frozen.checkpoint_bytes() == whole.checkpoint_bytes() - 2 * saved
 
 
+@pytest.mark.parametrize(("settings", "moments", "weights"), [
+    ("train.optimizer=adamw_8bit", 2 + 8 / 256, 4),
+    ("student.precision=bf16", 12, 2),
+    ("student.precision=bf16_stochastic", 8, 2),
+    ("student.precision=bf16_stochastic train.optimizer=adamw_8bit", 2 + 8 / 256, 2),
+])  # fmt: skip
+def test_optimizers_and_precisions_are_counted(settings, moments, weights):
+    memory = plan_of(RECIPE, *settings.split()).memory
+    number = memory.student.parameters.total
+    assert memory.resident()["moments"] == pytest.approx(moments * number)
+    assert memory.resident()["weights"] == weights * number
+    assert memory.learn().kinds["gradients"] == weights * number
+    assert memory.checkpoint_bytes() == pytest.approx((moments + weights) * number)
+    assert memory.learn().kinds["weight copies"] == (
+        0 if weights == 2 else pytest.approx(3.0e9, rel=0.25)
+    )
+
+
 def test_adapters_of_the_2b_are_those_of_a_model_without_data():
     """Weights, gradients and moments of the published size, from tensors on the meta device."""
     entry = json.loads((MODELS / "qwen3_vl_2b.json").read_text())
@@ -261,7 +280,7 @@ def test_an_offloaded_teacher_is_on_the_device_only_while_it_reads():
     )
     assert away["score"] == there["score"] == 2 * 8_767_123_696
     assert away["learn"] == away["rollout"] == 2 * 151_936 * 4096
-    assert plan_of(RECIPE, "train.offload_teacher=true").memory.host_bytes()["teacher"] > 0
+    assert host_bytes(plan_of(RECIPE, "train.offload_teacher=true").memory)["teacher"] > 0
 
 
 @pytest.mark.parametrize("gpu", ["4090", "L40S", "H100"])

@@ -112,15 +112,22 @@ class Nf4Linear(QuantizedLinear):
 LAYERS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "nf4": Nf4Linear}
 
 
-def require_bitsandbytes() -> Any:
-    """The module bitsandbytes (E301 if it is not installed)."""
+def require_bitsandbytes(
+    what: str = "nf4", why: str = "it quantises weights to 4 bits; int8 needs no package"
+) -> Any:
+    """The module bitsandbytes (E301 if it is not installed).
+
+    Args:
+        what: what needs it.
+        why: what for.
+    """
     try:
         import bitsandbytes
     except ImportError as error:
         raise MissingExtraError(
             "E301",
-            "nf4 needs the package bitsandbytes",
-            why="it quantises weights to 4 bits; int8 needs no package",
+            f"{what} needs the package bitsandbytes",
+            why=why,
             fix="pip install 'vistill[quantized]'",
         ) from error
     return bitsandbytes

@@ -31,6 +31,8 @@ class Activations:
     """Adapters on frozen weights. In bf16 all frozen weights are bf16."""
     recomputes: bool = False
     """Gradient checkpointing: of a layer only its input is held."""
+    half_weights: bool = False
+    """bf16 weights that are trained."""
 
     @property
     def size(self) -> int:
@@ -78,16 +80,19 @@ class Activations:
         """Per token and layer: from the residual stream to queries, keys and values."""
         s, trained = self.shape, self.trains_language
         width = (s.heads + s.kv_heads) * s.head_dim
-        # under autocast each of the three products casts its input
-        inputs = s.hidden * (3 * HALF if self.is_half else FLOAT) * trained
+        inputs = s.hidden * self.size * self.casts(3) * trained
         norms = FLOAT * width + FLOAT * (s.heads + s.kv_heads)
         norms += self.size * width * self.trains_norms
         return self.norm + inputs + norms + 3 * self.rank * self.size * trained
 
+    def casts(self, products: int) -> int:
+        """Copies of the input of some products: under autocast each casts its own."""
+        return products if self.is_half and not self.half_weights else 1
+
     @property
     def norm(self) -> int:
         """Per token: a norm of the residual stream, which is in float32."""
-        return self.shape.hidden * FLOAT * (1 + self.trains_norms) + FLOAT
+        return self.shape.hidden * (FLOAT + self.stream_size * self.trains_norms) + FLOAT
 
     @property
     def output_input(self) -> int:
@@ -99,7 +104,7 @@ class Activations:
     def feed_forward(self) -> int:
         """Per token and layer: the second norm and the gated feed-forward layer."""
         s, trained = self.shape, self.trains_language
-        inputs = s.hidden * (2 * HALF if self.is_half else FLOAT) * trained
+        inputs = s.hidden * self.size * self.casts(2) * trained
         adapters = 3 * self.rank * self.size * trained
         return self.norm + inputs + self.size * s.feed_forward * (3 + trained) + adapters
 
@@ -149,7 +154,7 @@ class Activations:
     @property
     def stream_size(self) -> int:
         """Bytes of a value of the residual stream: of half-precision weights it is in bf16."""
-        return FLOAT if self.lora is None else self.size
+        return FLOAT if self.lora is None and not self.half_weights else self.size
 
     def response_token(self) -> int:
         """Bytes per token of a response, without its mask."""
@@ -222,7 +227,7 @@ class Activations:
         Autocast keeps copies of trained weights only, so prompts and responses have copies of
         frozen ones each.
         """
-        if not self.is_half:
+        if not self.is_half or self.half_weights:
             return 0
         s, vision = self.shape, self.shape.vision
         if self.lora is not None:  # other weights are bf16 already
@@ -267,7 +272,15 @@ class Activations:
         Its input is held already; the indices of attention are added.
         """
         heads = self.masked_key_heads
-        return self.keys(heads) + 8, self.layer(heads) - self.layer_input + 3 * 8
+        return self.keys(heads) + 8, self.layer_besides_input(heads)
+
+    def layer_besides_input(self, key_heads: int) -> int:
+        """Per token: a layer without its input, which is held, and the indices of attention.
+
+        Norms keep their input in float32, so an input in bf16 is not in the count of a layer.
+        """
+        counted = self.layer_input if self.stream_size == FLOAT else 0
+        return self.layer(key_heads) - counted + 3 * 8
 
     def prompt_again(self, tokens: int, patches: int) -> int:
         """Bytes of a prompt while its largest layer is computed again."""
@@ -275,5 +288,4 @@ class Activations:
         block = 0
         if vision is not None and self.trains_tower:
             block = self.block(vision) - self.size * vision.width
-        layer = self.layer(self.shape.kv_heads) - self.layer_input + 3 * 8
-        return max(tokens * layer, patches * block)
+        return max(tokens * self.layer_besides_input(self.shape.kv_heads), patches * block)

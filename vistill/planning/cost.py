@@ -145,7 +145,7 @@ class Cost:
         positions = min(float(limit), LONGEST_OVER_MEAN * tokens)
         alive = min(rows, responses) * tokens / max(1.0, positions)
         context = self.memory.work.prompt_tokens + positions / 2
-        size, precision = self.memory.student_size, self.memory.work.recipe.student.precision
+        size, precision = self.memory.of_student.size, self.memory.work.recipe.student.precision
         read = shape.linear_weights * BITS.get(precision, 8.0 * size) / 8
         read += size * (shape.head_weights + shape.kv_values * alive * context)
         by_memory = read / (BANDWIDTH_SHARE * self.memory.gpu.bandwidth)

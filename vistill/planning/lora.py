@@ -4,13 +4,9 @@ Needs no torch.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from vistill.lora_settings import LoraSettings
 from vistill.planning.shapes import LinearSizes, ModelShape
-
-if TYPE_CHECKING:
-    from vistill.training.recipe import Recipe
 
 #: Parts of the model by target.
 PARTS = {
@@ -66,19 +62,3 @@ def adapter_parameters(
     """Parameters of all adapters that are trained: A is [rank, inputs], B is [outputs, rank]."""
     sizes = linear_sizes(shape)
     return settings.rank * sum(getattr(sizes, part) for part in adapted_parts(settings, frozen))
-
-
-def checkpoint_bytes(shape: ModelShape, recipe: "Recipe", has_average: bool) -> float:
-    """A checkpoint: weights or adapters in float32, two moments, and the moving average.
-
-    Args:
-        shape: of the student.
-        recipe: of the run.
-        has_average: whether the method reads the moving average.
-    """
-    frozen, lora = recipe.train.freeze, recipe.student.lora
-    saved, trained = shape.parameters.total, shape.trained_parameters(frozen)
-    if recipe.student.train == "lora":
-        saved = adapter_parameters(shape, lora)
-        trained = adapter_parameters(shape, lora, frozen)
-    return 4.0 * ((1 + has_average) * saved + 2 * trained)

@@ -9,9 +9,10 @@ from vistill.errors import ConfigError
 from vistill.planning.activations import FLOAT, HALF, Activations
 from vistill.planning.gpus import Gpu
 from vistill.planning.half_copies import rounded_head, writes_in_half, writing_copy
-from vistill.planning.lora import adapter_parameters, checkpoint_bytes, weight_bytes
+from vistill.planning.lora import weight_bytes
 from vistill.planning.phase_bytes import DecodingCall, PhaseBytes, cache_capacity
 from vistill.planning.shapes import ModelShape
+from vistill.planning.student_bytes import StudentBytes
 from vistill.planning.workload import Workload
 from vistill.training.held_bytes import GIB, SHARE, MemoryMeasurement
 from vistill.training.micro_batches import AUTO_TOKENS, BatchSplit
@@ -23,9 +24,6 @@ RESERVE_GIB = 1.0
 CHUNK_BYTES = 1 << 29
 #: Copies of a row of logits while a token is chosen: noise, sorted values, their sums.
 SAMPLING_COPIES = 6
-#: Bytes of a checkpoint's copy in host memory over those of the checkpoint: torch rounds each
-#: tensor of page-locked memory up to a power of two (1.3 for the 2B).
-SNAPSHOT_FACTOR = 1.3
 #: The phase in which the teacher writes responses, before step 1.
 TEACHER_WRITES = "teacher writes"
 
@@ -52,29 +50,15 @@ class Memory:
         """Bytes that tensors can have."""
         return (self.gpu.memory_gib - RESERVE_GIB) * GIB
 
+    @cached_property
+    def of_student(self) -> StudentBytes:
+        """Weights, gradients and optimizer of the student."""
+        return StudentBytes(self.student, self.work.recipe, self.work.lora, self.is_half)
+
     @property
     def trained(self) -> int:
         """Parameters that the optimizer updates."""
-        freeze = self.work.recipe.train.freeze
-        lora = self.work.lora
-        whole = self.student.trained_parameters(freeze)
-        return whole if lora is None else adapter_parameters(self.student, lora, freeze)
-
-    @property
-    def student_size(self) -> int:
-        """Bytes of a value of the student. Under LoRA, frozen weights have the step's precision."""
-        return HALF if self.work.lora is not None and self.is_half else FLOAT
-
-    @property
-    def adapters(self) -> int:
-        """Parameters of all adapters; 0 without LoRA."""
-        lora = self.work.lora
-        return 0 if lora is None else adapter_parameters(self.student, lora)
-
-    @property
-    def own_parameters(self) -> int:
-        """Float32 parameters that a copy of the student and a checkpoint hold."""
-        return self.adapters or self.student.parameters.total
+        return self.of_student.trained
 
     def value_size(self, precision: str) -> int:
         """Bytes of a weight that is not quantised, of a teacher with this precision."""
@@ -85,7 +69,7 @@ class Memory:
         """The models of a role, each with the bytes of a value that is not quantised."""
         if reader is Reader.TEACHER:
             return [(shape, self.value_size(own)) for shape, own in self.teachers]
-        return [(self.student, self.student_size)]
+        return [(self.student, self.of_student.size)]
 
     def all_weights(self) -> list[float]:
         """Bytes of the weights of each teacher."""
@@ -107,6 +91,7 @@ class Memory:
             train.freeze,
             self.work.lora,
             recomputes=train.gradient_checkpointing,
+            half_weights=self.of_student.is_half,
         )
 
     def teacher_bytes(self, reads: bool) -> float:
@@ -122,11 +107,10 @@ class Memory:
     def resident(self, teacher_reads: bool = False) -> dict[str, float]:
         """What every phase after the first step holds."""
         return {
-            "weights": FLOAT * self.adapters
-            + weight_bytes(self.student, self.student_size, self.work.recipe.student.precision),
-            "moments": 2.0 * FLOAT * self.trained,
+            "weights": self.of_student.weights(),
+            "moments": self.of_student.state(),
             "teacher": self.teacher_bytes(teacher_reads),
-            "reference and EMA": float(self.work.student_copies * FLOAT * self.trained),
+            "reference and EMA": float(self.work.student_copies * self.of_student.gradients()),
         }
 
     # Writing responses and evaluating.
@@ -134,7 +118,7 @@ class Memory:
     @property
     def writing_copy(self) -> float:
         """The copy of the student in bf16 that writes."""
-        return writing_copy(self.work, self.student, self.is_half, self.student_size)
+        return writing_copy(self.of_student)
 
     def decoding(self, name: str, call: DecodingCall) -> PhaseBytes:
         """As many rows at a time as fit; a run halves `rows_per_call` by itself."""
@@ -153,8 +137,8 @@ class Memory:
         is_teacher = name == TEACHER_WRITES and self.teacher is not None
         of_prompts = -(-rows // call.siblings) * self.work.prompt_tokens
         cached = rows * cache_capacity(call.tokens) + of_prompts
-        in_half = writes_in_half(self.work, self.is_half)
-        writers = [(self.student, HALF if in_half else self.student_size)]
+        in_half = writes_in_half(self.of_student)
+        writers = [(self.student, HALF if in_half else self.of_student.size)]
         own = [
             {
                 "copy for writing": 0.0 if is_teacher else self.writing_copy,
@@ -297,7 +281,7 @@ class Memory:
 
     def free_for_step(self) -> float:
         """Bytes that are free after the first step."""
-        resident = sum(self.resident().values()) + FLOAT * self.trained
+        resident = sum(self.resident().values()) + self.of_student.gradients()
         return max(0.0, self.capacity - resident)
 
     def limit(self) -> float | None:
@@ -313,7 +297,9 @@ class Memory:
             "scored states": self.scored_states(),
             "logits tile": float(others * chunk),
             "head gradient": self.head_gradient(),
-            "rounded head": rounded_head(self.work, self.student, self.is_half, self.student_size),
+            "rounded head": rounded_head(
+                self.work, self.student, self.is_half, self.of_student.size
+            ),
         }
 
     def split(self) -> BatchSplit:
@@ -342,7 +328,7 @@ class Memory:
         activations = longest * prompts * held.prompt_token
         activations += max(of_part, longest * prompts * held.recomputed)
         kinds = self.resident() | {
-            "gradients": float(FLOAT * self.trained),
+            "gradients": float(self.of_student.gradients()),
             "weight copies": held.weights,
             "held activations": activations,
             **self.loss_bytes(min(CHUNK_BYTES, FLOAT * rows * self.student.vocabulary)),
@@ -365,11 +351,18 @@ class Memory:
         return max(1, min(work.prompts, split.tokens // group))
 
     def update(self) -> PhaseBytes:
-        """AdamW on all weights at once: it needs one more tensor per weight."""
+        """AdamW of torch on all weights at once needs one more tensor per weight.
+
+        The fused one needs none, nor does that of bitsandbytes. bf16 weights are updated one by
+        one.
+        """
+        working = FLOAT * self.trained * (self.work.recipe.train.optimizer == "adamw")
+        if self.of_student.is_half:  # weight, gradient and moments of the largest in float32
+            working = 4 * FLOAT * self.student.head_weights
         kinds = self.resident() | {
-            "gradients": float(FLOAT * self.trained),
+            "gradients": float(self.of_student.gradients()),
             "scored states": self.scored_states(),
-            "working memory": float(FLOAT * self.trained),
+            "working memory": float(working),
         }
         return PhaseBytes("update", kinds)
 
@@ -388,24 +381,9 @@ class Memory:
             makers.insert(0, self.teacher_writes)
         return [make() for make in makers]
 
-    # Disk and host.
+    # Disk.
 
     def checkpoint_bytes(self) -> float:
-        """Bytes of a checkpoint."""
-        return checkpoint_bytes(self.student, self.work.recipe, Reader.EMA in self.work.readers)
-
-    def host_bytes(self) -> dict[str, float]:
-        """Host memory: an offloaded teacher, the images of a step under every view, a snapshot."""
-        work, patches = self.work, 0
-        for view in {str(p.view) for p in work.passes}:
-            patches += work.prompts * work.patches(self.student, view)
-        values = self.student.vision.patch_values if self.student.vision else 0
-        offloaded = 0.0
-        if self.teacher is not None and self.is_offloaded:
-            offloaded = sum(self.all_weights())
-        snapshot = SNAPSHOT_FACTOR * self.checkpoint_bytes() * work.recipe.save.background
-        return {
-            "teacher": offloaded,
-            "views": float(FLOAT * patches * values),
-            "snapshot": snapshot,
-        }
+        """A checkpoint: weights or adapters, moments, and the moving average."""
+        copies = 1 + (Reader.EMA in self.work.readers)
+        return self.of_student.saved(copies)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vistill.planning.host_bytes import host_bytes
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan
 from vistill.planning.shapes import ModelShape
@@ -37,7 +38,7 @@ def plan_dict(plan: RunPlan) -> dict[str, Any]:
         "phases": {
             p.name: {"total": p.total, "kinds": p.kinds, "note": p.note} for p in plan.phases
         },
-        "host": memory.host_bytes(),
+        "host": host_bytes(memory),
         "lengths": {
             "prompt": work.prompt_tokens,
             "image": work.image_tokens,
@@ -147,7 +148,7 @@ def phase_lines(plan: RunPlan) -> list[str]:
             rows.append([kind, *(f"{v / unit:.2f}" if v else "-" for v in values)])
     rows.append(["all", *(f"{p.total / unit:.2f}" for p in phases)])
     notes = [f"{p.name}: {p.note}" for p in phases if p.note]
-    host = {kind: size for kind, size in plan.memory.host_bytes().items() if size}
+    host = {kind: size for kind, size in host_bytes(plan.memory).items() if size}
     on_host = ", ".join(f"{kind} {size / unit:.2f}" for kind, size in host.items())
     free = f"of {plan.memory.capacity / GIB:.1f} GiB that tensors can have"
     return [

@@ -21,7 +21,6 @@ OUR_KEYS: dict[str, str] = {
     "lora_r": "student.lora.rank",
     "lora_rank": "student.lora.rank",
     "lora_alpha": "student.lora.alpha",
-    "gradient_checkpointing": "train.gradient_checkpointing",
     "activation_checkpointing": "train.gradient_checkpointing",
     # data
     "dataset": "data.train",
@@ -83,6 +82,9 @@ OUR_KEYS: dict[str, str] = {
     "dtype": "train.precision",
     "torch_dtype": "train.precision",
     "full_determinism": "train.deterministic",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "optim": "train.optimizer",
+    "optimizer": "train.optimizer",
     # policy gradient
     "epsilon": "grpo.clip_low",
     "epsilon_high": "grpo.clip_high",
@@ -130,7 +132,6 @@ BATCH = (
     "into pieces for memory (train.micro_batch) changes nothing"
 )
 BOTH_BETAS = "train.betas=[0.9,0.95] holds both of AdamW's decay rates"
-ONE_OPTIMIZER = "AdamW is the one optimizer: train.betas, train.eps and train.weight_decay set it"
 HUB = (
     "vistill uploads nothing; the chosen student is an ordinary model folder, which hf upload takes"
 )
@@ -190,7 +191,6 @@ NO_SUCH_KEY: dict[str, str] = {
     ),
     **dict.fromkeys(("per_device_train_batch_size", "per_gpu_train_batch_size"), BATCH),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), BOTH_BETAS),
-    **dict.fromkeys(("optim", "optimizer"), ONE_OPTIMIZER),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy"), HUB),
     "bf16": "train.precision=bf16 asks for bfloat16; auto takes it where a CUDA device has it",
     "fp16": "vistill has no float16: train.precision is auto, bf16 or fp32",

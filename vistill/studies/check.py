@@ -20,8 +20,8 @@ from vistill.data.keys import num_steps
 from vistill.data.loading import QuarantinedRow, check_overlap, check_rows_per_step
 from vistill.data.mixture import check_mixture, describe_mixture, mixture_of, set_of
 from vistill.errors import ConfigError
-from vistill.planning.lora import checkpoint_bytes
 from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
+from vistill.planning.student_bytes import checkpoint_bytes
 from vistill.report.preview_page import check_page_file
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder, checkpoint_step, checkpoints_in

@@ -18,6 +18,7 @@ from vistill.models.loading import VLM, PromptEncoder, load_weights
 from vistill.models.quantization import num_parameters
 from vistill.runs.model_not_found import model_name
 from vistill.training.checks.check import TRAINING_PURPOSES
+from vistill.training.optimizer_bytes import HALF_PRECISIONS
 from vistill.training.precision import training_dtype
 from vistill.training.recipe import QUANTIZED, Recipe
 
@@ -53,9 +54,9 @@ def load_student(setup: "RunSetup", encoder: PromptEncoder, device: str) -> VLM:
 
 def loading_options(recipe: Recipe, device: str) -> dict[str, Any]:
     """What `load_weights` needs for the student of a recipe: `dtype` and `quantization`."""
-    if recipe.student.train == "full":
-        return {"dtype": torch.float32}
     precision = recipe.student.precision
+    if recipe.student.train == "full":
+        return {"dtype": torch.bfloat16 if precision in HALF_PRECISIONS else torch.float32}
     return {
         "dtype": training_dtype(recipe.train, torch.device(device)),
         "quantization": precision if precision in QUANTIZED else "",

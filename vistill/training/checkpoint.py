@@ -36,6 +36,7 @@ from vistill.training.checkpoint_content import CheckpointContent, TrainedObject
 from vistill.training.disk_needs import SPACE_FACTOR
 from vistill.training.interrupt import StopRequest
 from vistill.training.journal import Journal
+from vistill.training.optim import place_steps
 from vistill.training.run_state import RunState, read_state
 from vistill.training.settings import SaveSettings
 from vistill.training.shards import (
@@ -52,6 +53,9 @@ FORMAT = 3
 #: Formats that can be read.
 READABLE = (1, 2, 3)
 MANIFEST, STATE, OPTIMIZER, NOISE = "MANIFEST.json", "state.json", "optimizer", "rng.safetensors"
+#: Values of the optimizer's state that have not the shape of their weight: the number of updates,
+#: and the tables and scales of moments of 8 bits.
+SHAPES_OF_THEIR_OWN = ("step", "qmap1", "qmap2", "absmax1", "absmax2")
 #: Files that a loader of weights opens by itself.
 WEIGHTS = re.compile(r"(adapter_)?model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?")
 
@@ -78,7 +82,8 @@ def restore_optimizer(
     for key, value in saved:
         name, _, slot = key.removeprefix("opt.").rpartition(".")
         parameter = parameters.get(name)
-        if parameter is None or (slot != "step" and value.shape != parameter.shape):
+        own_shape = slot in SHAPES_OF_THEIR_OWN
+        if parameter is None or (not own_shape and value.shape != parameter.shape):
             raise StorageError(
                 "S604",
                 f"the checkpoint holds {key}, and the model has no parameter that fits",
@@ -86,6 +91,7 @@ def restore_optimizer(
                 fix="name the model that the run was started with, or start a new run: run=NEW",
             )
         optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
+    place_steps(optimizer)
 
 
 def is_published(folder: RunFolder, saved: TrainedObjects) -> bool:

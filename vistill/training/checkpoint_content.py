@@ -16,6 +16,7 @@ from vistill.models.loading import VLM
 from vistill.models.save import ModelFolder, files_without_weights, model_folder, weights_of
 from vistill.runs.storage import check_finite
 from vistill.training.optim import parameters_in
+from vistill.training.optimizer_bytes import tensor_state_bytes
 from vistill.training.run_state import RunState
 
 #: The folder of the trained model.
@@ -110,19 +111,28 @@ def small_files(saved: TrainedObjects) -> SmallFiles:
     return {name: files_without_weights(vlm) for name, vlm in saved.models.items()}
 
 
-def bytes_to_save(student: VLM, frozen: Collection[str], copies: int) -> int:
-    """Bytes of a checkpoint before the first update: weights, and two moments of each trained one.
+def bytes_to_save(
+    student: VLM,
+    frozen: Collection[str],
+    copies: int,
+    optimizer: str = "auto",
+    precision: str = "auto",
+) -> int:
+    """Bytes of a checkpoint before the first update: weights, and the optimizer's state.
 
     Args:
         student: the model that is trained.
         frozen: parts that keep their weights (`train.freeze`).
         copies: the student, and its moving average if there is one.
+        optimizer: `train.optimizer`.
+        precision: `student.precision`.
     """
     parts = student.family.parts(student.model)
     kept = {id(p) for part in frozen for p in parameters_in(parts[part])}
     trained = [p for p in student.model.parameters() if p.requires_grad and id(p) not in kept]
     weights = sum(t.nbytes for t in weights_of(student).values())
-    return copies * weights + 2 * sum(p.nbytes for p in trained)
+    state = sum(tensor_state_bytes(p.numel(), optimizer, precision) for p in trained)
+    return copies * weights + int(state)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

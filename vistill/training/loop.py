@@ -133,7 +133,8 @@ def prepare_student(plan: Plan) -> tuple[Plan, torch.optim.Optimizer]:
     """Freeze parts, copy the student for the method's readers, and make the optimizer."""
     freeze_parts(plan.models.student, plan.train.freeze)
     plan = replace(plan, models=with_student_copies(plan.models, plan.objective))
-    return plan, make_optimizer(plan.models.student.model, plan.train)
+    model = plan.models.student.model
+    return plan, make_optimizer(model, plan.train, plan.precision, plan.seed)
 
 
 def report_event(plan: Plan, folder: RunFolder, text: str, prefix: str = "") -> None:

@@ -20,6 +20,7 @@ from vistill.runs.storage import read_json, to_json
 from vistill.training.held_bytes import GIB, SHARE, HeldBytes, MemoryMeasurement
 from vistill.training.host_memory import free_host_bytes
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.optimizer_bytes import state_bytes
 from vistill.training.precision import autocast, training_dtype
 from vistill.types import Reader, Writer
 
@@ -347,7 +348,9 @@ def free_for_step(setup: "RunSetup") -> float:
     trained = sum(p.nbytes for p in weights if p.requires_grad)
     readers = {p.reader for p in setup.objective.passes()}
     copies = len(readers & {Reader.EMA, Reader.REFERENCE} - setup.models.copies.keys())
-    later = (3.0 + copies) * trained  # copies share what is frozen
+    numbers = sum(p.numel() for p in setup.models.student.model.parameters() if p.requires_grad)
+    state = state_bytes(numbers, setup.train.optimizer, setup.precision)
+    later = (1.0 + copies) * trained + state  # a gradient each; copies share what is frozen
     return max(0.0, free_bytes(setup.models.student.device) - later)
 
 

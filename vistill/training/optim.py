@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vistill.errors import ConfigError, quote_setting
 from vistill.models.loading import VLM
+from vistill.models.quantization import require_bitsandbytes
+from vistill.training.half_precision import HalfPrecisionOptimizer
+from vistill.training.optimizer_bytes import HALF_PRECISIONS
 from vistill.training.settings import ScheduleSettings, TrainSettings
 
 
@@ -102,12 +107,66 @@ def freeze_error(parts: Sequence[str], what: str, why: str, possible: Sequence[s
     )
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, none on vectors."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(
+    model: nn.Module, settings: TrainSettings, precision: str = "auto", seed: int = 0
+) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices, none on vectors.
+
+    Args:
+        model: whose weights with gradient are trained.
+        settings: of the update.
+        precision: `student.precision`. It says how bf16 weights are updated.
+        seed: of the run, for stochastic rounding.
+
+    Raises:
+        MissingExtraError: E301, bitsandbytes is not installed.
+    """
+    named = {p: name for name, p in model.named_parameters() if p.requires_grad}
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in named if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     not_empty = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(not_empty, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    kind = optimizer_kind(settings.optimizer, next(iter(named)).device)
+    make = partial(adamw, kind, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if any(p.dtype == torch.bfloat16 for p in named) and precision in HALF_PRECISIONS:
+        seed_of_rounding = None if precision == "bf16" else seed
+        return HalfPrecisionOptimizer(not_empty, make, named, seed_of_rounding)
+    return make(not_empty)
+
+
+def optimizer_kind(setting: str, device: torch.device) -> str:
+    """What `train.optimizer` is on a device: `auto` is fused on CUDA, and plain elsewhere."""
+    if setting != "auto":
+        return setting
+    return "adamw_fused" if device.type == "cuda" else "adamw"
+
+
+def adamw(kind: str, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+    """An AdamW of torch, or the one of bitsandbytes with moments of 8 bits."""
+    if kind == "adamw_8bit":
+        return require_optimizer(kind).optim.AdamW8bit(groups, **settings)
+    return torch.optim.AdamW(groups, **settings, fused=True if kind == "adamw_fused" else None)
+
+
+def require_optimizer(setting: str) -> Any:
+    """The module bitsandbytes if the optimizer needs it (E301 if it is not installed)."""
+    if setting != "adamw_8bit":
+        return None
+    return require_bitsandbytes("train.optimizer=adamw_8bit", "it keeps moments of 8 bits")
+
+
+def place_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Keep the loaded numbers of updates as the optimizer does.
+
+    bitsandbytes counts in an integer, a fused AdamW on the device, torch's own on the host.
+    """
+    settings = optimizer.param_groups[0]
+    if isinstance(optimizer, HalfPrecisionOptimizer):
+        settings = optimizer.make([{"params": [nn.Parameter(torch.zeros(1))]}]).param_groups[0]
+    for weight, slots in optimizer.state.items():
+        step = slots.get("step")
+        if isinstance(step, Tensor) and not step.is_floating_point():
+            slots["step"] = int(step)
+        elif isinstance(step, Tensor) and settings.get("fused"):
+            slots["step"] = step.to(weight.device)

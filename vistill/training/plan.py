@@ -55,3 +55,5 @@ class Plan:
     """Micro-batches and their parts (`training/memory_budget.py`)."""
     profile: bool = False
     """Count the operations, tokens and memory of each phase; the update stays the same."""
+    precision: str = "auto"
+    """`student.precision`."""

@@ -15,6 +15,7 @@ from vistill.lora_settings import LoraSettings
 from vistill.ranges import check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
+from vistill.training.optimizer_bytes import HALF_PRECISIONS
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
 from vistill.views import ViewContext
 from vistill.views.settings import ViewSettings
@@ -47,9 +48,11 @@ class StudentSettings(ModelSettings):
     """`full` trains all weights that `train.freeze` leaves. `lora` trains low-rank adapters and
     keeps all other weights (extra `lora`)."""
     lora: LoraSettings = field(default_factory=LoraSettings)
-    precision: Literal["auto", "int8", "nf4"] = "auto"
-    """Precision of the weights that LoRA keeps: `auto` is that of a step, `int8` and `nf4` quantise
-    the linear layers of the decoder (QLoRA; `nf4` needs the extra `quantized`)."""
+    precision: Literal["auto", "bf16", "bf16_stochastic", "int8", "nf4"] = "auto"
+    """Precision of the weights. `auto` trains fp32 weights; those that LoRA keeps have that of a
+    step. `bf16` trains bf16 weights with fp32 master copies, `bf16_stochastic` without copies: each
+    update is rounded at random. `int8` and `nf4` quantise the linear layers of the decoder for LoRA
+    (QLoRA; `nf4` needs the extra `quantized`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +62,14 @@ class StudentSettings(ModelSettings):
                 f"student.precision = {self.precision}, but student.train = full",
                 why="quantised weights cannot be trained; adapters on them can (QLoRA)",
                 fix="student.train=lora   or   student.precision=auto",
+            )
+        if self.precision in HALF_PRECISIONS and self.train == "lora":
+            raise ConfigError(
+                "C101",
+                f"student.precision = {self.precision}, but student.train = lora",
+                why="adapters are fp32; the weights that they are added to have the precision of a"
+                " step",
+                fix="student.precision=auto   or   student.train=full",
             )
 
 
@@ -121,6 +132,13 @@ class Recipe:
             object.__setattr__(self, "teacher", TeacherSettings(**vars(self.teacher)))
         if self.teachers:
             check_teachers(self)
+        if self.student.precision in HALF_PRECISIONS and self.train.precision == "fp32":
+            raise ConfigError(
+                "C101",
+                f"student.precision = {self.student.precision}, but train.precision = fp32",
+                why="bf16 weights compute in bf16",
+                fix="train.precision=auto   or   student.precision=auto",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""
@@ -192,6 +210,7 @@ ADDED = {
     "student.precision": "auto",
     "teacher.precision": "auto",
     "train.gradient_checkpointing": False,
+    "train.optimizer": "auto",
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

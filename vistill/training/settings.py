@@ -66,6 +66,9 @@ class TrainSettings:
     memory: float | None = ranged(None, 0, above=True)
     """GiB that `train.micro_batch: auto` may hold for a backward pass. null takes half of a CPU's
     free memory, 80 % of a GPU's."""
+    optimizer: Literal["auto", "adamw", "adamw_fused", "adamw_8bit"] = "auto"
+    """AdamW: `auto` is `adamw_fused` on a CUDA device and `adamw` elsewhere. `adamw_8bit` keeps the
+    moments in 8 bits, a quarter of the memory (extra `quantized`)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the student. `auto` is bf16 where a CUDA device has it, fp32 elsewhere."""
     kernels: Literal["auto", "torch", "triton"] = "auto"

@@ -105,6 +105,11 @@ class RunSetup:
         return self.recipe.train
 
     @property
+    def precision(self) -> str:
+        """Precision of the student's weights."""
+        return self.recipe.student.precision
+
+    @property
     def rollout(self) -> RolloutSettings:
         """Settings of sampling."""
         return self.recipe.rollout
@@ -156,4 +161,5 @@ class RunSetup:
             progress=self.progress,
             split=self.split,
             profile=self.recipe.profile,
+            precision=self.precision,
         )

@@ -195,7 +195,8 @@ def update_student(
         context.before_update()
         norm, is_updated = apply_update(context, loss, lr)
         if is_updated:
-            update_ema(context.models, context.objective.requirements.ema_rate)
+            rate = context.objective.requirements.ema_rate
+            update_ema(context.models, rate, context.seed, step, number)
         fault("learn.after_update")
         updates_made += is_updated
         for name, value in {"loss": loss, **terms, "grad_norm": norm}.items():

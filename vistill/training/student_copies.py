@@ -11,6 +11,7 @@ from vistill.batch import Objective
 from vistill.errors import ConfigError
 from vistill.models.loading import VLM
 from vistill.training.checkpoint import weights_hash
+from vistill.training.half_precision import move_towards
 from vistill.training.models_of_run import Models
 from vistill.training.run_state import RunState
 from vistill.types import Reader
@@ -41,15 +42,18 @@ def copies_to_save(models: Models) -> Mapping[str, VLM]:
 
 
 @torch.no_grad()
-def update_ema(models: Models, rate: float) -> None:
-    """One step of the average: `ema <- (1 - rate) ema + rate student`, in the dtype of `ema`."""
+def update_ema(models: Models, rate: float, *key: object) -> None:
+    """One step of the average: `ema <- (1 - rate) ema + rate student`, in the dtype of `ema`.
+
+    An average in bf16 is rounded at random, as the key decides: to the nearest number it would stay
+    where it is.
+    """
     if Reader.EMA not in models.copies:
         return
     averages = dict(models.copies[Reader.EMA].model.named_parameters())
     for name, weight in models.student.model.named_parameters():
         if weight.requires_grad:
-            average = averages[name]
-            average.lerp_(weight.detach().to(average.dtype), rate)
+            move_towards(averages[name], weight, (name, *key), rate)
 
 
 def check_reference(models: Models, state: RunState) -> None:

@@ -57,7 +57,13 @@ def needs_of_run(setup: "RunSetup") -> DiskNeeds:
     per_step, rows = recipe.train.prompts_per_step, len(setup.train_prompts)
     steps = recipe.train.steps or num_steps(rows, per_step, recipe.train.epochs)
     has_average = any(p.reader is Reader.EMA for p in objective.passes())
-    size = bytes_to_save(setup.models.student, recipe.train.freeze, 1 + has_average)
+    size = bytes_to_save(
+        setup.models.student,
+        recipe.train.freeze,
+        1 + has_average,
+        recipe.train.optimizer,
+        recipe.student.precision,
+    )
     writer = objective.requirements.writer
     return disk_needs(recipe, size, steps, 1 if writer is Writer.DATA else None)
 

@@ -17,6 +17,7 @@ from vistill.training.checks.check import TRAINING_PURPOSES, WRITING_PURPOSES, S
 from vistill.training.checks.code import digest_of
 from vistill.training.checks.rows import RowNeeds, check_answers, needs_in_words, usable_rows
 from vistill.training.memory_budget import choose_split
+from vistill.training.optim import require_optimizer
 from vistill.training.recipe import TeacherSettings
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
@@ -38,7 +39,11 @@ GATE_SETTINGS = ("temperature", "top_p", "max_new_tokens", "answer", "checker", 
 
 
 def check_requirements(setup: "RunSetup") -> str:
-    """Check the method's requirements (C103, C101, D302 to D305); drop rows without thoughts."""
+    """Check the method's requirements (C103, C101, D302 to D305); drop rows without thoughts.
+
+    E301 for an optimizer whose package is missing.
+    """
+    require_optimizer(setup.train.optimizer)
     objective = setup.objective
     wanted, name = objective.requirements, type(objective).__name__
     needs = wanted.needs

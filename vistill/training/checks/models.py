@@ -34,6 +34,7 @@ from vistill.training.checks.text_only import (
 )
 from vistill.training.models_of_run import Models
 from vistill.training.optim import freeze_parts
+from vistill.training.optimizer_bytes import HALF_PRECISIONS
 from vistill.training.precision import training_dtype
 from vistill.training.quantized_teacher import load_teacher
 from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
@@ -149,7 +150,8 @@ def load_models(setup: "RunSetup") -> str:
     encoder = setup.student
     if provided is not None:
         student = provided.student
-        require_full_precision(student)
+        if recipe.student.precision not in HALF_PRECISIONS:
+            require_full_precision(student)
     else:
         assert isinstance(encoder, PromptEncoder)
         device = choose_device(recipe.student.device)
@@ -208,7 +210,7 @@ def configure_models(setup: "RunSetup", student: VLM, teachers: Mapping[str, VLM
     context = setup.recipe.view_context(student.family.patch_size)
     student = configured(setup, student, "student")
     set_checkpointing(student, setup.train.gradient_checkpointing)
-    if setup.purpose in TRAINING_PURPOSES:  # what follows measures memory and disk
+    if setup.purpose in TRAINING_PURPOSES:  # before memory and disk are measured
         freeze_parts(student, setup.train.freeze)
     others = [vlm for vlm in teachers.values() if not same_family(student, vlm)]
     if others:  # none may write an id by which another one marks an image
