@@ -116,6 +116,7 @@ CATALOGUE: dict[str, str] = {
     "R407": "The log-probabilities of the rollout engine are missing, incomplete or invalid.",
     "R408": "The weights version of the rollout engine is not the expected one.",
     "R409": "The process that compares answers gives no answer, so no verdict is sure.",
+    "R410": "A decoding step cannot be captured as a CUDA graph.",
     "R501": "The memory does not hold one prompt in some phase of a step.",
     "S601": "The disk is full, or the folder cannot be written.",
     "S602": "Another process uses this run folder.",
