@@ -10,9 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vistill.errors import RolloutError
 from vistill.flops_counter import counting
-from vistill.models import static_step
 from vistill.models.decoding import Decoder
-from vistill.models.static_step import StaticStep
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -20,12 +18,6 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 
 SAMPLING = Sampling(3, 7, 1.3, 0.95, 40, noise="counter")
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """The capacity grows during a test."""
-    monkeypatch.setattr(static_step, "STATIC_TOKENS", 16)
 
 
 def requests(vlm, prompts, siblings=(0, 1, 2, 3)):
@@ -42,6 +34,7 @@ def states_along(vlm, prompts, is_static, lengths=(30, 40, 5, 33, 33)):
     """Hidden states along random tokens, and the decoder; finished rows are dropped."""
     g = torch.Generator().manual_seed(0)
     decoder = Decoder(vlm, [vlm.encode(p) for p in prompts], [0, 0, 1, 1, 1], is_static=is_static)
+    decoder.attention.block = 16  # the capacity grows during the test
     states, left = [], list(lengths)
     for t in range(max(lengths)):
         states.append(decoder.states())
@@ -158,16 +151,13 @@ def test_operations_are_counted_although_a_replay_calls_no_python(teacher, promp
     assert totals[0] == totals[1] > 0
 
 
-def test_a_failed_capture_is_an_error_and_memory_is_left_to_the_retry(
-    teacher, prompts, monkeypatch
-):
+def test_a_failed_capture_is_an_error_but_memory_is_for_the_retry(teacher, prompts):
     def decode(error):
-        def failing(self):
+        def failing():
             raise error
 
-        monkeypatch.setattr(StaticStep, "capture_graph", failing)
         decoder = Decoder(teacher, [teacher.encode(prompts[0])], [0], is_static=True)
-        decoder.static_step.pool = (0, 1)
+        decoder.static_step.pool, decoder.static_step.capture_graph = (0, 1), failing
         for _ in range(2):
             decoder.states()
             decoder.append(torch.tensor([40]))

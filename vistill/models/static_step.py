@@ -31,6 +31,8 @@ Step = Callable[[Tensor, Tensor, DecodeAttention], Tensor]
 class StaticAttention(DecodeAttention):
     """Attention over the whole capacity of the row cache. Tokens that do not exist are masked."""
 
+    block: int = STATIC_TOKENS
+    """Tokens by which the capacity grows."""
     length: Tensor = field(init=False)
     """Number of tokens in the cache, [1], on the device."""
     own_mask: Tensor = field(init=False)
@@ -51,7 +53,7 @@ class StaticAttention(DecodeAttention):
         """Make room for the next token. Say whether addresses have changed."""
         if self.num_added < self.capacity:
             return False
-        used, capacity = self.capacity, self.capacity + STATIC_TOKENS
+        used, capacity = self.capacity, self.capacity + self.block
         self.own_mask = self.own_mask.new_empty(capacity)
         for layer, (_, prompt_values) in self.prompt_cache.items():
             shape = (len(self.group), prompt_values.shape[1], capacity, prompt_values.shape[3])
