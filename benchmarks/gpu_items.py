@@ -240,6 +240,25 @@ def measure_rollouts(
     return ids
 
 
+def decoding(bench: Bench) -> None:
+    """Measure tokens per second with the weights of a run: float32, a bf16 copy, a CUDA graph."""
+    sizes = Sizes(2, 2, 8) if bench.tiny else Sizes(16, 4, 128)
+    request = encode_prompts(bench.models["student"], 1)[0]
+    bench.values |= {"prompt_tokens": len(request.prompt.ids), "sizes": str(sizes)}
+    responses = {}
+    for engine in ("shared", "copy", "graph"):
+        name = f"{engine}, sampled by counter"
+        mode = {"engine": engine, "temperature": 0.7, "noise": "counter"}
+        responses[engine] = measure_rollouts(bench, name, sizes, **mode)
+    if responses["copy"] and responses["graph"]:
+        pairs = [
+            a == b
+            for x, y in zip(responses["copy"], responses["graph"], strict=True)
+            for a, b in zip(x, y, strict=False)
+        ]
+        bench.values["share_of_equal_tokens_copy_and_graph"] = sum(pairs) / len(pairs)
+
+
 # Compared with transformers alone; saving; profile
 
 
@@ -319,6 +338,7 @@ ITEMS = (
     Item("training", 90, training, BOTH),
     Item("step", 85, step, BOTH),
     Item("rollouts", 55, rollouts, BOTH[:1]),
+    Item("decoding", 40, decoding, BOTH[:1]),
     Item("plain", 40, transformers_only, BOTH),
     Item("saving", 40, saving, BOTH[:1]),
     Item("checkpoint", 80, checkpoint, BOTH[:1]),

@@ -67,7 +67,12 @@ __all__ = [
 ]
 
 METHODS = {"opd": OPD, "va_opd": VAOPD}
-ENGINES = {"shared": SharedEngine, "generate": HFEngine}
+ENGINES = {
+    "shared": SharedEngine,
+    "copy": partial(SharedEngine, uses_copy=True),
+    "graph": partial(SharedEngine, uses_copy=True, uses_graph=True),
+    "generate": HFEngine,
+}
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,6 @@ def build_optimizer(vlm: VLM) -> torch.optim.Optimizer:
     return make_optimizer(vlm.model, TrainSettings())
 
 
-# Steps
-
-
 def random_groups(sizes: Sizes) -> list[RolloutGroup]:
     """Make prompts with random responses."""
     g = torch.Generator().manual_seed(sizes.seed)
@@ -331,9 +333,6 @@ def make_rollouts(
             return [r.ids for group in rollout_engine.generate(requests, sampling) for r in group]
 
     return generate
-
-
-# The loss on hidden states
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ REPLACES = re.compile(r"\.setattr\(|mock\.patch|patch\.object\(")
 #: Owners of public names: Python, the operating system, other packages.
 FOREIGN = re.compile(
     r"""\.setattr\(\s*(?:
-        (?:sys|os|re|time|shutil|subprocess|socket|signal|Path|Image|jaxtyping|gpu|F|Node)[.,]
-        |type\(os\.environ\)|"builtins\.|"huggingface_hub\.|"torch\.cuda\.|teacher\.model\.|place,\s|name,\sstr\(
+        (?:sys|os|re|time|shutil|subprocess|socket|signal|Path|Image|jaxtyping|gpu|F|Node|torch)[.,]
+        |type\(os\.environ\)|"builtins\.|"huggingface_hub\.|teacher\.model\.|place,\s|name,\sstr\(
         |processors\.(?:AutoProcessor|importlib)|vlm\.family\.processor,|vlm\.model\.model,)""",
     re.VERBOSE,
 )

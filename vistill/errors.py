@@ -124,6 +124,7 @@ CATALOGUE: dict[str, str] = {
     "R413": "A prompt is longer, or has more images, than the limits vLLM was started with.",
     "R414": "After a weight sync vLLM gives a known response other log-probabilities.",
     "R415": "The weights for vLLM are incomplete, not finite, or those of another model.",
+    "R416": "A decoding step cannot be captured as a CUDA graph.",
     "R501": "The memory does not hold one prompt in some phase of a step.",
     "S601": "The disk is full, or the folder cannot be written.",
     "S602": "Another process uses this run folder.",

@@ -326,3 +326,11 @@ def an_operator_has_no_deterministic_kernel(place):
         raise no_kernel_error(RuntimeError("x_cuda does not have a deterministic implementation"))
 
     made(place, failing)
+
+
+@situation("R416")
+def a_step_cannot_be_captured(place):
+    from vistill.models.static_step import capture_error
+
+    error = RuntimeError("operation not permitted when stream is capturing")
+    made(place, lambda: capture_error(error), "rollout.cuda_graph=true")

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vistill.errors import ConfigError
-from vistill.functional import heads
 from vistill.functional.divergences import reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.rows import States, log_prob_from_hidden, per_row
-from vistill.models import backends
 from vistill.models.backends import HEAD_BOUND, head_error, head_failure, with_head_precision
+from vistill.models.loading import VLM
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -73,20 +73,38 @@ def test_log_probabilities_of_a_rounded_head_are_those_of_a_head_with_rounded_we
                                rtol=0)  # fmt: skip
 
 
-def test_the_weight_is_rounded_once_for_all_chunks(monkeypatch):
+class Recorded(TorchDispatchMode):
+    """Records operators with the shape of their first tensor; `after` sees each result."""
+
+    def __init__(self, after=lambda name, out: None):
+        super().__init__()
+        self.after, self.calls = after, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        shape = tuple(args[0].shape) if args and isinstance(args[0], torch.Tensor) else ()
+        dtype = out.dtype if isinstance(out, torch.Tensor) else None
+        self.calls.append((function.name(), shape, dtype))
+        self.after(function.name(), out)
+        return out
+
+
+def test_the_weight_is_rounded_once_for_all_chunks():
     """As bf16 it takes half of the memory of the head; a copy per chunk would take time."""
-    calls = []
-    operand = Head.operand
-    monkeypatch.setattr("vistill.functional.row_chunks.CHUNK_BYTES", {"cpu": 4 * 5000 * 6})
+    rows, vocabulary = 900, 50_000  # three chunks
+    hidden, other = torch.randn(rows, 8), torch.randn(rows, 8)
+    heads = [Head(torch.randn(vocabulary, 8), precision="bf16") for _ in range(2)]
+    with Recorded() as recorded:
+        per_row(reverse_kl, hidden.requires_grad_(), heads[0], [States(other, heads[1])])
+    copies = [(shape, dtype) for name, shape, dtype in recorded.calls if "_to_copy" in name]
+    assert copies.count(((vocabulary, 8), torch.bfloat16)) == 2, "once for each head"
+    assert len([name for name, *_ in recorded.calls if name.startswith("aten::mm")]) >= 6
 
-    def counted(self, x):
-        calls.append(tuple(x.shape))
-        return operand(self, x)
 
-    monkeypatch.setattr(Head, "operand", counted)
-    loss_and_gradients("bf16")
-    assert calls.count((5000, 64)) == 2, "once for each head"
-    assert calls.count((6, 64)) > 4, "in several chunks"
+class OnCuda(VLM):
+    """A model that says it is on a GPU."""
+
+    device = CUDA
 
 
 def test_on_a_cpu_auto_is_fp32_and_tf32_is_refused(student):
@@ -100,47 +118,46 @@ def test_on_a_cpu_auto_is_fp32_and_tf32_is_refused(student):
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "bf16"), (torch.float32, "fp32")])
-def test_on_a_gpu_auto_is_the_precision_of_a_step(student, monkeypatch, dtype, expected):
-    monkeypatch.setattr(type(student), "device", CUDA)
-    monkeypatch.setattr(backends, "head_error", lambda precision, device: 0.0)
-    assert with_head_precision(student, "auto", dtype).head_precision == expected
+def test_on_a_gpu_auto_is_the_precision_of_a_step(student, dtype, expected):
+    vlm = OnCuda(**vars(student))
+    chosen = with_head_precision(vlm, "auto", dtype, lambda precision, device: 0.0)
+    assert chosen.head_precision == expected
 
 
-def test_a_device_that_adds_in_bf16_gets_fp32_with_a_warning(student, monkeypatch):
-    """The planted defect rounds the sums; auto warns, a request is refused."""
-    project = Head.project
+def test_a_device_that_adds_in_bf16_gets_fp32_with_a_warning(student):
+    """A product that is rounded is such a device; auto warns, a request is refused."""
 
-    def rounded(self, hidden, buffer):
-        return project(self, hidden, buffer).copy_(project(self, hidden, buffer).bfloat16())
+    def round_product(name, out):
+        if name.startswith("aten::mm") and out.dtype == torch.float32:
+            out.copy_(out.bfloat16())
 
-    monkeypatch.setattr(Head, "project", rounded)
-    error = head_error("bf16", CPU)
+    with Recorded(round_product):
+        error = head_error("bf16", CPU)
     assert error > HEAD_BOUND["bf16"]
-    monkeypatch.setattr(type(student), "device", CUDA)
-    monkeypatch.setattr(backends, "head_error", lambda precision, device: error)
+    vlm = OnCuda(**vars(student))
     with pytest.warns(UserWarning, match="in fp32, because its error in bf16 is"):
-        assert with_head_precision(student, "auto", torch.bfloat16).head_precision == "fp32"
+        chosen = with_head_precision(vlm, "auto", torch.bfloat16, lambda precision, device: error)
+    assert chosen.head_precision == "fp32"
     with pytest.raises(ConfigError, match="C101"):
-        with_head_precision(student, "bf16", torch.bfloat16)
+        with_head_precision(vlm, "bf16", torch.bfloat16, lambda precision, device: error)
 
 
-def test_tf32_is_allowed_inside_the_products_of_the_head_only(monkeypatch):
+def test_tf32_is_allowed_inside_the_products_of_the_head_only():
     seen = []
-    mm = torch.mm
-    monkeypatch.setattr(heads.torch, "mm", lambda *a, **k: seen.append(allowed()) or mm(*a, **k))
 
-    def allowed():
-        return torch.backends.cuda.matmul.allow_tf32
+    def note(name, out):
+        if name.startswith("aten::mm"):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
 
-    before = allowed()
+    before = torch.backends.cuda.matmul.allow_tf32
     try:
         for outside in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = outside
             for precision in ("fp32", "tf32"):
-                Head(torch.randn(40, 8), precision=precision).project(
-                    torch.randn(2, 8), torch.empty(2, 40)
-                )
-                assert allowed() == outside
+                head = Head(torch.randn(40, 8), precision=precision)
+                with Recorded(note):
+                    head.project(torch.randn(2, 8), torch.empty(2, 40))
+                assert torch.backends.cuda.matmul.allow_tf32 == outside
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert seen == [False, True, True, True]

@@ -10,6 +10,7 @@ from torch import nn
 from vistill.errors import ConfigError, ModelError
 from vistill.lora_settings import LoraSettings
 from vistill.models.adapters import adapter_parameters, add_adapters, merge_adapters
+from vistill.models.loading import VLM
 from vistill.models.quantization import quantize
 from vistill.models.scoring import EncodedGroup, response_states
 from vistill.objectives import OPD
@@ -155,9 +156,13 @@ def test_adapters_are_merged_and_frozen_bf16_weights_are_shared(tokenizer, promp
         ("cuda", torch.bfloat16, "own", False),
     ],
 )
-def test_the_setting_chooses_the_weights(tokenizer, monkeypatch, device, step, setting, expected):
-    vlm = replace(build_model(tokenizer, 0), step_dtype=step)
-    monkeypatch.setattr(type(vlm), "device", torch.device(device))
+def test_the_setting_chooses_the_weights(tokenizer, device, step, setting, expected):
+    place = torch.device(device)
+
+    class OnDevice(VLM):
+        device = place
+
+    vlm = OnDevice(**vars(replace(build_model(tokenizer, 0), step_dtype=step)))
     assert writes_with_copy(vlm, setting) is expected
     vlm.model.bfloat16()
     assert not writes_with_copy(vlm, setting), "the weights are bf16 already"

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+#: Devices on which a deterministic run adds by doubling.
+DOUBLING = {"cuda"}
+
 
 def running_sum(x: Float[Tensor, "*rows N"]) -> Float[Tensor, "*rows N"]:
     """The cumulative sum over the last axis.
@@ -11,7 +14,7 @@ def running_sum(x: Float[Tensor, "*rows N"]) -> Float[Tensor, "*rows N"]:
     torch has no deterministic kernel for it on a CUDA device. In a deterministic run there the sum
     is computed by doubling.
     """
-    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if x.device.type in DOUBLING and torch.are_deterministic_algorithms_enabled():
         return sum_by_doubling(x)
     return x.cumsum(-1)
 

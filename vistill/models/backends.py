@@ -116,7 +116,10 @@ def kernel_difference(rule: Callable[..., Tensor], num_others: int, device: torc
 
 
 def with_head_precision(
-    vlm: VLM, requested: Literal["auto", "fp32", "tf32", "bf16"], dtype: torch.dtype
+    vlm: VLM,
+    requested: Literal["auto", "fp32", "tf32", "bf16"],
+    dtype: torch.dtype,
+    measure: Callable[[HeadPrecision, torch.device], float] | None = None,
 ) -> VLM:
     """The model whose loss multiplies with the head in this precision, after a test on the device.
 
@@ -124,12 +127,18 @@ def with_head_precision(
     a real model takes six times as long in fp32 (docs/performance.md). The test does not read the
     model, so every start of a run on a device chooses the same.
 
+    Args:
+        vlm: the model.
+        requested: the setting.
+        dtype: precision of a step.
+        measure: gives the error of a precision on a device, by default `head_error`.
+
     Raises:
         ConfigError: C101, the device cannot compute in the requested precision.
     """
     is_half = vlm.device.type == "cuda" and dtype is torch.bfloat16
     precision: HeadPrecision = requested if requested != "auto" else "bf16" if is_half else "fp32"
-    reason = None if precision == "fp32" else head_failure(precision, vlm.device)
+    reason = None if precision == "fp32" else head_failure(precision, vlm.device, measure)
     if reason is None:
         return replace(vlm, head_precision=precision)
     if requested == "auto":
@@ -148,11 +157,15 @@ def with_head_precision(
 
 
 @cache
-def head_failure(precision: HeadPrecision, device: torch.device) -> str | None:
+def head_failure(
+    precision: HeadPrecision,
+    device: torch.device,
+    measure: Callable[[HeadPrecision, torch.device], float] | None = None,
+) -> str | None:
     """Why the head cannot compute in a precision on a device, or None if its error is bounded."""
     if precision == "tf32" and device.type != "cuda":
         return "only CUDA devices have TF32"
-    error, bound = head_error(precision, device), HEAD_BOUND[precision]
+    error, bound = (measure or head_error)(precision, device), HEAD_BOUND[precision]
     if error <= bound:
         return None
     return f"its error in {precision} is {error:.1e} of the largest entry on {device}, not {bound}"

@@ -12,20 +12,30 @@ from vistill.models.loading import VLM
 from vistill.models.packed import is_unmodified
 from vistill.models.scoring import EncodedGroup, SharedReading
 from vistill.models.sharing import KVCache, Segment
+from vistill.models.static_step import StaticAttention, StaticStep
 
 
 class Decoder:
     """Siblings of several prompts. Each call of `states` reads one more token per row.
 
-    No call waits for the device.
+    No call waits for the device. With `is_static` a step has static shapes, and a CUDA device
+    replays it as a graph.
     """
 
-    def __init__(self, vlm: VLM, prompts: Sequence[EncodedPrompt], group: Sequence[int]) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        prompts: Sequence[EncodedPrompt],
+        group: Sequence[int],
+        *,
+        is_static: bool = False,
+    ) -> None:
         self.vlm = vlm
         reading = SharedReading(vlm, [EncodedGroup(p, ()) for p in prompts])
         device = vlm.device
         cache, mask = pad_prompts(reading.prompt_cache, reading.segments)
-        self.attention = DecodeAttention(cache, mask, list(group))
+        kind = StaticAttention if is_static else DecodeAttention
+        self.attention = kind(cache, mask, list(group))
         self.ids = torch.tensor([prompts[g].ids[-1] for g in group], device=device)
         self.prompt_ends = torch.stack([prompts[g].positions[:, -1] for g in group], 1)
         self.prompt_ends = self.prompt_ends.to(device)
@@ -33,19 +43,35 @@ class Decoder:
         self.next_positions = torch.tensor(next_positions, device=device)
         self.last_position = max(next_positions)
         self.step = make_decoder_step(vlm)
+        self.static_step = None
+        if isinstance(self.attention, StaticAttention):
+            self.static_step = StaticStep(self.step, self.attention, len(self.prompt_ends))
 
     @torch.no_grad()
     def states(self) -> Float[Tensor, "N H"]:
         """Read the newest token of each row. Return the states that predict the next tokens."""
         num_read = self.attention.num_added
+        last = self.last_position + num_read - 1
         if num_read == 0:
-            positions = self.prompt_ends
+            hidden = self.first_states(last)
+        elif self.static_step is not None:
+            hidden = self.static_step(self.ids, self.next_positions + (num_read - 1), last)
         else:
             positions = (self.next_positions + (num_read - 1)).expand(len(self.prompt_ends), -1)
-        self.attention.last_position = self.last_position + num_read - 1
-        hidden = self.step(self.ids, positions, self.attention)
+            self.attention.last_position = last
+            hidden = self.step(self.ids, positions, self.attention)
         self.attention.num_added += 1
         return hidden
+
+    def first_states(self, last: int) -> Float[Tensor, "N H"]:
+        """Read the last token of each prompt, whose axes may have different positions."""
+        attention = self.attention
+        attention.last_position = last
+        if isinstance(attention, StaticAttention):
+            attention.grow()
+            attention.length.zero_()
+            attention.write_mask()
+        return self.step(self.ids, self.prompt_ends, attention)
 
     def append(self, ids: Int[Tensor, " N"]) -> None:
         """Append the next token to each row."""
@@ -63,6 +89,8 @@ class Decoder:
         self.next_positions = self.next_positions[index]
         self.prompt_ends = self.prompt_ends[:, index]
         self.attention.keep(rows)
+        if self.static_step is not None:
+            self.static_step.forget()
 
 
 def make_decoder_step(vlm: VLM) -> DecoderStep:

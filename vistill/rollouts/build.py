@@ -56,7 +56,8 @@ def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None])
     """
     if not vlm.shares_prompts:
         return HFEngine(vlm, poll)
-    return SharedEngine(vlm, poll, uses_copy=writes_with_copy(vlm, settings.weights))
+    uses_copy = writes_with_copy(vlm, settings.weights)
+    return SharedEngine(vlm, poll, uses_copy=uses_copy, uses_graph=settings.cuda_graph)
 
 
 def hf_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:

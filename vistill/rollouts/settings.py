@@ -59,6 +59,9 @@ class RolloutSettings:
     weights: Literal["auto", "own", "bf16"] = "auto"
     """Weights that `shared` writes with: the student's `own`, or a copy in `bf16`, renewed before
     every use, with adapters merged. `auto` copies where a CUDA device trains in bf16."""
+    cuda_graph: bool = False
+    """Replay a decoding step of `shared` as a CUDA graph. Elsewhere the step only has static
+    shapes. Not measured on a GPU yet; a step that cannot be captured is an error (R416)."""
     max_new_tokens: int = ranged(1024, 1)
     """Most tokens of a response; a longer one is cut off and kept. Larger needs more memory and
     time."""

@@ -17,6 +17,8 @@ from vistill.types import Rollout
 #: Drop finished rows once they have cost this many decoding steps of the whole batch. Dropping
 #: copies the cache, which costs about as much.
 WASTED_STEPS = 2.0
+#: A graph is captured anew when rows leave, so they leave when this share of the rows is left.
+GRAPH_SHARE = 0.75
 #: Tokens per row that a device writes before the host reads them. A row that ends inside a block
 #: is computed up to the end of the block. On a CPU the host never waits.
 BLOCK_TOKENS = {"cuda": 32}
@@ -32,6 +34,7 @@ class SharedEngine(InProcessEngine):
             device. The responses do not depend on it.
         uses_copy: write with a copy of the weights in bf16. It follows the model, and exists only
             while the engine is awake.
+        uses_graph: decode with static shapes, which a CUDA device replays as a graph.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class SharedEngine(InProcessEngine):
         block_tokens: int | None = None,
         *,
         uses_copy: bool = False,
+        uses_graph: bool = False,
     ) -> None:
-        self.vlm, self.poll = vlm, poll
+        self.vlm, self.poll, self.uses_graph = vlm, poll, uses_graph
         self.copy = WeightCopy(vlm) if uses_copy else None
         self.block_tokens = block_tokens or BLOCK_TOKENS.get(vlm.device.type, 1)
 
@@ -102,7 +106,9 @@ class SharedEngine(InProcessEngine):
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids of every row up to its end of turn, and log-probabilities on request."""
         vlm = self.writer
-        blocks = TokenBlocks(vlm, requests, group, sampling, self.block_tokens)
+        blocks = TokenBlocks(
+            vlm, requests, group, sampling, self.block_tokens, is_static=self.uses_graph
+        )
         stop = set(self.vlm.stop_ids)
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
@@ -123,7 +129,8 @@ class SharedEngine(InProcessEngine):
             count_done(RESPONSES, running - len(left))
             running = len(left)
             wasted += (len(alive) - len(left)) * len(ids[0])
-            if left and wasted >= WASTED_STEPS * len(alive):
+            is_worth_it = not self.uses_graph or len(left) <= GRAPH_SHARE * len(alive)
+            if left and wasted >= WASTED_STEPS * len(alive) and is_worth_it:
                 wasted = 0
                 alive = [alive[index] for index in left]
                 blocks.keep(left)
@@ -141,9 +148,11 @@ class TokenBlocks:
         group: list[int],
         sampling: Sampling,
         size: int,
+        *,
+        is_static: bool = False,
     ) -> None:
         self.size = size
-        self.decoder = Decoder(vlm, [r.prompt for r in requests], group)
+        self.decoder = Decoder(vlm, [r.prompt for r in requests], group, is_static=is_static)
         self.sampler = make_sampler(vlm, requests, sampling)
         self.head = vlm.head(vlm.vocabulary_size)
         self.sampler.waits = self.size == 1

@@ -202,6 +202,7 @@ ADDED = {
     "data.index_base": 0,
     "rollout.noise": "generator",
     "rollout.weights": "auto",
+    "rollout.cuda_graph": False,
     "train.head_precision": "auto",
     "student.train": "full",
     "student.lora.rank": 16,
