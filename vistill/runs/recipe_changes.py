@@ -20,6 +20,7 @@ FREE_KEYS = (
     "train.kernels",
     "train.attention",
     "train.offload_teacher",
+    "train.workers",
     "rollout.rows_per_call",
     "rollout.all_truncated",
     "data.max_bad_share",

@@ -183,6 +183,7 @@ ADDED = {
     "data.max_pixels": None,
     "data.index_base": 0,
     "rollout.noise": "generator",
+    "train.workers": "auto",
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,

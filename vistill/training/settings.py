@@ -77,6 +77,10 @@ class TrainSettings:
     device. Saves GPU memory, costs a transfer per step. No effect on a CPU."""
     deterministic: bool = True
     """Use deterministic kernels, so that a run can be repeated to the bit."""
+    workers: int | Literal["auto"] = ranged("auto", 0, 64)
+    """Threads that encode the pictures and texts of the next step while a step runs. More are
+    faster where pictures are large, and need their cores; the update stays the same. `auto` takes
+    one on a CPU, up to 8 next to a GPU, none on a single core; 0 encodes within the step."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""

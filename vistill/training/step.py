@@ -69,7 +69,7 @@ def train_step(
 ) -> StepResult:
     """Take step `state.step + 1`. Until the first weight changes, the step can be done again."""
     step, objective = state.step, context.objective
-    models = context.models.at_step(context.seed, step)
+    models = context.models.at_step(context.seed, step, context.ahead.take(step))
     passes = objective.passes()
     num_responses = len(prompts) * context.response_source.per_prompt
     with context.observe("rollout"), open_phase(WRITING, num_responses, RESPONSES):
