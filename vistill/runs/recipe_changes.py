@@ -21,6 +21,7 @@ FREE_KEYS = (
     "train.attention",
     "train.offload_teacher",
     "train.workers",
+    "train.overlap",
     "rollout.rows_per_call",
     "rollout.all_truncated",
     "data.max_bad_share",

@@ -14,6 +14,7 @@ from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.oom import MemoryRetry
 from vistill.training.precision import autocast
+from vistill.training.read_ahead import ReadAhead
 from vistill.training.response_source import ResponseSource
 from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
@@ -50,10 +51,14 @@ class StepContext:
     ahead: EncodingsAhead = field(init=False)
     """What encodes the prompts of this step and of the next one."""
 
+    overlap: ReadAhead = field(init=False)
+    """What lets the teacher read while responses are written."""
+
     def __post_init__(self) -> None:
         device = self.models.student.device
         workers = num_workers(self.train.workers, device)
         self.ahead = EncodingsAhead(self.objective, workers, pin=device.type == "cuda")
+        self.overlap = ReadAhead(device, self.autocast, self.train.overlap)
 
     @property
     def objective(self) -> Objective:

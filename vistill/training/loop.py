@@ -82,6 +82,7 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         context = make_step_context(plan, folder, saved, rewards, interrupt, clock)
         update_partners(plan, context, state.replaced_rows)
         stack.enter_context(context.ahead)
+        stack.enter_context(context.overlap)
         stack.enter_context(context.response_source.engine)
         writer = stack.enter_context(make_writer(plan, folder, saved).open())
         context.before_update = writer.wait_for_copy

@@ -184,6 +184,7 @@ ADDED = {
     "data.index_base": 0,
     "rollout.noise": "generator",
     "train.workers": "auto",
+    "train.overlap": False,
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,
