@@ -5,6 +5,7 @@ Views, digests of pixels, token counts and the models all start from the normali
 
 import io
 import math
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vistill.data.colour_keys import with_exact_key
 from vistill.errors import DataError, quote_path
 
 MAX_PIXELS = 50_000_000
+OPENING = threading.Lock()
 #: Longer side over shorter side; image processors refuse images beyond it.
 MAX_ASPECT = 200
 #: What Pillow decodes here. PPM stands for PBM, PGM, PPM and PFM.
@@ -116,12 +118,10 @@ def decode_image(
         path: its file, for the command in the message that converts it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_image_size(image.width, image.height, where)
-                image.load()
-                return normalise(with_exact_key(image, data), where, limits)
+        with open_image(data) as image:
+            check_image_size(image.width, image.height, where)
+            image.load()
+            return normalise(with_exact_key(image, data), where, limits)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -134,6 +134,16 @@ def decode_image(
             why=f"{error} ({len(data):,} bytes)",
             fix="download it again, or remove the row",
         ) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open a picture, undecoded. A warning of too many pixels is an error.
+
+    The filters of warnings belong to the whole process, so one thread at a time changes them.
+    """
+    with OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def normalise(image: Image.Image, where: str, limits: PixelLimits = NO_LIMITS) -> Image.Image:

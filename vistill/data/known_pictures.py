@@ -103,14 +103,15 @@ def file_state(path: Path, settled_ns: int = SETTLED_NS) -> str | None:
     The time of the last change (ctime) cannot be set, so a file that was overwritten has another
     state, even if a program restores its size and its time of modification.
     """
-    if os.name != "posix":  # ctime is the time of creation there
+    if os.name != "posix" and settled_ns:  # ctime is the time of creation there
         return None
     try:
         facts = path.stat()
     except (OSError, ValueError):
         return None
     newest = max(facts.st_mtime_ns, facts.st_ctime_ns)
-    if not stat.S_ISREG(facts.st_mode) or time.time_ns() - newest < settled_ns:
+    is_settled = not settled_ns or time.time_ns() - newest >= settled_ns
+    if not stat.S_ISREG(facts.st_mode) or not is_settled:
         return None
     times = f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
     return f"{facts.st_size} {times} {facts.st_ino} {facts.st_dev}"

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from vistill.errors import RolloutError
 from vistill.models.loading import VLM
 from vistill.phases import responses_counted
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, WrappedEngine
+from vistill.rollouts.engine import (
+    GroupwiseEngine,
+    Receive,
+    RolloutEngine,
+    RolloutRequest,
+    Sampling,
+    WrappedEngine,
+)
 from vistill.types import Finish, Rollout
 
 #: How often an empty response is sampled again.
@@ -57,16 +64,36 @@ class CheckedEngine(WrappedEngine):
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         """Return the checked rollouts of each request."""
+        return self.generate_groups(requests, sampling, None)
+
+    def generate_groups(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, receive: Receive | None
+    ) -> list[tuple[Rollout, ...]]:
+        """The same; `receive` gets checked groups while others are written, if the engine can."""
         assert not self.is_closed, "the engine is closed: make a new one"
         assert not self.is_asleep, "the engine sleeps: call wake() before generate()"
         expected = self.synced_version if sampling.weights is None else sampling.weights
         expected = self.inner.version if expected is None else expected
         check_version(self.inner, expected)
         with responses_counted(sum(len(request.siblings) for request in requests)):
-            groups = self.inner.generate(requests, sampling)
+            if receive is not None and isinstance(self.inner, GroupwiseEngine):
+                checked = self.with_checks(receive, sampling)
+                groups = self.inner.generate_groups(requests, sampling, checked)
+            else:
+                groups = self.inner.generate(requests, sampling)
         check_version(self.inner, expected)
         check_responses(requests, groups, sampling, response_rules(self.vlm))
         return groups
+
+    def with_checks(self, receive: Receive, sampling: Sampling) -> Receive:
+        """The same function; what it gets is checked first."""
+        rules = response_rules(self.vlm)
+
+        def checked(request: RolloutRequest, group: tuple[Rollout, ...]) -> None:
+            check_responses([request], [group], sampling, rules)
+            receive(request, group)
+
+        return checked
 
     def sync_weights(self, version: int) -> None:
         """Sync the inner engine and check that it reports the version."""
@@ -104,16 +131,31 @@ def keep_awake(engine: RolloutEngine) -> Iterator[None]:
 
 
 def generate_responses(
-    engine: RolloutEngine, requests: Sequence[RolloutRequest], sampling: Sampling
+    engine: RolloutEngine,
+    requests: Sequence[RolloutRequest],
+    sampling: Sampling,
+    receive: Receive | None = None,
 ) -> list[tuple[Rollout, ...]]:
     """Generate responses for training.
+
+    `receive` gets finished groups without an empty response while others are written, if the engine
+    can say so (`GroupwiseEngine`).
 
     An empty response is sampled again with a new noise key, up to `EMPTY_ATTEMPTS` times (R403).
     Empty means without any id. An end-of-turn token alone is a response of one token, and the
     student learns that token.
     """
+
+    def pass_on(request: RolloutRequest, group: tuple[Rollout, ...]) -> None:
+        if receive is not None and all(rollout.ids for rollout in group):
+            receive(request, group)
+
     with keep_awake(engine):
-        groups = [list(group) for group in engine.generate(requests, sampling)]
+        if receive is not None and isinstance(engine, GroupwiseEngine):
+            first = engine.generate_groups(requests, sampling, pass_on)
+        else:
+            first = engine.generate(requests, sampling)
+        groups = [list(group) for group in first]
         for attempt in range(1, EMPTY_ATTEMPTS + 1):
             empty_indices = [
                 (g, k)

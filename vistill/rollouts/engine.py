@@ -1,6 +1,6 @@
 """The engine protocol: requests, sampling numbers, and the methods of every engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
@@ -119,6 +119,21 @@ class RolloutEngine(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+Receive = Callable[[RolloutRequest, tuple[Rollout, ...]], None]
+"""Called with a request and its finished rollouts."""
+
+
+@runtime_checkable
+class GroupwiseEngine(Protocol):
+    """What an engine may offer besides: it passes on finished groups while it writes others."""
+
+    def generate_groups(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, receive: Receive
+    ) -> list[tuple[Rollout, ...]]:
+        """The same as `generate`. `receive` may be called, once per request, in any order."""
+        ...
 
 
 class InProcessEngine:

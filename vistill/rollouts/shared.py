@@ -8,7 +8,7 @@ import torch
 from vistill.models.decoding import Decoder
 from vistill.models.loading import VLM
 from vistill.phases import RESPONSES, count_done
-from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
+from vistill.rollouts.engine import InProcessEngine, Receive, RolloutRequest, Sampling
 from vistill.rollouts.hf import eval_mode, to_rollout
 from vistill.rollouts.samplers import make_sampler
 from vistill.rollouts.weight_copy import WeightCopy
@@ -49,6 +49,17 @@ class SharedEngine(InProcessEngine):
         self.vlm, self.poll, self.uses_graph = vlm, poll, uses_graph
         self.copy = WeightCopy(vlm) if uses_copy else None
         self.block_tokens = block_tokens or BLOCK_TOKENS.get(vlm.device.type, 1)
+        self.receive: Receive | None = None
+
+    def generate_groups(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, receive: Receive
+    ) -> list[tuple[Rollout, ...]]:
+        """The same as `generate`; `receive` gets each group whose responses all ended early."""
+        self.receive = receive
+        try:
+            return self.generate(requests, sampling)
+        finally:
+            self.receive = None
 
     @property
     def writer(self) -> VLM:
@@ -113,7 +124,7 @@ class SharedEngine(InProcessEngine):
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0
-        running, written = len(group), 0
+        running, written, received = len(group), 0, set[int]()
         while running and written < sampling.max_new_tokens:
             self.poll()
             ids, log_probs = blocks.write(sampling.max_new_tokens - written)
@@ -126,6 +137,14 @@ class SharedEngine(InProcessEngine):
             for row, numbers in zip(alive, log_probs, strict=False):
                 values[row] += numbers  # `to_rollout` cuts off those after the end of turn
             left = [index for index, row in enumerate(alive) if not done[row]]
+            if self.receive is not None and len(left) < running:
+                for g in finished_groups(group, done, received):
+                    request, of_group = requests[g], [i for i, h in enumerate(group) if h == g]
+                    made = (
+                        to_rollout(rows[i], stop, s, request.attempt, values[i] or None)
+                        for i, s in zip(of_group, request.siblings, strict=True)
+                    )
+                    self.receive(request, tuple(made))
             count_done(RESPONSES, running - len(left))
             running = len(left)
             wasted += (len(alive) - len(left)) * len(ids[0])
@@ -136,6 +155,14 @@ class SharedEngine(InProcessEngine):
                 blocks.keep(left)
         count_done(RESPONSES, running)
         return rows, values
+
+
+def finished_groups(group: Sequence[int], done: Sequence[bool], received: set[int]) -> list[int]:
+    """The groups whose rows are all done and that were not received before; they are now."""
+    writing = {g for g, is_done in zip(group, done, strict=True) if not is_done}
+    finished = sorted({*group} - writing - received)
+    received.update(finished)
+    return finished
 
 
 class TokenBlocks:

@@ -21,6 +21,8 @@ FREE_KEYS = (
     "train.attention",
     "train.gradient_checkpointing",
     "train.offload_teacher",
+    "train.workers",
+    "train.overlap",
     "rollout.rows_per_call",
     "rollout.vllm.",
     "rollout.all_truncated",

@@ -1,6 +1,6 @@
 """What every step of a run needs, built once before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -8,14 +8,17 @@ import torch
 
 from vistill.batch import Objective
 from vistill.rollouts.settings import RolloutSettings
+from vistill.training.ahead import EncodingsAhead, num_workers
 from vistill.training.journal import Journal
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.oom import MemoryRetry
 from vistill.training.precision import autocast
+from vistill.training.read_ahead import ReadAhead
 from vistill.training.response_source import ResponseSource
 from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
+from vistill.types import Prompt
 
 
 @dataclass
@@ -45,6 +48,17 @@ class StepContext:
     """Does a phase again in smaller parts when memory runs out."""
     journal: Journal | None = None
     """Where the responses of a step are written before the update."""
+    ahead: EncodingsAhead = field(init=False)
+    """What encodes the prompts of this step and of the next one."""
+
+    overlap: ReadAhead = field(init=False)
+    """What lets the teacher read while responses are written."""
+
+    def __post_init__(self) -> None:
+        device = self.models.student.device
+        workers = num_workers(self.train.workers, device)
+        self.ahead = EncodingsAhead(self.objective, workers, pin=device.type == "cuda")
+        self.overlap = ReadAhead(device, self.autocast, self.train.overlap)
 
     @property
     def objective(self) -> Objective:
@@ -54,3 +68,10 @@ class StepContext:
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the student."""
         return autocast(self.train, self.models.student.device)
+
+    def encode_ahead(
+        self, prompts_of: Callable[[int], Sequence[Prompt]], step: int, last: int
+    ) -> None:
+        """Begin to encode the prompts of a step and of the next one, if it comes before `last`."""
+        for number in range(step, min(step + 2, last)):
+            self.ahead.start(self.models.at_step(self.seed, number), number, prompts_of(number))

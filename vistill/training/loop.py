@@ -8,7 +8,6 @@ import torch
 
 from vistill.answers.math_process import shared_judge
 from vistill.batch import Need
-from vistill.data.keys import rows_of_step
 from vistill.errors import DataError, RolloutError
 from vistill.evaluation.runner import EvalResult, selection_summary
 from vistill.evaluation.unparsed import unparsed_warning
@@ -37,7 +36,7 @@ from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.journal import Journal
 from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
 from vistill.training.optim import freeze_parts, make_optimizer
-from vistill.training.plan import Plan
+from vistill.training.plan import Plan, pick_prompts
 from vistill.training.precision import training_dtype
 from vistill.training.progress_records import evaluation_record
 from vistill.training.response_source import ResponseSource
@@ -84,6 +83,8 @@ def run(plan: Plan, folder: RunFolder) -> RunState:
         saved = TrainedObjects(plan.models.student, optimizer, state, copies_to_save(plan.models))
         context = make_step_context(plan, folder, saved, rewards, interrupt, clock)
         update_partners(plan, context, state.replaced_rows)
+        stack.enter_context(context.ahead)
+        stack.enter_context(context.overlap)
         stack.enter_context(context.response_source.engine)
         writer = stack.enter_context(make_writer(plan, folder, saved).open())
         context.before_update = writer.wait_for_copy
@@ -192,29 +193,16 @@ def make_step_context(
     )
 
 
-def pick_prompts(
-    plan: Plan, step: int, replaced_rows: Collection[str] = ()
-) -> tuple[list[Prompt], list[int]]:
-    """The prompts of a step, and the epoch of each."""
-    num, per_step = len(plan.train_prompts), plan.train.prompts_per_step
-
-    def is_replaced(row: int) -> bool:
-        return plan.train_prompts[row].id in replaced_rows
-
-    if plan.mixture is not None:
-        rows, epochs = plan.mixture.rows_of_step(step, per_step, plan.seed, is_replaced)
-        return [plan.train_prompts[row] for row in rows], epochs
-    rows = rows_of_step(step, per_step, num, plan.seed, is_replaced)
-    epochs = [(step * per_step + i) // num for i in range(per_step)]
-    return [plan.train_prompts[row] for row in rows], epochs
-
-
 def run_next_step(
     plan: Plan, folder: RunFolder, context: StepContext, state: RunState
 ) -> StepResult:
     """Take the next step; if a row goes bad before the update, replace it and start again."""
     while True:
         prompts, epochs = pick_prompts(plan, state.step, state.replaced_rows)
+        last = plan.num_steps if plan.stop_after is None else plan.stop_after
+        context.encode_ahead(
+            lambda step: pick_prompts(plan, step, state.replaced_rows)[0], state.step, last
+        )
         try:
             return train_step(context, prompts, state, epochs)
         except (DataError, RolloutError) as error:
@@ -241,6 +229,7 @@ def replace_rows_or_raise(
         raise error
     replace_rows(plan, folder, state.replaced_rows, bad, state.step + 1)
     update_partners(plan, context, state.replaced_rows)
+    context.ahead.forget()
 
 
 def update_partners(plan: Plan, context: StepContext, replaced_rows: Collection[str]) -> None:

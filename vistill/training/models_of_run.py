@@ -3,7 +3,7 @@
 The student encodes for every reader, except for a teacher of another family.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +12,11 @@ from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
 from vistill.types import Pass, Prompt, Reader, View
 from vistill.views import ViewContext, apply_view
+
+EncodingKey = tuple[str, str]
+"""Prompt id, and `Models.encoding_key`."""
+Prepared = Callable[[EncodingKey], EncodedPrompt | None]
+"""Finds an encoding that was made before, or None."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,10 @@ class Models:
     """By prompt id another prompt, whose images or thoughts some views show."""
     teacher_encodes: bool = False
     """Whether the teacher is of another family, which encodes images in its own way."""
-    encodings: dict[tuple[str, str], EncodedPrompt] | None = field(default=None, compare=False)
+    encodings: dict[EncodingKey, EncodedPrompt] | None = field(default=None, compare=False)
     """The encodings of this step: the writer and all readers use the same ones."""
+    prepared: Prepared = field(default=lambda key: None, compare=False, repr=False)
+    """Finds the encodings of this step that threads have made (`training/ahead.py`)."""
     teachers: Mapping[str, VLM] = field(default_factory=dict)
     """Several teachers by name. `teacher` is their only model, or None if they differ."""
     teacher_names: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +75,8 @@ class Models:
         """The models with one of the teachers as the only one."""
         encodings = None if self.encodings is None else {}
         own = vlm.family.describe() != self.student.family.describe()
-        return replace(self, teacher=vlm, teachers={}, teacher_encodes=own, encodings=encodings)
+        alone = replace(self, teacher=vlm, teachers={}, teacher_encodes=own, encodings=encodings)
+        return replace(alone, prepared=lambda key: None)
 
     def reader(self, role: Reader) -> VLM:
         """The model with a role. The student is also `OLD`, until the step updates it."""
@@ -94,10 +102,10 @@ class Models:
                     stack.enter_context(self.reader(role).on_device())
             yield
 
-    def at_step(self, seed: int, step: int) -> "Models":
+    def at_step(self, seed: int, step: int, prepared: Prepared = lambda key: None) -> "Models":
         """The same models with the random views of a step: each step draws new masks."""
         view = replace(self.view, seed=keyed_seed("step", seed, step))
-        return replace(self, view=view, encodings={})
+        return replace(self, view=view, encodings={}, prepared=prepared)
 
     def encode(
         self, prompt: Prompt, view: View | str, reader: Reader = Reader.STUDENT
@@ -106,13 +114,23 @@ class Models:
 
         Models of one family share tokenizer and image grid, so one encoding serves all of them.
         """
-        encoder = self.teacher_of(prompt) if self.has_own_encoding(reader) else self.student
         if self.encodings is None:
-            return encoder.encode(self.prompt_under(prompt, view))
+            return self.encode_now(prompt, view, reader)
         key = (prompt.id, self.encoding_key(view, reader))
         if key not in self.encodings:
-            self.encodings[key] = encoder.encode(self.prompt_under(prompt, view))
+            self.encodings[key] = self.prepared(key) or self.encode_now(prompt, view, reader)
         return self.encodings[key]
+
+    def encode_now(self, prompt: Prompt, view: View | str, reader: Reader) -> EncodedPrompt:
+        """The same, encoded here and kept nowhere."""
+        encoder = self.teacher_of(prompt) if self.has_own_encoding(reader) else self.student
+        return encoder.encode(self.prompt_under(prompt, view))
+
+    def encoders(self) -> list[VLM]:
+        """The models that encode prompts in a step."""
+        if not self.teacher_encodes:
+            return [self.student]
+        return [self.student, *(self.teachers.values() or [self.reader(Reader.TEACHER)])]
 
     def free_positions(self, prompt: Prompt) -> tuple[int, int, Reader]:
         """Positions of the prompt, of the reader with the fewest in all, and that reader."""

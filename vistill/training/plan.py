@@ -1,11 +1,12 @@
 """All values that a run needs, after every start check."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vistill.batch import Objective
 from vistill.data.diagrams import Diagram
+from vistill.data.keys import rows_of_step
 from vistill.data.mixture import Mixture
 from vistill.evaluation.settings import EvalSettings
 from vistill.phases import send_record
@@ -57,3 +58,20 @@ class Plan:
     """Count the operations, tokens and memory of each phase; the update stays the same."""
     precision: str = "auto"
     """`student.precision`."""
+
+
+def pick_prompts(
+    plan: Plan, step: int, replaced_rows: Collection[str] = ()
+) -> tuple[list[Prompt], list[int]]:
+    """The prompts of a step, and the epoch of each."""
+    num, per_step = len(plan.train_prompts), plan.train.prompts_per_step
+
+    def is_replaced(row: int) -> bool:
+        return plan.train_prompts[row].id in replaced_rows
+
+    if plan.mixture is not None:
+        rows, epochs = plan.mixture.rows_of_step(step, per_step, plan.seed, is_replaced)
+        return [plan.train_prompts[row] for row in rows], epochs
+    rows = rows_of_step(step, per_step, num, plan.seed, is_replaced)
+    epochs = [(step * per_step + i) // num for i in range(per_step)]
+    return [plan.train_prompts[row] for row in rows], epochs

@@ -204,6 +204,8 @@ ADDED = {
     "rollout.weights": "auto",
     "rollout.cuda_graph": False,
     "train.head_precision": "auto",
+    "train.workers": "auto",
+    "train.overlap": False,
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,

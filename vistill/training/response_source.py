@@ -1,16 +1,19 @@
 """Where the responses of a step come from: the student, the data set, or the teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vistill.batch import Objective
 from vistill.data.keys import keyed_generator
 from vistill.models.loading import VLM
 from vistill.rollouts.checked_engine import generate_responses
-from vistill.rollouts.engine import RolloutEngine, Sampling, make_requests
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling, make_requests
 from vistill.training.checks.rows import check_response
 from vistill.training.models_of_run import Models
 from vistill.types import Finish, Prompt, Rollout, RolloutGroup, Writer
+
+ReceiveGroup = Callable[[RolloutGroup], None]
+"""Called with a finished group."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ def write_groups(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     epochs: Sequence[int] = (),
+    receive: ReceiveGroup | None = None,
 ) -> list[RolloutGroup]:
     """The responses of a step.
 
@@ -40,6 +44,7 @@ def write_groups(
         prompts: of the step.
         sampling: noise keyed by (seed, step, prompt, sibling).
         epochs: of each prompt, from 0; methods may use another teacher response in each epoch.
+        receive: gets finished groups while the engine writes others, if it can say so.
     """
     objective = response_source.objective
     if objective.requirements.writer is Writer.DATA:
@@ -48,14 +53,19 @@ def write_groups(
         ]
     uses_teacher = [uses_teacher_responses(objective, prompt, sampling) for prompt in prompts]
     on_policy = [p for p, teacher in zip(prompts, uses_teacher, strict=True) if not teacher]
-    sampled = iter(sample_groups(models, response_source, on_policy, sampling) if on_policy else [])
     epochs = epochs or [0] * len(prompts)
-    return [
-        RolloutGroup(prompt, pick_teacher_responses(response_source, prompt, epoch))
-        if teacher
-        else next(sampled)
+    groups = {
+        prompt.id: RolloutGroup(prompt, pick_teacher_responses(response_source, prompt, epoch))
         for prompt, teacher, epoch in zip(prompts, uses_teacher, epochs, strict=True)
-    ]
+        if teacher
+    }
+    if on_policy:
+        if receive is not None:
+            for group in groups.values():
+                receive(group)
+        sampled = sample_groups(models, response_source, on_policy, sampling, receive)
+        groups |= {group.prompt.id: group for group in sampled}
+    return [groups[prompt.id] for prompt in prompts]
 
 
 def uses_teacher_responses(objective: Objective, prompt: Prompt, sampling: Sampling) -> bool:
@@ -78,7 +88,11 @@ def pick_teacher_responses(
 
 
 def sample_groups(
-    models: Models, response_source: ResponseSource, prompts: Sequence[Prompt], sampling: Sampling
+    models: Models,
+    response_source: ResponseSource,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    receive: ReceiveGroup | None = None,
 ) -> list[RolloutGroup]:
     """K new responses per prompt (R403 where one stays empty)."""
     view = response_source.objective.requirements.writer_view
@@ -87,7 +101,14 @@ def sample_groups(
         [models.encode(prompt, view) for prompt in prompts],
         range(response_source.per_prompt),
     )
-    groups = generate_responses(response_source.engine, requests, sampling)
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def pass_on(request: RolloutRequest, rollouts: tuple[Rollout, ...]) -> None:
+        if receive is not None:
+            receive(RolloutGroup(by_id[request.key], rollouts))
+
+    engine = response_source.engine
+    groups = generate_responses(engine, requests, sampling, pass_on if receive else None)
     return [RolloutGroup(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
 
 

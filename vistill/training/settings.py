@@ -89,6 +89,14 @@ class TrainSettings:
     deterministic: bool = True
     """Use deterministic kernels, so that a run can be repeated to the bit. On a GPU an operator
     without such a kernel is an error (E304)."""
+    workers: int | Literal["auto"] = ranged("auto", 0, 64)
+    """Threads that encode the pictures and texts of the next step while a step runs. More are
+    faster where pictures are large, and need their cores; the update stays the same. `auto` takes
+    one on a CPU, up to 8 next to a GPU, none on a single core; 0 encodes within the step."""
+    overlap: bool = False
+    """Let the teacher read finished groups while others are still written: on a GPU at the same
+    time, on a CPU in turn. The update stays the same. It needs memory for both, and has no effect
+    with several teachers or with `train.offload_teacher`."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""

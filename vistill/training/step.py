@@ -69,9 +69,12 @@ def train_step(
 ) -> StepResult:
     """Take step `state.step + 1`. Until the first weight changes, the step can be done again."""
     step, objective = state.step, context.objective
-    models = context.models.at_step(context.seed, step)
+    models = context.models.at_step(context.seed, step, context.ahead.take(step))
     passes = objective.passes()
     num_responses = len(prompts) * context.response_source.per_prompt
+    halvings = context.memory_retry.halvings.get("score", 0)
+    with context.observe("encode"):
+        context.overlap.begin(models, prompts, passes, context.split, halvings)
     with context.observe("rollout"), open_phase(WRITING, num_responses, RESPONSES):
         past = chain_key(state.chain, state.replaced_rows)
         groups = load_or_write_responses(context, models, prompts, step, epochs, past)
@@ -136,7 +139,9 @@ def load_or_write_responses(
         restart_count()
         fault("rollout.begin")
         halved = replace(sampling, rows_per_call=rows_per_call(times)) if times else sampling
-        return write_groups(models, source, prompts, halved, epochs)
+        context.overlap.restart()
+        receive = context.overlap.receive if context.overlap.step is not None else None
+        return write_groups(models, source, prompts, halved, epochs, receive)
 
     groups = context.memory_retry.run_halving("rollout", rows_per_call, write)
     if context.journal is not None:
@@ -159,7 +164,8 @@ def score_passes(
         restart_count()
         fault("score.begin")
         with models.on_device(passes), context.autocast():
-            halved = replace(inputs, micro_batches=micro_batches(times))
+            known = context.overlap.known(inputs.groups)
+            halved = replace(inputs, micro_batches=micro_batches(times), known=known)
             return score_without_gradient(models, halved, passes, context.poll)
 
     batch = context.memory_retry.run_halving("score", micro_batches, read)

@@ -18,6 +18,7 @@ from vistill.models.scoring import EncodedGroup, all_responses, open_reading, sc
 from vistill.phases import READINGS, count_done
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
+from vistill.training.read_ahead import Known
 from vistill.types import Pass, Reader, RolloutGroup
 
 
@@ -67,6 +68,8 @@ class StepInputs:
     micro_batches: list[list[int]]
     """Indices of the groups in each micro-batch."""
     split: BatchSplit = BatchSplit()
+    known: Known = lambda p, part: None
+    """Finds readings that were made early (`training/read_ahead.py`)."""
 
     def counts(self) -> Counts:
         """Prompts, rollouts and tokens of the micro-batches: what the terms are divided by."""
@@ -122,7 +125,8 @@ def score_without_gradient(
             poll()
             ids = batch.take_groups(part)[0].responses.ids
             groups = inputs.groups_under(models.encoding_key(p.view, p.reader), part)
-            pieces.append(score(reader, groups, ids, models.vocabulary, p.keep))
+            early = inputs.known(p, part)
+            pieces.append(early or score(reader, groups, ids, models.vocabulary, p.keep))
             count_done(READINGS, sum(len(g.responses) for g in groups))
         scored[p.name] = join_passes(pieces)
     if several:

@@ -67,6 +67,8 @@ class Family(ABC):
     """The class of its image processor. It must not need torchvision."""
     is_proven: ClassVar[bool] = False
     """Whether tests of vistill cover the family, so that a start need not prove its reading."""
+    encodes_in_threads: ClassVar[bool] = False
+    """Whether several threads may call `encode` at once, so that prompts are encoded ahead."""
     response_type: ClassVar[int] = 0
     """The token type of a response token, for a model that has types."""
     image_token_limit: int | None = None
@@ -276,13 +278,12 @@ class Family(ABC):
         `pooler_output` holds the states of each image. `deepstack_features`, if present, holds the
         states of each level.
         """
-        pixels = join_pixels(prompts)
-        if not pixels:
+        on_device = join_pixels(prompts, model.device)
+        if not on_device:
             return None
         vision = model.config.vision_config
         if vision._attn_implementation == "sdpa":
             vision._attn_implementation = ATTENTION_NAME
-        on_device = {name: tensor.to(model.device) for name, tensor in pixels.items()}
         return base_model(model).get_image_features(**on_device, return_dict=True)
 
     def image_states(self, model: Any, prompts: Sequence[EncodedPrompt]) -> list[Tensor]:

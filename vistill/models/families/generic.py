@@ -22,6 +22,7 @@ from vistill.models.families.inputs import (
     ImageStates,
     PackedRow,
     RowBatch,
+    to_device,
     token_rows,
 )
 from vistill.models.families.layers import check_signature
@@ -82,7 +83,7 @@ class GenericFamily(ProcessorFamily):
         base = base_model(model)
         set_attention(getattr(model.config, "vision_config", None))
         names = inspect.signature(base.get_image_features).parameters
-        pixels = {n: x.to(model.device) for n, x in prompt.pixels.items() if n in names}
+        pixels = {n: to_device(x, model.device) for n, x in prompt.pixels.items() if n in names}
         return base.get_image_features(**pixels, return_dict=True)
 
     def image_states(self, model: Any, prompts: Sequence[EncodedPrompt]) -> list[Tensor]:

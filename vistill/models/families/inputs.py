@@ -89,11 +89,20 @@ class ImageStates:
         )
 
 
-def join_pixels(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """Image tensors of several prompts, concatenated."""
+def join_pixels(
+    prompts: Sequence[EncodedPrompt], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Image tensors of several prompts, concatenated on a device."""
     with_images = [p for p in prompts if p.has_image]
     names = with_images[0].pixels if with_images else ()
-    return {name: torch.cat([p.pixels[name] for p in with_images]) for name in names}
+    return {
+        name: torch.cat([to_device(p.pixels[name], device) for p in with_images]) for name in names
+    }
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. The host does not wait for a copy from page-locked memory."""
+    return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def has_same_pixels(a: EncodedPrompt, b: EncodedPrompt) -> bool:

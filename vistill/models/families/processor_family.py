@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +39,13 @@ class ProcessorFamily(Family):
     """A family that encodes prompts with a processor of transformers."""
 
     processor_type: ClassVar[Any] = None
+    encodes_in_threads: ClassVar[bool] = True
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, processor: Any) -> None:
         super().__init__(config, tokenizer, processor)
         self.model_type = str(config.model_type)
         self.plain = PlainImages(processor)
+        self.lock = threading.RLock()  # a processor may change itself while it works
 
     @classmethod
     def load(cls, name: str, config: Any, revision: str | None) -> "ProcessorFamily":
@@ -101,11 +104,12 @@ class ProcessorFamily(Family):
 
     def encode(self, messages: list[dict[str, Any]], images: Sequence[PilImage]) -> EncodedPrompt:
         """The processor's encoding, with the positions that the model will derive."""
-        inputs = self.process(messages, images)
+        with self.lock:
+            inputs = self.process(messages, images)
+            positions, next_position = self.positions(inputs)
         ids = inputs["input_ids"]
         others = {name: x for name, x in inputs.items() if name not in HANDLED}
         pixels = {name: x for name, x in others.items() if not name.endswith(TYPES)}
-        positions, next_position = self.positions(inputs)
         return EncodedPrompt(
             tuple(ids[0].tolist()),
             pixels,

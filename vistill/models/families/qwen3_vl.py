@@ -42,6 +42,7 @@ class Qwen3VLFamily(Family):
 
     name = "qwen3_vl"
     is_proven = True
+    encodes_in_threads = True
     processor_type = Qwen2VLImageProcessorPil
 
     def __init__(
