@@ -297,9 +297,7 @@ class Memory:
             "scored states": self.scored_states(),
             "logits tile": float(others * chunk),
             "head gradient": self.head_gradient(),
-            "rounded head": rounded_head(
-                self.work, self.student, self.is_half, self.of_student.size
-            ),
+            "rounded head": rounded_head(self.of_student),
         }
 
     def split(self) -> BatchSplit:
