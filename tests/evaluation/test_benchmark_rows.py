@@ -8,6 +8,7 @@ from PIL import Image
 
 from vistill.answers.math_process import shared_judge
 from vistill.data.settings import DataSettings
+from vistill.data.sources import HUB
 from vistill.errors import DataError
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
@@ -114,21 +115,17 @@ def test_a_part_that_a_paper_takes_is_ours_and_of_its_size(tmp_path):
     assert (len(whole.rows), whole.subset) == (400, "")
 
 
-def test_the_hub_is_read_by_config_and_split(monkeypatch, tmp_path):
-    """Every config of a benchmark is read where no folder is given."""
-    from datasets import Dataset
-
-    asked = []
-
-    def load(name, config, *, split):
-        asked.append((name, config, split))
-        raw = dict(ROWS["blink"][0]) | {"idx": f"val_{config}_1", "sub_task": config}
-        return Dataset.from_list([raw])
-
-    monkeypatch.setattr("datasets.load_dataset", load)
-    part = read_benchmark(BENCHMARKS["blink"], None, "official", None)
-    assert len(part.rows) == len(asked) == 14
-    assert asked[5] == ("BLINK-Benchmark/BLINK", "Jigsaw", "val")
+def test_every_source_of_the_hub_names_data_set_config_and_split():
+    named = {
+        name: [HUB.match(source) for source in benchmark.hub_sources]
+        for name, benchmark in BENCHMARKS.items()
+    }
+    assert all(match is not None for matches in named.values() for match in matches)
+    assert [name for name, matches in named.items() if not matches] == ["vsp_maze"]
+    pro = named["mmmu_pro"][0]
+    assert (pro["name"], pro["config"]) == ("MMMU/MMMU_Pro", "standard (4 options)")
+    assert len({match["config"] for match in named["blink"]}) == 14
+    assert (named["wemath"][0]["config"], named["wemath"][0]["split"]) == (None, "testmini")
 
 
 def test_numbers_of_mathvista_are_compared_with_the_published_precision():
