@@ -15,7 +15,9 @@ CLASSES = {
         "eval.every", "eval.limit", "train.micro_batch", "train.memory", "train.kernels",
         "train.attention", "train.offload_teacher", "rollout.rows_per_call",
         "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",
-        "data.overlap", "student.device", "teacher.device",
+        "data.overlap", "student.device", "teacher.device", "rollout.vllm.python",
+        "rollout.vllm.cache_gb", "rollout.vllm.max_length", "rollout.vllm.images",
+        "rollout.vllm.timeout",
     },
     "schedule": {
         "train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup",

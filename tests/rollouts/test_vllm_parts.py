@@ -116,9 +116,7 @@ CHANGES = {
 def test_every_update_that_vllm_would_take_wrongly_has_a_reason(problem):
     changed, spec = weights(), spec_of(weights())
     CHANGES[problem](changed)
-    found = update_problem(changed, spec)
-    assert found is not None
-    assert re.search(problem, found)
+    assert re.search(problem, str(update_problem(changed, spec)))
     assert digest_of(changed) != digest_of(weights())
 
 
@@ -177,9 +175,8 @@ def test_rows_at_different_positions_get_the_tokens_of_our_engine(teacher, noise
         for sibling in request.siblings
     ]
     rows = [Row(seed, None, output=[]) for seed in seeds]
-    made = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
-    made["banned"] = list(ours.banned)
-    sampler = make_row_sampler(made, rows)
+    settings = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
+    sampler = make_row_sampler({**settings, "banned": list(ours.banned)}, rows)
     turns = torch.randint(1, 16, (400,), generator=torch.Generator().manual_seed(1)).tolist()
     for number, bits in enumerate(turns):
         index = [i for i in range(4) if bits >> i & 1 and len(rows[i].output) < 40]

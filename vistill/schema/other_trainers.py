@@ -118,7 +118,7 @@ QUANTISED = (
 ONE_GPU = (
     "vistill trains on one device; train.micro_batch and train.offload_teacher save memory there"
 )
-ENGINE = "rollout.engine=vllm writes with vLLM in a process of its own (docs/engines.md)"
+ENGINE = "rollout.engine=vllm writes with vLLM in a process of its own"
 TRACKER = (
     "vistill reports to no tracker yet; every step is a line of RUN/metrics.jsonl, and vistill "
     "report RUN draws it"
