@@ -168,9 +168,7 @@ NO_SUCH_KEY: dict[str, str] = {
         ),
         ONE_GPU,
     ),
-    **dict.fromkeys(
-        ("use_vllm", "vllm", "vllm_mode", "vllm_gpu_memory_utilization", "sglang"), ENGINE
-    ),
+    **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "sglang"), ENGINE),
     **dict.fromkeys(("gpu_memory_utilization", "infer_backend", "vllm_server_host"), ENGINE),
     **dict.fromkeys(
         (
