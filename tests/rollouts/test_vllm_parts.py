@@ -124,9 +124,7 @@ CHANGES = {
 def test_every_update_that_vllm_would_take_wrongly_has_a_reason(problem):
     changed, spec = weights(), spec_of(weights())
     CHANGES[problem](changed)
-    reason = update_problem(changed, spec)
-    assert reason is not None
-    assert re.search(problem, reason)
+    assert re.search(problem, str(update_problem(changed, spec)))
     assert digest_of(changed) != digest_of(weights())
 
 
@@ -185,9 +183,8 @@ def test_rows_at_different_positions_get_the_tokens_of_our_engine(teacher, noise
         for sibling in request.siblings
     ]
     rows = [Row(seed, None, output=[]) for seed in seeds]
-    own = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
-    own["banned"] = list(ours.banned)
-    sampler = make_row_sampler(own, rows)
+    settings = {**SAMPLING, "temperature": temperature, "vocabulary": size, "noise": noise}
+    sampler = make_row_sampler({**settings, "banned": list(ours.banned)}, rows)
     turns = torch.randint(1, 16, (400,), generator=torch.Generator().manual_seed(1)).tolist()
     for number, bits in enumerate(turns):
         index = [i for i in range(4) if bits >> i & 1 and len(rows[i].output) < 40]

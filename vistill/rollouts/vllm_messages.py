@@ -23,7 +23,7 @@ class Closed(Exception):  # noqa: N818  (the other side may end on purpose)
 
 
 def send(channel: socket.socket, message: dict[str, Any], blocks: Sequence[Block] = ()) -> None:
-    """Send one frame (Closed if the other side has closed it)."""
+    """Send one frame (Closed if the other side is gone)."""
     views = [memoryview(block).cast("B") for block in blocks]
     text = json.dumps({**message, "blocks": [len(view) for view in views]}).encode()
     try:
