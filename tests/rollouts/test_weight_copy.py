@@ -60,7 +60,7 @@ def distance(vlm, engine, prompts):
 
 
 def test_writing_and_scoring_differ_by_the_rounding_of_bf16(tokenizer, prompts):
-    """Measured 2e-3 nats a token at this size; the canary allows 0.15."""
+    """Measured 2e-3 nats per token at this size; the canary allows 0.15."""
     vlm = build_model(tokenizer, 0)
     assert distance(vlm, SharedEngine(vlm), prompts[:3]) < 1e-4
     copied = distance(vlm, SharedEngine(vlm, uses_copy=True), prompts[:3])
