@@ -16,7 +16,7 @@ REPLACES = re.compile(r"\.setattr\(|mock\.patch|patch\.object\(")
 FOREIGN = re.compile(
     r"""\.setattr\(\s*(?:
         (?:sys|os|re|time|shutil|subprocess|socket|signal|Path|Image|jaxtyping|gpu|F|Node|torch)[.,]
-        |type\(os\.environ\)|"builtins\.|"huggingface_hub\.|teacher\.model\.|place,\s|name,\sstr\(
+        |type\(os\.environ\)|"builtins\.|"huggingface_hub\.|"torch\.cuda\.|teacher\.model\.|place,\s|name,\sstr\(
         |processors\.(?:AutoProcessor|importlib)|vlm\.family\.processor,|vlm\.model\.model,)""",
     re.VERBOSE,
 )

@@ -90,7 +90,7 @@ def a_family_has_no_limit_of_image_tokens(place):
 
 @situation("C101")
 def models_are_on_two_devices(place):
-    from vistill.training.checks.models import check_same_device
+    from vistill.training.checks.devices import check_same_device
 
     made(place, lambda: check_same_device("cpu", "cuda:1"))
 

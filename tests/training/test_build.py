@@ -31,7 +31,7 @@ from vistill.studies.replay import replay
 from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
-from vistill.training.checks.models import check_same_device
+from vistill.training.checks.devices import check_same_device
 from vistill.training.results import choose_best
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt

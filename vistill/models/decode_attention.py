@@ -168,7 +168,7 @@ class DecodeAttention:
 
 
 def grow(cache: Tensor | None, like: Tensor) -> Tensor:
-    """A cache with space for one more block of tokens, and the same content."""
+    """A cache that holds one more block of tokens, with the same content."""
     used = 0 if cache is None else cache.shape[2]
     larger = like.new_empty(len(like), like.shape[1], used + CACHE_TOKENS, like.shape[2])
     if cache is not None:

@@ -50,7 +50,7 @@ class StaticAttention(DecodeAttention):
         return len(self.own_mask)
 
     def grow(self) -> bool:
-        """Make room for the next token. Say whether addresses have changed."""
+        """Grow the cache if the next token does not fit. Say whether addresses have changed."""
         if self.num_added < self.capacity:
             return False
         used, capacity = self.capacity, self.capacity + self.block

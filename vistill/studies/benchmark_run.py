@@ -45,7 +45,8 @@ from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
 from vistill.runtime import prepare_process
 from vistill.training.checks.arguments import training_folder_error
-from vistill.training.checks.models import choose_device, load_encoder_of
+from vistill.training.checks.devices import choose_device
+from vistill.training.checks.models import load_encoder_of
 from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions

@@ -33,7 +33,8 @@ from vistill.runs.model_not_found import model_name
 from vistill.runtime import prepare_process
 from vistill.signals.visual_advantage import visual_advantage
 from vistill.training import adapted_student, quantized_teacher
-from vistill.training.checks.models import choose_device, load_encoder_of
+from vistill.training.checks.devices import choose_device
+from vistill.training.checks.models import load_encoder_of
 from vistill.training.recipe import ModelSettings, Recipe, TeacherSettings
 from vistill.types import Finish, ImageRef, Prompt, View
 from vistill.views import ViewContext, apply_view

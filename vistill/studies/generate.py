@@ -33,7 +33,8 @@ from vistill.runs.storage import append_line, read_json, read_lines, write_json
 from vistill.runtime import prepare_process
 from vistill.training.adapted_student import loading_options
 from vistill.training.checks.data import check_prompts
-from vistill.training.checks.models import choose_device, load_encoder_of
+from vistill.training.checks.devices import choose_device
+from vistill.training.checks.models import load_encoder_of
 from vistill.training.checks.prompt_lengths import (
     check_prompt_lengths,
     find_overlong_prompts,

@@ -15,7 +15,7 @@ from vistill.runs.chosen_student import resolve_model
 from vistill.runs.model_not_found import model_name
 from vistill.runtime import fix_cublas_workspace, quiet_libraries
 from vistill.training.checks.arguments import check_source
-from vistill.training.checks.models import choose_device
+from vistill.training.checks.devices import choose_device
 from vistill.training.precision import training_dtype
 from vistill.training.recipe import Recipe
 from vistill.training.settings import TrainSettings
