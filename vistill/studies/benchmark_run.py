@@ -44,6 +44,7 @@ from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
 from vistill.runtime import prepare_process
+from vistill.training.adapted_student import loading_options
 from vistill.training.checks.arguments import training_folder_error
 from vistill.training.checks.devices import choose_device
 from vistill.training.checks.models import load_encoder_of
@@ -164,7 +165,8 @@ def ask_all(
     settings, protocol = recipe.located(), request.protocol
     with open_phase("loading the model"):
         encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
-        vlm = load_weights(encoder, device=choose_device(recipe.student.device))
+        device = choose_device(recipe.student.device)
+        vlm = load_weights(encoder, device=device, **loading_options(recipe, device))
         vlm = with_kernels(run_selftest(vlm), "auto").freeze()
     tasks: dict[str, Any] = {}
     with (
