@@ -115,7 +115,7 @@ def test_without_a_cache_every_start_decodes_and_nothing_is_written(
     assert set(rows.parent.iterdir()) == before
 
 
-def test_nothing_is_written_beside_the_data_and_no_text_or_path_is_kept(rows, start_cache):
+def test_nothing_is_written_next_to_the_data_and_no_text_or_path_is_kept(rows, start_cache):
     before = set(rows.parent.iterdir())
     start(rows)
     assert set(rows.parent.iterdir()) == before
@@ -340,6 +340,6 @@ def test_a_second_process_of_the_same_content_under_another_name_decodes_nothing
     copy = rows.parent / "copy.png"
     copy.write_bytes((rows.parent / "0.png").read_bytes())
     pictures = KnownPictures(str(rows))
-    image, found = pictures.with_facts(FileImage(copy))
+    image, facts = pictures.with_facts(FileImage(copy))
     assert counts["decode"] == ROWS
-    assert image.digest == found.digest
+    assert image.digest == facts.digest

@@ -107,11 +107,11 @@ class SharedEngine(InProcessEngine):
             if self.receive is not None and len(left) < running:
                 for g in finished_groups(group, done, received):
                     request, of_group = requests[g], [i for i, h in enumerate(group) if h == g]
-                    made = (
+                    rollouts = (
                         to_rollout(rows[i], stop, s, request.attempt, values[i] or None)
                         for i, s in zip(of_group, request.siblings, strict=True)
                     )
-                    self.receive(request, tuple(made))
+                    self.receive(request, tuple(rollouts))
             count_done(RESPONSES, running - len(left))
             running = len(left)
             wasted += (len(alive) - len(left)) * len(ids[0])
