@@ -167,7 +167,8 @@ class StaticStep:
                 self.run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # the teacher may read in another thread meanwhile (`train.overlap`)
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self.run()
         return graph.replay
 
