@@ -124,8 +124,8 @@ MUTANTS = [
         ),
         ("(count - 1).double() * share", "count.double() * share", "a quantile one place too high"),
         (
-            "running = torch.cumsum(values.double(), 0) - values.double()",
-            "running = torch.cumsum(values.double(), 0)",
+            "running = running_sum(values.double()) - values.double()",
+            "running = running_sum(values.double())",
             "a token counts itself as earlier",
         ),
         (
