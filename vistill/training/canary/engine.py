@@ -1,10 +1,11 @@
 """The canary's check of the engine: it writes what the student's weights say about the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
+from vistill.errors import ModelError
 from vistill.models.scoring import EncodedGroup, response_states, score
 from vistill.rollouts.checked_engine import keep_awake
 from vistill.rollouts.engine import (
@@ -83,10 +84,17 @@ def check_engine(
 
     if agrees(View.FULL):
         return distances.get(View.FULL)
+    raise wrong_engine_error(probe, agrees, keyed)
+
+
+def wrong_engine_error(
+    probe: ReaderProbe, agrees: Callable[[View], bool], keyed: bool
+) -> ModelError:
+    """V811 if the engine writes as under another view, else V810."""
     for view in (View.TEXT_ONLY, View.SWAPPED, View.PIXELATED):
         if agrees(view):
-            raise probe.error("V811", f"the engine writes as if it read the view {view}")
-    raise probe.error(
+            return probe.error("V811", f"the engine writes as if it read the view {view}")
+    return probe.error(
         "V810",
         "the rollout engine writes other tokens than the student's weights say"
         if keyed
