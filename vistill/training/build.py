@@ -24,6 +24,7 @@ from vistill.training.checks.models import MODEL_CHECKS
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.plan import Plan
 from vistill.training.recipe import Recipe
+from vistill.training.run_lock import read_lock
 from vistill.training.setup import ProvidedInputs, RunSetup
 from vistill.types import Reader
 
@@ -61,7 +62,8 @@ def make_setup(
         check_objective(method)
     except ConfigError as error:
         raise with_plugin_of_view(error, method, recipe.run) from error
-    return RunSetup(recipe, method, folder, purpose, given)
+    kept = read_lock(folder).get("kept", {})
+    return RunSetup(recipe, method, folder, purpose, given, kept=kept)
 
 
 def make_objective(recipe: Recipe) -> Objective:

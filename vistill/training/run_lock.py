@@ -29,6 +29,7 @@ from vistill.runs.folder import RunFolder, checkpoints_in
 from vistill.runs.model_not_found import looks_like_hub_id, model_not_found_error
 from vistill.runs.recipe_changes import compare_recipes, flatten, in_new_folder, unused_folder
 from vistill.runs.storage import file_hash, read_json, replace_nonfinite, to_json
+from vistill.training.kept_settings import kept_settings
 from vistill.training.recipe import Recipe, default_settings
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def lock_recipe(folder: RunFolder, recipe: Recipe, accept: Sequence[str]) -> Non
         "models": earlier.get("models", {}),
         "code": earlier.get("code", {}),
         "masked": masked_keys(recipe, tree),
+        "kept": kept_settings(earlier),
     }
     folder.write_lock(record)
     folder.write("recipe.json", to_json(tree, indent=2))

@@ -15,6 +15,7 @@ from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training.checks.check import Purpose
+from vistill.training.kept_settings import with_kept
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.plan import Plan
@@ -73,6 +74,8 @@ class RunSetup:
     """The encoder of every teacher model by its role: `teacher`, or `teachers.NAME` of several."""
     teacher_roles: Mapping[str, str] = field(default_factory=dict)
     """The role of each of several teachers by name. Teachers of one model share a role."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """What `auto` means for a run of an earlier version (`training/kept_settings.py`)."""
     split: BatchSplit = BatchSplit()
     models_hash: str = ""
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -102,7 +105,7 @@ class RunSetup:
     @property
     def train(self) -> TrainSettings:
         """Settings of the update."""
-        return self.recipe.train
+        return with_kept(self.recipe.train, "train", self.kept)
 
     @property
     def precision(self) -> str:
@@ -112,7 +115,7 @@ class RunSetup:
     @property
     def rollout(self) -> RolloutSettings:
         """Settings of sampling."""
-        return self.recipe.rollout
+        return with_kept(self.recipe.rollout, "rollout", self.kept)
 
     @property
     def evaluation(self) -> EvalSettings:
