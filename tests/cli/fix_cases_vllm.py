@@ -8,7 +8,7 @@ from fix_cases_built import made
 
 @situation("E303")
 def the_environment_of_vllm_is_missing(place):
-    start(place, "rollout.engine=vllm 'rollout.vllm.python=nichts ä/python'")
+    start(place, "rollout.engine=vllm")
     place.line = place.line.replace(" --fast", "", 1)
 
 

@@ -15,7 +15,7 @@ CLASSES = {
         "eval.every", "eval.limit", "train.micro_batch", "train.memory", "train.kernels",
         "train.attention", "train.offload_teacher", "train.gradient_checkpointing",
         "train.workers", "train.overlap",
-        "rollout.rows_per_call", "rollout.vllm.python", "rollout.vllm.cache_gb",
+        "rollout.rows_per_call", "rollout.vllm.cache_gb",
         "rollout.vllm.max_length", "rollout.vllm.images", "rollout.vllm.timeout",
         "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",
         "data.overlap", "student.device", "teacher.device",

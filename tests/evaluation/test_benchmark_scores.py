@@ -8,7 +8,12 @@ from conftest import REPO
 
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, find_suite
-from vistill.evaluation.benchmarks.results import results_csv, results_table, suite_results
+from vistill.evaluation.benchmarks.results import (
+    CSV_COLUMNS,
+    csv_rows,
+    results_table,
+    suite_results,
+)
 from vistill.evaluation.benchmarks.scores import score_benchmark, score_units
 
 
@@ -186,9 +191,11 @@ def test_a_suite_prints_no_average_over_a_part():
     assert "Math Avg                 40.0" in text
     assert "not here: mmmu" in text
     assert "subset: ours" in text
-    lines = results_csv(results).splitlines()
-    assert len(lines) == 1 + 4 * (3 + 1)
-    assert lines[1].startswith("wemath,va_opd,sampled,,accuracy,0.4,0.0,1.0,10,10,ours,False,auto")
+    rows = list(csv_rows(results))
+    assert len(rows) == 4 * (3 + 1)
+    values = [rows[0][name] for name in CSV_COLUMNS]
+    assert values[:6] == ["wemath", "va_opd", "sampled", "", "accuracy", 0.4]
+    assert values[6:] == [0.0, 1.0, 10, 10, "ours", False, "auto"]
 
 
 def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():

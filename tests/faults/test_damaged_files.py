@@ -17,7 +17,11 @@ from vistill.training.memory_budget import choose_split
 from vistill.training.replay import accepted_changes
 from vistill.training.response_source import ResponseSource
 from vistill.training.row_lock import restore_rows
-from vistill.training.teacher_responses import TeacherWriter, write_teacher_responses
+from vistill.training.teacher_responses import (
+    UNRELATED,
+    TeacherWriter,
+    write_teacher_responses,
+)
 
 DAMAGE = [
     b"",
@@ -84,11 +88,7 @@ def test_a_damaged_teacher_response_is_refused(tokenizer, teacher, tmp_path, rec
     folder, plan = RunFolder(tmp_path), make_plan(tokenizer, teacher)
     prompts, response_source = plan.train_prompts[:1], ResponseSource(None, plan.objective, 2)  # type: ignore[arg-type]
     settings = {"teacher": teacher.source, "seed": 5, **vars(plan.rollout)}
-    stored = {
-        key: value
-        for key, value in settings.items()
-        if key not in ("rows_per_call", "all_truncated")
-    }
+    stored = {key: value for key, value in settings.items() if key not in UNRELATED}
     write_json(tmp_path / "teacher_responses.settings.json", stored, exact=True)
     append_line(
         tmp_path / "teacher_responses.jsonl",

@@ -33,13 +33,21 @@ UNPICKLERS = {
     "imp",
 }
 #: Modules that may start a process, always with a list of arguments.
-PROCESSES = {"studies/processes.py", "answers/worker_process.py"}
+PROCESSES = {
+    "studies/processes.py",
+    "answers/worker_process.py",
+    # the interpreter that an environment variable names, never a recipe
+    "rollouts/vllm_checks.py",
+    "rollouts/vllm_process.py",
+    "rollouts/vllm_environment.py",
+}
 #: Modules that may import a computed name: the registry, and packages that import their own names
 #: on first use.
 IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
 PLUGIN_LOADERS = {
     "cli/main.py",
+    "cli/eval_verb.py",
     "cli/init_verb.py",
     "cli/plan.py",
     "cli/reproduce.py",
@@ -56,6 +64,7 @@ CSV_WRITER, CSV_READER = "report/csv_file.py", "data/text_files.py"
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "answers/worker_process.py",
+    "cli/doctor.py",
     "cli/live.py",
     "cli/main.py",
     "cli/messages.py",
@@ -66,10 +75,13 @@ ENVIRONMENT = {
     "studies/processes.py",
     "faults.py",
     "redaction.py",
+    "rollouts/vllm_checks.py",
+    "rollouts/vllm_process.py",
     "runs/hub.py",
     "runs/model_not_found.py",
     "runs/start_cache.py",
     "runtime.py",
+    "training/determinism.py",
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import build_model
 from PIL import Image
 
+from vistill.config import load_recipe
 from vistill.errors import ConfigError, MissingExtraError, RolloutError
 from vistill.models.adapters import merge_adapters, merged_weights
 from vistill.rollouts import vllm_checks as checks
@@ -297,8 +298,17 @@ def fake_python(folder, text):
     return str(file)
 
 
+def find_python(monkeypatch, python):
+    monkeypatch.setenv(checks.VARIABLE, python)
+    return checks.find_python()
+
+
+def test_a_recipe_cannot_name_a_program_to_execute():
+    with pytest.raises(ConfigError, match="C001"):
+        load_recipe("tiny_vllm.yaml", ["rollout.vllm.python=/bin/true"])
+
+
 def test_an_environment_that_is_missing_or_has_another_vllm_is_e303(tmp_path, monkeypatch):
-    monkeypatch.delenv(checks.VARIABLE, raising=False)
     cases = {
         "not set": "",
         "cannot be run": str(tmp_path / "nothing"),
@@ -307,14 +317,12 @@ def test_an_environment_that_is_missing_or_has_another_vllm_is_e303(tmp_path, mo
     }
     for what, python in cases.items():
         with pytest.raises(MissingExtraError) as caught:
-            checks.find_python(VLLMSettings(python=python))
+            find_python(monkeypatch, python)
         assert caught.value.code == "E303"
         assert what in caught.value.what
         assert "vistill.rollouts.vllm_environment" in caught.value.fix
     right = fake_python(tmp_path, "echo 0.32.0")
-    assert checks.find_python(VLLMSettings(python=right)) == right
-    monkeypatch.setenv(checks.VARIABLE, right)
-    assert checks.find_python(VLLMSettings()) == right
+    assert find_python(monkeypatch, right) == right
 
 
 @pytest.mark.parametrize(
@@ -326,16 +334,18 @@ def test_a_process_that_ends_at_its_start_is_an_error_with_its_last_words(
 ):
     monkeypatch.delenv(checks.LOG_VARIABLE, raising=False)
     python = fake_python(tmp_path, f'case "$*" in *metadata*) echo 0.32.0;; *) {does};; esac')
+    monkeypatch.setenv(checks.VARIABLE, python)
     with pytest.raises(RolloutError) as caught:
-        vllm_process.VLLMProcess(VLLMSettings(python=python), torch.device("cpu"), lambda: None)
+        vllm_process.VLLMProcess(VLLMSettings(), torch.device("cpu"), lambda: None)
     assert caught.value.code == "R410"
     assert says in caught.value.why
 
 
-def test_a_silent_process_is_ended_after_the_limit(tmp_path):
+def test_a_silent_process_is_ended_after_the_limit(tmp_path, monkeypatch):
     does = f"echo $$ > {tmp_path}/pid; exec sleep 60"
     python = fake_python(tmp_path, f'case "$*" in *metadata*) echo 0.32.0;; *) {does};; esac')
-    settings = VLLMSettings(python=python, timeout=0.5)
+    monkeypatch.setenv(checks.VARIABLE, python)
+    settings = VLLMSettings(timeout=0.5)
     with pytest.raises(RolloutError) as caught:
         vllm_process.VLLMProcess(settings, torch.device("cpu"), lambda: None)
     assert (caught.value.code, "no sign of life" in caught.value.what) == ("R410", True)
@@ -355,7 +365,9 @@ def test_the_process_gets_nothing_of_this_python_and_no_network(monkeypatch):
     assert "TORCHDYNAMO_DISABLE" not in variables
 
 
-def test_models_that_vllm_cannot_write_with_are_refused_before_a_process_starts(student):
+def test_models_that_vllm_cannot_write_with_are_refused_before_a_process_starts(
+    student, monkeypatch
+):
     check_writer(student)
     student.model.lm_head.weight = torch.nn.Parameter(
         torch.zeros(3, dtype=torch.int8), requires_grad=False
@@ -363,11 +375,9 @@ def test_models_that_vllm_cannot_write_with_are_refused_before_a_process_starts(
     with pytest.raises(ConfigError) as caught:
         check_writer(student)
     assert caught.value.code == "C101"
+    monkeypatch.setenv(checks.VARIABLE, "/nothing")
     with pytest.raises(MissingExtraError):
-        make_engine(
-            build_model(student.tokenizer, 1),
-            RolloutSettings(engine="vllm", vllm=VLLMSettings(python="/nothing")),
-        )
+        make_engine(build_model(student.tokenizer, 1), RolloutSettings(engine="vllm"))
 
 
 def test_the_requirements_and_the_declaration_are_those_of_the_checked_version():

@@ -15,9 +15,6 @@ NoiseName = Literal["generator", "counter"]
 class VLLMSettings:
     """The process of `rollout.engine: vllm`. No key changes a response."""
 
-    python: str = ""
-    """Interpreter of the environment that has vLLM. Empty takes the variable
-    `VISTILL_VLLM_PYTHON`."""
     cache_gb: float = ranged(4.0, 0, above=True)
     """Memory for keys and values of prompts and responses, in GiB. More lets vLLM write more
     responses together."""

@@ -12,7 +12,7 @@ from vistill.rollouts.settings import VLLMSettings
 
 #: The versions whose internals the worker uses.
 VERSION = "0.32"
-#: The variable that names the interpreter, in place of `rollout.vllm.python`.
+#: The variable that names the interpreter. It is no key: no recipe may name a program to execute.
 VARIABLE = "VISTILL_VLLM_PYTHON"
 #: The variable that names a file for everything that vLLM prints.
 LOG_VARIABLE = "VISTILL_VLLM_LOG"
@@ -38,17 +38,22 @@ def environment_error(what: str, why: str, where: str = "") -> MissingExtraError
         where=where,
         why=why,
         fix=f"rollout.engine=shared   or   {MAKE}",
-        note="the command makes the environment and prints rollout.vllm.python=PATH",
+        note=f"the command makes the environment and prints what to set: export {VARIABLE}=PATH",
     )
 
 
-def find_python(settings: VLLMSettings) -> str:
+def find_python() -> str:
     """The interpreter of vLLM's environment (E303 without one, or with another vLLM)."""
-    python = settings.python or os.environ.get(VARIABLE, "")
-    if not python:
-        why = f"vLLM runs in an environment of its own; {VARIABLE} is not set either"
-        raise environment_error("rollout.vllm.python is not set", why)
-    python = str(Path(python).expanduser())
+    named = os.environ.get(VARIABLE, "")
+    if not named:
+        why = "vLLM runs in an environment of its own, and this variable names its interpreter"
+        raise environment_error(f"{VARIABLE} is not set", why)
+    python = str(Path(named).expanduser())
+    return checked_python(python)
+
+
+def checked_python(python: str) -> str:
+    """An interpreter that has the right vLLM (E303 otherwise)."""
     version = installed_vllm(python)
     if version is None:
         what, why = "the interpreter of vLLM cannot be run", "no such program, or it fails at once"

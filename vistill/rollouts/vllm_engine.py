@@ -64,7 +64,7 @@ class VLLMEngine(InProcessEngine):
         self.digest = ""
         self.version = 0
         self.family = check_writer(vlm)
-        checks.find_python(settings.vllm)
+        checks.find_python()
 
     # The process.
 

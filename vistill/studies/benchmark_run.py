@@ -16,7 +16,8 @@ from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
 from vistill.evaluation.benchmarks.results import (
-    results_csv,
+    CSV_COLUMNS,
+    csv_rows,
     results_table,
     suite_results,
     task_results,
@@ -39,6 +40,7 @@ from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_weights
 from vistill.models.selftest import run_selftest
 from vistill.phases import EVALUATING, RESPONSES, open_phase
+from vistill.report.csv_file import write_csv
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
 from vistill.runs.folder import RunFolder
@@ -145,7 +147,7 @@ def run_benchmarks(recipe: Recipe, request: BenchmarkRequest) -> dict[str, Any]:
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """The results as JSON, CSV and text."""
     write_json(folder / "results.json", results)
-    write_text(folder / "results.csv", results_csv(results))
+    write_csv(folder / "results.csv", CSV_COLUMNS, csv_rows(results))
     write_text(folder / "results.txt", results_table(results) + "\n")
 
 

@@ -1,8 +1,6 @@
 """The results of benchmarks as plain values, as a table and as CSV."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply
@@ -154,11 +152,8 @@ def suite_lines(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def results_csv(results: Mapping[str, Any]) -> str:
-    """One line per metric and category."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+def csv_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row per metric and category, with values of `CSV_COLUMNS`."""
     for name, task in results["tasks"].items():
         common = {
             "task": name,
@@ -172,5 +167,4 @@ def results_csv(results: Mapping[str, Any]) -> str:
             for category, values in parts.items():
                 for metric, score in values.items():
                     own = {"mode": label, "category": category, "metric": metric}
-                    writer.writerow({**common, **own, **score})
-    return out.getvalue()
+                    yield {**common, **own, **score}

@@ -27,7 +27,7 @@ def same_code(setup: "RunSetup") -> str:
     """
     hold_code(setup, code_in_use(setup))
     if setup.recipe.rollout.engine == "vllm":
-        find_python(setup.recipe.rollout.vllm)
+        find_python()
     origins = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
     return origins or "no plug-in"
 
