@@ -205,7 +205,7 @@ def test_the_search_finds_each_unsafe_pattern(text):
 
 
 def test_few_modules_use_the_whole_environment():
-    """Others read it by name. Whole, it goes to child processes (of the demo, vLLM) and the redaction."""
+    """Others read it by name. Whole, it goes to child processes and the redaction."""
     whole = re.compile(r"os\.environ(?!\.get\(|\.setdefault\(|\.pop\(|\[)")
     modules = {module for module, text in MODULES.items() if whole.search(text)}
     assert modules <= {"studies/processes.py", "rollouts/vllm_process.py", "redaction.py"}
