@@ -33,7 +33,7 @@ demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write ru
 ELSEWHERE := not oracle and not gpu and not triton
 # This target checks shapes in losses and signals only. test-rest and test-floor check all shapes.
 QUICK := --quick --jaxtyping-packages=vistill.functional,vistill.signals,vistill.objectives,beartype.beartype
-test: $(DEV_STAMP)  ## install, run the first tier of the tests: two minutes
+test: $(DEV_STAMP)  ## install, run the first tier of the tests: five minutes
 	$(BIN)/python -m pytest -n 2 $(QUICK) -m "not more and not slow and not browser and $(ELSEWHERE)"
 
 test-rest: $(REAL_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
