@@ -91,62 +91,21 @@ def mode():
     )
 
 
-class Node(torch.autograd.Function):
-    """Records the deterministic mode of its backward pass, and fails on request."""
-
-    modes: list[tuple[bool, bool]]
-    fails = False
-
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, grad):
-        Node.modes.append(mode())
-        if Node.fails:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return grad * 2
-
-
-@pytest.fixture
-def _deterministic(monkeypatch):
-    before = mode()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    monkeypatch.setattr(Node, "modes", [], raising=False)
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    assert not sdpa._Mode.is_changed
-
-
-@pytest.mark.usefixtures("_deterministic")
-def test_only_the_backward_pass_of_attention_runs_in_error_mode():
-    x = torch.ones(2, requires_grad=True)
-    inner = Node.apply(x)
-    outer = Node.apply(inner)
-    sdpa.run_in_error_mode(inner.grad_fn)
-    outer.sum().backward()
-    assert Node.modes == [(True, True), (True, False)]
-    assert mode() == (True, True)
-
-
-@pytest.mark.usefixtures("_deterministic", "_as_on_cuda")
-def test_the_next_call_restores_the_mode_after_a_failed_backward_pass(monkeypatch):
-    monkeypatch.setattr(Node, "fails", True)
-    out = Node.apply(torch.ones(2, requires_grad=True))
-    sdpa.run_in_error_mode(out.grad_fn)
-    with pytest.raises(torch.OutOfMemoryError):
-        out.sum().backward()
-    sdpa.attend(*inputs(), None)
-    assert mode() == (True, True)
-
-
-@pytest.mark.usefixtures("_deterministic")
-def test_the_node_of_attention_is_reached_through_reshapes():
-    """Under the name that torch gives it, and not for an output without gradient."""
-    x = torch.randn(1, 2, 8, 16, requires_grad=True)
-    out = F.scaled_dot_product_attention(x, x, x).transpose(1, 2).reshape(8, -1)
-    assert sdpa.attention_node(out) is not None
-    assert "ScaledDotProduct" in sdpa.attention_node(out).name()
-    assert sdpa.attention_node(x * 2) is None
-    assert sdpa.attention_node(x.detach()) is None
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_cudnn_stays_excluded_until_the_last_of_two_threads_has_ended():
+    """The first thread to end switched it on again for the other one."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    query = inputs()[0]
+    with sdpa.kernels_for(query):
+        first = sdpa.kernels_for(query)
+        first.__enter__()
+        first.__exit__(None, None, None)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    first, second = sdpa.kernels_for(query), sdpa.kernels_for(query)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    second.__exit__(None, None, None)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -23,7 +23,7 @@ from vistill.models.adapters import add_adapters
 from vistill.models.families.base import Family
 from vistill.planning.cost import BANDWIDTH_SHARE
 from vistill.planning.gpus import GPUS, PROFILES, find_gpu
-from vistill.planning.host_bytes import host_bytes
+from vistill.planning.host_bytes import LOCKED_FACTOR, host_bytes
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import Sizes
 from vistill.planning.shapes import MODELS, shipped_shapes
@@ -271,6 +271,13 @@ def test_the_largest_of_several_offloaded_teachers_is_that_of_most_bytes():
     alone = [w for w in words if ".large." not in w]
     of_small = plan_of(RECIPE, *alone, "train.offload_teacher=true").memory
     assert memory.reading_bytes("teacher", "full") >= of_small.reading_bytes("teacher", "full")
+
+
+def test_threads_that_encode_ahead_hold_the_views_of_two_steps_in_locked_memory():
+    within, ahead = (
+        host_bytes(plan_of(RECIPE, f"train.workers={n}").memory)["views"] for n in (0, 1)
+    )
+    assert ahead == 2 * LOCKED_FACTOR * within
 
 
 def test_an_offloaded_teacher_is_on_the_device_only_while_it_reads():

@@ -5,6 +5,7 @@ import json
 from vistill.config import load_recipe
 from vistill.runs.folder import RunFolder
 from vistill.training.build import make_setup
+from vistill.training.checks.models import configured
 from vistill.training.kept_settings import EARLIER_MEANING
 from vistill.training.run_lock import lock_recipe, read_lock
 
@@ -65,3 +66,10 @@ def test_a_key_that_the_run_knew_is_not_kept(tmp_path):
     setup, _ = start(tmp_path)
     expected = {"train.optimizer": "adamw", "train.head_precision": "auto"}
     assert settings_of(setup) == {**expected, "rollout.weights": "auto"}
+
+
+def test_models_are_configured_with_what_the_run_keeps(tmp_path, student):
+    setup, _ = start(tmp_path)
+    assert configured(setup, student, "student").head_precision == "fp32"
+    setup.kept = {"train.head_precision": "bf16"}  # a value that a CPU does not choose by itself
+    assert configured(setup, student, "student").head_precision == "bf16"

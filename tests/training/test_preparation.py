@@ -31,7 +31,7 @@ from vistill.training.student_copies import (
     update_ema,
     with_student_copies,
 )
-from vistill.training.teacher_responses import discard_stale_responses
+from vistill.training.teacher_responses import UNRELATED, discard_stale_responses, is_same
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -236,6 +236,29 @@ def test_settings_of_teacher_responses_from_before_a_key_existed_have_its_defaul
     assert (tmp_path / "teacher_responses.jsonl").exists()
     discard_stale_responses(folder, {**facts, **asdict(RolloutSettings(noise="counter"))})
     assert not (tmp_path / "teacher_responses.jsonl").exists()
+
+
+def test_settings_of_teacher_responses_do_not_name_what_earlier_files_left_out():
+    """They had those of the recipe, and several teachers as a list."""
+    facts = {"revision": "a1", "precision": "int8", "view": "full", "max_image_tokens": 1024}
+    sampling = {"seed": 5, **asdict(RolloutSettings())}
+    old = {key: value for key, value in sampling.items() if key in FIRST_KEYS}
+    sampling = {key: value for key, value in sampling.items() if key not in UNRELATED}
+    assert is_same({"teacher": "T", **old}, {"teacher": "T", **facts, **sampling})
+    several = {"teachers": {"a": {"teacher": "T", **facts}, "b": {"teacher": "U", **facts}}}
+    assert is_same({"teacher": ["T", "U"], **old}, {**several, **sampling})
+    assert not is_same({"teacher": ["U", "T"], **old}, {**several, **sampling})
+    other = {"teacher": "T", **facts, **sampling}
+    assert not is_same(other, {**other, "max_image_tokens": 512})
+
+
+def test_a_run_that_has_started_keeps_its_teacher_responses(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "teacher_responses.settings.json").write_text('{"teacher": "T", "seed": 1}')
+    (tmp_path / "teacher_responses.jsonl").write_text("{}\n")
+    folder.metrics.write_text('{"step": 1}\n')
+    discard_stale_responses(folder, {"teacher": "T", "seed": 2})
+    assert (tmp_path / "teacher_responses.jsonl").exists()
 
 
 def test_a_gate_measures_again_with_other_settings_of_its_answers(tokenizer, tmp_path):

@@ -16,7 +16,7 @@ from vistill.runs.start_cache import StartCache, hash_text, source_hash
 from vistill.types import Prompt
 
 #: Modules whose source decides how long a prompt is.
-RULE = ("models/known_lengths.py", "models/chat.py", "models/families")
+RULE = ("models/known_lengths.py", "models/loading.py", "models/chat.py", "models/families")
 
 
 class KnownLengths:

@@ -1,4 +1,4 @@
-"""Torch's attention on a CUDA device: without cuDNN, and with gradients that repeat bitwise.
+"""Torch's attention on a CUDA device: without cuDNN.
 
 On an H100 torch prefers cuDNN's kernels. They build a plan for every new shape, which takes about a
 second, and the lengths of rollouts change from step to step. Their masked gradients do not repeat
@@ -8,6 +8,7 @@ memory-efficient attention takes calls with one if keys and queries have equally
 On a CPU nothing here changes a call.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,8 +22,14 @@ ALLOW_CUDNN = False
 #: Memory-efficient attention reads rows of a mask that start at multiples of this many entries. It
 #: copies any other mask, in every layer.
 MASK_MULTIPLE = 8
-#: Steps from an output of attention to its node in the autograd graph: transpose, reshape, ...
-MAX_GRAPH_STEPS = 6
+
+
+class Exclusion:
+    """How many calls exclude cuDNN's kernels now. The switch is one for all threads."""
+
+    lock = threading.Lock()
+    calls = 0
+    was_enabled = True
 
 
 def attend(
@@ -40,7 +47,7 @@ def attend(
     if mask is not None and avoids_cudnn(query):
         key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     with kernels_for(query):
-        out = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query,
             key,
             value,
@@ -49,7 +56,6 @@ def attend(
             is_causal=mask is None,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    return with_repeatable_gradient(out)
 
 
 def attention_dtype(query: Tensor) -> torch.dtype:
@@ -71,13 +77,18 @@ def kernels_for(query: Tensor) -> Iterator[None]:
     if not avoids_cudnn(query) or torch.compiler.is_compiling():
         yield
         return
-    restore_mode()
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    with Exclusion.lock:
+        if Exclusion.calls == 0:
+            Exclusion.was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        Exclusion.calls += 1
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        with Exclusion.lock:
+            Exclusion.calls -= 1
+            if Exclusion.calls == 0:
+                torch.backends.cuda.enable_cudnn_sdp(Exclusion.was_enabled)
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -95,65 +106,3 @@ def with_aligned_rows(mask: Tensor) -> Tensor:
     """The same values, in rows that start at multiples of `MASK_MULTIPLE` entries."""
     length = mask.shape[-1]
     return F.pad(mask, (0, -length % MASK_MULTIPLE))[..., :length]
-
-
-# Gradients that repeat bitwise
-
-
-class _Mode:
-    """Whether the backward pass of an attention call has changed torch's deterministic mode."""
-
-    is_changed = False
-
-
-def with_repeatable_gradient(out: Tensor) -> Tensor:
-    """Make the backward pass of an attention output repeat bitwise in deterministic mode.
-
-    Flash and memory-efficient attention have such a backward pass, but they only take it if the
-    mode is an error mode. A run sets the mode that warns, because other operations have none. So
-    the mode changes for the time of this one operation.
-    """
-    is_warning = (
-        torch.are_deterministic_algorithms_enabled()
-        and torch.is_deterministic_algorithms_warn_only_enabled()
-    )
-    if out.is_cuda and is_warning and not torch.compiler.is_compiling():
-        node = attention_node(out)
-        if node is not None:
-            run_in_error_mode(node)
-    return out
-
-
-def attention_node(out: Tensor) -> torch.autograd.graph.Node | None:
-    """The fused attention from which a tensor was reshaped, or None."""
-    node = out.grad_fn
-    for _ in range(MAX_GRAPH_STEPS):
-        if node is None or "ScaledDotProduct" in node.name():
-            return node
-        node = node.next_functions[0][0] if node.next_functions else None
-    return None
-
-
-def run_in_error_mode(node: torch.autograd.graph.Node) -> None:
-    """Run one node of the backward pass in the deterministic mode that raises errors."""
-
-    def before(grad_outputs: tuple[Tensor, ...]) -> None:
-        torch.use_deterministic_algorithms(True, warn_only=False)
-        _Mode.is_changed = True
-
-    def after(grad_inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor, ...]) -> None:
-        restore_mode()
-
-    node.register_prehook(before)
-    node.register_hook(after)
-
-
-def restore_mode() -> None:
-    """Restore the mode that warns.
-
-    A backward pass that fails (out of memory) does not come to its end, so that the next call of
-    attention restores it.
-    """
-    if _Mode.is_changed:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        _Mode.is_changed = False

@@ -200,7 +200,7 @@ def attention_function(  # noqa: PLR0913  transformers fixes this signature
                 dropout=dropout,
                 **options,
             )
-        return sdpa.with_repeatable_gradient(output), weights
+        return output, weights
     assert dropout == 0, "attention dropout would differ between two readings of one response"
     layer = module.layer_idx
     assert isinstance(layer, int)

@@ -31,7 +31,8 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 class HalfPrecisionOptimizer(torch.optim.Optimizer):
     """Updates bf16 weights by an optimizer for float32 weights.
 
-    The state is that of the optimizer, by the bf16 weight, and with `keeps_master` the master copy.
+    The state is that of the optimizer, by the bf16 weight, and the master copy if there is no
+    stochastic rounding.
     """
 
     def __init__(
@@ -51,11 +52,6 @@ class HalfPrecisionOptimizer(torch.optim.Optimizer):
         """
         super().__init__(groups, {})
         self.make, self.names, self.seed = make, names, seed
-
-    @property
-    def keeps_master(self) -> bool:
-        """Whether there are master copies. Else the weights are rounded at random."""
-        return self.seed is None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

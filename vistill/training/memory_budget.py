@@ -62,7 +62,8 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
         if file.exists()
         else {}
     )
-    if known.get("question") == question:
+    earlier = {"frozen": question["frozen"], "recomputes": False}  # versions without these facts
+    if known and {**earlier, **known["question"]} == question:
         return BatchSplit(**known["split"])
     measured, budget = measure_memory(setup), memory_budget(setup)
     limit = None if setup.train.memory is not None else memory_limit(setup)

@@ -28,15 +28,9 @@ PROMPTS_PER_CALL = 16
 #: Settings without effect on the responses.
 UNRELATED = ("rows_per_call", "all_truncated", "vllm")
 #: Settings that files of earlier versions do not name, with the value that they had.
-ADDED = {
-    "noise": "generator",
-    "weights": "auto",
-    "cuda_graph": False,
-    "revision": None,
-    "precision": "auto",
-    "view": "full",
-    "max_image_tokens": None,
-}
+ADDED = {"noise": "generator", "weights": "auto", "cuda_graph": False}
+#: Facts of a teacher that these files do not name either. They had those of the recipe.
+UNNAMED = ("revision", "precision", "view", "max_image_tokens")
 
 
 @dataclass(frozen=True)
@@ -113,15 +107,25 @@ def read_responses(
 
 
 def discard_stale_responses(folder: RunFolder, settings: dict[str, Any]) -> None:
-    """Move away responses of another teacher, seed or sampling."""
+    """Before step 1, move away responses of another teacher, seed or sampling."""
     settings = {name: value for name, value in settings.items() if name not in UNRELATED}
     path, settings_file = folder.path / FILE, folder.path / SETTINGS_FILE
-    if path.exists() and (
-        not settings_file.exists() or {**ADDED, **read_json(settings_file)} != {**ADDED, **settings}
-    ):
+    earlier = read_json(settings_file) if settings_file.exists() else {}
+    # a run that has started keeps its responses: changes that may not be were refused before
+    if path.exists() and not folder.has_started() and not is_same(earlier, settings):
         path.replace(path.with_suffix(".lost.jsonl"))
         folder.event("teacher responses were written with other settings; writing them again")
     write_json(settings_file, settings, exact=True)
+
+
+def is_same(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether responses with earlier settings are those that these settings ask for."""
+    if isinstance(earlier.get("teacher"), list):  # the form of one version for several teachers
+        sources = [one["teacher"] for one in settings.get("teachers", {}).values()]
+        settings = {key: value for key, value in settings.items() if key != "teachers"}
+        settings = {"teacher": sources, **settings}
+    unnamed = {key: settings[key] for key in UNNAMED if key in settings}
+    return {**ADDED, **unnamed, **earlier} == {**ADDED, **settings}
 
 
 def to_record(writer: TeacherWriter, group: RolloutGroup) -> dict[str, Any]:

@@ -103,7 +103,10 @@ def rejected(
         settings: name the checker.
         by_set: the settings of data sets that have their own.
     """
-    known = StartCache("golds", [source_hash(*RULE), *map(version, ("math-verify", "sympy"))])
+    known = StartCache(
+        "golds",
+        [source_hash(*RULE), *map(version, ("math-verify", "latex2sympy2_extended", "sympy"))],
+    )
     with shared_judge() as math:
 
         def is_accepted(prompt: Prompt, gold: str) -> bool:

@@ -162,7 +162,7 @@ def prepare_teacher_responses(setup: "RunSetup") -> str:
             source = ResponseSource(engine, setup.objective, setup.rollout.per_prompt)
             own = [p for p in prompts if setup.models.teacher_of(p) is teacher]
             writers.append(TeacherWriter(models, source, own, settings_of(setup, name), name))
-        written = write_teacher_responses(setup.folder, writers, setup.rollout, setup.seed)
+        written = write_teacher_responses(setup.folder, writers, setup.recipe.rollout, setup.seed)
     setup.teacher_responses = written
     if setup.objective.requirements.keep_correct:
         by_set = rewards_of_sets(setup.reward, setup.recipe.data.sets)

@@ -150,7 +150,7 @@ def teacher_settings(recipe: Recipe) -> Mapping[str, TeacherSettings]:
 
 def configured(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
     """A model with attention, kernels and head as the recipe says, after its self-test."""
-    train = setup.recipe.train
+    train = setup.train
     tested = run_selftest(replace(vlm, attention=train.attention), role)
     dtype = training_dtype(train, tested.device)
     fast = with_head_precision(with_kernels(tested, train.kernels), train.head_precision, dtype)
