@@ -13,12 +13,15 @@ from vistill.errors import DataError
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.protocols import PROTOCOLS
+from vistill.evaluation.benchmarks.rescoring import judge_again
+from vistill.evaluation.benchmarks.sample_log import new_sample, sample_of
 from vistill.evaluation.benchmarks.sources import (
     choose_groups,
     find_present,
     make_prompts,
     read_benchmark,
 )
+from vistill.types import Finish, Rollout
 
 
 def verdicts(name, row, text, take="last"):
@@ -51,6 +54,23 @@ def test_a_row_of_every_benchmark_is_asked_and_judged(name, tmp_path):
     assert not any(v.correct for v in verdicts(name, row, "I cannot help with that.").values())
     kinds = {fact for fact in BENCHMARKS[name].categories if not row.facts.get(fact)}
     assert kinds == set()
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_a_stored_reply_is_judged_as_when_it_was_asked(name, tmp_path):
+    raw, right, wrong = ROWS[name]
+    write(tmp_path, name, [raw])
+    for protocol in PROTOCOLS.values():
+        part = read_benchmark(BENCHMARKS[name], tmp_path, protocol.name, None)
+        (row, prompt), = make_prompts(part, protocol, DataSettings())[0]  # fmt: skip
+        for text in (right, wrong, f"{right}\n{wrong}", f"{wrong}\n{right}"):
+            made = verdicts(name, row, text, protocol.take)
+            answered = Rollout((1,), Finish.STOP, 0), text, 0.0
+            asked = row, prompt.content, prompt.text
+            sample = new_sample(asked, [], "greedy", answered, made)
+            stored = sample_of(json.loads(json.dumps(sample.to_dict())))
+            again = judge_again(BENCHMARKS[name], stored, "", protocol.take, shared_judge())
+            assert again.verdicts == sample.verdicts
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
@@ -148,6 +168,13 @@ def test_vlms_are_blind_reads_the_brackets_that_its_prompt_asks_for():
     both = "First {1}, no, {2}."
     assert verdicts("vlms_are_blind", count, both)["braces"].correct
     assert not verdicts("vlms_are_blind", count, both, "first")["braces"].correct
+    thought = "<think>{4} no</think> It is {2}."
+    assert verdicts("vlms_are_blind", count, thought, "first")["braces"].correct
+    formulas = ("{2}, or \\frac{1}{7}", "{2} of x_{7}", "{2}, 3^{7}", "{2}, \\sqrt{7}")
+    for text in formulas:
+        assert verdicts("vlms_are_blind", count, text)["braces"].correct, text
+    assert not verdicts("vlms_are_blind", count, "\\frac{1}{2}")["braces"].correct
+    assert verdicts("vlms_are_blind", count, "\\boxed{2}")["braces"].correct
     circles = BenchmarkRow("b", "Are they touching? Answer with Yes/No.", answer="No")
     assert verdicts("vlms_are_blind", circles, "No, there is a gap.")["braces"].correct
 

@@ -169,6 +169,13 @@ def test_a_suite_without_any_set_lists_all_and_loads_no_model(tmp_path, capsys):
     assert "not here: mmmu_pro, logicvista, mathverse, visualpuzzles, mathvision" in shown
 
 
+def test_a_temperature_of_zero_where_a_protocol_samples_is_refused(tmp_path, capsys):
+    words = ["eval", "vistill:student", "--tasks", "ai2d", "--data", str(tmp_path)]
+    words += ["--protocol", "va_opd", "eval.temperature=0"]
+    code, _, err = run_verb(capsys, *words, f"run={tmp_path / 'run'}")
+    assert (code, "error[C101]" in err) == (2, True)
+
+
 def test_a_training_folder_is_no_place_for_results(tmp_path, capsys):
     run = Path(tmp_path / "run")
     run.mkdir()

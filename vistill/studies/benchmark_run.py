@@ -291,9 +291,18 @@ def with_changes(protocol: Protocol, samples: int | None, changes: Mapping[str, 
         changes: `max_new_tokens`, `temperature`, `top_p`, `answer`, `system`.
 
     Raises:
-        ConfigError: C101, the protocol samples nothing, and `samples` or `temperature` is given.
+        ConfigError: C101, the protocol samples nothing, and `samples` or a `temperature` above 0 is
+            given, or it samples, and the temperature is 0.
     """
-    if SAMPLED not in protocol.samples and (samples is not None or "temperature" in changes):
+    temperature = changes.get("temperature")
+    if SAMPLED in protocol.samples and temperature == 0:
+        raise ConfigError(
+            "C101",
+            f"eval.temperature=0 contradicts the protocol {protocol.name}, which samples",
+            why="the same response several times would look like a mean over samples",
+            fix="eval.temperature=1",
+        )
+    if SAMPLED not in protocol.samples and (samples is not None or temperature):
         given = "--samples" if samples is not None else "eval.temperature"
         raise ConfigError(
             "C101",

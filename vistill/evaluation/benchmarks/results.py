@@ -66,7 +66,12 @@ def is_partial(task: Mapping[str, Any]) -> bool:
 
 
 def suite_results(suite: Suite, tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a suite by mode, and its averages where all their columns are measured."""
+    """The columns of a suite by mode, and its averages.
+
+    An average is None if a column is not measured, or if its benchmark is partial.
+    """
+    partial = {name for name, task in tasks.items() if is_partial(task)}
+    whole = {c.title for c in suite.columns if c.benchmark not in partial}
     modes: dict[str, dict[str, Any]] = {}
     for mode in dict.fromkeys(mode for task in tasks.values() for mode in task["modes"]):
         columns: dict[str, float | None] = {}
@@ -77,8 +82,8 @@ def suite_results(suite: Suite, tasks: Mapping[str, Any]) -> dict[str, Any]:
         averages: dict[str, float | None] = {}
         for name, titles in suite.averages.items():
             values = [value for title in titles if (value := columns[title]) is not None]
-            whole = len(values) == len(titles)
-            averages[name] = sum(values) / len(values) if whole else None
+            is_whole = len(values) == len(titles) and whole.issuperset(titles)
+            averages[name] = sum(values) / len(values) if is_whole else None
         modes[mode] = {"columns": columns, "averages": averages}
     return {"name": suite.name, "modes": modes}
 
@@ -146,6 +151,9 @@ def suite_lines(results: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{title:<24} {'-' if value is None else f'{100 * value:.1f}'}")
         if any(task["subset"] for task in results["tasks"].values()):
             lines.append("subset: ours: not the rows of the paper's column")
+        partial = [name for name, task in results["tasks"].items() if is_partial(task)]
+        if partial:
+            lines.append(f"PARTIAL: {', '.join(partial)}; no average over them")
     missing = results.get("missing") or {}
     if missing:
         lines += ["", f"not here: {', '.join(missing)}   (docs/benchmarks.md)"]

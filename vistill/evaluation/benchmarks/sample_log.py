@@ -114,7 +114,7 @@ def sample_of(record: Mapping[str, Any]) -> Sample:
     gold = record["gold"]
     row = BenchmarkRow(
         id=record["row"],
-        question="",
+        question=record["question"],
         answer=tuple(gold) if isinstance(gold, list) else gold,
         choices=tuple(record["choices"]),
         group=record["group"],
