@@ -10,11 +10,13 @@ from vistill.answers.math_process import shared_judge
 from vistill.data.settings import DataSettings
 from vistill.data.sources import HUB
 from vistill.errors import DataError
+from vistill.evaluation.benchmarks import mathverse
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.protocols import PROTOCOLS
 from vistill.evaluation.benchmarks.rescoring import judge_again
-from vistill.evaluation.benchmarks.sample_log import new_sample, sample_of
+from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.sample_log import Sample, new_sample, sample_of
 from vistill.evaluation.benchmarks.sources import (
     choose_groups,
     find_present,
@@ -133,6 +135,56 @@ def test_a_part_that_a_paper_takes_is_ours_and_of_its_size(tmp_path):
     assert (len(part.rows), part.subset) == (200, "ours")
     whole = read_benchmark(BENCHMARKS["vispuzzle"], tmp_path, "official", None)
     assert (len(whole.rows), whole.subset) == (400, "")
+
+
+@pytest.mark.more
+def test_all_rows_of_a_source_are_asked_if_no_paper_and_no_limit_takes_a_part(tmp_path):
+    raw = dict(ROWS["vlms_are_blind"][0])
+    rows = [raw | {"id": str(i)} for i in range(8020)]
+    write(tmp_path, "vlms_are_blind", rows)
+    part = read_benchmark(BENCHMARKS["vlms_are_blind"], tmp_path, "vgs", None)
+    assert (len(part.rows), part.subset) == (8020, "")
+    part = read_benchmark(BENCHMARKS["vlms_are_blind"], tmp_path, "vgs", 100)
+    assert (len(part.rows), part.subset) == (100, "ours")
+
+
+@pytest.mark.more
+def test_mathverse_asks_text_only_too_and_counts_its_five_versions(tmp_path):
+    raw = dict(ROWS["mathverse"][0])
+    rows = [
+        raw | {"problem_index": str(i), "problem_version": version, "sample_index": f"{i} {version}"}
+        for i in range(788) for version in (*mathverse.VERSIONS, mathverse.TEXT_ONLY)
+    ]  # fmt: skip
+    write(tmp_path, "mathverse", rows)
+    part = read_benchmark(BENCHMARKS["mathverse"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (4728, "")
+    write(tmp_path, "mathverse", [row for row in rows if row["problem_index"] != "0"])
+    part = read_benchmark(BENCHMARKS["mathverse"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (4722, "ours")
+    counted = task_results(BENCHMARKS["mathverse"], [wrong_sample(r) for r in part.rows[:6]],
+                           {"greedy": 1})  # fmt: skip
+    assert (counted["rows"], counted["other_rows"]) == (5, 1)
+
+
+def wrong_sample(row):
+    verdict = {"auto": {"correct": False, "unparsed": False}}
+    return Sample(row, "", "greedy", 0, (), "", "", "stop", 1, 0.0, verdict)
+
+
+def test_hallusionbench_is_its_rows_with_a_figure(tmp_path):
+    raw = dict(ROWS["hallusionbench"][0])
+    shown = [raw | {"set_id": str(i)} for i in range(951)]
+    bare = [
+        raw | {"category": "VS", "figure_id": "0", "set_id": str(i), "image": None}
+        for i in range(178)
+    ]
+    write(tmp_path, "hallusionbench", [*bare, *shown])
+    part = read_benchmark(BENCHMARKS["hallusionbench"], tmp_path, "official", None)
+    assert (len(part.rows), part.available, part.subset) == (951, 1129, "")
+    assert {row.images for row in part.rows} == {("bild.png",)}
+    write(tmp_path, "hallusionbench", [*bare, *shown[1:]])
+    part = read_benchmark(BENCHMARKS["hallusionbench"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (950, "ours")
 
 
 def test_every_source_of_the_hub_names_data_set_config_and_split():

@@ -34,7 +34,8 @@ def task_results(
         if sample.mode in counts and sample.sample < counts[sample.mode]:
             replies[sample.mode].append(sample.scored())
             seconds[sample.mode] += sample.seconds
-    rows = {reply.row.id for part in replies.values() for reply in part}
+    rows = {reply.row.id: reply.row for part in replies.values() for reply in part}
+    counted = sum(map(benchmark.is_counted, rows.values()))
     modes = {
         mode: {
             "label": "greedy" if mode == GREEDY else f"avg@{counts[mode]}",
@@ -46,7 +47,8 @@ def task_results(
     }
     return {
         "title": benchmark.title,
-        "rows": len(rows),
+        "rows": counted,
+        "other_rows": len(rows) - counted,
         "whole": benchmark.rows,
         "missing_replies": sum(
             len(rows) * counts[mode] - len(part) for mode, part in replies.items()
@@ -54,7 +56,7 @@ def task_results(
         "rule": rule or ", ".join(benchmark.rules),
         "headline": benchmark.headline,
         "licence": benchmark.licence,
-        "subset": "" if len(rows) >= benchmark.rows else "ours",
+        "subset": "" if counted >= benchmark.rows else "ours",
         "failed": [],
         "modes": modes,
     }
@@ -112,6 +114,7 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
     missing = task["missing_replies"]
     marks += [f"PARTIAL: {missing:,} replies are missing"] if missing else []
     whole = f"{task['rows']:,} of {benchmark.rows:,} rows"
+    whole += f" and {task['other_rows']:,} others" if task.get("other_rows") else ""
     head = [f"{task['title']}   {'   '.join([whole, *marks])}   rule: {task['rule']}"]
     for mode in task["modes"].values():
         head.append(f"  {mode['label']}")

@@ -64,7 +64,7 @@ def score(replies: Sequence[ScoredReply]) -> Units:
 BENCHMARK = Benchmark(
     name="vlms_are_blind",
     title="VLMs are blind",
-    rows=8000,
+    rows=8016,
     hub="XAI/vlmsareblind[valid]",
     from_hub=from_hub,
     prompt=lambda row, protocol: row.question,
