@@ -18,7 +18,11 @@ CSV_COLUMNS: tuple[str, ...] = (
 
 
 def task_results(
-    benchmark: Benchmark, samples: Iterable[Sample], counts: Mapping[str, int], rule: str = ""
+    benchmark: Benchmark,
+    samples: Iterable[Sample],
+    counts: Mapping[str, int],
+    rule: str = "",
+    asked: int = 0,
 ) -> dict[str, Any]:
     """The scores of the samples of one benchmark, by mode; texts are not kept.
 
@@ -27,6 +31,7 @@ def task_results(
         samples: read once, one at a time.
         counts: by mode the samples of each row; others are left out.
         rule: what judged them, if it is not the benchmark's own rule.
+        asked: rows that were to be asked; by default those that have a sample.
     """
     replies: dict[str, list[ScoredReply]] = {mode: [] for mode in counts}
     seconds = dict.fromkeys(counts, 0.0)
@@ -51,7 +56,7 @@ def task_results(
         "other_rows": len(rows) - counted,
         "whole": benchmark.rows,
         "missing_replies": sum(
-            len(rows) * counts[mode] - len(part) for mode, part in replies.items()
+            max(asked, len(rows)) * counts[mode] - len(part) for mode, part in replies.items()
         ),
         "rule": rule or ", ".join(benchmark.rules),
         "headline": benchmark.headline,
