@@ -152,9 +152,10 @@ def test_all_rows_of_a_source_are_asked_if_no_paper_and_no_limit_takes_a_part(tm
 def test_mathverse_asks_text_only_too_and_counts_its_five_versions(tmp_path):
     raw = dict(ROWS["mathverse"][0])
     rows = [
-        raw | {"problem_index": str(i), "problem_version": version, "sample_index": f"{i} {version}"}
-        for i in range(788) for version in (*mathverse.VERSIONS, mathverse.TEXT_ONLY)
-    ]  # fmt: skip
+        raw | {"problem_index": str(i), "problem_version": name, "sample_index": f"{i} {name}"}
+        for i in range(788)
+        for name in (*mathverse.VERSIONS, mathverse.TEXT_ONLY)
+    ]
     write(tmp_path, "mathverse", rows)
     part = read_benchmark(BENCHMARKS["mathverse"], tmp_path, "official", None)
     assert (len(part.rows), part.subset) == (4728, "")

@@ -38,8 +38,8 @@ def from_hub(raw: Mapping[str, Any]) -> BenchmarkRow:
 def judge(reply: str, row: BenchmarkRow, take: Take, math: MathJudge) -> Verdict:
     """The number in curly brackets that the prompt asks for, `rows={5} columns={6}`, else `auto`.
 
-    Several bracketed answers: the first or the last one, as the protocol takes. Brackets of thoughts
-    and of formulas are none.
+    Several bracketed answers: the first or the last one, as the protocol takes. Brackets of
+    thoughts and of formulas are none.
     """
     pattern = GRID if "," in row.answer else BRACED
     stated = [m for a, b in outside_thoughts(reply) for m in pattern.finditer(reply, a, b)]
