@@ -57,6 +57,11 @@ def a_greedy_protocol_gets_samples(place):
 
 
 @situation("C101")
+def a_sampling_protocol_gets_temperature_zero(place):
+    start_tasks(place, "--tasks ai2d --protocol va_opd --samples 2 eval.temperature=0")
+
+
+@situation("C101")
 def an_option_of_benchmarks_without_benchmarks(place):
     start_tasks(place, "--limit 2")
 

@@ -10,15 +10,20 @@ from vistill.answers.math_process import shared_judge
 from vistill.data.settings import DataSettings
 from vistill.data.sources import HUB
 from vistill.errors import DataError
+from vistill.evaluation.benchmarks import mathverse
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.protocols import PROTOCOLS
+from vistill.evaluation.benchmarks.rescoring import judge_again
+from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.sample_log import Sample, new_sample, sample_of
 from vistill.evaluation.benchmarks.sources import (
     choose_groups,
     find_present,
     make_prompts,
     read_benchmark,
 )
+from vistill.types import Finish, Rollout
 
 
 def verdicts(name, row, text, take="last"):
@@ -51,6 +56,23 @@ def test_a_row_of_every_benchmark_is_asked_and_judged(name, tmp_path):
     assert not any(v.correct for v in verdicts(name, row, "I cannot help with that.").values())
     kinds = {fact for fact in BENCHMARKS[name].categories if not row.facts.get(fact)}
     assert kinds == set()
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_a_stored_reply_is_judged_as_when_it_was_asked(name, tmp_path):
+    raw, right, wrong = ROWS[name]
+    write(tmp_path, name, [raw])
+    for protocol in PROTOCOLS.values():
+        part = read_benchmark(BENCHMARKS[name], tmp_path, protocol.name, None)
+        (row, prompt), = make_prompts(part, protocol, DataSettings())[0]  # fmt: skip
+        for text in (right, wrong, f"{right}\n{wrong}", f"{wrong}\n{right}"):
+            made = verdicts(name, row, text, protocol.take)
+            answered = Rollout((1,), Finish.STOP, 0), text, 0.0
+            asked = row, prompt.content, prompt.text
+            sample = new_sample(asked, [], "greedy", answered, made)
+            stored = sample_of(json.loads(json.dumps(sample.to_dict())))
+            again = judge_again(BENCHMARKS[name], stored, "", protocol.take, shared_judge())
+            assert again.verdicts == sample.verdicts
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
@@ -115,6 +137,57 @@ def test_a_part_that_a_paper_takes_is_ours_and_of_its_size(tmp_path):
     assert (len(whole.rows), whole.subset) == (400, "")
 
 
+@pytest.mark.more
+def test_all_rows_of_a_source_are_asked_if_no_paper_and_no_limit_takes_a_part(tmp_path):
+    raw = dict(ROWS["vlms_are_blind"][0])
+    rows = [raw | {"id": str(i)} for i in range(8020)]
+    write(tmp_path, "vlms_are_blind", rows)
+    part = read_benchmark(BENCHMARKS["vlms_are_blind"], tmp_path, "vgs", None)
+    assert (len(part.rows), part.subset) == (8020, "")
+    part = read_benchmark(BENCHMARKS["vlms_are_blind"], tmp_path, "vgs", 100)
+    assert (len(part.rows), part.subset) == (100, "ours")
+
+
+@pytest.mark.more
+def test_mathverse_asks_text_only_too_and_counts_its_five_versions(tmp_path):
+    raw = dict(ROWS["mathverse"][0])
+    rows = [
+        raw | {"problem_index": str(i), "problem_version": name, "sample_index": f"{i} {name}"}
+        for i in range(788)
+        for name in (*mathverse.VERSIONS, mathverse.TEXT_ONLY)
+    ]
+    write(tmp_path, "mathverse", rows)
+    part = read_benchmark(BENCHMARKS["mathverse"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (4728, "")
+    write(tmp_path, "mathverse", [row for row in rows if row["problem_index"] != "0"])
+    part = read_benchmark(BENCHMARKS["mathverse"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (4722, "ours")
+    counted = task_results(BENCHMARKS["mathverse"], [wrong_sample(r) for r in part.rows[:6]],
+                           {"greedy": 1})  # fmt: skip
+    assert (counted["rows"], counted["other_rows"]) == (5, 1)
+
+
+def wrong_sample(row):
+    verdict = {"auto": {"correct": False, "unparsed": False}}
+    return Sample(row, "", "greedy", 0, (), "", "", "stop", 1, 0.0, verdict)
+
+
+def test_hallusionbench_is_its_rows_with_a_figure(tmp_path):
+    raw = dict(ROWS["hallusionbench"][0])
+    shown = [raw | {"set_id": str(i)} for i in range(951)]
+    bare = [
+        raw | {"category": "VS", "figure_id": "0", "set_id": str(i), "image": None}
+        for i in range(178)
+    ]
+    write(tmp_path, "hallusionbench", [*bare, *shown])
+    part = read_benchmark(BENCHMARKS["hallusionbench"], tmp_path, "official", None)
+    assert (len(part.rows), part.available, part.subset) == (951, 1129, "")
+    assert {row.images for row in part.rows} == {("bild.png",)}
+    write(tmp_path, "hallusionbench", [*bare, *shown[1:]])
+    part = read_benchmark(BENCHMARKS["hallusionbench"], tmp_path, "official", None)
+    assert (len(part.rows), part.subset) == (950, "ours")
+
+
 def test_every_source_of_the_hub_names_data_set_config_and_split():
     named = {
         name: [HUB.match(source) for source in benchmark.hub_sources]
@@ -148,6 +221,13 @@ def test_vlms_are_blind_reads_the_brackets_that_its_prompt_asks_for():
     both = "First {1}, no, {2}."
     assert verdicts("vlms_are_blind", count, both)["braces"].correct
     assert not verdicts("vlms_are_blind", count, both, "first")["braces"].correct
+    thought = "<think>{4} no</think> It is {2}."
+    assert verdicts("vlms_are_blind", count, thought, "first")["braces"].correct
+    formulas = ("{2}, or \\frac{1}{7}", "{2} of x_{7}", "{2}, 3^{7}", "{2}, \\sqrt{7}")
+    for text in formulas:
+        assert verdicts("vlms_are_blind", count, text)["braces"].correct, text
+    assert not verdicts("vlms_are_blind", count, "\\frac{1}{2}")["braces"].correct
+    assert verdicts("vlms_are_blind", count, "\\boxed{2}")["braces"].correct
     circles = BenchmarkRow("b", "Are they touching? Answer with Yes/No.", answer="No")
     assert verdicts("vlms_are_blind", circles, "No, there is a gap.")["braces"].correct
 

@@ -6,6 +6,7 @@ import re
 import pytest
 from conftest import REPO
 
+from vistill.evaluation.benchmarks import blink
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, find_suite
 from vistill.evaluation.benchmarks.results import (
@@ -122,6 +123,16 @@ def test_pairs_of_mmvp_and_the_means_of_cv_bench():
     assert (values["2D"], values["3D"], values["overall"]) == (0.5, 1.0, 0.75)
 
 
+def test_blink_is_the_mean_of_its_tasks_and_names_each():
+    replies = [reply(f"{task} {n}", 0.0, task=task) for task in blink.TASKS for n in range(2)]
+    replies += [reply(f"more {n}", 1.0, task="Jigsaw") for n in range(6)]
+    values = metrics("blink", replies)
+    assert values["Jigsaw"] == pytest.approx(6 / 8)
+    assert values["overall"] == pytest.approx(6 / 8 / 14)
+    assert values["rows"] == pytest.approx(6 / 34)
+    assert metrics("blink_jigsaw", replies[-6:]) == {"accuracy": 1.0}
+
+
 def test_the_interval_has_the_width_of_independent_clusters():
     """100 clusters of 4 equal rows: the standard error is that of 100 rows, not of 400."""
     units = [
@@ -196,6 +207,25 @@ def test_a_suite_prints_no_average_over_a_part():
     values = [rows[0][name] for name in CSV_COLUMNS]
     assert values[:6] == ["wemath", "va_opd", "sampled", "", "accuracy", 0.4]
     assert values[6:] == [0.0, 1.0, 10, 10, "ours", False, "auto"]
+
+
+@pytest.mark.parametrize("part", [{"failed": [{"row": "3"}]}, {"missing_replies": 2}])
+def test_a_suite_prints_no_average_over_a_partial_result(part):
+    suite = find_suite("va_opd")
+    tasks = {name: made_task(0.5) for name in suite.benchmarks}
+    tasks["mathverse"] |= part
+    for one in tasks.values():
+        metrics = one["modes"]["sampled"]["metrics"]
+        assert {"accuracy", "mean", "overall"} == set(metrics)
+    found = suite_results(suite, tasks)
+    averages = found["modes"]["sampled"]["averages"]
+    assert averages == {"Math Avg": None, "Visual Avg": 0.5}
+    assert found["modes"]["sampled"]["columns"]["MathVerse"] == 0.5
+    results = {
+        "model": "m", "protocol": "va_opd", "changed": {}, "data": "d", "tasks": tasks,
+        "missing": {}, "suite": found,
+    }  # fmt: skip
+    assert "PARTIAL: mathverse; no average over them" in results_table(results)
 
 
 def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():

@@ -152,6 +152,65 @@ def test_other_settings_and_other_pictures_are_refused_in_the_same_folder(tmp_pa
 
 
 @pytest.mark.more
+def test_a_corrected_gold_answer_is_judged_with_the_stored_responses(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    assert run_verb(capsys, *command(sets, run))[0] == 0
+    log = run / "samples" / "ai2d.va_opd.jsonl"
+    before = contents(run)
+    header, *lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [line | {"response": "A", "verdicts": {"choice": {"correct": True, "unparsed": False}}}
+            for line in lines]  # fmt: skip
+    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *said]))
+    data = sets / "ai2d" / "data.jsonl"
+    text = data.read_text()
+    for gold, value in (("1", 0.0), ("0", 1.0)):
+        data.write_text(text.replace('"answer": "0"', f'"answer": "{gold}"'))
+        assert run_verb(capsys, *command(sets, run))[0] == 0
+        task = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]
+        assert task["modes"]["sampled"]["metrics"]["accuracy"]["value"] == value
+    assert (run / "events.log").read_text().count("8 stored responses judged again") == 2
+    old = {**header, "versions": {**header["versions"], "vistill": "0.0.0"}}
+    kept = [line | {"verdicts": {"choice": {"correct": True, "unparsed": False}}} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [old, *kept]))
+    assert run_verb(capsys, *command(sets, run))[0] == 0
+    assert contents(run) == before
+
+
+@pytest.mark.more
+def test_noise_is_that_of_the_evaluation_and_other_noise_or_weights_are_refused(tmp_path, capsys):
+    sets, run, other = write_sets(tmp_path / "sets"), tmp_path / "run", tmp_path / "other"
+    assert run_verb(capsys, *command(sets, run))[0] == 0
+    assert run_verb(capsys, *command(sets, other, "eval.noise=counter"))[0] == 0
+    said = [[sample.response for sample in read_samples(folder / "samples" / "ai2d.va_opd.jsonl")]
+            for folder in (run, other)]  # fmt: skip
+    assert said[0] != said[1]
+    for setting in ("eval.noise=counter", "rollout.weights=own"):
+        code, _, err = run_verb(capsys, *command(sets, run, setting))
+        assert (code, "error[C203]" in err) == (2, True), setting
+
+
+@pytest.mark.more
+def test_a_partial_result_is_partial_when_it_is_judged_again(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    data = sets / "ai2d" / "data.jsonl"
+    first, *rest = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = [first | {"image": "fehlt.png"}, *rest]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_verb(capsys, *command(sets, run))[0] == 0
+    made = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]
+    log = run / "samples" / "ai2d.va_opd.jsonl"
+    code, shown, _ = run_verb(capsys, "rescore", log, "--json")
+    (again,) = json.loads(shown)
+    again = again["tasks"]["ai2d"]
+    assert code == 0
+    assert again["failed"] == made["failed"] != []
+    assert (again["missing_replies"], again["subset"]) == (0, "ours")
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-3]))
+    _, shown, _ = run_verb(capsys, "rescore", log)
+    assert "PARTIAL: 1 rows failed   PARTIAL: 3 replies are missing" in shown
+
+
+@pytest.mark.more
 def test_a_suite_runs_what_is_here_and_lists_the_rest(tmp_path, capsys):
     sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
     words = ["eval", "vistill:student", "--suite", "va_opd", "--data", str(sets), "--samples", "1"]
@@ -167,6 +226,13 @@ def test_a_suite_without_any_set_lists_all_and_loads_no_model(tmp_path, capsys):
     code, shown, err = run_verb(capsys, *words, f"run={tmp_path / 'run'}")
     assert code == 0, err
     assert "not here: mmmu_pro, logicvista, mathverse, visualpuzzles, mathvision" in shown
+
+
+def test_a_temperature_of_zero_where_a_protocol_samples_is_refused(tmp_path, capsys):
+    words = ["eval", "vistill:student", "--tasks", "ai2d", "--data", str(tmp_path)]
+    words += ["--protocol", "va_opd", "eval.temperature=0"]
+    code, _, err = run_verb(capsys, *words, f"run={tmp_path / 'run'}")
+    assert (code, "error[C101]" in err) == (2, True)
 
 
 def test_a_training_folder_is_no_place_for_results(tmp_path, capsys):

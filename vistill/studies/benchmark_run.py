@@ -15,6 +15,7 @@ from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
+from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (
     CSV_COLUMNS,
     csv_rows,
@@ -23,6 +24,7 @@ from vistill.evaluation.benchmarks.results import (
     task_results,
 )
 from vistill.evaluation.benchmarks.sample_log import (
+    change_facts,
     new_sample,
     open_log,
     other_log_error,
@@ -39,10 +41,11 @@ from vistill.faults import fault
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_weights
 from vistill.models.selftest import run_selftest
-from vistill.phases import EVALUATING, RESPONSES, open_phase
+from vistill.phases import EVALUATING, RESPONSES, open_phase, send_record
 from vistill.report.csv_file import write_csv
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.settings import NoiseName
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
 from vistill.runtime import prepare_process
@@ -80,13 +83,17 @@ class Asker:
     seed: int
     rows_per_call: int
     math: MathJudge
+    noise: NoiseName = "generator"
+    """Where the sampling noise comes from (`eval.noise`)."""
 
     def sampling(self, mode: str) -> Sampling:
         """The sampling parameters of a mode."""
         temperature = self.protocol.temperature if mode == SAMPLED else 0.0
         top_p = self.protocol.top_p if mode == SAMPLED else 1.0
         length = self.protocol.max_new_tokens
-        return Sampling(self.seed, 0, temperature, top_p, length, self.rows_per_call)
+        return Sampling(
+            self.seed, 0, temperature, top_p, length, self.rows_per_call, noise=self.noise
+        )
 
     def generate(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
@@ -175,24 +182,47 @@ def ask_all(
         make_engine(vlm, recipe.rollout.without_image_skips()) as engine,
         shared_judge() as math,
     ):
-        asker = Asker(vlm, engine, protocol, recipe.eval.seed, recipe.eval.rows_per_call, math)
+        own = recipe.eval
+        asker = Asker(vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise)
         facts = facts_of(recipe, vlm, protocol)
+        folder = RunFolder(Path(recipe.run))
         for one in present:
-            log = log_path(Path(recipe.run), one.benchmark, protocol)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            open_log(log, {"task": one.benchmark.name, "source": one.source, **facts})
             pairs, failed = make_prompts(one, protocol, settings.data)
-            ask_benchmark(asker, one.benchmark, pairs, log)
-            rows = {row.id for row, _ in pairs}
-            samples = (sample for sample in read_samples(log) if sample.row.id in rows)
-            tasks[one.benchmark.name] = {
-                **task_results(one.benchmark, samples, protocol.samples),
-                "available": one.available,
-                "subset": one.subset,
-                "failed": [*one.failed, *failed],
-                "log": str(log),
-            }
+            part = replace(one, failed=[*one.failed, *failed])
+            tasks[one.benchmark.name] = ask_part(asker, part, pairs, facts, folder)
     return tasks
+
+
+def ask_part(
+    asker: Asker,
+    part: BenchmarkRows,
+    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
+    facts: Mapping[str, Any],
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """Continue the log of one benchmark, ask what it lacks, and score it.
+
+    Stored responses are judged again if their rows, or the versions that judged them, changed.
+    """
+    benchmark, protocol = part.benchmark, asker.protocol
+    kept = {"available": part.available, "subset": part.subset, "failed": part.failed}
+    asked = {"rows": len(pairs), "samples": dict(protocol.samples), **kept}
+    log = log_path(folder.path, benchmark, protocol)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = {"task": benchmark.name, "source": part.source, **facts, "asked": asked}
+    open_log(log, start)
+    done = find_done(pairs, log)
+    rows = {row.id: row for row, _ in pairs}
+    renewed = renew_log(log, benchmark, rows, facts["versions"], asker.math)
+    if renewed:
+        text = f"{benchmark.name}: rows or rules changed, {renewed:,} stored responses judged again"
+        folder.event(text)
+        send_record({"event": text})
+    change_facts(log, {"asked": asked})
+    ask_benchmark(asker, benchmark, pairs, done, log)
+    samples = (sample for sample in read_samples(log) if sample.row.id in rows)
+    results = task_results(benchmark, samples, protocol.samples, asked=len(pairs))
+    return {**results, **kept, "log": str(log)}
 
 
 def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
@@ -204,6 +234,9 @@ def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
         "weights": hash_weights(vlm.model),
         "seed": recipe.eval.seed,
         "engine": recipe.rollout.engine,
+        "noise": recipe.eval.noise,
+        "rollout_weights": recipe.rollout.weights,
+        "device": vlm.device.type,
         "temperature": protocol.temperature,
         "top_p": protocol.top_p,
         "max_new_tokens": protocol.max_new_tokens,
@@ -220,13 +253,8 @@ def log_path(run: Path, benchmark: Benchmark, protocol: Protocol) -> Path:
     return run / "samples" / f"{benchmark.name}.{protocol.name}.jsonl"
 
 
-def ask_benchmark(
-    asker: Asker,
-    benchmark: Benchmark,
-    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
-    log: Path,
-) -> None:
-    """Ask what the log lacks, and append verdicts call by call (C203 for rows that changed)."""
+def find_done(pairs: Sequence[tuple[BenchmarkRow, Prompt]], log: Path) -> set[tuple[str, str, int]]:
+    """The samples that the log has (C203 for a row that was asked in another way)."""
     known = {prompt.id: prompt.content for _, prompt in pairs}
     done = set[tuple[str, str, int]]()
     for sample in read_samples(log):
@@ -234,6 +262,17 @@ def ask_benchmark(
             why = f"row {sample.row.id} was asked in other words or with another picture"
             raise other_log_error(log, why)
         done.add(sample.key)
+    return done
+
+
+def ask_benchmark(
+    asker: Asker,
+    benchmark: Benchmark,
+    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
+    done: set[tuple[str, str, int]],
+    log: Path,
+) -> None:
+    """Ask what the log lacks, and append verdicts call by call."""
     for mode, count in asker.protocol.samples.items():
         left = missing_samples(pairs, mode, count, done)
         total = sum(len(samples) for _, _, samples in left)
@@ -291,9 +330,18 @@ def with_changes(protocol: Protocol, samples: int | None, changes: Mapping[str, 
         changes: `max_new_tokens`, `temperature`, `top_p`, `answer`, `system`.
 
     Raises:
-        ConfigError: C101, the protocol samples nothing, and `samples` or `temperature` is given.
+        ConfigError: C101, the protocol samples nothing, and `samples` or a `temperature` above 0 is
+            given, or it samples, and the temperature is 0.
     """
-    if SAMPLED not in protocol.samples and (samples is not None or "temperature" in changes):
+    temperature = changes.get("temperature")
+    if SAMPLED in protocol.samples and temperature == 0:
+        raise ConfigError(
+            "C101",
+            f"eval.temperature=0 contradicts the protocol {protocol.name}, which samples",
+            why="the same response several times would look like a mean over samples",
+            fix="eval.temperature=1",
+        )
+    if SAMPLED not in protocol.samples and (samples is not None or temperature):
         given = "--samples" if samples is not None else "eval.temperature"
         raise ConfigError(
             "C101",

@@ -131,6 +131,10 @@ class Benchmark:
     """What `*` in `hub` stands for, if its rows are in several configs."""
     paper_rows: Mapping[str, int] = field(default_factory=dict)
     """By protocol: rows of the paper's own part of the benchmark."""
+    is_asked: Callable[[BenchmarkRow], bool] = lambda row: True
+    """Whether a row of the source belongs to the benchmark; others are left out."""
+    is_counted: Callable[[BenchmarkRow], bool] = lambda row: True
+    """Whether a row is one of `rows`; others are asked and reported apart."""
     note: str = ""
     """What a reader of the numbers must know."""
 

@@ -1,10 +1,19 @@
 """BLINK: fourteen tasks of perception with several pictures; `blink_jigsaw` is one of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
+from vistill.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    BenchmarkRow,
+    ScoredReply,
+    Units,
+    accuracy,
+    by_checker,
+    row_units,
+    units_by_fact,
+)
 from vistill.evaluation.benchmarks.wording import PLAIN, lines, option_lines
 
 TASKS = (
@@ -26,6 +35,11 @@ TASKS = (
 REQUEST = "Note: You only need to respond with {} without providing any additional information."
 
 
+def task_name(value: object) -> str:
+    """A task as its config is called: `Art_Style`."""
+    return str(value).replace(" ", "_")
+
+
 def from_hub(raw: Mapping[str, Any]) -> BenchmarkRow:
     """A row of BLINK-Benchmark/BLINK, one config per task."""
     pictures = [raw.get(f"image_{i}") for i in range(1, 5)]
@@ -35,7 +49,7 @@ def from_hub(raw: Mapping[str, Any]) -> BenchmarkRow:
         images=tuple(picture for picture in pictures if picture is not None),
         answer=str(raw["answer"]).strip("() "),
         choices=tuple(map(str, raw["choices"])),
-        facts={"task": str(raw["sub_task"]), "query": str(raw.get("prompt") or "")},
+        facts={"task": task_name(raw["sub_task"]), "query": str(raw.get("prompt") or "")},
     )
 
 
@@ -48,7 +62,10 @@ def from_folder(raw: Mapping[str, Any]) -> BenchmarkRow:
         images=tuple(raw["images"]),
         answer=raw["answer"],
         choices=tuple(raw["choices"]),
-        facts={"task": extra.get("sub_task", "Jigsaw"), "query": extra.get("query", "")},
+        facts={
+            "task": task_name(extra.get("sub_task", "Jigsaw")),
+            "query": extra.get("query", ""),
+        },
     )
 
 
@@ -62,6 +79,11 @@ def prompt(row: BenchmarkRow, protocol: str) -> str:
     return query if protocol == PLAIN else lines(REQUEST.format(letters), query)
 
 
+def score(replies: Sequence[ScoredReply]) -> Units:
+    """The accuracy of each task, and `rows`: that of all rows."""
+    return {**units_by_fact(replies, "task"), "rows": row_units(replies)}
+
+
 BENCHMARK = Benchmark(
     name="blink",
     title="BLINK val",
@@ -72,10 +94,13 @@ BENCHMARK = Benchmark(
     from_folder=from_folder,
     prompt=prompt,
     rules={"choice": by_checker("choice")},
-    categories=("task",),
+    score=score,
+    means={"overall": TASKS},
+    headline="overall",
     licence="Apache-2.0: evaluation",
     source="arXiv 2404.12390; github.com/zeyofu/BLINK_Benchmark",
     paper_rows={"visual_opsd": 671},
+    note="overall is the mean of the accuracies of the fourteen tasks, as the authors average.",
 )
 JIGSAW = replace(
     BENCHMARK,
@@ -83,6 +108,9 @@ JIGSAW = replace(
     title="BLINK Jigsaw val",
     rows=150,
     configs=("Jigsaw",),
-    categories=(),
+    score=accuracy,
+    means={},
+    headline="accuracy",
     paper_rows={"visual_opsd": 150},
+    note="",
 )

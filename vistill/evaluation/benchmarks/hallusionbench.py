@@ -92,8 +92,10 @@ BENCHMARK = Benchmark(
     means={"mean": ("aAcc", "fAcc", "qAcc")},
     headline="mean",
     categories=("category", "subcategory"),
+    is_asked=lambda row: row.facts["has_figure"] == "True",
     licence="BSD-3-Clause: evaluation",
     source="arXiv 2310.14566; github.com/tianyi-lab/HallusionBench",
-    note="A yes/no rule; the authors let a language model compare. A reply that says neither is"
+    note="Only rows with a figure: the set has 178 more without one."
+    " A yes/no rule; the authors let a language model compare. A reply that says neither is"
     " wrong; the authors count it as right on rows without a figure.",
 )

@@ -120,6 +120,7 @@ BENCHMARK = Benchmark(
     score=score,
     headline="overall",
     categories=("subject", "subfield", "type"),
+    is_counted=lambda row: row.facts["version"] in VERSIONS,
     licence="MIT: evaluation",
     source="arXiv 2403.14624; github.com/ZrrSkywalker/MathVerse",
     note="Judged by a rule; the authors let a language model extract and judge.",

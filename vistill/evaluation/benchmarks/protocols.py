@@ -43,7 +43,7 @@ PROTOCOLS = {
             {GREEDY: 1},
             4096,
             "last",
-            source="the benchmark's own prompt and rule; greedy; 4,096 tokens are ours",
+            source="the benchmark's own prompt; greedy; rules and 4,096 tokens are ours",
         ),
         Protocol(
             "va_opd",

@@ -1,7 +1,8 @@
 """Judge the samples of a log again, by the benchmark's rule or another checker."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from vistill.answers.extract import Take
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import StorageError
-from vistill.evaluation.benchmarks.benchmark import Benchmark, by_checker
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
 from vistill.evaluation.benchmarks.results import task_results
 from vistill.evaluation.benchmarks.sample_log import (
@@ -18,7 +19,10 @@ from vistill.evaluation.benchmarks.sample_log import (
     read_samples,
     verdict_dict,
 )
-from vistill.runs.storage import append_line
+from vistill.runs.storage import append_line, sync_file, sync_folder
+
+#: Packages whose versions decide a verdict.
+JUDGES = ("vistill", "math-verify")
 
 
 def logs_of(path: Path) -> list[Path]:
@@ -57,6 +61,58 @@ def judge_again(
     return replace(sample, verdicts=verdicts)
 
 
+def judged_facts(row: BenchmarkRow) -> str:
+    """What a verdict or a metric reads of a row, besides its question."""
+    return json.dumps([row.answer, row.choices, row.group, dict(row.facts)], sort_keys=True)
+
+
+def renew_log(
+    log: Path,
+    benchmark: Benchmark,
+    rows: Mapping[str, BenchmarkRow],
+    versions: Mapping[str, str],
+    math: MathJudge,
+) -> int:
+    """Judge stored responses again whose row changed, or all if another version judged them.
+
+    The log is replaced as a whole, so a process that is killed leaves the old or the new one.
+
+    Args:
+        log: of samples.
+        benchmark: its rules.
+        rows: as they are now, by id; a sample of another row keeps its own.
+        versions: of packages, as the log has them from now on.
+        math: for formulas.
+
+    Returns:
+        How many responses were judged again.
+    """
+    header = read_header(log)
+    before = header.get("versions") or {}
+    is_other = any(before.get(name) != versions.get(name) for name in JUDGES)
+
+    def is_old(sample: Sample) -> bool:
+        row = rows.get(sample.row.id, sample.row)
+        return is_other or judged_facts(row) != judged_facts(sample.row)
+
+    count = sum(map(is_old, read_samples(log)))
+    if not count:
+        return 0
+    new = log.with_name(f".{log.name}.new")
+    new.unlink(missing_ok=True)
+    append_line(new, {**header, "versions": dict(versions)})
+    for sample in read_samples(log):
+        kept = sample
+        if is_old(sample):
+            own = replace(sample, row=rows.get(sample.row.id, sample.row))
+            kept = judge_again(benchmark, own, "", header["take"], math)
+        append_line(new, kept.to_dict())
+    sync_file(new)
+    new.replace(log)
+    sync_folder(log.parent)
+    return count
+
+
 def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) -> dict[str, Any]:
     """The results of a log judged again; nothing is generated, and the log stays as it is.
 
@@ -72,8 +128,9 @@ def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) ->
     header = read_header(log)
     benchmark = find_benchmarks([header["task"]])[0]
     taken: Take = take or header["take"]
-    counts: Counter[str] = Counter()
-    for sample in read_samples(log):
+    asked = header.get("asked") or {}
+    counts: Counter[str] = Counter(asked.get("samples"))
+    for sample in () if asked else read_samples(log):
         counts[sample.mode] = max(counts[sample.mode], sample.sample + 1)
 
     def judged() -> Iterator[Sample]:
@@ -86,12 +143,13 @@ def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) ->
 
     if out is not None:
         append_line(out, {**header, "take": taken, "checker": checker, "rescored": str(log)})
-    results = task_results(benchmark, judged(), counts, checker)
+    results = task_results(benchmark, judged(), counts, checker, asked.get("rows", 0))
+    kept = {name: asked[name] for name in ("available", "subset", "failed") if name in asked}
     return {
         "model": header["model"],
         "protocol": header["protocol"],
         "changed": {"take": taken} if taken != header["take"] else {},
         "data": header.get("source", ""),
-        "tasks": {benchmark.name: {**results, "log": str(log)}},
+        "tasks": {benchmark.name: {**results, **kept, "log": str(log)}},
         "missing": {},
     }

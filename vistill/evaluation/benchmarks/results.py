@@ -18,7 +18,11 @@ CSV_COLUMNS: tuple[str, ...] = (
 
 
 def task_results(
-    benchmark: Benchmark, samples: Iterable[Sample], counts: Mapping[str, int], rule: str = ""
+    benchmark: Benchmark,
+    samples: Iterable[Sample],
+    counts: Mapping[str, int],
+    rule: str = "",
+    asked: int = 0,
 ) -> dict[str, Any]:
     """The scores of the samples of one benchmark, by mode; texts are not kept.
 
@@ -27,6 +31,7 @@ def task_results(
         samples: read once, one at a time.
         counts: by mode the samples of each row; others are left out.
         rule: what judged them, if it is not the benchmark's own rule.
+        asked: rows that were to be asked; by default those that have a sample.
     """
     replies: dict[str, list[ScoredReply]] = {mode: [] for mode in counts}
     seconds = dict.fromkeys(counts, 0.0)
@@ -34,7 +39,8 @@ def task_results(
         if sample.mode in counts and sample.sample < counts[sample.mode]:
             replies[sample.mode].append(sample.scored())
             seconds[sample.mode] += sample.seconds
-    rows = {reply.row.id for part in replies.values() for reply in part}
+    rows = {reply.row.id: reply.row for part in replies.values() for reply in part}
+    counted = sum(map(benchmark.is_counted, rows.values()))
     modes = {
         mode: {
             "label": "greedy" if mode == GREEDY else f"avg@{counts[mode]}",
@@ -46,15 +52,16 @@ def task_results(
     }
     return {
         "title": benchmark.title,
-        "rows": len(rows),
+        "rows": counted,
+        "other_rows": len(rows) - counted,
         "whole": benchmark.rows,
         "missing_replies": sum(
-            len(rows) * counts[mode] - len(part) for mode, part in replies.items()
+            max(asked, len(rows)) * counts[mode] - len(part) for mode, part in replies.items()
         ),
         "rule": rule or ", ".join(benchmark.rules),
         "headline": benchmark.headline,
         "licence": benchmark.licence,
-        "subset": "" if len(rows) >= benchmark.rows else "ours",
+        "subset": "" if counted >= benchmark.rows else "ours",
         "failed": [],
         "modes": modes,
     }
@@ -66,7 +73,12 @@ def is_partial(task: Mapping[str, Any]) -> bool:
 
 
 def suite_results(suite: Suite, tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a suite by mode, and its averages where all their columns are measured."""
+    """The columns of a suite by mode, and its averages.
+
+    An average is None if a column is not measured, or if its benchmark is partial.
+    """
+    partial = {name for name, task in tasks.items() if is_partial(task)}
+    whole = {c.title for c in suite.columns if c.benchmark not in partial}
     modes: dict[str, dict[str, Any]] = {}
     for mode in dict.fromkeys(mode for task in tasks.values() for mode in task["modes"]):
         columns: dict[str, float | None] = {}
@@ -77,8 +89,8 @@ def suite_results(suite: Suite, tasks: Mapping[str, Any]) -> dict[str, Any]:
         averages: dict[str, float | None] = {}
         for name, titles in suite.averages.items():
             values = [value for title in titles if (value := columns[title]) is not None]
-            whole = len(values) == len(titles)
-            averages[name] = sum(values) / len(values) if whole else None
+            is_whole = len(values) == len(titles) and whole.issuperset(titles)
+            averages[name] = sum(values) / len(values) if is_whole else None
         modes[mode] = {"columns": columns, "averages": averages}
     return {"name": suite.name, "modes": modes}
 
@@ -107,6 +119,7 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
     missing = task["missing_replies"]
     marks += [f"PARTIAL: {missing:,} replies are missing"] if missing else []
     whole = f"{task['rows']:,} of {benchmark.rows:,} rows"
+    whole += f" and {task['other_rows']:,} others" if task.get("other_rows") else ""
     head = [f"{task['title']}   {'   '.join([whole, *marks])}   rule: {task['rule']}"]
     for mode in task["modes"].values():
         head.append(f"  {mode['label']}")
@@ -146,6 +159,9 @@ def suite_lines(results: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{title:<24} {'-' if value is None else f'{100 * value:.1f}'}")
         if any(task["subset"] for task in results["tasks"].values()):
             lines.append("subset: ours: not the rows of the paper's column")
+        partial = [name for name, task in results["tasks"].items() if is_partial(task)]
+        if partial:
+            lines.append(f"PARTIAL: {', '.join(partial)}; no average over them")
     missing = results.get("missing") or {}
     if missing:
         lines += ["", f"not here: {', '.join(missing)}   (docs/benchmarks.md)"]

@@ -1,5 +1,7 @@
 """The log of the samples of one benchmark: a line of facts, then one line per response.
 
+A start that asks other rows or more samples adds a line with the facts that changed.
+
 Each line says everything that a rule needs, so `vistill rescore` judges it again without the rows.
 """
 
@@ -18,7 +20,7 @@ from vistill.types import Finish, Rollout
 #: Kind and version of the file, in its first line.
 KIND, VERSION = "vistill samples", 1
 #: Facts that may differ between two starts that continue one log.
-NOT_COMPARED = ("model", "versions", "source", "title")
+NOT_COMPARED = ("model", "versions", "source", "title", "asked")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def sample_of(record: Mapping[str, Any]) -> Sample:
     gold = record["gold"]
     row = BenchmarkRow(
         id=record["row"],
-        question="",
+        question=record["question"],
         answer=tuple(gold) if isinstance(gold, list) else gold,
         choices=tuple(record["choices"]),
         group=record["group"],
@@ -127,11 +129,21 @@ def sample_of(record: Mapping[str, Any]) -> Sample:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The facts in the first line of a log.
+    """The facts of a log: those of its first line, with what later lines of facts changed.
 
     Raises:
         StorageError: S605, the file is no log of this version.
     """
+    check_log(path)
+    header: dict[str, Any] = {}
+    for record in read_lines(path):
+        if "log" in record:
+            header.update(record)
+    return header
+
+
+def check_log(path: Path) -> None:
+    """S605 if the first line of a file is not that of a log of this version."""
     header = next(read_lines(path), {}) if path.is_file() else {}
     if header.get("log") != KIND or header.get("version") != VERSION:
         raise StorageError(
@@ -141,7 +153,6 @@ def read_header(path: Path) -> dict[str, Any]:
             why="the first line of one names kind, version and benchmark",
             fix="name a log of samples: RUN/samples/TASK.PROTOCOL.jsonl",
         )
-    return header
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
@@ -150,10 +161,10 @@ def read_samples(path: Path) -> Iterator[Sample]:
     Raises:
         StorageError: S605, the file is no log of this version, or a line cannot be read.
     """
-    read_header(path)
-    lines = read_lines(path)
-    next(lines)
-    for number, record in enumerate(lines, 2):
+    check_log(path)
+    for number, record in enumerate(read_lines(path), 1):
+        if "log" in record:
+            continue
         try:
             yield sample_of(record)
         except (KeyError, TypeError) as error:
@@ -188,6 +199,14 @@ def open_log(path: Path, facts: Mapping[str, Any]) -> None:
         if name not in NOT_COMPARED and before.get(name) != value:
             why = f"{name} is {value!r:.80} now and was {before.get(name)!r:.80}"
             raise other_log_error(path, why)
+
+
+def change_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add a line with facts that differ from those of the log, if any does."""
+    before = read_header(path)
+    changed = {name: value for name, value in facts.items() if before.get(name) != value}
+    if changed:
+        append_line(path, {"log": KIND, "version": VERSION, **changed})
 
 
 def other_log_error(path: Path, why: str) -> ConfigError:

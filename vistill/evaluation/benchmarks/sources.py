@@ -30,7 +30,7 @@ class BenchmarkRows:
     root: Path
     """The folder of the pictures."""
     available: int
-    """Rows of the source."""
+    """Rows of the source that can be read."""
     subset: str = ""
     """`ours` if these rows are not the benchmark's whole, nor rows that a paper names."""
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -91,14 +91,16 @@ def read_benchmark(
             row = read_row(benchmark, raw, where, failed)
             if row is not None:
                 rows.append(row if row.id else replace(row, id=f"{benchmark.name}_{line - 1:05d}"))
+    available = len(rows)
+    rows = [row for row in rows if benchmark.is_asked(row)]
     check_rows(benchmark, rows, sources[0])
-    paper = benchmark.paper_rows.get(protocol, benchmark.rows)
-    wanted = min(limit if limit is not None else len(rows), paper)
+    bounds = (limit, benchmark.paper_rows.get(protocol))
+    wanted = min((bound for bound in bounds if bound is not None), default=len(rows))
     chosen = choose_groups(rows, wanted)
-    is_whole = len(chosen) >= benchmark.rows
+    is_whole = sum(map(benchmark.is_counted, chosen)) >= benchmark.rows
     root = Path(sources[0]).parent if data is not None else Path()
     subset = "" if is_whole else OURS
-    return BenchmarkRows(benchmark, chosen, sources[0], root, len(rows), subset, failed)
+    return BenchmarkRows(benchmark, chosen, sources[0], root, available, subset, failed)
 
 
 def read_row(

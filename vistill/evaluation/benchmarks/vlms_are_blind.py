@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vistill.answers.characters import outside_thoughts
 from vistill.answers.extract import Take
 from vistill.answers.math_process import MathJudge
 from vistill.answers.verdict import Verdict
@@ -17,7 +18,8 @@ from vistill.evaluation.benchmarks.benchmark import (
     units_by_fact,
 )
 
-BRACED = re.compile(r"\{\s*(\d{1,3})\s*\}")
+#: A number in brackets, which are no argument, index or power of a formula: `\frac{1}{3}`, `x_{3}`.
+BRACED = re.compile(r"(?<![\w^}])\{\s*(\d{1,3})\s*\}")
 GRID = re.compile(r"rows?\s*=\s*\{?\s*(\d{1,3})\s*\}?\W{0,20}columns?\s*=\s*\{?\s*(\d{1,3})", re.I)
 AUTO = by_checker("auto")
 
@@ -36,10 +38,11 @@ def from_hub(raw: Mapping[str, Any]) -> BenchmarkRow:
 def judge(reply: str, row: BenchmarkRow, take: Take, math: MathJudge) -> Verdict:
     """The number in curly brackets that the prompt asks for, `rows={5} columns={6}`, else `auto`.
 
-    Several bracketed answers: the first or the last one, as the protocol takes.
+    Several bracketed answers: the first or the last one, as the protocol takes. Brackets of
+    thoughts and of formulas are none.
     """
     pattern = GRID if "," in row.answer else BRACED
-    stated = [m for m in pattern.finditer(reply) if not reply[: m.start()].endswith("\\boxed")]
+    stated = [m for a, b in outside_thoughts(reply) for m in pattern.finditer(reply, a, b)]
     is_asked = "curly brackets" in row.question
     if not is_asked or not stated:
         return AUTO(reply, row, take, math)
@@ -61,7 +64,7 @@ def score(replies: Sequence[ScoredReply]) -> Units:
 BENCHMARK = Benchmark(
     name="vlms_are_blind",
     title="VLMs are blind",
-    rows=8000,
+    rows=8016,
     hub="XAI/vlmsareblind[valid]",
     from_hub=from_hub,
     prompt=lambda row, protocol: row.question,
