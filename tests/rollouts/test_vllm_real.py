@@ -313,8 +313,11 @@ def test_a_model_of_another_vocabulary_or_shape_is_refused(engine, tokenizer):
 
 def test_a_weight_that_vllm_has_and_the_student_does_not_is_an_error(engine, writer, planted):
     planted.set("partial load")
+    process = process_of(engine)
     change(writer)
     assert code_of(engine.sync_weights, 2) == "R415"
+    assert not process.is_open  # other weights were overwritten
+    assert process.process.poll() is not None
 
 
 def test_generating_with_weights_of_another_sync_is_refused(engine, writer, prompts):

@@ -104,7 +104,7 @@ class StaticStep:
         self.step, self.attention, self.axes = step, attention, axes
         self.pool = torch.cuda.graph_pool_handle() if attention.length.is_cuda else None
         self.num_captures = 0
-        self.replay: Callable[[], None] | None = None
+        self.replay: Callable[[], Tensor] | None = None
 
     def forget(self) -> None:
         """Capture anew at the next call: rows have left."""
@@ -134,17 +134,16 @@ class StaticStep:
         self.positions.copy_(positions)
         attention.length.fill_(attention.num_added)
         run = self.run if is_counting() else self.replay  # a replay calls no Python
-        run()
-        return self.hidden.clone()
+        return run().clone()
 
-    def run(self) -> None:
+    def run(self) -> Tensor:
         """The step: everything that a graph holds."""
         self.attention.write_mask()
         positions = self.positions.expand(self.axes, -1)
-        self.hidden = self.step(self.ids, positions, self.attention)
+        return self.step(self.ids, positions, self.attention)
 
-    def capture(self) -> Callable[[], None]:
-        """What replays the step.
+    def capture(self) -> Callable[[], Tensor]:
+        """What replays the step and returns its hidden states.
 
         Raises:
             RolloutError: R416, the step cannot be captured as a CUDA graph.
@@ -158,7 +157,7 @@ class StaticStep:
         except RuntimeError as error:
             raise capture_error(error) from error
 
-    def capture_graph(self) -> Callable[[], None]:
+    def capture_graph(self) -> Callable[[], Tensor]:
         """Warm up on another stream, then capture. Both write the same token again."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -169,8 +168,13 @@ class StaticStep:
         graph = torch.cuda.CUDAGraph()
         # the teacher may read in another thread meanwhile (`train.overlap`)
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self.run()
-        return graph.replay
+            hidden = self.run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return hidden  # the graph's own, also after steps that ran without it
+
+        return replay
 
 
 def capture_error(error: RuntimeError) -> RolloutError:

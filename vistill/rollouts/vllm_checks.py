@@ -48,8 +48,8 @@ def find_python() -> str:
     if not named:
         why = "vLLM runs in an environment of its own, and this variable names its interpreter"
         raise environment_error(f"{VARIABLE} is not set", why)
-    python = str(Path(named).expanduser())
-    return checked_python(python)
+    # absolute: the process runs in another folder; not resolved: a venv's interpreter is a link
+    return checked_python(str(Path(named).expanduser().absolute()))
 
 
 def checked_python(python: str) -> str:
@@ -159,7 +159,7 @@ def limit_error(key: str, needed: int, limit: int, where: str) -> RolloutError:
     setting = quote_setting(f"rollout.vllm.{key}", needed)
     return RolloutError(
         "R413",
-        f"a prompt needs rollout.vllm.{key} = {needed:,}, it is {limit:,}",
+        f"the prompts of this call need rollout.vllm.{key} = {needed:,}, it is {limit:,}",
         where=where,
         why="vLLM reserves memory for its limits when it starts",
         fix=f"{setting}   or   rollout.engine=shared",
@@ -180,7 +180,9 @@ def update_error(problem: str) -> RolloutError:
 def failed_error(text: str) -> RolloutError:
     """R411."""
     hint = f"{LOG_VARIABLE}=FILE keeps everything that vLLM prints"
-    if "cache blocks" in text or "KV cache" in text:
+    if "Free memory on device" in text:
+        hint = "the card has less free: rollout.vllm.cache_gb=SMALLER, or rollout.engine=shared"
+    elif "cache blocks" in text or "KV cache" in text:
         hint = "more memory for keys and values: rollout.vllm.cache_gb=LARGER"
     what = "vLLM cannot start, or fails at what it is asked"
     return vllm_error("R411", what, " ".join(text.split())[:300], note=hint)

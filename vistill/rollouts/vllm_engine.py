@@ -82,6 +82,8 @@ class VLLMEngine(InProcessEngine):
             known.poll = self.poll
             known.check_alive()
             return awake(known)
+        probe, where = self.vlm.encode(probe_prompt()), "the probe, a known response with an image"
+        checks.check_length(probe.ids, len(probe_ids(self.vlm)), self.limits, where)
         process = VLLMProcess(self.limits, self.vlm.device, self.poll)
         PROCESSES[self.key] = (process, users)
         write_model_folder(self.vlm, process.folder / "model", self.limits.max_length)
@@ -180,10 +182,7 @@ class VLLMEngine(InProcessEngine):
         self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> list[tuple[Rollout, ...]]:
         """Return the rollouts of each request, in order."""
-        for request in requests:
-            where = location_of_request(request)
-            checks.check_length(request.prompt.ids, sampling.max_new_tokens, self.limits, where)
-            checks.check_images(len(self.image_tokens(request)), self.limits, where)
+        self.check_limits(requests, sampling.max_new_tokens)
         process = self.process()
         if not self.digest or not process.digest:  # new: the weights as they are now
             process = self.sync()
@@ -198,6 +197,19 @@ class VLLMEngine(InProcessEngine):
             return to_rollout(row["ids"], stop, sibling, request.attempt, values)
 
         return [tuple(rollout(r, sibling) for sibling in r.siblings) for r in requests]
+
+    def check_limits(self, requests: Sequence[RolloutRequest], new: int) -> None:
+        """R413 with the limit that all prompts of a call need."""
+        if not requests:
+            return
+        longest = max(requests, key=lambda request: len(request.prompt.ids))
+        where = location_of_request(longest)
+        checks.check_length(longest.prompt.ids, new, self.limits, where)
+        images, where = max(
+            ((len(self.image_tokens(r)), location_of_request(r)) for r in requests),
+            key=lambda pair: pair[0],
+        )
+        checks.check_images(images, self.limits, where)
 
     def ask_rows(
         self,

@@ -1,6 +1,7 @@
 """The process of vLLM as a run sees it: started, asked, watched, shared by engines, ended."""
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vistill.redaction import Secrets, mask_secrets
 from vistill.rollouts import vllm_checks as checks
 from vistill.rollouts import vllm_messages as messages
 from vistill.rollouts.settings import VLLMSettings
@@ -31,6 +33,9 @@ sys.modules["vistill"] = package
 from vistill.rollouts.vllm_worker import main
 main()
 """
+#: Names of variables that the process does not get: it needs no secret. Wider than what redaction
+#: masks, because a variable that is missing costs nothing.
+SECRET_VARIABLE = re.compile("token(?!iz)|key|secret|passw|credential", re.IGNORECASE)
 #: Seconds between two looks at the run's signals while the process is silent.
 LOOK = 0.2
 #: Characters of the process's last output that an error shows.
@@ -38,8 +43,12 @@ TAIL = 400
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """The variables of the process: nothing of this Python's, no network, one process."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """The variables of the process: nothing of this Python's, no secret, no network."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTHON") and not holds_secret(name, value)
+    }
     fixed = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
@@ -51,17 +60,22 @@ def environment(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":  # compiling takes minutes there, and saves nothing at this size
         fixed |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     elif device.index is not None:
-        visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = [v for v in kept.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         names = visible if len(visible) > device.index else [str(i) for i in range(64)]
         fixed["CUDA_VISIBLE_DEVICES"] = names[device.index]
     return {"VLLM_LOGGING_LEVEL": "WARNING", **kept, **fixed}
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether a variable looks like a secret, by its name or as a URL with a password."""
+    return bool(SECRET_VARIABLE.search(name)) or mask_secrets(value, Secrets(None)) != value
 
 
 class VLLMProcess:
     """vLLM in its own process and environment, with the weights of its last sync.
 
     Args:
-        settings: interpreter and limits.
+        settings: limits and the timeout.
         device: of the student.
         poll: called often while the process computes.
 
@@ -80,21 +94,13 @@ class VLLMProcess:
         python = checks.find_python()
         self.folder = Path(tempfile.mkdtemp(prefix="vistill-vllm-"))
         self.log = Path(os.environ.get(checks.LOG_VARIABLE) or self.folder / "vllm.log")
-        ours, theirs = socket.socketpair()
-        with theirs, self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [python, "-I", "-c", BOOT, str(theirs.fileno()), str(PACKAGE)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(device),
-                cwd=self.folder,
-                start_new_session=True,  # Ctrl-C is for the run, which then ends the process
-            )
-        self.channel = ours
+        try:
+            self.process, self.channel = start_process(python, self.folder, self.log, device)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         self.channel.settimeout(settings.timeout)
-        self.close = weakref.finalize(self, end_process, self.process, ours, self.folder)
+        self.close = weakref.finalize(self, end_process, self.process, self.channel, self.folder)
         try:
             self.wait("start", lambda finished: None)
         except BaseException:
@@ -121,8 +127,8 @@ class VLLMProcess:
     ) -> dict[str, Any]:
         """Send a message and wait for the reply.
 
-        After anything but a reply the process is ended, and a later call starts a new one. A
-        refusal changes nothing in it.
+        After anything but a reply the process is ended, and a later call starts a new one. So it
+        is after weights that were loaded in part. Any other refusal changes nothing in it.
         """
         try:
             try:
@@ -134,6 +140,8 @@ class VLLMProcess:
             reply = self.wait(str(message["op"]), on_progress)[0]
             if reply.get("error") == "failed":
                 raise checks.failed_error(str(reply["text"]))
+            if reply.get("error") == "partly loaded":
+                raise checks.refused_error(reply)
         except BaseException:
             self.end()
             raise
@@ -188,6 +196,34 @@ class VLLMProcess:
     def end(self) -> None:
         """End the process and remove its folder."""
         self.close()
+
+
+def start_process(
+    python: str, folder: Path, log: Path, device: torch.device
+) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    """Start the worker; returns it and the socket to speak with it (E303 if it cannot be run)."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs, log.open("ab") as output:
+            command = [python, "-I", "-c", BOOT, str(theirs.fileno()), str(PACKAGE)]
+            try:
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment(device),
+                    cwd=folder,
+                    start_new_session=True,  # Ctrl-C is for the run, which then ends the process
+                )
+            except OSError as error:
+                what = "the interpreter of vLLM cannot be run"
+                raise checks.environment_error(what, str(error), python) from error
+    except BaseException:
+        ours.close()
+        raise
+    return process, ours
 
 
 def end_process(process: "subprocess.Popen[bytes]", channel: socket.socket, folder: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 WeightSpec: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
 #: Precisions in which weights are sent.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: Bytes for activations and captured graphs of vLLM on a GPU. An estimate, never measured.
+MARGIN = 2 << 30
 
 
 def spec_of(weights: Mapping[str, Tensor]) -> WeightSpec:
@@ -36,6 +38,20 @@ def update_problem(weights: Mapping[str, Tensor], spec: WeightSpec) -> str | Non
             return f"{name} is {given[name][0]} {list(given[name][1])}, not {dtype} {list(shape)}"
     broken = [name for name, x in weights.items() if not bool(x.isfinite().all())]
     return f"{broken[0]} is not finite ({len(broken)} weights)" if broken else None
+
+
+def memory_share(weights: int, cache: int, total: int) -> float:
+    """(weights + cache + margin) / total, at most 1: the share of a card that vLLM asks for.
+
+    vLLM refuses to start unless so much is free; its own default is 0.92 of the card, but the
+    student and the teacher are there already.
+
+    Args:
+        weights: bytes of the model's weights.
+        cache: bytes for keys and values.
+        total: bytes of the card.
+    """
+    return min(1.0, (weights + cache + MARGIN) / total)
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -28,15 +28,25 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from vistill.rollouts.vllm_messages import Closed, receive, send
 from vistill.rollouts.vllm_rows import Row, RowSampler, make_row_sampler
-from vistill.rollouts.vllm_update import WeightSpec, digest_of, read_tensors, update_problem
+from vistill.rollouts.vllm_update import (
+    WeightSpec,
+    digest_of,
+    memory_share,
+    read_tensors,
+    update_problem,
+)
 
 
 class Refused(Exception):  # noqa: N818  (not a failure of the process)
-    """A message that changes nothing: `kind` says what is wrong."""
+    """A message that changed nothing: `kind` says what is wrong."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class PartlyLoaded(Exception):  # noqa: N818  (as above)
+    """Weights of the model are overwritten, but not all: the run ends the process."""
 
 
 class Call:
@@ -134,6 +144,8 @@ class Worker:
                 raise
             except Refused as refused:
                 reply = {"error": refused.kind, "text": str(refused)}
+            except PartlyLoaded as partly:
+                reply = {"error": "partly loaded", "text": str(partly)}
             except Exception as error:  # noqa: BLE001  the run raises it, with this text
                 traceback.print_exc()
                 reply = {"error": "failed", "text": f"{type(error).__name__}: {error}"}
@@ -145,6 +157,11 @@ class Worker:
         self.can_sleep = bool(current_platform.is_cuda())
         self.spec = {name: (kind, tuple(shape)) for name, kind, shape in message["weights"]}
         SentLoader.weights = self.checked_weights(message, blocks)
+        share = {}
+        if self.can_sleep:
+            total = current_platform.get_device_total_memory()
+            held = sum(len(block) for block in blocks)
+            share["gpu_memory_utilization"] = memory_share(held, message["cache_bytes"], total)
         self.llm = LLM(
             message["folder"],
             load_format=SentLoader.FORMAT,
@@ -160,6 +177,7 @@ class Worker:
             async_scheduling=False,
             trust_remote_code=False,
             seed=0,
+            **share,
         )
         SentLoader.weights = {}
         return self.confirm(message)
@@ -288,13 +306,13 @@ def reload_weights(worker: Any, weights: dict[str, Tensor]) -> None:
 
 
 def load_all(model: Any, config: Any, weights: dict[str, Tensor]) -> None:
-    """Load weights into vLLM's model (Refused if one of its own is not among them)."""
+    """Load weights into vLLM's model (PartlyLoaded if one of its own is not among them)."""
     expected = {name for name, _ in model.named_parameters()}
     missing = sorted(expected - set(model.load_weights(iter(weights.items()))))
     if config.hf_text_config.tie_word_embeddings:
         missing = [name for name in missing if not name.endswith("lm_head.weight")]
     if missing:
-        raise Refused("update", f"vLLM has no weight for {missing[0]} ({len(missing)} in all)")
+        raise PartlyLoaded(f"vLLM has no weight for {missing[0]} ({len(missing)} in all)")
 
 
 def end_with_parent() -> None:
