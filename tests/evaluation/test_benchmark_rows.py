@@ -66,10 +66,10 @@ def test_a_stored_reply_is_judged_as_when_it_was_asked(name, tmp_path):
         part = read_benchmark(BENCHMARKS[name], tmp_path, protocol.name, None)
         (row, prompt), = make_prompts(part, protocol, DataSettings())[0]  # fmt: skip
         for text in (right, wrong, f"{right}\n{wrong}", f"{wrong}\n{right}"):
-            made = verdicts(name, row, text, protocol.take)
+            judged = verdicts(name, row, text, protocol.take)
             answered = Rollout((1,), Finish.STOP, 0), text, 0.0
             asked = row, prompt.content, prompt.text
-            sample = new_sample(asked, [], "greedy", answered, made)
+            sample = new_sample(asked, [], "greedy", answered, judged)
             stored = sample_of(json.loads(json.dumps(sample.to_dict())))
             again = judge_again(BENCHMARKS[name], stored, "", protocol.take, shared_judge())
             assert again.verdicts == sample.verdicts

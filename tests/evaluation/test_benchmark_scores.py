@@ -217,13 +217,13 @@ def test_a_suite_prints_no_average_over_a_partial_result(part):
     for one in tasks.values():
         metrics = one["modes"]["sampled"]["metrics"]
         assert {"accuracy", "mean", "overall"} == set(metrics)
-    found = suite_results(suite, tasks)
-    averages = found["modes"]["sampled"]["averages"]
+    of_suite = suite_results(suite, tasks)
+    averages = of_suite["modes"]["sampled"]["averages"]
     assert averages == {"Math Avg": None, "Visual Avg": 0.5}
-    assert found["modes"]["sampled"]["columns"]["MathVerse"] == 0.5
+    assert of_suite["modes"]["sampled"]["columns"]["MathVerse"] == 0.5
     results = {
         "model": "m", "protocol": "va_opd", "changed": {}, "data": "d", "tasks": tasks,
-        "missing": {}, "suite": found,
+        "missing": {}, "suite": of_suite,
     }  # fmt: skip
     assert "PARTIAL: mathverse; no average over them" in results_table(results)
 

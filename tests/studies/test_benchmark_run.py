@@ -158,9 +158,9 @@ def test_a_corrected_gold_answer_is_judged_with_the_stored_responses(tmp_path, c
     log = run / "samples" / "ai2d.va_opd.jsonl"
     before = contents(run)
     header, *lines = [json.loads(line) for line in log.read_text().splitlines()]
-    said = [line | {"response": "A", "verdicts": {"choice": {"correct": True, "unparsed": False}}}
+    lines = [line | {"response": "A", "verdicts": {"choice": {"correct": True, "unparsed": False}}}
             for line in lines]  # fmt: skip
-    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *said]))
+    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
     data = sets / "ai2d" / "data.jsonl"
     text = data.read_text()
     for gold, value in (("1", 0.0), ("0", 1.0)):
@@ -181,9 +181,9 @@ def test_noise_is_that_of_the_evaluation_and_other_noise_or_weights_are_refused(
     sets, run, other = write_sets(tmp_path / "sets"), tmp_path / "run", tmp_path / "other"
     assert run_verb(capsys, *command(sets, run))[0] == 0
     assert run_verb(capsys, *command(sets, other, "eval.noise=counter"))[0] == 0
-    said = [[sample.response for sample in read_samples(folder / "samples" / "ai2d.va_opd.jsonl")]
+    replies = [[sample.response for sample in read_samples(folder / "samples" / "ai2d.va_opd.jsonl")]
             for folder in (run, other)]  # fmt: skip
-    assert said[0] != said[1]
+    assert replies[0] != replies[1]
     for setting in ("eval.noise=counter", "rollout.weights=own"):
         code, _, err = run_verb(capsys, *command(sets, run, setting))
         assert (code, "error[C203]" in err) == (2, True), setting
@@ -197,13 +197,13 @@ def test_a_partial_result_is_partial_when_it_is_judged_again(tmp_path, capsys):
     rows = [first | {"image": "fehlt.png"}, *rest]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run_verb(capsys, *command(sets, run))[0] == 0
-    made = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]
+    ai2d = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]
     log = run / "samples" / "ai2d.va_opd.jsonl"
     code, shown, _ = run_verb(capsys, "rescore", log, "--json")
     (again,) = json.loads(shown)
     again = again["tasks"]["ai2d"]
     assert code == 0
-    assert again["failed"] == made["failed"] != []
+    assert again["failed"] == ai2d["failed"] != []
     assert (again["missing_replies"], again["subset"]) == (0, "ours")
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-3]))
     _, shown, _ = run_verb(capsys, "rescore", log)
