@@ -181,8 +181,8 @@ def test_noise_is_that_of_the_evaluation_and_other_noise_or_weights_are_refused(
     sets, run, other = write_sets(tmp_path / "sets"), tmp_path / "run", tmp_path / "other"
     assert run_verb(capsys, *command(sets, run))[0] == 0
     assert run_verb(capsys, *command(sets, other, "eval.noise=counter"))[0] == 0
-    replies = [[sample.response for sample in read_samples(folder / "samples" / "ai2d.va_opd.jsonl")]
-            for folder in (run, other)]  # fmt: skip
+    logs = [folder / "samples" / "ai2d.va_opd.jsonl" for folder in (run, other)]
+    replies = [[sample.response for sample in read_samples(log)] for log in logs]
     assert replies[0] != replies[1]
     for setting in ("eval.noise=counter", "rollout.weights=own"):
         code, _, err = run_verb(capsys, *command(sets, run, setting))
