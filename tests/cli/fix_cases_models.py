@@ -257,3 +257,13 @@ def a_teacher_has_no_tokenizer(place):
 def tf32_on_a_cpu(place):
     start(place, "train.head_precision=tf32")
     place.line = place.line.replace(" --fast", "", 1)
+
+
+@situation("C101")
+def tf32_while_the_teacher_reads_next_to_the_rollouts(place):
+    start(place, "train.head_precision=tf32 train.overlap=true")
+
+
+@situation("C101")
+def a_cuda_graph_while_the_teacher_reads_next_to_the_rollouts(place):
+    start(place, "rollout.cuda_graph=true train.overlap=true")

@@ -1,7 +1,11 @@
 """The teacher reads finished groups while others are written, and the update keeps its bits."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,18 +15,23 @@ from plans import prepare_run
 from training.test_loop import TRAIN, make_plan
 
 from vistill.data.diagrams import diagram_prompts
-from vistill.errors import RolloutError
+from vistill.errors import ConfigError, RolloutError
 from vistill.evaluation.settings import EvalSettings
 from vistill.objectives import METHODS
 from vistill.rollouts.checked_engine import CheckedEngine, generate_responses
 from vistill.rollouts.engine import RolloutRequest, Sampling, WrappedEngine
 from vistill.rollouts.hf import HFEngine
+from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
+from vistill.training import step as training_step
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 from vistill.training.micro_batches import BatchSplit
+from vistill.training.read_ahead import ReadAhead
+from vistill.training.recipe import Recipe, StudentSettings
 from vistill.training.settings import SaveSettings, TrainSettings
+from vistill.types import Finish
 
 pytestmark = pytest.mark.usefixtures("without_canary")
 
@@ -167,6 +176,57 @@ def test_memory_that_runs_out_while_the_teacher_reads_early_is_left_to_the_scori
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["restart", "begin"])
+def test_what_the_thread_has_not_read_yet_is_cancelled_when_responses_are_dropped(begins):
+    reading = ReadAhead(torch.device("cpu"), nullcontext, enabled=True)
+    with ThreadPoolExecutor(1) as reading.pool:
+        started, go_on, read = threading.Event(), threading.Event(), []
+
+        def score(number, *_):
+            read.append(number)
+            started.set()
+            go_on.wait(60)
+
+        reading.score = score
+        for number in range(4):
+            reading.read["teacher", (number,)] = (), reading.submit(number, [], None)
+        started.wait(60)
+        if begins:
+            reading.begin(SimpleNamespace(teacher=None), [], [], SPLIT, 0)
+        else:
+            reading.restart()
+        go_on.set()
+    assert read == [0]
+    assert reading.read == {}
+
+
+def test_what_was_read_is_held_once_when_the_student_learns(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
+    log, held = [], {"score": [], "learn": []}
+
+    def engine(vlm):
+        return GroupsEngine(HFEngine(vlm), log, list)
+
+    plan = plan_of(tokenizer, teacher, log, overlap=True, engine=engine)
+    score, learn = training_step.score_passes, training_step.update_student
+
+    def scored(context, *rest):
+        held["score"].append(len(context.overlap.read))
+        return score(context, *rest)
+
+    def learned(context, *rest):
+        held["learn"].append(len(context.overlap.read))
+        assert context.overlap.step is None
+        return learn(context, *rest)
+
+    monkeypatch.setattr(training_step, "score_passes", scored)
+    monkeypatch.setattr(training_step, "update_student", learned)
+    train(plan, RunFolder(tmp_path / "run"), log)
+    assert min(held["score"]) > 0
+    assert held["learn"] == [0] * STEPS
+
+
 def likely_to_stop(tokenizer):
     """A student whose responses end after some tokens."""
     vlm = build_model(tokenizer, 0)
@@ -196,6 +256,20 @@ def test_the_shared_engine_passes_on_groups_that_are_finished_before_others(
             assert [r.log_probs for r in received[request.key]] == [r.log_probs for r in group]
 
 
+def test_a_group_that_is_cut_off_is_passed_on_before_the_next_call(tokenizer):
+    vlm = build_model(tokenizer, 0)
+    requests = [RolloutRequest(p.id, vlm.encode(p), (0, 1)) for p in diagram_prompts("train", 6, 1)]
+    engine, received, polled = CheckedEngine(SharedEngine(vlm), vlm), [], []
+    engine.inner.poll = lambda: polled.append(len(received))
+    sampling = Sampling(0, 0, 1.0, 1.0, 2, 4)  # two requests per call
+    groups = engine.generate_groups(requests, sampling, lambda *pair: received.append(pair))
+    assert any(r.finish is Finish.LENGTH for group in groups[:2] for r in group)
+    assert {0, 2, 4} <= {*polled}
+    first = list(zip(requests, groups, strict=True))[:4]
+    assert sorted(received[:4], key=lambda pair: requests.index(pair[0])) == first
+    assert len({request.key for request, _ in received}) == len(received)
+
+
 def test_a_group_is_checked_before_it_is_passed_on(tokenizer):
     vlm = likely_to_stop(tokenizer)
     requests = [RolloutRequest(p.id, vlm.encode(p), (0,)) for p in diagram_prompts("train", 2, 1)]
@@ -222,3 +296,18 @@ def test_an_engine_without_this_offer_writes_as_before(tokenizer):
     engine.wake()
     assert groups == engine.generate(requests, sampling)
     assert received == []
+
+
+def test_settings_that_change_the_kernels_of_all_threads_are_refused_next_to_it():
+    with pytest.raises(ConfigError, match=r"C101(?s:.*)head_precision"):
+        TrainSettings(overlap=True, head_precision="tf32")
+
+    def recipe(overlap, cuda_graph):
+        train, rollout = TrainSettings(overlap=overlap), RolloutSettings(cuda_graph=cuda_graph)
+        student = StudentSettings("vistill:student")
+        return Recipe("runs/a", student, "opd", train=train, rollout=rollout)
+
+    with pytest.raises(ConfigError, match=r"C101(?s:.*)cuda_graph"):
+        recipe(overlap=True, cuda_graph=True)
+    for alone in ((True, False), (False, True)):
+        recipe(*alone)

@@ -29,7 +29,11 @@ def row_width(vocabulary: int, device: torch.device) -> int:
 
 @contextmanager
 def tf32_products() -> Iterator[None]:
-    """Inside, products of float32 on a CUDA device round their operands to TF32."""
+    """Inside, products of float32 on a CUDA device round their operands to TF32.
+
+    The setting is that of the process, so no other thread may compute meanwhile: a recipe with
+    `train.overlap` and `train.head_precision=tf32` is refused (C101).
+    """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

@@ -87,7 +87,11 @@ class StaticAttention(DecodeAttention):
 
 @contextmanager
 def any_kernel() -> Iterator[None]:
-    """Inside, torch need not take deterministic kernels: one index is written, in no order."""
+    """Inside, torch need not take deterministic kernels: one index is written, in no order.
+
+    The setting is that of the process, so nothing else may compute meanwhile: a recipe with
+    `train.overlap` and `rollout.cuda_graph` is refused (C101).
+    """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -166,7 +170,7 @@ class StaticStep:
                 self.run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # the teacher may read in another thread meanwhile (`train.overlap`)
+        # threads that encode the next step may pin memory meanwhile (`train.workers`)
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             hidden = self.run()
 

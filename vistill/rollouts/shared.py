@@ -50,11 +50,16 @@ class SharedEngine(InProcessEngine):
         self.copy = WeightCopy(vlm) if uses_copy else None
         self.block_tokens = block_tokens or BLOCK_TOKENS.get(vlm.device.type, 1)
         self.receive: Receive | None = None
+        self.received: set[int] = set()  # the groups of this call that were passed on
 
     def generate_groups(
         self, requests: Sequence[RolloutRequest], sampling: Sampling, receive: Receive
     ) -> list[tuple[Rollout, ...]]:
-        """The same as `generate`; `receive` gets each group whose responses all ended early."""
+        """The same as `generate`; `receive` gets groups that are complete before others.
+
+        A group is passed on when all its responses have ended, and one with a response that was cut
+        off after its call, unless that is the last one.
+        """
         self.receive = receive
         try:
             return self.generate(requests, sampling)
@@ -93,10 +98,20 @@ class SharedEngine(InProcessEngine):
         part: list[RolloutRequest] = []
         for request in requests:
             if part and sum(len(r.siblings) for r in [*part, request]) > sampling.rows_per_call:
-                groups += self._call(part, sampling)
-                part = []
+                done = self._call(part, sampling)
+                self._pass_on_rest(part, done)
+                groups, part = groups + done, []
             part.append(request)
         return groups + (self._call(part, sampling) if part else [])
+
+    def _pass_on_rest(
+        self, requests: Sequence[RolloutRequest], groups: Sequence[tuple[Rollout, ...]]
+    ) -> None:
+        """Pass on the groups of a call that were not passed on while it wrote."""
+        if self.receive is not None:
+            for g, (request, group) in enumerate(zip(requests, groups, strict=True)):
+                if g not in self.received:
+                    self.receive(request, group)
 
     @torch.no_grad()
     def _call(
@@ -124,7 +139,8 @@ class SharedEngine(InProcessEngine):
         rows: list[list[int]] = [[] for _ in group]
         values: list[list[float]] = [[] for _ in group]
         alive, done, wasted = list(range(len(group))), [False] * len(group), 0
-        running, written, received = len(group), 0, set[int]()
+        running, written = len(group), 0
+        self.received = set()
         while running and written < sampling.max_new_tokens:
             self.poll()
             ids, log_probs = blocks.write(sampling.max_new_tokens - written)
@@ -138,7 +154,7 @@ class SharedEngine(InProcessEngine):
                 values[row] += numbers  # `to_rollout` cuts off those after the end of turn
             left = [index for index, row in enumerate(alive) if not done[row]]
             if self.receive is not None and len(left) < running:
-                for g in finished_groups(group, done, received):
+                for g in finished_groups(group, done, self.received):
                     request, of_group = requests[g], [i for i, h in enumerate(group) if h == g]
                     rollouts = (
                         to_rollout(rows[i], stop, s, request.attempt, values[i] or None)

@@ -88,8 +88,7 @@ class ReadAhead:
         halvings: int,
     ) -> None:
         """Begin a step. Several teachers, and one in host memory, read after the rollouts."""
-        self.step = None
-        self.read.clear()
+        self.forget()
         own = [p for p in passes if not p.gradient and p.reader is Reader.TEACHER]
         teacher = models.teacher
         if not self.enabled or not own or teacher is None or teacher.offload is not None:
@@ -106,8 +105,15 @@ class ReadAhead:
         order = {prompt.id: place for place, prompt in enumerate(prompts)}
         self.step = StepToRead(models, own, encoded, order, split, halvings)
 
+    def forget(self) -> None:
+        """Drop the step and what was read: it is scored, or another one begins."""
+        self.restart()
+        self.step = None
+
     def restart(self) -> None:
-        """Drop what was read: the responses are written again."""
+        """Drop what was read, and what is not read yet: the responses are written again."""
+        for _, job in self.read.values():
+            job.cancel()
         self.read.clear()
         if self.step is not None:
             self.step.ids.clear()

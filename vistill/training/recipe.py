@@ -139,6 +139,14 @@ class Recipe:
                 why="bf16 weights compute in bf16",
                 fix="train.precision=auto   or   student.precision=auto",
             )
+        if self.train.overlap and self.rollout.cuda_graph:
+            raise ConfigError(
+                "C101",
+                "train.overlap = true, but rollout.cuda_graph = true",
+                why="the graph writes a token with a kernel that torch permits only for all threads"
+                " at once, so the teacher would read without deterministic kernels meanwhile",
+                fix="train.overlap=false   or   rollout.cuda_graph=false",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, knobs under the method's name."""

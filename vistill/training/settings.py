@@ -96,13 +96,22 @@ class TrainSettings:
     overlap: bool = False
     """Let the teacher read finished groups while others are still written: on a GPU at the same
     time, on a CPU in turn. The update stays the same. It needs memory for both, and has no effect
-    with several teachers or with `train.offload_teacher`."""
+    with several teachers, with `train.offload_teacher` or with `profile`."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.overlap and self.head_precision == "tf32":
+            raise ConfigError(
+                "C101",
+                "train.overlap = true, but train.head_precision = tf32",
+                why="torch switches TF32 on for all threads, so it would also change what the"
+                " teacher reads meanwhile",
+                fix="train.head_precision=auto",
+                note="or, in a run that has begun with tf32, train.overlap=false",
+            )
         if self.schedule.min_lr > self.lr:
             raise ConfigError(
                 "C002",

@@ -169,6 +169,7 @@ def score_passes(
             return score_without_gradient(models, halved, passes, context.poll)
 
     batch = context.memory_retry.run_halving("score", micro_batches, read)
+    context.overlap.forget()  # the batch has copies, and the update needs the memory
     broken = {name: with_nan(one) for name, one in batch.passes.items() if fault("score.pass")}
     return replace(batch, passes={**batch.passes, **broken})
 
