@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,7 +24,6 @@ from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.runs.folder import RunFolder
-from vistill.training import step as training_step
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import run
 from vistill.training.micro_batches import BatchSplit
@@ -200,31 +199,12 @@ def test_what_the_thread_has_not_read_yet_is_cancelled_when_responses_are_droppe
     assert reading.read == {}
 
 
-def test_what_was_read_is_held_once_when_the_student_learns(
-    tokenizer, teacher, tmp_path, monkeypatch
-):
-    log, held = [], {"score": [], "learn": []}
-
-    def engine(vlm):
-        return GroupsEngine(HFEngine(vlm), log, list)
-
-    plan = plan_of(tokenizer, teacher, log, overlap=True, engine=engine)
-    score, learn = training_step.score_passes, training_step.update_student
-
-    def scored(context, *rest):
-        held["score"].append(len(context.overlap.read))
-        return score(context, *rest)
-
-    def learned(context, *rest):
-        held["learn"].append(len(context.overlap.read))
-        assert context.overlap.step is None
-        return learn(context, *rest)
-
-    monkeypatch.setattr(training_step, "score_passes", scored)
-    monkeypatch.setattr(training_step, "update_student", learned)
-    train(plan, RunFolder(tmp_path / "run"), log)
-    assert min(held["score"]) > 0
-    assert held["learn"] == [0] * STEPS
+def test_what_was_read_is_not_held_after_scoring():
+    reading = ReadAhead(torch.device("cpu"), nullcontext, enabled=True)
+    reading.step = SimpleNamespace(ids={"a": (1,)})
+    reading.read["teacher", (0,)] = (), Future()
+    reading.forget()
+    assert (reading.read, reading.step) == ({}, None)
 
 
 def likely_to_stop(tokenizer):
