@@ -291,3 +291,17 @@ def test_settings_that_change_the_kernels_of_all_threads_are_refused_next_to_it(
         recipe(overlap=True, cuda_graph=True)
     for alone in ((True, False), (False, True)):
         recipe(*alone)
+
+
+def test_a_profile_reads_after_the_rollouts_and_says_so(tokenizer, teacher, tmp_path):
+    log = []
+
+    def engine(vlm):
+        return GroupsEngine(HFEngine(vlm), log, list)
+
+    plan = plan_of(tokenizer, teacher, log, overlap=True, engine=engine, num_steps=1, profile=True)
+    folder = RunFolder(tmp_path / "run")
+    train(plan, folder, log)
+    assert "received" not in log
+    assert "read" in log
+    assert "profile=true: the teacher reads after the rollouts" in folder.events.read_text()

@@ -172,6 +172,10 @@ def make_step_context(
     def report(text: str) -> None:
         report_event(plan, folder, text, f"step {saved.state.step + 1}: ")
 
+    train = plan.train
+    if plan.profile and train.overlap:  # its counts are global, and would mix two phases
+        train = replace(train, overlap=False)
+        report_event(plan, folder, "profile=true: the teacher reads after the rollouts")
     engine = make_engine(plan.models.student, plan.rollout, interrupt.poll, plan.engine)
     writer = plan.objective.requirements.writer
     per_prompt = 1 if writer is Writer.DATA else plan.rollout.per_prompt
@@ -180,7 +184,7 @@ def make_step_context(
         models=plan.models,
         response_source=ResponseSource(engine, plan.objective, per_prompt, plan.teacher_responses),
         optimizer=saved.optimizer,
-        train=plan.train,
+        train=train,
         rollout=plan.rollout,
         seed=plan.seed,
         num_steps=plan.num_steps,
