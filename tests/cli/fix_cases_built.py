@@ -104,7 +104,11 @@ def a_method_of_python_lacks_its_teacher(place):
 
     rollout = SimpleNamespace(per_prompt=4)
     setup = SimpleNamespace(
-        objective=vistill.OPD(), train_prompts=[], rollout=rollout, has_teacher=False
+        objective=vistill.OPD(),
+        train_prompts=[],
+        rollout=rollout,
+        has_teacher=False,
+        train=vistill.TrainSettings(),
     )
     made(place, lambda: check_requirements(setup), "method=opd")
 
@@ -117,7 +121,12 @@ def a_method_of_python_has_one_rollout(place):
     from vistill.training.checks.method import check_requirements
 
     rollout = SimpleNamespace(per_prompt=1)
-    setup = SimpleNamespace(objective=vistill.METHODS["grpo"](), train_prompts=[], rollout=rollout)
+    setup = SimpleNamespace(
+        objective=vistill.METHODS["grpo"](),
+        train_prompts=[],
+        rollout=rollout,
+        train=vistill.TrainSettings(),
+    )
     made(place, lambda: check_requirements(setup), "method=grpo")
 
 
