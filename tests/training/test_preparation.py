@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,12 @@ from vistill.training.student_copies import (
     update_ema,
     with_student_copies,
 )
-from vistill.training.teacher_responses import UNRELATED, discard_stale_responses, is_same
+from vistill.training.teacher_responses import (
+    UNRELATED,
+    discard_stale_responses,
+    is_same,
+    read_responses,
+)
 from vistill.types import Finish, Prompt, Reader, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -259,6 +265,21 @@ def test_a_run_that_has_started_keeps_its_teacher_responses(tmp_path):
     folder.metrics.write_text('{"step": 1}\n')
     discard_stale_responses(folder, {"teacher": "T", "seed": 2})
     assert (tmp_path / "teacher_responses.jsonl").exists()
+
+
+def test_stored_responses_that_do_not_name_their_teacher_are_read(tmp_path):
+    """Those of several teachers were lost when a run of an earlier version went on."""
+    prompts = WITH_THOUGHTS[:2]
+    writers = [
+        SimpleNamespace(name=name, prompts=[prompt])
+        for name, prompt in zip("ab", prompts, strict=True)
+    ]
+    folder = RunFolder(tmp_path)
+    for prompt, named in zip(prompts, ({}, {"teacher": "a"}), strict=True):
+        record = {"prompt": prompt.id, "content": prompt.content, **named}
+        record |= {"ids": [[1]], "finish": ["stop"]}
+        folder.log(tmp_path / "teacher_responses.jsonl", record)
+    assert list(read_responses(folder, writers)) == [prompts[0].id]  # the other one is of a, not b
 
 
 def test_a_gate_measures_again_with_other_settings_of_its_answers(tokenizer, tmp_path):

@@ -232,9 +232,14 @@ def merged_weights(model: Any) -> dict[str, torch.Tensor]:
         seen.add(id(tensor))
         name = full.replace(".base_layer.", ".")
         layer = layers.get(name.removesuffix(".weight")) if name != full else None
-        added = layer is not None and name.endswith(".weight")
-        weights[name] = tensor + layer.get_delta_weight(NAME).to(tensor) if added else tensor  # pyright: ignore[reportOptionalMemberAccess]
+        is_merged = layer is not None and name.endswith(".weight")
+        weights[name] = merged_weight(layer).to(tensor) if is_merged else tensor
     return weights
+
+
+def merged_weight(layer: Any) -> torch.Tensor:
+    """The weight of an adapted layer with its adapter: `W + scale B A`, in float32."""
+    return layer.get_base_layer().weight.detach().float() + layer.get_delta_weight(NAME)
 
 
 def is_adapted_layer(module: nn.Module) -> bool:

@@ -143,8 +143,8 @@ def install_notes(packages: Sequence[str]) -> list[str]:
     notes = [f"its processor needs {' and '.join(packages)}: pip install {names}"]
     if "torchvision" in packages:
         notes.append(
-            "next to a CPU build of torch, install torchvision from the index that torch came from:"
-            " another build breaks `import transformers`"
+            "next to a CPU build of torch, install the build of torchvision that belongs to it, in"
+            " the way torch was installed: another build breaks `import transformers`"
         )
     return notes
 

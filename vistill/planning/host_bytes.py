@@ -3,8 +3,8 @@
 from vistill.planning.activations import FLOAT
 from vistill.planning.memory import Memory
 
-#: Bytes of page-locked memory over those of its tensors: torch rounds each
-#: tensor of page-locked memory up to a power of two (1.3 for the 2B).
+#: Bytes of page-locked memory over those of its tensors: torch rounds each one up to a power of two
+#: (1.3 for the weights of the 2B).
 LOCKED_FACTOR = 1.3
 
 

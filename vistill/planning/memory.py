@@ -355,8 +355,8 @@ class Memory:
         one.
         """
         working = FLOAT * self.trained * (self.work.recipe.train.optimizer == "adamw")
-        if self.of_student.is_half:  # weight, gradient and moments of the largest in float32
-            working = 4 * FLOAT * self.student.head_weights
+        if self.of_student.is_half:  # the largest weight, its gradient and its update in float32
+            working = 3 * FLOAT * self.student.head_weights
         kinds = self.resident() | {
             "gradients": float(self.of_student.gradients()),
             "scored states": self.scored_states(),

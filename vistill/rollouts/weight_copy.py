@@ -7,13 +7,14 @@ cache. The copy also has no autocast to pay for, and adapters are merged into it
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vistill.errors import ConfigError
-from vistill.models.adapters import NAME, has_adapters, is_adapted_layer
+from vistill.models.adapters import has_adapters, is_adapted_layer, merged_weight
 from vistill.models.loading import VLM
 from vistill.models.packed import is_unmodified
 from vistill.models.quantization import is_quantized
@@ -64,7 +65,7 @@ class WeightCopy:
         layers: list[Any] = [m for m in model.modules() if is_adapted_layer(m)]
         for layer in layers:
             base = layer.get_base_layer().weight
-            memo[id(base)] = self.add(base, merged_value(layer), layer)
+            memo[id(base)] = self.add(base, partial(merged_weight, layer), layer)
             memo |= {id(p): None for n, p in layer.named_parameters() if ".lora_" in f".{n}"}
         for parameter in model.parameters():
             if id(parameter) in memo:
@@ -109,15 +110,6 @@ class WeightCopy:
     def num_bytes(self) -> int:
         """Bytes that the copy holds beyond the model itself."""
         return sum(weight.target.nbytes for weight in self.weights)
-
-
-def merged_value(layer: Any) -> Callable[[], Tensor]:
-    """The weight of an adapted layer with its adapter: `W + scale B A`, in float32."""
-
-    def value() -> Tensor:
-        return layer.get_base_layer().weight.detach().float() + layer.get_delta_weight(NAME)
-
-    return value
 
 
 def why_not_copied(vlm: VLM) -> str | None:

@@ -50,7 +50,6 @@ class StepContext:
     """Where the responses of a step are written before the update."""
     ahead: EncodingsAhead = field(init=False)
     """What encodes the prompts of this step and of the next one."""
-
     overlap: ReadAhead = field(init=False)
     """What lets the teacher read while responses are written."""
 

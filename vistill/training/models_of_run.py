@@ -75,8 +75,14 @@ class Models:
         """The models with one of the teachers as the only one."""
         encodings = None if self.encodings is None else {}
         own = vlm.family.describe() != self.student.family.describe()
-        alone = replace(self, teacher=vlm, teachers={}, teacher_encodes=own, encodings=encodings)
-        return replace(alone, prepared=lambda key: None)
+        return replace(
+            self,
+            teacher=vlm,
+            teachers={},
+            teacher_encodes=own,
+            encodings=encodings,
+            prepared=lambda key: None,
+        )
 
     def reader(self, role: Reader) -> VLM:
         """The model with a role. The student is also `OLD`, until the step updates it."""

@@ -96,8 +96,9 @@ def read_responses(
     current = {p.id: (p.content, writer.name) for writer in writers for p in writer.prompts}
 
     def is_current(record: Mapping[str, Any]) -> bool:
-        stored = record.get("content", ""), record.get("teacher", "")
-        return stored == current.get(record.get("prompt", ""))
+        content, teacher = current.get(record.get("prompt", ""), (None, ""))
+        # lines of earlier versions do not name one of several teachers
+        return (record.get("content", ""), record.get("teacher", teacher)) == (content, teacher)
 
     move_lines(path, is_current, path.with_suffix(".lost.jsonl"))
     try:
