@@ -158,9 +158,9 @@ def test_a_corrected_gold_answer_is_judged_with_the_stored_responses(tmp_path, c
     log = run / "samples" / "ai2d.va_opd.jsonl"
     before = contents(run)
     header, *lines = [json.loads(line) for line in log.read_text().splitlines()]
-    lines = [line | {"response": "A", "verdicts": {"choice": {"correct": True, "unparsed": False}}}
-            for line in lines]  # fmt: skip
-    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+    right = [line | {"response": "A", "verdicts": {"choice": {"correct": True, "unparsed": False}}}
+             for line in lines]  # fmt: skip
+    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *right]))
     data = sets / "ai2d" / "data.jsonl"
     text = data.read_text()
     for gold, value in (("1", 0.0), ("0", 1.0)):
