@@ -31,13 +31,13 @@ demo: $(STAMP)   ## install, distil a tiny student with opd and va_opd, write ru
 	$(BIN)/vistill demo
 
 ELSEWHERE := not oracle and not gpu and not triton
-# This target checks shapes in losses and signals only. test-rest and test-floor check all shapes.
+# Shape checks in losses and signals only: half of the time of tests that train. test-floor checks all shapes.
 QUICK := --quick --jaxtyping-packages=vistill.functional,vistill.signals,vistill.objectives,beartype.beartype
 test: $(DEV_STAMP)  ## install, run the first tier of the tests: five minutes
 	$(BIN)/python -m pytest -n 2 $(QUICK) -m "not more and not slow and not browser and $(ELSEWHERE)"
 
 test-rest: $(REAL_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
-	$(BIN)/python -m pytest -n 2 -m "(more or slow or browser) and $(ELSEWHERE)"
+	$(BIN)/python -m pytest -n 2 $(QUICK) -m "(more or slow or browser) and $(ELSEWHERE)"
 
 test-all: test test-rest  ## both tiers
 
