@@ -308,6 +308,26 @@ def test_a_fix_of_a_plan_that_does_not_fit_fits(recipe, gpu, extra):
         assert plan_of(recipe, *words, *pasted, gpu=on).fits
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words", "fix"),
+    [
+        # it was `--gpu 5090 rollout.max_new_tokens=256 student.train=lora`: a smaller GPU
+        ("grpo_vgs_teacher_qwen3vl_8b.yaml", [],
+         "student.train=lora   or   --gpu B200 train.gradient_checkpointing=true"),
+        # it was `rollout.max_new_tokens=512 student.train=lora   or   --gpu H200`
+        (RECIPE, ["teacher.model=Qwen/Qwen3-VL-32B-Instruct"],
+         "train.gradient_checkpointing=true teacher.precision=int8   or   --gpu H200"),
+    ],
+)  # fmt: skip
+def test_a_fix_names_a_larger_gpu_and_first_what_changes_the_run_least(recipe, words, fix):
+    plan = plan_of(recipe, *words)
+    with pytest.raises(ConfigError) as caught:
+        check_fits({"run": plan}, PlanOptions(disk=1e6))
+    assert caught.value.fix == fix
+    key = fix.split("   or")[0].split()[-1].split("=")[0]
+    assert caught.value.note == f"{key} changes what the run learns"
+
+
 def test_a_disk_that_is_too_small_is_refused_with_settings_that_fit():
     plan = plan_of(RECIPE)
     needed = plan.cost.disk_bytes()["all"] / 1e9
