@@ -38,7 +38,7 @@ def main():
     weights = list(vlm.model.parameters())
     exact = [torch.zeros(w.shape) for w in weights]
     half = [torch.zeros(w.shape, dtype=w.dtype) for w in weights]
-    print("| passes | error | norm | cosine |\n|---|---|---|---|")
+    print("| passes | error | norm | cosine | worst tensor |\n|---|---|---|---|---|")
     for number, _ in enumerate(gradients(vlm), 1):
         for weight, e, h in zip(weights, exact, half, strict=True):
             if weight.grad is not None:
@@ -49,7 +49,10 @@ def main():
             a, b = (torch.cat([x.float().flatten() for x in xs]) for xs in (exact, half))
             cosine = float(a.double().dot(b.double()) / (a.double().norm() * b.double().norm()))
             error, norm = float((a - b).norm() / a.norm()), float(b.norm() / a.norm())
-            print(f"| {number} | {error:.4f} | {norm:.4f} | {cosine:.5f} |", flush=True)
+            pairs = zip(exact, half, strict=True)
+            worst = max(float((e - h.float()).norm() / e.norm().clamp_min(1e-30)) for e, h in pairs)
+            cells = f"{number} | {error:.4f} | {norm:.4f} | {cosine:.4f} | {worst:.3f}"
+            print(f"| {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -325,6 +325,16 @@ def test_a_fix_of_a_plan_that_does_not_fit_fits(recipe, gpu, extra):
         assert plan_of(recipe, *words, *pasted, gpu=on).fits
 
 
+def test_a_fix_drops_first_what_changes_what_is_learned():
+    """It was `rollout.max_new_tokens=512 student.train=lora`, without the other two."""
+    settings = plan_of(RECIPE, gpu="4090").settings_that_fit()
+    assert settings == {
+        "train.offload_teacher": True,
+        "train.gradient_checkpointing": True,
+        "student.train": "lora",
+    }
+
+
 @pytest.mark.parametrize(
     ("recipe", "words", "fix"),
     [

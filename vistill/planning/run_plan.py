@@ -251,8 +251,8 @@ def halves(value: int, least: int) -> list[int]:
 
 
 def without_needless(plan: RunPlan, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that are not needed."""
-    for key in list(settings):
+    """The settings without those that are not needed, first those that change what is learned."""
+    for key in sorted(settings, key=lambda key: key not in CHANGE_RESULT):
         fewer = {k: v for k, v in settings.items() if k != key}
         if plan.with_settings(fewer).fits:
             settings = fewer
