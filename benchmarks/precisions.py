@@ -1,12 +1,14 @@
 """What the precision of trained weights and the optimizer change: tiny runs, several seeds.
 
 `python benchmarks/precisions.py [LR ...]` trains the shipped tiny student by `opd` with each, and
-prints a table, mean and range over seeds: the mean loss of the last steps, and how far the weights
-are from those of the fp32 run with the same seed, relative to how far that run moved them.
+prints a table, mean and range over seeds: the mean loss of the last steps; how far the weights are
+from those of the fp32 run with the same seed, relative to how far that run moved them; and the
+share of that move which the run made (its own move, projected on that of the fp32 run). `--only
+bf16_stochastic` measures that precision next to the fp32 run, and none of the others.
 """
 
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
@@ -68,26 +70,37 @@ def shown(values, digits):
     return f"{mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def measure(start, lr, choices):
+    """Print a row per choice; the first one is the reference."""
+    exact = {}
+    for choice in choices:
+        losses, distances, shares = [], [], []
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as name:
+                loss, weights = run_once(Path(name) / "run", choice, seed, lr)
+            losses.append(loss)
+            moved = exact.setdefault(seed, weights) - start
+            distances.append(float((weights - start - moved).norm() / moved.norm()))
+            shares.append(float((weights - start).dot(moved) / moved.dot(moved)))
+        cells = [f"{lr:g}", *choice, shown(losses, 4), shown(distances, 2), shown(shares, 2)]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("lr", type=float, nargs="*", default=[3e-4])
+    parser.add_argument("--only", action="append", help="a value of student.precision")
+    options = parser.parse_args()
     use_one_thread()
     quiet_libraries()
     start = weights_of(vistill.load("vistill:student", device="cpu"))
+    chosen = [c for c in CHOICES[1:] if options.only is None or c[0] in options.only]
     print(f"{STEPS} steps of 8 prompts x 2 rollouts, seeds {SEEDS}", flush=True)
-    print("| lr | `student.precision` | `train.optimizer` | step | loss | distance of weights |")
-    print("|---|---|---|---|---|---|")
-    for lr in [float(x) for x in sys.argv[1:]] or [3e-4]:
-        exact = {}
-        for choice in CHOICES:
-            losses, distances = [], []
-            for seed in SEEDS:
-                with tempfile.TemporaryDirectory() as name:
-                    loss, weights = run_once(Path(name) / "run", choice, seed, lr)
-                losses.append(loss)
-                weights_of_reference = exact.setdefault(seed, weights)
-                moved = (weights_of_reference - start).norm()
-                distances.append(float((weights - weights_of_reference).norm() / moved))
-            cells = [f"{lr:g}", *choice, shown(losses, 4), shown(distances, 2)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+    columns = ["lr", "`student.precision`", "`train.optimizer`", "step", "loss", "distance", "move"]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
+    for lr in options.lr:
+        measure(start, lr, [CHOICES[0], *chosen])
 
 
 if __name__ == "__main__":

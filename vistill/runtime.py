@@ -12,6 +12,10 @@ import os
 CUBLAS, CUBLAS_FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
+#: What was wrong when CUDA was first seen to run; then cuBLAS has no fixed workspace for good.
+_seen_without: list[str] = []
+
+
 def fix_cublas_workspace() -> None:
     """Give cuBLAS a workspace of fixed size, so that its products repeat bitwise.
 
@@ -21,6 +25,27 @@ def fix_cublas_workspace() -> None:
 
     if not torch.cuda.is_initialized():
         os.environ.setdefault(CUBLAS, CUBLAS_FIXED[0])
+    cublas_problem()
+
+
+def cublas_problem() -> str | None:
+    """Why cuBLAS has no workspace of fixed size, or None.
+
+    cuBLAS reads the variable when CUDA starts. What this process sets later is not in effect, so a
+    value that was wrong when CUDA was first seen to run is remembered. A value that was set after
+    the start of CUDA and before the first call is not told from a right one.
+    """
+    import torch
+
+    value = os.environ.get(CUBLAS)
+    problem = f"{CUBLAS} is {value}" if value else f"{CUBLAS} was not set before CUDA started"
+    if value not in CUBLAS_FIXED and torch.cuda.is_initialized() and not _seen_without:
+        _seen_without.append(problem)
+    if value not in CUBLAS_FIXED:
+        return problem
+    if _seen_without:
+        return f"{CUBLAS} was set after CUDA started"
+    return None
 
 
 def use_one_thread() -> None:

@@ -178,6 +178,12 @@ def the_memory_budget_is_tiny(place):
     place.line = place.line.replace(" --fast", "")
 
 
+@situation("C104")
+def the_memory_holds_one_prompt_with_checkpointing_only(place):
+    start(place, "train.memory=0.0013 rollout.max_new_tokens=60")
+    place.line = place.line.replace(" --fast", "")
+
+
 @situation("C110")
 def everything_is_frozen(place):
     start(place, "'train.freeze=[vision,language,head]'", verb="train")

@@ -274,6 +274,12 @@ def the_memory_is_full(place):
     place.once["VISTILL_FAULT"] = "score.begin:oom@every"
 
 
+@situation("R501", NEW="läufe/zweiter lauf", SMALLER="4")
+def the_memory_is_full_in_the_backward_pass(place):
+    start(place, verb="train")
+    place.once["VISTILL_FAULT"] = "learn.part:oom@every"
+
+
 @situation("N701")
 def nothing_is_finite(place):
     start(place, "train.steps=3", verb="train")

@@ -293,7 +293,7 @@ def a_method_without_a_teacher_has_too_little_memory(workspace):
 )  # fmt: skip
 def test_a_memory_budget_too_small_for_one_prompt_says_what_is_enough(workspace, plant):
     plant(workspace)
-    assert follow(workspace, "C104", before_weights=False).error["fix"].startswith("train.memory=")
+    assert "train.memory=" in follow(workspace, "C104", before_weights=False).error["fix"]
 
 
 # ---- C201, another recipe on resume ----

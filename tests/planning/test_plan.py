@@ -1,6 +1,7 @@
 """`vistill plan`: every recipe has one, it is true to the measured run, and its fixes work."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,22 @@ def test_every_model_of_a_shipped_recipe_has_a_shape_with_its_source():
         for plan in plan_stages(recipe, (), PlanOptions()).values():
             for shape in (plan.student, plan.teacher):
                 assert shape is None or shape.name.startswith("vistill:") or shape.name in shapes
+
+
+#: The GPU for the memory that recipes name.
+GPU_OF = {"24": "4090", "80": "H100", "180": "B200"}
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_a_recipe_fits_on_the_gpu_that_it_says_it_is_for(recipe):
+    """Those of VGS said 80 GB and needed 92 GiB, and that of its teacher 178 GiB."""
+    named = re.search(
+        r"for one GPU with (\d+) GB", shipped_recipes()[recipe].read_text(), re.IGNORECASE
+    )
+    assert named or "qwen3vl" not in recipe, "recipes of real sizes name their GPU"
+    if named:
+        plans = plan_stages(recipe, (), PlanOptions(gpu=GPU_OF[named[1]]))
+        assert [name for name, plan in plans.items() if not plan.fits] == []
 
 
 def test_the_shipped_recipe_fits_on_80_gb():
@@ -306,6 +323,36 @@ def test_a_fix_of_a_plan_that_does_not_fit_fits(recipe, gpu, extra):
         if pasted[0] == "--gpu":
             on, pasted = pasted[1], pasted[2:]
         assert plan_of(recipe, *words, *pasted, gpu=on).fits
+
+
+def test_a_fix_drops_first_what_changes_what_is_learned():
+    """Responses keep their length: checkpointing, which changes no number, is dropped last."""
+    settings = plan_of(RECIPE, gpu="4090").settings_that_fit()
+    assert settings == {
+        "train.gradient_checkpointing": True,
+        "teacher.precision": "int8",
+        "student.train": "lora",
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "fix"),
+    [
+        # it was `--gpu 5090 rollout.max_new_tokens=256 student.train=lora`: a smaller GPU
+        ("grpo_vgs_teacher_qwen3vl_8b.yaml", ["train.gradient_checkpointing=false"],
+         "student.train=lora   or   --gpu B200 train.gradient_checkpointing=true"),
+        # it was `rollout.max_new_tokens=512 student.train=lora   or   --gpu H200`
+        (RECIPE, ["teacher.model=Qwen/Qwen3-VL-32B-Instruct"],
+         "train.gradient_checkpointing=true teacher.precision=int8   or   --gpu H200"),
+    ],
+)  # fmt: skip
+def test_a_fix_names_a_larger_gpu_and_first_what_changes_the_run_least(recipe, words, fix):
+    plan = plan_of(recipe, *words)
+    with pytest.raises(ConfigError) as caught:
+        check_fits({"run": plan}, PlanOptions(disk=1e6))
+    assert caught.value.fix == fix
+    key = fix.split("   or")[0].split()[-1].split("=")[0]
+    assert caught.value.note == f"{key} changes what the run learns"
 
 
 def test_a_disk_that_is_too_small_is_refused_with_settings_that_fit():

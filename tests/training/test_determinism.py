@@ -21,6 +21,12 @@ from vistill.training.settings import TrainSettings
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.fixture(autouse=True)
+def nothing_seen(monkeypatch):
+    """What CUDA was seen to run with is state of the process."""
+    monkeypatch.setattr(runtime, "_seen_without", [])
+
+
 def mode():
     return (
         torch.are_deterministic_algorithms_enabled(),
@@ -69,6 +75,30 @@ def test_the_workspace_is_set_before_cuda_starts_and_never_afterwards(monkeypatc
     monkeypatch.setenv(CUBLAS, ":16:8")
     fix_cublas_workspace()
     assert os.environ[CUBLAS] == ":16:8"
+
+
+def test_a_workspace_that_is_set_after_cuda_started_is_refused(monkeypatch):
+    """It passed: the variable was right, but cuBLAS had read it before."""
+    monkeypatch.delenv(CUBLAS, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    fix_cublas_workspace()  # where models are loaded
+    monkeypatch.setenv(CUBLAS, ":4096:8")
+    with (
+        pytest.raises(ConfigError, match=r"(?s)E304.*set after CUDA started.*start Python again"),
+        deterministic_kernels(True, CUDA),
+    ):
+        pass
+
+
+def test_a_workspace_that_was_set_before_cuda_started_is_accepted(monkeypatch):
+    monkeypatch.delenv(CUBLAS, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert runtime.cublas_problem(), "not set yet"
+    fix_cublas_workspace()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    fix_cublas_workspace()
+    with deterministic_kernels(True, CUDA):
+        pass
 
 
 def test_an_operator_without_a_deterministic_kernel_has_a_code_on_a_gpu_only(monkeypatch):

@@ -16,7 +16,7 @@ from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
-from vistill.models.checkpointing import set_checkpointing
+from vistill.models.checkpointing import is_checkpointing, set_checkpointing
 from vistill.models.scoring import EncodedGroup, open_reading
 from vistill.objectives import OPD, SFT, VGS
 from vistill.rollouts.settings import RolloutSettings
@@ -309,7 +309,13 @@ def test_the_fixes_for_an_impossible_budget_work(tmp_path, student, teacher):
     with pytest.raises(ConfigError) as caught:
         choose_split(make_plan(student, teacher, memory=memory), RunFolder(tmp_path))
     assert caught.value.code == "C104"
-    more, fewer = (word.split("=")[1] for word in caught.value.fix.replace(" or ", " ").split())
+    again, more, fewer = caught.value.fix.replace(" or ", " ").split()
+    more, fewer = more.split("=")[1], fewer.split("=")[1]
+    assert again == "train.gradient_checkpointing=true"
+    plan = make_plan(student, teacher, memory=memory)
+    set_checkpointing(student, True)
+    choose_split(plan, RunFolder(tmp_path / "again"))
+    set_checkpointing(student, False)
     choose_split(make_plan(student, teacher, memory=float(more)), RunFolder(tmp_path / "more"))
     choose_split(
         make_plan(student, teacher, memory=memory, max_new_tokens=int(fewer)),
@@ -330,6 +336,31 @@ def test_the_fixes_for_an_impossible_budget_work(tmp_path, student, teacher):
         )
     image = int(caught.value.fix.split("data.max_image_tokens=")[1])
     assert held.least(2 * image, 2) <= tight * GIB
+
+
+def test_gradient_checkpointing_is_named_only_where_the_run_would_fit_with_it(
+    tmp_path, student, teacher, monkeypatch
+):
+    held = measure_memory(make_plan(student, teacher)).held
+    longest = measure_memory(make_plan(student, teacher)).longest
+
+    def fix_at(memory):
+        with pytest.raises(ConfigError) as caught:
+            choose_split(make_plan(student, teacher, memory=memory), RunFolder(tmp_path))
+        assert not is_checkpointing(student.model), "the measurement leaves the student as it was"
+        return caught.value.fix
+
+    enough = held.least(longest, 60) / GIB
+    set_checkpointing(student, True)
+    again = measure_memory(make_plan(student, teacher))
+    set_checkpointing(student, False)
+    least = again.held.least(longest, 120) / GIB
+    assert least < enough, "the test needs a budget that holds one but not the other"
+    assert fix_at(enough).startswith("train.gradient_checkpointing=true   or train.memory=")
+    assert fix_at(1.01 * least).startswith("train.gradient_checkpointing=true   or train.memory=")
+    assert fix_at(0.99 * least).startswith("train.memory=")
+    monkeypatch.setattr(student.model, "supports_gradient_checkpointing", False)
+    assert fix_at(enough).startswith("train.memory="), "a student whose layers cannot (C112)"
 
 
 def test_a_prompt_that_fits_below_the_limit_is_not_refused(tmp_path, student, teacher):

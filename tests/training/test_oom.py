@@ -9,12 +9,18 @@ from tiers import few
 from training.test_loop import EVAL, make_plan, run_plan
 
 from vistill.errors import RolloutError
+from vistill.models.checkpointing import set_checkpointing
 from vistill.objectives import METHODS
 from vistill.objectives.va_opd import VAOPD
 from vistill.runs.folder import RunFolder
 from vistill.training import step as step_module
 from vistill.training.micro_batches import halve_micro_batches
-from vistill.training.oom import MemoryRetry, is_out_of_memory
+from vistill.training.oom import (
+    MemoryRetry,
+    is_out_of_memory,
+    memory_savings,
+    out_of_memory_error,
+)
 from vistill.training.settings import SaveSettings, TrainSettings
 
 pytestmark = pytest.mark.usefixtures("without_canary")
@@ -110,6 +116,39 @@ def test_if_one_prompt_at_a_time_does_not_fit_the_run_stops_with_r501(
         run_four_steps(tokenizer, teacher, tmp_path)
     assert caught.value.code == "R501"
     assert len(caught.value.render().splitlines()) <= 12
+
+
+@pytest.mark.more
+def test_the_fix_of_r501_names_what_saves_memory_in_its_phase_and_is_not_on(
+    tokenizer, teacher, tmp_path, monkeypatch
+):
+    """It always named off-loading the teacher: of no use on a CPU, and never checkpointing."""
+    checkpointing = "train.gradient_checkpointing=true"
+
+    def fix_of(phase, gpu=False, again=False):
+        plan = make_plan(tokenizer, teacher, VAOPD())
+        models = plan.models
+        if gpu:
+            monkeypatch.setattr(type(teacher), "device", torch.device("cuda"))
+        set_checkpointing(models.student, again)
+        try:
+            return out_of_memory_error(phase, 1, "no more", memory_savings(models, phase)).fix
+        finally:
+            monkeypatch.undo()
+            set_checkpointing(models.student, False)
+
+    shorter = "in a new run: rollout.max_new_tokens=SMALLER run=NEW"
+    assert fix_of("learn") == f"{checkpointing}   or {shorter}"
+    assert fix_of("learn", again=True) == fix_of("rollout") == fix_of("score", gpu=True) == shorter
+    assert fix_of("rollout", gpu=True) == f"train.offload_teacher=true   or {shorter}"
+    assert fix_of("learn", gpu=True) == (
+        f"train.offload_teacher=true   or {checkpointing}   or {shorter}"
+    )
+    # as a run raises it: pasted, the run goes on with the bits that it would have had
+    break_at(monkeypatch, "learn.part:oom@every")
+    with pytest.raises(RolloutError, match="R501") as caught:
+        run_four_steps(tokenizer, teacher, tmp_path)
+    assert checkpointing in caught.value.fix
 
 
 def test_another_error_is_not_out_of_memory():

@@ -18,6 +18,7 @@ from vistill.functional.divergences import entropy, reverse_kl
 from vistill.functional.heads import Head
 from vistill.functional.mixed_heads import mix_heads
 from vistill.functional.rows import States, log_prob_from_hidden, per_row
+from vistill.models.loading import VLM
 from vistill.models.offload import OffloadedWeights
 from vistill.objectives import METHODS, OPD
 from vistill.rollouts.settings import RolloutSettings
@@ -133,6 +134,25 @@ def test_teachers_of_two_families_read_their_rows_each_in_its_own_way(tokenizer,
         parts.append(step_of(alone, [p for p in rows if names[p.id] == name])[0])
     mean = (parts[0] + parts[1]) / 2
     assert float((gradient - mean).abs().max()) <= 1e-6 * float(mean.abs().max())
+
+
+def test_of_two_families_only_the_other_one_encodes_a_prompt_again(
+    tokenizer, two, prompts, monkeypatch
+):
+    """A teacher of the student's family encoded its rows again, next to one of another family."""
+    teachers, rows = {**two, "llava": build_llava(tokenizer, 3).freeze()}, prompts[:3]
+    names = dict(zip((p.id for p in rows), teachers, strict=True))
+    models = replace(models_of(tokenizer, teachers, names), teacher_encodes=True)
+    calls, encode = Counter(), VLM.encode
+
+    def counted(vlm, prompt):
+        calls[prompt.id, vlm.family.describe()] += 1
+        return encode(vlm, prompt)
+
+    monkeypatch.setattr(VLM, "encode", counted)
+    step_of(models, rows)
+    own, other = models.student.family.describe(), teachers["llava"].family.describe()
+    assert calls == {**{(p.id, own): 1 for p in rows}, (rows[2].id, other): 1}
 
 
 WITH_TEACHER = [

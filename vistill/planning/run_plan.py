@@ -19,8 +19,8 @@ from vistill.training.recipe import Recipe, rows_of_teacher
 
 ROWS = Path(__file__).parent / "datasets.json"
 Setting = tuple[str, Any]
-#: More settings than `settings_that_fit` ever returns.
-MOST_SETTINGS = 10
+#: Settings of fixes that change what a run learns.
+CHANGE_RESULT = ("teacher.precision", "rollout.max_new_tokens", "train.freeze", "student.train")
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,21 @@ class RunPlan:
         return [name for name, gpu in GPUS.items() if replace(self, gpu=gpu).fits]
 
     def smallest_gpu(self) -> tuple[str, dict[str, Any]] | None:
-        """The smallest GPU on which the run fits, as it is or with settings; and the settings."""
-        gpus = sorted(GPUS.values(), key=lambda gpu: gpu.memory_gib)
-        for most_settings in (0, MOST_SETTINGS):
-            for gpu in gpus:
-                settings = replace(self, gpu=gpu).settings_that_fit()
-                if settings is not None and len(settings) <= most_settings:
-                    return gpu.name, settings
-        return None
+        """The smallest larger GPU on which the run fits, and the settings that it needs there.
+
+        One on which it fits as it is comes first, then one with settings that change no number.
+        """
+        larger = [gpu for gpu in GPUS.values() if gpu.memory_gib > self.gpu.memory_gib]
+        fitting = [
+            (gpu.name, settings)
+            for gpu in sorted(larger, key=lambda gpu: gpu.memory_gib)
+            if (settings := replace(self, gpu=gpu).settings_that_fit()) is not None
+        ]
+        return min(
+            fitting,
+            key=lambda one: (any(key in CHANGE_RESULT for key in one[1]), bool(one[1])),
+            default=None,
+        )
 
     def with_settings(self, settings: Mapping[str, Any]) -> "RunPlan":
         """The plan with other settings."""
@@ -220,6 +227,8 @@ class RunPlan:
             yield [("train.gradient_checkpointing", True)]
         if recipe.train.precision == "fp32":
             yield [("train.precision", "bf16")]
+        if self.teacher is not None and recipe.teacher.precision in ("auto", "bf16", "fp32"):
+            yield [("teacher.precision", "int8")]
         tokens = recipe.rollout.max_new_tokens
         yield [("rollout.max_new_tokens", t) for t in halves(tokens, max(256, tokens // 8))]
         yield [("train.freeze", ("vision",))] if not recipe.train.freeze else []
@@ -242,8 +251,8 @@ def halves(value: int, least: int) -> list[int]:
 
 
 def without_needless(plan: RunPlan, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that are not needed."""
-    for key in list(settings):
+    """The settings without those that are not needed, first those that change what is learned."""
+    for key in sorted(settings, key=lambda key: key not in CHANGE_RESULT):
         fewer = {k: v for k, v in settings.items() if k != key}
         if plan.with_settings(fewer).fits:
             settings = fewer

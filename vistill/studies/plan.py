@@ -13,7 +13,7 @@ from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, DataError, quote_command, quote_setting
 from vistill.planning.gpus import DEFAULT_GPU, PROFILES, find_gpu, find_profile
 from vistill.planning.memory import GIB
-from vistill.planning.run_plan import RunPlan, Sizes, known_rows
+from vistill.planning.run_plan import CHANGE_RESULT, RunPlan, Sizes, known_rows
 from vistill.planning.shapes import COUNTED_FAMILY, ModelShape, shape_of_config, shipped_shapes
 from vistill.runs.chosen_student import resolve_model
 from vistill.runs.folder import RunFolder
@@ -29,9 +29,6 @@ from vistill.studies.stages import no_stage_error
 from vistill.training.build import make_objective
 from vistill.training.checks.disk import bytes_in
 from vistill.training.disk_needs import disk_too_small_error
-
-#: Settings that change what a run learns.
-CHANGE_RESULT = ("rollout.max_new_tokens", "train.freeze", "student.train")
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,9 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
         fixes.append(" ".join([f"--gpu {larger[0]}", setting_words(larger[1])]).strip())
     if not fixes:
         fixes.append(quote_setting("student.model", smallest_model()))
-    changed = [key for key in settings or {} if key in CHANGE_RESULT]
+    shown = {**(settings or {}), **(larger[1] if larger is not None else {})}
+    changed = [key for key in shown if key in CHANGE_RESULT]
+    verb = "changes" if len(changed) == 1 else "change"
     return ConfigError(
         "C130",
         f"the run does not fit on one {plan.gpu.name}: {peak.name} needs {peak.total / GIB:.1f} GiB"
@@ -259,7 +258,7 @@ def gpu_too_small_error(plan: RunPlan) -> ConfigError:
         where=plan.recipe.run,
         why=", ".join(f"{kind} {size / GIB:.1f}" for kind, size in largest if size),
         fix="   or   ".join(fixes),
-        note=f"{' and '.join(changed)} change what the run learns" if changed else "",
+        note=f"{' and '.join(changed)} {verb} what the run learns" if changed else "",
     )
 
 

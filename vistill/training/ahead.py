@@ -86,7 +86,7 @@ class EncodingsAhead:
             return
         for view, reader in self.uses:
             for prompt in prompts:
-                key = (prompt.id, models.encoding_key(view, reader))
+                key = models.key_of(prompt, view, reader)
                 if key not in prepared:
                     job = self.pool.submit(self.encode, models, prompt, view, reader)
                     prepared[key] = job

@@ -4,14 +4,13 @@ On a CUDA device torch's strict mode is on: an operator without a deterministic 
 cuBLAS needs a fixed workspace, which it takes from an environment variable when CUDA starts.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from vistill.errors import ConfigError
-from vistill.runtime import CUBLAS, CUBLAS_FIXED
+from vistill.runtime import CUBLAS, CUBLAS_FIXED, cublas_problem
 
 
 @contextmanager
@@ -41,12 +40,12 @@ def deterministic_kernels(enabled: bool, device: torch.device) -> Iterator[None]
 
 def check_workspace() -> None:
     """Raise E304 unless cuBLAS has a workspace of fixed size."""
-    value = os.environ.get(CUBLAS)
-    if value in CUBLAS_FIXED:
+    problem = cublas_problem()
+    if problem is None:
         return
     raise ConfigError(
         "E304",
-        f"{CUBLAS} is {value}" if value else f"{CUBLAS} was not set before CUDA started",
+        problem,
         where="train.deterministic=true",
         why="without a workspace of fixed size cuBLAS may add in another order the next time",
         fix=f"export {CUBLAS}={CUBLAS_FIXED[0]}",

@@ -5,6 +5,7 @@ from the shape of a model.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,12 @@ class MemoryMeasurement:
     """Whether the family can shrink images to a limit of tokens."""
 
     def choose_split(
-        self, budget: float, response_tokens: int, where: Path, limit: float | None = None
+        self,
+        budget: float,
+        response_tokens: int,
+        where: Path,
+        limit: float | None = None,
+        fits_recomputed: Callable[[], bool] = lambda: False,
     ) -> BatchSplit:
         """The largest split within limits and budget; half of the budget is for prompts.
 
@@ -78,15 +84,16 @@ class MemoryMeasurement:
             where: the run folder, for messages.
             limit: bytes that a backward pass can hold at all. Up to them the smallest parts are
                 taken where the budget is exceeded. None: the budget is the limit.
+            fits_recomputed: whether they would fit with gradient checkpointing; asked on an error.
 
         Raises:
             ConfigError: C104, one prompt with one response exceeds budget and limit.
         """
         held, longest = self.held, self.longest
         if held.least(longest, response_tokens) > budget:
-            smallest = held.least_without_margin(longest, response_tokens)
-            if limit is None or smallest > limit:
-                raise self.too_small_error(budget, response_tokens, where)
+            if not self.has_room(budget, response_tokens, limit):
+                again = fits_recomputed()
+                raise self.too_small_error(budget, response_tokens, where, again)
             return BatchSplit(tokens=1, part_tokens=1)
         budget -= held.weights
         # a prompt that needs more than half is alone in its micro-batch; prompts may need less than
@@ -103,8 +110,17 @@ class MemoryMeasurement:
         overhead = math.ceil(longest * held.response / held.response_token)
         return BatchSplit(tokens=tokens, part_tokens=part, overhead=overhead)
 
-    def too_small_error(self, budget: float, response_tokens: int, where: Path) -> ConfigError:
-        """C104 with settings that fit."""
+    def has_room(self, budget: float, response_tokens: int, limit: float | None) -> bool:
+        """Whether one prompt with one response fits: into the budget, or below the limit."""
+        if self.held.least(self.longest, response_tokens) <= budget:
+            return True
+        smallest = self.held.least_without_margin(self.longest, response_tokens)
+        return limit is not None and smallest <= limit
+
+    def too_small_error(
+        self, budget: float, response_tokens: int, where: Path, fits_recomputed: bool = False
+    ) -> ConfigError:
+        """C104 with settings that fit; what changes no number comes first."""
         held, longest = self.held, self.longest
         least = held.least(longest, response_tokens)
         for_tokens = (budget - held.weights) / MARGIN
@@ -124,6 +140,7 @@ class MemoryMeasurement:
             else ""
         )
         smaller = f"   or rollout.max_new_tokens={fits}" if fits >= 1 else image
+        again = "train.gradient_checkpointing=true   or " if fits_recomputed else ""
         return ConfigError(
             "C104",
             f"one prompt with one response needs {least / GIB:.3g} GiB, "
@@ -134,7 +151,7 @@ class MemoryMeasurement:
             f"{held.prompt_token / 1024:,.0f} KiB per prompt token, "
             f"{held.response_token / 1024:,.0f} KiB per response token"
             + (f", {held.weights / GIB:.3g} GiB of weight copies" if held.weights else ""),
-            fix=f"train.memory={1.05 * least / GIB:.3g}{smaller}",
+            fix=f"{again}train.memory={1.05 * least / GIB:.3g}{smaller}",
             note=f"with this prompt, responses of up to {fits:,} tokens fit"
             if fits >= 1
             else f"with such a response, prompts of up to {max(0, shorter):,} tokens fit",

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -34,7 +35,12 @@ from vistill.training.context import StepContext
 from vistill.training.determinism import deterministic_kernels
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.journal import Journal
-from vistill.training.oom import MemoryRetry, is_out_of_memory, out_of_memory_error
+from vistill.training.oom import (
+    MemoryRetry,
+    is_out_of_memory,
+    memory_savings,
+    out_of_memory_error,
+)
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan, pick_prompts
 from vistill.training.precision import training_dtype
@@ -192,7 +198,9 @@ def make_step_context(
         split=plan.split,
         poll=interrupt.poll,
         observe=clock.observe,
-        memory_retry=MemoryRetry(saved.state.halvings, report),
+        memory_retry=MemoryRetry(
+            saved.state.halvings, report, partial(memory_savings, plan.models)
+        ),
         journal=journal if plan.save.journal else None,
     )
 
@@ -216,7 +224,8 @@ def run_next_step(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory_error("update", 0, str(error)) from error
+            savings = memory_savings(context.models, "update")
+            raise out_of_memory_error("update", 0, str(error), savings) from error
 
 
 def replace_rows_or_raise(

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vistill.functional.row_chunks import CHUNK_BYTES
-from vistill.models.checkpointing import is_checkpointing, observing_layers
+from vistill.models.checkpointing import (
+    can_checkpoint,
+    is_checkpointing,
+    observing_layers,
+    set_checkpointing,
+)
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.flops import LINEAR as CAST_LAYERS
 from vistill.models.loading import VLM
@@ -67,7 +72,13 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
         return BatchSplit(**known["split"])
     measured, budget = measure_memory(setup), memory_budget(setup)
     limit = None if setup.train.memory is not None else memory_limit(setup)
-    split = measured.choose_split(budget, question["response_tokens"], folder.path, limit)
+    tokens = question["response_tokens"]
+
+    def fits_recomputed() -> bool:
+        again = measure_with_checkpointing(setup)
+        return again is not None and again.has_room(budget, tokens, limit)
+
+    split = measured.choose_split(budget, tokens, folder.path, limit, fits_recomputed)
     held = {**asdict(measured.held), "longest_prompt": measured.longest}
     folder.write(
         FILE,
@@ -78,6 +89,18 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
         f"{split.part_tokens:,} response tokens, within {budget / GIB:.3g} GiB"
     )
     return split
+
+
+def measure_with_checkpointing(setup: "RunSetup") -> MemoryMeasurement | None:
+    """What `train.gradient_checkpointing` would hold; None if it is on, or the student cannot."""
+    student = setup.models.student
+    if is_checkpointing(student.model) or not can_checkpoint(student):
+        return None
+    set_checkpointing(student, True)
+    try:
+        return measure_memory(setup)
+    finally:
+        set_checkpointing(student, False)
 
 
 def longest_response(setup: "RunSetup") -> int:

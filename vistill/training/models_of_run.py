@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from vistill.data.keys import keyed_seed
 from vistill.models.families.base import EncodedPrompt
 from vistill.models.loading import VLM
+from vistill.models.pairs import same_family
 from vistill.types import Pass, Prompt, Reader, View
 from vistill.views import ViewContext, apply_view
 
 EncodingKey = tuple[str, str]
-"""Prompt id, and `Models.encoding_key`."""
+"""Prompt id, and the name of an encoding (`Models.key_of`)."""
 Prepared = Callable[[EncodingKey], EncodedPrompt | None]
 """Finds an encoding that was made before, or None."""
 
@@ -122,14 +123,14 @@ class Models:
         """
         if self.encodings is None:
             return self.encode_now(prompt, view, reader)
-        key = (prompt.id, self.encoding_key(view, reader))
+        key = self.key_of(prompt, view, reader)
         if key not in self.encodings:
             self.encodings[key] = self.prepared(key) or self.encode_now(prompt, view, reader)
         return self.encodings[key]
 
     def encode_now(self, prompt: Prompt, view: View | str, reader: Reader) -> EncodedPrompt:
         """The same, encoded here and kept nowhere."""
-        encoder = self.teacher_of(prompt) if self.has_own_encoding(reader) else self.student
+        encoder = self.teacher_of(prompt) if self.encodes_itself(prompt, reader) else self.student
         return encoder.encode(self.prompt_under(prompt, view))
 
     def encoders(self) -> list[VLM]:
@@ -151,6 +152,20 @@ class Models:
     def has_own_encoding(self, reader: Reader) -> bool:
         """Whether a reader encodes prompts itself: a teacher of another family."""
         return self.teacher_encodes and reader is Reader.TEACHER
+
+    def encodes_itself(self, prompt: Prompt, reader: Reader) -> bool:
+        """Whether a reader encodes this prompt itself: its own teacher is of another family."""
+        if not self.has_own_encoding(reader):
+            return False
+        return not same_family(self.student, self.teacher_of(prompt))
+
+    def key_of(self, prompt: Prompt, view: View | str, reader: Reader) -> EncodingKey:
+        """What a reader gets of a prompt under a view, once per step.
+
+        Of several teachers, those of the student's family share its encoding.
+        """
+        own = self.encodes_itself(prompt, reader)
+        return prompt.id, self.encoding_key(view, reader) if own else str(view)
 
     def encoding_key(self, view: View | str, reader: Reader) -> str:
         """A name for what a reader gets under a view. Readers with equal encodings share it."""

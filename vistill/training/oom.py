@@ -1,13 +1,15 @@
 """Out of memory: halve the size of a phase and run it again. The update stays the same."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
 from vistill.errors import RolloutError
+from vistill.models.checkpointing import can_checkpoint, is_checkpointing
+from vistill.training.models_of_run import Models
 
 Result = TypeVar("Result")
 
@@ -29,6 +31,8 @@ class MemoryRetry:
 
     halvings: dict[str, int] = field(default_factory=dict)
     report: Callable[[str], None] = lambda text: None
+    savings: Callable[[str], Sequence[str]] = lambda phase: ()
+    """Settings that save memory in a phase and change no number; those that are on are not."""
 
     def run_halving(
         self, phase: str, sizes: Callable[[int], object], attempt: Callable[[int], Result]
@@ -57,7 +61,7 @@ class MemoryRetry:
                 (t for t in range(times + 1, MOST_HALVINGS) if sizes(t) != sizes(times)), None
             )
             if smaller is None:
-                raise out_of_memory_error(phase, times, reason)
+                raise out_of_memory_error(phase, times, reason, self.savings(phase))
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -68,6 +72,19 @@ class MemoryRetry:
             )
 
 
+def memory_savings(models: Models, phase: str) -> list[str]:
+    """Settings that are off, save memory in a phase, and change no number."""
+    student = models.student
+    teachers = [vlm for _, one in models.by_teacher() if (vlm := one.teacher) is not None]
+    on_device = [vlm for vlm in teachers if vlm.device.type != "cpu" and vlm.offload is None]
+    savings = []
+    if on_device and (phase != "score" or len(teachers) > 1):  # one teacher must be there to read
+        savings.append("train.offload_teacher=true")
+    if phase == "learn" and not is_checkpointing(student.model) and can_checkpoint(student):
+        savings.append("train.gradient_checkpointing=true")
+    return savings
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error comes from the allocator of the GPU, of Python, or of torch on the CPU."""
     return isinstance(
@@ -75,14 +92,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     ) or "can't allocate memory" in str(error)
 
 
-def out_of_memory_error(phase: str, times: int, reason: str) -> RolloutError:
-    """R501."""
+def out_of_memory_error(
+    phase: str, times: int, reason: str, savings: Sequence[str] = ()
+) -> RolloutError:
+    """R501. Settings that change no number come first in its fix."""
+    first = "   or ".join(savings)
+    shorter = "in a new run: rollout.max_new_tokens=SMALLER run=NEW"
     smallest = "" if phase == "update" else ", even with one prompt at a time"
     return RolloutError(
         "R501",
         f"out of memory while {PHASES[phase]}{smallest}",
         why=(f"halved {times} times; " if times else "") + reason[:200],
-        fix="train.offload_teacher=true   or in a new run: rollout.max_new_tokens=SMALLER run=NEW",
+        fix=f"{first}   or {shorter}" if first else shorter,
         note="nothing is lost: the same command continues from the newest checkpoint, "
         "on a larger device too",
     )
