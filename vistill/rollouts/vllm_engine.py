@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vistill.errors import ConfigError
 from vistill.models.adapters import has_adapters, merged_weights
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
 from vistill.models.save import weights_of
@@ -206,7 +207,7 @@ class VLLMEngine(InProcessEngine):
         where = location_of_request(longest)
         checks.check_length(longest.prompt.ids, new, self.limits, where)
         images, where = max(
-            ((len(self.image_tokens(r)), location_of_request(r)) for r in requests),
+            ((len(image_tokens(self.family, r.prompt)), location_of_request(r)) for r in requests),
             key=lambda pair: pair[0],
         )
         checks.check_images(images, self.limits, where)
@@ -264,17 +265,12 @@ class VLLMEngine(InProcessEngine):
                 checks.check_prompt(checked[-1]["prompt_ids"], request.prompt.ids, image_id, where)
         return checked
 
-    def image_tokens(self, request: RolloutRequest) -> list[int]:
-        """Tokens of each image."""
-        grids = self.family.patch_grids(request.prompt) if request.prompt.has_image else []
-        return [rows * columns // self.family.merge**2 for _, rows, columns in grids]
-
     def describe(
         self, request: RolloutRequest, sampling: Sampling, forced: Sequence[int] | None
     ) -> tuple[dict[str, Any], list[Block]]:
         """A request for the process: one image token per image, and the pixels of the images."""
         images = self.family.images_as_read(request.prompt)
-        counts = self.image_tokens(request)
+        counts = image_tokens(self.family, request.prompt)
         ids = checks.collapse_images(request.prompt.ids, self.family.image_id, counts)
         message = {
             "ids": ids,
@@ -288,6 +284,12 @@ class VLLMEngine(InProcessEngine):
         return message, [image.tobytes() for image in images]
 
 
+def image_tokens(family: Qwen3VLFamily, prompt: EncodedPrompt) -> list[int]:
+    """Tokens of each image of a prompt."""
+    grids = family.patch_grids(prompt) if prompt.has_image else []
+    return [rows * columns // family.merge**2 for _, rows, columns in grids]
+
+
 def awake(process: VLLMProcess) -> VLLMProcess:
     """The process, woken if it sleeps."""
     if process.is_asleep:
@@ -296,17 +298,23 @@ def awake(process: VLLMProcess) -> VLLMProcess:
     return process
 
 
-def check_writer(vlm: VLM) -> Qwen3VLFamily:
-    """The family of a model that vLLM can write with (C101 for another one)."""
+def check_family(vlm: VLM, engine: str) -> Qwen3VLFamily:
+    """The family of a model whose pictures vLLM can get as the model reads them (C101)."""
     if not isinstance(vlm.family, Qwen3VLFamily):
-        what = f"rollout.engine = vllm, but the writer is of the family {vlm.family.describe()}"
+        what = f"rollout.engine = {engine}, but the writer is of the family {vlm.family.describe()}"
         why = "that vLLM gets exactly the pixels that the student reads is tested for Qwen3-VL"
         raise ConfigError("C101", what, why=why, fix="rollout.engine=shared")
+    return vlm.family
+
+
+def check_writer(vlm: VLM) -> Qwen3VLFamily:
+    """The family of a model that vLLM can write with (C101 for another one)."""
+    family = check_family(vlm, "vllm")
     if any(not p.dtype.is_floating_point for p in vlm.model.parameters()):
         what = "rollout.engine = vllm, but the weights of the writer are quantised"
         why = "vLLM takes weights of 16 or 32 bits"
         raise ConfigError("C101", what, why=why, fix="rollout.engine=shared")
-    return vlm.family
+    return family
 
 
 @torch.no_grad()
@@ -332,12 +340,18 @@ def write_model_folder(vlm: VLM, folder: Path, max_length: int) -> None:
     config.architectures = [type(vlm.model).__name__]
     config.save_pretrained(folder)
     vlm.family.save_processor(folder)
-    file, grid = folder / "preprocessor_config.json", vlm.family.image_grid()
+    file = folder / "preprocessor_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["size"] = picture_limits(vlm, max_length)
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def picture_limits(vlm: VLM, max_length: int) -> dict[str, int]:
+    """Limits, in pixels, under which no picture that the model has resized is resized again."""
+    grid = vlm.family.image_grid()
     token = (grid["patch"] * grid["merge"]) ** 2
     largest = min(2 * grid["max_pixels"], max_length * token)  # a resized image can be larger
-    settings["size"] = {"shortest_edge": token, "longest_edge": largest}
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    return {"shortest_edge": token, "longest_edge": largest}
 
 
 def probe_prompt() -> Prompt:
