@@ -1,6 +1,7 @@
 """The engine `server` without a server of vLLM: its proof, its requests, and errors of HTTP."""
 
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,8 +25,22 @@ from vistill.rollouts.server_probe import (
 from vistill.rollouts.server_routes import ChatRoute, IdsRoute, ServerModel, ServerRow
 from vistill.rollouts.settings import RolloutSettings, ServerSettings
 
+#: Before a test refuses connections.
+CONNECT = socket.socket.connect
 SAMPLING = Sampling(0, 0, 1.0, 1.0, 8)
 WARM = replace(SAMPLING, temperature=1.0, top_p=0.8)
+
+
+@pytest.fixture(autouse=True)
+def _this_machine(_no_network, monkeypatch):
+    """Connections to this machine are allowed."""
+    refuse = socket.socket.connect
+
+    def connect(self, address, *rest):
+        is_here = self.family == socket.AF_INET and address[0] == "127.0.0.1"
+        return (CONNECT if is_here else refuse)(self, address, *rest)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +153,8 @@ def test_a_request_sets_everything_that_decides_a_response_and_sends_pictures_wi
     assert (fields["temperature"], fields["top_p"], fields["top_k"], fields["seed"]) == (
         1.0, 0.8, 0, 5,
     )  # fmt: skip
-    assert fields["repetition_penalty"] == 1.0 and fields["logit_bias"] == {"7": -100, "600": -100}
+    assert fields["repetition_penalty"] == 1.0
+    assert fields["logit_bias"] == {"7": -100, "600": -100}
     (read,) = writer.family.images_as_read(request.prompt)
     chat = ChatRoute().body(model, request, WARM, 5)
     urls = [body["content_parts"][0]["url"]]

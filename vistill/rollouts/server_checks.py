@@ -13,6 +13,9 @@ KEY_VARIABLE = "VISTILL_SERVER_KEY"
 #: The start of a server that takes token ids and pictures, and returns ids.
 SERVE = "vllm serve MODEL --enable-scale-out"
 AGAIN = "the same command continues with what is written"
+#: Standard deviations that samples may be away from their expectation; rounding adds to the
+#: variance.
+MOST_DEVIATIONS, ROUNDING = 5.0, 0.1
 
 
 def server_error(
@@ -115,12 +118,12 @@ def check_draws(url: str, difference: float, variance: float, outside: int) -> N
 
     Args:
         url: of the server.
-        difference: sum over tokens of log p minus its expectation.
+        difference: sum over tokens of their place in the distribution, minus 1/2.
         variance: of that sum.
         outside: tokens that are not in the nucleus.
     """
-    deviation = difference / math.sqrt(variance + 1.0)
-    if abs(deviation) <= 6.0 and not outside:
+    deviation = -difference / math.sqrt(variance + ROUNDING)
+    if abs(deviation) <= MOST_DEVIATIONS and not outside:
         return
     what = "the server samples in another way than it is asked to"
     why = (

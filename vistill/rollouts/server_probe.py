@@ -43,9 +43,10 @@ class ProbeResult:
     processed_distance: float
     """The same to the model's after bans, temperature and nucleus."""
     difference: float
-    """Sum over tokens of log p minus its expectation under the distribution that was asked for.
+    """Sum over tokens of their place in the distribution that was asked for, minus 1/2.
 
-    It has expectation 0: each token is a sample given those before it.
+    The place of a token is the probability of the likelier ones and half of its own. It is 1/2 on
+    average, whatever came before.
     """
     variance: float
     """Of that sum."""
@@ -113,16 +114,17 @@ def token_facts(
     warm = (allowed / sampling.temperature).log_softmax(-1)
     inside = mask_outside_nucleus(warm, sampling.top_p).log_softmax(-1)
     chances = inside.exp()
-    values = torch.where(chances > 0, raw, torch.zeros_like(raw))
-    mean = (chances * values).sum(-1)
-    variance = (chances * (values - mean[:, None]) ** 2).sum(-1)
-    likelier = torch.where(warm > warm.gather(1, ids), warm.exp(), torch.zeros_like(warm)).sum(-1)
+    chance = chances.gather(1, ids)[:, 0]
+    likelier = torch.where(warm > warm.gather(1, ids), warm.exp(), 0.0).sum(-1)
+    before = torch.where(chances > chance[:, None], chances, 0.0).sum(-1)
+    equal = torch.where(chances == chance[:, None], chances, 0.0).sum(-1)
+    place = before + equal / 2  # 1/2 on average, with a variance of (1 - sum q^3) / 12
     outside = (likelier >= sampling.top_p + EDGE) if sampling.top_p < 1 else likelier < 0
     processed = inside.gather(1, ids)[:, 0]
     return TokenFacts(
         float((reported - own).abs().sum()),
         float((reported - processed).abs().clamp(max=100.0).sum()),
-        float((own - mean).sum()),
-        float(variance.sum()),
+        float((place - 0.5).sum()),
+        float(((1 - chances.pow(3).sum(-1)) / 12).sum()),
         int(outside.sum()),
     )
