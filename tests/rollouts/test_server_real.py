@@ -18,12 +18,15 @@ from test_vllm_real import NEEDED, REASON
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import RolloutError
 from vistill.models.loading import load_vlm
+from vistill.models.scoring import EncodedGroup, response_states, score
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import Sampling, make_requests
 from vistill.rollouts.server_routes import ChatRoute
+from vistill.rollouts.server_scores import SampledTokenTeacher
 from vistill.rollouts.settings import RolloutSettings, ServerSettings
 from vistill.rollouts.vllm_checks import VARIABLE
-from vistill.types import LoadedImage, Prompt
+from vistill.types import LoadedImage, Prompt, View
+from vistill.views import ViewContext, apply_view
 
 pytestmark = [
     pytest.mark.slow,
@@ -187,6 +190,51 @@ def test_what_is_too_long_or_has_too_many_pictures_is_refused(server, writer, so
     assert code_of(writer, url, requests_for(writer, some_prompts[:1]), long) == "R413"
     three = [Prompt("three", (picture, picture, picture, "Which?"))]
     assert code_of(writer, url, requests_for(writer, three)) == "R413"
+
+
+def test_the_sampled_token_teacher_has_the_exact_log_probabilities_under_both_views(
+    server, writer, some_prompts
+):
+    """And the mean of `log pS - log pT` over sampled tokens is the exact KL within its error.
+
+    The shipped teacher is the student here: the server has the other model.
+    """
+    student, diagrams = load_vlm(str(STUDENT.with_name("teacher"))), diagram_prompts("val", 12, 1)
+    asked = requests_for(student, diagrams, range(4))
+    sampling = replace(GREEDY, temperature=1.0)
+    groups = make_engine(student, RolloutSettings()).generate(asked, sampling)
+    responses = [tuple(r.ids for r in group) for group in groups]
+    ids = torch.tensor([i for group in responses for row in group for i in row])
+    settings = RolloutSettings(server=ServerSettings(url=server[0], precision="float32"))
+    scorer, views = SampledTokenTeacher(writer, settings), {}
+    for view in (View.FULL, View.PIXELATED):
+        seen = [writer.encode(apply_view(p, view, ViewContext())) for p in diagrams]
+        read = [EncodedGroup(p, r) for p, r in zip(seen, responses, strict=True)]
+        with torch.no_grad():
+            exact = score(writer, read, ids, writer.vocabulary_size, "log_prob").sampled()
+            logits = writer.head(writer.vocabulary_size).logits(response_states(writer, read))
+        views[view] = scorer.log_probs(read), exact, logits.log_softmax(-1)
+    sampled, exact, teacher = views[View.FULL]
+    assert torch.allclose(sampled, exact, atol=1e-4)
+    blind, exact_blind, _ = views[View.PIXELATED]
+    assert torch.allclose(sampled - blind, exact - exact_blind, atol=2e-4)
+    assert float((exact - exact_blind).abs().max()) > 0.1
+    own = [EncodedGroup(r.prompt, rows) for r, rows in zip(asked, responses, strict=True)]
+    with torch.no_grad():
+        logits = student.head(student.vocabulary_size).logits(response_states(student, own))
+    student_log = logits.log_softmax(-1)
+    exact_kl = (student_log.exp() * (student_log - teacher)).sum(-1)
+    estimate = student_log.gather(1, ids[:, None])[:, 0] - sampled
+    error = float((estimate - exact_kl).std()) / len(ids) ** 0.5
+    difference = float(estimate.mean() - exact_kl.mean())
+    print(
+        f"tokens {len(ids)}, sampled {float(estimate.mean()):.4f}, exact"
+        f" {float(exact_kl.mean()):.4f} +- {error:.4f}, deviation of a token"
+        f" {float((estimate - exact_kl).std()):.3f}, log-probabilities"
+        f" {float((sampled - exact).abs().max()):.1e}, advantage"
+        f" {float((sampled - blind - exact + exact_blind).abs().max()):.1e}"
+    )
+    assert abs(difference) < 4 * error
 
 
 def test_a_server_that_is_killed_during_a_call_is_an_error(server, writer, some_prompts):

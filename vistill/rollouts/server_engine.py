@@ -78,6 +78,7 @@ class ServerEngine(InProcessEngine):
     ) -> list[tuple[Rollout, ...]]:
         """Return the rollouts of each request, in order."""
         model = self.served_model()
+        self.check_lengths(requests, sampling.max_new_tokens)
         if requests and (sampling.temperature, sampling.top_p) not in self.proven:
             self.prove(model, sampling)
         seeds = [
@@ -115,6 +116,7 @@ class ServerEngine(InProcessEngine):
     def prove(self, model: ServerModel, sampling: Sampling) -> None:
         """R412, R417, R418 unless the server reads, samples and scores as the model does."""
         request, asked = probe_request(self.vlm), probe_tokens(sampling)
+        self.check_lengths([request], asked.max_new_tokens)
         if isinstance(self.route, IdsRoute):
             first = self.route.body(model, request, replace(asked, max_new_tokens=1), 0)
             status, text = self.client.exchange(self.route.path, first)
@@ -142,12 +144,7 @@ class ServerEngine(InProcessEngine):
         counts: bool = True,
     ) -> list[ServerRow]:
         """One row per sibling; each continues the prompt as the model reads it."""
-        url, of_row = self.client.url, [r for r in requests for _ in r.siblings]
-        for request in requests:
-            needed = len(request.prompt.ids) + sampling.max_new_tokens
-            if self.limit is not None and needed > self.limit:
-                why = f"{needed:,} tokens, it takes {self.limit:,}"
-                raise checks.length_error(url, why, needed)
+        of_row = [r for r in requests for _ in r.siblings]
         bodies = [
             self.route.body(model, request, sampling, seed)
             for request, seed in zip(of_row, seeds, strict=True)
@@ -164,6 +161,13 @@ class ServerEngine(InProcessEngine):
         self.check_prompts(of_row, rows)
         return rows
 
+    def check_lengths(self, requests: Sequence[RolloutRequest], new: int) -> None:
+        """R413 for a prompt and response that are longer than the server takes."""
+        needed = max((len(r.prompt.ids) for r in requests), default=0) + new
+        if self.limit is not None and needed > self.limit:
+            why = f"{needed:,} tokens, it takes {self.limit:,}"
+            raise checks.length_error(self.client.url, why, needed)
+
     def check_prompts(self, requests: Sequence[RolloutRequest], rows: Sequence[ServerRow]) -> None:
         """R412 if the server continued other prompt ids than the model's."""
         size = picture_limits(self.vlm, self.limit or MOST_LENGTH)
@@ -172,11 +176,13 @@ class ServerEngine(InProcessEngine):
             where = location_of_request(request)
             check_prompt(row.prompt_ids, request.prompt.ids, self.family.image_id, where, note)
 
-    def read_row(self, reply: dict[str, Any]) -> ServerRow:
+    def read_row(
+        self, reply: dict[str, Any], read: Callable[[dict[str, Any]], ServerRow] | None = None
+    ) -> ServerRow:
         """The row of a reply (R417 without ids; R418 if the server has other weights by now)."""
         row = None
         with suppress(KeyError, TypeError, IndexError, ValueError):
-            row = self.route.row(reply)
+            row = (read or self.route.row)(reply)
         if row is None:
             what = "the replies of the server have no token ids or no log-probabilities"
             why = f"no vLLM, or another version than 0.32; keys: {', '.join(sorted(reply))}"

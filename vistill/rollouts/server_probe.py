@@ -18,7 +18,7 @@ from vistill.rollouts.server_routes import ServerRow
 from vistill.rollouts.vllm_engine import probe_prompt
 
 #: Responses of the probe and tokens of each; responses whose logits are in memory at a time.
-ROWS, TOKENS, AT_ONCE = 64, 12, 8
+ROWS, TOKENS, AT_ONCE = 128, 12, 8
 #: Probability by which a token may be outside of the nucleus, for rounding.
 EDGE = 0.02
 

@@ -86,6 +86,11 @@ def picture_url(image: PilImage) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def weight_names(choice: dict[str, Any]) -> str:
+    """The names of the weights that wrote a response, where vLLM tells them."""
+    return ",".join(str(span["version"]) for span in choice.get("weight_versions") or ())
+
+
 class IdsRoute:
     """Ids in, ids out."""
 
@@ -123,10 +128,8 @@ class IdsRoute:
         """The response in a reply."""
         choice = reply["choices"][0]
         values = [float(one["logprob"]) for one in choice["logprobs"]["content"]]
-        versions = [str(span["version"]) for span in choice.get("weight_versions") or ()]
-        return ServerRow(
-            list(reply["prompt_token_ids"]), list(choice["token_ids"]), values, ",".join(versions)
-        )
+        ids = list(choice["token_ids"])
+        return ServerRow(list(reply["prompt_token_ids"]), ids, values, weight_names(choice))
 
     def scored_row(self, reply: dict[str, Any], count: int) -> ServerRow:
         """The log-probabilities of the last `count` ids of a prompt."""
@@ -135,7 +138,7 @@ class IdsRoute:
             float(entry[str(token)]["logprob"])
             for entry, token in zip(reply["prompt_logprobs"][-count:], ids[-count:], strict=True)
         ]
-        return ServerRow(ids[:-count], ids[-count:], values)
+        return ServerRow(ids[:-count], ids[-count:], values, weight_names(reply["choices"][0]))
 
 
 class ChatRoute:
