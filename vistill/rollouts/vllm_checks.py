@@ -147,7 +147,7 @@ def check_probe(read: Sequence[float], ours: Sequence[float], dtype: str) -> Non
 def check_length(ids: Sequence[int], new: int, settings: VLLMSettings, where: str) -> None:
     """R413 for a prompt and response that are longer than vLLM's limit."""
     needed = len(ids) + new
-    if needed > settings.max_length:
+    if settings.max_length is not None and needed > settings.max_length:
         raise limit_error("max_length", needed, settings.max_length, where)
 
 

@@ -37,6 +37,8 @@ LOG = logging.getLogger("vistill.rollouts")
 #: Tokens of the probe, and words of its question: longer than a block of vLLM's prefix cache (128
 #: tokens on a CPU), so that a cache that was not reset shows.
 PROBE_TOKENS, PROBE_WORDS = 12, 160
+#: Tokens of a prompt that a process has room for where no key says how many.
+PROMPT_TOKENS = 2048
 #: Processes by model and settings, each with the number of engines that use it.
 PROCESSES: dict[tuple[int, VLLMSettings, int], tuple[VLLMProcess, list[object]]] = {}
 
@@ -64,6 +66,8 @@ class VLLMEngine(InProcessEngine):
         self.dtype = "float32" if vlm.device.type == "cpu" else "bfloat16"
         self.digest = ""
         self.version = 0
+        self.needed = settings.max_new_tokens + PROMPT_TOKENS
+        """Most tokens of a prompt and its response that were asked for."""
         self.family = check_writer(vlm)
         checks.find_python()
 
@@ -85,13 +89,15 @@ class VLLMEngine(InProcessEngine):
             return awake(known)
         probe, where = self.vlm.encode(probe_prompt()), "the probe, a known response with an image"
         checks.check_length(probe.ids, len(probe_ids(self.vlm)), self.limits, where)
+        self.needed = max(self.needed, len(probe.ids) + len(probe_ids(self.vlm)))
         process = VLLMProcess(self.limits, self.vlm.device, self.poll)
+        process.max_length = self.limits.max_length or length_for(self.vlm, self.needed)
         PROCESSES[self.key] = (process, users)
-        write_model_folder(self.vlm, process.folder / "model", self.limits.max_length)
+        write_model_folder(self.vlm, process.folder / "model", process.max_length)
         limits = {
             "folder": str(process.folder / "model"),
             "dtype": self.dtype,
-            "max_length": self.limits.max_length,
+            "max_length": process.max_length,
             "rows": self.settings.rows_per_call,
             "images": self.limits.images,
             "cache_bytes": int(self.limits.cache_gb * 2**30),
@@ -206,11 +212,22 @@ class VLLMEngine(InProcessEngine):
         longest = max(requests, key=lambda request: len(request.prompt.ids))
         where = location_of_request(longest)
         checks.check_length(longest.prompt.ids, new, self.limits, where)
+        self.make_room(len(longest.prompt.ids) + new)
         images, where = max(
             ((len(image_tokens(self.family, r.prompt)), location_of_request(r)) for r in requests),
             key=lambda pair: pair[0],
         )
         checks.check_images(images, self.limits, where)
+
+    def make_room(self, needed: int) -> None:
+        """End a process that was started for fewer tokens; the next one has room for these."""
+        self.needed = max(self.needed, needed)
+        process, _ = PROCESSES.get(self.key, (None, []))
+        if process is None or not process.is_open or process.max_length >= needed:
+            return
+        if process.max_length < length_for(self.vlm, needed):
+            LOG.info("vLLM starts again: %d tokens, not %d", needed, process.max_length)
+            process.end()
 
     def ask_rows(
         self,
@@ -282,6 +299,12 @@ class VLLMEngine(InProcessEngine):
             "forced": [None if forced is None else list(forced)] * len(request.siblings),
         }
         return message, [image.tobytes() for image in images]
+
+
+def length_for(vlm: VLM, needed: int) -> int:
+    """The power of two from 4,096 on that holds so many tokens, but no more than the model."""
+    length = max(4096, 1 << (needed - 1).bit_length())
+    return min(length, int(vlm.model.config.get_text_config().max_position_embeddings))
 
 
 def image_tokens(family: Qwen3VLFamily, prompt: EncodedPrompt) -> list[int]:
