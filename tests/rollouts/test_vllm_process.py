@@ -331,7 +331,7 @@ def test_limits_fit_every_prompt_of_the_call_and_the_probe(student, tmp_path, mo
     engine_with(max_length=longest + 5).check_limits(requests, 5)
 
 
-def test_without_a_limit_vllm_gets_room_for_what_is_asked_and_is_started_again_for_more(
+def test_without_a_limit_vllm_takes_what_is_asked_and_is_started_again_for_more(
     student, tmp_path, monkeypatch
 ):
     """Up to the positions of the model (8,192): vLLM would refuse more."""

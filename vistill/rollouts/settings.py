@@ -19,8 +19,8 @@ class VLLMSettings:
     """Memory for keys and values of prompts and responses, in GiB. More lets vLLM write more
     responses together."""
     max_length: int | None = ranged(None, 1)
-    """Most tokens of a prompt and its response together. null takes a power of two with room for
-    `rollout.max_new_tokens`, and starts vLLM again with more where a call needs it."""
+    """Most tokens of a prompt and its response together. null takes a power of two that is enough
+    for `rollout.max_new_tokens`, and starts vLLM again with more where a call needs it."""
     images: int = ranged(4, 1)
     """Most images of a prompt."""
     timeout: float = ranged(600.0, 0, above=True)

@@ -37,7 +37,7 @@ LOG = logging.getLogger("vistill.rollouts")
 #: Tokens of the probe, and words of its question: longer than a block of vLLM's prefix cache (128
 #: tokens on a CPU), so that a cache that was not reset shows.
 PROBE_TOKENS, PROBE_WORDS = 12, 160
-#: Tokens of a prompt that a process has room for where no key says how many.
+#: Tokens of a prompt that a process takes where no key says how many.
 PROMPT_TOKENS = 2048
 #: Processes by model and settings, each with the number of engines that use it.
 PROCESSES: dict[tuple[int, VLLMSettings, int], tuple[VLLMProcess, list[object]]] = {}
@@ -212,15 +212,15 @@ class VLLMEngine(InProcessEngine):
         longest = max(requests, key=lambda request: len(request.prompt.ids))
         where = location_of_request(longest)
         checks.check_length(longest.prompt.ids, new, self.limits, where)
-        self.make_room(len(longest.prompt.ids) + new)
+        self.restart_for(len(longest.prompt.ids) + new)
         images, where = max(
             ((len(image_tokens(self.family, r.prompt)), location_of_request(r)) for r in requests),
             key=lambda pair: pair[0],
         )
         checks.check_images(images, self.limits, where)
 
-    def make_room(self, needed: int) -> None:
-        """End a process that was started for fewer tokens; the next one has room for these."""
+    def restart_for(self, needed: int) -> None:
+        """End a process that was started for fewer tokens; the next one takes so many."""
         self.needed = max(self.needed, needed)
         process, _ = PROCESSES.get(self.key, (None, []))
         if process is None or not process.is_open or process.max_length >= needed:
