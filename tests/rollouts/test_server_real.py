@@ -30,7 +30,7 @@ from vistill.views import ViewContext, apply_view
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not os.environ.get(VARIABLE) and not os.environ.get(NEEDED), reason=REASON),
 ]
 STUDENT = REPO / "vistill" / "assets" / "student"
@@ -93,7 +93,7 @@ def server(tmp_path_factory):
 
 def wait_for(url, process, log):
     """Wait until the server answers."""
-    for _ in range(600):
+    for _ in range(1200):
         assert process.poll() is None, log.read_text()[-2000:]
         try:
             with urlopen(f"{url}/health", timeout=5):
