@@ -179,8 +179,18 @@ def test_an_address_that_cannot_be_asked_is_refused_and_no_password_is_shown(url
     assert "word" not in caught.value.render().replace("a password", "")
 
 
+def test_another_machine_is_asked_only_if_the_environment_allows_it(monkeypatch):
+    """No recipe alone sends pictures away."""
+    far = ServerSettings(url="https://gpu7.example:8000")
+    with pytest.raises(ConfigError) as caught:
+        checks.checked_url(far)
+    assert "export VISTILL_SERVER_HOSTS=gpu7.example" in caught.value.note
+    monkeypatch.setenv("VISTILL_SERVER_HOSTS", "a, GPU7.example")
+    assert checks.checked_url(far) == far.url
+
+
 def test_an_address_may_end_with_the_path_of_the_api():
-    assert checks.checked_url(ServerSettings(url="http://h:1/v1/")) == "http://h:1"
+    assert checks.checked_url(ServerSettings(url="http://localhost:1/v1/")) == "http://localhost:1"
 
 
 # HTTP.

@@ -1,6 +1,7 @@
 """What can go wrong between vistill and a vLLM server, each as an error."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -10,6 +11,8 @@ from vistill.rollouts.settings import ServerSettings
 
 #: The variable that has the API key. It is no key of a recipe: run folders keep recipes.
 KEY_VARIABLE = "VISTILL_SERVER_KEY"
+#: The variable that names the other machines that may be asked, and the names of this one.
+HOSTS_VARIABLE, LOOPBACK = "VISTILL_SERVER_HOSTS", ("127.0.0.1", "localhost", "::1")
 #: The start of a server that takes token ids and pictures, and returns ids.
 SERVE = "vllm serve MODEL --enable-scale-out"
 AGAIN = "the same command continues with what is written"
@@ -26,19 +29,31 @@ def server_error(
 
 
 def checked_url(settings: ServerSettings) -> str:
-    """The address without a trailing slash or `/v1` (C101 without one, or for another scheme)."""
+    """The address without a trailing slash or `/v1`.
+
+    C101 without one, for another scheme, or for a machine that the environment does not allow: a
+    recipe from elsewhere must not send pictures away.
+    """
     url = settings.url.rstrip("/").removesuffix("/v1")
     parts = urlsplit(url)
-    if parts.scheme in ("http", "https") and parts.hostname and not parts.username:
-        return url
+    host = parts.hostname or ""
+    why = f"an address of http or https, without a password; {KEY_VARIABLE} has the API key"
+    what = "rollout.engine = server needs rollout.server.url, such as http://127.0.0.1:8000"
+    note = f"start one: {SERVE}"
+    if parts.scheme in ("http", "https") and host and not parts.username:
+        allowed = re.split(r"[,\s]+", os.environ.get(HOSTS_VARIABLE, "").lower())
+        if host in {*LOOPBACK, *allowed}:
+            return url
+        what = "rollout.server.url names another machine, which the environment does not allow"
+        why = "a recipe alone must not send prompts and pictures away"
+        note = f"export {HOSTS_VARIABLE}={host}"
     raise ConfigError(
         "C101",
-        "rollout.engine = server needs rollout.server.url, such as http://127.0.0.1:8000",
+        what,
         where=f"rollout.server.url = {settings.url!r}" if not parts.username else "",
-        why="an address of http or https, without a user name or a password;"
-        f" {KEY_VARIABLE} has the API key",
+        why=why,
         fix="rollout.engine=shared",
-        note=f"start one: {SERVE}",
+        note=note,
     )
 
 
