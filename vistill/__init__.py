@@ -34,6 +34,7 @@ _HOMES = {
     "RolloutSettings": "vistill.rollouts.settings",
     "EvalSettings": "vistill.evaluation.settings",
     "VLLMSettings": "vistill.rollouts.settings",
+    "ServerSettings": "vistill.rollouts.settings",
     "ViewSettings": "vistill.views.settings",
     "DataSettings": "vistill.data.settings",
     "METHODS": "vistill.objectives",

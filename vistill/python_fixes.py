@@ -32,7 +32,11 @@ GROUPS = {
     "data": ("data", "DataSettings"),
 }
 #: Classes of the groups within a group.
-INNER = {"train.schedule": "ScheduleSettings", "rollout.vllm": "VLLMSettings"}
+INNER = {
+    "train.schedule": "ScheduleSettings",
+    "rollout.vllm": "VLLMSettings",
+    "rollout.server": "ServerSettings",
+}
 #: Keys of a model that are arguments of `vistill.load`.
 OF_LOAD = ("model", "revision", "device", "max_image_tokens")
 #: Keys that act on rows when they are read.

@@ -86,6 +86,7 @@ engines = Registry(
         "shared": "vistill.rollouts.build:shared_engine",
         "hf": "vistill.rollouts.build:hf_engine",
         "vllm": "vistill.rollouts.build:vllm_engine",
+        "server": "vistill.rollouts.build:server_engine",
     },
     arguments=("vlm", "settings", "poll"),
 )

@@ -46,3 +46,15 @@ def quantised_weights_write_with_vllm(place):
     model = SimpleNamespace(parameters=lambda: weights)
     family = Qwen3VLFamily.__new__(Qwen3VLFamily)
     made(place, lambda: check_writer(SimpleNamespace(family=family, model=model)))
+
+
+@situation("C101")
+def a_server_without_an_address_writes(place):
+    start(place, "rollout.engine=server")
+    place.line = place.line.replace(" --fast", "", 1)
+
+
+@situation("R419")
+def a_server_writes_the_responses_of_a_student_that_is_trained(place):
+    start(place, "rollout.engine=server rollout.server.url=http://127.0.0.1:1")
+    place.line = place.line.replace(" --fast", "", 1)

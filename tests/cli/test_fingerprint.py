@@ -17,6 +17,8 @@ CLASSES = {
         "train.workers", "train.overlap",
         "rollout.rows_per_call", "rollout.vllm.cache_gb",
         "rollout.vllm.max_length", "rollout.vllm.images", "rollout.vllm.timeout",
+        "rollout.server.url", "rollout.server.model", "rollout.server.precision",
+        "rollout.server.timeout",
         "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",
         "data.overlap", "student.device", "teacher.device",
     },

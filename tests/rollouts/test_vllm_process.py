@@ -8,7 +8,9 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +24,13 @@ from vistill.rollouts import vllm_process
 from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import Sampling, make_requests
 from vistill.rollouts.settings import RolloutSettings, VLLMSettings
-from vistill.rollouts.vllm_engine import check_writer, probe_ids, probe_prompt
+from vistill.rollouts.vllm_engine import (
+    PROCESSES,
+    check_writer,
+    length_for,
+    probe_ids,
+    probe_prompt,
+)
 from vistill.rollouts.vllm_environment import (
     DECLARATION,
     NAME,
@@ -321,3 +329,28 @@ def test_limits_fit_every_prompt_of_the_call_and_the_probe(student, tmp_path, mo
     assert "rollout.vllm.images=2 " in refusal("generate", requests, sampling, images=1)
     assert f"rollout.vllm.max_length={probe} " in refusal("sync_weights", 1, max_length=1)
     engine_with(max_length=longest + 5).check_limits(requests, 5)
+
+
+def test_without_a_limit_vllm_takes_what_is_asked_and_is_started_again_for_more(
+    student, tmp_path, monkeypatch
+):
+    """Up to the positions of the model (8,192): vLLM would refuse more."""
+    monkeypatch.setenv(checks.VARIABLE, fake_python(tmp_path, "echo 0.32.0"))
+    settings = RolloutSettings(engine="vllm", max_new_tokens=1024)
+    engine = make_engine(student, settings).inner
+    assert length_for(student, engine.needed) == 4096
+    long = replace(settings, max_new_tokens=4096)
+    assert length_for(student, make_engine(student, long).inner.needed) == 8192
+    requests = make_requests(
+        [Prompt("q", ("Which?",))], [student.encode(Prompt("q", ("?",)))], (0,)
+    )
+    ended = []
+    process = SimpleNamespace(is_open=True, max_length=4096, end=lambda: ended.append(1))
+    monkeypatch.setitem(PROCESSES, engine.key, (process, [engine]))
+    engine.check_limits(requests, 4000)
+    assert not ended
+    engine.check_limits(requests, 5000)
+    assert (len(ended), length_for(student, engine.needed)) == (1, 8192)
+    process.max_length = 8192
+    engine.check_limits(requests, 20_000)
+    assert len(ended) == 1

@@ -9,6 +9,7 @@ from vistill.rollouts.checked_engine import CheckedEngine
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.hf import HFEngine
 from vistill.rollouts.image_skips import ImageSkipEngine
+from vistill.rollouts.server_engine import ServerEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.rollouts.vllm_engine import VLLMEngine
@@ -68,3 +69,8 @@ def hf_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> 
 def vllm_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
     """VLLM in a process and an environment of its own."""
     return VLLMEngine(vlm, settings, poll)
+
+
+def server_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
+    """A vLLM server by its address."""
+    return ServerEngine(vlm, settings, poll)

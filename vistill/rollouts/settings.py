@@ -18,13 +18,33 @@ class VLLMSettings:
     cache_gb: float = ranged(4.0, 0, above=True)
     """Memory for keys and values of prompts and responses, in GiB. More lets vLLM write more
     responses together."""
-    max_length: int = ranged(4096, 1)
-    """Most tokens of a prompt and its response together."""
+    max_length: int | None = ranged(None, 1)
+    """Most tokens of a prompt and its response together. null takes a power of two that is enough
+    for `rollout.max_new_tokens`, and starts vLLM again with more where a call needs it."""
     images: int = ranged(4, 1)
     """Most images of a prompt."""
     timeout: float = ranged(600.0, 0, above=True)
     """Seconds without a sign of life after which the process is ended (R410). Loading a model is
     silent, so it must be longer than that."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@with_python_fixes
+@dataclass(frozen=True)
+class ServerSettings:
+    """The server of `rollout.engine: server`. The variable `VISTILL_SERVER_KEY` has its API key."""
+
+    url: str = ""
+    """Address of a vLLM server that serves the writer: `http://127.0.0.1:8000`."""
+    model: str = ""
+    """The name under which the server serves it; needed where it serves several."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision in which the server computes: how close its log-probabilities must be to those of
+    the model (a mean of 0.15 nats per token, or 0.001)."""
+    timeout: float = ranged(600.0, 0, above=True)
+    """Seconds without an answer to a request after which it is an error (R417)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -38,7 +58,8 @@ class RolloutSettings:
     engine: str = "shared"
     """What writes the responses: `shared` reads a prompt once for all its rollouts and drops
     finished rows; `hf` is transformers' `generate`, slower, with the same responses; `vllm` is vLLM
-    in a process and an environment of its own; or an engine of a plug-in."""
+    in a process and an environment of its own; `server` is a vLLM server by its address, for
+    models that are not trained; or an engine of a plug-in."""
     per_prompt: int = ranged(4, 1)
     """Rollouts of each prompt in a step (K). More compare siblings better; time and memory grow in
     proportion."""
@@ -76,10 +97,19 @@ class RolloutSettings:
     reopen: str = "\n<|im_start|>assistant\n"
     """Text that opens the next turn after `rollout.image_skips` closed one."""
     vllm: VLLMSettings = field(default_factory=VLLMSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         engines.require("engine", self.engine)
+
+    def of_trained_student(self) -> "RolloutSettings":
+        """The settings by which a run's own student writes.
+
+        A server does not get new weights (R419 where the student's responses are trained on), so
+        evaluations of a run use `shared`.
+        """
+        return replace(self, engine="shared") if self.engine == "server" else self
 
     def without_image_skips(self) -> "RolloutSettings":
         """The settings for evaluation and for the teacher's responses: no turn is reopened."""

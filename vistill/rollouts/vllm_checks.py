@@ -116,7 +116,9 @@ def check_applied(reply: Mapping[str, Any], temperature: float, top_p: float) ->
         )
 
 
-def check_prompt(read: Sequence[int], ids: Sequence[int], image_id: int, where: str) -> None:
+def check_prompt(
+    read: Sequence[int], ids: Sequence[int], image_id: int, where: str, note: str = ""
+) -> None:
     """R412 for a prompt that vLLM read differently: a lost image, or one that is counted twice."""
     if list(read) == list(ids):
         return
@@ -125,7 +127,8 @@ def check_prompt(read: Sequence[int], ids: Sequence[int], image_id: int, where: 
     if ours == theirs:
         at = next((i for i, (a, b) in enumerate(zip(ids, read, strict=False)) if a != b), -1)
         difference = f"{len(read)} tokens, the student reads {len(ids)}; they differ at {at}"
-    raise vllm_error("R412", "vLLM reads another prompt than the student", difference, where=where)
+    what = "vLLM reads another prompt than the student"
+    raise vllm_error("R412", what, difference, where=where, note=note)
 
 
 def check_probe(read: Sequence[float], ours: Sequence[float], dtype: str) -> None:
@@ -144,7 +147,7 @@ def check_probe(read: Sequence[float], ours: Sequence[float], dtype: str) -> Non
 def check_length(ids: Sequence[int], new: int, settings: VLLMSettings, where: str) -> None:
     """R413 for a prompt and response that are longer than vLLM's limit."""
     needed = len(ids) + new
-    if needed > settings.max_length:
+    if settings.max_length is not None and needed > settings.max_length:
         raise limit_error("max_length", needed, settings.max_length, where)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vistill.errors import ConfigError
 from vistill.models.adapters import has_adapters, merged_weights
+from vistill.models.families.base import EncodedPrompt
 from vistill.models.families.qwen3_vl import Qwen3VLFamily
 from vistill.models.loading import VLM
 from vistill.models.save import weights_of
@@ -36,6 +37,8 @@ LOG = logging.getLogger("vistill.rollouts")
 #: Tokens of the probe, and words of its question: longer than a block of vLLM's prefix cache (128
 #: tokens on a CPU), so that a cache that was not reset shows.
 PROBE_TOKENS, PROBE_WORDS = 12, 160
+#: Tokens of a prompt that a process takes where no key says how many.
+PROMPT_TOKENS = 2048
 #: Processes by model and settings, each with the number of engines that use it.
 PROCESSES: dict[tuple[int, VLLMSettings, int], tuple[VLLMProcess, list[object]]] = {}
 
@@ -63,6 +66,8 @@ class VLLMEngine(InProcessEngine):
         self.dtype = "float32" if vlm.device.type == "cpu" else "bfloat16"
         self.digest = ""
         self.version = 0
+        self.needed = settings.max_new_tokens + PROMPT_TOKENS
+        """Most tokens of a prompt and its response that were asked for."""
         self.family = check_writer(vlm)
         checks.find_python()
 
@@ -84,13 +89,15 @@ class VLLMEngine(InProcessEngine):
             return awake(known)
         probe, where = self.vlm.encode(probe_prompt()), "the probe, a known response with an image"
         checks.check_length(probe.ids, len(probe_ids(self.vlm)), self.limits, where)
+        self.needed = max(self.needed, len(probe.ids) + len(probe_ids(self.vlm)))
         process = VLLMProcess(self.limits, self.vlm.device, self.poll)
+        process.max_length = self.limits.max_length or length_for(self.vlm, self.needed)
         PROCESSES[self.key] = (process, users)
-        write_model_folder(self.vlm, process.folder / "model", self.limits.max_length)
+        write_model_folder(self.vlm, process.folder / "model", process.max_length)
         limits = {
             "folder": str(process.folder / "model"),
             "dtype": self.dtype,
-            "max_length": self.limits.max_length,
+            "max_length": process.max_length,
             "rows": self.settings.rows_per_call,
             "images": self.limits.images,
             "cache_bytes": int(self.limits.cache_gb * 2**30),
@@ -205,11 +212,22 @@ class VLLMEngine(InProcessEngine):
         longest = max(requests, key=lambda request: len(request.prompt.ids))
         where = location_of_request(longest)
         checks.check_length(longest.prompt.ids, new, self.limits, where)
+        self.restart_for(len(longest.prompt.ids) + new)
         images, where = max(
-            ((len(self.image_tokens(r)), location_of_request(r)) for r in requests),
+            ((len(image_tokens(self.family, r.prompt)), location_of_request(r)) for r in requests),
             key=lambda pair: pair[0],
         )
         checks.check_images(images, self.limits, where)
+
+    def restart_for(self, needed: int) -> None:
+        """End a process that was started for fewer tokens; the next one takes so many."""
+        self.needed = max(self.needed, needed)
+        process, _ = PROCESSES.get(self.key, (None, []))
+        if process is None or not process.is_open or process.max_length >= needed:
+            return
+        if process.max_length < length_for(self.vlm, needed):
+            LOG.info("vLLM starts again: %d tokens, not %d", needed, process.max_length)
+            process.end()
 
     def ask_rows(
         self,
@@ -264,17 +282,12 @@ class VLLMEngine(InProcessEngine):
                 checks.check_prompt(checked[-1]["prompt_ids"], request.prompt.ids, image_id, where)
         return checked
 
-    def image_tokens(self, request: RolloutRequest) -> list[int]:
-        """Tokens of each image."""
-        grids = self.family.patch_grids(request.prompt) if request.prompt.has_image else []
-        return [rows * columns // self.family.merge**2 for _, rows, columns in grids]
-
     def describe(
         self, request: RolloutRequest, sampling: Sampling, forced: Sequence[int] | None
     ) -> tuple[dict[str, Any], list[Block]]:
         """A request for the process: one image token per image, and the pixels of the images."""
         images = self.family.images_as_read(request.prompt)
-        counts = self.image_tokens(request)
+        counts = image_tokens(self.family, request.prompt)
         ids = checks.collapse_images(request.prompt.ids, self.family.image_id, counts)
         message = {
             "ids": ids,
@@ -288,6 +301,18 @@ class VLLMEngine(InProcessEngine):
         return message, [image.tobytes() for image in images]
 
 
+def length_for(vlm: VLM, needed: int) -> int:
+    """The power of two from 4,096 on that holds so many tokens, but no more than the model."""
+    length = max(4096, 1 << (needed - 1).bit_length())
+    return min(length, int(vlm.model.config.get_text_config().max_position_embeddings))
+
+
+def image_tokens(family: Qwen3VLFamily, prompt: EncodedPrompt) -> list[int]:
+    """Tokens of each image of a prompt."""
+    grids = family.patch_grids(prompt) if prompt.has_image else []
+    return [rows * columns // family.merge**2 for _, rows, columns in grids]
+
+
 def awake(process: VLLMProcess) -> VLLMProcess:
     """The process, woken if it sleeps."""
     if process.is_asleep:
@@ -296,17 +321,23 @@ def awake(process: VLLMProcess) -> VLLMProcess:
     return process
 
 
-def check_writer(vlm: VLM) -> Qwen3VLFamily:
-    """The family of a model that vLLM can write with (C101 for another one)."""
+def check_family(vlm: VLM, engine: str) -> Qwen3VLFamily:
+    """The family of a model whose pictures vLLM can get as the model reads them (C101)."""
     if not isinstance(vlm.family, Qwen3VLFamily):
-        what = f"rollout.engine = vllm, but the writer is of the family {vlm.family.describe()}"
+        what = f"rollout.engine = {engine}, but the writer is of the family {vlm.family.describe()}"
         why = "that vLLM gets exactly the pixels that the student reads is tested for Qwen3-VL"
         raise ConfigError("C101", what, why=why, fix="rollout.engine=shared")
+    return vlm.family
+
+
+def check_writer(vlm: VLM) -> Qwen3VLFamily:
+    """The family of a model that vLLM can write with (C101 for another one)."""
+    family = check_family(vlm, "vllm")
     if any(not p.dtype.is_floating_point for p in vlm.model.parameters()):
         what = "rollout.engine = vllm, but the weights of the writer are quantised"
         why = "vLLM takes weights of 16 or 32 bits"
         raise ConfigError("C101", what, why=why, fix="rollout.engine=shared")
-    return vlm.family
+    return family
 
 
 @torch.no_grad()
@@ -332,12 +363,18 @@ def write_model_folder(vlm: VLM, folder: Path, max_length: int) -> None:
     config.architectures = [type(vlm.model).__name__]
     config.save_pretrained(folder)
     vlm.family.save_processor(folder)
-    file, grid = folder / "preprocessor_config.json", vlm.family.image_grid()
+    file = folder / "preprocessor_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["size"] = picture_limits(vlm, max_length)
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def picture_limits(vlm: VLM, max_length: int) -> dict[str, int]:
+    """Limits, in pixels, under which no picture that the model has resized is resized again."""
+    grid = vlm.family.image_grid()
     token = (grid["patch"] * grid["merge"]) ** 2
     largest = min(2 * grid["max_pixels"], max_length * token)  # a resized image can be larger
-    settings["size"] = {"shortest_edge": token, "longest_edge": largest}
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    return {"shortest_edge": token, "longest_edge": largest}
 
 
 def probe_prompt() -> Prompt:

@@ -91,6 +91,8 @@ class VLLMProcess:
         self.serial, self.digest = 0, ""
         self.spec: WeightSpec = {}
         self.is_asleep = False
+        self.max_length = 0
+        """Most tokens of a prompt and its response that it was started for."""
         python = checks.find_python()
         self.folder = Path(tempfile.mkdtemp(prefix="vistill-vllm-"))
         self.log = Path(os.environ.get(checks.LOG_VARIABLE) or self.folder / "vllm.log")

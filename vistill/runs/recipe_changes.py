@@ -25,6 +25,7 @@ FREE_KEYS = (
     "train.overlap",
     "rollout.rows_per_call",
     "rollout.vllm.",
+    "rollout.server.",
     "rollout.all_truncated",
     "data.max_bad_share",
     "data.on_bad_row",

@@ -182,7 +182,8 @@ def make_step_context(
     if plan.profile and train.overlap:  # its counts are global, and would mix two phases
         train = replace(train, overlap=False)
         report_event(plan, folder, "profile=true: the teacher reads after the rollouts")
-    engine = make_engine(plan.models.student, plan.rollout, interrupt.poll, plan.engine)
+    own = plan.rollout.of_trained_student()
+    engine = make_engine(plan.models.student, own, interrupt.poll, plan.engine)
     writer = plan.objective.requirements.writer
     per_prompt = 1 if writer is Writer.DATA else plan.rollout.per_prompt
     journal = Journal(folder.journal, plan.fingerprint, report=folder.event)
@@ -358,7 +359,8 @@ def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -
         settings = replace(settings, limit=settings.final_limit)
         diagrams = plan.diagrams
     max_rows = min(settings.rows_per_call, settings.samples * len(plan.eval_prompts))
-    engine = make_engine(plan.models.student, plan.rollout.without_image_skips(), context.poll)
+    own = plan.rollout.of_trained_student().without_image_skips()
+    engine = make_engine(plan.models.student, own, context.poll)
 
     def rows_per_call(times: int) -> int:
         return max(1, max_rows >> times)

@@ -26,7 +26,7 @@ STEP_BEFORE_RUN = -1
 #: Prompts that are sampled together; their lines go to disk before the next ones are sampled.
 PROMPTS_PER_CALL = 16
 #: Settings without effect on the responses.
-UNRELATED = ("rows_per_call", "all_truncated", "vllm")
+UNRELATED = ("rows_per_call", "all_truncated", "vllm", "server")
 #: Settings that files of earlier versions do not name, with the value that they had.
 ADDED = {"noise": "generator", "weights": "auto", "cuda_graph": False}
 #: Facts of a teacher that these files do not name either. They had those of the recipe.

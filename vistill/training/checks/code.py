@@ -9,6 +9,7 @@ from vistill.batch import Objective
 from vistill.errors import ConfigError
 from vistill.plugins import Origin, source_hash
 from vistill.registry import code_of, families, methods
+from vistill.rollouts.server_checks import checked_url, follow_error
 from vistill.rollouts.vllm_checks import find_python
 from vistill.runs.recipe_changes import in_new_folder
 from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
@@ -23,13 +24,24 @@ Code = dict[str, dict[str, str]]
 def same_code(setup: "RunSetup") -> str:
     """C201 where the source of a plug-in changed since the run began and that is not accepted.
 
-    E303 where the recipe names vLLM and its environment is missing.
+    E303 where the recipe names vLLM and its environment is missing. R419 where it names a server,
+    which does not follow the student, and the teacher writes no response.
     """
     hold_code(setup, code_in_use(setup))
+    check_server(setup)
     if setup.recipe.rollout.engine == "vllm":
         find_python()
     origins = "; ".join(f"{key} from {facts['from']}" for key, facts in setup.code.items())
     return origins or "no plug-in"
+
+
+def check_server(setup: "RunSetup") -> None:
+    """R419 where a server would write a trained student's responses; C101 without its address."""
+    if setup.recipe.rollout.engine != "server":
+        return
+    checked_url(setup.recipe.rollout.server)
+    if setup.objective.requirements.teacher_share == 0:
+        raise follow_error(f"no response of {setup.recipe.method} is written by the teacher")
 
 
 def same_families(setup: "RunSetup") -> None:
