@@ -232,9 +232,7 @@ def test_an_answer_of_another_form_is_no_verdict(task, answer, word):
     assert prompt_for(task, row).read(answer, row) == word
 
 
-def test_what_a_judge_extracts_is_compared_by_the_rule_and_it_sees_no_gold_answer(
-    tmp_path, capsys
-):
+def test_what_a_judge_extracts_is_compared_by_the_rule_and_it_sees_no_gold_answer(tmp_path, capsys):
     facts = {"answer_type": "float", "precision": "1", "question_type": "free_form"}
     log = write_log(tmp_path, "mathvista", ("about 1.23 m", "no idea"), answer="1.2", facts=facts)
 

@@ -20,10 +20,11 @@ def write_mmstar(folder):
     ]  # fmt: skip
     (folder / "mmstar").mkdir(parents=True)
     for n in range(3):
-        Image.new("RGB", (48, 48), (40 * n, 90, 0)).save(folder / "mmstar" / f"{n}.png")
+        picture = Image.effect_noise((48, 48), 60 + n).convert("RGB")
+        picture.save(folder / "mmstar" / f"{n}.png")
     broken = folder / "mmstar" / "1.png"
     whole = broken.read_bytes()
-    broken.write_bytes(whole[:60])
+    broken.write_bytes(whole[: len(whole) // 2])
     (folder / "mmstar" / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return broken, whole
 
