@@ -7,8 +7,10 @@ from judge_stub import stub_judge
 from PIL import Image
 from test_benchmark_run import run_verb
 
+from vistill.errors import RolloutError
 from vistill.evaluation.benchmarks.sample_failures import read_failures
 from vistill.evaluation.benchmarks.sample_log import read_samples
+from vistill.studies.benchmark_run import Asker
 
 
 def write_mmstar(folder):
@@ -30,34 +32,49 @@ def write_mmstar(folder):
 
 
 @pytest.mark.more
-def test_a_judge_and_a_broken_picture_give_counted_failures_that_are_asked_again(tmp_path, capsys):
+def test_failures_of_pictures_engine_and_judge_are_counted_and_asked_again_by_class(
+    tmp_path, capsys, monkeypatch
+):
     sets, run = tmp_path / "sets", tmp_path / "run"
     broken, whole = write_mmstar(sets)
     log = run / "samples" / "mmstar.va_opd.jsonl"
     command = ["eval", "vistill:student", "--tasks", "mmstar", "--protocol", "va_opd", "--data",
                sets, "--samples", "2", f"run={run}", "eval.max_new_tokens=4", "--json"]  # fmt: skip
+    generate, stays_empty = Asker.generate_together, [True]
+
+    def fail_on_the_third_row(self, asked, mode):
+        if stays_empty[0] and any("Which, 2" in prompt.text for prompt, _ in asked):
+            raise RolloutError("R403", "a response stayed empty")
+        return generate(self, asked, mode)
+
+    monkeypatch.setattr(Asker, "generate_together", fail_on_the_third_row)
 
     def ask(*words):
         code, shown, err = run_verb(capsys, *command, *words)
         assert code == 0, err
         return json.loads(shown)["tasks"]["mmstar"]
 
-    with stub_judge(lambda text, n: "hm" if "Which, 0" in text else "B") as server:
+    with stub_judge(lambda text, n: "B") as server:
         judge = [f"eval.judge={server.url}", "eval.judge_model=richter"]
         task = ask(*judge)
-        assert task["rule"] == "judge:richter"
-        assert task["failures"] == {"D202": 2, "R432": 2}
-        assert task["missing_replies"] == 4
+        assert [one["code"] for one in task["failed"]] == ["D202"]
+        assert (task["rule"], task["failures"]) == ("judge:richter", {"R403": 2})
+        assert task["missing_replies"] == 2
         assert task["modes"]["sampled"]["metrics"]["accuracy"]["value"] == 1.0
-        assert {one["code"] for one in read_failures(log).values()} == {"D202"}
-        before, asked = log.read_bytes(), len(server.requests)
-        assert ask(*judge)["failures"] == {"D202": 2, "R432": 2}
-        assert (log.read_bytes(), len(server.requests)) == (before, asked)
+        stays_empty[0] = False
+        before = log.read_bytes()
+        assert ask(*judge, "--retry-errors", "R432")["failures"] == {"R403": 2}
+        assert log.read_bytes() == before
+        server.reply = lambda text, n: "hm"
+        task = ask(*judge, "--retry-errors", "all")
+        assert len(list(read_samples(log))) == 4
+        assert set(task["failures"]) == {"R432"}
         server.reply = lambda text, n: "A"
-        assert ask(*judge, "--retry-errors", "all")["failures"] == {"D202": 2}
-    broken.write_bytes(whole)  # another content: asked again without an option
+        task = ask(*judge, "--retry-errors", "R432")
+        assert (task["failures"], task["missing_replies"]) == ({}, 0)
+    broken.write_bytes(whole)
     task = ask()
-    assert (task["rule"], task["failures"], task["missing_replies"]) == ("choice", {}, 0)
+    assert (task["rule"], task["failed"], task["failures"]) == ("choice", [], {})
     assert len(list(read_samples(log))) == 6
     assert read_failures(log) == {}
 
