@@ -231,23 +231,13 @@ def check_rescore_options(log: Path, checker: str, take: str) -> None:
 
 
 def check_judge_options(log: Path, checker: str, judge: str, model: str) -> None:
-    """C101 for two ways to judge, or half of a judge."""
-    whole = ("--judge", judge or "URL", "--judge-model", model or "NAME")
-    fix = quote_command("vistill", "rescore", log, *whole)
+    """C101 for two ways to judge."""
     if checker and (judge or model):
         raise ConfigError(
             "C101",
             "--checker and --judge name two ways to judge",
             why="a verdict has one origin",
-            fix=fix,
-        )
-    if bool(judge) != bool(model):
-        given, lacks = ("--judge", "--judge-model") if judge else ("--judge-model", "--judge")
-        raise ConfigError(
-            "C101",
-            f"{given} is given without {lacks}",
-            why="one URL serves several models, and a verdict belongs to one",
-            fix=fix,
+            fix=quote_command("vistill", "rescore", log, "--checker", checker),
         )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vistill.errors import ConfigError, RolloutError, quote_setting
+from vistill.errors import ConfigError, RolloutError
 from vistill.redaction import MASK, mask_secrets
 
 KEY_VARIABLE = "VISTILL_JUDGE_KEY"
@@ -205,8 +205,7 @@ def check_judge(url: str, model: str) -> None:
             "C101",
             f"a judge needs URL and model: {given} is given, and not {lacks}",
             why="one URL serves several models, and a verdict belongs to one",
-            fix=f"{quote_setting('eval.judge', url or 'URL')}"
-            f" {quote_setting('eval.judge_model', model or 'NAME')}",
+            fix="give both: the URL of the server, and the name of the model as it knows it",
         )
     if not url.startswith(("http://", "https://")) or "@" in url.split("?")[0]:
         raise ConfigError(

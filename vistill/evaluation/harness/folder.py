@@ -200,10 +200,13 @@ PYTHON=${{PYTHON:-environment/bin/python}}
 def kit_tasks(request: HarnessRequest) -> dict[str, dict[str, Any]]:
     """The data set of each benchmark."""
     (mode,) = request.protocol.samples
-    return {
-        own.name: {"benchmark": name, "mode": mode, "samples": 1, "metrics": dict(own.metrics)}
-        for name, own in ((b.name, request.program.tasks[b.name]) for b in request.benchmarks)
-    }
+    tasks: dict[str, dict[str, Any]] = {}
+    for benchmark in request.benchmarks:
+        own = request.program.tasks[benchmark.name]
+        facts = {"benchmark": benchmark.name, "mode": mode, "samples": 1}
+        facts |= {"metrics": dict(own.metrics), "is_percent": own.is_percent}
+        tasks[own.name] = facts
+    return tasks
 
 
 def kit_config(request: HarnessRequest) -> dict[str, Any]:

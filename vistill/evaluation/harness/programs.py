@@ -22,6 +22,8 @@ class HarnessTask:
     """Whether it averages over all samples of a question; others score the first one alone."""
     changes: Mapping[str, str] = field(default_factory=dict)
     """Further settings of the task."""
+    is_percent: bool = False
+    """Whether its scores are in percent."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,18 @@ VLMEVALKIT = Program(
             "WeMath", {"strict": "Score (Strict)", "loose": "Score (Loose)"}, "WeMath"
         ),
         "hallusionbench": HarnessTask(
-            "HallusionBench", {name: name for name in ("aAcc", "fAcc", "qAcc")}, "ImageYORNDataset"
+            "HallusionBench",
+            {name: name for name in ("aAcc", "fAcc", "qAcc")},
+            "ImageYORNDataset",
+            is_percent=True,
         ),
         "ai2d": HarnessTask("AI2D_TEST", OVERALL, "ImageMCQDataset"),
         "mmmu": HarnessTask("MMMU_DEV_VAL", OVERALL, "MMMUDataset"),
         "mmstar": HarnessTask("MMStar", OVERALL, "ImageMCQDataset"),
-        "ocrbench": HarnessTask("OCRBench", {"accuracy": "Final Score Norm"}, "OCRBench"),
-        "visualpuzzles": HarnessTask("VisualPuzzles", OVERALL, "VisualPuzzles"),
-        "chartqa": HarnessTask("ChartQA_TEST", OVERALL, "ImageVQADataset"),
+        "ocrbench": HarnessTask(
+            "OCRBench", {"accuracy": "Final Score Norm"}, "OCRBench", is_percent=True
+        ),
+        "chartqa": HarnessTask("ChartQA_TEST", OVERALL, "ImageVQADataset", is_percent=True),
         "blink": HarnessTask("BLINK", {"rows": "Overall"}, "ImageMCQDataset"),
     },
 )

@@ -98,16 +98,16 @@ def lmms_values(
 
 
 def kit_scores(out: Path, name: str, task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scores in the newest `*_DATASET_acc.csv`, `_score.csv` or `_score.json`."""
-    endings = (f"_{name}_acc.csv", f"_{name}_score.csv", f"_{name}_score.json", f"_{name}_acc.json")
+    """The scores in the newest `*_DATASET_acc.csv`, `_score.csv`, ... file."""
+    middles, ends = ("", "_exact_matching"), ("_acc.csv", "_score.csv", "_score.json", "_acc.json")
+    endings = tuple(f"_{name}{middle}{end}" for middle in middles for end in ends)
     files = [f for f in out.rglob(f"*_{name}_*") if f.name.endswith(endings) and f.is_file()]
     for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
         values = chosen_record(file)
         scores = {
             ours: {"value": number, "low": None, "high": None, "units": None}
             for ours, theirs in task["metrics"].items()
-            if (number := as_share(values.get(theirs), is_percent(file, values, theirs)))
-            is not None
+            if (number := as_share(values.get(theirs), task["is_percent"])) is not None
         }
         if scores:
             return scores
@@ -123,12 +123,6 @@ def chosen_record(file: Path) -> dict[str, Any]:
     wanted = ("Overall", "validation", "test", "none")
     chosen = (row for split in wanted for row in rows if row.get("split") == split)
     return next(chosen, rows[0] if rows else {})
-
-
-def is_percent(file: Path, values: Mapping[str, Any], name: str) -> bool:
-    """Whether a number is in percent: `_acc.csv` of multiple choice has shares, others percent."""
-    is_choice = file.name.endswith("_acc.csv") and "split" in values
-    return not is_choice or str(values.get(name, "")).endswith("%")
 
 
 def as_share(value: Any, percent: bool) -> float | None:
