@@ -22,7 +22,7 @@ from vistill.training.settings import RewardSettings
 
 MODULES = (
     "recipe rows data runs models plugins built python student inputs families judge shapes plan "
-    "tables file lora mixture vllm tasks"
+    "tables file lora mixture vllm tasks bench"
 )
 for module in MODULES.split():
     importlib.import_module(f"fix_cases_{module}")

@@ -21,6 +21,7 @@ VERBS = [
     "explain",
     "export",
     "generate",
+    "harness",
     "init",
     "judge",
     "list",

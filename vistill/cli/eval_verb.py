@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -40,7 +40,10 @@ def add_eval(app: typer.Typer) -> None:
     )(evaluate)
     app.command(
         rich_help_panel=LOOK,
-        epilog=example("vistill rescore runs/tasks-student --checker choice --take last"),
+        epilog=example(
+            "vistill rescore runs/tasks-student --checker choice --take last",
+            "vistill rescore runs/tasks-student --judge http://HOST:8000/v1 --judge-model NAME",
+        ),
     )(rescore)
 
 
@@ -54,6 +57,7 @@ class TaskOptions:
     data: Path | None
     samples: int | None
     limit: int | None
+    retry: str = ""
 
 
 def evaluate(  # noqa: PLR0913  (options of a verb)
@@ -77,6 +81,9 @@ def evaluate(  # noqa: PLR0913  (options of a verb)
     limit: Annotated[
         int | None, typer.Option(min=1, help="most rows per benchmark, in whole groups")
     ] = None,
+    retry_errors: Annotated[
+        str, typer.Option(help="ask failed samples again: all, or error codes with commas")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -85,7 +92,7 @@ def evaluate(  # noqa: PLR0913  (options of a verb)
     With --tasks or --suite the same command continues after an interruption.
     """
     load_plugins(plugin or [])
-    options = TaskOptions(tasks, suite, protocol, data, samples, limit)
+    options = TaskOptions(tasks, suite, protocol, data, samples, limit, retry_errors)
     if tasks or suite:
         evaluate_tasks(target, overrides or [], options, as_json)
         return
@@ -97,7 +104,12 @@ def evaluate(  # noqa: PLR0913  (options of a verb)
 
 def check_no_task_options(target: str, options: TaskOptions) -> None:
     """C101 for an option of benchmarks without benchmarks."""
-    given = [name for name in ("protocol", "data", "samples", "limit") if getattr(options, name)]
+    names = {"retry": "retry-errors"}
+    given = [
+        names.get(name, name)
+        for name in ("protocol", "data", "samples", "limit", "retry")
+        if getattr(options, name)
+    ]
     if given:
         raise ConfigError(
             "C101",
@@ -116,6 +128,7 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
     """
     from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, find_benchmarks, find_suite
     from vistill.evaluation.benchmarks.protocols import find_protocol
+    from vistill.evaluation.benchmarks.sample_failures import parse_codes
     from vistill.studies.benchmark_run import BenchmarkRequest, with_changes
 
     if options.tasks and options.suite:
@@ -138,7 +151,8 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         limit = recipe.eval.limit
     changed = {**changes, **({"samples": samples} if samples is not None else {})}
     protocol = with_changes(protocol, samples, changes)
-    return BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed)
+    request = BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed)
+    return replace(request, retry=parse_codes(options.retry))
 
 
 def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_json: bool) -> None:
@@ -164,13 +178,21 @@ def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_j
     print_result(f"\nfiles     {Path(recipe.run) / 'results.json'}, results.csv, samples/")
 
 
-def rescore(
+def rescore(  # noqa: PLR0913  (options of a verb)
     log: Annotated[Path, typer.Argument(help="log of samples, or the run folder that has it")],
     checker: Annotated[
         str, typer.Option(help="see: vistill list checkers; by default the benchmark's rule")
     ] = "",
     take: Annotated[
         str, typer.Option(help="which commitment counts: first or last; by default as asked")
+    ] = "",
+    judge: Annotated[
+        str, typer.Option(help="URL of a language model that judges: http://HOST:PORT/v1")
+    ] = "",
+    judge_model: Annotated[str, typer.Option(help="its name")] = "",
+    judge_limit: Annotated[int | None, typer.Option(min=1, help="most requests to it")] = None,
+    retry_errors: Annotated[
+        str, typer.Option(help="ask it again where it failed: all, or error codes with commas")
     ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for logs with the new verdicts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
@@ -179,14 +201,18 @@ def rescore(
     """Judge stored samples again, without generating."""
     load_plugins(plugin or [])
     check_rescore_options(log, checker, take)
+    check_judge_options(log, checker, judge, judge_model)
+    from vistill.evaluation.benchmarks.lm_judge import open_judge
     from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log
     from vistill.evaluation.benchmarks.results import results_table
+    from vistill.evaluation.benchmarks.sample_failures import parse_codes
 
-    logs = logs_of(log)
+    logs, retry = logs_of(log), parse_codes(retry_errors)
+    lm = open_judge(judge, judge_model, judge_limit, logs[0].parent, retry)
     if out is not None:
         check_new_files([out / one.name for one in logs])
     taken: Any = take or None
-    results = [rescore_log(one, checker, taken, out and out / one.name) for one in logs]
+    results = [rescore_log(one, checker, taken, out and out / one.name, lm) for one in logs]
     if as_json:
         print(json.dumps(results, indent=2))
         return
@@ -202,6 +228,17 @@ def check_rescore_options(log: Path, checker: str, take: str) -> None:
         near = next(iter(closest(checker, checkers.names())), "auto")
         fix = quote_command("vistill", "rescore", log, "--checker", near)
         checkers.require("checker", checker, fix)
+
+
+def check_judge_options(log: Path, checker: str, judge: str, model: str) -> None:
+    """C101 for two ways to judge."""
+    if checker and (judge or model):
+        raise ConfigError(
+            "C101",
+            "--checker and --judge name two ways to judge",
+            why="a verdict has one origin",
+            fix=quote_command("vistill", "rescore", log, "--checker", checker),
+        )
 
 
 def check_new_files(files: Sequence[Path]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from vistill.cli.eval_verb import add_eval
+from vistill.cli.harness_verb import add_harness
 from vistill.cli.init_verb import EXAMPLES as INIT_EXAMPLES
 from vistill.cli.init_verb import init
 from vistill.cli.messages import (
@@ -211,6 +212,7 @@ add_reproduce(app)
 
 
 add_eval(app)
+add_harness(app)
 
 
 @app.command(

@@ -43,7 +43,10 @@ def add_verbs(app: typer.Typer) -> None:
     )(generate)
     app.command(
         rich_help_panel=USE,
-        epilog=example("vistill export runs/demo/va_opd --to student-export --dtype bf16"),
+        epilog=example(
+            "vistill export runs/demo/va_opd --to student-export --dtype bf16",
+            "vistill export runs/tasks-student --inspect --to inspect-logs",
+        ),
     )(export)
 
 
@@ -248,11 +251,24 @@ def export(
     push: Annotated[
         str, typer.Option(help="owner/name: upload it to the hub, as a private repository")
     ] = "",
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="MODEL is a log of samples: write it for Inspect")
+    ] = False,
 ) -> None:
     """Write a student for transformers, vLLM and AutoProcessor, with a model card.
 
-    Prints the commands that serve it, load it, and evaluate it with lmms-eval or VLMEvalKit.
+    Prints the commands that serve it, load it, and evaluate it with lmms-eval or VLMEvalKit. With
+    --inspect it writes samples of `vistill eval --tasks` for the viewer of Inspect.
     """
+    if inspect:
+        from vistill.evaluation.benchmarks.inspect_log import write_inspect_logs
+        from vistill.evaluation.benchmarks.rescoring import logs_of
+
+        folder = to or Path(f"{model.rstrip('/').removesuffix('.jsonl')}-inspect")
+        for file in write_inspect_logs(logs_of(Path(model)), folder):
+            print_result(str(file))
+        print(f"\nview them with: inspect view --log-dir {shlex.quote(str(folder))}")
+        return
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():

@@ -48,6 +48,15 @@ class EvalSettings:
     checker: str = "auto"
     """What judges a response: `auto` chooses by row; `vistill list checkers` lists all. A row may
     name its own (`data.columns.checker`)."""
+    judge: str = ""
+    """URL of a language model that judges benchmarks (`vistill eval --tasks`), in OpenAI's
+    protocol: http://HOST:PORT/v1. Empty judges by rule. The key is read from the environment
+    variable VISTILL_JUDGE_KEY."""
+    judge_model: str = ""
+    """Name of that model, as its server knows it."""
+    judge_limit: int | None = ranged(None, 1)
+    """Most requests to it in one command; null has no limit. What is not judged makes a result
+    PARTIAL, and the same command continues."""
     task: str = "answers"
     """What an evaluation does with the rows: `answers`, or a task of a plug-in."""
     high_share: float = ranged(0.2, 0, 1, above=True)

@@ -6,14 +6,15 @@ changes it. Only what a log lacks is asked.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vistill.answers.math_process import MathJudge, shared_judge
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, VistillError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
+from vistill.evaluation.benchmarks.lm_judge import LMJudge
 from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
 from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (
@@ -22,6 +23,12 @@ from vistill.evaluation.benchmarks.results import (
     results_table,
     suite_results,
     task_results,
+)
+from vistill.evaluation.benchmarks.sample_failures import (
+    failures_of,
+    is_of_one_sample,
+    kept_failures,
+    write_failures,
 )
 from vistill.evaluation.benchmarks.sample_log import (
     change_facts,
@@ -49,6 +56,7 @@ from vistill.rollouts.settings import NoiseName
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
 from vistill.runtime import prepare_process
+from vistill.studies.benchmark_judge import CountedSamples, judge_of
 from vistill.training.adapted_student import loading_options
 from vistill.training.checks.arguments import training_folder_error
 from vistill.training.checks.devices import choose_device
@@ -71,6 +79,8 @@ class BenchmarkRequest:
     limit: int | None = None
     changed: Mapping[str, Any] | None = None
     """What the user changed in the protocol, as it is shown."""
+    retry: frozenset[str] = frozenset()
+    """Codes of failed samples that are asked again."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,11 @@ class Asker:
     math: MathJudge
     noise: NoiseName = "generator"
     """Where the sampling noise comes from (`eval.noise`)."""
+    lm: LMJudge | None = None
+    """The language model that judges where the protocol's paper has one (`eval.judge`)."""
+    retry: frozenset[str] = frozenset()
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Of the last call: samples without a response."""
 
     def sampling(self, mode: str) -> Sampling:
         """The sampling parameters of a mode."""
@@ -96,6 +111,21 @@ class Asker:
         )
 
     def generate(
+        self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
+    ) -> list[tuple[Rollout, ...]]:
+        """The responses to prompts; a prompt that has none is one of `failures`."""
+        try:
+            return self.generate_together(asked, mode)
+        except VistillError as error:
+            if not is_of_one_sample(error):
+                raise
+            if len(asked) > 1:
+                return [self.generate([one], mode)[0] for one in asked]
+            (prompt, samples), *_ = asked
+            self.failures.extend(failures_of(prompt, samples, mode, error))
+            return [()]
+
+    def generate_together(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
     ) -> list[tuple[Rollout, ...]]:
         """The responses to prompts, each with its samples; with less memory in several calls."""
@@ -172,6 +202,8 @@ def ask_all(
 ) -> dict[str, Any]:
     """Load the model, ask every benchmark, and score it."""
     settings, protocol = recipe.located(), request.protocol
+    names = [one.name for one in request.benchmarks]
+    lm = judge_of(recipe, names, protocol.name, request.retry)
     with open_phase("loading the model"):
         encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
         device = choose_device(recipe.student.device)
@@ -184,6 +216,7 @@ def ask_all(
     ):
         own = recipe.eval
         asker = Asker(vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise)
+        asker = replace(asker, lm=lm, retry=request.retry)
         facts = facts_of(recipe, vlm, protocol)
         folder = RunFolder(Path(recipe.run))
         for one in present:
@@ -219,10 +252,13 @@ def ask_part(
         folder.event(text)
         send_record({"event": text})
     change_facts(log, {"asked": asked})
+    contents = {row.id: prompt.content for row, prompt in pairs}
+    done |= set(kept_failures(log, contents, asker.retry))
     ask_benchmark(asker, benchmark, pairs, done, log)
-    samples = (sample for sample in read_samples(log) if sample.row.id in rows)
-    results = task_results(benchmark, samples, protocol.samples, asked=len(pairs))
-    return {**results, **kept, "log": str(log)}
+    counted = CountedSamples(asker.lm, benchmark, protocol, log)
+    samples = counted.read(rows, asker.math)
+    results = task_results(benchmark, samples, protocol.samples, counted.rule, asked=len(pairs))
+    return {**results, **counted.results(), **kept, "log": str(log)}
 
 
 def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
@@ -280,6 +316,7 @@ def ask_benchmark(
         with open_phase(f"{EVALUATING} {benchmark.name} {mode}", total, RESPONSES):
             for start in range(0, len(left), per_call):
                 ask_call(asker, benchmark, left[start : start + per_call], mode, log)
+                write_failures(log, asker.failures)
                 fault("benchmark.after_call")
 
 

@@ -12,7 +12,9 @@ from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import StorageError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
+from vistill.evaluation.benchmarks.lm_judge import LMJudge, judge_results, without_failed
 from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.sample_failures import FAILURE, read_failures
 from vistill.evaluation.benchmarks.sample_log import (
     Sample,
     read_header,
@@ -101,6 +103,8 @@ def renew_log(
     new = log.with_name(f".{log.name}.new")
     new.unlink(missing_ok=True)
     append_line(new, {**header, "versions": dict(versions)})
+    for record in read_failures(log).values():
+        append_line(new, {FAILURE: record})
     for sample in read_samples(log):
         kept = sample
         if is_old(sample):
@@ -113,7 +117,9 @@ def renew_log(
     return count
 
 
-def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) -> dict[str, Any]:
+def rescore_log(
+    log: Path, checker: str, take: Take | None, out: Path | None, lm: LMJudge | None = None
+) -> dict[str, Any]:
     """The results of a log judged again; nothing is generated, and the log stays as it is.
 
     Args:
@@ -121,6 +127,7 @@ def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) ->
         checker: one of `vistill list checkers`; empty takes the benchmark's own rule.
         take: which commitment counts; None takes that of the log.
         out: a new log with the new verdicts.
+        lm: a language model that judges in place of every rule.
 
     Raises:
         StorageError: S605, the file is no log.
@@ -128,22 +135,28 @@ def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) ->
     header = read_header(log)
     benchmark = find_benchmarks([header["task"]])[0]
     taken: Take = take or header["take"]
+    rule = lm.name if lm else checker
     asked = header.get("asked") or {}
     counts: Counter[str] = Counter(asked.get("samples"))
     for sample in () if asked else read_samples(log):
         counts[sample.mode] = max(counts[sample.mode], sample.sample + 1)
 
     def judged() -> Iterator[Sample]:
-        math = shared_judge()
-        for sample in read_samples(log):
-            again = judge_again(benchmark, sample, checker, taken, math)
+        math, samples = shared_judge(), read_samples(log)
+        by_rule = (judge_again(benchmark, sample, checker, taken, math) for sample in samples)
+        again_judged = lm.judged(benchmark, samples, taken, math) if lm else by_rule
+        for number, again in enumerate(again_judged):
+            if out is not None and number == 0:  # no file where a judge is down
+                append_line(out, facts)
             if out is not None:
                 append_line(out, again.to_dict())
             yield again
 
-    if out is not None:
-        append_line(out, {**header, "take": taken, "checker": checker, "rescored": str(log)})
-    results = task_results(benchmark, judged(), counts, checker, asked.get("rows", 0))
+    facts = {**header, "take": taken, "checker": rule, "rescored": str(log)}
+    failures: Counter[str] = Counter()
+    samples = without_failed(judged(), failures)
+    results = task_results(benchmark, samples, counts, rule, asked.get("rows", 0))
+    results |= judge_results(lm, failures)
     kept = {name: asked[name] for name in ("available", "subset", "failed") if name in asked}
     return {
         "model": header["model"],

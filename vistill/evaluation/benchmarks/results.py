@@ -118,6 +118,7 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
     marks += [f"PARTIAL: {len(task['failed']):,} rows failed"] if task["failed"] else []
     missing = task["missing_replies"]
     marks += [f"PARTIAL: {missing:,} replies are missing"] if missing else []
+    marks += [f"failed: {count:,} {code}" for code, count in task.get("failures", {}).items()]
     whole = f"{task['rows']:,} of {benchmark.rows:,} rows"
     whole += f" and {task['other_rows']:,} others" if task.get("other_rows") else ""
     head = [f"{task['title']}   {'   '.join([whole, *marks])}   rule: {task['rule']}"]

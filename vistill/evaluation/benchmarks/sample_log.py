@@ -19,6 +19,8 @@ from vistill.types import Finish, Rollout
 
 #: Kind and version of the file, in its first line.
 KIND, VERSION = "vistill samples", 1
+#: The key of a line about a sample that has no response.
+FAILURE = "failure"
 #: Facts that may differ between two starts that continue one log.
 NOT_COMPARED = ("model", "versions", "source", "title", "asked")
 
@@ -163,7 +165,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """
     check_log(path)
     for number, record in enumerate(read_lines(path), 1):
-        if "log" in record:
+        if "log" in record or FAILURE in record:
             continue
         try:
             yield sample_of(record)

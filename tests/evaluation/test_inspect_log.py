@@ -1,0 +1,64 @@
+"""`vistill export --inspect`: logs of Inspect.
+
+The form is what `inspect_ai` 0.3.285 reads (`read_eval_log`, `list_eval_logs`); it is no package of
+the tests, so the fields that its models require are listed here.
+"""
+
+import json
+import re
+
+from test_lm_judge import write_log
+
+from vistill.cli.main import entry
+
+#: Fields without a default in Inspect's models.
+REQUIRED = {
+    "eval": {"created", "task", "dataset", "model", "config"},
+    "sample": {"id", "epoch", "input", "target"},
+    "score": {"name", "scorer"},
+    "metric": {"name", "value"},
+}
+#: `inspect view` lists files with such names only.
+NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[^_]*_[^_]+_[^_]+\.json")
+
+
+def export(capsys, *words):
+    code = 0
+    try:
+        entry(["export", *map(str, words)])
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code, capsys.readouterr()
+
+
+def test_samples_and_metrics_are_written_as_inspect_reads_them(tmp_path, capsys):
+    choices = {"answer": "B", "choices": ("red", "blue")}
+    log = write_log(tmp_path, "mmstar", ("B", "red"), **choices)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[1]["verdicts"]["choice"] |= {"correct": True, "extracted": "B"}
+    lines[2]["finish"] = "length"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, shown = export(capsys, log, "--inspect", "--to", tmp_path / "out")
+    assert code == 0, shown.err
+    (file,) = (tmp_path / "out").iterdir()
+    assert NAME.fullmatch(file.name)
+    record = json.loads(file.read_text())
+    assert (record["version"], record["status"]) == (2, "success")
+    assert record["eval"].keys() >= REQUIRED["eval"]
+    assert all(sample.keys() >= REQUIRED["sample"] for sample in record["samples"])
+    (score,) = record["results"]["scores"]
+    assert score.keys() >= REQUIRED["score"]
+    assert score["metrics"]["accuracy"].keys() >= REQUIRED["metric"]
+    assert score["metrics"]["accuracy"]["value"] == 0.5
+    right, wrong = record["samples"]
+    assert [one["scores"]["choice"]["value"] for one in (right, wrong)] == ["C", "I"]
+    assert right["messages"][-1]["content"] == right["output"]["completion"] == "B"
+    assert wrong["output"]["choices"][0]["stop_reason"] == "max_tokens"
+    assert (right["target"], right["choices"], right["epoch"]) == ("B", ["red", "blue"], 1)
+
+
+def test_a_log_of_inspect_that_exists_is_not_replaced(tmp_path, capsys):
+    log = write_log(tmp_path, "mmstar", ("B",), answer="B", choices=("red", "blue"))
+    assert export(capsys, tmp_path, "--inspect", "--to", tmp_path / "out")[0] == 0
+    code, shown = export(capsys, log, "--inspect", "--to", tmp_path / "out")
+    assert (code, "error[S608]" in shown.err) == (6, True)
