@@ -229,7 +229,7 @@ def test_a_suite_prints_no_average_over_a_partial_result(part):
 
 
 def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():
-    page = (REPO / "docs" / "benchmarks.md").read_text()
+    page = (REPO / "docs" / "benchmarks.md").read_text().partition("## Scores of another")[0]
     listed = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
     assert [name for name, *_ in listed[-len(BENCHMARKS) :]] == list(BENCHMARKS)
     for name, rows, hub, metrics_of in listed[-len(BENCHMARKS) :]:
