@@ -78,7 +78,7 @@ def test_a_stored_reply_is_judged_as_when_it_was_asked(name, tmp_path):
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_a_missing_column_is_named(name, tmp_path):
     raw = dict(ROWS[name][0])
-    names = ("extra", "prompt", "text", "question", "Question")
+    names = ("extra", "prompt", "text", "question", "Question", "problem")
     key = next(key for key in names if key in raw and (key != "prompt" or "question" not in raw))
     del raw[key]
     write(tmp_path, name, [raw])

@@ -23,6 +23,7 @@ SETS = {
     "vsp_maze": "vsp_maze",
     "hallusionbench": "annotations_hallusionbench",
     "ocrbench": "annotations_ocrbench",
+    "geometry3k": "geometry3k_sample",
 }
 #: Rows whose gold answer stands in any reply, so that a refusal would be right.
 LETTERS = "ABCDEFGH"
