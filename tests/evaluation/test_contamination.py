@@ -10,9 +10,9 @@ from PIL import Image
 from vistill.data.loading import load_rows
 from vistill.data.settings import Columns, DataSettings
 from vistill.errors import DataError
-from vistill.evaluation.benchmarks import contamination
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.contamination import (
+    PictureKeys,
     find_contamination,
     picture_key,
     question_key,
@@ -138,11 +138,15 @@ def test_the_template_and_its_options_are_taken_off_a_question(tmp_path):
 
 def test_the_pictures_of_a_set_are_decoded_once_for_all_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("VISTILL_CACHE", str(tmp_path / "cache"))
-    write_benchmark(tmp_path / "sets", [drawing(1)], ["Which one?"])
     settings = write_training(tmp_path / "own", [drawing(1)], ["What?"])
-    first = matches(settings, tmp_path / "sets")[0]
-    monkeypatch.setattr(contamination, "picture_key", None)
-    assert matches(settings, tmp_path / "sets")[0] == first == {("1", "mmstar_0", "picture")}
+    images = load_rows(settings.train, settings, None).prompts[0].images
+    first = PictureKeys()
+    keys = first.keys_of(images)
+    assert first.cache.is_changed
+    first.cache.save()
+    later = PictureKeys()
+    assert later.keys_of(images) == keys != []
+    assert not later.cache.is_changed
 
 
 def test_a_folder_without_benchmarks_is_refused(tmp_path):
