@@ -4,11 +4,21 @@ Processor seconds of one thread, best of several; `auto` without math-verify.
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
+from task_inputs import key, made_mmstar
+
 from vistill.answers import normalise, values
 from vistill.answers.checkers import auto
+from vistill.answers.math_process import shared_judge
+from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
+from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
+from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, new_sample, read_samples
+from vistill.runs.storage import append_line
+from vistill.types import Finish, Rollout
 
 PAIRS = Path(__file__).parent.parent / "tests" / "answers" / "pairs.jsonl"
 #: Prose before an answer, as long as the reply of a small model.
@@ -77,4 +87,56 @@ def answer_rows(row, repeats):
             )
     worst = max(times, key=times.get)
     about = f"limit: 50 ms; worst of {len(HOSTILE)} hostile texts: {worst[0].strip()!r}"
-    return [*rows, row("verdict_100k_characters_ms", 1000 * times[worst], "ms", about)]
+    rows.append(row("verdict_100k_characters_ms", 1000 * times[worst], "ms", about))
+    return [*rows, *scoring_rows(row)]
+
+
+def scoring_rows(row):
+    """Seconds for judging, logging, reading and scoring 1,000 samples of a benchmark, once.
+
+    Processor seconds of vistill for choices. Mathematics waits for a process of its own, so it is
+    measured by the clock.
+    """
+    rows = []
+    cases = (
+        ("choice", "mmstar", time.process_time, "limit: 2 s; processor seconds"),
+        ("mathematics", "mathverse", time.perf_counter, "formulas, by math-verify; by the clock"),
+    )
+    for name, task, clock, about in cases:
+        begin = clock()
+        score_samples(task)
+        rows.append(row(f"score_1000_{name}_samples_seconds", clock() - begin, "s", about))
+    return rows
+
+
+def score_samples(task):
+    """Judge 1,000 made samples, write them to a log, read it and compute metrics."""
+    benchmark, count = BENCHMARKS[task], 1000
+    make = {"mmstar": choice_sample, "mathverse": formula_sample}[task]
+    rule = next(iter(benchmark.rules))
+    with tempfile.TemporaryDirectory() as folder, shared_judge() as math:
+        log = Path(folder) / "log.jsonl"
+        append_line(log, {"log": KIND, "version": VERSION})
+        for number in range(count):
+            one, reply = make(number)
+            verdict = benchmark.rules[rule](reply, one, "last", math)
+            answered = Rollout((1,), 0, Finish.STOP), reply, 0.0
+            sample = new_sample((one, "", one.question), [], "greedy", answered, {rule: verdict})
+            append_line(log, sample.to_dict())
+        results = task_results(benchmark, read_samples(log), {"greedy": 1})
+    assert results["modes"]["greedy"]["replies"] == count
+
+
+def choice_sample(number):
+    """A row of MMStar and a reply."""
+    one = made_mmstar(number, key("bench", number))
+    row = BENCHMARKS["mmstar"].read_row(one)
+    return row, f"{PROSE}\nThe answer is ({'ABCD'[number % 4]})."
+
+
+def formula_sample(number):
+    """A row of MathVerse with a fraction as gold answer, and a reply in another form."""
+    top, bottom = number % 97 + 1, number % 13 + 2
+    facts = {"version": "Vision Only", "type": "free_form", "subject": "s", "subfield": "f"}
+    row = BenchmarkRow(f"m{number}", "?", answer=f"\\frac{{{top}}}{{{bottom}}}", facts=facts)
+    return row, f"{PROSE}\n\\boxed{{\\frac{{{2 * top} \\sqrt{{4}}}}{{{4 * bottom}}}}}"

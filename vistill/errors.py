@@ -71,6 +71,7 @@ CATALOGUE: dict[str, str] = {
     "D309": "A view needs another row's image or thoughts, and all rows have the same.",
     "D310": "Rows have no teacher: no rule of `teachers` takes them.",
     "D311": "A teacher has no row: its rule takes none of the training rows.",
+    "D312": "Training rows come from a data set that is for evaluation only.",
     "E301": "An optional package is needed and not installed.",
     "E302": "The processor of a model needs torchvision or num2words.",
     "E303": "The environment of vLLM is missing, cannot be used, or has another version of vLLM.",

@@ -394,3 +394,19 @@ def one_file_of_a_pattern_is_latin_1(place):
     text = text.replace("How many", "Größe: how many")
     place.write("daten 1/teil 2.jsonl", text, "latin-1")
     place.line += " 'data.train=daten 1/teil*.jsonl'"
+
+
+@situation("D312", FILE="neu ß/zeilen.jsonl")
+def the_training_rows_are_for_evaluation_only(place):
+    start(place)
+    place.write("daten 1/SOURCE.md", "A benchmark. Evaluation use only.")
+    write_rows(place, good_rows(), "neu ß/zeilen.jsonl")
+
+
+@situation("D102", FOLDER="bänke 1")
+def the_folder_holds_no_benchmark(place):
+    start(place, "data.benchmarks=leer")
+    place.write("bänke 1/ai2d/bild.png", picture(0))
+    row = {"question": "Which?", "options": ["a leaf", "a root"], "answer": "1",
+           "image": "bild.png"}  # fmt: skip
+    place.write("bänke 1/ai2d/data.jsonl", json.dumps(row) + "\n")

@@ -35,3 +35,8 @@ def a_cell_of_a_table_fails(place):
 def a_cell_needs_one_that_failed(place):
     words = "train.steps=1 eval.every=0 stages.teacher.train.memory=0.000001"
     start_table(place, f"vgs-1 --tiny run=tabelle/erste --cell vgs_2b {words}")
+
+
+@situation("C101", FOLDER="leer")
+def a_limit_of_benchmarks_that_are_not_run(place):
+    start_table(place, "va_opd-masks --tiny --cell opd train.steps=1 eval.every=0 --limit 2")

@@ -123,7 +123,13 @@ ROWS = {
          "filename": "a.png", "source": "COCO"},
         "(B)", "2",
     ),
+    "geometry3k": (
+        {"id": "g1", "images": [PICTURE], "problem": "<image>Find x.", "answer": "12",
+         "choices": ["10", "12", "14", "16"], "ground_truth": "B"},
+        "So x is \\boxed{12}.", "\\boxed{14}",
+    ),
 }  # fmt: skip
+ROWS["geometry3k_test"] = ROWS["geometry3k"]
 ROWS["blink_jigsaw"] = ROWS["blink"]
 ROWS["mathvision_testmini"] = ROWS["mathvision"]
 #: A row in our own form: the hub has no copy.

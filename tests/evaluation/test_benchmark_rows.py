@@ -78,7 +78,7 @@ def test_a_stored_reply_is_judged_as_when_it_was_asked(name, tmp_path):
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_a_missing_column_is_named(name, tmp_path):
     raw = dict(ROWS[name][0])
-    names = ("extra", "prompt", "text", "question", "Question")
+    names = ("extra", "prompt", "text", "question", "Question", "problem")
     key = next(key for key in names if key in raw and (key != "prompt" or "question" not in raw))
     del raw[key]
     write(tmp_path, name, [raw])
@@ -239,3 +239,25 @@ def test_formulas_of_ocrbench_are_compared_without_blanks_and_with_case():
     assert not verdicts("ocrbench", formula, "$f=ma$")["ocr"].correct
     assert verdicts("ocrbench", words, "it reads MAIN\nST")["ocr"].correct
     assert not verdicts("ocrbench", words, "<think>Main St</think>It reads Mine.")["ocr"].correct
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError('Unknown split "val". Should be one of ["test"].'),
+        FileNotFoundError("Dataset 'x/y' is a gated dataset on the Hub. Visit the page to ask."),
+        ConnectionError("the hub does not answer"),
+    ],
+)
+def test_a_moved_split_and_a_gated_set_are_coded_and_no_error_of_a_suite(error, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load(*args, **options):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match="D102") as caught:
+        read_benchmark(BENCHMARKS["mmstar"], None, "official", None)
+    assert str(error)[:20] in caught.value.why
+    present, missing = find_present([BENCHMARKS["mmstar"]], None, "official", None)
+    assert (present, list(missing)) == ([], ["mmstar"])

@@ -2,19 +2,23 @@
 
 import math
 import re
+import weakref
+from dataclasses import replace
 
 import pytest
 from conftest import REPO
 
 from vistill.evaluation.benchmarks import blink
-from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit
+from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit, accuracy
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, find_suite
 from vistill.evaluation.benchmarks.results import (
     CSV_COLUMNS,
     csv_rows,
     results_table,
     suite_results,
+    task_results,
 )
+from vistill.evaluation.benchmarks.sample_log import Sample
 from vistill.evaluation.benchmarks.scores import score_benchmark, score_units
 
 
@@ -229,7 +233,7 @@ def test_a_suite_prints_no_average_over_a_partial_result(part):
 
 
 def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():
-    page = (REPO / "docs" / "benchmarks.md").read_text()
+    page = (REPO / "docs" / "benchmarks.md").read_text().partition("## Scores of another")[0]
     listed = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
     assert [name for name, *_ in listed[-len(BENCHMARKS) :]] == list(BENCHMARKS)
     for name, rows, hub, metrics_of in listed[-len(BENCHMARKS) :]:
@@ -240,3 +244,31 @@ def test_the_page_lists_every_benchmark_with_its_rows_source_and_metric():
         if len(benchmark.configs) == 1:
             shown = shown.replace("*", benchmark.configs[0])
         assert hub.split(", 14")[0] == shown
+
+
+def test_the_samples_of_a_row_share_it_and_no_text_is_kept():
+    """What scoring keeps of a sample does not grow with its text, nor the rows with the samples."""
+    references, most, kept = [], [0], []
+
+    def samples():
+        for sample in range(16):
+            for name in ("a", "b", "c"):
+                row = BenchmarkRow(name, "?" * 10_000, group="g", facts={"f": "x"})
+                one = Sample(
+                    row, "", "sampled", sample, (), "q" * 10_000, "r" * 10_000, "stop", 3, 0.1,
+                    {"choice": {"correct": True, "unparsed": False}},
+                )  # fmt: skip
+                references.append(weakref.ref(one))
+                most[0] = max(most[0], sum(known() is not None for known in references))
+                yield one
+
+    def score(replies):
+        kept.extend(replies)
+        return accuracy(replies)
+
+    benchmark = replace(BENCHMARKS["ai2d"], score=score)
+    found = task_results(benchmark, samples(), {"sampled": 16})
+    assert found["modes"]["sampled"]["replies"] == 48
+    assert most[0] <= 2
+    assert len({id(reply.row) for reply in kept}) == 3
+    assert {reply.row.question for reply in kept} == {""}

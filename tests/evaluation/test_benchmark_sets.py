@@ -23,6 +23,7 @@ SETS = {
     "vsp_maze": "vsp_maze",
     "hallusionbench": "annotations_hallusionbench",
     "ocrbench": "annotations_ocrbench",
+    "geometry3k": "geometry3k_sample",
 }
 #: Rows whose gold answer stands in any reply, so that a refusal would be right.
 LETTERS = "ABCDEFGH"
@@ -69,6 +70,28 @@ def test_scripted_replies_have_their_known_score(shared_data, name):
     assert refused[headline] == 0
     if name != "ocrbench":  # whose rule reads the whole reply
         assert facts["unparsed_share"] >= 0.98
+
+
+#: Sets whose headline, or the metric named, is a mean over rows.
+MEANS = {name: BENCHMARKS[name].headline for name in SETS} | {
+    "wemath": "rows", "hallusionbench": "aAcc",
+}  # fmt: skip
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", list(MEANS))
+def test_a_mix_of_right_replies_and_refusals_has_the_share_of_the_right_ones(shared_data, name):
+    """Right or refused by a key, so the mean over rows is a count."""
+    rows = [row for row in rows_of(shared_data, name) if BENCHMARKS[name].is_counted(row)]
+    right = {row.id for row in rows if random.Random(row.id).random() < 0.4}
+
+    def say(row):
+        box = f"So it is \\boxed{{{gold_of(name, row)}}}"
+        return box if row.id in right else "I can't help with that."
+
+    values, _ = results_of(name, scored(name, rows, say))
+    assert values[MEANS[name]] == pytest.approx(len(right) / len(rows))
+    assert 0.25 < values[MEANS[name]] < 0.55 or len(rows) < 20
 
 
 def next_letter(row):

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vistill.cli.messages import print_result
 from vistill.cli.verbs import RUN, Overrides, Plugins, example
+from vistill.errors import ConfigError
 from vistill.registry import load_plugins
 
 if TYPE_CHECKING:  # `vistill --help` imports no torch
@@ -24,6 +26,7 @@ def add_reproduce(app: typer.Typer) -> None:
         epilog=example(
             "vistill reproduce va_opd-1 --tiny",
             "vistill reproduce vgs-1 --dry-run --gpu H200 --price 3",
+            "vistill reproduce va_opd-1 --data sets",
         ),
     )(reproduce)
 
@@ -37,6 +40,12 @@ def reproduce(  # noqa: PLR0913  (options of a verb)
     tiny: Annotated[
         bool, typer.Option("--tiny", help="use the package's tiny models, diagrams and two steps")
     ] = False,
+    data: Annotated[
+        str, typer.Option(help="run the paper's benchmarks: folder with NAME/data.jsonl, or hub")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="of --data: most rows per benchmark, whole groups")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="plan every cell: hours, disk, whether it fits")
     ] = False,
@@ -55,6 +64,7 @@ def reproduce(  # noqa: PLR0913  (options of a verb)
     from vistill.reproduction.tables import find_table
     from vistill.studies.plan import PlanOptions
 
+    check_limit(data, limit)
     words, paper_table = overrides or [], find_table(table)
     cells = make_cells(paper_table, words, tiny)
     chosen = choose_cells(paper_table, cells, cell or [])
@@ -63,11 +73,24 @@ def reproduce(  # noqa: PLR0913  (options of a verb)
         print_plans(paper_table, chosen, options, as_json)
         return
     from vistill.reproduction.results import TableResult
+    from vistill.reproduction.suites import SuiteOptions
     from vistill.studies.stages import warn_stage_settings
 
     warn_stage_settings(paper_table.recipe, words, [one.name for one in chosen])
     folder = cells[0].arm.folder.parent
-    run_and_print(TableResult(paper_table, cells, folder, tiny), chosen, as_json)
+    suite = SuiteOptions(None if data == "hub" else Path(data), limit) if data else None
+    run_and_print(TableResult(paper_table, cells, folder, tiny, suite=suite), chosen, as_json)
+
+
+def check_limit(data: str, limit: int | None) -> None:
+    """C101 for `--limit` where no benchmark is run."""
+    if limit is not None and not data:
+        raise ConfigError(
+            "C101",
+            "--limit says how many rows of benchmarks are asked, and none is run",
+            why="without --data a table trains its cells alone",
+            fix="--data FOLDER   that holds NAME/data.jsonl, or hub",
+        )
 
 
 def print_plans(

@@ -127,6 +127,12 @@ class DataSettings:
     """Share of the rows that may be bad; more stop the run. A larger share tolerates more."""
     overlap: Literal["stop", "allow"] = "stop"
     """What to do where an evaluation row asks what a training row asks: `stop`, or `allow` it."""
+    evaluation_only: Literal["stop", "allow"] = "stop"
+    """What to do where training rows come from a data set that is for evaluation only, by the list
+    of benchmarks or by the page next to the file: `stop`, or `allow` it and record it."""
+    benchmarks: str = ""
+    """Folder with benchmarks, as `vistill eval --data` reads it. `vistill check` and the start of a
+    run report training rows that are rows of them. Empty compares with none."""
     max_image_tokens: int | None = ranged(None, 1)
     """Most image tokens per picture; a larger picture is shrunk. null takes the model's own limit.
     A larger limit shows finer detail and needs more memory and time."""

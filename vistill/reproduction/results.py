@@ -10,6 +10,7 @@ from vistill.redaction import mask_secrets
 from vistill.report.headline import interval
 from vistill.report.page import page_environment
 from vistill.reproduction.cells import FINISHED, Cell, CellResult, read_cell
+from vistill.reproduction.suites import SuiteOptions, measured_columns
 from vistill.reproduction.tables import Row, Table
 from vistill.runs.storage import write_json, write_text
 
@@ -19,8 +20,13 @@ TINY = (
     " nothing about the methods."
 )
 UNMEASURED = (
-    "`vistill reproduce` runs no benchmarks, so the columns of benchmarks hold the paper's values"
-    " alone. What vistill measured is the accuracy on the held-out rows of each run."
+    "No benchmark was run (`vistill reproduce TABLE --data FOLDER` runs them), so the columns of"
+    " benchmarks hold the paper's values alone. What vistill measured is the accuracy on the"
+    " held-out rows of each run."
+)
+MEASURED = (
+    "Behind a slash is what vistill measured: other weights and other data than the paper's, and"
+    " rules in place of a language model as judge. `*`: the rows are not the whole benchmark."
 )
 
 
@@ -37,6 +43,8 @@ class TableResult:
     """By cell: why it failed in this call."""
     waiting: dict[str, list[str]] = field(default_factory=dict)
     """By cell: the cells that it needs and that failed in this call."""
+    suite: SuiteOptions | None = None
+    """How finished cells are evaluated on the benchmarks of the paper; None runs none."""
 
     def results(self) -> dict[str, CellResult]:
         """The state of each cell, read from its folder."""
@@ -46,6 +54,7 @@ class TableResult:
         """The table as plain values."""
         results, folders = self.results(), {cell.name: str(cell.arm.folder) for cell in self.cells}
         rows = [self.row_dict(row, results, folders) for row in self.table.rows]
+        is_measured = any(value for row in rows for value in row["ours"].values())
         others = [name for name in results if name not in self.table.stages]
         return {
             "table": self.table.name,
@@ -59,7 +68,11 @@ class TableResult:
             "columns": list(self.table.columns),
             "rows": rows,
             "also_run": [self.cell_dict(name, results[name], folders[name]) for name in others],
-            "notes": [*([TINY] if self.tiny else []), UNMEASURED, *self.table.notes],
+            "notes": [
+                *([TINY] if self.tiny else []),
+                MEASURED if is_measured else UNMEASURED,
+                *self.table.notes,
+            ],
         }
 
     def row_dict(
@@ -74,6 +87,8 @@ class TableResult:
         }
         if not row.cell:
             return plain | {"cell": None, "state": "paper only", "held_out": None}
+        run = Path(folders[row.cell])
+        plain["ours"] = measured_columns(columns, run, start=bool(row.start_of))
         return plain | self.cell_dict(
             row.cell, results[row.cell], folders[row.cell], start=bool(row.start_of)
         )

@@ -10,6 +10,7 @@ from vistill.errors import ArmError, Preempted, VistillError
 from vistill.report.page import write_report
 from vistill.reproduction.cells import Cell
 from vistill.reproduction.results import TableResult, first_line
+from vistill.reproduction.suites import evaluate_cell
 from vistill.schema import key_info
 from vistill.studies.arms import train_in_order
 
@@ -39,6 +40,7 @@ def run_cells(
             log(f"{label}: already finished")
             if not (cell.arm.folder / "report.html").is_file():  # killed while it was written
                 write_report([cell.arm.folder], cell.arm.folder / "report.html")
+            run_suite(result, cell, label, log)
             continue
         log(label)
         missing = unfinished_needs(result, cell)
@@ -50,8 +52,26 @@ def run_cells(
         if error is not None:
             result.errors[cell.name] = error
             log(f"{label}: failed: {first_line(error)}")
+        else:
+            run_suite(result, cell, label, log)
     result.write()
     check_errors(result, len(chosen))
+
+
+def run_suite(result: TableResult, cell: Cell, label: str, log: Callable[[str], None]) -> None:
+    """Evaluate a finished cell on the benchmarks of the paper, if that is asked."""
+    if result.suite is None:
+        return
+    log(f"{label}: benchmarks")
+    try:
+        evaluate_cell(result.table, cell, result.suite, result.tiny)
+    except Preempted:
+        raise
+    except Exception as error:  # noqa: BLE001  any failure is of this cell
+        result.errors[cell.name] = error
+        log(f"{label}: failed: {first_line(error)}")
+    finally:
+        gc.collect()
 
 
 def train_cell(cell: Cell, progress: Progress) -> Exception | None:

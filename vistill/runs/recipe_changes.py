@@ -31,6 +31,8 @@ FREE_KEYS = (
     "data.on_bad_row",
     "data.images",
     "data.overlap",
+    "data.evaluation_only",
+    "data.benchmarks",
     "student.device",
     "teacher.device",
 )

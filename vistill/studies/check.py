@@ -31,6 +31,12 @@ from vistill.runs.recipe_changes import differences, key_class, unused_folder
 from vistill.runs.storage import free_space, to_json
 from vistill.studies.preview import Preview, full_first, parts_of
 from vistill.studies.shown_rows import rows_in_words
+from vistill.training.checks.benchmarks import (
+    NOT_COMPARED,
+    allowed_in_words,
+    compare_with_benchmarks,
+    find_evaluation_sets,
+)
 from vistill.training.checks.check import CheckResult
 from vistill.training.checks.data import rows_by_set
 from vistill.training.checks.disk import describe_disk, disk_needs, reads_average
@@ -251,6 +257,7 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
     """Check the data without models: all start checks of the rows that need no torch."""
     schema = method_schemas().with_knobs(recipe.method, recipe.knobs)
     needs = needs_of_schema(recipe.method, schema)
+    allowed = find_evaluation_sets(recipe.data)
     loaded, held_out = load_data(recipe.data)
     check_overlap(loaded, held_out, recipe.data)
     train, evaluation, is_drawn = loaded.prompts, held_out.prompts, bool(loaded.diagrams)
@@ -270,8 +277,11 @@ def data_findings(recipe: Recipe, sheet: Preview | None = None) -> list[CheckRes
         sheet.add(f"{recipe.method}, {recipe.run}", parts, views, recipe.view_context(), None)
     meant = notes_on_run(recipe, needs.needs, usable, evaluation)
     notes = [*loaded.notes, *held_out.notes, *meant]
+    compared = compare_with_benchmarks(recipe.data, usable, is_drawn and not recipe.data.sets)
     return [
+        CheckResult("evaluation only", allowed_in_words(allowed)),
         CheckResult("data", rows_in_numbers(train, evaluation, bad)),
+        CheckResult("benchmarks", NOT_COMPARED if compared is None else compared.summary()),
         *mixture_findings(recipe, usable),
         *taught,
         CheckResult("gold answers", gold.summary),

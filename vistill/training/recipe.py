@@ -208,6 +208,8 @@ ADDED = {
     "data.min_pixels": None,
     "data.max_pixels": None,
     "data.index_base": 0,
+    "data.evaluation_only": "stop",
+    "data.benchmarks": "",
     "rollout.noise": "generator",
     "rollout.weights": "auto",
     "rollout.cuda_graph": False,

@@ -137,6 +137,8 @@ class Benchmark:
     """Whether a row is one of `rows`; others are asked and reported apart."""
     note: str = ""
     """What a reader of the numbers must know."""
+    may_train: bool = False
+    """Whether it is part of a training set, so that its licence allows training."""
 
     @property
     def hub_sources(self) -> list[str]:

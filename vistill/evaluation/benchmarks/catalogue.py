@@ -9,6 +9,7 @@ from vistill.evaluation.benchmarks import (
     chartqa,
     choice_sets,
     cv_bench,
+    geometry3k,
     hallusionbench,
     mathverse,
     mathvision,
@@ -48,6 +49,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         mmvp.BENCHMARK,
         choice_sets.SAT,
         cv_bench.BENCHMARK,
+        geometry3k.VALIDATION,
+        geometry3k.TEST,
     )
 }
 

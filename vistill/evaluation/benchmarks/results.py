@@ -1,9 +1,10 @@
 """The results of benchmarks as plain values, as a table and as CSV."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, Suite
 from vistill.evaluation.benchmarks.protocols import GREEDY
 from vistill.evaluation.benchmarks.sample_log import Sample
@@ -35,11 +36,12 @@ def task_results(
     """
     replies: dict[str, list[ScoredReply]] = {mode: [] for mode in counts}
     seconds = dict.fromkeys(counts, 0.0)
+    rows: dict[str, BenchmarkRow] = {}
     for sample in samples:
         if sample.mode in counts and sample.sample < counts[sample.mode]:
-            replies[sample.mode].append(sample.scored())
+            row = rows.setdefault(sample.row.id, replace(sample.row, question=""))
+            replies[sample.mode].append(replace(sample.scored(), row=row))
             seconds[sample.mode] += sample.seconds
-    rows = {reply.row.id: reply.row for part in replies.values() for reply in part}
     counted = sum(map(benchmark.is_counted, rows.values()))
     modes = {
         mode: {

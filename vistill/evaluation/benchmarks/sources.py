@@ -180,21 +180,31 @@ def make_prompts(
         protocol: words and system message.
         settings: limits of pictures (`max_image_tokens`, `min_pixels`, `max_pixels`).
     """
-    columns = Columns(prompt="question", images="images", answer="", id="id")
-    own = replace(
-        settings, columns=columns, template="{prompt}", system=protocol.system, text_only="plain"
-    )
-    reader = RowReader(own, part.source, part.root, part.root)
+    reader = row_reader(part, protocol, settings)
     pairs: list[tuple[BenchmarkRow, Prompt]] = []
     failed: list[dict[str, str]] = []
     for line, row in enumerate(part.rows, 1):
         text = part.benchmark.prompt(row, protocol.name)
-        raw = {"question": text, "images": list(row.images), "id": row.id}
         try:
-            pairs.append((row, with_hashes(reader.undecoded_prompt(raw, line))))
+            pairs.append((row, with_hashes(bare_prompt(reader, row, text, line))))
         except DataError as error:
             failed.append(failure(row.id, error))
     return pairs, failed
+
+
+def row_reader(part: BenchmarkRows, protocol: Protocol, settings: DataSettings) -> RowReader:
+    """What makes prompts of the rows of a benchmark."""
+    columns = Columns(prompt="question", images="images", answer="", id="id")
+    own = replace(
+        settings, columns=columns, template="{prompt}", system=protocol.system, text_only="plain"
+    )
+    return RowReader(own, part.source, part.root, part.root)
+
+
+def bare_prompt(reader: RowReader, row: BenchmarkRow, text: str, line: int) -> Prompt:
+    """The prompt of a row in some words; its pictures are not opened."""
+    raw = {"question": text, "images": list(row.images), "id": row.id}
+    return reader.undecoded_prompt(raw, line)
 
 
 def picture_digests(prompt: Prompt) -> list[str]:

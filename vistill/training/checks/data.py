@@ -12,6 +12,11 @@ from vistill.data.settings import DataSettings
 from vistill.data.stored_prompts import with_content_hashes
 from vistill.errors import ConfigError, DataError
 from vistill.runs.storage import to_json, write_json
+from vistill.training.checks.benchmarks import (
+    CONTAMINATION_CHECK,
+    EVALUATION_ONLY_CHECK,
+    find_evaluation_sets,
+)
 from vistill.training.checks.check import ALL_PURPOSES, TRAINING_PURPOSES, StartCheck
 from vistill.training.checks.gold import check_gold_answers
 from vistill.training.checks.notes import check_notes
@@ -103,6 +108,8 @@ def write_data_summary(setup: "RunSetup", train: LoadedData, held_out: LoadedDat
         "quarantined": len(bad),
         "dropped_text_only": train.dropped_text_only + held_out.dropped_text_only,
     }
+    if settings.evaluation_only == "allow" and setup.purpose == "train":
+        record["evaluation_only"] = find_evaluation_sets(settings)
     if settings.sets:
         record |= sources_of_sets(settings, train.prompts, held_out.prompts)
     write_json(setup.folder.path / "data.json", record)
@@ -245,6 +252,7 @@ def check_step_size(setup: "RunSetup") -> str:
 
 
 DATA_CHECKS: tuple[StartCheck, ...] = (
+    EVALUATION_ONLY_CHECK,
     StartCheck(
         "data",
         "every row and image can be read, ids differ",
@@ -258,6 +266,7 @@ DATA_CHECKS: tuple[StartCheck, ...] = (
         check_no_overlap,
         TRAINING_PURPOSES,
     ),
+    CONTAMINATION_CHECK,
     StartCheck(
         "gold answers", "the checker accepts each gold answer", check_gold_answers, ALL_PURPOSES
     ),
