@@ -91,3 +91,18 @@ def the_checker_of_a_rescore_is_misspelt(place):
 @situation("S608", FOLDER="neu")
 def the_log_of_a_rescore_exists(place):
     start_rescore(place, "--out läufe/bank/samples")
+
+
+@situation("C105")
+def a_reducer_is_misspelt(place):
+    start_tasks(place, "--tasks ai2d --protocol va_opd --samples 2 --reduce pas@k")
+
+
+@situation("C101")
+def a_reducer_gets_too_few_samples(place):
+    start_tasks(place, "--tasks ai2d --reduce majority")
+
+
+@situation("C101")
+def a_model_is_named_twice(place):
+    start_tasks(place, "vistill:student --tasks ai2d")

@@ -14,10 +14,17 @@ from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
-from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
+from vistill.evaluation.benchmarks.protocols import (
+    SAMPLED,
+    Protocol,
+    decoding_of,
+    view_of,
+)
+from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (
     CSV_COLUMNS,
+    Wanted,
     csv_rows,
     results_table,
     suite_results,
@@ -56,7 +63,8 @@ from vistill.training.checks.models import load_encoder_of
 from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions
-from vistill.types import Prompt, Rollout
+from vistill.types import Prompt, Rollout, View
+from vistill.views import apply_view
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class BenchmarkRequest:
     limit: int | None = None
     changed: Mapping[str, Any] | None = None
     """What the user changed in the protocol, as it is shown."""
+    reducers: tuple[Reducer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,13 @@ class Asker:
     math: MathJudge
     noise: NoiseName = "generator"
     """Where the sampling noise comes from (`eval.noise`)."""
+    reducers: tuple[Reducer, ...] = ()
 
     def sampling(self, mode: str) -> Sampling:
         """The sampling parameters of a mode."""
-        temperature = self.protocol.temperature if mode == SAMPLED else 0.0
-        top_p = self.protocol.top_p if mode == SAMPLED else 1.0
+        is_sampled = decoding_of(mode) == SAMPLED
+        temperature = self.protocol.temperature if is_sampled else 0.0
+        top_p = self.protocol.top_p if is_sampled else 1.0
         length = self.protocol.max_new_tokens
         return Sampling(
             self.seed, 0, temperature, top_p, length, self.rows_per_call, noise=self.noise
@@ -183,7 +194,9 @@ def ask_all(
         shared_judge() as math,
     ):
         own = recipe.eval
-        asker = Asker(vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise)
+        asker = Asker(
+            vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise, request.reducers
+        )
         facts = facts_of(recipe, vlm, protocol)
         folder = RunFolder(Path(recipe.run))
         for one in present:
@@ -206,7 +219,10 @@ def ask_part(
     """
     benchmark, protocol = part.benchmark, asker.protocol
     kept = {"available": part.available, "subset": part.subset, "failed": part.failed}
+    blind_rows = sum(bool(prompt.images) for _, prompt in pairs)
     asked = {"rows": len(pairs), "samples": dict(protocol.samples), **kept}
+    if any(view_of(mode) != View.FULL for mode in protocol.samples):
+        asked["blind_rows"] = blind_rows
     log = log_path(folder.path, benchmark, protocol)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = {"task": benchmark.name, "source": part.source, **facts, "asked": asked}
@@ -221,7 +237,8 @@ def ask_part(
     change_facts(log, {"asked": asked})
     ask_benchmark(asker, benchmark, pairs, done, log)
     samples = (sample for sample in read_samples(log) if sample.row.id in rows)
-    results = task_results(benchmark, samples, protocol.samples, asked=len(pairs))
+    wanted = Wanted(len(pairs), blind_rows, asker.reducers)
+    results = task_results(benchmark, samples, protocol.samples, wanted=wanted)
     return {**results, **kept, "log": str(log)}
 
 
@@ -274,7 +291,9 @@ def ask_benchmark(
 ) -> None:
     """Ask what the log lacks, and append verdicts call by call."""
     for mode, count in asker.protocol.samples.items():
-        left = missing_samples(pairs, mode, count, done)
+        is_blind = view_of(mode) != View.FULL
+        shown = [pair for pair in pairs if pair[1].images or not is_blind]
+        left = missing_samples(shown, mode, count, done)
         total = sum(len(samples) for _, _, samples in left)
         per_call = max(1, asker.rows_per_call // count)
         with open_phase(f"{EVALUATING} {benchmark.name} {mode}", total, RESPONSES):
@@ -306,10 +325,12 @@ def ask_call(
 ) -> None:
     """One call of the engine; its responses are judged and appended."""
     begin = time.perf_counter()
-    groups = asker.generate([(prompt, samples) for _, prompt, samples in part], mode)
+    shown = [apply_view(prompt, view_of(mode)) for _, prompt, _ in part]
+    asked_samples = [samples for _, _, samples in part]
+    groups = asker.generate(list(zip(shown, asked_samples, strict=True)), mode)
     seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
-    for (row, prompt, _), rollouts in zip(part, groups, strict=True):
-        pictures = picture_digests(prompt)
+    for (row, prompt, _), seen, rollouts in zip(part, shown, groups, strict=True):
+        pictures = picture_digests(seen)
         for rollout in rollouts:
             text = asker.vlm.decode(rollout.ids)
             verdicts = {

@@ -4,12 +4,15 @@ A number belongs to one protocol. What a paper leaves open is ours and is writte
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vistill.answers.extract import Take
 from vistill.errors import ConfigError, closest
+from vistill.types import View
 
 GREEDY, SAMPLED = "greedy", "sampled"
+#: Views of `--blind`: the picture of VA-OPD's teacher, and no picture (VGS).
+BLIND = (View.PIXELATED, View.TEXT_ONLY)
 #: VGS publishes what its system message asks for, not its words; these are ours.
 VGS_SYSTEM = (
     "A conversation between a user and an assistant. The user asks a question about a picture."
@@ -24,7 +27,7 @@ class Protocol:
 
     name: str
     samples: Mapping[str, int]
-    """Responses per question by mode: `greedy`, `sampled`."""
+    """Responses per question by mode: `greedy`, `sampled`, and blind ones (`greedy/text_only`)."""
     max_new_tokens: int
     take: Take
     """Which committed answer of a reply counts."""
@@ -90,3 +93,22 @@ def find_protocol(name: str) -> Protocol:
         why=f"protocols: {', '.join(PROTOCOLS)}",
         fix=f"--protocol {near}",
     )
+
+
+def decoding_of(mode: str) -> str:
+    """`greedy` or `sampled`, of a mode that may name a view too."""
+    return mode.partition("/")[0]
+
+
+def view_of(mode: str) -> str:
+    """The view of a mode: `full`, or that of a blind mode."""
+    return mode.partition("/")[2] or View.FULL
+
+
+def with_blind(protocol: Protocol) -> Protocol:
+    """The protocol with the blind modes: the same questions, samples and noise under other views.
+
+    They are modes of their own, such as `sampled/text_only`.
+    """
+    blind = {f"{mode}/{view}": count for mode, count in protocol.samples.items() for view in BLIND}
+    return replace(protocol, samples={**protocol.samples, **blind})

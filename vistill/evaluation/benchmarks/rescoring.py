@@ -12,7 +12,7 @@ from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import StorageError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
-from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_log import (
     Sample,
     read_header,
@@ -143,7 +143,8 @@ def rescore_log(log: Path, checker: str, take: Take | None, out: Path | None) ->
 
     if out is not None:
         append_line(out, {**header, "take": taken, "checker": checker, "rescored": str(log)})
-    results = task_results(benchmark, judged(), counts, checker, asked.get("rows", 0))
+    wanted = Wanted(asked.get("rows", 0), asked.get("blind_rows"))
+    results = task_results(benchmark, judged(), counts, checker, wanted)
     kept = {name: asked[name] for name in ("available", "subset", "failed") if name in asked}
     return {
         "model": header["model"],
