@@ -52,7 +52,7 @@ def several(**changes):
     compared = {"metrics": {"mean": difference}, "categories": {}, "rows": 8}
     tasks = {"wemath": {"modes": {"sampled": compared}, "mismatched": 0, "settings_differ": {}}}
     models = {"opd": one_model(0.375, **changes), "va_opd": one_model(0.5, **changes)}
-    return {"baseline": "opd", "protocol": "va_opd", "changed": {}, "data": "sets",
+    return {"baseline": "opd", "order": ["opd", "va_opd"], "protocol": "va_opd", "changed": {}, "data": "sets",
             "missing": {"ai2d": "absent"}, "models": models,
             "pairs": {"va_opd": {"tasks": tasks, "suite": {}}}}  # fmt: skip
 
@@ -83,8 +83,8 @@ class Cells(HTMLParser):
 def test_the_page_has_every_number_and_its_caveats():
     page = render_benchmarks(several(), paper_tables("va_opd"))
     for text in ("37.5 [18.8, 68.8] on 8", "+12.5 [+2.0, +25.0]", "avg@8: pass@4 rows", "25.0 %",
-                 "12.5 %", "123", "0.50", "+10.0 [-10.0, +30.0] on 8", "8 of 1,740 rows",
-                 "Not here: ai2d", "subset: ours: wemath", "other weights, other data"):  # fmt: skip
+                 "12.5 %", "123", "0.50", "+10.0 [-10.0, +30.0] on 8",
+                 "8 of 1,740 rows", "Not here: ai2d", "subset: ours: wemath", "other weights, other data"):  # fmt: skip
         assert text in page, text
     assert "<script" not in page
     assert "PARTIAL" not in page
@@ -123,6 +123,14 @@ def test_every_column_of_a_suite_has_the_papers_values():
             for _, values in table.rows:
                 assert set(values) == titles, (name, table.title)
     assert paper_tables("official") == []
+
+
+def test_models_keep_their_order_when_their_results_are_read_from_a_file():
+    results = several()
+    order = {**results, "models": dict(sorted(results["models"].items(), reverse=True))}
+    assert list(order["models"]) == ["va_opd", "opd"]
+    papers = paper_tables("va_opd")
+    assert render_benchmarks(order, papers) == render_benchmarks(results, papers)
 
 
 @pytest.mark.browser

@@ -263,7 +263,7 @@ def test_several_models_continue_each_their_own_log_and_are_compared(tmp_path, c
         task = results["models"][name]["tasks"]["ai2d"]
         assert list(task["modes"]) == ["sampled", "sampled/pixelated", "sampled/text_only"]
         assert task["missing_replies"] == 0
-        assert list(task["modes"]["sampled"]["reduced"]) == ["pass@2", "majority@2"]
+        assert list(task["modes"]["sampled"]["reduced"]) == ["majority@2", "pass@2"]
         assert task["modes"]["sampled/text_only"]["gap"]["rows"] == 4
         assert f",{name}\n" in (whole / "results.csv").read_text().replace("\r", "")
     samples = list(read_samples(whole / "models" / "vistill-base" / "samples/ai2d.va_opd.jsonl"))

@@ -61,11 +61,14 @@ class TaskPart:
 
 def as_several(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results of one model or several in the form of several."""
-    if "models" in results:
-        return dict(results)
+    if "models" in results:  # a file has its keys in the order of the alphabet
+        names = results["order"]
+        ordered = {name: results["models"][name] for name in names}
+        return {**results, "models": ordered,
+                "pairs": {name: results["pairs"][name] for name in names[1:]}}  # fmt: skip
     name = str(results["model"]).replace(":", "-").rstrip("/").rpartition("/")[2]
     kept = {key: results[key] for key in ("protocol", "changed", "data", "missing")}
-    return {**kept, "baseline": name, "models": {name: dict(results)}, "pairs": {}}
+    return {**kept, "baseline": name, "order": [name], "models": {name: dict(results)}, "pairs": {}}
 
 
 def render_benchmarks(results: Mapping[str, Any], papers: Sequence[PaperTable] = ()) -> str:

@@ -47,6 +47,7 @@ def compare_models(
         pairs[name] = {"tasks": tasks, "suite": compare_suite(results[name], first, draws)}
     return {
         "baseline": names[0],
+        "order": names,
         "protocol": first["protocol"],
         "changed": first["changed"],
         "data": first["data"],
