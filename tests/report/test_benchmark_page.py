@@ -52,8 +52,8 @@ def several(**changes):
     compared = {"metrics": {"mean": difference}, "categories": {}, "rows": 8}
     tasks = {"wemath": {"modes": {"sampled": compared}, "mismatched": 0, "settings_differ": {}}}
     models = {"opd": one_model(0.375, **changes), "va_opd": one_model(0.5, **changes)}
-    return {"baseline": "opd", "order": ["opd", "va_opd"], "protocol": "va_opd", "changed": {}, "data": "sets",
-            "missing": {"ai2d": "absent"}, "models": models,
+    return {"baseline": "opd", "order": ["opd", "va_opd"], "protocol": "va_opd", "changed": {},
+            "data": "sets", "missing": {"ai2d": "absent"}, "models": models,
             "pairs": {"va_opd": {"tasks": tasks, "suite": {}}}}  # fmt: skip
 
 
@@ -84,7 +84,8 @@ def test_the_page_has_every_number_and_its_caveats():
     page = render_benchmarks(several(), paper_tables("va_opd"))
     for text in ("37.5 [18.8, 68.8] on 8", "+12.5 [+2.0, +25.0]", "avg@8: pass@4 rows", "25.0 %",
                  "12.5 %", "123", "0.50", "+10.0 [-10.0, +30.0] on 8",
-                 "8 of 1,740 rows", "Not here: ai2d", "subset: ours: wemath", "other weights, other data"):  # fmt: skip
+                 "8 of 1,740 rows", "Not here: ai2d", "subset: ours: wemath",
+                 "other weights, other data"):  # fmt: skip
         assert text in page, text
     assert "<script" not in page
     assert "PARTIAL" not in page

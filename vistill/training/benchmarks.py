@@ -21,7 +21,6 @@ from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, new_sample
 from vistill.evaluation.benchmarks.sources import make_prompts, picture_digests, read_benchmark
 from vistill.evaluation.settings import EvalSettings
-from vistill.faults import fault
 from vistill.models.loading import VLM
 from vistill.phases import EVALUATING, RESPONSES, open_phase
 from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
@@ -118,11 +117,10 @@ def evaluate_benchmarks(
     facts: dict[str, float] = {}
     with shared_judge() as math:
         for part in plan.benchmarks:
-            fault("benchmarks.begin")
             asker = TaskAsker(plan.models.student, engine, plan.evaluation, math)
             samples = asker.ask(part, run_halving)
             name = f"samples/step-{step:06d}.{part.benchmark.name}.{part.protocol.name}.jsonl"
-            folder.write(name, log_text(plan, part, step, samples))
+            folder.write(name, log_text(plan, part, f"student of step {step}", samples))
             facts |= figures_of(part, samples)
     return facts
 
@@ -202,7 +200,7 @@ class TaskAsker:
         return new_sample(asked, picture_digests(prompt), mode, answered, verdicts)
 
 
-def log_text(plan: "Plan", part: BenchmarkPart, step: int, samples: Sequence[Sample]) -> str:
+def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sample]) -> str:
     """The samples as a log that `vistill rescore` reads, without seconds, which always differ."""
     protocol = part.protocol
     header = {
@@ -210,8 +208,7 @@ def log_text(plan: "Plan", part: BenchmarkPart, step: int, samples: Sequence[Sam
         "version": VERSION,
         "task": part.benchmark.name,
         "protocol": protocol.name,
-        "model": plan.models.student.model,
-        "step": step,
+        "model": model,
         "seed": plan.evaluation.seed,
         "noise": plan.evaluation.noise,
         "temperature": protocol.temperature,
