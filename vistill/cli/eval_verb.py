@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def evaluate_models(
             "C101",
             f"the model {twice} is named twice",
             why="the difference of a model to itself is 0",
-            fix=quote_command("vistill", "eval", *dict.fromkeys(targets)) + "   with the options",
+            fix=f"{shlex.join(dict.fromkeys(targets))}   in place of {shlex.join(targets)}",
         )
     pairs = split_overrides(overrides)
     recipes = {
