@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, closest, in_place_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply, Unit
 from vistill.evaluation.benchmarks.scores import score_units
 
@@ -53,7 +53,7 @@ def find_reducers(names: Sequence[str], samples: Mapping[str, int]) -> tuple[Red
                 "C105",
                 f"there is no reducer {name!r:.40}",
                 why=f"reducers: {', '.join(NAMES)}; pass@4 gives k",
-                fix=f"--reduce {right}",
+                fix=in_place_of(right, ",".join(names)),
             )
         k = None if match is None or match[1] == "k" else int(match[1])
         if name != MEAN and most < max(2, k or 0):
