@@ -2,10 +2,11 @@
 
 import json
 
-from fix_cases import picture, situation
+from fix_cases import picture, situation, start
 
 SETS = "bänke 1"
 SHORT = "eval.max_new_tokens=2 run=läufe/bank"
+EVERY = "eval.every=1 eval.max_new_tokens=2"
 LOG = "läufe/bank/samples/ai2d.official.jsonl"
 
 
@@ -91,3 +92,34 @@ def the_checker_of_a_rescore_is_misspelt(place):
 @situation("S608", FOLDER="neu")
 def the_log_of_a_rescore_exists(place):
     start_rescore(place, "--out läufe/bank/samples")
+
+
+@situation("C105")
+def a_reducer_is_misspelt(place):
+    start_tasks(place, "--tasks ai2d --protocol va_opd --samples 2 --reduce pas@k")
+
+
+@situation("C101")
+def a_reducer_gets_too_few_samples(place):
+    start_tasks(place, "--tasks ai2d --reduce majority")
+
+
+@situation("C101")
+def a_model_is_named_twice(place):
+    start_tasks(place, "vistill:student --tasks ai2d")
+
+
+@situation("C105")
+def a_benchmark_of_a_recipe_is_misspelt(place):
+    start(place, verb="train")
+    train = place.line
+    start_tasks(place)
+    place.line = f"{train} 'eval.tasks=[ai2]' 'eval.task_data={SETS}' {EVERY}"
+
+
+@situation("D102", FOLDER=SETS)
+def a_benchmark_of_a_recipe_is_not_in_the_folder(place):
+    start(place, verb="train")
+    train = place.line
+    start_tasks(place)
+    place.line = f"{train} 'eval.tasks=[ai2d]' eval.task_data=leer {EVERY}"

@@ -242,3 +242,68 @@ def test_a_training_folder_is_no_place_for_results(tmp_path, capsys):
     words = ["eval", "vistill:student", "--tasks", "ai2d", "--data", str(tmp_path)]
     code, _, err = run_verb(capsys, *words, f"run={run}")
     assert (code, "error[C201]" in err) == (2, True)
+
+
+def several(sets, run, *rest):
+    """The command for two models with blind modes."""
+    base = ["eval", "vistill:student", "vistill:base", "--tasks", "ai2d", "--protocol", "va_opd"]
+    return [*base, "--data", sets, "--samples", "2", "--blind", "--reduce", "pass@k,majority",
+            f"run={run}", *SHORT, *rest]  # fmt: skip
+
+
+@pytest.mark.more
+def test_several_models_continue_each_their_own_log_and_are_compared(tmp_path, capsys):
+    sets, whole, killed = write_sets(tmp_path / "sets"), tmp_path / "whole", tmp_path / "killed"
+    code, shown, err = run_verb(capsys, *several(sets, whole))
+    assert code == 0, err
+    assert "vistill-base - vistill-student" in shown
+    results = json.loads((whole / "results.json").read_text())
+    assert results["baseline"] == "vistill-student"
+    for name in ("vistill-student", "vistill-base"):
+        task = results["models"][name]["tasks"]["ai2d"]
+        assert list(task["modes"]) == ["sampled", "sampled/pixelated", "sampled/text_only"]
+        assert task["missing_replies"] == 0
+        assert list(task["modes"]["sampled"]["reduced"]) == ["majority@2", "pass@2"]
+        assert task["modes"]["sampled/text_only"]["gap"]["rows"] == 4
+        assert f",{name}\n" in (whole / "results.csv").read_text().replace("\r", "")
+    samples = list(read_samples(whole / "models" / "vistill-base" / "samples/ai2d.va_opd.jsonl"))
+    shown_pictures = {s.mode: len(s.pictures) for s in samples}
+    assert shown_pictures == {"sampled": 1, "sampled/pixelated": 1, "sampled/text_only": 0}
+    digests = {s.mode: s.pictures for s in samples if s.pictures}
+    assert digests["sampled"] != digests["sampled/pixelated"]
+    compared = results["pairs"]["vistill-base"]["tasks"]["ai2d"]["modes"]["sampled"]
+    left, right = (results["models"][name]["tasks"]["ai2d"]["modes"]["sampled"]["metrics"]
+                   for name in ("vistill-base", "vistill-student"))  # fmt: skip
+    expected = left["accuracy"]["value"] - right["accuracy"]["value"]
+    assert compared["metrics"]["accuracy"]["value"] == expected
+    assert "vistill-base,vistill-student,ai2d," in (whole / "differences.csv").read_text()
+    assert "<title>vistill benchmarks" in (whole / "report.html").read_text()
+
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "VISTILL_FAULT":
+                   "benchmark.after_call:kill@8"}  # fmt: skip
+    words = [sys.executable, "-m", "vistill", *map(str, several(sets, killed))]
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    kept = {log: log.read_bytes() for log in killed.glob("models/*/samples/*.jsonl")}
+    assert len(kept) == 2
+    assert run_verb(capsys, *several(sets, killed))[0] == 0
+    for log, before in kept.items():
+        assert log.read_bytes().startswith(before)
+    for name in ("vistill-student", "vistill-base"):
+        assert contents(killed / "models" / name) == contents(whole / "models" / name)
+
+
+@pytest.mark.more
+def test_reports_of_benchmark_runs_are_written_from_their_folders(tmp_path, capsys):
+    sets, one, other = write_sets(tmp_path / "sets"), tmp_path / "one", tmp_path / "other"
+    assert run_verb(capsys, *command(sets, one))[0] == 0
+    assert run_verb(capsys, *command(sets, other, "--limit", "3"))[0] == 0
+    (one / "report.html").unlink()
+    assert run_verb(capsys, "report", one)[0] == 0
+    assert "We-Math" in (one / "report.html").read_text()
+    page = tmp_path / "both.html"
+    assert run_verb(capsys, "report", one, other, "--out", page)[0] == 0
+    assert "other − one" in page.read_text()
+    code, _, err = run_verb(capsys, "eval", "vistill:student", "vistill:student", "--tasks",
+                            "ai2d", "--data", sets)  # fmt: skip
+    assert (code, "error[C101]" in err) == (2, True)

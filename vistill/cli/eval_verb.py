@@ -1,7 +1,9 @@
 """The verbs `eval` and `rescore`."""
 
+import itertools
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -10,7 +12,7 @@ import typer
 
 from vistill.answers.extract import Take
 from vistill.cli.messages import print_result
-from vistill.cli.verbs import LOOK, Overrides, Plugins, example
+from vistill.cli.verbs import LOOK, Plugins, example
 from vistill.errors import ConfigError, StorageError, closest, quote_command
 from vistill.registry import checkers, load_plugins
 
@@ -25,6 +27,8 @@ CHANGES = {
     "eval.answer": "answer",
     "data.system": "system",
 }
+#: Most characters of the names of models in the name of a run folder.
+LONGEST_NAME = 100
 
 
 def add_eval(app: typer.Typer) -> None:
@@ -36,6 +40,7 @@ def add_eval(app: typer.Typer) -> None:
             "vistill eval vistill:student eval.limit=32",
             "vistill eval runs/va_opd --tasks wemath,mathverse --data sets --protocol va_opd",
             "vistill eval runs/va_opd --suite va_opd --data sets run=runs/va_opd-suite",
+            "vistill eval runs/opd runs/va_opd --tasks wemath --data sets --blind",
         ),
     )(evaluate)
     app.command(
@@ -58,11 +63,20 @@ class TaskOptions:
     samples: int | None
     limit: int | None
     retry: str = ""
+    blind: bool = False
+    reduce: str = ""
 
 
 def evaluate(  # noqa: PLR0913  (options of a verb)
     target: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or recipe")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]... [KEY=VALUE]...",
+            help="with --tasks or --suite more models, compared with the first; then settings as"
+            " key=value, such as eval.limit=32",
+        ),
+    ] = None,
     tasks: Annotated[
         str, typer.Option(help="benchmarks with commas, in place of the recipe's rows: wemath,...")
     ] = "",
@@ -84,15 +98,22 @@ def evaluate(  # noqa: PLR0913  (options of a verb)
     retry_errors: Annotated[
         str, typer.Option(help="ask failed samples again: all, or error codes with commas")
     ] = "",
+    blind: Annotated[
+        bool, typer.Option("--blind", help="ask again with the picture pixelated, and without it")
+    ] = False,
+    reduce: Annotated[
+        str, typer.Option(help="of several samples, with commas: mean, pass@k (pass@4), majority")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Evaluate a model: accuracy, gaps without the image, visual advantage; or benchmarks.
 
-    With --tasks or --suite the same command continues after an interruption.
+    With --tasks or --suite several models can be named, and the same command continues after an
+    interruption.
     """
     load_plugins(plugin or [])
-    options = TaskOptions(tasks, suite, protocol, data, samples, limit, retry_errors)
+    options = TaskOptions(tasks, suite, protocol, data, samples, limit, retry_errors, blind, reduce)
     if tasks or suite:
         evaluate_tasks(target, overrides or [], options, as_json)
         return
@@ -107,7 +128,7 @@ def check_no_task_options(target: str, options: TaskOptions) -> None:
     names = {"retry": "retry-errors"}
     given = [
         names.get(name, name)
-        for name in ("protocol", "data", "samples", "limit", "retry")
+        for name in ("protocol", "data", "samples", "limit", "retry", "blind", "reduce")
         if getattr(options, name)
     ]
     if given:
@@ -127,9 +148,10 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         ConfigError: C101, options contradict each other; C105, a name is unknown.
     """
     from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, find_benchmarks, find_suite
-    from vistill.evaluation.benchmarks.protocols import find_protocol
+    from vistill.evaluation.benchmarks.protocols import find_protocol, with_blind, with_changes
+    from vistill.evaluation.benchmarks.reducers import find_reducers
     from vistill.evaluation.benchmarks.sample_failures import parse_codes
-    from vistill.studies.benchmark_run import BenchmarkRequest, with_changes
+    from vistill.studies.benchmark_run import BenchmarkRequest
 
     if options.tasks and options.suite:
         raise ConfigError(
@@ -151,12 +173,21 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         limit = recipe.eval.limit
     changed = {**changes, **({"samples": samples} if samples is not None else {})}
     protocol = with_changes(protocol, samples, changes)
-    request = BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed)
+    names = [one.strip() for one in options.reduce.split(",")] if options.reduce else []
+    reducers = find_reducers(names, protocol.samples)
+    if options.blind:
+        protocol = with_blind(protocol)
+    request = BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed, reducers)
     return replace(request, retry=parse_codes(options.retry))
 
 
-def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_json: bool) -> None:
-    """Run benchmarks on a model and print their table."""
+def evaluate_tasks(target: str, words: list[str], options: TaskOptions, as_json: bool) -> None:
+    """Run benchmarks on one model or several and print their table."""
+    others = list(itertools.takewhile(lambda word: "=" not in word, words))
+    overrides = words[len(others) :]
+    if others:
+        evaluate_models([target, *others], overrides, options, as_json)
+        return
     from vistill.cli.target import check_name, naming_target, recipe_for
     from vistill.config import split_overrides
     from vistill.display.run_display import show_phases
@@ -171,11 +202,63 @@ def evaluate_tasks(target: str, overrides: list[str], options: TaskOptions, as_j
 
             request = make_request(options, split_overrides(overrides), recipe)
             results = run_benchmarks(recipe, request)
+    show_benchmarks(results, results_table, Path(recipe.run), as_json)
+
+
+def evaluate_models(
+    targets: list[str], overrides: list[str], options: TaskOptions, as_json: bool
+) -> None:
+    """Run benchmarks on several models and print their matrix.
+
+    Raises:
+        ConfigError: C101, a model is named twice; M103, one does not exist.
+    """
+    from vistill.cli.target import check_name, naming_target, recipe_for
+    from vistill.config import split_overrides
+    from vistill.display.run_display import show_phases
+    from vistill.evaluation.benchmarks.comparing import matrix_table, names_of
+    from vistill.training.interrupt import exit_on_second_signal
+
+    names = names_of(targets)
+    if len(set(names)) < len(names):
+        twice = next(one for one in targets if targets.count(one) > 1)
+        raise ConfigError(
+            "C101",
+            f"the model {twice} is named twice",
+            why="the difference of a model to itself is 0",
+            fix=f"{shlex.join(dict.fromkeys(targets))}   in place of {shlex.join(targets)}",
+        )
+    pairs = split_overrides(overrides)
+    recipes = {
+        name: recipe_for(target, overrides, "tasks")
+        for name, target in zip(names, targets, strict=True)
+    }
+    for target, recipe in zip(targets, recipes.values(), strict=True):
+        with naming_target(target):
+            check_name(recipe.student.model)
+    run = Path(pairs.get("run") or f"runs/tasks-{'-'.join(names)[:LONGEST_NAME]}")
+    with exit_on_second_signal(), show_phases():
+        from vistill.studies.benchmark_models import run_models
+
+        request = make_request(options, pairs, next(iter(recipes.values())))
+        results = run_models(recipes, request, run)
+    show_benchmarks(results, matrix_table, run, as_json)
+
+
+def show_benchmarks(
+    results: dict[str, Any], table: Callable[[Any], str], run: Path, as_json: bool
+) -> None:
+    """Write the page, and print the table or the results."""
+    from vistill.reproduction.benchmark_report import write_benchmark_report
+
+    page = write_benchmark_report(results, run / "report.html")
     if as_json:
         print(json.dumps(results, indent=2))
         return
-    print_result(results_table(results))
-    print_result(f"\nfiles     {Path(recipe.run) / 'results.json'}, results.csv, samples/")
+    print_result(table(results))
+    files = "results.csv, " + ("differences.csv, models/" if "models" in results else "samples/")
+    print_result(f"\nfiles     {run / 'results.json'}, {files}")
+    print_result(f"report    {page}")
 
 
 def rescore(  # noqa: PLR0913  (options of a verb)

@@ -238,11 +238,12 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="file to write")] = None,
 ) -> None:
-    """Write the HTML report of one or more runs, finished or not."""
+    """Write the HTML report of one or more runs, finished or not, or of benchmark runs."""
     from vistill.report.page import write_report
+    from vistill.reproduction.benchmark_report import report_benchmarks
 
-    folder = runs[0] if len(runs) == 1 else runs[0].parent
-    print(f"report   {write_report(runs, out or folder / 'report.html')}")
+    page = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    print(f"report   {report_benchmarks(runs, page) or write_report(runs, page)}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=example("vistill judge replies.jsonl --take first"))

@@ -1,6 +1,7 @@
 """How models are evaluated. Needs no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vistill.python_fixes import with_python_fixes
@@ -59,6 +60,17 @@ class EvalSettings:
     PARTIAL, and the same command continues."""
     task: str = "answers"
     """What an evaluation does with the rows: `answers`, or a task of a plug-in."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks that each evaluation of a run asks too, such as `[wemath, mathverse]`
+    (docs/benchmarks.md). More take longer; training stays the same."""
+    task_limit: int | None = ranged(64, 1)
+    """Most rows of each of these benchmarks, in whole groups, always the same ones; null takes
+    all."""
+    task_data: str = ""
+    """Folder with `NAME/data.jsonl` of these benchmarks; empty reads the hub."""
+    task_protocol: Literal["official", "va_opd", "vgs", "visual_opsd"] = "official"
+    """How these benchmarks are asked: official, va_opd, vgs or visual_opsd; a response has at most
+    `eval.max_new_tokens` tokens."""
     high_share: float = ranged(0.2, 0, 1, above=True)
     """Share of a response's tokens in the high group (largest visual advantage) for the figures on
     misread values."""
@@ -78,3 +90,7 @@ class EvalSettings:
             object.__setattr__(self, "checker", "auto")
         checkers.require("checker", self.checker)
         tasks.require("task", self.task)
+
+    def task_folder(self) -> Path | None:
+        """`task_data` as a folder; None for the hub."""
+        return Path(self.task_data) if self.task_data else None

@@ -9,10 +9,11 @@ from vistill.report.charts import Axes, Series, line_chart
 from vistill.report.run_data import RunData
 
 #: The kinds of parts, as metrics name them, and their titles.
-KINDS = {"set": "data set", "teacher": "teacher"}
+KINDS = {"set": "data set", "teacher": "teacher", "benchmark": "benchmark"}
 #: Charts over steps: kind, where the values are, the metric, title, unit.
 CHARTS = (
     ("set", "evaluations", "accuracy", "Accuracy by data set", "accuracy"),
+    ("benchmark", "evaluations", "accuracy", "Benchmarks during the run", "headline metric"),
     ("teacher", "evaluations", "kl/mean", "KL(student || teacher) by teacher", "nats per token"),
     ("teacher", "metrics", "va/mean", "Mean visual advantage by teacher", "nats per token"),
 )

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vistill.answers.math_process import MathJudge, shared_judge
-from vistill.errors import ConfigError, VistillError
+from vistill.errors import VistillError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.lm_judge import LMJudge
-from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol
+from vistill.evaluation.benchmarks.protocols import Protocol, decoding_of, view_of
+from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (
     CSV_COLUMNS,
+    Wanted,
     csv_rows,
     results_table,
     suite_results,
@@ -64,7 +66,8 @@ from vistill.training.checks.models import load_encoder_of
 from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions
-from vistill.types import Prompt, Rollout
+from vistill.types import Prompt, Rollout, View
+from vistill.views import apply_view
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class BenchmarkRequest:
     limit: int | None = None
     changed: Mapping[str, Any] | None = None
     """What the user changed in the protocol, as it is shown."""
+    reducers: tuple[Reducer, ...] = ()
     retry: frozenset[str] = frozenset()
     """Codes of failed samples that are asked again."""
 
@@ -95,6 +99,7 @@ class Asker:
     math: MathJudge
     noise: NoiseName = "generator"
     """Where the sampling noise comes from (`eval.noise`)."""
+    reducers: tuple[Reducer, ...] = ()
     lm: LMJudge | None = None
     """The language model that judges where the protocol's paper has one (`eval.judge`)."""
     retry: frozenset[str] = frozenset()
@@ -103,8 +108,9 @@ class Asker:
 
     def sampling(self, mode: str) -> Sampling:
         """The sampling parameters of a mode."""
-        temperature = self.protocol.temperature if mode == SAMPLED else 0.0
-        top_p = self.protocol.top_p if mode == SAMPLED else 1.0
+        is_sampled = decoding_of(mode) == SAMPLED
+        temperature = self.protocol.temperature if is_sampled else 0.0
+        top_p = self.protocol.top_p if is_sampled else 1.0
         length = self.protocol.max_new_tokens
         return Sampling(
             self.seed, 0, temperature, top_p, length, self.rows_per_call, noise=self.noise
@@ -215,7 +221,9 @@ def ask_all(
         shared_judge() as math,
     ):
         own = recipe.eval
-        asker = Asker(vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise)
+        asker = Asker(
+            vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise, request.reducers
+        )
         asker = replace(asker, lm=lm, retry=request.retry)
         facts = facts_of(recipe, vlm, protocol)
         folder = RunFolder(Path(recipe.run))
@@ -239,7 +247,10 @@ def ask_part(
     """
     benchmark, protocol = part.benchmark, asker.protocol
     kept = {"available": part.available, "subset": part.subset, "failed": part.failed}
+    blind_rows = sum(bool(prompt.images) for _, prompt in pairs)
     asked = {"rows": len(pairs), "samples": dict(protocol.samples), **kept}
+    if any(view_of(mode) != View.FULL for mode in protocol.samples):
+        asked["blind_rows"] = blind_rows
     log = log_path(folder.path, benchmark, protocol)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = {"task": benchmark.name, "source": part.source, **facts, "asked": asked}
@@ -257,7 +268,8 @@ def ask_part(
     ask_benchmark(asker, benchmark, pairs, done, log)
     counted = CountedSamples(asker.lm, benchmark, protocol, log)
     samples = counted.read(rows, asker.math)
-    results = task_results(benchmark, samples, protocol.samples, counted.rule, asked=len(pairs))
+    wanted = Wanted(len(pairs), blind_rows, asker.reducers)
+    results = task_results(benchmark, samples, protocol.samples, counted.rule, wanted)
     return {**results, **counted.results(), **kept, "log": str(log)}
 
 
@@ -310,7 +322,9 @@ def ask_benchmark(
 ) -> None:
     """Ask what the log lacks, and append verdicts call by call."""
     for mode, count in asker.protocol.samples.items():
-        left = missing_samples(pairs, mode, count, done)
+        is_blind = view_of(mode) != View.FULL
+        shown = [pair for pair in pairs if pair[1].images or not is_blind]
+        left = missing_samples(shown, mode, count, done)
         total = sum(len(samples) for _, _, samples in left)
         per_call = max(1, asker.rows_per_call // count)
         with open_phase(f"{EVALUATING} {benchmark.name} {mode}", total, RESPONSES):
@@ -343,10 +357,12 @@ def ask_call(
 ) -> None:
     """One call of the engine; its responses are judged and appended."""
     begin = time.perf_counter()
-    groups = asker.generate([(prompt, samples) for _, prompt, samples in part], mode)
+    shown = [apply_view(prompt, view_of(mode)) for _, prompt, _ in part]
+    asked_samples = [samples for _, _, samples in part]
+    groups = asker.generate(list(zip(shown, asked_samples, strict=True)), mode)
     seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
-    for (row, prompt, _), rollouts in zip(part, groups, strict=True):
-        pictures = picture_digests(prompt)
+    for (row, prompt, _), seen, rollouts in zip(part, shown, groups, strict=True):
+        pictures = picture_digests(seen)
         for rollout in rollouts:
             text = asker.vlm.decode(rollout.ids)
             verdicts = {
@@ -356,38 +372,3 @@ def ask_call(
             answered = rollout, text, seconds
             asked = row, prompt.content, prompt.text
             append_line(log, new_sample(asked, pictures, mode, answered, verdicts).to_dict())
-
-
-def with_changes(protocol: Protocol, samples: int | None, changes: Mapping[str, Any]) -> Protocol:
-    """The protocol with what the user changed.
-
-    Args:
-        protocol: as published.
-        samples: sampled responses per question.
-        changes: `max_new_tokens`, `temperature`, `top_p`, `answer`, `system`.
-
-    Raises:
-        ConfigError: C101, the protocol samples nothing, and `samples` or a `temperature` above 0 is
-            given, or it samples, and the temperature is 0.
-    """
-    temperature = changes.get("temperature")
-    if SAMPLED in protocol.samples and temperature == 0:
-        raise ConfigError(
-            "C101",
-            f"eval.temperature=0 contradicts the protocol {protocol.name}, which samples",
-            why="the same response several times would look like a mean over samples",
-            fix="eval.temperature=1",
-        )
-    if SAMPLED not in protocol.samples and (samples is not None or temperature):
-        given = "--samples" if samples is not None else "eval.temperature"
-        raise ConfigError(
-            "C101",
-            f"{given} contradicts the protocol {protocol.name}, which is greedy",
-            why="the same response several times would look like a mean over samples",
-            fix="--protocol va_opd",
-        )
-    counts = dict(protocol.samples)
-    if samples is not None:
-        counts[SAMPLED] = samples
-    renamed = {("take" if name == "answer" else name): value for name, value in changes.items()}
-    return replace(protocol, samples=counts, **renamed)

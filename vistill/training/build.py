@@ -15,6 +15,7 @@ from vistill.phases import report_phases
 from vistill.plugin_calls import method_call
 from vistill.registry import PLUGIN_NOTE, methods, views, way_back
 from vistill.runs.folder import RunFolder
+from vistill.training.benchmarks import BENCHMARK_CHECK
 from vistill.training.checks.check import CheckResult, Purpose, StartCheck, run_checks
 from vistill.training.checks.code import CODE_CHECK, views_of
 from vistill.training.checks.data import DATA_CHECKS
@@ -34,6 +35,7 @@ from vistill.types import Reader
 START_CHECKS: tuple[StartCheck, ...] = (
     CODE_CHECK,
     *DATA_CHECKS,
+    BENCHMARK_CHECK,
     METHOD_CHECK,
     *MODEL_CHECKS,
     DISK_CHECK,

@@ -19,6 +19,7 @@ from vistill.registry import tasks
 from vistill.rollouts.build import make_engine
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json, write_json
+from vistill.training.benchmarks import changed_benchmarks, evaluate_benchmarks
 from vistill.training.canary.reader import weak_reader_warnings
 from vistill.training.canary.run import canary_rows, describe_canary, run_canary
 from vistill.training.checkpoint import (
@@ -325,7 +326,7 @@ def evaluate_student(
     plan: Plan, folder: RunFolder, writer: CheckpointWriter, context: StepContext, clock: Clock
 ) -> None:
     """Evaluate the student, log the result, and save a checkpoint if it is the best so far."""
-    if not plan.eval_prompts or plan.evaluation.every <= 0:
+    if not (plan.eval_prompts or plan.benchmarks) or plan.evaluation.every <= 0:
         return
     state = writer.saved.state
     step = state.step
@@ -333,11 +334,12 @@ def evaluate_student(
     fault("evaluate.begin")
     with clock.time_outside_steps("evaluate"), open_phase(EVALUATING):
         result = evaluate_halving(plan, context, is_first_or_last)
+        tasks_facts = evaluate_tasks(plan, folder, context, step)
     with clock.time_outside_steps("canary"):
         facts = run_canary_and_replace_rows(plan, folder, context, state)
     fault("evaluate.before_log")
     summary = result.summary | selection_summary(result, plan.eval_prompts, plan.evaluation)
-    folder.log(folder.evaluations, {"step": step, **summary, **facts})
+    folder.log(folder.evaluations, {"step": step, **summary, **tasks_facts, **facts})
     folder.write(f"samples/step-{step:06d}.jsonl", result.to_lines())
     if is_first_or_last:
         tokens = {"tail": result.tail(), "items": result.heatmaps(plan.models.student)}
@@ -350,6 +352,22 @@ def evaluate_student(
     if state.best is not None and state.best != before:
         with clock.time_outside_steps("save"):
             writer.save()
+
+
+def evaluate_tasks(
+    plan: Plan, folder: RunFolder, context: StepContext, step: int
+) -> dict[str, float]:
+    """The figures of the benchmarks of `eval.tasks`; empty without."""
+    if not plan.benchmarks:
+        return {}
+    engine = make_engine(plan.models.student, plan.rollout.without_image_skips(), context.poll)
+    with engine:
+        retry = context.memory_retry.run_halving
+        facts = evaluate_benchmarks(plan, folder, step, engine, retry)
+    for name in changed_benchmarks(folder.read(folder.evaluations), facts):
+        text = f"WARNING: {name} has other rows or another protocol than at the evaluation before"
+        report_event(plan, folder, text, f"step {step}: ")
+    return facts
 
 
 def evaluate_halving(plan: Plan, context: StepContext, is_first_or_last: bool) -> EvalResult:

@@ -12,6 +12,7 @@ from vistill.evaluation.settings import EvalSettings
 from vistill.phases import send_record
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
+from vistill.training.benchmarks import BenchmarkPart
 from vistill.training.micro_batches import BatchSplit
 from vistill.training.models_of_run import Models
 from vistill.training.settings import RewardSettings, SaveSettings, TrainSettings
@@ -58,6 +59,8 @@ class Plan:
     """Count the operations, tokens and memory of each phase; the update stays the same."""
     precision: str = "auto"
     """`student.precision`."""
+    benchmarks: Sequence[BenchmarkPart] = ()
+    """The rows of `eval.tasks`."""
 
 
 def pick_prompts(

@@ -52,9 +52,10 @@ def steps_due(step: int, every: int, last: int) -> tuple[int, int]:
 def responses_of_evaluation(plan: Plan, step: int | None) -> int:
     """About how many responses the evaluation of a step writes; None is a step in between."""
     settings = plan.evaluation
-    if not plan.eval_prompts or settings.every <= 0:
+    of_benchmarks = sum(part.num_responses for part in plan.benchmarks)
+    if not (plan.eval_prompts or of_benchmarks) or settings.every <= 0:
         return 0
     if step not in (0, plan.num_steps):
-        return num_responses(settings, len(plan.eval_prompts))
+        return num_responses(settings, len(plan.eval_prompts)) + of_benchmarks
     final = replace(settings, limit=settings.final_limit)
-    return num_responses(final, len(plan.eval_prompts), len(plan.diagrams))
+    return num_responses(final, len(plan.eval_prompts), len(plan.diagrams)) + of_benchmarks

@@ -224,6 +224,10 @@ ADDED = {
     "teacher.precision": "auto",
     "train.gradient_checkpointing": False,
     "train.optimizer": "auto",
+    "eval.tasks": (),
+    "eval.task_limit": 64,
+    "eval.task_data": "",
+    "eval.task_protocol": "official",
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

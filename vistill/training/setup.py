@@ -14,6 +14,7 @@ from vistill.phases import send_record
 from vistill.rollouts.engine import RolloutEngine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
+from vistill.training.benchmarks import BenchmarkPart
 from vistill.training.checks.check import Purpose
 from vistill.training.kept_settings import with_kept
 from vistill.training.micro_batches import BatchSplit
@@ -61,6 +62,7 @@ class RunSetup:
     train_prompts: Sequence[Prompt] = ()
     eval_prompts: Sequence[Prompt] = ()
     diagrams: Sequence[Diagram] = ()
+    benchmarks: Sequence[BenchmarkPart] = ()
     encoders: tuple[PromptEncoder | VLM, PromptEncoder | VLM | None] | None = None
     loaded_models: Models | None = None
     teacher_responses: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
@@ -165,4 +167,5 @@ class RunSetup:
             split=self.split,
             profile=self.recipe.profile,
             precision=self.precision,
+            benchmarks=self.benchmarks,
         )

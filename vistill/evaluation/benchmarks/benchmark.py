@@ -45,6 +45,8 @@ class ScoredReply:
     unparsed: bool = False
     truncated: bool = False
     tokens: int = 0
+    extracted: str | None = None
+    """The answer that the first rule read."""
 
     @property
     def main(self) -> float:

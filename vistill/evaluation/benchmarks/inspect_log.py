@@ -14,7 +14,7 @@ from vistill.errors import StorageError
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
 from vistill.evaluation.benchmarks.lm_judge import FAILED, without_failed
 from vistill.evaluation.benchmarks.protocols import GREEDY
-from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_log import Sample, read_header, read_samples
 from vistill.runs.storage import write_json
 from vistill.types import Finish
@@ -76,10 +76,9 @@ def inspect_log(log: Path, mode: str) -> dict[str, Any]:
     ids = list(dict.fromkeys(sample.row.id for sample in samples))
     counts = Counter({mode: epochs})
     checker = str(header.get("checker") or ", ".join(benchmark.rules))
-    asked = len(ids)
     failures: Counter[str] = Counter()
     scored = without_failed(samples, failures)
-    results = task_results(benchmark, scored, counts, checker, asked)
+    results = task_results(benchmark, scored, counts, checker, Wanted(len(ids)))
     own = f"{benchmark.name} {header['protocol']} {mode} {header.get('weights')} {header['model']}"
     identity = hashlib.sha256(own.encode()).hexdigest()[:22]
     facts = {key: value for key, value in header.items() if key not in ("log", "versions")}

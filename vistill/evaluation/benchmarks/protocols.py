@@ -4,12 +4,16 @@ A number belongs to one protocol. What a paper leaves open is ours and is writte
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vistill.answers.extract import Take
 from vistill.errors import ConfigError, closest
+from vistill.types import View
 
 GREEDY, SAMPLED = "greedy", "sampled"
+#: Views of `--blind`: the picture of VA-OPD's teacher, and no picture (VGS).
+BLIND = (View.PIXELATED, View.TEXT_ONLY)
 #: VGS publishes what its system message asks for, not its words; these are ours.
 VGS_SYSTEM = (
     "A conversation between a user and an assistant. The user asks a question about a picture."
@@ -24,7 +28,7 @@ class Protocol:
 
     name: str
     samples: Mapping[str, int]
-    """Responses per question by mode: `greedy`, `sampled`."""
+    """Responses per question by mode: `greedy`, `sampled`, and blind ones (`greedy/text_only`)."""
     max_new_tokens: int
     take: Take
     """Which committed answer of a reply counts."""
@@ -90,3 +94,57 @@ def find_protocol(name: str) -> Protocol:
         why=f"protocols: {', '.join(PROTOCOLS)}",
         fix=f"--protocol {near}",
     )
+
+
+def decoding_of(mode: str) -> str:
+    """`greedy` or `sampled`, of a mode that may name a view too."""
+    return mode.partition("/")[0]
+
+
+def view_of(mode: str) -> str:
+    """The view of a mode: `full`, or that of a blind mode."""
+    return mode.partition("/")[2] or View.FULL
+
+
+def with_blind(protocol: Protocol) -> Protocol:
+    """The protocol with the blind modes: the same questions, samples and noise under other views.
+
+    They are modes of their own, such as `sampled/text_only`.
+    """
+    blind = {f"{mode}/{view}": count for mode, count in protocol.samples.items() for view in BLIND}
+    return replace(protocol, samples={**protocol.samples, **blind})
+
+
+def with_changes(protocol: Protocol, samples: int | None, changes: Mapping[str, Any]) -> Protocol:
+    """The protocol with what the user changed.
+
+    Args:
+        protocol: as published.
+        samples: sampled responses per question.
+        changes: `max_new_tokens`, `temperature`, `top_p`, `answer`, `system`.
+
+    Raises:
+        ConfigError: C101, the protocol samples nothing, and `samples` or a `temperature` above 0 is
+            given, or it samples, and the temperature is 0.
+    """
+    temperature = changes.get("temperature")
+    if SAMPLED in protocol.samples and temperature == 0:
+        raise ConfigError(
+            "C101",
+            f"eval.temperature=0 contradicts the protocol {protocol.name}, which samples",
+            why="the same response several times would look like a mean over samples",
+            fix="eval.temperature=1",
+        )
+    if SAMPLED not in protocol.samples and (samples is not None or temperature):
+        given = "--samples" if samples is not None else "eval.temperature"
+        raise ConfigError(
+            "C101",
+            f"{given} contradicts the protocol {protocol.name}, which is greedy",
+            why="the same response several times would look like a mean over samples",
+            fix="--protocol va_opd",
+        )
+    counts = dict(protocol.samples)
+    if samples is not None:
+        counts[SAMPLED] = samples
+    renamed = {("take" if name == "answer" else name): value for name, value in changes.items()}
+    return replace(protocol, samples=counts, **renamed)

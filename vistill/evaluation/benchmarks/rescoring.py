@@ -13,7 +13,7 @@ from vistill.errors import StorageError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
 from vistill.evaluation.benchmarks.lm_judge import LMJudge, judge_results, without_failed
-from vistill.evaluation.benchmarks.results import task_results
+from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_failures import FAILURE, read_failures
 from vistill.evaluation.benchmarks.sample_log import (
     Sample,
@@ -155,7 +155,8 @@ def rescore_log(
     facts = {**header, "take": taken, "checker": rule, "rescored": str(log)}
     failures: Counter[str] = Counter()
     samples = without_failed(judged(), failures)
-    results = task_results(benchmark, samples, counts, rule, asked.get("rows", 0))
+    wanted = Wanted(asked.get("rows", 0), asked.get("blind_rows"))
+    results = task_results(benchmark, samples, counts, rule, wanted)
     results |= judge_results(lm, failures)
     kept = {name: asked[name] for name in ("available", "subset", "failed") if name in asked}
     return {

@@ -1,21 +1,43 @@
 """The results of benchmarks as plain values, as a table and as CSV."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, Suite
-from vistill.evaluation.benchmarks.protocols import GREEDY
+from vistill.evaluation.benchmarks.pairs import paired_results
+from vistill.evaluation.benchmarks.protocols import GREEDY, decoding_of, view_of
+from vistill.evaluation.benchmarks.reducers import Reducer, reduced_scores
 from vistill.evaluation.benchmarks.sample_log import Sample
 from vistill.evaluation.benchmarks.scores import score_benchmark
+from vistill.types import View
 
 #: Categories with more values, or with longer names, are written to the files and not printed.
 MOST_PRINTED, LONGEST_PRINTED = 20, 32
 CSV_COLUMNS: tuple[str, ...] = (
     "task", "protocol", "mode", "category", "metric", "value", "low", "high", "units", "clusters",
-    "subset", "partial", "rule",
+    "subset", "partial", "rule", "reducer", "model",
 )  # fmt: skip
+#: What a gap is called as a reducer in tables: a difference, not a score.
+GAP = "gap"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was to be asked, and what else is computed of it."""
+
+    rows: int = 0
+    """By default those that have a sample."""
+    blind_rows: int | None = None
+    """Rows with a picture, of which alone the blind modes are asked; None is all."""
+    reducers: tuple[Reducer, ...] = ()
+
+    def num_rows(self, mode: str, present: int) -> int:
+        """The rows of a mode."""
+        if view_of(mode) != View.FULL and self.blind_rows is not None:
+            return self.blind_rows
+        return max(self.rows, present)
 
 
 def task_results(
@@ -23,16 +45,18 @@ def task_results(
     samples: Iterable[Sample],
     counts: Mapping[str, int],
     rule: str = "",
-    asked: int = 0,
+    wanted: Wanted = Wanted(),
 ) -> dict[str, Any]:
     """The scores of the samples of one benchmark, by mode; texts are not kept.
+
+    A blind mode has its `gap` too: the metrics with the picture minus those without, on its rows.
 
     Args:
         benchmark: its metrics.
         samples: read once, one at a time.
         counts: by mode the samples of each row; others are left out.
         rule: what judged them, if it is not the benchmark's own rule.
-        asked: rows that were to be asked; by default those that have a sample.
+        wanted: rows that were to be asked, and reducers.
     """
     replies: dict[str, list[ScoredReply]] = {mode: [] for mode in counts}
     seconds = dict.fromkeys(counts, 0.0)
@@ -45,20 +69,26 @@ def task_results(
     counted = sum(map(benchmark.is_counted, rows.values()))
     modes = {
         mode: {
-            "label": "greedy" if mode == GREEDY else f"avg@{counts[mode]}",
+            "label": mode_label(mode, counts[mode]),
             **score_benchmark(benchmark, part),
             "seconds": seconds[mode] / max(1, len(part)),
+            "reduced": reduced_scores(benchmark, part, counts[mode], wanted.reducers),
         }
         for mode, part in replies.items()
         if part
     }
+    for mode in modes:
+        full = replies.get(decoding_of(mode), [])
+        if view_of(mode) != View.FULL and full:
+            modes[mode]["gap"] = paired_results(benchmark, full, replies[mode])[0]
     return {
         "title": benchmark.title,
         "rows": counted,
         "other_rows": len(rows) - counted,
         "whole": benchmark.rows,
         "missing_replies": sum(
-            max(asked, len(rows)) * counts[mode] - len(part) for mode, part in replies.items()
+            wanted.num_rows(mode, len(rows)) * counts[mode] - len(part)
+            for mode, part in replies.items()
         ),
         "rule": rule or ", ".join(benchmark.rules),
         "headline": benchmark.headline,
@@ -67,6 +97,13 @@ def task_results(
         "failed": [],
         "modes": modes,
     }
+
+
+def mode_label(mode: str, count: int) -> str:
+    """`greedy`, `avg@8`, `avg@8, text_only`."""
+    decoding, view = decoding_of(mode), view_of(mode)
+    label = "greedy" if decoding == GREEDY else f"avg@{count}"
+    return label if view == View.FULL else f"{label}, {view}"
 
 
 def is_partial(task: Mapping[str, Any]) -> bool:
@@ -129,6 +166,13 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
         metrics = mode["metrics"]
         order = sorted(metrics, key=lambda name: name != benchmark.headline)
         head += [score_line(name, metrics[name], 4) for name in order]
+        for reducer, scores in mode.get("reduced", {}).items():
+            name = benchmark.headline if benchmark.headline in scores else "rows"
+            head.append(score_line(f"{reducer} {name}", scores[name], 4))
+        gaps = mode.get("gap", {}).get("metrics", {})
+        if benchmark.headline in gaps:
+            name = f"gap of {benchmark.headline}"
+            head.append(difference_line(name, gaps[benchmark.headline], 4))
         unparsed, cut = 100 * mode["unparsed_share"], 100 * mode["truncated_share"]
         facts = f"unparsed {unparsed:.1f} %, truncated {cut:.1f} %, {mode['tokens']:,.0f} tokens"
         seconds = f", {mode['seconds']:.2f} s" if mode.get("seconds") is not None else ""
@@ -150,14 +194,22 @@ def score_line(name: str, score: Mapping[str, float], indent: int) -> str:
     return f"{text:<38} {100 * score['value']:5.1f}   {band}   on {score['units']:,}{clusters}"
 
 
+def difference_line(name: str, one: Mapping[str, float], indent: int) -> str:
+    """A difference in percentage points, its interval and its denominator."""
+    text, groups = f"{' ' * indent}{name}", one["clusters"]
+    band = f"95 % [{100 * one['low']:+5.1f}, {100 * one['high']:+5.1f}]"
+    clusters = "" if groups == one["units"] else f" in {groups:,} groups"
+    return f"{text:<38} {100 * one['value']:+5.1f}   {band}   on {one['units']:,}{clusters}"
+
+
 def suite_lines(results: Mapping[str, Any]) -> list[str]:
     """The row of a suite as the paper's table has it; an average over a part is not printed."""
     suite = results.get("suite")
     lines: list[str] = []
     if suite:
-        for mode in suite["modes"].values():
+        for name, mode in suite["modes"].items():
             values = {**mode["columns"], **mode["averages"]}
-            lines.append("")
+            lines += ["", f"{suite['name']}, {name}"]
             for title, value in values.items():
                 lines.append(f"{title:<24} {'-' if value is None else f'{100 * value:.1f}'}")
         if any(task["subset"] for task in results["tasks"].values()):
@@ -165,14 +217,17 @@ def suite_lines(results: Mapping[str, Any]) -> list[str]:
         partial = [name for name, task in results["tasks"].items() if is_partial(task)]
         if partial:
             lines.append(f"PARTIAL: {', '.join(partial)}; no average over them")
+    return lines + missing_lines(results)
+
+
+def missing_lines(results: Mapping[str, Any]) -> list[str]:
+    """The benchmarks of a suite that are not here."""
     missing = results.get("missing") or {}
-    if missing:
-        lines += ["", f"not here: {', '.join(missing)}   (docs/benchmarks.md)"]
-    return lines
+    return ["", f"not here: {', '.join(missing)}   (docs/benchmarks.md)"] if missing else []
 
 
 def csv_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per metric and category, with values of `CSV_COLUMNS`."""
+    """One row per metric and category, with values of `CSV_COLUMNS`; a gap is a difference."""
     for name, task in results["tasks"].items():
         common = {
             "task": name,
@@ -180,10 +235,24 @@ def csv_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "subset": task["subset"],
             "partial": is_partial(task),
             "rule": task["rule"],
+            "model": results["model"],
         }
         for label, mode in task["modes"].items():
-            parts = {"": mode["metrics"]} | mode["categories"]
-            for category, values in parts.items():
+            own = {**common, "mode": label}
+            for reducer, category, values in score_parts(mode):
                 for metric, score in values.items():
-                    own = {"mode": label, "category": category, "metric": metric}
-                    yield {**common, **own, **score}
+                    names = {"category": category, "metric": metric, "reducer": reducer}
+                    yield {**own, **names, **score}
+
+
+def score_parts(mode: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Reducer, category and values of everything that a mode reports."""
+    yield "mean", "", mode["metrics"]
+    for category, values in mode["categories"].items():
+        yield "mean", category, values
+    for reducer, values in mode.get("reduced", {}).items():
+        yield reducer, "", values
+    gap = mode.get("gap", {"metrics": {}, "categories": {}})
+    yield GAP, "", gap["metrics"]
+    for category, values in gap["categories"].items():
+        yield GAP, category, values

@@ -76,9 +76,8 @@ class Sample:
         }
         first = next(iter(self.verdicts.values()))
         is_cut = self.finish == Finish.LENGTH
-        return ScoredReply(
-            self.row, self.sample, credit, bool(first["unparsed"]), is_cut, self.tokens
-        )
+        unparsed, extracted = bool(first["unparsed"]), first.get("extracted")
+        return ScoredReply(self.row, self.sample, credit, unparsed, is_cut, self.tokens, extracted)
 
 
 def verdict_dict(verdict: Verdict) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""Benchmarks that a run evaluates on the way (`eval.tasks`): fixed rows, the same noise each time.
+
+The student is asked with an engine of its own and keyed noise, so training keeps its bits.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from vistill.answers.math_process import MathJudge, shared_judge
+from vistill.errors import VistillError, quote_setting
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
+from vistill.evaluation.benchmarks.catalogue import find_benchmarks
+from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol, find_protocol
+from vistill.evaluation.benchmarks.results import Wanted, task_results
+from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, new_sample
+from vistill.evaluation.benchmarks.sources import make_prompts, picture_digests, read_benchmark
+from vistill.evaluation.settings import EvalSettings
+from vistill.models.loading import VLM
+from vistill.phases import EVALUATING, RESPONSES, open_phase
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
+from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
+from vistill.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from vistill.training.plan import Plan
+    from vistill.training.setup import RunSetup
+
+
+@dataclass(frozen=True)
+class BenchmarkPart:
+    """The rows of a benchmark that every evaluation of a run asks."""
+
+    benchmark: Benchmark
+    protocol: Protocol
+    """With the length of `eval.max_new_tokens`, if that is smaller."""
+    pairs: Sequence[tuple[BenchmarkRow, Prompt]]
+    num_failed: int = 0
+    """Rows that cannot be read."""
+
+    @property
+    def num_responses(self) -> int:
+        """Responses of one evaluation."""
+        return len(self.pairs) * sum(self.protocol.samples.values())
+
+    def key(self) -> float:
+        """Hash of rows and protocol; figures with different hashes do not compare."""
+        contents = [[row.id, row.answer, prompt.content] for row, prompt in self.pairs]
+        asked = [dict(self.protocol.samples), self.protocol.max_new_tokens, self.protocol.take]
+        return float(crc32(json.dumps([contents, asked]).encode()))
+
+
+def read_benchmarks(setup: "RunSetup") -> str:
+    """Read the rows of `eval.tasks` (C105, D101, D102)."""
+    settings, data = setup.recipe.eval, setup.recipe.located().data
+    if not settings.tasks or not settings.every:
+        return "none"
+    named = find_protocol(settings.task_protocol)
+    protocol = replace(named, max_new_tokens=min(named.max_new_tokens, settings.max_new_tokens))
+    parts = []
+    with naming_settings():
+        for benchmark in find_benchmarks(settings.tasks):
+            folder = settings.task_folder()
+            rows = read_benchmark(benchmark, folder, protocol.name, settings.task_limit)
+            pairs, failed = make_prompts(rows, protocol, data)
+            parts.append(BenchmarkPart(benchmark, protocol, pairs, len(rows.failed) + len(failed)))
+    setup.benchmarks = parts
+    shown = (f"{one.benchmark.name} {len(one.pairs):,} rows" for one in parts)
+    return f"{', '.join(shown)}; {protocol.name}, at most {protocol.max_new_tokens:,} tokens"
+
+
+@contextmanager
+def naming_settings() -> Iterator[None]:
+    """Word the fix of an error about benchmarks for a recipe, which has settings, not options."""
+    try:
+        yield
+    except VistillError as error:
+        names = re.sub(
+            r"--tasks (\S+)", lambda match: quote_setting("eval.tasks", f"[{match[1]}]"), error.fix
+        )
+        error.fix = names.replace("--data ", "eval.task_data=")
+        error.args = (error.render(),)
+        raise
+
+
+BENCHMARK_CHECK = StartCheck(
+    "benchmarks", "the benchmarks of eval.tasks can be read", read_benchmarks, TRAINING_PURPOSES
+)
+
+
+def evaluate_benchmarks(
+    plan: "Plan",
+    folder: RunFolder,
+    step: int,
+    engine: RolloutEngine,
+    run_halving: Callable[..., list[Sample]],
+) -> dict[str, float]:
+    """Ask every benchmark of the run, write the samples, and return the figures.
+
+    Figures: `benchmark/NAME/accuracy` (its headline) with interval, rows and shares of the first
+    mode of the protocol, and `benchmark/NAME/MODE/METRIC` for every metric.
+
+    Args:
+        plan: of the run.
+        folder: gets `samples/step-000100.NAME.PROTOCOL.jsonl`, which `vistill rescore` reads.
+        step: of the evaluation.
+        engine: writes the student's responses.
+        run_halving: runs an attempt again with fewer rows per call where memory runs out.
+    """
+    facts: dict[str, float] = {}
+    with shared_judge() as math:
+        for part in plan.benchmarks:
+            asker = TaskAsker(plan.models.student, engine, plan.evaluation, math)
+            samples = asker.ask(part, run_halving)
+            name = f"samples/step-{step:06d}.{part.benchmark.name}.{part.protocol.name}.jsonl"
+            folder.write(name, log_text(plan, part, f"student of step {step}", samples))
+            facts |= figures_of(part, samples)
+    return facts
+
+
+@dataclass(frozen=True)
+class TaskAsker:
+    """The student as it is, and how it is asked."""
+
+    vlm: VLM
+    engine: RolloutEngine
+    settings: EvalSettings
+    math: MathJudge
+
+    def ask(self, part: BenchmarkPart, run_halving: Callable[..., list[Sample]]) -> list[Sample]:
+        """All samples of a benchmark."""
+        samples: list[Sample] = []
+        for mode, count in part.protocol.samples.items():
+            most = min(self.settings.rows_per_call, count * len(part.pairs))
+
+            def size(times: int, most: int = most) -> int:
+                return max(1, most >> times)
+
+            def attempt(
+                times: int, mode: str = mode, count: int = count, most: int = most
+            ) -> list[Sample]:
+                return list(self.samples(part, mode, count, max(1, most >> times)))
+
+            title = f"{EVALUATING} {part.benchmark.name} {mode}"
+            with open_phase(title, count * len(part.pairs), RESPONSES):
+                samples += run_halving("evaluate", size, attempt)
+        return samples
+
+    def samples(
+        self, part: BenchmarkPart, mode: str, count: int, rows_per_call: int
+    ) -> Iterator[Sample]:
+        """The judged samples of one mode."""
+        is_sampled, protocol = mode == SAMPLED, part.protocol
+        sampling = Sampling(
+            self.settings.seed,
+            0,
+            protocol.temperature if is_sampled else 0.0,
+            protocol.top_p if is_sampled else 1.0,
+            protocol.max_new_tokens,
+            rows_per_call,
+            noise=self.settings.noise,
+        )
+        per_call = max(1, rows_per_call // count)
+        for start in range(0, len(part.pairs), per_call):
+            pairs = part.pairs[start : start + per_call]
+            requests = [
+                RolloutRequest(p.id, self.vlm.encode(p), tuple(range(count)), source=p)
+                for _, p in pairs
+            ]
+            begin = time.perf_counter()
+            groups = self.engine.generate(requests, sampling)
+            seconds = (time.perf_counter() - begin) / (len(pairs) * count)
+            for (row, prompt), rollouts in zip(pairs, groups, strict=True):
+                for rollout in rollouts:
+                    yield self.judge(part, (row, prompt), mode, rollout, seconds)
+
+    def judge(
+        self,
+        part: BenchmarkPart,
+        pair: tuple[BenchmarkRow, Prompt],
+        mode: str,
+        rollout: Rollout,
+        seconds: float,
+    ) -> Sample:
+        """The sample of a response with its verdicts."""
+        row, prompt = pair
+        text = self.vlm.decode(rollout.ids)
+        verdicts = {
+            name: rule(text, row, part.protocol.take, self.math)
+            for name, rule in part.benchmark.rules.items()
+        }
+        asked, answered = (row, prompt.content, prompt.text), (rollout, text, seconds)
+        return new_sample(asked, picture_digests(prompt), mode, answered, verdicts)
+
+
+def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sample]) -> str:
+    """The samples as a log that `vistill rescore` reads, without seconds, which always differ."""
+    protocol = part.protocol
+    header = {
+        "log": KIND,
+        "version": VERSION,
+        "task": part.benchmark.name,
+        "protocol": protocol.name,
+        "model": model,
+        "seed": plan.evaluation.seed,
+        "noise": plan.evaluation.noise,
+        "temperature": protocol.temperature,
+        "top_p": protocol.top_p,
+        "max_new_tokens": protocol.max_new_tokens,
+        "take": protocol.take,
+        "asked": {"rows": len(part.pairs), "samples": dict(protocol.samples)},
+    }
+    lines = [header, *(replace(sample, seconds=0.0).to_dict() for sample in samples)]
+    return "".join(to_json(line) + "\n" for line in lines)
+
+
+def figures_of(part: BenchmarkPart, samples: Sequence[Sample]) -> dict[str, float]:
+    """The figures of one benchmark."""
+    name, counts = f"benchmark/{part.benchmark.name}", part.protocol.samples
+    results = task_results(part.benchmark, samples, counts, wanted=Wanted(len(part.pairs)))
+    facts = {f"{name}/key": part.key(), f"{name}/failed_rows": float(part.num_failed)}
+    for index, (mode, values) in enumerate(results["modes"].items()):
+        facts |= {f"{name}/{mode}/{k}": score["value"] for k, score in values["metrics"].items()}
+        main = values["metrics"].get(part.benchmark.headline)
+        if index or main is None:
+            continue
+        facts |= {
+            f"{name}/accuracy": main["value"],
+            f"{name}/accuracy_low": main["low"],
+            f"{name}/accuracy_high": main["high"],
+            f"{name}/rows": float(values["questions"]),
+            f"{name}/unparsed_share": values["unparsed_share"],
+            f"{name}/truncated_share": values["truncated_share"],
+            f"{name}/tokens": values["tokens"],
+        }
+    return facts
+
+
+def changed_benchmarks(earlier: Sequence[dict[str, float]], facts: dict[str, float]) -> list[str]:
+    """The benchmarks whose rows or protocol differ from those of the evaluation before."""
+    before = next((record for record in reversed(earlier)), {})
+    keys = [key for key in facts if key.startswith("benchmark/") and key.endswith("/key")]
+    return [key.split("/")[1] for key in keys if before.get(key, facts[key]) != facts[key]]
