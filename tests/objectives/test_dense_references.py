@@ -317,10 +317,9 @@ def grounded_opd_reference(d, m):
             stop = first_misread(d, n, partial(is_misread, d, m))
             factors = [1.0 if t <= stop else m.factor_after for t in range(length)]
             divisor = length if m.normaliser == "response" else sum(factors)
-            total += sum(
-                w * factors[t] / divisor * kl(d.row("student.full", n, t), d.row("teacher.full", n, t))
-                for t in range(length)
-            )  # fmt: skip
+            for t in range(length):
+                value = kl(d.row("student.full", n, t), d.row("teacher.full", n, t))
+                total += w * factors[t] / divisor * value
     return total / len(set(d.group))
 
 

@@ -128,7 +128,8 @@ DIFFERENT = {
     "distillm and gkd": (make("gkd"), make("distillm")),
     "grounded_opd and opd": (make("opd"), make("grounded_opd")),
     "the two normalisers of grounded_opd": (
-        make("grounded_opd"), make("grounded_opd", normaliser="kept")
+        make("grounded_opd"),
+        make("grounded_opd", normaliser="kept"),
     ),
     "vgs that stops and vgs": (make("vgs"), make("vgs", stop_at_misread=True)),
     "vgs and opd": (make("opd"), make("vgs", eta="none")),

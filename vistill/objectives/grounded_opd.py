@@ -106,9 +106,7 @@ class GroundedOPD(Objective):
             return (loss,)
         with torch.no_grad():
             after = reverse_kl_to_teacher(batch, signals["after_weight"])
-        watched = LossTerm(
-            "reverse_kl_after_misread", after.values, after.weights, minimised=False
-        )
+        watched = LossTerm("reverse_kl_after_misread", after.values, after.weights, minimised=False)
         return (loss, watched)
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
