@@ -15,6 +15,7 @@ PACKAGE = REPO / "vistill"
 VERBS = [
     "chat",
     "check",
+    "compare",
     "demo",
     "doctor",
     "eval",
