@@ -185,7 +185,9 @@ def test_the_files_hold_every_run_every_difference_and_no_nan(tmp_path):
     assert "<svg" in html
 
 
-@pytest.mark.parametrize("words", [["--methods", "opd"], ["--rates", "fast"], ["--rates", "3"]])
+@pytest.mark.parametrize(
+    "words", [["--methods", "opd"], ["--rates", "fast"], ["--rates", "3"], ["--models", "2"]]
+)
 def test_options_that_make_no_comparison_are_refused(words):
     done = CliRunner().invoke(app, ["compare", "demo.yaml", *words])
     assert done.exit_code == 2
@@ -210,10 +212,10 @@ eval: {every: 6, limit: 8, final_limit: 8, extra_limit: 8, max_new_tokens: 24, b
 def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path):
     (tmp_path / "small.yaml").write_text(RECIPE)
     words = ["compare", "small.yaml", "--methods", "opd,grounded_opd", "--seeds", "2"]
-    words += ["--students", "1", "--teachers", "1", "--rates", "1e-4,3e-4"]
+    words += ["--models", "1x1", "--rates", "1e-4,3e-4"]
 
     def start(folder):
-        command = [sys.executable, "-m", "vistill", *words, "--run", folder]
+        command = [sys.executable, "-m", "vistill", *words, f"run={folder}"]
         output = (tmp_path / f"{folder}.txt").open("w")
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path,
                                 start_new_session=True)  # fmt: skip

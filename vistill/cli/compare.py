@@ -40,25 +40,27 @@ def rates_of(text: str) -> tuple[float, ...]:
     return rates
 
 
+def grid_of(text: str) -> tuple[int, int]:
+    """Students and teachers of `--models`: `2x2`."""
+    students, _, teachers = text.lower().partition("x")
+    if not (students.isdecimal() and teachers.isdecimal() and int(students) * int(teachers) > 0):
+        raise typer.BadParameter("students x teachers, such as 2x2", param_hint="--models")
+    return int(students), int(teachers)
+
+
 def compare(  # noqa: PLR0913  (options of a verb)
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a shipped one")],
     overrides: Overrides = None,
     methods: Annotated[
-        str,
-        typer.Option(
-            help="stages of the recipe or methods, comma-separated; the first is the base"
-        ),
+        str, typer.Option(help="stages or methods, comma-separated; the first is the baseline")
     ] = "opd,va_opd,grounded_opd",
     seeds: Annotated[int, typer.Option(min=1, help="runs per arm")] = 3,
-    students: Annotated[int, typer.Option(min=1, help="tiny students, made by seed")] = 2,
-    teachers: Annotated[int, typer.Option(min=1, help="tiny teachers, made by seed")] = 2,
+    models: Annotated[
+        str, typer.Option(help="tiny students x teachers, made by seed, if the recipe has them")
+    ] = "2x2",
     rates: Annotated[
         str, typer.Option(help="learning rates to choose from for each arm, on other seeds")
     ] = "",
-    run: Annotated[Path, typer.Option(help="folder to write into")] = Path("runs/compare"),
-    at_once: Annotated[int, typer.Option(min=1, help="processes at the same time")] = min(
-        2, os.cpu_count() or 1
-    ),
     quick: Annotated[
         bool, typer.Option("--quick", help="a few updates, to see that everything works")
     ] = False,
@@ -66,6 +68,9 @@ def compare(  # noqa: PLR0913  (options of a verb)
 ) -> None:
     """Compare methods on matched runs over students, teachers and seeds. It resumes."""
     load_plugins(plugin or [])
+    words, (students, teachers) = overrides or [], grid_of(models)
+    folder = next((w.partition("=")[2] for w in words if w.startswith("run=")), "runs/compare")
+    names, choices = words_of(methods, "--methods"), rates_of(rates)
     from vistill.training.interrupt import exit_on_second_signal
 
     with exit_on_second_signal():
@@ -74,14 +79,14 @@ def compare(  # noqa: PLR0913  (options of a verb)
         run_compare(
             Study(
                 recipe,
-                words_of(methods, "--methods"),
-                run,
-                tuple(overrides or ()),
+                names,
+                Path(folder),
+                tuple(word for word in words if not word.startswith("run=")),
                 seeds=seeds,
                 students=students,
                 teachers=teachers,
-                rates=rates_of(rates),
+                rates=choices,
                 quick=quick,
-                at_once=at_once,
+                at_once=min(2, os.cpu_count() or 1),
             )
         )
