@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from conftest import REPO
 from typer.testing import CliRunner
 
 from vistill.cli.main import app
@@ -194,10 +195,11 @@ def test_options_that_make_no_comparison_are_refused(words):
     assert words[0] in done.output
 
 
+#: The shipped pair by its folders, so that no model is made for the tuning.
 RECIPE = """
 run: x
-student: {model: "vistill:student"}
-teacher: {model: "vistill:teacher"}
+student: {model: STUDENT}
+teacher: {model: TEACHER}
 method: opd
 data: {train: diagrams, diagrams: {train: 64, eval: 8}}
 rollout: {per_prompt: 2, max_new_tokens: 24, all_truncated: go_on}
@@ -210,7 +212,9 @@ eval: {every: 6, limit: 8, final_limit: 8, extra_limit: 8, max_new_tokens: 24, b
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path):
-    (tmp_path / "small.yaml").write_text(RECIPE)
+    assets = REPO / "vistill" / "assets"
+    recipe = RECIPE.replace("STUDENT", str(assets / "student"))
+    (tmp_path / "small.yaml").write_text(recipe.replace("TEACHER", str(assets / "teacher")))
     words = ["compare", "small.yaml", "--methods", "opd,grounded_opd", "--seeds", "2"]
     words += ["--models", "1x1", "--rates", "1e-4,3e-4"]
 

@@ -174,7 +174,8 @@ def difference_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def write_files(comparison: Comparison, folder: Path) -> None:
     """Write `runs.csv`, `differences.csv`, `compare.json` and `compare.html`."""
-    runs, differences = run_rows(comparison), difference_rows(comparison)
+    runs = run_rows(comparison)
+    differences = [without_nan(row) for row in difference_rows(comparison)]
     write_csv(folder / "runs.csv", list(dict.fromkeys(k for row in runs for k in row)), runs)
     write_csv(folder / "differences.csv", list(differences[0]) if differences else [], differences)
     record = {
@@ -182,7 +183,7 @@ def write_files(comparison: Comparison, folder: Path) -> None:
         "rates": comparison.rates,
         "notes": [*comparison.notes, *comparison.marks()],
         "runs": runs,
-        "differences": [without_nan(row) for row in differences],
+        "differences": differences,
     }
     write_json(folder / "compare.json", record)
     write_text(folder / "compare.html", page(comparison))
