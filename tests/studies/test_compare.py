@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from vistill.cli.main import app
 from vistill.errors import ConfigError
+from vistill.studies import compare
 from vistill.studies.compare import Pairing, Study
 from vistill.studies.compare_table import Comparison, RunResult, best_rates, page, write_files
 from vistill.studies.models_by_seed import TinyModels
@@ -195,7 +196,33 @@ def test_options_that_make_no_comparison_are_refused(words):
     assert words[0] in done.output
 
 
-#: The shipped pair by its folders, so that no model is made for the tuning.
+def test_each_arm_is_tuned_on_seeds_of_its_own_and_then_runs_with_its_rate(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISTILL_CACHE", str(tmp_path / "cache"))
+    ran, best = [], {"opd": 1e-4, "va_opd": 3e-4, "grounded_opd": 6e-4}
+
+    def read(arm, seed, student, teacher):
+        rate = arm.settings.train.lr
+        accuracy = 0.9 if rate == best[arm.name] else 0.5
+        return result(arm.name, seed, accuracy, rate=rate, student=student, teacher=teacher)
+
+    monkeypatch.setattr(compare, "run_side_by_side", lambda label, arms, *_: ran.append(arms))
+    monkeypatch.setattr(compare, "read_result", read)
+    monkeypatch.setattr(TinyModels, "measured", lambda *_: {"greedy": 0.9, "sampled": 0.5})
+    table = compare.run_compare(study(tmp_path, rates=tuple(best.values())))
+    models, tuning, compared = ran
+    assert [arm.name for arm in models] == ["teacher 1", "student 1", "student 2"]
+    assert {arm.seed for arm in tuning} == {1000}
+    assert all("student-2-" in arm.settings.student.model for arm in tuning)
+    assert len(tuning) == len(compared) == 9
+    assert len({arm.folder for arm in (*tuning, *compared)}) == 18
+    assert {arm.seed for arm in compared} == {0, 1, 2}
+    assert table.rates == best
+    assert all(arm.settings.train.lr == best[arm.settings.method] for arm in compared)
+    assert "student 1: 90.0 % greedy, 50.0 % sampled when it was made." in table.notes
+    assert (tmp_path / "compare.html").is_file()
+
+
+#: The shipped pair by its folders, so that no model is made by seed.
 RECIPE = """
 run: x
 student: {model: STUDENT}
@@ -203,9 +230,9 @@ teacher: {model: TEACHER}
 method: opd
 data: {train: diagrams, diagrams: {train: 64, eval: 8}}
 rollout: {per_prompt: 2, max_new_tokens: 24, all_truncated: go_on}
-train: {prompts_per_step: 4, steps: 12, lr: 3.0e-4}
+train: {prompts_per_step: 4, steps: 8, lr: 3.0e-4}
 save: {every: 0, keep_best: none}
-eval: {every: 6, limit: 8, final_limit: 8, extra_limit: 8, max_new_tokens: 24, blind: false}
+eval: {every: 4, limit: 8, final_limit: 8, extra_limit: 8, max_new_tokens: 24, blind: false}
 """
 
 
@@ -216,7 +243,6 @@ def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path):
     recipe = RECIPE.replace("STUDENT", str(assets / "student"))
     (tmp_path / "small.yaml").write_text(recipe.replace("TEACHER", str(assets / "teacher")))
     words = ["compare", "small.yaml", "--methods", "opd,grounded_opd", "--seeds", "2"]
-    words += ["--models", "1x1", "--rates", "1e-4,3e-4"]
 
     def start(folder):
         command = [sys.executable, "-m", "vistill", *words, f"run={folder}"]
@@ -235,7 +261,7 @@ def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     runs = list(csv.DictReader((tmp_path / "a" / "runs.csv").read_text().splitlines()))
     assert len(runs) == 4
-    assert {float(row["updates"]) for row in runs} == {12.0}
+    assert {float(row["updates"]) for row in runs} == {8.0}
     assert all(float(row["compute"]) > 0 for row in runs)
     assert len({(row["seed"], row["before"]) for row in runs}) == 2
     printed = (tmp_path / "a.txt").read_text()
