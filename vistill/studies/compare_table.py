@@ -199,6 +199,11 @@ def points(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:+.1f}"
 
 
+def interval(low: float, high: float) -> str:
+    """An interval of differences in points; `-` where there is none."""
+    return "-" if math.isnan(low) else f"{points(low)} to {points(high)}"
+
+
 def arm_lines(comparison: Comparison) -> list[list[str]]:
     """The table of arms: mean accuracies, per seed, and compute."""
     lines = []
@@ -236,8 +241,8 @@ def difference_lines(comparison: Comparison) -> list[list[str]]:
                 f"{row['arm']} minus {row['minus']}",
                 row["view"],
                 points(row["mean"]),
-                f"{points(row['low'])} to {points(row['high'])}",
-                f"{points(row['student_low'])} to {points(row['student_high'])}",
+                interval(row["low"], row["high"]),
+                interval(row["student_low"], row["student_high"]),
                 p,
                 f"{row['ahead']} of {row['runs']}",
             ]
