@@ -29,6 +29,7 @@ methods = Registry(
         "kd": "vistill.objectives.kd:KD",
         "opd": "vistill.objectives.opd:OPD",
         "va_opd": "vistill.objectives.va_opd:VAOPD",
+        "grounded_opd": "vistill.objectives.grounded_opd:GroundedOPD",
         "vgs": "vistill.objectives.vgs:VGS",
         "vgs_language": "vistill.objectives.vgs_language:VGSLanguage",
         "visual_opsd": "vistill.objectives.visual_opsd:VisualOPSD",

@@ -26,6 +26,17 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
     "kd_cross_entropy": METHODS["kd"](loss="cross_entropy"),
     "kd_reverse": METHODS["kd"](loss="reverse_kl"),
     "va_opd_distribution": METHODS["va_opd"](score="distribution"),
+    "va_opd_stopped": METHODS["va_opd"](
+        score="distribution", stop_at_misread=True, misread_threshold=-0.5
+    ),
+    "grounded_opd_kept": METHODS["grounded_opd"](
+        normaliser="kept", rollout_weights=True, detection="either", watch_after=True
+    ),
+    "grounded_opd_decayed": METHODS["grounded_opd"](factor_after=0.3, detection="argmax"),
+    "vgs_stopped": METHODS["vgs"](stop_at_misread=True, misread_threshold=-0.5),
+    "vgs_merged_stopped": METHODS["vgs"](merged=True, stop_at_misread=True),
+    "grpo_opd_stopped": METHODS["grpo_opd"](stop_at_misread=True),
+    "grpo_vgs_stopped": METHODS["grpo_vgs"](stop_at_misread=True, misread_threshold=-0.2),
     "vgs_no_preservation": METHODS["vgs"](preserve=0.0),
     "vgs_adaptive": METHODS["vgs"](adaptive=True, scope="response"),
     "vgs_clamped": METHODS["vgs"](ratio_clamp=1.0, support=0.1, scope="micro_batch"),

@@ -76,6 +76,26 @@ SAME = {
     "a hybrid with visual advantage of share 1 is va_opd": (
         make("va_opd"), make("grpo_va_opd", distillation_share=1.0)
     ),
+    "grounded_opd that keeps what follows a misread is opd": (
+        make("opd"), make("grounded_opd", factor_after=1.0)
+    ),
+    "grounded_opd without a misread is opd": (
+        make("opd"), make("grounded_opd", misread_threshold=-100.0)
+    ),
+    "the same, divided by the kept tokens": (
+        make("opd"), make("grounded_opd", misread_threshold=-100.0, normaliser="kept")
+    ),
+    "grounded_opd that keeps all, with weights of rollouts, is va_opd without groups": (
+        make("va_opd", token_groups=False),
+        make("grounded_opd", factor_after=1.0, rollout_weights=True),
+    ),
+    "va_opd that stops, without its weights, is grounded_opd": (
+        make("grounded_opd"),
+        make("va_opd", rollout_weights=False, token_groups=False, stop_at_misread=True),
+    ),
+    "a hybrid of share 1 that stops is grounded_opd": (
+        make("grounded_opd"), make("grpo_opd", distillation_share=1.0, stop_at_misread=True)
+    ),
     "a hybrid without weights is grpo_opd": (
         make("grpo_opd"), make("grpo_va_opd", rollout_weights=False, token_groups=False)
     ),
@@ -106,6 +126,12 @@ DIFFERENT = {
     "distillm and kd": (make("kd"), make("distillm")),
     "the two directions of distillm": (make("distillm"), make("distillm", direction="reverse")),
     "distillm and gkd": (make("gkd"), make("distillm")),
+    "grounded_opd and opd": (make("opd"), make("grounded_opd")),
+    "the two normalisers of grounded_opd": (
+        make("grounded_opd"),
+        make("grounded_opd", normaliser="kept"),
+    ),
+    "vgs that stops and vgs": (make("vgs"), make("vgs", stop_at_misread=True)),
     "vgs and opd": (make("opd"), make("vgs", eta="none")),
     "adaptive vgs and vgs": (make("vgs"), make("vgs", adaptive=True)),
     "vgs_language and vgs": (make("vgs", eta="none"), make("vgs_language", eta="none")),

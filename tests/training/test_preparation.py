@@ -114,7 +114,10 @@ def test_responses_beyond_the_students_positions_are_refused_and_the_fix_works(
     )
 
 
-@pytest.mark.parametrize("name", ["va_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"])
+@pytest.mark.parametrize(
+    "name",
+    ["va_opd", "grounded_opd", "vgs", "papo", "vppo", "s2vopd", "vcsd", "visual_opsd"],
+)
 def test_a_visual_method_is_refused_without_any_image(tokenizer, teacher, tmp_path, name):
     text_only = [Prompt(p.id, (p.text,), answer=p.answer) for p in WITH_THOUGHTS]
     options = {"gate": False} if name == "visual_opsd" else {}

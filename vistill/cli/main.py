@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from vistill.cli.compare import add_compare
 from vistill.cli.eval_verb import add_eval
 from vistill.cli.harness_verb import add_harness
 from vistill.cli.init_verb import EXAMPLES as INIT_EXAMPLES
@@ -206,6 +207,9 @@ def methods(
             rows, page = run_methods(recipe, words, display.show)
         print(format_table(rows))
         print(f"report   {page}")
+
+
+add_compare(app)
 
 
 add_reproduce(app)

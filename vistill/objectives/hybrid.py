@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, Requirements, ScoredBatch, Signals
+from vistill.objectives.grounded_opd import GroundedOPD
 from vistill.objectives.grpo import GRPO
 from vistill.objectives.opd import OPD
 from vistill.objectives.shared import grad_if_learned
@@ -31,9 +32,16 @@ class GRPOWithOPD(GRPO):
     """Weight of the k3 divergence from the initial weights; the hybrid has none."""
     distillation_share: float = ranged(0.3, 0, 1)
     """Share a of the distillation half (alpha)."""
+    stop_at_misread: bool = False
+    """No distillation after the first misread of a rollout, a token whose signed visual advantage
+    lies below misread_threshold; the policy half keeps all tokens."""
+    misread_threshold: float = ranged(-1.0, -100, 0, below=True)
+    """Signed visual advantage in nats below which a token is a misread (stop_at_misread)."""
 
     def distillation(self) -> Objective:
         """The method of the second half."""
+        if self.stop_at_misread:
+            return GroundedOPD(misread_threshold=self.misread_threshold)
         return OPD()
 
     @property
@@ -66,6 +74,10 @@ class GRPOWithOPD(GRPO):
         """What the distillation half remembers."""
         return self.distillation().remember(batch, signals)
 
+    def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Those of the distillation half."""
+        return self.distillation().warnings(metrics)
+
 
 @dataclass(frozen=True)
 class GRPOWithVGS(GRPOWithOPD):
@@ -91,6 +103,8 @@ class GRPOWithVGS(GRPOWithOPD):
             scope=self.scope,
             eta="none",
             watch_both=self.watch_both,
+            stop_at_misread=self.stop_at_misread,
+            misread_threshold=self.misread_threshold,
         )
 
 
@@ -124,8 +138,6 @@ class GRPOWithVAOPD(GRPOWithOPD):
             rollout_weights=self.rollout_weights,
             token_groups=self.token_groups,
             score=self.score,
+            stop_at_misread=self.stop_at_misread,
+            misread_threshold=self.misread_threshold,
         )
-
-    def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Those of VA-OPD: no token of a step has visual advantage."""
-        return self.distillation().warnings(metrics)

@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vistill.batch import GradientProbe, LossTerm, Objective, ScoredBatch, Signals
+from vistill.batch import GradientProbe, LossTerm, ScoredBatch, Signals
 from vistill.objectives.metrics import dependency_metrics
+from vistill.objectives.misreads import MisreadOption
 from vistill.objectives.steering import monitored_kls
 from vistill.types import Pass
 
 
-class NormCorrected(Objective):
+class NormCorrected(MisreadOption):
     """A steered method, whose loss is scaled by eta; its fields say how eta is computed."""
 
     eta: Literal["constant", "dynamic", "none"]
@@ -46,7 +47,7 @@ class NormCorrected(Objective):
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Visual dependency and the gate."""
-        return dependency_metrics(signals)
+        return dependency_metrics(signals) | self.misread_metrics(batch.responses, signals)
 
     def norm_correction(self, memory: Mapping[str, float]) -> float:
         """Eta: it scales the whole loss, so with AdamW it changes little but gradient clipping."""

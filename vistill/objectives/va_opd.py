@@ -13,12 +13,12 @@ Differences from the paper:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from vistill.batch import LossTerm, Need, Objective, Requirements, ScoredBatch, Signals
+from vistill.batch import LossTerm, Need, Requirements, ScoredBatch, Signals
 from vistill.functional.segments import segment_mean, segment_sum, top_share
 from vistill.functional.siblings import (
     mean_coefficients,
@@ -27,6 +27,7 @@ from vistill.functional.siblings import (
     uniform_siblings,
 )
 from vistill.objectives.metrics import advantage_metrics, advantage_warnings
+from vistill.objectives.misreads import MisreadOption
 from vistill.objectives.shared import (
     STUDENT,
     TEACHER,
@@ -38,9 +39,11 @@ from vistill.signals.visual_advantage import Score, distribution_advantage, visu
 from vistill.signals.visual_dependency import token_has_image
 from vistill.types import Pass, Reader, View
 
+PIXELATED: Final = f"{Reader.TEACHER}.{View.PIXELATED}"
+
 
 @dataclass(frozen=True)
-class VAOPD(Objective):
+class VAOPD(MisreadOption):
     """`(1/B) sum_b sum_n sum_t c[n,t] KL(pS || pT)`, c from the teacher's visual advantage.
 
     The class defaults are the paper's values.
@@ -80,7 +83,8 @@ class VAOPD(Objective):
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated image."""
         keep = "hidden" if self.score == "distribution" else "log_prob"
-        return (STUDENT, TEACHER_WITH_LOG_PROBS, Pass(Reader.TEACHER, View.PIXELATED, keep=keep))
+        pixelated = Pass(Reader.TEACHER, View.PIXELATED, keep=keep)
+        return (STUDENT, TEACHER_WITH_LOG_PROBS, *self.with_log_probs(pixelated))
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual advantage, the two kinds of weight, and the coefficient c of each token."""
@@ -98,7 +102,9 @@ class VAOPD(Objective):
             token_weight = torch.where(
                 self._ungrouped(batch, advantage)[responses.rollout], plain, grouped
             )
-        groups = {"visual_advantage": advantage, "high_group": high}
+        cut = self.misread_signals(responses, batch[TEACHER.name], batch[PIXELATED])
+        groups = {"visual_advantage": advantage, "high_group": high, **cut}
+        token_weight = token_weight * cut["kept"] if cut else token_weight
         return groups | {"rollout_weight": weight, "token_weight": token_weight}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
@@ -107,14 +113,15 @@ class VAOPD(Objective):
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Visual advantage and the two kinds of weight."""
-        return advantage_metrics(batch.responses, signals)
+        r = batch.responses
+        return advantage_metrics(r, signals) | self.misread_metrics(r, signals)
 
     def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """No token of a step has visual advantage."""
-        return advantage_warnings(metrics)
+        return advantage_warnings(metrics) | super().warnings(metrics)
 
     def _score(self, batch: ScoredBatch) -> Tensor:
-        full, degraded = batch[TEACHER.name], batch[f"{Reader.TEACHER}.{View.PIXELATED}"]
+        full, degraded = batch[TEACHER.name], batch[PIXELATED]
         if self.score == "distribution":
             score = distribution_advantage(full, degraded)
         else:

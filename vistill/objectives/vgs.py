@@ -94,26 +94,27 @@ class VGS(NormCorrected):
 
     def passes(self) -> tuple[Pass, ...]:
         """Four passes: student and teacher, each with and without the image."""
-        return (STUDENT, TEACHER, TEACHER_TEXT_ONLY, self.blind())
+        return (STUDENT, *self.with_log_probs(TEACHER, TEACHER_TEXT_ONLY), self.blind())
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual dependency, the gate, and the share of gamma that each token is steered with."""
         r, seen = batch.responses, token_has_image(batch.responses)
-        dependency = visual_dependency(batch[TEACHER.name], batch[TEACHER_TEXT_ONLY.name], r)
-        shares = (self.quantile, self.low_quantile)
+        pair = (batch[TEACHER.name], batch[TEACHER_TEXT_ONLY.name])
+        dependency, cut = visual_dependency(*pair, r), self.misread_signals(r, *pair)
         high, low = (
             quantile_threshold(dependency, r, s, self.scope, self.scope_prompts, batch.memory)
-            for s in shares
+            for s in (self.quantile, self.low_quantile)
         )
         steps = ((dependency > low).float() + (dependency > high).float()) / 2
         steering = (steps if self.adaptive else torch.ones_like(steps)) * seen
         return {
             "visual_dependency": dependency,
-            "gate": (dependency > high) & seen,
+            "gate": (dependency > high) & seen & cut.get("kept", seen),
             "steering": steering,
             "gate_threshold": high,
             "low_threshold": low,
-            "token_weight": per_response(r),
+            "token_weight": per_response(r) * cut.get("kept", 1),
+            **cut,
         }
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:

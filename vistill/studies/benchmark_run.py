@@ -15,7 +15,7 @@ from vistill.errors import VistillError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.lm_judge import LMJudge
-from vistill.evaluation.benchmarks.protocols import Protocol, decoding_of, view_of
+from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol, decoding_of, view_of
 from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (

@@ -9,6 +9,7 @@ image. The base model of `visual_opsd` is a student that can also read visual th
 """
 
 import hashlib
+import json
 import math
 import sys
 import time
@@ -37,7 +38,7 @@ from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import write_json
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
-from vistill.studies.tiny_plans import BASE, EVERYDAY, STUDENT, TEACHER, TrainingPlan
+from vistill.studies.tiny_plans import EVERYDAY, TrainingPlan, changed_plan
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 from vistill.views.privileged import REF_INTRO, TRANSITION
@@ -309,7 +310,19 @@ def train_tiny_model(
             log,
         )
     vlm.model.requires_grad_(True)
+    add_vision_noise(vlm, plan)
     return vlm.freeze()
+
+
+@torch.no_grad()
+def add_vision_noise(vlm: VLM, plan: TrainingPlan) -> None:
+    """Add keyed Gaussian noise to the matrices of the vision tower."""
+    rng = keyed_generator("vision-noise", plan.seed)
+    visual = vlm.model.model.visual  # pyright: ignore[reportAttributeAccessIssue]
+    for weight in visual.parameters() if plan.vision_noise > 0 else ():
+        if weight.dim() > 1:
+            noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape))).to(weight)
+            weight += plan.vision_noise * weight.std() * noise
 
 
 def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) -> dict[str, float]:
@@ -343,13 +356,15 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
 def main(arguments: Sequence[str]) -> None:
     """Train, save and measure a tiny model.
 
-    `python -m vistill.studies.make_tiny_models teacher|student|base FOLDER [--bf16]`
+    `python -m vistill.studies.make_tiny_models teacher|student|base FOLDER [--bf16] [--plan JSON]`;
+    the JSON object has changed fields of the plan, such as `{"seed": 101, "wrong_share": 0.3}`.
     """
     use_one_thread()
     keep_large_allocations()
     quiet_libraries()
     name, folder = arguments[0], Path(arguments[1])
-    plan = {"teacher": TEACHER, "student": STUDENT, "base": BASE}[name]
+    changes = arguments[arguments.index("--plan") + 1] if "--plan" in arguments else "{}"
+    plan = changed_plan(name, json.loads(changes))
     started = time.process_time()
     vlm = train_tiny_model(plan, tiny_tokenizer(plan), lambda text: print(text, flush=True))
     seconds = time.process_time() - started

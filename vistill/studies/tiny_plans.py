@@ -1,6 +1,8 @@
 """Budgets and learning rates of the tiny models, and the words of their tokenizer."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vistill.data.diagrams import DiagramSettings
 from vistill.models.tiny import TinySize
@@ -56,6 +58,8 @@ class TrainingPlan:
     thought_vision_share: float = 0.0
     """Share of thoughts in the vision phase: the tower learns their large digits well and small
     glyphs badly."""
+    vision_noise: float = 0.0
+    """Noise on the weights of the finished vision tower, as a share of each tensor's deviation."""
     settings: DiagramSettings = field(default_factory=DiagramSettings)
 
 
@@ -81,3 +85,14 @@ BASE = TrainingPlan(
     thought_vision_share=0.9,
     settings=DiagramSettings(thoughts=True),
 )
+PLANS = {"teacher": TEACHER, "student": STUDENT, "base": BASE}
+
+
+def changed_plan(kind: str, changes: Mapping[str, Any]) -> TrainingPlan:
+    """The plan of a kind with some fields changed; `versions` are those of its diagrams."""
+    fields = dict(changes)
+    plan = PLANS[kind]
+    if "versions" in fields:
+        versions = tuple(fields.pop("versions"))
+        plan = replace(plan, settings=replace(plan.settings, versions=versions))
+    return replace(plan, **fields)
