@@ -71,7 +71,7 @@ $(VLLM_STAMP): $(DEV_STAMP) vistill/rollouts/vllm-requirements.txt vistill/rollo
 	touch $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP)  ## the engine `vllm` with a real vLLM on the CPU, in .venv-vllm (3.5 GB); fails if no test runs
-	VISTILL_NEEDS_VLLM=1 VISTILL_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -n 2 -m slow tests/rollouts/test_vllm_real.py tests/rollouts/test_server_real.py
+	VISTILL_NEEDS_VLLM=1 VISTILL_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/rollouts/test_vllm_real.py tests/rollouts/test_server_real.py
 
 ORACLES := .venv-oracles
 ORACLES_STAMP := $(ORACLES)/.installed
