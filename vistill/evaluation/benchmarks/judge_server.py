@@ -1,7 +1,7 @@
 """A language model as judge, behind any URL that speaks OpenAI's protocol.
 
 The key is read from `VISTILL_JUDGE_KEY` alone: a recipe cannot name another variable, so a recipe
-of somebody else cannot send a secret of the environment to its own URL.
+from another person cannot send a secret of the environment to its own URL.
 """
 
 import http.client
