@@ -8,18 +8,12 @@ import pytest
 from judge_stub import own_machine, stub_judge
 
 from vistill.cli.main import entry
-from vistill.evaluation.benchmarks import judge_server
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.judge_prompts import JUDGED, prompt_for
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, read_samples
 
 KEY = "sk-vistill-test-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def _without_waits(monkeypatch):
-    monkeypatch.setattr(judge_server, "WAITS", (0.0, 0.0, 0.0))
 
 
 def write_log(folder, task="chartqa", replies=("It is 4.", "It is 5."), **row):

@@ -47,6 +47,7 @@ def test_failures_of_pictures_engine_and_judge_are_counted_and_asked_again_by_cl
             raise RolloutError("R403", "a response stayed empty")
         return generate(self, asked, mode)
 
+    # no engine of ours fails for one prompt alone
     monkeypatch.setattr(Asker, "generate_together", fail_on_the_third_row)
 
     def ask(*words):

@@ -1,7 +1,7 @@
 """A language model as judge, behind any URL that speaks OpenAI's protocol.
 
 The key is read from `VISTILL_JUDGE_KEY` alone: a recipe cannot name another variable, so a recipe
-of somebody else cannot send a secret of the environment to its own URL.
+from another person cannot send a secret of the environment to its own URL.
 """
 
 import http.client
@@ -123,7 +123,7 @@ class JudgeServer:
                 if error.code not in REPEATED and error.code < 500:
                     self.is_answering |= error.code not in REFUSING
                     raise JudgeFailure(DOWN, reason) from error
-                wait = wait and max(wait, retry_after(error))
+                wait = wait and retry_after(error, wait)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = mask_secrets(f"{type(error).__name__}: {error!s:.200}")
                 if not self.is_answering and is_refused(error):
@@ -191,10 +191,10 @@ def is_refused(error: Exception) -> bool:
     return isinstance(reason, ConnectionRefusedError | socket.gaierror)
 
 
-def retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that a server asks to wait, at most a minute."""
+def retry_after(error: urllib.error.HTTPError, wait: float) -> float:
+    """Seconds that a server asks to wait, at most a minute; by default those of the repeat."""
     text = (error.headers or {}).get("Retry-After", "")
-    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else wait
 
 
 def check_judge(url: str, model: str) -> None:
