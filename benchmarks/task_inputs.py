@@ -222,7 +222,7 @@ def made_mmvp(i, draw):
     first = key("mmvp pair", i // 2).choice("ab")
     gold = first if i % 2 == 0 else {"a": "b", "b": "a"}[first]
     return {
-        "Index": i + 1, "Question": "Is the door open?", "Options": "(a) Open (b) Closed",
+        "Index": i + 1, "Question": "Is the window open?", "Options": "(a) Open (b) Closed",
         "Correct Answer": f"({gold})", "image": "a.png", "options": ["Open", "Closed"],
     }  # fmt: skip
 

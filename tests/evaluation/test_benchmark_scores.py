@@ -267,8 +267,8 @@ def test_the_samples_of_a_row_share_it_and_no_text_is_kept():
         return accuracy(replies)
 
     benchmark = replace(BENCHMARKS["ai2d"], score=score)
-    found = task_results(benchmark, samples(), {"sampled": 16})
-    assert found["modes"]["sampled"]["replies"] == 48
+    results = task_results(benchmark, samples(), {"sampled": 16})
+    assert results["modes"]["sampled"]["replies"] == 48
     assert most[0] <= 2
     assert len({id(reply.row) for reply in kept}) == 3
     assert {reply.row.question for reply in kept} == {""}

@@ -65,8 +65,8 @@ def test_the_same_pixels_in_another_lossless_file_are_the_same_picture(tmp_path)
     settings = write_training(
         tmp_path / "own", [drawing(7), drawing(2)], ["What?", "And this?"], "bmp"
     )
-    found, result = matches(settings, tmp_path / "sets")
-    assert found == {("2", "mmstar_1", "picture")}
+    hits, result = matches(settings, tmp_path / "sets")
+    assert hits == {("2", "mmstar_1", "picture")}
     assert result.compared == {"mmstar": 2}
     assert "1 training rows are like rows of benchmarks: mmstar 1 by picture" in result.summary()
 

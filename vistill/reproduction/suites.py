@@ -87,15 +87,15 @@ def measured_columns(columns: Sequence[str], run: Path, start: bool) -> dict[str
     marks = marked_titles(results)
     values: dict[str, str | None] = {}
     for column in columns:
-        found = []
+        shown = []
         for mode in MODES:
             named = {**modes.get(mode, {}).get("columns", {})} | modes.get(mode, {}).get(
                 "averages", {}
             )
             value = {plain_name(k): v for k, v in named.items()}.get(plain_name(column))
-            found += [] if value is None else [f"{100 * value:.1f}"]
+            shown += [] if value is None else [f"{100 * value:.1f}"]
         mark = "*" if plain_name(column) in marks else ""
-        values[column] = "/".join(found) + mark if found else None
+        values[column] = "/".join(shown) + mark if shown else None
     return values
 
 

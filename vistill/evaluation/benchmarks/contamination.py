@@ -219,9 +219,9 @@ def find_contamination(
     compared: dict[str, int] = {}
     unreadable = 0
     for part in present:
-        found, unread = compare_with(index, part, settings, keys)
+        hits, unread = compare_with(index, part, settings, keys)
         compared[part.benchmark.name] = len(part.rows)
-        matches += found
+        matches += hits
         unreadable += unread + len(part.failed)
     keys.cache.save()
     return Contamination(compared, matches, unreadable)
@@ -281,8 +281,8 @@ def compare_with(
             if text in specific and len(asked[text]) == 1:
                 add(index.questions[text], row, QUESTION)
     name = part.benchmark.name
-    found = [Match(index.rows[n], name, row, HOW[rank]) for n, (rank, row) in best.items()]
-    return sorted(found, key=lambda match: (HOW.index(match.how), match.train)), unread
+    hits = [Match(index.rows[n], name, row, HOW[rank]) for n, (rank, row) in best.items()]
+    return sorted(hits, key=lambda match: (HOW.index(match.how), match.train)), unread
 
 
 def texts_of(row: BenchmarkRow) -> Iterator[str]:
@@ -304,9 +304,9 @@ def similar_rows(index: Index, wanted: Sequence[PictureKey]) -> dict[PictureKey,
     """By picture of the benchmark: training rows with a similar one."""
     unique = list(dict.fromkeys(key for key in wanted if key.small))
     known = [(number, key) for number, key in index.pictures if key.small]
-    found: dict[PictureKey, set[int]] = defaultdict(set)
+    hits: dict[PictureKey, set[int]] = defaultdict(set)
     if not unique or not known:
-        return found
+        return hits
     right, right_shape = unit_rows(unique), np.array([key.shape for key in unique])
     for start in range(0, len(known), BLOCK):
         block = known[start : start + BLOCK]
@@ -314,8 +314,8 @@ def similar_rows(index: Index, wanted: Sequence[PictureKey]) -> dict[PictureKey,
         ratio = np.array([key.shape for _, key in block])[:, None] / right_shape[None]
         is_shape = np.maximum(ratio, 1 / ratio) <= MOST_STRETCH
         for i, j in zip(*np.nonzero((correlation >= LEAST_CORRELATION) & is_shape), strict=True):
-            found[unique[j]].add(block[i][0])
-    return found
+            hits[unique[j]].add(block[i][0])
+    return hits
 
 
 def unit_rows(keys: Sequence[PictureKey]) -> np.ndarray:

@@ -29,14 +29,14 @@ def find_evaluation_sets(settings: DataSettings) -> dict[str, str]:
         DataError: D312, there is one, and `data.evaluation_only` does not allow it.
     """
     sources = {name: one.train for name, one in sorted(settings.sets.items())}
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name, source in (sources or {"": settings.train}).items():
         reason = reason_for_evaluation_only(source)
         if reason and settings.evaluation_only == "stop":
             raise in_set(evaluation_only_error(source, reason), name)
         if reason:
-            found[source] = reason
-    return found
+            reasons[source] = reason
+    return reasons
 
 
 def evaluation_only_error(source: str, reason: str) -> DataError:
