@@ -3,14 +3,20 @@
 import itertools
 import json
 import math
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
 from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
-from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
-from vistill.evaluation.benchmarks.comparing import compare_models, matrix_table, names_of
+from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, Column, Suite
+from vistill.evaluation.benchmarks.comparing import (
+    compare_logs,
+    compare_models,
+    compare_suite,
+    matrix_table,
+    names_of,
+)
 from vistill.evaluation.benchmarks.pairs import paired_results
 from vistill.evaluation.benchmarks.protocols import PROTOCOLS, decoding_of, view_of, with_blind
 from vistill.evaluation.benchmarks.reducers import (
@@ -190,15 +196,15 @@ def test_names_of_models_are_their_shortest_ends_that_differ():
     assert names_of(["runs/a", "./runs/a/"]) == ["runs-a", "runs-a"]
 
 
-def test_averages_of_a_suite_are_compared_where_both_have_them(tmp_path, monkeypatch):
-    column = SimpleNamespace(title="AI2D", benchmark="ai2d", metric_name=lambda: "accuracy")
-    suite = SimpleNamespace(name="small", columns=[column], averages={"Avg": ("AI2D",)})
-    monkeypatch.setattr("vistill.evaluation.benchmarks.comparing.SUITES", {"small": suite})
+def test_averages_of_a_suite_are_compared_where_both_have_them(tmp_path):
+    suite = Suite("small", (Column("AI2D", "ai2d"),), {"Avg": ("AI2D",)})
     results = {name: write_log(tmp_path / name, right) for name, right in (("a", 2), ("b", 5))}
     for value, one in zip((2 / 8, 5 / 8), results.values(), strict=True):
         one["suite"] = {"name": "small", "modes": {"sampled": {"averages": {"Avg": value}}}}
-    average = compare_models(results)["pairs"]["b"]["suite"]["sampled"]["Avg"]
+    logs = [Path(results[name]["tasks"]["ai2d"]["log"]) for name in ("b", "a")]
+    draws = {"ai2d": compare_logs("ai2d", *logs, None)[1]}
+    average = compare_suite(suite, results["b"], results["a"], draws)["sampled"]["Avg"]
     assert average["value"] == 3 / 8
     assert average["low"] < 3 / 8 < average["high"]
     results["b"]["suite"]["modes"]["sampled"]["averages"]["Avg"] = None
-    assert compare_models(results)["pairs"]["b"]["suite"] == {}
+    assert compare_suite(suite, results["b"], results["a"], draws) == {}

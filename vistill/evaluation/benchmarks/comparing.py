@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vistill.evaluation.benchmarks.benchmark import ScoredReply
-from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES
+from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, Suite
 from vistill.evaluation.benchmarks.pairs import Difference, interval_of, paired_results
 from vistill.evaluation.benchmarks.results import (
     is_partial,
@@ -44,7 +44,11 @@ def compare_models(
                 logs = [Path(one["tasks"][task]["log"]) for one in (results[name], first)]
                 chosen = None if rows is None else rows.get(task)
                 tasks[task], draws[task] = compare_logs(task, logs[0], logs[1], chosen)
-        pairs[name] = {"tasks": tasks, "suite": compare_suite(results[name], first, draws)}
+        compared = {}
+        if "suite" in results[name] and "suite" in first:
+            suite = SUITES[results[name]["suite"]["name"]]
+            compared = compare_suite(suite, results[name], first, draws)
+        pairs[name] = {"tasks": tasks, "suite": compared}
     return {
         "baseline": names[0],
         "order": names,
@@ -103,14 +107,12 @@ def replies_of(log: Path, mode: str, count: int, rows: Collection[str]) -> list[
 
 
 def compare_suite(
+    suite: Suite,
     results: Mapping[str, Any],
     first: Mapping[str, Any],
     draws: Mapping[str, Mapping[str, Mapping[str, Difference]]],
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By mode the differences of the averages of a suite; none over a part or a PARTIAL result."""
-    if "suite" not in results or "suite" not in first:
-        return {}
-    suite = SUITES[results["suite"]["name"]]
     compared: dict[str, dict[str, dict[str, float]]] = {}
     for mode, facts in results["suite"]["modes"].items():
         other = first["suite"]["modes"].get(mode, {"averages": {}})
