@@ -91,7 +91,7 @@ class MemoryMeasurement:
         """
         held, longest = self.held, self.longest
         if held.least(longest, response_tokens) > budget:
-            if not self.has_room(budget, response_tokens, limit):
+            if not self.holds_one(budget, response_tokens, limit):
                 again = fits_recomputed()
                 raise self.too_small_error(budget, response_tokens, where, again)
             return BatchSplit(tokens=1, part_tokens=1)
@@ -110,7 +110,7 @@ class MemoryMeasurement:
         overhead = math.ceil(longest * held.response / held.response_token)
         return BatchSplit(tokens=tokens, part_tokens=part, overhead=overhead)
 
-    def has_room(self, budget: float, response_tokens: int, limit: float | None) -> bool:
+    def holds_one(self, budget: float, response_tokens: int, limit: float | None) -> bool:
         """Whether one prompt with one response fits: into the budget, or below the limit."""
         if self.held.least(self.longest, response_tokens) <= budget:
             return True

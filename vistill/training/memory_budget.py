@@ -76,7 +76,7 @@ def choose_split(setup: "RunSetup", folder: RunFolder) -> BatchSplit:
 
     def fits_recomputed() -> bool:
         again = measure_with_checkpointing(setup)
-        return again is not None and again.has_room(budget, tokens, limit)
+        return again is not None and again.holds_one(budget, tokens, limit)
 
     split = measured.choose_split(budget, tokens, folder.path, limit, fits_recomputed)
     held = {**asdict(measured.held), "longest_prompt": measured.longest}
