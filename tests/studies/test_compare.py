@@ -246,9 +246,10 @@ def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path):
 
     def start(folder):
         command = [sys.executable, "-m", "vistill", *words, f"run={folder}"]
-        output = (tmp_path / f"{folder}.txt").open("w")
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path,
-                                start_new_session=True)  # fmt: skip
+        with (tmp_path / f"{folder}.txt").open("w") as output:
+            return subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=tmp_path, start_new_session=True
+            )
 
     killed, begun = start("a"), tmp_path / "a" / "seed-0-student-0-teacher-0" / "opd"
     while killed.poll() is None and not (begun / "metrics.jsonl").exists():
