@@ -20,7 +20,8 @@ CLASSES = {
         "rollout.server.url", "rollout.server.model", "rollout.server.precision",
         "rollout.server.timeout",
         "rollout.all_truncated", "data.max_bad_share", "data.images", "data.on_bad_row",
-        "data.overlap", "student.device", "teacher.device",
+        "data.overlap", "data.benchmarks", "data.evaluation_only", "student.device",
+        "teacher.device",
     },
     "schedule": {
         "train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup",

@@ -255,7 +255,7 @@ def test_a_moved_split_and_a_gated_set_are_coded_and_no_error_of_a_suite(error, 
     def load(*args, **options):
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)  # no hub here
     with pytest.raises(DataError, match="D102") as caught:
         read_benchmark(BENCHMARKS["mmstar"], None, "official", None)
     assert str(error)[:20] in caught.value.why

@@ -47,6 +47,7 @@ IMPORTERS = {"plugins.py", "__init__.py"}
 #: Modules that may load plug-in files: commands and functions that take them as an argument.
 PLUGIN_LOADERS = {
     "cli/main.py",
+    "cli/compare.py",
     "cli/eval_verb.py",
     "cli/init_verb.py",
     "cli/plan.py",
@@ -61,6 +62,8 @@ PLUGIN_LOADERS = {
 EXECUTERS = {"plugins.py"}
 #: The module that writes tables, without formulas, and the one that reads them.
 CSV_WRITER, CSV_READER = "report/csv_file.py", "data/text_files.py"
+#: Reads the tables that another program wrote.
+HARNESS_READER = "evaluation/harness/read.py"
 #: Modules that may read the environment, by name (or pass it whole to a child process).
 ENVIRONMENT = {
     "answers/worker_process.py",
@@ -73,8 +76,11 @@ ENVIRONMENT = {
     "display/run_display.py",
     "studies/chaos.py",
     "studies/processes.py",
+    "evaluation/benchmarks/judge_server.py",
     "faults.py",
     "redaction.py",
+    "rollouts/server_checks.py",
+    "rollouts/server_client.py",
     "rollouts/vllm_checks.py",
     "rollouts/vllm_process.py",
     "runs/hub.py",
@@ -161,11 +167,14 @@ def find_unsafe_code(text, module):
             yield from (f"imports {name}" for name in names & UNPICKLERS)
             if "subprocess" in names and module not in PROCESSES:
                 yield "imports subprocess"
-            if "csv" in names and module not in {CSV_WRITER, CSV_READER}:
+            if "csv" in names and module not in {CSV_WRITER, CSV_READER, HARNESS_READER}:
                 yield "imports csv"
         if isinstance(node, ast.Call):
             yield from find_unsafe_call(node, module)
-            if dotted_name(node.func).lower().endswith("writer") and module == CSV_READER:
+            if dotted_name(node.func).lower().endswith("writer") and module in {
+                CSV_READER,
+                HARNESS_READER,
+            }:
                 yield "writes csv"
         if (
             isinstance(node, ast.Attribute)

@@ -205,6 +205,7 @@ def test_each_arm_is_tuned_on_seeds_of_its_own_and_then_runs_with_its_rate(tmp_p
         accuracy = 0.9 if rate == best[arm.name] else 0.5
         return result(arm.name, seed, accuracy, rate=rate, student=student, teacher=teacher)
 
+    # What is tested is the choice of rates and seeds: 30 runs would take minutes.
     monkeypatch.setattr(compare, "run_side_by_side", lambda label, arms, *_: ran.append(arms))
     monkeypatch.setattr(compare, "read_result", read)
     monkeypatch.setattr(TinyModels, "measured", lambda *_: {"greedy": 0.9, "sampled": 0.5})

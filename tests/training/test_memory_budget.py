@@ -359,6 +359,7 @@ def test_gradient_checkpointing_is_named_only_where_the_run_would_fit_with_it(
     assert fix_at(enough).startswith("train.gradient_checkpointing=true   or train.memory=")
     assert fix_at(1.01 * least).startswith("train.gradient_checkpointing=true   or train.memory=")
     assert fix_at(0.99 * least).startswith("train.memory=")
+    # No family of the tests has such layers.
     monkeypatch.setattr(student.model, "supports_gradient_checkpointing", False)
     assert fix_at(enough).startswith("train.memory="), "a student whose layers cannot (C112)"
 

@@ -129,6 +129,7 @@ def test_the_fix_of_r501_names_what_saves_memory_in_its_phase_and_is_not_on(
         plan = make_plan(tokenizer, teacher, VAOPD())
         models = plan.models
         if gpu:
+            # no GPU here
             monkeypatch.setattr(type(teacher), "device", torch.device("cuda"))
         set_checkpointing(models.student, again)
         try:

@@ -149,7 +149,7 @@ def test_of_two_families_only_the_other_one_encodes_a_prompt_again(
         calls[prompt.id, vlm.family.describe()] += 1
         return encode(vlm, prompt)
 
-    monkeypatch.setattr(VLM, "encode", counted)
+    monkeypatch.setattr(VLM, "encode", counted)  # counts
     step_of(models, rows)
     own, other = models.student.family.describe(), teachers["llava"].family.describe()
     assert calls == {**{(p.id, own): 1 for p in rows}, (rows[2].id, other): 1}

@@ -36,12 +36,7 @@ from vistill.training.context import StepContext
 from vistill.training.determinism import deterministic_kernels
 from vistill.training.interrupt import Interrupt, Interrupted, preempted_error
 from vistill.training.journal import Journal
-from vistill.training.oom import (
-    MemoryRetry,
-    is_out_of_memory,
-    memory_savings,
-    out_of_memory_error,
-)
+from vistill.training.oom import MemoryRetry, is_out_of_memory, memory_savings, out_of_memory_error
 from vistill.training.optim import freeze_parts, make_optimizer
 from vistill.training.plan import Plan, pick_prompts
 from vistill.training.precision import training_dtype
