@@ -210,7 +210,7 @@ def test_a_suite_prints_no_average_over_a_part():
     assert len(rows) == 4 * (3 + 1)
     values = [rows[0][name] for name in CSV_COLUMNS]
     assert values[:6] == ["wemath", "va_opd", "sampled", "", "accuracy", 0.4]
-    assert values[6:] == [0.0, 1.0, 10, 10, "ours", False, "auto"]
+    assert values[6:] == [0.0, 1.0, 10, 10, "ours", False, "auto", "mean", "m"]
 
 
 @pytest.mark.parametrize("part", [{"failed": [{"row": "3"}]}, {"missing_replies": 2}])
