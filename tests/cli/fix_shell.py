@@ -46,7 +46,7 @@ SETTING = re.compile(r"[A-Za-z_][\w.]*(?::[\w.]+)?=", re.ASCII)
 OPTIONS = ("--gpu", "--profile", "--config", "--disk", "--accept", "--stage", "--plugin", "--step",
            "--image", "--ask", "--before", "--teacher",
            "--temperature", "--to", "--dtype", "--push", "--out", "--preview",
-           "--html", "--tasks", "--suite", "--protocol", "--data")  # fmt: skip
+           "--html", "--tasks", "--suite", "--protocol", "--data", "--retry-errors")  # fmt: skip
 
 
 @dataclass
