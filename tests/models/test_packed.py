@@ -125,6 +125,7 @@ def test_a_compiled_module_reads_the_same(vlm, prompts, monkeypatch):
     assert all(torch.equal(compiled_gradients[name], g) for name, g in gradients.items())
     expected = write_rollouts(vlm, prompts)
     graphs.clear()
+    torch.compiler.reset()  # shapes of the reading above fill the compiler's limit
     assert write_rollouts(compiled, prompts) == expected
     assert graphs  # rollouts use the compiled module too
 

@@ -46,15 +46,14 @@ def run_to_attention(
             return run_layer(layer, partial(attend, **options), hidden)
         return attend(hidden, **options)
 
-    instance_forward = layer.__dict__.get("forward")
-    layer.forward = forward
+    # Written to __dict__: the compiler does not trace that, and fails at an attribute that is deleted.
+    own = {name: layer.__dict__[name] for name in ("forward",) if name in layer.__dict__}
+    layer.__dict__["forward"] = forward
     try:
         nn.Module.__call__(layer, hidden, attend=attention.__call__, **options)
     finally:
-        if instance_forward is None:
-            del layer.forward
-        else:
-            layer.forward = instance_forward
+        del layer.__dict__["forward"]
+        layer.__dict__.update(own)
 
 
 def is_fully_causal(config: Any) -> bool:
