@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from vistill.training.memory_budget import (
     choose_split,
     held_bytes,
     measure_memory,
+    saved_storages,
 )
 from vistill.training.micro_batches import AUTO_TOKENS, PART_TOKENS, BatchSplit
 from vistill.training.models_of_run import Models
@@ -413,3 +415,19 @@ def test_free_memory_of_a_cpu_is_that_of_its_container(tmp_path):
     assert memory_budget.free_bytes(torch.device("cpu"), of_host) == 15000
     defaults = inspect.signature(memory_budget.free_bytes).parameters
     assert defaults["of_host"].default is free_host_bytes
+
+
+def test_what_was_measured_is_freed_with_its_result():
+    """A saved output that refers to its own node stayed in memory for the whole run."""
+    layer = torch.nn.Linear(8, 8)
+
+    def work():
+        states = torch.softmax(layer(torch.ones(1, 8)), -1)
+        outputs.append(weakref.ref(states))
+        return states
+
+    outputs = []
+    result = saved_storages(layer, work)
+    assert outputs[0]() is not None
+    del result
+    assert outputs[0]() is None

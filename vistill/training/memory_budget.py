@@ -323,7 +323,7 @@ def saved_storages(model: torch.nn.Module, work: Callable[[], Any]) -> tuple[Sav
         storage = x.untyped_storage()
         if storage._cdata not in weights:
             saved[storage._cdata] = storage
-        return x
+        return x.detach()  # a saved output that refers to its own node would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = work()

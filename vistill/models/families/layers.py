@@ -46,7 +46,7 @@ def run_to_attention(
             return run_layer(layer, partial(attend, **options), hidden)
         return attend(hidden, **options)
 
-    # Written to __dict__: the compiler does not trace that, and fails at an attribute that is deleted.
+    # Written to __dict__: the compiler fails where an attribute is set and deleted.
     own = {name: layer.__dict__[name] for name in ("forward",) if name in layer.__dict__}
     layer.__dict__["forward"] = forward
     try:

@@ -128,7 +128,7 @@ EVALUATION_ONLY_CHECK = StartCheck(
     ("train", "check"),
 )
 CONTAMINATION_CHECK = StartCheck(
-    "benchmarks",
+    "contamination",
     "training rows that are rows of a benchmark are said",
     check_contamination,
     ("train", "check"),
