@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo real test test-rest test-all test-floor test-oracle test-triton test-vllm mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
+.PHONY: help demo real test test-rest test-long test-all test-floor test-oracle test-triton test-vllm mutants oracles docs check audit bench bench-gpu gpu-wheels chaos clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -38,6 +38,9 @@ test: $(DEV_STAMP)  ## install, run the first tier of the tests: five minutes
 
 test-rest: $(REAL_STAMP)  ## the second tier alone: what `make test` leaves out, slow and browser tests included
 	$(BIN)/python -m pytest -n 2 $(QUICK) -m "(more or slow or browser) and $(ELSEWHERE)"
+
+test-long: $(DEV_STAMP)  ## what is too long for CI: the demo with models trained from nothing
+	VISTILL_LONG=1 $(BIN)/python -m pytest -m slow tests/end_to_end/test_slow.py
 
 test-all: test test-rest  ## both tiers
 

@@ -1,6 +1,7 @@
 """Tests that take minutes: models trained from scratch, and a run on real geometry problems."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ from conftest import REPO
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
+@pytest.mark.skipif(
+    not os.environ.get("VISTILL_LONG"), reason="eight processor minutes: make test-long"
+)
 def test_a_demo_from_scratch_trains_both_models_and_reports_a_weak_teacher(tmp_path):
     command = [sys.executable, "-m", "vistill", "demo", "--from-scratch"]
     command += ["--run", tmp_path / "demo"]
