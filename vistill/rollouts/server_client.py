@@ -65,8 +65,8 @@ class ServerClient:
             data = None if body is None else json.dumps(body).encode()
             method = "GET" if data is None else "POST"
             connection.request(method, parts.path + path, data, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
+            with connection.getresponse() as answer:
+                return answer.status, answer.read().decode(errors="replace")
         except TimeoutError as error:
             why = f"no answer in {self.settings.timeout:g} seconds (rollout.server.timeout)"
             raise checks.unreachable_error(self.url, why) from error

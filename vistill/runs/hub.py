@@ -40,7 +40,8 @@ def hub_answers(endpoint: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=SECONDS):  # noqa: S310
             return True
-    except HTTPError:
+    except HTTPError as error:
+        error.close()
         return True
     except URLError as error:  # the client of the hub may know other certificates
         return isinstance(error.reason, ssl.SSLError)

@@ -163,7 +163,8 @@ class JudgeServer:
     def reason_of(error: urllib.error.HTTPError) -> str:
         """Code and text of a refusal, without secrets."""
         try:
-            text = error.read(2000).decode("utf-8", "replace")
+            with error:
+                text = error.read(2000).decode("utf-8", "replace")
         except OSError:
             text = ""
         key = os.environ.get(KEY_VARIABLE, "")
