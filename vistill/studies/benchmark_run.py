@@ -12,10 +12,11 @@ from typing import Any
 
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import VistillError
+from vistill.evaluation.benchmarks.asking import judged_sample, sampling_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.lm_judge import LMJudge
-from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol, decoding_of, view_of
+from vistill.evaluation.benchmarks.protocols import Protocol, view_of
 from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
 from vistill.evaluation.benchmarks.results import (
@@ -34,7 +35,6 @@ from vistill.evaluation.benchmarks.sample_failures import (
 )
 from vistill.evaluation.benchmarks.sample_log import (
     change_facts,
-    new_sample,
     open_log,
     other_log_error,
     read_samples,
@@ -43,7 +43,6 @@ from vistill.evaluation.benchmarks.sources import (
     BenchmarkRows,
     find_present,
     make_prompts,
-    picture_digests,
     read_benchmark,
 )
 from vistill.faults import fault
@@ -53,7 +52,7 @@ from vistill.models.selftest import run_selftest
 from vistill.phases import EVALUATING, RESPONSES, open_phase, send_record
 from vistill.report.csv_file import write_csv
 from vistill.rollouts.build import make_engine
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest
 from vistill.rollouts.settings import NoiseName
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
@@ -106,16 +105,6 @@ class Asker:
     failures: list[dict[str, Any]] = field(default_factory=list)
     """Of the last call: samples without a response."""
 
-    def sampling(self, mode: str) -> Sampling:
-        """The sampling parameters of a mode."""
-        is_sampled = decoding_of(mode) == SAMPLED
-        temperature = self.protocol.temperature if is_sampled else 0.0
-        top_p = self.protocol.top_p if is_sampled else 1.0
-        length = self.protocol.max_new_tokens
-        return Sampling(
-            self.seed, 0, temperature, top_p, length, self.rows_per_call, noise=self.noise
-        )
-
     def generate(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
     ) -> list[tuple[Rollout, ...]]:
@@ -139,7 +128,7 @@ class Asker:
             RolloutRequest(prompt.id, self.vlm.encode(prompt), samples, source=prompt)
             for prompt, samples in asked
         ]
-        sampling = self.sampling(mode)
+        sampling = sampling_of(self.protocol, mode, self.seed, self.rows_per_call, self.noise)
 
         def size(halvings: int) -> int:
             return max(1, sampling.rows_per_call >> halvings)
@@ -362,13 +351,7 @@ def ask_call(
     groups = asker.generate(list(zip(shown, asked_samples, strict=True)), mode)
     seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
     for (row, prompt, _), seen, rollouts in zip(part, shown, groups, strict=True):
-        pictures = picture_digests(seen)
         for rollout in rollouts:
-            text = asker.vlm.decode(rollout.ids)
-            verdicts = {
-                name: rule(text, row, asker.protocol.take, asker.math)
-                for name, rule in benchmark.rules.items()
-            }
-            answered = rollout, text, seconds
-            asked = row, prompt.content, prompt.text
-            append_line(log, new_sample(asked, pictures, mode, answered, verdicts).to_dict())
+            asked, answered = (row, prompt, seen), (rollout, asker.vlm.decode(rollout.ids), seconds)
+            sample = judged_sample(benchmark, asker.protocol, asker.math, asked, mode, answered)
+            append_line(log, sample.to_dict())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vistill.evaluation.crossed import CrossedStatistics, crossed_statistics
@@ -215,12 +216,12 @@ def arm_lines(comparison: Comparison) -> list[list[str]]:
             [
                 arm,
                 f"{results[0].rate:g}",
-                f"{100 * mean_of([r.before for r in results]):.1f}",
-                f"{100 * mean_of([r.accuracy for r in results]):.1f}",
+                f"{100 * fmean([r.before for r in results]):.1f}",
+                f"{100 * fmean([r.accuracy for r in results]):.1f}",
                 ", ".join(f"{100 * r.accuracy:.1f}" for r in results),
-                f"{100 * mean_of(list(equal.values())):.1f}",
-                f"{100 * mean_of(greedy):.1f}" if greedy else "-",
-                f"{mean_of([r.compute for r in results]):.3g}",
+                f"{100 * fmean(list(equal.values())):.1f}",
+                f"{100 * fmean(greedy):.1f}" if greedy else "-",
+                f"{fmean([r.compute for r in results]):.3g}",
             ]
         )
     return lines
@@ -254,11 +255,6 @@ DIFFERENCE_HEADINGS = (
     "difference", "view", "points", "bootstrap, students and teachers", "t, students",
     "p, students", "ahead",
 )  # fmt: skip
-
-
-def mean_of(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -308,7 +304,7 @@ def page(comparison: Comparison) -> str:
 def mean_curve(results: Sequence[RunResult]) -> list[tuple[float, float]]:
     """Mean compute and mean accuracy of each evaluation."""
     curves = zip(*(result.curve for result in results), strict=True)
-    return [(mean_of([x for x, _ in at]), mean_of([y for _, y in at])) for at in curves]
+    return [(fmean([x for x, _ in at]), fmean([y for _, y in at])) for at in curves]
 
 
 def figure_lines(comparison: Comparison) -> tuple[Sequence[str], list[list[str]]]:
@@ -319,6 +315,6 @@ def figure_lines(comparison: Comparison) -> tuple[Sequence[str], list[list[str]]
         cells = []
         for arm in comparison.methods:
             values = [r.figures[name] for r in comparison.of(arm) if name in r.figures]
-            cells.append(f"{mean_of(values):.4g}" if values else "-")
+            cells.append(f"{fmean(values):.4g}" if values else "-")
         lines.append([name, *cells])
     return ("mean over steps", *comparison.methods), lines

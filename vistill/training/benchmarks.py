@@ -14,20 +14,21 @@ from zlib import crc32
 
 from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.errors import VistillError, quote_setting
+from vistill.evaluation.benchmarks.asking import judged_sample, sampling_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
-from vistill.evaluation.benchmarks.protocols import SAMPLED, Protocol, find_protocol
+from vistill.evaluation.benchmarks.protocols import Protocol, find_protocol
 from vistill.evaluation.benchmarks.results import Wanted, task_results
-from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, new_sample
-from vistill.evaluation.benchmarks.sources import make_prompts, picture_digests, read_benchmark
+from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample
+from vistill.evaluation.benchmarks.sources import make_prompts, read_benchmark
 from vistill.evaluation.settings import EvalSettings
 from vistill.models.loading import VLM
 from vistill.phases import EVALUATING, RESPONSES, open_phase
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest, Sampling
+from vistill.rollouts.engine import RolloutEngine, RolloutRequest
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
-from vistill.types import Prompt, Rollout
+from vistill.types import Prompt
 
 if TYPE_CHECKING:
     from vistill.training.plan import Plan
@@ -157,16 +158,8 @@ class TaskAsker:
         self, part: BenchmarkPart, mode: str, count: int, rows_per_call: int
     ) -> Iterator[Sample]:
         """The judged samples of one mode."""
-        is_sampled, protocol = mode == SAMPLED, part.protocol
-        sampling = Sampling(
-            self.settings.seed,
-            0,
-            protocol.temperature if is_sampled else 0.0,
-            protocol.top_p if is_sampled else 1.0,
-            protocol.max_new_tokens,
-            rows_per_call,
-            noise=self.settings.noise,
-        )
+        own = self.settings
+        sampling = sampling_of(part.protocol, mode, own.seed, rows_per_call, own.noise)
         per_call = max(1, rows_per_call // count)
         for start in range(0, len(part.pairs), per_call):
             pairs = part.pairs[start : start + per_call]
@@ -179,25 +172,11 @@ class TaskAsker:
             seconds = (time.perf_counter() - begin) / (len(pairs) * count)
             for (row, prompt), rollouts in zip(pairs, groups, strict=True):
                 for rollout in rollouts:
-                    yield self.judge(part, (row, prompt), mode, rollout, seconds)
-
-    def judge(
-        self,
-        part: BenchmarkPart,
-        pair: tuple[BenchmarkRow, Prompt],
-        mode: str,
-        rollout: Rollout,
-        seconds: float,
-    ) -> Sample:
-        """The sample of a response with its verdicts."""
-        row, prompt = pair
-        text = self.vlm.decode(rollout.ids)
-        verdicts = {
-            name: rule(text, row, part.protocol.take, self.math)
-            for name, rule in part.benchmark.rules.items()
-        }
-        asked, answered = (row, prompt.content, prompt.text), (rollout, text, seconds)
-        return new_sample(asked, picture_digests(prompt), mode, answered, verdicts)
+                    answered = rollout, self.vlm.decode(rollout.ids), seconds
+                    asked = row, prompt, prompt
+                    yield judged_sample(
+                        part.benchmark, part.protocol, self.math, asked, mode, answered
+                    )
 
 
 def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sample]) -> str:
