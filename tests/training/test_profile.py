@@ -1,6 +1,7 @@
 """The profile counts every operation exactly, and changes nothing."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vistill.api import distill
 from vistill.batch import reduce_terms
 from vistill.data.diagrams import diagram_prompts
+from vistill.errors import Preempted
 from vistill.flops_counter import count, counting
 from vistill.objectives import GRPO, OPD, VAOPD
 from vistill.report.costs import make_profile, profile_text
 from vistill.report.page import write_report
 from vistill.report.run_data import read_run
 from vistill.rollouts.settings import RolloutSettings
+from vistill.training.interrupt import Interrupted
 from vistill.training.models_of_run import Models
 from vistill.training.settings import TrainSettings
 from vistill.training.step_inputs import (
@@ -128,6 +131,37 @@ def run_distill(tmp_path, name, student, teacher, **options):
         ),
         **options,
     )
+
+
+def flops_by_step(folder):
+    """Operations of each phase, by step."""
+    lines = [json.loads(line) for line in folder.timing.read_text().splitlines()]
+    return {
+        line["step"]: {phase: counts.get("flops") for phase, counts in line["work"].items()}
+        for line in lines
+    }
+
+
+def test_a_stopped_step_that_is_repeated_from_the_journal_counts_what_its_responses_cost(
+    tmp_path, tokenizer, teacher, monkeypatch
+):
+    from conftest import build_model
+
+    whole = run_distill(tmp_path, "whole", build_model(tokenizer, 0), teacher, profile=True)
+    signals, calls = VAOPD.signals, []
+
+    def stop_in_step_2(self, batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise Interrupted(signal.SIGTERM)
+        return signals(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(VAOPD, "signals", stop_in_step_2)
+        run_distill(tmp_path, "stopped", build_model(tokenizer, 0), teacher, profile=True)
+    stopped = run_distill(tmp_path, "stopped", build_model(tokenizer, 0), teacher, profile=True)
+    assert flops_by_step(stopped.folder) == flops_by_step(whole.folder)
+    assert flops_by_step(whole.folder)[2]["rollout"] > 0
 
 
 @pytest.mark.more

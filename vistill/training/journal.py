@@ -69,8 +69,16 @@ class Journal:
         """The steps that have an entry, in order."""
         return list(journal_files(self.path))
 
-    def write(self, step: int, groups: Sequence[RolloutGroup], chain: str) -> None:
+    def write(
+        self,
+        step: int,
+        groups: Sequence[RolloutGroup],
+        chain: str,
+        counts: Mapping[str, float] | None = None,
+    ) -> None:
         """Write the responses of a step, with the `chain_key` of its past.
+
+        `counts` is what the sampling cost (`flops_counter`), where a profile counts it.
 
         If the step has an entry that does not fit, that entry and all later ones belong to another
         past: they are dropped.
@@ -88,6 +96,7 @@ class Journal:
             "prompts": [g.prompt.id for g in groups],
             "rollouts": rollouts,
             "digest": hash_values(rollouts),
+            **({"counts": counts} if counts else {}),
         }
         write_synced(self.file(step), json.dumps(record) + "\n")
 
@@ -121,6 +130,13 @@ class Journal:
             return NO_ENTRY
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return UNREADABLE
+
+    def counts(self, step: int) -> dict[str, float]:
+        """What it cost to sample the responses of an entry that `find` returned.
+
+        Empty where no profile counted it.
+        """
+        return dict(json.loads(self.file(step).read_bytes()).get("counts", {}))
 
     def drop_from(self, step: int, reason: str) -> None:
         """Drop the entries from a step on, and report the reason."""

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 
 from vistill.batch import ScoredBatch, Signals, reduce_terms, term_coefficients
 from vistill.faults import fault
+from vistill.flops_counter import count, counting, is_counting
 from vistill.phases import (
     GRADIENTS,
     LEARNING,
@@ -127,6 +129,8 @@ def load_or_write_responses(
     if context.journal is not None:
         groups = context.journal.find(step + 1, prompts, chain)
         if groups is not None:
+            if is_counting():  # the same totals as in a run that was never stopped
+                count(**context.journal.counts(step + 1))
             return groups
     source = context.response_source
     sampling = sampling_for_step(context.rollout, context.seed, step, weights=step)
@@ -143,9 +147,10 @@ def load_or_write_responses(
         receive = context.overlap.receive if context.overlap.step is not None else None
         return write_groups(models, source, prompts, halved, epochs, receive)
 
-    groups = context.memory_retry.run_halving("rollout", rows_per_call, write)
+    with counting() if is_counting() else nullcontext({}) as counts:
+        groups = context.memory_retry.run_halving("rollout", rows_per_call, write)
     if context.journal is not None:
-        context.journal.write(step + 1, groups, chain)
+        context.journal.write(step + 1, groups, chain, counts)
     return groups
 
 
