@@ -83,6 +83,11 @@ def test_d6_and_d9_the_solution_ends_in_the_exact_answer_and_states_the_values(t
             }[op] == int(result)
 
 
+def test_a_sum_of_two_labels_states_none_of_them():
+    text = "The labels say w=3. First w+h=3+4=7. Then 2*7=14. The answer is \\boxed{14}."
+    assert stated_values("rectangle", text) == ("3", "")
+
+
 def test_d7_versions_range_from_all_values_in_the_text_to_none():
     for item in diagrams("train", 300, 4, ALL):
         given = re.findall(r"=(\d+)", item.question())

@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -118,12 +119,12 @@ def test_without_a_counter_nothing_is_counted_and_counters_nest():
     assert (outer, inner) == ({"flops": 7.0}, {"flops": 2.0})
 
 
-def run_distill(tmp_path, name, student, teacher, **options):
+def run_distill(tmp_path, name, student, teacher, method=None, **options):
     return distill(
         student,
         teacher,
         diagram_prompts("train", 4, 0),
-        VAOPD(),
+        method or VAOPD(),
         tmp_path / name,
         train=TrainSettings(prompts_per_step=2, steps=3),
         rollout=RolloutSettings(
@@ -142,24 +143,33 @@ def flops_by_step(folder):
     }
 
 
+class StoppedAfterReading(VAOPD):
+    """VA-OPD; the process gets a signal when the responses of a step are written and read."""
+
+    left: ClassVar[list[int]] = []
+    """Steps until the signal."""
+
+    def signals(self, batch):
+        if self.left and self.left.pop() == 1:
+            raise Interrupted(signal.SIGTERM)
+        return super().signals(batch)
+
+
 def test_a_stopped_step_that_is_repeated_from_the_journal_counts_what_its_responses_cost(
-    tmp_path, tokenizer, teacher, monkeypatch
+    tmp_path, tokenizer, teacher
 ):
     from conftest import build_model
 
-    whole = run_distill(tmp_path, "whole", build_model(tokenizer, 0), teacher, profile=True)
-    signals, calls = VAOPD.signals, []
+    def run(name):
+        student = build_model(tokenizer, 0)
+        return run_distill(tmp_path, name, student, teacher, StoppedAfterReading(), profile=True)
 
-    def stop_in_step_2(self, batch):
-        calls.append(batch)
-        if len(calls) == 2:
-            raise Interrupted(signal.SIGTERM)
-        return signals(self, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(VAOPD, "signals", stop_in_step_2)
-        run_distill(tmp_path, "stopped", build_model(tokenizer, 0), teacher, profile=True)
-    stopped = run_distill(tmp_path, "stopped", build_model(tokenizer, 0), teacher, profile=True)
+    whole = run("whole")
+    StoppedAfterReading.left[:] = [1, 2]
+    with pytest.raises(Preempted):
+        run("stopped")
+    stopped = run("stopped")
+    assert StoppedAfterReading.left == []
     assert flops_by_step(stopped.folder) == flops_by_step(whole.folder)
     assert flops_by_step(whole.folder)[2]["rollout"] > 0
 

@@ -115,5 +115,5 @@ def solution_text(wording: Wording, rng: np.random.Generator) -> str:
 
 def stated_values(kind: str, response: str) -> tuple[str, ...]:
     """The labels that a response states first, in reading order; empty text for a missing one."""
-    matches = [re.search(rf"(?<![a-z]){name}=(\d+)", response) for name in NAMES[kind]]
+    matches = [re.search(rf"(?<![a-z+]){name}=(\d+)", response) for name in NAMES[kind]]
     return tuple("" if match is None else match.group(1) for match in matches)
