@@ -178,7 +178,7 @@ def place_of(token: int, length: int, first: int | None) -> str | None:
     return PLACES[0] if token < first else PLACES[1] if token == first else PLACES[2]
 
 
-def measure(models: Models, groups: list[RolloutGroup], found: Readings) -> None:
+def measure(models: Models, groups: list[RolloutGroup], readings: Readings) -> None:
     """Add the readings of some groups."""
     _, batch, signals = read(models, GroundedOPD(), groups)
     with torch.no_grad():
@@ -198,20 +198,20 @@ def measure(models: Models, groups: list[RolloutGroup], found: Readings) -> None
             first = marked[0] if marked else None
             for t, (k, h) in enumerate(zip(kl[rows].tolist(), entropy[rows].tolist(), strict=True)):
                 part = "after" if first is not None and t > first else "up to"
-                found.loss[part] += k / len(rollout.ids)
+                readings.loss[part] += k / len(rollout.ids)
                 if place := place_of(t, len(rollout.ids), first):
-                    found.kl[place].append(k)
-                    found.entropy[place].append(h)
+                    readings.kl[place].append(k)
+                    readings.entropy[place].append(h)
             stated = stated_labels(models.student, group.prompt, rollout.ids)
             wrong = next((s for s in stated if s.wrong), None)
-            found.marks.append((first, None if wrong is None else wrong.token))
+            readings.marks.append((first, None if wrong is None else wrong.token))
             if wrong is not None:
                 later = [s for s in stated if s.token > wrong.token and s.name == wrong.name]
                 logs = {"student": student_log[rows], "teacher": teacher_log[rows]}
-                note_again(models.student, wrong, later, logs, found)
+                note_again(models.student, wrong, later, logs, readings)
 
 
-def note_again(vlm: VLM, wrong: Stated, later: Sequence[Stated], logs, found: Readings) -> None:
+def note_again(vlm: VLM, wrong: Stated, later: Sequence[Stated], logs, readings: Readings) -> None:
     """What both models find likely where a wrong label is stated for the second time."""
     if not later:
         return
@@ -223,7 +223,7 @@ def note_again(vlm: VLM, wrong: Stated, later: Sequence[Stated], logs, found: Re
         row = log_probs[again.token]
         best = int(row.argmax())
         kind = {carried: "carries on", true: "corrects"}.get(best, "something else")
-        found.again[model].append((kind, float(row[carried].exp()), float(row[true].exp())))
+        readings.again[model].append((kind, float(row[carried].exp()), float(row[true].exp())))
 
 
 def score_student(models: Models, groups: Sequence[RolloutGroup]) -> ScoredPass:
@@ -241,9 +241,9 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def print_marks(found: Readings) -> None:
+def print_marks(readings: Readings) -> None:
     """How often the mark is where the picture says it must be."""
-    marks = found.marks
+    marks = readings.marks
     both = [(m, w) for m, w in marks if m is not None and w is not None]
     alone, missed = sum(w is None for m, w in marks if m is not None), 0
     missed = sum(m is None for m, w in marks if w is not None)
@@ -255,23 +255,23 @@ def print_marks(found: Readings) -> None:
     print(f"{sum(m < w for m, w in both)}, later in {sum(m > w for m, w in both)}.\n")
 
 
-def print_places(found: Readings) -> None:
+def print_places(readings: Readings) -> None:
     """Loss and entropy by place."""
-    total = sum(found.loss.values())
-    print(f"Loss after the first misread: {100 * found.loss['after'] / total:.1f} %.\n")
+    total = sum(readings.loss.values())
+    print(f"Loss after the first misread: {100 * readings.loss['after'] / total:.1f} %.\n")
     print(
         "| tokens | number | KL(pS || pT), nats | entropy of the teacher, nats |\n|---|---|---|---|"
     )
     for place in PLACES:
-        cells = f"{mean(found.kl[place]):.3f} | {mean(found.entropy[place]):.3f}"
-        print(f"| {place} | {len(found.kl[place])} | {cells} |")
+        cells = f"{mean(readings.kl[place]):.3f} | {mean(readings.entropy[place]):.3f}"
+        print(f"| {place} | {len(readings.kl[place])} | {cells} |")
 
 
-def print_again(found: Readings) -> None:
+def print_again(readings: Readings) -> None:
     """Who carries on and who corrects, where a wrong label is stated again."""
     print("\n| wrong label stated again | number | carries on | corrects | p stated | p true |")
     print("|---|---|---|---|---|---|")
-    for model, rows in found.again.items():
+    for model, rows in readings.again.items():
         kinds = [kind for kind, _, _ in rows]
         shares = [100 * mean([float(k == kind) for k in kinds]) for kind in SHOWN_KINDS]
         probabilities = [p for _, p, _ in rows], [p for _, _, p in rows]
@@ -320,7 +320,7 @@ def main() -> None:
     models = Models(student, teacher, student.vocabulary_size)
     prompts = diagram_prompts("val", options.prompts, options.seed)
     groups = sample(models, prompts, options.seed)
-    found = Readings(
+    readings = Readings(
         {p: [] for p in PLACES},
         {p: [] for p in PLACES},
         {"up to": 0.0, "after": 0.0},
@@ -328,10 +328,10 @@ def main() -> None:
         {"student": [], "teacher": []},
     )
     for start in range(0, len(groups), PER_CALL):
-        measure(models, groups[start : start + PER_CALL], found)
-    print_marks(found)
-    print_places(found)
-    print_again(found)
+        measure(models, groups[start : start + PER_CALL], readings)
+    print_marks(readings)
+    print_places(readings)
+    print_again(readings)
     print_gradients(models, groups)
 
 
