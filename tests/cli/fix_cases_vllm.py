@@ -58,3 +58,10 @@ def a_server_without_an_address_writes(place):
 def a_server_writes_the_responses_of_a_student_that_is_trained(place):
     start(place, "rollout.engine=server rollout.server.url=http://127.0.0.1:1")
     place.line = place.line.replace(" --fast", "", 1)
+
+
+@situation("C101")
+def a_server_scores_for_a_method_that_needs_the_whole_distribution(place):
+    rest = "method=opd train.teacher_scorer=sampled_token rollout.server.url=http://127.0.0.1:1"
+    start(place, rest)
+    place.line = place.line.replace(" --fast", "", 1)

@@ -32,6 +32,7 @@ CLASSES = {
         "data.train", "data.template", "data.columns.prompt", "rollout.per_prompt",
         "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens", "train.prompts_per_step",
         "train.weight_decay", "train.clip_norm", "train.freeze", "train.precision",
+        "train.teacher_scorer",
         "views.pixelate", "reward.accuracy",
     },
 }  # fmt: skip

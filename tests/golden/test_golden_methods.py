@@ -255,6 +255,12 @@ def loss_of_one_token(name, passes, **knobs):
     [
         # (log 0.5 - log 0.8) log 0.5
         ("opd", {"estimator": "sampled"}, {"student.full": P, "teacher.full": Q}, 0.325782),
+        (
+            "va_opd",
+            {"estimator": "sampled"},
+            {"student.full": P, "teacher.full": Q, "teacher.pixelated": P},
+            0.325782,
+        ),
         # sum q (log q - log p)
         ("kd", {}, {"student.full": P, "teacher.full": Q}, 0.196827),
         # -log 0.5

@@ -270,6 +270,9 @@ def va_opd_reference(d, m):
                 elif t not in high:
                     share = (1 - m.high_weight) / (length - count)
                 value = kl(d.row("student.full", n, t), d.row(full, n, t))
+                if getattr(m, "estimator", "full") == "sampled":
+                    own = d.sampled("student.full", n, t)
+                    value = (own - d.sampled(full, n, t)) * own
                 stop = first_misread(
                     d, n, lambda n, t: signed_advantage(d, n, t) < m.misread_threshold
                 )
@@ -483,6 +486,8 @@ CASES = {
     "grpo_vgs_stopped": (make("grpo_vgs", preserve=1.0, **STOP), hybrid_reference),
     "grpo_va_opd_stopped": (make("grpo_va_opd", **STOP), hybrid_reference),
     "va_opd_stopped": (make("va_opd", **STOP), va_opd_reference),
+    "va_opd_sampled": (make("va_opd", estimator="sampled"), va_opd_reference),
+    "va_opd_sampled_stopped": (make("va_opd", estimator="sampled", **STOP), va_opd_reference),
 }  # fmt: skip
 
 
@@ -502,6 +507,8 @@ def test_every_method_has_a_reference_here():
 #: Methods whose gradient is not the slope of their value, because a factor of it is data.
 SCORE_FUNCTION = (
     "opd_sampled",
+    "va_opd_sampled",
+    "va_opd_sampled_stopped",
     "iw_opd",
     "eopd",
     "grpo",

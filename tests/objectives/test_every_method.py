@@ -26,6 +26,7 @@ VARIANTS = {name: method() for name, method in METHODS.items()} | {
     "kd_cross_entropy": METHODS["kd"](loss="cross_entropy"),
     "kd_reverse": METHODS["kd"](loss="reverse_kl"),
     "va_opd_distribution": METHODS["va_opd"](score="distribution"),
+    "va_opd_sampled": METHODS["va_opd"](estimator="sampled"),
     "va_opd_stopped": METHODS["va_opd"](
         score="distribution", stop_at_misread=True, misread_threshold=-0.5
     ),

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from urllib.request import urlopen
@@ -15,6 +16,7 @@ import torch
 from conftest import REPO, build_model
 from test_vllm_real import NEEDED, REASON
 
+from vistill.cli.target import recipe_for
 from vistill.data.diagrams import diagram_prompts
 from vistill.errors import RolloutError
 from vistill.models.loading import load_vlm
@@ -236,6 +238,63 @@ def test_the_sampled_token_teacher_has_the_exact_log_probabilities_under_both_vi
         f" {float((sampled - blind - exact + exact_blind).abs().max()):.1e}"
     )
     assert abs(difference) < 4 * error
+
+
+TINY = [
+    "data.diagrams.train=8", "data.diagrams.eval=4", "rollout.per_prompt=2", "eval.every=0",
+    "rollout.max_new_tokens=16", "rollout.all_truncated=go_on", "train.prompts_per_step=4",
+    "train.steps=2", "save.every=0", f"teacher.model={STUDENT}",
+    f"student.model={STUDENT.with_name('teacher')}", "rollout.server.precision=float32",
+]  # fmt: skip
+
+
+def command(server, folder, *words):
+    """A command as a user types it; what it printed."""
+    url = f"rollout.server.url={server[0]}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-m", "vistill", *words, url], cwd=folder, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_generate_and_the_responses_of_a_teacher_come_from_the_server_by_command(server, tmp_path):
+    """With `kd` it writes for the teacher; the student of the run is asked without it."""
+    own = ["rollout.engine=server", "rollout.server.precision=float32", "data.limit=2"]
+    written = [*own, "rollout.temperature=0", "rollout.max_new_tokens=8", "--out", "out.jsonl"]
+    shown = command(server, tmp_path, "generate", str(STUDENT), "diagrams", *written)
+    assert "2 responses in out.jsonl" in shown
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == [8, 8]
+    train = ["train", "tiny_vllm.yaml", "method=kd", "rollout.engine=server", "run=kd", *TINY]
+    command(server, tmp_path, *train)
+    stored = (tmp_path / "kd" / "teacher_responses.jsonl").read_text().splitlines()
+    assert len(stored) == 8
+    assert recipe_for(str(tmp_path / "kd"), [], "chat").rollout.engine == "shared"
+
+
+def test_a_run_whose_teacher_is_on_the_server_is_the_run_with_a_loaded_teacher(server, tmp_path):
+    """VA-OPD with the one-token estimate, both views; nothing is chosen silently."""
+    logs = []
+    for scorer in ("model", "sampled_token"):
+        words = ["method=va_opd", "va_opd.estimator=sampled", f"train.teacher_scorer={scorer}"]
+        command(
+            server,
+            tmp_path,
+            "train",
+            "tiny_vllm.yaml",
+            "rollout.engine=shared",
+            *words,
+            f"run={scorer}",
+            *TINY,
+        )
+        lines = (tmp_path / scorer / "metrics.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    for exact, sampled in zip(*logs, strict=True):
+        assert {"loss/sampled_policy", "loss/sampled_reverse_kl", "va/mean"} <= sampled.keys()
+        assert sampled == pytest.approx(exact, abs=1e-3, rel=1e-3)
 
 
 def test_a_server_that_is_killed_during_a_call_is_an_error(server, writer, some_prompts):

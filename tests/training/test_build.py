@@ -32,6 +32,7 @@ from vistill.training import run_lock
 from vistill.training.build import START_CHECKS
 from vistill.training.build import build as build_plan
 from vistill.training.checks.devices import check_same_device
+from vistill.training.recipe import default_settings
 from vistill.training.results import choose_best
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.types import LoadedImage, Prompt
@@ -164,6 +165,18 @@ def test_a_distill_folder_of_an_earlier_version_is_refused_with_a_fix(tokenizer,
 
 
 # evaluation and replay of a run folder
+
+
+def test_a_student_whose_teacher_a_server_wrote_for_is_evaluated_and_asked_without_it(tmp_path):
+    """The server has the teacher: it would be refused as another model (R418)."""
+    tree = {**default_settings("kd"), "run": "{run}"}
+    tree["rollout"]["engine"] = "server"
+    tree["data"]["train"], tree["teacher"]["model"] = "diagrams", "vistill:teacher"
+    (tmp_path / "recipe.json").write_text(json.dumps(tree))
+    for verb in ("eval", "chat", "generate"):
+        assert recipe_for(str(tmp_path), [], verb).rollout.engine == "shared"
+    asked = recipe_for(str(tmp_path), ["rollout.engine=server"], "eval")
+    assert asked.rollout.engine == "server"
 
 
 @pytest.mark.more

@@ -205,7 +205,8 @@ def generate(
 
         def show(done: int, total: int, tokens: int) -> None:
             now = f", token {tokens:,} of at most {recipe.rollout.max_new_tokens:,}"
-            line.show(f"answering {done:,}/{total:,}{now if tokens else ''}")
+            counts = tokens and recipe.rollout.engine != "server"  # which is polled by time
+            line.show(f"answering {done:,}/{total:,}{now if counts else ''}")
 
         try:
             with naming_models(model), naming_source(data):

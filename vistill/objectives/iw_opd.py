@@ -10,14 +10,13 @@ from torch import Tensor
 
 from vistill.batch import LossTerm, Objective, Responses, ScoredBatch, Signals
 from vistill.functional.segments import segment_sum, sum_before
-from vistill.objectives.opd import sampled_reverse_kl
+from vistill.objectives.opd import reverse_kl_by
 from vistill.objectives.shared import (
     OLD_LOG_PROBS,
     STUDENT,
     TEACHER,
     TEACHER_WITH_LOG_PROBS,
     per_response,
-    reverse_kl_to_teacher,
 )
 from vistill.ranges import check_ranges, ranged
 from vistill.types import Pass, Reader, View
@@ -59,9 +58,7 @@ class IWOPD(Objective):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher, or its estimate, weighted by position."""
-        if self.estimator == "sampled":
-            return sampled_reverse_kl(batch, signals["token_weight"])
-        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+        return reverse_kl_by(self.estimator, batch, signals["token_weight"])
 
 
 def position_weight(gap: Tensor, responses: Responses, strength: float) -> Tensor:

@@ -39,9 +39,16 @@ class OPD(UniformObjective):
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
         """Reverse KL to the teacher."""
-        if self.estimator == "full":
-            return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
-        return sampled_reverse_kl(batch, signals["token_weight"])
+        return reverse_kl_by(self.estimator, batch, signals["token_weight"])
+
+
+def reverse_kl_by(
+    estimator: Literal["full", "sampled"], batch: ScoredBatch, weights: Tensor
+) -> tuple[LossTerm, ...]:
+    """Reverse KL to the teacher over the vocabulary, or its one-token estimate."""
+    if estimator == "full":
+        return (reverse_kl_to_teacher(batch, weights),)
+    return sampled_reverse_kl(batch, weights)
 
 
 def sampled_reverse_kl(batch: ScoredBatch, weights: Tensor) -> tuple[LossTerm, ...]:

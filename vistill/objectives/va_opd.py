@@ -28,12 +28,8 @@ from vistill.functional.siblings import (
 )
 from vistill.objectives.metrics import advantage_metrics, advantage_warnings
 from vistill.objectives.misreads import MisreadOption
-from vistill.objectives.shared import (
-    STUDENT,
-    TEACHER,
-    TEACHER_WITH_LOG_PROBS,
-    reverse_kl_to_teacher,
-)
+from vistill.objectives.opd import reverse_kl_by
+from vistill.objectives.shared import STUDENT, TEACHER
 from vistill.ranges import check_ranges, ranged
 from vistill.signals.visual_advantage import Score, distribution_advantage, visual_advantage
 from vistill.signals.visual_dependency import token_has_image
@@ -70,6 +66,9 @@ class VAOPD(MisreadOption):
     """Mask ablation: leave these tokens of each rollout out of the mean. Ties break at random."""
     drop_share: float = ranged(0.1, 0, 1, above=True)
     """Share of the tokens that `drop` removes."""
+    estimator: Literal["full", "sampled"] = "full"
+    """`full`: KL over the vocabulary (paper). `sampled`: the one-token estimate, as in `opd`, times
+    the same weights; its mean is not the weighted KL, because a weight depends on its token."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -82,9 +81,12 @@ class VAOPD(MisreadOption):
 
     def passes(self) -> tuple[Pass, ...]:
         """OPD's passes and the teacher on the pixelated image."""
-        keep = "hidden" if self.score == "distribution" else "log_prob"
-        pixelated = Pass(Reader.TEACHER, View.PIXELATED, keep=keep)
-        return (STUDENT, TEACHER_WITH_LOG_PROBS, *self.with_log_probs(pixelated))
+        is_ranked, is_sampled = self.score == "distribution", self.estimator == "sampled"
+        keeps = "log_prob" if is_sampled and not is_ranked else "both"
+        full = Pass(Reader.TEACHER, View.FULL, keep=keeps)
+        keeps = "hidden" if is_ranked else "log_prob"
+        pixelated = Pass(Reader.TEACHER, View.PIXELATED, keep=keeps)
+        return (STUDENT, full, *self.with_log_probs(pixelated))
 
     def signals(self, batch: ScoredBatch) -> dict[str, Tensor]:
         """Visual advantage, the two kinds of weight, and the coefficient c of each token."""
@@ -108,8 +110,8 @@ class VAOPD(MisreadOption):
         return groups | {"rollout_weight": weight, "token_weight": token_weight}
 
     def terms(self, batch: ScoredBatch, signals: Signals) -> tuple[LossTerm, ...]:
-        """Reverse KL to the teacher on the ORIGINAL image, weighted by c."""
-        return (reverse_kl_to_teacher(batch, signals["token_weight"]),)
+        """Reverse KL to the teacher on the ORIGINAL image, or its estimate, weighted by c."""
+        return reverse_kl_by(self.estimator, batch, signals["token_weight"])
 
     def metrics(self, batch: ScoredBatch, signals: Signals) -> dict[str, float]:
         """Visual advantage and the two kinds of weight."""

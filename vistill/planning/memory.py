@@ -78,7 +78,7 @@ class Memory:
     @property
     def is_offloaded(self) -> bool:
         """Whether the teacher is in host memory while it does not read."""
-        return self.work.recipe.train.offload_teacher
+        return self.work.recipe.train.keeps_teacher_on_host
 
     @cached_property
     def activations(self) -> Activations:

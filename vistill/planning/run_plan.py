@@ -221,7 +221,7 @@ class RunPlan:
             yield [("train.memory", None)]
         if recipe.train.micro_batch != "auto":
             yield [("train.micro_batch", "auto")]
-        if self.teacher is not None and not recipe.train.offload_teacher:
+        if self.teacher is not None and not recipe.train.keeps_teacher_on_host:
             yield [("train.offload_teacher", True)]
         if not recipe.train.gradient_checkpointing:
             yield [("train.gradient_checkpointing", True)]

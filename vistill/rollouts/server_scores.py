@@ -46,21 +46,29 @@ class SampledTokenTeacher:
         self.engine = ServerEngine(teacher, settings, poll)
         self.rows = settings.rows_per_call
 
+    def prove(self) -> float:
+        """Mean distance of the server to the teacher in nats per token, measured once.
+
+        R412, R417 or R418 unless it serves the teacher and scores given ids.
+        """
+        engine = self.engine
+        model = engine.served_model()
+        if (1.0, 1.0) not in engine.proven:
+            engine.prove(model, replace(ONE_TOKEN, rows_per_call=self.rows))
+        if not isinstance(engine.route, IdsRoute):
+            what, why = "the server cannot score given token ids", f"no {IdsRoute.path}"
+            url = engine.client.url
+            raise checks.server_error("R417", what, why, where=url, note=checks.SERVE)
+        return engine.proven[1.0, 1.0]
+
     def log_probs(self, groups: Sequence[EncodedGroup]) -> Float[Tensor, " R"]:
         """`log pT(y)` in nats, at temperature 1, of every response token on the flat axis.
 
         Encode the prompts under any view: the original image, or the pixelated one.
         """
+        self.prove()
         engine, route = self.engine, IdsRoute()
         model = engine.served_model()
-        if (1.0, 1.0) not in engine.proven:
-            engine.prove(model, replace(ONE_TOKEN, rows_per_call=self.rows))
-        url = engine.client.url
-        if not isinstance(engine.route, IdsRoute):
-            what = "the server cannot score given token ids"
-            raise checks.server_error(
-                "R417", what, f"no {route.path}", where=url, note=checks.SERVE
-            )
         asked = [
             (RolloutRequest("scored", group.prompt, (0,)), ids)
             for group in groups

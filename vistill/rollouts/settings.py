@@ -34,10 +34,13 @@ class VLLMSettings:
 @with_python_fixes
 @dataclass(frozen=True)
 class ServerSettings:
-    """The server of `rollout.engine: server`. The variable `VISTILL_SERVER_KEY` has its API key."""
+    """A vLLM server that writes (`rollout.engine: server`) or scores (`train.teacher_scorer`).
+
+    The variable `VISTILL_SERVER_KEY` has its API key.
+    """
 
     url: str = ""
-    """Address of a vLLM server that serves the writer: `http://127.0.0.1:8000`."""
+    """Address of a vLLM server: `http://127.0.0.1:8000`."""
     model: str = ""
     """The name under which the server serves it; needed where it serves several."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"

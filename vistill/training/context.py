@@ -18,6 +18,7 @@ from vistill.training.read_ahead import ReadAhead
 from vistill.training.response_source import ResponseSource
 from vistill.training.rewards import Rewards
 from vistill.training.settings import TrainSettings
+from vistill.training.teacher_scores import TeacherScores
 from vistill.types import Prompt
 
 
@@ -46,6 +47,8 @@ class StepContext:
     """Times a phase; its values are not part of the bit-exact log."""
     memory_retry: MemoryRetry = field(default_factory=MemoryRetry)
     """Does a phase again in smaller parts when memory runs out."""
+    teacher_scores: TeacherScores | None = None
+    """The server that scores as the teacher, if a recipe names one."""
     journal: Journal | None = None
     """Where the responses of a step are written before the update."""
     ahead: EncodingsAhead = field(init=False)
@@ -57,7 +60,8 @@ class StepContext:
         device = self.models.student.device
         workers = num_workers(self.train.workers, device)
         self.ahead = EncodingsAhead(self.objective, workers, pin=device.type == "cuda")
-        self.overlap = ReadAhead(device, self.autocast, self.train.overlap)
+        reads_early = self.train.overlap and self.teacher_scores is None
+        self.overlap = ReadAhead(device, self.autocast, reads_early)
 
     @property
     def objective(self) -> Objective:

@@ -138,6 +138,23 @@ class Journal:
         """
         return dict(json.loads(self.file(step).read_bytes()).get("counts", {}))
 
+    def add_scores(self, step: int, scores: Mapping[str, Sequence[float]]) -> None:
+        """Store log-probabilities that a server gave, by pass, with the responses of a step."""
+        if not self.writes:
+            return
+        record = json.loads(self.file(step).read_bytes())
+        record |= {"scores": scores, "scores_digest": hash_values(scores)}
+        write_synced(self.file(step), json.dumps(record) + "\n")
+
+    def scores(self, step: int) -> dict[str, list[float]]:
+        """The scores of an entry that `find` returned; empty where none, or others, are stored."""
+        try:
+            record = json.loads(self.file(step).read_bytes())
+            scores = dict(record.get("scores", {}))
+            return scores if record.get("scores_digest") == hash_values(scores) else {}
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def drop_from(self, step: int, reason: str) -> None:
         """Drop the entries from a step on, and report the reason."""
         dropped = [file for number, file in journal_files(self.path).items() if number >= step]
@@ -160,8 +177,13 @@ class Journal:
                 file.unlink(missing_ok=True)
 
 
-def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageError:
-    """S607, with a step that can be recomputed where there is one."""
+def no_entry_error(
+    journal: Journal, folder: RunFolder, step: int, part: str = "responses"
+) -> StorageError:
+    """S607, with a step that can be recomputed where there is one.
+
+    `part` is what is missing: `responses`, or `scores` of a server.
+    """
     steps, saved = journal.steps(), [checkpoint_step(path) for path in checkpoints_in(folder.path)]
     entries = f"it holds steps {steps[0]} to {steps[-1]}" if steps else "it is empty"
 
@@ -172,9 +194,9 @@ def no_entry_error(journal: Journal, folder: RunFolder, step: int) -> StorageErr
     possible = [number for number in steps if is_possible(number)]
     return StorageError(
         "S607",
-        f"the responses of step {step} are not in the journal",
+        f"the {part} of step {step} are not in the journal",
         where=str(journal.path),
-        why=f"{entries}, and this rollout engine would write other responses; "
+        why=f"{entries}, and asked again, engine or server would give other {part}; "
         "without the first ones the step cannot be recomputed",
         fix=quote_command("vistill", "replay", folder.path, "--step", possible[-1])
         if possible

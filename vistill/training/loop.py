@@ -58,6 +58,7 @@ from vistill.training.run_state import RunState
 from vistill.training.step import StepResult, train_step
 from vistill.training.step_log import count_non_finite, is_due, log_step
 from vistill.training.student_copies import check_reference, copies_to_save, with_student_copies
+from vistill.training.teacher_scores import make_teacher_scores
 from vistill.types import Prompt, Writer
 
 
@@ -198,6 +199,7 @@ def make_step_context(
         memory_retry=MemoryRetry(
             saved.state.halvings, report, partial(memory_savings, plan.models)
         ),
+        teacher_scores=make_teacher_scores(plan, interrupt.poll),
         journal=journal if plan.save.journal else None,
     )
 

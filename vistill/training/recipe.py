@@ -216,6 +216,7 @@ ADDED = {
     "train.head_precision": "auto",
     "train.workers": "auto",
     "train.overlap": False,
+    "train.teacher_scorer": "model",
     "student.train": "full",
     "student.lora.rank": 16,
     "student.lora.alpha": 32.0,

@@ -145,7 +145,11 @@ def recompute_step(
     past = chain_key(state.chain, state.replaced_rows)
     if context.journal.find(number, prompts, past) is not None:
         replayed.from_journal.append(number)
-    elif plan.objective.requirements.writer is not Writer.DATA and not engine.follows_keyed_noise:
+        if context.teacher_scores is not None and not context.journal.scores(number):
+            raise no_entry_error(context.journal, folder, number, "scores")
+    elif context.teacher_scores is not None or (
+        plan.objective.requirements.writer is not Writer.DATA and not engine.follows_keyed_noise
+    ):
         raise no_entry_error(context.journal, folder, number)
     result = train_step(context, prompts, state, epochs)
     state.step += 1

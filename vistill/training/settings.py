@@ -96,7 +96,13 @@ class TrainSettings:
     overlap: bool = False
     """Let the teacher read finished groups while others are still written: on a GPU at the same
     time, on a CPU in turn. The update stays the same. It needs memory for both, and has no effect
-    with several teachers, with `train.offload_teacher` or with `profile`."""
+    with several teachers, with `train.offload_teacher`, with `profile` or with another
+    `train.teacher_scorer`."""
+    teacher_scorer: Literal["model", "sampled_token"] = "model"
+    """What scores responses as the teacher: `model` is the loaded teacher. `sampled_token` is a
+    vLLM server that serves it (`rollout.server`), an approximation: it gives the log-probability of
+    the sampled token alone. The teacher is loaded to check the server, as with
+    `train.offload_teacher`. C101 for a method that needs the whole distribution."""
     freeze: tuple[Literal["vision", "tower", "language", "head"], ...] = ()
     """Parts that keep their weights: the vision tower with its projector, the tower alone, the
     decoder with its input embedding, the output embedding."""
@@ -119,6 +125,11 @@ class TrainSettings:
                 why="the rate decays from lr to min_lr",
                 fix="train.schedule.min_lr=0",
             )
+
+    @property
+    def keeps_teacher_on_host(self) -> bool:
+        """Whether the teacher is in host memory while it does not read."""
+        return self.offload_teacher or self.teacher_scorer != "model"
 
 
 @with_python_fixes

@@ -48,6 +48,7 @@ from vistill.training.step_inputs import (
     with_nan,
 )
 from vistill.training.student_copies import update_ema
+from vistill.training.teacher_scores import other_passes
 from vistill.types import Pass, Prompt, RolloutGroup
 
 
@@ -86,7 +87,7 @@ def train_step(
         inputs = encode_step(models, groups, passes, responses, context.split)
     readings = responses.num_rollouts * sum(not p.gradient for p in passes)
     with context.observe("score"), open_phase(SCORING, readings, READINGS):
-        scored = score_passes(context, models, inputs, passes)
+        scored = score_passes(context, models, inputs, passes, step)
         batch = replace(scored, memory=dict(state.memory), progress=step / context.num_steps)
         bad_rows = non_finite_readings(batch)
         with method_call(objective, "signals"):
@@ -155,12 +156,14 @@ def load_or_write_responses(
 
 
 def score_passes(
-    context: StepContext, models: Models, inputs: StepInputs, passes: Sequence[Pass]
+    context: StepContext, models: Models, inputs: StepInputs, passes: Sequence[Pass], step: int
 ) -> ScoredBatch:
     """Every pass without gradient, in the precision of the passes with gradient.
 
     In another precision the probability ratio of old and new student would not start at 1.
     """
+    scorer = context.teacher_scores
+    read_here = passes if scorer is None else other_passes(passes)
 
     def micro_batches(times: int) -> list[list[int]]:
         return halve_micro_batches(inputs.micro_batches, times)
@@ -168,12 +171,14 @@ def score_passes(
     def read(times: int) -> ScoredBatch:
         restart_count()
         fault("score.begin")
-        with models.on_device(passes), context.autocast():
+        with models.on_device(read_here), context.autocast():
             known = context.overlap.known(inputs.groups)
             halved = replace(inputs, micro_batches=micro_batches(times), known=known)
-            return score_without_gradient(models, halved, passes, context.poll)
+            return score_without_gradient(models, halved, read_here, context.poll)
 
     batch = context.memory_retry.run_halving("score", micro_batches, read)
+    if scorer is not None:
+        batch = scorer.add(batch, inputs, passes, models, context.journal, step + 1)
     context.overlap.forget()  # the batch has copies, and the update needs the memory
     broken = {name: with_nan(one) for name, one in batch.passes.items() if fault("score.pass")}
     return replace(batch, passes={**batch.passes, **broken})

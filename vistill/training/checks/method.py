@@ -28,6 +28,7 @@ from vistill.training.teacher_responses import (
     keep_correct_responses,
     write_teacher_responses,
 )
+from vistill.training.teacher_scores import SAMPLED_TOKEN, TeacherScores, check_scorer
 from vistill.training.teachers import naming_teacher
 from vistill.types import Reader
 
@@ -63,6 +64,8 @@ def check_requirements(setup: "RunSetup") -> str:
             f"{name} needs a teacher",
             fix="teacher.model=FOLDER_OR_HUB_ID   or   vistill.distill(student, TEACHER, ...)",
         )
+    if setup.train.teacher_scorer == SAMPLED_TOKEN:
+        check_scorer(name, objective.passes(), setup.rollout, len(setup.recipe.teachers))
     keep_usable_rows(setup)
     needed = needs_in_words(row_needs(objective))
     return f"{needed}: satisfied by {len(setup.train_prompts):,} rows"
@@ -219,6 +222,14 @@ def restore_run_rows(setup: "RunSetup") -> str:
     return f"{rows:,} rows{replaced}: {steps}{sets}"
 
 
+def check_teacher_server(setup: "RunSetup") -> str:
+    """R412, R417 or R418 unless the server that scores as the teacher serves it."""
+    if setup.train.teacher_scorer != SAMPLED_TOKEN:
+        return "none"
+    assert setup.models.teacher is not None, "the check `method` requires a teacher"
+    return TeacherScores(setup.models.teacher, setup.rollout, setup.poll).prove()
+
+
 def check_memory(setup: "RunSetup") -> str:
     """C104 if one prompt with one response exceeds the memory budget."""
     setup.split = choose_split(setup, setup.folder)
@@ -258,5 +269,11 @@ RUN_CHECKS: tuple[StartCheck, ...] = (
         check_memory,
         TRAINING_PURPOSES,
         phase="measuring memory",
+    ),
+    StartCheck(
+        "teacher's server",
+        "a server that scores as the teacher serves it",
+        check_teacher_server,
+        ("train", "check"),
     ),
 )

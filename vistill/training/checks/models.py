@@ -163,7 +163,8 @@ def prepare_teacher(setup: "RunSetup", vlm: VLM, role: str) -> VLM:
     Each one is off-loaded before the next one is loaded, so the device holds one at a time.
     """
     teacher = configured(setup, vlm, role).freeze()
-    if setup.recipe.train.offload_teacher and not is_on_host(teacher) and teacher.offload is None:
+    rests = setup.train.keeps_teacher_on_host
+    if rests and not is_on_host(teacher) and teacher.offload is None:
         return teacher.offloaded()
     return teacher
 
