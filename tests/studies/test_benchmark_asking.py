@@ -1,5 +1,6 @@
 """What an evaluation stores while one call of the engine still writes."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -24,10 +25,10 @@ class PartlyWritingEngine:
     def generate_groups(self, requests, sampling, receive):
         self.asked.append([request.key for request in requests])
         by_key = {request.key: request for request in requests}
-        if self.error is not None:
-            error, self.error = self.error, None
-            for key in self.order:
-                receive(by_key[key], responses(by_key[key]))
+        order, error, self.order, self.error = self.order, self.error, [], None
+        for key in order:
+            receive(by_key[key], responses(by_key[key]))
+        if error is not None:
             raise error
         return [responses(request) for request in requests]
 
@@ -61,6 +62,16 @@ def test_finished_rows_are_stored_when_a_call_is_interrupted(log):
     with pytest.raises(KeyboardInterrupt):
         ask_call(asker_of(engine), BENCHMARKS["ai2d"], call_of("abcd"), "sampled", log)
     assert stored(log) == [("c", 0), ("c", 1), ("a", 0), ("a", 1)]
+
+
+def test_samples_in_writing_share_the_time_of_a_call(log, monkeypatch):
+    clock = iter([0.0, 8.0, 100.0, 106.0, 200.0, 200.0, 300.0, 300.0, 400.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))  # what it reads is the test
+    engine = PartlyWritingEngine(["c"])
+    ask_call(asker_of(engine), BENCHMARKS["ai2d"], call_of("abcd"), "sampled", log)
+    seconds = {sample.row.id: sample.seconds for sample in read_samples(log)}
+    assert seconds == {"c": 1.0, "a": 2.0, "b": 2.0, "d": 2.0}
+    assert 2 * sum(seconds.values()) == 8 + 6
 
 
 def test_after_a_failed_sample_or_too_little_memory_only_the_rest_is_asked(log):

@@ -373,11 +373,13 @@ def ask_call(
     """One call of the engine; what is finished is judged and appended while it writes the rest."""
     shown = [apply_view(prompt, view_of(mode)) for _, prompt, _ in part]
     asked = {one[1].id: (*one[:2], seen) for one, seen in zip(part, shown, strict=True)}
-    begin = time.perf_counter()
+    begin, seconds, writing = time.perf_counter(), 0.0, sum(len(one[2]) for one in part)
 
     def store(prompt_id: str, rollouts: tuple[Rollout, ...]) -> None:
-        nonlocal begin
-        seconds = (time.perf_counter() - begin) / max(1, len(rollouts))
+        nonlocal begin, seconds, writing
+        # the samples in writing share the time equally, so the sum is that of the call
+        seconds += (time.perf_counter() - begin) / max(1, writing)
+        writing -= len(rollouts)
         for rollout in rollouts:
             answered = (rollout, asker.vlm.decode(rollout.ids), seconds)
             how = (benchmark, asker.protocol, asker.math)
