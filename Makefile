@@ -85,7 +85,7 @@ $(ORACLES_STAMP): benchmarks/oracles-requirements.txt
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/oracles-requirements.txt
 	touch $(ORACLES_STAMP)
 
-oracles: $(DEV_STAMP) $(ORACLES_STAMP)  ## ask the answer checkers of other packages about real replies, in .venv-oracles; and score tasks with lmms-eval; write benchmarks/results/oracle*.json and the tables in docs/answers.md
+oracles: $(DEV_STAMP) $(ORACLES_STAMP)  ## ask the answer checkers of other packages about real replies, in .venv-oracles; and score tasks with lmms-eval and evalscope; write benchmarks/results/oracle*.json and the tables in docs/answers.md
 	$(ORACLES)/bin/python benchmarks/oracles.py
 	$(ORACLES)/bin/python benchmarks/oracle_tasks.py
 	$(BIN)/python tests/answers_oracles.py docs/answers.md

@@ -1,4 +1,4 @@
-"""Score whole tasks with the functions of lmms-eval, on the rows and replies of task_inputs.py.
+"""Score whole tasks with functions of lmms-eval and evalscope, on what task_inputs.py makes.
 
 Runs in an environment of its own (`make oracles`), without vistill. Writes scores, and one
 character per reply (1 correct, 0 wrong), to benchmarks/results/oracle_tasks.json.
@@ -16,8 +16,8 @@ from oracles_imports import Empty, load, put_empty_modules
 
 OUT = Path(__file__).parent / "results" / "oracle_tasks.json"
 EMPTY = (
-    "wemath hallusion_bench ocrbench mathvision blink vlmsareblind chartqa vstar_bench mmvp"
-    " cv_bench mmstar VisualPuzzles"
+    "mathvista wemath hallusion_bench ocrbench mathvision blink vlmsareblind chartqa vstar_bench"
+    " mmvp cv_bench mmstar VisualPuzzles"
 )
 
 
@@ -36,9 +36,41 @@ def put_modules():
     sys.modules["loguru"].logger = logging.getLogger("oracle")
     # the first package of that name; its successor, which is installed, has the same function
     sys.modules["latex2sympy2"] = load("latex2sympy2_extended")
+    config = dict[str, object]
+    sys.modules["lmms_eval.llm_judge"] = Empty(
+        "lmms_eval.llm_judge", ServerConfig=config, get_server=config
+    )
+    put_evalscope()
     template = ModuleType("lmms_eval.tasks._task_utils.default_template_yaml")
     template.load_default_template_yaml = lambda _: {}
     sys.modules[template.__name__] = template
+
+
+def put_evalscope():
+    """Register the little of evalscope that its adapter of MathVerse is a class of."""
+
+    class Adapter:
+        def match_score(self, reply, answer, gold, state):
+            """The metric `acc` with `numeric`."""
+            compare = load("evalscope.metrics.math.parser").compare_answers
+            return SimpleNamespace(value={"accuracy": compare(answer, gold).matched})
+
+    sys.modules["evalscope.api.benchmark"] = Empty(
+        "evalscope.api.benchmark", BenchmarkMeta=dict[str, object], VisionLanguageAdapter=Adapter
+    )
+    sys.modules["evalscope.api.metric"].Score = SimpleNamespace
+    sys.modules["evalscope.api.registry"] = Empty(
+        "evalscope.api.registry", register_benchmark=lambda meta: lambda adapter: adapter
+    )
+    for name in ("api.dataset", "api.evaluator", "api.messages", "constants", "utils.logger"):
+        sys.modules[f"evalscope.{name}"] = Empty(f"evalscope.{name}")
+    for name in ("utils", "utils.io_utils"):
+        sys.modules[f"evalscope.{name}"] = Empty(f"evalscope.{name}")
+    sys.modules["evalscope.utils.logger"].get_logger = logging.getLogger
+    for name in ("Tags", "ScoringPolicy"):
+        setattr(sys.modules["evalscope.constants"], name, Empty(name))
+    for name in ("benchmarks", "benchmarks.math_verse"):
+        sys.modules[f"evalscope.{name}"] = Empty(f"evalscope.{name}")
 
 
 def module(task, name="utils"):
@@ -84,6 +116,47 @@ RATES = (
     "RoteMemorization_loose_rate",
     "RoteMemorization_strict_rate",
 )
+
+
+def score_mathverse(triples):
+    """evalscope's `MathVerseAdapter`: `extract_answer` and `match_score`, without its judge."""
+    adapter = load("evalscope.benchmarks.math_verse.math_verse_adapter").MathVerseAdapter
+    own = object.__new__(adapter)
+    unreadable = load("evalscope.metrics.math.contracts").InvalidMathReference
+    right = []
+    for _, row, reply in triples:
+        state = SimpleNamespace(metadata={"question_type": row["question_type"]})
+        answer = own.extract_answer(reply, state)
+        try:
+            score = own.match_score(reply, answer, row["answer"], state)
+        except unreadable:
+            right.append(0.0)
+        else:
+            right.append(float(score.value["accuracy"]))
+    versions = [row["problem_version"] for _, row, _ in triples]
+    scores = {
+        name.lower().replace(" ", "_"): share(
+            [one for one, version in zip(right, versions, strict=True) if version == name]
+        )
+        for name in sorted(set(versions))
+    }
+    five = [one for one, version in zip(right, versions, strict=True) if version != "Text Only"]
+    return {"overall": share(five), **scores}, right
+
+
+def score_mathvista(triples):
+    """`mathvista_process_results`; what a reply states is what its language model extracts."""
+    own = module("mathvista")
+    right = []
+    for _, row, reply in triples:
+        own.mathvista_evaluator.get_chat_response = lambda *_, _row=row, **__: _row.get(
+            "stated", ""
+        )
+        result = own.mathvista_process_results(
+            {**row, "precision": int(row["precision"] or 0)}, [reply]
+        )
+        right.append(float(result["llm_as_judge_eval"]["true_false"]))
+    return {"accuracy": share(right)}, right
 
 
 def score_hallusionbench(triples):
@@ -202,6 +275,8 @@ def score_visualpuzzles(triples):
 
 SCORERS = {
     "wemath": score_wemath,
+    "mathverse": score_mathverse,
+    "mathvista": score_mathvista,
     "hallusionbench": score_hallusionbench,
     "ocrbench": score_ocrbench,
     "mathvision_testmini": score_mathvision,
@@ -234,7 +309,8 @@ def main():
             "verdicts": verdicts,
         }
         print(name, len(triples), scores, flush=True)
-    record = {"lmms_eval": importlib.metadata.version("lmms_eval"), "tasks": tasks}
+    versions = {name: importlib.metadata.version(name) for name in ("lmms_eval", "evalscope")}
+    record = {**versions, "tasks": tasks}
     OUT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -27,13 +27,14 @@ FORMS = (
 REFUSAL = "I cannot tell from this picture."
 REAL = {
     "wemath": "wemath",
+    "mathverse": "mathverse",
     "hallusionbench": "annotations_hallusionbench",
     "ocrbench": "annotations_ocrbench",
     "mathvision_testmini": "mathvision_testmini",
     "blink_jigsaw": "blink_jigsaw",
     "vlms_are_blind": "vlms_are_blind",
 }
-MADE = ("blink", "chartqa", "vstar", "mmvp", "cv_bench", "mmstar", "visualpuzzles")
+MADE = ("mathvista", "blink", "chartqa", "vstar", "mmvp", "cv_bench", "mmstar", "visualpuzzles")
 TASKS = (*REAL, *MADE)
 BLINK = ("Counting", "Relative_Depth", "Spatial_Relation", "Art_Style", "IQ_Test")
 COUNT = 120
@@ -136,7 +137,45 @@ def number_reply(raw, document, is_right, draw):
     return f"{float(gold) * factor:.4g}"
 
 
+def mathverse_reply(raw, document, is_right, draw):
+    """A letter in one of the forms, or a formula in a box, or a number as plain text."""
+    gold = document["answer"]
+    if document["question_type"] == "multi-choice" and gold in LETTERS:
+        letter = gold if is_right else draw.choice([c for c in "ABCD" if c != gold])
+        return draw.choice(FORMS[:6]).format(letter)
+    value = gold.strip("$") if is_right else draw.choice(["987654", "-3.25"])
+    return draw.choice(["\\boxed{{{}}}", "We add.\nThe final answer is $\\boxed{{{}}}$."]).format(
+        value
+    )
+
+
+def mathvista_reply(raw, document, is_right, draw):
+    """A letter, an option or a number; `stated` is what a model extracts from it."""
+    choices = document["choices"]
+    if choices:
+        text = document["answer"]
+        if not is_right:
+            text = draw.choice([one for one in choices if one != text])
+        letter = LETTERS[choices.index(text)]
+        form = draw.choice(FORMS)
+        document["stated"] = letter if "{text}" not in form else f"({letter}) {text}"
+        return form.format(letter, text=text)
+    gold, digits = document["answer"], int(document["precision"] or 0)
+    if document["answer_type"] == "list":
+        value = gold if is_right else "[1, 2]"
+    else:
+        number = float(gold) + (0 if is_right else draw.choice([1, -1, 10]))
+        more = draw.choice([0, 0, 2]) if digits else 0  # more decimals than the question asks for
+        value = f"{number + (10**-digits * 0.3 if more else 0):.{digits + more}f}"
+    document["stated"] = value
+    return draw.choice(["{}", "The answer is {}.", "We add.\nAnswer: {}", "\\boxed{{{}}}"]).format(
+        value
+    )
+
+
 REPLIES = {
+    "mathverse": mathverse_reply,
+    "mathvista": mathvista_reply,
     "hallusionbench": yes_no_reply,
     "ocrbench": text_reply,
     "mathvision_testmini": value_reply,
@@ -149,6 +188,14 @@ def wemath_document(raw):
     """A row of We-Math/We-Math."""
     extra = raw["extra"]
     return {"ID": extra["ID"], "key": extra["key"], "answer": raw["answer"]}
+
+
+def mathverse_document(raw):
+    """A row of AI4Math/MathVerse."""
+    extra = raw["extra"]
+    own = {"sample_index": raw["id"], "problem_version": extra["problem_version"]}
+    kind = extra["question_type"].replace("_", "-")
+    return {**own, "question_type": kind, "answer": raw["answer"]}
 
 
 def hallusionbench_document(raw):
@@ -183,12 +230,31 @@ def vlms_are_blind_document(raw):
 
 DOCUMENTS = {
     "wemath": wemath_document,
+    "mathverse": mathverse_document,
     "hallusionbench": hallusionbench_document,
     "ocrbench": ocrbench_document,
     "mathvision_testmini": mathvision_document,
     "blink_jigsaw": blink_document,
     "vlms_are_blind": vlms_are_blind_document,
 }
+
+
+def made_mathvista(i, draw):
+    """A row of MathVista: options, a whole number, one or two decimals, or a list."""
+    kind = ("text", "integer", "float", "float", "list")[i % 5]
+    choices = ["equal to", "less than", "3 cm", "none of these"] if kind == "text" else None
+    answers = {
+        "text": lambda: draw.choice(choices), "integer": lambda: str(draw.randint(2, 99)),
+        "float": lambda: f"{draw.random() * 20 + 1:.{i % 5 - 1}f}",
+        "list": lambda: f"[{draw.randint(3, 9)}, {draw.randint(10, 19)}]",
+    }  # fmt: skip
+    return {
+        "pid": str(i), "question": "What is the value?", "decoded_image": "a.png", "unit": None,
+        "query": "", "choices": choices, "precision": i % 5 - 1.0 if kind == "float" else None,
+        "answer": answers[kind](), "answer_type": kind,
+        "question_type": "multi_choice" if choices else "free_form",
+        "metadata": {"split": "testmini", "source": "made", "task": "figure question answering"},
+    }  # fmt: skip
 
 
 def made_blink(i, draw):
@@ -254,6 +320,7 @@ def made_visualpuzzles(i, draw):
 
 
 MAKERS = {
+    "mathvista": made_mathvista,
     "blink": made_blink,
     "chartqa": made_chartqa,
     "vstar": made_vstar,

@@ -11,6 +11,7 @@ from conftest import REPO
 from vistill.evaluation.benchmarks import blink
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply, Unit, accuracy
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, find_suite
+from vistill.evaluation.benchmarks.pairs import paired_results
 from vistill.evaluation.benchmarks.results import (
     CSV_COLUMNS,
     csv_rows,
@@ -272,3 +273,13 @@ def test_the_samples_of_a_row_share_it_and_no_text_is_kept():
     assert most[0] <= 2
     assert len({id(reply.row) for reply in kept}) == 3
     assert {reply.row.question for reply in kept} == {""}
+
+
+def test_intervals_do_not_depend_on_the_order_in_which_responses_were_written():
+    replies = [reply(f"r{i}", float(i % 3 == 0), f"g{i // 2}", subject="s") for i in range(20)]
+    others = [replace(one, credit={"r": float(i % 4 == 0)}) for i, one in enumerate(replies)]
+    benchmark = BENCHMARKS["ai2d"]
+    assert score_benchmark(benchmark, replies) == score_benchmark(benchmark, replies[::-1])
+    pairs = [paired_results(benchmark, a, b)[0]
+             for a, b in ((replies, others), (replies[::-1], others[7:] + others[:7]))]  # fmt: skip
+    assert pairs[0] == pairs[1]

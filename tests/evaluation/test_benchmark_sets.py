@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import defaultdict
 
 import pytest
@@ -107,6 +108,55 @@ def test_wrong_letters_score_zero(shared_data, name):
     values, facts = results_of(name, scored(name, rows, next_letter))
     assert values[BENCHMARKS[name].headline] == 0
     assert facts["unparsed_share"] == 0
+
+
+def wrong_reply(name, row):
+    """A reply in the form that is asked for, with another answer than the gold one."""
+    gold = row.answer if isinstance(row.answer, str) else row.answer[0]
+    if name == "vsp_maze":
+        return "Action plan: U"
+    if name == "hallusionbench":
+        return {"1": "No.", "0": "Yes."}[gold]
+    if gold in ("Yes", "No"):
+        return {"Yes": "{No}", "No": "{Yes}"}[gold]
+    if row.choices and gold in LETTERS:
+        return f"Answer: {next_letter(row)}"
+    return "\\boxed{987654321}"
+
+
+def is_goal_above(row):
+    """Whether the square above the start is the goal."""
+    lines = row.answer.split("\n")
+    place = next((y, line.index("@")) for y, line in enumerate(lines) if "@" in line)
+    return place[0] > 0 and lines[place[0] - 1][place[1]] == "*"
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", list(SETS))
+def test_wrong_replies_score_zero_on_every_set(shared_data, name):
+    """A step up is right in the mazes whose goal is above the start."""
+    rows = rows_of(shared_data, name)
+    values, facts = results_of(name, scored(name, rows, lambda row: wrong_reply(name, row)))
+    right = sum(is_goal_above(row) for row in rows) if name == "vsp_maze" else 0
+    assert values[BENCHMARKS[name].headline] == pytest.approx(right / len(rows))
+    assert facts["unparsed_share"] <= 0.02
+
+
+def letters_of(row):
+    """The letters of a gold answer: `(B)` is B, and `C\\nD` is both; none of a formula."""
+    is_letters = re.fullmatch(r"\(?[A-H]\)?(\s[A-H])*", row.answer)
+    return re.findall(r"[A-H]", row.answer) if is_letters else []
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", ["mathverse", "mathvision_testmini", "blink_jigsaw"])
+def test_random_letters_score_the_rows_whose_letter_they_are(shared_data, name):
+    rows = [row for row in rows_of(shared_data, name) if BENCHMARKS[name].is_counted(row)]
+    letter = {row.id: random.Random(row.id).choice("ABCD"[: len(row.choices) or 4]) for row in rows}
+    values, _ = results_of(name, scored(name, rows, lambda row: f"Answer: {letter[row.id]}"))
+    right = sum(letters_of(row) == [letter[row.id]] for row in rows)
+    assert right > 0
+    assert values[BENCHMARKS[name].headline] == pytest.approx(right / len(rows))
 
 
 def test_random_letters_on_wemath_equal_a_count_of_their_groups(shared_data):

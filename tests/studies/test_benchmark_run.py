@@ -307,3 +307,39 @@ def test_reports_of_benchmark_runs_are_written_from_their_folders(tmp_path, caps
     code, _, err = run_verb(capsys, "eval", "vistill:student", "vistill:student", "--tasks",
                             "ai2d", "--data", sets)  # fmt: skip
     assert (code, "error[C101]" in err) == (2, True)
+
+
+#: Sets with pictures among the real data, by benchmark.
+REAL = {name: name for name in ("wemath", "mathverse", "mathvision_testmini", "blink_jigsaw",
+                                "vlms_are_blind", "vsp_maze")}  # fmt: skip
+REAL |= {"geometry3k": "geometry3k_sample"}
+
+
+@pytest.mark.slow
+def test_the_shipped_student_answers_every_real_set_that_has_pictures(
+    shared_data, tmp_path, capsys
+):
+    for name, folder in REAL.items():
+        (tmp_path / "sets").mkdir(exist_ok=True)
+        (tmp_path / "sets" / name).symlink_to(shared_data / folder)
+    run = tmp_path / "run"
+    words = ["eval", "vistill:student", "--tasks", ",".join(REAL), "--limit", "8"]
+    code, _, err = run_verb(
+        capsys, *words, "--data", tmp_path / "sets", f"run={run}", "eval.max_new_tokens=16"
+    )
+    assert code == 0, err
+    tasks = json.loads((run / "results.json").read_text())["tasks"]
+    assert set(tasks) == set(REAL)
+    for name, task in tasks.items():
+        mode = task["modes"]["greedy"]
+        assert (task["failed"], task["missing_replies"], task["subset"]) == ([], 0, "ours"), name
+        assert 3 <= mode["questions"] <= 8, name
+        samples = list(read_samples(run / "samples" / f"{name}.official.jsonl"))
+        assert len(samples) == mode["replies"] == mode["questions"]
+        right = [
+            sample.scored().main
+            for sample in samples
+            if sample.row.facts.get("version") != "Text Only"
+        ]
+        value = next(iter(mode["metrics"].values()))["value"]
+        assert name == "wemath" or value == pytest.approx(sum(right) / len(right))

@@ -1,11 +1,11 @@
 """`vistill eval --tasks`: ask a model the rows of benchmarks, judge, log, and score.
 
 The noise of a response is keyed by seed, row and sample, so neither its batch nor an interruption
-changes it. Only what a log lacks is asked.
+changes it. Only what a log lacks is asked. A response is stored when those of its row are complete.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from vistill.models.selftest import run_selftest
 from vistill.phases import EVALUATING, RESPONSES, open_phase, send_record
 from vistill.report.csv_file import write_csv
 from vistill.rollouts.build import make_engine
-from vistill.rollouts.engine import RolloutEngine, RolloutRequest
+from vistill.rollouts.engine import GroupwiseEngine, Receive, RolloutEngine, RolloutRequest
 from vistill.rollouts.settings import NoiseName
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import append_line, write_json, write_text
@@ -67,6 +67,11 @@ from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions
 from vistill.types import Prompt, Rollout, View
 from vistill.views import apply_view
+
+Asked = tuple[Prompt, tuple[int, ...]]
+"""A prompt with its samples."""
+ReceiveGroup = Callable[[str, tuple[Rollout, ...]], None]
+"""Called with the id of a prompt and its responses."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +110,39 @@ class Asker:
     failures: list[dict[str, Any]] = field(default_factory=list)
     """Of the last call: samples without a response."""
 
-    def generate(
-        self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
-    ) -> list[tuple[Rollout, ...]]:
-        """The responses to prompts; a prompt that has none is one of `failures`."""
+    def generate(self, asked: Sequence[Asked], mode: str, receive: ReceiveGroup) -> None:
+        """Pass on the responses to prompts, each as soon as its own are complete.
+
+        A prompt that has none is one of `failures`.
+
+        Args:
+            asked: prompts with the samples that are missing.
+            mode: `greedy`, `sampled`, or a blind one.
+            receive: called once per prompt, in any order.
+        """
+        received: set[str] = set()
+
+        def pass_on(request: RolloutRequest, group: tuple[Rollout, ...]) -> None:
+            if request.key not in received:
+                received.add(request.key)
+                receive(request.key, group)
+
         try:
-            return self.generate_together(asked, mode)
+            self.generate_together(asked, mode, received, pass_on)
         except VistillError as error:
             if not is_of_one_sample(error):
                 raise
-            if len(asked) > 1:
-                return [self.generate([one], mode)[0] for one in asked]
-            (prompt, samples), *_ = asked
-            self.failures.extend(failures_of(prompt, samples, mode, error))
-            return [()]
+            if len(asked) == 1:
+                self.failures.extend(failures_of(*asked[0], mode, error))
+                return
+            for one in asked:
+                if one[0].id not in received:
+                    self.generate([one], mode, receive)
 
     def generate_together(
-        self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
-    ) -> list[tuple[Rollout, ...]]:
-        """The responses to prompts, each with its samples; with less memory in several calls."""
+        self, asked: Sequence[Asked], mode: str, received: set[str], receive: Receive
+    ) -> None:
+        """Ask prompts in one call; with less memory in several, of what was not received."""
         requests = [
             RolloutRequest(prompt.id, self.vlm.encode(prompt), samples, source=prompt)
             for prompt, samples in asked
@@ -133,10 +152,17 @@ class Asker:
         def size(halvings: int) -> int:
             return max(1, sampling.rows_per_call >> halvings)
 
-        def attempt(halvings: int) -> list[tuple[Rollout, ...]]:
-            return self.engine.generate(requests, replace(sampling, rows_per_call=size(halvings)))
+        def attempt(halvings: int) -> None:
+            left = [request for request in requests if request.key not in received]
+            smaller = replace(sampling, rows_per_call=size(halvings))
+            if isinstance(self.engine, GroupwiseEngine):
+                groups = self.engine.generate_groups(left, smaller, receive)
+            else:
+                groups = self.engine.generate(left, smaller)
+            for request, group in zip(left, groups, strict=True):
+                receive(request, group)
 
-        return MemoryRetry().run_halving("rollout", size, attempt)
+        MemoryRetry().run_halving("rollout", size, attempt)
 
 
 def run_benchmarks(recipe: Recipe, request: BenchmarkRequest) -> dict[str, Any]:
@@ -309,7 +335,7 @@ def ask_benchmark(
     done: set[tuple[str, str, int]],
     log: Path,
 ) -> None:
-    """Ask what the log lacks, and append verdicts call by call."""
+    """Ask what the log lacks, and append verdicts row by row."""
     for mode, count in asker.protocol.samples.items():
         is_blind = view_of(mode) != View.FULL
         shown = [pair for pair in pairs if pair[1].images or not is_blind]
@@ -344,14 +370,21 @@ def ask_call(
     mode: str,
     log: Path,
 ) -> None:
-    """One call of the engine; its responses are judged and appended."""
-    begin = time.perf_counter()
+    """One call of the engine; what is finished is judged and appended while it writes the rest."""
     shown = [apply_view(prompt, view_of(mode)) for _, prompt, _ in part]
-    asked_samples = [samples for _, _, samples in part]
-    groups = asker.generate(list(zip(shown, asked_samples, strict=True)), mode)
-    seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
-    for (row, prompt, _), seen, rollouts in zip(part, shown, groups, strict=True):
+    asked = {one[1].id: (*one[:2], seen) for one, seen in zip(part, shown, strict=True)}
+    begin, seconds, writing = time.perf_counter(), 0.0, sum(len(one[2]) for one in part)
+
+    def store(prompt_id: str, rollouts: tuple[Rollout, ...]) -> None:
+        nonlocal begin, seconds, writing
+        # the samples in writing share the time equally, so the sum is that of the call
+        seconds += (time.perf_counter() - begin) / max(1, writing)
+        writing -= len(rollouts)
         for rollout in rollouts:
-            asked, answered = (row, prompt, seen), (rollout, asker.vlm.decode(rollout.ids), seconds)
-            sample = judged_sample(benchmark, asker.protocol, asker.math, asked, mode, answered)
-            append_line(log, sample.to_dict())
+            answered = (rollout, asker.vlm.decode(rollout.ids), seconds)
+            how = (benchmark, asker.protocol, asker.math)
+            append_line(log, judged_sample(*how, asked[prompt_id], mode, answered).to_dict())
+        begin = time.perf_counter()
+
+    asked_samples = [samples for _, _, samples in part]
+    asker.generate(list(zip(shown, asked_samples, strict=True)), mode, store)

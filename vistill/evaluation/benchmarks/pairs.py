@@ -54,7 +54,7 @@ def units_difference(
     names = [name for name, part in first.items() if part and second.get(name)]
     sides = {f"{side} {name}": part[name] for side, part in enumerate((first, second), 0)
              for name in names}  # fmt: skip
-    clusters = dict.fromkeys(unit.cluster for part in sides.values() for unit in part)
+    clusters = sorted({unit.cluster for part in sides.values() for unit in part})
     index = {name: i for i, name in enumerate(clusters)}
     sums = {name: sum_by_cluster(part, index) for name, part in sides.items()}
     drawn = resample(sums, len(index), seed) if sums else {}

@@ -76,7 +76,8 @@ def score_units(
         seed: of the resamples.
     """
     filled = {name: list(part) for name, part in units.items() if part}
-    clusters = dict.fromkeys(unit.cluster for part in filled.values() for unit in part)
+    # sorted, so that resamples do not depend on the order in which responses were written
+    clusters = sorted({unit.cluster for part in filled.values() for unit in part})
     index = {name: i for i, name in enumerate(clusters)}
     sums = {name: sum_by_cluster(part, index) for name, part in filled.items()}
     draws = resample(sums, len(index), seed) if sums else {}
