@@ -15,6 +15,7 @@ from vistill.config import build_recipe
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, DataError
 from vistill.evaluation.settings import EvalSettings
+from vistill.lora_settings import LoraSettings
 from vistill.registry import checkers
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -22,7 +23,6 @@ from vistill.studies.check import check
 from vistill.training.build import make_setup
 from vistill.training.checks.check import run_checks
 from vistill.training.checks.data import DATA_CHECKS, check_no_limits, load_rows
-from vistill.lora_settings import LoraSettings
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.special_tokens import check_special_tokens_of_models
 from vistill.training.recipe import Recipe, StudentSettings, TeacherSettings
