@@ -97,7 +97,7 @@ from vistill.studies.make_tiny_models import tiny_tokenizer
 from vistill.training.build import build, make_setup
 from vistill.training.checkpoint import newest_checkpoint
 from vistill.training.loop import run
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import Recipe, StudentSettings, TeacherSettings
 from vistill.training.settings import SaveSettings, ScheduleSettings, TrainSettings
 from vistill.training.setup import ProvidedInputs
 
@@ -111,8 +111,8 @@ def train_ours(folder, on_update, stop=None):
     place = RunFolder(folder)
     recipe = Recipe(
         run=str(folder),
-        student=ModelSettings("built here"),
-        teacher=ModelSettings("built here"),
+        student=StudentSettings("built here"),
+        teacher=TeacherSettings("built here"),
         method="opd",
         train=TrainSettings(
             prompts_per_step=PER_STEP,

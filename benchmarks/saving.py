@@ -23,7 +23,7 @@ from vistill.training import loop
 from vistill.training.build import build, make_setup
 from vistill.training.checkpoint_content import bytes_to_save
 from vistill.training.checkpoint_writer import CheckpointWriter
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import Recipe, StudentSettings, TeacherSettings
 from vistill.training.settings import SaveSettings, TrainSettings
 from vistill.training.setup import ProvidedInputs
 
@@ -91,8 +91,8 @@ def make_run(tokenizer, folder, in_background, saves):
     """A run of OPD that saves every second step."""
     recipe = Recipe(
         run=str(folder.path),
-        student=ModelSettings("built here"),
-        teacher=ModelSettings("built here"),
+        student=StudentSettings("built here"),
+        teacher=TeacherSettings("built here"),
         method="opd",
         train=TrainSettings(prompts_per_step=4, steps=EVERY * saves, lr=1e-4),
         rollout=RolloutSettings(

@@ -304,11 +304,9 @@ def describe(schema: Mapping[str, Any]) -> str:
     elif "enum" in schema:
         kinds = " | ".join(typed(one) for one in schema["enum"])
     elif schema.get("type") == "array":
-        count = (
-            f" of {schema['minItems']}"
-            if schema.get("minItems") == schema.get("maxItems", -1)
-            else ""
-        )
+        least = schema.get("minItems", 0)
+        exactly = "" if least == schema.get("maxItems") else "at least "
+        count = f" of {exactly}{least}" if least else ""
         kinds = f"a list{count}: {describe(schema['items'])}"
     elif "properties" in values_of(schema):
         kinds = "names, each with a group of keys"

@@ -425,6 +425,12 @@ def test_hints_know_types_and_the_names_next_to_them(override, fix):
     assert error.fix.startswith(fix), error.render()
 
 
+def test_an_empty_list_is_refused_with_the_least_number_of_items():
+    error = refused("student.lora.targets=[]")
+    assert error.code == "C002"
+    assert error.why == "it must be a list of at least 1: language | vision | tower | projector"
+
+
 def test_a_boolean_is_refused_with_its_default_as_the_fix():
     error = refused("train.lr=true")
     assert error.what == "train.lr cannot be true"

@@ -15,6 +15,7 @@ from vistill.config import build_recipe
 from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError, DataError
 from vistill.evaluation.settings import EvalSettings
+from vistill.lora_settings import LoraSettings
 from vistill.registry import checkers
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
@@ -24,7 +25,7 @@ from vistill.training.checks.check import run_checks
 from vistill.training.checks.data import DATA_CHECKS, check_no_limits, load_rows
 from vistill.training.checks.notes import notes_on_run
 from vistill.training.checks.special_tokens import check_special_tokens_of_models
-from vistill.training.recipe import ModelSettings, Recipe
+from vistill.training.recipe import Recipe, StudentSettings, TeacherSettings
 from vistill.training.settings import SaveSettings
 from vistill.types import Prompt
 
@@ -200,8 +201,8 @@ def test_fast_sets_unreadable_gold_answers_aside_as_a_start_does(tmp_path):
 
 
 def notes(train=(), evaluation=(), needs=(), **groups):
-    settings = {"save": SaveSettings(keep_best="none"), **groups}
-    recipe = Recipe("x", ModelSettings(), method="opd", **settings)
+    settings = {"student": StudentSettings(), "save": SaveSettings(keep_best="none"), **groups}
+    recipe = Recipe("x", method="opd", **settings)
     return "\n".join(notes_on_run(recipe, needs, train, evaluation))
 
 
@@ -220,7 +221,13 @@ def test_settings_that_are_rarely_meant_are_noted():
     greedy = {"rollout": RolloutSettings(temperature=0.0)}
     assert "comparing siblings" in notes(needs=("siblings",), **greedy)
     assert notes(evaluation=[ANSWERED], **greedy) == ""
-    same = Recipe("x", ModelSettings("m"), method="opd", teacher=ModelSettings("m"))
+    same = Recipe("x", StudentSettings("m"), method="opd", teacher=TeacherSettings("m"))
+    unused = {"student": StudentSettings(lora=LoraSettings(rank=4))}
+    assert "student.train is full: all weights are trained" in notes(
+        evaluation=[ANSWERED], **unused
+    )
+    used = {"student": StudentSettings(train="lora", lora=LoraSettings(rank=4))}
+    assert notes(evaluation=[ANSWERED], **used) == ""
     assert "are the same model" in "\n".join(notes_on_run(same, (), [], [ANSWERED]))
 
 

@@ -124,6 +124,7 @@ def test_frozen_parts_keep_their_adapters_and_nothing_left_is_refused(tokenizer)
     with pytest.raises(ConfigError, match="nothing is left to train") as caught:
         freeze_parts(adapted(tokenizer, targets=("language",)), ("language",))
     assert caught.value.code == "C110"
+    assert caught.value.why == "the weights that are trained (adapters) are in 'language'"
 
 
 def test_the_student_learns_with_a_base_in_half_precision(tokenizer, teacher, tmp_path):

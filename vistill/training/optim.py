@@ -72,14 +72,12 @@ def freeze_parts(vlm: VLM, parts: tuple[str, ...]) -> None:
         return bool(everything - {id(weight) for part in frozen for weight in weights[part]})
 
     if not has_trainable(parts):
-        tied = {id(weight) for weight in weights["head"]} & {
-            id(weight) for weight in weights["language"]
-        }
-        why = (
-            "the head is tied to the input embedding, which belongs to 'language'"
-            if tied
-            else "no part is left"
-        )
+        kept = [part for part in weights if everything & {id(w) for w in weights[part]}]
+        why = "no part is left"
+        if not any(id(weight) in everything for weight in weights["head"]):
+            why = f"the weights that are trained (adapters) are in {' and '.join(map(repr, kept))}"
+        elif {id(w) for w in weights["head"]} & {id(w) for w in weights["language"]}:
+            why = "the head is tied to the input embedding, which belongs to 'language'"
         fewer = next(parts[:n] for n in range(len(parts) - 1, -1, -1) if has_trainable(parts[:n]))
         raise freeze_error(parts, "nothing is left to train", why, fewer)
     for part in parts:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from vistill.data.mixture import set_of
 from vistill.data.settings import DataSettings
 from vistill.errors import quote_setting
+from vistill.lora_settings import LoraSettings
 from vistill.types import Prompt
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def notes_on_run(
         notes.append(
             "rollout.temperature=0: all rollouts of a prompt are equal, so comparing siblings"
             " changes nothing (rollout.temperature=0.7)"
+        )
+    if recipe.student.train == "full" and recipe.student.lora != LoraSettings():
+        notes.append(
+            "student.lora has settings, but student.train is full: all weights are trained"
+            " (student.train=lora)"
         )
     models = {"teacher": recipe.teacher.model}
     models |= {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
