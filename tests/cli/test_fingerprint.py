@@ -25,14 +25,13 @@ CLASSES = {
     },
     "schedule": {
         "train.lr", "train.epochs", "train.steps", "train.schedule.kind", "train.schedule.warmup",
-        "train.schedule.min_lr",
+        "train.schedule.min_lr", "rollout.engine", "train.teacher_scorer",
     },
     "identity": {
         "seed", "method", "student.model", "student.revision", "teacher.model", "teacher.revision",
         "data.train", "data.template", "data.columns.prompt", "rollout.per_prompt",
         "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens", "train.prompts_per_step",
         "train.weight_decay", "train.clip_norm", "train.freeze", "train.precision",
-        "train.teacher_scorer",
         "views.pixelate", "reward.accuracy",
     },
 }  # fmt: skip

@@ -14,6 +14,7 @@ from training.test_loop import make_plan, run_plan
 from vistill.errors import ConfigError, RolloutError, StorageError
 from vistill.models.scoring import score
 from vistill.objectives import METHODS
+from vistill.rollouts.server_checks import unreachable_error
 from vistill.rollouts.settings import RolloutSettings, ServerSettings
 from vistill.runs.folder import RunFolder
 from vistill.training import teacher_scores
@@ -32,11 +33,14 @@ class Double:
 
     calls = 0
     jitter = 0.0
+    fails = False
 
     def __init__(self, teacher, settings, poll):
         self.teacher = teacher
 
     def prove(self):
+        if Double.fails:
+            raise unreachable_error(AT.url, "refused")
         return 0.0
 
     @torch.no_grad()
@@ -49,7 +53,8 @@ class Double:
 
 @pytest.fixture(autouse=True)
 def _server(monkeypatch):
-    Double.calls, Double.jitter = 0, 0.0
+    """Scores come from a double: a vLLM server takes minutes to start."""
+    Double.calls, Double.jitter, Double.fails = 0, 0.0, False
     monkeypatch.setattr(teacher_scores, "SampledTokenTeacher", Double)
 
 
@@ -102,7 +107,7 @@ def test_a_stopped_run_and_a_replay_use_the_stored_scores(tokenizer, teacher, tm
     entry = whole.journal / "000006.json"
     record = json.loads(entry.read_text())
     assert set(record["scores"]) == {"teacher.full", "teacher.pixelated"}
-    record["scores"]["teacher.full"][0] += 1.0  # changed by somebody
+    record["scores"]["teacher.full"][0] += 1.0  # changed on the disk
     entry.write_text(json.dumps(record))
     with pytest.raises(StorageError) as caught:
         replay_plan(plan(), whole, 6)
@@ -139,15 +144,8 @@ def test_a_scorer_without_an_address_is_refused_and_names_its_own_way_out():
         check_scorer("m", method.passes(), RolloutSettings(server=AT), 0)
 
 
-def test_a_server_that_is_not_there_ends_the_start_before_step_1(
-    tokenizer, teacher, tmp_path, monkeypatch
-):
-    from vistill.rollouts.server_checks import unreachable_error
-
-    def prove(self):
-        raise unreachable_error(AT.url, "refused")
-
-    monkeypatch.setattr(Double, "prove", prove)
+def test_a_server_that_is_not_there_ends_the_start_before_step_1(tokenizer, teacher, tmp_path):
+    Double.fails = True
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RolloutError) as caught:
         run_plan(make_scored_plan(tokenizer, teacher), folder)

@@ -36,8 +36,16 @@ FREE_KEYS = (
     "student.device",
     "teacher.device",
 )
-#: Keys of the schedule: changing them on resume needs --accept.
-SCHEDULE_KEYS = ("train.lr", "train.epochs", "train.steps", "train.schedule.")
+#: Keys of the schedule, and what writes or scores, the way out where a process or server is gone:
+#: changing them on resume needs --accept.
+SCHEDULE_KEYS = (
+    "train.lr",
+    "train.epochs",
+    "train.steps",
+    "train.schedule.",
+    "rollout.engine",
+    "train.teacher_scorer",
+)
 
 
 #: A key of a named teacher or data set has the class of the key of the only one.
@@ -47,7 +55,7 @@ RENAMED = {("reward.checker", "answers"): "auto"}
 
 CLASS_MEANINGS = {
     "identity": "changes the data or the update",
-    "schedule": "schedule",
+    "schedule": "may change with --accept",
     "free": "harmless",
 }
 
