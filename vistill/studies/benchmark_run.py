@@ -16,6 +16,7 @@ from vistill.evaluation.benchmarks.asking import judged_sample, sampling_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
 from vistill.evaluation.benchmarks.lm_judge import LMJudge
+from vistill.evaluation.benchmarks.measuring import measure_signals
 from vistill.evaluation.benchmarks.protocols import Protocol, view_of
 from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
@@ -39,6 +40,7 @@ from vistill.evaluation.benchmarks.sample_log import (
     other_log_error,
     read_samples,
 )
+from vistill.evaluation.benchmarks.sample_signals import NAMES, check_can_measure
 from vistill.evaluation.benchmarks.sources import (
     BenchmarkRows,
     find_present,
@@ -102,6 +104,8 @@ class Asker:
     lm: LMJudge | None = None
     """The language model that judges where the protocol's paper has one (`eval.judge`)."""
     retry: frozenset[str] = frozenset()
+    signals: bool = False
+    """Also measure the signals of each response (`eval.signals`)."""
     failures: list[dict[str, Any]] = field(default_factory=list)
     """Of the last call: samples without a response."""
 
@@ -119,6 +123,23 @@ class Asker:
             (prompt, samples), *_ = asked
             self.failures.extend(failures_of(prompt, samples, mode, error))
             return [()]
+
+    def measure(
+        self, prompt: Prompt, mode: str, rollouts: Sequence[Rollout]
+    ) -> list[dict[str, float | None]] | list[None]:
+        """The signals of the responses to a prompt; with less memory in several calls."""
+        if not self.signals:
+            return [None] * len(rollouts)
+
+        def size(halvings: int) -> int:
+            return max(1, len(rollouts) >> halvings)
+
+        def attempt(halvings: int) -> list[dict[str, float | None]]:
+            step = size(halvings)
+            parts = (rollouts[start : start + step] for start in range(0, len(rollouts), step))
+            return [one for part in parts for one in measure_signals(self.vlm, prompt, mode, part)]
+
+        return MemoryRetry().run_halving("score", size, attempt)
 
     def generate_together(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], mode: str
@@ -198,6 +219,8 @@ def ask_all(
     """Load the model, ask every benchmark, and score it."""
     settings, protocol = recipe.located(), request.protocol
     names = [one.name for one in request.benchmarks]
+    if recipe.eval.signals:
+        check_can_measure(recipe.rollout.engine)
     lm = judge_of(recipe, names, protocol.name, request.retry)
     with open_phase("loading the model"):
         encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
@@ -213,7 +236,7 @@ def ask_all(
         asker = Asker(
             vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise, request.reducers
         )
-        asker = replace(asker, lm=lm, retry=request.retry)
+        asker = replace(asker, lm=lm, retry=request.retry, signals=own.signals)
         facts = facts_of(recipe, vlm, protocol)
         folder = RunFolder(Path(recipe.run))
         for one in present:
@@ -281,6 +304,7 @@ def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
         "max_image_tokens": data.max_image_tokens,
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
+        "signals": list(NAMES) if recipe.eval.signals else None,
         "versions": package_versions(),
     }
 
@@ -351,7 +375,8 @@ def ask_call(
     groups = asker.generate(list(zip(shown, asked_samples, strict=True)), mode)
     seconds = (time.perf_counter() - begin) / max(1, sum(len(group) for group in groups))
     for (row, prompt, _), seen, rollouts in zip(part, shown, groups, strict=True):
-        for rollout in rollouts:
+        measured = asker.measure(prompt, mode, rollouts)
+        for rollout, signals in zip(rollouts, measured, strict=True):
             asked, answered = (row, prompt, seen), (rollout, asker.vlm.decode(rollout.ids), seconds)
             sample = judged_sample(benchmark, asker.protocol, asker.math, asked, mode, answered)
-            append_line(log, sample.to_dict())
+            append_line(log, replace(sample, signals=signals).to_dict())
