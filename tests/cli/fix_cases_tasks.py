@@ -104,6 +104,22 @@ def a_reducer_gets_too_few_samples(place):
     start_tasks(place, "--tasks ai2d --reduce majority")
 
 
+@situation("C105")
+def a_reducer_of_a_rescore_is_misspelt(place):
+    start_rescore(place, "--reduce majorty")
+
+
+@situation("C101")
+def a_reducer_of_a_rescore_gets_too_few_samples(place):
+    start_rescore(place, "--reduce pass@4")
+
+
+@situation("C101")
+def signals_are_asked_of_a_server(place):
+    server = "rollout.engine=server rollout.server.url=http://127.0.0.1:9"
+    start_tasks(place, f"--tasks ai2d {server} eval.signals=true")
+
+
 @situation("C101")
 def a_model_is_named_twice(place):
     start_tasks(place, "vistill:student --tasks ai2d")

@@ -523,3 +523,33 @@ def test_lines_of_a_large_file_are_counted(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("{}\n" * 50)
     assert count_training_rows(DataSettings(train=str(file), holdout=10), max_read=10) == 40
+
+
+def test_a_plan_counts_the_responses_that_benchmarks_ask_during_the_run():
+    words = ["eval.tasks=[mathverse,vsp_maze]", "eval.task_limit=64", "train.steps=100",
+             "eval.every=50", "eval.max_new_tokens=512"]  # fmt: skip
+    bare, plain = plan_of(RECIPE, *words[1:]), plan_of(RECIPE, *words)
+    values = plan_dict(plain)
+    assert values["benchmarks"]["mathverse"]["responses"] == 64
+    assert values["benchmarks"]["mathverse"]["limit"] == 512
+    assert values["evaluations"] == 3
+    more = plan_of(RECIPE, *words, "eval.task_protocol=vgs", "eval.task_blind=true")
+    assert plan_dict(more)["benchmarks"]["mathverse"]["responses"] == 64 * 17 * 3
+    whole = plan_of(RECIPE, *words, "eval.task_limit=null", "eval.task_protocol=visual_opsd")
+    assert plan_dict(whole)["benchmarks"]["mathverse"]["responses"] == 3940
+    assert plan_dict(whole)["benchmarks"]["vsp_maze"]["responses"] < 600
+    signals = plan_of(RECIPE, *words, "eval.signals=true", "eval.task_blind=true")
+    assert plan_dict(signals)["benchmarks"]["mathverse"]["readings"] == 64 * (3 + 1 + 1)
+    costs = [plan.cost.evaluation_seconds() for plan in (bare, plain, signals, more)]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == 4
+    assert "benchmarks of 3 evaluations: 384 responses" in format_plan(plain, "run")
+    assert "benchmarks of" not in format_plan(bare, "run")
+    never = plan_of(RECIPE, *words, "eval.every=0")
+    assert plan_dict(never)["benchmarks"] == {}
+
+
+def test_a_plan_names_a_benchmark_that_does_not_exist():
+    with pytest.raises(ConfigError) as caught:
+        plan_dict(plan_of(RECIPE, "eval.tasks=[mathvers]"))
+    assert (caught.value.code, caught.value.fix) == ("C105", "'eval.tasks=[mathverse]'")

@@ -12,7 +12,7 @@ from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.protocols import PROTOCOLS
 from vistill.evaluation.benchmarks.sample_log import open_log, read_samples
-from vistill.studies.benchmark_run import Asker, ask_call
+from vistill.studies.benchmark_asker import Asker, ask_call
 from vistill.types import Finish, Prompt, Rollout
 
 

@@ -10,7 +10,7 @@ from test_benchmark_run import run_verb
 from vistill.errors import RolloutError
 from vistill.evaluation.benchmarks.sample_failures import read_failures
 from vistill.evaluation.benchmarks.sample_log import read_samples
-from vistill.studies.benchmark_run import Asker
+from vistill.studies.benchmark_asker import Asker
 
 
 def write_mmstar(folder):

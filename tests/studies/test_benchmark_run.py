@@ -95,6 +95,15 @@ def test_tasks_are_asked_logged_scored_and_rescored(tmp_path, capsys):
         first = results["tasks"][name]["modes"]["sampled"]["metrics"]
         assert task["modes"]["sampled"]["metrics"] == first
     assert contents_of_folder(tmp_path / "neu") == contents(run)
+    code, shown, err = run_verb(capsys, "rescore", run, "--reduce", "pass@k,majority", "--json")
+    assert code == 0, err
+    for one in json.loads(shown):
+        (task,) = one["tasks"].values()
+        assert list(task["modes"]["sampled"]["reduced"]) == ["pass@2", "majority@2"]
+    for wrong, shown_code in (("pass@3", "C101"), ("pas@k", "C105")):
+        code, _, err = run_verb(capsys, "rescore", run, "--reduce", wrong, "--out", tmp_path / "x")
+        assert (code, f"error[{shown_code}]" in err) == (2, True)
+        assert not (tmp_path / "x").exists()
     code, shown, err = run_verb(capsys, "rescore", log, "--checker", "contains")
     assert code == 0, err
     assert "rule: contains" in shown
@@ -343,3 +352,61 @@ def test_the_shipped_student_answers_every_real_set_that_has_pictures(
         ]
         value = next(iter(mode["metrics"].values()))["value"]
         assert name == "wemath" or value == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.more
+def test_signals_are_logged_averaged_resumed_and_shown(tmp_path, capsys):
+    sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
+    rows = [json.loads(line) for line in (sets / "ai2d" / "data.jsonl").read_text().splitlines()]
+    rows[0]["image"] = None  # a question without a picture
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (sets / "ai2d" / "data.jsonl").write_text(text)
+    words = command(sets, run, "--blind", "eval.signals=true")
+    words[words.index("wemath,ai2d")] = "ai2d"
+    code, shown, err = run_verb(capsys, *words)
+    assert code == 0, err
+    log = run / "samples" / "ai2d.va_opd.jsonl"
+    samples = list(read_samples(log))
+    assert len(samples) == 4 * 2 + 2 * 3 * 2
+    for sample in samples:
+        assert sample.signals["log_prob"] < 0 < sample.signals["entropy"]
+        has_full_picture = sample.mode == "sampled" and bool(sample.pictures)
+        assert (sample.signals["visual_advantage"] is not None) == has_full_picture
+        assert (sample.signals["visual_dependency"] is not None) == has_full_picture
+    modes = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]["modes"]
+    signals = modes["sampled"]["signals"]
+    values = [s.signals["visual_advantage"] for s in samples
+              if s.signals["visual_advantage"] is not None]  # fmt: skip
+    assert signals["means"]["visual_advantage"]["value"] == pytest.approx(sum(values) / 6)
+    assert signals["responses"] == {
+        "log_prob": 8, "entropy": 8, "visual_advantage": 6, "visual_dependency": 6
+    }  # fmt: skip
+    assert "no visual signals for 2 responses written without a full picture" in shown
+    assert set(modes["sampled/text_only"]["signals"]["means"]) == {"log_prob", "entropy"}
+    csv = (run / "results.csv").read_text()
+    assert "ai2d,va_opd,sampled,,visual_advantage," in csv
+    page = (run / "report.html").read_text()
+    assert "<h3>Signals</h3>" in page
+    assert "visual_dependency" in page
+
+    whole = log.read_bytes()
+    log.write_bytes(b"\n".join(whole.split(b"\n")[:4])[:-20])  # killed in the third sample
+    assert run_verb(capsys, *words)[0] == 0
+    again = {s.key: s for s in read_samples(log)}
+    assert {key: s.response for key, s in again.items()} == {s.key: s.response for s in samples}
+    for sample in samples:
+        for name, value in sample.signals.items():
+            assert again[sample.key].signals[name] == (
+                None if value is None else pytest.approx(value, abs=1e-5)
+            )
+
+    words.remove("eval.signals=true")
+    code, _, err = run_verb(capsys, *words)
+    assert (code, "error[C203]" in err, "signals is None now" in err) == (2, True, True)
+
+
+def test_signals_are_refused_where_a_server_writes(tmp_path, capsys):
+    sets = write_sets(tmp_path / "sets")
+    rest = ("eval.signals=true", "rollout.engine=server", "rollout.server.url=http://127.0.0.1:9")
+    code, _, err = run_verb(capsys, *command(sets, tmp_path / "run", *rest))
+    assert (code, "error[C101]" in err, "eval.signals=false" in err) == (2, True, True)

@@ -134,3 +134,29 @@ def test_other_rows_or_protocols_between_evaluations_are_named():
     assert changed_benchmarks(before, {"benchmark/ai2d/key": 2.0}) == []
     assert changed_benchmarks([], {"benchmark/ai2d/key": 2.0}) == []
     assert key_class("eval.tasks") == "free"
+
+
+@pytest.mark.more
+def test_blind_modes_and_signals_of_a_run_have_names_of_their_own_and_change_no_training(recipe):
+    settings = {**TASKS, "eval.task_blind": True, "eval.signals": True, "train.steps": 1}
+    plain = run(recipe, "plain-1", **{**TASKS, "train.steps": 1})
+    blind = run(recipe, "blind", **settings)
+    assert (plain / "metrics.jsonl").read_bytes() == (blind / "metrics.jsonl").read_bytes()
+    last, without = evaluations(blind)[-1], evaluations(plain)[-1]
+    for view in ("pixelated", "text_only"):
+        name = f"benchmark/ai2d/greedy/{view}"
+        gap = last["benchmark/ai2d/greedy/accuracy"] - last[f"{name}/accuracy"]
+        assert last[f"{name}/gap/accuracy"] == pytest.approx(gap)
+        assert f"{name}/accuracy" not in without
+        assert f"{name}/visual_advantage" not in last
+    assert last["benchmark/ai2d/accuracy"] == without["benchmark/ai2d/accuracy"]
+    assert last["benchmark/ai2d/greedy/visual_advantage"] >= 0
+    assert last["benchmark/ai2d/key"] != without["benchmark/ai2d/key"]
+    log = blind / "samples" / "step-000001.ai2d.official.jsonl"
+    samples = list(read_samples(log))
+    assert len(samples) == 3 * 3
+    assert {bool(s.pictures) for s in samples if s.mode == "greedy/text_only"} == {False}
+    assert all(s.signals["log_prob"] < 0 for s in samples)
+    task = rescore_log(log, "", None, None)["tasks"]["ai2d"]
+    assert (task["missing_replies"], len(task["modes"])) == (0, 3)
+    assert task["modes"]["greedy"]["signals"]["responses"]["visual_advantage"] == 3

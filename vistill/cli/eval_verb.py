@@ -47,6 +47,7 @@ def add_eval(app: typer.Typer) -> None:
         rich_help_panel=LOOK,
         epilog=example(
             "vistill rescore runs/tasks-student --checker choice --take last",
+            "vistill rescore runs/tasks-student --reduce pass@k,majority",
             "vistill rescore runs/tasks-student --judge http://HOST:8000/v1 --judge-model NAME",
         ),
     )(rescore)
@@ -149,7 +150,7 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
     """
     from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, find_benchmarks, find_suite
     from vistill.evaluation.benchmarks.protocols import find_protocol, with_blind, with_changes
-    from vistill.evaluation.benchmarks.reducers import find_reducers
+    from vistill.evaluation.benchmarks.reducers import find_reducers, parse_reducers
     from vistill.evaluation.benchmarks.sample_failures import parse_codes
     from vistill.studies.benchmark_run import BenchmarkRequest
 
@@ -173,8 +174,7 @@ def make_request(options: TaskOptions, pairs: dict[str, str], recipe: Any) -> "B
         limit = recipe.eval.limit
     changed = {**changes, **({"samples": samples} if samples is not None else {})}
     protocol = with_changes(protocol, samples, changes)
-    names = [one.strip() for one in options.reduce.split(",")] if options.reduce else []
-    reducers = find_reducers(names, protocol.samples)
+    reducers = find_reducers(parse_reducers(options.reduce), protocol.samples)
     if options.blind:
         protocol = with_blind(protocol)
     request = BenchmarkRequest(benchmarks, protocol, suite, options.data, limit, changed, reducers)
@@ -277,6 +277,9 @@ def rescore(  # noqa: PLR0913  (options of a verb)
     retry_errors: Annotated[
         str, typer.Option(help="ask it again where it failed: all, or error codes with commas")
     ] = "",
+    reduce: Annotated[
+        str, typer.Option(help="of several samples, with commas: mean, pass@k (pass@4), majority")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for logs with the new verdicts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
     plugin: Plugins = None,
@@ -286,16 +289,22 @@ def rescore(  # noqa: PLR0913  (options of a verb)
     check_rescore_options(log, checker, take)
     check_judge_options(log, checker, judge, judge_model)
     from vistill.evaluation.benchmarks.lm_judge import open_judge
-    from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log
+    from vistill.evaluation.benchmarks.reducers import find_reducers, parse_reducers
+    from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log, samples_of
     from vistill.evaluation.benchmarks.results import results_table
     from vistill.evaluation.benchmarks.sample_failures import parse_codes
 
     logs, retry = logs_of(log), parse_codes(retry_errors)
+    names, fix = parse_reducers(reduce), quote_command("vistill", "rescore", log)
+    reducers = [find_reducers(names, samples_of(one), fix) for one in logs]
     lm = open_judge(judge, judge_model, judge_limit, logs[0].parent, retry)
     if out is not None:
         check_new_files([out / one.name for one in logs])
     taken: Any = take or None
-    results = [rescore_log(one, checker, taken, out and out / one.name, lm) for one in logs]
+    results = [
+        rescore_log(one, checker, taken, out and out / one.name, lm, own)
+        for one, own in zip(logs, reducers, strict=True)
+    ]
     if as_json:
         print(json.dumps(results, indent=2))
         return

@@ -68,6 +68,13 @@ class EvalSettings:
     all."""
     task_data: str = ""
     """Folder with `NAME/data.jsonl` of these benchmarks; empty reads the hub."""
+    signals: bool = False
+    """Also measure signals of each response to a benchmark (`vistill eval --tasks`, `eval.tasks`),
+    by the model itself: log-probability, entropy, visual advantage and visual dependency, as means
+    over its tokens. One forward pass per view: three for a response with a picture."""
+    task_blind: bool = False
+    """Also ask these benchmarks with the picture pixelated, and without it, as `vistill eval
+    --tasks ... --blind` does; figures have the mode in their name. Three times the responses."""
     task_protocol: Literal["official", "va_opd", "vgs", "visual_opsd"] = "official"
     """How these benchmarks are asked: official, va_opd, vgs or visual_opsd; a response has at most
     `eval.max_new_tokens` tokens."""

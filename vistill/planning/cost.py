@@ -7,6 +7,7 @@ estimate: operations over an assumed share of the GPU's peak, and a fixed time p
 from dataclasses import dataclass, replace
 
 from vistill.data.keys import num_steps
+from vistill.planning.benchmarks import planned_benchmarks
 from vistill.planning.lora import BITS
 from vistill.planning.memory import Memory
 from vistill.planning.shapes import ModelShape
@@ -180,15 +181,36 @@ class Cost:
         responses += fewer * (settings.greedy + BLIND_VIEWS * settings.blind * settings.samples)
         tokens = min(self.memory.work.response_tokens, settings.max_new_tokens)
         at_a_time = self.memory.evaluate().rows
-        return self.decoding_seconds(responses, at_a_time, tokens, settings.max_new_tokens)
+        own = self.decoding_seconds(responses, at_a_time, tokens, settings.max_new_tokens)
+        return own + self.benchmark_seconds()
+
+    def benchmark_seconds(self) -> float:
+        """Seconds of the benchmarks of one evaluation (`eval.tasks`), their signals included."""
+        work, student, seconds = self.memory.work, self.memory.student, 0.0
+        for one in planned_benchmarks(work.recipe.eval):
+            tokens, rows = min(work.response_tokens, one.limit), self.memory.evaluate().rows
+            seconds += self.decoding_seconds(one.responses, rows, tokens, one.limit)
+            flops = reading_flops(student, work.prompt_tokens, int(tokens), 1)
+            flops += 4.0 * student.head_weights * tokens
+            flops += vision_flops(student, work.patches(student, "full"))
+            reading = self.product_seconds(flops, self.memory.gpu.reading_share)
+            seconds += one.readings * (reading + SECONDS_PER_ENCODING)
+        return seconds
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of the run, if the number of rows is known."""
+        every, steps = self.memory.work.recipe.eval.every, self.steps
+        if not every:
+            return 0
+        return None if steps is None else 2 + (steps - 1) // every
 
     def total_seconds(self) -> dict[str, float] | None:
         """Seconds of the run: steps, evaluations, checkpoints."""
         steps, recipe = self.steps, self.memory.work.recipe
         if steps is None:
             return None
-        every, save = recipe.eval.every, recipe.save.every
-        evaluations = 2 + (steps - 1) // every if every else 0
+        save, evaluations = recipe.save.every, self.evaluations
         checkpoints = 1 + ((steps - 1) // save if save else 0)
         return {
             "steps": steps * sum(self.step_seconds().values()),

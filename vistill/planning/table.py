@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vistill.planning.benchmarks import planned_benchmarks
 from vistill.planning.host_bytes import host_bytes
 from vistill.planning.memory import GIB
 from vistill.planning.run_plan import RunPlan
@@ -61,6 +62,9 @@ def plan_dict(plan: RunPlan) -> dict[str, Any]:
         "seconds": cost.total_seconds(),
         "money": cost.money(),
         "disk": cost.disk_bytes(),
+        "benchmarks": {one.name: vars(one) for one in planned_benchmarks(plan.recipe.eval)},
+        "seconds_of_benchmarks": cost.benchmark_seconds(),
+        "evaluations": cost.evaluations,
         "settings": plan.smaller_rows(),
     }
 
@@ -190,10 +194,30 @@ def set_lines(plan: RunPlan) -> list[str]:
     return [f"data sets: {'; '.join(parts)}"]
 
 
+def benchmark_lines(plan: RunPlan) -> list[str]:
+    """Responses, tokens and hours of `eval.tasks`, of one evaluation and of the run."""
+    planned, cost = planned_benchmarks(plan.recipe.eval), plan.cost
+    if not planned:
+        return []
+    names = "; ".join(f"{one.name} {one.responses:,} on {one.rows:,} rows" for one in planned)
+    responses = sum(one.responses for one in planned)
+    mean = min(plan.work.response_tokens, planned[0].limit)
+    times = cost.evaluations
+    lines = [f"benchmarks of an evaluation, responses at most: {names}"]
+    for count, what in ((1, "of an evaluation"), (times, f"of {times} evaluations")):
+        if count:
+            hours = count * cost.benchmark_seconds() / 3600
+            lines.append(
+                f"benchmarks {what}: {count * responses:,} responses,"
+                f" {count * responses * mean:,.0f} tokens, {hours:,.2f} hours"
+            )
+    return lines
+
+
 def run_lines(plan: RunPlan) -> list[str]:
     """Steps, hours, money, disk, and what else to know."""
     cost, seconds = plan.cost, plan.cost.total_seconds()
-    lines = set_lines(plan)
+    lines = [*set_lines(plan), *benchmark_lines(plan)]
     if seconds is None:
         problem = plan.sizes.rows_problem or "the data is not on this machine"
         lines.append(f"run: the number of rows is not known, {problem}: --rows N")

@@ -12,6 +12,7 @@ from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, Suite
 from vistill.evaluation.benchmarks.comparing import matrix_rows, note_lines, points, row_label
 from vistill.evaluation.benchmarks.protocols import decoding_of, view_of
 from vistill.evaluation.benchmarks.results import GAP, is_partial, protocol_line, score_parts
+from vistill.evaluation.benchmarks.sample_signals import NAMES, SIGNAL, signal_notes
 from vistill.report.page import page_environment
 from vistill.types import View
 
@@ -56,6 +57,7 @@ class TaskPart:
     facts: Sequence[str]
     grid: Grid
     shares: Grid
+    signals: Grid
     categories: Sequence[Grid] = field(default_factory=list)
 
 
@@ -232,7 +234,9 @@ def task_part(results: Mapping[str, Any], benchmark: Benchmark) -> TaskPart:
                 categories.setdefault(fact, []).extend(rows)
     parts = [Grid(f"By {fact}", head, rows) for fact, rows in categories.items()]
     grid = Grid("", head, metrics)
-    return TaskPart(benchmark.title, facts, grid, share_grid(results, task), parts)
+    return TaskPart(
+        benchmark.title, facts, grid, share_grid(results, task), signal_grid(results, task), parts
+    )
 
 
 def metric_rows(
@@ -270,7 +274,7 @@ def parts_of(
             yield from (((reducer, name), score) for name, score in part.items())
         return
     for reducer, category, values in score_parts(facts):
-        if not category:
+        if not category and reducer != SIGNAL:
             yield from (((reducer, name), score) for name, score in values.items())
 
 
@@ -297,3 +301,26 @@ def share_grid(results: Mapping[str, Any], task: str) -> Grid:
                     NONE if seconds is None else f"{seconds:.2f}",
                 ])  # fmt: skip
     return Grid("Replies", head, rows)
+
+
+def signal_grid(results: Mapping[str, Any], task: str) -> Grid:
+    """Mean signals of the responses, by mode and model; no row where none were measured."""
+    rows, notes = [], []
+    for mode in modes_of(results, task):
+        for name, one in results["models"].items():
+            facts = mode_facts(one, task, mode)
+            signals = facts.get("signals")
+            if signals:
+                means = [signals["means"].get(signal) for signal in NAMES]
+                rows.append([facts["label"], name, *map(nats_text, means)])
+                notes += [f"{facts['label']}, {name}: {note}" for note in signal_notes(signals)]
+    caption = "Means over the tokens of a response, then over responses, in nats."
+    return Grid("Signals", ["mode", "model", *NAMES], rows, caption=caption, notes=notes)
+
+
+def nats_text(one: Mapping[str, Any] | None) -> str:
+    """`0.0312 [0.0290, 0.0335] on 515`."""
+    if one is None:
+        return NONE
+    band = f" [{one['low']:.4f}, {one['high']:.4f}]" if one["clusters"] > 1 else ""
+    return f"{one['value']:.4f}{band} on {one['units']:,}"

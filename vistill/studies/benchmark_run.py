@@ -1,21 +1,17 @@
 """`vistill eval --tasks`: ask a model the rows of benchmarks, judge, log, and score.
 
 The noise of a response is keyed by seed, row and sample, so neither its batch nor an interruption
-changes it. Only what a log lacks is asked. A response is stored when those of its row are complete.
+changes it. Only what a log lacks is asked.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vistill.answers.math_process import MathJudge, shared_judge
-from vistill.errors import VistillError
-from vistill.evaluation.benchmarks.asking import judged_sample, sampling_of
+from vistill.answers.math_process import shared_judge
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import Suite
-from vistill.evaluation.benchmarks.lm_judge import LMJudge
 from vistill.evaluation.benchmarks.protocols import Protocol, view_of
 from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.rescoring import renew_log
@@ -28,10 +24,7 @@ from vistill.evaluation.benchmarks.results import (
     task_results,
 )
 from vistill.evaluation.benchmarks.sample_failures import (
-    failures_of,
-    is_of_one_sample,
     kept_failures,
-    write_failures,
 )
 from vistill.evaluation.benchmarks.sample_log import (
     change_facts,
@@ -39,39 +32,31 @@ from vistill.evaluation.benchmarks.sample_log import (
     other_log_error,
     read_samples,
 )
+from vistill.evaluation.benchmarks.sample_signals import NAMES, check_can_measure
 from vistill.evaluation.benchmarks.sources import (
     BenchmarkRows,
     find_present,
     make_prompts,
     read_benchmark,
 )
-from vistill.faults import fault
 from vistill.models.backends import with_kernels
 from vistill.models.loading import VLM, load_weights
 from vistill.models.selftest import run_selftest
-from vistill.phases import EVALUATING, RESPONSES, open_phase, send_record
+from vistill.phases import open_phase, send_record
 from vistill.report.csv_file import write_csv
 from vistill.rollouts.build import make_engine
-from vistill.rollouts.engine import GroupwiseEngine, Receive, RolloutEngine, RolloutRequest
-from vistill.rollouts.settings import NoiseName
 from vistill.runs.folder import RunFolder
-from vistill.runs.storage import append_line, write_json, write_text
+from vistill.runs.storage import write_json, write_text
 from vistill.runtime import prepare_process
+from vistill.studies.benchmark_asker import Asker, ask_benchmark
 from vistill.studies.benchmark_judge import CountedSamples, judge_of
 from vistill.training.adapted_student import loading_options
 from vistill.training.checks.arguments import training_folder_error
 from vistill.training.checks.devices import choose_device
 from vistill.training.checks.models import load_encoder_of
-from vistill.training.oom import MemoryRetry
 from vistill.training.recipe import Recipe
 from vistill.training.run_lock import hash_weights, package_versions
-from vistill.types import Prompt, Rollout, View
-from vistill.views import apply_view
-
-Asked = tuple[Prompt, tuple[int, ...]]
-"""A prompt with its samples."""
-ReceiveGroup = Callable[[str, tuple[Rollout, ...]], None]
-"""Called with the id of a prompt and its responses."""
+from vistill.types import Prompt, View
 
 
 @dataclass(frozen=True)
@@ -89,80 +74,6 @@ class BenchmarkRequest:
     reducers: tuple[Reducer, ...] = ()
     retry: frozenset[str] = frozenset()
     """Codes of failed samples that are asked again."""
-
-
-@dataclass(frozen=True)
-class Asker:
-    """A model with its engine, and how it is asked."""
-
-    vlm: VLM
-    engine: RolloutEngine
-    protocol: Protocol
-    seed: int
-    rows_per_call: int
-    math: MathJudge
-    noise: NoiseName = "generator"
-    """Where the sampling noise comes from (`eval.noise`)."""
-    reducers: tuple[Reducer, ...] = ()
-    lm: LMJudge | None = None
-    """The language model that judges where the protocol's paper has one (`eval.judge`)."""
-    retry: frozenset[str] = frozenset()
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """Of the last call: samples without a response."""
-
-    def generate(self, asked: Sequence[Asked], mode: str, receive: ReceiveGroup) -> None:
-        """Pass on the responses to prompts, each as soon as its own are complete.
-
-        A prompt that has none is one of `failures`.
-
-        Args:
-            asked: prompts with the samples that are missing.
-            mode: `greedy`, `sampled`, or a blind one.
-            receive: called once per prompt, in any order.
-        """
-        received: set[str] = set()
-
-        def pass_on(request: RolloutRequest, group: tuple[Rollout, ...]) -> None:
-            if request.key not in received:
-                received.add(request.key)
-                receive(request.key, group)
-
-        try:
-            self.generate_together(asked, mode, received, pass_on)
-        except VistillError as error:
-            if not is_of_one_sample(error):
-                raise
-            if len(asked) == 1:
-                self.failures.extend(failures_of(*asked[0], mode, error))
-                return
-            for one in asked:
-                if one[0].id not in received:
-                    self.generate([one], mode, receive)
-
-    def generate_together(
-        self, asked: Sequence[Asked], mode: str, received: set[str], receive: Receive
-    ) -> None:
-        """Ask prompts in one call; with less memory in several, of what was not received."""
-        requests = [
-            RolloutRequest(prompt.id, self.vlm.encode(prompt), samples, source=prompt)
-            for prompt, samples in asked
-        ]
-        sampling = sampling_of(self.protocol, mode, self.seed, self.rows_per_call, self.noise)
-
-        def size(halvings: int) -> int:
-            return max(1, sampling.rows_per_call >> halvings)
-
-        def attempt(halvings: int) -> None:
-            left = [request for request in requests if request.key not in received]
-            smaller = replace(sampling, rows_per_call=size(halvings))
-            if isinstance(self.engine, GroupwiseEngine):
-                groups = self.engine.generate_groups(left, smaller, receive)
-            else:
-                groups = self.engine.generate(left, smaller)
-            for request, group in zip(left, groups, strict=True):
-                receive(request, group)
-
-        MemoryRetry().run_halving("rollout", size, attempt)
 
 
 def run_benchmarks(recipe: Recipe, request: BenchmarkRequest) -> dict[str, Any]:
@@ -224,6 +135,8 @@ def ask_all(
     """Load the model, ask every benchmark, and score it."""
     settings, protocol = recipe.located(), request.protocol
     names = [one.name for one in request.benchmarks]
+    if recipe.eval.signals:
+        check_can_measure(recipe.rollout.engine)
     lm = judge_of(recipe, names, protocol.name, request.retry)
     with open_phase("loading the model"):
         encoder = load_encoder_of(settings.student, "student", settings.data.max_image_tokens)
@@ -239,7 +152,7 @@ def ask_all(
         asker = Asker(
             vlm, engine, protocol, own.seed, own.rows_per_call, math, own.noise, request.reducers
         )
-        asker = replace(asker, lm=lm, retry=request.retry)
+        asker = replace(asker, lm=lm, retry=request.retry, signals=own.signals)
         facts = facts_of(recipe, vlm, protocol)
         folder = RunFolder(Path(recipe.run))
         for one in present:
@@ -307,6 +220,7 @@ def facts_of(recipe: Recipe, vlm: VLM, protocol: Protocol) -> dict[str, Any]:
         "max_image_tokens": data.max_image_tokens,
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
+        "signals": list(NAMES) if recipe.eval.signals else None,
         "versions": package_versions(),
     }
 
@@ -326,65 +240,3 @@ def find_done(pairs: Sequence[tuple[BenchmarkRow, Prompt]], log: Path) -> set[tu
             raise other_log_error(log, why)
         done.add(sample.key)
     return done
-
-
-def ask_benchmark(
-    asker: Asker,
-    benchmark: Benchmark,
-    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
-    done: set[tuple[str, str, int]],
-    log: Path,
-) -> None:
-    """Ask what the log lacks, and append verdicts row by row."""
-    for mode, count in asker.protocol.samples.items():
-        is_blind = view_of(mode) != View.FULL
-        shown = [pair for pair in pairs if pair[1].images or not is_blind]
-        left = missing_samples(shown, mode, count, done)
-        total = sum(len(samples) for _, _, samples in left)
-        per_call = max(1, asker.rows_per_call // count)
-        with open_phase(f"{EVALUATING} {benchmark.name} {mode}", total, RESPONSES):
-            for start in range(0, len(left), per_call):
-                ask_call(asker, benchmark, left[start : start + per_call], mode, log)
-                write_failures(log, asker.failures)
-                fault("benchmark.after_call")
-
-
-def missing_samples(
-    pairs: Sequence[tuple[BenchmarkRow, Prompt]],
-    mode: str,
-    count: int,
-    done: set[tuple[str, str, int]],
-) -> list[tuple[BenchmarkRow, Prompt, tuple[int, ...]]]:
-    """The rows with the samples that the log lacks."""
-    wanted = [
-        (row, prompt, tuple(i for i in range(count) if (row.id, mode, i) not in done))
-        for row, prompt in pairs
-    ]
-    return [(row, prompt, samples) for row, prompt, samples in wanted if samples]
-
-
-def ask_call(
-    asker: Asker,
-    benchmark: Benchmark,
-    part: Sequence[tuple[BenchmarkRow, Prompt, tuple[int, ...]]],
-    mode: str,
-    log: Path,
-) -> None:
-    """One call of the engine; what is finished is judged and appended while it writes the rest."""
-    shown = [apply_view(prompt, view_of(mode)) for _, prompt, _ in part]
-    asked = {one[1].id: (*one[:2], seen) for one, seen in zip(part, shown, strict=True)}
-    begin, seconds, writing = time.perf_counter(), 0.0, sum(len(one[2]) for one in part)
-
-    def store(prompt_id: str, rollouts: tuple[Rollout, ...]) -> None:
-        nonlocal begin, seconds, writing
-        # the samples in writing share the time equally, so the sum is that of the call
-        seconds += (time.perf_counter() - begin) / max(1, writing)
-        writing -= len(rollouts)
-        for rollout in rollouts:
-            answered = (rollout, asker.vlm.decode(rollout.ids), seconds)
-            how = (benchmark, asker.protocol, asker.math)
-            append_line(log, judged_sample(*how, asked[prompt_id], mode, answered).to_dict())
-        begin = time.perf_counter()
-
-    asked_samples = [samples for _, _, samples in part]
-    asker.generate(list(zip(shown, asked_samples, strict=True)), mode, store)

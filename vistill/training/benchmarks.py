@@ -4,20 +4,23 @@ The student is asked with an engine of its own and keyed noise, so training keep
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from vistill.answers.math_process import MathJudge, shared_judge
-from vistill.errors import VistillError, quote_setting
 from vistill.evaluation.benchmarks.asking import judged_sample, sampling_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
-from vistill.evaluation.benchmarks.catalogue import find_benchmarks
-from vistill.evaluation.benchmarks.protocols import Protocol, find_protocol
+from vistill.evaluation.benchmarks.catalogue import find_benchmarks, naming_settings
+from vistill.evaluation.benchmarks.measuring import measure_signals
+from vistill.evaluation.benchmarks.protocols import (
+    Protocol,
+    find_protocol,
+    view_of,
+    with_blind,
+)
 from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample
 from vistill.evaluation.benchmarks.sources import make_prompts, read_benchmark
@@ -28,7 +31,8 @@ from vistill.rollouts.engine import RolloutEngine, RolloutRequest
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
 from vistill.training.checks.check import TRAINING_PURPOSES, StartCheck
-from vistill.types import Prompt
+from vistill.types import Prompt, View
+from vistill.views import apply_view
 
 if TYPE_CHECKING:
     from vistill.training.plan import Plan
@@ -49,7 +53,20 @@ class BenchmarkPart:
     @property
     def num_responses(self) -> int:
         """Responses of one evaluation."""
-        return len(self.pairs) * sum(self.protocol.samples.values())
+        counts = self.protocol.samples
+        return sum(len(self.pairs_of(mode)) * count for mode, count in counts.items())
+
+    def pairs_of(self, mode: str) -> Sequence[tuple[BenchmarkRow, Prompt]]:
+        """The rows of a mode: all, or of a blind one those with a picture."""
+        if view_of(mode) == View.FULL:
+            return self.pairs
+        return [pair for pair in self.pairs if pair[1].images]
+
+    def wanted(self) -> Wanted:
+        """What is to be asked."""
+        is_blind = any(view_of(mode) != View.FULL for mode in self.protocol.samples)
+        blind_rows = sum(bool(prompt.images) for _, prompt in self.pairs) if is_blind else None
+        return Wanted(len(self.pairs), blind_rows)
 
     def key(self) -> float:
         """Hash of rows and protocol; figures with different hashes do not compare."""
@@ -65,6 +82,7 @@ def read_benchmarks(setup: "RunSetup") -> str:
         return "none"
     named = find_protocol(settings.task_protocol)
     protocol = replace(named, max_new_tokens=min(named.max_new_tokens, settings.max_new_tokens))
+    protocol = with_blind(protocol) if settings.task_blind else protocol
     parts = []
     with naming_settings():
         for benchmark in find_benchmarks(settings.tasks):
@@ -75,20 +93,6 @@ def read_benchmarks(setup: "RunSetup") -> str:
     setup.benchmarks = parts
     shown = (f"{one.benchmark.name} {len(one.pairs):,} rows" for one in parts)
     return f"{', '.join(shown)}; {protocol.name}, at most {protocol.max_new_tokens:,} tokens"
-
-
-@contextmanager
-def naming_settings() -> Iterator[None]:
-    """Word the fix of an error about benchmarks for a recipe, which has settings, not options."""
-    try:
-        yield
-    except VistillError as error:
-        names = re.sub(
-            r"--tasks (\S+)", lambda match: quote_setting("eval.tasks", f"[{match[1]}]"), error.fix
-        )
-        error.fix = names.replace("--data ", "eval.task_data=")
-        error.args = (error.render(),)
-        raise
 
 
 BENCHMARK_CHECK = StartCheck(
@@ -106,7 +110,8 @@ def evaluate_benchmarks(
     """Ask every benchmark of the run, write the samples, and return the figures.
 
     Figures: `benchmark/NAME/accuracy` (its headline) with interval, rows and shares of the first
-    mode of the protocol, and `benchmark/NAME/MODE/METRIC` for every metric.
+    mode of the protocol, and `benchmark/NAME/MODE/METRIC` for every metric, with
+    `.../gap/METRIC` of a blind mode.
 
     Args:
         plan: of the run.
@@ -139,7 +144,10 @@ class TaskAsker:
         """All samples of a benchmark."""
         samples: list[Sample] = []
         for mode, count in part.protocol.samples.items():
-            most = min(self.settings.rows_per_call, count * len(part.pairs))
+            responses = count * len(part.pairs_of(mode))
+            if not responses:  # a blind mode of rows without pictures
+                continue
+            most = min(self.settings.rows_per_call, responses)
 
             def size(times: int, most: int = most) -> int:
                 return max(1, most >> times)
@@ -150,7 +158,7 @@ class TaskAsker:
                 return list(self.samples(part, mode, count, max(1, most >> times)))
 
             title = f"{EVALUATING} {part.benchmark.name} {mode}"
-            with open_phase(title, count * len(part.pairs), RESPONSES):
+            with open_phase(title, responses, RESPONSES):
                 samples += run_halving("evaluate", size, attempt)
         return samples
 
@@ -161,27 +169,36 @@ class TaskAsker:
         own = self.settings
         sampling = sampling_of(part.protocol, mode, own.seed, rows_per_call, own.noise)
         per_call = max(1, rows_per_call // count)
-        for start in range(0, len(part.pairs), per_call):
-            pairs = part.pairs[start : start + per_call]
+        every = part.pairs_of(mode)
+        for start in range(0, len(every), per_call):
+            pairs = every[start : start + per_call]
+            shown = [apply_view(prompt, view_of(mode)) for _, prompt in pairs]
             requests = [
                 RolloutRequest(p.id, self.vlm.encode(p), tuple(range(count)), source=p)
-                for _, p in pairs
+                for p in shown
             ]
             begin = time.perf_counter()
             groups = self.engine.generate(requests, sampling)
             seconds = (time.perf_counter() - begin) / (len(pairs) * count)
-            for (row, prompt), rollouts in zip(pairs, groups, strict=True):
-                for rollout in rollouts:
+            for (row, prompt), seen, rollouts in zip(pairs, shown, groups, strict=True):
+                measured: Sequence[Any] = [None] * count
+                if own.signals:
+                    measured = measure_signals(self.vlm, prompt, mode, rollouts)
+                for rollout, signals in zip(rollouts, measured, strict=True):
                     answered = rollout, self.vlm.decode(rollout.ids), seconds
-                    asked = row, prompt, prompt
-                    yield judged_sample(
+                    asked = row, prompt, seen
+                    sample = judged_sample(
                         part.benchmark, part.protocol, self.math, asked, mode, answered
                     )
+                    yield replace(sample, signals=signals)
 
 
 def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sample]) -> str:
     """The samples as a log that `vistill rescore` reads, without seconds, which always differ."""
-    protocol = part.protocol
+    protocol, wanted = part.protocol, part.wanted()
+    asked = {"rows": len(part.pairs), "samples": dict(protocol.samples)}
+    if wanted.blind_rows is not None:
+        asked["blind_rows"] = wanted.blind_rows
     header = {
         "log": KIND,
         "version": VERSION,
@@ -194,7 +211,7 @@ def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sa
         "top_p": protocol.top_p,
         "max_new_tokens": protocol.max_new_tokens,
         "take": protocol.take,
-        "asked": {"rows": len(part.pairs), "samples": dict(protocol.samples)},
+        "asked": asked,
     }
     lines = [header, *(replace(sample, seconds=0.0).to_dict() for sample in samples)]
     return "".join(to_json(line) + "\n" for line in lines)
@@ -203,10 +220,14 @@ def log_text(plan: "Plan", part: BenchmarkPart, model: str, samples: Sequence[Sa
 def figures_of(part: BenchmarkPart, samples: Sequence[Sample]) -> dict[str, float]:
     """The figures of one benchmark."""
     name, counts = f"benchmark/{part.benchmark.name}", part.protocol.samples
-    results = task_results(part.benchmark, samples, counts, wanted=Wanted(len(part.pairs)))
+    results = task_results(part.benchmark, samples, counts, wanted=part.wanted())
     facts = {f"{name}/key": part.key(), f"{name}/failed_rows": float(part.num_failed)}
     for index, (mode, values) in enumerate(results["modes"].items()):
         facts |= {f"{name}/{mode}/{k}": score["value"] for k, score in values["metrics"].items()}
+        gaps = values.get("gap", {}).get("metrics", {})
+        facts |= {f"{name}/{mode}/gap/{k}": gap["value"] for k, gap in gaps.items()}
+        means = values.get("signals", {}).get("means", {})
+        facts |= {f"{name}/{mode}/{k}": mean["value"] for k, mean in means.items()}
         main = values["metrics"].get(part.benchmark.headline)
         if index or main is None:
             continue

@@ -229,6 +229,8 @@ ADDED = {
     "eval.task_limit": 64,
     "eval.task_data": "",
     "eval.task_protocol": "official",
+    "eval.signals": False,
+    "eval.task_blind": False,
 }
 #: Stands in a stored recipe for the run folder itself, which may be moved.
 HERE = "{run}"

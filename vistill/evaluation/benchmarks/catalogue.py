@@ -1,9 +1,11 @@
 """All benchmarks by name, and the suites of the papers."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vistill.errors import ConfigError, closest
+from vistill.errors import ConfigError, VistillError, closest, quote_setting
 from vistill.evaluation.benchmarks import (
     blink,
     chartqa,
@@ -165,3 +167,17 @@ def find_suite(name: str) -> Suite:
         why=f"suites: {', '.join(SUITES)}",
         fix=f"--suite {near}",
     )
+
+
+@contextmanager
+def naming_settings() -> Iterator[None]:
+    """Word the fix of an error about benchmarks for a recipe, which has settings, not options."""
+    try:
+        yield
+    except VistillError as error:
+        names = re.sub(
+            r"--tasks (\S+)", lambda match: quote_setting("eval.tasks", f"[{match[1]}]"), error.fix
+        )
+        error.fix = names.replace("--data ", "eval.task_data=")
+        error.args = (error.render(),)
+        raise

@@ -31,12 +31,20 @@ class Reducer:
     """Of `pass@k`; None is the number of samples."""
 
 
-def find_reducers(names: Sequence[str], samples: Mapping[str, int]) -> tuple[Reducer, ...]:
+def parse_reducers(text: str) -> list[str]:
+    """The names of `--reduce mean,pass@4`."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def find_reducers(
+    names: Sequence[str], samples: Mapping[str, int], fix: str = ""
+) -> tuple[Reducer, ...]:
     """The reducers of names: `mean`, `pass@k` (or `pass@4`), `majority`; each once.
 
     Args:
         names: as given.
         samples: responses per question, by mode.
+        fix: of too few samples, where none more are written; by default it asks for more.
 
     Raises:
         ConfigError: C105, a name is unknown; C101, k is larger than the number of samples, or
@@ -62,7 +70,7 @@ def find_reducers(names: Sequence[str], samples: Mapping[str, int]) -> tuple[Red
                 f"--reduce {name} needs more samples than {most}",
                 why="of one response per question nothing is to be reduced, and k of fewer than k"
                 " cannot be drawn",
-                fix=f"--protocol va_opd --samples {max(2, k or 0)}",
+                fix=fix or f"--protocol va_opd --samples {max(2, k or 0)}",
             )
         reducers[Reducer(MEAN if name == MEAN else PASS if match else MAJORITY, k)] = None
     return tuple(reducers)

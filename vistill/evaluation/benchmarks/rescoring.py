@@ -13,6 +13,7 @@ from vistill.errors import StorageError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
 from vistill.evaluation.benchmarks.catalogue import find_benchmarks
 from vistill.evaluation.benchmarks.lm_judge import LMJudge, judge_results, without_failed
+from vistill.evaluation.benchmarks.reducers import Reducer
 from vistill.evaluation.benchmarks.results import Wanted, task_results
 from vistill.evaluation.benchmarks.sample_failures import FAILURE, read_failures
 from vistill.evaluation.benchmarks.sample_log import (
@@ -117,8 +118,22 @@ def renew_log(
     return count
 
 
+def samples_of(log: Path) -> dict[str, int]:
+    """Responses per question by mode: those asked for, else the most that a question has."""
+    asked = read_header(log).get("asked") or {}
+    counts: Counter[str] = Counter(asked.get("samples"))
+    for sample in () if asked else read_samples(log):
+        counts[sample.mode] = max(counts[sample.mode], sample.sample + 1)
+    return dict(counts)
+
+
 def rescore_log(
-    log: Path, checker: str, take: Take | None, out: Path | None, lm: LMJudge | None = None
+    log: Path,
+    checker: str,
+    take: Take | None,
+    out: Path | None,
+    lm: LMJudge | None = None,
+    reducers: tuple[Reducer, ...] = (),
 ) -> dict[str, Any]:
     """The results of a log judged again; nothing is generated, and the log stays as it is.
 
@@ -128,6 +143,7 @@ def rescore_log(
         take: which commitment counts; None takes that of the log.
         out: a new log with the new verdicts.
         lm: a language model that judges in place of every rule.
+        reducers: of several samples of a question (`find_reducers`).
 
     Raises:
         StorageError: S605, the file is no log.
@@ -137,9 +153,7 @@ def rescore_log(
     taken: Take = take or header["take"]
     rule = lm.name if lm else checker
     asked = header.get("asked") or {}
-    counts: Counter[str] = Counter(asked.get("samples"))
-    for sample in () if asked else read_samples(log):
-        counts[sample.mode] = max(counts[sample.mode], sample.sample + 1)
+    counts = samples_of(log)
 
     def judged() -> Iterator[Sample]:
         math, samples = shared_judge(), read_samples(log)
@@ -155,7 +169,7 @@ def rescore_log(
     facts = {**header, "take": taken, "checker": rule, "rescored": str(log)}
     failures: Counter[str] = Counter()
     samples = without_failed(judged(), failures)
-    wanted = Wanted(asked.get("rows", 0), asked.get("blind_rows"))
+    wanted = Wanted(asked.get("rows", 0), asked.get("blind_rows"), reducers)
     results = task_results(benchmark, samples, counts, rule, wanted)
     results |= judge_results(lm, failures)
     kept = {name: asked[name] for name in ("available", "subset", "failed") if name in asked}

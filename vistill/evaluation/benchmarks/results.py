@@ -10,6 +10,7 @@ from vistill.evaluation.benchmarks.pairs import paired_results
 from vistill.evaluation.benchmarks.protocols import GREEDY, decoding_of, view_of
 from vistill.evaluation.benchmarks.reducers import Reducer, reduced_scores
 from vistill.evaluation.benchmarks.sample_log import Sample
+from vistill.evaluation.benchmarks.sample_signals import SIGNAL, SignalMeans, signal_lines
 from vistill.evaluation.benchmarks.scores import score_benchmark
 from vistill.types import View
 
@@ -60,12 +61,14 @@ def task_results(
     """
     replies: dict[str, list[ScoredReply]] = {mode: [] for mode in counts}
     seconds = dict.fromkeys(counts, 0.0)
+    signals = {mode: SignalMeans() for mode in counts}
     rows: dict[str, BenchmarkRow] = {}
     for sample in samples:
         if sample.mode in counts and sample.sample < counts[sample.mode]:
             row = rows.setdefault(sample.row.id, replace(sample.row, question=""))
             replies[sample.mode].append(replace(sample.scored(), row=row))
             seconds[sample.mode] += sample.seconds
+            signals[sample.mode].add(row.id, row.cluster, sample.signals)
     counted = sum(map(benchmark.is_counted, rows.values()))
     modes = {
         mode: {
@@ -73,6 +76,7 @@ def task_results(
             **score_benchmark(benchmark, part),
             "seconds": seconds[mode] / max(1, len(part)),
             "reduced": reduced_scores(benchmark, part, counts[mode], wanted.reducers),
+            **signals[mode].results(),
         }
         for mode, part in replies.items()
         if part
@@ -177,6 +181,7 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
         facts = f"unparsed {unparsed:.1f} %, truncated {cut:.1f} %, {mode['tokens']:,.0f} tokens"
         seconds = f", {mode['seconds']:.2f} s" if mode.get("seconds") is not None else ""
         head.append(f"    {facts}{seconds} per response")
+        head += signal_lines(mode.get("signals", {}))
         for fact, values in mode["categories"].items():
             if len(values) <= MOST_PRINTED and max(map(len, values)) <= LONGEST_PRINTED:
                 head.append(f"    by {fact}")
@@ -252,6 +257,7 @@ def score_parts(mode: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str
         yield "mean", category, values
     for reducer, values in mode.get("reduced", {}).items():
         yield reducer, "", values
+    yield SIGNAL, "", mode.get("signals", {}).get("means", {})
     gap = mode.get("gap", {"metrics": {}, "categories": {}})
     yield GAP, "", gap["metrics"]
     for category, values in gap["categories"].items():

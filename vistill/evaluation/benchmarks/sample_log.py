@@ -41,6 +41,8 @@ class Sample:
     tokens: int
     seconds: float
     verdicts: Mapping[str, Mapping[str, Any]]
+    signals: Mapping[str, float | None] | None = None
+    """Means over the response's tokens in nats (`eval.signals`); None if they were not measured."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -50,6 +52,7 @@ class Sample:
     def to_dict(self) -> dict[str, Any]:
         """One line."""
         row = self.row
+        signals = {} if self.signals is None else {"signals": dict(self.signals)}
         return {
             "row": row.id,
             "content": self.content,
@@ -66,6 +69,7 @@ class Sample:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "verdicts": {rule: dict(verdict) for rule, verdict in self.verdicts.items()},
+            **signals,
         }
 
     def scored(self) -> ScoredReply:
@@ -126,7 +130,8 @@ def sample_of(record: Mapping[str, Any]) -> Sample:
     names = ("content", "mode", "sample", "response", "finish", "tokens", "seconds", "verdicts")
     values = {name: record[name] for name in names}
     pictures, question = tuple(record["pictures"]), record["question"]
-    return Sample(row=row, pictures=pictures, question=question, **values)
+    signals = record.get("signals")
+    return Sample(row=row, pictures=pictures, question=question, signals=signals, **values)
 
 
 def read_header(path: Path) -> dict[str, Any]:
