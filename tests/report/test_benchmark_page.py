@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vistill.evaluation.benchmarks.catalogue import SUITES
+from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES
 from vistill.report.benchmark_page import render_benchmarks
 from vistill.reproduction.benchmark_report import PAPERS, paper_tables
 
@@ -92,6 +92,13 @@ def test_the_page_has_every_number_and_its_caveats():
     partial = render_benchmarks(several(missing_replies=3))
     assert "PARTIAL results of opd: wemath" in partial
     assert "PARTIAL: 6 replies are missing" in partial
+
+
+def test_failed_samples_are_counted_by_code_and_a_judge_is_never_called_a_rule():
+    page = render_benchmarks(several(failures={"R432": 5}, missing_replies=5, rule="judge:m"))
+    assert "rule: judge:m. subset: ours. PARTIAL: 10 replies are missing. failed: 10 R432" in page
+    notes = {name: one.note for name, one in BENCHMARKS.items()}
+    assert not [name for name, note in notes.items() if "judged by a rule" in note.lower()]
 
 
 def test_the_papers_values_stand_apart_and_ours_are_marked_as_a_part():

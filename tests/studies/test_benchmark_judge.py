@@ -42,10 +42,10 @@ def test_failures_of_pictures_engine_and_judge_are_counted_and_asked_again_by_cl
                sets, "--samples", "2", f"run={run}", "eval.max_new_tokens=4", "--json"]  # fmt: skip
     generate, stays_empty = Asker.generate_together, [True]
 
-    def fail_on_the_third_row(self, asked, mode):
+    def fail_on_the_third_row(self, asked, *rest):
         if stays_empty[0] and any("Which, 2" in prompt.text for prompt, _ in asked):
             raise RolloutError("R403", "a response stayed empty")
-        return generate(self, asked, mode)
+        return generate(self, asked, *rest)
 
     # no engine of ours fails for one prompt alone
     monkeypatch.setattr(Asker, "generate_together", fail_on_the_third_row)

@@ -3,6 +3,7 @@
 The papers' values stand in columns of their own: other weights and other data.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,6 +220,10 @@ def task_part(results: Mapping[str, Any], benchmark: Benchmark) -> TaskPart:
     facts += [f"PARTIAL: {failed:,} rows failed"] if failed else []
     missing = sum(one["missing_replies"] for one in present)
     facts += [f"PARTIAL: {missing:,} replies are missing"] if missing else []
+    failures = Counter[str]()
+    for one in present:
+        failures.update(one.get("failures", {}))
+    facts += [f"failed: {count:,} {code}" for code, count in failures.items()]
     facts += [f"licence: {first['licence']}"] + (
         [benchmark.note.rstrip(".")] if benchmark.note else []
     )

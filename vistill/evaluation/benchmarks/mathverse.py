@@ -123,5 +123,5 @@ BENCHMARK = Benchmark(
     is_counted=lambda row: row.facts["version"] in VERSIONS,
     licence="MIT: evaluation",
     source="arXiv 2403.14624; github.com/ZrrSkywalker/MathVerse",
-    note="Judged by a rule; the authors let a language model extract and judge.",
+    note="The authors let a language model extract and judge.",
 )

@@ -77,5 +77,5 @@ BENCHMARK = Benchmark(
     categories=("task", "source", "answer_type"),
     licence="CC BY-SA 4.0: evaluation only, training on it is forbidden",
     source="arXiv 2310.02255; github.com/lupantech/MathVista",
-    note="Judged by a rule; the authors let a language model extract the answer.",
+    note="The authors let a language model extract the answer.",
 )
