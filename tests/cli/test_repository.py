@@ -92,7 +92,7 @@ def test_the_command_line_has_verbs_only():
     assert sorted(command.commands) == VERBS
     params = [p.name for c in command.commands.values() for p in c.params]
     shared = [name for name in params if name in ("plugin", "profile")]  # several verbs have them
-    of_eval = 18  # how benchmarks, judges and harnesses are told: they are no settings of a recipe
+    of_eval = 19  # how benchmarks, judges and harnesses are told: they are no settings of a recipe
     of_compare = 3  # what is compared: a recipe is one run
     assert len(params) - len(shared) <= 4 * len(VERBS) + of_eval + of_compare
 
