@@ -49,8 +49,9 @@ def recipe_for(target: str, overrides: list[str], verb: str) -> Recipe:
         check_unmasked(RunFolder(Path(run)), pairs)
         tree, started = recipe_of_run(Path(run)), run
         tree["run"] = f"{run.rstrip('/')}-{verb}{name}"
-        if tree["rollout"].get("engine") == "server":  # it served the teacher, not this student
-            tree["rollout"]["engine"] = "shared"
+        rollout = tree.get("rollout") or {}
+        if rollout.get("engine") == "server":  # it served the teacher, not this student
+            rollout["engine"] = "shared"
         pairs = {"eval.limit": pairs.get("eval.final_limit", tree["eval"]["final_limit"])} | pairs
     elif (folder / "run.lock.json").is_file() and "data.train" not in pairs:
         raise no_data_error(target, verb)
