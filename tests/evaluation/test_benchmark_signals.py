@@ -58,3 +58,15 @@ def test_nothing_is_shown_where_nothing_was_measured():
     means.add("a", "a", None)
     assert means.results() == {}
     assert signal_lines({}) == []
+
+
+def test_intervals_do_not_depend_on_the_order_of_the_log():
+    rows = [(str(n), {"log_prob": -float(n * n)}) for n in range(9)]
+    results = []
+    for order in (rows, rows[::-1], rows[4:] + rows[:4]):
+        means = SignalMeans()
+        for row, values in order:
+            means.add(row, row, values)
+        one = means.results()["signals"]["means"]["log_prob"]
+        results.append((one["low"], one["high"]))
+    assert results[1:] == results[:-1]

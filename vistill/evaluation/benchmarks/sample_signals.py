@@ -66,21 +66,20 @@ def mean_signals(units: Mapping[str, Sequence[Unit]]) -> dict[str, dict[str, Any
     Of one cluster there is no interval (None): resampling cannot vary it.
     """
     filled = {name: part for name, part in units.items() if part}
-    index = {
-        cluster: i
-        for i, cluster in enumerate(dict.fromkeys(u.cluster for p in filled.values() for u in p))
-    }
+    # sorted, so that resamples do not depend on the order in which responses were written
+    clusters = sorted({unit.cluster for part in filled.values() for unit in part})
+    index = {name: i for i, name in enumerate(clusters)}
     sums = {name: sum_by_cluster(part, index) for name, part in filled.items()}
     draws = resample(sums, len(index), 0) if sums else {}
     means = {}
     for name, part in sums.items():
         drawn = draws[name][np.isfinite(draws[name])]
-        clusters = int((part.count > 0).sum())
+        own = int((part.count > 0).sum())
         low, high = (
-            (float(q) for q in np.quantile(drawn, [0.025, 0.975])) if clusters > 1 else (None, None)
+            (float(q) for q in np.quantile(drawn, [0.025, 0.975])) if own > 1 else (None, None)
         )
         means[name] = {"value": part.value, "low": low, "high": high, "units": part.units,
-                       "clusters": clusters}  # fmt: skip
+                       "clusters": own}  # fmt: skip
     return means
 
 
