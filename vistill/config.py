@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vistill.data.set_settings import check_sets_left
 from vistill.errors import ConfigError, VistillError, closest, quote_command, quote_setting
 from vistill.objectives.schema import MethodSchemas
 from vistill.ranges import accepts_text, fits, typed
@@ -337,6 +338,7 @@ def build_recipe(
         recipe = settings_from(Recipe, tree, (), source, {"knobs": knobs})
     except ConfigError as error:
         raise with_way_back(error, tree, started or str(tree.get("run"))) from error
+    check_sets_left(tree.get("data") or {}, source.place(("data", "sets")))
     check_together(recipe, schemas.with_knobs(method, recipe.knobs), source)
     return recipe
 

@@ -84,6 +84,11 @@ def evaluation_rows_stand_next_to_data_sets(place):
     start_sets(place, f"'data.eval={DATA_FILE}'")
 
 
+@situation("C101", FILE_jsonl=DATA_FILE)
+def every_data_set_is_taken_out(place):
+    start_sets(place, "data.sets.eins=null data.sets.zwei=null")
+
+
 @situation("C101")
 def a_data_set_is_too_small_for_a_step(place):
     start_sets(place, "data.sets.zwei.limit=2 data.sets.zwei.weight=5 train.prompts_per_step=4"

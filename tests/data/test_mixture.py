@@ -207,6 +207,17 @@ def test_the_fix_of_a_wrong_setting_works_when_pasted(word, sets, tmp_path):
     assert load_recipe(file, [*kept, fix]).data.sets
 
 
+def test_a_recipe_that_loses_every_set_does_not_fall_back_to_drawn_diagrams(sets, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE.format(sums=sets["sums"].train))
+    gone = ["data.sets.sums=null", "data.sets.more=null"]
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, gone)
+    assert (caught.value.code, "data.sets=null" in caught.value.fix) == ("C101", True)
+    assert load_recipe(file, [*gone, "data.train=diagrams"]).data.train == "diagrams"
+    assert set(load_recipe(file, gone[:1]).data.sets) == {"more"}
+
+
 def test_a_recipe_without_sets_keeps_its_fingerprint(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("run: r\nmethod: sft\nstudent: {model: m}\ndata: {train: d.jsonl}\n")

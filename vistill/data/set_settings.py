@@ -1,10 +1,10 @@
 """One data set of a mixture: `data.sets.NAME`. Needs no torch, no numpy and no Pillow."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vistill.errors import ConfigError, VistillError, in_place_of
 from vistill.ranges import check_ranges, ranged
@@ -165,3 +165,17 @@ def with_keys_of_set(text: str, name: str) -> str:
     """A text whose keys of `data` are those of a data set: `data.sets.NAME.columns.prompt=q`."""
     own = "|".join(f.name for f in fields(DataSet))
     return re.sub(rf"(?<![\w./])data\.(?=(?:{own})\b)", f"data.sets.{name}.", text)
+
+
+def check_sets_left(data: Mapping[str, Any], where: str) -> None:
+    """C101 if null takes out every set of a mixture and nothing else names rows."""
+    sets = data.get("sets") or {}
+    if sets and all(one is None for one in sets.values()) and not data.get("train"):
+        raise ConfigError(
+            "C101",
+            "data.sets has no set left, and data.train is not given",
+            where=where,
+            why=f"null takes out {', '.join(sets)}; the rows would be drawn diagrams",
+            fix="data.train=FILE.jsonl data.sets=null   or, on purpose,   "
+            "data.train=diagrams data.sets=null",
+        )
