@@ -104,6 +104,17 @@ def test_tasks_are_asked_logged_scored_and_rescored(tmp_path, capsys):
         code, _, err = run_verb(capsys, "rescore", run, "--reduce", wrong, "--out", tmp_path / "x")
         assert (code, f"error[{shown_code}]" in err) == (2, True)
         assert not (tmp_path / "x").exists()
+    greedy = run / "samples" / "wemath.va_opd.jsonl"
+    head, *lines = map(json.loads, greedy.read_text().splitlines())
+    head["asked"]["samples"] = {"sampled": 1}
+    lines = [head, *(line for line in lines if line["sample"] == 0)]
+    greedy.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, shown, err = run_verb(capsys, "rescore", run, "--reduce", "majority", "--json")
+    assert (code, "wemath.va_opd.jsonl: not reduced" in err) == (0, True)
+    of_ai2d, of_wemath = (next(iter(one["tasks"].values()))["modes"]["sampled"]
+                          for one in json.loads(shown))  # fmt: skip
+    assert list(of_ai2d["reduced"]) == ["majority@2"]
+    assert of_wemath["reduced"] == {}
     code, shown, err = run_verb(capsys, "rescore", log, "--checker", "contains")
     assert code == 0, err
     assert "rule: contains" in shown

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from vistill.errors import ConfigError, StorageError, closest, quote_command
 from vistill.registry import checkers, load_plugins
 
 if TYPE_CHECKING:  # `vistill --help` imports no torch
+    from vistill.evaluation.benchmarks.reducers import Reducer
     from vistill.studies.benchmark_run import BenchmarkRequest
 
 #: Settings that change a protocol, and what they are called in it.
@@ -289,14 +291,12 @@ def rescore(  # noqa: PLR0913  (options of a verb)
     check_rescore_options(log, checker, take)
     check_judge_options(log, checker, judge, judge_model)
     from vistill.evaluation.benchmarks.lm_judge import open_judge
-    from vistill.evaluation.benchmarks.reducers import find_reducers, parse_reducers
-    from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log, samples_of
+    from vistill.evaluation.benchmarks.rescoring import logs_of, rescore_log
     from vistill.evaluation.benchmarks.results import results_table
     from vistill.evaluation.benchmarks.sample_failures import parse_codes
 
     logs, retry = logs_of(log), parse_codes(retry_errors)
-    names, fix = parse_reducers(reduce), quote_command("vistill", "rescore", log)
-    reducers = [find_reducers(names, samples_of(one), fix) for one in logs]
+    reducers = reducers_of_logs(reduce, logs, quote_command("vistill", "rescore", log))
     lm = open_judge(judge, judge_model, judge_limit, logs[0].parent, retry)
     if out is not None:
         check_new_files([out / one.name for one in logs])
@@ -309,6 +309,28 @@ def rescore(  # noqa: PLR0913  (options of a verb)
         print(json.dumps(results, indent=2))
         return
     print_result("\n\n".join(results_table(one) for one in results))
+
+
+def reducers_of_logs(reduce: str, logs: Sequence[Path], fix: str) -> "list[tuple[Reducer, ...]]":
+    """The reducers of each log; of a log with too few samples none, which is said.
+
+    The error of the first log is raised if no log has enough samples.
+    """
+    from vistill.evaluation.benchmarks.reducers import find_reducers, parse_reducers
+    from vistill.evaluation.benchmarks.rescoring import samples_of
+
+    given, refused = [], []
+    for log in logs:
+        try:
+            given.append(find_reducers(parse_reducers(reduce), samples_of(log), fix))
+        except ConfigError as error:
+            given.append(())
+            refused.append((log, error))
+    if len(refused) == len(logs):
+        raise refused[0][1]
+    for log, error in refused:
+        print(f"{log.name}: not reduced, {error.what}", file=sys.stderr)
+    return given
 
 
 def check_rescore_options(log: Path, checker: str, take: str) -> None:

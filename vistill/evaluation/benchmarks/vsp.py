@@ -55,6 +55,6 @@ BENCHMARK = Benchmark(
     licence="MIT: evaluation",
     source="arXiv 2407.01863; github.com/UCSB-NLP-Chang/Visual-Spatial-Planning",
     paper_rows={"visual_opsd": 120},
-    note="`strict` is the rule of the fork that Visual-OPSD uses: leaving the maze fails, and the"
-    " plan ends on the goal.",
+    note="The metric strict is the rule of the fork that Visual-OPSD uses: leaving the maze fails,"
+    " and the plan ends on the goal.",
 )
